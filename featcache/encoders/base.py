@@ -1,0 +1,61 @@
+"""What an encoder is: images and texts to features, with an identity for each tower.
+
+The identity is a plain JSON-able dict that says all that changes the features: it is the encoder's half of a store's
+path. A changed weight gives another identity, and so another path; nothing is ever invalidated.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.datasets.base import Picture
+
+FloatArray = npt.NDArray[np.float32]
+Batch = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """A CLIP-style model with an image side and, where it has one, a text side."""
+
+    @property
+    def name(self) -> str:
+        """Short name for people: ``tiny``, ``ViT-B-32/openai``."""
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the shared embedding."""
+
+    @property
+    def image_identity(self) -> dict[str, Any]:
+        """All that changes an image feature: architecture, image-tower digest, preprocessing, precision."""
+
+    @property
+    def text_identity(self) -> dict[str, Any] | None:
+        """All that changes a text feature (text tower, tokenizer, context length), None without a text side."""
+
+    @property
+    def text_digest(self) -> str | None:
+        """Digest of the text tower with logit scale and bias: an image store fits text stores of this digest."""
+
+    @property
+    def logit_scale(self) -> float | None:
+        """Factor on cosine similarities, already exponentiated (about 100 for OpenAI's models)."""
+
+    @property
+    def logit_bias(self) -> float | None:
+        """Bias added to the scaled similarity (SigLIP), None where the model has none."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is recorded but not keyed: library versions, device, threads, TF32 settings."""
+
+    def prepare(self, picture: Picture) -> Batch:
+        """Resize and crop one image to (H, W, 3), uint8 or float32 0-255; runs in worker threads."""
+
+    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B prepared images."""
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B texts."""
