@@ -1,0 +1,56 @@
+"""Content keys: what a feature depends on, as canonical JSON, hashed.
+
+A store lies at ``<root>/<kind>/<encoder_key>/<dataset_key>``. Whatever changes a feature is in one of the two keys;
+library versions, decoders and TF32 settings are recorded beside the data instead (provenance).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from featcache.errors import FeatcacheError
+
+KEY_LENGTH = 24
+ROOT_VARIABLE = "FEATCACHE_ROOT"
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8, finite numbers only.
+
+    >>> canonical_json({"b": 1, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def pretty_json(value: Any) -> bytes:
+    """The JSON text of the files of a store: sorted, one space of indent, for people and diffs."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def content_key(identity: Mapping[str, Any]) -> str:
+    """Key of an identity: the first 96 bits of the sha256 of its canonical JSON, in hexadecimal.
+
+    >>> content_key({"architecture": "ViT-B-32"}) == content_key(dict(architecture="ViT-B-32"))
+    True
+    """
+    return hashlib.sha256(canonical_json(identity)).hexdigest()[:KEY_LENGTH]
+
+
+def checksum(content: bytes | bytearray | memoryview) -> str:
+    """xxh3-128 of some bytes, in hexadecimal: quick enough (over 10 GB/s) to check whole stores."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def resolve_root(root: str | Path | None = None) -> Path:
+    """The folder of all stores: `root`, else ``$FEATCACHE_ROOT``, else ``./cache``."""
+    chosen = Path(root or os.environ.get(ROOT_VARIABLE) or "cache").expanduser()
+    if chosen.exists() and not chosen.is_dir():
+        raise FeatcacheError(f"--root {chosen}: expected a folder, got a file; name a folder for the stores")
+    return chosen.resolve()

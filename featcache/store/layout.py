@@ -1,0 +1,142 @@
+"""Where everything in a store lies, and the zarr v3 metadata that describes it.
+
+::
+
+    <store>/zarr.json               group; its attributes carry both keys
+            features/zarr.json      float16 (N, D), chunks (rows, D), uncompressed little-endian bytes
+            features/c/<i>/0        chunk i: rows i*rows ..., padded to the full chunk with the fill value
+            norm, valid, content    the other row arrays, on the same row grid
+            labels                  int64 (N,), written by the finaliser, replaced without re-encoding
+            samples.parquet         ids and sizes; stamps.bin: modification times, a mere cache
+            done/<i>.json           marker: chunk i is whole, with the checksum of each of its files
+            manifest.json           written last; without it there is no store
+
+An uncompressed unsharded chunk file is the array's bytes: the fast reader relies on it, any zarr library can read it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA = 1
+DEFAULT_CHUNK_ROWS = 4096
+MANIFEST = "manifest.json"
+MARKERS = "done"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store.
+
+    Parameters
+    ----------
+    name : str
+    dtype : str
+        Little-endian numpy dtype, such as ``<f2``.
+    shape : tuple of int
+        Full shape, fixed for ever; the first axis is the row axis.
+    chunk_rows : int
+        Rows of a chunk; all other axes are whole.
+    fill : int or float
+        What zarr reads where a chunk file is missing: NaN or -1, so that a hole shows.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk_rows: int
+    fill: float | int
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunk files."""
+        return -(-self.shape[0] // self.chunk_rows)
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of every chunk, the last one included."""
+        return (self.chunk_rows, *self.shape[1:])
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """Size of every chunk file in bytes."""
+        return int(np.prod(self.chunk_shape)) * np.dtype(self.dtype).itemsize
+
+    def chunk_path(self, store: Path, chunk: int) -> Path:
+        """File of one chunk, as zarr's default chunk key encoding names it."""
+        return store.joinpath(self.name, "c", str(chunk), *("0" for _ in self.shape[1:]))
+
+    def rows_of(self, chunk: int) -> range:
+        """The rows that a chunk holds."""
+        return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0]))
+
+    def chunk_bytes(self, values: npt.NDArray[Any]) -> memoryview:
+        """The file content of a chunk: `values` (n, ...) padded to the full chunk, little-endian, C order."""
+        chunk = np.ascontiguousarray(values, dtype=np.dtype(self.dtype))
+        if len(values) < self.chunk_rows:
+            padded = np.full(self.chunk_shape, self.fill, dtype=np.dtype(self.dtype))
+            padded[: len(values)] = chunk
+            chunk = padded
+        return chunk.reshape(-1).view(np.uint8).data
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's description of the array."""
+        fill = "NaN" if np.isnan(self.fill) else self.fill
+        return {"dtype": self.dtype, "shape": list(self.shape), "chunk_rows": self.chunk_rows, "fill": fill}
+
+    @classmethod
+    def from_json(cls, name: str, spec: Mapping[str, Any]) -> "ArraySpec":
+        """Inverse of `to_json`."""
+        fill = float("nan") if spec["fill"] == "NaN" else spec["fill"]
+        return cls(name, str(spec["dtype"]), tuple(spec["shape"]), int(spec["chunk_rows"]), fill)
+
+
+def image_arrays(n_rows: int, dim: int, chunk_rows: int) -> dict[str, ArraySpec]:
+    """The row arrays of an image store of N rows and width D.
+
+    ``features`` are L2-normalised, ``norm`` is the float32 length they had, ``valid`` is 0 where the image could not
+    be read, ``content`` is the xxh3-128 of the undecoded bytes.
+    """
+    nan = float("nan")
+    specs = (
+        ArraySpec("features", "<f2", (n_rows, dim), chunk_rows, nan),
+        ArraySpec("norm", "<f4", (n_rows,), chunk_rows, nan),
+        ArraySpec("valid", "|u1", (n_rows,), chunk_rows, 0),
+        ArraySpec("content", "|u1", (n_rows, 16), chunk_rows, 0),
+    )
+    return {spec.name: spec for spec in specs}
+
+
+def labels_array(n_rows: int, chunk_rows: int) -> ArraySpec:
+    """The labels of an image store, -1 where the image could not be read."""
+    return ArraySpec("labels", "<i8", (n_rows,), chunk_rows, -1)
+
+
+def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The zarr.json files of a group with these arrays, path in the store -> content, made by zarr itself.
+
+    The group's own file comes last: where it exists, those of the arrays exist too.
+    """
+    import zarr
+    from zarr.codecs import BytesCodec
+    from zarr.storage import MemoryStore
+
+    files: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=dict(attributes))
+    for spec in specs:
+        group.create_array(
+            spec.name,
+            shape=spec.shape,
+            chunks=spec.chunk_shape,
+            dtype=spec.dtype,
+            fill_value=spec.fill,
+            filters=None,
+            compressors=None,
+            serializer=BytesCodec(endian="little"),
+            config={"write_empty_chunks": True},
+        )
+    return {name: files[name].to_bytes() for name in sorted(files, key=lambda name: (-name.count("/"), name))}
