@@ -1,0 +1,74 @@
+"""Labelled images from many sources: one file a source, one line in `DATASETS`.
+
+>>> data = open_dataset("digits:sketch", "test")
+>>> data.name, len(data.index), data.index.classnames[:3]
+('digits-sketch', 500, ('zero', 'one', 'two'))
+"""
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+
+from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, labels_digest
+from featcache.errors import DatasetError
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Picture",
+    "SampleIndex",
+    "dataset_key",
+    "labels_digest",
+    "open_dataset",
+]
+
+DATASETS: dict[str, str | Callable[..., Dataset]] = {
+    "arrays": "featcache.datasets.arrays:open_arrays",
+    "digits": "featcache.datasets.digits:open_digits",
+    "imagefolder": "featcache.datasets.image_folder:open_image_folder",
+    "list": "featcache.datasets.list_file:open_list_file",
+}
+"""Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
+
+
+def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | None = None) -> Dataset:
+    """Open one split of a data set.
+
+    Parameters
+    ----------
+    spec : str
+        ``source:argument``: ``imagefolder:DIR``, ``list:FILE``, ``arrays:DIR``, ``digits`` or ``digits:DOMAIN``.
+    split : str
+        ``train``, ``val``, ``test``, ...; ``all`` for class folders without splits.
+    labels : str
+        ``names``, or ``int`` where a list file holds class indices.
+    name : str, optional
+        Short name of the data set in results rows; by default taken from the folder or file.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    DatasetError
+        Where the source is unknown (the known ones are listed) or cannot be read as described.
+
+    Examples
+    --------
+    >>> open_dataset("digits", "train").index.sizes.sum()
+    np.int64(768000)
+    """
+    source, _, argument = spec.partition(":")
+    if source not in DATASETS:
+        near = difflib.get_close_matches(source, DATASETS, n=1, cutoff=0.6)
+        hint = f", did you mean {near[0]!r}?" if near else "."
+        raise DatasetError(
+            f"{spec!r}: unknown source {source!r}{hint} Expected source:argument, "
+            f"with one of the sources {', '.join(sorted(DATASETS))}"
+        )
+    opener = DATASETS[source]
+    if isinstance(opener, str):
+        module, _, function = opener.partition(":")
+        opener = getattr(import_module(module), function)
+    return opener(argument, split, labels=labels, name=name)

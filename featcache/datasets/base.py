@@ -10,12 +10,14 @@ Two digests (xxh3-128 in hexadecimal):
 ``labels_digest`` of the labels and the class names: editing labels never re-encodes, and never goes unnoticed.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from PIL import Image
 
 from featcache.errors import DatasetError
@@ -63,6 +65,11 @@ class SampleIndex:
         Class indices into `classnames`.
     classnames : tuple of C str
         A list, never a dict: two ImageNet classes share a name with others.
+
+    Raises
+    ------
+    DatasetError
+        Where the lengths differ, an id occurs twice, or a label is no index into `classnames`.
     """
 
     ids: Sequence[str]
@@ -78,6 +85,115 @@ class SampleIndex:
                 f"ids, sizes, stamps and labels differ in length: {len(self.ids)}, {len(self.sizes)}, "
                 f"{len(self.stamps)}, {len(self.labels)}; give one of each for every sample"
             )
+        self._check_ids()
+        self._check_labels()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def _check_ids(self) -> None:
+        if len(set(self.ids)) == len(self.ids):
+            return
+        twice = [f"{sample!r} ({n} times)" for sample, n in Counter(self.ids).most_common() if n > 1]
+        raise DatasetError(
+            f"{len(twice):,} sample ids occur more than once: {', '.join(twice[:SHOWN])}"
+            f"{', ...' if len(twice) > SHOWN else ''}; every sample needs an id of its own: name each image once"
+        )
+
+    def _check_labels(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise DatasetError(f"labels are {labels.dtype} {labels.shape}; expected integers of shape (N,)")
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classnames)))
+        if len(wrong):
+            first = int(wrong[0])
+            raise DatasetError(
+                f"{len(wrong):,} labels are out of range, the first is {int(labels[first])} at sample "
+                f"{self.ids[first]!r}; expected 0 to {len(self.classnames) - 1} for {len(self.classnames)} "
+                "classes: correct the label or the class list"
+            )
+
+
+SHOWN = 5
+"""Samples named in an error; the rest is counted."""
+
+
+def dataset_key(index: SampleIndex) -> str:
+    """Digest of the ordered sample ids and sizes: the data set's half of a store's path.
+
+    The bytes that are hashed cannot be read in two ways: the number of samples, the byte length of each id, the ids
+    in UTF-8 one after another, the sizes; every number as little-endian int64.
+
+    Parameters
+    ----------
+    index : SampleIndex
+
+    Returns
+    -------
+    str
+        xxh3-128, 32 hexadecimal digits. Labels, class names and stamps have no part in it.
+
+    Raises
+    ------
+    DatasetError
+        Where an id is not valid Unicode (a file name that is not UTF-8).
+
+    Examples
+    --------
+    >>> one = np.ones(2, np.int64)
+    >>> key = dataset_key(SampleIndex(["a", "b"], one, 0 * one, 0 * one, ("cat",)))
+    >>> key == dataset_key(SampleIndex(["a", "b"], one, 5 * one, one, ("cat", "dog")))
+    True
+    >>> key == dataset_key(SampleIndex(["b", "a"], one, 0 * one, 0 * one, ("cat",)))
+    False
+    """
+    digest = xxhash.xxh3_128(b"featcache dataset 1\n")
+    _feed_texts(digest, index.ids)
+    digest.update(_int64(index.sizes))
+    return digest.hexdigest()
+
+
+def labels_digest(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> str:
+    """Digest of the labels and the class names, so that an edit never goes unnoticed.
+
+    Parameters
+    ----------
+    labels : (N,) integers
+    classnames : sequence of C str
+
+    Returns
+    -------
+    str
+        xxh3-128, 32 hexadecimal digits, of the number of labels, the labels, the number of classes, the byte length
+        of each name, and the names in UTF-8; every number as little-endian int64.
+
+    Raises
+    ------
+    DatasetError
+        Where a class name is not valid Unicode.
+
+    Examples
+    --------
+    >>> labels_digest(np.array([0, 1]), ["cat", "dog"]) == labels_digest(np.array([0, 1]), ["dog", "cat"])
+    False
+    """
+    digest = xxhash.xxh3_128(b"featcache labels 1\n")
+    digest.update(_int64([len(labels)]))
+    digest.update(_int64(labels))
+    _feed_texts(digest, classnames)
+    return digest.hexdigest()
+
+
+def _int64(numbers: npt.ArrayLike) -> bytes:
+    return np.asarray(numbers).astype("<i8").tobytes()
+
+
+def _feed_texts(digest: xxhash.xxh3_128, texts: Iterable[str]) -> None:
+    try:
+        encoded = [text.encode() for text in texts]
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f"{error.object!r} is not valid Unicode; rename the file or class so that its name is UTF-8"
+        ) from error
+    digest.update(_int64([len(encoded), *map(len, encoded)]))
+    digest.update(b"".join(encoded))

@@ -1,0 +1,175 @@
+"""What the sources that read image files share: rows of files, class files, names."""
+
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from featcache.datasets.base import SHOWN, SampleIndex
+from featcache.datasets.decode import decode_image
+from featcache.errors import DatasetError
+
+__all__ = [
+    "CLASS_FILE",
+    "FileDataset",
+    "check_name",
+    "check_split",
+    "default_name",
+    "local_path",
+    "read_class_file",
+    "read_lines",
+    "refuse_int_labels",
+    "size_and_stamp",
+    "warn_empty_classes",
+]
+
+CLASS_FILE = "classes.txt"
+
+
+@dataclass(frozen=True)
+class FileDataset:
+    """A data set whose samples are image files.
+
+    Parameters
+    ----------
+    name, split : str
+    index : SampleIndex
+    root : Path
+        The sample ids are paths below it; an absolute id stands for itself.
+    """
+
+    name: str
+    split: str
+    index: SampleIndex
+    root: Path
+
+    def path(self, row: int) -> str:
+        """Where a sample lies on the disk."""
+        return os.path.join(self.root, self.index.ids[row])
+
+    def read(self, row: int) -> bytes:
+        """The file's content; OSError where it cannot be read."""
+        with open(self.path(row), "rb") as file:
+            return file.read()
+
+    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
+        """The picture in its own mode; ImageReadError, a ValueError, names a damaged sample."""
+        return decode_image(content, self.index.ids[row])
+
+
+def local_path(source: str, argument: str) -> Path:
+    """The absolute path after a source's colon; DatasetError where there is none."""
+    if not argument or "\0" in argument:
+        raise DatasetError(f"{source}:{argument}: expected a path after the colon")
+    return Path(argument).expanduser().absolute()
+
+
+def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]:
+    """Read a class file: one class a line, in order, ``name`` or ``folder<TAB>display name``.
+
+    Blank lines and lines that start with ``#`` are skipped.
+
+    Parameters
+    ----------
+    path : Path
+    unique : bool
+        Whether the first column is looked up, and so must not hold a name twice. (Display names may
+        repeat, and so may plain names where labels are integers: ImageNet has two missiles.)
+
+    Returns
+    -------
+    list of (folder, display name)
+
+    Raises
+    ------
+    DatasetError
+        Where it cannot be read, holds no class, or names one twice.
+    """
+    classes: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        folder, tab, display = (part.strip() for part in line.partition("\t"))
+        if not folder or "\t" in display or (tab and not display):
+            raise DatasetError(
+                f"{path}:{number}: got {line!r}; expected one class name, or a folder, one tab and a display name"
+            )
+        if unique and folder in classes:
+            raise DatasetError(
+                f"{path}:{number}: {folder!r} is already on line {classes[folder]}; name each class once"
+            )
+        classes[folder] = number
+        pairs.append((folder, display or folder))
+    if not pairs:
+        raise DatasetError(f"{path}: no class name in it; write one a line, or remove the file")
+    return pairs
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text file, without their ends; only LF and CR LF end a line.
+
+    Raises
+    ------
+    DatasetError
+        Where the file cannot be read or is not UTF-8.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        problem = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise DatasetError(f"{path}: cannot be read as UTF-8 text ({problem}); check the path and encoding") from error
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def size_and_stamp(file: "os.DirEntry[str] | Path") -> tuple[int, int]:
+    """Bytes and mtime in ns; zeros where the file cannot be reached, so that reading it names it as unreadable."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def check_name(name: str) -> str:
+    """A data set's name as it may stand in results rows; DatasetError otherwise."""
+    if not name or re.search(r"[\s:/\\]", name):
+        raise DatasetError(
+            f"data set name {name!r}: expected a short name without spaces, ':' or '/', "
+            "since results rows use it in keys such as 'digits:top1'; pass another name"
+        )
+    return name
+
+
+def check_split(split: str) -> str:
+    """A split's name, which stands in paths; DatasetError where it could lead elsewhere."""
+    if not split or split in (".", "..") or re.search(r"[/\\\0]", split):
+        raise DatasetError(f"split {split!r}: expected a plain name such as train, val, test or all")
+    return split
+
+
+def default_name(text: str) -> str:
+    """A data set's name made from a file's or folder's: ``Real World`` becomes ``Real-World``."""
+    return re.sub(r"[\s:/\\]+", "-", text).strip("-") or "data"
+
+
+def refuse_int_labels(source: str, labels: str) -> None:
+    """DatasetError where integer labels were asked for and the source has names only."""
+    if labels != "names":
+        raise DatasetError(f"labels={labels!r}: {source} names its classes itself; integer labels are for list:FILE")
+
+
+def warn_empty_classes(index: SampleIndex, where: str) -> None:
+    """Warn of classes without a sample: they stay, since splits share one class list."""
+    counts = np.bincount(index.labels, minlength=len(index.classnames))
+    empty = [index.classnames[c] for c in np.flatnonzero(counts == 0)]
+    if empty:
+        warnings.warn(
+            f"{where}: {len(empty)} of {len(counts)} classes have no image: {', '.join(empty[:SHOWN])}"
+            f"{', ...' if len(empty) > SHOWN else ''}; they stay in the class list",
+            stacklevel=4,
+        )
