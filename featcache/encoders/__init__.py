@@ -1,0 +1,39 @@
+"""Models that turn images and texts into features; one line a family in `ENCODERS`."""
+
+from importlib import import_module
+
+from featcache.encoders.base import Batch, Encoder
+
+ENCODERS: dict[str, str] = {
+    "tiny": "featcache.encoders.openclip:load_tiny",
+    "open_clip": "featcache.encoders.openclip:load",
+}
+"""Model name -> loader; a name that is not listed is taken as one of open_clip's."""
+
+__all__ = ["ENCODERS", "Batch", "Encoder", "load_encoder"]
+
+
+def load_encoder(
+    model: str = "tiny", pretrained: str | None = None, *, device: str | None = None, precision: str = "fp32"
+) -> Encoder:
+    """Load an encoder.
+
+    Parameters
+    ----------
+    model : str
+        ``tiny`` (embedded), an open_clip architecture, ``local-dir:FOLDER`` or ``hf-hub:ORG/REPO``.
+    pretrained : str, optional
+        open_clip tag, checkpoint file, or ``random``.
+    device : str, optional
+        Default: ``cuda`` where there is one, else ``cpu``.
+    precision : {"fp32", "bf16", "fp16"}
+        Type of the towers' products.
+
+    Raises
+    ------
+    EncoderError
+        The model cannot be loaded; the message says why and what to do.
+    """
+    module, _, function = ENCODERS.get(model, ENCODERS["open_clip"]).partition(":")
+    encoder: Encoder = getattr(import_module(module), function)(model, pretrained, device, precision)
+    return encoder

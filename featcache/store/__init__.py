@@ -1,0 +1,33 @@
+"""Chunked, content-addressed, verified feature stores in zarr v3.
+
+`StoreWriter` writes them, `open_store` and `find_store` read them, `verify` checks them; see `layout` for what lies
+where and `writer` for the protocol that survives a kill at any moment.
+"""
+
+from featcache.store.catalogue import Entry, find_store, list_stores
+from featcache.store.key import content_key, resolve_root
+from featcache.store.manifest import BadRow, Manifest, read_manifest
+from featcache.store.stores import ImageStore, TextStore, open_image_store, open_store, open_text_store
+from featcache.store.verify import Report, check_deep, repair, verify
+from featcache.store.writer import StoreWriter
+
+__all__ = [
+    "BadRow",
+    "Entry",
+    "ImageStore",
+    "Manifest",
+    "Report",
+    "StoreWriter",
+    "TextStore",
+    "check_deep",
+    "content_key",
+    "find_store",
+    "list_stores",
+    "open_image_store",
+    "open_store",
+    "open_text_store",
+    "read_manifest",
+    "repair",
+    "resolve_root",
+    "verify",
+]

@@ -6,6 +6,7 @@ two equal; `benchmarks/bench_store.py` times them.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -18,7 +19,8 @@ from featcache.store.mapping import can_stitch, stitch
 
 Array: TypeAlias = npt.NDArray[Any]
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
-PARALLEL_NBYTES = 1 << 20
+PARALLEL_NBYTES = 1 << 23
+COPY_PIECES = 8
 REMEDY = "run `featcache verify STORE --deep --repair` and the same encode command again"
 
 
@@ -115,14 +117,18 @@ def _map_chunk(file: Path, spec: ArraySpec) -> Array:
 def copy_rows(out: Array, rows: Array) -> None:
     """Copy rows, converting floats where the types differ.
 
-    torch copies big blocks on all cores and converts float16 seven times faster than numpy.
+    Big blocks go in pieces over two threads, so that a busy core does not hold up its half; the threads live for one
+    call, since a pool would not survive a fork. torch converts float16 seven times faster than numpy.
     """
-    if out.nbytes < PARALLEL_NBYTES and out.dtype == rows.dtype:
-        np.copyto(out, rows)
-        return
-    import torch
+    if out.dtype != rows.dtype:
+        import torch
 
-    torch.from_numpy(out).copy_(torch.from_numpy(rows))
+        torch.from_numpy(out).copy_(torch.from_numpy(rows))
+    elif out.nbytes < PARALLEL_NBYTES:
+        np.copyto(out, rows)
+    else:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(np.copyto, np.array_split(out, COPY_PIECES), np.array_split(rows, COPY_PIECES)))
 
 
 class ZarrReader:

@@ -1,0 +1,332 @@
+"""open_clip models as encoders: by name and tag, by checkpoint file, by model folder; the embedded `tiny` included.
+
+The only file that imports open_clip and torchvision. Pictures are resized and cropped by open_clip's own transforms in
+worker threads; scaling and normalising happen once a batch, on the device, with the same float32 operations.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import PIL
+import torch
+import torchvision
+from PIL import Image
+
+from featcache.datasets.base import Picture
+from featcache.datasets.decode import to_rgb
+from featcache.encoders.base import Batch, FloatArray
+from featcache.encoders.checkpoints import (
+    check_activation,
+    is_openai_file,
+    is_torchscript,
+    load_torchscript,
+    tower_digest,
+)
+from featcache.errors import EncoderError, PromptError
+from featcache.store.key import checksum
+
+TINY = Path(__file__).parent / "tiny"
+MERGES = "bpe_merges.txt.gz"
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TEXT_BATCH = 256
+
+
+class OpenClipEncoder:
+    """An open_clip model with both towers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        An open_clip CLIP, CustomTextCLIP or CoCa model in float32.
+    config : dict
+        Its model configuration (``vision_cfg``, ``text_cfg``, ...).
+    tokenizer : callable
+        Texts to token ids (B, L).
+    name : str
+        What people call it.
+    device : str
+    precision : {"fp32", "bf16", "fp16"}
+        Type of the towers' products (autocast); weights and outputs are float32.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: Mapping[str, Any],
+        tokenizer: Any,
+        name: str,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise EncoderError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        self.name, self.device, self.precision = name, device, precision
+        self._config, self._tokenizer = dict(config), tokenizer
+        self._image_weights, self._text_digest = tower_digest(model, image=True), tower_digest(model, image=False)
+        self._preprocess = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
+        transforms = open_clip.transform.image_transform_v2(self._preprocess, is_train=False).transforms
+        self._geometry = torchvision.transforms.Compose(transforms[:-3])  # not: to RGB, to tensor, normalise
+        self._mean = torch.tensor(self._preprocess.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(self._preprocess.std, device=device).view(1, 3, 1, 1)
+        self.model: Any = model.to(device).eval()
+
+    @cached_property
+    def dim(self) -> int:
+        """D, the width of the shared embedding."""
+        return int(self._config["embed_dim"])
+
+    @property
+    def logit_scale(self) -> float:
+        """Exponential of the model's parameter: the factor on cosine similarities."""
+        return float(self.model.logit_scale.detach().double().exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The model's logit bias (SigLIP), None where it has none."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias.detach())
+
+    @property
+    def image_identity(self) -> dict[str, Any]:
+        """Architecture and weights of the image tower, activation, preprocessing, precision."""
+        return {
+            "library": "open_clip",
+            "tower": "image",
+            "architecture": self._config["vision_cfg"],
+            "embed_dim": self.dim,
+            "activation": self._activation,
+            "weights": self._image_weights,
+            "preprocess": _jsonable(asdict(self._preprocess)),
+            "precision": self.precision,
+        }
+
+    @property
+    def text_identity(self) -> dict[str, Any]:
+        """Architecture and weights of the text tower (logit scale and bias included), tokenizer, context length."""
+        return {
+            "library": "open_clip",
+            "tower": "text",
+            "architecture": self._config["text_cfg"],
+            "embed_dim": self.dim,
+            "activation": self._activation,
+            "weights": self._text_digest,
+            "tokenizer": self._tokenizer_identity,
+            "precision": self.precision,
+        }
+
+    @property
+    def _activation(self) -> str:
+        return "quick_gelu" if self._config.get("quick_gelu", False) else "gelu"
+
+    @cached_property
+    def _tokenizer_identity(self) -> dict[str, Any]:
+        vocabulary = getattr(self._tokenizer, "encoder", None) or self._tokenizer.tokenizer.get_vocab()
+        listing = "\n".join(sorted(f"{token} {number}" for token, number in vocabulary.items()))
+        return {
+            "type": type(self._tokenizer).__name__,
+            "vocabulary": checksum(listing.encode()),
+            "context_length": int(self._tokenizer.context_length),
+        }
+
+    @property
+    def text_digest(self) -> str:
+        """Digest of the text tower's tensors, logit scale and bias included."""
+        return self._text_digest
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions and settings that may move the last digits."""
+        return {
+            "open_clip": open_clip.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "pillow": PIL.__version__,
+            "device": torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu",
+            "threads": torch.get_num_threads(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        }
+
+    def prepare(self, picture: Picture) -> Batch:
+        """Resize and crop one picture as open_clip does.
+
+        PIL images and uint8 arrays go through Pillow and stay uint8; float arrays (H, W, 3) with values 0-255 are
+        resized in float32 (bicubic with antialiasing; overshoot is kept) and never rounded.
+        """
+        if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
+            tensor = torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32)).permute(2, 0, 1)
+            return np.ascontiguousarray(self._geometry(tensor).permute(1, 2, 0).numpy())
+        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else to_rgb(picture)
+        return np.asarray(self._geometry(image))
+
+    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
+        pixels = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
+        pixels = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(self._mean).div_(self._std)
+        with torch.inference_mode(), self._autocast():
+            features: FloatArray = self.model.encode_image(pixels).float().cpu().numpy()
+        return features
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B texts.
+
+        Raises
+        ------
+        PromptError
+            A text is longer than the context length: open_clip would cut it silently.
+        """
+        features = []
+        for start in range(0, len(texts), TEXT_BATCH):
+            batch = list(texts[start : start + TEXT_BATCH])
+            self._check_lengths(batch)
+            tokens = self._tokenizer(batch).to(self.device)
+            with torch.inference_mode(), self._autocast():
+                features.append(self.model.encode_text(tokens).float().cpu().numpy())
+        return np.concatenate(features) if features else np.empty((0, self.dim), dtype=np.float32)
+
+    def _check_lengths(self, texts: Sequence[str]) -> None:
+        encode = getattr(self._tokenizer, "encode", None)
+        if encode is None:
+            return
+        limit = int(self._tokenizer.context_length) - 2
+        for text in texts:
+            if len(encode(text)) > limit:
+                raise PromptError(
+                    f"text of {len(encode(text))} tokens, {self.name} takes {limit}: {text!r}; shorten it"
+                )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.partition(":")[0], dtype=dtype)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return [_jsonable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def load(
+    model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
+) -> OpenClipEncoder:
+    """Load an open_clip model.
+
+    Parameters
+    ----------
+    model : str
+        ``ViT-B-32`` and the like (with `pretrained`), ``local-dir:FOLDER``, or ``hf-hub:ORG/REPO``.
+    pretrained : str, optional
+        A tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks).
+    device : str, optional
+        Default: ``cuda`` where there is one, else ``cpu``.
+    precision : {"fp32", "bf16", "fp16"}
+
+    Raises
+    ------
+    EncoderError, ActivationMismatchError
+        The model cannot be had, or its weights want the other activation.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = model.startswith("local-dir:")
+    config = _config(model)
+    if folder or model.startswith("hf-hub:"):
+        network = _create(model, None)
+        name = Path(model.partition(":")[2]).name
+    else:
+        network = _create_named(model, pretrained, bool(config.get("quick_gelu", False)))
+        name = f"{model}/{Path(str(pretrained)).stem if Path(str(pretrained)).is_file() else pretrained}"
+    merges = Path(model.partition(":")[2]) / MERGES
+    arguments = {"bpe_path": str(merges)} if folder and merges.exists() else {}
+    return OpenClipEncoder(network, config, open_clip.get_tokenizer(model, **arguments), name, device, precision)
+
+
+def load_tiny(
+    model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
+) -> OpenClipEncoder:
+    """The embedded default model: small enough to ship, for demonstration and tests (see its card)."""
+    if pretrained is not None:
+        raise EncoderError(f"--pretrained {pretrained}: `tiny` carries its own weights; leave --pretrained out")
+    return load(f"local-dir:{TINY}", None, device, precision)
+
+
+def _config(model: str) -> dict[str, Any]:
+    try:
+        config = open_clip.factory.get_model_config(model)
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"model {model}: no readable open_clip_config.json ({error}); name a model folder"
+        ) from error
+    if config is None:
+        raise EncoderError(
+            f"model {model!r}: open_clip knows no such architecture; expected `tiny`, `local-dir:FOLDER`, or one of "
+            f"{', '.join(open_clip.list_models()[:8])}, ... (open_clip.list_models() names all)"
+        )
+    return dict(config)
+
+
+def _create_named(model: str, pretrained: str | None, quick_gelu: bool) -> torch.nn.Module:
+    if pretrained == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _create(model, None)
+    tags = open_clip.pretrained.list_pretrained_tags_by_model(model)
+    if pretrained is None or (pretrained not in tags and not Path(pretrained).is_file()):
+        raise EncoderError(
+            f"--pretrained {pretrained}: {model} needs weights; give a checkpoint file, `random`, or one of the tags "
+            f"{', '.join(tags) or '(none)'}"
+        )
+    check_activation(model, pretrained, quick_gelu, _wanted_activation(model, pretrained))
+    if Path(pretrained).is_file() and is_torchscript(Path(pretrained)):
+        network = _create(model, None)
+        load_torchscript(network, Path(pretrained))
+        return network
+    return _create(model, pretrained)
+
+
+def _wanted_activation(model: str, pretrained: str) -> bool | None:
+    """True where the weights want QuickGELU, False where GELU, None where nothing is known of them."""
+    if Path(pretrained).is_file():
+        return True if is_openai_file(Path(pretrained), openai_file_digests()) else None
+    config = open_clip.pretrained.get_pretrained_cfg(model, pretrained)
+    return bool(config.get("quick_gelu", False)) if config else None
+
+
+def openai_file_digests() -> dict[str, str]:
+    """SHA-256 of OpenAI's checkpoint files -> architecture; the addresses in open_clip's table carry them."""
+    found: dict[str, str] = {}
+    for model in open_clip.pretrained.list_pretrained_models_by_tag("openai"):
+        url = (open_clip.pretrained.get_pretrained_cfg(model, "openai") or {}).get("url", "")
+        if digest := re.search(r"/([0-9a-f]{64})/", url):
+            found.setdefault(digest[1], model)
+    return found
+
+
+def _create(model: str, pretrained: str | None) -> torch.nn.Module:
+    logging.disable(logging.WARNING)  # open_clip warns through the root logger where weights are random on purpose
+    try:
+        network: torch.nn.Module = open_clip.create_model(model, pretrained=pretrained, precision="fp32", device="cpu")
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise EncoderError(
+            f"model {model} with weights {pretrained}: open_clip cannot load it ({error}); check the name, the file, "
+            "and that this machine reaches the model's host"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return network
+
+
+def imagenet_classnames() -> list[str]:
+    """The 1000 ImageNet class names of the field, in label order (two names occur twice)."""
+    return list(open_clip.IMAGENET_CLASSNAMES)
+
+
+def openai_imagenet_templates() -> list[str]:
+    """OpenAI's 80 ImageNet templates, with ``{}`` for the class name."""
+    return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]

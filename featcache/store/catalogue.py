@@ -1,0 +1,114 @@
+"""All stores below a root: listing them, and finding one by a short name."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import FeatcacheError, StoreNotFoundError
+from featcache.store.layout import MANIFEST
+from featcache.store.manifest import read_manifest
+from featcache.store.stores import KINDS, ImageStore, TextStore, open_store
+from featcache.store.writer import existing_header
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One store below a root, finished or not."""
+
+    path: Path
+    kind: str
+    key: str
+    name: str
+    split: str | None
+    model: str
+    rows: int
+    nbytes: int
+    finished: bool
+
+    @property
+    def reference(self) -> str:
+        """The short name that finds it: ``digits/test@tiny``, ``texts/digits@tiny``."""
+        return f"{self.name}/{self.split}@{self.model}" if self.split else f"{self.kind}/{self.name}@{self.model}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self) | {"path": str(self.path), "reference": self.reference}
+
+
+def list_stores(root: Path) -> list[Entry]:
+    """Every store below a root, by kind, name, split and model."""
+    entries = [entry for path in _store_folders(root) if (entry := _entry(path)) is not None]
+    return sorted(entries, key=lambda entry: (entry.kind, entry.name, entry.split or "", entry.model, entry.key))
+
+
+def _store_folders(root: Path) -> Iterator[Path]:
+    for kind in KINDS:
+        yield from sorted(path for path in (root / kind).glob("*/*") if path.is_dir())
+
+
+def _entry(path: Path) -> Entry | None:
+    nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if (path / MANIFEST).exists():
+        try:
+            manifest = read_manifest(path)
+        except FeatcacheError:
+            return Entry(path, path.parent.parent.name, _key(path), "(damaged)", None, "?", 0, nbytes, False)
+        info, spec = manifest.info, next(iter(manifest.arrays.values()))
+        return Entry(
+            path,
+            manifest.kind,
+            manifest.key,
+            info["name"],
+            info.get("split"),
+            info["encoder_name"],
+            spec.shape[0],
+            nbytes,
+            True,
+        )
+    header = existing_header(path)
+    if header is None:
+        return None
+    return Entry(path, header["kind"], header["key"], "(unfinished)", None, "?", header["rows"], nbytes, False)
+
+
+def _key(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def find_store(reference: str | Path, root: Path) -> ImageStore | TextStore:
+    """Open a store by its folder, its key (or the beginning of one), or its short name.
+
+    Parameters
+    ----------
+    reference : str or Path
+        A folder; ``<encoder_key>/<dataset_key>`` or the beginnings of both; ``NAME/SPLIT[@MODEL]`` for images;
+        ``texts/NAME[@MODEL]`` for texts.
+    root : Path
+        Where stores are looked for.
+
+    Raises
+    ------
+    StoreNotFoundError
+        None or several match; the message lists them.
+    """
+    if Path(reference).is_dir():
+        return open_store(reference)
+    wanted = str(reference)
+    entries = list_stores(root)
+    matches = [entry for entry in entries if _matches(entry, wanted)]
+    if len(matches) == 1:
+        return open_store(matches[0].path)
+    if matches:
+        shown = "\n".join(f"  {entry.path}  {entry.reference}" for entry in matches)
+        raise StoreNotFoundError(f"{wanted}: {len(matches)} stores match; name one by its folder:\n{shown}")
+    shown = ", ".join(sorted({entry.reference for entry in entries if entry.finished})) or "none"
+    raise StoreNotFoundError(f"{wanted}: no such folder, and no store of that name below {root}; there are: {shown}")
+
+
+def _matches(entry: Entry, wanted: str) -> bool:
+    if wanted in (entry.reference, entry.reference.partition("@")[0]):
+        return entry.finished
+    encoder, _, dataset = wanted.partition("/")
+    own_encoder, _, own_dataset = entry.key.partition("/")
+    return len(encoder) >= 4 and own_encoder.startswith(encoder) and own_dataset.startswith(dataset)
