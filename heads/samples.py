@@ -1,0 +1,184 @@
+"""One door for training and test rows: arrays, torch tensors and image stores become blocks of (features, labels).
+
+A store streams: `Samples.blocks` never holds more than a block. Arrays are one block. Anything with `blocks()`,
+`classnames` and `dim` counts as a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+
+__all__ = ["Samples", "as_samples", "feature_blocks", "is_store", "require_finite", "to_numpy"]
+
+Block = tuple[NDArray[np.floating], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled rows behind one interface.
+
+    Attributes
+    ----------
+    dim : feature dimension D
+    classes : (C,) the label values that `predict` returns; ``arange(C)`` for stores
+    classnames : C names, in class order
+    source : the store, or the arrays ``(X, y)`` with y already as class indices
+    """
+
+    dim: int
+    classes: NDArray[Any]
+    classnames: tuple[str, ...]
+    source: Any
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks ``(X (n, D), y (n,) int64 class indices)``; a block is good until the next one."""
+        if isinstance(self.source, tuple):
+            yield self.source
+        else:
+            yield from self.source.blocks()
+
+    @property
+    def store(self) -> Any | None:
+        """The store behind the rows, or None for arrays."""
+        return None if isinstance(self.source, tuple) else self.source
+
+
+def is_store(value: object) -> bool:
+    """Whether a value speaks the image store's interface."""
+    return hasattr(value, "blocks") and hasattr(value, "classnames")
+
+
+def to_numpy(value: Any) -> NDArray[Any]:
+    """Array of any array-like; torch tensors without a copy where they are on the CPU (bfloat16 becomes float32)."""
+    if hasattr(value, "detach"):
+        tensor = value.detach().cpu()
+        value = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return np.asarray(value)
+
+
+def feature_blocks(X: Any) -> Iterator[NDArray[np.floating]]:
+    """Blocks of features alone, of a store or of a 2-D array-like."""
+    if is_store(X):
+        for features, _ in X.blocks():
+            yield features
+    else:
+        yield _matrix(X)
+
+
+def as_samples(
+    X: Any, y: Any = None, *, classnames: Sequence[str] | None = None, classes: NDArray[Any] | None = None
+) -> Samples:
+    """Wrap a store, or arrays with labels.
+
+    Parameters
+    ----------
+    X
+        Image store, or array-like (N, D), float16/32/64.
+    y
+        Labels (N,), only with arrays: any values that `numpy.unique` sorts; class indices if `classnames` is given.
+    classnames
+        Names of all C classes, for arrays; it lets classes without a training row keep their place. Names may repeat.
+    classes
+        Label values already known (of the training rows), for a selection split given as arrays.
+
+    Raises
+    ------
+    HeadError
+        For shapes that do not fit, labels outside the class list, fewer than two classes.
+    """
+    if is_store(X):
+        if y is not None:
+            raise HeadError("a store brings its own labels: pass y=None, or pass X, y = store.numpy()")
+        return _checked(
+            Samples(int(X.dim), np.arange(len(X.classnames)), tuple(str(c) for c in X.classnames), X)
+        )
+    features, labels = _matrix(X), _labels(y)
+    if len(features) != len(labels):
+        raise HeadError(f"X has {len(features)} rows and y has {len(labels)} labels; they must be equal")
+    if classnames is not None and classes is None:
+        classes = np.arange(len(classnames))
+    if classes is None:
+        classes, indices = np.unique(labels, return_inverse=True)
+    else:
+        indices = _as_indices(labels, classes)
+    names = tuple(str(c) for c in (classes if classnames is None else classnames))
+    return _checked(Samples(features.shape[1], classes, names, (features, indices.astype(np.int64))))
+
+
+def require_finite(samples: Samples, moment_diagonal: NDArray[np.float64]) -> None:
+    """Raise, naming rows, if features hold NaN or infinity.
+
+    `moment_diagonal` is the diagonal of ``X.T @ X``: it is finite exactly if all features are (short of overflow),
+    so that the rows are searched only when there is something to find.
+    """
+    if np.isfinite(moment_diagonal).all():
+        return
+    bad: list[int] = []
+    offset = 0
+    for features, labels in samples.blocks():
+        bad += (np.flatnonzero(~np.isfinite(features).all(axis=1)) + offset).tolist()
+        offset += len(labels)
+    shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+    what = f"{len(bad)} rows (of {offset} valid ones, from 0): {shown}" if bad else "no single row: they overflow"
+    raise HeadError(f"features hold NaN or infinity in {what}; drop these rows or encode the images again")
+
+
+def _matrix(X: Any) -> NDArray[np.floating]:
+    """A 2-D floating array; integers become float64."""
+    features = to_numpy(X)
+    if features.dtype == object or features.dtype.kind not in "fiub":
+        try:
+            features = features.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise HeadError(f"features must be numbers, got dtype {features.dtype}: {error}") from error
+    if features.ndim != 2 or 0 in features.shape:
+        raise HeadError(
+            f"features must be (N, D) with N, D >= 1, got {features.shape}; "
+            "Reshape your data: X.reshape(1, -1) for one sample"
+        )
+    return features if features.dtype.kind == "f" else features.astype(np.float64)
+
+
+def _labels(y: Any) -> NDArray[Any]:
+    """A 1-D label vector."""
+    if y is None:
+        raise HeadError("arrays need labels: fit(X, y); only a store brings its own. requires y to be passed, got None")
+    labels = to_numpy(y)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise HeadError(f"labels must be (N,), got {labels.shape}; one-hot targets are made inside")
+    if labels.dtype.kind == "f":
+        if not np.isfinite(labels).all():
+            raise HeadError("labels hold NaN or infinity; drop these rows")
+        if (labels != np.floor(labels)).any():
+            raise HeadError("Unknown label type: continuous values; heads classify, give class labels")
+    return labels
+
+
+def _as_indices(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
+    """Position of each label in the sorted `classes`; unknown labels are an error that names them."""
+    unknown = np.setdiff1d(labels, classes)
+    if len(unknown):
+        raise HeadError(
+            f"labels {unknown[:10].tolist()} are not among the {len(classes)} classes "
+            f"{classes[:5].tolist()}...; labels are indices into classnames, or values seen in training"
+        )
+    return np.searchsorted(classes, labels)
+
+
+def _checked(samples: Samples) -> Samples:
+    """A classifier needs two classes."""
+    if len(samples.classnames) < 2:
+        raise HeadError(
+            f"got {len(samples.classnames)} class ({', '.join(samples.classnames)}), expected at least 2: "
+            "a classifier can't train when only one class is present"
+        )
+    return samples

@@ -1,0 +1,133 @@
+"""Moments: everything a least-squares head needs to know of the training rows, in one pass.
+
+For features ``X (N, D)`` and labels ``y (N,)`` with one-hot targets ``Y (N, C)``:
+
+========== ======== ==============================================
+xtx        (D, D)   X.T @ X
+class_sums (C, D)   Y.T @ X, an index-add: no product is formed
+counts     (C,)     Y.sum(0), so ``counts.sum() == N``
+sum_x      (D,)     X.sum(0) == class_sums.sum(0)
+========== ======== ==============================================
+
+Moments add, so blocks, files and ranks can be summed; they also subtract, so the moments of "all folds but
+one" cost a subtraction. Features come as float16 or float32, but the Gram product is float64: a float32 Gram
+matrix is wrong by about 1e-4 in the weights at small alpha on real CLIP features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csc_array
+
+from featcache.errors import HeadError
+
+__all__ = ["Moments"]
+
+# Rows converted to float64 at a time: 4096 x 512 doubles are 16 MiB, near the cache, far from memory.
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over labelled rows; see the module's table for the fields.
+
+    Examples
+    --------
+    >>> X = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]); y = np.array([0, 1, 0])
+    >>> total = Moments.from_blocks([(X, y)], dim=2, n_classes=2)
+    >>> total.xtx.tolist(), total.class_sums.tolist(), total.n
+    ([[10.0, 0.0], [0.0, 4.0]], [[4.0, 0.0], [0.0, 2.0]], 3)
+    >>> rest = total - Moments.from_blocks([(X[:1], y[:1])], dim=2, n_classes=2)
+    >>> rest.counts.tolist()
+    [1, 1]
+    """
+
+    xtx: NDArray[np.float64]
+    class_sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @property
+    def n(self) -> int:
+        """Number of rows N."""
+        return int(self.counts.sum())
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return int(self.xtx.shape[0])
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes C, those without a row included."""
+        return int(self.counts.shape[0])
+
+    @property
+    def sum_x(self) -> NDArray[np.float64]:
+        """Sum of the rows (D,): every row has one class, so it is the sum of the class sums."""
+        return np.asarray(self.class_sums.sum(axis=0))
+
+    @classmethod
+    def zeros(cls, dim: int, n_classes: int) -> Moments:
+        """Moments of no rows: the neutral element of the sum."""
+        return cls(np.zeros((dim, dim)), np.zeros((n_classes, dim)), np.zeros(n_classes, np.int64))
+
+    @classmethod
+    def from_blocks(
+        cls, blocks: Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]], *, dim: int, n_classes: int
+    ) -> Moments:
+        """Accumulate blocks ``(X (n, D) float16/32/64, y (n,))``; each block may be overwritten after use.
+
+        Raises
+        ------
+        HeadError
+            If a block has another width, or a label outside [0, C).
+        """
+        total = cls.zeros(dim, n_classes)
+        for features, labels in blocks:
+            _check_block(features, labels, dim, n_classes)
+            for start in range(0, len(labels), _ROWS):
+                rows = slice(start, start + _ROWS)
+                total._accumulate(features[rows].astype(np.float64), labels[rows])
+        return total
+
+    def _accumulate(self, x: NDArray[np.float64], y: NDArray[np.integer]) -> None:
+        """Add one float64 block in place (private: the public operations make new moments)."""
+        np.add(self.xtx, x.T @ x, out=self.xtx)  # numpy sends x.T @ x to SYRK: half the operations of a product
+        # One-hot Y.T as a sparse column per row: scipy's kernel is then exactly an index-add, without a sort.
+        onehot = csc_array((np.ones(len(y)), y, np.arange(len(y) + 1)), shape=(self.n_classes, len(y)))
+        np.add(self.class_sums, onehot @ x, out=self.class_sums)
+        np.add(self.counts, np.bincount(y, minlength=self.n_classes), out=self.counts)
+
+    def __add__(self, other: Moments) -> Moments:
+        self._check_same(other)
+        return Moments(self.xtx + other.xtx, self.class_sums + other.class_sums, self.counts + other.counts)
+
+    def __sub__(self, other: Moments) -> Moments:
+        self._check_same(other)
+        if (self.counts < other.counts).any():
+            raise HeadError(
+                f"cannot subtract {other.n} rows from {self.n}: some class would have a negative count; "
+                "subtract a fold from the moments that contain it"
+            )
+        return Moments(self.xtx - other.xtx, self.class_sums - other.class_sums, self.counts - other.counts)
+
+    def _check_same(self, other: Moments) -> None:
+        if self.class_sums.shape != other.class_sums.shape:
+            raise HeadError(
+                f"moments of (C, D) = {self.class_sums.shape} and {other.class_sums.shape} do not combine; "
+                "take both from the same encoder and class list"
+            )
+
+
+def _check_block(
+    features: NDArray[np.floating], labels: NDArray[np.integer], dim: int, n_classes: int
+) -> None:
+    """Shapes and label range of one block."""
+    if features.ndim != 2 or features.shape != (len(labels), dim):
+        raise HeadError(f"a block has features {features.shape}, expected ({len(labels)}, {dim})")
+    if len(labels) and (labels.min() < 0 or labels.max() >= n_classes):
+        raise HeadError(f"labels lie in [{labels.min()}, {labels.max()}], expected [0, {n_classes - 1}]")
