@@ -56,7 +56,7 @@ class ArrayDataset:
 
     def read(self, row: int) -> bytes:
         """The row's values as bytes, in C order."""
-        return self.images[row].tobytes()
+        return bytes(self.images[row].tobytes())
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """(H, W, 3) uint8, or float32 where the file holds float; ImageReadError at values that are not finite."""
