@@ -1,0 +1,23 @@
+"""What is asked of the text tower: class names, templates, prompt files, label subsets.
+
+Class lists are lists, never dicts: two ImageNet names occur twice. Class names are put into templates as they are:
+DomainNet's keep their underscores and capitals, and replacing them changes the zero-shot numbers.
+
+>>> fill(load_templates("simple"), ["cat", "The_Eiffel_Tower"])
+[['a photo of a cat.'], ['a photo of a The_Eiffel_Tower.']]
+"""
+
+from featcache.prompts.prompt_files import load_prompt_file, prompts_of
+from featcache.prompts.subsets import load_subset, subset_names
+from featcache.prompts.templates import fill, load_classnames, load_templates, template_names
+
+__all__ = [
+    "fill",
+    "load_classnames",
+    "load_prompt_file",
+    "load_subset",
+    "load_templates",
+    "prompts_of",
+    "subset_names",
+    "template_names",
+]

@@ -1,0 +1,131 @@
+"""Prompt files: whole sentences for each class, as language models write them (RegFT, arXiv:2406.05432; CuPL).
+
+JSON, ``{class name: [sentence, ...]}``. The number of sentences may differ from class to class.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from featcache.datasets.files import read_lines
+from featcache.errors import DatasetError, PromptError
+from featcache.prompts.templates import PLACEHOLDER
+
+__all__ = ["load_prompt_file", "prompts_of"]
+
+
+def load_prompt_file(path: str | Path) -> dict[str, list[str]]:
+    """Read a prompt file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A JSON file ``{class name: [sentence, ...]}``.
+
+    Returns
+    -------
+    dict of class name to list of str
+        Class names as the file writes them; `prompts_of` looks a class list up in it.
+
+    Raises
+    ------
+    PromptError
+        Where it is no JSON (with the line), a class occurs twice or has no sentence, or a sentence is no text,
+        empty, or a template (``{}``). Names the class.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(f"{folder}/p.json").write_text('{"tree frog": ["A tree frog is green.", "It sits on leaves."]}')
+    ...     load_prompt_file(f"{folder}/p.json")
+    {'tree frog': ['A tree frog is green.', 'It sits on leaves.']}
+    """
+    path = Path(path)
+    try:
+        pairs = json.loads("\n".join(read_lines(path)), object_pairs_hook=_Pairs)
+    except json.JSONDecodeError as error:
+        raise PromptError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}); expected {{class name: [sentence, ...]}}"
+        ) from error
+    except (DatasetError, ValueError, RecursionError) as error:
+        raise PromptError(f"{path}: not a prompt file: {error}") from error
+    if not isinstance(pairs, _Pairs) or not pairs:
+        raise PromptError(f"{path}: got {type(pairs).__name__}; expected {{class name: [sentence, ...]}}")
+    prompts: dict[str, list[str]] = {}
+    for name, sentences in pairs:
+        if name in prompts:
+            raise PromptError(f"{path}: class {name!r} occurs twice; put its sentences into one list")
+        _check_sentences(sentences, f"{path}: class {name!r}")
+        prompts[name] = sentences
+    return prompts
+
+
+def prompts_of(prompts: Mapping[str, Sequence[str]], classnames: Sequence[str]) -> list[list[str]]:
+    """Sentences of each class of a list, in its order.
+
+    A class is looked up as it is written, then with ``_`` for spaces or spaces for ``_``, since class lists come from
+    folder names and prompt files from people.
+
+    Parameters
+    ----------
+    prompts : mapping of class name to sentences
+    classnames : sequence of C str
+
+    Returns
+    -------
+    list of C lists of str
+
+    Raises
+    ------
+    PromptError
+        Where a class has no entry (all such are counted, some named), or two entries differ in ``_`` alone.
+
+    Examples
+    --------
+    >>> prompts_of({"tree frog": ["It is green."], "owl": ["It flies."]}, ["owl", "tree_frog"])
+    [['It flies.'], ['It is green.']]
+    """
+    spaced: dict[str, list[str]] = {}
+    for key in prompts:
+        spaced.setdefault(key.replace("_", " "), []).append(key)
+    found: list[list[str]] = []
+    missing: list[str] = []
+    for name in classnames:
+        keys = [name] if name in prompts else spaced.get(name.replace("_", " "), [])
+        if len(keys) > 1:
+            raise PromptError(f"class {name!r} fits the entries {keys}; keep one of them")
+        if keys:
+            found.append(list(prompts[keys[0]]))
+        else:
+            missing.append(name)
+    if missing:
+        raise PromptError(
+            f"no sentences for {len(missing)} of {len(classnames)} classes: {', '.join(map(repr, missing[:5]))}"
+            f"{', ...' if len(missing) > 5 else ''}; the prompt file has {len(prompts)} classes, such as "
+            f"{', '.join(map(repr, list(prompts)[:3]))}: add the missing ones"
+        )
+    return found
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs, so that a class that occurs twice is noticed."""
+
+
+def _check_sentences(sentences: object, where: str) -> None:
+    if isinstance(sentences, _Pairs) or not isinstance(sentences, list) or not sentences:
+        raise PromptError(f"{where}: got {_shown(sentences)}; expected a list with at least one sentence")
+    for number, sentence in enumerate(sentences, start=1):
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise PromptError(f"{where}, sentence {number}: got {_shown(sentence)}; expected a text")
+        if PLACEHOLDER.search(sentence):
+            raise PromptError(
+                f"{where}, sentence {number}: got the template {sentence!r}; prompt files hold whole sentences: "
+                "write the class name, or use templates"
+            )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

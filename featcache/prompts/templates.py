@@ -1,0 +1,163 @@
+"""Templates and class names: named ones, and files of one's own."""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from featcache.datasets.files import read_class_file, read_lines
+from featcache.errors import DatasetError, PromptError
+
+__all__ = ["fill", "load_classnames", "load_templates", "template_names"]
+
+PLACEHOLDER = re.compile(r"\{c?\}")
+OPENAI = "openai-imagenet"
+IMAGENET = "imagenet"
+
+
+def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
+    """Load a named set of templates, or a file.
+
+    Parameters
+    ----------
+    name_or_file : str or Path
+        One of `template_names`; or a file: ``.json`` with a list of strings, else text with one template a line
+        (blank lines and lines that start with ``#`` are skipped). The name wins over a file of that name.
+
+    Returns
+    -------
+    tuple of T str
+        Each with ``{}`` or ``{c}`` where the class name goes.
+
+    Raises
+    ------
+    PromptError
+        Where there is no such set or file, or a template has no place for the class name.
+
+    Examples
+    --------
+    >>> load_templates("clip-example")
+    ('a photo of the number: "{}".',)
+    """
+    if name_or_file == OPENAI:
+        from featcache.encoders.openclip import openai_imagenet_templates
+
+        return tuple(openai_imagenet_templates())
+    if str(name_or_file) in _named():
+        return _named()[str(name_or_file)]
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise PromptError(
+            f"templates {str(name_or_file)!r}: neither a named set nor a file; "
+            f"the named sets are {', '.join(template_names())}"
+        )
+    return _templates_of(path)
+
+
+def template_names() -> list[str]:
+    """Names of the template sets, sorted; ``openai-imagenet`` are the 80 of CLIP's authors, from open_clip.
+
+    Examples
+    --------
+    >>> template_names()
+    ['bare', 'clip-example', 'digits', 'openai-imagenet', 'picture', 'simple']
+    """
+    return sorted([*_named(), OPENAI])
+
+
+def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_underscores: bool = False) -> list[list[str]]:
+    """Put every class name into every template.
+
+    Parameters
+    ----------
+    templates : sequence of T str
+    classnames : sequence of C str
+        Put in as they are; a name may occur twice.
+    replace_underscores : bool
+        Turn ``_`` in class names into spaces. Off: the published DomainNet numbers keep them.
+
+    Returns
+    -------
+    list of C lists of T str
+
+    Raises
+    ------
+    PromptError
+        Where there is no template or class name, or a template has no place for the class name.
+
+    Examples
+    --------
+    >>> fill(["a {}.", "the {c}!"], ["ice_cream"], replace_underscores=True)
+    [['a ice cream.', 'the ice cream!']]
+    """
+    if not templates or not classnames:
+        raise PromptError(f"got {len(templates)} templates and {len(classnames)} class names; expected some of both")
+    for template in templates:
+        _check(template, "template")
+    names = [name.replace("_", " ") if replace_underscores else name for name in classnames]
+    # Split and join, not a substitution: names with backslashes or braces must come through as they are.
+    parts = [PLACEHOLDER.split(template) for template in templates]
+    return [[name.join(pieces) for pieces in parts] for name in names]
+
+
+def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:
+    """Load class names: ``imagenet`` (the 1,000 of open_clip), or a file with one a line.
+
+    Parameters
+    ----------
+    name_or_file : str or Path
+        A file has one class a line, in label order; of ``folder<TAB>display name`` the display name counts.
+
+    Returns
+    -------
+    tuple of C str
+
+    Raises
+    ------
+    PromptError
+        Where there is no such file, or no class in it.
+    """
+    if name_or_file == IMAGENET:
+        from featcache.encoders.openclip import imagenet_classnames
+
+        return tuple(imagenet_classnames())
+    if not Path(name_or_file).is_file():
+        raise PromptError(f"class names {str(name_or_file)!r}: no such file; expected a file, or {IMAGENET!r}")
+    try:
+        return tuple(display for _, display in read_class_file(Path(name_or_file), unique=False))
+    except DatasetError as error:
+        raise PromptError(str(error)) from error
+
+
+@cache
+def _named() -> dict[str, tuple[str, ...]]:
+    text = files("featcache.prompts").joinpath("templates.json").read_text(encoding="utf-8")
+    return {name: tuple(templates) for name, templates in json.loads(text).items()}
+
+
+def _templates_of(path: Path) -> tuple[str, ...]:
+    try:
+        lines = read_lines(path)
+        numbered = enumerate(json.loads("\n".join(lines)) if path.suffix == ".json" else lines, start=1)
+        unit = "entry " if path.suffix == ".json" else ""
+        found = [(f"{path}:{unit}{n}", t) for n, t in numbered]
+    except (DatasetError, TypeError, ValueError, RecursionError) as error:
+        raise PromptError(f"{path}: expected a list of templates ({error})") from error
+    if path.suffix != ".json":
+        found = [(where, t.strip()) for where, t in found if t.strip() and not t.startswith("#")]
+    if not found:
+        raise PromptError(f"{path}: no template in it; expected e.g. 'a photo of a {{}}.'")
+    for where, template in found:
+        _check(template, where)
+    return tuple(template for _, template in found)
+
+
+def _check(template: object, where: str) -> None:
+    """PromptError unless it is a text with ``{}`` or ``{c}`` and no other brace."""
+    rest, places = PLACEHOLDER.subn("", template) if isinstance(template, str) else ("", 0)
+    if places == 0 or "{" in rest or "}" in rest:
+        raise PromptError(
+            f"{where}: got {template!r}; expected a text with {{}} or {{c}} for the class name and no other brace"
+        )
