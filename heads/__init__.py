@@ -1,0 +1,39 @@
+"""Heads: classifiers fitted from stores, evaluated without touching an image again.
+
+A head is one file and one line in `HEADS`; the contract tests and the command line pick it up from there.
+"""
+
+from heads.base import LinearClassifier
+from heads.checks import subset_by_name
+from heads.evaluate import choose, evaluate
+from heads.interpolate import interpolate
+from heads.io import load, save
+from heads.linear import LinearHead
+from heads.metrics import Metrics
+from heads.results import append_rows
+from heads.ridge import Ridge
+from heads.temperature import fit_temperature
+from heads.zero_shot import ZeroShot
+
+__all__ = [
+    "HEADS",
+    "LinearClassifier",
+    "LinearHead",
+    "Metrics",
+    "Ridge",
+    "ZeroShot",
+    "append_rows",
+    "choose",
+    "evaluate",
+    "fit_temperature",
+    "interpolate",
+    "load",
+    "save",
+    "subset_by_name",
+]
+
+HEADS: dict[str, type[LinearClassifier]] = {
+    "zero_shot": ZeroShot,
+    "ridge": Ridge,
+}
+"""Every head by the name that the command line uses."""

@@ -96,9 +96,7 @@ def as_samples(
     if is_store(X):
         if y is not None:
             raise HeadError("a store brings its own labels: pass y=None, or pass X, y = store.numpy()")
-        return _checked(
-            Samples(int(X.dim), np.arange(len(X.classnames)), tuple(str(c) for c in X.classnames), X)
-        )
+        return _checked(Samples(int(X.dim), np.arange(len(X.classnames)), tuple(str(c) for c in X.classnames), X))
     features, labels = _matrix(X), _labels(y)
     if len(features) != len(labels):
         raise HeadError(f"X has {len(features)} rows and y has {len(labels)} labels; they must be equal")

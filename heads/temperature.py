@@ -2,7 +2,8 @@
 
 Ridge scores estimate one-hot targets; they rank classes well, but taken as logits their softmax is almost uniform
 (raw ridge on few-shot ImageNet: NLL 6.84 where ln 1000 = 6.91). Dividing them by a temperature T fitted by maximum
-likelihood on rows that did not fit the scores repairs that (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+likelihood on rows that did not fit the scores repairs that (Guo et al. 2017, "On Calibration of Modern Neural
+Networks").
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _BOUNDS = (1e-3, 1e3)
 def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """Temperature T > 0 that minimises the mean NLL of ``softmax(scores / T)``.
 
-    In b = 1/T the NLL is convex: its slope is the mean of E_p[score] - score_y and its curvature the mean variance of the
-    score under p. Newton steps, kept inside a shrinking bracket, find the root of the slope.
+    In b = 1/T the NLL is convex: its slope is the mean of E_p[score] - score_y and its curvature the mean variance of
+    the score under p. Newton steps, kept inside a shrinking bracket, find the root of the slope.
 
     Parameters
     ----------

@@ -1,13 +1,13 @@
 """Exact leave-one-out errors of ridge for every alpha, streamed in one pass over the rows.
 
-Leaving row i out changes its residual by ``1 / (1 - h_i)`` with ``h_i = 1/n + x̃ᵀ (S + alpha I)⁻¹ x̃`` (the 1/n only with an
-unpenalised intercept), so the squared error of row i, summed over classes, is
+Leaving row i out changes its residual by ``1 / (1 - h_i)`` with ``h_i = 1/n + x̃ᵀ (S + alpha I)⁻¹ x̃`` (the 1/n only
+with an unpenalised intercept), so the squared error of row i, summed over classes, is
 
     e_i(alpha) = ||y_i - ȳ - W x̃_i||² / (1 - h_i)².
 
 Directly that is a product of N·D·C operations for every alpha (`_direct`). The fast path needs two products of N·D·D
-operations for *all* alphas and any number of classes. In the eigenbasis, z = Vᵀx̃, F_d = 1 / (s_d + alpha), K = P Pᵀ with
-P = VᵀX̃ᵀỸ (D, C):
+operations for *all* alphas and any number of classes. In the eigenbasis, z = Vᵀx̃, F_d = 1 / (s_d + alpha), K = P Pᵀ
+with P = VᵀX̃ᵀỸ (D, C):
 
     h         = 1/n + Σ_d F_d z_d²
     <y, W x̃>  = Σ_d F_d z_d (P y)_d
@@ -22,8 +22,9 @@ Everything that depends on alpha is now a product of an (n, D) array with a (D, 
 ``gap`` relative to s + alpha are *near*: there the difference quotient would cancel, and F_d F_e is replaced by
 (F_d² + F_e²) / 2, whose relative error is gap² / 2 (d = e is exact).
 
-float32 is used where it is safe: rows whose leverage exceeds one half (at most 2 D of them, for leverages sum to at most
-D + 1) are redone in float64, and so is everything if residuals come out so small that float32 could not resolve them.
+float32 is used where it is safe: rows whose leverage exceeds one half (at most 2 D of them, for leverages sum to at
+most D + 1) are redone in float64, and so is everything if residuals come out so small that float32 could not resolve
+them.
 Equals ``RidgeCV(alphas, store_cv_results=True).cv_results_`` summed over targets and averaged over rows.
 """
 
@@ -84,7 +85,7 @@ def squared_errors(
     *,
     dtype: np.dtype[np.floating] | type | None = None,
 ) -> NDArray[np.float64]:
-    """Mean squared error on *other* rows (a selection split), summed over classes, for every alpha: the same pass, h = 0."""
+    """Mean squared error (summed over classes) on *other* rows, a selection split: the same pass with h = 0."""
     return _errors(spectrum, blocks, check_alphas(alphas), dtype, leave_out=False)
 
 
@@ -125,9 +126,7 @@ def _errors(
     return errors
 
 
-def _direct(
-    spectrum: Spectrum, blocks: Blocks, alphas: NDArray[np.float64], *, leave_out: bool
-) -> NDArray[np.float64]:
+def _direct(spectrum: Spectrum, blocks: Blocks, alphas: NDArray[np.float64], *, leave_out: bool) -> NDArray[np.float64]:
     """The definition, in float64: one residual matrix an alpha."""
     total, count = np.zeros(len(alphas)), 0
     for features, labels in _pieces(blocks):

@@ -99,7 +99,7 @@ class Moments:
         np.add(self.xtx, x.T @ x, out=self.xtx)  # numpy sends x.T @ x to SYRK: half the operations of a product
         # One-hot Y.T as a sparse column per row: scipy's kernel is then exactly an index-add, without a sort.
         onehot = csc_array((np.ones(len(y)), y, np.arange(len(y) + 1)), shape=(self.n_classes, len(y)))
-        np.add(self.class_sums, onehot @ x, out=self.class_sums)
+        np.add(self.class_sums, np.asarray(onehot @ x), out=self.class_sums)
         np.add(self.counts, np.bincount(y, minlength=self.n_classes), out=self.counts)
 
     def __add__(self, other: Moments) -> Moments:
@@ -123,9 +123,7 @@ class Moments:
             )
 
 
-def _check_block(
-    features: NDArray[np.floating], labels: NDArray[np.integer], dim: int, n_classes: int
-) -> None:
+def _check_block(features: NDArray[np.floating], labels: NDArray[np.integer], dim: int, n_classes: int) -> None:
     """Shapes and label range of one block."""
     if features.ndim != 2 or features.shape != (len(labels), dim):
         raise HeadError(f"a block has features {features.shape}, expected ({len(labels)}, {dim})")

@@ -1,0 +1,128 @@
+"""What the linear estimators share: prediction, checks and the way to a `LinearHead`."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from featcache.errors import HeadError
+from heads.checks import split_id
+from heads.linear import LinearHead
+from heads.samples import Samples, as_samples, feature_blocks, is_store
+
+__all__ = ["LinearClassifier"]
+
+
+class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """Base of heads with ``scores = X @ coef_.T + intercept_`` and ``logits = scores / temperature_``.
+
+    A subclass fits and sets `coef_` (C, D) float64, `intercept_` (C,), `temperature_`, `classes_` (C,), `classnames_`,
+    `n_features_in_` and `provenance_`; everything here follows. `fits_on` says what its `fit` takes: "images"
+    or "texts".
+    """
+
+    name: ClassVar[str]
+    fits_on: ClassVar[str] = "images"
+
+    coef_: NDArray[np.float64]
+    intercept_: NDArray[np.float64]
+    temperature_: float
+    classes_: NDArray[Any]
+    classnames_: tuple[str, ...]
+    n_features_in_: int
+    provenance_: dict[str, Any]
+
+    def linear(self) -> LinearHead:
+        """The fitted head as logits: scale and temperature folded in, float32."""
+        check_is_fitted(self, "coef_")
+        return LinearHead(
+            (self.coef_ / self.temperature_).astype(np.float32),
+            (self.intercept_ / self.temperature_).astype(np.float32),
+            self.classnames_,
+            name=self.name,
+            provenance=self.provenance_,
+        )
+
+    def check(self, store: Any) -> None:
+        """Refuse a store of another encoder, text tower or class list (MismatchError)."""
+        self.linear().check(store)
+
+    def scores(self, X: Any) -> NDArray[np.float64]:
+        """Scores (N, C) before the temperature, in float64; of a store, its valid rows."""
+        check_is_fitted(self, "coef_")
+        if is_store(X):
+            self.check(X)
+        parts = []
+        for features in feature_blocks(X):
+            if features.shape[1] != self.n_features_in_:
+                raise HeadError(
+                    f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
+                    f"{self.n_features_in_} features as input"
+                )
+            part = features.astype(np.float64) @ self.coef_.T + self.intercept_
+            if not np.isfinite(part).all():
+                bad = np.flatnonzero(~np.isfinite(part).all(axis=1))[:10].tolist()
+                raise HeadError(f"features hold NaN or infinity (inf), for instance in rows {bad}; drop these rows")
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Label (N,) of the best class; ties go to the lower index."""
+        best = self.scores(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities (N, C): softmax of the logits."""
+        logits = self.scores(X) / self.temperature_
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=1, keepdims=True)
+        return logits
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Accuracy, a fraction in [0, 1]; a store brings its own labels."""
+        check_is_fitted(self, "coef_")
+        if not is_store(X):
+            if y is None:
+                raise HeadError("arrays need labels: score(X, y); only a store brings its own")
+            return float((self.predict(X) == np.asarray(y)).mean())
+        samples = as_samples(X)
+        return float((self.predict(X) == np.concatenate([labels for _, labels in samples.blocks()])).mean())
+
+    def save(self, path: Any) -> Any:
+        """Write the head to a safetensors file; see `heads.io.save`."""
+        return self.linear().save(path)
+
+    def _set_classes(self, samples: Samples) -> Self:
+        self.classes_, self.classnames_ = samples.classes, samples.classnames
+        self.n_features_in_ = samples.dim
+        return self
+
+    def _provenance(
+        self, params: dict[str, Any], fitted: Any | None, chosen: Any | None = None, **identity: Any
+    ) -> dict[str, Any]:
+        """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays."""
+        return {
+            "head": self.name,
+            "params": params,
+            "encoder_key": getattr(fitted, "encoder_key", None),
+            "text_digest": None,
+            "classnames": list(self.classnames_),
+            "fitted_on": [] if fitted is None else [split_id(fitted)],
+            "chosen_on": [] if chosen is None else [split_id(chosen)],
+            "featcache": _version(),
+            **identity,
+        }
+
+
+def _version() -> str:
+    """Version of the installed distribution; "unknown" when run from a bare source tree."""
+    try:
+        return version("featcache")
+    except PackageNotFoundError:
+        return "unknown"

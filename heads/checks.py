@@ -1,0 +1,95 @@
+"""Which head belongs to which store: refusals with their remedies.
+
+A fitted head belongs to the image encoder whose features it saw; a zero-shot head belongs to every image encoder that
+is paired with its text tower. A head fitted on bare arrays carries no identity and is checked by shape alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from featcache.errors import MismatchError
+
+__all__ = ["check_classes", "check_encoder", "split_id", "subset_by_name"]
+
+
+def check_encoder(provenance: dict[str, Any], dim: int, store: Any) -> None:
+    """Refuse a store of another encoder, another text tower or another width.
+
+    Raises
+    ------
+    MismatchError
+        With both identities and what to do.
+    """
+    head, name = provenance.get("head", "head"), getattr(store, "name", "store")
+    fitted, found = provenance.get("encoder_key"), store.encoder_key
+    if fitted is not None and fitted != found:
+        raise MismatchError(
+            f"{head} was fitted on features of encoder {fitted}, but {name!r} holds features of {found} "
+            f"({store.encoder_name}); fit the head on a store of that encoder, or encode {name!r} with the head's"
+        )
+    text, paired = provenance.get("text_digest"), store.text_digest
+    if text is not None and text != paired:
+        raise MismatchError(
+            f"{head} was made with text tower {text}, but {name!r} belongs to text tower {paired} "
+            f"({store.encoder_name}); run `featcache text` with that model and make the head from its store"
+        )
+    if dim != store.dim:
+        raise MismatchError(
+            f"{head} takes {dim} features, but {name!r} holds {store.dim}; use the store of the same encoder"
+        )
+
+
+def check_classes(classnames: Sequence[str], store: Any, head: str = "head") -> None:
+    """Refuse a store whose class list differs, in names or in order.
+
+    Raises
+    ------
+    MismatchError
+        With the first difference; where the store's classes are a subset, naming `class_subset`.
+    """
+    theirs = tuple(store.classnames)
+    if tuple(classnames) == theirs:
+        return
+    if len(theirs) < len(classnames) and set(theirs) <= set(classnames):
+        remedy = "pass class_subset=heads.subset_by_name(head.classnames, store.classnames) to keep only its classes"
+    else:
+        remedy = "encode the data with the head's class list, or fit the head on this one"
+    at = next((i for i, (a, b) in enumerate(zip(classnames, theirs, strict=False)) if a != b), None)
+    where = "" if at is None else f"; the first difference is class {at}: {classnames[at]!r} against {theirs[at]!r}"
+    raise MismatchError(
+        f"{head} has {len(classnames)} classes and {store.name!r} has {len(theirs)}, and they differ{where}; {remedy}"
+    )
+
+
+def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int]:
+    """Index in `classnames` of each name of `subset`, in the subset's order.
+
+    Raises
+    ------
+    MismatchError
+        For a name that is missing, or that occurs twice (ImageNet has two "missile", two "sunglasses"): give
+        indices.
+
+    Examples
+    --------
+    >>> subset_by_name(["cat", "dog", "emu"], ["emu", "cat"])
+    [2, 0]
+    """
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(classnames):
+        places.setdefault(name, []).append(index)
+    missing = [name for name in subset if name not in places]
+    twice = [name for name in subset if len(places.get(name, ())) > 1]
+    if missing or twice:
+        raise MismatchError(
+            f"cannot place class names by name: missing {missing[:10]}, ambiguous {twice[:10]}; "
+            "give class indices instead"
+        )
+    return [places[name][0] for name in subset]
+
+
+def split_id(store: Any) -> dict[str, Any]:
+    """The identity of a labelled split, as recorded in provenance."""
+    return {key: getattr(store, key, None) for key in ("name", "split", "dataset_key", "labels_digest")}
