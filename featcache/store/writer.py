@@ -116,7 +116,7 @@ class StoreWriter:
         bad : sequence of BadRow
             The rows of this chunk that could not be read.
         """
-        atomic.remove(Marker.path(self.store, chunk))
+        self.drop(chunk)
         checksums = {}
         for name, spec in self.specs.items():
             content = spec.chunk_bytes(values[name])
@@ -125,13 +125,17 @@ class StoreWriter:
         marker = Marker(chunk, len(self.rows_spec.rows_of(chunk)), checksums, tuple(bad))
         atomic.put(Marker.path(self.store, chunk), marker.to_bytes())
 
+    def drop(self, chunk: int) -> None:
+        """Forget that a chunk is done."""
+        atomic.remove(Marker.path(self.store, chunk))
+
     def drop_damaged(self) -> list[int]:
         """Re-hash every chunk against its marker; drop the markers of mismatches and return those chunks."""
         with ThreadPoolExecutor(2) as pool:
             sound = list(pool.map(self._is_sound, range(self.rows_spec.n_chunks)))
         damaged = [chunk for chunk, ok in enumerate(sound) if not ok]
         for chunk in damaged:
-            atomic.remove(Marker.path(self.store, chunk))
+            self.drop(chunk)
         return damaged
 
     def _is_sound(self, chunk: int) -> bool:

@@ -1,0 +1,89 @@
+"""Progress on stderr: rows done, rate and time left."""
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+
+class Progress(Protocol):
+    """Told of the rows that are done."""
+
+    def start(self, what: str, total: int, done: int) -> None:
+        """A run over `total` rows begins, `done` of them finished by an earlier run."""
+
+    def advance(self, rows: int) -> None:
+        """`rows` more are done."""
+
+    def finish(self) -> None:
+        """The run is over."""
+
+
+class Silent:
+    """No progress at all: the default of the Python API."""
+
+    def start(self, what: str, total: int, done: int) -> None:
+        """Nothing."""
+
+    def advance(self, rows: int) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
+class Printed:
+    """One line that is overwritten on a terminal, a line every ten seconds elsewhere.
+
+    Parameters
+    ----------
+    stream : text file
+        Default: stderr.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._interval = 0.2 if self._terminal else 10.0
+        self._what, self._total, self._done, self._fresh = "", 0, 0, 0
+        self._began = self._shown = 0.0
+
+    def start(self, what: str, total: int, done: int) -> None:
+        """See `Progress.start`."""
+        self._what, self._total, self._done, self._fresh = what, total, done, 0
+        self._began = self._shown = time.monotonic()
+
+    def advance(self, rows: int) -> None:
+        """See `Progress.advance`."""
+        self._done += rows
+        self._fresh += rows
+        now = time.monotonic()
+        if now - self._shown >= self._interval:
+            self._shown = now
+            self._print(end="\r" if self._terminal else "\n")
+
+    def finish(self) -> None:
+        """See `Progress.finish`: the last line stays."""
+        self._print(end="\n")
+
+    def _print(self, end: str) -> None:
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        rate = self._fresh / seconds
+        left = (self._total - self._done) / rate if rate else 0.0
+        line = f"{self._what}: {self._done:,}/{self._total:,} rows, {rate:,.0f} rows/s"
+        line += f", {format_seconds(left)} left" if self._done < self._total else f", {format_seconds(seconds)}"
+        self._stream.write(f"{line:<78}{end}")
+        self._stream.flush()
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> [format_seconds(value) for value in (0.42, 75.0, 7300.0)]
+    ['0.4 s', '1:15 min', '2:01 h']
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"

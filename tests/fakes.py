@@ -1,0 +1,84 @@
+"""A data set and an encoder of plain numpy: quick, exact, and countable."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featcache.datasets.base import SampleIndex
+
+CLASSES = ("ant", "bee", "cat")
+
+
+class NumpyDataset:
+    """N images of 4x4 pixels made from their row number; `broken` rows cannot be decoded."""
+
+    name, split = "fake", "train"
+
+    def __init__(self, n: int = 40, broken: Sequence[int] = (), labels: Sequence[int] | None = None) -> None:
+        self.broken, self.reads = set(broken), 0
+        self.pixels = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
+        self.stamps = np.full(n, 7, dtype=np.int64)
+        self.labels = np.arange(n) % len(CLASSES) if labels is None else np.asarray(labels)
+
+    @property
+    def index(self) -> SampleIndex:
+        n = len(self.pixels)
+        ids = [f"image-{row:04d}" for row in range(n)]
+        return SampleIndex(ids, np.full(n, 48), self.stamps.copy(), self.labels.astype(np.int64), CLASSES)
+
+    def read(self, row: int) -> bytes:
+        self.reads += 1
+        return self.pixels[row].tobytes()
+
+    def decode(self, content: bytes, row: int) -> np.ndarray:
+        if row in self.broken:
+            raise ValueError("truncated image")
+        return np.frombuffer(content, dtype=np.uint8).reshape(4, 4, 3)
+
+
+class NumpyEncoder:
+    """A fixed random projection of the pixels; the digest follows the seed."""
+
+    name, dim, logit_scale, logit_bias = "numpy", 16, 10.0, None
+
+    def __init__(self, seed: int = 0) -> None:
+        self.weights = np.random.default_rng(seed).standard_normal((48, self.dim)).astype(np.float32)
+        self.images = 0
+
+    @property
+    def image_identity(self) -> dict[str, Any]:
+        return {"weights": hashlib.sha256(self.weights.tobytes()).hexdigest()}
+
+    @property
+    def text_identity(self) -> dict[str, Any]:
+        return {"text": "character counts"}
+
+    @property
+    def text_digest(self) -> str:
+        return "characters"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {"numpy": np.__version__}
+
+    def prepare(self, picture: Any) -> np.ndarray:
+        return np.asarray(picture)
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        self.images += len(images)
+        return np.stack(images).reshape(len(images), -1).astype(np.float32) @ self.weights / 256
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        features = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for place, letter in enumerate(text.encode()):
+                features[row, (letter + place) % self.dim] += 1
+        return features
+
+
+def projected(dataset: NumpyDataset, encoder: NumpyEncoder) -> np.ndarray:
+    """What the store must hold before the cast: unit rows in float64."""
+    features = dataset.pixels.reshape(len(dataset.pixels), -1).astype(np.float64) @ encoder.weights.astype(np.float64)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
