@@ -64,11 +64,11 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
                     f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
                     f"{self.n_features_in_} features as input"
                 )
-            part = features.astype(np.float64) @ self.coef_.T + self.intercept_
-            if not np.isfinite(part).all():
-                bad = np.flatnonzero(~np.isfinite(part).all(axis=1))[:10].tolist()
+            wide = features.astype(np.float64)
+            if not np.isfinite(wide).all():
+                bad = (np.flatnonzero(~np.isfinite(wide).all(axis=1))[:10] + sum(map(len, parts))).tolist()
                 raise HeadError(f"features hold NaN or infinity (inf), for instance in rows {bad}; drop these rows")
-            parts.append(part)
+            parts.append(wide @ self.coef_.T + self.intercept_)
         return np.concatenate(parts)
 
     def predict(self, X: Any) -> NDArray[Any]:

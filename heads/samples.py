@@ -6,12 +6,14 @@ A store streams: `Samples.blocks` never holds more than a block. Arrays are one 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import DataConversionWarning
 
 from featcache.errors import HeadError
 
@@ -130,26 +132,35 @@ def require_finite(samples: Samples, moment_diagonal: NDArray[np.float64]) -> No
 
 def _matrix(X: Any) -> NDArray[np.floating]:
     """A 2-D floating array; integers become float64."""
+    if hasattr(X, "tocsr"):
+        raise HeadError("features are a sparse matrix, and sparse input is not supported; pass X.toarray()")
     features = to_numpy(X)
-    if features.dtype == object or features.dtype.kind not in "fiub":
-        try:
-            features = features.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise HeadError(f"features must be numbers, got dtype {features.dtype}: {error}") from error
-    if features.ndim != 2 or 0 in features.shape:
+    if features.dtype.kind == "c":
+        raise HeadError("Complex data not supported: features must be real; pass X.real or X.imag")
+    if features.ndim != 2:
         raise HeadError(
-            f"features must be (N, D) with N, D >= 1, got {features.shape}; "
-            "Reshape your data: X.reshape(1, -1) for one sample"
+            f"features must be 2-D, (N, D), got {features.shape}. Reshape your data: X.reshape(1, -1) for one sample"
         )
-    return features if features.dtype.kind == "f" else features.astype(np.float64)
+    for axis, what in enumerate(("sample(s)", "feature(s)")):
+        if not features.shape[axis]:
+            raise HeadError(f"0 {what} (shape={features.shape}) while a minimum of 1 is required.")
+    if features.dtype.kind == "f":
+        return features
+    try:
+        return features.astype(np.float64)
+    except ValueError as error:
+        raise HeadError(f"features must be numbers, got dtype {features.dtype}: {error}") from error
 
 
 def _labels(y: Any) -> NDArray[Any]:
     """A 1-D label vector."""
     if y is None:
-        raise HeadError("arrays need labels: fit(X, y); only a store brings its own. requires y to be passed, got None")
+        raise HeadError(
+            "this head requires y to be passed, but the target y is None; only a store brings its own labels"
+        )
     labels = to_numpy(y)
     if labels.ndim == 2 and labels.shape[1] == 1:
+        warnings.warn("A column-vector y was passed when a 1d array was expected: it is flattened", DataConversionWarning, stacklevel=4)
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise HeadError(f"labels must be (N,), got {labels.shape}; one-hot targets are made inside")

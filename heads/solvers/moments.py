@@ -96,7 +96,9 @@ class Moments:
 
     def _accumulate(self, x: NDArray[np.float64], y: NDArray[np.integer]) -> None:
         """Add one float64 block in place (private: the public operations make new moments)."""
-        np.add(self.xtx, x.T @ x, out=self.xtx)  # numpy sends x.T @ x to SYRK: half the operations of a product
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN rows are found, and named, by who asked for moments
+            product = x.T @ x  # numpy sends this to SYRK: half the operations of a product
+        np.add(self.xtx, product, out=self.xtx)
         # One-hot Y.T as a sparse column per row: scipy's kernel is then exactly an index-add, without a sort.
         onehot = csc_array((np.ones(len(y)), y, np.arange(len(y) + 1)), shape=(self.n_classes, len(y)))
         np.add(self.class_sums, np.asarray(onehot @ x), out=self.class_sums)

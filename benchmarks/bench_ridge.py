@@ -1,0 +1,153 @@
+"""Ridge with exact leave-one-out over a path of alphas, against scikit-learn's RidgeCV in the same run.
+
+Both start from features in memory and end with the best alpha, its weights and the path of leave-one-out errors. Ours
+are float16; scikit-learn gets the same values as float64, converted before the clock starts (it would convert float16
+by itself, and round the weights back to it), and one-hot float64 targets; its float32 mode is timed too with
+--float32. Features are drawn with CLIP's anisotropy: the first eigenvalue of X.T @ X holds 60-70% of the trace.
+
+    python -m benchmarks.bench_ridge --out benchmarks/results/ridge.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeCV
+
+from benchmarks.common import interleaved, median, ratio, report
+from heads import Ridge
+from heads.solvers.eigh_path import Spectrum, decompose
+from heads.solvers.leave_one_out import leave_one_out_errors
+from heads.solvers.moments import Moments
+
+BARS = {20: 10.0, 100: 35.0}  # alphas: how many times faster than RidgeCV
+FULL = {"N": 50_000, "D": 512, "C": 100}
+TINY = {"N": 1_500, "D": 48, "C": 7}
+
+
+def draw(n: int, dim: int, n_classes: int, seed: int = 0) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    """Float16 unit rows around a common direction, class means and noise with an exponential spectrum."""
+    rng = np.random.default_rng(seed)
+    scale = np.exp(-np.linspace(0.0, 3.0, dim)).astype(np.float32)
+    labels = rng.integers(0, n_classes, n)
+    means = 0.8 * rng.standard_normal((n_classes, dim), dtype=np.float32) * scale
+    rows = rng.standard_normal((n, dim), dtype=np.float32) * scale + means[labels]
+    rotation = np.linalg.qr(rng.standard_normal((dim, dim)))[0].astype(np.float32)
+    rows = _unit(rows @ rotation)
+    common = _unit(rng.standard_normal((1, dim), dtype=np.float32))
+    return _unit(rows + 1.4 * common).astype(np.float16), labels
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def timers(
+    features: NDArray[np.float16],
+    labels: NDArray[np.int64],
+    n_classes: int,
+    n_alphas: int,
+    kept: dict[str, Any],
+    float32: bool,
+) -> dict[str, Callable[[], object]]:
+    """The contestants and our stages; what they computed last lands in `kept`."""
+    alphas = np.logspace(-3, 3, n_alphas)
+    onehot, wide = np.eye(n_classes)[labels], features.astype(np.float64)
+
+    def blocks() -> list[tuple[NDArray[np.float16], NDArray[np.int64]]]:
+        return [(features, labels)]
+
+    def moments() -> Moments:
+        kept["moments"] = Moments.from_blocks(blocks(), dim=features.shape[1], n_classes=n_classes)
+        return kept["moments"]
+
+    def spectrum() -> Spectrum:
+        kept["spectrum"] = decompose(kept["moments"])
+        return kept["spectrum"]
+
+    def leave_one_out() -> NDArray[np.float64]:
+        kept["errors"] = leave_one_out_errors(kept["spectrum"], blocks, alphas) / n_classes
+        return kept["errors"]
+
+    def ours() -> None:
+        moments()
+        spectrum()
+        leave_one_out()
+        kept["alpha"] = float(alphas[kept["errors"].argmin()])
+        kept["weights"], kept["intercept"] = kept["spectrum"].solve(kept["alpha"])
+
+    def sklearn64() -> None:
+        kept["sklearn"] = RidgeCV(alphas).fit(wide, onehot)
+
+    def sklearn32() -> None:
+        RidgeCV(alphas).fit(features.astype(np.float32), onehot.astype(np.float32))
+
+    names = str(n_alphas)
+    found: dict[str, Callable[[], object]] = {f"sklearn RidgeCV, {names} alphas": sklearn64}
+    if float32:
+        found[f"sklearn RidgeCV float32, {names} alphas"] = sklearn32
+    found |= {
+        f"ours, {names} alphas": ours,
+        f"  moments ({names})": moments,
+        f"  eigendecomposition ({names})": spectrum,
+        f"  leave-one-out ({names})": leave_one_out,
+        f"ours with temperature: Ridge.fit, {names} alphas": lambda: Ridge(alphas).fit(features, labels),
+    }
+    return found
+
+
+def agreement(kept: dict[str, Any]) -> dict[str, Any]:
+    """How close the last results are to scikit-learn's."""
+    theirs = kept["sklearn"]
+    difference = np.linalg.norm(kept["weights"] - theirs.coef_) / np.linalg.norm(theirs.coef_)
+    return {
+        "alpha": [kept["alpha"], float(theirs.alpha_)],
+        "weights_relative_difference": float(difference),
+        "error_relative_difference": float(abs(kept["errors"].min() / -theirs.best_score_ - 1.0)),
+    }
+
+
+def main() -> None:
+    """Run for 20 and for 100 alphas, print, and write JSON with --out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--float32", action="store_true", help="time scikit-learn in float32 too")
+    parser.add_argument("--out", help="JSON file")
+    options = parser.parse_args()
+    sizes = TINY if options.tiny else FULL
+    features, labels = draw(sizes["N"], sizes["D"], sizes["C"])
+    wide = features.astype(np.float64)
+    spectrum = np.linalg.eigvalsh(wide.T @ wide)
+    share = float(spectrum[-1] / spectrum.sum())
+    del wide
+    seconds: dict[str, list[float]] = {}
+    bars, agreements = [], {}
+    for n_alphas, bar in BARS.items():
+        kept: dict[str, Any] = {}
+        contest = timers(features, labels, sizes["C"], n_alphas, kept, options.float32)
+        seconds |= interleaved(contest, options.rounds, warmup=0 if options.tiny else 1)
+        theirs, ours = seconds[f"sklearn RidgeCV, {n_alphas} alphas"], seconds[f"ours, {n_alphas} alphas"]
+        value = median(theirs) / median(ours)
+        if not options.tiny:
+            bars.append(
+                {"name": f"times faster, {n_alphas} alphas", "value": value, "bar": bar, "met": value >= bar}
+                | {"ratio": ratio(theirs, ours)}
+            )
+        agreements[f"agreement with sklearn, {n_alphas} alphas"] = agreement(kept)
+    report(
+        "ridge, exact leave-one-out",
+        {**sizes, "alphas": "logspace(-3, 3)", "top_eigenvalue_share": round(share, 3)},
+        seconds,
+        bars=bars,
+        extra=agreements,
+        out=options.out,
+    )
+
+
+if __name__ == "__main__":
+    main()

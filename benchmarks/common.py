@@ -1,0 +1,159 @@
+"""What every benchmark shares: machine facts, interleaved timing, a printed table, a JSON file.
+
+Run benchmarks from the root of the repository, as ``python -m benchmarks.bench_ridge --out ridge.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["interleaved", "machine_facts", "median", "print_facts", "ratio", "report", "summary", "write_json"]
+
+_LIBRARIES = ("featcache", "numpy", "scipy", "scikit-learn", "torch", "zarr")
+
+
+def machine_facts() -> dict[str, Any]:
+    """CPU model, cores and memory, BLAS and torch threads, library versions, load and date."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "threads": _threads(),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def interleaved(timers: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each timer in each round; a round runs all of them in turn, so that load hits them alike.
+
+    `warmup` rounds run first and are not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    for turn in range(-warmup, rounds):
+        for name, timer in timers.items():
+            start = time.perf_counter()
+            timer()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median(seconds: Sequence[float]) -> float:
+    """Median of some timings."""
+    return statistics.median(seconds)
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float | int]:
+    """Median, extremes and number of some timings."""
+    return {"median": median(seconds), "min": min(seconds), "max": max(seconds), "rounds": len(seconds)}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """How many times faster `fast` is: ratio of medians, and the extremes over rounds of the same run."""
+    each = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {"of_medians": median(slow) / median(fast), "min": min(each), "max": max(each)}
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """One line on the machine, one on the libraries."""
+    print(
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, threads {facts['threads']}, "
+        f"load {facts['load_1min']}, {facts['date']}"
+    )
+    print("python " + facts["python"] + ", " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if v))
+
+
+def report(
+    title: str,
+    sizes: Mapping[str, Any],
+    seconds: Mapping[str, Sequence[float]],
+    *,
+    bars: Sequence[Mapping[str, Any]] = (),
+    extra: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Print a benchmark's table and return its record (written to `out` if given).
+
+    Parameters
+    ----------
+    title, sizes
+        What ran, and how large.
+    seconds
+        Timings of `interleaved`.
+    bars
+        One mapping a bar: ``{"name", "value", "bar", "met"}`` and what else is worth keeping.
+    extra
+        Anything more for the JSON, such as agreement with a reference.
+    out
+        JSON file.
+    """
+    facts = machine_facts()
+    print(f"\n{title}: " + ", ".join(f"{key}={value}" for key, value in sizes.items()))
+    print_facts(facts)
+    width = max(map(len, seconds), default=0)
+    for name, values in seconds.items():
+        print(
+            f"  {name:<{width}}  median {median(values):9.4f} s   "
+            f"({min(values):.4f} to {max(values):.4f}, {len(values)} rounds)"
+        )
+    for key, value in (extra or {}).items():
+        print(f"  {key}: {value}")
+    for bar in bars:
+        print(f"  {'met   ' if bar['met'] else 'MISSED'} {bar['name']}: {bar['value']:.2f} (bar {bar['bar']})")
+    record = {
+        "title": title,
+        "sizes": dict(sizes),
+        "machine": facts,
+        "seconds": {name: {**summary(values), "all": list(values)} for name, values in seconds.items()},
+        "bars": [dict(bar) for bar in bars],
+        **(extra or {}),
+    }
+    if out is not None:
+        write_json(out, record)
+    return record
+
+
+def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Write a record, readable, with its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    known = {key.strip(): value.strip() for key, value in fields.items()}
+    wide = "AVX-512" if "avx512f" in known.get("flags", "") else "no AVX-512"
+    family = f"family {known.get('cpu family', '?')} model {known.get('model', '?')}"
+    return f"{known.get('model name', platform.machine())} ({family}, {wide})"
+
+
+def _threads() -> dict[str, int]:
+    """Threads of each BLAS or OpenMP pool that is loaded."""
+    from threadpoolctl import threadpool_info
+
+    return {str(pool["prefix"]): int(pool["num_threads"]) for pool in threadpool_info()}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,118 @@
+"""What every head promises. A head in HEADS is tested here without another line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+import heads
+from featcache.errors import FeatcacheError, HeadError, MismatchError
+
+
+def test_linear_has_the_shapes_and_types_of_the_interface(fitted: Any, images: Any) -> None:
+    linear, store = fitted.linear(), images()
+    assert linear.weights.shape == (len(store.classnames), store.dim)
+    assert linear.bias.shape == (len(store.classnames),)
+    assert linear.weights.dtype == linear.bias.dtype == np.float32
+    assert linear.classnames == store.classnames
+    assert linear.alpha is None
+    assert linear.linear() is linear
+
+
+def test_linear_logits_are_the_heads_own_probabilities(fitted: Any, images: Any) -> None:
+    X, _ = images(seed=5).numpy()
+    np.testing.assert_allclose(fitted.linear().predict_proba(X), fitted.predict_proba(X), atol=2e-5)
+    np.testing.assert_allclose(fitted.predict_proba(X).sum(axis=1), 1.0)
+    np.testing.assert_array_equal(fitted.linear().predict(X), fitted.predict(X))
+    np.testing.assert_array_equal(fitted.predict(X), fitted.predict_proba(X).argmax(axis=1))
+
+
+def test_score_is_accuracy_on_stores_and_arrays(fitted: Any, images: Any) -> None:
+    store = images(seed=5)
+    X, y = store.numpy()
+    assert fitted.score(store) == fitted.score(X, y) == (fitted.predict(store) == y).mean()
+    assert fitted.score(store) > 0.8
+
+
+def test_takes_tensors(fitted: Any, images: Any) -> None:
+    torch = pytest.importorskip("torch")
+    X, _ = images(seed=5).numpy(np.float32)
+    np.testing.assert_array_equal(fitted.predict(torch.from_numpy(X)), fitted.predict(X))
+
+
+def test_saved_and_loaded_is_the_same_head(fitted: Any, tmp_path: Path) -> None:
+    heads.save(fitted, tmp_path / "deep" / "head.safetensors")
+    loaded, linear = heads.load(tmp_path / "deep" / "head.safetensors"), fitted.linear()
+    np.testing.assert_array_equal(loaded.weights, linear.weights)
+    np.testing.assert_array_equal(loaded.bias, linear.bias)
+    assert (loaded.name, loaded.classnames, loaded.provenance) == (linear.name, linear.classnames, linear.provenance)
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["head.safetensors"]
+
+
+def test_provenance_is_complete_and_json(fitted: Any) -> None:
+    provenance = fitted.linear().provenance
+    wanted = {"head", "params", "encoder_key", "text_digest", "classnames", "fitted_on", "chosen_on", "featcache"}
+    assert wanted <= set(provenance)
+    assert json.loads(json.dumps(provenance)) == provenance
+    assert heads.HEADS[provenance["head"]] is type(fitted)
+    assert (provenance["encoder_key"] is None) != (provenance["text_digest"] is None)
+    assert provenance["fitted_on"][0]["name"]
+
+
+def test_follows_scikit_learns_parameters(fitted: Any) -> None:
+    fresh = clone(fitted)
+    assert fresh.get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError):
+        fresh.linear()
+    with pytest.raises(NotFittedError):
+        fresh.predict(np.zeros((1, 12)))
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"encoder_key": "enc-2", "text_digest": "text-2"}, "fit the head on|featcache text"),
+        ({"classnames": ("ant", "bee", "cow", "elk", "dog")}, "class 3: 'dog' against 'elk'"),
+    ],
+)
+def test_refuses_a_store_that_it_does_not_fit(fitted: Any, images: Any, change: dict[str, Any], remedy: str) -> None:
+    store = images(**change)
+    for refused in (fitted.check, fitted.predict, fitted.linear().check, lambda s: heads.evaluate([fitted], [s])):
+        with pytest.raises(MismatchError, match=remedy):
+            refused(store)
+
+
+def test_refuses_features_of_another_width(fitted: Any, images: Any) -> None:
+    narrow = images()
+    narrow.X = narrow.X[:, :7]
+    with pytest.raises(MismatchError, match=r"12 features.*holds 7"):
+        fitted.check(narrow)
+    with pytest.raises(HeadError, match="7 features"):
+        fitted.predict(narrow.X)
+
+
+def test_names_rows_that_are_not_finite(fitted: Any, images: Any) -> None:
+    X, _ = images().numpy()
+    X[[3, 8], 2] = np.nan, np.inf
+    with pytest.raises(HeadError, match=r"\[3, 8\]"):
+        fitted.predict(X)
+
+
+def test_gives_one_results_row(fitted: Any, images: Any) -> None:
+    (row,) = heads.evaluate([fitted], [images(split="test", dataset_key="data-2"), images(name="noisy", noise=0.6)])
+    assert row["head"] == fitted.name
+    assert row["encoder"] == "tiny"
+    assert {f"{name}:{metric}" for name in ("animals", "noisy") for metric in heads.metrics.METRICS} <= set(row)
+    assert row["animals:top1"] > row["noisy:top1"]
+    assert "alpha" not in row
+
+
+def test_a_file_that_is_no_head_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"not a head")
+    for path in (tmp_path / "bad", tmp_path / "none"):
+        with pytest.raises(FeatcacheError, match="featcache fit"):
+            heads.load(path)

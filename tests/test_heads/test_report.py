@@ -1,0 +1,218 @@
+"""Tables, plots and the page of an evaluation."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from featcache.errors import HeadError
+from heads.report import markdown_table, plot_nll_against_alpha, plot_robustness, table_text, write_report
+from heads.report.layout import PLACES, expit, logit, percent_ticks, place_labels, spread
+from heads.report.rows import choose_datasets, datasets_of, mean_of, paths_of
+
+DATASETS = ("digits", "digits-noisy", "digits-rotated")
+
+
+def row(head, top1, nll, alpha=None):
+    values = {f"{d}:top1": v for d, v in zip(DATASETS, top1, strict=True)}
+    values |= {f"{d}:nll": v for d, v in zip(DATASETS, nll, strict=True)}
+    return {"head": head, "params": {"alpha": 3.0}, **values, **({} if alpha is None else {"alpha": alpha})}
+
+
+@pytest.fixture
+def rows():
+    zero, one = np.array([[0.8, 0.6, 0.5], [0.6, 1.0, 1.2]]), np.array([[0.95, 0.7, 0.55], [0.2, 0.9, 2.5]])
+    heads = [row("zero_shot", *zero), row("ridge", *one), row("knn", *(0.98 * one))]
+    return heads + [row("zero_shot+ridge", *((1 - a) * zero + a * one), float(a)) for a in (1.0, 0.0, 0.5)]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_markdown_table(rows):
+    header, _, *lines = markdown_table(rows[:3]).splitlines()
+    assert cells(header) == ["Accuracy, %", *DATASETS, "shifted mean", "drop"]
+    assert cells(lines[0]) == [r"zero\_shot", "80.0", "60.0", "50.0", "55.0", "25.0"]
+    assert cells(lines[1]) == ["ridge", "**95.0**", "**70.0**", "**55.0**", "**62.5**", "32.5"]
+
+
+def test_lower_nll_is_better_and_rises(rows):
+    header, _, *lines = markdown_table(rows[:2], metric="nll").splitlines()
+    assert cells(header)[0] == "NLL, nats"
+    assert cells(header)[-1] == "rise"
+    assert cells(lines[0])[1:] == ["0.600", "1.000", "**1.200**", "**1.100**", "0.500"]
+    assert cells(lines[1])[1:] == ["**0.200**", "**0.900**", "2.500", "1.700", "1.500"]
+
+
+def test_what_reads_equal_is_equally_good():
+    near = [{"head": "a", "x:top1": 0.90001}, {"head": "b", "x:top1": 0.9}, {"head": "c", "x:top1": 0.89}]
+    assert [cells(line)[1] for line in markdown_table(near).splitlines()[2:]] == ["**90.0**", "**90.0**", "89.0"]
+    assert "**" not in markdown_table(near[:1])
+
+
+def test_missing_values_are_dashes_and_have_no_mean(rows):
+    partial = {key: value for key, value in rows[1].items() if key != "digits-rotated:top1"}
+    broken = {**rows[2], "digits:top1": float("nan")}
+    lines = markdown_table([rows[0], partial, broken]).splitlines()[2:]
+    assert cells(lines[1])[1:] == ["**95.0**", "**70.0**", "–", "–", "–"]
+    assert cells(lines[2])[1] == "–"
+    assert cells(lines[2])[-1] == "–"
+
+
+def test_reference_and_choice_of_datasets(rows):
+    table = markdown_table(rows[:2], ["digits-noisy", "digits"], reference="digits-noisy")
+    assert cells(table.splitlines()[0]) == ["Accuracy, %", "digits-noisy", "digits", "shifted mean", "drop"]
+    assert cells(markdown_table(rows[:2], ["digits"]).splitlines()[0]) == ["Accuracy, %", "digits"]
+    assert choose_datasets(rows, None, "digits-noisy") == ("digits-noisy", ["digits", "digits-rotated"])
+
+
+def test_names_cannot_break_the_table():
+    table = markdown_table([{"head": "a|b*c_d", "x:top1": 0.5}])
+    assert r"| a\|b\*c\_d | 50.0 |" in table
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda rows: markdown_table(rows, metric="top2"), "expected one of top1"),
+        (lambda rows: markdown_table(rows, ["mnist"]), "no results on 'mnist'; the rows hold digits, "),
+        (lambda rows: markdown_table(rows, reference="mnist"), "no results on 'mnist'"),
+        (lambda rows: markdown_table([]), "0 rows without a key"),
+        (lambda rows: table_text(rows, metrics=("top1", "ece")), "ece"),
+        (lambda rows: plot_robustness(rows, "x.png", datasets=["digits"]), "two data sets or more"),
+        (lambda rows: plot_nll_against_alpha(rows[:3], "x.png"), "the rows hold none"),
+        (lambda rows: plot_nll_against_alpha(rows, "x.png", name="a+b"), r"'a\+b': the rows hold zero_shot\+ridge"),
+        (lambda rows: plot_nll_against_alpha(rows, "x.png", metric="ece"), "no 'ece' along"),
+    ],
+)
+def test_errors(rows, call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HeadError, match=message):
+        call(rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_table(rows):
+    lines = table_text(rows[:2]).splitlines()
+    assert lines[0].split() == ["zero_shot", "ridge"]
+    assert lines[1].split() == ["top1", "%", "nll", "top1", "%", "nll"]
+    assert lines[2].split() == ["digits", "80.0", "0.600", "95.0*", "0.200*"]
+    assert lines[5].split() == ["shifted", "mean", "55.0", "1.100*", "62.5*", "1.700"]
+    assert lines[6].split() == ["drop", "/", "rise", "25.0", "0.500", "32.5", "1.500"]
+    points = {tuple(match.start() for match in re.finditer(r"\.", line)) for line in lines[2:]}
+    assert len(points) == 1, "decimal points stand below each other"
+
+
+def test_text_table_is_broken_into_blocks(rows):
+    wide, narrow = table_text(rows, width=1000), table_text(rows, width=60)
+    assert "\n\n" not in wide
+    assert max(map(len, narrow.splitlines())) <= 60
+    blocks = narrow.split("\n\n")
+    assert len(blocks) > 2
+    assert all(len(block.splitlines()) == len(wide.splitlines()) for block in blocks)
+    assert sorted(re.findall(r"\d+\.\d+", wide)) == sorted(re.findall(r"\d+\.\d+", narrow))
+
+
+def test_hyper_parameters_are_no_interpolation(rows):
+    """Only a float `alpha` at the top level is an interpolation; WiSE-FT's rows also carry lists."""
+    listed = {**rows[1], "alpha": [0.0, 0.5]}
+    assert paths_of([listed, *rows[:3]]) == {}
+    assert [r["alpha"] for r in paths_of(rows)["zero_shot+ridge"]] == [0.0, 0.5, 1.0]
+
+
+def test_datasets_and_means(rows):
+    assert datasets_of(rows) == list(DATASETS)
+    assert mean_of(rows[0], DATASETS[1:], "top1") == pytest.approx(0.55)
+    assert mean_of(rows[0], [], "top1") is None
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_plots_are_written_and_reproducible(rows, tmp_path):
+    first = plot_robustness(rows, tmp_path / "new" / "a.png")
+    assert first == tmp_path / "new" / "a.png"
+    assert min(size_of(first)) > 600
+    assert first.read_bytes() == plot_robustness(rows, tmp_path / "b.png").read_bytes()
+    changed = [{**r, "digits:top1": r["digits:top1"] - 0.1} for r in rows]
+    assert first.read_bytes() != plot_robustness(changed, tmp_path / "c.png").read_bytes()
+    assert min(size_of(plot_nll_against_alpha(rows, tmp_path / "d.png"))) > 600
+    assert plot_robustness(rows, tmp_path / "e.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_plots_of_awkward_rows(tmp_path):
+    """Accuracies 0 and 1, a single point, equal points, a single alpha, NLL 0 and NLL over decades."""
+    odd = [row("a", (0.0, 1.0, 1.0), (0.0, 0.0, 0.0), 0.0), row("b", (1.0, 0.0, 0.0), (0.0, 50.0, 0.001), 1.0)]
+    same = [row(name, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)) for name in ("p", "q", "r")]
+    for number, chosen in enumerate((odd, same, same[:1], [*odd, *same])):
+        assert plot_robustness(chosen, tmp_path / f"{number}.png").stat().st_size > 5000
+    assert plot_nll_against_alpha(odd[:1], tmp_path / "one.png").exists()
+    wide = [row("h", (0.5, 0.5, 0.5), (0.01 * 9**a, 20.0, 1e-4), a) for a in (0.0, 0.5, 1.0)]
+    assert plot_nll_against_alpha(wide, tmp_path / "wide.png").exists()
+
+
+def test_report(rows, tmp_path):
+    page, *plots = write_report(rows, tmp_path / "out", title="Digits", notes="On two cores.")
+    text = page.read_text(encoding="utf-8")
+    assert page.name == "report.md"
+    assert text.startswith("# Digits\n\nOn two cores.\n")
+    assert [p.name for p in plots] == ["accuracy.png", "nll-1.png"]
+    for plot in plots:
+        assert f"]({plot.name})" in text
+        assert plot.exists()
+    assert text.count("| Accuracy, % |") == 2  # heads, and the interpolation
+    assert "α=0.5" in text
+
+
+def test_report_without_shift_or_interpolation(rows, tmp_path):
+    assert write_report(rows[:2], tmp_path, datasets=["digits"]) == [tmp_path / "report.md"]
+    assert "shifted mean" not in (tmp_path / "report.md").read_text()
+
+
+def test_report_keeps_its_reference_in_every_table(rows, tmp_path):
+    page, *_ = write_report(rows, tmp_path, reference="digits-rotated")
+    headers = [line for line in page.read_text().splitlines() if line.startswith(("| Acc", "| NLL"))]
+    assert {cells(header)[1] for header in headers} == {"digits-rotated"}
+    assert len(headers) == 4
+
+
+def test_logit_scale():
+    p = np.array([0.001, 0.5, 0.9, 0.999])
+    assert np.allclose(expit(logit(p)), p)
+    assert np.isfinite(logit([0.0, 1.0])).all()
+    assert percent_ticks(0.5, 0.99, most=4) == [0.5, 0.7, 0.9, 0.97]
+    assert percent_ticks(0.501, 0.502) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.05))
+def test_spread_keeps_order_and_distance(heights, gap):
+    placed = spread(heights, gap, 1.0)
+    for (a, x), (b, y) in itertools.combinations(zip(heights, placed, strict=True), 2):
+        assert abs(x - y) >= gap - 1e-9
+        assert a == b or (a < b) == (x < y)
+    assert max(placed) <= 1 + 1e-9
+    assert spread([0.2, 0.9], 0.05, 1.0) == [0.2, 0.9]
+
+
+def test_labels_keep_clear_of_each_other():
+    anchors = [(200.0, 200.0 + 3 * k) for k in range(8)]
+    chosen = place_labels(anchors, [(60.0, 12.0)] * 8, [], (0.0, 0.0, 400.0, 400.0), 1.0)
+    assert len(set(chosen)) == len(chosen)
+    boxes = []
+    for (x, y), place in zip(anchors, chosen, strict=True):
+        dx, dy, side = PLACES[place]
+        left = x + dx + {1: 0, 0: -30, -1: -60}[side]
+        boxes.append((left, y + dy - 6, left + 60, y + dy + 6))
+    for a, b in itertools.combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_labels_stay_inside_the_frame():
+    assert PLACES[place_labels([(390.0, 200.0)], [(60.0, 12.0)], [], (0.0, 0.0, 400.0, 400.0), 1.0)[0]][2] == -1
