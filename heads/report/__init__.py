@@ -1,0 +1,7 @@
+"""Reports of an evaluation: tables for the terminal and in Markdown, plots, and all of it as one page."""
+
+from heads.report.page import write_report
+from heads.report.plots import plot_nll_against_alpha, plot_robustness
+from heads.report.tables import markdown_table, table_text
+
+__all__ = ["markdown_table", "plot_nll_against_alpha", "plot_robustness", "table_text", "write_report"]

@@ -1,0 +1,165 @@
+"""Results rows, read: one dict a head, with keys ``"<data set>:<metric>"`` and a float `alpha` for interpolations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import HeadError
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Point",
+    "Row",
+    "alpha_of",
+    "choose_datasets",
+    "curve_of",
+    "datasets_of",
+    "format_value",
+    "label_of",
+    "mean_of",
+    "metric_of",
+    "name_of",
+    "paths_of",
+    "point_of",
+    "value_of",
+]
+
+Row: TypeAlias = Mapping[str, Any]
+Point: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: title, unit, factor onto the unit, digits, and which way is better."""
+
+    title: str
+    unit: str
+    factor: float
+    digits: int
+    higher_is_better: bool
+
+
+METRICS: dict[str, Metric] = {
+    "top1": Metric("Accuracy", "%", 100, 1, True),
+    "top5": Metric("Top-5 accuracy", "%", 100, 1, True),
+    "mean_per_class_recall": Metric("Mean per-class recall", "%", 100, 1, True),
+    "nll": Metric("NLL", "nats", 1, 3, False),
+    "nll_capped": Metric("NLL, capped", "nats", 1, 3, False),
+    "ece": Metric("Calibration error", "%", 100, 1, False),
+}
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of a row's key; HeadError lists the known ones."""
+    if name not in METRICS:
+        raise HeadError(f"metric {name!r}: expected one of {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def datasets_of(rows: Sequence[Row], metric: str = "top1") -> list[str]:
+    """Data sets with this metric, in order of appearance.
+
+    Examples
+    --------
+    >>> datasets_of([{"head": "ridge", "digits:top1": 0.9, "digits:nll": 0.3, "digits-noisy:top1": 0.7}])
+    ['digits', 'digits-noisy']
+    """
+    keys = (key for row in rows for key in row if key.endswith(f":{metric}"))
+    return list(dict.fromkeys(key.removesuffix(f":{metric}") for key in keys))
+
+
+def choose_datasets(
+    rows: Sequence[Row], datasets: Sequence[str] | None, reference: str | None, metric: str = "top1"
+) -> tuple[str, list[str]]:
+    """The in-distribution data set and the shifted ones.
+
+    Parameters
+    ----------
+    rows : sequence of rows
+    datasets : sequence of str, optional
+        Those to show, in order; default: all.
+    reference : str, optional
+        The in-distribution data set; default: the first of them.
+    metric : str
+        Whose keys tell what data sets there are.
+
+    Raises
+    ------
+    HeadError
+        Where the rows hold no such data set.
+    """
+    known = datasets_of(rows, metric)
+    if not known:
+        raise HeadError(f"{len(rows)} rows without a key '<data set>:{metric}'; evaluate a head first")
+    chosen = list(dict.fromkeys(datasets or known))
+    first = reference or chosen[0]
+    unknown = [name for name in dict.fromkeys([first, *chosen]) if name not in known]
+    if unknown:
+        raise HeadError(f"no {metric} on {', '.join(map(repr, unknown))}; the rows hold {', '.join(known)}")
+    return first, [name for name in chosen if name != first]
+
+
+def value_of(row: Row, dataset: str, metric: str) -> float | None:
+    """A head's value on a data set, None where it was not evaluated or is not finite."""
+    value = row.get(f"{dataset}:{metric}")
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def mean_of(row: Row, datasets: Sequence[str], metric: str) -> float | None:
+    """Unweighted mean over data sets, None where one is missing: means over different sets do not compare."""
+    values = [value for name in datasets if (value := value_of(row, name, metric)) is not None]
+    return sum(values) / len(values) if values and len(values) == len(datasets) else None
+
+
+def point_of(row: Row, first: str, shifted: Sequence[str], metric: str) -> Point | None:
+    """A head's value in-distribution and its mean over the shifted data sets, None where one is missing."""
+    x, y = value_of(row, first, metric), mean_of(row, shifted, metric)
+    return None if x is None or y is None else (x, y)
+
+
+def curve_of(path: Sequence[Row], dataset: str, metric: str, factor: float = 1.0) -> npt.NDArray[np.float64]:
+    """(alphas, 2) of alpha and value times `factor`, of the rows that were evaluated on the data set."""
+    pairs = [(alpha_of(row) or 0.0, value_of(row, dataset, metric)) for row in path]
+    return np.array([(alpha, value * factor) for alpha, value in pairs if value is not None])
+
+
+def format_value(value: float | None, metric: Metric) -> str:
+    """A value in the metric's unit, or a dash."""
+    return "–" if value is None else f"{value * metric.factor:.{metric.digits}f}"
+
+
+def name_of(row: Row) -> str:
+    """What a row calls its head."""
+    return str(row.get("head") or row.get("name") or "head")
+
+
+def alpha_of(row: Row) -> float | None:
+    """The interpolation coefficient of a row, None for a head that is no interpolation."""
+    alpha = row.get("alpha")
+    return alpha if isinstance(alpha, float) else None
+
+
+def label_of(row: Row) -> str:
+    """Name of a head, with its interpolation coefficient.
+
+    Examples
+    --------
+    >>> label_of({"head": "zero_shot+ridge", "alpha": 0.5})
+    'zero_shot+ridge α=0.5'
+    """
+    alpha = alpha_of(row)
+    return name_of(row) if alpha is None else f"{name_of(row)} α={alpha:g}"
+
+
+def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Interpolation rows by name, each path in ascending alpha."""
+    paths: dict[str, list[Row]] = {}
+    for row in rows:
+        if alpha_of(row) is not None:
+            paths.setdefault(name_of(row), []).append(row)
+    return {name: sorted(path, key=lambda row: alpha_of(row) or 0.0) for name, path in paths.items()}

@@ -1,0 +1,190 @@
+"""Results as tables: plain text for the terminal, Markdown for a report."""
+
+from collections.abc import Sequence
+
+from heads.report.rows import (
+    Metric,
+    Row,
+    choose_datasets,
+    format_value,
+    label_of,
+    mean_of,
+    metric_of,
+    value_of,
+)
+
+__all__ = ["markdown_table", "table_text"]
+
+MEAN = "shifted mean"
+GAP = "    "
+
+
+def markdown_table(
+    rows: Sequence[Row], datasets: Sequence[str] | None = None, *, metric: str = "top1", reference: str | None = None
+) -> str:
+    r"""One metric as a Markdown table: a line a head, a column a data set, the best of each column bold.
+
+    Two more columns where there are shifted data sets: their mean, and the change from the in-distribution data set
+    to it (for accuracies the drop).
+
+    Parameters
+    ----------
+    rows : sequence of rows
+        One a head, with keys such as ``"digits:top1"``.
+    datasets : sequence of str, optional
+        Columns in order; default: all in the rows.
+    metric : str
+        ``top1``, ``nll``, ...
+    reference : str, optional
+        The in-distribution data set; default: the first.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    HeadError
+        Where the metric or a data set is unknown.
+
+    Examples
+    --------
+    >>> rows = [{"head": "zero_shot", "a:top1": 0.8, "b:top1": 0.7}, {"head": "ridge", "a:top1": 0.9, "b:top1": 0.5}]
+    >>> print(markdown_table(rows))
+    | Accuracy, % | a | b | shifted mean | drop |
+    |:---|---:|---:|---:|---:|
+    | zero\_shot | 80.0 | **70.0** | **70.0** | 10.0 |
+    | ridge | **90.0** | 50.0 | 50.0 | 40.0 |
+    """
+    shown = metric_of(metric)
+    first, shifted = choose_datasets(rows, datasets, reference, metric)
+    columns = _columns(rows, first, shifted, metric)
+    cells = {title: _marked(values, shown, title, best="**{}**") for title, values in columns.items()}
+    lines = [
+        _markdown_line([f"{shown.title}, {shown.unit}", *map(_escaped, columns)]),
+        "|:---|" + "---:|" * len(columns),
+    ]
+    for i, row in enumerate(rows):
+        lines.append(_markdown_line([_escaped(label_of(row)), *(column[i] for column in cells.values())]))
+    return "\n".join(lines)
+
+
+def table_text(
+    rows: Sequence[Row],
+    datasets: Sequence[str] | None = None,
+    metrics: Sequence[str] = ("top1", "nll"),
+    *,
+    reference: str | None = None,
+    width: int = 110,
+) -> str:
+    """All metrics as plain text: a line a data set, a group of columns a head, ``*`` at the best head of each line.
+
+    Heads that do not fit into `width` characters go into further blocks.
+
+    Parameters
+    ----------
+    rows, datasets, reference
+        As in `markdown_table`.
+    metrics : sequence of str
+        Columns of each head.
+    width : int
+        Characters a line.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    HeadError
+        Where a metric or data set is unknown.
+
+    Examples
+    --------
+    >>> row = {"a:top1": 0.8, "b:top1": 0.7, "a:nll": 0.5, "b:nll": 0.9}
+    >>> print(table_text([{"head": "zero_shot", **row}, {"head": "ridge", **row, "a:top1": 0.9}]))
+                         zero_shot              ridge
+                    top1 %     nll     top1 %     nll
+    a                 80.0   0.500*      90.0*  0.500*
+    b                 70.0*  0.900*      70.0*  0.900*
+    shifted mean      70.0*  0.900*      70.0*  0.900*
+    drop / rise       10.0   0.400       20.0   0.400
+    """
+    first, shifted = choose_datasets(rows, datasets, reference, metrics[0])
+    for metric in metrics[1:]:
+        choose_datasets(rows, [first, *shifted], first, metric)
+    titles = [first, *shifted, *([MEAN, "drop / rise"] if shifted else [])]
+    subheads = [f"{m} % " if metric_of(m).unit == "%" else f"{m} " for m in metrics]
+    by_metric = [
+        [_marked(values, metric_of(m), title, best="{}*", other="{} ") for title, values in columns.items()]
+        for m in metrics
+        for columns in [_columns(rows, first, shifted, m)]
+    ]
+    groups = [
+        _aligned(label_of(row), [subheads, *([line[i] for line in lines] for lines in zip(*by_metric, strict=True))])
+        for i, row in enumerate(rows)
+    ]
+    margin = max(map(len, titles))
+    blocks = _fitting(groups, width - margin)
+    return "\n\n".join(_joined(["", "", *titles], margin, block) for block in blocks)
+
+
+def _columns(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str) -> dict[str, list[float | None]]:
+    """Values of all heads by data set, then the mean over the shifted ones and the change to it."""
+    columns = {name: [value_of(row, name, metric) for row in rows] for name in (first, *shifted)}
+    if shifted:
+        columns[MEAN] = [mean_of(row, shifted, metric) for row in rows]
+        sign = -1 if metric_of(metric).higher_is_better else 1
+        columns["drop" if sign < 0 else "rise"] = [
+            None if mean is None or start is None else sign * (mean - start)
+            for mean, start in zip(columns[MEAN], columns[first], strict=True)
+        ]
+    return columns
+
+
+def _marked(values: Sequence[float | None], metric: Metric, title: str, *, best: str, other: str = "{}") -> list[str]:
+    """Values as text, in the form `best` for the best ones; equal as shown is equally good.
+
+    The best drop is not marked: a head that is bad everywhere has the smallest.
+    """
+    texts = [format_value(value, metric) for value in values]
+    known = [value for value in values if value is not None]
+    if not known or len(values) < 2 or title in ("drop", "rise"):
+        return [other.format(text) for text in texts]
+    winner = format_value(max(known) if metric.higher_is_better else min(known), metric)
+    return [(best if text == winner else other).format(text) for text in texts]
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|").replace("_", r"\_").replace("*", r"\*")
+
+
+def _aligned(name: str, lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of one head, all of one width: its name, then its cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    body = ["  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) for cells in lines]
+    width = max(len(name) + 1, len(body[0]))
+    return [f"{name} ".rjust(width), *(line.rjust(width) for line in body)]
+
+
+def _fitting(groups: Sequence[list[str]], width: int) -> list[list[list[str]]]:
+    """Groups dealt into blocks of at most `width` characters, at least one group a block."""
+    blocks: list[list[list[str]]] = [[]]
+    used = 0
+    for group in groups:
+        needed = len(group[0]) + len(GAP)
+        if blocks[-1] and used + needed > width:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(group)
+        used += needed
+    return blocks
+
+
+def _joined(titles: Sequence[str], margin: int, groups: Sequence[list[str]]) -> str:
+    lines = zip(titles, *groups, strict=True)
+    return "\n".join(GAP.join((title.ljust(margin), *cells)).rstrip() for title, *cells in lines)
