@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,22 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import NumpyDataset, NumpyEncoder
 
 from featcache import EncodeOptions, encode_dataset
 from featcache.store import atomic, verify
-from fakes import NumpyDataset, NumpyEncoder
 
-ROWS, CHUNK_ROWS = 36, 4  # nine chunks
+CHUNKS, CHUNK_ROWS = 8, 4
+ROWS = CHUNKS * CHUNK_ROWS - 1  # the last chunk is short
+PATHS = os.pathsep.join(str(folder) for folder in (Path(__file__).parent, Path(__file__).parent.parent))
 NOT_DATA = {"provenance.json"}  # says when and by whom; everything else is bit-identical
 
 
 def encode_fake(root: Path) -> Path:
-    options = EncodeOptions(chunk_rows=CHUNK_ROWS, batch_size=3, workers=1)
-    return encode_dataset(NumpyDataset(ROWS, broken=[5]), NumpyEncoder(), root=root, options=_allow(options)).store.path
-
-
-def _allow(options: EncodeOptions) -> EncodeOptions:
-    return EncodeOptions(**{**options.__dict__, "max_bad": 1})
+    options = EncodeOptions(chunk_rows=CHUNK_ROWS, batch_size=3, workers=1, max_bad=1)
+    return encode_dataset(NumpyDataset(ROWS, broken=[5]), NumpyEncoder(), root=root, options=options).store.path
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -67,19 +66,30 @@ def run_and_die_after(step: int, root: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_stop_after_every_single_step_is_recovered_bit_by_bit(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    total = count_steps(tmp_path / "count")
-    assert total > 9 * 5 * 6  # chunks x (arrays + marker) x steps of a put
+def stop_after_every_step(root: Path) -> None:
+    """The whole sweep; run in an interpreter of its own, because forking a test runner is slow."""
+    undisturbed = contents(encode_fake(root / "whole"))
+    total = count_steps(root / "count")
+    assert total > CHUNKS * 5 * 6  # chunks x (arrays + marker) x steps of a put
     for step in range(1, total + 1):
-        root = tmp_path / f"step{step}"
-        assert run_and_die_after(step, root) == 9
-        assert contents(encode_fake(root)) == undisturbed, f"differs after a stop at step {step} of {total}"
+        folder = root / f"step{step}"
+        assert run_and_die_after(step, folder) == 9
+        assert contents(encode_fake(folder)) == undisturbed, f"differs after a stop at step {step} of {total}"
+        shutil.rmtree(folder)
+    print(f"{total} steps")
+
+
+def test_a_stop_after_every_single_step_is_recovered_bit_by_bit(memory: Path) -> None:
+    command = [sys.executable, __file__, str(memory)]
+    sweep = subprocess.run(command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True)
+    assert sweep.returncode == 0, sweep.stderr
+    assert int(sweep.stdout.split()[0]) > 300
 
 
 SLOW_ENCODE = """
 import sys, time
+from collections.abc import Iterator
 from pathlib import Path
-sys.path[:0] = {paths!r}
 from featcache.store import atomic
 from test_store_faults import encode_fake
 atomic.after_step = lambda step: time.sleep(0.002)
@@ -89,12 +99,13 @@ encode_fake(Path(sys.argv[1]))
 
 
 def test_five_kills_at_random_are_recovered_bit_by_bit(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    here = Path(__file__).parent
-    script = SLOW_ENCODE.format(paths=[str(here), str(here.parent)])
     chance = random.Random(7)
+    environment = os.environ | {"PYTHONPATH": PATHS}
     killed = 0
     for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW_ENCODE, str(tmp_path)], stdout=subprocess.PIPE, env=environment
+        )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(chance.uniform(0.02, 0.3))
@@ -105,3 +116,7 @@ def test_five_kills_at_random_are_recovered_bit_by_bit(tmp_path: Path, undisturb
     store = encode_fake(tmp_path)
     assert contents(store) == undisturbed
     assert verify(store, deep=True).ok
+
+
+if __name__ == "__main__":
+    stop_after_every_step(Path(sys.argv[1]))
