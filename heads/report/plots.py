@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["plot_nll_against_alpha", "plot_robustness"]
 
 Floats = npt.NDArray[np.float64]
-Label = tuple[Point, str, str]
-"""Where, what, and in which colour."""
+Label = tuple[Point, str, str]  # where, what, in which colour
 
+# Okabe and Ito's palette, told apart with every kind of colour vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#666666")
-"""Okabe and Ito's palette, told apart with every kind of colour vision."""
 INK = "#222222"
 
 
@@ -201,7 +200,7 @@ def _logit_axes(axes: Axes, points: Sequence[Point]) -> None:
 
     axes.set_xscale("function", functions=(logit, expit))
     axes.set_yscale("function", functions=(logit, expit))
-    limits = []
+    lows, highs = [], []
     for axis, values in zip((axes.xaxis, axes.yaxis), zip(*points, strict=True), strict=True):
         z = logit(values)
         room = max(0.18 * float(np.ptp(z)), 0.25)
@@ -209,10 +208,11 @@ def _logit_axes(axes: Axes, points: Sequence[Point]) -> None:
         axis.set_major_locator(FixedLocator(percent_ticks(low, high)))
         axis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g}"))
         axis.set_minor_locator(NullLocator())
-        limits.append((low, high))
-    axes.set_xlim(limits[0])
-    axes.set_ylim(limits[1])
-    if max(limits)[0] < min(limits, key=max)[1]:  # the diagonal crosses the frame
+        lows.append(low)
+        highs.append(high)
+    axes.set_xlim(lows[0], highs[0])
+    axes.set_ylim(lows[1], highs[1])
+    if max(lows) < min(highs):  # the diagonal crosses the frame
         line = expit(np.linspace(-7, 7, 200))
         axes.plot(line, line, "--", color="#999999", linewidth=1, label="no drop", scalex=False, scaley=False)
 
@@ -229,9 +229,8 @@ def _draw_paths(axes: Axes, rows: Sequence[Row], points: Sequence[Point]) -> lis
         for row in path:
             alpha, point = alpha_of(row), where[id(row)]
             if alpha in (0.0, 1.0):
-                axes.plot(
-                    *point, "*" if alpha == 0 else "D", color=colour, markersize=13 if alpha == 0 else 8, zorder=3
-                )
+                marker, size = ("*", 13) if alpha == 0 else ("D", 8)
+                axes.plot(*point, marker, color=colour, markersize=size, zorder=3)
                 near = [head for end, head in heads.items() if np.allclose(end, point, rtol=0, atol=1e-6)]
                 labels.append((point, f"{near[0]} (α = {alpha:g})" if near else f"α = {alpha:g}", colour))
             elif alpha == 0.5:
@@ -264,12 +263,12 @@ def _place_labels(figure: Figure, axes: Axes, labels: Sequence[Label], points: S
     figure.draw_without_rendering()  # settles the layout, so that sizes in pixels are known
     extents = [Text.get_window_extent(note) for note in notes]  # without the line to the point
     scale = figure.dpi / 72
-    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in _pixels(axes, points)]
+    centres = axes.transData.transform(np.array(points))
+    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in centres]
     legend = axes.get_legend()
-    if legend is not None:
-        taken.append(legend.get_window_extent().extents)
+    taken += [legend.get_window_extent().extents] if legend is not None else []
     places = place_labels(
-        _pixels(axes, [point for point, _, _ in labels]),
+        [tuple(axes.transData.transform(point)) for point, _, _ in labels],
         [(box.width, box.height) for box in extents],
         taken,
         axes.get_window_extent().extents,
@@ -278,10 +277,6 @@ def _place_labels(figure: Figure, axes: Axes, labels: Sequence[Label], points: S
     for note, place in zip(notes, places, strict=True):
         dx, dy, side = PLACES[place]
         note.set(position=(dx, dy), horizontalalignment={1: "left", 0: "center", -1: "right"}[side])
-
-
-def _pixels(axes: Axes, points: Sequence[Point]) -> list[Point]:
-    return [(float(x), float(y)) for x, y in axes.transData.transform(np.array(points))]
 
 
 def _log_scale(axes: Axes, values: Floats) -> None:
@@ -297,7 +292,7 @@ def _log_scale(axes: Axes, values: Floats) -> None:
 
 def _label_ends(figure: Figure, axes: Axes, curves: dict[str, Floats]) -> None:
     """Name each line at its right end, pushed apart where ends lie close."""
-    figure.draw_without_rendering()
+    figure.draw_without_rendering()  # settles the layout
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [float(to_axes.transform(curve[-1])[1]) for curve in curves.values()]
     for k, (name, height) in enumerate(zip(curves, spread(heights, 0.05, 1.0), strict=True)):
