@@ -203,9 +203,11 @@ class _TextJob:
 
 def class_means(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """``cls`` (C, D) of ``raw`` (C, T, D): mean over the prompts of each class (NaN ones left out), normalised."""
-    return normalise(np.nanmean(raw, axis=1, dtype=np.float64).astype(np.float32))[0]
+    mean: npt.NDArray[np.float64] = np.nanmean(raw, axis=1, dtype=np.float64)
+    return normalise(mean.astype(np.float32))[0]
 
 
 def context_means(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """``ctx`` (T, D) of ``raw`` (C, T, D): mean over the classes, normalised."""
-    return normalise(raw.mean(axis=0, dtype=np.float64).astype(np.float32))[0]
+    mean: npt.NDArray[np.float64] = np.mean(raw, axis=0, dtype=np.float64)
+    return normalise(mean.astype(np.float32))[0]

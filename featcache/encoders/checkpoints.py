@@ -6,6 +6,7 @@ by tag, by one of OpenAI's files (known by digest), or by another archive in Ope
 """
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Container
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from featcache.errors import ActivationMismatchError, EncoderError
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+NOT_WEIGHTS = {*OPENAI_EXTRAS, "attn_mask"}  # the causal mask is computed, some archives carry it
 SUFFIX = "-quickgelu"
 
 
@@ -79,11 +81,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def _torchscript_state(path: Path) -> dict[str, torch.Tensor]:
-    return dict(
-        torch.jit.load(  # type: ignore[no-untyped-call]
-            str(path), map_location="cpu"
-        ).state_dict()
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch wants archives gone; OpenAI's files remain
+        archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    return dict(archive.state_dict())
 
 
 def load_torchscript(model: torch.nn.Module, path: Path) -> None:
@@ -94,7 +95,7 @@ def load_torchscript(model: torch.nn.Module, path: Path) -> None:
     EncoderError
         The tensors do not fit the architecture.
     """
-    state = {name: tensor for name, tensor in _torchscript_state(path).items() if name not in OPENAI_EXTRAS}
+    state = {name: tensor for name, tensor in _torchscript_state(path).items() if name not in NOT_WEIGHTS}
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

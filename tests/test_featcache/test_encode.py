@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from fakes import CLASSES, NumpyDataset, NumpyEncoder, projected
+
 from featcache import EncodeOptions, encode_dataset, open_store
 from featcache.errors import (
     ContentChangedError,
