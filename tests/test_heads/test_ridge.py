@@ -28,7 +28,7 @@ def test_chooses_the_alpha_and_weights_of_ridge_cv(draw: Any, fit_intercept: boo
     np.testing.assert_allclose(head.coef_, model.coef_, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(head.cv_errors_.min(), -model.best_score_, rtol=1e-9)
     weights, intercepts = head.path()
-    best = int(np.flatnonzero(ALPHAS == head.alpha_)[0])
+    best = int(np.flatnonzero(head.alpha_ == ALPHAS)[0])
     np.testing.assert_allclose(weights[best], head.coef_, atol=1e-12)
     assert weights.shape == (13, 10, 64)
     assert intercepts.shape == (13, 10)
@@ -65,7 +65,7 @@ def test_selection_split_decides_alpha_and_temperature(images: Any) -> None:
 
 
 def test_temperature_turns_scores_into_calibrated_logits(images: Any) -> None:
-    """Raw ridge scores taken as logits are nearly uniform; with the temperature the NLL is that of a good classifier."""
+    """Raw ridge scores taken as logits are nearly uniform; divided by the temperature they are good probabilities."""
     head, test = Ridge().fit(images(n=400, noise=0.35)), images(n=2000, seed=4, noise=0.35)
     X, y = test.numpy(np.float64)
     raw = head.scores(X)
