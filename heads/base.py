@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,6 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from featcache.version import __version__
 from heads.checks import split_id
 from heads.linear import LinearHead
 from heads.samples import Samples, as_samples, feature_blocks, is_store
@@ -57,7 +57,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         check_is_fitted(self, "coef_")
         if is_store(X):
             self.check(X)
-        parts = []
+        parts: list[NDArray[np.float64]] = []
+        done = 0
         for features in feature_blocks(X):
             if features.shape[1] != self.n_features_in_:
                 raise HeadError(
@@ -66,8 +67,9 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
                 )
             wide = features.astype(np.float64)
             if not np.isfinite(wide).all():
-                bad = (np.flatnonzero(~np.isfinite(wide).all(axis=1))[:10] + sum(map(len, parts))).tolist()
+                bad = (np.flatnonzero(~np.isfinite(wide).all(axis=1))[:10] + done).tolist()
                 raise HeadError(f"features hold NaN or infinity (inf), for instance in rows {bad}; drop these rows")
+            done += len(wide)
             parts.append(wide @ self.coef_.T + self.intercept_)
         return np.concatenate(parts)
 
@@ -115,14 +117,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             "classnames": list(self.classnames_),
             "fitted_on": [] if fitted is None else [split_id(fitted)],
             "chosen_on": [] if chosen is None else [split_id(chosen)],
-            "featcache": _version(),
+            "featcache": __version__,
             **identity,
         }
-
-
-def _version() -> str:
-    """Version of the installed distribution; "unknown" when run from a bare source tree."""
-    try:
-        return version("featcache")
-    except PackageNotFoundError:
-        return "unknown"
