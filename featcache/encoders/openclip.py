@@ -161,7 +161,7 @@ class OpenClipEncoder:
         resized in float32 (bicubic with antialiasing; overshoot is kept) and never rounded.
         """
         if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
-            tensor = torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32)).permute(2, 0, 1)
+            tensor = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
             return np.ascontiguousarray(self._geometry(tensor).permute(1, 2, 0).numpy())
         image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else to_rgb(picture)
         return np.asarray(self._geometry(image))

@@ -4,7 +4,7 @@
 where and `writer` for the protocol that survives a kill at any moment.
 """
 
-from featcache.store.catalogue import Entry, find_store, list_stores
+from featcache.store.catalogue import Entry, find_path, find_store, list_stores
 from featcache.store.key import content_key, resolve_root
 from featcache.store.manifest import BadRow, Manifest, read_manifest
 from featcache.store.stores import ImageStore, TextStore, open_image_store, open_store, open_text_store
@@ -21,6 +21,7 @@ __all__ = [
     "TextStore",
     "check_deep",
     "content_key",
+    "find_path",
     "find_store",
     "list_stores",
     "open_image_store",

@@ -77,7 +77,12 @@ def _key(path: Path) -> str:
 
 
 def find_store(reference: str | Path, root: Path) -> ImageStore | TextStore:
-    """Open a store by its folder, its key (or the beginning of one), or its short name.
+    """Open the store that `find_path` finds."""
+    return open_store(find_path(reference, root))
+
+
+def find_path(reference: str | Path, root: Path) -> Path:
+    """Folder of a store, by its folder, its key (or the beginning of one), or its short name.
 
     Parameters
     ----------
@@ -93,12 +98,12 @@ def find_store(reference: str | Path, root: Path) -> ImageStore | TextStore:
         None or several match; the message lists them.
     """
     if Path(reference).is_dir():
-        return open_store(reference)
+        return Path(reference)
     wanted = str(reference)
     entries = list_stores(root)
     matches = [entry for entry in entries if _matches(entry, wanted)]
     if len(matches) == 1:
-        return open_store(matches[0].path)
+        return matches[0].path
     if matches:
         shown = "\n".join(f"  {entry.path}  {entry.reference}" for entry in matches)
         raise StoreNotFoundError(f"{wanted}: {len(matches)} stores match; name one by its folder:\n{shown}")

@@ -1,0 +1,44 @@
+# Everything a developer does, each target with its own set-up. A fresh machine needs python3 (>= 3.11), make and gcc.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint nightly bench gpu gpu-bench tiny clean
+
+demo: $(READY)  ## the main job on the embedded model, with its report in demo/
+	$(BIN)/featcache demo
+
+test: $(READY) lint  ## linters, types, layers, all tests but the nightly ones
+	$(BIN)/python -m pytest -m "not nightly and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+nightly: $(READY)  ## the long checks too
+	$(BIN)/python -m pytest -m "not gpu"
+
+bench: $(READY)  ## every benchmark at full size, results into benchmarks/results
+	$(BIN)/python -m benchmarks.bench_store --out benchmarks/results/store.json
+	$(BIN)/python -m benchmarks.bench_encode --out benchmarks/results/encode.json
+	$(BIN)/python -m benchmarks.bench_ridge --out benchmarks/results/ridge.json
+
+gpu: $(READY)  ## everything marked gpu
+	$(BIN)/python -m pytest -m gpu
+
+gpu-bench: $(READY)
+	$(BIN)/python -m benchmarks.bench_encode --device cuda --out benchmarks/results/encode-gpu.json
+
+tiny: $(READY)  ## train the embedded model again (about half an hour on two cores, wants Debian's fonts)
+	$(BIN)/python -m tools.train_tiny --seed 0 --out featcache/encoders/tiny
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,8 @@
+"""``python -m featcache``."""
+
+import sys
+
+from featcache.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

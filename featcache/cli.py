@@ -1,0 +1,79 @@
+"""The command line: a static table of verbs, each imported only when it is used.
+
+A verb is a function ``verb(args) -> exit code`` with ``verb_arguments(parser)`` beside it. Exit codes are those of
+`featcache.errors`: 0 done, 1 unexpected, 2 bad input, 3 store missing or unfinished, 4 damaged, 5 mismatch refused,
+130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from featcache.errors import FeatcacheError
+from featcache.version import __version__
+
+VERBS: dict[str, tuple[str, str]] = {
+    "encode": ("featcache.commands:encode", "encode splits of a data set into image stores"),
+    "text": ("featcache.commands:text", "embed class names x templates, or a prompt file, into a text store"),
+    "list": ("featcache.commands:list_", "list the stores"),
+    "info": ("featcache.commands:info", "show what a store holds and where it comes from"),
+    "verify": ("featcache.commands:verify", "check a store against its checksums"),
+    "fit": ("heads.cli:fit", "fit a head from stores"),
+    "evaluate": ("heads.cli:evaluate", "judge heads on stores"),
+    "demo": ("heads.demo:demo", "the whole road on the embedded model and handwritten digits"),
+    "wise": ("ft.cli:wise", "interpolate the weights of two models (WiSE-FT)"),
+}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; errors become one message and an exit code, never a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in VERBS:
+        return _front_door(arguments)
+    verb = arguments[0]
+    place, summary = VERBS[verb]
+    module, _, name = place.partition(":")
+    parser = argparse.ArgumentParser(prog=f"featcache {verb}", description=summary)
+    loaded = import_module(module)
+    getattr(loaded, f"{name}_arguments")(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON value on stdout instead of text")
+    args = parser.parse_args(arguments[1:])
+    try:
+        return int(getattr(loaded, name)(args))
+    except FeatcacheError as error:
+        return _report(error, error.exit_code, args.json)
+    except KeyboardInterrupt:
+        message = "interrupted: finished chunks are kept; run the same command again to resume"
+        return _report(KeyboardInterrupt(message), INTERRUPTED, args.json)
+    except OSError as error:
+        return _report(error, 2, args.json)
+
+
+def _front_door(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in ("--version", "-V"):
+        print(f"featcache {__version__}")
+        return 0
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items())
+    text = (
+        "usage: featcache VERB ...\n\nEncode images and texts once; fit and judge heads from the stored features.\n\n"
+        f"verbs:\n{verbs}\n\n`featcache VERB --help` says more; `featcache demo` shows the whole road.\n"
+    )
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(text, end="")
+        return 0 if arguments else 2
+    print(f"featcache: unknown verb {arguments[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+    return 2
+
+
+def _report(error: BaseException, code: int, as_json: bool) -> int:
+    if as_json:
+        record: dict[str, Any] = {"error": type(error).__name__, "message": str(error), "exit_code": code}
+        print(json.dumps(record), file=sys.stderr)
+    else:
+        print(f"featcache: {type(error).__name__}: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,165 @@
+"""The verbs of heads: fit, evaluate."""
+
+import argparse
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featcache.commands import root_argument, show
+from featcache.errors import HeadError
+from featcache.prompts import load_classnames, load_subset, subset_names
+from featcache.store import ImageStore, check_deep, find_store, resolve_root
+from heads import HEADS, LinearHead, append_rows, choose, interpolate, load, save, subset_by_name
+from heads import evaluate as evaluate_heads
+from heads.report import table_text, write_report
+
+RESULTS = "results.jsonl"
+
+
+def fit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache fit``."""
+    parser.add_argument("head", metavar="HEAD", choices=sorted(HEADS), help=f"one of {', '.join(sorted(HEADS))}")
+    parser.add_argument(
+        "stores", metavar="STORE", nargs="+", help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where the head goes (safetensors)")
+    parser.add_argument("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the head, its value in JSON: --set alphas=[0.1,1,10]",
+    )
+    _store_arguments(parser)
+
+
+def _store_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums first")
+    root_argument(parser)
+
+
+def fit(args: argparse.Namespace) -> int:
+    """``featcache fit HEAD STORE -o FILE``."""
+    kind = HEADS[args.head]
+    head = kind(**_parameters(kind, args.set))
+    stores = [_open(reference, args) for reference in args.stores]
+    extra = {}
+    if args.select:
+        if "selection" not in inspect.signature(head.fit).parameters:
+            raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
+        extra["selection"] = _open(args.select, args)
+    head.fit(stores if len(stores) > 1 else stores[0], **extra)
+    path = save(head, args.output)
+    linear = head.linear()
+    record = {
+        "head": args.head,
+        "file": str(path),
+        "params": linear.provenance["params"],
+        "classes": len(linear.classnames),
+    }
+    chosen = ", ".join(
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in record["params"].items()
+    )
+    show(record, f"{args.head}: {len(linear.classnames)} classes, {chosen}\n  {path}", args.json)
+    return 0
+
+
+def _parameters(kind: type[Any], settings: Sequence[str]) -> dict[str, Any]:
+    known = sorted(kind().get_params())
+    parameters = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in known:
+            raise HeadError(f"--set {setting}: expected NAME=VALUE with one of the names {', '.join(known)}")
+        try:
+            parameters[name] = json.loads(value)
+        except json.JSONDecodeError:
+            raise HeadError(f"--set {setting}: {value!r} is no JSON value; quote texts twice: '\"text\"'") from None
+    return parameters
+
+
+def _open(reference: str, args: argparse.Namespace) -> Any:
+    store = find_store(reference, resolve_root(args.root))
+    if not args.no_verify:
+        check_deep(store.path)
+    return store
+
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache evaluate``."""
+    parser.add_argument("heads", metavar="HEAD", nargs="+", help="files written by `featcache fit`")
+    parser.add_argument("--on", metavar="STORE", nargs="+", required=True, help="image stores to judge them on")
+    parser.add_argument(
+        "--alphas",
+        type=float,
+        nargs="+",
+        metavar="A",
+        help="with two heads: also their interpolations, 0 being the first head and 1 the second",
+    )
+    parser.add_argument(
+        "--select", metavar="STORE", help="choose the best alpha on this split and report that head too"
+    )
+    parser.add_argument("--metric", default="top1", help="what --select compares (default: top1)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="save the head that --select chose")
+    parser.add_argument(
+        "--class-subset",
+        metavar="NAME",
+        help=f"keep only these classes' logits: one of {', '.join(subset_names())}, or a file of class names",
+    )
+    parser.add_argument(
+        "--results", default=RESULTS, metavar="FILE", help=f"grows by one row a head (default: {RESULTS})"
+    )
+    parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
+    _store_arguments(parser)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """``featcache evaluate HEAD... --on STORE...``."""
+    heads = [load(path) for path in args.heads]
+    stores = [_open_images(reference, args) for reference in args.on]
+    judged = [*heads, *_interpolations(heads, args)]
+    subset = _subset(args.class_subset, heads[0]) if args.class_subset else None
+    rows = evaluate_heads(judged, stores, class_subset=subset)
+    append_rows(args.results, rows)
+    lines = [table_text(rows), f"{len(rows)} row(s) appended to {args.results}"]
+    if args.report:
+        lines.append("report: " + ", ".join(str(path) for path in write_report(rows, args.report)))
+    show(rows, "\n".join(lines), args.json)
+    return 0
+
+
+def _open_images(reference: str, args: argparse.Namespace) -> ImageStore:
+    store = _open(reference, args)
+    if not isinstance(store, ImageStore):
+        raise HeadError(f"{reference}: a store of texts; expected a store of images, made by `featcache encode`")
+    return store
+
+
+def _interpolations(heads: Sequence[LinearHead], args: argparse.Namespace) -> list[LinearHead]:
+    if args.alphas is None:
+        if args.select or args.output:
+            raise HeadError(
+                "--select and -o go with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1"
+            )
+        return []
+    if len(heads) != 2:
+        raise HeadError(f"--alphas interpolates two heads, got {len(heads)}; name two")
+    path = interpolate(heads[0], heads[1], args.alphas)
+    if args.select:
+        chosen = choose(path, _open_images(args.select, args), metric=args.metric)
+        path.append(chosen)
+        if args.output:
+            save(chosen, args.output)
+    return path
+
+
+def _subset(name: str, head: LinearHead) -> list[int]:
+    if name in subset_names():
+        return [int(index) for index in load_subset(name)]
+    if not Path(name).is_file():
+        raise HeadError(f"--class-subset {name}: expected one of {', '.join(subset_names())}, or a file of class names")
+    return [int(index) for index in subset_by_name(head.classnames, load_classnames(name))]

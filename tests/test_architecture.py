@@ -1,0 +1,93 @@
+"""The house rules that a machine can check: layers and doors, sizes, names, and a light front door."""
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("featcache", "heads", "ft")
+MAX_FILE, MAX_FUNCTION = 300, 60
+
+
+def sources() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of code of a function, its docstring left out."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
+
+
+def test_imports_go_one_way_and_through_one_door() -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache", "--config", str(ROOT / "pyproject.toml")]
+    lint = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert lint.returncode == 0, lint.stdout
+
+
+def test_files_and_functions_stay_readable() -> None:
+    long_files = {path.name: size for path in sources() if (size := len(path.read_text().splitlines())) > MAX_FILE}
+    assert not long_files
+    long_functions = {
+        f"{path.name}:{function.name}": length(function)
+        for path in sources()
+        for function in functions(path)
+        if length(function) > MAX_FUNCTION
+    }
+    assert not long_functions
+
+
+def test_public_functions_say_what_they_do() -> None:
+    silent = [
+        f"{path.relative_to(ROOT)}:{function.name}"
+        for path in sources()
+        for function in functions(path)
+        if not function.name.startswith("_") and function.col_offset == 0 and not ast.get_docstring(function)
+    ]
+    assert not silent
+
+
+def test_nothing_imports_functools_as_ft() -> None:
+    assert not [path for path in sources() if "functools as ft" in path.read_text()]
+
+
+def test_test_folders_hold_no_init() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_unsafe_loading_is_not_used() -> None:
+    for path in sources():
+        text = path.read_text()
+        assert "import pickle" not in text, path
+        loads = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        for call in loads:
+            if ast.unparse(call.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(call), path
+
+
+@pytest.mark.parametrize("heavy", ["torch", "open_clip", "zarr", "pyarrow", "sklearn", "matplotlib", "scipy"])
+def test_the_front_door_loads_nothing_heavy(heavy: str) -> None:
+    script = f"import featcache.cli, sys; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_help_answers_at_once() -> None:
+    command = [sys.executable, "-m", "featcache", "--help"]
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds.append(time.perf_counter() - began)
+    assert "encode" in shown
+    assert min(seconds) < 0.5
