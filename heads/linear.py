@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.checks import check_classes, check_encoder
-from heads.samples import to_numpy
+from heads.samples import feature_blocks, is_store, to_numpy
 
 __all__ = ["LinearHead"]
 
@@ -73,16 +73,37 @@ class LinearHead:
         return features.astype(np.float32, copy=False) @ self.weights.T + self.bias
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """Class index (n,) of the largest logit; ties go to the lower index."""
-        return np.asarray(self.logits(X).argmax(axis=1))
+        """Class index (n,) of the largest logit, of arrays or a store's valid rows; ties go to the lower index."""
+        return np.concatenate([logits.argmax(axis=1) for logits in self._all_logits(X)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Softmax of the logits (n, C)."""
-        logits = self.logits(X)
+        """Softmax of the logits (n, C), of arrays or a store's valid rows."""
+        logits = np.concatenate(list(self._all_logits(X)))
         logits -= logits.max(axis=1, keepdims=True)
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=1, keepdims=True)
         return logits
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Accuracy, a fraction in [0, 1]; with arrays, `y` holds class indices."""
+        if is_store(X):
+            y = np.concatenate([labels for _, labels in X.blocks()])
+        if y is None:
+            raise HeadError("arrays need labels: score(X, y); only a store brings its own")
+        return float((self.predict(X) == to_numpy(y)).mean())
+
+    def _all_logits(self, X: Any) -> Iterator[NDArray[np.float32]]:
+        """Logits block by block, refused where they are not finite."""
+        if is_store(X):
+            self.check(X)
+        done = 0
+        for features in feature_blocks(X):
+            logits = self.logits(features)
+            if not np.isfinite(logits).all():
+                bad = (np.flatnonzero(~np.isfinite(logits).all(axis=1))[:10] + done).tolist()
+                raise HeadError(f"features hold NaN or infinity, for instance in rows {bad}; drop these rows")
+            done += len(logits)
+            yield logits
 
     def linear(self) -> LinearHead:
         """Itself: every head answers `linear`."""

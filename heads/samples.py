@@ -160,7 +160,8 @@ def _labels(y: Any) -> NDArray[Any]:
         )
     labels = to_numpy(y)
     if labels.ndim == 2 and labels.shape[1] == 1:
-        warnings.warn("A column-vector y was passed when a 1d array was expected: it is flattened", DataConversionWarning, stacklevel=4)
+        what = "A column-vector y was passed when a 1d array was expected: it is flattened"
+        warnings.warn(what, DataConversionWarning, stacklevel=4)
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise HeadError(f"labels must be (N,), got {labels.shape}; one-hot targets are made inside")

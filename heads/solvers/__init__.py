@@ -1,0 +1,1 @@
+"""Solvers: plain linear algebra on arrays and moments; the estimators are shells around them."""

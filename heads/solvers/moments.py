@@ -16,7 +16,6 @@ matrix is wrong by about 1e-4 in the weights at small alpha on real CLIP feature
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +23,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from featcache.errors import HeadError
+from heads.solvers.parallel import Blocks, map_pieces
 
 __all__ = ["Moments"]
-
-# Rows converted to float64 at a time: 4096 x 512 doubles are 16 MiB, near the cache, far from memory.
-_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,7 @@ class Moments:
         return cls(np.zeros((dim, dim)), np.zeros((n_classes, dim)), np.zeros(n_classes, np.int64))
 
     @classmethod
-    def from_blocks(
-        cls, blocks: Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]], *, dim: int, n_classes: int
-    ) -> Moments:
+    def from_blocks(cls, blocks: Blocks, *, dim: int, n_classes: int) -> Moments:
         """Accumulate blocks ``(X (n, D) float16/32/64, y (n,))``; each block may be overwritten after use.
 
         Raises
@@ -86,23 +81,26 @@ class Moments:
         HeadError
             If a block has another width, or a label outside [0, C).
         """
-        total = cls.zeros(dim, n_classes)
-        for features, labels in blocks:
+
+        def of_piece(features: NDArray[np.floating], labels: NDArray[np.integer]) -> Moments:
             _check_block(features, labels, dim, n_classes)
-            for start in range(0, len(labels), _ROWS):
-                rows = slice(start, start + _ROWS)
-                total._accumulate(features[rows].astype(np.float64), labels[rows])
+            return cls._of_piece(features.astype(np.float64), labels, n_classes)
+
+        total = cls.zeros(dim, n_classes)
+        for piece in map_pieces(blocks, of_piece):
+            np.add(total.xtx, piece.xtx, out=total.xtx)
+            np.add(total.class_sums, piece.class_sums, out=total.class_sums)
+            np.add(total.counts, piece.counts, out=total.counts)
         return total
 
-    def _accumulate(self, x: NDArray[np.float64], y: NDArray[np.integer]) -> None:
-        """Add one float64 block in place (private: the public operations make new moments)."""
+    @classmethod
+    def _of_piece(cls, x: NDArray[np.float64], y: NDArray[np.integer], n_classes: int) -> Moments:
+        """Moments of a few thousand rows, in float64."""
         with np.errstate(invalid="ignore", over="ignore"):  # NaN rows are found, and named, by who asked for moments
-            product = x.T @ x  # numpy sends this to SYRK: half the operations of a product
-        np.add(self.xtx, product, out=self.xtx)
+            xtx = x.T @ x  # numpy sends this to SYRK: half the operations of a product
         # One-hot Y.T as a sparse column per row: scipy's kernel is then exactly an index-add, without a sort.
-        onehot = csc_array((np.ones(len(y)), y, np.arange(len(y) + 1)), shape=(self.n_classes, len(y)))
-        np.add(self.class_sums, np.asarray(onehot @ x), out=self.class_sums)
-        np.add(self.counts, np.bincount(y, minlength=self.n_classes), out=self.counts)
+        onehot = csc_array((np.ones(len(y)), y, np.arange(len(y) + 1)), shape=(n_classes, len(y)))
+        return cls(xtx, np.asarray(onehot @ x), np.bincount(y, minlength=n_classes))
 
     def __add__(self, other: Moments) -> Moments:
         self._check_same(other)

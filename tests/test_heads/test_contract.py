@@ -28,6 +28,9 @@ def test_linear_logits_are_the_heads_own_probabilities(fitted: Any, images: Any)
     np.testing.assert_allclose(fitted.linear().predict_proba(X), fitted.predict_proba(X), atol=2e-5)
     np.testing.assert_allclose(fitted.predict_proba(X).sum(axis=1), 1.0)
     np.testing.assert_array_equal(fitted.linear().predict(X), fitted.predict(X))
+    store = images(seed=5)
+    np.testing.assert_array_equal(fitted.linear().predict(store), fitted.predict(store))
+    assert fitted.linear().score(store) == fitted.linear().score(X, store.y) == fitted.score(store)
     np.testing.assert_array_equal(fitted.predict(X), fitted.predict_proba(X).argmax(axis=1))
 
 
@@ -100,6 +103,8 @@ def test_names_rows_that_are_not_finite(fitted: Any, images: Any) -> None:
     X[[3, 8], 2] = np.nan, np.inf
     with pytest.raises(HeadError, match=r"\[3, 8\]"):
         fitted.predict(X)
+    with pytest.raises(HeadError, match=r"\[3, 8\]"):
+        fitted.linear().predict(X)
 
 
 def test_gives_one_results_row(fitted: Any, images: Any) -> None:

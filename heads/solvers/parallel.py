@@ -1,0 +1,59 @@
+"""Passes over rows, several pieces at a time.
+
+A pass is products and elementwise steps on pieces of a few thousand rows. One BLAS thread a piece, with the pieces side
+by side, beats many BLAS threads on one piece after another: the elementwise steps run in parallel too, and no product
+waits at its end for the slowest thread, which on a busy machine is most of the time (measured: twice as fast there).
+Results come in order and do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+__all__ = ["PIECE_ROWS", "Blocks", "map_pieces", "one_blas_thread"]
+
+PIECE_ROWS = 2048
+"""Rows a piece: 2048 x 512 doubles are 8 MiB, near the cache and far from the memory's size."""
+
+Blocks = Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]]
+Result = TypeVar("Result")
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[int]:
+    """Keep BLAS and LAPACK to one thread inside; gives the number of threads that they were allowed before."""
+    controller = ThreadpoolController()
+    threads = max([pool["num_threads"] for pool in controller.info() if pool["user_api"] == "blas"], default=1)
+    with controller.limit(limits=1, user_api="blas"):
+        yield threads
+
+
+def map_pieces(
+    blocks: Blocks, function: Callable[[NDArray[np.floating], NDArray[np.integer]], Result]
+) -> Iterator[Result]:
+    """`function(X (n, D), y (n,))` of each piece of each block, in order.
+
+    As many pieces run at once as BLAS was allowed threads. All pieces of a block are done before the next block is
+    asked for, so that blocks may share one buffer.
+
+    Examples
+    --------
+    >>> X, y = np.arange(10_000.0).reshape(-1, 1), np.zeros(10_000, int)
+    >>> list(map_pieces([(X, y)], lambda x, _: len(x)))
+    [2048, 2048, 2048, 2048, 1808]
+    """
+    with one_blas_thread() as threads, ThreadPoolExecutor(threads) as executor:
+        for features, labels in blocks:
+            for first in range(0, len(labels), 8 * threads * PIECE_ROWS):  # bounds the results that wait to be taken
+                stop = min(first + 8 * threads * PIECE_ROWS, len(labels))
+                starts = range(first, stop, PIECE_ROWS)
+                xs = [features[start : min(start + PIECE_ROWS, stop)] for start in starts]
+                ys = [labels[start : min(start + PIECE_ROWS, stop)] for start in starts]
+                yield from executor.map(function, xs, ys)
