@@ -1,0 +1,6 @@
+"""What fine-tuning minimises: cross entropy over a head, or the contrastive loss of pre-training."""
+
+from ft.objectives.contrastive import caption_ids, contrastive
+from ft.objectives.cross_entropy import cross_entropy
+
+__all__ = ["caption_ids", "contrastive", "cross_entropy"]

@@ -1,0 +1,44 @@
+"""Cross entropy over a head, with label smoothing."""
+
+import torch
+import torch.nn.functional as F
+
+from ft.errors import TrainingError
+
+__all__ = ["cross_entropy"]
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Mean cross entropy in nats, in float32 or wider.
+
+    Two definitions of label smoothing are in use among the recipes, and they are one: Lipsum-FT smooths the targets,
+    ``q = (1 - ls) onehot + ls / C``, WiSE-FT mixes two losses, ``(1 - ls) NLL + ls mean_c(-log p_c)``; writing the
+    first out, ``-sum_c q_c log p_c = (1 - ls)(-log p_y) + ls/C sum_c -log p_c``, gives the second. Both equal torch's
+    ``cross_entropy(..., label_smoothing=ls)``. The true class keeps ``1 - ls + ls / C``; the definition that spreads
+    ``ls`` over the C - 1 other classes only is this one at ``ls C / (C - 1)``.
+
+    Parameters
+    ----------
+    logits : (N, C)
+        Logit scale folded in.
+    labels : (N,) int64
+    smoothing : float
+        ls in [0, 1).
+
+    Raises
+    ------
+    TrainingError
+        A smoothing outside [0, 1), or shapes that do not fit.
+
+    Examples
+    --------
+    >>> logits, labels = torch.tensor([[0.0, 0.0]]), torch.tensor([1])
+    >>> round(cross_entropy(logits, labels).item(), 4)  # ln 2
+    0.6931
+    """
+    if not 0 <= smoothing < 1:
+        raise TrainingError(f"label smoothing {smoothing!r}: expected a number in [0, 1)")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise TrainingError(f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}: expected (N, C) and (N,)")
+    wide = logits.float() if logits.itemsize < 4 else logits
+    return F.cross_entropy(wide, labels, label_smoothing=smoothing)

@@ -1,0 +1,71 @@
+"""Context-aware distillation: which context an image shows must not move.
+
+With unit image features v (trained) and v0 (frozen), unit context features ``ctx`` (T, D), one a prompt template (the
+mean over the classes, as text stores hold them), and the exponentiated logit scale s:
+
+``R = mean_n KL(softmax(s ctx v0_n) || softmax(s ctx v_n))``
+
+in the usual direction of distillation: the frozen model's distribution is the target.
+
+Paper: Mao et al., Context-aware robust fine-tuning (arXiv 2211.16175).
+"""
+
+from typing import ClassVar
+
+import torch
+
+from ft.errors import TrainingError
+from ft.regularizers.base import Constant, Step, kl_to_frozen, pair, unit, wide
+
+__all__ = ["ContextDistillation", "context_divergence"]
+
+
+def context_divergence(v: torch.Tensor, v0: torch.Tensor, ctx: torch.Tensor, logit_scale: float) -> torch.Tensor:
+    """R of unit features `v` and `v0` (N, D) and contexts (T, D), in nats.
+
+    Examples
+    --------
+    >>> v, v0 = torch.tensor([[0.6, 0.8, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    >>> ctx = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # v0 is as near to one as to the other
+    >>> round(context_divergence(v, v0, ctx, 100.0).item(), 4)  # 40 - ln 2
+    39.3069
+    """
+    contexts = ctx.detach()
+    return kl_to_frozen(logit_scale * v @ contexts.T, logit_scale * v0 @ contexts.T)
+
+
+class ContextDistillation:
+    """`context_divergence` of a step's features.
+
+    Parameters
+    ----------
+    ctx : (T, D) tensor
+        Context features, a text store's ``ctx``; normalised here.
+    logit_scale : float
+        s, already exponentiated.
+
+    Raises
+    ------
+    TrainingError
+        Fewer than two contexts: their distribution would be constant.
+
+    Examples
+    --------
+    >>> step = Step(features=torch.tensor([[3.0, 4.0]]), frozen_features=torch.tensor([[6.0, 8.0]]))
+    >>> ContextDistillation(torch.eye(2), 100.0)(step).item()
+    0.0
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
+    zero_at_start: ClassVar[bool] = True
+
+    def __init__(self, ctx: torch.Tensor, logit_scale: float) -> None:
+        if ctx.ndim != 2 or len(ctx) < 2:
+            raise TrainingError(f"contexts {tuple(ctx.shape)}: expected (T, D) with at least two templates")
+        self._ctx, self.logit_scale = Constant(unit(wide(ctx))), logit_scale
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """R of the step's features, which are normalised here."""
+        now, then = pair(step, "features", "frozen_features")
+        v, v0 = unit(now), unit(then)
+        return context_divergence(v, v0, self._ctx.like(v), self.logit_scale)

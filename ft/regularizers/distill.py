@@ -1,0 +1,109 @@
+"""Distillation from the initial model: of its features, or of its predictions.
+
+``mse     = mean over N and D of (z - z0)^2``        (features as the tower gives them; torch's mse_loss)
+``cosine  = mean_n (1 - v_n.v0_n)``                  (unit features; computed as |v - v0|^2 / 2, exact near zero)
+``logits  = T^2 mean_n KL(softmax(l0_n / T) || softmax(l_n / T))``
+
+Papers: Romero et al., FitNets (arXiv 1412.6550); Hinton et al., Distilling the knowledge in a neural network
+(arXiv 1503.02531).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+
+from ft.errors import TrainingError
+from ft.regularizers.base import Step, kl_to_frozen, pair, unit
+
+__all__ = ["FeatureDistillation", "LogitDistillation", "cosine_distance", "logit_divergence"]
+
+
+def cosine_distance(features: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of one minus the cosine of `features` and `frozen`, both (N, D), of any length.
+
+    Examples
+    --------
+    >>> cosine_distance(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 3.0], [0.0, 5.0]])).item()
+    0.5
+    """
+    return 0.5 * (unit(features) - unit(frozen)).square().sum(-1).mean()
+
+
+def logit_divergence(logits: torch.Tensor, frozen_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """``T^2 KL(softmax(frozen / T) || softmax(logits / T))``, mean over rows of (N, C), in nats.
+
+    Examples
+    --------
+    >>> certain, even = torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    >>> round(logit_divergence(even, certain).item(), 4)  # ln 2
+    0.6931
+    """
+    return temperature**2 * kl_to_frozen(logits / temperature, frozen_logits / temperature)
+
+
+class FeatureDistillation:
+    """Image features stay where the initial tower puts them.
+
+    Parameters
+    ----------
+    kind : {"mse", "cosine"}
+        Distance: of the features themselves, or of their directions.
+
+    Raises
+    ------
+    TrainingError
+        Another kind.
+
+    Examples
+    --------
+    >>> step = Step(features=torch.tensor([[2.0, 0.0]]), frozen_features=torch.tensor([[0.0, 2.0]]))
+    >>> FeatureDistillation("mse")(step).item(), FeatureDistillation("cosine")(step).item()
+    (4.0, 1.0)
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
+    zero_at_start: ClassVar[bool] = True
+
+    def __init__(self, kind: Literal["mse", "cosine"] = "mse") -> None:
+        if kind not in ("mse", "cosine"):
+            raise TrainingError(f"kind {kind!r}: expected 'mse' or 'cosine'")
+        self.kind = kind
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """Distance of the step's features."""
+        now, then = pair(step, "features", "frozen_features")
+        return cosine_distance(now, then) if self.kind == "cosine" else (now - then).square().mean()
+
+
+class LogitDistillation:
+    """Predictions stay where the initial model puts them.
+
+    Parameters
+    ----------
+    temperature : float
+        T > 0; larger ones look at the small probabilities, T^2 keeps the size of the gradient.
+
+    Raises
+    ------
+    TrainingError
+        A temperature that is not positive.
+
+    Examples
+    --------
+    >>> step = Step(logits=torch.tensor([[0.0, 0.0]]), frozen_logits=torch.tensor([[100.0, 0.0]]))
+    >>> round(LogitDistillation()(step).item(), 4)
+    0.6931
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"logits", "frozen_logits"})
+    zero_at_start: ClassVar[bool] = True
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        if not temperature > 0:
+            raise TrainingError(f"temperature {temperature!r}: expected a positive number")
+        self.temperature = temperature
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """Divergence of the step's logits."""
+        now, then = pair(step, "logits", "frozen_logits")
+        return logit_divergence(now, then, self.temperature)

@@ -1,0 +1,74 @@
+"""L2-SP: weights are pulled to where they started instead of to zero.
+
+``R = 1/2 sum_k |theta_k - theta0_k|^2 + beta/2 sum_h |theta_h|^2``
+
+over the parameters k that exist at the start and the parameters h that do not (a new head). The sums run over all
+elements and are not divided by their number.
+
+Paper: Li et al., Explicit inductive bias for transfer learning with convolutional networks (arXiv 1802.01483).
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from featcache.errors import MismatchError
+from ft.errors import TrainingError
+from ft.regularizers.base import Step, wide
+from ft.state import check_shapes, shapes_of
+
+__all__ = ["L2SP", "l2sp"]
+
+
+def l2sp(
+    parameters: Mapping[str, torch.Tensor], initial: Mapping[str, torch.Tensor], beta: float = 0.0
+) -> torch.Tensor:
+    """R of trained `parameters` against `initial` ones, matched by name.
+
+    Raises
+    ------
+    MismatchError
+        No parameter has an initial value, or one has another shape.
+
+    Examples
+    --------
+    >>> now, then = {"w": torch.tensor([1.0, 3.0]), "head": torch.tensor([2.0])}, {"w": torch.tensor([1.0, 1.0])}
+    >>> l2sp(now, then).item(), l2sp(now, then, beta=0.5).item()
+    (2.0, 3.0)
+    """
+    known = {name: value for name, value in parameters.items() if name in initial}
+    if not known:
+        raise MismatchError("no parameter has an initial value of its name; give initial_parameters of the same model")
+    check_shapes(shapes_of({name: initial[name] for name in known}), shapes_of(known), ("the start", "the model"))
+    moved = [(wide(value) - wide(initial[name].detach())).square().sum() for name, value in known.items()]
+    new = [beta * wide(value).square().sum() for name, value in parameters.items() if beta and name not in initial]
+    return 0.5 * torch.stack(moved + new).sum()
+
+
+class L2SP:
+    """`l2sp` of a step's parameters.
+
+    Parameters
+    ----------
+    beta : float
+        Weight of the plain L2 term of new parameters; 0 leaves them free.
+
+    Examples
+    --------
+    >>> step = Step(parameters={"w": torch.tensor([3.0])}, initial_parameters={"w": torch.tensor([1.0])})
+    >>> L2SP()(step).item()
+    2.0
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"parameters", "initial_parameters"})
+    zero_at_start: ClassVar[bool] = True  # of what exists at the start
+
+    def __init__(self, beta: float = 0.0) -> None:
+        self.beta = beta
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """R of the step."""
+        if step.parameters is None or step.initial_parameters is None:
+            raise TrainingError("the step has no parameters or no initial_parameters; this regulariser needs both")
+        return l2sp(step.parameters, step.initial_parameters, self.beta)

@@ -1,0 +1,148 @@
+"""Lipsum regularisation: the similarities to random texts must not move.
+
+With unit image features v (trained) and v0 (frozen) of N images, unit features t_m of M random texts and the
+exponentiated logit scale s:
+
+``R = mean_n sum_m (s v_n.t_m - s v0_n.t_m)^2 / (2 M)``
+
+This is a quadratic form, ``R = s^2 / 2 mean_n (v_n - v0_n)^T G (v_n - v0_n)`` with ``G = sum_m t_m t_m^T / M`` (D, D),
+so three modes share one expectation: fresh random texts every step (`Lipsum.random`, the paper's), rows drawn from a
+bank of stored text features (`Lipsum.bank`), and the expectation over that bank itself (`Lipsum.exact`): no text
+tower and no sampling noise beyond the bank's, which `second_moment` reports.
+
+Both similarities carry the scale (about 100). The paper prints the formula without it; an implementation that leaves it
+out has a lambda 10^4 times smaller.
+
+Paper: Nam et al., Lipsum-FT: Robust fine-tuning of zero-shot models using random text guidance (arXiv 2404.00860).
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Self
+
+import torch
+
+from ft.random_texts import SecondMoment, random_texts, second_moment
+from ft.regularizers.base import Constant, Step, pair, unit, wide
+
+__all__ = ["Lipsum", "SecondMoment", "over_moment", "over_texts", "random_texts", "second_moment"]
+
+M = 80
+LENGTH = 8
+
+
+def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_scale: float) -> torch.Tensor:
+    """R as a sum over texts.
+
+    Parameters
+    ----------
+    v, v0 : (N, D)
+        Unit image features, trained and frozen.
+    texts : (M, D)
+        Unit text features; they get no gradient.
+    logit_scale : float
+        s, already exponentiated.
+
+    Examples
+    --------
+    >>> v, v0 = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> over_texts(v, v0, torch.eye(2), 1.0).item()  # (1 + 1) / (2 * 2)
+    0.5
+    """
+    difference = logit_scale * (v - v0) @ texts.detach().to(v).T
+    return difference.square().sum(-1).mean() / (2 * len(texts))
+
+
+def over_moment(v: torch.Tensor, v0: torch.Tensor, moment: torch.Tensor, logit_scale: float) -> torch.Tensor:
+    """R as a quadratic form; equals `over_texts` for the texts that `moment` (D, D) was taken of.
+
+    Examples
+    --------
+    >>> v, v0 = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> over_moment(v, v0, second_moment(torch.eye(2)).matrix, 1.0).item()
+    0.5
+    """
+    difference = v - v0
+    return 0.5 * logit_scale**2 * (difference @ moment.detach().to(v) * difference).sum(-1).mean()
+
+
+class Lipsum:
+    """Lipsum regularisation of a step; made by `random`, `bank` or `exact`.
+
+    Parameters
+    ----------
+    term : callable
+        R of unit features v and v0 (N, D): `over_texts` or `over_moment` with the rest filled in.
+
+    Examples
+    --------
+    >>> lipsum = Lipsum.exact(torch.eye(2), logit_scale=1.0)
+    >>> step = Step(features=torch.tensor([[3.0, 0.0]]), frozen_features=torch.tensor([[0.0, 2.0]]))
+    >>> lipsum(step).item()
+    0.5
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
+    zero_at_start: ClassVar[bool] = True
+
+    def __init__(self, term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self._term = term
+
+    @classmethod
+    def random(
+        cls,
+        encode_text: Callable[[torch.Tensor], torch.Tensor],
+        logit_scale: float,
+        *,
+        sot: int,
+        eot: int,
+        m: int = M,
+        length: int = LENGTH,
+        context_length: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """Fresh random texts every step, as in the paper.
+
+        Parameters
+        ----------
+        encode_text : callable
+            Token ids (M, L) on the CPU to text features (M, D), not normalised; called without gradients.
+        logit_scale : float
+            s, already exponentiated.
+        sot, eot, length, context_length, generator
+            See `random_texts`.
+        m : int
+            M, texts a step.
+        """
+
+        def term(v: torch.Tensor, v0: torch.Tensor) -> torch.Tensor:
+            ids = random_texts(m, length, sot, eot, generator, context_length=context_length)
+            with torch.no_grad():
+                texts = unit(wide(encode_text(ids)))
+            return over_texts(v, v0, texts, logit_scale)
+
+        return cls(term)
+
+    @classmethod
+    def bank(
+        cls, bank: torch.Tensor, logit_scale: float, *, m: int = M, generator: torch.Generator | None = None
+    ) -> Self:
+        """`m` rows of a bank of text features (K, D) every step, drawn with replacement by a CPU generator."""
+        rows = Constant(unit(wide(bank)))
+
+        def term(v: torch.Tensor, v0: torch.Tensor) -> torch.Tensor:
+            drawn = torch.randint(0, len(bank), (m,), generator=generator)
+            return over_texts(v, v0, rows.like(v)[drawn.to(v.device)], logit_scale)
+
+        return cls(term)
+
+    @classmethod
+    def exact(cls, bank: torch.Tensor | SecondMoment, logit_scale: float) -> Self:
+        """The expectation over a bank of text features (K, D), or over the texts of a `second_moment`: no draws."""
+        moment = bank if isinstance(bank, SecondMoment) else second_moment(unit(wide(bank)))
+        matrix = Constant(moment.matrix)
+        return cls(lambda v, v0: over_moment(v, v0, matrix.like(v), logit_scale))
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """R of the step's features, which are normalised here."""
+        now, then = pair(step, "features", "frozen_features")
+        return self._term(unit(now), unit(then))

@@ -1,0 +1,89 @@
+"""Variance-covariance regularisation of image features.
+
+For the features Z (N, D) of a batch, as the tower gives them (after the projection, before the L2 normalisation), with
+``S`` (D, D) their unbiased covariance over the batch:
+
+``variance   = mean_j max(0, 1 - sqrt(S_jj + 1e-7))``
+``covariance = sum_{i != j} S_ij^2 / (D (D - 1))``
+
+VICReg divides the second by D instead. Neither is zero at the start of fine-tuning.
+
+Under several processes the batch is that of all of them: features are gathered with gradients, and the term is the
+same as on one process.
+
+Papers: RegFT (arXiv 2406.05432); Bardes et al., VICReg (arXiv 2105.04906).
+"""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+
+from ft.distributed import gather
+from ft.errors import TrainingError
+from ft.regularizers.base import Step, wide
+
+__all__ = ["VarianceCovariance", "VarianceCovarianceTerms", "variance_covariance"]
+
+EPS = 1e-7
+
+
+class VarianceCovarianceTerms(NamedTuple):
+    """The two scalar terms, not weighted."""
+
+    variance: torch.Tensor
+    covariance: torch.Tensor
+
+
+def variance_covariance(features: torch.Tensor) -> VarianceCovarianceTerms:
+    """Both terms of features (N, D); ``S`` equals ``numpy.cov(features, rowvar=False)``.
+
+    Raises
+    ------
+    TrainingError
+        Fewer than two rows or two columns.
+
+    Examples
+    --------
+    >>> terms = variance_covariance(torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
+    >>> terms.variance.item(), terms.covariance.item()  # S is 2 everywhere
+    (0.0, 4.0)
+    """
+    if features.ndim != 2 or min(features.shape) < 2:
+        raise TrainingError(f"features {tuple(features.shape)}: a covariance wants (N, D) with N and D at least 2")
+    n, dim = features.shape
+    centred = features - features.mean(dim=0)
+    covariance = centred.T @ centred / (n - 1)
+    variances = covariance.diagonal()
+    off_diagonal = covariance - torch.diag_embed(variances)
+    return VarianceCovarianceTerms(
+        (1 - (variances + EPS).sqrt()).clamp(min=0).mean(), off_diagonal.square().sum() / (dim * (dim - 1))
+    )
+
+
+class VarianceCovariance:
+    """``a variance + b covariance`` over the batches of all processes.
+
+    Parameters
+    ----------
+    variance, covariance : float
+        a and b; the defaults are RegFT's.
+
+    Examples
+    --------
+    >>> term = VarianceCovariance()(Step(features=torch.tensor([[0.0, 0.0], [2.0, 2.0]])))
+    >>> round(term.item(), 6)
+    0.08
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"features"})
+    zero_at_start: ClassVar[bool] = False
+
+    def __init__(self, variance: float = 0.16, covariance: float = 0.02) -> None:
+        self.variance, self.covariance = variance, covariance
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """The weighted sum for the step's features."""
+        if step.features is None:
+            raise TrainingError("the step has no features; this regulariser needs it")
+        terms = variance_covariance(gather(wide(step.features)))
+        return self.variance * terms.variance + self.covariance * terms.covariance
