@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError, MismatchError
 from heads.checks import check_classes, check_encoder, split_id
 from heads.linear import LinearHead
-from heads.metrics import METRICS, Metrics
+from heads.metrics import METRICS, Metrics, RowStatistics
+from heads.solvers.parallel import map_pieces
 
 __all__ = ["choose", "evaluate"]
 
 ClassSubset = Sequence[int] | Mapping[str, Sequence[int]] | None
 
-# Rows a piece: logits of 2048 x 1000 classes are 8 MiB, whatever the number of heads.
-_ROWS = 2048
 _LOWER_IS_BETTER = {"nll", "nll_capped", "ece"}
 
 
@@ -104,15 +103,21 @@ def choose(
 
 
 def _on_store(heads: Sequence[LinearHead], store: Any, class_subset: ClassSubset) -> list[dict[str, float]]:
-    """Metrics of every head on one store."""
+    """Metrics of every head on one store; logits exist for a few thousand rows of one head at a time."""
     subset = class_subset.get(store.name) if isinstance(class_subset, Mapping) else class_subset
     jobs = [_job(head, store, subset) for head in heads]
     metrics = [Metrics(len(job.head.classnames)) for job in jobs]
-    for features, labels in store.blocks():
-        for start in range(0, len(labels), _ROWS):
-            x, y = features[start : start + _ROWS], labels[start : start + _ROWS]
-            for metric, job, logits in zip(metrics, jobs, _all_logits(jobs, x), strict=True):
-                metric.update(logits, job.positions(y, store))
+
+    def of_piece(x: NDArray[np.floating], y: NDArray[np.integer]) -> list[tuple[RowStatistics, NDArray[np.integer]]]:
+        parts = []
+        for metric, job, logits in zip(metrics, jobs, _all_logits(jobs, x), strict=True):
+            positions = job.positions(y, store)
+            parts.append((metric.measure(logits, positions), positions))
+        return parts
+
+    for parts in map_pieces(store.blocks(), of_piece):
+        for metric, (statistics, positions) in zip(metrics, parts, strict=True):
+            metric.add(statistics, positions)
     return [metric.result() for metric in metrics]
 
 

@@ -108,14 +108,16 @@ class Metrics:
         HeadError
             If shapes or label range do not fit, or logits are NaN.
         """
+        self.add(self.measure(logits, labels), np.asarray(labels))
+
+    def measure(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> RowStatistics:
+        """Check a block and take its row statistics, without adding it: blocks can be measured side by side."""
         logits, labels = np.asarray(logits), np.asarray(labels)
         if logits.ndim != 2 or logits.shape != (len(labels), self.n_classes):
             raise HeadError(f"logits are {logits.shape}, expected ({len(labels)}, {self.n_classes})")
-        if not len(labels):
-            return
-        if labels.min() < 0 or labels.max() >= self.n_classes:
+        if len(labels) and (labels.min() < 0 or labels.max() >= self.n_classes):
             raise HeadError(f"labels lie in [{labels.min()}, {labels.max()}], expected [0, {self.n_classes - 1}]")
-        self.add(row_statistics(logits, labels), labels)
+        return row_statistics(logits, labels)
 
     def add(self, rows: RowStatistics, labels: NDArray[np.integer]) -> None:
         """Add rows whose statistics are known (a kernel that never forms the logits computes them itself)."""
