@@ -185,7 +185,7 @@ class _TextJob:
             "templates": None if self.templates is None else list(self.templates),
             "encoder_name": self.encoder.name,
             "dim": self.encoder.dim,
-            "text_digest": self.encoder.text_digest,
+            "text_digests": [self.encoder.text_digest],
             "logit_scale": self.encoder.logit_scale,
             "logit_bias": self.encoder.logit_bias,
         }

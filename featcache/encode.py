@@ -97,6 +97,5 @@ def encode_dataset(
     else:
         encoded = job.encode_changed(store)
         relabelled = job.relabel(store)
-        if encoded or relabelled:
-            store = open_image_store(job.path)
+        store = open_image_store(job.path)
     return EncodeResult(store, hit and not encoded, encoded, relabelled, time.perf_counter() - began)

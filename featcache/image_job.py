@@ -99,6 +99,7 @@ class ImageJob:
         self.key = f"{content_key(self.identity['encoder'])}/{content_key(self.identity['dataset'])}"
         self.path = root / ImageStore.kind / self.key
         self.labels_digest = labels_digest(self.index.labels, self.index.classnames)
+        self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
         self.what = f"{dataset.name}/{dataset.split} with {encoder.name}"
 
     def finished_store(self) -> ImageStore | None:
@@ -171,14 +172,20 @@ class ImageJob:
 
     def relabel(self, store: ImageStore) -> bool:
         """On a hit: refuse, or write, labels that differ from the stored ones. Features are never touched."""
-        if store.labels_digest == self.labels_digest:
-            return False
-        if not self.options.update_labels:
+        changed = store.labels_digest != self.labels_digest
+        if changed and not self.options.update_labels:
             raise LabelsChangedError(f"{self.what}: {self._label_difference(store)}")
-        writer = self.writer()
-        writer.reopen()
-        self._finalise(writer, 0)
-        return True
+        if changed or not self._is_paired(store):
+            writer = self.writer()
+            writer.reopen()
+            self._finalise(writer, 0)
+        return changed
+
+    def _is_paired(self, store: ImageStore) -> bool:
+        """Whether the store knows this model's text tower; another model may share the image tower alone."""
+        known = list(store.text_digests)
+        self.text_digests = known + [digest for digest in self.text_digests if digest not in known]
+        return self.text_digests == known
 
     def _label_difference(self, store: ImageStore) -> str:
         remedy = "features need no encoding; run again with --update-labels to take the new labels over"
@@ -263,7 +270,7 @@ class ImageJob:
             "labels_digest": self.labels_digest,
             "encoder_name": self.encoder.name,
             "dim": self.encoder.dim,
-            "text_digest": self.encoder.text_digest,
+            "text_digests": self.text_digests,
             "logit_scale": self.encoder.logit_scale,
             "logit_bias": self.encoder.logit_bias,
             "bad": [[item.row, item.sample_id, item.error] for item in bad],

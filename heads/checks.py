@@ -29,10 +29,10 @@ def check_encoder(provenance: dict[str, Any], dim: int, store: Any) -> None:
             f"{head} was fitted on features of encoder {fitted}, but {name!r} holds features of {found} "
             f"({store.encoder_name}); fit the head on a store of that encoder, or encode {name!r} with the head's"
         )
-    text, paired = provenance.get("text_digest"), store.text_digest
-    if text is not None and text != paired:
+    text, paired = provenance.get("text_digest"), store.text_digests
+    if text is not None and text not in paired:
         raise MismatchError(
-            f"{head} was made with text tower {text}, but {name!r} belongs to text tower {paired} "
+            f"{head} was made with text tower {text}, but {name!r} belongs to text tower {' or '.join(paired) or None} "
             f"({store.encoder_name}); run `featcache text` with that model and make the head from its store"
         )
     if dim != store.dim:

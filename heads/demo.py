@@ -50,9 +50,9 @@ def demo(args: argparse.Namespace) -> int:
         f"everything {format_seconds(total)}"
     )
     written = write_report(
-        rows, output, title="Handwritten digits under the embedded `tiny` model", notes=_notes(summary)
+        [*rows, *path], output, title="Handwritten digits under the embedded `tiny` model", notes=_notes(summary)
     )
-    say(table_text(rows))
+    say(f"\n{table_text(rows)}\n\n* the best of a line; the third head is the interpolation that the val split chose")
     say(f"{summary}\nreport: {written[0]} (and {len(written) - 1} plots); heads and results.jsonl beside it")
     show(
         {"rows": rows, "hits": hits, "stores": len(images) + 1, "seconds": total, "report": str(written[0])},

@@ -31,7 +31,8 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_imports_go_one_way_and_through_one_door() -> None:
-    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache", "--config", str(ROOT / "pyproject.toml")]
+    lint_imports = Path(sys.executable).parent / "lint-imports"
+    command = [str(lint_imports), "--no-cache", "--config", str(ROOT / "pyproject.toml")]
     lint = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert lint.returncode == 0, lint.stdout
 

@@ -61,9 +61,14 @@ class Store:
         return tuple(self.info["classnames"])
 
     @property
+    def text_digests(self) -> tuple[str, ...]:
+        """Digests of the text towers that belong to these features: one a model that was encoded with (or none)."""
+        return tuple(self.info["text_digests"])
+
+    @property
     def text_digest(self) -> str | None:
-        """Digest of the text tower that belongs to these features (None: the model has no text side)."""
-        return None if self.info["text_digest"] is None else str(self.info["text_digest"])
+        """The first of `text_digests`, None where the model has no text side."""
+        return self.text_digests[0] if self.text_digests else None
 
     @property
     def logit_scale(self) -> float | None:

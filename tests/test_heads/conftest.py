@@ -27,7 +27,7 @@ class FakeImageStore:
     split: str = "train"
     encoder_key: str = "enc-1"
     encoder_name: str = "tiny"
-    text_digest: str | None = "text-1"
+    text_digests: tuple[str, ...] = ("text-1",)
     dataset_key: str = "data-1"
     labels_digest: str = "labels-1"
     logit_scale: float | None = 20.0

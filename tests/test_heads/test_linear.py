@@ -77,7 +77,7 @@ def test_interpolation_is_bound_to_what_its_ends_are_bound_to(images: Any, texts
     (middle,) = interpolate(zero_shot, ridge, [0.5])
     assert middle.name == "zero_shot+ridge"
     middle.check(images())
-    for change in ({"encoder_key": "enc-2"}, {"text_digest": "text-2"}):
+    for change in ({"encoder_key": "enc-2"}, {"text_digests": ("text-2",)}):
         with pytest.raises(MismatchError):
             middle.check(images(**change))
     assert [entry["name"] for entry in middle.provenance["fitted_on"]] == ["texts", "animals"]

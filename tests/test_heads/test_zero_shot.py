@@ -106,4 +106,4 @@ def test_only_text_stores(images: Any, texts: Any) -> None:
 
 def test_an_encoder_without_text_side_is_refused(texts: Any, images: Any) -> None:
     with pytest.raises(MismatchError, match="text tower None"):
-        ZeroShot().fit(texts()).check(images(text_digest=None))
+        ZeroShot().fit(texts()).check(images(text_digests=()))

@@ -1,0 +1,142 @@
+"""Reading a store: 64k-row blocks and random rows, against npy-mmap and zarr-python in the same run.
+
+``python -m benchmarks.bench_store [--tiny] [--out FILE]``
+
+The page cache is warm; the contestants take turns in a shuffled order each round; ratios are medians over rounds of
+the ratio to ``np.load(mmap_mode="r")`` in the same round. Bars: blocks at least 0.9 times its speed (goal 1.1), random
+rows at most 3 times its time.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import report
+from featcache.store.layout import ArraySpec, zarr_metadata
+from featcache.store.reader import MappedReader, ZarrReader
+
+Contestant = Callable[[], object]
+
+
+def write(folder: Path, n_rows: int, dim: int, chunk_rows: int) -> ArraySpec:
+    """The same rows as chunk files under zarr metadata and as one npy file."""
+    features = np.random.default_rng(0).standard_normal((n_rows, dim), dtype=np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    stored = features.astype(np.float16)
+    np.save(folder / "features.npy", stored)
+    spec = ArraySpec("features", "<f2", (n_rows, dim), chunk_rows, float("nan"))
+    for name, content in zarr_metadata([spec], {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    for chunk in range(spec.n_chunks):
+        path, rows = spec.chunk_path(folder, chunk), spec.rows_of(chunk)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(spec.chunk_bytes(stored[rows.start : rows.stop]))
+    return spec
+
+
+def contestants(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) -> dict[str, dict[str, Contestant]]:
+    """Blocks into one preallocated buffer, and a random gather, by each reader."""
+    n_rows = spec.shape[0]
+    mapped, through_zarr = MappedReader(folder, spec), ZarrReader.open(folder, spec)
+    npy = np.load(folder / "features.npy", mmap_mode="r")
+    buffer = np.empty((block_rows, spec.shape[1]), dtype=np.float16)
+    chosen = np.random.default_rng(1).integers(0, n_rows, gather_rows)
+    assert np.array_equal(mapped.gather(chosen), npy[chosen])
+    assert np.array_equal(through_zarr.gather(chosen), npy[chosen])
+
+    def blocks(read: Callable[[int, int, np.ndarray], object]) -> Contestant:
+        def run() -> None:
+            for start in range(0, n_rows, block_rows):
+                stop = min(start + block_rows, n_rows)
+                read(start, stop, buffer[: stop - start])
+
+        return run
+
+    def from_npy(start: int, stop: int, out: np.ndarray) -> None:
+        out[...] = npy[start:stop]
+
+    return {
+        "blocks": {
+            "npy-mmap": blocks(from_npy),
+            "featcache": blocks(mapped.read),
+            "zarr-python": blocks(through_zarr.read),
+        },
+        "gather": {
+            "npy-mmap": lambda: npy[chosen],
+            "featcache": lambda: mapped.gather(chosen),
+            "zarr-python": lambda: through_zarr.gather(chosen),
+        },
+    }
+
+
+def timed(timers: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, in shuffled order."""
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    order = list(timers)
+    for turn in range(rounds + 1):
+        random.shuffle(order)
+        for name in order:
+            began = time.perf_counter()
+            timers[name]()
+            if turn:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=64 * 4096)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--tiny", action="store_true", help="a few rows and rounds, for the tests")
+    parser.add_argument("--out", help="JSON file for the record")
+    args = parser.parse_args(argv)
+    n_rows, chunk_rows, block_rows, rounds = args.rows, 4096, 65_536, args.rounds
+    if args.tiny:
+        n_rows, chunk_rows, block_rows, rounds = 2048, 256, 1000, 2
+    random.seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = write(Path(folder), n_rows, args.dim, chunk_rows)
+        groups = contestants(Path(folder), spec, block_rows, min(4096, n_rows))
+        seconds = {
+            f"{group}/{name}": values
+            for group, timers in groups.items()
+            for name, values in timed(timers, rounds).items()
+        }
+
+    def against_npy(group: str) -> float:
+        pairs = zip(seconds[f"{group}/npy-mmap"], seconds[f"{group}/featcache"], strict=True)
+        return statistics.median(npy / ours for npy, ours in pairs)
+
+    blocks, gather = against_npy("blocks"), 1 / against_npy("gather")
+    report(
+        "Reading a store",
+        {
+            "rows": n_rows,
+            "dim": args.dim,
+            "dtype": "float16",
+            "chunks": spec.n_chunks,
+            "block_rows": block_rows,
+            "gather_rows": min(4096, n_rows),
+            "rounds": rounds,
+        },
+        seconds,
+        bars=[
+            {"name": "blocks, speed over npy-mmap's, at least", "value": blocks, "bar": 0.9, "met": blocks >= 0.9},
+            {"name": "random rows, time over npy-mmap's, at most", "value": gather, "bar": 3.0, "met": gather <= 3.0},
+        ],
+        out=args.out,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
