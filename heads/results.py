@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,7 @@ __all__ = ["append_rows"]
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     r"""Append rows to a results file, whole or not at all, also when several processes append to it at once.
 
-    O_APPEND and a single write make the lines land together at the end of the file. A line that an earlier, killed
+    A lock, O_APPEND and a single write make the lines land together at the end of the file. A line that an earlier, killed
     process left unfinished is closed first. Numbers that JSON lacks (infinity, NaN) become null.
 
     Returns
@@ -41,6 +42,7 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     data = ("\n".join(lines) + "\n").encode()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process's line may be half written: wait for its end
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             data = b"\n" + data
