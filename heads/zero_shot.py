@@ -83,8 +83,9 @@ class ZeroShot(LinearClassifier):
 
     def _record(self, stores: list[Any], shares: NDArray[np.float64]) -> dict[str, Any]:
         """Provenance: bound to the text tower, fitted on text stores."""
+        chosen = self.templates
         params = {
-            "templates": None if self.templates is None else list(self.templates),
+            "templates": None if chosen is None else [t if isinstance(t, str) else int(t) for t in chosen],
             "weights": shares.tolist(),
             "logit_scale": float(stores[0].logit_scale),
         }

@@ -1,5 +1,6 @@
 """Zero-shot heads: golden values, template subsets, ragged prompt files, ensembles and their refusals."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,9 @@ def test_logits_carry_scale_and_bias(texts: Any, images: Any) -> None:
 @pytest.mark.parametrize("templates", [[1], ["the {}."], [np.int64(1)]])
 def test_template_subsets(texts: Any, templates: list[Any]) -> None:
     store = texts()
-    np.testing.assert_allclose(ZeroShot(templates).fit(store).coef_ / 20.0, norm(store.raw[:, 1]), atol=1e-7)
+    head = ZeroShot(templates).fit(store)
+    np.testing.assert_allclose(head.coef_ / 20.0, norm(store.raw[:, 1]), atol=1e-7)
+    assert json.loads(json.dumps(head.provenance_)) == head.provenance_
 
 
 def test_prompt_files_with_different_numbers_of_prompts(texts: Any) -> None:
