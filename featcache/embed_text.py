@@ -24,7 +24,7 @@ from featcache.encoders import Encoder, load_encoder
 from featcache.errors import EncoderError, PromptError, StoreCorruptError, StoreIncompleteError, StoreNotFoundError
 from featcache.image_job import normalise
 from featcache.progress import Progress, Silent
-from featcache.prompts import fill, prompts_of
+from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, content_key, open_text_store, resolve_root
 from featcache.store.layout import ArraySpec
 from featcache.store.writer import existing_header
@@ -44,7 +44,7 @@ class TextResult:
 
 def embed_text(
     classnames: Sequence[str],
-    templates: Sequence[str] | None = None,
+    templates: Sequence[str] | str | None = None,
     model: str | Encoder = "tiny",
     pretrained: str | None = None,
     *,
@@ -61,8 +61,9 @@ def embed_text(
     ----------
     classnames : sequence of C str
         Inserted as they are: DomainNet keeps underscores and capitals. Names may repeat (ImageNet's do).
-    templates : sequence of T str, optional
-        With ``{}`` where the class name goes, default ``a photo of a {}.``.
+    templates : sequence of T str, or str, optional
+        With ``{}`` where the class name goes, or the name of a set (see `featcache.prompts.template_names`) or file;
+        default ``a photo of a {}.``.
     model, pretrained, device, precision
         See `featcache.encoders.load_encoder`.
     prompts : mapping of class name -> sentences, optional
@@ -83,7 +84,7 @@ def embed_text(
 
 def embed_prompts(
     classnames: Sequence[str],
-    templates: Sequence[str] | None,
+    templates: Sequence[str] | str | None,
     encoder: Encoder,
     *,
     prompts: Mapping[str, Sequence[str]] | None = None,
@@ -96,6 +97,8 @@ def embed_prompts(
         raise PromptError("templates and a prompt file were both given; expected one of them")
     if not classnames:
         raise PromptError("no class names were given; expected at least one")
+    if isinstance(templates, str):
+        templates = load_templates(templates)
     templates = None if prompts is not None else tuple(templates or ("a photo of a {}.",))
     sentences = prompts_of(prompts, classnames) if prompts is not None else fill(templates or (), classnames)
     if encoder.text_identity is None:
