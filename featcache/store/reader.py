@@ -1,7 +1,7 @@
 """Two readers of one array of a store: mapped (local files) and zarr (any place zarr can read).
 
 Both fill a buffer that the caller may preallocate, and gather random rows. The mapped reader skips the work whose
-result is known: an uncompressed chunk file holds the rows as they are. `tests/test_fastpath_equivalence.py` holds the
+result is known: an uncompressed chunk file holds the rows as they are. `tests/test_featcache/test_readers.py` holds the
 two equal; `benchmarks/bench_store.py` times them.
 """
 

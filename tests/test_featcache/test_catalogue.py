@@ -1,0 +1,78 @@
+"""Finding stores by folder, key and short name; the root; progress lines."""
+
+import io
+from pathlib import Path
+
+import pytest
+from fakes import NumpyDataset, NumpyEncoder
+
+from featcache import EncodeOptions, encode_dataset, find_store, list_stores
+from featcache.embed_text import embed_prompts
+from featcache.errors import FeatcacheError, ImageReadError, StoreNotFoundError
+from featcache.progress import Printed
+from featcache.store import TextStore, resolve_root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    encode_dataset(NumpyDataset(), NumpyEncoder(0), root=tmp_path)
+    embed_prompts(["ant", "bee"], ["a {}"], NumpyEncoder(), name="animals", root=tmp_path)
+    return tmp_path
+
+
+def test_a_store_is_found_by_folder_key_and_name(root: Path) -> None:
+    [entry, texts] = list_stores(root)
+    encoder, dataset = entry.key.split("/")
+    for reference in (entry.path, entry.key, f"{encoder[:6]}/{dataset[:4]}", "fake/train", "fake/train@numpy"):
+        assert find_store(reference, root).path == entry.path
+    assert isinstance(find_store("texts/animals", root), TextStore)
+    assert (entry.reference, texts.reference) == ("fake/train@numpy", "texts/animals@numpy")
+    assert (entry.rows, entry.finished, entry.split, texts.split) == (40, True, "train", None)
+
+
+def test_several_matches_are_listed(root: Path) -> None:
+    encode_dataset(NumpyDataset(), NumpyEncoder(1), root=root)
+    with pytest.raises(StoreNotFoundError, match=r"2 stores match; name one by its folder:(.|\n)*fake/train@numpy"):
+        find_store("fake/train", root)
+
+
+def test_no_match_names_what_there_is(root: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match=r"there are: fake/train@numpy, texts/animals@numpy"):
+        find_store("fake/test", root)
+
+
+def test_unfinished_and_damaged_stores_are_listed_as_such(root: Path) -> None:
+    with pytest.raises(ImageReadError):
+        encode_dataset(NumpyDataset(50, broken=[3]), NumpyEncoder(), root=root, options=EncodeOptions(chunk_rows=8))
+    finished = find_store("fake/train", root).path
+    (finished / "manifest.json").write_text("{")
+    names = sorted(entry.name for entry in list_stores(root) if not entry.finished)
+    assert names == ["(damaged)", "(unfinished)"]
+
+
+def test_the_root_is_the_flag_then_the_environment_then_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path / "mine"))
+    assert resolve_root(tmp_path / "flag") == tmp_path / "flag"
+    assert resolve_root() == tmp_path / "mine"
+    monkeypatch.delenv("FEATCACHE_ROOT")
+    assert resolve_root() == tmp_path / "cache"
+    (tmp_path / "file").touch()
+    with pytest.raises(FeatcacheError, match="expected a folder, got a file"):
+        resolve_root(tmp_path / "file")
+
+
+def test_progress_counts_rows_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Printed(stream)
+    progress.start("digits/train", total=100, done=40)
+    for _ in range(3):
+        now[0] += 10.0
+        progress.advance(15)
+    assert stream.getvalue().splitlines()[-1].strip() == "digits/train: 85/100 rows, 2 rows/s, 10.0 s left"
+    now[0] += 10.0
+    progress.advance(15)
+    progress.finish()
+    assert stream.getvalue().splitlines()[-1].strip() == "digits/train: 100/100 rows, 2 rows/s, 40.0 s"
