@@ -7,7 +7,6 @@ fine-tuned or merged model goes straight to ``featcache encode --model local-dir
 
 import json
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from featcache import encoders
@@ -69,7 +68,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise EncoderError(f"{file}: no such checkpoint; give a safetensors or torch file, or a model folder")
     try:
         content = _load(file)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's readers meet broken files with KeyError, IndexError and more
         raise EncoderError(
             f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({str(error)[:200]}); "
             "pickled modules are not read: save their state_dict()"

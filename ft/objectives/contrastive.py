@@ -91,8 +91,7 @@ def contrastive(
 
 def _positives_apart(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     """Mean over rows of the mean over positives j of ``log(1 + sum_negatives exp(l_k - l_j))``."""
-    # the least finite number, not -inf: a row without negatives would have NaN gradients
-    negatives = logits.masked_fill(same, torch.finfo(logits.dtype).min).logsumexp(dim=1, keepdim=True)
+    negatives = logits.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)
     losses = F.softplus(negatives - logits, threshold=40.0).masked_fill(~same, 0.0)
     return (losses.sum(dim=1) / same.sum(dim=1)).mean()
 

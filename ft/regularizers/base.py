@@ -37,7 +37,10 @@ class Step:
 
 
 class Regularizer(Protocol):
-    """A term added to the objective; its weight (lambda) belongs to the training loop."""
+    """A term added to the objective; its weight (lambda) belongs to the training loop.
+
+    Call it outside of autocast, which would take its products back to half precision.
+    """
 
     needs: ClassVar[frozenset[str]]
     """Fields of `Step` that it reads."""
