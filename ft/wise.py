@@ -101,7 +101,7 @@ def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool
         raise TrainingError(f"alphas {wrong}: expected finite numbers{', in [0, 1] with Fishers' if weighted else ''}")
     targets = {alpha: out / folder_name(alpha) for alpha in steps}
     if existing := [str(target) for target in targets.values() if target.exists() and not overwrite]:
-        raise EncoderError(f"{', '.join(existing)}: there already; name another folder, or overwrite")
+        raise EncoderError(f"{', '.join(existing)}: there already; name another folder, or replace them (--overwrite)")
     return targets
 
 
@@ -133,4 +133,4 @@ def _record(files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: f
 
 def _account(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
-        return {"file": f"{file.parent.name}/{file.name}", "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        return {"file": f"{file.resolve().parent.name}/{file.name}", "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
