@@ -16,7 +16,7 @@ BANK_SIZE = 64  # side of a stored glyph mask, pixels
 GLYPH_HEIGHT, GLYPH_WIDTH = 44, 50  # the ink's bounding box is scaled to fit these, pixels
 STYLES = ("sans", "serif", "mono", "handwritten")
 DIGITS = "0123456789"
-# O, o, I and l are left out: many fonts draw them exactly as 0 and 1.
+# O, o, I and l are left out: many fonts draw them exactly as 0 and 1. Of C and c and the like one is enough.
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghijmnqrty"
 SYMBOLS = "+=?!&@#%*/$<>"
 CHARS = DIGITS + LETTERS + SYMBOLS
