@@ -133,4 +133,5 @@ def _record(files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: f
 
 def _account(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
-        return {"file": f"{file.resolve().parent.name}/{file.name}", "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"file": f"{file.resolve().parent.name}/{file.name}", "sha256": digest}
