@@ -8,9 +8,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError, MismatchError
+from featcache.errors import HeadError
 from heads.base import LinearClassifier
-from heads.samples import Samples, as_samples, is_store, require_finite
+from heads.held_out import selection_samples, thinned
+from heads.samples import Samples, as_samples, require_finite
 from heads.solvers.eigh_path import Spectrum, check_alphas, decompose
 from heads.solvers.leave_one_out import leave_one_out_errors, leave_one_out_scores, squared_errors
 from heads.solvers.moments import Moments
@@ -20,11 +21,6 @@ __all__ = ["ALPHAS", "Ridge"]
 
 ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
 """Default path: 25 values from 1e-3 to 1e3, four a decade."""
-
-# Rows that fit the temperature: at least 16,384, and up to two million scores. One number needs no more: its standard
-# error is then about 1%, which moves the NLL by less than 1e-4.
-_TEMPERATURE_ROWS = 2**14
-_TEMPERATURE_SCORES = 2**21
 
 
 class Ridge(LinearClassifier):
@@ -115,7 +111,7 @@ class Ridge(LinearClassifier):
         self.moments_ = Moments.from_blocks(samples.blocks(), dim=samples.dim, n_classes=len(samples.classnames))
         require_finite(samples, self.moments_.xtx.diagonal())
         self.spectrum_ = decompose(self.moments_, fit_intercept=self.fit_intercept)
-        held_out = None if selection is None else self._selection(selection, samples)
+        held_out = None if selection is None else selection_samples(selection, samples)
         self._choose(alphas, samples, held_out)
         self.coef_, self.intercept_ = self.spectrum_.solve(self.alpha_)
         self.temperature_ = self._temperature(samples, held_out)
@@ -155,41 +151,9 @@ class Ridge(LinearClassifier):
     def _temperature(self, samples: Samples, held_out: Samples | None) -> float:
         """Maximum-likelihood temperature on rows that did not fit the scores."""
         rows = samples if held_out is None else held_out
-        drawn = _thinned(rows, self.moments_.n if held_out is None else None)
+        drawn = thinned(rows, self.moments_.n if held_out is None else None)
         if held_out is None:
             blocks = list(leave_one_out_scores(self.spectrum_, drawn, self.alpha_))
         else:
             blocks = [(x.astype(np.float64) @ self.coef_.T + self.intercept_, y) for x, y in drawn]
         return fit_temperature(np.concatenate([s for s, _ in blocks]), np.concatenate([labels for _, labels in blocks]))
-
-    def _selection(self, selection: Any, samples: Samples) -> Samples:
-        """The selection split as samples of the same classes and encoder."""
-        if not is_store(selection):
-            X, y = selection
-            held_out = as_samples(X, y, classnames=samples.classnames, classes=samples.classes)
-        else:
-            held_out = as_samples(selection)
-            theirs, ours = selection.encoder_key, getattr(samples.store, "encoder_key", selection.encoder_key)
-            if theirs != ours or held_out.classnames != samples.classnames:
-                raise MismatchError(
-                    f"selection split {selection.name!r} has encoder {theirs} and {len(held_out.classnames)} classes, "
-                    f"the training rows have {ours} and {len(samples.classnames)}; encode both with one model and "
-                    "class list"
-                )
-        if held_out.dim != samples.dim:
-            raise MismatchError(f"the selection split has {held_out.dim} features, training has {samples.dim}")
-        return held_out
-
-
-def _thinned(samples: Samples, n: int | None) -> Any:
-    """Blocks of a seeded random share of the rows, so that scores (N, C) never outgrow a fixed size."""
-    if n is None:
-        n = sum(len(labels) for _, labels in samples.blocks())
-    share = max(_TEMPERATURE_ROWS, _TEMPERATURE_SCORES // len(samples.classnames)) / max(n, 1)
-    rng = np.random.default_rng(0)
-    for features, labels in samples.blocks():
-        if share >= 1.0:
-            yield features, labels
-        else:
-            keep = np.flatnonzero(rng.random(len(labels)) < share)
-            yield features[keep], labels[keep]

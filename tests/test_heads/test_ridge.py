@@ -182,8 +182,8 @@ def test_tensors_of_every_float_type(draw: Any) -> None:
 def test_temperature_rows_are_thinned_without_bias(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = draw(3000, 16, 4)
     full = Ridge([1.0]).fit(X, y).temperature_
-    monkeypatch.setattr("heads.ridge._TEMPERATURE_ROWS", 1500)
-    monkeypatch.setattr("heads.ridge._TEMPERATURE_SCORES", 1)
+    monkeypatch.setattr("heads.held_out._ROWS", 1500)
+    monkeypatch.setattr("heads.held_out._SCORES", 1)
     thinned = Ridge([1.0]).fit(X, y).temperature_
     assert thinned != full
     assert thinned == pytest.approx(full, rel=0.1)
