@@ -1,5 +1,6 @@
 """The parts of the tiny model's training that need no fonts: vocabulary, captions, drawing, loss."""
 
+import doctest
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # tools/ is not part of the distribution
 
-from tools.train_tiny import augment, bpe, captions
+from tools.train_tiny import augment, bpe, captions, summarise, train
+from tools.train_tiny import glyphs as glyph_bank
 from tools.train_tiny.glyphs import BANK_SIZE, CHARS, read_font_list
 from tools.train_tiny.train import contrastive_loss
 
@@ -123,6 +125,26 @@ def test_loss_takes_every_true_pair_as_positive():
     assert contrastive_loss(features, features, twins, scale).item() == pytest.approx(floor, abs=1e-3)
     opposite = torch.eye(4)[[1, 1, 0, 3]]
     assert contrastive_loss(features, opposite, twins, scale) > 5
+
+
+@pytest.mark.parametrize("module", [bpe, captions, glyph_bank, train])
+def test_examples_in_docstrings(module):
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0
+
+
+def test_spread_is_refused_over_different_recipes():
+    first = dict.fromkeys(summarise.SHARED, 1) | {
+        "seed": 0,
+        "digits": dict.fromkeys(summarise.FIGURES, 0.5),
+        "held_out_fonts": {"mean": 0.4},
+    }
+    second = first | {"seed": 1, "digits": dict.fromkeys(summarise.FIGURES, 0.7)}
+    spread = summarise.gather([first, second])["spread"]["ridge_top1"]
+    assert spread == {"mean": 0.6, "lowest": 0.5, "highest": 0.7}
+    with pytest.raises(ValueError, match="recipe"):
+        summarise.gather([first, second | {"recipe": 2}])
 
 
 def test_font_list_names_packages_once_and_holds_some_out():
