@@ -5,6 +5,7 @@ A head is one file and one line in `HEADS`; the contract tests and the command l
 
 from heads.base import LinearClassifier
 from heads.checks import subset_by_name
+from heads.discriminant import LinearDiscriminant, NearestMean
 from heads.evaluate import choose, evaluate
 from heads.interpolate import interpolate
 from heads.io import load, save
@@ -18,8 +19,10 @@ from heads.zero_shot import ZeroShot
 __all__ = [
     "HEADS",
     "LinearClassifier",
+    "LinearDiscriminant",
     "LinearHead",
     "Metrics",
+    "NearestMean",
     "Ridge",
     "ZeroShot",
     "append_rows",
@@ -35,5 +38,7 @@ __all__ = [
 HEADS: dict[str, type[LinearClassifier]] = {
     "zero_shot": ZeroShot,
     "ridge": Ridge,
+    "nearest_mean": NearestMean,
+    "discriminant": LinearDiscriminant,
 }
 """Every head by the name that the command line uses."""

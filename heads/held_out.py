@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featcache.errors import MismatchError
 from heads.samples import Samples, as_samples, is_store
 
-__all__ = ["selection_samples", "thinned"]
+__all__ = ["RowSampler", "selection_samples", "thinned"]
 
 # Rows that fit a temperature: at least 16,384, and up to two million scores. One number needs no more: its standard
 # error is then about 1%, which moves the NLL by less than 1e-4.
@@ -44,18 +44,35 @@ def selection_samples(selection: Any, samples: Samples) -> Samples:
     return held_out
 
 
+class RowSampler:
+    """Positions of a seeded random share of consecutive blocks of rows, so that scores (N, C) stay within a fixed size.
+
+    Examples
+    --------
+    >>> keep = RowSampler(n=10, n_classes=3)
+    >>> keep(4).tolist()   # few rows: all of them
+    [0, 1, 2, 3]
+    """
+
+    def __init__(self, n: int, n_classes: int) -> None:
+        self.share = max(_ROWS, _SCORES // n_classes) / max(n, 1)
+        self._rng = np.random.default_rng(0)
+
+    def __call__(self, rows: int) -> NDArray[np.intp]:
+        """Positions to keep of the next `rows` rows, ascending."""
+        if self.share >= 1.0:
+            return np.arange(rows)
+        return np.flatnonzero(self._rng.random(rows) < self.share)
+
+
 def thinned(samples: Samples, n: int | None = None) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64]]]:
-    """Blocks of a seeded random share of the rows, so that scores (N, C) never outgrow a fixed size.
+    """Blocks with `RowSampler`'s share of the rows.
 
     `n` is the number of rows where it is known; None counts them in a pass of its own.
     """
     if n is None:
         n = sum(len(labels) for _, labels in samples.blocks())
-    share = max(_ROWS, _SCORES // len(samples.classnames)) / max(n, 1)
-    rng = np.random.default_rng(0)
+    keep = RowSampler(n, len(samples.classnames))
     for features, labels in samples.blocks():
-        if share >= 1.0:
-            yield features, labels
-        else:
-            keep = np.flatnonzero(rng.random(len(labels)) < share)
-            yield features[keep], labels[keep]
+        rows = keep(len(labels))
+        yield features[rows], labels[rows]

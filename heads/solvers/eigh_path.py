@@ -26,7 +26,7 @@ from featcache.errors import HeadError
 from heads.solvers.moments import Moments
 from heads.solvers.parallel import one_blas_thread
 
-__all__ = ["Spectrum", "check_alphas", "decompose"]
+__all__ = ["Spectrum", "check_alphas", "decompose", "steady_eigh"]
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,19 @@ def decompose(moments: Moments, *, fit_intercept: bool = True) -> Spectrum:
         mean_x, mean_y = moments.sum_x / moments.n, moments.counts / moments.n
         gram = gram - moments.n * np.outer(mean_x, mean_x)
         cross = cross - np.outer(moments.counts, mean_x)
-    # LAPACK's threads meet at thousands of barriers: up to this size one is about as fast, and far steadier under load.
-    with one_blas_thread() if moments.dim <= 1024 else nullcontext():
-        eigenvalues, vectors = np.linalg.eigh(gram)
-        projected = vectors.T @ cross.T
+    eigenvalues, vectors = steady_eigh(gram)
+    projected = vectors.T @ cross.T
     return Spectrum(np.maximum(eigenvalues, 0.0), vectors, projected, mean_x, mean_y, moments.n, fit_intercept)
+
+
+def steady_eigh(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``numpy.linalg.eigh`` of a symmetric matrix (D, D), on one thread up to D = 1024.
+
+    LAPACK's threads meet at thousands of barriers: up to this size one is about as fast, and far steadier under load.
+    """
+    with one_blas_thread() if len(matrix) <= 1024 else nullcontext():
+        eigenvalues, vectors = np.linalg.eigh(matrix)
+    return eigenvalues, vectors
 
 
 def check_alphas(alphas: Sequence[float] | ArrayLike) -> NDArray[np.float64]:
