@@ -76,8 +76,8 @@ def parts(dataset: Dataset, encoder: Any, batch_size: int, root: Path) -> dict[s
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=192, help="JPEG files (default: 192)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=64, help="JPEG files (default: 64)")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true", help="a few images and one round, for the tests")
     parser.add_argument("--out", help="JSON file for the record")
