@@ -10,6 +10,7 @@ from heads.evaluate import choose, evaluate
 from heads.interpolate import interpolate
 from heads.io import load, save
 from heads.linear import LinearHead
+from heads.logits import LogitHead
 from heads.metrics import Metrics
 from heads.results import append_rows
 from heads.ridge import Ridge
@@ -21,6 +22,7 @@ __all__ = [
     "LinearClassifier",
     "LinearDiscriminant",
     "LinearHead",
+    "LogitHead",
     "Metrics",
     "NearestMean",
     "Ridge",

@@ -48,6 +48,10 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             provenance=self.provenance_,
         )
 
+    def frozen(self) -> LinearHead:
+        """`linear`, under the name that every fitted estimator has."""
+        return self.linear()
+
     def check(self, store: Any) -> None:
         """Refuse a store of another encoder, text tower or class list (MismatchError)."""
         self.linear().check(store)

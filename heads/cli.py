@@ -11,7 +11,7 @@ from featcache.commands import root_argument, show
 from featcache.errors import HeadError
 from featcache.prompts import load_classnames, load_subset, subset_names
 from featcache.store import ImageStore, check_deep, find_store, resolve_root
-from heads import HEADS, LinearHead, append_rows, choose, interpolate, load, save, subset_by_name
+from heads import HEADS, LogitHead, append_rows, choose, interpolate, load, save, subset_by_name
 from heads import evaluate as evaluate_heads
 from heads.report import table_text, write_report
 
@@ -139,7 +139,7 @@ def _open_images(reference: str, args: argparse.Namespace) -> ImageStore:
     return store
 
 
-def _interpolations(heads: Sequence[LinearHead], args: argparse.Namespace) -> list[LinearHead]:
+def _interpolations(heads: Sequence[LogitHead], args: argparse.Namespace) -> list[LogitHead]:
     if args.alphas is None:
         if args.select or args.output:
             raise HeadError(
@@ -148,7 +148,7 @@ def _interpolations(heads: Sequence[LinearHead], args: argparse.Namespace) -> li
         return []
     if len(heads) != 2:
         raise HeadError(f"--alphas interpolates two heads, got {len(heads)}; name two")
-    path = interpolate(heads[0], heads[1], args.alphas)
+    path: list[LogitHead] = [*interpolate(heads[0], heads[1], args.alphas)]
     if args.select:
         chosen = choose(path, _open_images(args.select, args), metric=args.metric)
         path.append(chosen)
@@ -157,7 +157,7 @@ def _interpolations(heads: Sequence[LinearHead], args: argparse.Namespace) -> li
     return path
 
 
-def _subset(name: str, head: LinearHead) -> list[int]:
+def _subset(name: str, head: LogitHead) -> list[int]:
     if name in subset_names():
         return [int(index) for index in load_subset(name)]
     if not Path(name).is_file():

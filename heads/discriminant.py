@@ -1,139 +1,19 @@
-"""Classifiers that are closed forms of the moments: nearest class mean, and the Gaussian discriminant.
-
-One pass gives the moments by fold, hence the head; a second one scores each fold's rows by the head of the other
-folds, for the temperature.
-"""
+"""Classifiers that are closed forms of the moments: nearest class mean, and the Gaussian discriminant."""
 
 from __future__ import annotations
-
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
-from heads.base import LinearClassifier
-from heads.held_out import RowSampler, selection_samples, thinned
-from heads.samples import Samples, as_samples, require_finite
+from heads.moment_classifier import MomentClassifier, Solved
 from heads.solvers.eigh_path import steady_eigh
-from heads.solvers.folds import fold_moments, fold_rows
 from heads.solvers.moments import Moments
-from heads.temperature import fit_temperature
 
-__all__ = ["LinearDiscriminant", "MomentClassifier", "NearestMean"]
+__all__ = ["LinearDiscriminant", "NearestMean"]
 
 Float = NDArray[np.float64]
-
-ABSENT = -1e4
-"""Logit of a class without a training row: it is never predicted, and its probability is zero in any precision."""
-
-
-class _Solved(NamedTuple):
-    """Weights (C, D), intercepts (C,), and the hyper-parameters behind them for the provenance."""
-
-    weights: Float
-    intercepts: Float
-    params: dict[str, Any]
-
-
-class MomentClassifier(LinearClassifier):
-    """Base of heads whose weights are a function of `Moments`; fits, calibrates and keeps absent classes out."""
-
-    moments_: Moments
-
-    @abstractmethod
-    def _solve(self, moments: Moments) -> _Solved:
-        """The head from moments in which every class has rows."""
-
-    def fit(self, X: Any, y: Any = None, *, selection: Any = None, classnames: Sequence[str] | None = None) -> Self:
-        """Fit on arrays, tensors or an image store.
-
-        Parameters
-        ----------
-        X
-            Image store (streamed twice), or array-like (N, D).
-        y
-            Labels (N,), with arrays.
-        selection
-            Store, or ``(X, y)``, on which the temperature is fitted; None uses 5 folds of the training rows.
-        classnames
-            With arrays: the C names; y then holds class indices, and classes may lack rows.
-
-        Raises
-        ------
-        HeadError
-            For fewer than two classes with rows, NaN or infinite features (naming rows), labels or parameters out of
-            range.
-        MismatchError
-            If the selection store has another encoder or class list.
-        """
-        samples = as_samples(X, y, classnames=classnames)
-        self._set_classes(samples)
-        parts = fold_moments(samples.blocks(), dim=samples.dim, n_classes=len(samples.classnames))
-        self.moments_ = sum(parts, Moments.zeros(samples.dim, len(samples.classnames)))
-        require_finite(samples, self.moments_.xtx.diagonal())
-        present = self.moments_.counts > 0
-        if present.sum() < 2:
-            raise HeadError(f"{present.sum()} class has rows, expected at least 2; add rows of another class")
-        held_out = None if selection is None else selection_samples(selection, samples)
-        solved = self._solve(_of_classes(self.moments_, present))
-        self.coef_, self.intercept_ = np.zeros((len(present), samples.dim)), np.zeros(len(present))
-        self.coef_[present], self.intercept_[present] = solved.weights, solved.intercepts
-        if held_out is None:
-            scored = list(self._fold_scores(samples, parts))
-        else:
-            scored = list(self._scores_of(thinned(held_out), present))
-        self.temperature_ = self._temperature(scored, samples, present)
-        self.intercept_[~present] = ABSENT * self.temperature_
-        how = {"temperature": self.temperature_, "selection": "folds" if held_out is None else "split"}
-        chosen = None if held_out is None else held_out.store
-        self.provenance_ = self._provenance({**solved.params, **how}, samples.store, chosen)
-        return self
-
-    def _fold_scores(self, samples: Samples, parts: list[Moments]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
-        """Scores of a share of the rows, each by the head of the other folds, and their labels."""
-        solved = [self._without(part) for part in parts]
-        keep = RowSampler(self.moments_.n, len(samples.classnames))
-        for fold, features, labels in fold_rows(samples.blocks(), n_classes=len(samples.classnames)):
-            rows = keep(len(labels))
-            weights, intercepts, present = solved[fold]
-            rows = rows[present[labels[rows]]]
-            if present.sum() < 2 or not len(rows):
-                continue
-            scores = np.empty((len(rows), len(present)))
-            scores[:, present] = features[rows].astype(np.float64) @ weights.T + intercepts
-            # A class that has no row outside of this fold ranks last here.
-            scores[:, ~present] = scores[:, present].min(axis=1, keepdims=True)
-            everywhere = self.moments_.counts > 0
-            yield scores[:, everywhere], (np.cumsum(everywhere) - 1)[labels[rows]]
-
-    def _without(self, part: Moments) -> tuple[Float, Float, NDArray[np.bool_]]:
-        """The head of all rows but one fold's, and which classes it has."""
-        rest = self.moments_ - part
-        present = rest.counts > 0
-        if present.sum() < 2:
-            return np.zeros((0, rest.dim)), np.zeros(0), present
-        solved = self._solve(_of_classes(rest, present))
-        return solved.weights, solved.intercepts, present
-
-    def _scores_of(self, blocks: Any, present: NDArray[np.bool_]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
-        """Scores over the present classes of those rows that are of one."""
-        for features, labels in blocks:
-            rows = present[labels]
-            scores = features[rows].astype(np.float64) @ self.coef_[present].T + self.intercept_[present]
-            yield scores, (np.cumsum(present) - 1)[labels[rows]]
-
-    def _temperature(
-        self, scored: list[tuple[Float, NDArray[np.integer]]], samples: Samples, present: NDArray[np.bool_]
-    ) -> float:
-        """By likelihood on held-out rows; where none can be held out (one row a class), logits get a spread of one."""
-        if sum(len(labels) for _, labels in scored):
-            return fit_temperature(np.concatenate([s for s, _ in scored]), np.concatenate([y for _, y in scored]))
-        own = np.concatenate([scores for scores, _ in self._scores_of(thinned(samples, self.moments_.n), present)])
-        return float(own.std(axis=1).mean()) or 1.0
 
 
 class NearestMean(MomentClassifier):
@@ -177,14 +57,14 @@ class NearestMean(MomentClassifier):
     def __init__(self, normalize: bool = True) -> None:
         self.normalize = normalize
 
-    def _solve(self, moments: Moments) -> _Solved:
+    def _solve(self, moments: Moments) -> Solved:
         means = moments.class_sums / moments.counts[:, None]
         squares = (means**2).sum(axis=1)
         if not self.normalize:
-            return _Solved(means, -squares / 2, {"normalize": False})
+            return Solved(means, -squares / 2, {"normalize": False})
         lengths = np.sqrt(squares)[:, None]  # a mean of zero length has no direction: it scores 0
         directions = np.divide(means, lengths, out=np.zeros_like(means), where=lengths > 0)
-        return _Solved(directions, np.zeros(len(means)), {"normalize": True})
+        return Solved(directions, np.zeros(len(means)), {"normalize": True})
 
 
 class LinearDiscriminant(MomentClassifier):
@@ -253,7 +133,7 @@ class LinearDiscriminant(MomentClassifier):
         check_is_fitted(self, "provenance_")
         return float(self.provenance_["params"]["shrinkage"])
 
-    def _solve(self, moments: Moments) -> _Solved:
+    def _solve(self, moments: Moments) -> Solved:
         means = moments.class_sums / moments.counts[:, None]
         within = (moments.xtx - means.T @ (moments.counts[:, None] * means)) / moments.n
         eigenvalues, vectors = steady_eigh(within)
@@ -263,7 +143,7 @@ class LinearDiscriminant(MomentClassifier):
         inverse = np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=usable)
         weights = ((means @ vectors) * inverse) @ vectors.T
         intercepts = self._log_priors(moments.counts) - (weights * means).sum(axis=1) / 2
-        return _Solved(weights, intercepts, {"shrinkage": shrinkage, "priors": self.priors})
+        return Solved(weights, intercepts, {"shrinkage": shrinkage, "priors": self.priors})
 
     def _shrunk(self, eigenvalues: Float, moments: Moments) -> tuple[Float, float]:
         """Eigenvalues of the shrunk covariance, and the shrinkage."""
@@ -295,8 +175,3 @@ class LinearDiscriminant(MomentClassifier):
         if self.priors == "uniform":
             return np.full(len(counts), -np.log(len(counts)))
         raise HeadError(f"priors are {self.priors!r}, expected 'empirical' or 'uniform'")
-
-
-def _of_classes(moments: Moments, present: NDArray[np.bool_]) -> Moments:
-    """The same rows without the classes that have none."""
-    return Moments(moments.xtx, moments.class_sums[present], moments.counts[present])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.checks import check_classes, check_encoder, split_id
-from heads.linear import LinearHead
+from heads.logits import LogitHead, as_head
 from heads.metrics import METRICS, Metrics, RowStatistics
 from heads.solvers.parallel import map_pieces
 
@@ -32,12 +32,13 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """One row a head, with every metric on every store.
 
-    Heads of one interpolation share two products per block of rows: logits interpolate as weights do.
+    Heads of one interpolation share two products per block of rows: logits interpolate as weights do. Numbers of
+    neighbours in one bank share its search.
 
     Parameters
     ----------
     heads
-        `LinearHead` or fitted estimators.
+        Fitted estimators, or the `LogitHead` of such: linear heads, and others that give logits.
     stores
         Image stores (their valid rows count).
     class_subset
@@ -60,21 +61,21 @@ def evaluate(
     HeadError
         If a head was chosen on one of the stores, or there is nothing to evaluate.
     """
-    linear: list[LinearHead] = [head.linear() for head in heads]
-    if not linear or not stores:
-        raise HeadError(f"got {len(linear)} heads and {len(stores)} stores; give at least one of each")
-    rows = [_describe(head, stores) for head in linear]
+    judged = [as_head(head) for head in heads]
+    if not judged or not stores:
+        raise HeadError(f"got {len(judged)} heads and {len(stores)} stores; give at least one of each")
+    rows = [_describe(head, stores) for head in judged]
     for store, label in zip(stores, _labels(stores), strict=True):
         if not allow_chosen:
-            _refuse_chosen(linear, store)
-        for row, result in zip(rows, _on_store(linear, store, class_subset), strict=True):
+            _refuse_chosen(judged, store)
+        for row, result in zip(rows, _on_store(judged, store, class_subset), strict=True):
             row.update({f"{label}:{metric}": value for metric, value in result.items()})
     return rows
 
 
 def choose(
     heads: Sequence[Any], selection: Any, *, metric: str = "top1", class_subset: ClassSubset = None
-) -> LinearHead:
+) -> LogitHead:
     """The best head on a selection split; `evaluate` will refuse to report it on that split.
 
     Ties go to the earlier head. ``nll``, ``nll_capped`` and ``ece`` are minimised, the others maximised.
@@ -86,23 +87,23 @@ def choose(
     """
     if metric not in METRICS:
         raise HeadError(f"unknown metric {metric!r}; expected one of {', '.join(METRICS)}")
-    linear: list[LinearHead] = [head.linear() for head in heads]
-    for head in linear:
+    judged = [as_head(head) for head in heads]
+    for head in judged:
         if any(_same_split(entry, selection) for entry in head.provenance.get("fitted_on", [])):
             raise HeadError(
                 f"{head.name} was fitted on {selection.name}/{selection.split}, where it looks better than it is; "
                 "choose on a split that fitted none of the heads"
             )
-    rows = evaluate(linear, [selection], class_subset=class_subset, allow_chosen=True)
+    rows = evaluate(judged, [selection], class_subset=class_subset, allow_chosen=True)
     values = np.array([row[f"{selection.name}:{metric}"] for row in rows])
     best = int(values.argmin() if metric in _LOWER_IS_BETTER else values.argmax())
     entry = {**split_id(selection), "metric": metric, "value": float(values[best]), "candidates": len(values)}
-    provenance = linear[best].provenance
+    provenance = judged[best].provenance
     chosen_on = [*provenance.get("chosen_on", []), entry]
-    return replace(linear[best], provenance={**provenance, "chosen_on": chosen_on})
+    return judged[best].with_provenance({**provenance, "chosen_on": chosen_on})
 
 
-def _on_store(heads: Sequence[LinearHead], store: Any, class_subset: ClassSubset) -> list[dict[str, float]]:
+def _on_store(heads: Sequence[LogitHead], store: Any, class_subset: ClassSubset) -> list[dict[str, float]]:
     """Metrics of every head on one store; logits exist for a few thousand rows of one head at a time."""
     subset = class_subset.get(store.name) if isinstance(class_subset, Mapping) else class_subset
     jobs = [_job(head, store, subset) for head in heads]
@@ -125,8 +126,8 @@ def _on_store(heads: Sequence[LinearHead], store: Any, class_subset: ClassSubset
 class _Job:
     """A head as this store sees it: its classes, and where the store's labels lie among them."""
 
-    head: LinearHead
-    parents: tuple[int, int] | None  # identities of the heads before any restriction, to share their logits
+    head: LogitHead
+    sharing: Hashable | None  # of the head before any restriction: whose work it shares
     lookup: NDArray[np.int64] | None  # position of each of the store's labels, -1 if masked; None is the identity
 
     def positions(self, labels: NDArray[np.integer], store: Any) -> NDArray[np.integer]:
@@ -143,35 +144,31 @@ class _Job:
         return found
 
 
-def _job(head: LinearHead, store: Any, subset: Sequence[int] | None) -> _Job:
+def _job(head: LogitHead, store: Any, subset: Sequence[int] | None) -> _Job:
     check_encoder({"head": head.name, **head.provenance}, head.dim, store)
-    parents = None if head.parents is None else (id(head.parents[0]), id(head.parents[1]))
     if subset is None:
         check_classes(head.classnames, store, head.name)
-        return _Job(head, parents, None)
+        return _Job(head, head.sharing, None)
     kept = head.restrict(subset)
     if tuple(store.classnames) == head.classnames:  # labels in the full index space
         lookup = np.full(len(head.classnames), -1, np.int64)
         lookup[np.asarray(subset)] = np.arange(len(subset))
-        return _Job(kept, parents, lookup)
+        return _Job(kept, head.sharing, lookup)
     check_classes(kept.classnames, store, f"{head.name} over class_subset")
-    return _Job(kept, parents, None)
+    return _Job(kept, head.sharing, None)
 
 
 def _all_logits(jobs: Sequence[_Job], x: NDArray[np.floating]) -> Iterator[NDArray[np.float32]]:
-    """Logits of each job, in order; consecutive interpolations of one pair reuse its two products."""
-    pair: tuple[int, int] | None = None
-    base: NDArray[np.float32]
-    step: NDArray[np.float32]
+    """Logits of each job, in order; consecutive heads of one `sharing` have its work done once."""
+    sharing: Hashable | None = None
+    prepared: Any = None
     for job in jobs:
-        if job.head.parents is None or job.head.alpha is None:
+        if job.sharing is None:
             yield job.head.logits(x)
             continue
-        if pair != job.parents:
-            first, second = job.head.parents
-            base, pair = first.logits(x), job.parents
-            step = second.logits(x) - base
-        yield base + np.float32(job.head.alpha) * step
+        if sharing != job.sharing:
+            sharing, prepared = job.sharing, job.head.prepare(x)
+        yield job.head.finish(prepared)
 
 
 def _labels(stores: Sequence[Any]) -> list[str]:
@@ -184,7 +181,7 @@ def _labels(stores: Sequence[Any]) -> list[str]:
     return labels
 
 
-def _describe(head: LinearHead, stores: Sequence[Any]) -> dict[str, Any]:
+def _describe(head: LogitHead, stores: Sequence[Any]) -> dict[str, Any]:
     """The part of a row that does not depend on results."""
     row: dict[str, Any] = {
         "head": head.name,
@@ -203,7 +200,7 @@ def _same_split(entry: Mapping[str, Any], store: Any) -> bool:
     return all(entry.get(key) == identity[key] for key in ("name", "split", "dataset_key"))
 
 
-def _refuse_chosen(heads: Sequence[LinearHead], store: Any) -> None:
+def _refuse_chosen(heads: Sequence[LogitHead], store: Any) -> None:
     for head in heads:
         if any(_same_split(entry, store) for entry in head.provenance.get("chosen_on", [])):
             raise HeadError(

@@ -1,4 +1,4 @@
-"""Heads on disk: one safetensors file, tensors `weights` and `bias`, everything else as JSON in its metadata."""
+"""Heads on disk: one safetensors file, the arrays as tensors, everything else as JSON in its metadata."""
 
 from __future__ import annotations
 
@@ -12,36 +12,41 @@ from safetensors.numpy import save as to_bytes
 
 from featcache.errors import HeadError
 from heads.linear import LinearHead
+from heads.logits import LogitHead, as_head
 
 __all__ = ["load", "save"]
 
 _FORMAT = "featcache-head-1"
 
+_KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead,)}
+
 
 def save(head: Any, path: str | Path) -> Path:
-    """Write ``head.linear()`` to `path` (atomically: a reader sees the old file or the new one).
+    """Write a fitted head to `path` (atomically: a reader sees the old file or the new one).
 
     Returns
     -------
     The path written.
     """
-    linear: LinearHead = head.linear()
+    head = as_head(head)
     path = Path(path)
+    tensors, settings = head.to_file()
     record = {
-        "name": linear.name,
-        "alpha": linear.alpha,
-        "classnames": list(linear.classnames),
-        "provenance": linear.provenance,
+        "kind": head.kind,
+        "name": head.name,
+        "classnames": list(head.classnames),
+        "provenance": head.provenance,
+        **settings,
     }
     metadata = {"format": _FORMAT, "head": json.dumps(record, sort_keys=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(to_bytes({"weights": linear.weights, "bias": linear.bias}, metadata=metadata))
+    temporary.write_bytes(to_bytes(tensors, metadata=metadata))
     os.replace(temporary, path)
     return path
 
 
-def load(path: str | Path) -> LinearHead:
+def load(path: str | Path) -> LogitHead:
     """Read a head written by `save`.
 
     Raises
@@ -57,15 +62,12 @@ def load(path: str | Path) -> LinearHead:
                     f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}; give a file that "
                     "`featcache fit` or heads.save wrote"
                 )
-            tensors = {key: file.get_tensor(key) for key in ("weights", "bias")}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise HeadError(f"{path}: cannot be read as a head ({error}); `featcache fit` writes one") from error
     record = json.loads(metadata["head"])
-    return LinearHead(
-        tensors["weights"],
-        tensors["bias"],
-        tuple(record["classnames"]),
-        name=record["name"],
-        provenance=record["provenance"],
-        alpha=record["alpha"],
-    )
+    kind = _KINDS.get(record.pop("kind", "linear"))
+    if kind is None:
+        raise HeadError(f"{path}: a kind of head that this version does not know; update featcache")
+    common = {"name": record.pop("name"), "provenance": record.pop("provenance")}
+    return kind.from_file(tensors, record, classnames=tuple(record.pop("classnames")), **common)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.checks import check_classes, check_encoder
-from heads.samples import feature_blocks, is_store, to_numpy
+from heads.logits import LogitHead, positions_of
+from heads.samples import to_numpy
 
 __all__ = ["LinearHead"]
 
 
 @dataclass(frozen=True, eq=False)
-class LinearHead:
+class LinearHead(LogitHead):
     """Logits = X @ weights.T + bias; logit scale and temperature are folded in, so their cross entropy is the NLL.
 
     Parameters
@@ -38,6 +37,8 @@ class LinearHead:
     >>> head.predict(np.array([[0.2, 0.9], [0.8, 0.1]])).tolist()
     [1, 0]
     """
+
+    kind: ClassVar[str] = "linear"
 
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -67,52 +68,27 @@ class LinearHead:
 
     def logits(self, X: Any) -> NDArray[np.float32]:
         """Logits (n, C) of features (n, D), as float32."""
-        features = to_numpy(X)
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise HeadError(f"head {self.name!r} takes features (n, {self.dim}), got {features.shape}")
-        return features.astype(np.float32, copy=False) @ self.weights.T + self.bias
+        return self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias
 
-    def predict(self, X: Any) -> NDArray[np.int64]:
-        """Class index (n,) of the largest logit, of arrays or a store's valid rows; ties go to the lower index."""
-        return np.concatenate([logits.argmax(axis=1) for logits in self._all_logits(X)])
+    @property
+    def sharing(self) -> Hashable | None:
+        """Interpolations of one pair share its two products: logits interpolate as weights do."""
+        return None if self.parents is None or self.alpha is None else (id(self.parents[0]), id(self.parents[1]))
 
-    def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Softmax of the logits (n, C), of arrays or a store's valid rows."""
-        logits = np.concatenate(list(self._all_logits(X)))
-        logits -= logits.max(axis=1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=1, keepdims=True)
-        return logits
+    def prepare(self, X: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits of the first parent, and the step to the second."""
+        first, second = self.parents or (self, self)
+        base = first.logits(X)
+        return base, second.logits(X) - base
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """Accuracy, a fraction in [0, 1]; with arrays, `y` holds class indices."""
-        if is_store(X):
-            y = np.concatenate([labels for _, labels in X.blocks()])
-        if y is None:
-            raise HeadError("arrays need labels: score(X, y); only a store brings its own")
-        return float((self.predict(X) == to_numpy(y)).mean())
-
-    def _all_logits(self, X: Any) -> Iterator[NDArray[np.float32]]:
-        """Logits block by block, refused where they are not finite."""
-        if is_store(X):
-            self.check(X)
-        done = 0
-        for features in feature_blocks(X):
-            logits = self.logits(features)
-            if not np.isfinite(logits).all():
-                bad = (np.flatnonzero(~np.isfinite(logits).all(axis=1))[:10] + done).tolist()
-                raise HeadError(f"features hold NaN or infinity, for instance in rows {bad}; drop these rows")
-            done += len(logits)
-            yield logits
+    def finish(self, prepared: tuple[NDArray[np.float32], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Base plus alpha steps."""
+        base, step = prepared
+        return base + np.float32(self.alpha or 0.0) * step
 
     def linear(self) -> LinearHead:
         """Itself: every head answers `linear`."""
         return self
-
-    def check(self, store: Any) -> None:
-        """Refuse a store of another encoder, text tower or class list (MismatchError)."""
-        check_encoder({"head": self.name, **self.provenance}, self.dim, store)
-        check_classes(self.classnames, store, self.name)
 
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> LinearHead:
         """The same head over some classes only, in the order given (ImageNet-R and -A keep 200 of 1000).
@@ -122,14 +98,7 @@ class LinearHead:
         HeadError
             For indices outside [0, C), repeated ones, or fewer than two.
         """
-        index = np.asarray(class_subset)
-        if index.ndim != 1 or index.dtype.kind not in "iu" or len(set(index.tolist())) != index.size or index.size < 2:
-            raise HeadError(f"class_subset must be at least two different class indices, got {class_subset!r}")
-        if index.min() < 0 or index.max() >= len(self.classnames):
-            raise HeadError(
-                f"class_subset reaches from {index.min()} to {index.max()}; "
-                f"head {self.name!r} has classes 0 to {len(self.classnames) - 1}"
-            )
+        index = positions_of(class_subset, self)
         names = tuple(self.classnames[i] for i in index.tolist())
         parents = self.parents and (self.parents[0].restrict(index), self.parents[1].restrict(index))
         return replace(self, weights=self.weights[index], bias=self.bias[index], classnames=names, parents=parents)
@@ -151,8 +120,11 @@ class LinearHead:
             parents=parents,
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write a safetensors file; see `heads.io.save`."""
-        from heads.io import save
+    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Weights and bias; the interpolation coefficient."""
+        return {"weights": self.weights, "bias": self.bias}, {"alpha": self.alpha}
 
-        return save(self, path)
+    @classmethod
+    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+        """The head of `to_file`; the parents of an interpolation stay behind."""
+        return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], **common)
