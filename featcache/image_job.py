@@ -5,7 +5,7 @@ batch size assumed). Unreadable images keep their row: NaN features, label -1, `
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,9 +176,10 @@ class ImageJob:
         if changed and not self.options.update_labels:
             raise LabelsChangedError(f"{self.what}: {self._label_difference(store)}")
         if changed or not self._is_paired(store):
+            kept = ("name", "split", "encoder_name", "logit_scale", "logit_bias")
             writer = self.writer()
             writer.reopen()
-            self._finalise(writer, 0)
+            self._finalise(writer, 0, {name: store.info[name] for name in kept})
         return changed
 
     def _is_paired(self, store: ImageStore) -> bool:
@@ -257,7 +258,7 @@ class ImageJob:
             "finished chunks are kept"
         )
 
-    def _finalise(self, writer: StoreWriter, encoded: int) -> None:
+    def _finalise(self, writer: StoreWriter, encoded: int, kept: Mapping[str, Any] | None = None) -> None:
         markers = writer.markers()
         bad = [item for marker in markers for item in marker.bad]
         labels = self.index.labels.copy()
@@ -281,4 +282,4 @@ class ImageJob:
             "batch_size": self.options.batch_size,
             "decode_threads": self.options.workers or default_workers(),
         }
-        writer.finalise({"labels": labels}, info, provenance)
+        writer.finalise({"labels": labels}, info | dict(kept or {}), provenance)

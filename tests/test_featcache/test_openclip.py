@@ -12,7 +12,7 @@ from PIL import Image
 
 from featcache import load_encoder
 from featcache.encoders import openclip
-from featcache.encoders.checkpoints import is_openai_file
+from featcache.encoders.checkpoints import is_openai_file, tower_digest
 from featcache.errors import ActivationMismatchError, EncoderError, PromptError
 from featcache.store import content_key
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_file_is_loaded_into_its_architecture(tmp_path: Path) -> No
     torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, file)
     encoder = load_encoder("RN50", str(file))
     assert encoder.name == "RN50/mine"
-    assert encoder.text_digest == openclip.tower_digest(model, image=False)
+    assert encoder.text_digest == tower_digest(model, image=False)
 
 
 def test_random_weights_are_the_same_every_time() -> None:
@@ -133,7 +133,7 @@ def test_an_archive_in_openais_layout_wants_quickgelu(tmp_path: Path, monkeypatc
         load_encoder("small", str(file))
     encoder = load_encoder("small-quickgelu", str(file))
     assert encoder.image_identity["activation"] == "quick_gelu"
-    assert encoder.text_digest == openclip.tower_digest(make_model(), image=False)
+    assert encoder.text_digest == tower_digest(make_model(), image=False)
 
 
 def test_openais_files_are_known_by_digest() -> None:

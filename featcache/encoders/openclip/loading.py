@@ -1,0 +1,135 @@
+"""Loading open_clip models: by name and tag, by checkpoint file, by model folder; the embedded `tiny` included."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript, load_torchscript
+from featcache.encoders.openclip.encoder import OpenClipEncoder
+from featcache.errors import EncoderError
+
+TINY = Path(__file__).parent.parent / "tiny"
+MERGES = "bpe_merges.txt.gz"
+
+
+def load(
+    model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
+) -> OpenClipEncoder:
+    """Load an open_clip model.
+
+    Parameters
+    ----------
+    model : str
+        ``ViT-B-32`` and the like (with `pretrained`), ``local-dir:FOLDER``, or ``hf-hub:ORG/REPO``.
+    pretrained : str, optional
+        A tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks).
+    device : str, optional
+        Default: ``cuda`` where there is one, else ``cpu``.
+    precision : {"fp32", "bf16", "fp16"}
+
+    Raises
+    ------
+    EncoderError, ActivationMismatchError
+        The model cannot be had, or its weights want the other activation.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = model.startswith("local-dir:")
+    config = _config(model)
+    if folder or model.startswith("hf-hub:"):
+        network = _create(model, None)
+        name = Path(model.partition(":")[2]).name
+    else:
+        network = _create_named(model, pretrained, bool(config.get("quick_gelu", False)))
+        name = f"{model}/{Path(str(pretrained)).stem if Path(str(pretrained)).is_file() else pretrained}"
+    merges = Path(model.partition(":")[2]) / MERGES
+    arguments = {"bpe_path": str(merges)} if folder and merges.exists() else {}
+    return OpenClipEncoder(network, config, open_clip.get_tokenizer(model, **arguments), name, device, precision)
+
+
+def load_tiny(
+    model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
+) -> OpenClipEncoder:
+    """The embedded default model: small enough to ship, for demonstration and tests (see its card)."""
+    if pretrained is not None:
+        raise EncoderError(f"--pretrained {pretrained}: `tiny` carries its own weights; leave --pretrained out")
+    return load(f"local-dir:{TINY}", None, device, precision)
+
+
+def _config(model: str) -> dict[str, Any]:
+    try:
+        config = open_clip.factory.get_model_config(model)
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"model {model}: no readable open_clip_config.json ({error}); name a model folder"
+        ) from error
+    if config is None:
+        raise EncoderError(
+            f"model {model!r}: open_clip knows no such architecture; expected `tiny`, `local-dir:FOLDER`, or one of "
+            f"{', '.join(open_clip.list_models()[:8])}, ... (open_clip.list_models() names all)"
+        )
+    return dict(config)
+
+
+def _create_named(model: str, pretrained: str | None, quick_gelu: bool) -> torch.nn.Module:
+    if pretrained == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _create(model, None)
+    tags = open_clip.pretrained.list_pretrained_tags_by_model(model)
+    if pretrained is None or (pretrained not in tags and not Path(pretrained).is_file()):
+        raise EncoderError(
+            f"--pretrained {pretrained}: {model} needs weights; give a checkpoint file, `random`, or one of the tags "
+            f"{', '.join(tags) or '(none)'}"
+        )
+    check_activation(model, pretrained, quick_gelu, _wanted_activation(model, pretrained))
+    if Path(pretrained).is_file() and is_torchscript(Path(pretrained)):
+        network = _create(model, None)
+        load_torchscript(network, Path(pretrained))
+        return network
+    return _create(model, pretrained)
+
+
+def _wanted_activation(model: str, pretrained: str) -> bool | None:
+    """True where the weights want QuickGELU, False where GELU, None where nothing is known of them."""
+    if Path(pretrained).is_file():
+        return True if is_openai_file(Path(pretrained), openai_file_digests()) else None
+    config = open_clip.pretrained.get_pretrained_cfg(model, pretrained)
+    return bool(config.get("quick_gelu", False)) if config else None
+
+
+def openai_file_digests() -> dict[str, str]:
+    """SHA-256 of OpenAI's checkpoint files -> architecture; the addresses in open_clip's table carry them."""
+    found: dict[str, str] = {}
+    for model in open_clip.pretrained.list_pretrained_models_by_tag("openai"):
+        url = (open_clip.pretrained.get_pretrained_cfg(model, "openai") or {}).get("url", "")
+        if digest := re.search(r"/([0-9a-f]{64})/", url):
+            found.setdefault(digest[1], model)
+    return found
+
+
+def _create(model: str, pretrained: str | None) -> torch.nn.Module:
+    logging.disable(logging.WARNING)  # open_clip warns through the root logger where weights are random on purpose
+    try:
+        network: torch.nn.Module = open_clip.create_model(model, pretrained=pretrained, precision="fp32", device="cpu")
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise EncoderError(
+            f"model {model} with weights {pretrained}: open_clip cannot load it ({error}); check the name, the file, "
+            "and that this machine reaches the model's host"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    return network
+
+
+def imagenet_classnames() -> list[str]:
+    """The 1000 ImageNet class names of the field, in label order (two names occur twice)."""
+    return list(open_clip.IMAGENET_CLASSNAMES)
+
+
+def openai_imagenet_templates() -> list[str]:
+    """OpenAI's 80 ImageNet templates, with ``{}`` for the class name."""
+    return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
