@@ -102,7 +102,12 @@ def main(argv: list[str] | None = None) -> int:
             bars.append({"name": f"{name}, at most", "value": value, "bar": BAR, "met": value <= BAR})
     report(
         "Encoding",
-        {"jpegs": n_images, "jpeg_size": "500x375", "digits": len(contests["tiny on digits"][0].index), "torch_threads": torch.get_num_threads()},
+        {
+            "jpegs": n_images,
+            "jpeg_size": "500x375",
+            "digits": len(contests["tiny on digits"][0].index),
+            "torch_threads": torch.get_num_threads(),
+        },
         seconds,
         bars=bars,
         out=args.out,

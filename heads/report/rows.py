@@ -157,9 +157,10 @@ def label_of(row: Row) -> str:
 
 
 def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Interpolation rows by name, each path in ascending alpha."""
-    paths: dict[str, list[Row]] = {}
+    """Interpolation rows by name, each path in ascending alpha; a head that stands twice in the rows counts once."""
+    paths: dict[str, dict[float, Row]] = {}
     for row in rows:
-        if alpha_of(row) is not None:
-            paths.setdefault(name_of(row), []).append(row)
-    return {name: sorted(path, key=lambda row: alpha_of(row) or 0.0) for name, path in paths.items()}
+        alpha = alpha_of(row)
+        if alpha is not None:
+            paths.setdefault(name_of(row), {}).setdefault(alpha, row)
+    return {name: [path[alpha] for alpha in sorted(path)] for name, path in paths.items()}
