@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint nightly bench gpu gpu-bench tiny clean
+.PHONY: demo test lint nightly zarr-oldest bench gpu gpu-bench tiny clean
 
 demo: $(READY)  ## the main job on the embedded model, with its report in demo/
 	$(BIN)/featcache demo
@@ -18,8 +18,12 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-nightly: $(READY)  ## the long checks too
+nightly: $(READY) zarr-oldest  ## the long checks too
 	$(BIN)/python -m pytest -m "not gpu"
+
+zarr-oldest: $(READY)  ## the stores under the oldest zarr that is allowed
+	$(BIN)/python -m pip install --quiet --no-deps --target build/zarr-oldest zarr==3.1.3
+	PYTHONPATH=build/zarr-oldest $(BIN)/python -m pytest tests/test_featcache/test_encode.py tests/test_featcache/test_readers.py
 
 bench: $(READY)  ## every benchmark at full size, results into benchmarks/results
 	$(BIN)/python -m benchmarks.bench_store --out benchmarks/results/store.json
