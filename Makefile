@@ -22,7 +22,7 @@ nightly: $(READY) zarr-oldest  ## the long checks too
 	$(BIN)/python -m pytest -m "not gpu"
 
 zarr-oldest: $(READY)  ## the stores under the oldest zarr that is allowed
-	$(BIN)/python -m pip install --quiet --no-deps --target build/zarr-oldest zarr==3.1.3
+	$(BIN)/python -m pip install --quiet --no-deps --target build/zarr-oldest zarr==3.1.3 crc32c==2.9.post0
 	PYTHONPATH=build/zarr-oldest $(BIN)/python -m pytest tests/test_featcache/test_encode.py tests/test_featcache/test_readers.py
 
 bench: $(READY)  ## every benchmark at full size, results into benchmarks/results
