@@ -13,6 +13,7 @@ from featcache.prompts import load_classnames, load_subset, subset_names
 from featcache.store import ImageStore, check_deep, find_store, resolve_root
 from heads import HEADS, LogitHead, append_rows, choose, interpolate, load, save, subset_by_name
 from heads import evaluate as evaluate_heads
+from heads.logits import as_head
 from heads.report import table_text, write_report
 
 RESULTS = "results.jsonl"
@@ -46,6 +47,9 @@ def fit(args: argparse.Namespace) -> int:
     kind = HEADS[args.head]
     head = kind(**_parameters(kind, args.set))
     stores = [_open(reference, args) for reference in args.stores]
+    for store in stores:
+        if store.kind != kind.fits_on:
+            raise HeadError(f"{store.name}: a store of {store.kind}; {args.head} fits from a store of {kind.fits_on}")
     extra = {}
     if args.select:
         if "selection" not in inspect.signature(head.fit).parameters:
@@ -53,18 +57,18 @@ def fit(args: argparse.Namespace) -> int:
         extra["selection"] = _open(args.select, args)
     head.fit(stores if len(stores) > 1 else stores[0], **extra)
     path = save(head, args.output)
-    linear = head.linear()
+    fitted = as_head(head)
     record = {
         "head": args.head,
         "file": str(path),
-        "params": linear.provenance["params"],
-        "classes": len(linear.classnames),
+        "params": fitted.provenance["params"],
+        "classes": len(fitted.classnames),
     }
     chosen = ", ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in record["params"].items()
     )
-    show(record, f"{args.head}: {len(linear.classnames)} classes, {chosen}\n  {path}", args.json)
+    show(record, f"{args.head}: {len(fitted.classnames)} classes, {chosen}\n  {path}", args.json)
     return 0
 
 

@@ -172,6 +172,7 @@ def test_damage_stops_fit_and_evaluate(cli: Any, root: Path) -> None:
         (("info", "nothing/here@tiny"), 3, "no store of that name"),
         (("fit", "ridge", "nothing/here", "-o", "x"), 3, "no store of that name"),
         (("evaluate", "missing.safetensors", "--on", "digits/test"), 2, "missing.safetensors"),
+        (("fit", "zero_shot", "digits/test@tiny", "-o", "x"), 2, "fits from a store of texts"),
         (("fit", "ridge", "digits/test@tiny", "-o", "x", "--set", "alpha=1"), 2, "expected NAME=VALUE with one of"),
     ],
 )
