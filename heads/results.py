@@ -18,8 +18,8 @@ __all__ = ["append_rows"]
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     r"""Append rows to a results file, whole or not at all, also when several processes append to it at once.
 
-    A lock, O_APPEND and a single write make the lines land together at the end of the file. A line that an earlier, killed
-    process left unfinished is closed first. Numbers that JSON lacks (infinity, NaN) become null.
+    A lock, O_APPEND and a single write make the lines land together at the end of the file. A line that an earlier,
+    killed process left unfinished is closed first. Numbers that JSON lacks (infinity, NaN) become null.
 
     Returns
     -------
