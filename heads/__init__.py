@@ -9,16 +9,19 @@ from heads.discriminant import LinearDiscriminant, NearestMean
 from heads.evaluate import choose, evaluate
 from heads.interpolate import interpolate
 from heads.io import load, save
+from heads.knn import KNN
 from heads.linear import LinearHead
 from heads.logits import LogitHead
 from heads.metrics import Metrics
 from heads.results import append_rows
 from heads.ridge import Ridge
+from heads.search.leaks import leaks
 from heads.temperature import fit_temperature
 from heads.zero_shot import ZeroShot
 
 __all__ = [
     "HEADS",
+    "KNN",
     "LinearClassifier",
     "LinearDiscriminant",
     "LinearHead",
@@ -32,6 +35,7 @@ __all__ = [
     "evaluate",
     "fit_temperature",
     "interpolate",
+    "leaks",
     "load",
     "save",
     "subset_by_name",

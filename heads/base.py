@@ -1,4 +1,4 @@
-"""What the linear estimators share: prediction, checks and the way to a `LinearHead`."""
+"""What the estimators share: prediction, checks, and the way to a `LinearHead` or another `LogitHead`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,71 @@ from featcache.errors import HeadError
 from featcache.version import __version__
 from heads.checks import split_id
 from heads.linear import LinearHead
+from heads.logits import LogitHead
 from heads.samples import Samples, as_samples, feature_blocks, is_store
 
-__all__ = ["LinearClassifier"]
+__all__ = ["HeadClassifier", "LinearClassifier", "NonlinearClassifier"]
 
 
-class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """Base of every head that is fitted on samples; sets `classes_` (C,), `classnames_`, `provenance_` and the rest."""
+
+    name: ClassVar[str]
+
+    classes_: NDArray[Any]
+    classnames_: tuple[str, ...]
+    n_features_in_: int
+    provenance_: dict[str, Any]
+
+    def frozen(self) -> LogitHead:
+        """The fitted head, for evaluation and files."""
+        raise NotImplementedError
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Label (N,) of the best class; ties go to the lower index."""
+        raise NotImplementedError
+
+    def check(self, store: Any) -> None:
+        """Refuse a store of another encoder, text tower or class list (MismatchError)."""
+        self.frozen().check(store)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Accuracy, a fraction in [0, 1]; a store brings its own labels."""
+        self.frozen()
+        if not is_store(X):
+            if y is None:
+                raise HeadError("arrays need labels: score(X, y); only a store brings its own")
+            return float((self.predict(X) == np.asarray(y)).mean())
+        samples = as_samples(X)
+        return float((self.predict(X) == np.concatenate([labels for _, labels in samples.blocks()])).mean())
+
+    def save(self, path: Any) -> Any:
+        """Write the head to a safetensors file; see `heads.io.save`."""
+        return self.frozen().save(path)
+
+    def _set_classes(self, samples: Samples) -> Self:
+        self.classes_, self.classnames_ = samples.classes, samples.classnames
+        self.n_features_in_ = samples.dim
+        return self
+
+    def _provenance(
+        self, params: dict[str, Any], fitted: Any | None, chosen: Any | None = None, **identity: Any
+    ) -> dict[str, Any]:
+        """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays."""
+        return {
+            "head": self.name,
+            "params": params,
+            "encoder_key": getattr(fitted, "encoder_key", None),
+            "text_digest": None,
+            "classnames": list(self.classnames_),
+            "fitted_on": [] if fitted is None else [split_id(fitted)],
+            "chosen_on": [] if chosen is None else [split_id(chosen)],
+            "featcache": __version__,
+            **identity,
+        }
+
+
+class LinearClassifier(HeadClassifier):
     """Base of heads with ``scores = X @ coef_.T + intercept_`` and ``logits = scores / temperature_``.
 
     A subclass fits and sets `coef_` (C, D) float64, `intercept_` (C,), `temperature_`, `classes_` (C,), `classnames_`,
@@ -26,16 +85,11 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
     or "texts".
     """
 
-    name: ClassVar[str]
     fits_on: ClassVar[str] = "images"
 
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
     temperature_: float
-    classes_: NDArray[Any]
-    classnames_: tuple[str, ...]
-    n_features_in_: int
-    provenance_: dict[str, Any]
 
     def linear(self) -> LinearHead:
         """The fitted head as logits: scale and temperature folded in, float32."""
@@ -51,10 +105,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
     def frozen(self) -> LinearHead:
         """`linear`, under the name that every fitted estimator has."""
         return self.linear()
-
-    def check(self, store: Any) -> None:
-        """Refuse a store of another encoder, text tower or class list (MismatchError)."""
-        self.linear().check(store)
 
     def scores(self, X: Any) -> NDArray[np.float64]:
         """Scores (N, C) before the temperature, in float64; of a store, its valid rows."""
@@ -90,37 +140,22 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         logits /= logits.sum(axis=1, keepdims=True)
         return logits
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """Accuracy, a fraction in [0, 1]; a store brings its own labels."""
-        check_is_fitted(self, "coef_")
-        if not is_store(X):
-            if y is None:
-                raise HeadError("arrays need labels: score(X, y); only a store brings its own")
-            return float((self.predict(X) == np.asarray(y)).mean())
-        samples = as_samples(X)
-        return float((self.predict(X) == np.concatenate([labels for _, labels in samples.blocks()])).mean())
 
-    def save(self, path: Any) -> Any:
-        """Write the head to a safetensors file; see `heads.io.save`."""
-        return self.linear().save(path)
+class NonlinearClassifier(HeadClassifier):
+    """Base of heads without class weights: a subclass fits and sets `head_`, whose logits are everything."""
 
-    def _set_classes(self, samples: Samples) -> Self:
-        self.classes_, self.classnames_ = samples.classes, samples.classnames
-        self.n_features_in_ = samples.dim
-        return self
+    head_: LogitHead
 
-    def _provenance(
-        self, params: dict[str, Any], fitted: Any | None, chosen: Any | None = None, **identity: Any
-    ) -> dict[str, Any]:
-        """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays."""
-        return {
-            "head": self.name,
-            "params": params,
-            "encoder_key": getattr(fitted, "encoder_key", None),
-            "text_digest": None,
-            "classnames": list(self.classnames_),
-            "fitted_on": [] if fitted is None else [split_id(fitted)],
-            "chosen_on": [] if chosen is None else [split_id(chosen)],
-            "featcache": __version__,
-            **identity,
-        }
+    def frozen(self) -> LogitHead:
+        """The fitted head, for evaluation and files."""
+        check_is_fitted(self, "head_")
+        return self.head_
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Label (N,) of the best class; ties go to the lower index."""
+        best = self.frozen().predict(X)
+        return np.asarray(self.classes_[best])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Probabilities (N, C): softmax of the logits."""
+        return self.frozen().predict_proba(X)

@@ -13,12 +13,13 @@ from safetensors.numpy import save as to_bytes
 from featcache.errors import HeadError
 from heads.linear import LinearHead
 from heads.logits import LogitHead, as_head
+from heads.neighbours import KNNHead
 
 __all__ = ["load", "save"]
 
 _FORMAT = "featcache-head-1"
 
-_KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead,)}
+_KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KNNHead)}
 
 
 def save(head: Any, path: str | Path) -> Path:

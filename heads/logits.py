@@ -114,8 +114,12 @@ class LogitHead(ABC):
     def _features(self, X: Any) -> NDArray[np.floating]:
         """Features as an array (n, D), checked."""
         features = to_numpy(X)
-        if features.ndim != 2 or features.shape[1] != self.dim:
+        if features.ndim != 2:
             raise HeadError(f"head {self.name!r} takes features (n, {self.dim}), got {features.shape}")
+        if features.shape[1] != self.dim:
+            raise HeadError(
+                f"X has {features.shape[1]} features, but {self.name} is expecting {self.dim} features as input"
+            )
         return features
 
     def _all_logits(self, X: Any) -> Iterator[NDArray[np.float32]]:

@@ -1,0 +1,135 @@
+"""Labelled rows that vote: the bank of a kNN head, the vote, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.logits import LogitHead, positions_of
+from heads.search import INDEXES, NeighbourIndex
+
+__all__ = ["KNNHead", "NeighbourBank", "vote"]
+
+FLOOR = 1e-8
+"""Added to every vote share before the logarithm: a class without a vote costs 18.42 nats, as in `nll_capped`."""
+
+Neighbours = tuple[NDArray[np.floating], NDArray[np.int64]]
+
+
+class NeighbourBank:
+    """Labelled rows to search, by cosine; shared by the heads of every k.
+
+    Parameters
+    ----------
+    features : (N, D), in the type they are to be kept in
+    labels : (N,) class indices
+    index : key of `heads.search.INDEXES`
+    depth : the largest k that will be asked for
+    """
+
+    def __init__(self, features: NDArray[np.floating], labels: NDArray[np.int64], index: str, depth: int) -> None:
+        self.features, self.labels, self.index, self.depth = features, labels, index, depth
+        self._search: NeighbourIndex = INDEXES[index](features, cosine=True)
+
+    def neighbours(self, X: NDArray[np.floating], k: int) -> Neighbours:
+        """Cosines (n, k), descending, and labels (n, k) of the nearest rows; -inf where the index found fewer."""
+        cosines, rows = self._search.search(X, k)
+        return cosines, self.labels[rows]
+
+    def others(self, rows: NDArray[np.intp], k: int) -> Neighbours:
+        """The same of the bank's own rows, each without itself."""
+        cosines, found = self._search.search(self.features[rows], k + 1)
+        own = found == rows[:, None]
+        own[~own.any(axis=1), -1] = True  # crowded out by its duplicates: the farthest of these goes instead
+        shape = (len(rows), k)
+        return cosines[~own].reshape(shape), self.labels[found[~own]].reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class KNNHead(LogitHead):
+    """A bank and a number of neighbours; logits are log vote shares.
+
+    Attributes
+    ----------
+    bank : the rows
+    n_neighbors, temperature : k and T of the vote
+    columns : (C,) class indices of the bank that `classnames` are
+    """
+
+    kind: ClassVar[str] = "knn"
+
+    bank: NeighbourBank
+    n_neighbors: int
+    temperature: float
+    columns: NDArray[np.int64]
+    classnames: tuple[str, ...]
+    name: str = "knn"
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return int(self.bank.features.shape[1])
+
+    def logits(self, X: Any) -> NDArray[np.float32]:
+        """Logits (n, C): ``log(share + 1e-8)`` of the vote."""
+        return self.finish(self.bank.neighbours(self._features(X), self.n_neighbors))
+
+    @property
+    def sharing(self) -> Hashable:
+        """Every k of one bank is served by one search."""
+        return id(self.bank)
+
+    def prepare(self, X: NDArray[np.floating]) -> Neighbours:
+        """As many neighbours as any head of this bank wants."""
+        return self.bank.neighbours(self._features(X), self.bank.depth)
+
+    def finish(self, prepared: Neighbours) -> NDArray[np.float32]:
+        """Logits (n, C) from neighbours (n, >= k)."""
+        cosines, labels = prepared[0][:, : self.n_neighbors], prepared[1][:, : self.n_neighbors]
+        shares = vote(cosines, labels, self.temperature, int(self.columns.max()) + 1)[:, self.columns]
+        total = shares.sum(axis=1, keepdims=True)  # below 1 where votes went to classes that are masked here
+        np.divide(shares, total, out=shares, where=total > 0)
+        return np.log(shares + FLOOR).astype(np.float32)
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The same neighbours, of which those of other classes do not vote."""
+        index = positions_of(class_subset, self)
+        names = tuple(self.classnames[i] for i in index.tolist())
+        return replace(self, columns=self.columns[index], classnames=names)
+
+    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The rows themselves, in their own type: the file needs no store."""
+        tensors = {"features": self.bank.features, "labels": self.bank.labels, "columns": self.columns}
+        settings = {"n_neighbors": self.n_neighbors, "temperature": self.temperature, "index": self.bank.index}
+        return tensors, settings
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+        """The head of `to_file`; its index is built again."""
+        bank = NeighbourBank(tensors["features"], tensors["labels"], settings["index"], settings["n_neighbors"])
+        return cls(bank, settings["n_neighbors"], settings["temperature"], tensors["columns"], **common)
+
+
+def vote(
+    cosines: NDArray[np.floating], labels: NDArray[np.int64], temperature: float, n_classes: int
+) -> NDArray[np.float64]:
+    """Vote shares (n, C'): each neighbour has ``exp(cosine / temperature)`` votes for its class.
+
+    Examples
+    --------
+    >>> vote(np.array([[0.9, 0.9, 0.5]]), np.array([[0, 1, 1]]), temperature=0.07, n_classes=2).round(3).tolist()
+    [[0.499, 0.501]]
+    """
+    nearest = cosines[:, :1].astype(np.float64)  # weights relative to the nearest: no overflow at any temperature
+    weights = np.exp((cosines - np.where(np.isneginf(nearest), 0.0, nearest)) / temperature)
+    width = max(n_classes, int(labels.max(initial=0)) + 1)
+    cells = np.arange(len(labels))[:, None] * width + labels
+    votes = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=len(labels) * width)
+    total = weights.sum(axis=1, keepdims=True)
+    shares: NDArray[np.float64] = votes.reshape(-1, width) / np.where(total > 0, total, 1.0)
+    return shares

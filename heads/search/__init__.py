@@ -1,0 +1,29 @@
+"""Nearest neighbours by inner product: exact in torch, approximate or compiled in faiss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.search.exact import ExactIndex
+from heads.search.faiss_index import FaissIndex
+
+__all__ = ["INDEXES", "ExactIndex", "FaissIndex", "NeighbourIndex"]
+
+
+class NeighbourIndex(Protocol):
+    """Rows that answer: which k of you have the largest inner product with this?"""
+
+    def search(self, X: NDArray[np.floating], k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+        """Similarities (n, k) in descending order and row numbers (n, k); -inf and -1 where fewer were found."""
+
+
+INDEXES: dict[str, Callable[..., NeighbourIndex]] = {
+    "exact": ExactIndex,
+    "faiss-flat": FaissIndex.flat,
+    "faiss-ivf": FaissIndex.ivf,
+}
+"""Every way to search by its name; each takes the rows (N, D) and `cosine`."""

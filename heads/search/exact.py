@@ -1,0 +1,120 @@
+"""Exact nearest neighbours by inner product, block by block, in torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.samples import to_numpy
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ExactIndex"]
+
+_QUERY_ROWS = 1024
+_BANK_ROWS = 16384  # 1024 x 16384 similarities in float32 are 64 MiB, whatever N is
+
+
+class ExactIndex:
+    """The k rows with the largest inner product, or cosine; of equal ones the earlier rows, in order.
+
+    Equals ``numpy.argsort(-(X @ rows.T), axis=1, kind="stable")[:, :k]``. Memory beside the rows is that of one block
+    of similarities. Products are float32, or float64 where the rows are; float16 rows stay float16 and are widened by
+    the block.
+
+    Parameters
+    ----------
+    rows : (N, D)
+        Any floating type; not copied where torch can share it.
+    cosine
+        Whether similarities are divided by both lengths; a row of length zero then has similarity 0.
+    device
+        Where torch keeps the rows and searches; None is the CPU.
+
+    Examples
+    --------
+    >>> index = ExactIndex(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    >>> similarities, rows = index.search(np.array([[1.0, 0.5]]), k=3)
+    >>> similarities.tolist(), rows.tolist()
+    ([[1.0, 1.0, 0.5]], [[0, 2, 1]])
+    """
+
+    def __init__(self, rows: Any, *, cosine: bool = False, device: str | None = None) -> None:
+        import torch
+
+        array = np.ascontiguousarray(to_numpy(rows))
+        if array.ndim != 2 or array.dtype.kind != "f" or not len(array):
+            raise HeadError(f"rows to search are {array.shape} {array.dtype}, expected floating (N, D) with N > 0")
+        shared = device is None and array.flags.writeable  # torch warns of views of read-only memory
+        self._rows = torch.from_numpy(array) if shared else torch.tensor(array, device=device)
+        self._type = torch.float64 if array.dtype == np.float64 else torch.float32
+        self._scale: torch.Tensor | None = None
+        if cosine:
+            starts = range(0, len(self._rows), _BANK_ROWS)
+            blocks = (self._rows[start : start + _BANK_ROWS].to(self._type) for start in starts)
+            self._scale = torch.cat([_inverse_lengths(block) for block in blocks])
+
+    def search(self, X: Any, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+        """Similarities (n, k) in descending order, and row numbers (n, k).
+
+        Raises
+        ------
+        HeadError
+            If k is not in [1, N], or X has another width.
+        """
+        import torch
+
+        queries, n = to_numpy(X), len(self._rows)
+        if not 1 <= k <= n:
+            raise HeadError(f"k is {k}, expected 1 to {n}, the number of rows to search")
+        if queries.ndim != 2 or queries.shape[1] != self._rows.shape[1]:
+            raise HeadError(f"queries are {queries.shape}, expected (n, {self._rows.shape[1]})")
+        values = np.empty((len(queries), k), np.float64 if self._type == torch.float64 else np.float32)
+        places = np.empty((len(queries), k), np.int64)
+        for start in range(0, len(queries), _QUERY_ROWS):
+            part = slice(start, start + _QUERY_ROWS)
+            block = torch.tensor(queries[part], dtype=self._type, device=self._rows.device)
+            if self._scale is not None:
+                block *= _inverse_lengths(block)[:, None]
+            best, rows = self._search_block(block, k)
+            values[part], places[part] = best.cpu().numpy(), rows.cpu().numpy()
+        return values, places
+
+    def _search_block(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Best k of a block of queries: the best of the rows so far against those of the next block."""
+        import torch
+
+        values = queries.new_empty((len(queries), 0))
+        places = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+        for start in range(0, len(self._rows), _BANK_ROWS):
+            products = queries @ self._rows[start : start + _BANK_ROWS].to(self._type).T
+            if self._scale is not None:
+                products *= self._scale[start : start + _BANK_ROWS]
+            best, rows = _first_k(products, min(k, products.shape[1]))
+            values = torch.cat([values, best], dim=1)
+            places = torch.cat([places, rows + start], dim=1)
+            values, order = values.sort(dim=1, descending=True, stable=True)  # stable: earlier rows stay first
+            values, places = values[:, :k], places.gather(1, order[:, :k])
+        return values, places
+
+
+def _inverse_lengths(rows: torch.Tensor) -> torch.Tensor:
+    """1 / length of each row (n,); 0 for a row of zeros."""
+    lengths = (rows * rows).sum(dim=1).sqrt()
+    return lengths.reciprocal().masked_fill_(lengths == 0, 0.0)
+
+
+def _first_k(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest k of each line in descending order; of equal ones the first, which `torch.topk` does not promise."""
+    values, places = products.topk(k, dim=1)
+    tied = ((products >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]  # equal ones on both sides of the cut
+    if len(tied):
+        ordered, order = products[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], places[tied] = ordered[:, :k], order[:, :k]
+    places, order = places.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, places.gather(1, order)

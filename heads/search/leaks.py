@@ -1,0 +1,76 @@
+"""Near-duplicates between two splits: a test image that is also in training makes every head look better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError, MismatchError
+from heads.search.exact import ExactIndex
+
+__all__ = ["leaks"]
+
+
+def leaks(train: Any, test: Any, threshold: float = 0.95, per_row: int = 5) -> list[dict[str, Any]]:
+    """Pairs of a test and a training row whose cosine is at least `threshold`, most similar first.
+
+    Parameters
+    ----------
+    train, test
+        Image stores of one encoder.
+    threshold
+        Smallest cosine in [-1, 1]. What is a duplicate depends on the encoder; the same image encoded twice has 0.999
+        and more.
+    per_row
+        Pairs a test row at most, the most similar ones.
+
+    Returns
+    -------
+    Rows with ``test_row``, ``train_row`` (rows of the stores), ``similarity``, ``test_class``, ``train_class`` (names),
+    and ``test_id``, ``train_id`` where the stores have sample ids.
+
+    Raises
+    ------
+    MismatchError
+        If the stores have different encoders.
+    HeadError
+        For a threshold outside of [-1, 1], or `per_row` below 1.
+    """
+    if not -1 <= threshold <= 1 or per_row < 1:
+        raise HeadError(f"threshold {threshold} and per_row {per_row}; expected a cosine from -1 to 1, and at least 1")
+    if train.encoder_key != test.encoder_key:
+        raise MismatchError(
+            f"{train.name!r} has features of encoder {train.encoder_key} and {test.name!r} of {test.encoder_key}; "
+            "encode both with one model"
+        )
+    features, labels = train.numpy(np.float16)
+    index = ExactIndex(features, cosine=True)
+    train_rows, test_rows = _valid_rows(train), _valid_rows(test)
+    found: list[dict[str, Any]] = []
+    done = 0
+    for block, block_labels in test.blocks():
+        cosines, rows = index.search(block, min(per_row, len(labels)))
+        for i, j in np.argwhere(cosines >= threshold).tolist():
+            near = int(rows[i, j])
+            pair = {
+                "test_row": int(test_rows[done + i]),
+                "train_row": int(train_rows[near]),
+                "similarity": float(cosines[i, j]),
+                "test_class": str(test.classnames[block_labels[i]]),
+                "train_class": str(train.classnames[labels[near]]),
+            }
+            found.append(pair)
+        done += len(block_labels)
+    for side, store in (("test", test), ("train", train)):
+        if hasattr(store, "ids"):
+            for pair in found:
+                pair[f"{side}_id"] = store.ids[pair[f"{side}_row"]]
+    return sorted(found, key=lambda pair: -pair["similarity"])
+
+
+def _valid_rows(store: Any) -> NDArray[np.int64]:
+    """Row in the store of each of its valid rows, which are what `blocks` gives."""
+    valid = getattr(store, "valid", None)
+    return np.arange(len(store)) if valid is None else np.flatnonzero(valid)
