@@ -78,7 +78,7 @@ def test_follows_scikit_learns_parameters(fitted: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
-        ({"encoder_key": "enc-2", "text_digest": "text-2"}, "fit the head on|featcache text"),
+        ({"encoder_key": "enc-2", "text_digests": ("text-2",)}, "fit the head on|featcache text"),
         ({"classnames": ("ant", "bee", "cow", "elk", "dog")}, "class 3: 'dog' against 'elk'"),
     ],
 )
