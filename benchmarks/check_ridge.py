@@ -36,7 +36,7 @@ def compare(features: np.ndarray, labels: np.ndarray, fit_intercept: bool) -> tu
         gaps.append(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     theirs = RidgeCV(alphas=ALPHAS, fit_intercept=fit_intercept, store_cv_results=True).fit(exact, targets)
     errors = theirs.cv_results_.mean(axis=(0, 1))
-    return max(gaps), float(np.abs(ours.cv_errors_ / errors - 1).max()), ours.alpha_ == theirs.alpha_
+    return float(max(gaps)), float(np.abs(ours.cv_errors_ / errors - 1).max()), bool(ours.alpha_ == theirs.alpha_)
 
 
 def main(argv: list[str] | None = None) -> int:

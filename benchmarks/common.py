@@ -112,7 +112,7 @@ def report(
     for key, value in (extra or {}).items():
         print(f"  {key}: {value}")
     for bar in bars:
-        print(f"  {'met   ' if bar['met'] else 'MISSED'} {bar['name']}: {bar['value']:.2f} (bar {bar['bar']})")
+        print(f"  {'met   ' if bar['met'] else 'MISSED'} {bar['name']}: {bar['value']:.3g} (bar {bar['bar']})")
     record = {
         "title": title,
         "sizes": dict(sizes),
