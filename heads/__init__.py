@@ -11,6 +11,7 @@ from heads.interpolate import interpolate
 from heads.io import load, save
 from heads.knn import KNN
 from heads.linear import LinearHead
+from heads.logistic import Logistic
 from heads.logits import LogitHead
 from heads.metrics import Metrics
 from heads.results import append_rows
@@ -25,6 +26,7 @@ __all__ = [
     "LinearClassifier",
     "LinearDiscriminant",
     "LinearHead",
+    "Logistic",
     "LogitHead",
     "Metrics",
     "NearestMean",
@@ -44,6 +46,7 @@ __all__ = [
 HEADS: dict[str, type[LinearClassifier]] = {
     "zero_shot": ZeroShot,
     "ridge": Ridge,
+    "logistic": Logistic,
     "nearest_mean": NearestMean,
     "discriminant": LinearDiscriminant,
 }
