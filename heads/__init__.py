@@ -7,6 +7,7 @@ from heads.base import LinearClassifier
 from heads.checks import subset_by_name
 from heads.discriminant import LinearDiscriminant, NearestMean
 from heads.evaluate import choose, evaluate
+from heads.few_shot import few_shot
 from heads.interpolate import interpolate
 from heads.io import load, save
 from heads.knn import KNN
@@ -18,6 +19,7 @@ from heads.results import append_rows
 from heads.ridge import Ridge
 from heads.search.leaks import leaks
 from heads.temperature import fit_temperature
+from heads.tip_adapter import TipAdapter
 from heads.zero_shot import ZeroShot
 
 __all__ = [
@@ -31,10 +33,12 @@ __all__ = [
     "Metrics",
     "NearestMean",
     "Ridge",
+    "TipAdapter",
     "ZeroShot",
     "append_rows",
     "choose",
     "evaluate",
+    "few_shot",
     "fit_temperature",
     "interpolate",
     "leaks",

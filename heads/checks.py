@@ -91,5 +91,7 @@ def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int
 
 
 def split_id(store: Any) -> dict[str, Any]:
-    """The identity of a labelled split, as recorded in provenance."""
-    return {key: getattr(store, key, None) for key in ("name", "split", "dataset_key", "labels_digest")}
+    """The identity of a labelled split, as recorded in provenance; of a few-shot sample also how it was drawn."""
+    sample = getattr(store, "sample", None)
+    identity = {key: getattr(store, key, None) for key in ("name", "split", "dataset_key", "labels_digest")}
+    return identity if sample is None else {**identity, "sample": dict(sample)}

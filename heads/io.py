@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from featcache.errors import HeadError
+from heads.key_votes import TipAdapterHead
 from heads.linear import LinearHead
 from heads.logits import LogitHead, as_head
 from heads.neighbours import KNNHead
@@ -19,7 +20,7 @@ __all__ = ["load", "save"]
 
 _FORMAT = "featcache-head-1"
 
-_KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KNNHead)}
+_KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead)}
 
 
 def save(head: Any, path: str | Path) -> Path:

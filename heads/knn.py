@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.base import NonlinearClassifier
 from heads.held_out import RowSampler, selection_samples, thinned
 from heads.neighbours import KNNHead, NeighbourBank
-from heads.samples import Samples, as_samples, require_finite
+from heads.samples import Samples, as_samples, gathered, require_finite
 from heads.search import INDEXES
 
 __all__ = ["KNN"]
@@ -101,7 +100,7 @@ class KNN(NonlinearClassifier):
         """
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
-        features, labels = _gathered(samples)
+        features, labels = gathered(samples)
         require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
         ks = self._checked(len(labels))
         bank = NeighbourBank(features, labels, self.index, ks[-1])
@@ -141,15 +140,6 @@ class KNN(NonlinearClassifier):
         if self.index not in INDEXES:
             raise HeadError(f"index is {self.index!r}, expected one of {', '.join(INDEXES)}")
         return sorted({min(int(k), n) for k in given})
-
-
-def _gathered(samples: Samples) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    """All rows in memory: float16 of a store, which is what it holds, and arrays as they are."""
-    if samples.store is None:
-        ((features, labels),) = samples.blocks()
-        return features, labels
-    blocks = [(features.astype(np.float16), labels.copy()) for features, labels in samples.blocks()]
-    return np.concatenate([x for x, _ in blocks]), np.concatenate([y for _, y in blocks])
 
 
 def _accuracies(heads: list[KNNHead], held_out: Samples | None) -> dict[int, float]:

@@ -17,7 +17,7 @@ from sklearn.exceptions import DataConversionWarning
 
 from featcache.errors import HeadError
 
-__all__ = ["Samples", "as_samples", "feature_blocks", "is_store", "require_finite", "to_numpy"]
+__all__ = ["Samples", "as_samples", "feature_blocks", "gathered", "is_store", "require_finite", "to_numpy"]
 
 Block = tuple[NDArray[np.floating], NDArray[np.int64]]
 
@@ -110,6 +110,15 @@ def as_samples(
         indices = _as_indices(labels, classes)
     names = tuple(str(c) for c in (classes if classnames is None else classnames))
     return _checked(Samples(features.shape[1], classes, names, (features, indices.astype(np.int64))))
+
+
+def gathered(samples: Samples) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """All rows in memory: float16 of a store, which is what it holds, and arrays as they are."""
+    if samples.store is None:
+        ((features, labels),) = samples.blocks()
+        return features, labels
+    blocks = [(features.astype(np.float16), labels.copy()) for features, labels in samples.blocks()]
+    return np.concatenate([x for x, _ in blocks]), np.concatenate([y for _, y in blocks])
 
 
 def require_finite(samples: Samples, moment_diagonal: NDArray[np.float64]) -> None:

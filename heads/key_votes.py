@@ -1,0 +1,130 @@
+"""Rows whose votes are added to a linear head's logits: the bank of a Tip-Adapter, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.linear import LinearHead
+from heads.logits import LogitHead, positions_of
+
+__all__ = ["QUERY_ROWS", "KeyBank", "TipAdapterHead"]
+
+Float32 = NDArray[np.float32]
+
+QUERY_ROWS = 256
+"""Queries at a time: 256 x 16,000 affinities are 16 MiB."""
+
+
+class KeyBank:
+    """Labelled rows whose votes fall with the distance to the query, all of a class summed.
+
+    Parameters
+    ----------
+    features : (M, D), in the type a file is to hold them in
+    labels : (M,) class indices
+    n_classes : C of the votes
+    """
+
+    def __init__(self, features: NDArray[np.floating], labels: NDArray[np.int64], n_classes: int) -> None:
+        order = np.argsort(labels, kind="stable")
+        self.features, self.labels, self.n_classes = features[order], labels[order], n_classes
+        self._rows = unit_rows(self.features)
+        self._classes, self._starts = np.unique(self.labels, return_index=True)
+
+    def affinities(self, X: NDArray[np.floating]) -> Float32:
+        """Cosines less one (n, M)."""
+        return np.asarray(unit_rows(X) @ self._rows.T - np.float32(1.0))
+
+    def votes(self, affinities: Float32, beta: float, kept: NDArray[np.bool_] | None = None) -> Float32:
+        """Sum of ``exp(beta (cosine - 1))`` over the keys of each class (n, C), over those that are `kept` (n, M)."""
+        weights = np.exp(np.float32(beta) * affinities)
+        if kept is not None:
+            weights *= kept
+        votes = np.zeros((len(affinities), self.n_classes), np.float32)
+        votes[:, self._classes] = np.add.reduceat(weights, self._starts, axis=1)
+        return votes
+
+
+@dataclass(frozen=True, eq=False)
+class TipAdapterHead(LogitHead):
+    """``base.logits(X) + strength * sum over keys of the class of exp(-sharpness (1 - cosine))``.
+
+    Attributes
+    ----------
+    base : the zero-shot head over `classnames`
+    bank : the labelled rows
+    strength, sharpness : the paper's alpha and beta
+    columns : (C,) class indices of the bank that `classnames` are
+    """
+
+    kind: ClassVar[str] = "tip_adapter"
+
+    base: LinearHead
+    bank: KeyBank
+    strength: float
+    sharpness: float
+    columns: NDArray[np.int64]
+    classnames: tuple[str, ...]
+    name: str = "tip_adapter"
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return self.base.dim
+
+    def logits(self, X: Any) -> Float32:
+        """Logits (n, C), float32."""
+        features = self._features(X)
+        starts = range(0, len(features), QUERY_ROWS)
+        parts = [self.finish(self.prepare(features[start : start + QUERY_ROWS])) for start in starts]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classnames)), np.float32)
+
+    @property
+    def sharing(self) -> Hashable:
+        """Heads of the same rows and base share affinities and base logits."""
+        return id(self.bank), id(self.base)
+
+    def prepare(self, X: NDArray[np.floating]) -> tuple[Float32, Float32]:
+        """Base logits (n, C) and affinities (n, M)."""
+        features = self._features(X)
+        return self.base.logits(features), self.bank.affinities(features)
+
+    def finish(self, prepared: tuple[Float32, Float32]) -> Float32:
+        """Logits (n, C)."""
+        base, affinities = prepared
+        votes = self.bank.votes(affinities, self.sharpness)[:, self.columns]
+        return base + np.float32(self.strength) * votes
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The same logits of some classes only: keys of one class do not touch another's."""
+        index = positions_of(class_subset, self)
+        names = tuple(self.classnames[i] for i in index.tolist())
+        return replace(self, base=self.base.restrict(index), columns=self.columns[index], classnames=names)
+
+    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Base and rows themselves: the file needs no store."""
+        tensors: dict[str, NDArray[Any]] = {"weights": self.base.weights, "bias": self.base.bias}
+        settings = {"strength": self.strength, "sharpness": self.sharpness, "bank_classes": self.bank.n_classes}
+        tensors.update(columns=self.columns, features=self.bank.features, labels=self.bank.labels)
+        return tensors, settings
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+        """The head of `to_file`."""
+        base = LinearHead(tensors["weights"], tensors["bias"], common["classnames"], name="zero_shot")
+        bank = KeyBank(tensors["features"], tensors["labels"], settings["bank_classes"])
+        return cls(base, bank, settings["strength"], settings["sharpness"], tensors["columns"], **common)
+
+
+def unit_rows(X: NDArray[np.floating]) -> Float32:
+    """Rows (n, D) of length 1, float32; a row of zeros stays."""
+    rows = X.astype(np.float32, copy=False)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # rows that are not finite are found, and named, in the logits
+        return np.asarray(rows / np.where(lengths == 0, 1.0, lengths), np.float32)

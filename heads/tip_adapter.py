@@ -1,0 +1,241 @@
+"""Tip-Adapter without training (Zhang et al. 2022): zero-shot logits plus votes of a few labelled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError, MismatchError
+from heads.base import NonlinearClassifier
+from heads.checks import split_id
+from heads.held_out import selection_samples
+from heads.key_votes import QUERY_ROWS, KeyBank, TipAdapterHead
+from heads.linear import LinearHead
+from heads.logits import as_head
+from heads.metrics import row_statistics
+from heads.samples import Samples, as_samples, gathered, require_finite
+from heads.solvers.folds import FOLDS, FoldAssigner
+from heads.solvers.parallel import map_pieces
+from heads.zero_shot import ZeroShot
+
+__all__ = ["TipAdapter"]
+
+ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0, 5.0, 9.0)
+BETAS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.5, 7.0, 10.0, 15.0, 22.0)
+PAPER = (1.0, 5.5)
+"""Alpha and beta that the paper begins with, for where no row can be held out."""
+
+
+class TipAdapter(NonlinearClassifier):
+    """Zero-shot logits plus what the training rows near the image vote: no training, not linear.
+
+    With V the unit image features, K and Y the unit features and one-hot labels of the training rows, and W, b the
+    zero-shot head::
+
+        logits = V W.T + b + alpha exp(-beta (1 - V K.T)) Y
+
+    Parameters
+    ----------
+    alphas
+        Strengths to choose from, not negative; 0 is the zero-shot head.
+    betas
+        Sharpnesses to choose from, positive.
+    metric
+        "top1" or "nll": what the choice maximises or minimises; equals in accuracy are decided by the NLL.
+
+    Attributes
+    ----------
+    alpha_, beta_ : float
+        The best pair on the selection split, or by k-fold cross-validation on the training rows: each row is scored
+        by zero-shot and the keys of the other folds. Folds are stratified, at most 5 and as many as the largest class
+        has rows; rows of a class without a key in other folds do not count. With one row in every class nothing can
+        be held out, and the pair is the paper's (1, 5.5), or the one of the grids that is nearest.
+    top1_, nll_ : (A, B) float64
+        Of every pair, there; NaN where there was nothing to choose.
+    classes_, classnames_, n_features_in_, provenance_, head_
+
+    Notes
+    -----
+    The votes of a class grow with its number of keys, and cross-validation has a fold fewer of them than the head.
+    The original code searches both on the test split.
+
+    References
+    ----------
+    Zhang et al. 2022, "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification".
+
+    Examples
+    --------
+    >>> from heads import LinearHead
+    >>> text = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
+    >>> X = np.array([[1.0, 0.9], [0.9, 0.8], [0.0, 1.0], [0.2, 0.8]])   # cats that the text head takes for unsure
+    >>> head = TipAdapter().fit(X, [0, 0, 1, 1], texts=text)
+    >>> head.predict([[0.9, 0.95]]).tolist(), text.predict(np.array([[0.9, 0.95]])).tolist()
+    ([0], [1])
+    """
+
+    name = "tip_adapter"
+
+    head_: TipAdapterHead
+    alpha_: float
+    beta_: float
+    top1_: NDArray[np.float64]
+    nll_: NDArray[np.float64]
+
+    def __init__(self, alphas: Sequence[float] = ALPHAS, betas: Sequence[float] = BETAS, metric: str = "top1") -> None:
+        self.alphas = alphas
+        self.betas = betas
+        self.metric = metric
+
+    def fit(self, X: Any, y: Any = None, *, texts: Any, selection: Any = None) -> Self:
+        """Keep the rows of arrays, tensors or an image store; choose alpha and beta.
+
+        Parameters
+        ----------
+        X
+            Image store, or array-like (N, D).
+        y
+            Labels (N,), with arrays: class indices of the zero-shot head.
+        texts
+            Text store, or a zero-shot head (any linear one).
+        selection
+            Store, or ``(X, y)``, on which alpha and beta are chosen; None cross-validates on the training rows.
+
+        Raises
+        ------
+        HeadError
+            For grids or a metric that do not fit, labels out of range, NaN or infinite features (naming rows).
+        MismatchError
+            If the rows, the texts and the selection split differ in encoder, width or class list.
+        """
+        alphas, betas = self._grids()
+        text = as_head(ZeroShot().fit(texts) if hasattr(texts, "raw") else texts).linear()
+        samples = _samples(X, y, text)
+        self._set_classes(samples)
+        features, labels = gathered(samples)
+        require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
+        bank = KeyBank(features, labels, len(samples.classnames))
+        held_out = None if selection is None else selection_samples(selection, samples)
+        how = self._choose(alphas, betas, text, bank, held_out)
+        chosen = held_out.store if how == "split" and held_out is not None else None
+        params = {"alpha": self.alpha_, "beta": self.beta_, "metric": self.metric, "selection": how}
+        self.provenance_ = self._provenance(params, samples.store, chosen, **_identity(text, samples, self.classnames_))
+        columns = np.arange(len(self.classnames_))
+        self.head_ = TipAdapterHead(
+            text, bank, self.alpha_, self.beta_, columns, self.classnames_, self.name, self.provenance_
+        )
+        return self
+
+    def _grids(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The grids as arrays, checked."""
+        alphas, betas = (np.atleast_1d(np.asarray(grid, dtype=np.float64)) for grid in (self.alphas, self.betas))
+        right = alphas.ndim == betas.ndim == 1 and alphas.size and betas.size
+        if not right or not (np.isfinite(alphas) & (alphas >= 0)).all() or not (np.isfinite(betas) & (betas > 0)).all():
+            raise HeadError(f"alphas {self.alphas!r} must be numbers from 0, and betas {self.betas!r} positive numbers")
+        if self.metric not in ("top1", "nll"):
+            raise HeadError(f"metric is {self.metric!r}, expected 'top1' or 'nll'")
+        return alphas, betas
+
+    def _choose(
+        self,
+        alphas: NDArray[np.float64],
+        betas: NDArray[np.float64],
+        text: LinearHead,
+        bank: KeyBank,
+        held_out: Samples | None,
+    ) -> str:
+        """Set the best pair, and say how it was chosen."""
+        self.top1_ = np.full((len(alphas), len(betas)), np.nan)
+        self.nll_ = self.top1_.copy()
+        if self.top1_.size == 1:
+            self.alpha_, self.beta_ = float(alphas[0]), float(betas[0])
+            return "given"
+        folds = None if held_out is not None else _folds(bank)
+        if held_out is None and (folds is None or not folds[1].any()):
+            self.alpha_ = float(alphas[np.abs(alphas - PAPER[0]).argmin()])
+            self.beta_ = float(betas[np.abs(betas - PAPER[1]).argmin()])
+            return "paper"
+        scored = _scored(text, bank, alphas, betas, held_out, folds)
+        self.top1_, self.nll_ = scored[0], scored[1]
+        losses = self.nll_ if self.metric == "nll" else -self.top1_
+        ties = np.where(losses == losses.min(), self.nll_, np.inf)
+        best = np.unravel_index(int(ties.argmin()), ties.shape)
+        self.alpha_, self.beta_ = float(alphas[best[0]]), float(betas[best[1]])
+        return "folds" if held_out is None else "split"
+
+
+def _samples(X: Any, y: Any, text: LinearHead) -> Samples:
+    """The training rows over the classes of the text head, which must belong to their encoder."""
+    samples = as_samples(X, y, classnames=None if y is None else text.classnames)
+    if samples.store is not None:
+        text.check(samples.store)
+    elif samples.dim != text.dim:
+        raise MismatchError(f"X has {samples.dim} features, and the texts have {text.dim}; encode both with one model")
+    return samples
+
+
+def _identity(text: LinearHead, samples: Samples, classnames: tuple[str, ...]) -> dict[str, Any]:
+    """Provenance that the text head adds: the head is bound to the text tower, too."""
+    record = text.provenance
+    ours = [] if samples.store is None else [split_id(samples.store)]
+    return {
+        "text_digest": record.get("text_digest"),
+        "fitted_on": [*ours, *record.get("fitted_on", [])],
+        "classnames": list(classnames),
+        "base": {"head": record.get("head", text.name), "params": record.get("params", {})},
+    }
+
+
+def _folds(bank: KeyBank) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+    """Fold of each key, and whether its class has keys in other folds; None where no class has two."""
+    largest = int(np.bincount(bank.labels).max())
+    if largest < 2:
+        return None
+    fold = FoldAssigner(bank.n_classes, min(FOLDS, largest))(bank.labels)
+    counts = np.bincount(bank.labels, minlength=bank.n_classes)
+    return fold, counts[bank.labels] > 1
+
+
+def _scored(
+    text: LinearHead,
+    bank: KeyBank,
+    alphas: NDArray[np.float64],
+    betas: NDArray[np.float64],
+    held_out: Samples | None,
+    folds: tuple[NDArray[np.int64], NDArray[np.bool_]] | None,
+) -> NDArray[np.float64]:
+    """Accuracy and NLL (2, A, B) of every pair: on the selection split, or on the keys by those of other folds."""
+
+    def of_piece(features: NDArray[np.floating], places: NDArray[np.integer]) -> NDArray[np.float64]:
+        sums = np.zeros((2, len(alphas), len(betas)))
+        for start in range(0, len(places), QUERY_ROWS):
+            x, at = features[start : start + QUERY_ROWS], places[start : start + QUERY_ROWS]
+            labels = at if folds is None else bank.labels[at]
+            kept = None if folds is None else folds[0][at][:, None] != folds[0]
+            base, affinities = text.logits(x), bank.affinities(x)
+            for b, beta in enumerate(betas.tolist()):
+                votes = bank.votes(affinities, beta, kept)
+                for a, alpha in enumerate(alphas.tolist()):
+                    statistics = row_statistics(base + np.float32(alpha) * votes, labels)
+                    sums[:, a, b] += (statistics.rank == 0).sum(), statistics.nll.sum()
+        return sums
+
+    total, n = np.zeros((2, len(alphas), len(betas))), 0
+    for features, places in _queries(bank, held_out, folds):
+        n += len(places)
+        for sums in map_pieces([(features, places)], of_piece):
+            total += sums
+    return total / n
+
+
+def _queries(
+    bank: KeyBank, held_out: Samples | None, folds: tuple[NDArray[np.int64], NDArray[np.bool_]] | None
+) -> Iterator[tuple[NDArray[np.floating], NDArray[np.integer]]]:
+    """Rows to score with their labels, or with their places among the keys where folds are scored."""
+    if held_out is not None:
+        yield from held_out.blocks()
+    elif folds is not None:
+        places = np.flatnonzero(folds[1])
+        yield bank.features[places], places
