@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from featcache.content import check_source
 from featcache.datasets import DATASETS, open_dataset
 from featcache.embed_text import TextResult, embed_prompts
 from featcache.encode import EncodeOptions, EncodeResult, encode_dataset
 from featcache.encoders import load_encoder
-from featcache.errors import StoreCorruptError
+from featcache.errors import ContentChangedError, StoreCorruptError
 from featcache.progress import Printed, Progress, Silent, format_seconds
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
-from featcache.store import ImageStore, find_path, find_store, list_stores, repair, resolve_root
+from featcache.store import ImageStore, find_path, find_store, list_stores, open_image_store, repair, resolve_root
 from featcache.store import verify as verify_store
 
 
@@ -213,6 +214,9 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", help="folder, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]")
     parser.add_argument("--deep", action="store_true", help="hash every file, not only sizes")
     parser.add_argument("--repair", action="store_true", help="drop damaged chunks, so that encode makes them again")
+    parser.add_argument(
+        "--against", metavar="DATA", help="also read and hash every image of the data set it was made from"
+    )
     root_argument(parser)
 
 
@@ -224,7 +228,14 @@ def verify(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     if args.repair and not report.ok:
         repair(report)
-    record = {"store": str(path), "ok": report.ok, "files": report.files, "problems": report.problems}
+    changed = _changed_sources(path, args.against) if args.against else []
+    record = {
+        "store": str(path),
+        "ok": report.ok,
+        "files": report.files,
+        "problems": report.problems,
+        "changed": changed,
+    }
     lines = [f"{path}: {report.files} files, {report.nbytes / 1e6:,.1f} MB in {format_seconds(seconds)}"]
     lines += [f"  damaged: {problem}" for problem in report.problems]
     if report.ok:
@@ -235,5 +246,13 @@ def verify(args: argparse.Namespace) -> int:
         )
     else:
         lines.append("  run again with --repair, then the command that made the store: it redoes damaged chunks only")
+    lines += [f"  source changed: {name}" for name in changed]
+    if args.against:
+        lines.append("  run encode with --refresh to take them over" if changed else "  the source is what was encoded")
     show(record, "\n".join(lines), args.json)
-    return 0 if report.ok else StoreCorruptError.exit_code
+    return StoreCorruptError.exit_code if not report.ok else ContentChangedError.exit_code if changed else 0
+
+
+def _changed_sources(path: Path, data: str) -> list[str]:
+    store = open_image_store(path)
+    return check_source(open_dataset(data, store.split), store)

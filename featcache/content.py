@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 import xxhash
 
-from featcache.datasets.base import Dataset
-from featcache.store import StoreWriter
+from featcache.datasets.base import Dataset, dataset_key
+from featcache.errors import MismatchError
+from featcache.store import ImageStore, StoreWriter
 from featcache.store.samples import read_stamps, write_stamps
 
 
@@ -44,6 +45,30 @@ def changed_rows(dataset: Dataset, writer: StoreWriter, chunks: Iterable[int]) -
     if not changed:
         write_stamps(writer.store, stamps)
     return changed
+
+
+def check_source(dataset: Dataset, store: ImageStore) -> list[str]:
+    """Read every sample and compare it with the content hash taken while encoding.
+
+    Returns
+    -------
+    list of str
+        Ids of the samples whose source is no longer what was encoded (unreadable ones included).
+
+    Raises
+    ------
+    MismatchError
+        The store was made from other samples: ids or sizes differ.
+    """
+    index = dataset.index
+    stored_key = store.manifest.identity["dataset"]
+    if stored_key != {"rows": len(index), "samples": dataset_key(index)}:
+        raise MismatchError(
+            f"{store.path}: made from other samples than {dataset.name}/{dataset.split} ({len(store):,} rows there, "
+            f"{len(index):,} here, or other ids or sizes); name the data set and split that it was encoded from"
+        )
+    content = store.array("content")
+    return [name for row, name in enumerate(index.ids) if _digest(dataset, row) != content[row].tobytes()]
 
 
 def _digest(dataset: Dataset, row: int) -> bytes:

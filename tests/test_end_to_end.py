@@ -100,6 +100,9 @@ def test_listing_describing_and_verifying(cli: Any, root: Path) -> None:
     assert record["identity"]["encoder"]["preprocess"]["interpolation"] == "bicubic"
     code, record, _ = cli("verify", result["store"], "--deep")
     assert (code, record["ok"], record["problems"]) == (0, True, [])
+    code, record, _ = cli("verify", result["store"], "--against", "digits")
+    assert (code, record["changed"]) == (0, [])
+    assert cli("verify", result["store"], "--against", "digits:noisy")[0] == 5
 
 
 def test_a_second_encode_is_a_hit(cli: Any) -> None:

@@ -7,12 +7,14 @@ import pytest
 from fakes import CLASSES, NumpyDataset, NumpyEncoder, projected
 
 from featcache import EncodeOptions, encode_dataset, open_store
+from featcache.content import check_source
 from featcache.errors import (
     ContentChangedError,
     EncoderError,
     FeatcacheError,
     ImageReadError,
     LabelsChangedError,
+    MismatchError,
     StoreCorruptError,
     StoreIncompleteError,
     StoreNotFoundError,
@@ -119,6 +121,16 @@ def test_changed_content_behind_the_same_size_is_noticed(tmp_path: Path) -> None
     store = encode(tmp_path, dataset, encoder, refresh=True)
     assert encoder.images == 40 + 8  # one chunk again
     assert np.abs(store.numpy()[0] - projected(dataset, encoder)).max() <= 2.0**-11
+
+
+def test_every_source_can_be_checked_against_its_content_hash(tmp_path: Path) -> None:
+    dataset = NumpyDataset()
+    store = encode(tmp_path, dataset)
+    assert check_source(dataset, store) == []
+    dataset.pixels[20] += 1  # same size, same modification time: only reading tells
+    assert check_source(dataset, store) == ["image-0020"]
+    with pytest.raises(MismatchError, match=r"made from other samples .*40 rows there, 41 here"):
+        check_source(NumpyDataset(41), store)
 
 
 def test_a_touched_file_with_the_same_content_is_a_hit(tmp_path: Path) -> None:
