@@ -10,7 +10,8 @@ import torch
 from clip_models import CONFIG, PREPROCESS, make_model, write_folder
 from PIL import Image
 
-from featcache import load_encoder
+from featcache import encode, load_encoder
+from featcache.datasets import open_dataset
 from featcache.encoders import openclip
 from featcache.encoders.checkpoints import is_openai_file, tower_digest
 from featcache.errors import ActivationMismatchError, EncoderError, PromptError
@@ -188,3 +189,15 @@ def test_imagenet_names_and_templates_are_the_fields() -> None:
     templates = openclip.openai_imagenet_templates()
     assert len(templates) == 80
     assert templates[0] == "a bad photo of a {}."
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_features_from_cuda_stay_close_to_the_cpus(tmp_path: Path, precision: str) -> None:
+    data = open_dataset("digits", "val")
+    cpu = encode(data, model=load_encoder("tiny", device="cpu"), root=tmp_path / "cpu").numpy()[0]
+    cuda = encode(data, model=load_encoder("tiny", device="cuda", precision=precision), root=tmp_path / "cuda").numpy()[
+        0
+    ]
+    assert np.einsum("nd,nd->n", cpu, cuda).min() > (0.9999 if precision == "fp32" else 0.99)
