@@ -14,6 +14,7 @@ from heads.knn import KNN
 from heads.linear import LinearHead
 from heads.logistic import Logistic
 from heads.logits import LogitHead
+from heads.lp_plus_plus import LPPlusPlus
 from heads.metrics import Metrics
 from heads.results import append_rows
 from heads.ridge import Ridge
@@ -25,6 +26,7 @@ from heads.zero_shot import ZeroShot
 __all__ = [
     "HEADS",
     "KNN",
+    "LPPlusPlus",
     "LinearClassifier",
     "LinearDiscriminant",
     "LinearHead",

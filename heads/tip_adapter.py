@@ -8,23 +8,21 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError, MismatchError
+from featcache.errors import HeadError
 from heads.base import NonlinearClassifier
-from heads.checks import split_id
 from heads.held_out import selection_samples
 from heads.key_votes import QUERY_ROWS, KeyBank, TipAdapterHead
 from heads.linear import LinearHead
-from heads.logits import as_head
 from heads.metrics import row_statistics
-from heads.samples import Samples, as_samples, gathered, require_finite
+from heads.samples import Samples, gathered, require_finite
 from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.parallel import map_pieces
-from heads.zero_shot import ZeroShot
+from heads.text_prior import samples_of, text_head, text_identity
 
 __all__ = ["TipAdapter"]
 
-ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0, 5.0, 9.0)
-BETAS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.5, 7.0, 10.0, 15.0, 22.0)
+ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0, 5.0, 9.0, 16.0)
+BETAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.5, 7.0, 10.0, 15.0, 22.0)
 PAPER = (1.0, 5.5)
 """Alpha and beta that the paper begins with, for where no row can be held out."""
 
@@ -111,8 +109,8 @@ class TipAdapter(NonlinearClassifier):
             If the rows, the texts and the selection split differ in encoder, width or class list.
         """
         alphas, betas = self._grids()
-        text = as_head(ZeroShot().fit(texts) if hasattr(texts, "raw") else texts).linear()
-        samples = _samples(X, y, text)
+        text = text_head(texts)
+        samples = samples_of(X, y, text)
         self._set_classes(samples)
         features, labels = gathered(samples)
         require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
@@ -121,7 +119,9 @@ class TipAdapter(NonlinearClassifier):
         how = self._choose(alphas, betas, text, bank, held_out)
         chosen = held_out.store if how == "split" and held_out is not None else None
         params = {"alpha": self.alpha_, "beta": self.beta_, "metric": self.metric, "selection": how}
-        self.provenance_ = self._provenance(params, samples.store, chosen, **_identity(text, samples, self.classnames_))
+        self.provenance_ = self._provenance(
+            params, samples.store, chosen, **text_identity(text, samples, self.classnames_)
+        )
         columns = np.arange(len(self.classnames_))
         self.head_ = TipAdapterHead(
             text, bank, self.alpha_, self.beta_, columns, self.classnames_, self.name, self.provenance_
@@ -164,28 +164,6 @@ class TipAdapter(NonlinearClassifier):
         best = np.unravel_index(int(ties.argmin()), ties.shape)
         self.alpha_, self.beta_ = float(alphas[best[0]]), float(betas[best[1]])
         return "folds" if held_out is None else "split"
-
-
-def _samples(X: Any, y: Any, text: LinearHead) -> Samples:
-    """The training rows over the classes of the text head, which must belong to their encoder."""
-    samples = as_samples(X, y, classnames=None if y is None else text.classnames)
-    if samples.store is not None:
-        text.check(samples.store)
-    elif samples.dim != text.dim:
-        raise MismatchError(f"X has {samples.dim} features, and the texts have {text.dim}; encode both with one model")
-    return samples
-
-
-def _identity(text: LinearHead, samples: Samples, classnames: tuple[str, ...]) -> dict[str, Any]:
-    """Provenance that the text head adds: the head is bound to the text tower, too."""
-    record = text.provenance
-    ours = [] if samples.store is None else [split_id(samples.store)]
-    return {
-        "text_digest": record.get("text_digest"),
-        "fitted_on": [*ours, *record.get("fitted_on", [])],
-        "classnames": list(classnames),
-        "base": {"head": record.get("head", text.name), "params": record.get("params", {})},
-    }
 
 
 def _folds(bank: KeyBank) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
