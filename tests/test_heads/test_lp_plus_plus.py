@@ -46,8 +46,8 @@ def test_steps_are_those_of_autograd(images: Any, texts: Any) -> None:
     X, y = images(n=60, noise=0.6).numpy()
     rows = np.flatnonzero(y != 3)  # a class without rows has text alone
     T = ZeroShot().fit(texts()).coef_
-    head = LPPlusPlus(steps=35).fit(X[rows], y[rows], texts=texts())
-    states = reference(X[rows], y[rows], T, 35)
+    head = LPPlusPlus(steps=25).fit(X[rows], y[rows], texts=texts())
+    states = reference(X[rows], y[rows], T, 25)
     coef, bias = states[head.steps_ - 1]
     np.testing.assert_allclose(head.coef_, coef, atol=2e-3 * np.abs(coef).max())
     np.testing.assert_allclose(head.intercept_, bias, atol=2e-3 * np.abs(coef).max())
@@ -59,19 +59,19 @@ def test_steps_are_those_of_autograd(images: Any, texts: Any) -> None:
 def test_the_number_of_steps_is_chosen_on_rows_held_out(images: Any, texts: Any, split: bool) -> None:
     train, other = images(n=60, noise=0.7), images(n=100, seed=9, noise=0.7, split="val", dataset_key="data-9")
     X, y = train.numpy()
-    T, wanted, n = ZeroShot().fit(texts()).coef_, np.zeros(30), 0
-    head = LPPlusPlus(steps=30).fit(train, texts=texts(), selection=other if split else None)
+    T, wanted, n = ZeroShot().fit(texts()).coef_, np.zeros(12), 0
+    head = LPPlusPlus(steps=12).fit(train, texts=texts(), selection=other if split else None)
     fold = FoldAssigner(5)(y)
     for k in range(1 if split else 5):
         fitting = np.ones(60, bool) if split else fold != k
         V, v = other.numpy() if split else (X[~fitting], y[~fitting])
         n += len(v)
-        wanted += [accuracy(state, V, v) * len(v) for state in reference(X[fitting], y[fitting], T, 30)]
+        wanted += [accuracy(state, V, v) * len(v) for state in reference(X[fitting], y[fitting], T, 12)]
     np.testing.assert_allclose(head.top1_, wanted / n, atol=1.5 / n)  # float32 may turn one row
     assert head.top1_[head.steps_ - 1] == head.top1_.max()
     assert head.provenance_["params"]["selection"] == ("split" if split else "folds")
     assert len(head.provenance_["chosen_on"]) == split
-    by_nll = LPPlusPlus(steps=30, metric="nll").fit(train, texts=texts())
+    by_nll = LPPlusPlus(steps=12, metric="nll").fit(train, texts=texts())
     assert by_nll.steps_ == int(by_nll.nll_.argmin()) + 1
 
 
