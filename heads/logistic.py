@@ -72,8 +72,8 @@ class Logistic(LinearClassifier):
 
     Notes
     -----
-    Memory: the rows as one float32 matrix, ``4 N D`` bytes, filled block by block, and ``8 N C`` bytes of logits;
-    100 (D + 1)² numbers a hundred classes where the solver builds them (at most 1 GiB).
+    Memory: the rows as one float32 matrix, ``4 N D`` bytes, filled block by block, ``8 N C`` bytes of logits, and
+    ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB.
 
     With an intercept a class without a training row is never predicted (its optimal intercept is minus infinity, here
     -1e4). Without one it is a class like any other: the penalty alone places its weights, at the prior's if nothing
