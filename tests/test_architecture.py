@@ -1,9 +1,9 @@
 """The house rules that a machine can check: layers and doors, sizes, names, and a light front door."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,11 +84,13 @@ def test_the_front_door_loads_nothing_heavy(heavy: str) -> None:
 
 
 def test_help_answers_at_once() -> None:
+    """Under half a second of processor time, which other work on the machine does not stretch."""
     command = [sys.executable, "-m", "featcache", "--help"]
     seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        seconds.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert "encode" in shown
     assert min(seconds) < 0.5
