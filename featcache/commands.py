@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.content import check_source
-from featcache.datasets import DATASETS, open_dataset
+from featcache.datasets import DATASETS, Dataset, open_dataset
 from featcache.embed_text import TextResult, embed_prompts
 from featcache.encode import EncodeOptions, EncodeResult, encode_dataset
 from featcache.encoders import load_encoder
@@ -52,7 +52,7 @@ def encode_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", nargs="+", default=["train"], metavar="S", help="splits to encode (default: train)")
     parser.add_argument("--name", help="what the data set is called in listings and results")
     parser.add_argument("--labels", default="names", choices=("names", "int"), help="what labels of a list file are")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: 64)")
     parser.add_argument("--chunk-rows", type=int, metavar="N", help="rows of a chunk (default: 4096)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="unreadable images to put up with")
@@ -71,7 +71,10 @@ def encode(args: argparse.Namespace) -> int:
         encode_dataset(dataset, encoder, root=args.root, options=options, progress=_progress(args))
         for dataset in datasets
     ]
-    show([_encoded(result) for result in results], "\n".join(map(describe_encoded, results)), args.json)
+    lines = [
+        describe_encoded(result) + _known_as(result, dataset) for result, dataset in zip(results, datasets, strict=True)
+    ]
+    show([_encoded(result) for result in results], "\n".join(lines), args.json)
     return 0
 
 
@@ -101,6 +104,17 @@ def describe_encoded(result: EncodeResult) -> str:
     else:
         how = f"{result.encoded_rows:,} rows encoded in {format_seconds(result.seconds)}"
     return f"{what}{bad}, {how}\n  {store.path}"
+
+
+def _known_as(result: EncodeResult, dataset: Dataset) -> str:
+    """A remark where the same samples were encoded before under another name."""
+    store = result.store
+    if (store.name, store.split) == (dataset.name, dataset.split):
+        return ""
+    return (
+        f"\n  {dataset.name}/{dataset.split} holds the same samples: the store keeps the name "
+        f"{store.name}/{store.split} (delete its folder to encode under the new one)"
+    )
 
 
 def text_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +148,8 @@ def text(args: argparse.Namespace) -> int:
     )
     store = result.store
     record = {"store": str(store.path), "classes": len(store), "prompts": store.raw.shape[1], "hit": result.hit}
-    show(record, describe_text(result), args.json)
+    same = f"\n  the same texts were embedded as texts/{store.name}; the store keeps that name"
+    show(record, describe_text(result) + ("" if store.name == (args.name or name) else same), args.json)
     return 0
 
 
@@ -213,7 +228,11 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache verify``."""
     parser.add_argument("store", metavar="STORE", help="folder, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]")
     parser.add_argument("--deep", action="store_true", help="hash every file, not only sizes")
-    parser.add_argument("--repair", action="store_true", help="drop damaged chunks, so that encode makes them again")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="hash every file and drop damaged chunks, so that encode makes them again",
+    )
     parser.add_argument(
         "--against", metavar="DATA", help="also read and hash every image of the data set it was made from"
     )
@@ -224,7 +243,8 @@ def verify(args: argparse.Namespace) -> int:
     """``featcache verify STORE [--deep] [--repair]``: exit code 4 where something is damaged."""
     path = find_path(args.store, resolve_root(args.root))
     began = time.perf_counter()
-    report = verify_store(path, deep=args.deep)
+    deep = args.deep or args.repair
+    report = verify_store(path, deep=deep)
     seconds = time.perf_counter() - began
     if args.repair and not report.ok:
         repair(report)
@@ -239,7 +259,7 @@ def verify(args: argparse.Namespace) -> int:
     lines = [f"{path}: {report.files} files, {report.nbytes / 1e6:,.1f} MB in {format_seconds(seconds)}"]
     lines += [f"  damaged: {problem}" for problem in report.problems]
     if report.ok:
-        lines.append(f"  {'checksums' if args.deep else 'sizes and keys'} agree")
+        lines.append("  checksums agree" if deep else "  sizes and keys agree; contents were not hashed (--deep)")
     elif args.repair:
         lines.append(
             "  damaged chunks dropped; run the command that made the store: it redoes them and keeps the others"

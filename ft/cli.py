@@ -20,13 +20,22 @@ def wise_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--alpha",
+        "--alphas",
         type=float,
         nargs="+",
         default=[0.5],
         metavar="A",
         help="0 is zero-shot, 1 is fine-tuned (default: 0.5)",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the folders alpha=0.500 and so on go")
+    parser.add_argument(
+        "-o",
+        "--output",
+        "--out",
+        dest="out",
+        required=True,
+        metavar="DIR",
+        help="where the folders alpha=0.500 and so on go",
+    )
     parser.add_argument(
         "--fisher",
         nargs=2,

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,14 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(args: argparse.Namespace) -> int:
     """``featcache evaluate HEAD... --on STORE...``."""
-    heads = [load(path) for path in args.heads]
+    heads = _load_all(args.heads)
     stores = [_open_images(reference, args) for reference in args.on]
-    judged = [*heads, *_interpolations(heads, args)]
+    path, chosen = _interpolations(heads, args)
     subset = _subset(args.class_subset, heads[0]) if args.class_subset else None
-    rows = evaluate_heads(judged, stores, class_subset=subset)
+    rows = evaluate_heads([*heads, *path, *chosen], stores, class_subset=subset)
     append_rows(args.results, rows)
-    lines = [table_text(rows), f"{len(rows)} row(s) appended to {args.results}"]
+    lines = [table_text(rows[: len(heads) + len(path)]), *map(describe_choice, chosen), *_seen(heads, stores)]
+    lines.append(f"{len(rows)} row(s) appended to {args.results}")
     if args.report:
         lines.append("report: " + ", ".join(str(path) for path in write_report(rows, args.report)))
     show(rows, "\n".join(lines), args.json)
@@ -143,22 +145,52 @@ def _open_images(reference: str, args: argparse.Namespace) -> ImageStore:
     return store
 
 
-def _interpolations(heads: Sequence[LogitHead], args: argparse.Namespace) -> list[LogitHead]:
+def _load_all(paths: Sequence[str]) -> list[LogitHead]:
+    """The heads, those of one kind told apart by their files' names."""
+    heads = [load(path) for path in paths]
+    names = [head.name for head in heads]
+    return [
+        replace(head, name=f"{head.name}:{Path(path).stem}") if names.count(head.name) > 1 else head  # type: ignore[type-var]
+        for head, path in zip(heads, paths, strict=True)
+    ]
+
+
+def describe_choice(head: LogitHead) -> str:
+    """One line on which alpha was chosen, where, and how well it did there."""
+    choice = head.provenance["chosen_on"][-1]
+    return (
+        f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} "
+        f"({choice['metric']} {choice['value']:.4g} there, best of {choice['candidates']})"
+    )
+
+
+def _seen(heads: Sequence[LogitHead], stores: Sequence[ImageStore]) -> list[str]:
+    """A warning for every head that is judged on rows it was fitted on."""
+    return [
+        f"note: {head.name} was fitted on {store.name}/{store.split}; its figures there are those of training rows"
+        for head in heads
+        for store in stores
+        if any(entry.get("dataset_key") == store.dataset_key for entry in head.provenance.get("fitted_on", []))
+    ]
+
+
+def _interpolations(heads: Sequence[LogitHead], args: argparse.Namespace) -> tuple[list[LogitHead], list[LogitHead]]:
+    """The interpolations asked for, and the one that the selection split chose."""
     if args.alphas is None:
         if args.select or args.output:
             raise HeadError(
                 "--select and -o go with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1"
             )
-        return []
+        return [], []
     if len(heads) != 2:
         raise HeadError(f"--alphas interpolates two heads, got {len(heads)}; name two")
     path: list[LogitHead] = [*interpolate(heads[0], heads[1], args.alphas)]
-    if args.select:
-        chosen = choose(path, _open_images(args.select, args), metric=args.metric)
-        path.append(chosen)
-        if args.output:
-            save(chosen, args.output)
-    return path
+    if not args.select:
+        return path, []
+    chosen = choose(path, _open_images(args.select, args), metric=args.metric)
+    if args.output:
+        save(chosen, args.output)
+    return path, [chosen]
 
 
 def _subset(name: str, head: LogitHead) -> list[int]:

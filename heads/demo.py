@@ -21,6 +21,7 @@ from featcache.encoders import load_encoder
 from featcache.progress import Silent, format_seconds
 from featcache.prompts import load_templates
 from heads import Ridge, ZeroShot, append_rows, choose, evaluate, interpolate, save
+from heads.cli import describe_choice
 from heads.report import table_text, write_report
 
 ALPHAS = tuple(np.round(np.linspace(0.0, 1.0, 11), 2).tolist())
@@ -39,6 +40,7 @@ def demo(args: argparse.Namespace) -> int:
     images, texts = _encode(args.root, say)
     encoded = time.perf_counter() - began
     heads, rows, path = _fit_and_judge(images, texts)
+    choice = describe_choice(heads[-1])
     output = Path(args.output)
     for head in heads:
         save(head, output / f"{head.linear().name.replace('+', '-')}.safetensors")
@@ -50,9 +52,12 @@ def demo(args: argparse.Namespace) -> int:
         f"everything {format_seconds(total)}"
     )
     written = write_report(
-        [*rows, *path], output, title="Handwritten digits under the embedded `tiny` model", notes=_notes(summary)
+        [*rows, *path],
+        output,
+        title="Handwritten digits under the embedded `tiny` model",
+        notes=_notes(choice, summary),
     )
-    say(f"\n{table_text(rows)}\n\n* the best of a line; the third head is the interpolation that the val split chose")
+    say(f"\n{table_text(rows)}\n\n* the best of a line; third head: the interpolation {choice}")
     say(f"{summary}\nreport: {written[0]} (and {len(written) - 1} plots); heads and results.jsonl beside it")
     show(
         {"rows": rows, "hits": hits, "stores": len(images) + 1, "seconds": total, "report": str(written[0])},
@@ -92,10 +97,11 @@ def _fit_and_judge(images: dict[str, EncodeResult], texts: TextResult) -> tuple[
     return heads, rows[: len(heads)], rows[len(heads) :]
 
 
-def _notes(summary: str) -> str:
+def _notes(choice: str, summary: str) -> str:
     return (
         "Real 8x8 handwritten digits (scikit-learn) and five fixed shifts of the test split, encoded by a small model "
         "that was trained on rendered glyphs only. The ridge head is fitted on the clean train split; its alpha and "
-        "temperature come from exact leave-one-out, the interpolation's best alpha from the val split.\n\n"
+        "temperature come from exact leave-one-out. Of the interpolations between zero-shot and ridge, one was "
+        f"{choice}.\n\n"
         f"{summary}."
     )

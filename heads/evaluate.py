@@ -205,5 +205,5 @@ def _refuse_chosen(heads: Sequence[LogitHead], store: Any) -> None:
         if any(_same_split(entry, store) for entry in head.provenance.get("chosen_on", [])):
             raise HeadError(
                 f"{head.name} was chosen on {store.name}/{store.split}, so its numbers there are too good; "
-                "report on another split (allow_chosen=True reproduces papers that do not)"
+                "report on another split (in Python, allow_chosen=True reproduces papers that do not)"
             )

@@ -1,5 +1,6 @@
 """All stores below a root: listing them, and finding one by a short name."""
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,18 +98,40 @@ def find_path(reference: str | Path, root: Path) -> Path:
     StoreNotFoundError
         None or several match; the message lists them.
     """
-    if Path(reference).is_dir():
-        return Path(reference)
+    folder = Path(reference)
+    if (folder / MANIFEST).exists() or existing_header(folder) is not None:
+        return folder
     wanted = str(reference)
     entries = list_stores(root)
     matches = [entry for entry in entries if _matches(entry, wanted)]
     if len(matches) == 1:
         return matches[0].path
     if matches:
-        shown = "\n".join(f"  {entry.path}  {entry.reference}" for entry in matches)
-        raise StoreNotFoundError(f"{wanted}: {len(matches)} stores match; name one by its folder:\n{shown}")
-    shown = ", ".join(sorted({entry.reference for entry in entries if entry.finished})) or "none"
-    raise StoreNotFoundError(f"{wanted}: no such folder, and no store of that name below {root}; there are: {shown}")
+        raise StoreNotFoundError(
+            f"{wanted}: {len(matches)} stores match, of different samples, texts or weights; name one by its folder, "
+            f"and delete the folders that are no longer wanted:\n{_shown(matches)}"
+        )
+    raise _none_matches(wanted, root, entries)
+
+
+def _shown(entries: list[Entry]) -> str:
+    """One line a store, the newest first."""
+    dated = [(open_store(entry.path).provenance.get("written", ""), entry) for entry in entries]
+    dated.sort(key=lambda pair: pair[0], reverse=True)
+    return "\n".join(f"  {entry.path}  {entry.reference}, written {written}" for written, entry in dated)
+
+
+def _none_matches(wanted: str, root: Path, entries: list[Entry]) -> StoreNotFoundError:
+    what = "holds no store" if Path(wanted).is_dir() else "no such folder"
+    names = sorted({entry.reference for entry in entries if entry.finished})
+    near = difflib.get_close_matches(wanted, [*names, *(name.partition("@")[0] for name in names)], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    waiting = sum(not entry.finished for entry in entries)
+    unfinished = f"; {waiting} unfinished or damaged: run the command that made it again" if waiting else ""
+    return StoreNotFoundError(
+        f"{wanted}: {what}, and no store of that name below {root}; there are: {', '.join(names) or 'none'}"
+        f"{unfinished}{hint}"
+    )
 
 
 def _matches(entry: Entry, wanted: str) -> bool:

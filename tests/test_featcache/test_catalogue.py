@@ -32,12 +32,23 @@ def test_a_store_is_found_by_folder_key_and_name(root: Path) -> None:
 
 def test_several_matches_are_listed(root: Path) -> None:
     encode_dataset(NumpyDataset(), NumpyEncoder(1), root=root)
-    with pytest.raises(StoreNotFoundError, match=r"2 stores match; name one by its folder:(.|\n)*fake/train@numpy"):
+    with pytest.raises(
+        StoreNotFoundError, match=r"2 stores match.*name one by its folder(.|\n)*fake/train@numpy, written 20"
+    ):
         find_store("fake/train", root)
 
 
 def test_no_match_names_what_there_is(root: Path) -> None:
     with pytest.raises(StoreNotFoundError, match=r"there are: fake/train@numpy, texts/animals@numpy"):
+        find_store("fake/test", root)
+
+
+def test_a_data_folder_of_the_same_name_does_not_hide_a_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    (root / "fake" / "train").mkdir(parents=True)
+    assert find_store("fake/train", root).path == list_stores(root)[0].path
+    (root / "fake" / "test").mkdir()
+    with pytest.raises(StoreNotFoundError, match=r"fake/test: holds no store, .* did you mean fake/train\?"):
         find_store("fake/test", root)
 
 
