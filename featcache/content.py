@@ -1,17 +1,19 @@
 """Noticing that source files changed behind the same ids and sizes, without reading them on every cache hit."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from featcache.datasets.base import Dataset, dataset_key
 from featcache.errors import MismatchError
-from featcache.store import ImageStore, StoreWriter
+from featcache.store import ImageStore
+from featcache.store.layout import ArraySpec
 from featcache.store.samples import read_stamps, write_stamps
 
 
-def changed_rows(dataset: Dataset, writer: StoreWriter, chunks: Iterable[int]) -> list[int]:
+def changed_rows(dataset: Dataset, store: Path, content: ArraySpec, chunks: Iterable[int]) -> list[int]:
     """Rows of some finished chunks whose source no longer has the content that was encoded.
 
     Only samples whose modification time differs from the remembered one are read and hashed; where their content is
@@ -20,8 +22,10 @@ def changed_rows(dataset: Dataset, writer: StoreWriter, chunks: Iterable[int]) -
     Parameters
     ----------
     dataset : Dataset
-    writer : StoreWriter
-        Of the data set's store.
+    store : Path
+        Folder of the data set's store.
+    content : ArraySpec
+        Its array of content hashes.
     chunks : iterable of int
         Finished chunks to look at.
 
@@ -31,19 +35,18 @@ def changed_rows(dataset: Dataset, writer: StoreWriter, chunks: Iterable[int]) -
         Row numbers, in order; unreadable samples count as changed unless they were so before.
     """
     stamps = dataset.index.stamps
-    remembered = read_stamps(writer.store, len(stamps))
+    remembered = read_stamps(store, len(stamps))
     if np.array_equal(stamps, remembered):
         return []
-    spec = writer.specs["content"]
     changed: list[int] = []
     for chunk in chunks:
-        rows = spec.rows_of(chunk)
+        rows = content.rows_of(chunk)
         touched = [row for row in rows if stamps[row] != remembered[row]]
         if touched:
-            stored = np.fromfile(spec.chunk_path(writer.store, chunk), dtype=np.uint8).reshape(spec.chunk_shape)
+            stored = np.fromfile(content.chunk_path(store, chunk), dtype=np.uint8).reshape(content.chunk_shape)
             changed += [row for row in touched if _digest(dataset, row) != stored[row - rows.start].tobytes()]
     if not changed:
-        write_stamps(writer.store, stamps)
+        write_stamps(store, stamps)
     return changed
 
 

@@ -149,13 +149,16 @@ class ImageJob:
             write_stamps(self.path, self.index.stamps)
             return
         done = [marker.chunk for marker in writer.markers()]
-        for chunk in {row // writer.rows_spec.chunk_rows for row in changed_rows(self.dataset, writer, done)}:
+        for chunk in {
+            row // writer.rows_spec.chunk_rows
+            for row in changed_rows(self.dataset, self.path, writer.specs["content"], done)
+        }:
             writer.drop(chunk)
 
     def encode_changed(self, store: ImageStore) -> int:
         """On a hit: refuse, or encode again, chunks whose source files changed with the same ids and sizes."""
-        writer = self.writer()
-        changed = changed_rows(self.dataset, writer, range(writer.rows_spec.n_chunks))
+        content = store.manifest.arrays["content"]
+        changed = changed_rows(self.dataset, self.path, content, range(content.n_chunks))
         if not changed:
             return 0
         if not self.options.refresh:
@@ -165,8 +168,9 @@ class ImageJob:
                 f"{', ...' if len(changed) > 3 else ''}), ids and sizes being the same; run again with --refresh to "
                 "encode their chunks anew"
             )
+        writer = self.writer()
         writer.reopen()
-        for chunk in {row // writer.rows_spec.chunk_rows for row in changed}:
+        for chunk in {row // content.chunk_rows for row in changed}:
             writer.drop(chunk)
         return self.run()[1]
 

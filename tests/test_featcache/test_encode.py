@@ -51,6 +51,14 @@ def test_a_second_run_opens_no_image(tmp_path: Path) -> None:
     assert second.store.path == first.store.path
 
 
+def test_a_hit_writes_nothing(tmp_path: Path) -> None:
+    dataset, encoder = NumpyDataset(), NumpyEncoder()
+    store = encode(tmp_path, dataset, encoder)
+    before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
+    encode(tmp_path, dataset, encoder)
+    assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
+
+
 def test_another_weight_is_another_path(tmp_path: Path) -> None:
     dataset = NumpyDataset()
     one, two = (encode(tmp_path, dataset, NumpyEncoder(seed)) for seed in (0, 1))
