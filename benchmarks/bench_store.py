@@ -8,12 +8,14 @@ rows at most 3 times its time.
 """
 
 import argparse
+import os
 import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,21 +44,48 @@ def write(folder: Path, n_rows: int, dim: int, chunk_rows: int) -> ArraySpec:
     return spec
 
 
+def preadv_reader(folder: Path, spec: ArraySpec) -> Callable[[int, int, np.ndarray], None]:
+    """The reader that the map replaced: `preadv` of whole chunk files into the buffer, on two threads."""
+    pool = ThreadPoolExecutor(2)
+
+    def read_chunk(chunk: int, start: int, out: np.ndarray) -> None:
+        rows = spec.rows_of(chunk)
+        first, last = max(rows.start, start), min(rows.stop, start + len(out))
+        part = out[first - start : last - start].reshape(-1).view(np.uint8).data
+        descriptor = os.open(spec.chunk_path(folder, chunk), os.O_RDONLY)
+        try:
+            offset = (first - rows.start) * (spec.chunk_nbytes // spec.chunk_rows)
+            if os.preadv(descriptor, [part], offset) != len(part):
+                raise OSError(f"short read of chunk {chunk}")
+        finally:
+            os.close(descriptor)
+
+    def read(start: int, stop: int, out: np.ndarray) -> None:
+        chunks = range(start // spec.chunk_rows, -(-stop // spec.chunk_rows))
+        list(pool.map(lambda chunk: read_chunk(chunk, start, out), chunks))
+
+    return read
+
+
 def contestants(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) -> dict[str, dict[str, Contestant]]:
     """Blocks into one preallocated buffer, and a random gather, by each reader."""
     n_rows = spec.shape[0]
     mapped, through_zarr = MappedReader(folder, spec), ZarrReader.open(folder, spec)
     npy = np.load(folder / "features.npy", mmap_mode="r")
     buffer = np.empty((block_rows, spec.shape[1]), dtype=np.float16)
+    wide = np.empty((block_rows, spec.shape[1]), dtype=np.float32)
+    preadv = preadv_reader(folder, spec)
+    preadv(0, block_rows, buffer)
+    assert np.array_equal(buffer, npy[:block_rows])
     chosen = np.random.default_rng(1).integers(0, n_rows, gather_rows)
     assert np.array_equal(mapped.gather(chosen), npy[chosen])
     assert np.array_equal(through_zarr.gather(chosen), npy[chosen])
 
-    def blocks(read: Callable[[int, int, np.ndarray], object]) -> Contestant:
+    def blocks(read: Callable[[int, int, np.ndarray], object], into: np.ndarray = buffer) -> Contestant:
         def run() -> None:
             for start in range(0, n_rows, block_rows):
                 stop = min(start + block_rows, n_rows)
-                read(start, stop, buffer[: stop - start])
+                read(start, stop, into[: stop - start])
 
         return run
 
@@ -68,7 +97,9 @@ def contestants(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int
             "npy-mmap": blocks(from_npy),
             "featcache": blocks(mapped.read),
             "zarr-python": blocks(through_zarr.read),
+            "preadv, 2 threads": blocks(preadv),
         },
+        "blocks to float32": {"npy-mmap": blocks(from_npy, wide), "featcache": blocks(mapped.read, wide)},
         "gather": {
             "npy-mmap": lambda: npy[chosen],
             "featcache": lambda: mapped.gather(chosen),

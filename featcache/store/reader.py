@@ -57,8 +57,8 @@ def _buffer(spec: ArraySpec, n: int, out: Array | None) -> Array:
 class MappedReader:
     """Reads through a memory map of the chunk files of a local store.
 
-    Measured against `preadv` on two threads into the same buffer: equal or up to 2.4 times faster, depending on the
-    machine (`benchmarks/bench_store.py`), and the one map serves blocks and random rows alike.
+    `preadv` on two threads into the same buffer was 1.8 times slower where `benchmarks/bench_store.py` was measured,
+    and the one map serves blocks and random rows alike.
 
     Parameters
     ----------
