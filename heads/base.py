@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from heads.samples import Samples, as_samples, feature_blocks, is_store
 __all__ = ["HeadClassifier", "LinearClassifier", "NonlinearClassifier"]
 
 
-class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
     """Base of every head that is fitted on samples; sets `classes_` (C,), `classnames_`, `provenance_` and the rest."""
 
     name: ClassVar[str]
@@ -29,13 +30,13 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     n_features_in_: int
     provenance_: dict[str, Any]
 
+    @abstractmethod
     def frozen(self) -> LogitHead:
         """The fitted head, for evaluation and files."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, X: Any) -> NDArray[Any]:
         """Label (N,) of the best class; ties go to the lower index."""
-        raise NotImplementedError
 
     def check(self, store: Any) -> None:
         """Refuse a store of another encoder, text tower or class list (MismatchError)."""
