@@ -84,6 +84,11 @@ def normalise(features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32
     return features / np.maximum(norm, np.finfo(np.float32).tiny)[:, None], norm
 
 
+def stored_identity(encoder: Encoder) -> dict[str, Any]:
+    """The encoder's half of a store's key: `content_key` of it is the store's ``encoder_key``."""
+    return encoder.image_identity | {"stored": "float16, L2-normalised in float32"}
+
+
 class ImageJob:
     """One data set under one encoder."""
 
@@ -93,7 +98,7 @@ class ImageJob:
         self.dataset, self.encoder, self.options, self.progress = dataset, encoder, options, progress
         self.index = dataset.index
         self.identity = {
-            "encoder": encoder.image_identity | {"stored": "float16, L2-normalised in float32"},
+            "encoder": stored_identity(encoder),
             "dataset": {"rows": len(self.index), "samples": dataset_key(self.index)},
         }
         self.key = f"{content_key(self.identity['encoder'])}/{content_key(self.identity['dataset'])}"

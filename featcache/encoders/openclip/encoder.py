@@ -84,6 +84,40 @@ class OpenClipEncoder:
         return None if bias is None else float(bias.detach())
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of prepared images."""
+        size = self._preprocess.size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def interpolation(self) -> str:
+        """How pictures are resized: ``bicubic``, ``bilinear`` or ``random``."""
+        return str(self._preprocess.interpolation)
+
+    def configuration(self) -> dict[str, Any]:
+        """What open_clip writes as ``open_clip_config.json``: ``model_cfg`` and ``preprocess_cfg``."""
+        return {"model_cfg": self._config, "preprocess_cfg": _jsonable(asdict(self._preprocess))}
+
+    @property
+    def marks(self) -> tuple[int, int]:
+        """Token ids of the start and the end of a text.
+
+        Raises
+        ------
+        EncoderError
+            The tokenizer names none (Hugging Face tokenizers that pool elsewhere).
+        """
+        ids = [getattr(self._tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]
+        if ids[0] is None or ids[1] is None:
+            raise EncoderError(f"{self.name}: its tokenizer has no start and end of text; random texts need CLIP's own")
+        return int(ids[0]), int(ids[1])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a padded text, start and end included."""
+        return int(self._tokenizer.context_length)
+
+    @property
     def image_identity(self) -> dict[str, Any]:
         """Architecture and weights of the image tower, activation, preprocessing, precision."""
         return {
@@ -157,11 +191,14 @@ class OpenClipEncoder:
 
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
-        pixels = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
-        pixels = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(self._mean).div_(self._std)
-        with torch.inference_mode(), self._autocast():
-            features: FloatArray = self.model.encode_image(pixels).float().cpu().numpy()
+        batch = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
+        with torch.inference_mode(), self.autocast():
+            features: FloatArray = self.model.encode_image(self.pixels(batch)).float().cpu().numpy()
         return features
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """What the image tower takes, (B, 3, H, W) float32, of prepared images (B, H, W, 3) on the device."""
+        return images.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(self._mean).div_(self._std)
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B texts.
@@ -174,11 +211,16 @@ class OpenClipEncoder:
         features = []
         for start in range(0, len(texts), TEXT_BATCH):
             batch = list(texts[start : start + TEXT_BATCH])
-            self._check_lengths(batch)
-            tokens = self._tokenizer(batch).to(self.device)
-            with torch.inference_mode(), self._autocast():
+            tokens = self.tokenize(batch).to(self.device)
+            with torch.inference_mode(), self.autocast():
                 features.append(self.model.encode_text(tokens).float().cpu().numpy())
         return np.concatenate(features) if features else np.empty((0, self.dim), dtype=np.float32)
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids (B, L) int64 of B texts, on the CPU; raises PromptError as `encode_texts` does."""
+        self._check_lengths(texts)
+        tokens: torch.Tensor = self._tokenizer(list(texts))
+        return tokens
 
     def _check_lengths(self, texts: Sequence[str]) -> None:
         encode = getattr(self._tokenizer, "encode", None)
@@ -191,7 +233,8 @@ class OpenClipEncoder:
                     f"text of {len(encode(text))} tokens, {self.name} takes {limit}: {text!r}; shorten it"
                 )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The block in which the towers compute in `precision`."""
         dtype = PRECISIONS[self.precision]
         return nullcontext() if dtype is None else torch.autocast(self.device.partition(":")[0], dtype=dtype)
 
