@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, labels_digest
+from featcache.datasets.metadata import metadata_digest
 from featcache.errors import DatasetError
 
 __all__ = [
@@ -19,9 +20,12 @@ __all__ = [
     "SampleIndex",
     "dataset_key",
     "labels_digest",
+    "metadata_digest",
     "open_dataset",
+    "open_datasets",
 ]
 
+COLLECTION = "collection"
 DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "arrays": "featcache.datasets.arrays:open_arrays",
     "digits": "featcache.datasets.digits:open_digits",
@@ -72,3 +76,29 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         module, _, function = opener.partition(":")
         opener = getattr(import_module(module), function)
     return opener(argument, split, labels=labels, name=name)
+
+
+def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | None = None) -> list[Dataset]:
+    """Open one split of a data set, or of every domain of a collection.
+
+    Parameters
+    ----------
+    spec, split, labels, name
+        As in `open_dataset`; ``collection:NAME:ROOT`` opens one data set a domain, called ``name-domain``.
+
+    Returns
+    -------
+    list of Dataset
+        One for every other source.
+
+    Examples
+    --------
+    >>> [data.name for data in open_datasets("digits", "val")]
+    ['digits']
+    """
+    source, _, argument = spec.partition(":")
+    if source == COLLECTION:
+        from featcache.datasets.domains import open_collection
+
+        return list(open_collection(argument, split, labels=labels, name=name))
+    return [open_dataset(spec, split, labels=labels, name=name)]

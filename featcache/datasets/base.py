@@ -8,18 +8,21 @@ Two digests (xxh3-128 in hexadecimal):
 
 ``dataset_key``   of the ordered sample ids and sizes: the data set's half of a store's path.
 ``labels_digest`` of the labels and the class names: editing labels never re-encodes, and never goes unnoticed.
+
+Metadata columns have a third (`featcache.datasets.metadata`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 from PIL import Image
 
+from featcache.datasets.metadata import as_columns, feed_int64, feed_texts
 from featcache.errors import DatasetError
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -65,11 +68,14 @@ class SampleIndex:
         Class indices into `classnames`.
     classnames : tuple of C str
         A list, never a dict: two ImageNet classes share a name with others.
+    metadata : mapping of name to (N,) int64, or object holding str
+        What else is known of the samples (region, year, caption); see `featcache.datasets.metadata`.
 
     Raises
     ------
     DatasetError
-        Where the lengths differ, an id occurs twice, or a label is no index into `classnames`.
+        Where the lengths differ, an id occurs twice, a label is no index into `classnames`, or a metadata column
+        holds neither whole numbers nor texts.
     """
 
     ids: Sequence[str]
@@ -77,6 +83,7 @@ class SampleIndex:
     stamps: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     classnames: tuple[str, ...]
+    metadata: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {len(self.ids), len(self.sizes), len(self.stamps), len(self.labels)}
@@ -87,6 +94,7 @@ class SampleIndex:
             )
         self._check_ids()
         self._check_labels()
+        object.__setattr__(self, "metadata", as_columns(self.metadata, len(self.ids)))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -148,8 +156,8 @@ def dataset_key(index: SampleIndex) -> str:
     False
     """
     digest = xxhash.xxh3_128(b"featcache dataset 1\n")
-    _feed_texts(digest, index.ids)
-    digest.update(_int64(index.sizes))
+    feed_texts(digest, index.ids)
+    feed_int64(digest, index.sizes)
     return digest.hexdigest()
 
 
@@ -178,22 +186,7 @@ def labels_digest(labels: npt.NDArray[np.integer], classnames: Sequence[str]) ->
     False
     """
     digest = xxhash.xxh3_128(b"featcache labels 1\n")
-    digest.update(_int64([len(labels)]))
-    digest.update(_int64(labels))
-    _feed_texts(digest, classnames)
+    feed_int64(digest, [len(labels)])
+    feed_int64(digest, labels)
+    feed_texts(digest, classnames)
     return digest.hexdigest()
-
-
-def _int64(numbers: npt.ArrayLike) -> bytes:
-    return np.asarray(numbers).astype("<i8").tobytes()
-
-
-def _feed_texts(digest: xxhash.xxh3_128, texts: Iterable[str]) -> None:
-    try:
-        encoded = [text.encode() for text in texts]
-    except UnicodeEncodeError as error:
-        raise DatasetError(
-            f"{error.object!r} is not valid Unicode; rename the file or class so that its name is UTF-8"
-        ) from error
-    digest.update(_int64([len(encoded), *map(len, encoded)]))
-    digest.update(b"".join(encoded))

@@ -3,10 +3,13 @@
 import os
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from featcache.datasets.base import SHOWN, SampleIndex
@@ -19,6 +22,7 @@ __all__ = [
     "check_name",
     "check_split",
     "default_name",
+    "file_index",
     "local_path",
     "read_class_file",
     "read_lines",
@@ -59,6 +63,34 @@ class FileDataset:
     def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
         """The picture in its own mode; ImageReadError, a ValueError, names a damaged sample."""
         return decode_image(content, self.index.ids[row])
+
+
+def file_index(
+    ids: Sequence[str],
+    files: Sequence[tuple[int, int]],
+    labels: npt.ArrayLike,
+    classnames: Sequence[str],
+    where: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> SampleIndex:
+    """The index of some files, with a warning where a class has none.
+
+    Parameters
+    ----------
+    ids : sequence of N str
+    files : sequence of N (bytes, mtime in ns)
+        As `size_and_stamp` gives them.
+    labels : (N,) integers
+    classnames : sequence of C str
+    where : str
+        What to call the data set in the warning.
+    metadata : mapping, optional
+        Metadata columns.
+    """
+    sizes, stamps = np.array(files, np.int64).reshape(-1, 2).T.copy()
+    index = SampleIndex(ids, sizes, stamps, np.asarray(labels, np.int64), tuple(classnames), metadata or {})
+    warn_empty_classes(index, where, stacklevel=5)
+    return index
 
 
 def local_path(source: str, argument: str) -> Path:
@@ -163,7 +195,7 @@ def refuse_int_labels(source: str, labels: str) -> None:
         raise DatasetError(f"labels={labels!r}: {source} names its classes itself; integer labels are for list:FILE")
 
 
-def warn_empty_classes(index: SampleIndex, where: str) -> None:
+def warn_empty_classes(index: SampleIndex, where: str, stacklevel: int = 4) -> None:
     """Warn of classes without a sample: they stay, since splits share one class list."""
     counts = np.bincount(index.labels, minlength=len(index.classnames))
     empty = [index.classnames[c] for c in np.flatnonzero(counts == 0)]
@@ -171,5 +203,5 @@ def warn_empty_classes(index: SampleIndex, where: str) -> None:
         warnings.warn(
             f"{where}: {len(empty)} of {len(counts)} classes have no image: {', '.join(empty[:SHOWN])}"
             f"{', ...' if len(empty) > SHOWN else ''}; they stay in the class list",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )

@@ -14,10 +14,8 @@ are followed, and a class folder may be a link; a linked folder deeper down is r
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import (
@@ -26,15 +24,15 @@ from featcache.datasets.files import (
     check_name,
     check_split,
     default_name,
+    file_index,
     local_path,
     read_class_file,
     refuse_int_labels,
     size_and_stamp,
-    warn_empty_classes,
 )
 from featcache.errors import DatasetError
 
-__all__ = ["EXTENSIONS", "open_image_folder"]
+__all__ = ["EXTENSIONS", "class_folder_index", "class_folders", "open_image_folder"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 WHOLE = "all"
@@ -68,15 +66,20 @@ def open_image_folder(folder: str, split: str, *, labels: str = "names", name: s
     refuse_int_labels("imagefolder:DIR", labels)
     base = local_path("imagefolder", folder)
     root = _split_folder(base, check_split(split))
-    found = _class_folders(root)
+    found = class_folders(root)
     if split == WHOLE and found and set(found) <= SPLIT_NAMES:
         raise DatasetError(
             f"imagefolder:{folder}: split 'all' takes the folders in it as classes, but {', '.join(found)} "
             f"look like splits; pass one of them as the split"
         )
     classes = _classes(base, root, found)
-    index = _index(root, found, classes)
-    warn_empty_classes(index, f"imagefolder:{folder} split {split}")
+    index = class_folder_index(
+        root,
+        {name: c for c, (name, _) in enumerate(classes)},
+        [display for _, display in classes],
+        f"imagefolder:{folder} split {split}",
+        found,
+    )
     return FileDataset(check_name(name or default_name(base.name)), split, index, root)
 
 
@@ -88,21 +91,22 @@ def _split_folder(base: Path, split: str) -> Path:
     names = (split, *(n for n in VALIDATION if n != split)) if split in VALIDATION else (split,)
     there = [base / n for n in names if (base / n).is_dir()]
     # ImageNet's `val` often is one flat folder of files beside a sorted `val_in_folder`.
-    usable = [folder for folder in there if _class_folders(folder)]
+    usable = [folder for folder in there if class_folders(folder)]
     if usable:
         return usable[0]
     if there:
         raise DatasetError(
             f"{there[0]}: no class folder in it; expected {there[0]}/<class>/<image>, one folder a class"
         )
-    held = ", ".join(_class_folders(base)[:10]) or "no folder"
+    held = ", ".join(class_folders(base)[:10]) or "no folder"
     raise DatasetError(
         f"{base}: no split {split!r}: looked for {' and '.join(f'{n}/' for n in names)}, found {held}; pass another "
         f"split, or 'all' where the class folders lie directly in it"
     )
 
 
-def _class_folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted by code point; hidden ones are left out."""
     with os.scandir(root) as entries:
         return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
@@ -122,8 +126,28 @@ def _classes(base: Path, root: Path, found: list[str]) -> list[tuple[str, str]]:
     return classes
 
 
-def _index(root: Path, found: list[str], classes: list[tuple[str, str]]) -> SampleIndex:
-    label = {folder: c for c, (folder, _) in enumerate(classes)}
+def class_folder_index(
+    root: Path, label: Mapping[str, int], classnames: Sequence[str], where: str, found: Sequence[str] | None = None
+) -> SampleIndex:
+    """The index of a folder of class folders.
+
+    Parameters
+    ----------
+    root : Path
+    label : mapping of folder name to class index
+        Holds every folder in `found`.
+    classnames : sequence of C str
+    where : str
+        What to call the data set in a warning.
+    found : sequence of str, optional
+        The class folders; default: those that lie in `root`.
+
+    Raises
+    ------
+    DatasetError
+        Where there is no image in them.
+    """
+    found = class_folders(root) if found is None else found
     samples = sorted(
         (sample, size, stamp, label[folder])
         for folder in found
@@ -134,14 +158,9 @@ def _index(root: Path, found: list[str], classes: list[tuple[str, str]]) -> Samp
             f"{root}: no image in its {len(found)} class folders; looked for <class>/**/*"
             f" with the extensions {' '.join(EXTENSIONS)}"
         )
-    ids, sizes, stamps, labels = zip(*samples, strict=True)
-    return SampleIndex(
-        ids,
-        np.array(sizes, np.int64),
-        np.array(stamps, np.int64),
-        np.array(labels, np.int64),
-        tuple(display for _, display in classes),
-    )
+    ids = [sample for sample, *_ in samples]
+    files = [(size, stamp) for _, size, stamp, _ in samples]
+    return file_index(ids, files, [number for *_, number in samples], classnames, where)
 
 
 def _images(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:

@@ -22,18 +22,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.base import SHOWN, SampleIndex
+from featcache.datasets.base import SHOWN
 from featcache.datasets.files import (
     CLASS_FILE,
     FileDataset,
     check_name,
     check_split,
     default_name,
+    file_index,
     local_path,
     read_class_file,
     read_lines,
     size_and_stamp,
-    warn_empty_classes,
 )
 from featcache.errors import DatasetError
 
@@ -87,9 +87,7 @@ def open_list_file(file: str, split: str, *, labels: str = "names", name: str | 
         raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
     files = [size_and_stamp(path.parent / row.path) for row in rows]
     _check_found(rows, files, path)
-    sizes, stamps = np.array(files, np.int64).reshape(-1, 2).T.copy()
-    index = SampleIndex([row.path for row in rows], sizes, stamps, indices, classnames)
-    warn_empty_classes(index, str(path))
+    index = file_index([row.path for row in rows], files, indices, classnames, str(path))
     stem = Path(file).stem.replace(PLACEHOLDER, "").strip("-_. ")
     return FileDataset(check_name(name or default_name(stem or path.parent.name)), split, index, path.parent)
 

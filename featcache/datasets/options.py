@@ -1,0 +1,75 @@
+"""Options behind a source's argument: ``table:cats.csv,path=file,label=breed``.
+
+They are read from the end, as far as there are parts of the form ``name=value``; so a path may hold commas. No shell
+gives a comma or an equals sign a meaning: nothing needs quoting.
+"""
+
+import difflib
+import re
+from collections.abc import Collection
+
+from featcache.errors import DatasetError
+
+__all__ = ["split_list", "split_options"]
+
+OPTION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+
+
+def split_options(source: str, argument: str, known: Collection[str] | None) -> tuple[str, dict[str, str]]:
+    """Split ``ARGUMENT,name=value,...`` into the argument and its options.
+
+    Parameters
+    ----------
+    source : str
+        Name of the source, for errors.
+    argument : str
+        What stands after the source's colon.
+    known : collection of str, or None
+        Names of the options there are; None lets every name through.
+
+    Returns
+    -------
+    (str, dict of str to str)
+
+    Raises
+    ------
+    DatasetError
+        Where an option is unknown, given twice or empty.
+
+    Examples
+    --------
+    >>> split_options("table", "my, data/cats.csv,path=file,label=breed", ("path", "label"))
+    ('my, data/cats.csv', {'path': 'file', 'label': 'breed'})
+    """
+    options: dict[str, str] = {}
+    while "," in argument:
+        rest, _, tail = argument.rpartition(",")
+        found = OPTION.fullmatch(tail)
+        if not found:
+            break
+        name, value = found.groups()
+        _check(source, name, value, known, options)
+        options[name], argument = value, rest
+    return argument, dict(reversed(options.items()))
+
+
+def _check(source: str, name: str, value: str, known: Collection[str] | None, options: dict[str, str]) -> None:
+    if known is not None and name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f", did you mean {near[0]!r}?" if near else "."
+        raise DatasetError(f"{source}: unknown option {name!r}{hint} Expected one of {', '.join(known)}")
+    if name in options:
+        raise DatasetError(f"{source}: option {name!r} is given twice; give it once")
+    if not value:
+        raise DatasetError(f"{source}: option {name!r} is empty; write {name}=VALUE, or leave it out")
+
+
+def split_list(value: str) -> list[str]:
+    """The parts of ``region+year``.
+
+    Examples
+    --------
+    >>> split_list("region+year")
+    ['region', 'year']
+    """
+    return [part for part in value.split("+") if part]
