@@ -1,0 +1,244 @@
+"""`Problem`: what an implementation is given, checked once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+
+__all__ = ["Problem", "pose"]
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Rows and heads on one device.
+
+    Attributes
+    ----------
+    features : (N, D) floating
+    weights : H tensors (C, D) floating; heads of one array are views of it
+    labels : (N,) int64 in [0, C), checked
+    biases : H tensors (C,) float32 (float64 where `dtype` is), or None for a head without
+    scales : H numbers, already exponentiated; ``logits = scale * features @ weights.T + bias``
+    alphas : K coefficients of the two heads, or None
+    mean_probabilities : whether the H heads are one head whose probabilities are their mean
+    n_bins, per_sample, confusion : as in `heads.kernels.linear_nll`
+    """
+
+    features: torch.Tensor
+    weights: Tensors
+    labels: torch.Tensor
+    biases: tuple[torch.Tensor | None, ...]
+    scales: tuple[float, ...]
+    alphas: tuple[float, ...] | None = None
+    mean_probabilities: bool = False
+    n_bins: int = 15
+    per_sample: bool = False
+    confusion: bool = False
+
+    @property
+    def n_classes(self) -> int:
+        """C."""
+        return self.weights[0].shape[0]
+
+    @property
+    def n_heads(self) -> int:
+        """Heads of the result: K interpolations, one ensemble, or H."""
+        if self.alphas is not None:
+            return len(self.alphas)
+        return 1 if self.mean_probabilities else len(self.weights)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of everything after the product: float32, or float64 where an input is."""
+        kinds = {self.features.dtype, *(w.dtype for w in self.weights)}
+        return torch.float64 if torch.float64 in kinds else torch.float32
+
+    def rows(self, start: int, stop: int) -> Problem:
+        """The same heads on some of the rows."""
+        return replace(self, features=self.features[start:stop], labels=self.labels[start:stop])
+
+    def refuse_unordered(self, nll: NDArray[np.float64]) -> None:
+        """Raise where the NLL sum (H,) of a head is NaN, naming rows of features that are not finite."""
+        if not np.isnan(nll).any():
+            return
+        bad = (~torch.isfinite(self.features).all(dim=1)).nonzero()[:10, 0].tolist()
+        where = f"features hold NaN or infinity in rows {bad}" if bad else "all features are finite"
+        raise HeadError(
+            f"logits of heads {np.flatnonzero(np.isnan(nll))[:10].tolist()} are NaN, +inf or all masked; {where}; "
+            "check features, weights, biases and logit scales"
+        )
+
+
+def pose(
+    features: Any,
+    weights: Any,
+    labels: Any,
+    *,
+    bias: Any = None,
+    logit_scale: float | Sequence[float] | None = None,
+    class_subset: Any = None,
+    alphas: Sequence[float] | None = None,
+    ensemble: str | None = None,
+    n_bins: int = 15,
+    per_sample: bool = False,
+    confusion: bool = False,
+) -> Problem:
+    """The `Problem` of the arguments of `heads.kernels.linear_nll`, which says what they are and what is refused."""
+    X = _tensor(features, "features")
+    if X.ndim != 2 or not len(X):
+        raise HeadError(f"features are {tuple(X.shape)}, expected (N, D) with at least one row")
+    heads = _heads(weights, X)
+    biases = _biases(bias, heads)
+    if class_subset is not None:
+        index = _subset(class_subset, heads[0].shape[0], X.device)
+        heads = tuple(w[index] for w in heads)
+        biases = tuple(None if b is None else b[index] for b in biases)
+        targets = _positions(_labels(labels, X), index)
+    else:
+        targets = _labels(labels, X)
+        _check_range(targets, heads[0].shape[0])
+    if n_bins < 1:
+        raise HeadError(f"expected at least 1 calibration bin, got {n_bins}")
+    scales = _scales(logit_scale, len(heads))
+    problem = Problem(X, heads, targets, biases, scales, None, False, n_bins, per_sample, confusion)
+    if ensemble is not None:
+        return _ensemble(problem, ensemble, alphas)
+    return problem if alphas is None else replace(problem, alphas=_alphas(alphas, len(heads)))
+
+
+def _tensor(value: Any, what: str) -> torch.Tensor:
+    """A detached floating tensor of any array-like; arrays are shared, not copied, where torch can."""
+    tensor = value.detach() if isinstance(value, torch.Tensor) else _shared(np.asarray(value))
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise HeadError(f"{what} are {tensor.dtype}, expected float16, bfloat16, float32 or float64")
+    return tensor
+
+
+def _shared(array: NDArray[Any]) -> torch.Tensor:
+    """A tensor on an array's memory; nothing here writes to it, so memory maps and broadcasts are welcome."""
+    if array.dtype.kind not in "fiu" or not array.dtype.isnative or any(step < 0 for step in array.strides):
+        array = array.astype(array.dtype.newbyteorder("=")) if array.dtype.kind in "fiu" else array
+        array = np.ascontiguousarray(array)
+    if not array.flags.writeable:
+        array = np.asarray(_Writeable(array))  # torch warns of views of read-only memory
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise HeadError(f"got an array of {array.dtype}, expected numbers") from error
+
+
+class _Writeable:
+    """The memory of an array, said to be writeable."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array  # keeps the memory
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def _heads(weights: Any, X: torch.Tensor) -> Tensors:
+    """H matrices (C, D) on the device of the features."""
+    if not isinstance(weights, list | tuple):
+        whole = _tensor(weights, "weights")
+        if whole.ndim not in (2, 3):
+            raise HeadError(f"weights are {tuple(whole.shape)}, expected (C, D), (H, C, D) or a list of (C, D)")
+        weights = [whole] if whole.ndim == 2 else list(whole)
+    heads = tuple(_tensor(w, "weights").to(X.device) for w in weights)
+    if not heads:
+        raise HeadError("got no head; give weights (C, D), (H, C, D) or a list of (C, D)")
+    shapes = {tuple(w.shape) for w in heads}
+    shape = next(iter(shapes))
+    if len(shapes) > 1 or len(shape) != 2 or shape[0] < 2 or shape[1] != X.shape[1]:
+        raise HeadError(
+            f"weights are {sorted(shapes)}, expected (C, {X.shape[1]}) with one C of at least 2 for all heads"
+        )
+    return heads
+
+
+def _biases(bias: Any, heads: Tensors) -> tuple[torch.Tensor | None, ...]:
+    """One bias (C,) or None a head."""
+    if bias is None:
+        return (None,) * len(heads)
+    if not isinstance(bias, list | tuple):
+        whole = _tensor(bias, "bias")
+        bias = [whole] * len(heads) if whole.ndim == 1 else list(whole)
+    wide = torch.float64 if any(w.dtype == torch.float64 for w in heads) else torch.float32
+    biases = tuple(None if b is None else _tensor(b, "bias").to(heads[0].device, wide) for b in bias)
+    expected = (heads[0].shape[0],)
+    if len(biases) != len(heads) or any(b is not None and tuple(b.shape) != expected for b in biases):
+        got = [None if b is None else tuple(b.shape) for b in biases]
+        raise HeadError(f"biases are {got}, expected {expected} for each of {len(heads)} heads")
+    return biases
+
+
+def _scales(logit_scale: float | Sequence[float] | None, n_heads: int) -> tuple[float, ...]:
+    values = np.atleast_1d(np.asarray(1.0 if logit_scale is None else logit_scale, np.float64))
+    if values.ndim != 1 or len(values) not in (1, n_heads) or not np.isfinite(values).all():
+        raise HeadError(f"logit_scale is {logit_scale!r}, expected one finite number, or one for each of {n_heads}")
+    return tuple(float(v) for v in np.broadcast_to(values, n_heads))
+
+
+def _alphas(alphas: Sequence[float], n_heads: int) -> tuple[float, ...]:
+    values = tuple(float(a) for a in alphas)
+    if n_heads != 2 or not values or not np.isfinite(values).all():
+        raise HeadError(f"got {len(values)} alphas for {n_heads} heads; expected finite alphas, and exactly two heads")
+    return values
+
+
+def _ensemble(problem: Problem, ensemble: str, alphas: Sequence[float] | None) -> Problem:
+    """One head of many: a mean of logits is the logits of mean weights, a mean of probabilities is not linear."""
+    if ensemble not in ("logits", "probabilities") or alphas is not None:
+        raise HeadError(f"got ensemble={ensemble!r}; expected 'logits' or 'probabilities', and no alphas with it")
+    if ensemble == "probabilities":
+        return replace(problem, mean_probabilities=True)
+    share = 1.0 / len(problem.weights)
+    kind = problem.weights[0].dtype
+    mean = torch.zeros_like(problem.weights[0], dtype=torch.float64)
+    for weights, scale in zip(problem.weights, problem.scales, strict=True):
+        mean.add_(weights, alpha=scale * share)
+    given = [b.double() for b in problem.biases if b is not None]
+    bias = (torch.stack(given).sum(0) * share).to(problem.dtype) if given else None
+    return replace(problem, weights=(mean.to(kind),), biases=(bias,), scales=(1.0,))
+
+
+def _labels(labels: Any, X: torch.Tensor) -> torch.Tensor:
+    tensor = labels.detach() if isinstance(labels, torch.Tensor) else _shared(np.asarray(labels))
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or tuple(tensor.shape) != (len(X),):
+        raise HeadError(f"labels are {tuple(tensor.shape)} {tensor.dtype}, expected ({len(X)},) class indices")
+    return tensor.to(X.device, torch.int64)
+
+
+def _check_range(labels: torch.Tensor, n_classes: int) -> None:
+    low, high = (int(v) for v in torch.aminmax(labels))
+    if low < 0 or high >= n_classes:
+        raise HeadError(f"labels lie in [{low}, {high}], expected [0, {n_classes - 1}]; drop rows without a label")
+
+
+def _subset(class_subset: Any, n_classes: int, device: torch.device) -> torch.Tensor:
+    index = np.asarray(class_subset.cpu() if isinstance(class_subset, torch.Tensor) else class_subset)
+    if index.ndim != 1 or index.dtype.kind not in "iu" or index.size < 2 or len(np.unique(index)) != index.size:
+        raise HeadError(f"class_subset must be at least two different class indices, got {class_subset!r}")
+    if index.min() < 0 or index.max() >= n_classes:
+        raise HeadError(f"class_subset reaches from {index.min()} to {index.max()}; the heads have {n_classes} classes")
+    return torch.as_tensor(index.astype(np.int64), device=device)
+
+
+def _positions(labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Position of each label in the subset."""
+    size = int(index.max()) + 1
+    lookup = torch.full((size + 1,), -1, dtype=torch.int64, device=labels.device)
+    lookup[index] = torch.arange(len(index), device=labels.device)
+    found = lookup[torch.where((labels < 0) | (labels >= size), size, labels)]
+    if bool((found < 0).any()):
+        outside = torch.unique(labels[found < 0])[:10].tolist()
+        raise HeadError(f"labels {outside} lie outside class_subset; add these classes, or drop their rows")
+    return found
