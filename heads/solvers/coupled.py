@@ -16,6 +16,9 @@ and the last double sum comes apart because ``F_d F_e = (F_d - F_e) / (s_e - s_d
 Everything that depends on alpha is now a product of an (n, D) array with a (D, A) one. Pairs of eigenvalues closer than
 ``gap`` relative to s + alpha are *near*: there the difference quotient would cancel, and F_d F_e is replaced by
 (F_d² + F_e²) / 2, whose relative error is gap² / 2 (d = e is exact).
+
+Shrinkage towards base weights B adds ``-B x̃`` to y in the first two lines: one more term in the product that gives u,
+and ||y - B x̃||² from a product of N·D·C operations once. Number targets take the place of one-hot y likewise.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads.solvers.eigh_path import Spectrum
+from heads.solvers.targets import wide_targets
 
 __all__ = ["Plan", "intercept_leverage"]
 
@@ -38,7 +42,7 @@ class Plan:
     """What the fast path needs of a spectrum, in one dtype: everything here is independent of the rows."""
 
     mean: NDArray[np.floating]  # (D,)
-    rotate: NDArray[np.floating]  # (D, 2 D): V and 2 V @ coupling side by side: one product
+    rotate: NDArray[np.floating]  # (D, 2 R): V and 2 V @ coupling (+ 2 Bᵀ Pᵀ) side by side: one product
     near: list[tuple[slice, slice, NDArray[np.floating]]]  # blocks of columns of the near part of K
     diagonal: NDArray[np.floating]  # (D,), the diagonal of K; used alone when no pair is near
     target: NDArray[np.floating]  # (C, D): rows 2 P (y - ȳ), one a class
@@ -46,6 +50,7 @@ class Plan:
     shrink: NDArray[np.floating]  # (D, A): F
     intercept_leverage: float
     smallest: int  # index of the smallest alpha: where the leverage is largest
+    spectrum: Spectrum
 
     @classmethod
     def of(cls, spectrum: Spectrum, alphas: NDArray[np.float64], dtype: np.dtype[np.floating]) -> Plan:
@@ -55,7 +60,10 @@ class Plan:
         difference = s[:, None] - s[None, :]  # [e, d] = s_e - s_d
         near = np.abs(difference) <= _GAP[dtype] * (np.minimum(s[:, None], s[None, :]) + alphas.min())
         coupling = np.where(near, 0.0, kernel / np.where(near, 1.0, difference))
-        rotate = np.hstack([spectrum.vectors, 2.0 * spectrum.vectors @ coupling])
+        second = 2.0 * spectrum.vectors @ coupling
+        if spectrum.base is not None:
+            second += 2.0 * spectrum.base.T @ p.T
+        rotate = np.hstack([spectrum.vectors, second])
         target = 2.0 * (p.T - p @ spectrum.mean_y)
         size = 1.0 - 2.0 * spectrum.mean_y + spectrum.mean_y @ spectrum.mean_y
         return cls(
@@ -68,21 +76,22 @@ class Plan:
             shrink=(1.0 / (s[:, None] + alphas[None, :])).astype(dtype),
             intercept_leverage=intercept_leverage(spectrum),
             smallest=int(alphas.argmin()),
+            spectrum=spectrum,
         )
 
     def rows(
-        self, features: NDArray[np.floating], labels: NDArray[np.integer]
+        self, features: NDArray[np.floating], targets: NDArray[np.integer] | NDArray[np.floating]
     ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Squared residuals (n, A) of the full fit and leverages (n, A)."""
         x = features.astype(self.rotate.dtype)
         x -= self.mean
-        dim = len(self.mean)
-        rotated = x @ self.rotate  # (n, 2 D)
-        z, u = rotated[:, :dim], rotated[:, dim:]
-        u -= np.take(self.target, labels, axis=0)  # np.take lets other threads run
+        rank = self.rotate.shape[1] // 2
+        rotated = x @ self.rotate  # (n, 2 R)
+        z, u = rotated[:, :rank], rotated[:, rank:]
+        size = self._targets(u, x, targets)
         u *= z
         error = u @ self.shrink
-        error += self.size[labels][:, None]
+        error += size[:, None]
         near = self._near_product(z)
         near *= z
         error += near @ self.shrink**2
@@ -90,6 +99,23 @@ class Plan:
         leverage = z @ self.shrink
         leverage += self.intercept_leverage
         return error, leverage
+
+    def _targets(
+        self, u: NDArray[np.floating], x: NDArray[np.floating], targets: NDArray[np.integer] | NDArray[np.floating]
+    ) -> NDArray[np.floating]:
+        """Subtract ``2 P (y - ȳ)`` from u in place; ||y - ȳ - B x̃||² (n,)."""
+        base, mean = self.spectrum.base, self.spectrum.mean_y
+        if targets.ndim == 1:
+            u -= np.take(self.target, targets, axis=0)  # np.take lets other threads run
+            if base is None:
+                return self.size[targets]
+        rest = wide_targets(targets, len(mean)) - mean
+        if targets.ndim == 2:
+            u -= (2.0 * rest @ self.spectrum.projected.T).astype(u.dtype)
+        if base is not None:
+            rest -= x @ base.T.astype(x.dtype)
+        size: NDArray[np.floating] = np.einsum("ij,ij->i", rest, rest).astype(u.dtype)
+        return size
 
     def _near_product(self, z: NDArray[np.floating]) -> NDArray[np.floating]:
         """``z @ K_near`` (n, D): the diagonal, or a few narrow products when eigenvalues crowd."""
@@ -117,5 +143,5 @@ def _near_blocks(
 
 
 def intercept_leverage(spectrum: Spectrum) -> float:
-    """The unpenalised intercept's share of every leverage: 1/n."""
+    """The unpenalised intercept's share of every leverage (of a row of weight 1): 1/n."""
     return 1.0 / spectrum.n if spectrum.fit_intercept else 0.0

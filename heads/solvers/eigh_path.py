@@ -8,25 +8,38 @@ With X̃, Ỹ centred (or not, without an intercept) and S = X̃ᵀX̃ = V diag(
 so after one O(D³) decomposition each alpha costs O(D² C). The intercept is not penalised:
 ``b = ȳ - W x̄``. ``alpha`` is scikit-learn's (it multiplies a sum of squares against a sum, not a mean).
 
-When N < D (or columns are constant or repeated) S is singular. Its null directions come out of the decomposition as
-eigenvalues around ±1e-16 of the largest; they are clipped at zero, and the targets have no component there beyond the
-same rounding, so W stays right as long as ``alpha`` is well above ``1e-16 * max(s)``; ``alpha > 0`` is required.
+Shrinkage towards base weights B, ``alpha ||W - B||²``, is ridge on the residuals ``Ỹ - X̃ Bᵀ`` with B added afterwards:
+the moments of the residuals follow from those of the rows.
+
+When N < D (`heads.solvers.dual` is then the quicker way), or columns are constant or repeated, S is singular. Its null
+directions come out of the decomposition as eigenvalues around ±1e-16 of the largest; they are clipped at zero, and the
+targets have no component there beyond the same rounding, so W stays right as long as ``alpha`` is well above
+``1e-16 * max(s)``; ``alpha > 0`` is required.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.solvers.moments import Moments
+from heads.solvers.moments import Centred, Moments  # noqa: F401
 from heads.solvers.parallel import one_blas_thread
 
 __all__ = ["Spectrum", "check_alphas", "decompose", "steady_eigh"]
+
+
+class HasCentred(Protocol):
+    """Moments of labelled rows, or of rows with number targets."""
+
+    def centred(self, fit_intercept: bool = True) -> Centred:
+        """The least-squares problem that the rows pose."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,12 +48,14 @@ class Spectrum:
 
     Attributes
     ----------
-    eigenvalues : (D,) float64, ascending, clipped at 0
-    vectors : (D, D) float64, eigenvectors in columns
-    projected : (D, C) float64, ``V.T @ X̃.T @ Ỹ``
+    eigenvalues : (R,) float64, ascending, clipped at 0; R = D, or the rank in the dual form
+    vectors : (D, R) float64, eigenvectors in columns
+    projected : (R, C) float64, ``V.T @ X̃.T @ Ỹ``, less ``diag(s) @ V.T @ base.T``
     mean_x, mean_y : (D,), (C,) float64; zeros without an intercept
-    n : rows behind it
+    n : rows behind it, or the sum of their weights
     fit_intercept : whether X and Y were centred
+    base : (C, D) float64, weights that the penalty pulls to; None for zero
+    rows : rows behind it
     """
 
     eigenvalues: NDArray[np.float64]
@@ -48,24 +63,57 @@ class Spectrum:
     projected: NDArray[np.float64]
     mean_x: NDArray[np.float64]
     mean_y: NDArray[np.float64]
-    n: int
+    n: float
     fit_intercept: bool
+    base: NDArray[np.float64] | None = None
+    rows: int = 0
 
     def solve(self, alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights (C, D) and intercept (C,) for one alpha; equals ``sklearn.linear_model.Ridge(alpha)``."""
         (alpha,) = check_alphas([alpha])
         weights = (self.vectors @ (self.projected / (self.eigenvalues + alpha)[:, None])).T
+        if self.base is not None:
+            weights = weights + self.base
         return weights, self.mean_y - weights @ self.mean_x
 
     def path(self, alphas: Sequence[float] | ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights (A, C, D) and intercepts (A, C) for every alpha, as one batched product."""
         values = check_alphas(alphas)
-        shrunk = self.projected / (self.eigenvalues + values[:, None])[:, :, None]  # (A, D, C)
+        shrunk = self.projected / (self.eigenvalues + values[:, None])[:, :, None]  # (A, R, C)
         weights = np.swapaxes(self.vectors @ shrunk, 1, 2)
+        if self.base is not None:
+            weights = weights + self.base
         return weights, self.mean_y - weights @ self.mean_x
 
+    def pulled_to(self, base: NDArray[np.float64]) -> Spectrum:
+        """The same rows with the penalty ``alpha ||W - base||²``: ridge on what `base` (C, D) leaves over."""
+        if self.base is not None:
+            raise HeadError("these weights are pulled to a prior already; decompose the moments again")
+        projected = self.projected - self.eigenvalues[:, None] * (base @ self.vectors).T
+        return replace(self, projected=projected, base=base)
 
-def decompose(moments: Moments, *, fit_intercept: bool = True) -> Spectrum:
+    def scale_of(self, base: NDArray[np.float64]) -> float:
+        """The s that minimises ``||Ỹ - s X̃ baseᵀ||²``, at least 0: what brings a prior to the scale of the targets."""
+        inner = (base @ self.vectors).T
+        power = float((self.eigenvalues[:, None] * inner**2).sum())
+        return max(float((self.projected * inner).sum()) / power, 0.0) if power > 0 else 0.0
+
+    def columns(self, index: Sequence[int] | NDArray[np.integer]) -> Spectrum:
+        """The same rows with some target columns only, in the order given; no pass over the rows.
+
+        Examples
+        --------
+        >>> X, y = np.array([[0.0], [1.0], [2.0]]), np.array([0, 1, 2])
+        >>> spectrum = decompose(Moments.from_blocks([(X, y)], dim=1, n_classes=3))
+        >>> np.array_equal(spectrum.columns([2, 0]).solve(1.0)[0], spectrum.solve(1.0)[0][[2, 0]])
+        True
+        """
+        keep = np.asarray(index)
+        base = None if self.base is None else self.base[keep]
+        return replace(self, projected=self.projected[:, keep], mean_y=self.mean_y[keep], base=base)
+
+
+def decompose(moments: HasCentred, *, fit_intercept: bool = True) -> Spectrum:
     """Eigendecomposition of the (centred) Gram matrix; centring is a rank-one update of the moments.
 
     Raises
@@ -81,19 +129,23 @@ def decompose(moments: Moments, *, fit_intercept: bool = True) -> Spectrum:
     >>> np.round(weights.ravel(), 6).tolist(), np.round(intercept, 6).tolist()
     ([-0.25, 0.25], [0.583333, 0.416667])
     """
-    if moments.n == 0:
-        raise HeadError("no rows to fit on; give a store or arrays with at least one labelled row")
-    if not (np.isfinite(moments.xtx).all() and np.isfinite(moments.class_sums).all()):
+    with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is refused in the next lines
+        found = moments.centred(fit_intercept)
+    if not found.total > 0:
+        raise HeadError("no rows to fit on; give a store or arrays with at least one labelled row of positive weight")
+    if not (np.isfinite(found.gram).all() and np.isfinite(found.cross).all()):
         raise HeadError("the moments hold NaN or infinity; drop the rows that are not finite and sum again")
-    gram, cross = moments.xtx, moments.class_sums
-    mean_x, mean_y = np.zeros(moments.dim), np.zeros(moments.n_classes)
-    if fit_intercept:
-        mean_x, mean_y = moments.sum_x / moments.n, moments.counts / moments.n
-        gram = gram - moments.n * np.outer(mean_x, mean_x)
-        cross = cross - np.outer(moments.counts, mean_x)
-    eigenvalues, vectors = steady_eigh(gram)
-    projected = vectors.T @ cross.T
-    return Spectrum(np.maximum(eigenvalues, 0.0), vectors, projected, mean_x, mean_y, moments.n, fit_intercept)
+    eigenvalues, vectors = steady_eigh(found.gram)
+    return Spectrum(
+        np.maximum(eigenvalues, 0.0),
+        vectors,
+        vectors.T @ found.cross.T,
+        found.mean_x,
+        found.mean_y,
+        found.total,
+        fit_intercept,
+        rows=found.rows,
+    )
 
 
 def steady_eigh(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

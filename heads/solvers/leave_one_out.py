@@ -11,12 +11,14 @@ needs two products of N·D·D operations for all alphas together.
 float32 is used where it is safe: rows whose leverage exceeds one half (at most 2 D of them, for leverages sum to at
 most D + 1) are redone in float64, and so is everything if residuals come out so small that float32 could not resolve
 them.
-Equals ``RidgeCV(alphas, store_cv_results=True).cv_results_`` summed over targets and averaged over rows.
+Equals ``RidgeCV(alphas, store_cv_results=True).cv_results_`` summed over targets and averaged over rows. With row
+weights w the leverage is w_i times as large, and the average is weighted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,8 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 from heads.solvers.coupled import Plan, intercept_leverage
 from heads.solvers.eigh_path import Spectrum, check_alphas
 from heads.solvers.parallel import Blocks, map_pieces
+from heads.solvers.targets import wide_targets
 
-__all__ = ["leave_one_out_errors", "leave_one_out_scores", "squared_errors"]
+__all__ = ["leave_one_out_errors", "leave_one_out_scores", "mean_errors", "squared_errors"]
 
 # Below this many multiply-adds the direct form in float64 takes well under a second, and needs no approximation.
 _DIRECT_WORK = 4e9
@@ -47,7 +50,7 @@ def leave_one_out_errors(
     spectrum
         Decomposition of the moments of exactly these rows.
     blocks
-        Called for each pass; yields ``(X (n, D), y (n,))``.
+        Called for each pass; yields ``(X (n, D), y)``, or ``(X, y, weights (n,))``: labels y (n,), or numbers (n, K).
     alphas
         A positive values.
     dtype
@@ -82,12 +85,14 @@ def leave_one_out_scores(
     shrink = 1.0 / (spectrum.eigenvalues + alpha)
 
     def of_piece(
-        features: NDArray[np.floating], labels: NDArray[np.integer]
+        features: NDArray[np.floating], labels: NDArray[np.integer], share: NDArray[np.float64] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
         x = features.astype(np.float64)
         scores = x @ weights.T + intercept
         z = (x - spectrum.mean_x) @ spectrum.vectors
         leverage = z**2 @ shrink + intercept_leverage(spectrum)
+        if share is not None:
+            leverage *= share
         scores[np.arange(len(labels)), labels] -= leverage
         return scores / (1.0 - leverage)[:, None], labels
 
@@ -103,7 +108,7 @@ def _errors(
     leave_out: bool,
 ) -> NDArray[np.float64]:
     """Choose the arrangement, run the pass, divide by the number of rows."""
-    work = spectrum.n * spectrum.projected.size * len(alphas)
+    work = spectrum.rows * spectrum.projected.size * len(alphas)
     if dtype is None and work <= _DIRECT_WORK:
         return _direct(spectrum, blocks(), alphas, leave_out=leave_out)
     chosen = np.dtype(np.float32 if dtype is None else dtype)
@@ -116,28 +121,33 @@ def _errors(
 def _direct(spectrum: Spectrum, blocks: Blocks, alphas: NDArray[np.float64], *, leave_out: bool) -> NDArray[np.float64]:
     """The definition, in float64: one residual matrix an alpha."""
 
-    def of_piece(features: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple[NDArray[np.float64], int]:
-        z = (features.astype(np.float64) - spectrum.mean_x) @ spectrum.vectors
-        targets = np.tile(-spectrum.mean_y, (len(labels), 1))
-        targets[np.arange(len(labels)), labels] += 1.0
+    def of_piece(
+        features: NDArray[np.floating], y: NDArray[Any], weights: NDArray[np.float64] | None = None
+    ) -> tuple[NDArray[np.float64], float]:
+        x = features.astype(np.float64) - spectrum.mean_x
+        z = x @ spectrum.vectors
+        targets = wide_targets(y, len(spectrum.mean_y)) - spectrum.mean_y
+        if spectrum.base is not None:
+            targets -= x @ spectrum.base.T
+        share = np.ones(len(x)) if weights is None else weights
         errors = np.empty(len(alphas))
         for k, alpha in enumerate(alphas):
             shrink = 1.0 / (spectrum.eigenvalues + alpha)
             residual = targets - z @ (spectrum.projected * shrink[:, None])
-            remaining = 1.0 - (z**2 @ shrink + intercept_leverage(spectrum) if leave_out else 0.0)
-            errors[k] = ((residual**2).sum(axis=1) / remaining**2).sum()
-        return errors, len(labels)
+            remaining = 1.0 - (share * (z**2 @ shrink + intercept_leverage(spectrum)) if leave_out else 0.0)
+            errors[k] = (share * (residual**2).sum(axis=1) / remaining**2).sum()
+        return errors, float(share.sum())
 
-    return _mean(map_pieces(blocks, of_piece), len(alphas))
+    return mean_errors(map_pieces(blocks, of_piece), len(alphas))
 
 
-def _mean(parts: Iterable[tuple[NDArray[np.float64], int]], n_alphas: int) -> NDArray[np.float64]:
-    """Mean over rows of sums that come with their numbers of rows."""
-    total, count = np.zeros(n_alphas), 0
+def mean_errors(parts: Iterable[tuple[NDArray[np.float64], float]], n_alphas: int) -> NDArray[np.float64]:
+    """Mean over rows of sums that come with their numbers of rows, or sums of weights."""
+    total, count = np.zeros(n_alphas), 0.0
     for errors, rows in parts:
         total += errors
         count += rows
-    return total / max(count, 1)
+    return total / count if count else total
 
 
 def _coupled(
@@ -152,24 +162,32 @@ def _coupled(
     plan = Plan.of(spectrum, alphas, dtype)
     exact = plan if dtype == np.float64 else Plan.of(spectrum, alphas, np.dtype(np.float64))
 
-    def of_piece(features: NDArray[np.floating], labels: NDArray[np.integer]) -> tuple[NDArray[np.float64], int]:
-        error, leverage = plan.rows(features, labels)
+    def of_piece(
+        features: NDArray[np.floating], y: NDArray[Any], weights: NDArray[np.float64] | None = None
+    ) -> tuple[NDArray[np.float64], float]:
+        error, leverage = plan.rows(features, y)
+        share = np.ones(len(features)) if weights is None else weights
         if not leave_out:
-            return error.sum(axis=0, dtype=np.float64), len(labels)
+            return share @ error, float(share.sum())
+        if weights is not None:
+            leverage *= share[:, None].astype(leverage.dtype)
         remaining = np.subtract(1.0, leverage, out=leverage)
         steep = np.flatnonzero(remaining[:, plan.smallest] < 0.5) if exact is not plan else np.zeros(0, np.intp)
         np.square(remaining, out=remaining)
         np.divide(error, remaining, out=error)
         error[steep] = 0.0
-        total = error.sum(axis=0, dtype=np.float64)
+        total = error.sum(axis=0, dtype=np.float64) if weights is None else share @ error
         if len(steep):
-            error64, leverage64 = exact.rows(features[steep], labels[steep])
-            total += (error64 / (1.0 - leverage64) ** 2).sum(axis=0)
-        return total, len(labels)
+            error64, leverage64 = exact.rows(features[steep], y[steep])
+            total += share[steep] @ (error64 / (1.0 - share[steep, None] * leverage64) ** 2)
+        return total, float(share.sum())
 
-    return _mean(map_pieces(blocks, of_piece), len(alphas))
+    return mean_errors(map_pieces(blocks, of_piece), len(alphas))
 
 
 def _target_size(spectrum: Spectrum) -> float:
-    """Mean over the training rows of ||y - ȳ||²: the squared error of predicting the class frequencies."""
+    """Mean over the training rows of ||y - ȳ||²: the squared error of predicting the class frequencies.
+
+    Number targets have another size, which the moments do not say: `Ridge`'s callers ask for float64 there.
+    """
     return float(1.0 - spectrum.mean_y @ spectrum.mean_y)

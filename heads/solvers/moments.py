@@ -9,6 +9,9 @@ counts     (C,)     Y.sum(0), so ``counts.sum() == N``
 sum_x      (D,)     X.sum(0) == class_sums.sum(0)
 ========== ======== ==============================================
 
+With row weights every sum is weighted (``X.T @ diag(w) @ X`` and so on), counts are sums of weights, and `rows` keeps
+the number of rows; scikit-learn's `sample_weight` means the same.
+
 Moments add, so blocks, files and ranks can be summed; they also subtract, so the moments of "all folds but
 one" cost a subtraction. Features come as float16 or float32, but the Gram product is float64: a float32 Gram
 matrix is wrong by about 1e-4 in the weights at small alpha on real CLIP features.
@@ -16,7 +19,8 @@ matrix is wrong by about 1e-4 in the weights at small alpha on real CLIP feature
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +29,18 @@ from scipy.sparse import csc_array
 from featcache.errors import HeadError
 from heads.solvers.parallel import Blocks, map_pieces
 
-__all__ = ["Moments"]
+__all__ = ["Centred", "Moments"]
+
+
+class Centred(NamedTuple):
+    """A least-squares problem in moments: Gram matrix (D, D), cross products (K, D), means, weights' sum, rows."""
+
+    gram: NDArray[np.float64]
+    cross: NDArray[np.float64]
+    mean_x: NDArray[np.float64]
+    mean_y: NDArray[np.float64]
+    total: float
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -45,12 +60,18 @@ class Moments:
 
     xtx: NDArray[np.float64]
     class_sums: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64] | NDArray[np.float64]
+    rows: int | None = None
 
     @property
     def n(self) -> int:
         """Number of rows N."""
-        return int(self.counts.sum())
+        return int(self.counts.sum()) if self.rows is None else self.rows
+
+    @property
+    def total(self) -> float:
+        """Sum of the row weights; N without weights."""
+        return float(self.counts.sum())
 
     @property
     def dim(self) -> int:
@@ -67,6 +88,15 @@ class Moments:
         """Sum of the rows (D,): every row has one class, so it is the sum of the class sums."""
         return np.asarray(self.class_sums.sum(axis=0))
 
+    def centred(self, fit_intercept: bool = True) -> Centred:
+        """The least-squares problem that these rows pose, centred if there is an intercept."""
+        mean_x, mean_y, gram, cross = np.zeros(self.dim), np.zeros(self.n_classes), self.xtx, self.class_sums
+        if fit_intercept:
+            mean_x, mean_y = self.sum_x / self.total, self.counts / self.total
+            gram = gram - self.total * np.outer(mean_x, mean_x)
+            cross = cross - np.outer(self.counts, mean_x)
+        return Centred(gram, cross, mean_x, mean_y, self.total, self.n)
+
     @classmethod
     def zeros(cls, dim: int, n_classes: int) -> Moments:
         """Moments of no rows: the neutral element of the sum."""
@@ -74,7 +104,9 @@ class Moments:
 
     @classmethod
     def from_blocks(cls, blocks: Blocks, *, dim: int, n_classes: int) -> Moments:
-        """Accumulate blocks ``(X (n, D) float16/32/64, y (n,))``; each block may be overwritten after use.
+        """Accumulate blocks ``(X (n, D) float16/32/64, y (n,))``, or ``(X, y, weights (n,))``.
+
+        Each block may be overwritten after use.
 
         Raises
         ------
@@ -82,38 +114,55 @@ class Moments:
             If a block has another width, or a label outside [0, C).
         """
 
-        def of_piece(features: NDArray[np.floating], labels: NDArray[np.integer]) -> Moments:
+        def of_piece(
+            features: NDArray[np.floating], labels: NDArray[np.integer], weights: NDArray[np.float64] | None = None
+        ) -> Moments:
             _check_block(features, labels, dim, n_classes)
-            return cls._of_piece(features.astype(np.float64), labels, n_classes)
+            return cls._of_piece(features.astype(np.float64), labels, n_classes, weights)
 
         total = cls.zeros(dim, n_classes)
         for piece in map_pieces(blocks, of_piece):
             np.add(total.xtx, piece.xtx, out=total.xtx)
             np.add(total.class_sums, piece.class_sums, out=total.class_sums)
-            np.add(total.counts, piece.counts, out=total.counts)
+            total = replace(total, counts=total.counts + piece.counts, rows=_added(total, piece))
         return total
 
     @classmethod
-    def _of_piece(cls, x: NDArray[np.float64], y: NDArray[np.integer], n_classes: int) -> Moments:
+    def _of_piece(
+        cls,
+        x: NDArray[np.float64],
+        y: NDArray[np.integer],
+        n_classes: int,
+        weights: NDArray[np.float64] | None = None,
+    ) -> Moments:
         """Moments of a few thousand rows, in float64."""
+        # One-hot Y.T as a sparse column per row: scipy's kernel is then exactly an index-add, without a sort.
+        ones = np.ones(len(y)) if weights is None else weights
+        onehot = csc_array((ones, y, np.arange(len(y) + 1)), shape=(n_classes, len(y)))
+        sums, counts = np.asarray(onehot @ x), np.bincount(y, weights, minlength=n_classes)
+        if weights is not None:
+            x = x * np.sqrt(weights)[:, None]
         with np.errstate(invalid="ignore", over="ignore"):  # NaN rows are found, and named, by who asked for moments
             xtx = x.T @ x  # numpy sends this to SYRK: half the operations of a product
-        # One-hot Y.T as a sparse column per row: scipy's kernel is then exactly an index-add, without a sort.
-        onehot = csc_array((np.ones(len(y)), y, np.arange(len(y) + 1)), shape=(n_classes, len(y)))
-        return cls(xtx, np.asarray(onehot @ x), np.bincount(y, minlength=n_classes))
+        return cls(xtx, sums, counts, None if weights is None else len(y))
 
     def __add__(self, other: Moments) -> Moments:
         self._check_same(other)
-        return Moments(self.xtx + other.xtx, self.class_sums + other.class_sums, self.counts + other.counts)
+        counts = self.counts + other.counts
+        return Moments(self.xtx + other.xtx, self.class_sums + other.class_sums, counts, _added(self, other))
 
     def __sub__(self, other: Moments) -> Moments:
         self._check_same(other)
-        if (self.counts < other.counts).any():
+        counts, rows = self.counts - other.counts, _added(self, other, -1)
+        rounding = 0.0 if rows is None else 1e-12 * self.total
+        if (counts < -rounding).any():
             raise HeadError(
                 f"cannot subtract {other.n} rows from {self.n}: some class would have a negative count; "
                 "subtract a fold from the moments that contain it"
             )
-        return Moments(self.xtx - other.xtx, self.class_sums - other.class_sums, self.counts - other.counts)
+        if rows is not None:
+            counts = np.where(counts <= rounding, 0.0, counts)  # a class that is gone is gone
+        return Moments(self.xtx - other.xtx, self.class_sums - other.class_sums, counts, rows)
 
     def _check_same(self, other: Moments) -> None:
         if self.class_sums.shape != other.class_sums.shape:
@@ -121,6 +170,11 @@ class Moments:
                 f"moments of (C, D) = {self.class_sums.shape} and {other.class_sums.shape} do not combine; "
                 "take both from the same encoder and class list"
             )
+
+
+def _added(a: Moments, b: Moments, sign: int = 1) -> int | None:
+    """Number of rows of a sum; None where neither is weighted: the counts then say it."""
+    return None if a.rows is None and b.rows is None else a.n + sign * b.n
 
 
 def _check_block(features: NDArray[np.floating], labels: NDArray[np.integer], dim: int, n_classes: int) -> None:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
@@ -22,7 +21,9 @@ __all__ = ["PIECE_ROWS", "Blocks", "map_pieces", "one_blas_thread"]
 PIECE_ROWS = 2048
 """Rows a piece: 2048 x 512 doubles are 8 MiB, near the cache and far from the memory's size."""
 
-Blocks = Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]]
+Blocks = Iterable[tuple[NDArray[Any], ...]]
+"""Features (n, D), then columns with one entry a row: labels (n,), perhaps weights (n,)."""
+
 Result = TypeVar("Result")
 
 
@@ -35,10 +36,8 @@ def one_blas_thread() -> Iterator[int]:
         yield threads
 
 
-def map_pieces(
-    blocks: Blocks, function: Callable[[NDArray[np.floating], NDArray[np.integer]], Result]
-) -> Iterator[Result]:
-    """`function(X (n, D), y (n,))` of each piece of each block, in order.
+def map_pieces(blocks: Blocks, function: Callable[..., Result]) -> Iterator[Result]:
+    """`function(X (n, D), *columns (n, ...))` of each piece of each block, in order.
 
     As many pieces run at once as BLAS was allowed threads. All pieces of a block are done before the next block is
     asked for, so that blocks may share one buffer.
@@ -50,10 +49,9 @@ def map_pieces(
     [2048, 2048, 2048, 2048, 1808]
     """
     with one_blas_thread() as threads, ThreadPoolExecutor(threads) as executor:
-        for features, labels in blocks:
-            for first in range(0, len(labels), 8 * threads * PIECE_ROWS):  # bounds the results that wait to be taken
-                stop = min(first + 8 * threads * PIECE_ROWS, len(labels))
-                starts = range(first, stop, PIECE_ROWS)
-                xs = [features[start : min(start + PIECE_ROWS, stop)] for start in starts]
-                ys = [labels[start : min(start + PIECE_ROWS, stop)] for start in starts]
-                yield from executor.map(function, xs, ys)
+        for block in blocks:
+            rows = len(block[0])
+            for first in range(0, rows, 8 * threads * PIECE_ROWS):  # bounds the results that wait to be taken
+                stop = min(first + 8 * threads * PIECE_ROWS, rows)
+                pieces = [slice(start, min(start + PIECE_ROWS, stop)) for start in range(first, stop, PIECE_ROWS)]
+                yield from executor.map(function, *([column[piece] for piece in pieces] for column in block))
