@@ -28,9 +28,16 @@ __all__ = [
 COLLECTION = "collection"
 DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "arrays": "featcache.datasets.arrays:open_arrays",
+    "collection": "featcache.datasets.domains:open_domain",
     "digits": "featcache.datasets.digits:open_digits",
+    "hf": "featcache.datasets.huggingface:open_huggingface",
     "imagefolder": "featcache.datasets.image_folder:open_image_folder",
+    "imagenet": "featcache.datasets.imagenet:open_imagenet",
     "list": "featcache.datasets.list_file:open_list_file",
+    "table": "featcache.datasets.table:open_table",
+    "tfds": "featcache.datasets.tfds:open_tfds",
+    "torchvision": "featcache.datasets.torchvision:open_torchvision",
+    "webdataset": "featcache.datasets.webdataset:open_webdataset",
 }
 """Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
 

@@ -86,7 +86,7 @@ def open_list_file(file: str, split: str, *, labels: str = "names", name: str | 
     else:
         raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
     files = [size_and_stamp(path.parent / row.path) for row in rows]
-    _check_found(rows, files, path)
+    check_found(rows, files, path)
     index = file_index([row.path for row in rows], files, indices, classnames, str(path))
     stem = Path(file).stem.replace(PLACEHOLDER, "").strip("-_. ")
     return FileDataset(check_name(name or default_name(stem or path.parent.name)), split, index, path.parent)
@@ -191,7 +191,7 @@ def _int_labels(rows: list[ListRow], path: Path) -> tuple[npt.NDArray[np.int64],
     return np.array(labels, np.int64), tuple(names or map(str, range(max(labels) + 1)))
 
 
-def _check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path) -> None:
+def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path) -> None:
     """Refuse a list whose images are elsewhere, and lines that may have been split at the wrong space.
 
     Other missing images keep their row, so that encoding names them and may be told to go on without.
