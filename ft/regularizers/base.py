@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from ft.errors import TrainingError
 
-__all__ = ["Constant", "Regularizer", "Step", "kl_to_frozen", "pair", "unit", "wide"]
+__all__ = ["Constant", "Regularizer", "Setting", "Step", "build", "kl_to_frozen", "pair", "unit", "wide"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,54 @@ class Regularizer(Protocol):
     zero_at_start: ClassVar[bool]
     """Whether value and gradient are zero while the model is still the initial one."""
 
+    separable: ClassVar[bool]
+    """Whether the term of a batch is the mean of those of its parts, weighted by their rows."""
+
     def __call__(self, step: Step) -> torch.Tensor:
         """The term, a scalar of float32 or wider."""
+
+
+class Setting(Protocol):
+    """What a run offers to regularisers that are made of more than numbers, through ``from_setting``."""
+
+    logit_scale: float
+    """s of the initial model, already exponentiated."""
+
+    generator: torch.Generator
+    """CPU generator, seeded anew by every step: alike on all processes and in all parts of a batch."""
+
+    special_tokens: tuple[int, int, int, int]
+    """Ids of start and end of a text, size of the vocabulary, context length."""
+
+    def encode_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """Text features (M, D) of the initial model for token ids (M, L), without gradients."""
+
+    def bank(self, reference: Any) -> torch.Tensor:
+        """Features (K, D) of a stored bank of random texts."""
+
+    def moment(self, reference: Any) -> Any:
+        """Second moment of a stored bank of random texts."""
+
+    def contexts(self, templates: str | None) -> torch.Tensor:
+        """Features (T, D) of the templates' contexts, by default those of the run."""
+
+
+def build(kind: type[Regularizer], setting: Setting, parameters: Mapping[str, Any]) -> Regularizer:
+    """A regulariser of a run: ``kind.from_setting(setting, **parameters)`` where it has that, else of its parameters.
+
+    Raises
+    ------
+    TrainingError
+        A parameter that it does not have.
+    """
+    try:
+        make = getattr(kind, "from_setting", None)
+        made: Regularizer = kind(**parameters) if make is None else make(setting, **parameters)
+    except TypeError as error:
+        raise TrainingError(
+            f"regularizer {kind.__name__}: parameters {dict(parameters)} do not fit ({error})"
+        ) from error
+    return made
 
 
 class Constant:

@@ -10,12 +10,12 @@ in the usual direction of distillation: the frozen model's distribution is the t
 Paper: Mao et al., Context-aware robust fine-tuning (arXiv 2211.16175).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
 from ft.errors import TrainingError
-from ft.regularizers.base import Constant, Step, kl_to_frozen, pair, unit, wide
+from ft.regularizers.base import Constant, Setting, Step, kl_to_frozen, pair, unit, wide
 
 __all__ = ["ContextDistillation", "context_divergence"]
 
@@ -58,11 +58,17 @@ class ContextDistillation:
 
     needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
     zero_at_start: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __init__(self, ctx: torch.Tensor, logit_scale: float) -> None:
         if ctx.ndim != 2 or len(ctx) < 2:
             raise TrainingError(f"contexts {tuple(ctx.shape)}: expected (T, D) with at least two templates")
         self._ctx, self.logit_scale = Constant(unit(wide(ctx))), logit_scale
+
+    @classmethod
+    def from_setting(cls, setting: Setting, templates: str | None = None) -> Self:
+        """The regulariser of a run, over the contexts of a template set (by default the run's)."""
+        return cls(setting.contexts(templates), setting.logit_scale)
 
     def __call__(self, step: Step) -> torch.Tensor:
         """R of the step's features, which are normalised here."""

@@ -63,6 +63,7 @@ class FeatureDistillation:
 
     needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
     zero_at_start: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __init__(self, kind: Literal["mse", "cosine"] = "mse") -> None:
         if kind not in ("mse", "cosine"):
@@ -97,6 +98,7 @@ class LogitDistillation:
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "frozen_logits"})
     zero_at_start: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 1.0) -> None:
         if not temperature > 0:

@@ -63,6 +63,7 @@ class L2SP:
 
     needs: ClassVar[frozenset[str]] = frozenset({"parameters", "initial_parameters"})
     zero_at_start: ClassVar[bool] = True  # of what exists at the start
+    separable: ClassVar[bool] = True
 
     def __init__(self, beta: float = 0.0) -> None:
         self.beta = beta

@@ -17,17 +17,19 @@ Paper: Nam et al., Lipsum-FT: Robust fine-tuning of zero-shot models using rando
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
+from ft.errors import TrainingError
 from ft.random_texts import SecondMoment, random_texts, second_moment
-from ft.regularizers.base import Constant, Step, pair, unit, wide
+from ft.regularizers.base import Constant, Setting, Step, pair, unit, wide
 
 __all__ = ["Lipsum", "SecondMoment", "over_moment", "over_texts", "random_texts", "second_moment"]
 
 M = 80
 LENGTH = 8
+BANK = 10_000
 
 
 def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_scale: float) -> torch.Tensor:
@@ -83,6 +85,7 @@ class Lipsum:
 
     needs: ClassVar[frozenset[str]] = frozenset({"features", "frozen_features"})
     zero_at_start: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __init__(self, term: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self._term = term
@@ -141,6 +144,45 @@ class Lipsum:
         moment = bank if isinstance(bank, SecondMoment) else second_moment(unit(wide(bank)))
         matrix = Constant(moment.matrix)
         return cls(lambda v, v0: over_moment(v, v0, matrix.like(v), logit_scale))
+
+    @classmethod
+    def from_setting(
+        cls, setting: Setting, mode: str = "random", *, m: int = M, length: int = LENGTH, bank: Any = None
+    ) -> Self:
+        """The regulariser of a run.
+
+        Parameters
+        ----------
+        setting : Setting
+        mode : {"random", "bank", "exact"}
+        m, length : int
+            Texts a step, and random ids in each (``random``); texts drawn a step (``bank``).
+        bank : str or int
+            A stored bank, or how many texts to make one of; ``bank`` and ``exact`` take 10,000 by default.
+
+        Raises
+        ------
+        TrainingError
+            Another mode, or a bank for a mode that has none.
+        """
+        if mode == "random" and bank is None:
+            sot, eot, _, context = setting.special_tokens
+            return cls.random(
+                setting.encode_tokens,
+                setting.logit_scale,
+                sot=sot,
+                eot=eot,
+                m=m,
+                length=length,
+                context_length=context,
+                generator=setting.generator,
+            )
+        if mode == "bank":
+            rows = setting.bank(BANK if bank is None else bank)
+            return cls.bank(rows, setting.logit_scale, m=m, generator=setting.generator)
+        if mode == "exact":
+            return cls.exact(setting.moment(BANK if bank is None else bank), setting.logit_scale)
+        raise TrainingError(f"lipsum mode {mode!r}, bank {bank!r}: expected random (without a bank), bank, or exact")
 
     def __call__(self, step: Step) -> torch.Tensor:
         """R of the step's features, which are normalised here."""

@@ -77,6 +77,7 @@ class VarianceCovariance:
 
     needs: ClassVar[frozenset[str]] = frozenset({"features"})
     zero_at_start: ClassVar[bool] = False
+    separable: ClassVar[bool] = False
 
     def __init__(self, variance: float = 0.16, covariance: float = 0.02) -> None:
         self.variance, self.covariance = variance, covariance

@@ -59,13 +59,17 @@ class OpenClipEncoder:
             raise EncoderError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
         self.name, self.device, self.precision = name, device, precision
         self._config, self._tokenizer = dict(config), tokenizer
-        self._image_weights, self._text_digest = tower_digest(model, image=True), tower_digest(model, image=False)
         self._preprocess = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
         transforms = open_clip.transform.image_transform_v2(self._preprocess, is_train=False).transforms
         self._geometry = torchvision.transforms.Compose(transforms[:-3])  # not: to RGB, to tensor, normalise
         self._mean = torch.tensor(self._preprocess.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(self._preprocess.std, device=device).view(1, 3, 1, 1)
         self.model: Any = model.to(device).eval()
+        self.rehash()
+
+    def rehash(self) -> None:
+        """Take the identity of the weights as they are now: training changes them in place."""
+        self._image_weights, self._text_digest = (tower_digest(self.model, image=image) for image in (True, False))
 
     @cached_property
     def dim(self) -> int:
