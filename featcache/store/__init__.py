@@ -5,6 +5,7 @@ where and `writer` for the protocol that survives a kill at any moment.
 """
 
 from featcache.store.catalogue import Entry, find_path, find_store, list_stores
+from featcache.store.derived import BankStore, PriorStore, open_bank_store, open_prior_store
 from featcache.store.key import content_key, resolve_root
 from featcache.store.manifest import BadRow, Manifest, read_manifest
 from featcache.store.stores import ImageStore, TextStore, open_image_store, open_store, open_text_store
@@ -13,9 +14,11 @@ from featcache.store.writer import StoreWriter
 
 __all__ = [
     "BadRow",
+    "BankStore",
     "Entry",
     "ImageStore",
     "Manifest",
+    "PriorStore",
     "Report",
     "StoreWriter",
     "TextStore",
@@ -24,7 +27,9 @@ __all__ = [
     "find_path",
     "find_store",
     "list_stores",
+    "open_bank_store",
     "open_image_store",
+    "open_prior_store",
     "open_store",
     "open_text_store",
     "read_manifest",

@@ -9,7 +9,7 @@ from typing import Any
 from featcache.errors import FeatcacheError, StoreNotFoundError
 from featcache.store.layout import MANIFEST
 from featcache.store.manifest import read_manifest
-from featcache.store.stores import KINDS, ImageStore, TextStore, open_store
+from featcache.store.stores import KINDS, Store, open_store
 from featcache.store.writer import existing_header
 
 
@@ -77,7 +77,7 @@ def _key(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def find_store(reference: str | Path, root: Path) -> ImageStore | TextStore:
+def find_store(reference: str | Path, root: Path) -> Store:
     """Open the store that `find_path` finds."""
     return open_store(find_path(reference, root))
 

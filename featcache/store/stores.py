@@ -1,7 +1,6 @@
 """Opened stores: the features of a data set's split, and the text embeddings of a class list."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,20 @@ import numpy.typing as npt
 
 from featcache.errors import MismatchError, StoreCorruptError
 from featcache.store.layout import ArraySpec
-from featcache.store.manifest import BadRow, Manifest, read_manifest
+from featcache.store.manifest import BadRow, Manifest, parse_json, read_manifest
+from featcache.store.object_reader import ObjectReader
+from featcache.store.places import File, StorePath, files, location, read_or_none
 from featcache.store.reader import Array, MappedReader, Reader, Rows, ZarrReader
 from featcache.store.samples import read_ids
 from featcache.store.writer import PROVENANCE
 
-READERS: dict[str, Callable[[Path, ArraySpec], Reader]] = {"mapped": MappedReader, "zarr": ZarrReader.open}
+
+
+def _fast_reader(store: StorePath, spec: ArraySpec) -> Reader:
+    return MappedReader(store, spec) if isinstance(store, Path) else ObjectReader(store, spec)
+
+
+READERS: dict[str, Callable[[StorePath, ArraySpec], Reader]] = {"mapped": _fast_reader, "zarr": ZarrReader.open}
 
 
 class Store:
@@ -24,8 +31,8 @@ class Store:
 
     Parameters
     ----------
-    path : Path
-        The store's folder.
+    path : StorePath
+        The store's folder, or its prefix in an object store.
     manifest : Manifest
     reader : {"mapped", "zarr"}
         How rows are read; the results are equal.
@@ -33,12 +40,13 @@ class Store:
 
     kind = ""
 
-    def __init__(self, path: Path, manifest: Manifest, reader: str = "mapped") -> None:
+    def __init__(self, path: StorePath, manifest: Manifest, reader: str = "mapped") -> None:
         self.path, self.manifest = path, manifest
         self._reader_name = reader
         self._readers: dict[str, Reader] = {}
+        found = files(path)
         for spec in manifest.all_arrays.values():
-            _check_sizes(path, spec)
+            _check_sizes(path, spec, found)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -89,8 +97,8 @@ class Store:
     def provenance(self) -> dict[str, Any]:
         """How and when the store was made; recorded, never keyed."""
         try:
-            return dict(json.loads((self.path / PROVENANCE).read_bytes()))
-        except (OSError, ValueError):
+            return dict(parse_json(read_or_none(self.path / PROVENANCE) or b"{}"))
+        except ValueError:
             return {}
 
     def reader(self, name: str) -> Reader:
@@ -104,18 +112,14 @@ class Store:
         return self.reader(name).read(0, self.manifest.all_arrays[name].shape[0])
 
 
-def _check_sizes(path: Path, spec: ArraySpec) -> None:
+def _check_sizes(path: StorePath, spec: ArraySpec, found: Mapping[str, File]) -> None:
     for chunk in range(spec.n_chunks):
-        file = spec.chunk_path(path, chunk)
-        try:
-            size = file.stat().st_size
-        except FileNotFoundError:
-            size = -1
-        if size != spec.chunk_nbytes:
-            found = "is missing" if size < 0 else f"has {size:,} bytes, expected {spec.chunk_nbytes:,}"
+        file = found.get(spec.chunk_name(chunk))
+        if file is None or file.nbytes != spec.chunk_nbytes:
+            what = "is missing" if file is None else f"has {file.nbytes:,} bytes, expected {spec.chunk_nbytes:,}"
             raise StoreCorruptError(
-                f"{file}: chunk file {found}; run the command that made {path} again: it redoes damaged chunks "
-                "and keeps the others"
+                f"{spec.chunk_path(path, chunk)}: chunk file {what}; run the command that made {path} again: it redoes "
+                "damaged chunks and keeps the others"
             )
 
 
@@ -243,10 +247,10 @@ class TextStore(Store):
         return self.array("ctx") if "ctx" in self.manifest.whole else None
 
 
-KINDS: dict[str, type[ImageStore] | type[TextStore]] = {"images": ImageStore, "texts": TextStore}
+KINDS: dict[str, type[Store]] = {"images": ImageStore, "texts": TextStore}
 
 
-def open_store(path: str | Path, reader: str = "mapped") -> ImageStore | TextStore:
+def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
     """Open a finished store.
 
     Parameters
@@ -261,12 +265,12 @@ def open_store(path: str | Path, reader: str = "mapped") -> ImageStore | TextSto
     StoreNotFoundError, StoreIncompleteError, StoreCorruptError
         Nothing there; encoding has not finished; a file is missing or of the wrong size.
     """
-    path = Path(path)
+    path = location(path)
     manifest = read_manifest(path)
     return KINDS[manifest.kind](path, manifest, reader)
 
 
-def open_image_store(path: str | Path, reader: str = "mapped") -> ImageStore:
+def open_image_store(path: str | StorePath, reader: str = "mapped") -> ImageStore:
     """`open_store` for a store of images; MismatchError where it holds texts."""
     store = open_store(path, reader)
     if not isinstance(store, ImageStore):
@@ -274,7 +278,7 @@ def open_image_store(path: str | Path, reader: str = "mapped") -> ImageStore:
     return store
 
 
-def open_text_store(path: str | Path, reader: str = "mapped") -> TextStore:
+def open_text_store(path: str | StorePath, reader: str = "mapped") -> TextStore:
     """`open_store` for a store of texts; MismatchError where it holds images."""
     store = open_store(path, reader)
     if not isinstance(store, TextStore):
