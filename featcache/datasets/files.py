@@ -20,6 +20,7 @@ __all__ = [
     "CLASS_FILE",
     "FileDataset",
     "check_name",
+    "check_path",
     "check_split",
     "default_name",
     "file_index",
@@ -182,6 +183,15 @@ def check_split(split: str) -> str:
     if not split or split in (".", "..") or re.search(r"[/\\\0]", split):
         raise DatasetError(f"split {split!r}: expected a plain name such as train, val, test or all")
     return split
+
+
+def check_path(path: str) -> str:
+    """A path as lists and tables may name it; ValueError where it could lead out of their folder unseen."""
+    if ".." in path.split("/"):
+        raise ValueError(f"got {path!r}; '..' is refused: put the list beside or above its images, or use full paths")
+    if "\0" in path:
+        raise ValueError(f"got {path!r}; a path cannot hold a NUL character")
+    return path
 
 
 def default_name(text: str) -> str:

@@ -27,6 +27,7 @@ from featcache.datasets.files import (
     CLASS_FILE,
     FileDataset,
     check_name,
+    check_path,
     check_split,
     default_name,
     file_index,
@@ -151,10 +152,7 @@ def parse_line(line: str) -> tuple[str, str]:
         path, _, label = (part.strip() for part in line.strip().rpartition(" "))
     if not path or not label:
         raise ValueError(f"got {line!r} without a {'label' if path else 'path or a label'}; {EXPECTED}")
-    if ".." in path.split("/"):
-        raise ValueError(f"got {path!r}; '..' is refused: put the list beside or above its images, or use full paths")
-    if "\0" in path:
-        raise ValueError(f"got {path!r}; a path cannot hold a NUL character")
+    check_path(path)
     return path, label
 
 

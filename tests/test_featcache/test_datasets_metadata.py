@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
@@ -49,6 +49,7 @@ def test_no_two_tables_share_a_digest(one, other):
     assert same == (one == other)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(TEXT, st.integers(-(2**63), 2**63 - 1)), min_size=1))
 def test_parquet_round_trip(tmp_path_factory, rows):
     texts, numbers = zip(*rows, strict=True)
