@@ -1,0 +1,185 @@
+"""Frozen prior v0: the initial tower's features of the augmented batch, computed online or remembered.
+
+Lipsum, distillation and CAR-FT compare every batch with the initial tower on the same augmented pixels: a forward pass,
+a quarter of the step. Views are deterministic (`featcache.augment`), so a second run with the same seed, tower,
+precision and augmentation meets the same views; with `StoredPrior` it reads what the first one computed, in float32,
+and follows the same trajectory bit for bit.
+
+There is one store an epoch, with one row a sample. Rows come in the order of training, chunks are rows in the order of
+the data set, so rows are written to a journal first: a sparse file of features and one of checksums, shared by all
+processes of a machine. A row counts if its checksum fits, so a kill or a power cut loses the rows in flight and nothing
+else. When the epoch is over its rows become chunks with markers and a manifest, as in every store.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from featcache.store import content_key, resolve_root
+from featcache.store.derived import PriorStore
+from ft.errors import TrainingError
+from ft.prior_views import PriorViews
+
+__all__ = ["PRIORS", "OnlinePrior", "Prior", "StoredPrior", "make_prior"]
+
+Tower: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+Rows: TypeAlias = npt.NDArray[np.int64]
+
+
+class Prior(Protocol):
+    """Where a training loop gets v0 from."""
+
+    def features(self, rows: Rows, epoch: int, images: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) float32 of a batch under the frozen tower, not normalised, without gradient.
+
+        Parameters
+        ----------
+        rows : (B,) int64
+            Which samples of the data set the batch shows.
+        epoch : int
+            Whose views they are.
+        images : tensor
+            What the trained tower gets.
+        """
+
+    def close(self) -> None:
+        """Keep what was recorded; called once, after training."""
+
+
+class OnlinePrior:
+    """The frozen tower, every time.
+
+    Parameters
+    ----------
+    tower : callable
+        Images to features (B, D).
+    """
+
+    def __init__(self, tower: Tower) -> None:
+        self._tower = tower
+
+    def features(self, rows: Rows, epoch: int, images: torch.Tensor) -> torch.Tensor:
+        """See `Prior.features`."""
+        with torch.no_grad():
+            return self._tower(images).float()
+
+    def close(self) -> None:
+        """Nothing was recorded."""
+
+
+class StoredPrior:
+    """Rows that the store has are read; a batch with others goes through the tower, whole, and those are recorded.
+
+    Parameters
+    ----------
+    tower : callable
+        Images to features (B, D); not called for batches that the store has.
+    identity : mapping
+        JSON-able: ``tower``, ``precision``, ``view`` (with its seed) and ``dataset``; the key of the store.
+    n_rows, dim : int
+        Samples of the data set, and D.
+    root : str or Path, optional
+        Folder of all stores.
+    name : str
+        What listings call it; the epoch is put behind.
+
+    Attributes
+    ----------
+    read, computed : int
+        Rows that came from the store and from the tower.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        identity: Mapping[str, Any],
+        n_rows: int,
+        dim: int,
+        root: str | Path | None = None,
+        name: str = "prior",
+    ) -> None:
+        self._tower, self._shape, self._name = tower, (n_rows, dim), name
+        self._encoder = {"tower": identity["tower"], "precision": identity["precision"], "stored": "float32"}
+        self._dataset = {key: value for key, value in identity.items() if key not in self._encoder} | {"rows": n_rows}
+        self._folder = resolve_root(root) / PriorStore.kind / content_key(self._encoder)
+        self._epochs: dict[int, PriorViews] = {}
+        self._waiting: list[tuple[PriorViews, Rows, torch.Tensor]] = []
+        self.read = self.computed = 0
+
+    def features(self, rows: Rows, epoch: int, images: torch.Tensor) -> torch.Tensor:
+        """See `Prior.features`."""
+        self._record()
+        views = self._views(epoch)
+        known = views.known(rows)
+        if known.all():
+            self.read += len(rows)
+            return torch.from_numpy(views.gather(rows)).to(images.device, non_blocking=True)
+        with torch.no_grad():
+            features = self._tower(images).float()
+        self.computed += len(rows)
+        self._waiting.append((views, rows[~known], features[torch.from_numpy(~known).to(features.device)]))
+        return features
+
+    def close(self) -> None:
+        """Keep what was recorded; with several processes call it on all, after a barrier: the first one tidies up."""
+        self._record()
+        for views in self._epochs.values():
+            views.flush()
+            if _rank() == 0:
+                views.tidy()
+        self._epochs.clear()
+
+    def _record(self) -> None:
+        """Write down the features of the last step: by now a GPU has finished them."""
+        for views, rows, features in self._waiting:
+            views.record(rows, features.cpu().numpy())
+        self._waiting.clear()
+
+    def _views(self, epoch: int) -> PriorViews:
+        if epoch not in self._epochs:
+            alone = _n_processes() == 1
+            if alone:
+                self.close()
+            dataset = {**self._dataset, "epoch": epoch}
+            path = self._folder / content_key(dataset)
+            identity = {"encoder": self._encoder, "dataset": dataset}
+            self._epochs[epoch] = PriorViews(path, identity, self._shape, f"{self._name}-epoch{epoch}", tidy=alone)
+        return self._epochs[epoch]
+
+
+PRIORS = ("online", "store")
+"""Every kind of prior by the name that recipes and the command line use."""
+
+
+def make_prior(
+    kind: str,
+    tower: Tower,
+    identity: Mapping[str, Any],
+    n_rows: int,
+    dim: int,
+    root: str | Path | None = None,
+    name: str = "prior",
+) -> Prior:
+    """The prior of that kind; see `OnlinePrior` and `StoredPrior`.
+
+    Raises
+    ------
+    TrainingError
+        There is none of that kind.
+    """
+    if kind not in PRIORS:
+        raise TrainingError(f"prior {kind!r}: expected one of {', '.join(PRIORS)}")
+    return OnlinePrior(tower) if kind == "online" else StoredPrior(tower, identity, n_rows, dim, root, name)
+
+
+def _n_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
