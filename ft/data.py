@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -99,8 +99,6 @@ class TrainingBatch:
     images : (B, H, W, 3) tensor
         uint8, or float32 0-255.
     labels : (B,) int64 tensor
-    captions : (B,) int64 tensor, optional
-        Contrastive runs: the number of each image's caption.
     """
 
     step: int
@@ -108,7 +106,6 @@ class TrainingBatch:
     rows: Rows
     images: torch.Tensor
     labels: torch.Tensor
-    captions: torch.Tensor | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,8 +124,7 @@ class TrainingBatch:
         return [self._slice(slice(a, b)) for a, b in itertools.pairwise(cuts)] if number > 1 else [self]
 
     def _slice(self, where: slice) -> "TrainingBatch":
-        captions = None if self.captions is None else self.captions[where]
-        return TrainingBatch(self.step, self.epoch, self.rows[where], self.images[where], self.labels[where], captions)
+        return TrainingBatch(self.step, self.epoch, self.rows[where], self.images[where], self.labels[where])
 
 
 def training_batches(

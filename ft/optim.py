@@ -1,10 +1,19 @@
-"""The learning-rate schedules of the two recipes, as pure functions of the step."""
+"""The optimiser, and the learning-rate schedules of the two recipes as pure functions of the step."""
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
 
 from ft.errors import TrainingError
+from ft.layers import lr_factors
+from ft.options import FinetuneOptions
+from ft.trainable import Trainable, part_of
 
-__all__ = ["lipsum_schedule", "wise_ft_schedule"]
+__all__ = ["OPTIMIZERS", "lipsum_schedule", "make_optimizer", "rates", "set_rate", "wise_ft_schedule"]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def lipsum_schedule(step: int, lr: float, n_iters: int) -> float:
@@ -78,3 +87,45 @@ def wise_ft_schedule(step: int, lr: float, warmup: int, total: int) -> float:
 
 def _cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def rates(options: FinetuneOptions, total: int) -> Callable[[int], float]:
+    """Learning rate of step 0, 1, ... of a run of `total` updates."""
+    if options.schedule == "lipsum":
+        return lambda step: lipsum_schedule(step, options.lr, total)
+    if options.schedule == "wise_ft":
+        return lambda step: wise_ft_schedule(step, options.lr, options.warmup, total)
+    return lambda step: options.lr * min(1.0, (step + 1) / max(options.warmup, 1))
+
+
+def make_optimizer(model: Trainable, options: FinetuneOptions) -> torch.optim.Optimizer:
+    """The optimiser of what is trained: one group a learning-rate factor, weight decay on all of it.
+
+    With ``layer_decay`` d the factor is d to the power of a parameter's distance from its tower's output; heads and
+    logit scale keep the full rate.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    factors = dict.fromkeys(names, 1.0)
+    if options.layer_decay < 1:
+        for part in ("image", "text"):
+            tower = lr_factors(model.layers(part), options.layer_decay)
+            factors |= {name: tower[name] for name in names if part_of(name) == part}
+    parameters = dict(model.named_parameters())
+    groups = [
+        {"params": [parameters[name] for name in names if factors[name] == factor], "factor": factor}
+        for factor in sorted(set(factors.values()))
+    ]
+    kind = OPTIMIZERS[options.optimizer]
+    settings: dict[str, Any] = {
+        "lr": options.lr,
+        "betas": options.betas,
+        "eps": options.eps,
+        "weight_decay": options.weight_decay,
+    }
+    return kind(groups, **settings)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its learning rate: `rate` times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]

@@ -1,6 +1,7 @@
 """The module that is trained: a CLIP model and, for the cross entropy, a head over its image features."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,7 @@ class Trainable(nn.Module):
         self.encoder, self._options = encoder, options
         self.clip: nn.Module = encoder.model
         self.head = None if head is None else head.to(encoder.device)
+        self._largest_scale = max(math.log(100.0), float(encoder.model.logit_scale.detach()))
         self._choose_trained(options)
         if options.checkpoint_activations:
             encoder.model.set_grad_checkpointing(True)
@@ -115,9 +117,16 @@ class Trainable(nn.Module):
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """Exponential of the model's parameter; at most 100 while it is trained, as CLIP clips it."""
+        """Exponential of the model's parameter."""
         scale: torch.Tensor = self.encoder.model.logit_scale.exp()
-        return scale.clamp(max=100.0) if scale.requires_grad else scale
+        return scale
+
+    @torch.no_grad()
+    def clip_logit_scale(self) -> None:
+        """Keep a trained logit scale at 100 at most (or at its start, if that is more), as CLIP's training does."""
+        parameter: torch.Tensor = self.encoder.model.logit_scale
+        if parameter.requires_grad:
+            parameter.clamp_(max=self._largest_scale)
 
     def frozen(self) -> "Frozen":
         """The model as it is now, for ever; parameters that are not trained are shared and cost no memory."""
