@@ -21,7 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "list": ("featcache.commands:list_", "list the stores"),
     "info": ("featcache.commands:info", "show what a store holds and where it comes from"),
     "verify": ("featcache.commands:verify", "check a store against its checksums"),
-    "fit": ("heads.cli:fit", "fit a head from stores"),
+    "fit": ("heads.cli_fit:fit", "fit a head from stores"),
     "evaluate": ("heads.cli:evaluate", "judge heads on stores"),
     "demo": ("heads.demo:demo", "the whole road on the embedded model and handwritten digits"),
     "wise": ("ft.cli:wise", "interpolate the weights of two models (WiSE-FT)"),

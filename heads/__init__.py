@@ -3,19 +3,22 @@
 A head is one file and one line in `HEADS`; the contract tests and the command line pick it up from there.
 """
 
-from heads.base import LinearClassifier
+from heads.base import HeadClassifier, LinearClassifier
 from heads.checks import subset_by_name
 from heads.discriminant import LinearDiscriminant, NearestMean
 from heads.evaluate import choose, evaluate
 from heads.few_shot import few_shot
+from heads.fitting import Material, fit_head
 from heads.interpolate import interpolate
 from heads.io import load, save
+from heads.judge import Judgement, judge
 from heads.knn import KNN
 from heads.linear import LinearHead
 from heads.logistic import Logistic
 from heads.logits import LogitHead
 from heads.lp_plus_plus import LPPlusPlus
 from heads.metrics import Metrics
+from heads.projections import Projection, load_projection
 from heads.results import append_rows
 from heads.ridge import Ridge
 from heads.search.leaks import leaks
@@ -25,6 +28,8 @@ from heads.zero_shot import ZeroShot
 
 __all__ = [
     "HEADS",
+    "HeadClassifier",
+    "Judgement",
     "KNN",
     "LPPlusPlus",
     "LinearClassifier",
@@ -32,8 +37,10 @@ __all__ = [
     "LinearHead",
     "Logistic",
     "LogitHead",
+    "Material",
     "Metrics",
     "NearestMean",
+    "Projection",
     "Ridge",
     "TipAdapter",
     "ZeroShot",
@@ -41,19 +48,25 @@ __all__ = [
     "choose",
     "evaluate",
     "few_shot",
+    "fit_head",
     "fit_temperature",
     "interpolate",
+    "judge",
     "leaks",
     "load",
+    "load_projection",
     "save",
     "subset_by_name",
 ]
 
-HEADS: dict[str, type[LinearClassifier]] = {
+HEADS: dict[str, type[HeadClassifier]] = {
     "zero_shot": ZeroShot,
     "ridge": Ridge,
     "logistic": Logistic,
     "nearest_mean": NearestMean,
     "discriminant": LinearDiscriminant,
+    "knn": KNN,
+    "tip_adapter": TipAdapter,
+    "lp_plus_plus": LPPlusPlus,
 }
 """Every head by the name that the command line uses."""

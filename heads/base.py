@@ -21,9 +21,14 @@ __all__ = ["HeadClassifier", "LinearClassifier", "NonlinearClassifier"]
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
-    """Base of every head that is fitted on samples; sets `classes_` (C,), `classnames_`, `provenance_` and the rest."""
+    """Base of every head; a subclass sets `classes_` (C,), `classnames_`, `provenance_` and the rest.
+
+    `fits_on` says what its `fit` takes, "images" or "texts"; `takes_texts`, that it also takes ``texts=``.
+    """
 
     name: ClassVar[str]
+    fits_on: ClassVar[str] = "images"
+    takes_texts: ClassVar[bool] = False
 
     classes_: NDArray[Any]
     classnames_: tuple[str, ...]
@@ -82,11 +87,8 @@ class LinearClassifier(HeadClassifier):
     """Base of heads with ``scores = X @ coef_.T + intercept_`` and ``logits = scores / temperature_``.
 
     A subclass fits and sets `coef_` (C, D) float64, `intercept_` (C,), `temperature_`, `classes_` (C,), `classnames_`,
-    `n_features_in_` and `provenance_`; everything here follows. `fits_on` says what its `fit` takes: "images"
-    or "texts".
+    `n_features_in_` and `provenance_`; everything here follows.
     """
-
-    fits_on: ClassVar[str] = "images"
 
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]

@@ -1,97 +1,20 @@
-"""The verbs of heads: fit, evaluate."""
+"""The verb ``featcache evaluate``: heads judged on stores."""
 
 import argparse
-import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from featcache.commands import root_argument, show
+from featcache.commands import show
 from featcache.errors import HeadError
 from featcache.prompts import load_classnames, load_subset, subset_names
-from featcache.store import ImageStore, check_deep, find_store, resolve_root
-from heads import HEADS, LogitHead, append_rows, choose, interpolate, load, save, subset_by_name
+from featcache.store import ImageStore
+from heads import LogitHead, append_rows, choose, interpolate, load, save, subset_by_name
 from heads import evaluate as evaluate_heads
-from heads.logits import as_head
+from heads.cli_fit import open_reference, store_arguments
 from heads.report import table_text, write_report
 
 RESULTS = "results.jsonl"
-
-
-def fit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``featcache fit``."""
-    parser.add_argument("head", metavar="HEAD", choices=sorted(HEADS), help=f"one of {', '.join(sorted(HEADS))}")
-    parser.add_argument(
-        "stores", metavar="STORE", nargs="+", help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]"
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where the head goes (safetensors)")
-    parser.add_argument("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the head, its value in JSON: --set alphas=[0.1,1,10]",
-    )
-    _store_arguments(parser)
-
-
-def _store_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums first")
-    root_argument(parser)
-
-
-def fit(args: argparse.Namespace) -> int:
-    """``featcache fit HEAD STORE -o FILE``."""
-    kind = HEADS[args.head]
-    head = kind(**_parameters(kind, args.set))
-    stores = [_open(reference, args) for reference in args.stores]
-    for store in stores:
-        if store.kind != kind.fits_on:
-            raise HeadError(f"{store.name}: a store of {store.kind}; {args.head} fits from a store of {kind.fits_on}")
-    extra = {}
-    if args.select:
-        if "selection" not in inspect.signature(head.fit).parameters:
-            raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
-        extra["selection"] = _open(args.select, args)
-    head.fit(stores if len(stores) > 1 else stores[0], **extra)
-    path = save(head, args.output)
-    fitted = as_head(head)
-    record = {
-        "head": args.head,
-        "file": str(path),
-        "params": fitted.provenance["params"],
-        "classes": len(fitted.classnames),
-    }
-    chosen = ", ".join(
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in record["params"].items()
-    )
-    show(record, f"{args.head}: {len(fitted.classnames)} classes, {chosen}\n  {path}", args.json)
-    return 0
-
-
-def _parameters(kind: type[Any], settings: Sequence[str]) -> dict[str, Any]:
-    known = sorted(kind().get_params())
-    parameters = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or name not in known:
-            raise HeadError(f"--set {setting}: expected NAME=VALUE with one of the names {', '.join(known)}")
-        try:
-            parameters[name] = json.loads(value)
-        except json.JSONDecodeError:
-            raise HeadError(f"--set {setting}: {value!r} is no JSON value; quote texts twice: '\"text\"'") from None
-    return parameters
-
-
-def _open(reference: str, args: argparse.Namespace) -> Any:
-    store = find_store(reference, resolve_root(args.root))
-    if not args.no_verify:
-        check_deep(store.path)
-    return store
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +42,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--results", default=RESULTS, metavar="FILE", help=f"grows by one row a head (default: {RESULTS})"
     )
     parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
-    _store_arguments(parser)
+    store_arguments(parser)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -139,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _open_images(reference: str, args: argparse.Namespace) -> ImageStore:
-    store = _open(reference, args)
+    store = open_reference(reference, args)
     if not isinstance(store, ImageStore):
         raise HeadError(f"{reference}: a store of texts; expected a store of images, made by `featcache encode`")
     return store

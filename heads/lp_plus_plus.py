@@ -73,6 +73,7 @@ class LPPlusPlus(LinearClassifier):
     """
 
     name = "lp_plus_plus"
+    takes_texts = True
 
     blend_: Float
     steps_: int

@@ -75,6 +75,7 @@ class TipAdapter(NonlinearClassifier):
     """
 
     name = "tip_adapter"
+    takes_texts = True
 
     head_: TipAdapterHead
     alpha_: float

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from heads import HEADS
+from heads import HEADS, Material, fit_head
 
 CLASSNAMES = ("ant", "bee", "cow", "dog", "elk")
 DIM = 12
@@ -116,8 +116,7 @@ def texts(class_means: NDArray[np.float64]) -> Callable[..., FakeTextStore]:
 @pytest.fixture(params=sorted(HEADS))
 def fitted(request: pytest.FixtureRequest, images: Any, texts: Any) -> Any:
     """Every head of HEADS, fitted on what it says it fits on: a new head inherits the contract tests."""
-    head = HEADS[request.param]()
-    return head.fit(texts() if head.fits_on == "texts" else images())
+    return fit_head(request.param, Material(images(), [texts()]))
 
 
 def clip_like(n: int, dim: int, n_classes: int, seed: int = 0) -> tuple[NDArray[np.float16], NDArray[np.int64]]:

@@ -14,6 +14,10 @@ from featcache.errors import FeatcacheError, HeadError, MismatchError
 
 
 def test_linear_has_the_shapes_and_types_of_the_interface(fitted: Any, images: Any) -> None:
+    if not isinstance(fitted, heads.LinearClassifier):
+        with pytest.raises(HeadError, match="not linear"):
+            fitted.frozen().linear()
+        return
     linear, store = fitted.linear(), images()
     assert linear.weights.shape == (len(store.classnames), store.dim)
     assert linear.bias.shape == (len(store.classnames),)
@@ -23,14 +27,14 @@ def test_linear_has_the_shapes_and_types_of_the_interface(fitted: Any, images: A
     assert linear.linear() is linear
 
 
-def test_linear_logits_are_the_heads_own_probabilities(fitted: Any, images: Any) -> None:
+def test_the_frozen_heads_logits_are_the_heads_own_probabilities(fitted: Any, images: Any) -> None:
     X, _ = images(seed=5).numpy()
-    np.testing.assert_allclose(fitted.linear().predict_proba(X), fitted.predict_proba(X), atol=2e-5)
+    np.testing.assert_allclose(fitted.frozen().predict_proba(X), fitted.predict_proba(X), atol=2e-5)
     np.testing.assert_allclose(fitted.predict_proba(X).sum(axis=1), 1.0)
-    np.testing.assert_array_equal(fitted.linear().predict(X), fitted.predict(X))
+    np.testing.assert_array_equal(fitted.frozen().predict(X), fitted.predict(X))
     store = images(seed=5)
-    np.testing.assert_array_equal(fitted.linear().predict(store), fitted.predict(store))
-    assert fitted.linear().score(store) == fitted.linear().score(X, store.y) == fitted.score(store)
+    np.testing.assert_array_equal(fitted.frozen().predict(store), fitted.predict(store))
+    assert fitted.frozen().score(store) == fitted.frozen().score(X, store.y) == fitted.score(store)
     np.testing.assert_array_equal(fitted.predict(X), fitted.predict_proba(X).argmax(axis=1))
 
 
@@ -47,22 +51,23 @@ def test_takes_tensors(fitted: Any, images: Any) -> None:
     np.testing.assert_array_equal(fitted.predict(torch.from_numpy(X)), fitted.predict(X))
 
 
-def test_saved_and_loaded_is_the_same_head(fitted: Any, tmp_path: Path) -> None:
+def test_saved_and_loaded_is_the_same_head(fitted: Any, images: Any, tmp_path: Path) -> None:
     heads.save(fitted, tmp_path / "deep" / "head.safetensors")
-    loaded, linear = heads.load(tmp_path / "deep" / "head.safetensors"), fitted.linear()
-    np.testing.assert_array_equal(loaded.weights, linear.weights)
-    np.testing.assert_array_equal(loaded.bias, linear.bias)
+    loaded, linear = heads.load(tmp_path / "deep" / "head.safetensors"), fitted.frozen()
+    X, _ = images(seed=5).numpy(np.float32)
+    np.testing.assert_array_equal(loaded.logits(X), linear.logits(X))
     assert (loaded.name, loaded.classnames, loaded.provenance) == (linear.name, linear.classnames, linear.provenance)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["head.safetensors"]
 
 
 def test_provenance_is_complete_and_json(fitted: Any) -> None:
-    provenance = fitted.linear().provenance
+    provenance = fitted.frozen().provenance
     wanted = {"head", "params", "encoder_key", "text_digest", "classnames", "fitted_on", "chosen_on", "featcache"}
     assert wanted <= set(provenance)
     assert json.loads(json.dumps(provenance)) == provenance
     assert heads.HEADS[provenance["head"]] is type(fitted)
-    assert (provenance["encoder_key"] is None) != (provenance["text_digest"] is None)
+    assert (provenance["encoder_key"] is None) == (type(fitted).fits_on == "texts")
+    assert (provenance["text_digest"] is None) == (type(fitted).fits_on == "images" and not type(fitted).takes_texts)
     assert provenance["fitted_on"][0]["name"]
 
 
@@ -70,7 +75,7 @@ def test_follows_scikit_learns_parameters(fitted: Any) -> None:
     fresh = clone(fitted)
     assert fresh.get_params() == fitted.get_params()
     with pytest.raises(NotFittedError):
-        fresh.linear()
+        fresh.frozen()
     with pytest.raises(NotFittedError):
         fresh.predict(np.zeros((1, 12)))
 
@@ -84,7 +89,7 @@ def test_follows_scikit_learns_parameters(fitted: Any) -> None:
 )
 def test_refuses_a_store_that_it_does_not_fit(fitted: Any, images: Any, change: dict[str, Any], remedy: str) -> None:
     store = images(**change)
-    for refused in (fitted.check, fitted.predict, fitted.linear().check, lambda s: heads.evaluate([fitted], [s])):
+    for refused in (fitted.check, fitted.predict, fitted.frozen().check, lambda s: heads.evaluate([fitted], [s])):
         with pytest.raises(MismatchError, match=remedy):
             refused(store)
 
@@ -104,7 +109,7 @@ def test_names_rows_that_are_not_finite(fitted: Any, images: Any) -> None:
     with pytest.raises(HeadError, match=r"\[3, 8\]"):
         fitted.predict(X)
     with pytest.raises(HeadError, match=r"\[3, 8\]"):
-        fitted.linear().predict(X)
+        fitted.frozen().predict(X)
 
 
 def test_gives_one_results_row(fitted: Any, images: Any) -> None:

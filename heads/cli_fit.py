@@ -1,0 +1,127 @@
+"""The verb ``featcache fit``: any head of `HEADS` from stores."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featcache.commands import root_argument, show
+from featcache.errors import HeadError
+from featcache.store import ImageStore, TextStore, check_deep, find_store, resolve_root
+from heads import HEADS, load, save
+from heads.fitting import Material, fit_head, head_class, parameters_of, takes_selection
+from heads.logits import as_head
+
+__all__ = ["fit", "fit_arguments", "json_setting", "open_reference", "prior_head", "store_arguments"]
+
+
+def fit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache fit``."""
+    parser.add_argument("head", metavar="HEAD", choices=sorted(HEADS), help=f"one of {', '.join(sorted(HEADS))}")
+    parser.add_argument(
+        "stores",
+        metavar="STORE",
+        nargs="+",
+        help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]; heads that blend in texts take both kinds",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where the head goes (safetensors)")
+    parser.add_argument("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
+    parser.add_argument(
+        "--prior", metavar="HEAD", help="shrink the weights towards this head's: a file, or texts/NAME for zero-shot"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the head, its value in JSON: --set alphas=[0.1,1,10]",
+    )
+    store_arguments(parser)
+
+
+def store_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every verb that reads stores."""
+    parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums first")
+    root_argument(parser)
+
+
+def fit(args: argparse.Namespace) -> int:
+    """``featcache fit HEAD STORE... -o FILE``."""
+    parameters = dict(json_setting(setting, parameters_of(args.head)) for setting in args.set)
+    if args.select and not takes_selection(args.head):
+        raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
+    stores = [open_reference(reference, args) for reference in args.stores]
+    material = Material(
+        _train(args.head, [store for store in stores if isinstance(store, ImageStore)]),
+        _texts(args.head, [store for store in stores if isinstance(store, TextStore)]),
+        open_reference(args.select, args) if args.select else None,
+        prior_head(args.prior, args) if args.prior else None,
+    )
+    if material.prior is not None and "prior" not in head_class(args.head)().get_params():
+        raise HeadError(f"--prior: {args.head} shrinks towards nothing; leave it out")
+    fitted = as_head(fit_head(args.head, material, parameters))
+    path = save(fitted, args.output)
+    params = fitted.provenance["params"]
+    record = {"head": args.head, "file": str(path), "params": params, "classes": len(fitted.classnames)}
+    show(record, f"{args.head}: {len(fitted.classnames)} classes, {_described(params)}\n  {path}", args.json)
+    return 0
+
+
+def _train(head: str, stores: list[ImageStore]) -> ImageStore | None:
+    """The one image store, where the head fits on images."""
+    if head_class(head).fits_on == "texts":
+        if stores:
+            raise HeadError(f"{stores[0].name}: a store of images; {head} fits from a store of texts")
+        return None
+    if len(stores) != 1:
+        raise HeadError(f"{head} fits from one store of images, got {len(stores)}; name one (NAME/SPLIT)")
+    return stores[0]
+
+
+def _texts(head: str, stores: list[TextStore]) -> list[TextStore]:
+    """The text stores, where the head takes any."""
+    if stores and not (head_class(head).fits_on == "texts" or head_class(head).takes_texts):
+        raise HeadError(f"{stores[0].name}: a store of texts; {head} fits from a store of images")
+    return stores
+
+
+def _described(params: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items()
+    )
+
+
+def json_setting(setting: str, known: Sequence[str]) -> tuple[str, Any]:
+    """Name and value of ``NAME=JSON``.
+
+    Raises
+    ------
+    HeadError
+        For another form, a name that is not known, or no JSON value.
+    """
+    name, equals, value = setting.partition("=")
+    if not equals or name not in known:
+        raise HeadError(f"--set {setting}: expected NAME=VALUE with one of the names {', '.join(known)}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        raise HeadError(f"--set {setting}: {value!r} is no JSON value; quote texts twice: '\"text\"'") from None
+
+
+def open_reference(reference: str, args: argparse.Namespace) -> Any:
+    """The store that a reference means, its checksums verified unless ``--no-verify``."""
+    store = find_store(reference, resolve_root(args.root))
+    if not args.no_verify:
+        check_deep(store.path)
+    return store
+
+
+def prior_head(reference: str, args: argparse.Namespace) -> Any:
+    """The linear head in a file, or the zero-shot head of a text store."""
+    if Path(reference).is_file():
+        return load(reference).linear()
+    store = open_reference(reference, args)
+    if not isinstance(store, TextStore):
+        raise HeadError(f"--prior {reference}: a store of images; give a head's file, or a store of texts")
+    return Material(texts=[store]).text_head()

@@ -1,0 +1,128 @@
+"""Fitting any head of `HEADS` by its name, from what it says it needs; the verbs `fit` and `sweep` go through here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featcache.errors import HeadError
+from heads.base import HeadClassifier
+from heads.linear import LinearHead
+from heads.logits import as_head
+from heads.zero_shot import ZeroShot
+
+__all__ = ["Material", "fit_head", "head_class", "make_head", "parameters_of", "takes_selection"]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to fit from.
+
+    Attributes
+    ----------
+    train : image store (or one that acts as such, `FewShotStore`), None where there are only texts
+    texts : text stores of one class list and text tower; several make an ensemble
+    selection : image store on which hyper-parameters are chosen, None lets a head use its own folds
+    prior : fitted linear head that weights shrink towards, None for zero
+    """
+
+    train: Any = None
+    texts: Sequence[Any] = ()
+    selection: Any = None
+    prior: Any = None
+
+    def text_head(self) -> LinearHead:
+        """The zero-shot head of the texts."""
+        return as_head(ZeroShot().fit(list(self.texts))).linear()
+
+
+def head_class(name: str) -> type[HeadClassifier]:
+    """The class of a head.
+
+    Raises
+    ------
+    HeadError
+        For a name that `HEADS` lacks.
+    """
+    from heads import HEADS
+
+    if name not in HEADS:
+        raise HeadError(f"unknown head {name!r}; expected one of {', '.join(sorted(HEADS))}")
+    return HEADS[name]
+
+
+def parameters_of(name: str) -> list[str]:
+    """Names of a head's parameters that a setting may give: all but `prior`, which is a head itself."""
+    return sorted(set(head_class(name)().get_params()) - {"prior"})
+
+
+def make_head(name: str, parameters: Mapping[str, Any], prior: Any = None) -> HeadClassifier:
+    """An unfitted head.
+
+    Raises
+    ------
+    HeadError
+        For parameters that it does not have, a prior included.
+    """
+    known = parameters_of(name)
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise HeadError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}")
+    head: HeadClassifier = head_class(name)(**parameters)
+    if prior is not None:
+        if "prior" not in head.get_params():
+            raise HeadError(f"{name} shrinks towards nothing; leave the prior out, or fit a head that takes one")
+        head.set_params(prior=prior)
+    return head
+
+
+def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None = None) -> HeadClassifier:
+    """Fit one head.
+
+    Parameters
+    ----------
+    name : key of `HEADS`
+    material : what to fit from; parts that the head does not take are not touched
+    parameters : of its constructor
+
+    Raises
+    ------
+    HeadError
+        If the head needs texts or labelled rows and there are none, or does not have a parameter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> texts = SimpleNamespace(name="t", raw=np.eye(2, dtype=np.float32)[:, None], counts=np.array([1, 1]), dim=2,
+    ...     classnames=("cat", "dog"), templates=None, text_key="k", text_digest="d", logit_scale=100.0,
+    ...     logit_bias=None, encoder_name="tiny")
+    >>> fit_head("zero_shot", Material(texts=[texts])).predict([[0.6, 0.8]]).tolist()
+    [1]
+    """
+    kind = head_class(name)
+    head = make_head(name, parameters or {}, material.prior if "prior" in kind().get_params() else None)
+    if (kind.fits_on == "texts" or kind.takes_texts) and not material.texts:
+        raise HeadError(f"{name} needs a text store; name one that `featcache text` wrote (texts/NAME)")
+    if kind.fits_on == "texts":
+        return _fitted(head, list(material.texts))
+    if material.train is None:
+        raise HeadError(f"{name} fits from labelled rows; name an image store that `featcache encode` wrote")
+    options: dict[str, Any] = {"texts": material.text_head()} if kind.takes_texts else {}
+    if material.selection is not None and takes_selection(name):
+        options["selection"] = material.selection
+    return _fitted(head, material.train, **options)
+
+
+def _fitted(head: Any, X: Any, **options: Any) -> HeadClassifier:
+    """`head.fit`, whose keywords differ from head to head."""
+    fitted: HeadClassifier = head.fit(X, **options)
+    return fitted
+
+
+def takes_selection(name: str) -> bool:
+    """Whether a head chooses hyper-parameters, for which it can be given a split."""
+    kind: Any = head_class(name)
+    return "selection" in inspect.signature(kind.fit).parameters
