@@ -6,12 +6,12 @@ is paired with its text tower. A head fitted on bare arrays carries no identity 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featcache.errors import MismatchError
 
-__all__ = ["check_classes", "check_encoder", "split_id", "subset_by_name"]
+__all__ = ["check_classes", "check_encoder", "same_split", "split_id", "subset_by_name"]
 
 
 def check_encoder(provenance: dict[str, Any], dim: int, store: Any) -> None:
@@ -56,10 +56,18 @@ def check_classes(classnames: Sequence[str], store: Any, head: str = "head") -> 
         remedy = "pass class_subset=heads.subset_by_name(head.classnames, store.classnames) to keep only its classes"
     else:
         remedy = "encode the data with the head's class list, or fit the head on this one"
+    ours, others = set(classnames), set(theirs)
+    lacking, unknown = [repr(c) for c in classnames if c not in others], [repr(c) for c in theirs if c not in ours]
+    named = "".join(
+        f"; only {who} has {', '.join(some[:5])}{', ...' if len(some) > 5 else ''}"
+        for who, some in ((head, lacking), (repr(store.name), unknown))
+        if some
+    )
     at = next((i for i, (a, b) in enumerate(zip(classnames, theirs, strict=False)) if a != b), None)
     where = "" if at is None else f"; the first difference is class {at}: {classnames[at]!r} against {theirs[at]!r}"
     raise MismatchError(
-        f"{head} has {len(classnames)} classes and {store.name!r} has {len(theirs)}, and they differ{where}; {remedy}"
+        f"{head} has {len(classnames)} classes and {store.name!r} has {len(theirs)}, and they differ{where}{named}; "
+        f"{remedy}"
     )
 
 
@@ -95,3 +103,9 @@ def split_id(store: Any) -> dict[str, Any]:
     sample = getattr(store, "sample", None)
     identity = {key: getattr(store, key, None) for key in ("name", "split", "dataset_key", "labels_digest")}
     return identity if sample is None else {**identity, "sample": dict(sample)}
+
+
+def same_split(entry: Mapping[str, Any], store: Any) -> bool:
+    """Whether a record of `split_id` means this store's split, whatever became of its labels."""
+    identity = split_id(store)
+    return all(entry.get(key) == identity[key] for key in ("name", "split", "dataset_key"))

@@ -7,6 +7,8 @@ mean_per_class      mean over the classes that have rows of their recall; scikit
 _recall
 nll                 mean of ``logsumexp(logits) - logits[y]`` in nats, exact, never capped
 nll_capped          mean of ``-log(softmax(logits)[y] + 1e-8)``: Lipsum-FT's test NLL, at most 18.42 a row
+brier               mean of ``sum_c (p_c - [c == y])**2``, in [0, 2] (Brier 1950): the multi-class sum, so that two
+                    classes give twice ``sklearn.metrics.brier_score_loss``
 ece                 expected calibration error: 15 bins of equal width over the confidence (largest probability),
                     each closed on the right; sum over bins of ``|correct - confidence|``, weighted by rows
 =================== ===========================================================================================
@@ -14,31 +16,36 @@ ece                 expected calibration error: 15 bins of equal width over the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 
-__all__ = ["METRICS", "Metrics", "RowStatistics", "row_statistics"]
+__all__ = ["LOWER_IS_BETTER", "METRICS", "Metrics", "RowStatistics", "row_statistics"]
 
-METRICS = ("top1", "top5", "mean_per_class_recall", "nll", "nll_capped", "ece")
+METRICS = ("top1", "top5", "mean_per_class_recall", "nll", "nll_capped", "brier", "ece")
 """Keys of `Metrics.result`, in table order."""
+
+LOWER_IS_BETTER = frozenset({"nll", "nll_capped", "brier", "ece"})
+"""The metrics that are minimised."""
 
 _CAP = 1e-8
 
 
 class RowStatistics(NamedTuple):
-    """Per row: NLL in nats, rank of the label (0 is best), largest probability."""
+    """Per row: NLL in nats, rank of the label (0 is best), largest probability and its class, Brier score."""
 
     nll: NDArray[np.float64]
     rank: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    best: NDArray[np.int64]
+    brier: NDArray[np.float64]
 
 
 def row_statistics(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> RowStatistics:
-    """NLL, rank and confidence of each row of logits (n, C), from one exponential a logit.
+    """NLL, rank, confidence and the rest of each row of logits (n, C), from one exponential a logit.
 
     float16 and bfloat16 logits are widened first: at logit scale 100 they move the NLL visibly. Minus infinity masks a
     class out.
@@ -57,18 +64,22 @@ def row_statistics(logits: NDArray[np.floating], labels: NDArray[np.integer]) ->
         logits = logits.astype(np.float32)
     rows = np.arange(len(labels))
     target = logits[rows, labels]
-    largest = logits.max(axis=1)
+    best = logits.argmax(axis=1)  # of a NaN row the NaN's place
+    largest = logits[rows, best]
     if not np.isfinite(largest).all() or np.isnan(target).any():
         bad = np.flatnonzero(~np.isfinite(largest))[:10].tolist()
         raise HeadError(f"logits of rows {bad} are NaN, +inf, or all masked; check the features and the class subset")
-    total = np.exp(logits - largest[:, None]).sum(axis=1)
-    nll = np.log(total.astype(np.float64)) + (largest.astype(np.float64) - target)
+    exponentials = np.exp(logits - largest[:, None])
+    total = exponentials.sum(axis=1).astype(np.float64)
+    nll = np.log(total) + (largest.astype(np.float64) - target)
+    squares = np.einsum("nc,nc->n", exponentials, exponentials).astype(np.float64) / total**2
+    brier = np.maximum(squares - 2.0 * np.exp(-nll) + 1.0, 0.0)  # a sure row's terms cancel to a rounding error
     rank = (logits > target[:, None]).sum(axis=1)
     tied = (logits == target[:, None]).sum(axis=1) > 1
     if tied.any():
         earlier = np.arange(logits.shape[1]) < labels[tied, None]
         rank[tied] += ((logits[tied] == target[tied, None]) & earlier).sum(axis=1)
-    return RowStatistics(nll, rank, 1.0 / total.astype(np.float64))
+    return RowStatistics(nll, rank, 1.0 / total, best, brier)
 
 
 class Metrics:
@@ -94,11 +105,21 @@ class Metrics:
         if n_classes < 2 or bins < 1:
             raise HeadError(f"expected at least 2 classes and 1 bin, got {n_classes} and {bins}")
         self.n_classes, self.bins = n_classes, bins
-        self.n = 0
-        self._sums = np.zeros(4)  # top1, top5, nll, capped nll
+        self._count = np.zeros(1, np.int64)
+        self._sums = np.zeros(5)  # top1, top5, nll, capped nll, brier
         self._class_rows = np.zeros(n_classes, np.int64)
         self._class_hits = np.zeros(n_classes, np.int64)
         self._bin_gap = np.zeros(bins)  # sum over the bin's rows of correct - confidence
+
+    @property
+    def n(self) -> int:
+        """Rows added so far."""
+        return int(self._count[0])
+
+    @property
+    def sums(self) -> list[NDArray[Any]]:
+        """The accumulators themselves: those of several processes, added up in place, are those of all rows."""
+        return [self._count, self._sums, self._class_rows, self._class_hits, self._bin_gap]
 
     def update(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
         """Add a block.
@@ -123,12 +144,12 @@ class Metrics:
         """Add rows whose statistics are known (a kernel that never forms the logits computes them itself)."""
         hit = rows.rank == 0
         capped = -np.log(np.exp(-rows.nll) + _CAP)
-        self._sums += (hit.sum(), (rows.rank < 5).sum(), rows.nll.sum(), capped.sum())
+        self._sums += (hit.sum(), (rows.rank < 5).sum(), rows.nll.sum(), capped.sum(), rows.brier.sum())
         self._class_rows += np.bincount(labels, minlength=self.n_classes)
         self._class_hits += np.bincount(labels[hit], minlength=self.n_classes)
         places = np.clip(np.ceil(rows.confidence * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
         self._bin_gap += np.bincount(places, weights=hit - rows.confidence, minlength=self.bins)
-        self.n += len(labels)
+        self._count += len(labels)
 
     def result(self) -> dict[str, float]:
         """The metrics of `METRICS`: fractions in [0, 1], NLL in nats.
@@ -140,8 +161,8 @@ class Metrics:
         """
         if not self.n:
             raise HeadError("no rows were evaluated; the store has no valid row")
-        top1, top5, nll, capped = (self._sums / self.n).tolist()
+        top1, top5, nll, capped, brier = (self._sums / self.n).tolist()
         present = self._class_rows > 0
         recall = float((self._class_hits[present] / self._class_rows[present]).mean())
         ece = float(np.abs(self._bin_gap).sum() / self.n)
-        return dict(zip(METRICS, (top1, top5, recall, nll, capped, ece), strict=True))
+        return dict(zip(METRICS, (top1, top5, recall, nll, capped, brier, ece), strict=True))

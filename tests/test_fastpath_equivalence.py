@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from heads import LinearHead, interpolate
-from heads.evaluate import _all_logits, _Job
 from heads.metrics import row_statistics
+from heads.scoring import Job, all_logits
 from heads.solvers.eigh_path import Spectrum, decompose
 from heads.solvers.leave_one_out import leave_one_out_errors, squared_errors
 from heads.solvers.moments import Moments
@@ -162,10 +162,10 @@ def test_logits_along_an_interpolation(seed: int, n: int, n_classes: int, alphas
     ends = [LinearHead(100 * rng.normal(size=(n_classes, 8)), rng.normal(size=n_classes), names) for _ in range(2)]
     X = unit_rows(rng, n, 8, 1.0)
     path = interpolate(ends[0], ends[1], alphas)
-    jobs = [_Job(head, (0, 1), None) for head in path]
+    jobs = [Job(head, (0, 1), None) for head in path]
     w = [head.weights.astype(np.float64) for head in ends]
     b = [head.bias.astype(np.float64) for head in ends]
-    for alpha, head, found in zip(alphas, path, _all_logits(jobs, X), strict=True):
+    for alpha, head, found in zip(alphas, path, all_logits(jobs, X), strict=True):
         truth = X.astype(np.float64) @ ((1 - alpha) * w[0] + alpha * w[1]).T + (1 - alpha) * b[0] + alpha * b[1]
         naive = head.logits(X)
         assert np.abs(found - truth).max() <= np.abs(naive - truth).max() + 2e-4

@@ -50,6 +50,7 @@ METRICS: dict[str, Metric] = {
     "mean_per_class_recall": Metric("Mean per-class recall", "%", 100, 1, True),
     "nll": Metric("NLL", "nats", 1, 3, False),
     "nll_capped": Metric("NLL, capped", "nats", 1, 3, False),
+    "brier": Metric("Brier score", "0 to 2", 1, 3, False),
     "ece": Metric("Calibration error", "%", 100, 1, False),
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+import heads.scoring
 from featcache.errors import HeadError, MismatchError
 from heads import LinearHead, Ridge, ZeroShot, append_rows, choose, evaluate, interpolate
 
@@ -26,11 +27,16 @@ def test_a_path_costs_two_products_and_equals_direct_evaluation(
     store = images(n=300, noise=0.6, split="test", dataset_key="data-2", block_rows=300)
     path = interpolate(*ends, ALPHAS)
     direct = evaluate([LinearHead(h.weights, h.bias, h.classnames, "h", h.provenance) for h in path], [store])
-    calls = []
-    original = LinearHead.logits
-    monkeypatch.setattr(LinearHead, "logits", lambda self, X: calls.append(1) or original(self, X))
+    products: list[tuple[int, int]] = []
+    door = heads.scoring.linear_nll
+
+    def counted(X: Any, weights: Any, *rest: Any, alphas: Any, **options: Any) -> Any:
+        products.append((len(weights), len(alphas)))
+        return door(X, weights, *rest, alphas=alphas, **options)
+
+    monkeypatch.setattr(heads.scoring, "linear_nll", counted)
     rows = evaluate(path, [store])
-    assert len(calls) == 2  # for 11 alphas and one block
+    assert products == [(2, 11)]  # two products for 11 alphas and one block
     for row, wanted, alpha in zip(rows, direct, ALPHAS, strict=True):
         assert row["alpha"] == alpha
         assert isinstance(row["alpha"], float)
@@ -94,9 +100,9 @@ def test_class_lists_that_differ_are_refused_with_the_remedy(ends: tuple[Any, An
 
 
 def test_nothing_to_do_is_an_error(ends: tuple[Any, Any], images: Any) -> None:
-    for heads, stores in (([], [images()]), ([ends[0]], [])):
+    for judged, stores in (([], [images()]), ([ends[0]], [])):
         with pytest.raises(HeadError, match="at least one"):
-            evaluate(heads, stores)
+            evaluate(judged, stores)
 
 
 @pytest.mark.parametrize("metric", ["top1", "nll"])
