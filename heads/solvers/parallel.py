@@ -36,7 +36,7 @@ def one_blas_thread() -> Iterator[int]:
         yield threads
 
 
-def map_pieces(blocks: Blocks, function: Callable[..., Result]) -> Iterator[Result]:
+def map_pieces(blocks: Blocks, function: Callable[..., Result], *, rows: int = PIECE_ROWS) -> Iterator[Result]:
     """`function(X (n, D), *columns (n, ...))` of each piece of each block, in order.
 
     As many pieces run at once as BLAS was allowed threads. All pieces of a block are done before the next block is
@@ -44,14 +44,15 @@ def map_pieces(blocks: Blocks, function: Callable[..., Result]) -> Iterator[Resu
 
     Examples
     --------
+    >>> import numpy as np
     >>> X, y = np.arange(10_000.0).reshape(-1, 1), np.zeros(10_000, int)
     >>> list(map_pieces([(X, y)], lambda x, _: len(x)))
     [2048, 2048, 2048, 2048, 1808]
     """
     with one_blas_thread() as threads, ThreadPoolExecutor(threads) as executor:
         for block in blocks:
-            rows = len(block[0])
-            for first in range(0, rows, 8 * threads * PIECE_ROWS):  # bounds the results that wait to be taken
-                stop = min(first + 8 * threads * PIECE_ROWS, rows)
-                pieces = [slice(start, min(start + PIECE_ROWS, stop)) for start in range(first, stop, PIECE_ROWS)]
+            total = len(block[0])
+            for first in range(0, total, 8 * threads * rows):  # bounds the results that wait to be taken
+                stop = min(first + 8 * threads * rows, total)
+                pieces = [slice(start, min(start + rows, stop)) for start in range(first, stop, rows)]
                 yield from executor.map(function, *([column[piece] for piece in pieces] for column in block))
