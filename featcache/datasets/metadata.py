@@ -138,8 +138,8 @@ def metadata_bytes(metadata: Mapping[str, npt.NDArray[Any]]) -> bytes:
     return sink.getvalue()
 
 
-def metadata_from(path: Path) -> Columns:
-    """The columns of a Parquet file that `metadata_bytes` made."""
+def metadata_from(path: Path | io.BytesIO) -> Columns:
+    """The columns of a Parquet file (or its content) that `metadata_bytes` made."""
     from pyarrow import parquet
 
     table = parquet.read_table(path)

@@ -1,0 +1,117 @@
+"""Files at ``http://``, ``https://`` and ``s3://`` addresses, read by ranges: sources' only door to obstore.
+
+s3 takes region, endpoint and credentials from the environment, as stores do (`featcache.store.s3`).
+"""
+
+import io
+from datetime import timedelta
+from functools import cache
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from featcache.errors import DatasetError, MissingExtraError
+
+__all__ = ["BLOCK", "RemoteReader", "is_remote", "open_remote", "read_range", "read_remote", "stat_remote"]
+
+SCHEMES = ("http", "https", "s3")
+BLOCK = 1 << 20
+"""Bytes a request while a file is gone through from front to back."""
+RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=120)}
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is an address rather than a local path."""
+    return place.partition("://")[0].lower() in SCHEMES and "://" in place
+
+
+@cache
+def _http_client(scheme: str, host: str) -> Any:
+    try:
+        from obstore.store import HTTPStore
+    except ImportError as error:
+        raise MissingExtraError(f"{scheme}:// needs obstore: pip install 'featcache[s3]'") from error
+    options = {"allow_http": True}
+    return HTTPStore.from_url(f"{scheme}://{host}", client_options=options, retry_config=RETRIES)  # type: ignore[arg-type]
+
+
+def _place(url: str) -> tuple[Any, str]:
+    parts = urlsplit(url)
+    if parts.query or parts.fragment or not parts.netloc:
+        raise DatasetError(f"{url}: expected scheme://host/path, without '?' or '#'; download the file instead")
+    if parts.scheme == "s3":
+        from featcache.store.s3 import client
+
+        return client(parts.netloc), unquote(parts.path).lstrip("/")
+    return _http_client(parts.scheme, parts.netloc), unquote(parts.path).lstrip("/")
+
+
+def _request(url: str, what: str, **arguments: Any) -> Any:
+    client, path = _place(url)
+    import obstore
+    from obstore.exceptions import BaseError
+
+    try:
+        return getattr(obstore, what)(client, path, **arguments)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url}: no such file") from error
+    except BaseError as error:
+        raise OSError(
+            f"{url}: cannot be read ({str(error).splitlines()[0]}); check the address and the network"
+        ) from error
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    """Some bytes of a file.
+
+    Raises
+    ------
+    OSError
+        The address cannot be read, or has fewer bytes.
+    """
+    content = bytes(_request(url, "get_range", start=start, length=size)) if size else b""
+    if len(content) != size:
+        raise OSError(f"{url}: got {len(content):,} bytes at {start:,}, expected {size:,}: has the file changed?")
+    return content
+
+
+def read_remote(url: str) -> bytes:
+    """A whole, small file; OSError where it cannot be read."""
+    return bytes(_request(url, "get").bytes())
+
+
+def stat_remote(url: str) -> tuple[int, int]:
+    """Size in bytes, and time of the last modification in ns; OSError where it cannot be had."""
+    found = _request(url, "head")
+    return int(found["size"]), int(found["last_modified"].timestamp()) * 10**9
+
+
+class RemoteReader(io.RawIOBase):
+    """A remote file as one that can be read and sought in; `open_remote` puts a buffer of `BLOCK` bytes before it."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self.url, self.size, self.position = url, size, 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position; costs no request."""
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, at the file's end a part of it, in one request."""
+        count = max(0, min(len(buffer), self.size - self.position))
+        buffer[:count] = read_range(self.url, self.position, count)
+        self.position += count
+        return count
+
+
+def open_remote(url: str) -> io.BufferedReader:
+    """A remote file opened for reading, in requests of `BLOCK` bytes."""
+    return io.BufferedReader(RemoteReader(url, stat_remote(url)[0]), BLOCK)

@@ -1,0 +1,116 @@
+"""From ``DIR``, ``shards/train-{000..127}.tar`` or ``*.tar`` to a list of shards, local or remote."""
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from featcache.datasets.files import local_path
+from featcache.datasets.image_folder import WHOLE
+from featcache.datasets.list_file import PLACEHOLDER
+from featcache.datasets.remote import is_remote, read_remote
+from featcache.errors import DatasetError
+
+__all__ = ["expand_braces", "expand_shards"]
+
+BRACE = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+MAX_SHARDS = 1_000_000
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand ``{000..127}`` and ``{a,b}`` as shells do; numbers keep their leading zeros.
+
+    Raises
+    ------
+    DatasetError
+        Where a brace is left alone, or there are more than a million shards.
+
+    Examples
+    --------
+    >>> expand_braces("{a,b}-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
+    """
+    found = BRACE.search(pattern)
+    if not found:
+        if "{" in pattern or "}" in pattern:
+            raise DatasetError(f"{pattern}: a brace without its partner; expected {{000..127}} or {{a,b}}")
+        return [pattern]
+    rest = expand_braces(pattern[found.end() :])
+    middle = _alternatives(found[1], pattern)
+    if len(rest) * len(middle) > MAX_SHARDS:
+        raise DatasetError(f"{pattern}: more than {MAX_SHARDS:,} shards; correct the range")
+    head = pattern[: found.start()]
+    if "{" in head or "}" in head:
+        raise DatasetError(f"{pattern}: braces within braces; expected {{000..127}} or {{a,b}}")
+    return [head + part + tail for part in middle for tail in rest]
+
+
+def _alternatives(inner: str, pattern: str) -> list[str]:
+    found = RANGE.fullmatch(inner)
+    if not found:
+        if "," not in inner:
+            raise DatasetError(f"{pattern}: got {{{inner}}}; expected {{000..127}} or {{a,b}}")
+        return inner.split(",")
+    first, last = int(found[1][-18:]), int(found[2][-18:])
+    if not first <= last <= first + MAX_SHARDS:
+        raise DatasetError(f"{pattern}: got {{{inner}}}; expected a range from a smaller to a larger number")
+    width = len(found[1]) if found[1].startswith("0") or len(found[1]) == len(found[2]) else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]
+
+
+def expand_shards(pattern: str, split: str) -> list[str]:
+    """The shards of a split, in order.
+
+    Parameters
+    ----------
+    pattern : str
+        A folder, whose shards are ``SPLIT/*.tar`` (for ``all``: ``*.tar``; at an address as many as
+        ``SPLIT/nshards.txt`` says, ``0.tar`` on); or file names with ``{split}``, ``{000..127}``, ``{a,b}`` and,
+        locally, ``*``.
+    split : str
+
+    Raises
+    ------
+    DatasetError
+        Where there is none.
+    """
+    if not pattern:
+        raise DatasetError("webdataset: expected a folder or a pattern of tar files after the colon")
+    places = expand_braces(pattern.replace(PLACEHOLDER, split))
+    if is_remote(places[0]):
+        return [shard for place in places for shard in _remote(place.rstrip("/"), split)]
+    shards = [shard for place in places for shard in _local(str(local_path("webdataset", place)), split)]
+    if not shards:
+        raise DatasetError(f"webdataset:{pattern}: no tar file for split {split!r}; looked for {places[0]}")
+    return shards
+
+
+def _remote(place: str, split: str) -> list[str]:
+    if place.endswith(".tar"):
+        return [place]
+    try:
+        count = int(read_remote(f"{place}/{split}/nshards.txt"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{place}: expected addresses of tar files, such as {place}/{{000..127}}.tar, or a folder with "
+            f"{split}/nshards.txt ({error})"
+        ) from error
+    return [f"{place}/{split}/{number}.tar" for number in range(count)]
+
+
+def _local(place: str, split: str) -> list[str]:
+    if os.path.isdir(place):
+        folder = Path(place) if split == WHOLE else Path(place) / split
+        return sorted(map(str, folder.glob("*.tar")), key=_natural)
+    if os.path.isfile(place):
+        return [place]
+    if not glob.has_magic(place):
+        raise DatasetError(f"{place}: no such file; check the pattern, or fetch the missing shard")
+    return sorted(glob.glob(place), key=_natural)
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """2.tar comes before 10.tar."""
+    parts = re.split(r"([0-9]+)", path)
+    return [(int(part), part) if place % 2 else (-1, part) for place, part in enumerate(parts)]
