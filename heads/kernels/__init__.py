@@ -20,10 +20,13 @@ __all__ = ["IMPLS", "Implementation", "Problem", "Tally", "available", "linear_n
 IMPLS: dict[str, str] = {
     "reference": "heads.kernels.reference",
     "chunked": "heads.kernels.chunked",
+    "cpu": "heads.kernels.cpu",
+    "cuda": "heads.kernels.cuda",
+    "triton": "heads.kernels.triton",
 }
 """Module of each implementation by its name; imported when used."""
 
-AUTO: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ()}
+AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 """What ``impl="auto"`` tries for features on a device, in order, before the chunked one, which runs anywhere."""
 
 

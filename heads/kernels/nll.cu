@@ -31,8 +31,10 @@ struct Running {
 };
 
 struct Outputs {
-    float *nll, *confidence, *brier;
-    int *rank, *predicted;
+    float* nll;
+    int* rank;
+    float *confidence, *brier;
+    int* predicted;
 };
 
 __device__ __forceinline__ float negative_infinity() { return __int_as_float(0xff800000); }
@@ -61,15 +63,17 @@ __device__ __forceinline__ void drop_padding(int column, int classes, float (&z)
 }
 
 // Logits that rank before the label's: the larger ones, and equal ones of earlier columns.
-__device__ __forceinline__ int outranked(const float (&z)[WIDTH], int column, int label, float target, float below) {
+__device__ __forceinline__ int outranked(const float (&z)[WIDTH], int column, int label, float target) {
     int count = 0;
-    const float bar = column < label ? below : target;  // z > below is z >= target
+    if (column + WIDTH <= label) {
 #pragma unroll
-    for (int i = 0; i < WIDTH; ++i) count += z[i] > bar;
-    if (column < label && label < column + WIDTH) {  // these four straddle the label: count them one by one
-        count = 0;
+        for (int i = 0; i < WIDTH; ++i) count += z[i] >= target;
+    } else if (column > label) {
 #pragma unroll
-        for (int i = 0; i < WIDTH; ++i) count += column + i < label ? z[i] > below : z[i] > target;
+        for (int i = 0; i < WIDTH; ++i) count += z[i] > target;
+    } else {  // these four hold the label
+#pragma unroll
+        for (int i = 0; i < WIDTH; ++i) count += column + i < label ? z[i] >= target : z[i] > target;
     }
     return count;
 }
@@ -128,7 +132,7 @@ __device__ __forceinline__ long long warp_index() {
 extern "C" __global__ void __launch_bounds__(256)
     nll_heads(const float* __restrict__ tile, const float* __restrict__ bias, const float* __restrict__ scale,
               const long long* __restrict__ labels, int rows, int heads, int classes, int stride, long long out_stride,
-              float* nll, float* confidence, float* brier, int* rank, int* predicted) {
+              float* nll, int* rank, float* confidence, float* brier, int* predicted) {
     const long long warp = warp_index();
     if (warp >= static_cast<long long>(rows) * heads) return;
     const int head = static_cast<int>(warp % heads);
@@ -139,25 +143,24 @@ extern "C" __global__ void __launch_bounds__(256)
     const float* shift = bias == nullptr ? nullptr : bias + static_cast<long long>(head) * stride;
     const float factor = scale[head];
     const float target = logit(mine[label], factor, shift == nullptr ? 0.0f : shift[label]);
-    const float below = nextafterf(target, negative_infinity());
     Running run = {LOWEST, 0.0f, 0.0f, 0, 0x7fffffff};
 #pragma unroll 2
     for (int column = WIDTH * lane; column < classes; column += WIDTH * LANES) {
         float z[WIDTH];
         load(mine, shift, factor, column, z);
         drop_padding(column, classes, z);
-        run.above += outranked(z, column, label, target, below);
+        run.above += outranked(z, column, label, target);
         absorb(run, z, column);
     }
     meet(run);
-    if (lane == 0) write(run, target, head * out_stride + row, {nll, confidence, brier, rank, predicted});
+    if (lane == 0) write(run, target, head * out_stride + row, {nll, rank, confidence, brier, predicted});
 }
 
 // One warp a row and group of alphas, on tiles of two heads; bias is (2, stride) or null, scale (2,).
 extern "C" __global__ void __launch_bounds__(256)
     nll_alphas(const float* __restrict__ tile, const float* __restrict__ bias, const float* __restrict__ scale,
                const float* __restrict__ alphas, const long long* __restrict__ labels, int rows, int n_alphas,
-               int classes, int stride, long long out_stride, float* nll, float* confidence, float* brier, int* rank,
+               int classes, int stride, long long out_stride, float* nll, int* rank, float* confidence, float* brier,
                int* predicted) {
     const int groups = (n_alphas + GROUP - 1) / GROUP;
     const long long warp = warp_index();
@@ -170,13 +173,12 @@ extern "C" __global__ void __launch_bounds__(256)
     const float* shift = bias == nullptr ? nullptr : bias + stride;
     const float ends[2] = {logit(mine[label], scale[0], bias == nullptr ? 0.0f : bias[label]),
                            logit(mine[stride + label], scale[1], shift == nullptr ? 0.0f : shift[label])};
-    float alpha[GROUP], target[GROUP], below[GROUP];
+    float alpha[GROUP], target[GROUP];
     Running run[GROUP];
 #pragma unroll
     for (int k = 0; k < GROUP; ++k) {
         alpha[k] = alphas[min(first + k, n_alphas - 1)];
         target[k] = between(ends[0], ends[1], alpha[k]);
-        below[k] = nextafterf(target[k], negative_infinity());
         run[k] = {LOWEST, 0.0f, 0.0f, 0, 0x7fffffff};
     }
     for (int column = WIDTH * lane; column < classes; column += WIDTH * LANES) {
@@ -189,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
             for (int i = 0; i < WIDTH; ++i) z[i] = between(one[i], two[i], alpha[k]);
             drop_padding(column, classes, z);
-            run[k].above += outranked(z, column, label, target[k], below[k]);
+            run[k].above += outranked(z, column, label, target[k]);
             absorb(run[k], z, column);
         }
     }
@@ -197,6 +199,6 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int k = 0; k < GROUP; ++k) {
         meet(run[k]);
         if (lane == 0 && first + k < n_alphas)
-            write(run[k], target[k], (first + k) * out_stride + row, {nll, confidence, brier, rank, predicted});
+            write(run[k], target[k], (first + k) * out_stride + row, {nll, rank, confidence, brier, predicted});
     }
 }

@@ -1,0 +1,256 @@
+"""Row statistics on an NVIDIA GPU: products into a tile that stays in the L2 cache, and one kernel that reads it once.
+
+A tile is as many rows and heads as `TILE_BYTES` hold in float32. cuBLAS writes it (through torch, in the inputs' type,
+with float32 sums), and `nll.cu` takes each logit once: maximum, log-sum-exp, rank of the label, largest probability,
+Brier score and best column. Along an interpolation the tile holds the two ends, and all alphas come from one pass.
+
+Products of float32 inputs follow torch's own switch (``torch.set_float32_matmul_precision``): TF32 where it is on.
+
+The kernel runs on torch's current stream of the features' device, through CuPy, which compiles it at first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+
+from featcache.errors import HeadError, MissingExtraError
+from heads.kernels.problem import Problem
+from heads.kernels.tally import RowValues, Tally
+
+__all__ = ["TILE_BYTES", "Packed", "Tiling", "kernel_source", "pack", "require", "row_values", "run"]
+
+TILE_BYTES = 24 * 2**20
+"""Bytes of a tile of logits. The L2 caches of an A100, H100 and H200 hold 40 to 60 MB, weights and features too."""
+
+CELLS = 2**22
+"""Rows times heads whose statistics are held before they are summed: 80 MiB of them."""
+
+_LANES, _THREADS = 32, 256
+_ALIGN = 8  # columns of a head; the kernel loads 4 logits at once, and cuBLAS likes 16-byte rows of half precision
+_ROWS = 128  # of a tile, in whole blocks of cuBLAS's kernels
+_GROUP = 7  # alphas that a warp takes; GROUP of nll.cu
+_WORD = 4  # bytes of every output
+
+Launch = Callable[..., None]
+"""``launch(kernel, warps, *arguments)``; arguments are numpy scalars, pointers are uint64."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Heads side by side, as the product and the kernel want them.
+
+    `weights` (H * stride, D) in the type of the product, `bias` (H, stride) float32 or None, `scale` (H,) float32;
+    columns from C to `stride` of a head are zero.
+    """
+
+    weights: torch.Tensor
+    bias: torch.Tensor | None
+    scale: torch.Tensor
+    stride: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How many rows and heads one tile holds."""
+
+    rows: int
+    heads: int
+
+    @classmethod
+    def of(cls, n: int, n_heads: int, stride: int, together: bool, tile_bytes: int) -> Tiling:
+        """Whole blocks of rows first, then heads; `together` keeps all heads in one tile.
+
+        Examples
+        --------
+        >>> Tiling.of(50_000, 16, 1000, together=False, tile_bytes=TILE_BYTES)
+        Tiling(rows=6272, heads=1)
+        >>> Tiling.of(100, 16, 1000, together=False, tile_bytes=TILE_BYTES)
+        Tiling(rows=100, heads=16)
+        """
+        places = max(tile_bytes // (_WORD * stride), _ROWS)  # rows times heads
+        if together:
+            places = max(places // n_heads, 1)
+        rows = min(n, places // _ROWS * _ROWS if places >= _ROWS else places)
+        return cls(rows, n_heads if together else min(max(places // rows, 1), n_heads))
+
+
+def require(problem: Problem) -> None:
+    """CUDA features, float32 at the widest, linear heads, and CuPy."""
+    if problem.features.device.type != "cuda":
+        raise HeadError(f"features are on {problem.features.device}; the cuda implementation takes them from a GPU")
+    if problem.dtype == torch.float64:
+        raise HeadError("the cuda implementation computes in float32; cast, or use impl='chunked' for float64")
+    if problem.mean_probabilities:
+        raise HeadError("the cuda implementation does not average probabilities; use impl='chunked'")
+    _cupy()
+
+
+def run(problem: Problem) -> Tally:
+    """The tally, over blocks of rows whose statistics are summed on the GPU."""
+    return _run(problem, _launcher(problem.features.device), TILE_BYTES)
+
+
+def kernel_source() -> str:
+    """The CUDA C++ source, as shipped."""
+    return files("heads.kernels").joinpath("nll.cu").read_text(encoding="utf-8")
+
+
+def _run(problem: Problem, launch: Launch, tile_bytes: int) -> Tally:
+    packed, n = pack(problem), len(problem.labels)
+    step = max(CELLS // problem.n_heads, 1)
+    blocks = (problem.rows(start, min(start + step, n)) for start in range(0, n, step))
+    return Tally.joined(Tally.of_rows(row_values(block, packed, launch, tile_bytes), block) for block in blocks)
+
+
+def pack(problem: Problem) -> Packed:
+    """Copy the heads side by side, in the wider type of features and weights."""
+    device, n_classes, dim = problem.features.device, problem.n_classes, problem.features.shape[1]
+    stride, n_heads = -(-n_classes // _ALIGN) * _ALIGN, len(problem.weights)
+    kind = problem.features.dtype
+    for head in problem.weights:
+        kind = torch.promote_types(kind, head.dtype)
+    weights = torch.zeros(n_heads, stride, dim, dtype=kind, device=device)
+    for place, head in zip(weights, problem.weights, strict=True):
+        place[:n_classes].copy_(head)
+    bias = None
+    if any(b is not None for b in problem.biases):
+        bias = torch.zeros(n_heads, stride, device=device)
+        for place, given in zip(bias, problem.biases, strict=True):
+            if given is not None:
+                place[:n_classes].copy_(given)
+    scale = torch.tensor(problem.scales, dtype=torch.float32, device=device)
+    return Packed(weights.view(n_heads * stride, dim), bias, scale, stride)
+
+
+def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int = TILE_BYTES) -> RowValues:
+    """Statistics (H or K, n) of the rows, tile by tile."""
+    n, n_given = len(problem.labels), len(packed.scale)
+    together = problem.alphas is not None
+    tiling = Tiling.of(n, n_given, packed.stride, together, tile_bytes)
+    out = _outputs(problem)
+    tile = problem.features.new_empty(tiling.rows * tiling.heads * packed.stride, dtype=torch.float32)
+    features, labels = problem.features.to(packed.weights.dtype), problem.labels.contiguous()
+    pass_ = _Pass(packed, launch, out, labels, problem.n_classes, _coefficients(problem))
+    for start in range(0, n, tiling.rows):
+        x = features[start : start + tiling.rows]
+        for head in range(0, n_given, tiling.heads):
+            count = min(tiling.heads, n_given - head)
+            width = count * packed.stride
+            weights = packed.weights[head * packed.stride : head * packed.stride + width]
+            _product(x, weights, tile[: len(x) * width].view(len(x), width))
+            pass_(tile, start, len(x), head, count)
+    return RowValues(*out)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One launch of the kernel on a tile."""
+
+    packed: Packed
+    launch: Launch
+    out: list[torch.Tensor]
+    labels: torch.Tensor
+    n_classes: int
+    alphas: torch.Tensor | None
+
+    def __call__(self, tile: torch.Tensor, start: int, rows: int, head: int, count: int) -> None:
+        packed, n = self.packed, len(self.labels)
+        bias = _pointer(packed.bias, head * packed.stride)
+        ends = [_pointer(tile), bias, _pointer(packed.scale, head)]
+        labels = np.uint64(self.labels.data_ptr() + start * self.labels.element_size())
+        shape = [np.int32(self.n_classes), np.int32(packed.stride), np.int64(n)]
+        out = [_pointer(values, head * n + start) for values in self.out]
+        out += [np.uint64(0)] * (5 - len(out))  # nobody asked for the best column
+        if self.alphas is None:
+            self.launch("nll_heads", rows * count, *ends, labels, np.int32(rows), np.int32(count), *shape, *out)
+            return
+        k = len(self.alphas)
+        warps = rows * -(-k // _GROUP)
+        self.launch(
+            "nll_alphas", warps, *ends, _pointer(self.alphas), labels, np.int32(rows), np.int32(k), *shape, *out
+        )
+
+
+def _coefficients(problem: Problem) -> torch.Tensor | None:
+    if problem.alphas is None:
+        return None
+    return torch.tensor(problem.alphas, dtype=torch.float32, device=problem.features.device)
+
+
+def _outputs(problem: Problem) -> list[torch.Tensor]:
+    """NLL, rank, confidence, Brier score and, where confusion counts are wanted, best column: each (H, n)."""
+    shape, device = (problem.n_heads, len(problem.labels)), problem.features.device
+    kinds = [torch.float32, torch.int32, torch.float32, torch.float32] + [torch.int32] * problem.confusion
+    return [torch.empty(shape, dtype=kind, device=device) for kind in kinds]
+
+
+def _pointer(tensor: torch.Tensor | None, offset: int = 0) -> np.uint64:
+    """Address of an element of a tensor of 4-byte numbers; 0 for no tensor."""
+    return np.uint64(0 if tensor is None else tensor.data_ptr() + _WORD * offset)
+
+
+def _product(x: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
+    """``x @ weights.T`` with float32 sums into a float32 tile.
+
+    Half precision is widened where torch has no such product (before 2.8, and on a CPU): the same numbers, slower.
+    """
+    if x.dtype == torch.float32:
+        torch.mm(x, weights.T, out=out)
+    elif x.is_cuda and hasattr(torch.ops.aten.mm, "dtype_out"):
+        torch.ops.aten.mm.dtype_out(x, weights.T, torch.float32, out=out)
+    else:
+        torch.mm(x.float(), weights.float().T, out=out)
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise MissingExtraError(
+            "the cuda implementation needs CuPy; pip install 'featcache[cuda]' (or cupy-cuda12x for CUDA 12)"
+        ) from error
+    return cupy
+
+
+@lru_cache
+def _module(device: int) -> Any:
+    """The compiled source on one device."""
+    cupy = _cupy()
+    with cupy.cuda.Device(device):
+        return cupy.RawModule(code=kernel_source(), options=("-std=c++17", f"-DGROUP={_GROUP}"))
+
+
+class _TorchStream:
+    """torch's current stream of a device, in the words of the CUDA stream protocol."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.address = int(torch.cuda.current_stream(device).cuda_stream)
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
+
+
+def _launcher(device: torch.device) -> Launch:
+    """Launches on a device, on the stream that is torch's when the launcher is made."""
+    cupy = _cupy()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    module, torch_stream = _module(index), _TorchStream(device)
+    if hasattr(cupy.cuda.Stream, "from_external"):
+        stream = cupy.cuda.Stream.from_external(torch_stream)
+    else:  # CuPy before 14
+        stream = cupy.cuda.ExternalStream(torch_stream.address, index)
+    kernels = {name: module.get_function(name) for name in ("nll_heads", "nll_alphas")}
+
+    def launch(kernel: str, warps: int, *arguments: np.generic) -> None:
+        blocks = -(-warps * _LANES // _THREADS)
+        with cupy.cuda.Device(index), stream:
+            kernels[kernel]((blocks,), (_THREADS,), arguments)
+
+    return launch
