@@ -29,6 +29,8 @@ class ZeroShot(LinearClassifier):
         Indices or template strings to use; None uses every prompt.
     weights
         One non-negative weight a text store; None weighs them alike.
+    template_weights
+        One non-negative weight a chosen template, such as those of `heads.template_weights`; None weighs them alike.
 
     Attributes
     ----------
@@ -49,9 +51,15 @@ class ZeroShot(LinearClassifier):
     name = "zero_shot"
     fits_on = "texts"
 
-    def __init__(self, templates: Sequence[int | str] | None = None, weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        templates: Sequence[int | str] | None = None,
+        weights: Sequence[float] | None = None,
+        template_weights: Sequence[float] | None = None,
+    ) -> None:
         self.templates = templates
         self.weights = weights
+        self.template_weights = template_weights
 
     def fit(self, X: Any, y: None = None) -> Self:
         """Build the weights from one text store or a list of them; `y` is ignored.
@@ -71,7 +79,8 @@ class ZeroShot(LinearClassifier):
         if first.logit_scale is None:
             raise HeadError(f"text store {first.name!r} carries no logit scale; encode texts with a CLIP-style model")
         shares = _shares(self.weights, len(stores))
-        mixed = sum(w * class_vectors(store, self.templates) for w, store in zip(shares, stores, strict=True))
+        vectors = [class_vectors(store, self.templates, self.template_weights) for store in stores]
+        mixed = sum(w * rows for w, rows in zip(shares, vectors, strict=True))
         self.classnames_ = tuple(first.classnames)
         self.classes_ = np.arange(len(self.classnames_))
         self.n_features_in_ = int(first.dim)
@@ -87,6 +96,7 @@ class ZeroShot(LinearClassifier):
         params = {
             "templates": None if chosen is None else [t if isinstance(t, str) else int(t) for t in chosen],
             "weights": shares.tolist(),
+            "template_weights": None if self.template_weights is None else [float(w) for w in self.template_weights],
             "logit_scale": float(stores[0].logit_scale),
         }
         blank = {"split": None, "dataset_key": None, "labels_digest": None}
@@ -94,16 +104,19 @@ class ZeroShot(LinearClassifier):
         return self._provenance(params, None, text_digest=stores[0].text_digest, fitted_on=fitted_on)
 
 
-def class_vectors(store: Any, templates: Sequence[int | str] | None = None) -> NDArray[np.float64]:
-    """Unit vector (C, D) of each class: the mean of its chosen unit-length prompts, normalised."""
+def class_vectors(
+    store: Any, templates: Sequence[int | str] | None = None, weights: Sequence[float] | None = None
+) -> NDArray[np.float64]:
+    """Unit vector (C, D) of each class: the (weighted) mean of its chosen unit-length prompts, normalised."""
     raw, counts = np.asarray(store.raw), np.asarray(store.counts)
     chosen = np.arange(raw.shape[1]) if templates is None else _template_indices(store, templates)
-    present = chosen[None, :] < counts[:, None]  # (C, T'); prompt files give classes different numbers of prompts
+    shares = np.ones(len(chosen)) if weights is None else _shares(weights, len(chosen), "template")
+    present = (chosen[None, :] < counts[:, None]) * shares  # (C, T'): classes of prompt files differ in prompts
     empty = [store.classnames[c] for c in np.flatnonzero(~present.any(axis=1))]
     if empty:
         raise HeadError(f"no prompt is left for {len(empty)} classes ({', '.join(empty[:5])}); choose other templates")
-    picked = np.where(present[:, :, None], raw[:, chosen].astype(np.float64), 0.0)
-    return _normalised(picked.sum(axis=1) / present.sum(axis=1, keepdims=True))
+    picked = np.where(present[:, :, None] > 0, raw[:, chosen].astype(np.float64), 0.0)
+    return _normalised((picked * present[:, :, None]).sum(axis=1) / present.sum(axis=1, keepdims=True))
 
 
 def _template_indices(store: Any, templates: Sequence[int | str]) -> NDArray[np.int64]:
@@ -127,11 +140,11 @@ def _template_indices(store: Any, templates: Sequence[int | str]) -> NDArray[np.
     return np.asarray(indices, dtype=np.int64)
 
 
-def _shares(weights: Sequence[float] | None, n: int) -> NDArray[np.float64]:
+def _shares(weights: Sequence[float] | None, n: int, what: str = "text store") -> NDArray[np.float64]:
     """Ensemble weights that sum to one."""
     shares = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
     if shares.shape != (n,) or not (np.isfinite(shares) & (shares >= 0)).all() or not shares.sum():
-        raise HeadError(f"weights must be {n} non-negative numbers, one a text store, got {weights!r}")
+        raise HeadError(f"weights must be {n} non-negative numbers, one a {what}, got {weights!r}")
     return np.asarray(shares / shares.sum())
 
 

@@ -1,0 +1,213 @@
+"""Weighted sums of linear heads: several models, prompts or probes as one head, with weights in closed form.
+
+Logits of one model add up as its weights do (`blend`); logits of several models add up on their features side by side
+(`ensemble`, for `heads.join`). Either way the result is an ordinary `LinearHead`: evaluation, interpolation, files and
+predictions need nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from featcache.errors import HeadError, MismatchError
+from featcache.version import __version__
+from heads.checks import split_id
+from heads.held_out import RowSampler
+from heads.joint import joint_key
+from heads.linear import LinearHead
+from heads.samples import is_store
+from heads.temperature import fit_temperature
+
+__all__ = ["blend", "ensemble", "stack"]
+
+
+def blend(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name: str = "blend") -> LinearHead:
+    """One head whose logits are ``sum_m w_m logits_m`` of M linear heads on the same features.
+
+    Parameters
+    ----------
+    heads : M fitted linear heads of one encoder and class list
+    weights : (M,), None weighs them alike (1/M)
+
+    Raises
+    ------
+    MismatchError
+        If class lists, widths, encoders or text towers differ.
+    HeadError
+        For weights that do not fit.
+
+    Examples
+    --------
+    >>> names = ("cat", "dog")
+    >>> a, b = LinearHead(np.eye(2), np.zeros(2), names), LinearHead(3 * np.eye(2), np.ones(2), names)
+    >>> blend([a, b]).weights.tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
+    """
+    members = [head.linear() for head in heads]
+    shares = _shares(weights, members)
+    keys = {key: _one(members, key) for key in ("encoder_key", "text_digest")}
+    if len({head.dim for head in members}) != 1:
+        raise MismatchError(f"heads of {[head.dim for head in members]} features; blend heads of one encoder")
+    total = sum(w * head.weights.astype(np.float64) for w, head in zip(shares, members, strict=True))
+    return _made(np.asarray(total), members, shares, name, keys)
+
+
+def ensemble(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name: str = "ensemble") -> LinearHead:
+    """One head whose logits are ``sum_m w_m logits_m`` of M linear heads, each on the features of its own encoder.
+
+    It takes the features of `heads.join` of stores in the same order.
+
+    Parameters
+    ----------
+    heads : M fitted linear heads of one class list: all zero-shot (bound to text towers), or all fitted on images
+    weights : (M,), None weighs them alike (1/M)
+
+    Raises
+    ------
+    MismatchError
+        If class lists differ.
+    HeadError
+        For weights that do not fit, or members of which only some are bound to an image encoder.
+    """
+    members = [head.linear() for head in heads]
+    shares = _shares(weights, members)
+    keys = {}
+    for key in ("encoder_key", "text_digest"):
+        found = [head.provenance.get(key) or "" for head in members]
+        if any(found) != all(found) and key == "encoder_key":
+            raise HeadError(
+                f"only some of {', '.join(head.name for head in members)} were fitted on images; an ensemble knows its "
+                "encoders by all of its members: make all zero-shot, or fit all"
+            )
+        keys[key] = joint_key(found) if all(found) else None
+    side_by_side = [w * head.weights.astype(np.float64) for w, head in zip(shares, members, strict=True)]
+    return _made(np.concatenate(side_by_side, axis=1), members, shares, name, keys)
+
+
+def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> LinearHead:
+    """The `blend` or `ensemble` with weights in closed form and a temperature, both from a selection split.
+
+    The weights are ``argmin_{w >= 0} || Y - sum_m w_m L_m ||^2`` over rows, with L_m the logits (N, C) of head m and Y
+    the one-hot labels, both less their mean over classes (a softmax does not see it): non-negative least squares from M
+    x M moments, one pass over the split (stacked regression, Breiman 1996). The temperature is that of maximum
+    likelihood.
+
+    Parameters
+    ----------
+    heads : M fitted linear heads, none of them fitted on the selection split
+    selection : a store for heads of one encoder, or a list of M stores of the same samples, one a head
+
+    Raises
+    ------
+    HeadError
+        If a head was fitted on the selection split, or no head helps to tell its classes apart.
+    """
+    members = [head.linear() for head in heads]
+    if is_store(selection):
+        stores, combine = [selection] * len(members), blend
+    else:
+        stores, combine = list(selection), ensemble
+    if len(stores) != len(members):
+        raise HeadError(f"{len(members)} heads and {len(stores)} stores; give one store, or one a head")
+    for head, store in zip(members, stores, strict=True):
+        head.check(store)
+        if any(entry.get("dataset_key") == store.dataset_key for entry in head.provenance.get("fitted_on", [])):
+            raise HeadError(f"{head.name} was fitted on {store.name}/{store.split}; stack on a split that fitted none")
+    gram, target, kept = _moments(members, stores)
+    weights, _ = nnls(gram, target)
+    if not weights.any():
+        raise HeadError(
+            f"no head tells the classes of {stores[0].name}/{stores[0].split} apart; check labels and order"
+        )
+    logits = np.einsum("m,mnc->nc", weights, kept[0])
+    stacked = combine(members, list(weights), name=name or "stack").with_temperature(fit_temperature(logits, kept[1]))
+    chosen = [{**split_id(store), "metric": "squared error", "candidates": len(members)} for store in stores[:1]]
+    return stacked.with_provenance({**stacked.provenance, "chosen_on": [*stacked.provenance["chosen_on"], *chosen]})
+
+
+def _moments(
+    members: Sequence[LinearHead], stores: Sequence[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """A root R (M, M) of the logits' moments with the matching right side, and a bounded share of logits and labels."""
+    n_classes, m = len(members[0].classnames), len(members)
+    gram, cross = np.zeros((m, m)), np.zeros(m)
+    keep = RowSampler(len(stores[0]), n_classes)
+    logits_kept: list[NDArray[np.float64]] = []
+    labels_kept: list[NDArray[np.int64]] = []
+    for parts in zip(*(_pieces(store) for store in stores), strict=True):
+        labels = parts[0][1]
+        logits = np.stack([head.logits(x).astype(np.float64) for head, (x, _) in zip(members, parts, strict=True)])
+        logits -= logits.mean(axis=2, keepdims=True)
+        gram += np.einsum("anc,bnc->ab", logits, logits, optimize=True)
+        cross += logits[:, np.arange(len(labels)), labels].sum(axis=1)
+        rows = keep(len(labels))
+        logits_kept.append(logits[:, rows])
+        labels_kept.append(np.asarray(labels[rows], np.int64))
+    values, vectors = np.linalg.eigh(gram)
+    sound = values > values.max(initial=0.0) * 1e-12
+    root = np.sqrt(values[sound])
+    factor = root[:, None] * vectors[:, sound].T
+    right = (vectors[:, sound].T @ cross) / root
+    return factor, right, (np.concatenate(logits_kept, axis=1), np.concatenate(labels_kept))
+
+
+def _pieces(store: Any, rows: int = 2048) -> Any:
+    """Blocks small enough that logits of many heads fit."""
+    for features, labels in store.blocks():
+        for start in range(0, len(labels), rows):
+            yield features[start : start + rows], labels[start : start + rows]
+
+
+def _shares(weights: Sequence[float] | None, members: Sequence[LinearHead]) -> NDArray[np.float64]:
+    if not members:
+        raise HeadError("got no heads; give at least one")
+    shares = np.full(len(members), 1.0 / len(members)) if weights is None else np.asarray(weights, np.float64)
+    if shares.shape != (len(members),) or not np.isfinite(shares).all():
+        raise HeadError(f"weights must be {len(members)} finite numbers, one a head, got {weights!r}")
+    first = members[0]
+    for other in members[1:]:
+        if other.classnames != first.classnames:
+            raise MismatchError(
+                f"{first.name} has {len(first.classnames)} classes, {other.name} has {len(other.classnames)}, and "
+                "their names or order differ; make both from the same class list"
+            )
+    return shares
+
+
+def _one(members: Sequence[LinearHead], key: str) -> str | None:
+    """The encoder or text tower that members are bound to, which must be one."""
+    found = list(dict.fromkeys(str(head.provenance[key]) for head in members if head.provenance.get(key)))
+    if len(found) > 1:
+        raise MismatchError(f"heads belong to {key} {' and '.join(found)}; `heads.ensemble` takes heads of many models")
+    return found[0] if found else None
+
+
+def _made(
+    total: NDArray[np.float64], members: Sequence[LinearHead], shares: NDArray[np.float64], name: str, keys: Any
+) -> LinearHead:
+    bias = sum(w * head.bias.astype(np.float64) for w, head in zip(shares, members, strict=True))
+    records = [head.provenance for head in members]
+    provenance = {
+        "head": name,
+        "params": {
+            "weights": shares.tolist(),
+            "members": [{"head": head.name, **head.provenance.get("params", {})} for head in members],
+        },
+        "classnames": list(members[0].classnames),
+        "fitted_on": [entry for record in records for entry in record.get("fitted_on", [])],
+        "chosen_on": [entry for record in records for entry in record.get("chosen_on", [])],
+        "featcache": __version__,
+        **keys,
+    }
+    return LinearHead(
+        total.astype(np.float32),
+        np.asarray(bias, np.float32),
+        members[0].classnames,
+        name=name,
+        provenance=provenance,
+    )
