@@ -1,0 +1,155 @@
+"""Products by BLAS into tiles that stay in the cache, and one fused pass over each (`heads.kernels.cpu_rows`).
+
+Pieces of rows run side by side, one BLAS thread and one tile each. Half-precision inputs are widened piece by piece:
+their products are then exact in float32, where torch's own half-precision product on a CPU rounds its result.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError, MissingExtraError
+from heads.kernels.problem import Problem
+from heads.kernels.tally import Tally
+from heads.solvers.parallel import map_pieces
+
+__all__ = ["require", "run"]
+
+_TILE = 2**20
+"""Logits of a tile: 4 MiB. Larger ones gain nothing, smaller ones cost BLAS its speed (5% at 256 rows)."""
+
+_ROWS = (128, 2048)
+"""Fewest and most rows of a tile."""
+
+Matrix = NDArray[np.float32]
+
+
+def require(problem: Problem) -> None:
+    """It takes float32 and half precision on the CPU."""
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("the CPU kernel needs numba; install it: pip install numba") from error
+    if problem.features.device.type != "cpu" or problem.dtype != torch.float32:
+        raise HeadError(
+            f"features are {problem.dtype} on {problem.features.device}; impl='cpu' takes float32, float16 and "
+            "bfloat16 on the CPU; use impl='chunked' or 'auto'"
+        )
+    if problem.mean_probabilities:
+        raise HeadError("impl='cpu' has no mean of probabilities; use impl='chunked' or 'auto'")
+
+
+def run(problem: Problem) -> Tally:
+    """The tally, piece by piece."""
+    return _Run(problem).tally()
+
+
+class _Run:
+    """One problem, its tiles, and its counts so far."""
+
+    def __init__(self, problem: Problem) -> None:
+        from heads.kernels.cpu_rows import LANES
+
+        self.problem = problem
+        self.labels = problem.labels.numpy()
+        n, n_classes = len(self.labels), problem.n_classes
+        rows = min(max(_TILE // n_classes, _ROWS[0]), _ROWS[1])
+        self.rows = min(rows, max(_ROWS[0], -(-n // 8)))
+        padded = -(-n_classes // int(LANES)) * int(LANES)
+        self.shape = (self.rows, padded, padded + 16)  # rows a power of two of bytes apart fight for cache sets
+        self.tiles: list[Matrix] = []
+        zero = np.zeros(n_classes, np.float32)
+        self.biases = [zero if b is None else b.numpy() for b in problem.biases]
+        self.factors, self.mixed = self._path()
+
+    def _path(self) -> tuple[Matrix, Matrix]:
+        """Factors (K, 2) of the two products and biases (K, C) of each interpolation."""
+        alphas = np.array(self.problem.alphas or (), np.float64)
+        ends = np.stack([1 - alphas, alphas], axis=1)
+        if not len(alphas):
+            return ends.astype(np.float32), np.empty((0, 0), np.float32)
+        biases = ends @ np.stack(self.biases).astype(np.float64)
+        return (ends * self.problem.scales).astype(np.float32), biases.astype(np.float32)
+
+    def tally(self) -> Tally:
+        """Sums over pieces in their order, whatever thread took them."""
+        problem = self.problem
+        total, parts = self._counts(0), []
+        confusion = np.zeros((problem.n_heads, problem.n_classes**2), np.int64) if problem.confusion else None
+        first = 0
+        for part in map_pieces([(cast(Any, problem.features), self.labels)], self._piece, rows=self.rows):
+            for mine, other in zip(total[:6], part[:6], strict=True):
+                mine += other
+            if problem.per_sample:
+                parts.append(part)
+            if confusion is not None:
+                pairs = self.labels[first : first + self.rows] * problem.n_classes + part.predicted
+                for counts, pair in zip(confusion, pairs, strict=True):
+                    counts += np.bincount(pair, minlength=counts.size)
+            first += self.rows
+        return Tally(
+            n=len(self.labels),
+            nll=total.sums[:, 0],
+            nll_capped=total.sums[:, 1],
+            brier=total.sums[:, 2],
+            top1=total.class_hits.sum(axis=1),
+            top5=total.top5,
+            class_rows=np.bincount(self.labels, minlength=problem.n_classes),
+            class_hits=total.class_hits,
+            bin_rows=total.bin_rows,
+            bin_hits=total.bin_hits,
+            bin_confidence=total.bin_confidence,
+            confusion=None if confusion is None else confusion.reshape(-1, problem.n_classes, problem.n_classes),
+            row_nll=np.concatenate([part.row_nll for part in parts], axis=1) if parts else None,
+            row_rank=np.concatenate([part.row_rank for part in parts], axis=1) if parts else None,
+        )
+
+    def _piece(self, features: Any, labels: NDArray[np.int64]) -> Any:
+        """Counts of one piece; its tiles go back to the pool."""
+        from heads.kernels.cpu_rows import tally_path, tally_tile
+
+        out = self._counts(len(labels))
+        x = features.float().numpy()
+        if self.problem.alphas is not None:
+            first, second = (self._product(x, weights) for weights in self.problem.weights)
+            tally_path(first, second, self.factors, self.mixed, labels, out)
+            self.tiles += [first, second]
+            return out
+        for head, weights in enumerate(self.problem.weights):
+            tile = self._product(x, weights)
+            tally_tile(tile, np.float32(self.problem.scales[head]), self.biases[head], labels, head, out)
+            self.tiles.append(tile)
+        return out
+
+    def _product(self, x: Matrix, weights: torch.Tensor) -> Matrix:
+        """``x @ weights.T`` in a tile whose last columns are -inf."""
+        rows, padded, stride = self.shape
+        try:
+            tile = self.tiles.pop()
+        except IndexError:
+            tile = np.full((rows, stride), -np.inf, np.float32)[:, :padded]
+        np.matmul(x, weights.float().numpy().T, out=tile[: len(x), : len(weights)])
+        return tile
+
+    def _counts(self, rows: int) -> Any:
+        """Zeros, and room for what is asked of each row."""
+        from heads.kernels.cpu_rows import Counts
+
+        problem, heads = self.problem, self.problem.n_heads
+        bins = (heads, problem.n_bins)
+        kept = (heads, rows if problem.per_sample else 0)
+        return Counts(
+            np.zeros((heads, 3)),
+            np.zeros(heads, np.int64),
+            np.zeros((heads, problem.n_classes), np.int64),
+            np.zeros(bins, np.int64),
+            np.zeros(bins, np.int64),
+            np.zeros(bins),
+            np.empty(kept),
+            np.empty(kept, np.int64),
+            np.empty((heads, rows if problem.confusion else 0), np.int64),
+        )
