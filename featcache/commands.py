@@ -12,11 +12,13 @@ from featcache.datasets import DATASETS, Dataset, open_dataset
 from featcache.embed_text import TextResult, embed_prompts
 from featcache.encode import EncodeOptions, EncodeResult, encode_dataset
 from featcache.encoders import load_encoder
-from featcache.errors import ContentChangedError, StoreCorruptError
+from featcache.errors import ContentChangedError, PromptError, StoreCorruptError
 from featcache.progress import Printed, Progress, Silent, format_seconds
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
 from featcache.store import ImageStore, find_path, find_store, list_stores, open_image_store, repair, resolve_root
 from featcache.store import verify as verify_store
+from featcache.store.places import StorePath
+from featcache.text_bank import LENGTH, embed_random_texts
 
 
 def root_argument(parser: argparse.ArgumentParser) -> None:
@@ -122,17 +124,25 @@ def text_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "classes",
         metavar="CLASSES",
+        nargs="?",
         help="whose class names: a data set (digits, imagefolder:DIR), `imagenet`, or a file with one name a line",
     )
     parser.add_argument("--split", default="train", help="split of the data set that is read (default: train)")
     parser.add_argument("--templates", default="simple", help="name of a template set, or a file (default: simple)")
     parser.add_argument("--prompts", help="instead of templates: a JSON file {class: [sentences]}")
     parser.add_argument("--name", help="what the store is called in listings")
+    parser.add_argument("--random", type=int, metavar="M", help="instead of classes: a bank of M random texts (Lipsum)")
+    parser.add_argument("--length", type=int, default=LENGTH, metavar="L", help="ids of a random text (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random texts (default: 0)")
     model_arguments(parser)
 
 
 def text(args: argparse.Namespace) -> int:
-    """``featcache text CLASSES --templates T``."""
+    """``featcache text CLASSES --templates T``, or ``featcache text --random M``."""
+    if (args.random is None) == (args.classes is None):
+        raise PromptError("featcache text: expected class names (digits, imagefolder:DIR, FILE), or --random M")
+    if args.random is not None:
+        return _random_texts(args)
     classnames, name = _classnames(args.classes, args.split)
     prompts = load_prompt_file(args.prompts) if args.prompts else None
     templates = None if prompts is not None else load_templates(args.templates)
@@ -150,6 +160,18 @@ def text(args: argparse.Namespace) -> int:
     record = {"store": str(store.path), "classes": len(store), "prompts": store.raw.shape[1], "hit": result.hit}
     same = f"\n  the same texts were embedded as texts/{store.name}; the store keeps that name"
     show(record, describe_text(result) + ("" if store.name == (args.name or name) else same), args.json)
+    return 0
+
+
+def _random_texts(args: argparse.Namespace) -> int:
+    encoder = load_encoder(args.model, args.pretrained, device=args.device, precision=args.precision)
+    settings = {"length": args.length, "seed": args.seed, "name": args.name, "root": args.root}
+    result = embed_random_texts(args.random, encoder, **settings, progress=_progress(args))
+    store = result.store
+    record = {"store": str(store.path), "texts": len(store), "dim": store.dim, "error": store.error, "hit": result.hit}
+    how = "cache hit, no text encoded" if result.hit else f"encoded in {format_seconds(result.seconds)}"
+    shape = f"{len(store):,} random texts x {store.dim}, second moment within {store.error:.2%}"
+    show(record, f"banks/{store.name}@{store.encoder_name}: {shape}, {how}\n  {store.path}", args.json)
     return 0
 
 
@@ -273,6 +295,6 @@ def verify(args: argparse.Namespace) -> int:
     return StoreCorruptError.exit_code if not report.ok else ContentChangedError.exit_code if changed else 0
 
 
-def _changed_sources(path: Path, data: str) -> list[str]:
+def _changed_sources(path: StorePath, data: str) -> list[str]:
     store = open_image_store(path)
     return check_source(open_dataset(data, store.split), store)

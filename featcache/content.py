@@ -1,19 +1,20 @@
 """Noticing that source files changed behind the same ids and sizes, without reading them on every cache hit."""
 
+import contextlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from featcache.datasets.base import Dataset, dataset_key
-from featcache.errors import MismatchError
+from featcache.errors import MismatchError, StoreWriteError
 from featcache.store import ImageStore
 from featcache.store.layout import ArraySpec
+from featcache.store.places import StorePath, read
 from featcache.store.samples import read_stamps, write_stamps
 
 
-def changed_rows(dataset: Dataset, store: Path, content: ArraySpec, chunks: Iterable[int]) -> list[int]:
+def changed_rows(dataset: Dataset, store: StorePath, content: ArraySpec, chunks: Iterable[int]) -> list[int]:
     """Rows of some finished chunks whose source no longer has the content that was encoded.
 
     Only samples whose modification time differs from the remembered one are read and hashed; where their content is
@@ -22,7 +23,7 @@ def changed_rows(dataset: Dataset, store: Path, content: ArraySpec, chunks: Iter
     Parameters
     ----------
     dataset : Dataset
-    store : Path
+    store : StorePath
         Folder of the data set's store.
     content : ArraySpec
         Its array of content hashes.
@@ -43,10 +44,11 @@ def changed_rows(dataset: Dataset, store: Path, content: ArraySpec, chunks: Iter
         rows = content.rows_of(chunk)
         touched = [row for row in rows if stamps[row] != remembered[row]]
         if touched:
-            stored = np.fromfile(content.chunk_path(store, chunk), dtype=np.uint8).reshape(content.chunk_shape)
+            stored = content.chunk_array(read(content.chunk_path(store, chunk)))
             changed += [row for row in touched if _digest(dataset, row) != stored[row - rows.start].tobytes()]
     if not changed:
-        write_stamps(store, stamps)
+        with contextlib.suppress(StoreWriteError):  # a mere cache; the store may lie on a read-only disk
+            write_stamps(store, stamps)
     return changed
 
 

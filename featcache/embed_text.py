@@ -14,19 +14,26 @@ there is no ``ctx``.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.chunk_encoder import normalise
 from featcache.encoders import Encoder, load_encoder
-from featcache.errors import EncoderError, PromptError, StoreCorruptError, StoreIncompleteError, StoreNotFoundError
-from featcache.image_job import normalise
+from featcache.errors import (
+    EncoderError,
+    PromptError,
+    StoreCorruptError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+    StoreSchemaError,
+)
 from featcache.progress import Progress, Silent
 from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, content_key, open_text_store, resolve_root
 from featcache.store.layout import ArraySpec
+from featcache.store.places import StorePath, read
 from featcache.store.writer import existing_header
 
 CHUNK_NBYTES = 4 << 20
@@ -50,7 +57,7 @@ def embed_text(
     *,
     prompts: Mapping[str, Sequence[str]] | None = None,
     name: str = "prompts",
-    root: str | Path | None = None,
+    root: str | StorePath | None = None,
     device: str | None = None,
     precision: str = "fp32",
     progress: Progress | None = None,
@@ -89,7 +96,7 @@ def embed_prompts(
     *,
     prompts: Mapping[str, Sequence[str]] | None = None,
     name: str = "prompts",
-    root: str | Path | None = None,
+    root: str | StorePath | None = None,
     progress: Progress | None = None,
 ) -> TextResult:
     """`embed_text` for a loaded encoder, with an account of what was done."""
@@ -115,7 +122,7 @@ class _TextJob:
         sentences: Sequence[Sequence[str]],
         encoder: Encoder,
         name: str,
-        root: Path,
+        root: StorePath,
     ) -> None:
         self.classnames, self.templates, self.sentences = classnames, templates, sentences
         self.encoder, self.name = encoder, name
@@ -131,6 +138,8 @@ class _TextJob:
         began = time.perf_counter()
         try:
             return TextResult(open_text_store(self.path), True, 0, time.perf_counter() - began)
+        except StoreSchemaError:
+            raise
         except (StoreNotFoundError, StoreIncompleteError, StoreCorruptError):
             pass
         writer = self._writer()
@@ -195,10 +204,7 @@ class _TextJob:
         whole = {}
         if self.templates is not None:
             specs = writer.specs["raw"]
-            chunks = [
-                np.fromfile(specs.chunk_path(self.path, i), "<f4").reshape(specs.chunk_shape)
-                for i in range(specs.n_chunks)
-            ]
+            chunks = [specs.chunk_array(read(specs.chunk_path(self.path, i))) for i in range(specs.n_chunks)]
             whole["ctx"] = context_means(np.concatenate(chunks)[: len(self.classnames)])
         written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         writer.finalise(whole, info, self.encoder.provenance | {"written": written})

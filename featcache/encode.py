@@ -6,17 +6,19 @@ whole chunk by whole chunk (see `image_job`).
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
+from featcache.encode_options import EncodeOptions, Share
 from featcache.encoders import Encoder, load_encoder
-from featcache.image_job import EncodeOptions, ImageJob
+from featcache.image_hit import encode_changed, relabel
+from featcache.image_job import ImageJob
 from featcache.progress import Progress, Silent
 from featcache.store import ImageStore, open_image_store, resolve_root
+from featcache.store.places import StorePath
 
-__all__ = ["EncodeOptions", "EncodeResult", "encode", "encode_dataset"]
+__all__ = ["EncodeOptions", "EncodeResult", "Share", "encode", "encode_dataset"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def encode(
     model: str | Encoder = "tiny",
     pretrained: str | None = None,
     *,
-    root: str | Path | None = None,
+    root: str | StorePath | None = None,
     labels: str = "names",
     device: str | None = None,
     precision: str = "fp32",
@@ -55,8 +57,8 @@ def encode(
         ``tiny``, an open_clip architecture, ``local-dir:FOLDER``; see `featcache.encoders`.
     pretrained : str, optional
         open_clip tag or checkpoint file.
-    root : str or Path, optional
-        Folder of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``.
+    root : str, Path or ObjectPath, optional
+        Folder or ``s3://bucket/prefix`` of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``.
     labels : {"names", "int"}
         What the labels of a list file are.
     device, precision
@@ -72,7 +74,8 @@ def encode(
     Raises
     ------
     FeatcacheError
-        DatasetError, ImageReadError, EncoderError, LabelsChangedError or ContentChangedError.
+        DatasetError, ImageReadError, EncoderError, LabelsChangedError, ContentChangedError, StoreWriteError, or
+        ShardDoneError where only a part was asked for.
     """
     dataset = open_dataset(data, split, labels=labels) if isinstance(data, str) else data
     encoder = load_encoder(model, pretrained, device=device, precision=precision) if isinstance(model, str) else model
@@ -83,7 +86,7 @@ def encode_dataset(
     dataset: Dataset,
     encoder: Encoder,
     *,
-    root: str | Path | None = None,
+    root: str | StorePath | None = None,
     options: EncodeOptions | None = None,
     progress: Progress | None = None,
 ) -> EncodeResult:
@@ -95,7 +98,7 @@ def encode_dataset(
     if store is None:
         store, encoded = job.run()
     else:
-        encoded = job.encode_changed(store)
-        relabelled = job.relabel(store)
+        encoded = encode_changed(job, store)
+        relabelled = relabel(job, store)
         store = open_image_store(job.path)
     return EncodeResult(store, hit and not encoded, encoded, relabelled, time.perf_counter() - began)

@@ -26,9 +26,12 @@ __all__ = [
     "MismatchError",
     "MissingExtraError",
     "PromptError",
+    "ShardDoneError",
     "StoreCorruptError",
     "StoreIncompleteError",
     "StoreNotFoundError",
+    "StoreSchemaError",
+    "StoreWriteError",
 ]
 
 
@@ -78,10 +81,24 @@ class StoreIncompleteError(FeatcacheError):
     exit_code = 3
 
 
+class ShardDoneError(StoreIncompleteError):
+    """One shard of an encode job has done its part; other shards are still to finish the store."""
+
+    exit_code = 0
+
+
+class StoreWriteError(FeatcacheError, OSError):
+    """A file of a store cannot be written: the disk is full or read-only, or the object store refuses."""
+
+
 class StoreCorruptError(FeatcacheError):
     """Stored bytes differ from the checksums taken when they were written."""
 
     exit_code = 4
+
+
+class StoreSchemaError(StoreCorruptError):
+    """A store whose layout is that of another version of featcache; it is left as it is."""
 
 
 class MismatchError(FeatcacheError, ValueError):

@@ -1,99 +1,50 @@
-"""Encoding one data set with one encoder: the one loop, chunk by chunk, resumable at any moment.
+"""Encoding one data set with one encoder: what is done already, what is this process's part, and the finish.
 
-Batches never straddle a chunk, so a resumed run makes the same bytes as an undisturbed one (equal device, threads and
-batch size assumed). Unreadable images keep their row: NaN features, label -1, ``valid`` 0.
+Any number of processes may run the same job at once: ranks of torchrun, jobs of a Slurm array, or strangers. They share
+the store and nothing else. Each takes chunks that nobody has claimed, its own part first, and whoever finds every chunk
+marked finishes the store.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from featcache.chunk_encoder import ChunkEncoder, stored_identity
 from featcache.content import changed_rows
-from featcache.datasets import dataset_key, labels_digest
+from featcache.datasets import dataset_key, labels_digest, metadata_digest
 from featcache.datasets.base import Dataset
+from featcache.datasets.metadata import metadata_bytes
+from featcache.encode_options import EncodeOptions, Share
 from featcache.encoders import Encoder
 from featcache.errors import (
-    ContentChangedError,
-    EncoderError,
-    FeatcacheError,
     ImageReadError,
-    LabelsChangedError,
+    MismatchError,
+    ShardDoneError,
     StoreCorruptError,
     StoreIncompleteError,
     StoreNotFoundError,
+    StoreSchemaError,
 )
-from featcache.pipeline import Prepared, batches_of, default_ahead, default_workers, prepared_batches
+from featcache.pipeline import default_workers
 from featcache.progress import Progress
 from featcache.store import BadRow, ImageStore, StoreWriter, content_key, open_image_store
+from featcache.store.claims import Claims
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
-from featcache.store.samples import SAMPLES, STAMPS, samples_bytes, write_stamps
+from featcache.store.places import StorePath, stat
+from featcache.store.samples import METADATA, SAMPLES, STAMPS, samples_bytes, write_stamps
 from featcache.store.writer import existing_header
 
 FINALISE_ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """How to encode; none of it is part of a key.
-
-    Parameters
-    ----------
-    batch_size : int
-        Images a forward pass.
-    chunk_rows : int, optional
-        Rows of a chunk, default 4096 or N if that is less; a store that was begun keeps its own.
-    workers : int, optional
-        Threads that read and decode, default one a core.
-    ahead : int, optional
-        Batches decoded in advance, default 0 on a CPU and 4 on a GPU.
-    max_bad : int
-        Unreadable images to put up with.
-    update_labels : bool
-        Where the labels of the source changed: write the new ones (features are kept) instead of raising.
-    refresh : bool
-        Where source files changed: encode their chunks again instead of raising.
-    """
-
-    batch_size: int = 64
-    chunk_rows: int | None = None
-    workers: int | None = None
-    ahead: int | None = None
-    max_bad: int = 0
-    update_labels: bool = False
-    refresh: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value, least in (
-            ("batch_size", self.batch_size, 1),
-            ("chunk_rows", self.chunk_rows or 1, 1),
-            ("workers", self.workers or 1, 1),
-            ("max_bad", self.max_bad, 0),
-        ):
-            if value < least:
-                raise FeatcacheError(f"{name} is {value}, expected at least {least}")
-
-
-def normalise(features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Unit rows (N, D) and the lengths (N,) that they had, in float32; a row of zeros stays zero."""
-    norm = np.sqrt(np.einsum("nd,nd->n", features, features))
-    return features / np.maximum(norm, np.finfo(np.float32).tiny)[:, None], norm
-
-
-def stored_identity(encoder: Encoder) -> dict[str, Any]:
-    """The encoder's half of a store's key: `content_key` of it is the store's ``encoder_key``."""
-    return encoder.image_identity | {"stored": "float16, L2-normalised in float32"}
+FINISH = "finish"
+POLL_SECONDS = 0.5
 
 
 class ImageJob:
     """One data set under one encoder."""
 
     def __init__(
-        self, dataset: Dataset, encoder: Encoder, root: Path, options: EncodeOptions, progress: Progress
+        self, dataset: Dataset, encoder: Encoder, root: StorePath, options: EncodeOptions, progress: Progress
     ) -> None:
         self.dataset, self.encoder, self.options, self.progress = dataset, encoder, options, progress
         self.index = dataset.index
@@ -104,18 +55,34 @@ class ImageJob:
         self.key = f"{content_key(self.identity['encoder'])}/{content_key(self.identity['dataset'])}"
         self.path = root / ImageStore.kind / self.key
         self.labels_digest = labels_digest(self.index.labels, self.index.classnames)
+        self.metadata_digest = metadata_digest(self.index.metadata)
+        self.share = options.share or Share.from_environment()
         self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
         self.what = f"{dataset.name}/{dataset.split} with {encoder.name}"
 
     def finished_store(self) -> ImageStore | None:
-        """The store if it is finished and whole by its file sizes."""
+        """The store if it is finished and whole by its file sizes.
+
+        Raises
+        ------
+        StoreSchemaError
+            It belongs to another version of featcache, which this one leaves alone.
+        """
         try:
             return open_image_store(self.path)
+        except StoreSchemaError:
+            raise
         except (StoreNotFoundError, StoreIncompleteError, StoreCorruptError):
             return None
 
     def writer(self) -> StoreWriter:
         """The writer of the store; one that was begun keeps its chunk size."""
+        try:
+            return self._writer()
+        except MismatchError:
+            return self._writer()  # another process began the store just now, with another chunk size
+
+    def _writer(self) -> StoreWriter:
         n_rows = len(self.index)
         begun = existing_header(self.path)
         default = self.options.chunk_rows or DEFAULT_CHUNK_ROWS
@@ -131,145 +98,128 @@ class ImageJob:
         )
 
     def run(self) -> tuple[ImageStore, int]:
-        """Encode every chunk that is not done, then finalise."""
+        """Encode this process's part of what is not done, then finish the store or wait until another has.
+
+        Returns
+        -------
+        tuple of ImageStore, int
+            The store, and the rows that were encoded here.
+
+        Raises
+        ------
+        ShardDoneError
+            Only a part was asked for; it is done, and the store is not finished yet.
+        """
         writer = self.writer()
-        writer.reopen()
+        if self.finished_store() is None:
+            writer.reopen()
         self._drop_changed(writer)
-        encoded = 0
-        for _ in range(FINALISE_ATTEMPTS):
-            encoded += self._encode_chunks(writer, writer.pending())
-            if not writer.drop_damaged():
-                break
-        else:
-            raise StoreCorruptError(
-                f"{self.path}: chunks differ from their markers right after they were written, {FINALISE_ATTEMPTS} "
-                "times in a row; is the disk failing, or another process writing other features here?"
-            )
-        self._finalise(writer, encoded)
-        return open_image_store(self.path), encoded
+        claims = Claims(self.path)
+        try:
+            return self._run(writer, claims)
+        finally:
+            claims.release_all()
+
+    def _run(self, writer: StoreWriter, claims: Claims) -> tuple[ImageStore, int]:
+        encoded, failures = 0, 0
+        while failures < FINALISE_ATTEMPTS:
+            share = Share() if failures else self.share
+            fresh = self._encode_chunks(writer, claims, share)
+            encoded += fresh
+            missing = writer.pending()
+            if not missing and (store := self.finished_store()) is not None:
+                return store, encoded
+            if not missing and claims.take(FINISH):
+                failures += not self._finish(writer, encoded)
+                claims.release(FINISH)
+            elif share.only:
+                raise self._shard_done(len(missing), writer.rows_spec.n_chunks)
+            elif not fresh:
+                time.sleep(POLL_SECONDS)  # others are at the rest; what they leave behind is taken over
+        raise StoreCorruptError(
+            f"{self.path}: chunks differ from their markers right after they were written, {FINALISE_ATTEMPTS} "
+            "times; is the disk failing, or another process writing other features here?"
+        )
+
+    def _shard_done(self, missing: int, chunks: int) -> ShardDoneError:
+        part = f"{self.what}: shard {self.share.index}/{self.share.count} is done"
+        if not missing:
+            return ShardDoneError(f"{part}, and so are all {chunks} chunks; another process finishes the store")
+        return ShardDoneError(
+            f"{part}; {missing} of {chunks} chunks are done by others or not yet done: whoever finds all of them done "
+            "finishes the store, and the same command without --shard does what is left"
+        )
 
     def _drop_changed(self, writer: StoreWriter) -> None:
         """Before resuming: chunks whose source files changed since they were written are not done."""
-        if not (self.path / STAMPS).exists():
+        if stat(self.path / STAMPS) is None:
             write_stamps(self.path, self.index.stamps)
             return
         done = [marker.chunk for marker in writer.markers()]
-        for chunk in {
-            row // writer.rows_spec.chunk_rows
-            for row in changed_rows(self.dataset, self.path, writer.specs["content"], done)
-        }:
-            writer.drop(chunk)
+        for row in changed_rows(self.dataset, self.path, writer.specs["content"], done):
+            writer.drop(row // writer.rows_spec.chunk_rows)
 
-    def encode_changed(self, store: ImageStore) -> int:
-        """On a hit: refuse, or encode again, chunks whose source files changed with the same ids and sizes."""
-        content = store.manifest.arrays["content"]
-        changed = changed_rows(self.dataset, self.path, content, range(content.n_chunks))
-        if not changed:
-            return 0
-        if not self.options.refresh:
-            named = ", ".join(self.index.ids[row] for row in changed[:3])
-            raise ContentChangedError(
-                f"{self.what}: {len(changed):,} source file(s) changed since they were encoded ({named}"
-                f"{', ...' if len(changed) > 3 else ''}), ids and sizes being the same; run again with --refresh to "
-                "encode their chunks anew"
-            )
-        writer = self.writer()
-        writer.reopen()
-        for chunk in {row // content.chunk_rows for row in changed}:
-            writer.drop(chunk)
-        return self.run()[1]
-
-    def relabel(self, store: ImageStore) -> bool:
-        """On a hit: refuse, or write, labels that differ from the stored ones. Features are never touched."""
-        changed = store.labels_digest != self.labels_digest
-        if changed and not self.options.update_labels:
-            raise LabelsChangedError(f"{self.what}: {self._label_difference(store)}")
-        if changed or not self._is_paired(store):
-            kept = ("name", "split", "encoder_name", "logit_scale", "logit_bias")
-            writer = self.writer()
-            writer.reopen()
-            self._finalise(writer, 0, {name: store.info[name] for name in kept})
-        return changed
-
-    def _is_paired(self, store: ImageStore) -> bool:
-        """Whether the store knows this model's text tower; another model may share the image tower alone."""
-        known = list(store.text_digests)
-        self.text_digests = known + [digest for digest in self.text_digests if digest not in known]
-        return self.text_digests == known
-
-    def _label_difference(self, store: ImageStore) -> str:
-        remedy = "features need no encoding; run again with --update-labels to take the new labels over"
-        if store.classnames != self.index.classnames:
-            return f"the class names differ from those of {store.path}; {remedy}"
-        rows = np.flatnonzero((store.labels != self.index.labels) & store.valid)
-        named = f" (first: {self.index.ids[rows[0]]})" if len(rows) else ""
-        return f"{len(rows):,} of {len(self.index):,} labels differ from those of {store.path}{named}; {remedy}"
-
-    def _encode_chunks(self, writer: StoreWriter, chunks: Sequence[int]) -> int:
-        if not chunks:
+    def _encode_chunks(self, writer: StoreWriter, claims: Claims, share: Share) -> int:
+        """Encode the chunks of a share that nobody is at; returns the number of rows."""
+        pending = writer.pending()
+        taken = self._taken(writer, claims, share.order(pending))
+        first = next(taken, None)
+        if first is None:
             return 0
         bad = [row for marker in writer.markers() for row in marker.bad]
-        rows_of = writer.rows_spec.rows_of
-        total = sum(len(rows_of(chunk)) for chunk in chunks)
-        self.progress.start(self.what, len(self.index), len(self.index) - total)
-        batches = self._prepared(writer, chunks)
-        for chunk in chunks:
-            values, found = self._encode_chunk(rows_of(chunk), batches)
-            bad += found
-            if len(bad) > self.options.max_bad:
-                raise self._too_many_bad(bad)
-            writer.write_chunk(chunk, values, found)
+        missing = sum(len(writer.rows_spec.rows_of(chunk)) for chunk in pending)
+        self.progress.start(self.what, len(self.index), len(self.index) - missing)
+        rows = 0
+
+        def advance(count: int) -> None:
+            self.progress.advance(count)
+            claims.renew()
+
+        encoder = ChunkEncoder(self.dataset, self.encoder, self.options, advance)
+        for done in encoder.encode(chain([first], taken), writer.rows_spec):
+            bad += done.bad
+            self._check_bad(bad)
+            writer.write_chunk(done.chunk, done.values, done.bad)
+            claims.release(done.chunk)
+            rows += len(writer.rows_spec.rows_of(done.chunk))
         self.progress.finish()
-        return total
+        return rows
 
-    def _prepared(self, writer: StoreWriter, chunks: Sequence[int]) -> Iterator[list[Prepared]]:
-        size = self.options.batch_size
-        batches = (batch for chunk in chunks for batch in batches_of(writer.rows_spec.rows_of(chunk), size))
-        ahead = default_ahead(self.encoder) if self.options.ahead is None else self.options.ahead
-        return prepared_batches(self.dataset, self.encoder, batches, self.options.workers or default_workers(), ahead)
+    @staticmethod
+    def _taken(writer: StoreWriter, claims: Claims, chunks: Sequence[int]) -> Iterator[int]:
+        for chunk in chunks:
+            if not claims.take(chunk):
+                continue
+            if writer.marker(chunk) is None:
+                yield chunk
+            else:  # another process did it since the list was made
+                claims.release(chunk)
 
-    def _encode_chunk(
-        self, rows: range, batches: Iterator[list[Prepared]]
-    ) -> tuple[dict[str, npt.NDArray[Any]], list[BadRow]]:
-        features = np.full((len(rows), self.encoder.dim), np.nan, dtype=np.float32)
-        content = np.zeros((len(rows), 16), dtype=np.uint8)
-        bad = []
-        for _ in batches_of(rows, self.options.batch_size):
-            batch = next(batches)
-            good = [prepared for prepared in batch if prepared.image is not None]
-            bad += [BadRow(item.row, self.index.ids[item.row], item.error) for item in batch if item.image is None]
-            if good:
-                places = [prepared.row - rows.start for prepared in good]
-                features[places] = self.encoder.encode_images([item.image for item in good if item.image is not None])
-            for prepared in batch:
-                content[prepared.row - rows.start] = np.frombuffer(prepared.content, dtype=np.uint8)
-            self.progress.advance(len(batch))
-        valid = np.ones(len(rows), dtype=np.uint8)
-        valid[[item.row - rows.start for item in bad]] = 0
-        self._check_finite(features, valid, rows)
-        unit, norm = normalise(features)
-        return {"features": unit.astype(np.float16), "norm": norm, "valid": valid, "content": content}, bad
-
-    def _check_finite(self, features: npt.NDArray[np.float32], valid: npt.NDArray[np.uint8], rows: range) -> None:
-        broken = np.flatnonzero(~np.isfinite(features).all(axis=1) & (valid == 1))
-        if len(broken):
-            raise EncoderError(
-                f"{self.encoder.name} made NaN or infinite features for {len(broken)} image(s), first "
-                f"{self.index.ids[rows.start + int(broken[0])]}; with fp16 that is an overflow: take --precision bf16"
-            )
-
-    def _too_many_bad(self, bad: Sequence[BadRow]) -> ImageReadError:
+    def _check_bad(self, bad: Sequence[BadRow]) -> None:
+        if len(bad) <= self.options.max_bad:
+            return
         named = "\n".join(f"  {item.sample_id}: {item.error}" for item in bad[:20])
         more = f"\n  ... and {len(bad) - 20} more" if len(bad) > 20 else ""
-        return ImageReadError(
+        raise ImageReadError(
             f"{self.what}: {len(bad)} image(s) cannot be read, {self.options.max_bad} allowed:\n{named}{more}\n"
             "mend or remove them, or allow them with --max-bad N (their rows are then marked invalid and left out); "
             "finished chunks are kept"
         )
 
-    def _finalise(self, writer: StoreWriter, encoded: int, kept: Mapping[str, Any] | None = None) -> None:
-        markers = writer.markers()
-        bad = [item for marker in markers for item in marker.bad]
+    def _finish(self, writer: StoreWriter, encoded: int) -> bool:
+        """Check every chunk and write the manifest; False where something has to be done again."""
+        if writer.drop_damaged():
+            return False
+        self._check_bad([item for marker in writer.markers() for item in marker.bad])
+        try:
+            self.finalise(writer, encoded)
+        except StoreIncompleteError:
+            return False
+        return True
+
+    def finalise(self, writer: StoreWriter, encoded: int, kept: Mapping[str, Any] | None = None) -> None:
+        """Write labels, columns and the manifest; `kept` is what a store that is only relabelled goes on saying."""
+        bad = [item for marker in writer.markers() for item in marker.bad]
         labels = self.index.labels.copy()
         labels[[item.row for item in bad]] = -1
         write_stamps(self.path, self.index.stamps)
@@ -278,6 +228,7 @@ class ImageJob:
             "split": self.dataset.split,
             "classnames": list(self.index.classnames),
             "labels_digest": self.labels_digest,
+            "metadata_digest": self.metadata_digest,
             "encoder_name": self.encoder.name,
             "dim": self.encoder.dim,
             "text_digests": self.text_digests,
@@ -291,4 +242,5 @@ class ImageJob:
             "batch_size": self.options.batch_size,
             "decode_threads": self.options.workers or default_workers(),
         }
-        writer.finalise({"labels": labels}, info | dict(kept or {}), provenance)
+        columns = {METADATA: metadata_bytes(self.index.metadata)} if self.index.metadata else {}
+        writer.finalise({"labels": labels}, info | dict(kept or {}), provenance, columns)

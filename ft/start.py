@@ -6,15 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
+from featcache.chunk_encoder import stored_identity
 from featcache.datasets.base import Dataset
 from featcache.embed_text import embed_prompts
 from featcache.encode import encode_dataset
 from featcache.encoders.openclip import OpenClipEncoder
-from featcache.errors import HeadError
-from featcache.image_job import stored_identity
 from featcache.prompts import fill, load_prompt_file, load_templates, prompts_of
 from featcache.store import TextStore
 from featcache.store.key import content_key
@@ -70,7 +68,9 @@ def _linear(
     if options.head == "zero_shot":
         return ZeroShot().fit(text_store(options, encoder, dataset, root)).linear()
     if options.head in PROBES:
-        return HEADS[options.head]().fit(encode_dataset(dataset, as_stored(encoder), root=root).store).linear()
+        probe: Any = HEADS[options.head]()
+        fitted: LinearHead = probe.fit(encode_dataset(dataset, as_stored(encoder), root=root).store).linear()
+        return fitted
     if not Path(options.head).is_file():
         raise TrainingError(
             f"head {options.head!r}: no such file; expected zero_shot, zeros, {', '.join(PROBES)}, or a head that "
@@ -112,18 +112,3 @@ def sentences(options: FinetuneOptions, classnames: Sequence[str]) -> list[list[
     if options.prompts:
         return [list(texts) for texts in prompts_of(load_prompt_file(options.prompts), classnames)]
     return fill(load_templates(options.templates), classnames)
-
-
-def head_file(
-    weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], classnames: Sequence[str], record: dict[str, Any]
-) -> LinearHead:
-    """A trained head as `heads` knows them, with its provenance.
-
-    Raises
-    ------
-    HeadError
-        Weights that are not finite.
-    """
-    if not np.isfinite(weights).all():
-        raise HeadError("the trained head has NaN or infinite weights; take a smaller learning rate")
-    return LinearHead(weights, bias, tuple(classnames), name="finetuned", provenance=record)

@@ -1,7 +1,8 @@
 """All stores below a root: listing them, and finding one by a short name."""
 
 import difflib
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ from typing import Any
 from featcache.errors import FeatcacheError, StoreNotFoundError
 from featcache.store.layout import MANIFEST
 from featcache.store.manifest import read_manifest
-from featcache.store.stores import KINDS, Store, open_store
+from featcache.store.opened import Store
+from featcache.store.places import File, StorePath, files, location, stat
+from featcache.store.stores import KINDS, open_store
 from featcache.store.writer import existing_header
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One store below a root, finished or not."""
+    """One store below a root, finished or not; `modified` is when its newest file was written (seconds since 1970)."""
 
-    path: Path
+    path: StorePath
     kind: str
     key: str
     name: str
@@ -26,6 +29,12 @@ class Entry:
     rows: int
     nbytes: int
     finished: bool
+    modified: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since anything in it was written."""
+        return max(0.0, time.time() - self.modified)
 
     @property
     def reference(self) -> str:
@@ -34,60 +43,56 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return asdict(self) | {"path": str(self.path), "reference": self.reference}
+        return asdict(self) | {"path": str(self.path), "reference": self.reference, "age": self.age}
 
 
-def list_stores(root: Path) -> list[Entry]:
+def list_stores(root: StorePath) -> list[Entry]:
     """Every store below a root, by kind, name, split and model."""
-    entries = [entry for path in _store_folders(root) if (entry := _entry(path)) is not None]
+    entries = [entry for path, held in store_folders(root).items() if (entry := _entry(path, held)) is not None]
     return sorted(entries, key=lambda entry: (entry.kind, entry.name, entry.split or "", entry.model, entry.key))
 
 
-def _store_folders(root: Path) -> Iterator[Path]:
+def store_folders(root: StorePath) -> dict[StorePath, dict[str, File]]:
+    """Every folder where a store may lie, with all files in it by their relative names."""
+    folders: dict[StorePath, dict[str, File]] = {}
     for kind in KINDS:
-        yield from sorted(path for path in (root / kind).glob("*/*") if path.is_dir())
+        for name, file in files(root / kind).items():
+            encoder, _, rest = name.partition("/")
+            dataset, _, inside = rest.partition("/")
+            if inside:
+                folders.setdefault(root / kind / encoder / dataset, {})[inside] = file
+    return folders
 
 
-def _entry(path: Path) -> Entry | None:
-    nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    if (path / MANIFEST).exists():
+def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
+    size = sum(file.nbytes for file in held.values())
+    modified = max(file.modified for file in held.values())
+    kind, key = path.parent.parent.name, f"{path.parent.name}/{path.name}"
+    if MANIFEST in held:
         try:
             manifest = read_manifest(path)
         except FeatcacheError:
-            return Entry(path, path.parent.parent.name, _key(path), "(damaged)", None, "?", 0, nbytes, False)
-        info, spec = manifest.info, next(iter(manifest.arrays.values()))
-        return Entry(
-            path,
-            manifest.kind,
-            manifest.key,
-            info["name"],
-            info.get("split"),
-            info["encoder_name"],
-            spec.shape[0],
-            nbytes,
-            True,
-        )
+            return Entry(path, kind, key, "(damaged)", None, "?", 0, size, False, modified)
+        info, rows = manifest.info, next(iter(manifest.arrays.values())).shape[0]
+        name, model = info["name"], info["encoder_name"]
+        return Entry(path, manifest.kind, manifest.key, name, info.get("split"), model, rows, size, True, modified)
     header = existing_header(path)
     if header is None:
         return None
-    return Entry(path, header["kind"], header["key"], "(unfinished)", None, "?", header["rows"], nbytes, False)
+    return Entry(path, header["kind"], header["key"], "(unfinished)", None, "?", header["rows"], size, False, modified)
 
 
-def _key(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
-
-
-def find_store(reference: str | Path, root: Path) -> Store:
+def find_store(reference: str | StorePath, root: StorePath) -> Store:
     """Open the store that `find_path` finds."""
     return open_store(find_path(reference, root))
 
 
-def find_path(reference: str | Path, root: Path) -> Path:
+def find_path(reference: str | StorePath, root: StorePath) -> StorePath:
     """Folder of a store, by its folder, its key (or the beginning of one), or its short name.
 
     Parameters
     ----------
-    reference : str or Path
+    reference : str, Path or ObjectPath
         A folder; ``<encoder_key>/<dataset_key>`` or the beginnings of both; ``NAME/SPLIT[@MODEL]`` for images;
         ``texts/NAME[@MODEL]`` for texts.
     root : Path
@@ -98,8 +103,8 @@ def find_path(reference: str | Path, root: Path) -> Path:
     StoreNotFoundError
         None or several match; the message lists them.
     """
-    folder = Path(reference)
-    if (folder / MANIFEST).exists() or existing_header(folder) is not None:
+    folder = location(reference)
+    if stat(folder / MANIFEST) is not None or existing_header(folder) is not None:
         return folder
     wanted = str(reference)
     entries = list_stores(root)
@@ -121,7 +126,7 @@ def _shown(entries: list[Entry]) -> str:
     return "\n".join(f"  {entry.path}  {entry.reference}, written {written}" for written, entry in dated)
 
 
-def _none_matches(wanted: str, root: Path, entries: list[Entry]) -> StoreNotFoundError:
+def _none_matches(wanted: str, root: StorePath, entries: list[Entry]) -> StoreNotFoundError:
     what = "holds no store" if Path(wanted).is_dir() else "no such folder"
     names = sorted({entry.reference for entry in entries if entry.finished})
     near = difflib.get_close_matches(wanted, [*names, *(name.partition("@")[0] for name in names)], n=1)

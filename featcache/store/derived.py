@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import MismatchError
+from featcache.store.opened import Store
 from featcache.store.reader import Array, Rows
-from featcache.store.stores import KINDS, Store, open_store
+from featcache.store.stores import KINDS, open_store
 
 __all__ = ["BankStore", "PriorStore", "open_bank_store", "open_prior_store"]
 
@@ -38,7 +39,8 @@ class BankStore(Store):
     @property
     def error(self) -> float:
         """Standard error of `moment` as an estimate over all random texts, in relative Frobenius norm."""
-        return float(self.info["error"])
+        error = self.info["error"]
+        return float("inf") if error is None else float(error)
 
 
 class PriorStore(Store):

@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from featcache.errors import FeatcacheError
+from featcache.store.places import StorePath, location
 
 KEY_LENGTH = 24
 ROOT_VARIABLE = "FEATCACHE_ROOT"
@@ -48,9 +49,12 @@ def checksum(content: bytes | bytearray | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def resolve_root(root: str | Path | None = None) -> Path:
-    """The folder of all stores: `root`, else ``$FEATCACHE_ROOT``, else ``./cache``."""
-    chosen = Path(root or os.environ.get(ROOT_VARIABLE) or "cache").expanduser()
-    if chosen.exists() and not chosen.is_dir():
-        raise FeatcacheError(f"--root {chosen}: expected a folder, got a file; name a folder for the stores")
-    return chosen.resolve()
+def resolve_root(root: str | StorePath | None = None) -> StorePath:
+    """The place of all stores: `root`, else ``$FEATCACHE_ROOT``, else ``./cache``; a folder or ``s3://bucket/prefix``."""
+    chosen = location(root or os.environ.get(ROOT_VARIABLE) or "cache")
+    if not isinstance(chosen, Path):
+        return chosen
+    folder = chosen.expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise FeatcacheError(f"--root {folder}: expected a folder, got a file; name a folder for the stores")
+    return folder.resolve()

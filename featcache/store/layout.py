@@ -10,22 +10,30 @@
             samples.parquet         ids and sizes; stamps.bin: modification times, a mere cache
             done/<i>.json           marker: chunk i is whole, with the checksum of each of its files
             manifest.json           written last; without it there is no store
+            claims/                 who works on which chunk at the moment; empty when nobody does
 
 An uncompressed unsharded chunk file is the array's bytes: the fast reader relies on it, any zarr library can read it.
 """
 
+import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.places import StorePath
+
+P = TypeVar("P", bound=StorePath)
 SCHEMA = 1
 DEFAULT_CHUNK_ROWS = 4096
 MANIFEST = "manifest.json"
 MARKERS = "done"
+HEADER = "zarr.json"
+DTYPES = ("<f2", "<f4", "<f8", "<i8", "<i4", "<u2", "|u1", "|i1")
+NAME_LETTERS = frozenset(string.ascii_letters + string.digits + "._-")
+MAX_SIZE = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,21 @@ class ArraySpec:
         """Size of every chunk file in bytes."""
         return int(np.prod(self.chunk_shape)) * np.dtype(self.dtype).itemsize
 
-    def chunk_path(self, store: Path, chunk: int) -> Path:
-        """File of one chunk, as zarr's default chunk key encoding names it."""
-        return store.joinpath(self.name, "c", str(chunk), *("0" for _ in self.shape[1:]))
+    def chunk_name(self, chunk: int) -> str:
+        """File of one chunk in its store, as zarr's default chunk key encoding names it."""
+        return "/".join((self.name, "c", str(chunk), *("0" for _ in self.shape[1:])))
+
+    def chunk_path(self, store: P, chunk: int) -> P:
+        """File of one chunk."""
+        return cast(P, store / self.chunk_name(chunk))
 
     def rows_of(self, chunk: int) -> range:
         """The rows that a chunk holds."""
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0]))
+
+    def chunk_array(self, content: bytes) -> npt.NDArray[Any]:
+        """Inverse of `chunk_bytes`, padding included: (chunk_rows, ...)."""
+        return np.frombuffer(content, dtype=self.dtype).reshape(self.chunk_shape)
 
     def chunk_bytes(self, values: npt.NDArray[Any]) -> memoryview:
         """The file content of a chunk: `values` (n, ...) padded to the full chunk, little-endian, C order."""
@@ -90,9 +106,16 @@ class ArraySpec:
 
     @classmethod
     def from_json(cls, name: str, spec: Mapping[str, Any]) -> "ArraySpec":
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`; ValueError or TypeError where it describes no array."""
         fill = float("nan") if spec["fill"] == "NaN" else spec["fill"]
-        return cls(name, str(spec["dtype"]), tuple(spec["shape"]), int(spec["chunk_rows"]), fill)
+        sizes = (*spec["shape"], spec["chunk_rows"])
+        if len(sizes) < 2 or any(type(size) is not int or not 0 < size < MAX_SIZE for size in sizes):
+            raise ValueError(f"array {name}: shape {spec['shape']} in chunks of {spec['chunk_rows']} rows")
+        if spec["dtype"] not in DTYPES or isinstance(fill, bool) or not isinstance(fill, int | float):
+            raise ValueError(f"array {name}: dtype {spec['dtype']}, fill {fill!r}")
+        if not name or name.startswith(".") or not set(name) <= NAME_LETTERS:
+            raise ValueError(f"array name {name!r}")
+        return cls(name, spec["dtype"], tuple(spec["shape"]), spec["chunk_rows"], fill)
 
 
 def image_arrays(n_rows: int, dim: int, chunk_rows: int) -> dict[str, ArraySpec]:
@@ -119,7 +142,7 @@ def labels_array(n_rows: int, chunk_rows: int) -> ArraySpec:
 def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, Any]) -> dict[str, bytes]:
     """The zarr.json files of a group with these arrays, path in the store -> content, made by zarr itself.
 
-    The group's own file comes last: where it exists, those of the arrays exist too.
+    The group's own file comes first: whoever creates it has settled the size of the chunks.
     """
     import zarr
     from zarr.codecs import BytesCodec
@@ -139,4 +162,4 @@ def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, Any]) -> 
             serializer=BytesCodec(endian="little"),
             config={"write_empty_chunks": True},
         )
-    return {name: files[name].to_bytes() for name in sorted(files, key=lambda name: (-name.count("/"), name))}
+    return {name: files[name].to_bytes() for name in sorted(files, key=lambda name: (name.count("/"), name))}

@@ -5,14 +5,21 @@ a manifest is not finished, and readers refuse it.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError
+from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError, StoreSchemaError
 from featcache.store.key import canonical_json, checksum, pretty_json
-from featcache.store.layout import MANIFEST, MARKERS, SCHEMA, ArraySpec
+from featcache.store.layout import HEADER, MANIFEST, MARKERS, SCHEMA, ArraySpec, P
+from featcache.store.places import StorePath, files, read_or_none
+
+MARKER_NAME = re.compile(r"[0-9]{6,12}\.json")
+COMMON_INFO = ("name", "classnames", "encoder_name", "dim", "text_digests", "logit_scale", "logit_bias")
+INFO = {"images": (*COMMON_INFO, "split", "labels_digest", "bad"), "texts": (*COMMON_INFO, "templates")}
+"""What a manifest of each kind must say under ``info``."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,14 @@ class Marker:
     bad: tuple[BadRow, ...] = ()
 
     @staticmethod
-    def path(store: Path, chunk: int) -> Path:
+    def name(chunk: int) -> str:
+        """File of the marker of one chunk, in its store."""
+        return f"{MARKERS}/{chunk:06d}.json"
+
+    @staticmethod
+    def path(store: P, chunk: int) -> P:
         """File of the marker of one chunk."""
-        return store / MARKERS / f"{chunk:06d}.json"
+        return cast(P, store / Marker.name(chunk))
 
     def to_bytes(self) -> bytes:
         """The file's content."""
@@ -45,17 +57,30 @@ class Marker:
         return pretty_json(record)
 
     @classmethod
-    def from_bytes(cls, content: bytes, chunk: int, names: set[str]) -> "Marker | None":
-        """The marker in some bytes; None where they are no whole marker of this chunk and these arrays."""
+    def from_bytes(cls, content: bytes, chunk: int, names: set[str], rows: range) -> "Marker | None":
+        """The marker in some bytes; None where they are no whole marker of this chunk, these arrays and rows."""
         try:
-            record = json.loads(content)
-            bad = tuple(BadRow(int(row), str(name), str(error)) for row, name, error in record["bad"])
-            checksums = {str(name): str(value) for name, value in record["checksums"].items()}
-            marker = cls(int(record["chunk"]), int(record["rows"]), checksums, bad)
-            schema = record["schema"]
+            record = parse_json(content)
+            bad = tuple(BadRow(row, name, error) for row, name, error in record["bad"])
+            checksums = dict(record["checksums"])
+            marker = cls(record["chunk"], record["rows"], checksums, bad)
+            expected = (record["schema"], marker.chunk, marker.rows) == (SCHEMA, chunk, len(rows))
+            whole = set(checksums) == names and all(type(value) is str for value in checksums.values())
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return marker if schema == SCHEMA and marker.chunk == chunk and set(checksums) == names else None
+        return marker if expected and whole and all(_is_bad_row(item, rows) for item in bad) else None
+
+
+def _is_bad_row(bad: BadRow, rows: range) -> bool:
+    return type(bad.row) is int and bad.row in rows and isinstance(bad.sample_id, str) and isinstance(bad.error, str)
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of some JSON text; ValueError where it is none, be it for its depth."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 @dataclass(frozen=True)
@@ -108,38 +133,44 @@ class Manifest:
         return pretty_json(record | {"digest": checksum(canonical_json(record))})
 
 
-def read_manifest(store: Path) -> Manifest:
+def read_manifest(store: StorePath) -> Manifest:
     """The manifest of a store.
 
     Raises
     ------
-    StoreNotFoundError, StoreIncompleteError, StoreCorruptError
-        No such store; not finished; or the manifest was damaged or is of another schema.
+    StoreNotFoundError, StoreIncompleteError, StoreSchemaError, StoreCorruptError
+        No such store; not finished; of another schema; or the manifest was damaged.
     """
-    if not store.is_dir():
-        raise StoreNotFoundError(
-            f"{store}: no store there; `featcache list` shows the stores, `featcache encode` makes one"
-        )
+    content = read_or_none(store / MANIFEST)
+    if content is None:
+        raise _not_finished(store)
+    return parse_manifest(content, store)
+
+
+def parse_manifest(content: bytes, store: StorePath) -> Manifest:
+    """The manifest in some bytes; raises as `read_manifest` does."""
     try:
-        content = (store / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        raise _not_finished(store) from None
-    try:
-        return _parse(json.loads(content), store)
+        record = parse_json(content)
+        check_schema(record["schema"], store)
+        rest = {name: value for name, value in record.items() if name != "digest"}
+        if checksum(canonical_json(rest)) != record["digest"]:
+            raise _damaged(store, "does not match its own digest")
+        return _manifest(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(store, f"cannot be parsed ({type(error).__name__}: {error})") from error
 
 
-def _parse(record: Mapping[str, Any], store: Path) -> Manifest:
-    if record["schema"] != SCHEMA:
-        raise StoreCorruptError(
-            f"{store}: written with store schema {record['schema']}, this featcache reads schema {SCHEMA}; "
+def check_schema(schema: Any, store: StorePath) -> None:
+    """StoreSchemaError where a store is of another schema than this featcache's."""
+    if schema != SCHEMA:
+        raise StoreSchemaError(
+            f"{store}: written with store schema {schema}, this featcache reads schema {SCHEMA}; "
             "use the featcache version that wrote it, or encode again under another --root"
         )
-    rest = {name: value for name, value in record.items() if name != "digest"}
-    if checksum(canonical_json(rest)) != record["digest"]:
-        raise _damaged(store, "does not match its own digest")
-    return Manifest(
+
+
+def _manifest(record: Mapping[str, Any]) -> Manifest:
+    manifest = Manifest(
         kind=record["kind"],
         key=record["key"],
         identity=record["identity"],
@@ -149,22 +180,50 @@ def _parse(record: Mapping[str, Any], store: Path) -> Manifest:
         files=record["files"],
         info=record["info"],
     )
+    if set(manifest.checksums) != set(manifest.all_arrays) or len(manifest.key.split("/")) != 2:
+        raise ValueError("key, arrays and checksums do not belong together")
+    for name, spec in manifest.all_arrays.items():
+        if [type(value) for value in manifest.checksums[name]] != [str] * spec.n_chunks:
+            raise ValueError(f"array {name}: expected {spec.n_chunks} checksums")
+    _check_info(manifest)
+    return manifest
 
 
-def _damaged(store: Path, what: str) -> StoreCorruptError:
+def _check_info(manifest: Manifest) -> None:
+    info, rows = manifest.info, {spec.shape[0] for spec in manifest.arrays.values()}
+    needed = INFO.get(manifest.kind, ())
+    if len(rows) != 1 or set(manifest.identity) != {"encoder", "dataset"}:
+        raise ValueError(f"rows {sorted(rows)}, identity of {sorted(manifest.identity)}")
+    if missing := [name for name in needed if name not in info]:
+        raise ValueError(f"info lacks {', '.join(missing)}")
+    names = (info.get("name", ""), info.get("encoder_name", ""), *info.get("classnames", ()))
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("names are not text")
+    valid = range(rows.pop())
+    if not all(_is_bad_row(BadRow(*bad), valid) for bad in info.get("bad", [])):
+        raise ValueError("bad rows out of range")
+    if any(not isinstance(name, str) or "/" in name or name.startswith(".") for name in manifest.files):
+        raise ValueError("sidecar names lead out of the store")
+
+
+def _damaged(store: StorePath, what: str) -> StoreCorruptError:
     return StoreCorruptError(
         f"{store / MANIFEST}: {what}; delete this one file and run the same encode command again: "
         "finished chunks are checked and kept"
     )
 
 
-def _not_finished(store: Path) -> Exception:
+def _not_finished(store: StorePath) -> Exception:
+    content = read_or_none(store / HEADER)
+    if content is None and not (isinstance(store, Path) and store.is_dir()):
+        return StoreNotFoundError(
+            f"{store}: no store there; `featcache list` shows the stores, `featcache encode` makes one"
+        )
     try:
-        header = json.loads((store / "zarr.json").read_bytes())["attributes"]["featcache"]
-        rows, chunk_rows = int(header["rows"]), int(header["chunk_rows"])
-    except (OSError, ValueError, KeyError, TypeError):
+        header = parse_json(content or b"")["attributes"]["featcache"]
+        rows, chunk_rows, verb = int(header["rows"]), int(header["chunk_rows"]), header["verb"]
+    except (ValueError, KeyError, TypeError, OverflowError):
         return StoreNotFoundError(f"{store}: holds no featcache store (no {MANIFEST}); name the folder of a store")
-    done = sum(min(chunk_rows, rows - int(path.stem) * chunk_rows) for path in (store / MARKERS).glob("[0-9]*.json"))
-    return StoreIncompleteError(
-        f"{store}: {done:,} of {rows:,} rows; run the same {header['verb']} command again to resume"
-    )
+    numbers = [int(name.removesuffix(".json")) for name in files(store / MARKERS) if MARKER_NAME.fullmatch(name)]
+    done = sum(max(0, min(chunk_rows, rows - number * chunk_rows)) for number in numbers)
+    return StoreIncompleteError(f"{store}: {done:,} of {rows:,} rows; run the same {verb} command again to resume")

@@ -1,8 +1,8 @@
-"""Two readers of one array of a store: mapped (local files) and zarr (any place zarr can read).
+"""Readers of one array of a store: mapped (local files) and zarr (any place zarr can read).
 
-Both fill a buffer that the caller may preallocate, and gather random rows. The mapped reader skips the work whose
-result is known: an uncompressed chunk file holds the rows as they are. `tests/test_featcache/test_readers.py` holds the
-two equal; `benchmarks/bench_store.py` times them.
+`featcache.store.object_reader` has a third, for object stores. All fill a buffer that the caller may preallocate, and
+gather random rows. The mapped reader skips the work whose result is known: an uncompressed chunk file holds the rows as
+they are. `tests/test_featcache/test_readers.py` holds the readers equal; `benchmarks/bench_store.py` times them.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from featcache.errors import StoreCorruptError
 from featcache.store.layout import ArraySpec
 from featcache.store.mapping import can_stitch, stitch
+from featcache.store.places import StorePath
+from featcache.store.s3 import zarr_store
 
 Array: TypeAlias = npt.NDArray[Any]
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -36,12 +38,14 @@ class Reader(Protocol):
         """The given rows (n,), in that order, as (n, ...) in the stored dtype."""
 
 
-def _check_range(spec: ArraySpec, start: int, stop: int) -> None:
+def check_range(spec: ArraySpec, start: int, stop: int) -> None:
+    """IndexError where the rows asked for are not there."""
     if not 0 <= start <= stop <= spec.shape[0]:
         raise IndexError(f"{spec.name}: rows {start}..{stop} asked for, the store holds rows 0..{spec.shape[0]}")
 
 
-def _buffer(spec: ArraySpec, n: int, out: Array | None) -> Array:
+def row_buffer(spec: ArraySpec, n: int, out: Array | None) -> Array:
+    """`out` if it can take n rows, or a new buffer for them."""
     shape = (n, *spec.shape[1:])
     if out is None:
         return np.empty(shape, dtype=spec.dtype)
@@ -75,7 +79,7 @@ class MappedReader:
 
     def __init__(self, store: Path, spec: ArraySpec) -> None:
         self.spec = spec
-        files = [spec.chunk_path(store, chunk) for chunk in range(spec.n_chunks)]
+        files = [store / spec.chunk_name(chunk) for chunk in range(spec.n_chunks)]
         for file in files:
             size = file.stat().st_size if file.exists() else None
             if size != spec.chunk_nbytes:  # touching a map beyond the end of its file kills the process
@@ -86,8 +90,8 @@ class MappedReader:
 
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
         """See `Reader.read`; `out` may have another float dtype, the rows are converted on the way."""
-        _check_range(self.spec, start, stop)
-        out = _buffer(self.spec, stop - start, out)
+        check_range(self.spec, start, stop)
+        out = row_buffer(self.spec, stop - start, out)
         if self._whole is not None:
             copy_rows(out, self._whole[start:stop])
             return out
@@ -99,7 +103,7 @@ class MappedReader:
 
     def gather(self, rows: Rows) -> Array:
         """See `Reader.gather`."""
-        rows = _checked_rows(self.spec, rows)
+        rows = checked_rows(self.spec, rows)
         if self._whole is not None:
             return self._whole[rows]
         return gather_by_chunk(self.spec, rows, lambda chunk: self._chunks[chunk])
@@ -147,28 +151,30 @@ class ZarrReader:
         self._array = array
 
     @classmethod
-    def open(cls, store: Path, spec: ArraySpec) -> "ZarrReader":
-        """Reader of one array of a local store."""
+    def open(cls, store: StorePath, spec: ArraySpec) -> "ZarrReader":
+        """Reader of one array of a store, wherever it lies."""
         import zarr
 
-        return cls(zarr.open_array(str(store), path=spec.name, mode="r", zarr_format=3), spec)
+        place = str(store) if isinstance(store, Path) else zarr_store(store)
+        return cls(zarr.open_array(place, path=spec.name, mode="r", zarr_format=3), spec)
 
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
         """See `Reader.read`."""
-        _check_range(self.spec, start, stop)
-        out = _buffer(self.spec, stop - start, out)
+        check_range(self.spec, start, stop)
+        out = row_buffer(self.spec, stop - start, out)
         if start < stop:
             copy_rows(out, self._array[start:stop])
         return out
 
     def gather(self, rows: Rows) -> Array:
         """See `Reader.gather`: each chunk that holds a wanted row is read once."""
-        rows = _checked_rows(self.spec, rows)
+        rows = checked_rows(self.spec, rows)
         size = self.spec.chunk_rows
         return gather_by_chunk(self.spec, rows, lambda chunk: self._array[chunk * size : (chunk + 1) * size])
 
 
-def _checked_rows(spec: ArraySpec, rows: Rows) -> Rows:
+def checked_rows(spec: ArraySpec, rows: Rows) -> Rows:
+    """The rows as int64; IndexError where one is not there."""
     rows = np.asarray(rows, dtype=np.int64)
     if rows.size and (rows.min() < 0 or rows.max() >= spec.shape[0]):
         raise IndexError(

@@ -2,15 +2,16 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store import atomic
+from featcache.store.places import StorePath, put, read, read_or_none
 
 SAMPLES = "samples.parquet"
 STAMPS = "stamps.bin"
+METADATA = "metadata.parquet"
 
 
 def samples_bytes(ids: Sequence[str], sizes: npt.NDArray[np.int64]) -> bytes:
@@ -24,23 +25,28 @@ def samples_bytes(ids: Sequence[str], sizes: npt.NDArray[np.int64]) -> bytes:
     return sink.getvalue()
 
 
-def read_ids(store: Path) -> list[str]:
+def read_ids(store: StorePath) -> list[str]:
     """The sample ids of a store, in row order."""
     from pyarrow import parquet
 
-    ids: list[str] = parquet.read_table(store / SAMPLES, columns=["id"])["id"].to_pylist()
+    ids: list[str] = parquet.read_table(io.BytesIO(read(store / SAMPLES)), columns=["id"])["id"].to_pylist()
     return ids
 
 
-def write_stamps(store: Path, stamps: npt.NDArray[np.int64]) -> None:
+def write_stamps(store: StorePath, stamps: npt.NDArray[np.int64]) -> None:
     """Remember the modification times (N,) int64 ns at which the content hashes were right."""
-    atomic.put(store / STAMPS, np.ascontiguousarray(stamps, dtype="<i8").tobytes())
+    put(store / STAMPS, np.ascontiguousarray(stamps, dtype="<i8").tobytes())
 
 
-def read_stamps(store: Path, n_rows: int) -> npt.NDArray[np.int64]:
+def read_stamps(store: StorePath, n_rows: int) -> npt.NDArray[np.int64]:
     """The remembered modification times, -1 (so: hash again) where there are none."""
-    try:
-        stamps = np.frombuffer((store / STAMPS).read_bytes(), dtype="<i8")
-    except OSError:
-        stamps = np.empty(0, dtype=np.int64)
+    content = read_or_none(store / STAMPS) or b""
+    stamps = np.frombuffer(content, dtype="<i8") if len(content) == 8 * n_rows else np.empty(0, dtype=np.int64)
     return stamps.astype(np.int64) if len(stamps) == n_rows else np.full(n_rows, -1, dtype=np.int64)
+
+
+def read_columns(store: StorePath) -> dict[str, npt.NDArray[Any]]:
+    """The metadata columns of a store, in row order."""
+    from featcache.datasets.metadata import metadata_from
+
+    return metadata_from(io.BytesIO(read(store / METADATA)))

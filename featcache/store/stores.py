@@ -1,126 +1,18 @@
 """Opened stores: the features of a data set's split, and the text embeddings of a class list."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import MismatchError, StoreCorruptError
-from featcache.store.layout import ArraySpec
-from featcache.store.manifest import BadRow, Manifest, parse_json, read_manifest
-from featcache.store.object_reader import ObjectReader
-from featcache.store.places import File, StorePath, files, location, read_or_none
-from featcache.store.reader import Array, MappedReader, Reader, Rows, ZarrReader
-from featcache.store.samples import read_ids
-from featcache.store.writer import PROVENANCE
-
-
-
-def _fast_reader(store: StorePath, spec: ArraySpec) -> Reader:
-    return MappedReader(store, spec) if isinstance(store, Path) else ObjectReader(store, spec)
-
-
-READERS: dict[str, Callable[[StorePath, ArraySpec], Reader]] = {"mapped": _fast_reader, "zarr": ZarrReader.open}
-
-
-class Store:
-    """What both kinds of store share. Use `open_store`.
-
-    Parameters
-    ----------
-    path : StorePath
-        The store's folder, or its prefix in an object store.
-    manifest : Manifest
-    reader : {"mapped", "zarr"}
-        How rows are read; the results are equal.
-    """
-
-    kind = ""
-
-    def __init__(self, path: StorePath, manifest: Manifest, reader: str = "mapped") -> None:
-        self.path, self.manifest = path, manifest
-        self._reader_name = reader
-        self._readers: dict[str, Reader] = {}
-        found = files(path)
-        for spec in manifest.all_arrays.values():
-            _check_sizes(path, spec, found)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What the manifest says besides the arrays."""
-        return self.manifest.info
-
-    @property
-    def name(self) -> str:
-        """Short name, used in results rows."""
-        return str(self.info["name"])
-
-    @property
-    def encoder_name(self) -> str:
-        """The model, as people call it."""
-        return str(self.info["encoder_name"])
-
-    @property
-    def classnames(self) -> tuple[str, ...]:
-        """The C class names, in label order."""
-        return tuple(self.info["classnames"])
-
-    @property
-    def text_digests(self) -> tuple[str, ...]:
-        """Digests of the text towers that belong to these features: one a model that was encoded with (or none)."""
-        return tuple(self.info["text_digests"])
-
-    @property
-    def text_digest(self) -> str | None:
-        """The first of `text_digests`, None where the model has no text side."""
-        return self.text_digests[0] if self.text_digests else None
-
-    @property
-    def logit_scale(self) -> float | None:
-        """The model's factor on cosine similarities, exponentiated."""
-        return None if self.info["logit_scale"] is None else float(self.info["logit_scale"])
-
-    @property
-    def logit_bias(self) -> float | None:
-        """The model's bias on scaled similarities (SigLIP), None where it has none."""
-        return None if self.info["logit_bias"] is None else float(self.info["logit_bias"])
-
-    @property
-    def dim(self) -> int:
-        """D, the feature width."""
-        return int(self.info["dim"])
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """How and when the store was made; recorded, never keyed."""
-        try:
-            return dict(parse_json(read_or_none(self.path / PROVENANCE) or b"{}"))
-        except ValueError:
-            return {}
-
-    def reader(self, name: str) -> Reader:
-        """Reader of one array, opened once."""
-        if name not in self._readers:
-            self._readers[name] = READERS[self._reader_name](self.path, self.manifest.all_arrays[name])
-        return self._readers[name]
-
-    def array(self, name: str) -> Array:
-        """One whole array in memory, in the stored dtype."""
-        return self.reader(name).read(0, self.manifest.all_arrays[name].shape[0])
-
-
-def _check_sizes(path: StorePath, spec: ArraySpec, found: Mapping[str, File]) -> None:
-    for chunk in range(spec.n_chunks):
-        file = found.get(spec.chunk_name(chunk))
-        if file is None or file.nbytes != spec.chunk_nbytes:
-            what = "is missing" if file is None else f"has {file.nbytes:,} bytes, expected {spec.chunk_nbytes:,}"
-            raise StoreCorruptError(
-                f"{spec.chunk_path(path, chunk)}: chunk file {what}; run the command that made {path} again: it redoes "
-                "damaged chunks and keeps the others"
-            )
+from featcache.errors import MismatchError
+from featcache.store.manifest import BadRow, read_manifest
+from featcache.store.opened import Store
+from featcache.store.places import StorePath, location
+from featcache.store.reader import Array, Rows
+from featcache.store.samples import METADATA, read_columns, read_ids
 
 
 class ImageStore(Store):
@@ -155,6 +47,13 @@ class ImageStore(Store):
         return str(self.info["labels_digest"])
 
     @property
+    def metadata_digest(self) -> str:
+        """Digest of the metadata columns; stores of the first version had none."""
+        from featcache.datasets.metadata import metadata_digest
+
+        return str(self.info.get("metadata_digest") or metadata_digest({}))
+
+    @property
     def bad(self) -> tuple[BadRow, ...]:
         """The samples that could not be read."""
         return tuple(BadRow(int(row), str(name), str(error)) for row, name, error in self.info["bad"])
@@ -173,6 +72,11 @@ class ImageStore(Store):
     def ids(self) -> list[str]:
         """The N sample ids, in row order."""
         return read_ids(self.path)
+
+    @cached_property
+    def metadata(self) -> dict[str, npt.NDArray[Any]]:
+        """Columns that came with the samples (region, year, ...), each (N,) int64 or object holding str; often none."""
+        return read_columns(self.path) if METADATA in self.manifest.files else {}
 
     def blocks(
         self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32

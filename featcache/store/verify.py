@@ -3,20 +3,21 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from featcache.errors import StoreCorruptError
-from featcache.store import atomic
 from featcache.store.key import checksum, content_key
 from featcache.store.layout import MANIFEST
 from featcache.store.manifest import Manifest, Marker, read_manifest
+from featcache.store.places import File, StorePath, files, read_or_none, remove
+
+THREADS = 4
 
 
 @dataclass
 class Report:
     """What `verify` found: one line a problem, and the chunks to be redone."""
 
-    store: Path
+    store: StorePath
     files: int = 0
     nbytes: int = 0
     problems: list[str] = field(default_factory=list)
@@ -28,12 +29,12 @@ class Report:
         return not self.problems
 
 
-def verify(store: Path, *, deep: bool = False) -> Report:
+def verify(store: StorePath, *, deep: bool = False) -> Report:
     """Check a store.
 
     Parameters
     ----------
-    store : Path
+    store : StorePath
     deep : bool
         Hash every file (over 1 GB/s); otherwise keys, presence and sizes only.
 
@@ -44,21 +45,21 @@ def verify(store: Path, *, deep: bool = False) -> Report:
     manifest = read_manifest(store)
     report = Report(store)
     _check_key(manifest, report)
-    with ThreadPoolExecutor(2) as pool:
-        checks = list(_files(store, manifest))
-        for (path, chunk, _, _), problem in zip(
-            checks, pool.map(lambda check: _check(check, deep), checks), strict=True
-        ):
+    found = files(store)
+    checks = list(_files(manifest))
+    with ThreadPoolExecutor(THREADS) as pool:
+        problems = pool.map(lambda check: _check(store, check, found.get(check.name), deep), checks)
+        for check, problem in zip(checks, problems, strict=True):
             report.files += 1
-            report.nbytes += path.stat().st_size if path.exists() else 0
+            report.nbytes += found[check.name].nbytes if check.name in found else 0
             if problem:
                 report.problems.append(problem)
-                if chunk is not None:
-                    report.damaged_chunks.add(chunk)
+                if check.chunk is not None:
+                    report.damaged_chunks.add(check.chunk)
     return report
 
 
-def check_deep(store: Path) -> None:
+def check_deep(store: StorePath) -> None:
     """Hash a whole store.
 
     Raises
@@ -77,9 +78,9 @@ def check_deep(store: Path) -> None:
 
 def repair(report: Report) -> None:
     """Drop the markers of damaged chunks and the manifest, so that the command that made the store redoes them."""
-    atomic.remove(report.store / MANIFEST)
+    remove(report.store / MANIFEST)
     for chunk in report.damaged_chunks:
-        atomic.remove(Marker.path(report.store, chunk))
+        remove(Marker.path(report.store, chunk))
 
 
 def _check_key(manifest: Manifest, report: Report) -> None:
@@ -90,27 +91,31 @@ def _check_key(manifest: Manifest, report: Report) -> None:
         report.problems.append(f"data set identity does not hash to {dataset}: the manifest was edited")
 
 
-_Check = tuple[Path, int | None, int | None, str]
+@dataclass(frozen=True)
+class _Check:
+    """A file that the manifest answers for; `chunk` is what would be redone, None for what the finaliser writes."""
+
+    name: str
+    chunk: int | None
+    nbytes: int | None
+    checksum: str
 
 
-def _files(store: Path, manifest: Manifest) -> Iterator[_Check]:
-    """(file, chunk that would be redone, size, checksum) of every file that the manifest answers for."""
+def _files(manifest: Manifest) -> Iterator[_Check]:
     for name, spec in manifest.all_arrays.items():
         for chunk, expected in enumerate(manifest.checksums[name]):
             redo = chunk if name in manifest.arrays else None
-            yield spec.chunk_path(store, chunk), redo, spec.chunk_nbytes, expected
+            yield _Check(spec.chunk_name(chunk), redo, spec.chunk_nbytes, expected)
     for name, expected in manifest.files.items():
-        yield store / name, None, None, expected
+        yield _Check(name, None, None, expected)
 
 
-def _check(check: _Check, deep: bool) -> str | None:
-    path, _, size, expected = check
-    shown = path.as_posix().removeprefix(path.parents[3].as_posix() + "/")
-    if not path.exists():
+def _check(store: StorePath, check: _Check, found: File | None, deep: bool) -> str | None:
+    shown = f"{store.parent.name}/{store.name}/{check.name}"
+    if found is None:
         return f"{shown}: missing"
-    found = path.stat().st_size
-    if size is not None and found != size:
-        return f"{shown}: {found:,} bytes, expected {size:,}"
-    if deep and checksum(path.read_bytes()) != expected:
+    if check.nbytes is not None and found.nbytes != check.nbytes:
+        return f"{shown}: {found.nbytes:,} bytes, expected {check.nbytes:,}"
+    if deep and checksum(read_or_none(store / check.name) or b"") != check.checksum:
         return f"{shown}: checksum differs"
     return None

@@ -1,16 +1,17 @@
-"""Writing a store chunk by chunk, so that a kill at any moment loses at most the chunk at hand.
+"""Writing a store chunk by chunk, by any number of processes, so that a kill at any moment loses at most a chunk.
 
 The protocol, each file put atomically and synced:
 
-1. zarr metadata with the full, fixed shape (the group's file last), and the sidecars;
+1. the group's zarr.json, which holds the keys and the chunk size, by whoever is first; other metadata, sidecars;
 2. for each chunk: the chunk file of every array, then the marker with their checksums;
 3. the finaliser re-hashes every chunk against its marker (two uncoordinated writers may have mixed them), has
-   mismatches redone, writes the labels, and the manifest last.
+   mismatches redone, writes the labels, and the manifest last, if nobody else has.
 
-Resuming is redoing the chunks that have no marker.
+Resuming is redoing the chunks that have no marker. Two writers of one chunk are harmless where the encoder is
+deterministic: they write the same bytes. Where it is not, a writer puts its marker and then looks for a manifest, and
+a finaliser puts the manifest and then looks at the markers: one sees the other, and the manifest is made anew.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,13 +19,16 @@ from typing import Any
 
 import numpy.typing as npt
 
-from featcache.errors import MismatchError
-from featcache.store import atomic
+from featcache.errors import FeatcacheError, MismatchError, StoreIncompleteError
+from featcache.store import atomic, places
+from featcache.store.claims import Claims
 from featcache.store.key import checksum, pretty_json
-from featcache.store.layout import MANIFEST, SCHEMA, ArraySpec, zarr_metadata
-from featcache.store.manifest import BadRow, Manifest, Marker
+from featcache.store.layout import HEADER, MANIFEST, SCHEMA, ArraySpec, zarr_metadata
+from featcache.store.manifest import BadRow, Manifest, Marker, check_schema, parse_json, read_manifest
+from featcache.store.places import File, StorePath
 
 PROVENANCE = "provenance.json"
+HASHERS = 2
 
 
 class StoreWriter:
@@ -32,7 +36,7 @@ class StoreWriter:
 
     Parameters
     ----------
-    store : Path
+    store : StorePath
         The store's folder, ``<root>/<kind>/<key>``.
     kind, key, identity
         As in `Manifest`.
@@ -49,11 +53,13 @@ class StoreWriter:
     ------
     MismatchError
         The folder holds a store with another identity (it was moved by hand).
+    StoreSchemaError
+        It was begun by another version of featcache.
     """
 
     def __init__(
         self,
-        store: Path,
+        store: StorePath,
         kind: str,
         key: str,
         identity: Mapping[str, Any],
@@ -66,6 +72,7 @@ class StoreWriter:
         self.specs, self.whole, self.files = dict(specs), dict(whole), dict(files)
         self.rows_spec = next(iter(self.specs.values()))
         self._verb = verb
+        self._known: dict[int, tuple[File, Marker | None]] = {}
         self._create()
 
     def _create(self) -> None:
@@ -78,34 +85,57 @@ class StoreWriter:
             "chunk_rows": self.rows_spec.chunk_rows,
             "verb": self._verb,
         }
+        arrays = [*self.specs.values(), *self.whole.values()]
+        metadata = zarr_metadata(arrays, {"featcache": header})
+        if existing_header(self.store) is None:
+            created = places.create(self.store / HEADER, metadata[HEADER])
+            if not created and existing_header(self.store) is None:  # there is one, but damaged
+                places.put(self.store / HEADER, metadata[HEADER])
         existing = existing_header(self.store)
-        if existing is not None and existing != header:
+        if existing != header:
+            check_schema((existing or header).get("schema"), self.store)
             raise MismatchError(
                 f"{self.store}: holds a store with another identity or chunk size than {self.key}; "
                 "it was moved by hand or is damaged: delete that folder, or use another --root"
             )
-        for name, content in self.files.items():
-            if not _holds(self.store / name, content):
-                atomic.put(self.store / name, content)
-        if existing is None:
-            arrays = [*self.specs.values(), *self.whole.values()]
-            for name, content in zarr_metadata(arrays, {"featcache": header}).items():
-                atomic.put(self.store / name, content)
+        for name, content in (self.files | metadata).items():
+            if name != HEADER and places.read_or_none(self.store / name) != content:
+                places.put(self.store / name, content)
 
     def pending(self) -> list[int]:
         """Chunks without a valid marker or with a file missing or of the wrong size, in order."""
-        return [chunk for chunk in range(self.rows_spec.n_chunks) if self.marker(chunk) is None]
+        done = {marker.chunk for marker in self.markers()}
+        return [chunk for chunk in range(self.rows_spec.n_chunks) if chunk not in done]
+
+    def markers(self) -> list[Marker]:
+        """The markers of the chunks that are done, in chunk order."""
+        found = places.files(self.store)
+        whole = [chunk for chunk in range(self.rows_spec.n_chunks) if self._is_whole(chunk, found)]
+        new = [chunk for chunk in whole if self._known.get(chunk, (None, None))[0] != found[Marker.name(chunk)]]
+        contents = places.read_many([Marker.path(self.store, chunk) for chunk in new])
+        for chunk, content in zip(new, contents, strict=True):
+            self._known[chunk] = found[Marker.name(chunk)], self._parse(chunk, content)
+        markers = [self._known[chunk][1] for chunk in whole]
+        return [marker for marker in markers if marker is not None]
+
+    def _is_whole(self, chunk: int, found: Mapping[str, File]) -> bool:
+        sizes = [found[name].nbytes for spec in self.specs.values() if (name := spec.chunk_name(chunk)) in found]
+        return Marker.name(chunk) in found and sizes == [spec.chunk_nbytes for spec in self.specs.values()]
+
+    def _parse(self, chunk: int, content: bytes | None) -> Marker | None:
+        rows = self.rows_spec.rows_of(chunk)
+        return None if content is None else Marker.from_bytes(content, chunk, set(self.specs), rows)
 
     def marker(self, chunk: int) -> Marker | None:
         """The marker of a chunk, None where the chunk is to be (re)done."""
-        try:
-            marker = Marker.from_bytes(Marker.path(self.store, chunk).read_bytes(), chunk, set(self.specs))
-            sizes = [spec.chunk_path(self.store, chunk).stat().st_size for spec in self.specs.values()]
-        except FileNotFoundError:
+        marker = self._parse(chunk, places.read_or_none(Marker.path(self.store, chunk)))
+        if marker is None:
             return None
+        found = [places.stat(spec.chunk_path(self.store, chunk)) for spec in self.specs.values()]
+        sizes = [None if file is None else file.nbytes for file in found]
         return marker if sizes == [spec.chunk_nbytes for spec in self.specs.values()] else None
 
-    def write_chunk(self, chunk: int, values: Mapping[str, npt.NDArray[Any]], bad: Sequence[BadRow] = ()) -> None:
+    def write_chunk(self, chunk: int, values: Mapping[str, npt.NDArray[Any]], bad: Sequence[BadRow] = ()) -> bool:
         """Write one chunk of every array, then its marker.
 
         Parameters
@@ -115,23 +145,32 @@ class StoreWriter:
             For each array of the store the rows (n, ...) of this chunk.
         bad : sequence of BadRow
             The rows of this chunk that could not be read.
+
+        Returns
+        -------
+        bool
+            False where another writer finished the chunk in the meantime; nothing is written then.
         """
-        self.drop(chunk)
+        if self.marker(chunk) is not None:
+            return False
         checksums = {}
         for name, spec in self.specs.items():
             content = spec.chunk_bytes(values[name])
-            atomic.put(spec.chunk_path(self.store, chunk), content)
+            places.put(spec.chunk_path(self.store, chunk), content)
             checksums[name] = checksum(content)
         marker = Marker(chunk, len(self.rows_spec.rows_of(chunk)), checksums, tuple(bad))
-        atomic.put(Marker.path(self.store, chunk), marker.to_bytes())
+        places.put(Marker.path(self.store, chunk), marker.to_bytes())
+        if places.stat(self.store / MANIFEST) is not None and not self._is_settled([marker], {}):
+            self.reopen()
+        return True
 
     def drop(self, chunk: int) -> None:
         """Forget that a chunk is done."""
-        atomic.remove(Marker.path(self.store, chunk))
+        places.remove(Marker.path(self.store, chunk))
 
     def drop_damaged(self) -> list[int]:
         """Re-hash every chunk against its marker; drop the markers of mismatches and return those chunks."""
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(HASHERS if isinstance(self.store, Path) else places.REQUESTS) as pool:
             sound = list(pool.map(self._is_sound, range(self.rows_spec.n_chunks)))
         damaged = [chunk for chunk, ok in enumerate(sound) if not ok]
         for chunk in damaged:
@@ -141,61 +180,92 @@ class StoreWriter:
     def _is_sound(self, chunk: int) -> bool:
         marker = self.marker(chunk)
         return marker is not None and all(
-            checksum(spec.chunk_path(self.store, chunk).read_bytes()) == marker.checksums[name]
+            checksum(places.read_or_none(spec.chunk_path(self.store, chunk)) or b"") == marker.checksums[name]
             for name, spec in self.specs.items()
         )
 
     def finalise(
-        self, values: Mapping[str, npt.NDArray[Any]], info: Mapping[str, Any], provenance: Mapping[str, Any]
+        self,
+        values: Mapping[str, npt.NDArray[Any]],
+        info: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        extra: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write the whole arrays and, last, the manifest. Call it when `drop_damaged` returned nothing."""
-        checksums: dict[str, list[str]] = {name: [] for name in self.specs | self.whole}
-        for marker in self.markers():
-            for name, value in marker.checksums.items():
-                checksums[name].append(value)
-        for name, spec in self.whole.items():
-            checksums[name] = self._write_whole(spec, values[name])
-        atomic.put(self.store / PROVENANCE, pretty_json(dict(provenance)))
-        atomic.sweep_partials(self.store)
+        """Write the whole arrays and, last, the manifest. Call it when `drop_damaged` returned nothing.
+
+        Parameters
+        ----------
+        values : dict of array
+            For each of the whole arrays all its rows.
+        info, provenance : dict
+            What the manifest says besides, and what is recorded without a checksum.
+        extra : dict of bytes, optional
+            More sidecar files, which may be replaced without encoding.
+
+        Raises
+        ------
+        StoreIncompleteError
+            Another writer changed a chunk or the labels meanwhile; the manifest was taken away again: run again.
+        """
+        markers, sidecars = self.markers(), dict(self.files) | dict(extra or {})
+        checksums = {name: [marker.checksums[name] for marker in markers] for name in self.specs}
+        whole = {name: self._write_whole(spec, values[name]) for name, spec in self.whole.items()}
+        for name, content in (extra or {}).items():
+            places.put(self.store / name, content)
+        places.put(self.store / PROVENANCE, pretty_json(dict(provenance)))
+        Claims(self.store).clear()
+        if isinstance(self.store, Path):
+            atomic.sweep_partials(self.store)
         manifest = Manifest(
             self.kind,
             self.key,
             self.identity,
             self.specs,
             self.whole,
-            checksums,
-            {name: checksum(content) for name, content in self.files.items()},
+            checksums | whole,
+            {name: checksum(content) for name, content in sidecars.items()},
             dict(info),
         )
-        atomic.put(self.store / MANIFEST, manifest.to_bytes())
+        if len(markers) == self.rows_spec.n_chunks:
+            places.create(self.store / MANIFEST, manifest.to_bytes())
+        if not self._is_settled(self.markers(), whole):
+            self.reopen()
+            raise StoreIncompleteError(
+                f"{self.store}: another run changed chunks or labels while the store was finished; run the same "
+                f"{self._verb} command again: finished chunks are kept"
+            )
 
-    def markers(self) -> list[Marker]:
-        """All markers, in chunk order."""
-        found = [self.marker(chunk) for chunk in range(self.rows_spec.n_chunks)]
-        return [marker for marker in found if marker is not None]
+    def _is_settled(self, markers: Sequence[Marker], whole: Mapping[str, list[str]]) -> bool:
+        """Whether the manifest, whoever wrote it, agrees with these markers and whole arrays."""
+        try:
+            manifest = read_manifest(self.store)
+        except FeatcacheError:
+            return False
+        chunks = all(
+            manifest.checksums.get(name, [])[marker.chunk : marker.chunk + 1] == [value]
+            for marker in markers
+            for name, value in marker.checksums.items()
+        )
+        return chunks and all(manifest.checksums.get(name) == value for name, value in whole.items())
 
     def _write_whole(self, spec: ArraySpec, values: npt.NDArray[Any]) -> list[str]:
         checksums = []
         for chunk in range(spec.n_chunks):
             rows = spec.rows_of(chunk)
             content = spec.chunk_bytes(values[rows.start : rows.stop])
-            atomic.put(spec.chunk_path(self.store, chunk), content)
+            places.put(spec.chunk_path(self.store, chunk), content)
             checksums.append(checksum(content))
         return checksums
 
     def reopen(self) -> None:
         """Take the manifest away: the store counts as unfinished until `finalise` has run again."""
-        atomic.remove(self.store / MANIFEST)
+        places.remove(self.store / MANIFEST)
 
 
-def _holds(path: Path, content: bytes) -> bool:
-    return path.exists() and path.read_bytes() == content
-
-
-def existing_header(store: Path) -> dict[str, Any] | None:
+def existing_header(store: StorePath) -> dict[str, Any] | None:
     """The header in the group metadata of a store that was begun, None where there is none or it is damaged."""
     try:
-        header = json.loads((store / "zarr.json").read_bytes())["attributes"]["featcache"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        header = parse_json(places.read_or_none(store / HEADER) or b"")["attributes"]["featcache"]
+        return dict(header)
+    except (ValueError, KeyError, TypeError):
         return None
-    return dict(header)

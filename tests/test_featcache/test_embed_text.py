@@ -10,7 +10,7 @@ from fakes import NumpyEncoder
 from featcache import TextStore, open_store
 from featcache.embed_text import class_means, context_means, embed_prompts
 from featcache.errors import MismatchError, PromptError, StoreIncompleteError
-from featcache.image_job import normalise
+from featcache.chunk_encoder import normalise
 from featcache.store import open_image_store, verify
 
 NAMES = ("ant", "bee", "The_Eiffel_Tower")
