@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, Self
 
 import numpy as np
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from heads.base import LinearClassifier
 from heads.held_out import selection_samples, thinned
+from heads.linear import LinearHead
+from heads.logits import positions_of
+from heads.ridge_problem import RidgeProblem, best_alpha, folds_of
+from heads.row_weights import class_weights, group_ids, row_weights
 from heads.samples import Samples, as_samples, require_finite
-from heads.solvers.eigh_path import Spectrum, check_alphas, decompose
-from heads.solvers.leave_one_out import leave_one_out_errors, leave_one_out_scores, squared_errors
-from heads.solvers.moments import Moments
+from heads.solvers.eigh_path import Spectrum, check_alphas
+from heads.solvers.leave_one_out import squared_errors
 from heads.temperature import fit_temperature
+from heads.text_prior import checked_prior, prior_record
 
 __all__ = ["ALPHAS", "Ridge"]
 
@@ -36,6 +41,16 @@ class Ridge(LinearClassifier):
         Path of positive penalties.
     fit_intercept
         Whether to fit an unpenalised intercept.
+    cv
+        Rows that choose alpha where there is no selection split: "loo", exact leave-one-out (by group, where `fit`
+        gets groups); a number of folds, stratified by class or made of whole groups; or the fold of every row (N,).
+        Folds come by subtracting their moments.
+    class_weight
+        None, "balanced", or weights by class, as in scikit-learn. They also weigh the errors that choose alpha.
+    prior
+        A fitted linear head W0 (`LinearHead`, `ZeroShot`) that the weights shrink to instead of zero: the penalty is
+        ``alpha ||W - s W0||²``. W0 loses its mean over classes, which changes no prediction, and s brings its scores
+        to the scale of the targets (least squares; `prior_scale_`). Its bias is not used.
 
     Attributes
     ----------
@@ -45,15 +60,17 @@ class Ridge(LinearClassifier):
         The chosen penalty: smallest of `cv_errors_`, the first one on ties.
     alphas_ : (A,) float64
     cv_errors_ : (A,) float64
-        Mean over rows and classes of the squared error: exact leave-one-out, or on the selection split.
+        Mean over rows and classes of the squared error: by `cv`, or on the selection split.
     temperature_ : float
         Scores divided by it are logits; fitted by NLL on the selection split, or on exact leave-one-out scores.
-    classes_, classnames_, n_features_in_, provenance_, moments_, spectrum_
+    prior_scale_ : float
+        s of the prior; 0 without one.
+    classes_, classnames_, n_features_in_, provenance_, spectrum_
 
     Notes
     -----
     A class without a training row (a store's, or one of `classnames`) gets zero weights and intercept zero.
-    N < D works (see `heads.solvers.eigh_path`).
+    Fewer rows than features are solved in the dual form (`heads.solvers.dual`). A store is never held in memory.
 
     Examples
     --------
@@ -70,18 +87,30 @@ class Ridge(LinearClassifier):
     alpha_: float
     alphas_: NDArray[np.float64]
     cv_errors_: NDArray[np.float64]
-    moments_: Moments
+    prior_scale_: float
     spectrum_: Spectrum
 
-    def __init__(self, alphas: Sequence[float] = ALPHAS, fit_intercept: bool = True) -> None:
+    def __init__(
+        self,
+        alphas: Sequence[float] = ALPHAS,
+        fit_intercept: bool = True,
+        cv: Any = "loo",
+        class_weight: Any = None,
+        prior: Any = None,
+    ) -> None:
         self.alphas = alphas
         self.fit_intercept = fit_intercept
+        self.cv = cv
+        self.class_weight = class_weight
+        self.prior = prior
 
     def fit(
         self,
         X: Any,
         y: Any = None,
+        sample_weight: Any = None,
         *,
+        groups: Any = None,
         selection: Any = None,
         classnames: Sequence[str] | None = None,
     ) -> Self:
@@ -93,38 +122,42 @@ class Ridge(LinearClassifier):
             Image store (streamed twice), or array-like (N, D).
         y
             Labels (N,), with arrays.
+        sample_weight
+            Weights (N,) of the (valid) rows, as in scikit-learn.
+        groups
+            Group (N,) of every (valid) row, of any values: rows that are views of one image are left out together.
         selection
-            Store, or ``(X, y)``, on which alpha and temperature are chosen; None uses exact leave-one-out.
+            Store, or ``(X, y)``, on which alpha and temperature are chosen; None uses `cv`.
         classnames
             With arrays: the C names; y then holds class indices, and classes may lack rows.
 
         Raises
         ------
         HeadError
-            For fewer than two classes, NaN or infinite features (naming rows), labels out of range, alphas <= 0.
+            For fewer than two classes, NaN or infinite features (naming rows), labels out of range, alphas <= 0,
+            weights or groups that do not fit the rows.
         MismatchError
-            If the selection store has another encoder or class list.
+            If the selection store or the prior has another encoder or class list.
         """
         alphas = check_alphas(self.alphas)
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
-        self.moments_ = Moments.from_blocks(samples.blocks(), dim=samples.dim, n_classes=len(samples.classnames))
-        require_finite(samples, self.moments_.xtx.diagonal())
-        self.spectrum_ = decompose(self.moments_, fit_intercept=self.fit_intercept)
+        prior = checked_prior(self.prior, samples)
         held_out = None if selection is None else selection_samples(selection, samples)
-        self._choose(alphas, samples, held_out)
+        problem = self._problem(samples, sample_weight, groups, prior, choose=held_out is None)
+        require_finite(samples, problem.diagonal())
+        self.spectrum_ = problem.spectrum()
+        self.alphas_ = alphas
+        if held_out is None:
+            errors = problem.errors(self.spectrum_, alphas)
+        else:
+            errors = squared_errors(self.spectrum_, lambda: self._weighted(held_out), alphas)
+        self.cv_errors_ = errors / len(samples.classnames)
+        self.alpha_ = best_alpha(alphas, self.cv_errors_)
         self.coef_, self.intercept_ = self.spectrum_.solve(self.alpha_)
-        self.temperature_ = self._temperature(samples, held_out)
-        self.provenance_ = self._provenance(
-            {
-                "alpha": self.alpha_,
-                "fit_intercept": bool(self.fit_intercept),
-                "temperature": self.temperature_,
-                "selection": "leave-one-out" if held_out is None else "split",
-            },
-            samples.store,
-            None if held_out is None else held_out.store,
-        )
+        self.prior_scale_ = 0.0 if problem.base is None else self._scale(problem.base)
+        self.temperature_ = self._temperature(problem, held_out)
+        self._record(samples, held_out, prior, weighted=problem.weights is not None)
         return self
 
     def path(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -133,27 +166,100 @@ class Ridge(LinearClassifier):
             raise HeadError("this Ridge is not fitted yet; call fit first")
         return self.spectrum_.path(self.alphas_)
 
-    def _choose(self, alphas: NDArray[np.float64], samples: Samples, held_out: Samples | None) -> None:
-        """Errors along the path, and the best alpha."""
-        if held_out is None:
-            errors = leave_one_out_errors(self.spectrum_, samples.blocks, alphas)
-        else:
-            errors = squared_errors(self.spectrum_, held_out.blocks, alphas)
-        self.alphas_ = alphas
-        self.cv_errors_ = errors / len(samples.classnames)
-        if not np.isfinite(self.cv_errors_).any():
-            raise HeadError(
-                "no alpha has a finite error: the selection rows hold NaN, or every row is fitted exactly; "
-                "drop bad rows, or use larger alphas"
-            )
-        self.alpha_ = float(alphas[np.nanargmin(self.cv_errors_)])
+    def restrict(self, class_subset: Sequence[int], alpha: float | None = None) -> Self:
+        """A fitted copy with some target columns only, in the order given; no pass over the rows.
 
-    def _temperature(self, samples: Samples, held_out: Samples | None) -> float:
+        Rows of the other classes stay in the fit, as rows of none of these. The temperature stays.
+
+        Parameters
+        ----------
+        class_subset
+            Class indices, at least two, none twice.
+        alpha
+            Another penalty than `alpha_`.
+
+        Raises
+        ------
+        HeadError
+            Before fit, for indices outside [0, C), or repeated ones.
+        """
+        index = positions_of(class_subset, self.linear())
+        found = copy(self)
+        found.alpha_ = self.alpha_ if alpha is None else float(alpha)
+        found.spectrum_ = self.spectrum_.columns(index)
+        found.coef_, found.intercept_ = found.spectrum_.solve(found.alpha_)
+        found.classes_, found.classnames_ = self.classes_[index], tuple(self.classnames_[i] for i in index.tolist())
+        params = {**self.provenance_["params"], "alpha": found.alpha_, "of_classes": len(self.classnames_)}
+        found.provenance_ = {**self.provenance_, "params": params, "classnames": list(found.classnames_)}
+        return found
+
+    def _problem(
+        self, samples: Samples, sample_weight: Any, groups: Any, prior: LinearHead | None, *, choose: bool
+    ) -> RidgeProblem:
+        """The rows with weights, groups and folds beside them; `choose` says that they choose alpha, too."""
+        weights = row_weights(samples, self.class_weight, sample_weight)
+        # Only what needs the labels beforehand takes a pass for them.
+        simple = isinstance(self.cv, str) and self.cv == "loo" and groups is None
+        labels = np.zeros(0, np.int64) if simple or not choose else samples.labels()
+        found = group_ids(groups, len(labels)) if choose else None
+        base = None if prior is None else prior.weights.astype(np.float64)
+        return RidgeProblem(
+            source=samples.blocks,
+            dim=samples.dim,
+            n_targets=len(samples.classnames),
+            rows=_rows(samples),
+            fit_intercept=bool(self.fit_intercept),
+            weights=weights,
+            groups=found,
+            folds=None if simple or not choose else folds_of(self.cv, labels, len(samples.classnames), found),
+            base=None if base is None else base - base.mean(axis=0),
+        )
+
+    def _weighted(self, held_out: Samples) -> Iterator[tuple[NDArray[Any], ...]]:
+        """The selection rows, weighted by class as those that fit."""
+        if self.class_weight is None:
+            yield from held_out.blocks()
+            return
+        weights = class_weights(self.class_weight, held_out.labels(), held_out.classes)
+        for features, labels in held_out.blocks():
+            yield features, labels, weights[labels]
+
+    def _scale(self, base: NDArray[np.float64]) -> float:
+        """The s of the prior: what the base of the spectrum is of it."""
+        found = self.spectrum_.base
+        power = float((base**2).sum())
+        return float((found * base).sum()) / power if found is not None and power > 0 else 0.0
+
+    def _temperature(self, problem: RidgeProblem, held_out: Samples | None) -> float:
         """Maximum-likelihood temperature on rows that did not fit the scores."""
-        rows = samples if held_out is None else held_out
-        drawn = thinned(rows, self.moments_.n if held_out is None else None)
         if held_out is None:
-            blocks = list(leave_one_out_scores(self.spectrum_, drawn, self.alpha_))
+            blocks = list(problem.scores(self.spectrum_, self.alpha_))
         else:
+            drawn = thinned(held_out)
             blocks = [(x.astype(np.float64) @ self.coef_.T + self.intercept_, y) for x, y in drawn]
         return fit_temperature(np.concatenate([s for s, _ in blocks]), np.concatenate([labels for _, labels in blocks]))
+
+    def _record(self, samples: Samples, held_out: Samples | None, prior: LinearHead | None, *, weighted: bool) -> None:
+        """Provenance."""
+        how = "split" if held_out is not None else "leave-one-out" if isinstance(self.cv, str) else "folds"
+        params: dict[str, Any] = {
+            "alpha": self.alpha_,
+            "fit_intercept": bool(self.fit_intercept),
+            "temperature": self.temperature_,
+            "selection": how,
+        }
+        if weighted:
+            params["weighted"] = True
+        if prior is not None:
+            params |= {"prior": prior_record(prior), "prior_scale": self.prior_scale_}
+        self.provenance_ = self._provenance(params, samples.store, None if held_out is None else held_out.store)
+
+
+def _rows(samples: Samples) -> int:
+    """Number of rows; of a store that does not say it, or drops invalid rows, by counting them."""
+    if samples.store is None:
+        return len(samples.source[1])
+    bound = len(samples.store) if hasattr(samples.store, "__len__") else samples.dim
+    if bound > samples.dim + 1:
+        return bound  # invalid rows among them do not matter: the primal form is right for any number
+    return sum(len(labels) for _, labels in samples.blocks())

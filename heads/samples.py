@@ -7,9 +7,9 @@ A store streams: `Samples.blocks` never holds more than a block. Arrays are one 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,16 @@ from sklearn.exceptions import DataConversionWarning
 
 from featcache.errors import HeadError
 
-__all__ = ["Samples", "as_samples", "feature_blocks", "gathered", "is_store", "require_finite", "to_numpy"]
+__all__ = [
+    "Samples",
+    "as_samples",
+    "feature_blocks",
+    "gathered",
+    "is_store",
+    "raise_not_finite",
+    "require_finite",
+    "to_numpy",
+]
 
 Block = tuple[NDArray[np.floating], NDArray[np.int64]]
 
@@ -45,6 +54,13 @@ class Samples:
             yield self.source
         else:
             yield from self.source.blocks()
+
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices (N,) of all rows; of a store in a pass over it."""
+        if self.store is None:
+            labels: NDArray[np.int64] = self.source[1]
+            return labels
+        return np.concatenate([np.zeros(0, np.int64), *(labels.copy() for _, labels in self.blocks())])
 
     @property
     def store(self) -> Any | None:
@@ -129,11 +145,16 @@ def require_finite(samples: Samples, moment_diagonal: NDArray[np.float64]) -> No
     """
     if np.isfinite(moment_diagonal).all():
         return
+    raise_not_finite(features for features, _ in samples.blocks())
+
+
+def raise_not_finite(blocks: Iterable[NDArray[np.floating]]) -> NoReturn:
+    """Raise a `HeadError` that names the rows with NaN or infinity."""
     bad: list[int] = []
     offset = 0
-    for features, labels in samples.blocks():
+    for features in blocks:
         bad += (np.flatnonzero(~np.isfinite(features).all(axis=1)) + offset).tolist()
-        offset += len(labels)
+        offset += len(features)
     shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
     what = f"{len(bad)} rows (of {offset} valid ones, from 0): {shown}" if bad else "no single row: they overflow"
     raise HeadError(f"features hold NaN or infinity in {what}; drop these rows or encode the images again")

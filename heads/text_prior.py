@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from featcache.errors import MismatchError
+from featcache.errors import HeadError, MismatchError
 from heads.checks import split_id
 from heads.linear import LinearHead
 from heads.logits import as_head
 from heads.samples import Samples, as_samples
 from heads.zero_shot import ZeroShot
 
-__all__ = ["samples_of", "text_head", "text_identity"]
+__all__ = ["checked_prior", "prior_record", "samples_of", "text_head", "text_identity"]
 
 
 def text_head(texts: Any) -> LinearHead:
@@ -27,6 +27,37 @@ def samples_of(X: Any, y: Any, text: LinearHead) -> Samples:
     elif samples.dim != text.dim:
         raise MismatchError(f"X has {samples.dim} features, and the texts have {text.dim}; encode both with one model")
     return samples
+
+
+def checked_prior(prior: Any, samples: Samples) -> LinearHead | None:
+    """The linear head of a prior, if it belongs to these rows; None of None.
+
+    Raises
+    ------
+    HeadError
+        For something that is no fitted linear head, or has another shape.
+    MismatchError
+        For a prior of another encoder or class list.
+    """
+    if prior is None:
+        return None
+    if not hasattr(prior, "linear"):
+        raise HeadError(f"prior must be a fitted linear head, got {type(prior).__name__}; fit one, or load it")
+    head: LinearHead = prior.linear()
+    if samples.store is not None:
+        head.check(samples.store)
+    expected = (len(samples.classnames), samples.dim)
+    if head.weights.shape != expected:
+        raise HeadError(
+            f"prior {head.name!r} has weights {head.weights.shape}, the training rows need {expected}; pass "
+            "classnames if some classes have no row, or restrict the prior to the classes at hand"
+        )
+    return head
+
+
+def prior_record(prior: LinearHead | None) -> dict[str, Any] | None:
+    """What provenance keeps of a prior."""
+    return None if prior is None else {"head": prior.name, "text_digest": prior.provenance.get("text_digest")}
 
 
 def text_identity(text: LinearHead, samples: Samples, classnames: tuple[str, ...]) -> dict[str, Any]:

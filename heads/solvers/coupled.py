@@ -106,9 +106,10 @@ class Plan:
         """Subtract ``2 P (y - ȳ)`` from u in place; ||y - ȳ - B x̃||² (n,)."""
         base, mean = self.spectrum.base, self.spectrum.mean_y
         if targets.ndim == 1:
-            u -= np.take(self.target, targets, axis=0)  # np.take lets other threads run
+            labels = targets.astype(np.intp, copy=False)
+            u -= np.take(self.target, labels, axis=0)  # np.take lets other threads run
             if base is None:
-                return self.size[targets]
+                return np.asarray(self.size[labels])
         rest = wide_targets(targets, len(mean)) - mean
         if targets.ndim == 2:
             u -= (2.0 * rest @ self.spectrum.projected.T).astype(u.dtype)

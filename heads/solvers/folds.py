@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from heads.solvers.moments import Moments
 
-__all__ = ["FOLDS", "FoldAssigner", "fold_moments", "fold_rows"]
+__all__ = ["FOLDS", "FoldAssigner", "fold_moments", "fold_rows", "group_folds"]
 
 FOLDS = 5
 """Number of folds K of every cross-validated number."""
@@ -44,6 +44,20 @@ class FoldAssigner:
         found: NDArray[np.int64] = (ranks + self._seen[labels]) % self.folds
         self._seen += counts
         return found
+
+
+def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.int64]:
+    """Folds (n,) that keep the rows of a group together; groups (n,) from 0, the largest dealt out first.
+
+    Examples
+    --------
+    >>> group_folds(np.array([0, 1, 1, 2]), folds=2).tolist()
+    [1, 0, 0, 0]
+    """
+    sizes = np.bincount(groups)
+    fold_of = np.empty(len(sizes), np.int64)
+    fold_of[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes)) % folds
+    return np.asarray(fold_of[groups])
 
 
 def fold_moments(

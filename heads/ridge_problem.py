@@ -1,0 +1,233 @@
+"""One ridge problem, whatever its rows come from: weights and groups beside the rows, folds, primal or dual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.held_out import RowSampler
+from heads.solvers.dual import decompose_rows
+from heads.solvers.eigh_path import Spectrum, decompose
+from heads.solvers.folds import FoldAssigner, group_folds
+from heads.solvers.leave_group_out import leave_group_out_errors, leave_group_out_scores
+from heads.solvers.leave_one_out import leave_one_out_errors, leave_one_out_scores, squared_errors
+from heads.solvers.moments import Moments
+from heads.solvers.parallel import Blocks
+from heads.solvers.targets import TargetMoments, wide_targets
+
+__all__ = ["RidgeProblem", "best_alpha", "folds_of"]
+
+Float = NDArray[np.float64]
+AnyMoments = Moments | TargetMoments
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeProblem:
+    """Rows that are fitted by least squares, and those left out to choose alpha.
+
+    Attributes
+    ----------
+    source : gives blocks ``(X (n, D), y)``, again at every call; y is labels (n,) or numbers (n, K)
+    dim, n_targets, rows : D, K, N
+    fit_intercept : whether rows and targets are centred
+    weights : (N,) or None
+    groups : (N,) from 0, or None: rows that are left out together
+    folds : (N,) fold of every row, or None for leave-one-out
+    base : (K, D) what the penalty pulls to before it is scaled, or None
+    """
+
+    source: Callable[[], Iterator[tuple[NDArray[Any], ...]]]
+    dim: int
+    n_targets: int
+    rows: int
+    fit_intercept: bool = True
+    numbers: bool = False
+    weights: Float | None = None
+    groups: NDArray[np.int64] | None = None
+    folds: NDArray[np.int64] | None = None
+    base: Float | None = None
+
+    @property
+    def fold_ids(self) -> NDArray[np.int64]:
+        """The folds, where there are some."""
+        if self.folds is None:
+            raise HeadError("this problem has no folds; give them")
+        return self.folds
+
+    @property
+    def dual(self) -> bool:
+        """Whether there are fewer rows than features."""
+        return self.rows < self.dim
+
+    def blocks(self) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Blocks ``(X, y)``, or ``(X, y, weights)``."""
+        done = 0
+        for features, y in self.source():
+            stop = done + len(features)
+            yield (features, y) if self.weights is None else (features, y, self.weights[done:stop])
+            done = stop
+
+    def moments(self, blocks: Blocks | None = None) -> AnyMoments:
+        """Moments of some blocks, or of all rows."""
+        chosen = self.blocks() if blocks is None else blocks
+        if self.numbers:
+            return TargetMoments.from_blocks(chosen, dim=self.dim, n_targets=self.n_targets)
+        return Moments.from_blocks(chosen, dim=self.dim, n_classes=self.n_targets)
+
+    @cached_property
+    def parts(self) -> list[AnyMoments]:
+        """Moments of each fold, in one pass over the rows."""
+        found = [self.moments(()) for _ in range(int(self.fold_ids.max()) + 1)]
+        for fold, block in self._pieces():
+            found[fold] = found[fold] + self.moments([block])  # type: ignore[operator]
+        return found
+
+    @cached_property
+    def total(self) -> AnyMoments:
+        """Moments of all rows."""
+        return self.moments() if self.folds is None else sum(self.parts[1:], self.parts[0])
+
+    def diagonal(self) -> Float:
+        """What is finite exactly if all features are, (D,); see `heads.samples.require_finite`."""
+        if not self.dual:
+            return self.total.xtx.diagonal()
+        with np.errstate(invalid="ignore", over="ignore"):
+            sums = [block[0].sum(axis=0, dtype=np.float64) for block in self.blocks()]
+        return np.asarray(np.sum(sums, axis=0))
+
+    def spectrum(self, moments: AnyMoments | None = None, keep: NDArray[np.bool_] | None = None) -> Spectrum:
+        """The decomposition of all rows, or of those to keep: from the moments, or from the rows in the dual form."""
+        if self.dual:
+            x, y, weights = self._gathered(keep)
+            found = decompose_rows(x, y, weights, fit_intercept=self.fit_intercept)
+        else:
+            found = decompose(self.total if moments is None else moments, fit_intercept=self.fit_intercept)
+        return found if self.base is None else found.pulled_to(found.scale_of(self.base) * self.base)
+
+    @cached_property
+    def fold_spectra(self) -> list[Spectrum]:
+        """The decomposition without each fold: its moments subtracted from the total's."""
+        if self.dual:
+            return [self.spectrum(keep=self.fold_ids != fold) for fold in range(int(self.fold_ids.max()) + 1)]
+        return [self.spectrum(self.total - part) for part in self.parts]  # type: ignore[operator]
+
+    def errors(self, spectrum: Spectrum, alphas: Float) -> Float:
+        """Mean squared error (summed over targets) of rows that did not fit, for every alpha."""
+        if self.folds is not None:
+            return self._fold_errors(alphas)
+        if self.groups is not None:
+            return leave_group_out_errors(spectrum, self.blocks(), self.groups, alphas)
+        return leave_one_out_errors(spectrum, self.blocks, alphas, dtype=self.dtype)
+
+    @property
+    def dtype(self) -> type | None:
+        """float64 for number targets: nothing is known of their size beforehand."""
+        return np.float64 if self.numbers else None
+
+    def scores(self, spectrum: Spectrum, alpha: float) -> Iterator[tuple[Float, NDArray[np.integer]]]:
+        """Scores of a share of the rows under fits without them, and their labels."""
+        keep = RowSampler(self.rows, self.n_targets)
+        if self.folds is not None:
+            solved = [part.solve(alpha) for part in self.fold_spectra]
+            for fold, block in self._pieces():
+                rows = keep(len(block[0]))
+                weights, intercepts = solved[fold]
+                yield block[0][rows].astype(np.float64) @ weights.T + intercepts, block[1][rows]
+        elif self.groups is not None:
+            for scores, labels in leave_group_out_scores(spectrum, self.blocks(), self.groups, alpha):
+                rows = keep(len(labels))
+                yield scores[rows], labels[rows]
+        else:
+            yield from leave_one_out_scores(spectrum, (_rows_of(block, keep) for block in self.blocks()), alpha)
+
+    def _fold_errors(self, alphas: Float) -> Float:
+        spectra = self.fold_spectra
+        total, weight = np.zeros(len(alphas)), 0.0
+        for fold, block in self._pieces():
+            share = float(block[2].sum()) if len(block) > 2 else float(len(block[0]))
+            found = squared_errors(spectra[fold], lambda piece=block: [piece], alphas, dtype=self.dtype)  # type: ignore[misc]
+            total, weight = total + share * found, weight + share
+        return total / weight
+
+    def _pieces(self) -> Iterator[tuple[int, tuple[NDArray[Any], ...]]]:
+        """The blocks again, as pieces of one fold each."""
+        done = 0
+        for block in self.blocks():
+            fold = self.fold_ids[done : done + len(block[0])]
+            done += len(block[0])
+            for k in np.unique(fold).tolist():
+                yield k, tuple(column[fold == k] for column in block)
+
+    def _gathered(self, keep: NDArray[np.bool_] | None) -> tuple[NDArray[Any], Float, Float | None]:
+        """All rows (fewer than D) in memory, with wide targets and weights."""
+        copies = [tuple(column.copy() for column in block) for block in self.blocks()]
+        columns = [np.concatenate(column) for column in zip(*copies, strict=True)]
+        if keep is not None:
+            columns = [column[keep] for column in columns]
+        targets = wide_targets(columns[1], self.n_targets)
+        return columns[0], targets, columns[2] if len(columns) > 2 else None
+
+
+def _rows_of(block: tuple[NDArray[Any], ...], keep: RowSampler) -> tuple[NDArray[Any], ...]:
+    rows = keep(len(block[0]))
+    return tuple(column[rows] for column in block)
+
+
+def folds_of(cv: Any, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None) -> Any:
+    """Folds (N,) that `cv` asks for: None for "loo", stratified by class (or whole groups) for a number, else its own.
+
+    Raises
+    ------
+    HeadError
+        For anything else, or a fold for which nothing is left to fit on.
+
+    Examples
+    --------
+    >>> folds_of(2, np.array([0, 0, 1, 1]), 2, None).tolist()
+    [0, 1, 0, 1]
+    """
+    if isinstance(cv, str) and cv == "loo":
+        if len(labels) == 1:
+            raise HeadError("leave-one-out needs 2 rows or more, got n_samples=1; give a selection split")
+        return None
+    pairs = isinstance(cv, list | tuple) and all(isinstance(split, tuple) and len(split) == 2 for split in cv)
+    found = _of_splits(cv, len(labels)) if pairs else np.asarray(cv)
+    if found.ndim == 0 and found.dtype.kind in "iu" and 2 <= found <= len(labels):
+        return FoldAssigner(n_classes, int(found))(labels) if groups is None else group_folds(groups, int(found))
+    if found.shape == labels.shape:
+        numbered = np.unique(found, return_inverse=True)[1].astype(np.int64)
+        if numbered.any():
+            return numbered
+    what = f"'loo', a number of folds from 2 to N={len(labels)}, the fold of every row, or splits that partition them"
+    raise HeadError(f"cv must be {what}; got {cv!r}")
+
+
+def _of_splits(splits: Any, rows: int) -> NDArray[np.int64]:
+    """Folds (N,) of scikit-learn's ``(train, test)`` index pairs; of another length if these are no partition."""
+    found = np.full(rows, -1)
+    for fold, (train, test) in enumerate(splits):
+        if len(train) + len(test) == rows and (found[test] < 0).all():
+            found[test] = fold
+    return found if (found >= 0).all() else np.zeros((0, 2), np.int64)
+
+
+def best_alpha(alphas: Float, errors: Float) -> float:
+    """The alpha of the smallest error, the first one on ties.
+
+    Raises
+    ------
+    HeadError
+        If none is finite.
+    """
+    if not np.isfinite(errors).any():
+        raise HeadError(
+            "no alpha has a finite error: the selection rows hold NaN, or every row is fitted exactly; "
+            "drop bad rows, or use larger alphas"
+        )
+    return float(alphas[np.nanargmin(errors)])
