@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "fit": ("heads.cli_fit:fit", "fit a head from stores"),
     "evaluate": ("heads.cli:evaluate", "judge heads on stores"),
     "demo": ("heads.demo:demo", "the whole road on the embedded model and handwritten digits"),
+    "finetune": ("ft.cli_finetune:finetune", "fine-tune a model; its checkpoint is encoded like any other"),
     "wise": ("ft.cli:wise", "interpolate the weights of two models (WiSE-FT)"),
 }
 INTERRUPTED = 130

@@ -63,7 +63,7 @@ class TensorBoardLog:
             raise MissingExtraError(
                 f"--tensorboard: tensorboard is not installed ({error}); pip install 'featcache[finetune]'"
             ) from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=after + 1 if after else None)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Every number of a record under its name; those of a nested object under ``name/part``."""

@@ -97,6 +97,8 @@ class FinetuneOptions:
         Updates between judging, resume checkpoints, and log lines; 0: once an epoch (20 updates for the log).
     workers : int
         Threads that read, decode and crop; 0: one a core.
+    tensorboard : bool
+        Log for TensorBoard too (extra ``finetune``).
 
     Raises
     ------
@@ -149,6 +151,7 @@ class FinetuneOptions:
     save_every: int = 0
     log_every: int = 20
     workers: int = 0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         default = ("image", "head") if self.objective == "cross_entropy" else ("image", "text", "logit_scale")

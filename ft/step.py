@@ -10,32 +10,23 @@ al., arXiv 2101.06983), which costs one more forward pass.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from ft.data import TrainingBatch
 from ft.distributed import average_gradients
+from ft.frozen import Prior
 from ft.objectives.base import Objective
 from ft.optim import set_rate
 from ft.options import FinetuneOptions
 from ft.regularizers import Regularizer, Step
 from ft.trainable import Head, Trainable
 
-__all__ = ["Prior", "Stepper", "Update"]
+__all__ = ["FROZEN", "Stepper", "Update"]
 
 FROZEN = frozenset({"frozen_features", "frozen_logits"})
-
-
-class Prior(Protocol):
-    """Features of the initial tower for the rows of a batch; see `ft.frozen`."""
-
-    def features(self, rows: Any, epoch: int, images: torch.Tensor) -> torch.Tensor:
-        """(B, D) float32, not normalised, of rows (B,) in an epoch, whose prepared images (B, H, W, 3) are at hand."""
-
-    def close(self) -> None:
-        """Nothing more will be asked for."""
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,9 @@ class Setting(Protocol):
     generator: torch.Generator
     """CPU generator, seeded anew by every step: alike on all processes and in all parts of a batch."""
 
-    special_tokens: tuple[int, int, int, int]
-    """Ids of start and end of a text, size of the vocabulary, context length."""
+    @property
+    def special_tokens(self) -> tuple[int, int, int, int]:
+        """Ids of start and end of a text, size of the vocabulary, context length."""
 
     def encode_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Text features (M, D) of the initial model for token ids (M, L), without gradients."""

@@ -1,0 +1,105 @@
+"""What a run leaves behind: model folders that ``featcache encode`` takes, and heads that ``evaluate`` takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featcache.datasets import dataset_key, labels_digest
+from featcache.datasets.base import Dataset
+from featcache.store.atomic import put
+from featcache.version import __version__
+from ft.checkpoint import write_model_folder
+from ft.errors import TrainingError
+from ft.resume import RESUME
+from ft.setup import Run
+from ft.start import encoder_key
+from heads import LinearHead, save
+
+__all__ = ["BEST", "LAST", "head_path", "open_folder", "write_model"]
+
+LAST, BEST, OPTIONS, LOG = "last", "best", "options.json", "log.jsonl"
+SPACES = 2
+
+
+def open_folder(out: Path, overwrite: bool) -> None:
+    """The folder of a run: new, empty, or that of a run to go on with.
+
+    Raises
+    ------
+    TrainingError
+        It holds other things.
+    """
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / OPTIONS).exists())):
+        raise TrainingError(f"{out} exists and is no run's folder; name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for name in (RESUME, LOG):  # the models are replaced as the new run writes its own
+            (out / name).unlink(missing_ok=True)
+
+
+def write_options(run: Run, out: Path) -> None:
+    """``options.json``: what the run was asked to do, on what."""
+    record = {
+        "featcache": __version__,
+        "model": run.encoder.name,
+        "dataset": _split(run.dataset),
+        "val": None if run.val is None else _split(run.val),
+        "steps": run.total,
+        "processes": run.place.world,
+        "device": run.encoder.device,
+        "options": run.options.to_dict(),
+    }
+    put(out / OPTIONS, json.dumps(record, indent=SPACES).encode() + b"\n")
+
+
+def write_model(run: Run, out: Path, name: str, step: int, judged: dict[str, float] | None) -> None:
+    """``out/NAME``, a model folder, and ``out/NAME_head.safetensors``, of the model as it is now.
+
+    The head is bound to the features that ``featcache encode`` makes with the new model in float32.
+
+    Raises
+    ------
+    HeadError
+        Weights that are not finite.
+    """
+    record = {
+        "featcache": __version__,
+        "from": run.encoder.name,
+        "fitted_on": [_split(run.dataset)],
+        "chosen_on": [] if run.val is None or name != BEST else [_split(run.val)],
+        "step": step,
+        "judged": judged,
+        "average": run.options.average,
+        "options": run.options.to_dict(),
+    }
+    write_model_folder(run.source, run.encoder.model.state_dict(), out / name, record, overwrite=True)
+    run.encoder.rehash()
+    weights, bias = (values.cpu().numpy() for values in run.stepper.objective.classifier())
+    own = run.options.objective == "cross_entropy"
+    provenance: dict[str, Any] = {
+        "head": f"finetuned {name}",
+        "params": {"step": step, "options": run.options.to_dict()},
+        "encoder_key": encoder_key(run.encoder),
+        "text_digest": None if own else run.encoder.text_digest,
+        "classnames": list(run.dataset.index.classnames),
+        "fitted_on": record["fitted_on"],
+        "chosen_on": record["chosen_on"],
+        "featcache": __version__,
+    }
+    head = LinearHead(weights, bias, run.dataset.index.classnames, name="finetuned", provenance=provenance)
+    save(head, head_path(out, name))
+
+
+def head_path(out: Path, name: str) -> Path:
+    """Where the head of a model folder lies."""
+    return out / f"{name}_head.safetensors"
+
+
+def _split(dataset: Dataset) -> dict[str, Any]:
+    index = dataset.index
+    return {
+        "name": dataset.name,
+        "split": dataset.split,
+        "dataset_key": dataset_key(index),
+        "labels_digest": labels_digest(index.labels, index.classnames),
+    }
