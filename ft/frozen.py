@@ -106,7 +106,10 @@ class StoredPrior:
         self._tower, self._shape, self._name = tower, (n_rows, dim), name
         self._encoder = {"tower": identity["tower"], "precision": identity["precision"], "stored": "float32"}
         self._dataset = {key: value for key, value in identity.items() if key not in self._encoder} | {"rows": n_rows}
-        self._folder = resolve_root(root) / PriorStore.kind / content_key(self._encoder)
+        folder = resolve_root(root) / PriorStore.kind / content_key(self._encoder)
+        if not isinstance(folder, Path):
+            raise TrainingError(f"{folder}: stored priors are journals on a local disk; give a local --root")
+        self._folder = folder
         self._epochs: dict[int, PriorViews] = {}
         self._waiting: list[tuple[PriorViews, Rows, torch.Tensor]] = []
         self.read = self.computed = 0

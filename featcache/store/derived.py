@@ -1,7 +1,6 @@
 """Stores of what a model says of other things than data sets and prompts: banks of random texts, frozen priors."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 
 from featcache.errors import MismatchError
 from featcache.store.opened import Store
+from featcache.store.places import StorePath
 from featcache.store.reader import Array, Rows
 from featcache.store.stores import KINDS, open_store
 
@@ -64,7 +64,7 @@ class PriorStore(Store):
         return self.reader("features").gather(rows)
 
 
-def open_bank_store(path: str | Path) -> BankStore:
+def open_bank_store(path: str | StorePath) -> BankStore:
     """`open_store` for a bank of random texts; MismatchError where it holds something else."""
     store: Any = open_store(path)
     if not isinstance(store, BankStore):
@@ -72,7 +72,7 @@ def open_bank_store(path: str | Path) -> BankStore:
     return store
 
 
-def open_prior_store(path: str | Path) -> PriorStore:
+def open_prior_store(path: str | StorePath) -> PriorStore:
     """`open_store` for a frozen prior; MismatchError where it holds something else."""
     store: Any = open_store(path)
     if not isinstance(store, PriorStore):

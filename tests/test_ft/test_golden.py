@@ -4,10 +4,10 @@ import pytest
 import torch
 from golden import CE, LABELS, SCALE, SMOOTH_CE, TEXTS, V0, WEIGHTS, R, V, sines
 
+from featcache.random_texts import second_moment
 from ft.interpolate import interpolate
 from ft.objectives import cross_entropy
 from ft.optim import lipsum_schedule, wise_ft_schedule
-from ft.random_texts import second_moment
 from ft.regularizers import Step
 from ft.regularizers.lipsum import Lipsum, over_moment, over_texts
 from ft.regularizers.variance_covariance import VarianceCovariance, variance_covariance

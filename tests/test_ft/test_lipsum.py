@@ -8,8 +8,8 @@ import pytest
 import torch
 from golden import SCALE, V0, V, sines
 
-from ft.errors import TrainingError
-from ft.random_texts import random_texts, second_moment
+from featcache.errors import PromptError
+from featcache.random_texts import random_texts, second_moment
 from ft.regularizers import Step
 from ft.regularizers.base import unit
 from ft.regularizers.lipsum import Lipsum, over_moment, over_texts
@@ -147,10 +147,10 @@ def test_padding_does_not_reach_the_feature_of_a_causal_tower() -> None:
     [((0, 8, 4, 5), "at least"), ((1, 8, 4, 4), "two different"), ((1, 8, 0, 1), "an id beside")],
 )
 def test_random_texts_refuse_empty_vocabularies(arguments: tuple[int, int, int, int], message: str) -> None:
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(PromptError, match=message):
         random_texts(*arguments)
 
 
 def test_random_texts_refuse_too_short_a_context() -> None:
-    with pytest.raises(TrainingError, match="use 6 ids"):
+    with pytest.raises(PromptError, match="use 6 ids"):
         random_texts(1, 8, 4, 5, context_length=8)

@@ -103,23 +103,19 @@ class OpenClipEncoder:
         return {"model_cfg": self._config, "preprocess_cfg": _jsonable(asdict(self._preprocess))}
 
     @property
-    def marks(self) -> tuple[int, int]:
-        """Token ids of the start and the end of a text.
+    def special_tokens(self) -> tuple[int, int, int, int]:
+        """Token ids of the start and the end of a text, size of the vocabulary, tokens of a padded text.
 
         Raises
         ------
         EncoderError
             The tokenizer names none (Hugging Face tokenizers that pool elsewhere).
         """
-        ids = [getattr(self._tokenizer, name, None) for name in ("sot_token_id", "eot_token_id")]
-        if ids[0] is None or ids[1] is None:
+        ids = [getattr(self._tokenizer, name, None) for name in ("sot_token_id", "eot_token_id", "vocab_size")]
+        if None in ids:
             raise EncoderError(f"{self.name}: its tokenizer has no start and end of text; random texts need CLIP's own")
-        return int(ids[0]), int(ids[1])
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of a padded text, start and end included."""
-        return int(self._tokenizer.context_length)
+        sot, eot, size = map(int, ids)
+        return sot, eot, size, int(self._tokenizer.context_length)
 
     @property
     def image_identity(self) -> dict[str, Any]:
@@ -212,13 +208,15 @@ class OpenClipEncoder:
         PromptError
             A text is longer than the context length: open_clip would cut it silently.
         """
-        features = []
-        for start in range(0, len(texts), TEXT_BATCH):
-            batch = list(texts[start : start + TEXT_BATCH])
-            tokens = self.tokenize(batch).to(self.device)
-            with torch.inference_mode(), self.autocast():
-                features.append(self.model.encode_text(tokens).float().cpu().numpy())
+        batches = [texts[start : start + TEXT_BATCH] for start in range(0, len(texts), TEXT_BATCH)]
+        features = [self.encode_tokens(self.tokenize(batch)) for batch in batches]
         return np.concatenate(features) if features else np.empty((0, self.dim), dtype=np.float32)
+
+    def encode_tokens(self, ids: torch.Tensor) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B token sequences (B, L), which may lie on the CPU."""
+        with torch.inference_mode(), self.autocast():
+            features: FloatArray = self.model.encode_text(ids.to(self.device)).float().cpu().numpy()
+        return features
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids (B, L) int64 of B texts, on the CPU; raises PromptError as `encode_texts` does."""

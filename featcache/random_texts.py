@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ft.errors import TrainingError
+from featcache.errors import PromptError
 
 __all__ = ["SecondMoment", "random_texts", "second_moment"]
 
@@ -31,7 +31,7 @@ def second_moment(texts: torch.Tensor) -> SecondMoment:
 
     Raises
     ------
-    TrainingError
+    PromptError
         No texts, or not a matrix.
 
     Examples
@@ -41,7 +41,7 @@ def second_moment(texts: torch.Tensor) -> SecondMoment:
     ([[0.5, 0.0], [0.0, 0.5]], 2, 1.0)
     """
     if texts.ndim != 2 or not len(texts):
-        raise TrainingError(f"texts of shape {tuple(texts.shape)}: expected (K, D) with K >= 1")
+        raise PromptError(f"texts of shape {tuple(texts.shape)}: expected (K, D) with K >= 1")
     rows = texts.detach().double()
     matrix = rows.T @ rows / len(rows)
     norm = matrix.square().sum()
@@ -83,7 +83,7 @@ def random_texts(
 
     Raises
     ------
-    TrainingError
+    PromptError
         Nothing to draw from, or no room for the texts.
 
     Examples
@@ -96,12 +96,12 @@ def random_texts(
     size = high + 1 if vocab_size is None else vocab_size
     room = length + 2 if context_length is None else context_length
     if n < 1 or length < 0 or low < 0 or low == high or size <= high or size < 3:
-        raise TrainingError(
+        raise PromptError(
             f"{n} texts of {length} ids from a vocabulary of {size} with start {sot} and end {eot}: expected at least "
             "one text, two different marks inside the vocabulary, and an id beside them"
         )
     if room < length + 2:
-        raise TrainingError(f"context length {room} has no room for {length} ids, start and end; use {room - 2} ids")
+        raise PromptError(f"context length {room} has no room for {length} ids, start and end; use {room - 2} ids")
     ids = torch.randint(0, size - 2, (n, length), generator=generator)
     ids += ids >= low  # skip the two marks wherever they stand
     ids += ids >= high
