@@ -3,27 +3,16 @@
 >>> import featcache
 >>> featcache.__version__
 '0.1.0'
+
+Public names are those of featcache/api.py, imported when they are first asked for.
 """
 
-from featcache.embed_text import embed_text
-from featcache.encode import EncodeOptions, EncodeResult, encode, encode_dataset
-from featcache.encoders import load_encoder
-from featcache.errors import FeatcacheError
-from featcache.store import ImageStore, TextStore, find_store, list_stores, open_store
-from featcache.version import __version__
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "EncodeOptions",
-    "EncodeResult",
-    "FeatcacheError",
-    "ImageStore",
-    "TextStore",
-    "__version__",
-    "embed_text",
-    "encode",
-    "encode_dataset",
-    "find_store",
-    "list_stores",
-    "load_encoder",
-    "open_store",
-]
+from featcache.lazy import lazy_package
+from featcache.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from featcache.api import *  # noqa: F403
+
+lazy_package(__name__, "featcache.api", functions=frozenset({"embed_text", "encode"}))
