@@ -182,7 +182,8 @@ def score(
         If logits are not finite, or labels lie outside the class list.
     """
     n_classes = len(units[0].jobs[0].head.classnames)
-    for X, labels in rows.blocks():
+    blocks = rows.tensor_blocks if hasattr(rows, "tensor_blocks") else rows.blocks  # resident features stay in place
+    for X, labels in blocks():
         if not len(labels):
             continue
         positions = units[0].jobs[0].positions(to_numpy(labels), store)
