@@ -187,7 +187,7 @@ def _label_column(data: Any, options: dict[str, str], place: str) -> str:
     usual = classes if len(classes) == 1 else [column for column in ("label", "labels") if column in data.features]
     if "label" not in options and not usual:
         raise DatasetError(f"hf:{place}: no label column among {', '.join(data.features)}; name one with label=")
-    return options.get("label") or usual[0]
+    return str(options.get("label") or usual[0])
 
 
 def _check_columns(data: Any, columns: Iterable[str], place: str) -> None:
