@@ -183,7 +183,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def write_model_folder(
-    source: str | Path,
+    source: str | Path | Mapping[str, Any],
     state: State,
     out: str | Path,
     provenance: Mapping[str, Any] | None = None,
@@ -194,8 +194,9 @@ def write_model_folder(
 
     Parameters
     ----------
-    source : str or Path
-        A model folder, or ``tiny``.
+    source : str, Path or mapping
+        A model folder, or ``tiny``; or the configuration itself (``model_cfg`` and ``preprocess_cfg``) of a model that
+        came by name, whose tokenizer open_clip finds by the configuration.
     state : mapping of name -> tensor
         With the keys and shapes of the source's weights.
     out : str or Path
@@ -212,15 +213,16 @@ def write_model_folder(
     MismatchError
         Keys or shapes are not those of the source's architecture.
     """
-    folder, out = model_folder(source), Path(out)
-    check_shapes(_stored_shapes(weights_file(folder)), shapes_of(state), (str(folder), "the new state dict"))
-    if out.exists() and (not overwrite or out.resolve() == folder.resolve()):
+    out = Path(out)
+    folder = None if isinstance(source, Mapping) else model_folder(source)
+    if folder is not None:
+        check_shapes(_stored_shapes(weights_file(folder)), shapes_of(state), (str(folder), "the new state dict"))
+    if out.exists() and (not overwrite or (folder is not None and out.resolve() == folder.resolve())):
         raise EncoderError(f"{out} exists already; name another folder, or overwrite it (never the source itself)")
     partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
     try:
         partial.mkdir(parents=True)
-        for path in [folder / CONFIG, *(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))]:
-            shutil.copyfile(path, partial / path.name)
+        _write_configuration(source if folder is None else folder, partial)
         if provenance is not None:
             (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
         write_state(state, partial / WEIGHTS)
@@ -232,6 +234,17 @@ def write_model_folder(
         shutil.rmtree(old, ignore_errors=True)
     sync_folder(out.parent)
     return out
+
+
+def _write_configuration(source: str | Path | Mapping[str, Any], folder: Path) -> None:
+    """Configuration, and tokenizer files where the source has its own."""
+    if isinstance(source, Mapping):
+        if not {"model_cfg", "preprocess_cfg"} <= source.keys():
+            raise EncoderError(f"configuration with {', '.join(source)}: expected model_cfg and preprocess_cfg")
+        (folder / CONFIG).write_text(json.dumps(dict(source), indent=2) + "\n", encoding="utf-8")
+        return
+    for path in [Path(source) / CONFIG, *(path for names in TOKENIZER_FILES for path in Path(source).glob(names))]:
+        shutil.copyfile(path, folder / path.name)
 
 
 def _stored_shapes(file: Path) -> Shapes:

@@ -80,7 +80,7 @@ class StoredPrior:
     tower : callable
         Images to features (B, D); not called for batches that the store has.
     identity : mapping
-        JSON-able: ``tower``, ``precision``, ``view`` (with its seed) and ``dataset``; the key of the store.
+        JSON-able: ``tower`` (with its precision), ``view`` (with its seed) and ``dataset``; the key of the store.
     n_rows, dim : int
         Samples of the data set, and D.
     root : str or Path, optional
@@ -104,7 +104,7 @@ class StoredPrior:
         name: str = "prior",
     ) -> None:
         self._tower, self._shape, self._name = tower, (n_rows, dim), name
-        self._encoder = {"tower": identity["tower"], "precision": identity["precision"], "stored": "float32"}
+        self._encoder = {"tower": identity["tower"], "stored": "float32"}
         self._dataset = {key: value for key, value in identity.items() if key not in self._encoder} | {"rows": n_rows}
         folder = resolve_root(root) / PriorStore.kind / content_key(self._encoder)
         if not isinstance(folder, Path):

@@ -166,3 +166,16 @@ def test_config_must_be_open_clips(source: Path, tmp_path: Path) -> None:
         (source / "open_clip_config.json").write_text(content)
         with pytest.raises(EncoderError, match="open_clip_config"):
             read_config(source)
+
+
+def test_a_configuration_is_enough_for_a_folder(tmp_path: Path) -> None:
+    model = clip_models.make_model(3)
+    name = clip_models.write_folder(tmp_path / "a", model)
+    source = load_encoder(name, device="cpu")
+    written = write_model_folder(source.configuration(), model.state_dict(), tmp_path / "b")  # type: ignore[attr-defined]
+    again = load_encoder(f"local-dir:{written}", device="cpu")
+    assert again.image_identity == source.image_identity
+    assert again.text_identity == source.text_identity
+    with pytest.raises(EncoderError, match="model_cfg and preprocess_cfg"):
+        write_model_folder({"model_cfg": {}}, model.state_dict(), tmp_path / "c")
+    assert not (tmp_path / "c").exists()

@@ -21,7 +21,7 @@ from ft.regularizers.lipsum import Lipsum
 
 ROOT = Path(__file__).parents[2]
 N, DIM, PIXELS, BATCH = 50, 12, 8, 16
-IDENTITY = {"tower": {"weights": "abc"}, "precision": "fp32", "view": {"kind": "crop", "seed": 0}, "dataset": "d"}
+IDENTITY = {"tower": {"weights": "abc", "precision": "fp32"}, "view": {"kind": "crop", "seed": 0}, "dataset": "d"}
 
 
 class Tower:
@@ -103,8 +103,8 @@ def test_what_is_stored_is_what_the_tower_said_in_float32(tmp_path: Path) -> Non
 def test_another_tower_precision_view_seed_or_data_set_is_another_store(tmp_path: Path) -> None:
     train(stored(tmp_path), 1)
     for change in (
-        {"tower": {"weights": "abd"}},
-        {"precision": "bf16"},
+        {"tower": {"weights": "abd", "precision": "fp32"}},
+        {"tower": {"weights": "abc", "precision": "bf16"}},
         {"view": {"kind": "crop", "seed": 1}},
         {"dataset": "e"},
     ):

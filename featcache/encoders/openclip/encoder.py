@@ -114,7 +114,7 @@ class OpenClipEncoder:
         ids = [getattr(self._tokenizer, name, None) for name in ("sot_token_id", "eot_token_id", "vocab_size")]
         if None in ids:
             raise EncoderError(f"{self.name}: its tokenizer has no start and end of text; random texts need CLIP's own")
-        sot, eot, size = map(int, ids)
+        sot, eot, size = (int(number) for number in ids if number is not None)
         return sot, eot, size, int(self._tokenizer.context_length)
 
     @property

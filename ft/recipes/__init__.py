@@ -1,0 +1,57 @@
+"""Recipes: options of published runs as TOML files, their source and results in the comment at the top of each.
+
+A recipe holds options of `ft.options.FinetuneOptions` under their own names and nothing else: what is not in it keeps
+its default, and flags given on the command line win over it. A new recipe is one file in this folder.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from ft.errors import TrainingError
+
+__all__ = ["RECIPES", "load_recipe", "recipe_header"]
+
+FOLDER = Path(__file__).parent
+RECIPES: tuple[str, ...] = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+"""Names of the recipes that come with the package."""
+
+
+def load_recipe(name: str | Path) -> dict[str, Any]:
+    """Options of a recipe.
+
+    Parameters
+    ----------
+    name : str or Path
+        One of `RECIPES`, or a TOML file.
+
+    Raises
+    ------
+    TrainingError
+        No such recipe, or a file that is no TOML.
+
+    Examples
+    --------
+    >>> load_recipe("lipsum_domainnet")["regularizers"]["lipsum"]["weight"]
+    1.0
+    """
+    path = _path(name)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"recipe {path}: cannot be read as TOML ({error}); expected NAME = VALUE lines") from error
+
+
+def recipe_header(name: str | Path) -> str:
+    """What the comment at the top of a recipe says: where it is from, and what it gave there."""
+    lines = _path(name).read_text(encoding="utf-8").splitlines()
+    end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:end])
+
+
+def _path(name: str | Path) -> Path:
+    if str(name) in RECIPES:
+        return FOLDER / f"{name}.toml"
+    if Path(name).is_file():
+        return Path(name)
+    raise TrainingError(f"recipe {name}: expected one of {', '.join(RECIPES)}, or a TOML file")
