@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from featcache.datasets.base import Dataset
@@ -37,7 +38,7 @@ def judge(model: Trainable, objective: Objective, dataset: Dataset, place: Place
     for batch in prepared_batches(dataset, encoder, batches, workers, default_ahead(encoder)):
         if bad := [item for item in batch if item.image is None]:
             raise ImageReadError(f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); mend or remove it")
-        images = torch.stack([torch.from_numpy(item.image) for item in batch if item.image is not None])
+        images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
         logits = unit(model.image_features(images.to(encoder.device))) @ weights.T + bias
         truth = labels[[item.row for item in batch]].to(logits.device)
         sums[0] += (logits.argmax(dim=1) == truth).sum().cpu()

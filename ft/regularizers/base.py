@@ -93,9 +93,8 @@ def build(kind: type[Regularizer], setting: Setting, parameters: Mapping[str, An
         make = getattr(kind, "from_setting", None)
         made: Regularizer = kind(**parameters) if make is None else make(setting, **parameters)
     except TypeError as error:
-        raise TrainingError(
-            f"regularizer {kind.__name__}: parameters {dict(parameters)} do not fit ({error})"
-        ) from error
+        given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+        raise TrainingError(f"regularizer {kind.__name__}: parameters {given} do not fit ({error})") from error
     return made
 
 
