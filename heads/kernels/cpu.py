@@ -60,7 +60,8 @@ class _Run:
         rows = min(max(_TILE // n_classes, _ROWS[0]), _ROWS[1])
         self.rows = min(rows, max(_ROWS[0], -(-n // 8)))
         padded = -(-n_classes // int(LANES)) * int(LANES)
-        self.shape = (self.rows, padded, padded + 16)  # rows a power of two of bytes apart fight for cache sets
+        self.width = padded
+        self.shape = (self.rows, padded + 16)  # rows a power of two of bytes apart fight for cache sets
         self.tiles: list[Matrix] = []
         zero = np.zeros(n_classes, np.float32)
         self.biases = [zero if b is None else b.numpy() for b in problem.biases]
@@ -116,22 +117,21 @@ class _Run:
         x = features.float().numpy()
         if self.problem.alphas is not None:
             first, second = (self._product(x, weights) for weights in self.problem.weights)
-            tally_path(first, second, self.factors, self.mixed, labels, out)
+            tally_path(first, second, self.width, self.factors, self.mixed, labels, out)
             self.tiles += [first, second]
             return out
         for head, weights in enumerate(self.problem.weights):
             tile = self._product(x, weights)
-            tally_tile(tile, np.float32(self.problem.scales[head]), self.biases[head], labels, head, out)
+            tally_tile(tile, self.width, np.float32(self.problem.scales[head]), self.biases[head], labels, head, out)
             self.tiles.append(tile)
         return out
 
     def _product(self, x: Matrix, weights: torch.Tensor) -> Matrix:
         """``x @ weights.T`` in a tile whose last columns are -inf."""
-        rows, padded, stride = self.shape
         try:
             tile = self.tiles.pop()
         except IndexError:
-            tile = np.full((rows, stride), -np.inf, np.float32)[:, :padded]
+            tile = np.full(self.shape, -np.inf, np.float32)
         np.matmul(x, weights.float().numpy().T, out=tile[: len(x), : len(weights)])
         return tile
 

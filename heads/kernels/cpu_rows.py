@@ -157,25 +157,25 @@ def _judge(z: Any, y: Any, n_classes: Any, head: Any, row: Any, out: Any) -> Non
 
 
 @njit(cache=True, nogil=True)
-def tally_tile(tile: Any, scale: Any, bias: Any, labels: Any, head: Any, out: Any) -> None:
-    """Add the rows of a tile (n, P) of products of one head; logits are ``scale * tile + bias``, written in place.
+def tally_tile(tile: Any, width: Any, scale: Any, bias: Any, labels: Any, head: Any, out: Any) -> None:
+    """Add the rows of a tile of products (n, >= width) of one head; logits are ``scale * tile + bias``, in place.
 
-    Columns from C = bias.size on are -inf; P is a multiple of `LANES`, so that no loop has a remainder.
+    Columns from C = bias.size to `width` are -inf; that is a multiple of `LANES`, so that no loop has a remainder.
     """
     for row in range(labels.size):
-        z = tile[row]
+        z = tile[row][:width]
         for c in range(bias.size):
             z[c] = z[c] * scale + bias[c]
         _judge(z, labels[row], bias.size, head, row, out)
 
 
 @njit(cache=True, nogil=True)
-def tally_path(first: Any, second: Any, factors: Any, biases: Any, labels: Any, out: Any) -> None:
-    """Add the rows of K interpolations of two tiles (n, P), one row for all of them before the next.
+def tally_path(first: Any, second: Any, width: Any, factors: Any, biases: Any, labels: Any, out: Any) -> None:
+    """Add the rows of K interpolations of two tiles, one row for all of them before the next.
 
     Logits of head k are ``factors[k, 0] * first + factors[k, 1] * second + biases[k]``; each has its own maximum.
     """
-    z = np.full(first.shape[1], -np.inf, np.float32)
+    z = np.full(width, -np.inf, np.float32)
     for row in range(labels.size):
         one, two = first[row], second[row]
         for head in range(factors.shape[0]):
