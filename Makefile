@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint nightly zarr-oldest bench gpu gpu-bench tiny clean
+.PHONY: demo test lint nightly zarr-oldest bench gpu gpu-bare gpu-bench tiny clean
 
 demo: $(READY)  ## the main job on the embedded model, with its report in demo/
 	$(BIN)/featcache demo
@@ -32,6 +32,9 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 
 gpu: $(READY)  ## everything marked gpu
 	$(BIN)/python -m pytest -m gpu
+
+gpu-bare:  ## the kernels' GPU tests, with a python that has torch, triton, cupy, numpy and pytest and need have no more
+	$(PYTHON) -m pytest -m gpu tests/test_gpu
 
 gpu-bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_encode --device cuda --out benchmarks/results/encode-gpu.json

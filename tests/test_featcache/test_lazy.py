@@ -1,9 +1,11 @@
 """Lazy packages: submodules that need little import little, and public names win over submodules of the same name."""
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import featcache
 import heads
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("zarr", "pyarrow", "sklearn", "scipy", "numba", "open_clip", "torchvision", "safetensors", "xxhash", "PIL")
 
 
@@ -48,3 +51,15 @@ def test_kernels_import_where_there_is_little_else(module: str) -> None:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import {module}"
     done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_gpu_tests_are_collected_where_there_is_little_else() -> None:
+    """torch, triton, cupy, numpy and pytest are enough for ``pytest -m gpu tests/test_gpu``."""
+    arguments = ["--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu"]
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"
+    script = f"{blocked}; import pytest; sys.exit(pytest.main({arguments!r}))"
+    bare = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the blocked libraries bring plugins
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=bare)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_work_waits_for_its_stream" in done.stdout
