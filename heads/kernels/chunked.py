@@ -6,6 +6,7 @@ its result to half precision, which at logit scale 100 moves the NLL visibly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -44,11 +45,12 @@ def block_logits(problem: Problem) -> Iterator[torch.Tensor]:
         for alpha in problem.alphas:
             yield torch.mul(first, 1 - alpha).add_(second, alpha=alpha)
     elif problem.mean_probabilities:
-        share = 1 / len(problem.weights)
-        mean = torch.zeros((), dtype=problem.dtype, device=problem.features.device)
+        total = None
         for logits in _linear(problem):
-            mean = mean + share * logits.softmax(1)
-        yield mean.log()
+            own = logits.log_softmax(1)
+            total = own if total is None else torch.logaddexp(total, own)
+        if total is not None:
+            yield total.sub_(math.log(len(problem.weights)))
     else:
         yield from _linear(problem)
 

@@ -6,6 +6,8 @@ inputs are exact and only their sums round).
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from heads.kernels.problem import Problem
@@ -34,7 +36,7 @@ def head_logits(problem: Problem) -> list[torch.Tensor]:
     if problem.alphas is not None:
         return [(1 - alpha) * logits[0] + alpha * logits[1] for alpha in problem.alphas]
     if problem.mean_probabilities:
-        return [torch.stack([z.softmax(1) for z in logits]).mean(0).log()]
+        return [torch.stack([z.log_softmax(1) for z in logits]).logsumexp(0) - math.log(len(logits))]
     return logits
 
 
