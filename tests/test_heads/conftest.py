@@ -38,8 +38,19 @@ class FakeImageStore:
     def dim(self) -> int:
         return self.X.shape[1]
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.y
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"id-{i}" for i in range(len(self))]
+
     def __len__(self) -> int:
         return len(self.y)
+
+    def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+        return self.X[rows]
 
     def blocks(
         self, rows: int | None = None, dtype: Any = np.float32

@@ -11,14 +11,6 @@ from heads import LinearDiscriminant, Ridge
 from heads.few_shot import draw_shots, few_shot
 
 
-def readable(store: Any) -> Any:
-    """A fake with what a sample needs of a store: labels and rows by number."""
-    store.labels = store.y
-    store.gather = lambda rows: store.X[rows]
-    store.ids = [f"id-{i}" for i in range(len(store))]
-    return store
-
-
 def test_draws_k_of_every_class_without_replacement() -> None:
     labels = np.random.default_rng(0).integers(0, 7, 500)
     rows = draw_shots(labels, 16, seed=1)
@@ -69,7 +61,7 @@ def test_too_few_rows_name_classes() -> None:
 
 
 def test_a_sample_is_a_store(images: Any) -> None:
-    store = readable(images(n=300))
+    store = images(n=300)
     sample = few_shot(store, 4, seed=2)
     X, y = sample.numpy()
     np.testing.assert_array_equal(X, store.X[sample.rows].astype(np.float32))
@@ -87,13 +79,13 @@ def test_a_sample_is_a_store(images: Any) -> None:
 
 
 def test_a_head_of_a_sample_was_fitted_on_that_split(images: Any) -> None:
-    store = readable(images())
+    store = images()
     with pytest.raises(HeadError, match="fitted on animals/train"):
         heads.choose([Ridge().fit(few_shot(store, 4))], store)
 
 
 def test_a_store_without_valid_rows(images: Any) -> None:
-    store = readable(images(n=10))
-    store.labels = np.full(10, -1)
+    store = images(n=10)
+    store.y = np.full(10, -1)
     with pytest.raises(HeadError, match="no valid row"):
         few_shot(store, 1, allow_fewer=True)

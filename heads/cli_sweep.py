@@ -1,0 +1,117 @@
+"""The verb ``featcache sweep``: heads x settings x shots x seeds x stores, resumable."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from featcache.commands import show
+from featcache.errors import HeadError
+from heads.cli_fit import open_reference, store_arguments
+from heads.fitting import parameters_of
+from heads.sweeps import PAPERS, HeadGrid, Splits, SweepPlan, picks, read_plan, run_sweep, summarise, sweep_table
+
+RESULTS = "results.jsonl"
+
+
+def sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache sweep``."""
+    parser.add_argument("heads", metavar="HEAD", nargs="*", help="heads to fit; or give --file")
+    parser.add_argument("--file", metavar="TOML", help="the whole sweep from one file, in place of the flags below")
+    parser.add_argument("--train", metavar="STORE", help="where to fit")
+    parser.add_argument("--select", metavar="STORE", help="where hyper-parameters, alphas and picks are chosen")
+    parser.add_argument("--on", metavar="STORE", nargs="+", default=[], help="where to report")
+    parser.add_argument("--texts", metavar="STORE", nargs="+", default=[], help="text stores")
+    parser.add_argument("--models", metavar="MODEL", nargs="+", help="sweep NAME/SPLIT@MODEL for each of these")
+    parser.add_argument("--shots", metavar="K", nargs="+", default=["all"], help="rows a class, or all (default: all)")
+    parser.add_argument(
+        "--seeds", metavar="S", nargs="+", type=int, default=[0], help="draws of the shots (default: 0)"
+    )
+    parser.add_argument("--alphas", metavar="A", nargs="+", type=float, default=[], help="interpolate with zero-shot")
+    parser.add_argument("--metric", default="top1", help="what is compared on --select (default: top1)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="HEAD.NAME=VALUE", help="a parameter of all fits, in JSON"
+    )
+    parser.add_argument(
+        "--grid", action="append", default=[], metavar="HEAD.NAME=LIST", help="values to try, a fit each, in JSON"
+    )
+    parser.add_argument(
+        "--reproduce-paper",
+        choices=sorted(PAPERS),
+        help="choose on the first reported split, as the paper does: a leak, which every row then names",
+    )
+    parser.add_argument("--results", default=RESULTS, metavar="FILE", help=f"one row a fit (default: {RESULTS})")
+    parser.add_argument("--quiet", action="store_true", help="no line a fit on stderr")
+    store_arguments(parser)
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """``featcache sweep HEAD... --train STORE --on STORE...``."""
+    plan = _plan(args)
+    if plan.paper is not None:
+        print(f"leak reintroduced on purpose: {PAPERS[plan.paper]}", file=sys.stderr)
+    opened: dict[str, Any] = {}
+
+    def open_once(reference: str) -> Any:
+        if reference not in opened:
+            opened[reference] = open_reference(reference, args)
+        return opened[reference]
+
+    def say(line: str) -> None:
+        if not args.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    rows = run_sweep(plan, open_once, args.results, say)
+    chosen = picks(summarise(rows), plan.metric)
+    what = f"picked by {plan.metric} on the selection split" if _selects(plan) else "every setting (no selection split)"
+    show(rows, f"{sweep_table(chosen)}\n\n{len(rows)} row(s) in {args.results}; shown: {what}", args.json)
+    return 0
+
+
+def _selects(plan: SweepPlan) -> bool:
+    return plan.paper is not None or any(splits.select for splits in plan.data)
+
+
+def _plan(args: argparse.Namespace) -> SweepPlan:
+    if args.file:
+        if args.heads or args.train or args.on:
+            raise HeadError("--file holds the whole sweep; leave heads and stores out of the command")
+        return read_plan(args.file)
+    settings = {name: (_settings(args.set, name), _settings(args.grid, name)) for name in args.heads}
+    for setting in (*args.set, *args.grid):
+        if setting.partition(".")[0] not in settings:
+            raise HeadError(f"{setting}: expected HEAD.NAME=VALUE with one of the heads {', '.join(args.heads)}")
+    return SweepPlan(
+        tuple(HeadGrid(name, *settings[name]) for name in args.heads),
+        (Splits(args.train, tuple(args.on), args.select, tuple(args.texts)),),
+        tuple(args.models or (None,)),
+        tuple(_shots(shots) for shots in args.shots),
+        tuple(args.seeds),
+        tuple(args.alphas),
+        args.metric,
+        args.reproduce_paper,
+    )
+
+
+def _settings(settings: list[str], head: str) -> dict[str, Any]:
+    found = {}
+    for setting in settings:
+        name, _, rest = setting.partition(".")
+        parameter, equals, value = rest.partition("=")
+        if name != head:
+            continue
+        if not equals or parameter not in parameters_of(head):
+            raise HeadError(f"{setting}: expected {head}.NAME=VALUE with one of {', '.join(parameters_of(head))}")
+        try:
+            found[parameter] = json.loads(value)
+        except json.JSONDecodeError:
+            raise HeadError(f"{setting}: {value!r} is no JSON value; quote texts twice: '\"text\"'") from None
+    return found
+
+
+def _shots(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit():
+        raise HeadError(f"--shots {text}: expected a whole number from 1, or all")
+    return int(text)

@@ -1,0 +1,205 @@
+"""What a sweep runs: heads and their settings, data, models, shots, seeds; from flags or from one TOML file.
+
+The file says what the flags say::
+
+    select_metric = "top1"
+    shots = [1, 2, 4, "all"]
+    seeds = [0, 1, 2]
+    models = ["tiny"]               # appended to references without a model: digits/train@tiny
+
+    [[data]]
+    train = "digits/train"
+    select = "digits/val"
+    on = ["digits/test", "digits-noisy/test"]
+    texts = ["texts/digits"]
+
+    [[head]]
+    name = "logistic"
+    set = { fit_intercept = true }  # one value for all fits
+    grid = { C = [0.1, 1.0] }       # a fit for every value (of every combination)
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import HeadError
+from heads.fitting import head_class, make_head
+
+__all__ = ["PAPERS", "HeadGrid", "Job", "Splits", "SweepPlan", "read_plan"]
+
+PAPERS: dict[str, str] = {
+    "flyp": "FLYP's L-BFGS probe takes the C that is best on the test split it reports",
+    "lp++": "LP++'s published numbers take hyper-parameters by the test split",
+    "regft": "RegFT takes the interpolation coefficient that is best on the evaluated split",
+    "tip-adapter": "Tip-Adapter searches alpha and beta on the test split",
+}
+"""Papers whose protocol chooses on the reported split, and what that leaks. `SweepPlan.paper` reintroduces it."""
+
+
+@dataclass(frozen=True)
+class HeadGrid:
+    """One head with the parameters of every fit, and the values to try of others."""
+
+    name: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in self.grid.items():
+            if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+                raise HeadError(f"grid of {self.name}.{name} is {values!r}, expected a list of values, one a fit")
+        for setting in self.settings():
+            make_head(self.name, setting)
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        """Every combination of the grid's values, with the fixed parameters."""
+        for values in itertools.product(*self.grid.values()):
+            yield {**self.fixed, **dict(zip(self.grid, values, strict=True))}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """References of the stores of one data set: where to fit, where to choose, where to report."""
+
+    train: str | None
+    on: tuple[str, ...]
+    select: str | None = None
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fit; `shots` None takes all rows."""
+
+    head: str
+    setting: dict[str, Any]
+    splits: Splits
+    shots: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A whole sweep.
+
+    Attributes
+    ----------
+    heads, data
+        What to fit, and on what.
+    models
+        Names of models; each data set is swept under each. None takes references as they are.
+    shots
+        Rows a class, None for all; `seeds` draws each number of shots that often.
+    alphas
+        Interpolation coefficients between the zero-shot head (0) and every fitted linear head (1), the best of which
+        on the selection split is reported too; empty for none.
+    metric
+        What picks compare on the selection split.
+    paper
+        Key of `PAPERS`: choose on the first reported split, as that paper does, and say so in every row.
+
+    Raises
+    ------
+    HeadError
+        For an empty plan, unknown heads, parameters or papers, alphas without texts or without a selection split.
+    """
+
+    heads: tuple[HeadGrid, ...]
+    data: tuple[Splits, ...]
+    models: tuple[str | None, ...] = (None,)
+    shots: tuple[int | None, ...] = (None,)
+    seeds: tuple[int, ...] = (0,)
+    alphas: tuple[float, ...] = ()
+    metric: str = "top1"
+    paper: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "data", "models", "shots", "seeds"):
+            if not getattr(self, name):
+                raise HeadError(f"a sweep without {name}; give at least one")
+        if self.paper is not None and self.paper not in PAPERS:
+            raise HeadError(f"unknown paper {self.paper!r}; expected one of {', '.join(PAPERS)}")
+        if any(shots is not None and shots < 1 for shots in self.shots):
+            raise HeadError(f"shots {self.shots}; expected numbers from 1, or 'all'")
+        for splits in self.data:
+            self._check(splits)
+
+    def _check(self, splits: Splits) -> None:
+        if not splits.on:
+            raise HeadError(f"{splits.train}: nothing to report on; name at least one test store")
+        if self.alphas and not splits.texts:
+            raise HeadError("alphas interpolate with the zero-shot head; name a text store")
+        if self.alphas and splits.select is None and self.paper is None:
+            raise HeadError("the best alpha is chosen on a selection split; name one")
+        for head in self.heads:
+            kind = head_class(head.name)
+            if (kind.fits_on == "texts" or kind.takes_texts) and not splits.texts:
+                raise HeadError(f"{head.name} needs a text store; name one")
+            if kind.fits_on == "images" and splits.train is None:
+                raise HeadError(f"{head.name} fits from labelled rows; name a train store")
+
+    def jobs(self, splits: Splits) -> Iterator[Job]:
+        """Every fit on one data set; heads of texts alone, and fits of all rows, once instead of once a seed."""
+        for head in self.heads:
+            for setting in head.settings():
+                if head_class(head.name).fits_on == "texts":
+                    yield Job(head.name, setting, splits, None, self.seeds[0])
+                    continue
+                for shots in self.shots:
+                    for seed in self.seeds if shots is not None else self.seeds[:1]:
+                        yield Job(head.name, setting, splits, shots, seed)
+
+
+def read_plan(path: str | Path) -> SweepPlan:
+    """The plan in a TOML file; see the module for its form.
+
+    Raises
+    ------
+    HeadError
+        For a file that cannot be read, or unknown keys, naming them.
+    """
+    try:
+        with open(path, "rb") as file:
+            record = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HeadError(f"{path}: cannot be read as a sweep ({error}); it is a TOML file") from error
+    _refuse_unknown(record, {"head", "data", "models", "shots", "seeds", "alphas", "select_metric", "paper"}, path)
+    try:
+        heads = tuple(_head(entry, path) for entry in record.get("head", ()))
+        data = tuple(_splits(entry, path) for entry in record.get("data", ()))
+        return SweepPlan(
+            heads,
+            data,
+            tuple(record.get("models", (None,))),
+            tuple(None if shots == "all" else int(shots) for shots in record.get("shots", ("all",))),
+            tuple(int(seed) for seed in record.get("seeds", (0,))),
+            tuple(float(alpha) for alpha in record.get("alphas", ())),
+            str(record.get("select_metric", "top1")),
+            record.get("paper"),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise HeadError(f"{path}: {error}; lists hold numbers or names, [[head]] and [[data]] are tables") from error
+
+
+def _head(entry: Mapping[str, Any], path: str | Path) -> HeadGrid:
+    _refuse_unknown(entry, {"name", "set", "grid"}, path)
+    return HeadGrid(str(entry.get("name")), dict(entry.get("set", {})), dict(entry.get("grid", {})))
+
+
+def _splits(entry: Mapping[str, Any], path: str | Path) -> Splits:
+    _refuse_unknown(entry, {"train", "select", "on", "texts"}, path)
+    on, texts = entry.get("on", ()), entry.get("texts", ())
+    on, texts = ((names,) if isinstance(names, str) else tuple(names) for names in (on, texts))
+    return Splits(entry.get("train"), on, entry.get("select"), texts)
+
+
+def _refuse_unknown(record: Mapping[str, Any], known: set[str], path: str | Path) -> None:
+    unknown = sorted(set(record) - known)
+    if unknown:
+        raise HeadError(f"{path}: unknown key {', '.join(map(repr, unknown))}; expected some of {sorted(known)}")

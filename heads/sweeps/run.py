@@ -1,0 +1,189 @@
+"""Running a sweep: the jobs that have no row yet, each fitted, judged and appended."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import HeadError
+from featcache.store import content_key
+from featcache.version import __version__
+from heads.checks import split_id
+from heads.evaluate import choose, evaluate
+from heads.few_shot import few_shot
+from heads.fitting import Material, fit_head
+from heads.interpolate import interpolate
+from heads.linear import LinearHead
+from heads.logits import LogitHead, as_head
+from heads.results import append_rows
+from heads.sweeps.plan import PAPERS, Job, Splits, SweepPlan
+from heads.zero_shot import ZeroShot
+
+__all__ = ["known_jobs", "run_sweep"]
+
+Open = Callable[[str], Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Stores:
+    """The opened stores of one data set under one model."""
+
+    train: Any
+    select: Any
+    on: tuple[Any, ...]
+    texts: tuple[Any, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """What all jobs on these stores depend on."""
+        images = {"train": self.train, "select": self.select}
+        record: dict[str, Any] = {
+            what: None if store is None else {**split_id(store), "encoder": store.encoder_key}
+            for what, store in images.items()
+        }
+        record["on"] = [{**split_id(store), "encoder": store.encoder_key} for store in self.on]
+        return record | {"texts": [store.text_key for store in self.texts]}
+
+
+def run_sweep(
+    plan: SweepPlan, open_store: Open, results: str | Path, say: Say = lambda line: None
+) -> list[dict[str, Any]]:
+    """Fit and judge every job of a plan that `results` has no row of; one row a fit, appended as soon as it is done.
+
+    Parameters
+    ----------
+    plan : SweepPlan
+    open_store
+        Store of a reference, ``open_store("digits/train@tiny")``.
+    results
+        File of rows. A job is known by what it depends on (setting, shots, seed, content keys of its stores), so that
+        a sweep that was killed, or has grown, runs what is missing.
+    say
+        Told one line a job.
+
+    Returns
+    -------
+    The rows of all jobs of the plan, old and new, in the plan's order: those of `heads.evaluate`, and ``sweep`` (the
+    job's key), ``data``, ``model``, ``setting``, ``shots`` (None for all), ``seed``, ``fit_seconds``,
+    ``select:<metric>``, and ``leak`` where the plan follows a paper that chooses on a reported split.
+
+    Raises
+    ------
+    HeadError, MismatchError
+        As the heads do; rows that were done stay in the file.
+    """
+    done = known_jobs(results)
+    rows: list[dict[str, Any]] = []
+    jobs = [(splits, model) for splits in plan.data for model in plan.models]
+    for splits, model in jobs:
+        named = _with_model(splits, model)
+        stores = _opened(named, open_store, plan)
+        for job in plan.jobs(named):
+            key = _key(job, stores, plan)
+            if key in done:
+                say(f"{_label(job)}: done before")
+                rows += done[key]
+                continue
+            began = time.perf_counter()
+            new = [_plain(row, job, key, model) for row in _judged(job, stores, plan)]
+            append_rows(results, new)
+            rows += new
+            say(f"{_label(job)}: {time.perf_counter() - began:.1f} s")
+    return rows
+
+
+def known_jobs(results: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of sweeps in a results file by their job; lines that are no whole row are passed over."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    path = Path(results)
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("sweep"), str):
+            found.setdefault(row["sweep"], []).append(row)
+    return found
+
+
+def _judged(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[dict[str, Any]]:
+    """The row of a job, and that of its best interpolation with the zero-shot head."""
+    train = stores.train if job.shots is None or stores.train is None else few_shot(stores.train, job.shots, job.seed)
+    began = time.perf_counter()
+    fitted = as_head(fit_head(job.head, Material(train, stores.texts, stores.select), job.setting))
+    seconds = time.perf_counter() - began
+    heads: list[LogitHead] = [fitted]
+    if plan.alphas and isinstance(fitted, LinearHead) and job.head != "zero_shot":
+        path = interpolate(ZeroShot().fit(list(stores.texts)), fitted, plan.alphas)
+        heads.append(choose(path, stores.select, metric=plan.metric))
+    for head, row in zip(heads, evaluate(heads, stores.on, allow_chosen=plan.paper is not None), strict=True):
+        yield row | {"fit_seconds": seconds, **_selection(head, stores, plan)}
+
+
+def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> dict[str, Any]:
+    """The metric on the selection split, by which picks are made."""
+    record: dict[str, Any] = {} if plan.paper is None else {"leak": PAPERS[plan.paper]}
+    if stores.select is not None:
+        (row,) = evaluate([head], [stores.select], allow_chosen=True)
+        record[f"select:{plan.metric}"] = row[f"{stores.select.name}:{plan.metric}"]
+    return record
+
+
+def _plain(row: dict[str, Any], job: Job, key: str, model: str | None) -> dict[str, Any]:
+    place = {"sweep": key, "data": job.splits.train or job.splits.on[0], "model": model}
+    return row | place | {"setting": job.setting, "shots": job.shots, "seed": job.seed}
+
+
+def _key(job: Job, stores: _Stores, plan: SweepPlan) -> str:
+    """What a job's row depends on."""
+    return content_key(
+        {
+            "head": job.head,
+            "setting": job.setting,
+            "shots": job.shots,
+            "seed": job.seed if job.shots is not None else None,
+            "stores": stores.identity(),
+            "alphas": list(plan.alphas),
+            "metric": plan.metric,
+            "paper": plan.paper,
+            "featcache": __version__,
+        }
+    )
+
+
+def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> _Stores:
+    """The stores; a plan that follows a paper chooses on the first reported split."""
+    on = tuple(open_store(reference) for reference in splits.on)
+    select = on[0] if plan.paper is not None else None if splits.select is None else open_store(splits.select)
+    train = None if splits.train is None else open_store(splits.train)
+    for store in (train, select, *on):
+        if store is not None and not hasattr(store, "blocks"):
+            raise HeadError(f"{store.name}: a store of texts where images are expected; name NAME/SPLIT")
+    return _Stores(train, select, on, tuple(open_store(reference) for reference in splits.texts))
+
+
+def _with_model(splits: Splits, model: str | None) -> Splits:
+    """The references, with ``@model`` where they name none."""
+    if model is None:
+        return splits
+
+    def named(reference: str) -> str:
+        return reference if "@" in reference else f"{reference}@{model}"
+
+    return replace(
+        splits,
+        train=None if splits.train is None else named(splits.train),
+        select=None if splits.select is None else named(splits.select),
+        on=tuple(map(named, splits.on)),
+        texts=tuple(map(named, splits.texts)),
+    )
+
+
+def _label(job: Job) -> str:
+    setting = ", ".join(f"{name}={value}" for name, value in job.setting.items())
+    shots = "all rows" if job.shots is None else f"{job.shots} shots, seed {job.seed}"
+    return f"{job.head}{f' ({setting})' if setting else ''} on {job.splits.train or job.splits.on[0]}, {shots}"

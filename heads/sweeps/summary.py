@@ -1,0 +1,99 @@
+"""What a sweep found: means and spreads over seeds, and the settings that the selection split picks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from heads.report.rows import datasets_of, metric_of
+
+__all__ = ["Summary", "picks", "summarise", "sweep_table"]
+
+LOWER = ("nll", "nll_capped", "ece", "brier")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One setting on one data set: mean and standard deviation (over seeds, ddof 1; None for one seed) by row key."""
+
+    data: str
+    model: str | None
+    head: str
+    setting: Mapping[str, Any]
+    shots: int | None
+    seeds: int
+    mean: Mapping[str, float]
+    spread: Mapping[str, float | None]
+
+
+def summarise(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
+    """Rows of one setting, over their seeds, in order of appearance.
+
+    Examples
+    --------
+    >>> base = {"data": "d", "model": None, "head": "ridge", "setting": {}, "shots": 4}
+    >>> (found,) = summarise([{**base, "seed": 0, "t:top1": 0.5}, {**base, "seed": 1, "t:top1": 0.7}])
+    >>> found.seeds, round(found.mean["t:top1"], 3), round(found.spread["t:top1"], 3)
+    (2, 0.6, 0.141)
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        place = [row["data"], row["model"], row["head"], row["setting"], row["shots"]]
+        groups.setdefault(json.dumps(place, sort_keys=True), []).append(row)
+    return [_summary(group) for group in groups.values()]
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> Summary:
+    first = rows[0]
+    keys = [key for key, value in first.items() if ":" in key and isinstance(value, int | float)]
+    values = {key: np.array([row[key] for row in rows if isinstance(row.get(key), int | float)]) for key in keys}
+    mean = {key: float(found.mean()) for key, found in values.items()}
+    spread = {key: float(found.std(ddof=1)) if len(found) > 1 else None for key, found in values.items()}
+    return Summary(
+        first["data"], first["model"], first["head"], first["setting"], first["shots"], len(rows), mean, spread
+    )
+
+
+def picks(summaries: Iterable[Summary], metric: str) -> list[Summary]:
+    """Of each head, data set, model and number of shots the setting that is best on the selection split, by mean.
+
+    Ties go to the earlier one. Heads without a value there (no selection split) keep every setting.
+    """
+    best: dict[tuple[Any, ...], Summary] = {}
+    sign = -1.0 if metric in LOWER else 1.0
+    for number, found in enumerate(summaries):
+        value = found.mean.get(f"select:{metric}")
+        place = (found.data, found.model, found.head, found.shots, None if value is not None else number)
+        if place not in best or (value is not None and sign * value > sign * best[place].mean[f"select:{metric}"]):
+            best[place] = found
+    return list(best.values())
+
+
+def sweep_table(summaries: Sequence[Summary], metrics: Sequence[str] = ("top1", "nll")) -> str:
+    """A Markdown table a metric: a line a setting, a column a test set, mean ± standard deviation over seeds."""
+    parts = []
+    for metric in metrics:
+        shown = metric_of(metric)
+        datasets = [name for name in datasets_of([found.mean for found in summaries], metric) if name != "select"]
+        lines = ["| data | head | setting | shots | " + " | ".join(datasets) + " |"]
+        lines.append("|:---|:---|:---|---:|" + "---:|" * len(datasets))
+        for found in summaries:
+            cells = [_cell(found, f"{name}:{metric}", shown.factor, shown.digits) for name in datasets]
+            where = found.data if found.model is None or "@" in found.data else f"{found.data}@{found.model}"
+            setting = ", ".join(f"{name}={value}" for name, value in found.setting.items()) or "–"
+            shots = "all" if found.shots is None else str(found.shots)
+            lines.append(f"| {where} | {found.head} | {setting} | {shots} | " + " | ".join(cells) + " |")
+        parts.append(f"{shown.title}, {shown.unit}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _cell(found: Summary, key: str, factor: float, digits: int) -> str:
+    if key not in found.mean:
+        return "–"
+    spread = found.spread[key]
+    text = f"{found.mean[key] * factor:.{digits}f}"
+    return text if spread is None else f"{text} ± {spread * factor:.{digits}f}"

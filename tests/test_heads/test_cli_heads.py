@@ -1,0 +1,102 @@
+"""The verbs fit, sweep and leaks on real stores of the embedded model, as a user runs them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import heads
+from featcache.cli import main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits and their class names, encoded once for this file."""
+    root = tmp_path_factory.mktemp("root")
+    common = ["--root", str(root), "--quiet"]
+    assert main(["encode", "digits", "--split", "train", "val", "test", *common]) == 0
+    assert main(["text", "digits", "--templates", "digits", *common]) == 0
+    return root
+
+
+@pytest.fixture
+def cli(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run a verb; returns (exit code, JSON of stdout, text of stderr)."""
+    monkeypatch.setenv("FEATCACHE_ROOT", str(root))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+
+    def run(*arguments: str) -> tuple[int, Any, str]:
+        code = main([*arguments, "--json"])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out) if captured.out else None, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("head", sorted(set(heads.HEADS) - {"zero_shot", "lp_plus_plus", "logistic"}))
+def test_every_head_fits_and_is_judged_from_the_command_line(cli: Any, head: str) -> None:
+    texts = ["texts/digits@tiny"] if heads.HEADS[head].takes_texts else []
+    assert cli("fit", head, "digits/train@tiny", *texts, "-o", "h.safetensors")[0] == 0
+    code, rows, error = cli("evaluate", "h.safetensors", "--on", "digits/test")
+    assert code == 0, error
+    assert rows[0]["digits:top1"] > 0.9
+
+
+def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
+    few = ("--set", "C=1e-9", "--set", "fit_intercept=false")  # so strong a penalty that the prior is all there is
+    assert cli("fit", "logistic", "digits/train", "--prior", "texts/digits", "-o", "a.safetensors", *few)[0] == 0
+    assert cli("fit", "zero_shot", "texts/digits", "-o", "zs.safetensors")[0] == 0
+    assert cli("fit", "logistic", "digits/train", "--prior", "zs.safetensors", "-o", "b.safetensors", *few)[0] == 0
+    _, rows, _ = cli("evaluate", "a.safetensors", "b.safetensors", "zs.safetensors", "--on", "digits/test")
+    assert rows[0]["digits:nll"] == pytest.approx(rows[1]["digits:nll"], rel=1e-6)
+    assert rows[0]["digits:top1"] == pytest.approx(rows[2]["digits:top1"], abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "tip_adapter", "digits/train", "-o", "x"), "needs a text store"),
+        (("fit", "ridge", "digits/train", "texts/digits", "-o", "x"), "a store of texts"),
+        (("fit", "zero_shot", "digits/train", "-o", "x"), "a store of images"),
+        (("fit", "ridge", "digits/train", "digits/val", "-o", "x"), "one store of images, got 2"),
+        (("fit", "knn", "digits/train", "--prior", "texts/digits", "-o", "x"), "shrinks towards nothing"),
+        (("fit", "zero_shot", "texts/digits", "--select", "digits/val", "-o", "x"), "chooses nothing"),
+        (("sweep", "ridge", "--on", "digits/test"), "name a train store"),
+        (("sweep", "ridge", "--train", "digits/train", "--on", "digits/test", "--shots", "few"), "--shots few"),
+        (("sweep", "ridge", "--grid", "knn.n_neighbors=[1]", "--on", "x"), "with one of the heads ridge"),
+        (("sweep", "ridge", "--grid", "ridge.alpha=[1]", "--on", "x"), "ridge.NAME=VALUE with one of alphas"),
+        (("sweep", "--file", "none.toml"), "cannot be read as a sweep"),
+        (("leaks", "digits/train", "texts/digits"), "a store of texts"),
+    ],
+)
+def test_what_cannot_be_done_is_said(cli: Any, arguments: tuple[str, ...], message: str) -> None:
+    code, _, error = cli(*arguments)
+    assert code == 2
+    assert message in json.loads(error.splitlines()[-1])["message"]
+
+
+def test_sweep_from_flags_and_from_a_file_are_one_sweep(cli: Any, tmp_path: Path) -> None:
+    flags = ["--train", "digits/train", "--select", "digits/val", "--on", "digits/test", "--texts", "texts/digits"]
+    flags += ["--shots", "1", "4", "--seeds", "0", "1", "--models", "tiny", "--set", "knn.temperature=0.1"]
+    code, rows, error = cli("sweep", "zero_shot", "ridge", "knn", *flags)
+    assert code == 0, error
+    assert len(rows) == 1 + 2 * 4
+    assert error.count("\n") == 9
+    (tmp_path / "sweep.toml").write_text(
+        'shots = [1, 4]\nseeds = [0, 1]\nmodels = ["tiny"]\n'
+        '[[data]]\ntrain = "digits/train"\nselect = "digits/val"\non = ["digits/test"]\ntexts = ["texts/digits"]\n'
+        '[[head]]\nname = "zero_shot"\n[[head]]\nname = "ridge"\n[[head]]\nname = "knn"\nset = { temperature = 0.1 }\n'
+    )
+    code, again, error = cli("sweep", "--file", "sweep.toml", "--quiet")
+    assert (code, error) == (0, "")
+    assert again == rows
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_leaks_names_pairs_of_images(cli: Any) -> None:
+    code, pairs, error = cli("leaks", "digits/train", "digits/train", "--threshold", "0.999", "--per-row", "1")
+    assert code == 0, error
+    assert len(pairs) == 1000  # every image is its own near-duplicate
+    assert cli("leaks", "digits/train", "digits/test", "--threshold", "1.0")[1] == []

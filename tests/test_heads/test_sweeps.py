@@ -1,0 +1,192 @@
+"""Sweeps: every job once, resumed after any stop, equal to fits by hand, picks from the selection split alone."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import heads
+from featcache.errors import HeadError
+from heads.sweeps import HeadGrid, Splits, SweepPlan, picks, read_plan, run_sweep, summarise, sweep_table
+
+SPLITS = Splits("animals/train", ("animals/test", "noisy/test"), "animals/val", ("texts/animals",))
+
+
+@pytest.fixture
+def stores(images: Any, texts: Any) -> dict[str, Any]:
+    return {
+        "animals/train": images(),
+        "animals/val": images(seed=1, split="val", dataset_key="data-2", labels_digest="labels-2"),
+        "animals/test": images(seed=2, split="test", dataset_key="data-3", labels_digest="labels-3"),
+        "noisy/test": images(seed=3, name="noisy", split="test", noise=0.5, dataset_key="data-4"),
+        "texts/animals": texts(),
+    }
+
+
+def plan_of(*grids: HeadGrid, **fields: Any) -> SweepPlan:
+    return SweepPlan(grids, (SPLITS,), **fields)
+
+
+def test_a_row_a_fit_equal_to_the_fit_by_hand(stores: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(
+        HeadGrid("ridge", grid={"alphas": [[0.1], [10.0]]}), HeadGrid("zero_shot"), shots=(4, None), seeds=(0, 1)
+    )
+    rows = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    assert [(row["head"], row["shots"], row["seed"]) for row in rows] == [
+        *[("ridge", 4, 0), ("ridge", 4, 1), ("ridge", None, 0)] * 2,
+        ("zero_shot", None, 0),
+    ]
+    drawn = heads.few_shot(stores["animals/train"], 4, 1)
+    by_hand = heads.Ridge(alphas=[10.0]).fit(drawn, selection=stores["animals/val"])
+    (expected,) = heads.evaluate([by_hand], [stores["animals/test"], stores["noisy/test"]])
+    assert {key: rows[4][key] for key in expected} == expected
+    assert rows[4]["select:top1"] == by_hand.score(stores["animals/val"])
+    assert [json.loads(line)["sweep"] for line in (tmp_path / "r.jsonl").read_text().splitlines()] == [
+        row["sweep"] for row in rows
+    ]
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(stores: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(HeadGrid("ridge"), HeadGrid("nearest_mean"), shots=(2, 4), seeds=(0, 1))
+    whole = run_sweep(plan, stores.__getitem__, tmp_path / "whole.jsonl")
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_text("".join(lines[:3]) + lines[3][:40])  # the fourth row was being written
+    said: list[str] = []
+    again = run_sweep(plan, stores.__getitem__, tmp_path / "cut.jsonl", said.append)
+    assert sum("done before" in line for line in said) == 3
+    drop = {"fit_seconds"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in again] == [
+        {k: v for k, v in json.loads(json.dumps(row)).items() if k not in drop} for row in whole
+    ]
+    assert run_sweep(plan, stores.__getitem__, tmp_path / "cut.jsonl") == run_sweep(
+        plan, stores.__getitem__, tmp_path / "cut.jsonl"
+    )
+
+
+def test_other_data_labels_or_settings_are_other_jobs(stores: dict[str, Any], tmp_path: Path) -> None:
+    plan, results = plan_of(HeadGrid("ridge")), tmp_path / "r.jsonl"
+    first = run_sweep(plan, stores.__getitem__, results)[0]["sweep"]
+    relabelled = {**stores, "animals/train": replace(stores["animals/train"], labels_digest="labels-9")}
+    other = run_sweep(plan, relabelled.__getitem__, results)[0]["sweep"]
+    fixed = run_sweep(plan_of(HeadGrid("ridge", {"alphas": [1.0]})), stores.__getitem__, results)[0]["sweep"]
+    assert len({first, other, fixed}) == 3
+    assert run_sweep(plan, stores.__getitem__, results)[0]["sweep"] == first
+
+
+def test_the_best_interpolation_is_chosen_on_the_selection_split(stores: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(HeadGrid("ridge"), alphas=(0.0, 0.5, 1.0))
+    rows = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    assert [row["head"] for row in rows] == ["ridge", "zero_shot+ridge"]
+    path = heads.interpolate(
+        heads.ZeroShot().fit(stores["texts/animals"]),
+        heads.Ridge().fit(stores["animals/train"], selection=stores["animals/val"]),
+        plan.alphas,
+    )
+    assert rows[1]["alpha"] == heads.choose(path, stores["animals/val"]).alpha
+    assert rows[1]["chosen_on"][-1]["split"] == "val"
+
+
+def test_picks_look_at_the_selection_split_and_never_at_the_test(stores: dict[str, Any]) -> None:
+    base = {"data": "d", "model": None, "head": "ridge", "shots": None, "seed": 0}
+    rows = [
+        {**base, "setting": {"a": 1}, "select:top1": 0.9, "t:top1": 0.1},
+        {**base, "setting": {"a": 2}, "select:top1": 0.8, "t:top1": 0.99},
+    ]
+    (picked,) = picks(summarise(rows), "top1")
+    assert picked.setting == {"a": 1}
+    (by_loss,) = picks(summarise([{**row, "select:nll": row["select:top1"]} for row in rows]), "nll")
+    assert by_loss.setting == {"a": 2}
+    assert len(picks(summarise([{**row, "select:top1": None} for row in rows]), "top1")) == 2
+
+
+def test_a_paper_that_chooses_on_test_is_followed_only_by_name(stores: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(HeadGrid("tip_adapter"), paper="tip-adapter", shots=(4,))
+    (row,) = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    assert "test split" in row["leak"]
+    assert row["chosen_on"][-1]["split"] == "test"
+    (honest,) = run_sweep(replace(plan, paper=None), stores.__getitem__, tmp_path / "r.jsonl")
+    assert "leak" not in honest
+    assert honest["chosen_on"][-1]["split"] == "val"
+    with pytest.raises(HeadError, match="unknown paper"):
+        replace(plan, paper="my-paper")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": ()}, "without heads"),
+        (
+            {"heads": (HeadGrid("zero_shot"),), "data": (Splits("animals/train", ("animals/test",)),)},
+            "needs a text store",
+        ),
+        ({"data": (Splits(None, ("animals/test",)),)}, "name a train store"),
+        ({"data": (Splits("animals/train", ()),)}, "nothing to report on"),
+        ({"alphas": (0.5,), "data": (Splits("animals/train", ("animals/test",)),)}, "name a text store"),
+        ({"alphas": (0.5,), "data": (replace(SPLITS, select=None),)}, "selection split"),
+        ({"shots": (0,)}, "numbers from 1"),
+    ],
+)
+def test_plans_that_cannot_run_are_refused_before_anything_is_fitted(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(HeadError, match=message):
+        SweepPlan(**{"heads": (HeadGrid("ridge"),), "data": (SPLITS,), **fields})
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"name": "rigde"}, "unknown head"),
+        ({"name": "ridge", "fixed": {"alpha": 1}}, "has no parameter 'alpha'"),
+        ({"name": "ridge", "grid": {"alphas": "ab"}}, "expected a list of values"),
+        ({"name": "ridge", "grid": {"alphas": []}}, "expected a list of values"),
+    ],
+)
+def test_heads_and_parameters_are_known(grid: dict[str, Any], message: str) -> None:
+    with pytest.raises(HeadError, match=message):
+        HeadGrid(**grid)
+
+
+def test_the_file_says_what_the_flags_say(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(
+        'shots = [1, "all"]\nseeds = [0, 1]\nmodels = ["tiny"]\nalphas = [0, 0.5]\nselect_metric = "nll"\n'
+        '[[data]]\ntrain = "a/train"\nselect = "a/val"\non = "a/test"\ntexts = ["texts/a"]\n'
+        '[[head]]\nname = "logistic"\nset = { fit_intercept = true }\ngrid = { C = [0.1, 1.0] }\n'
+        '[[head]]\nname = "zero_shot"\n'
+    )
+    assert read_plan(tmp_path / "sweep.toml") == SweepPlan(
+        (HeadGrid("logistic", {"fit_intercept": True}, {"C": [0.1, 1.0]}), HeadGrid("zero_shot")),
+        (Splits("a/train", ("a/test",), "a/val", ("texts/a",)),),
+        ("tiny",),
+        (1, None),
+        (0, 1),
+        (0.0, 0.5),
+        "nll",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shots = [", "cannot be read"),
+        ("shoots = [1]", "unknown key 'shoots'"),
+        ('[[head]]\nname = "ridge"\nparams = {}', "unknown key 'params'"),
+        ('[[head]]\nname = "ridge"\n[[data]]\ntrain = "a"\non = "b"\nx = 1', "unknown key 'x'"),
+        ('shots = ["few"]\n[[head]]\nname = "ridge"\n[[data]]\ntrain = "a"\non = "b"', "lists hold numbers"),
+        ("head = 3", "tables"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "sweep.toml").write_text(text)
+    with pytest.raises(HeadError, match=message):
+        read_plan(tmp_path / "sweep.toml")
+
+
+def test_the_table_shows_mean_and_spread(stores: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(HeadGrid("ridge"), shots=(2,), seeds=(0, 1, 2))
+    rows = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    values = 100 * np.array([row["noisy:top1"] for row in rows])
+    line = next(line for line in sweep_table(summarise(rows)).splitlines() if "ridge" in line)
+    assert f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in line
+    assert "| 2 |" in line
