@@ -4,15 +4,20 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from featcache.commands import show
 from featcache.errors import HeadError
-from featcache.prompts import load_classnames, load_subset, subset_names
 from featcache.store import ImageStore
-from heads import LogitHead, append_rows, choose, interpolate, load, save, subset_by_name
-from heads import evaluate as evaluate_heads
+from heads import Judgement, LogitHead, add_intervals, append_rows, choose, interpolate, judge, load, save
+from heads.bootstrap import DRAWS
+from heads.cli_classes import class_arguments, class_subset
 from heads.cli_fit import open_reference, store_arguments
+from heads.judge import store_labels
+from heads.ranks import process_group
 from heads.report import table_text, write_report
+from heads.report.rows import label_of
+from heads.sample_files import write_confusion, write_samples
 
 RESULTS = "results.jsonl"
 
@@ -33,11 +38,8 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", default="top1", help="what --select compares (default: top1)")
     parser.add_argument("-o", "--output", metavar="FILE", help="save the head that --select chose")
-    parser.add_argument(
-        "--class-subset",
-        metavar="NAME",
-        help=f"keep only these classes' logits: one of {', '.join(subset_names())}, or a file of class names",
-    )
+    class_arguments(parser)
+    _robustness_arguments(parser)
     parser.add_argument(
         "--results", default=RESULTS, metavar="FILE", help=f"grows by one row a head (default: {RESULTS})"
     )
@@ -45,30 +47,81 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     store_arguments(parser)
 
 
+def _robustness_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--group", nargs="+", metavar="COLUMN", help="also by the values of these metadata columns (`label`: by class)"
+    )
+    parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
+    parser.add_argument(
+        "--intervals", nargs="?", type=int, const=DRAWS, metavar="DRAWS", help="bootstrap intervals of top1 and NLL"
+    )
+    parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank of every sample: .npz or .parquet")
+    parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
+
+
 def evaluate(args: argparse.Namespace) -> int:
-    """``featcache evaluate HEAD... --on STORE...``."""
-    heads = _load_all(args.heads)
-    stores = [_open_images(reference, args) for reference in args.on]
-    path, chosen = _interpolations(heads, args)
-    subset = _subset(args.class_subset, heads[0]) if args.class_subset else None
-    rows = evaluate_heads([*heads, *path, *chosen], stores, class_subset=subset)
-    append_rows(args.results, rows)
-    lines = [table_text(rows[: len(heads) + len(path)]), *map(describe_choice, chosen), *_seen(heads, stores)]
-    lines.append(f"{len(rows)} row(s) appended to {args.results}")
-    if args.report:
-        lines.append("report: " + ", ".join(str(path) for path in write_report(rows, args.report)))
-    show(rows, "\n".join(lines), args.json)
+    """``featcache evaluate HEAD... --on STORE...``; processes of torchrun share the rows, and the first one tells."""
+    with process_group() as (rank, size):
+        heads = load_heads(args.heads)
+        stores = [open_images(reference, args) for reference in args.on]
+        path, chosen = _interpolations(heads, args, distributed=size > 1)
+        judgement = judge(
+            [*heads, *path, *chosen],
+            stores,
+            class_subset=class_subset(args, heads[0], [store.name for store in stores]),
+            groups=args.group,
+            reference=args.reference,
+            per_sample=bool(args.per_sample or args.intervals),
+            confusion=bool(args.confusion),
+            distributed=size > 1,
+        )
+    if rank == 0:
+        if args.output:
+            save(chosen[0], args.output)
+        _tell(args, judgement, len(heads) + len(path), [*map(describe_choice, chosen), *_seen(heads, stores)], stores)
     return 0
 
 
-def _open_images(reference: str, args: argparse.Namespace) -> ImageStore:
+def _tell(
+    args: argparse.Namespace, judgement: Judgement, shown: int, remarks: Sequence[str], stores: Sequence[ImageStore]
+) -> None:
+    """Files and what is printed."""
+    rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
+    append_rows(args.results, rows)
+    lines = [table_text(rows[:shown]), *_worst(rows), *remarks, f"{len(rows)} row(s) appended to {args.results}"]
+    if args.per_sample:
+        ids = dict(zip(store_labels(stores), (store.ids for store in stores), strict=True))
+        lines.append(f"samples: {write_samples(judgement, args.per_sample, ids)}")
+    if args.confusion:
+        lines.append(f"confusion counts: {write_confusion(judgement, args.confusion)}")
+    if args.report:
+        lines.append("report: " + ", ".join(str(path) for path in write_report(rows, args.report)))
+    show(rows, "\n".join(lines), args.json)
+
+
+def _worst(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Worst domain and worst groups of each head, where there is a choice."""
+    lines = []
+    for row in rows:
+        domain = row.get("shifted_worst_domain")
+        if domain is not None and row["shifted_worst_top1"] < row["shifted_mean_top1"]:
+            lines.append(f"worst domain of {label_of(row)}: {domain}, {100 * row['shifted_worst_top1']:.1f} %")
+        for key in row:
+            if key.endswith(":worst_group"):
+                worst = 100 * row[f"{key}_top1"]
+                lines.append(f"worst group of {label_of(row)} on {key.partition(':')[0]}: {row[key]}, {worst:.1f} %")
+    return lines
+
+
+def open_images(reference: str, args: argparse.Namespace) -> ImageStore:
+    """The image store that a reference means; HeadError for a store of texts."""
     store = open_reference(reference, args)
     if not isinstance(store, ImageStore):
         raise HeadError(f"{reference}: a store of texts; expected a store of images, made by `featcache encode`")
     return store
 
 
-def _load_all(paths: Sequence[str]) -> list[LogitHead]:
+def load_heads(paths: Sequence[str]) -> list[LogitHead]:
     """The heads, those of one kind told apart by their files' names."""
     heads = [load(path) for path in paths]
     names = [head.name for head in heads]
@@ -97,28 +150,19 @@ def _seen(heads: Sequence[LogitHead], stores: Sequence[ImageStore]) -> list[str]
     ]
 
 
-def _interpolations(heads: Sequence[LogitHead], args: argparse.Namespace) -> tuple[list[LogitHead], list[LogitHead]]:
+def _interpolations(
+    heads: Sequence[LogitHead], args: argparse.Namespace, distributed: bool
+) -> tuple[list[LogitHead], list[LogitHead]]:
     """The interpolations asked for, and the one that the selection split chose."""
+    if args.output and not args.select:
+        raise HeadError("-o saves the head that --select chose; give --select STORE and --alphas")
     if args.alphas is None:
-        if args.select or args.output:
-            raise HeadError(
-                "--select and -o go with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1"
-            )
+        if args.select:
+            raise HeadError("--select goes with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1")
         return [], []
     if len(heads) != 2:
         raise HeadError(f"--alphas interpolates two heads, got {len(heads)}; name two")
     path: list[LogitHead] = [*interpolate(heads[0], heads[1], args.alphas)]
     if not args.select:
         return path, []
-    chosen = choose(path, _open_images(args.select, args), metric=args.metric)
-    if args.output:
-        save(chosen, args.output)
-    return path, [chosen]
-
-
-def _subset(name: str, head: LogitHead) -> list[int]:
-    if name in subset_names():
-        return [int(index) for index in load_subset(name)]
-    if not Path(name).is_file():
-        raise HeadError(f"--class-subset {name}: expected one of {', '.join(subset_names())}, or a file of class names")
-    return [int(index) for index in subset_by_name(head.classnames, load_classnames(name))]
+    return path, [choose(path, open_images(args.select, args), metric=args.metric, distributed=distributed)]

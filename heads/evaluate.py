@@ -82,7 +82,12 @@ def evaluate(
 
 
 def choose(
-    heads: Sequence[Any], selection: Any, *, metric: str = "top1", class_subset: ClassSubset = None
+    heads: Sequence[Any],
+    selection: Any,
+    *,
+    metric: str = "top1",
+    class_subset: ClassSubset = None,
+    distributed: bool = False,
 ) -> LogitHead:
     """The best head on a selection split; `evaluate` will refuse to report it on that split.
 
@@ -102,7 +107,7 @@ def choose(
                 f"{head.name} was fitted on {selection.name}/{selection.split}, where it looks better than it is; "
                 "choose on a split that fitted none of the heads"
             )
-    rows = evaluate(judged, [selection], class_subset=class_subset, allow_chosen=True)
+    rows = evaluate(judged, [selection], class_subset=class_subset, allow_chosen=True, distributed=distributed)
     values = np.array([row[f"{selection.name}:{metric}"] for row in rows])
     best = int(values.argmin() if metric in LOWER_IS_BETTER else values.argmax())
     entry = {**split_id(selection), "metric": metric, "value": float(values[best]), "candidates": len(values)}
