@@ -59,7 +59,10 @@ def processes(device: str | None = None) -> Iterator[Place]:
     if device is None:
         local = int(os.environ.get("LOCAL_RANK", 0))
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    if world == 1 or dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():  # by the caller, who also ends it
+        yield Place(dist.get_rank(), dist.get_world_size(), device)
+        return
+    if world == 1:
         yield Place(rank, world, device)
         return
     if device.startswith("cuda"):
