@@ -1,29 +1,26 @@
-"""The verbs that need no head: encode, text, list, info, verify."""
+"""The verbs that make stores: encode, text."""
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featcache.content import check_source
-from featcache.datasets import DATASETS, Dataset, open_dataset
+from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
 from featcache.embed_text import TextResult, embed_prompts
-from featcache.encode import EncodeOptions, EncodeResult, encode_dataset
+from featcache.encode import EncodeOptions, EncodeResult, Share, encode_dataset
 from featcache.encoders import load_encoder
-from featcache.errors import ContentChangedError, PromptError, StoreCorruptError
+from featcache.errors import PromptError, ShardDoneError
 from featcache.progress import Printed, Progress, Silent, format_seconds
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
-from featcache.store import ImageStore, find_path, find_store, list_stores, open_image_store, repair, resolve_root
-from featcache.store import verify as verify_store
-from featcache.store.places import StorePath
 from featcache.text_bank import LENGTH, embed_random_texts
 
 
 def root_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--root``."""
-    parser.add_argument("--root", help="folder of all stores (default: $FEATCACHE_ROOT, else ./cache)")
+    parser.add_argument(
+        "--root", help="folder, or s3://bucket/prefix, of all stores (default: $FEATCACHE_ROOT, else ./cache)"
+    )
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +56,12 @@ def encode_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="unreadable images to put up with")
     parser.add_argument("--update-labels", action="store_true", help="take changed labels over; features are kept")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="only every N-th chunk from the I-th on, I from 0 (a job array); without it, runs share the work, as do "
+        "the ranks of torchrun",
+    )
     parser.add_argument("--refresh", action="store_true", help="encode chunks again whose source files changed")
     model_arguments(parser)
 
@@ -66,17 +69,25 @@ def encode_arguments(parser: argparse.ArgumentParser) -> None:
 def encode(args: argparse.Namespace) -> int:
     """``featcache encode DATA --split S...``."""
     names = ("batch_size", "chunk_rows", "workers", "max_bad", "update_labels", "refresh")
-    options = EncodeOptions(**{name: getattr(args, name) for name in names})
-    datasets = [open_dataset(args.data, split, labels=args.labels, name=args.name) for split in args.split]
+    share = Share.parse(args.shard) if args.shard else None
+    options = EncodeOptions(**{name: getattr(args, name) for name in names}, share=share)
+    datasets = [
+        dataset
+        for split in args.split
+        for dataset in open_datasets(args.data, split, labels=args.labels, name=args.name)
+    ]
     encoder = load_encoder(args.model, args.pretrained, device=args.device, precision=args.precision)
-    results = [
-        encode_dataset(dataset, encoder, root=args.root, options=options, progress=_progress(args))
-        for dataset in datasets
-    ]
-    lines = [
-        describe_encoded(result) + _known_as(result, dataset) for result, dataset in zip(results, datasets, strict=True)
-    ]
-    show([_encoded(result) for result in results], "\n".join(lines), args.json)
+    records, lines = [], []
+    for dataset in datasets:
+        try:
+            result = encode_dataset(dataset, encoder, root=args.root, options=options, progress=_progress(args))
+        except ShardDoneError as done:
+            records.append({"name": dataset.name, "split": dataset.split, "unfinished": str(done)})
+            lines.append(str(done))
+            continue
+        records.append(_encoded(result))
+        lines.append(describe_encoded(result) + _known_as(result, dataset))
+    show(records, "\n".join(lines), args.json)
     return 0
 
 
@@ -184,117 +195,8 @@ def describe_text(result: TextResult) -> str:
 
 
 def _classnames(classes: str, split: str) -> tuple[Sequence[str], str]:
-    if classes.partition(":")[0] in DATASETS:
-        dataset = open_dataset(classes, split)
-        return dataset.index.classnames, dataset.name
+    source = classes.partition(":")[0]
+    if source in (*DATASETS, COLLECTION):
+        dataset = open_datasets(classes, split)[0]
+        return dataset.index.classnames, classes.split(":")[1] if source == COLLECTION else dataset.name
     return load_classnames(classes), Path(classes).stem
-
-
-def list__arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``featcache list``."""
-    root_argument(parser)
-
-
-def list_(args: argparse.Namespace) -> int:
-    """``featcache list``: every store below the root."""
-    root = resolve_root(args.root)
-    entries = list_stores(root)
-    lines = [f"{len(entries)} store(s) in {root}"]
-    for entry in entries:
-        state = "" if entry.finished else "  NOT FINISHED"
-        lines.append(
-            f"  {entry.reference:<40} {entry.rows:>10,} rows {entry.nbytes / 1e6:>9,.1f} MB  {entry.key}{state}"
-        )
-    show([entry.to_json() for entry in entries], "\n".join(lines), args.json)
-    return 0
-
-
-def info_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``featcache info``."""
-    parser.add_argument("store", metavar="STORE", help="folder, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]")
-    root_argument(parser)
-
-
-def info(args: argparse.Namespace) -> int:
-    """``featcache info STORE``: what it holds and where it comes from."""
-    store = find_store(args.store, resolve_root(args.root))
-    arrays = {name: spec.to_json() for name, spec in store.manifest.all_arrays.items()}
-    record = {
-        "store": str(store.path),
-        "kind": store.kind,
-        "key": store.manifest.key,
-        "info": store.info,
-        "identity": store.manifest.identity,
-        "arrays": arrays,
-        "provenance": store.provenance,
-    }
-    show(record, _describe(store, record), args.json)
-    return 0
-
-
-def _describe(store: Any, record: dict[str, Any]) -> str:
-    lines = [repr(store), f"  key          {record['key']}"]
-    classes = store.classnames
-    lines.append(f"  classes      {len(classes)}: {', '.join(classes[:6])}{', ...' if len(classes) > 6 else ''}")
-    lines += [f"  {name:<12} {spec['dtype']} {tuple(spec['shape'])}" for name, spec in record["arrays"].items()]
-    if isinstance(store, ImageStore):
-        lines.append(f"  unreadable   {len(store.bad)}")
-        lines += [f"    {bad.sample_id}: {bad.error}" for bad in store.bad[:10]]
-        lines.append(f"  label digest {store.labels_digest}")
-    lines += [f"  logit scale  {store.logit_scale}", f"  text tower   {store.text_digest}"]
-    lines += [f"  {name:<12} {value}" for name, value in record["provenance"].items()]
-    return "\n".join(lines)
-
-
-def verify_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``featcache verify``."""
-    parser.add_argument("store", metavar="STORE", help="folder, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]")
-    parser.add_argument("--deep", action="store_true", help="hash every file, not only sizes")
-    parser.add_argument(
-        "--repair",
-        action="store_true",
-        help="hash every file and drop damaged chunks, so that encode makes them again",
-    )
-    parser.add_argument(
-        "--against", metavar="DATA", help="also read and hash every image of the data set it was made from"
-    )
-    root_argument(parser)
-
-
-def verify(args: argparse.Namespace) -> int:
-    """``featcache verify STORE [--deep] [--repair]``: exit code 4 where something is damaged."""
-    path = find_path(args.store, resolve_root(args.root))
-    began = time.perf_counter()
-    deep = args.deep or args.repair
-    report = verify_store(path, deep=deep)
-    seconds = time.perf_counter() - began
-    if args.repair and not report.ok:
-        repair(report)
-    changed = _changed_sources(path, args.against) if args.against else []
-    record = {
-        "store": str(path),
-        "ok": report.ok,
-        "files": report.files,
-        "problems": report.problems,
-        "changed": changed,
-    }
-    lines = [f"{path}: {report.files} files, {report.nbytes / 1e6:,.1f} MB in {format_seconds(seconds)}"]
-    lines += [f"  damaged: {problem}" for problem in report.problems]
-    if report.ok:
-        lines.append("  checksums agree" if deep else "  sizes and keys agree; contents were not hashed (--deep)")
-    elif args.repair:
-        lines.append(
-            "  damaged chunks dropped; run the command that made the store: it redoes them and keeps the others"
-        )
-    else:
-        lines.append("  run again with --repair, then the command that made the store: it redoes damaged chunks only")
-    lines += [f"  source changed: {name}" for name in changed]
-    if args.against:
-        lines.append("  run encode with --refresh to take them over" if changed else "  the source is what was encoded")
-    show(record, "\n".join(lines), args.json)
-    return StoreCorruptError.exit_code if not report.ok else ContentChangedError.exit_code if changed else 0
-
-
-def _changed_sources(path: StorePath, data: str) -> list[str]:
-    store = open_image_store(path)
-    return check_source(open_dataset(data, store.split), store)

@@ -87,3 +87,15 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}:{rest:02d} min"
     return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def format_age(seconds: float) -> str:
+    """Age for people, in the largest unit that fits.
+
+    >>> [format_age(value) for value in (0.4, 75.0, 7300.0, 1e6)]
+    ['0 s', '1 min', '2 h', '11 days']
+    """
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -127,6 +127,7 @@ def copy_rows(out: Array, rows: Array) -> None:
     if out.dtype != rows.dtype:
         import torch
 
+        rows = rows if rows.flags.writeable else rows.copy()  # torch has no read-only tensors
         torch.from_numpy(out).copy_(torch.from_numpy(rows))
     elif out.nbytes < PARALLEL_NBYTES:
         np.copyto(out, rows)

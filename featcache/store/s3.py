@@ -17,7 +17,6 @@ from featcache.errors import FeatcacheError, MissingExtraError
 from featcache.store.atomic import Buffer
 
 SCHEME = "s3://"
-_FAILURES = "cannot reach s3://{bucket}: {error}; check AWS_ENDPOINT_URL, AWS_REGION and the credentials"
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,8 @@ class ObjectPlace:
             obstore.put(self.client, name, bytes(content), mode=mode, use_multipart=False)
         except AlreadyExistsError:
             raise
-        except BaseError as error:
-            raise OSError(_FAILURES.format(bucket=self.bucket, error=error)) from error
+        except (BaseError, FileNotFoundError) as error:  # not found: there is no such bucket
+            raise self._failure(error) from error
 
     def read(self, name: str) -> bytes:
         """See `Place.read`."""
@@ -163,7 +162,11 @@ class ObjectPlace:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{SCHEME}{self.bucket}/{name}: no such object") from error
         except BaseError as error:
-            raise OSError(_FAILURES.format(bucket=self.bucket, error=error)) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> OSError:
+        said = " ".join(str(error).partition("Debug source")[0].split())  # what follows is obstore's own data
+        return OSError(f"{said}; check the bucket {self.bucket}, AWS_ENDPOINT_URL, AWS_REGION and the credentials")
 
     def remove(self, name: str) -> None:
         """See `Place.remove`."""
