@@ -43,13 +43,11 @@ def head_logits(problem: Problem) -> list[torch.Tensor]:
 def row_values(logits: torch.Tensor, labels: torch.Tensor, predicted: bool = False) -> RowValues:
     """NLL, rank, confidence and Brier score of each row of logits (n, C); the rank breaks ties by class index."""
     target = logits.gather(1, labels[:, None])
-    total = logits.logsumexp(1, keepdim=True)
-    total = torch.where(total.isfinite(), total, torch.nan)  # a logit +inf, or all of them -inf: no distribution
+    largest = logits.amax(1, keepdim=True)
+    terms = (logits - largest).exp()
+    total = terms.sum(1).double()
+    nll = total.log() + (largest.double() - target)[:, 0]
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     rank = (logits > target).sum(1) + ((logits == target) & earlier).sum(1)
-    probabilities = (logits - total).exp()
-    own = probabilities.gather(1, labels[:, None])[:, 0]
-    brier = probabilities.square().sum(1) - 2 * own + 1
-    return RowValues(
-        (total - target)[:, 0], rank, probabilities.amax(1), brier, logits.argmax(1) if predicted else None
-    )
+    brier = terms.square().sum(1) / total.square() - 2 * (-nll).exp() + 1
+    return RowValues(nll, rank, 1 / total, brier, logits.argmax(1) if predicted else None)
