@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,13 +13,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from heads.base import LinearClassifier
+from heads.checks import split_id
 from heads.held_out import selection_samples
 from heads.linear import LinearHead
-from heads.metrics import row_statistics
+from heads.logistic_choice import METRICS, Choice, logistic_rows
 from heads.moment_classifier import ABSENT
-from heads.samples import Samples, as_samples, require_finite
-from heads.solvers.folds import FOLDS, FoldAssigner
-from heads.solvers.logistic_path import Fitted, Rows, fit_path
+from heads.samples import Samples, as_samples
+from heads.solvers.logistic_path import Fitted, PathSolver
+from heads.solvers.logistic_rows import AnyRows
+from heads.text_prior import checked_prior, prior_record
 
 __all__ = ["CS", "Logistic"]
 
@@ -27,8 +29,6 @@ Float = NDArray[np.float64]
 
 CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 """Default path: 13 values from 1e-2 to 1e4, two a decade."""
-
-_METRICS = ("nll", "top1")
 
 
 class Logistic(LinearClassifier):
@@ -42,7 +42,8 @@ class Logistic(LinearClassifier):
     Parameters
     ----------
     C
-        Inverse penalty, or a path of them to choose from.
+        Inverse penalty; a path of them to choose from; or "search", the CLIP paper's: 96 values from 1e-6 to 1e6,
+        coarse then fine (`heads.c_search`). Its protocol is ``Logistic(C="search", metric="top1", refit=True)``.
     fit_intercept
         Whether to fit an unpenalised intercept (in addition to the prior's).
     prior
@@ -54,6 +55,11 @@ class Logistic(LinearClassifier):
         Largest distance from the minimum, over the objective, as the solver estimates it.
     max_iter
         Iterations for one C.
+    refit
+        Whether the head of the chosen C is fitted once more, on training and selection rows together.
+    in_memory
+        Whether rows are held (True), or read anew for every evaluation (False, out of core). None holds arrays always,
+        and stores that take up to half of the machine's memory.
 
     Attributes
     ----------
@@ -64,6 +70,7 @@ class Logistic(LinearClassifier):
     Cs_ : (A,) float64, ascending
     cv_scores_ : (A,) float64
         `metric` on the selection split, or over the held-out rows of 5 folds; empty where there was one C.
+        (With "search", Cs_ are those it came to.)
     objectives_ : (A,) float64
         Minima, in scikit-learn's scale.
     n_iter_ : (A,) int64
@@ -72,8 +79,9 @@ class Logistic(LinearClassifier):
 
     Notes
     -----
-    Memory: the rows as one float32 matrix, ``4 N D`` bytes, filled block by block, ``8 N C`` bytes of logits, and
-    ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB.
+    Memory, in memory: the rows as one float32 matrix, ``4 N D`` bytes, filled block by block, up to 1 GiB of logits
+    (above, they are made anew by blocks), and ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB.
+    Out of core: a block, 16,384 sampled rows, the labels, and the preconditioner.
 
     With an intercept a class without a training row is never predicted (its optimal intercept is minus infinity, here
     -1e4). Without one it is a class like any other: the penalty alone places its weights, at the prior's if nothing
@@ -99,12 +107,14 @@ class Logistic(LinearClassifier):
 
     def __init__(
         self,
-        C: float | Sequence[float] = CS,
+        C: float | str | Sequence[float] = CS,
         fit_intercept: bool = True,
         prior: Any = None,
         metric: str = "nll",
         tol: float = 1e-8,
         max_iter: int = 1000,
+        refit: bool = False,
+        in_memory: bool | None = None,
     ) -> None:
         self.C = C
         self.fit_intercept = fit_intercept
@@ -112,14 +122,16 @@ class Logistic(LinearClassifier):
         self.metric = metric
         self.tol = tol
         self.max_iter = max_iter
+        self.refit = refit
+        self.in_memory = in_memory
 
     def fit(self, X: Any, y: Any = None, *, selection: Any = None, classnames: Sequence[str] | None = None) -> Self:
-        """Fit on arrays, tensors or an image store; the head of the chosen C has seen the training rows alone.
+        """Fit on arrays, tensors or an image store; without `refit` the head has seen the training rows alone.
 
         Parameters
         ----------
         X
-            Image store (streamed once), or array-like (N, D).
+            Image store (streamed once, or out of core), or array-like (N, D).
         y
             Labels (N,), with arrays.
         selection
@@ -138,22 +150,18 @@ class Logistic(LinearClassifier):
         Cs = self._checked()
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
-        prior = self._prior(samples)
-        shift = None if prior is None else (prior.weights.astype(np.float64), prior.bias.astype(np.float64))
+        prior = checked_prior(self.prior, samples)
         held_out = None if selection is None else selection_samples(selection, samples)
-        rows = Rows(*_resident(samples), len(samples.classnames), fit_intercept=bool(self.fit_intercept))
-
-        def path(keep: NDArray[np.bool_] | None = None) -> Iterable[Fitted]:
-            return fit_path(rows, Cs, keep=keep, prior=shift, absent=ABSENT, tol=self.tol, max_iter=self.max_iter)
-
-        how = "none" if len(Cs) == 1 else "folds" if held_out is None else "split"
-        self._path = list(path())
-        self.Cs_, self.cv_scores_ = Cs, np.zeros(0)
-        if how == "split" and held_out is not None:
-            self.cv_scores_ = self._split_scores(held_out)
-        elif how == "folds":
-            self.cv_scores_ = self._fold_scores(rows, path)
-        self._take(samples, how, held_out, prior)
+        rows = logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
+        choice = Choice(rows, lambda chosen, keep: self._solver(chosen, prior, keep), self.metric, held_out)
+        self._path, scores = choice.searched() if Cs is None else choice.along(Cs)
+        self.Cs_, self.cv_scores_ = np.array([f.C for f in self._path]), scores
+        final = self._path[choice.best(scores)]
+        again = held_out if self.refit and scores.size else None
+        if again is not None:
+            both = logistic_rows([samples, again], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
+            final = self._solver(both, prior, None).fit(final.C)
+        self._take(final, samples, choice.how, held_out, prior, again)
         return self
 
     def path(self) -> tuple[Float, Float]:
@@ -175,92 +183,46 @@ class Logistic(LinearClassifier):
             for f in self._path
         ]
 
-    def _checked(self) -> Float:
-        """Parameters in range; Cs ascending."""
-        Cs = np.unique(np.atleast_1d(np.asarray(self.C, dtype=np.float64)))
-        if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
-            raise HeadError(f"C must be positive finite numbers, got {self.C!r}; try numpy.logspace(-2, 4, 13)")
-        if self.metric not in _METRICS:
-            raise HeadError(f"metric must be one of {', '.join(_METRICS)}, got {self.metric!r}")
+    def _checked(self) -> Float | None:
+        """Parameters in range; Cs ascending, None for the search."""
+        if self.metric not in METRICS:
+            raise HeadError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
         if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
             raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
+        if isinstance(self.C, str) and self.C == "search":
+            return None
+        Cs = np.zeros(0) if isinstance(self.C, str) else np.unique(np.asarray(self.C, dtype=np.float64))
+        if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
+            what = "positive finite numbers or 'search'"
+            raise HeadError(f"C must be {what}, got {self.C!r}; try numpy.logspace(-2, 4, 13)")
         return Cs
 
-    def _prior(self, samples: Samples) -> LinearHead | None:
-        """The prior, if it belongs to these rows."""
-        if self.prior is None:
-            return None
-        if not hasattr(self.prior, "linear"):
-            raise HeadError(f"prior must be a fitted linear head, got {type(self.prior).__name__}; fit one, or load it")
-        prior: LinearHead = self.prior.linear()
-        if samples.store is not None:
-            prior.check(samples.store)
-        expected = (len(samples.classnames), samples.dim)
-        if prior.weights.shape != expected:
-            raise HeadError(
-                f"prior {prior.name!r} has weights {prior.weights.shape}, the training rows need {expected}; pass "
-                "classnames if some classes have no row, or restrict the prior to the classes at hand"
-            )
-        return prior
+    def _solver(self, rows: AnyRows, prior: LinearHead | None, keep: NDArray[np.bool_] | None) -> PathSolver:
+        shift = None if prior is None else (prior.weights.astype(np.float64), prior.bias.astype(np.float64))
+        return PathSolver(rows, keep=keep, prior=shift, absent=ABSENT, tol=self.tol, max_iter=self.max_iter)
 
-    def _split_scores(self, held_out: Samples) -> Float:
-        """`metric` of every C on the selection split, in one pass over it."""
-        totals, n = np.zeros(len(self._path)), 0
-        for features, labels in held_out.blocks():
-            wide = features.astype(np.float64)
-            totals += [self._total(wide @ f.weights.T + f.intercepts, labels) for f in self._path]
-            n += len(labels)
-        return totals / max(n, 1)
-
-    def _fold_scores(self, rows: Rows, path: Callable[[NDArray[np.bool_]], Iterable[Fitted]]) -> Float:
-        """`metric` of every C over held-out rows; rows whose class the other folds lack do not count."""
-        totals, n = np.zeros(len(self.Cs_)), 0
-        folds = FoldAssigner(rows.n_classes)(rows.y)
-        for fold in range(FOLDS):
-            keep = folds != fold
-            known = np.unique(rows.y[keep])
-            scored = np.flatnonzero(~keep & np.isin(rows.y, known))
-            if len(scored) and len(known) > 1:
-                totals += [self._total(rows.scores(scored, fitted), rows.y[scored]) for fitted in path(keep)]
-                n += len(scored)
-        return totals / max(n, 1)
-
-    def _total(self, logits: Float, labels: NDArray[np.integer]) -> float:
-        found = row_statistics(logits, labels)
-        return float(found.nll.sum()) if self.metric == "nll" else float((found.rank == 0).sum())
-
-    def _take(self, samples: Samples, how: str, held_out: Samples | None, prior: LinearHead | None) -> None:
-        """Keep the best point of the path, and say where it comes from."""
-        best = 0
-        if self.cv_scores_.size:
-            if not np.isfinite(self.cv_scores_).all():
-                raise HeadError("the selection rows give no finite score: they hold NaN or infinity; drop these rows")
-            best = int(self.cv_scores_.argmin() if self.metric == "nll" else self.cv_scores_.argmax())
-        slow = [f"{f.C:.3g}" for f in self._path if not f.converged]
+    def _take(
+        self,
+        final: Fitted,
+        samples: Samples,
+        how: str,
+        held_out: Samples | None,
+        prior: LinearHead | None,
+        again: Samples | None,
+    ) -> None:
+        """Keep the chosen head, and say where it comes from."""
+        slow = [f"{f.C:.3g}" for f in [*self._path, *([] if again is None else [final])] if not f.converged]
         if slow:
             what = f"no convergence to tol={self.tol} in {self.max_iter} iterations at C = {', '.join(slow)}"
             warnings.warn(f"{what}; raise max_iter, or tol", ConvergenceWarning, stacklevel=3)
-        chosen = self._path[best]
-        self.coef_, self.intercept_, self.C_, self.temperature_ = chosen.weights, chosen.intercepts, chosen.C, 1.0
+        self.coef_, self.intercept_, self.C_, self.temperature_ = final.weights, final.intercepts, final.C, 1.0
         self.objectives_ = np.array([f.objective for f in self._path])
         self.n_iter_ = np.array([f.iterations for f in self._path])
-        record = None if prior is None else {"head": prior.name, "text_digest": prior.provenance.get("text_digest")}
         params = {"C": self.C_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric, "selection": how}
         chosen_on = held_out.store if how == "split" and held_out is not None else None
-        self.provenance_ = self._provenance({**params, "prior": record}, samples.store, chosen_on)
-
-
-def _resident(samples: Samples) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All rows as one float32 matrix (N, D) and labels (N,), filled block by block."""
-    source = samples.store
-    capacity = len(samples.source[1]) if source is None else len(source)
-    X, y, n = np.empty((capacity, samples.dim), np.float32), np.empty(capacity, np.int64), 0
-    with np.errstate(over="ignore"):
-        for features, labels in samples.blocks():
-            X[n : n + len(labels)], y[n : n + len(labels)] = features, labels
-            n += len(labels)
-    X, y = X[:n], y[:n]
-    require_finite(samples, X.sum(axis=0, dtype=np.float64))
-    if len(np.unique(y)) < 2:
-        raise HeadError(f"{len(np.unique(y))} class has rows, expected at least 2; add rows of another class")
-    return X, y
+        identity: dict[str, Any] = {}
+        if again is not None:
+            params["refit"] = True
+            identity["fitted_on"] = [split_id(s.store) for s in (samples, again) if s.store is not None]
+        params["prior"] = prior_record(prior)
+        self.provenance_ = self._provenance(params, samples.store, chosen_on, **identity)

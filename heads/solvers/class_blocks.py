@@ -33,7 +33,8 @@ def diagonal(problem: Multinomial, lam: float, square: Tensor) -> Tensor:
     """Diagonal (C, D + 1) of the Hessian, up to the correlation of weights and features; `square` is mean(x²) (D,)."""
     stride = len(problem.X) * problem.n_classes // _PROBABILITIES + 1  # a share of the rows says enough
     p = torch.softmax(problem.logits()[::stride], dim=1)
-    totals = (p * (1.0 - p)).mean(dim=0) * len(problem.X)
+    rows = float(len(problem.X)) if problem.row_weights is None else float(problem.row_weights.sum())
+    totals = (p * (1.0 - p)).mean(dim=0) * rows
     totals = totals.clamp_min(float(totals.mean()) * 1e-2)
     return torch.cat([totals[:, None] * square + lam, totals[:, None]], dim=1)
 
@@ -72,7 +73,7 @@ class ClassBlocks:
     @staticmethod
     def cost(problem: Multinomial) -> float:
         """Cost of building, in iterations of L-BFGS (at least 8; infinite where blocks would not fit in 1 GiB)."""
-        rows, dim = problem.X.shape
+        rows, dim = problem.rows, problem.dim
         if problem.n_classes * (dim + 1) ** 2 * problem.X.element_size() > _MAX_BYTES:
             return float("inf")
         # A factorisation runs at half the speed of a product.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -100,13 +101,16 @@ class Minimiser:
 
     def __init__(self, problem: Multinomial, *, tol: float = 1e-8, max_iter: int = 1000) -> None:
         self.problem, self.tol, self.max_iter = problem, tol, max_iter
-        X = problem.X
-        self.theta = X.new_zeros(problem.n_classes, X.shape[1] + 1)
-        self._square = X.square().mean(dim=0)
+        self.theta = problem.X.new_zeros(problem.n_classes, problem.dim + 1)
         self._blocks: ClassBlocks | None = None
         self._age = 0  # iterations since the blocks were built, or from the start
         self._build_cost = ClassBlocks.cost(problem)
         self.builds = 0
+
+    @cached_property
+    def _square(self) -> Tensor:
+        """Mean of x² (D,)."""
+        return self.problem.sample().X.square().mean(dim=0)
 
     def solve(self, lam: float) -> Optimum:
         """The minimum for a penalty ``lam = 1 / C``."""
@@ -117,7 +121,7 @@ class Minimiser:
     def _solve(self, lam: float) -> Optimum:
         problem, history = self.problem, _History()
         value, gradient = problem.start(self.theta, lam)
-        scale = diagonal(problem, lam, self._square)
+        scale = diagonal(problem.sample(), lam, self._square)
         gap, iteration, stalled = float("inf"), 0, False
         recent = deque([value], maxlen=_WINDOW + 1)
         while True:
@@ -146,12 +150,12 @@ class Minimiser:
         return Optimum(self.theta, value, gap, iteration, stalled or slope == 0.0 or gap <= max(self.tol, noise))
 
     def _rebuild(self, lam: float) -> None:
-        X = self.problem.X
-        mean = X.mean(dim=0)
+        sample = self.problem.sample()
+        X, mean = sample.X, sample.X.mean(dim=0)
         moment = X.new_ones(X.shape[1] + 1, X.shape[1] + 1)
         moment[:-1, :-1] = X.T @ X / len(X)
         moment[:-1, -1] = moment[-1, :-1] = mean
-        self._blocks = ClassBlocks(self.problem, lam, moment)
+        self._blocks = ClassBlocks(sample, lam, moment)
         self._age = 0
         self.builds += 1
 

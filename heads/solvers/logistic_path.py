@@ -1,4 +1,4 @@
-"""A path of multinomial logistic regressions over C on resident rows: centring, priors, absent classes."""
+"""A path of multinomial logistic regressions over C: warm starts, priors, absent classes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heads.solvers.lbfgs import Minimiser
-from heads.solvers.multinomial import Multinomial
+from heads.solvers.logistic_rows import AnyRows, Rows
 
-__all__ = ["Fitted", "Rows", "fit_path"]
+__all__ = ["Fitted", "PathSolver", "Rows", "fit_path", "held_out_logits"]
 
 Float = NDArray[np.float64]
 
@@ -30,56 +30,13 @@ class Fitted:
     converged: bool
 
 
-class Rows:
-    """Resident rows, centred once in place if there is an intercept (an equivalent problem; see `multinomial`).
-
-    Parameters
-    ----------
-    X
-        Features (N, D), float32 or float64, that this object may overwrite.
-    y
-        Class indices (N,).
-    n_classes
-        C.
-    fit_intercept
-        Whether intercepts are fitted.
-    """
-
-    def __init__(
-        self, X: NDArray[np.floating], y: NDArray[np.integer], n_classes: int, *, fit_intercept: bool = True
-    ) -> None:
-        self.n_classes, self.fit_intercept = n_classes, fit_intercept
-        self.mean: Float = np.zeros(X.shape[1])
-        if fit_intercept:
-            self.mean = X.mean(axis=0, dtype=np.float64).astype(X.dtype).astype(np.float64)
-            X -= self.mean.astype(X.dtype)
-        self.X = torch.from_numpy(X)
-        self.y = np.asarray(y, dtype=np.int64)
-
-    def scores(self, rows: NDArray[np.integer], fitted: Fitted) -> Float:
-        """Logits (n, C) of some rows under a head of the uncentred features."""
-        X = self.X.numpy()[rows].astype(np.float64)
-        return np.asarray(X @ fitted.weights.T + (fitted.intercepts + fitted.weights @ self.mean))
-
-
-def fit_path(
-    rows: Rows,
-    Cs: Sequence[float] | Float,
-    *,
-    keep: NDArray[np.bool_] | None = None,
-    prior: tuple[Float, Float] | None = None,
-    absent: float = -np.inf,
-    tol: float = 1e-8,
-    max_iter: int = 1000,
-) -> Iterator[Fitted]:
-    """Minimise ``1/2 ||W - W0||² + C sum_i NLL_i`` for each C, each from the optimum before.
+class PathSolver:
+    """Fits one C after another, each from the solved C that is nearest to it (on the log scale).
 
     Parameters
     ----------
     rows
         Rows and labels.
-    Cs
-        Inverse penalties, in the order in which they are fitted (ascending is cheapest).
     keep
         Rows (N,) that count; None for all.
     prior
@@ -88,6 +45,63 @@ def fit_path(
         Intercept of a class without a row that counts, where intercepts are fitted: its optimum is minus infinity.
     tol, max_iter
         As in `heads.solvers.lbfgs`.
+    """
+
+    def __init__(
+        self,
+        rows: AnyRows,
+        *,
+        keep: NDArray[np.bool_] | None = None,
+        prior: tuple[Float, Float] | None = None,
+        absent: float = -np.inf,
+        tol: float = 1e-8,
+        max_iter: int = 1000,
+    ) -> None:
+        self.rows, self.absent = rows, absent
+        counts = np.bincount(rows.y if keep is None else rows.y[keep], minlength=rows.n_classes)
+        # A penalty alone places the weights of an absent class.
+        self.present = (counts > 0) | (not rows.fit_intercept)
+        self.prior = (np.zeros((rows.n_classes, len(rows.mean))), np.zeros(rows.n_classes)) if prior is None else prior
+        # A row of an absent class has weight zero; any class will do for it.
+        places = np.maximum(np.cumsum(self.present) - 1, 0)
+        offset = None if prior is None else self._offset(prior)
+        problem = rows.problem(places, int(self.present.sum()), keep, offset)
+        self.minimiser = Minimiser(problem, tol=tol, max_iter=max_iter)
+        self._solved: dict[float, Tensor] = {}
+
+    def fit(self, C: float) -> Fitted:
+        """The optimum for one C."""
+        if self._solved:
+            self.minimiser.theta = self._solved[min(self._solved, key=lambda other: abs(np.log(other / C)))]
+        optimum = self.minimiser.solve(1.0 / C)
+        self._solved[C] = optimum.theta
+        theta, present = optimum.theta.double().cpu().numpy(), self.present
+        weights, intercepts = self.prior[0].copy(), np.full(self.rows.n_classes, self.absent)
+        weights[present] += theta[:, :-1]
+        intercepts[present] = self.prior[1][present]
+        if self.rows.fit_intercept:
+            free = theta[:, -1] - theta[:, :-1] @ self.rows.mean
+            intercepts[present] += free - free.mean()
+        return Fitted(C, weights, intercepts, C * optimum.value, optimum.iterations, optimum.converged)
+
+    def _offset(self, prior: tuple[Float, Float]) -> Tensor:
+        """The prior on centred features, (C, D + 1)."""
+        weights, intercepts = prior[0][self.present], prior[1][self.present]
+        stacked = np.column_stack([weights, intercepts + weights @ self.rows.mean])
+        return torch.from_numpy(stacked).to(self.rows.dtype)
+
+
+def fit_path(
+    rows: AnyRows,
+    Cs: Sequence[float] | Float,
+    *,
+    keep: NDArray[np.bool_] | None = None,
+    prior: tuple[Float, Float] | None = None,
+    absent: float = -np.inf,
+    tol: float = 1e-8,
+    max_iter: int = 1000,
+) -> Iterator[Fitted]:
+    """Minimise ``1/2 ||W - W0||² + C sum_i NLL_i`` for each C (ascending is cheapest), as `PathSolver` does.
 
     Examples
     --------
@@ -96,40 +110,14 @@ def fit_path(
     >>> [head.weights.shape for head in heads], bool(heads[1].weights[1, 0] > heads[0].weights[1, 0] > 0)
     ([(2, 1), (2, 1)], True)
     """
-    counts = np.bincount(rows.y if keep is None else rows.y[keep], minlength=rows.n_classes)
-    present = (counts > 0) | (not rows.fit_intercept)  # a penalty alone places the weights of an absent class
-    shift = prior if prior is not None else (np.zeros((rows.n_classes, len(rows.mean))), np.zeros(rows.n_classes))
-    problem = _problem(rows, present, keep, prior)
-    minimiser = Minimiser(problem, tol=tol, max_iter=max_iter)
+    solver = PathSolver(rows, keep=keep, prior=prior, absent=absent, tol=tol, max_iter=max_iter)
     for C in Cs:
-        optimum = minimiser.solve(1.0 / float(C))
-        theta = optimum.theta.double().cpu().numpy()
-        weights, intercepts = shift[0].copy(), np.full(rows.n_classes, absent)
-        weights[present] += theta[:, :-1]
-        intercepts[present] = shift[1][present]
-        if rows.fit_intercept:
-            free = theta[:, -1] - theta[:, :-1] @ rows.mean
-            intercepts[present] += free - free.mean()
-        yield Fitted(float(C), weights, intercepts, float(C) * optimum.value, optimum.iterations, optimum.converged)
+        yield solver.fit(float(C))
 
 
-def _problem(
-    rows: Rows, present: NDArray[np.bool_], keep: NDArray[np.bool_] | None, prior: tuple[Float, Float] | None
-) -> Multinomial:
-    """The objective over the classes that are present."""
-    places = np.maximum(np.cumsum(present) - 1, 0)  # a row of an absent class has weight zero; any class will do
-    row_weights = None if keep is None else torch.from_numpy(keep).to(rows.X.dtype)
-    return Multinomial(
-        rows.X,
-        torch.from_numpy(places[rows.y]),
-        int(present.sum()),
-        fit_intercept=rows.fit_intercept,
-        row_weights=row_weights,
-        offset=None if prior is None else _offset(prior, present, rows),
-    )
-
-
-def _offset(prior: tuple[Float, Float], present: NDArray[np.bool_], rows: Rows) -> Tensor:
-    """The prior on centred features, (C, D + 1)."""
-    weights, intercepts = prior[0][present], prior[1][present]
-    return torch.from_numpy(np.column_stack([weights, intercepts + weights @ rows.mean])).to(rows.X.dtype)
+def held_out_logits(
+    rows: AnyRows, where: NDArray[np.bool_], fitted: Sequence[Fitted]
+) -> Iterator[tuple[list[Float], NDArray[np.integer]]]:
+    """Logits (n, C) of some rows under each head, with labels, block by block."""
+    for centred, labels in rows.centred(where):
+        yield [centred @ f.weights.T + (f.intercepts + f.weights @ rows.mean) for f in fitted], labels

@@ -112,6 +112,20 @@ class Multinomial:
         self.products = 0
         self.threads = 1  # pieces at once; the caller keeps torch itself to one thread each
 
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.X)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self.X.shape[1])
+
+    def sample(self) -> Multinomial:
+        """Rows with kept logits at the current point, from which preconditioners are built: here all of them."""
+        return self
+
     def start(self, theta: Tensor, lam: float) -> tuple[float, Tensor]:
         """Set the point and the penalty; value and gradient (C, D + 1) there."""
         self._theta, self._lam, self._pending = theta.clone(), lam, 0.0

@@ -1,0 +1,179 @@
+"""Choosing C: a path or a search, scored on a selection split or over folds of the training rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.c_search import search
+from heads.metrics import row_statistics
+from heads.samples import Samples, require_finite
+from heads.solvers.folds import FOLDS, FoldAssigner
+from heads.solvers.logistic_path import Fitted, PathSolver, held_out_logits
+from heads.solvers.logistic_rows import AnyRows, Rows, StreamedRows
+
+__all__ = ["METRICS", "Choice", "logistic_rows"]
+
+Float = NDArray[np.float64]
+Solver = Callable[[AnyRows, NDArray[np.bool_] | None], PathSolver]
+
+METRICS = ("nll", "top1")
+
+
+@dataclass
+class Choice:
+    """Fits on the training rows, and their scores on rows that did not fit.
+
+    Attributes
+    ----------
+    rows : the training rows
+    solver : gives the path solver of rows, or of those that a mask keeps
+    metric : "nll" (smallest mean) or "top1" (largest share)
+    held_out : selection split, or None for folds
+    how : "none", "split" or "folds", set by a choice
+    """
+
+    rows: AnyRows
+    solver: Solver
+    metric: str
+    held_out: Samples | None
+    how: str = "none"
+
+    def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
+        """Every C ascending, and their scores; no scores for a single C."""
+        solver = self.solver(self.rows, None)
+        path = [solver.fit(C) for C in Cs.tolist()]
+        if len(path) == 1:
+            return path, np.zeros(0)
+        self.how = "folds" if self.held_out is None else "split"
+        if self.held_out is not None:
+            return path, self._split_scores(path, self.held_out)
+        total, n = np.zeros(len(path)), 0
+        for keep, scored in self._folds():
+            fold = self.solver(self.rows, keep)
+            sums, rows = self._sums(held_out_logits(self.rows, scored, [fold.fit(C) for C in Cs.tolist()]))
+            total, n = total + sums, n + rows
+        return path, total / max(n, 1)
+
+    def searched(self) -> tuple[list[Fitted], Float]:
+        """The CLIP paper's search; the path of the C that it came to, ascending, and their scores."""
+        self.how = "folds" if self.held_out is None else "split"
+        solver, fitted, scores = self.solver(self.rows, None), {}, {}
+        folds = [(self.solver(self.rows, keep), scored) for keep, scored in self._folds()] if not self.held_out else []
+
+        def score(C: float) -> float:
+            fitted[C] = solver.fit(C)
+            if self.held_out is not None:
+                scores[C] = float(self._split_scores([fitted[C]], self.held_out)[0])
+            else:
+                parts = [self._sums(held_out_logits(self.rows, scored, [fold.fit(C)])) for fold, scored in folds]
+                scores[C] = float(sum(sums[0] for sums, _ in parts)) / max(sum(n for _, n in parts), 1)
+            return -scores[C] if self.metric == "nll" else scores[C]
+
+        Cs = sorted(search(score))
+        return [fitted[C] for C in Cs], np.array([scores[C] for C in Cs])
+
+    def best(self, scores: Float) -> int:
+        """Position of the best score, the smaller C on ties."""
+        if not scores.size:
+            return 0
+        if not np.isfinite(scores).all():
+            raise HeadError("the selection rows give no finite score: they hold NaN or infinity; drop these rows")
+        return int(scores.argmin() if self.metric == "nll" else scores.argmax())
+
+    def _split_scores(self, path: Sequence[Fitted], held_out: Samples) -> Float:
+        """`metric` of some heads on the selection split, in one pass over it."""
+        wide = ((features.astype(np.float64), labels) for features, labels in held_out.blocks())
+        total, n = self._sums(([x @ f.weights.T + f.intercepts for f in path], labels) for x, labels in wide)
+        return total / max(n, 1)
+
+    def _folds(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+        """Rows that fit and rows that are scored; those whose class the other folds lack are not."""
+        rows = self.rows
+        folds = FoldAssigner(rows.n_classes)(rows.y)
+        for fold in range(FOLDS):
+            keep = folds != fold
+            known = np.unique(rows.y[keep])
+            scored = ~keep & np.isin(rows.y, known)
+            if scored.any() and len(known) > 1:
+                yield keep, scored
+
+    def _sums(self, blocks: Iterator[tuple[list[Float], NDArray[np.integer]]]) -> tuple[Float, int]:
+        """Sums of `metric` over rows, one a head, and the number of rows."""
+        total, n = np.zeros(1), 0
+        for logits, labels in blocks:
+            total = total + np.array([self._total(of_head, labels) for of_head in logits])
+            n += len(labels)
+        return total, n
+
+    def _total(self, logits: Float, labels: NDArray[np.integer]) -> float:
+        found = row_statistics(logits, labels)
+        return float(found.nll.sum()) if self.metric == "nll" else float((found.rank == 0).sum())
+
+
+def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None) -> AnyRows:
+    """The rows of one or two splits, in memory or not (None decides by size), checked.
+
+    Raises
+    ------
+    HeadError
+        For NaN or infinity (naming rows), or fewer than two classes with rows.
+    """
+    first = parts[0]
+    if in_memory is None:
+        needed = 4 * first.dim * sum(_capacity(part) for part in parts if part.store is not None)
+        in_memory = needed <= _memory() // 2
+    if in_memory:
+        X, y = _resident(parts)
+        _check(parts, X.sum(axis=0, dtype=np.float64), y)
+        return Rows(X, y, len(first.classnames), fit_intercept=fit_intercept)
+
+    def blocks() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        for part in parts:
+            yield from part.blocks()
+
+    rows = StreamedRows(blocks, first.dim, len(first.classnames), fit_intercept=fit_intercept)
+    _check(parts, rows.sums, rows.y)
+    return rows
+
+
+def _check(parts: Sequence[Samples], sums: Float, y: NDArray[np.int64]) -> None:
+    if not np.isfinite(sums).all():
+        for part in parts:
+            with np.errstate(invalid="ignore", over="ignore"):
+                own = np.sum([features.sum(axis=0, dtype=np.float64) for features, _ in part.blocks()], axis=0)
+            require_finite(part, own)
+    if len(np.unique(y)) < 2:
+        raise HeadError(f"{len(np.unique(y))} class has rows, expected at least 2; add rows of another class")
+
+
+def _resident(parts: Sequence[Samples]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """All rows as one float32 matrix (N, D) and labels (N,), filled block by block."""
+    capacity = sum(_capacity(part) for part in parts)
+    X, y, n = np.empty((capacity, parts[0].dim), np.float32), np.empty(capacity, np.int64), 0
+    with np.errstate(over="ignore"):
+        for part in parts:
+            for features, labels in part.blocks():
+                X[n : n + len(labels)], y[n : n + len(labels)] = features, labels
+                n += len(labels)
+    return X[:n], y[:n]
+
+
+def _capacity(part: Samples) -> int:
+    """At least as many rows as there are."""
+    if part.store is None:
+        return len(part.source[1])
+    if hasattr(part.store, "__len__"):
+        return len(part.store)
+    return sum(len(labels) for _, labels in part.blocks())
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
