@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from heads import LinearHead, interpolate
+from heads.kernels import linear_cross_entropy, linear_nll
 from heads.metrics import row_statistics
 from heads.scoring import Job, all_logits
 from heads.solvers.eigh_path import Spectrum, decompose
@@ -169,3 +171,62 @@ def test_logits_along_an_interpolation(seed: int, n: int, n_classes: int, alphas
         truth = X.astype(np.float64) @ ((1 - alpha) * w[0] + alpha * w[1]).T + (1 - alpha) * b[0] + alpha * b[1]
         naive = head.logits(X)
         assert np.abs(found - truth).max() <= np.abs(naive - truth).max() + 2e-4
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seeds,
+    st.integers(1, 70),
+    st.integers(1, 20),
+    st.sampled_from([2, 3, 63, 64, 65, 130, 1100]),
+    st.sampled_from([1e-3, 1.0, 100.0]),
+    st.sampled_from(["random", "zero rows", "twin classes", "last class"]),
+    st.sampled_from(["chunked", "cpu"]),
+)
+def test_kernels_of_many_heads(
+    seed: int, n: int, dim: int, n_classes: int, scale: float, oddity: str, impl: str
+) -> None:
+    """NLL, Brier score and rank of every row, and of every interpolation, against logits in float64 and in float32."""
+    rng = np.random.default_rng(seed)
+    X, y = unit_rows(rng, n, dim, 1.0).astype(np.float32), rng.integers(0, n_classes, n)
+    W = np.stack([unit_rows(rng, n_classes, dim, 1.0).astype(np.float32) for _ in range(2)])
+    if oddity == "zero rows":
+        X[rng.random(n) < 0.5] = 0
+    elif oddity == "twin classes":
+        W[:, rng.integers(0, n_classes)] = W[:, rng.integers(0, n_classes)]
+    elif oddity == "last class":
+        y[:] = n_classes - 1
+    for alphas, n_heads in ((None, 2), ([0.0, 0.3, 1.0, 1.4], 4)):
+        kw: Any = {"logit_scale": [scale, scale / 2], "alphas": alphas, "per_sample": True}
+        truth = linear_nll(X.astype(np.float64), W, y, impl="reference", **kw)
+        naive, found = (linear_nll(X, W, y, impl=name, **kw) for name in ("reference", impl))
+        assert found.row_nll.shape == (n_heads, n)
+        error, bound = (np.abs(t.row_nll - truth.row_nll).max() for t in (found, naive))
+        assert error <= bound + 2e-6 * max(scale, 1.0)
+        error, bound = (np.abs(t.brier - truth.brier).max() / n for t in (found, naive))
+        assert error <= bound + 2e-6 * max(scale, 1.0)
+        np.testing.assert_array_equal(found.class_rows, truth.class_rows)
+        if oddity == "zero rows":  # all classes tie there: the rank is the class
+            constant = ~X.any(axis=1)
+            np.testing.assert_array_equal(found.row_rank[:, constant], np.tile(y[constant], (n_heads, 1)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds, st.integers(1, 90), st.integers(1, 12), st.sampled_from([2, 5, 64, 129]), st.booleans())
+def test_gradients_in_blocks(seed: int, n: int, dim: int, n_classes: int, wide: bool) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    kind = torch.float64 if wide else torch.float32
+    X, W = torch.randn(n, dim, generator=draw, dtype=kind), torch.randn(n_classes, dim, generator=draw, dtype=kind)
+    labels = torch.randint(0, n_classes, (n,), generator=draw)
+    gradients = []
+    for to, loss_of in (
+        (torch.float64, lambda x, w: torch.nn.functional.cross_entropy(10 * x @ w.T, labels)),
+        (kind, lambda x, w: torch.nn.functional.cross_entropy(10 * x @ w.T, labels)),
+        (kind, lambda x, w: linear_cross_entropy(x, w, labels, logit_scale=10.0)),
+    ):
+        leaves = [t.to(to, copy=True).requires_grad_() for t in (X, W)]
+        loss_of(*leaves).backward()
+        gradients.append([leaf.grad.double() for leaf in leaves if leaf.grad is not None])
+    for truth, naive, found in zip(*gradients, strict=True):
+        tolerance = (1e-12 if wide else 2e-6) * max(float(truth.abs().max()), 1e-3)
+        assert float((found - truth).abs().max()) <= float((naive - truth).abs().max()) + tolerance
