@@ -24,11 +24,13 @@ from heads.prompt_weights import score_templates, template_weights
 from heads.regression import RidgeRegression
 from heads.resident_store import ResidentStore, resident
 from heads.results import append_rows
+from heads.retrieval import retrieval_ranks, retrieve
 from heads.ridge import Ridge
 from heads.row_stream import RowStream
 from heads.search.leaks import leaks
 from heads.temperature import fit_temperature
 from heads.tip_adapter import TipAdapter
+from heads.tip_adapter_f import TipAdapterF
 from heads.zero_shot import ZeroShot
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "RidgeRegression",
     "RowStream",
     "TipAdapter",
+    "TipAdapterF",
     "ZeroShot",
     "add_intervals",
     "append_rows",
@@ -71,6 +74,8 @@ __all__ = [
     "load",
     "load_projection",
     "resident",
+    "retrieval_ranks",
+    "retrieve",
     "save",
     "score_templates",
     "stack",
@@ -86,6 +91,7 @@ HEADS: dict[str, type[HeadClassifier]] = {
     "discriminant": LinearDiscriminant,
     "knn": KNN,
     "tip_adapter": TipAdapter,
+    "tip_adapter_f": TipAdapterF,
     "lp_plus_plus": LPPlusPlus,
 }
 """Every head by the name that the command line uses."""

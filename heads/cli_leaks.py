@@ -26,7 +26,7 @@ def leaks(args: argparse.Namespace) -> int:
     for store in stores:
         if not isinstance(store, ImageStore):
             raise HeadError(f"{store.name}: a store of texts; expected stores of images")
-    pairs = find_leaks(*stores, threshold=args.threshold, per_row=args.per_row)
+    pairs = find_leaks(stores[0], stores[1], threshold=args.threshold, per_row=args.per_row)
     images = len({pair["test_row"] for pair in pairs})
     near = f"near-duplicate in {args.train} (cosine >= {args.threshold:g})"
     lines = [f"{images:,} of {len(stores[1]):,} test images have a {near}"]

@@ -28,12 +28,15 @@ class KeyBank:
     features : (M, D), in the type a file is to hold them in
     labels : (M,) class indices
     n_classes : C of the votes
+    free : keep the rows' lengths (trained keys) instead of taking the unit rows
     """
 
-    def __init__(self, features: NDArray[np.floating], labels: NDArray[np.int64], n_classes: int) -> None:
+    def __init__(
+        self, features: NDArray[np.floating], labels: NDArray[np.int64], n_classes: int, free: bool = False
+    ) -> None:
         order = np.argsort(labels, kind="stable")
-        self.features, self.labels, self.n_classes = features[order], labels[order], n_classes
-        self._rows = unit_rows(self.features)
+        self.features, self.labels, self.n_classes, self.free = features[order], labels[order], n_classes, free
+        self._rows = self.features.astype(np.float32, copy=False) if free else unit_rows(self.features)
         self._classes, self._starts = np.unique(self.labels, return_index=True)
 
     def affinities(self, X: NDArray[np.floating]) -> Float32:
@@ -111,6 +114,7 @@ class TipAdapterHead(LogitHead):
         """Base and rows themselves: the file needs no store."""
         tensors: dict[str, NDArray[Any]] = {"weights": self.base.weights, "bias": self.base.bias}
         settings = {"strength": self.strength, "sharpness": self.sharpness, "bank_classes": self.bank.n_classes}
+        settings |= {"free": self.bank.free}
         tensors.update(columns=self.columns, features=self.bank.features, labels=self.bank.labels)
         return tensors, settings
 
@@ -118,7 +122,7 @@ class TipAdapterHead(LogitHead):
     def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
         """The head of `to_file`."""
         base = LinearHead(tensors["weights"], tensors["bias"], common["classnames"], name="zero_shot")
-        bank = KeyBank(tensors["features"], tensors["labels"], settings["bank_classes"])
+        bank = KeyBank(tensors["features"], tensors["labels"], settings["bank_classes"], settings.get("free", False))
         return cls(base, bank, settings["strength"], settings["sharpness"], tensors["columns"], **common)
 
 

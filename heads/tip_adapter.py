@@ -19,7 +19,7 @@ from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.parallel import map_pieces
 from heads.text_prior import samples_of, text_head, text_identity
 
-__all__ = ["TipAdapter"]
+__all__ = ["TipAdapter", "fold_keys", "scored"]
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0, 5.0, 9.0, 16.0)
 BETAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.5, 7.0, 10.0, 15.0, 22.0)
@@ -115,9 +115,10 @@ class TipAdapter(NonlinearClassifier):
         self._set_classes(samples)
         features, labels = gathered(samples)
         require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
-        bank = KeyBank(features, labels, len(samples.classnames))
+        bank = self._bank(features, labels, text)
+        rows = Samples(samples.dim, samples.classes, samples.classnames, (features, labels))
         held_out = None if selection is None else selection_samples(selection, samples)
-        how = self._choose(alphas, betas, text, bank, held_out)
+        how = self._choose(alphas, betas, text, bank, rows, held_out)
         chosen = held_out.store if how == "split" and held_out is not None else None
         params = {"alpha": self.alpha_, "beta": self.beta_, "metric": self.metric, "selection": how}
         self.provenance_ = self._provenance(
@@ -128,6 +129,10 @@ class TipAdapter(NonlinearClassifier):
             text, bank, self.alpha_, self.beta_, columns, self.classnames_, self.name, self.provenance_
         )
         return self
+
+    def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:
+        """The rows as keys."""
+        return KeyBank(features, labels, len(text.classnames))
 
     def _grids(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The grids as arrays, checked."""
@@ -145,6 +150,7 @@ class TipAdapter(NonlinearClassifier):
         betas: NDArray[np.float64],
         text: LinearHead,
         bank: KeyBank,
+        rows: Samples,
         held_out: Samples | None,
     ) -> str:
         """Set the best pair, and say how it was chosen."""
@@ -153,37 +159,44 @@ class TipAdapter(NonlinearClassifier):
         if self.top1_.size == 1:
             self.alpha_, self.beta_ = float(alphas[0]), float(betas[0])
             return "given"
-        folds = None if held_out is not None else _folds(bank)
-        if held_out is None and (folds is None or not folds[1].any()):
+        if held_out is not None:
+            found: NDArray[np.float64] | None = scored(text, bank, alphas, betas, held_out)
+        else:
+            found = self._fold_scores(text, bank, alphas, betas, rows)
+        if found is None:
             self.alpha_ = float(alphas[np.abs(alphas - PAPER[0]).argmin()])
             self.beta_ = float(betas[np.abs(betas - PAPER[1]).argmin()])
             return "paper"
-        scored = _scored(text, bank, alphas, betas, held_out, folds)
-        self.top1_, self.nll_ = scored[0], scored[1]
+        self.top1_, self.nll_ = found[0], found[1]
         losses = self.nll_ if self.metric == "nll" else -self.top1_
         ties = np.where(losses == losses.min(), self.nll_, np.inf)
         best = np.unravel_index(int(ties.argmin()), ties.shape)
         self.alpha_, self.beta_ = float(alphas[best[0]]), float(betas[best[1]])
         return "folds" if held_out is None else "split"
 
+    def _fold_scores(
+        self, text: LinearHead, bank: KeyBank, alphas: NDArray[np.float64], betas: NDArray[np.float64], samples: Samples
+    ) -> NDArray[np.float64] | None:
+        """Accuracy and NLL (2, A, B) of each row by the keys of the other folds; None where nothing can be held out."""
+        folds = fold_keys(bank.labels, bank.n_classes)
+        return None if folds is None or not folds[1].any() else scored(text, bank, alphas, betas, None, folds)
 
-def _folds(bank: KeyBank) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+
+def fold_keys(labels: NDArray[np.int64], n_classes: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
     """Fold of each key, and whether its class has keys in other folds; None where no class has two."""
-    largest = int(np.bincount(bank.labels).max())
-    if largest < 2:
+    counts = np.bincount(labels, minlength=n_classes)
+    if counts.max() < 2:
         return None
-    fold = FoldAssigner(bank.n_classes, min(FOLDS, largest))(bank.labels)
-    counts = np.bincount(bank.labels, minlength=bank.n_classes)
-    return fold, counts[bank.labels] > 1
+    return FoldAssigner(n_classes, min(FOLDS, int(counts.max())))(labels), counts[labels] > 1
 
 
-def _scored(
+def scored(
     text: LinearHead,
     bank: KeyBank,
     alphas: NDArray[np.float64],
     betas: NDArray[np.float64],
     held_out: Samples | None,
-    folds: tuple[NDArray[np.int64], NDArray[np.bool_]] | None,
+    folds: tuple[NDArray[np.int64], NDArray[np.bool_]] | None = None,
 ) -> NDArray[np.float64]:
     """Accuracy and NLL (2, A, B) of every pair: on the selection split, or on the keys by those of other folds."""
 
