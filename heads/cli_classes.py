@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from featcache.errors import HeadError
-from featcache.prompts import load_classnames, load_subset, subset_names
+from featcache.prompts import load_classnames, load_objectnet, load_subset, subset_names
 from heads.checks import subset_by_name
 from heads.logits import LogitHead
 from heads.projections import Projection, load_projection
@@ -15,6 +15,7 @@ from heads.scoring import ClassSubset
 
 __all__ = ["class_arguments", "class_subset"]
 
+OBJECTNET = "objectnet:"
 ALL = ""  # a name that no data set has: meant for every one
 
 
@@ -33,7 +34,8 @@ def class_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="[DATA=]FILE",
-        help='new classes, each the largest logit of some of the heads\': JSON {"new": [index or name, ...], ...}',
+        help='new classes, each the largest logit of some of the heads\': JSON {"new": [index or name, ...], ...}, or '
+        "objectnet:DIR with ObjectNet's own mapping files",
     )
 
 
@@ -54,7 +56,7 @@ def class_subset(args: argparse.Namespace, head: LogitHead, names: Sequence[str]
     found: dict[str, Sequence[int] | Projection] = {}
     for flag, given, read in (
         ("--class-subset", args.class_subset, lambda name: _subset(name, head)),
-        ("--projection", args.projection, load_projection),
+        ("--projection", args.projection, _projection),
     ):
         _read_into(found, flag, given, read, names)
     if not found:
@@ -82,6 +84,13 @@ def _read_into(
         if data in found:
             raise HeadError(f"{flag} {text}: {data or 'every data set'} has a class subset or projection already")
         found[data] = read(what)
+
+
+def _projection(what: str) -> Projection:
+    if what.startswith(OBJECTNET):
+        mapping = load_objectnet(what.removeprefix(OBJECTNET))
+        return Projection(mapping.classnames, mapping.imagenet)
+    return load_projection(what)
 
 
 def _subset(name: str, head: LogitHead) -> list[int]:

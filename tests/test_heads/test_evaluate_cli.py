@@ -15,7 +15,8 @@ from pyarrow import parquet
 import featcache
 from featcache.cli import main
 from featcache.datasets import SampleIndex
-from heads import KNN, NearestMean, Ridge, evaluate, load, save
+from featcache.prompts import load_objectnet
+from heads import KNN, NearestMean, Ridge, compare, evaluate, load, save
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("zero", "one", "two", "three", "four", "five")
@@ -24,6 +25,8 @@ STORES = ("shapes/test", "shapes-noisy/test", "shapes-dark/test")
 
 class Shapes(NumpyDataset):
     """Pixels around one picture a class, and the camera that took them."""
+
+    classes = CLASSES
 
     def __init__(self, name: str, split: str, n: int, noise: float, seed: int) -> None:
         super().__init__(n)
@@ -37,7 +40,7 @@ class Shapes(NumpyDataset):
     def index(self) -> SampleIndex:
         n = len(self.labels)
         ids, sizes = [f"{self.name}-{row:04d}" for row in range(n)], np.full(n, 48)
-        return SampleIndex(ids, sizes, self.stamps, self.labels, CLASSES, metadata={"camera": self.cameras})
+        return SampleIndex(ids, sizes, self.stamps, self.labels, self.classes, metadata={"camera": self.cameras})
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +190,51 @@ def test_python_and_command_line_agree(cli: Any, root: Path) -> None:
     stores = [featcache.find_store(name, root) for name in STORES]
     wanted = evaluate([load(root / "mean.safetensors"), load(root / "knn.safetensors")], stores)
     assert [row["shapes-dark:nll"] for row in rows] == [row["shapes-dark:nll"] for row in wanted]
+
+
+def test_two_heads_compared(cli: Any, root: Path) -> None:
+    command = ("compare", "mean.safetensors", "ridge.safetensors", *STORES[:2], "--draws", "200", "--group", "camera")
+    code, records, error = cli(*command)
+    assert code == 0, error
+    stores = [featcache.find_store(name, root) for name in STORES[:2]]
+    wanted = compare(
+        load(root / "mean.safetensors"), load(root / "ridge.safetensors"), stores, draws=200, groups=["camera"]
+    )
+    assert records == wanted
+    code, text, _ = cli(*command, as_json=False)
+    assert code == 0
+    assert "shapes, 500 rows; 95 % intervals of ridge less nearest_mean" in text
+    assert "McNemar's exact p = " in text
+    assert text.count("  2: ") == 2  # a line for each camera and store
+    code, _, error = cli(*command[:3], "shapes/train", "--level", "2")
+    assert code == 2
+    assert "level 2.0" in error
+
+
+def test_objectnets_own_mapping_files(cli: Any, root: Path) -> None:
+    """Their four files, made small: the lines of the label list are in another order than the classes."""
+    files = Path("objectnet/mappings")
+    files.mkdir(parents=True)
+    folders = {"b_box": "Box", "a_can": "Can", "c_cup": "Cup (not in ImageNet)"}
+    (files / "folder_to_objectnet_label.json").write_text(json.dumps(folders))
+    (files / "objectnet_to_imagenet_1k.json").write_text(json.dumps({"Box": "five; one", "Can": "four"}))
+    (files / "imagenet_to_label_2012_v2").write_text("five\nfour\nthree\ntwo\none\nzero\n")
+    (files / "pytorch_to_imagenet_2012_id.json").write_text(json.dumps({str(i): 5 - i for i in range(6)}))
+    parsed = load_objectnet("objectnet")
+    assert (parsed.classnames, parsed.imagenet) == (("Can", "Box"), ((4,), (5, 1)))
+    data = Shapes("objectnet", "test", 200, 40, 3)
+    keep = np.isin(data.labels, [1, 4, 5])
+    data.pixels, data.stamps, data.cameras = data.pixels[keep], data.stamps[keep], data.cameras[keep]
+    data.labels = np.where(data.labels[keep] == 4, 0, 1)  # as that data set labels them: sorted by folder
+    data.classes = ("Can", "Box")
+    store = featcache.encode(data, model=NumpyEncoder(), root=root)
+    command = ("evaluate", "ridge.safetensors", "--on", "shapes/test", "objectnet/test")
+    code, [row], error = cli(*command, "--projection", "objectnet=objectnet:objectnet")
+    assert code == 0, error
+    logits = load(root / "ridge.safetensors").logits(store.numpy()[0])
+    guess = (np.maximum(logits[:, 5], logits[:, 1]) > logits[:, 4]).astype(int)
+    assert row["objectnet:top1"] == pytest.approx((guess == data.labels).mean())
+    code, _, error = cli(*command)
+    assert code == 5
+    assert "'zero'" in error
+    assert "'Can', 'Box'" in error
