@@ -22,6 +22,7 @@ import torch
 
 from featcache.errors import HeadError, MissingExtraError
 from heads.kernels.problem import Problem
+from heads.kernels.products import wide_product
 from heads.kernels.tally import RowValues, Tally
 
 __all__ = ["TILE_BYTES", "Packed", "Tiling", "kernel_source", "pack", "require", "row_values", "run"]
@@ -144,7 +145,7 @@ def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int
             count = min(tiling.heads, n_given - head)
             width = count * packed.stride
             weights = packed.weights[head * packed.stride : head * packed.stride + width]
-            _product(x, weights, tile[: len(x) * width].view(len(x), width))
+            wide_product(x, weights, tile[: len(x) * width].view(len(x), width))
             pass_(tile, start, len(x), head, count)
     return RowValues(*out)
 
@@ -194,19 +195,6 @@ def _outputs(problem: Problem) -> list[torch.Tensor]:
 def _pointer(tensor: torch.Tensor | None, offset: int = 0) -> np.uint64:
     """Address of an element of a tensor of 4-byte numbers; 0 for no tensor."""
     return np.uint64(0 if tensor is None else tensor.data_ptr() + _WORD * offset)
-
-
-def _product(x: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
-    """``x @ weights.T`` with float32 sums into a float32 tile.
-
-    Half precision is widened where torch has no such product (before 2.8, and on a CPU): the same numbers, slower.
-    """
-    if x.dtype == torch.float32:
-        torch.mm(x, weights.T, out=out)
-    elif x.is_cuda and hasattr(torch.ops.aten.mm, "dtype_out"):
-        torch.ops.aten.mm.dtype_out(x, weights.T, torch.float32, out=out)
-    else:
-        torch.mm(x.float(), weights.float().T, out=out)
 
 
 def _cupy() -> Any:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from heads.solvers.class_blocks import ClassBlocks, diagonal
+from heads.solvers.class_blocks_device import blocks_of
 from heads.solvers.multinomial import Multinomial, one_torch_thread
 
 __all__ = ["Minimiser", "Optimum"]
@@ -155,7 +156,7 @@ class Minimiser:
         moment = X.new_ones(X.shape[1] + 1, X.shape[1] + 1)
         moment[:-1, :-1] = X.T @ X / len(X)
         moment[:-1, -1] = moment[-1, :-1] = mean
-        self._blocks = ClassBlocks(sample, lam, moment)
+        self._blocks = blocks_of(sample, lam, moment)
         self._age = 0
         self.builds += 1
 
