@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import FeatcacheError, StoreNotFoundError
+from featcache.errors import FeatcacheError, StoreNotFoundError, StoreSchemaError
 from featcache.store.layout import MANIFEST
 from featcache.store.manifest import read_manifest
 from featcache.store.opened import Store
@@ -71,8 +71,9 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
     if MANIFEST in held:
         try:
             manifest = read_manifest(path)
-        except FeatcacheError:
-            return Entry(path, kind, key, "(damaged)", None, "?", 0, size, False, modified)
+        except FeatcacheError as error:
+            name = "(other version)" if isinstance(error, StoreSchemaError) else "(damaged)"
+            return Entry(path, kind, key, name, None, "?", 0, size, False, modified)
         info, rows = manifest.info, next(iter(manifest.arrays.values())).shape[0]
         name, model = info["name"], info["encoder_name"]
         return Entry(path, manifest.kind, manifest.key, name, info.get("split"), model, rows, size, True, modified)

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError, StoreSchemaError
+from featcache.store.info import check_info
 from featcache.store.key import canonical_json, checksum, pretty_json
 from featcache.store.layout import HEADER, MANIFEST, MARKERS, SCHEMA, ArraySpec, P
 from featcache.store.places import StorePath, files, read_or_none
 
 MARKER_NAME = re.compile(r"[0-9]{6,12}\.json")
-COMMON_INFO = ("name", "classnames", "encoder_name", "dim", "text_digests", "logit_scale", "logit_bias")
-INFO = {"images": (*COMMON_INFO, "split", "labels_digest", "bad"), "texts": (*COMMON_INFO, "templates")}
-"""What a manifest of each kind must say under ``info``."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +167,23 @@ def check_schema(schema: Any, store: StorePath) -> None:
         )
 
 
+def check_manifest(manifest: Manifest) -> None:
+    """ValueError where the parts of a manifest do not hold together, so that readers can rely on them."""
+    if set(manifest.checksums) != set(manifest.all_arrays) or len(manifest.key.split("/")) != 2:
+        raise ValueError("key, arrays and checksums do not belong together")
+    for name, spec in manifest.all_arrays.items():
+        if [type(value) for value in manifest.checksums[name]] != [str] * spec.n_chunks:
+            raise ValueError(f"array {name}: expected {spec.n_chunks} checksums")
+    rows = {spec.shape[0] for spec in manifest.arrays.values()}
+    if len(rows) != 1 or set(manifest.identity) != {"encoder", "dataset"}:
+        raise ValueError(f"rows {sorted(rows)}, identity of {sorted(manifest.identity)}")
+    if any("/" in name or name.startswith(".") or type(value) is not str for name, value in manifest.files.items()):
+        raise ValueError("sidecars that lead out of the store, or without a checksum")
+    check_info(manifest.kind, manifest.info, {name: spec.shape for name, spec in manifest.all_arrays.items()})
+    if not all(_is_bad_row(BadRow(*bad), range(rows.pop())) for bad in manifest.info.get("bad", ())):
+        raise ValueError("bad rows out of range")
+
+
 def _manifest(record: Mapping[str, Any]) -> Manifest:
     manifest = Manifest(
         kind=record["kind"],
@@ -180,30 +195,8 @@ def _manifest(record: Mapping[str, Any]) -> Manifest:
         files=record["files"],
         info=record["info"],
     )
-    if set(manifest.checksums) != set(manifest.all_arrays) or len(manifest.key.split("/")) != 2:
-        raise ValueError("key, arrays and checksums do not belong together")
-    for name, spec in manifest.all_arrays.items():
-        if [type(value) for value in manifest.checksums[name]] != [str] * spec.n_chunks:
-            raise ValueError(f"array {name}: expected {spec.n_chunks} checksums")
-    _check_info(manifest)
+    check_manifest(manifest)
     return manifest
-
-
-def _check_info(manifest: Manifest) -> None:
-    info, rows = manifest.info, {spec.shape[0] for spec in manifest.arrays.values()}
-    needed = INFO.get(manifest.kind, ())
-    if len(rows) != 1 or set(manifest.identity) != {"encoder", "dataset"}:
-        raise ValueError(f"rows {sorted(rows)}, identity of {sorted(manifest.identity)}")
-    if missing := [name for name in needed if name not in info]:
-        raise ValueError(f"info lacks {', '.join(missing)}")
-    names = (info.get("name", ""), info.get("encoder_name", ""), *info.get("classnames", ()))
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError("names are not text")
-    valid = range(rows.pop())
-    if not all(_is_bad_row(BadRow(*bad), valid) for bad in info.get("bad", [])):
-        raise ValueError("bad rows out of range")
-    if any(not isinstance(name, str) or "/" in name or name.startswith(".") for name in manifest.files):
-        raise ValueError("sidecar names lead out of the store")
 
 
 def _damaged(store: StorePath, what: str) -> StoreCorruptError:
