@@ -177,7 +177,7 @@ def _image_column(data: Any, options: dict[str, str], place: str) -> str:
     images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if options.get("image", images[0] if len(images) == 1 else None) not in images:
         raise DatasetError(f"hf:{place}: image columns are {', '.join(images) or 'none'}; name one with image=")
-    return options.get("image", images[0])
+    return str(options.get("image", images[0]))
 
 
 def _label_column(data: Any, options: dict[str, str], place: str) -> str:

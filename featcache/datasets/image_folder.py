@@ -32,7 +32,7 @@ from featcache.datasets.files import (
 )
 from featcache.errors import DatasetError
 
-__all__ = ["EXTENSIONS", "class_folder_index", "class_folders", "open_image_folder"]
+__all__ = ["EXTENSIONS", "class_folder_index", "class_folders", "open_image_folder", "split_folder"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 WHOLE = "all"
@@ -65,7 +65,7 @@ def open_image_folder(folder: str, split: str, *, labels: str = "names", name: s
     """
     refuse_int_labels("imagefolder:DIR", labels)
     base = local_path("imagefolder", folder)
-    root = _split_folder(base, check_split(split))
+    root = split_folder(base, check_split(split))
     found = class_folders(root)
     if split == WHOLE and found and set(found) <= SPLIT_NAMES:
         raise DatasetError(
@@ -83,7 +83,8 @@ def open_image_folder(folder: str, split: str, *, labels: str = "names", name: s
     return FileDataset(check_name(name or default_name(base.name)), split, index, root)
 
 
-def _split_folder(base: Path, split: str) -> Path:
+def split_folder(base: Path, split: str) -> Path:
+    """The folder of a split that holds class folders; DatasetError where there is none."""
     if not base.is_dir():
         raise DatasetError(f"imagefolder:{base}: no such folder; check the path")
     if split == WHOLE:

@@ -247,4 +247,5 @@ def _to_content(picture: Any) -> bytes:
         raise ImageReadError(f"got {type(picture).__name__}; expected a PIL image, as torchvision's data sets return")
     if picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")
-    return f"{picture.mode} {picture.width} {picture.height}\n".encode() + picture.tobytes()
+    head = f"{picture.mode} {picture.width} {picture.height}\n"
+    return head.encode() + bytes(picture.tobytes())

@@ -3,14 +3,17 @@
 from importlib import import_module
 
 from featcache.encoders.base import Batch, Encoder
+from featcache.encoders.source import remember_source, source_of
 
 ENCODERS: dict[str, str] = {
     "tiny": "featcache.encoders.openclip:load_tiny",
     "open_clip": "featcache.encoders.openclip:load",
+    "timm": "featcache.encoders.timm_models:load_timm",
+    "python": "featcache.encoders.callables:load_python",
 }
-"""Model name -> loader; a name that is not listed is taken as one of open_clip's."""
+"""Model name, or what stands before its first colon -> loader; else the name is taken as one of open_clip's."""
 
-__all__ = ["ENCODERS", "Batch", "Encoder", "load_encoder"]
+__all__ = ["ENCODERS", "Batch", "Encoder", "load_encoder", "source_of"]
 
 
 def load_encoder(
@@ -21,7 +24,8 @@ def load_encoder(
     Parameters
     ----------
     model : str
-        ``tiny`` (embedded), an open_clip architecture, ``local-dir:FOLDER`` or ``hf-hub:ORG/REPO``.
+        ``tiny`` (embedded), an open_clip architecture, ``local-dir:FOLDER`` or ``hf-hub:ORG/REPO``;
+        ``timm:NAME[,CHECKPOINT]``; ``python:MODULE:FUNCTION``.
     pretrained : str, optional
         open_clip tag, checkpoint file, or ``random``.
     device : str, optional
@@ -34,6 +38,6 @@ def load_encoder(
     EncoderError
         The model cannot be loaded; the message says why and what to do.
     """
-    module, _, function = ENCODERS.get(model, ENCODERS["open_clip"]).partition(":")
+    module, _, function = ENCODERS.get(model.partition(":")[0], ENCODERS["open_clip"]).partition(":")
     encoder: Encoder = getattr(import_module(module), function)(model, pretrained, device, precision)
-    return encoder
+    return remember_source(encoder, model, pretrained, precision)

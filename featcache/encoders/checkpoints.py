@@ -8,7 +8,7 @@ by tag, by one of OpenAI's files (known by digest), or by another archive in Ope
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import torch
@@ -20,19 +20,24 @@ NOT_WEIGHTS = {*OPENAI_EXTRAS, "attn_mask"}  # the causal mask is computed, some
 SUFFIX = "-quickgelu"
 
 
-def tower_digest(model: torch.nn.Module, *, image: bool) -> str:
-    """sha256 (128 bits, hexadecimal) over names, types, shapes and bytes of one tower's tensors.
-
-    Everything outside ``visual.`` counts as text side, logit scale and bias included: they belong to the zero-shot
-    head, so a store of texts stays valid exactly as long as they do.
-    """
+def state_digest(model: torch.nn.Module, keep: Callable[[str], bool] = lambda name: True) -> str:
+    """sha256 (128 bits, hexadecimal) over names, types, shapes and bytes of the tensors whose name is to be kept."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith("visual.") is image:
+        if keep(name):
             values = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
+
+
+def tower_digest(model: torch.nn.Module, *, image: bool) -> str:
+    """`state_digest` of one tower.
+
+    Everything outside ``visual.`` counts as text side, logit scale and bias included: they belong to the zero-shot
+    head, so a store of texts stays valid exactly as long as they do.
+    """
+    return state_digest(model, lambda name: name.startswith("visual.") is image)
 
 
 def check_activation(model: str, pretrained: str, quick_gelu: bool, wanted: bool | None) -> None:

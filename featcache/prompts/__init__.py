@@ -7,13 +7,16 @@ DomainNet's keep their underscores and capitals, and replacing them changes the 
 [['a photo of a cat.'], ['a photo of a The_Eiffel_Tower.']]
 """
 
+from featcache.prompts.objectnet import ObjectNet, load_objectnet
 from featcache.prompts.prompt_files import load_prompt_file, prompts_of
 from featcache.prompts.subsets import load_subset, subset_names
 from featcache.prompts.templates import fill, load_classnames, load_templates, template_names
 
 __all__ = [
+    "ObjectNet",
     "fill",
     "load_classnames",
+    "load_objectnet",
     "load_prompt_file",
     "load_subset",
     "load_templates",

@@ -5,26 +5,23 @@ worker threads; scaling and normalising happen once a batch, on the device, with
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import open_clip
-import PIL
 import torch
 import torchvision
-from PIL import Image
 
 from featcache.datasets.base import Picture
-from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import Batch, FloatArray
 from featcache.encoders.checkpoints import tower_digest
+from featcache.encoders.torch_images import Scaling, autocast, check_precision, prepare_picture, torch_provenance
 from featcache.errors import EncoderError, PromptError
 from featcache.store.key import checksum
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEXT_BATCH = 256
 
 
@@ -55,15 +52,12 @@ class OpenClipEncoder:
         device: str = "cpu",
         precision: str = "fp32",
     ) -> None:
-        if precision not in PRECISIONS:
-            raise EncoderError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-        self.name, self.device, self.precision = name, device, precision
+        self.name, self.device, self.precision = name, device, check_precision(precision)
         self._config, self._tokenizer = dict(config), tokenizer
         self._preprocess = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
         transforms = open_clip.transform.image_transform_v2(self._preprocess, is_train=False).transforms
         self._geometry = torchvision.transforms.Compose(transforms[:-3])  # not: to RGB, to tensor, normalise
-        self._mean = torch.tensor(self._preprocess.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(self._preprocess.std, device=device).view(1, 3, 1, 1)
+        self._scaling = Scaling(self._preprocess.mean, self._preprocess.std, device)
         self.model: Any = model.to(device).eval()
         self.rehash()
 
@@ -167,27 +161,12 @@ class OpenClipEncoder:
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions and settings that may move the last digits."""
-        return {
-            "open_clip": open_clip.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "pillow": PIL.__version__,
-            "device": torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else "cpu",
-            "threads": torch.get_num_threads(),
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        }
+        versions = {"open_clip": open_clip.__version__, "torchvision": torchvision.__version__}
+        return versions | torch_provenance(self.device)
 
     def prepare(self, picture: Picture) -> Batch:
-        """Resize and crop one picture as open_clip does.
-
-        PIL images and uint8 arrays go through Pillow and stay uint8; float arrays (H, W, 3) with values 0-255 are
-        resized in float32 (bicubic with antialiasing; overshoot is kept) and never rounded.
-        """
-        if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
-            tensor = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
-            return np.ascontiguousarray(self._geometry(tensor).permute(1, 2, 0).numpy())
-        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else to_rgb(picture)
-        return np.asarray(self._geometry(image))
+        """Resize and crop one picture as open_clip does; see `prepare_picture`."""
+        return prepare_picture(self._geometry, picture)
 
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
@@ -198,7 +177,7 @@ class OpenClipEncoder:
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """What the image tower takes, (B, 3, H, W) float32, of prepared images (B, H, W, 3) on the device."""
-        return images.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(self._mean).div_(self._std)
+        return self._scaling(images)
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B texts.
@@ -237,8 +216,7 @@ class OpenClipEncoder:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The block in which the towers compute in `precision`."""
-        dtype = PRECISIONS[self.precision]
-        return nullcontext() if dtype is None else torch.autocast(self.device.partition(":")[0], dtype=dtype)
+        return autocast(self.device, self.precision)
 
 
 def _jsonable(value: Any) -> Any:

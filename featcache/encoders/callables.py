@@ -1,0 +1,159 @@
+"""Any Python function as an image encoder, told apart by a digest that its author gives.
+
+``python:MODULE:FUNCTION`` on the command line calls ``FUNCTION(device=..., precision=...)`` of a module that Python can
+import, which returns a `CallableEncoder` or any other `Encoder`.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from featcache.datasets.base import Picture
+from featcache.datasets.decode import to_rgb
+from featcache.encoders.base import Batch, Encoder, FloatArray
+from featcache.errors import EncoderError
+
+__all__ = ["CallableEncoder", "load_python"]
+
+NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_images", "encode_texts")
+
+
+class CallableEncoder:
+    """A function from images to features; it has no text side.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(images) -> features``: images (B, H, W, 3) as `preprocess` gives them, stacked; features (B, D).
+    dim : int
+        D.
+    preprocess : callable, optional
+        ``preprocess(picture) -> (H, W, 3)``, uint8 or float32, of a PIL image in RGB or an array; called in several
+        threads. Default: the picture's pixels as they are, so that all need one size.
+    digest : str
+        Says all that changes the features: weights, preprocessing, precision. Features of one digest are taken for
+        features of one model; so a digest of the weights file is better than a name. `digest_of` helps.
+    name : str, optional
+        What people call it; default: the function's name.
+    device : str
+        Where the function computes; on a GPU, batches are decoded ahead.
+    provenance : mapping, optional
+        What is recorded but not keyed.
+
+    Raises
+    ------
+    EncoderError
+        Where `dim` is not positive, the digest is empty, or the function's features are of another shape.
+
+    Examples
+    --------
+    >>> encoder = CallableEncoder(lambda images: images.mean(axis=(1, 2)), 3, digest="mean colour 1")
+    >>> encoder.encode_images([np.full((4, 4, 3), 7, np.uint8)])
+    array([[7., 7., 7.]], dtype=float32)
+    """
+
+    text_identity: dict[str, Any] | None = None
+    text_digest: str | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        dim: int,
+        preprocess: Callable[[Any], Any] | None = None,
+        *,
+        digest: str,
+        name: str | None = None,
+        device: str = "cpu",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        if dim < 1 or not digest:
+            raise EncoderError(f"got dim={dim} and digest={digest!r}; expected a width of at least 1 and a digest")
+        shown = re.sub(r"\W+", "-", getattr(function, "__name__", "") or type(function).__name__).strip("-")
+        self.name, self.dim, self.device = name or shown or "callable", dim, device
+        self.image_identity = {"library": "python", "tower": "image", "digest": digest, "dim": dim}
+        self.provenance = dict(provenance or {})
+        self._function, self._preprocess = function, preprocess
+
+    def prepare(self, picture: Picture) -> Batch:
+        """The preprocessed picture."""
+        rgb = to_rgb(picture)
+        prepared = np.asarray(self._preprocess(rgb) if self._preprocess else rgb)
+        if prepared.ndim != 3 or prepared.dtype not in (np.uint8, np.float32):
+            raise EncoderError(
+                f"{self.name}: preprocess gave {prepared.dtype} {prepared.shape}; expected uint8 or float32 (H, W, 3)"
+            )
+        return prepared
+
+    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            raise EncoderError(
+                f"{self.name}: images of the shapes {sorted(shapes)}; expected one: resize in preprocess"
+            )
+        found = self._function(np.stack(images))
+        features = found.detach().float().cpu().numpy() if hasattr(found, "detach") else np.asarray(found)
+        if features.shape != (len(images), self.dim):
+            raise EncoderError(f"{self.name}: features {features.shape}; expected {(len(images), self.dim)}")
+        return features.astype(np.float32, copy=False)
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """EncoderError: there is no text side."""
+        raise EncoderError(f"{self.name} has no text side; fit a head on image features instead: featcache fit ridge")
+
+    @staticmethod
+    def digest_of(*parts: bytes | str) -> str:
+        """sha256 (128 bits, hexadecimal) of some parts, such as the bytes of a weights file and a version.
+
+        Examples
+        --------
+        >>> CallableEncoder.digest_of("a", "b") == CallableEncoder.digest_of("ab")
+        False
+        """
+        digest = hashlib.sha256()
+        for part in parts:
+            content = part.encode() if isinstance(part, str) else part
+            digest.update(len(content).to_bytes(8, "little") + content)
+        return digest.hexdigest()[:32]
+
+
+def load_python(
+    model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
+) -> Encoder:
+    """Call ``python:MODULE:FUNCTION``.
+
+    Parameters
+    ----------
+    model : str
+    pretrained : str, optional
+        Given to the function as ``pretrained=`` if it is not None.
+    device, precision : str
+        Given to the function.
+
+    Raises
+    ------
+    EncoderError
+        Where there is no such function, or it returns no encoder.
+    """
+    place, colon, function = model.removeprefix("python:").partition(":")
+    if not place or not colon or not function:
+        raise EncoderError(f"--model {model}: expected python:MODULE:FUNCTION, such as python:my_models:dino")
+    try:
+        factory = getattr(import_module(place), function)
+    except (ImportError, AttributeError) as error:
+        raise EncoderError(f"--model {model}: {error}; is the module's folder on PYTHONPATH?") from error
+    more = {} if pretrained is None else {"pretrained": pretrained}
+    encoder: Encoder = factory(device=device or "cpu", precision=precision, **more)
+    missing = [name for name in NEEDED if not hasattr(encoder, name)]
+    if missing:
+        raise EncoderError(
+            f"--model {model}: returned {type(encoder).__name__} without {', '.join(missing)}; expected an encoder, "
+            "such as featcache.encoders.callables.CallableEncoder"
+        )
+    return encoder

@@ -1,0 +1,170 @@
+"""The door to timm: image models without a text side, such as DINOv2, for probes.
+
+``timm:NAME`` is a model of timm, such as ``timm:vit_small_patch14_dinov2.lvd142m``. Its features are those before the
+classifier (``forward_head(..., pre_logits=True)``); pictures are resized and cropped as its data configuration says.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo
+from timm.data.transforms_factory import create_transform
+
+from featcache.datasets.base import Picture
+from featcache.encoders.base import Batch, FloatArray
+from featcache.encoders.checkpoints import state_digest
+from featcache.encoders.torch_images import (
+    Scaling,
+    autocast,
+    check_precision,
+    default_device,
+    prepare_picture,
+    torch_provenance,
+)
+from featcache.errors import EncoderError
+
+__all__ = ["TimmEncoder", "imagenet_synsets", "load_timm"]
+
+RANDOM = "random"
+NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
+
+
+class TimmEncoder:
+    """A timm image model without its classifier; it has no text side.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A timm model in float32, made with ``num_classes=0``.
+    name : str
+        What people call it.
+    device : str
+    precision : {"fp32", "bf16", "fp16"}
+        Type of the model's products (autocast); weights and outputs are float32.
+    """
+
+    text_identity: dict[str, Any] | None = None
+    text_digest: str | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+
+    def __init__(self, model: torch.nn.Module, name: str, device: str = "cpu", precision: str = "fp32") -> None:
+        self.name, self.device, self.precision = name, device, check_precision(precision)
+        self._weights = state_digest(model)
+        self._data: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+        steps = create_transform(**self._data, is_training=False).transforms
+        self._geometry = torchvision.transforms.Compose([s for s in steps if type(s).__name__ not in NOT_GEOMETRY])
+        self._scaling = Scaling(self._data["mean"], self._data["std"], device)
+        self.model: Any = model.to(device).eval()
+
+    @cached_property
+    def dim(self) -> int:
+        """D, the width of the features before the classifier."""
+        return int(self.encode_images([np.zeros((*self._data["input_size"][1:], 3), np.uint8)]).shape[1])
+
+    @property
+    def image_identity(self) -> dict[str, Any]:
+        """Architecture and weights, feature tap, preprocessing, precision."""
+        return {
+            "library": "timm",
+            "tower": "image",
+            "architecture": str(self.model.pretrained_cfg.get("architecture") or type(self.model).__name__),
+            "weights": self._weights,
+            "tap": "pre_logits",
+            "preprocess": {key: list(v) if isinstance(v, tuple) else v for key, v in sorted(self._data.items())},
+            "precision": self.precision,
+        }
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions and settings that may move the last digits."""
+        return {"timm": timm.__version__, "torchvision": torchvision.__version__} | torch_provenance(self.device)
+
+    def prepare(self, picture: Picture) -> Batch:
+        """Resize and crop one picture as the model's data configuration says; see `prepare_picture`."""
+        return prepare_picture(self._geometry, picture)
+
+    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
+        pixels = self._scaling(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            found = self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
+        features: FloatArray = found.float().cpu().numpy()
+        return features
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """EncoderError: there is no text side."""
+        raise EncoderError(f"{self.name} has no text side; fit a head on image features instead: featcache fit ridge")
+
+
+def load_timm(
+    model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
+) -> TimmEncoder:
+    """Load ``timm:NAME`` or ``timm:NAME,CHECKPOINT``.
+
+    Parameters
+    ----------
+    model : str
+        A name that ``timm.list_models()`` knows; with a pretrained tag behind a dot, ``vit_base_patch16_224.dino``.
+    pretrained : str, optional
+        A checkpoint file, or ``random`` for seeded random weights (tests, benchmarks). Default: the published weights.
+    device : str, optional
+        Default: ``cuda`` where there is one, else ``cpu``.
+    precision : {"fp32", "bf16", "fp16"}
+
+    Raises
+    ------
+    EncoderError
+        The model or its weights cannot be had.
+    """
+    name, comma, checkpoint = model.removeprefix("timm:").partition(",")
+    weights = checkpoint if comma else pretrained
+    if not timm.is_model(name):
+        raise EncoderError(f"--model {model}: timm knows no {name!r}; timm.list_models() names all")
+    network = _create(name, weights)
+    suffix = f"/{Path(weights).stem}" if weights else ""
+    return TimmEncoder(network, name + suffix, default_device(device), precision)
+
+
+def _create(name: str, weights: str | None) -> torch.nn.Module:
+    if weights not in (None, RANDOM) and not Path(str(weights)).is_file():
+        raise EncoderError(f"timm:{name}: no checkpoint file {weights}; expected a file, or `random`")
+    try:
+        with torch.random.fork_rng(devices=[]):  # `random` is the same model every time
+            torch.manual_seed(0)
+            network: torch.nn.Module = timm.create_model(name, pretrained=weights is None, num_classes=0)
+        if weights not in (None, RANDOM):
+            _load_weights(network, Path(str(weights)), name)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise EncoderError(
+            f"timm:{name} with weights {weights or 'as published'}: timm cannot load it ({error}); check the file, and "
+            "that this machine reaches the model's host"
+        ) from error
+    return network
+
+
+def _load_weights(network: torch.nn.Module, file: Path, name: str) -> None:
+    """Load a checkpoint in timm's own names, safetensors or torch's; only the classifier may be left over."""
+    state = timm.models.load_state_dict(str(file), weights_only=True)
+    heads = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
+    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(prefixes)} if prefixes else state
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        lacks, more = ", ".join(missing[:3]), ", ".join(unexpected[:3])
+        raise EncoderError(
+            f"timm:{name}: {file} lacks {len(missing)} tensors ({lacks}) and has {len(unexpected)} that the model does "
+            f"not know ({more}); expected a checkpoint of {name} in timm's names"
+        )
+
+
+def imagenet_synsets() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's 1,000 classes, in label order."""
+    return tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]

@@ -1,0 +1,107 @@
+"""ObjectNet's classes and their ImageNet counterparts, read from the files of the user's own copy of ObjectNet.
+
+ObjectNet (Barbu et al., NeurIPS 2019) comes with ``mappings/``:
+
+``folder_to_objectnet_label.json``     image folder -> ObjectNet's label, 313 of them
+``objectnet_to_imagenet_1k.json``      ObjectNet's label -> ImageNet labels, ``"; "`` between them, for 113
+``imagenet_to_label_2012_v2``          ImageNet labels, one a line
+``pytorch_to_imagenet_2012_id.json``   class index in label order of the field -> number of that line, from 0
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.datasets.files import read_lines
+from featcache.errors import DatasetError
+
+__all__ = ["ObjectNet", "load_objectnet"]
+
+FOLDERS = "folder_to_objectnet_label.json"
+COUNTERPARTS = "objectnet_to_imagenet_1k.json"
+LINES = "imagenet_to_label_2012_v2"
+INDICES = "pytorch_to_imagenet_2012_id.json"
+
+
+@dataclass(frozen=True)
+class ObjectNet:
+    """The C classes that ObjectNet shares with ImageNet, in label order (sorted by image folder).
+
+    Parameters
+    ----------
+    folders : tuple of C str
+        Image folders.
+    classnames : tuple of C str
+        ObjectNet's labels.
+    imagenet : tuple of C tuples of int
+        Class indices among ImageNet's 1,000: a class's logit is the largest of theirs.
+    """
+
+    folders: tuple[str, ...]
+    classnames: tuple[str, ...]
+    imagenet: tuple[tuple[int, ...], ...]
+
+
+def load_objectnet(folder: str | Path) -> ObjectNet:
+    """Read the mapping files of ObjectNet.
+
+    Parameters
+    ----------
+    folder : str or Path
+        ObjectNet's folder, or its ``mappings/``.
+
+    Returns
+    -------
+    ObjectNet
+
+    Raises
+    ------
+    DatasetError
+        Where a file is missing, or names a class that another does not know.
+    """
+    base = Path(folder).expanduser()
+    base = base / "mappings" if (base / "mappings").is_dir() else base
+    folders = {label: name for name, label in _texts(base / FOLDERS).items()}
+    counterparts = _texts(base / COUNTERPARTS)
+    lines = {line.strip(): number for number, line in enumerate(read_lines(base / LINES)) if line.strip()}
+    index_of_line = {_whole(number, base): _whole(index, base) for index, number in _object(base / INDICES).items()}
+    shared: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for label, names in counterparts.items():
+        if label not in folders:
+            raise DatasetError(f"{base / COUNTERPARTS}: {label!r} has no folder in {FOLDERS}; restore the files")
+        unknown = [name for name in names.split("; ") if index_of_line.get(lines.get(name, -1)) is None]
+        if unknown:
+            raise DatasetError(
+                f"{base / COUNTERPARTS}: {unknown[0]!r} is not in {LINES} and {INDICES}; restore the files"
+            )
+        shared[folders[label]] = (label, tuple(index_of_line[lines[name]] for name in names.split("; ")))
+    ordered = sorted(shared)
+    return ObjectNet(
+        tuple(ordered), tuple(shared[name][0] for name in ordered), tuple(shared[name][1] for name in ordered)
+    )
+
+
+def _object(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads("\n".join(read_lines(path)))
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}; ObjectNet comes with it in mappings/") from error
+    if not isinstance(found, dict) or not found:
+        raise DatasetError(f"{path}: expected a JSON object; restore it from ObjectNet's mappings/")
+    return found
+
+
+def _texts(path: Path) -> dict[str, str]:
+    found = _object(path)
+    odd = next((value for value in found.values() if not isinstance(value, str)), None)
+    if odd is not None:
+        raise DatasetError(f"{path}: got {odd!r}; expected texts: restore it from ObjectNet's mappings/")
+    return {key: str(value) for key, value in found.items()}
+
+
+def _whole(value: object, base: Path) -> int:
+    if not isinstance(value, int | str) or not str(value).isdecimal():
+        raise DatasetError(
+            f"{base / INDICES}: got {value!r}; expected whole numbers: restore it from ObjectNet's mappings/"
+        )
+    return int(value)
