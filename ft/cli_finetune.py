@@ -134,6 +134,7 @@ def _record(result: FinetuneResult) -> dict[str, Any]:
         "steps": result.steps,
         "last": str(result.last),
         "best": str(result.best),
+        "start_head": str(result.start_head),
         "last_head": str(result.last_head),
         "best_head": str(result.best_head),
         "best_step": result.best_step,

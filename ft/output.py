@@ -15,9 +15,10 @@ from ft.setup import Run
 from ft.start import encoder_key
 from heads import LinearHead, save
 
-__all__ = ["BEST", "LAST", "head_path", "open_folder", "write_model"]
+__all__ = ["BEST", "LAST", "LOG", "START", "head_path", "open_folder", "write_head", "write_model", "write_options"]
 
-LAST, BEST, OPTIONS, LOG = "last", "best", "options.json", "log.jsonl"
+START, LAST, BEST = "start", "last", "best"
+OPTIONS, LOG = "options.json", "log.jsonl"
 SPACES = 2
 
 
@@ -55,8 +56,6 @@ def write_options(run: Run, out: Path) -> None:
 def write_model(run: Run, out: Path, name: str, step: int, judged: dict[str, float] | None) -> None:
     """``out/NAME``, a model folder, and ``out/NAME_head.safetensors``, of the model as it is now.
 
-    The head is bound to the features that ``featcache encode`` makes with the new model in float32.
-
     Raises
     ------
     HeadError
@@ -65,8 +64,7 @@ def write_model(run: Run, out: Path, name: str, step: int, judged: dict[str, flo
     record = {
         "featcache": __version__,
         "from": run.encoder.name,
-        "fitted_on": [_split(run.dataset)],
-        "chosen_on": [] if run.val is None or name != BEST else [_split(run.val)],
+        **_splits(run, name),
         "step": step,
         "judged": judged,
         "average": run.options.average,
@@ -74,20 +72,32 @@ def write_model(run: Run, out: Path, name: str, step: int, judged: dict[str, flo
     }
     write_model_folder(run.source, run.encoder.model.state_dict(), out / name, record, overwrite=True)
     run.encoder.rehash()
+    write_head(run, out, name, step)
+
+
+def write_head(run: Run, out: Path, name: str, step: int) -> None:
+    """``out/NAME_head.safetensors``: the classifier as it is now, with the logit scale in its weights.
+
+    It is bound to the features that ``featcache encode`` makes in float32 with the model as the encoder knows it.
+    """
     weights, bias = (values.cpu().numpy() for values in run.stepper.objective.classifier())
     own = run.options.objective == "cross_entropy"
+    classnames = run.dataset.index.classnames
     provenance: dict[str, Any] = {
         "head": f"finetuned {name}",
         "params": {"step": step, "options": run.options.to_dict()},
         "encoder_key": encoder_key(run.encoder),
         "text_digest": None if own else run.encoder.text_digest,
-        "classnames": list(run.dataset.index.classnames),
-        "fitted_on": record["fitted_on"],
-        "chosen_on": record["chosen_on"],
+        "classnames": list(classnames),
+        **_splits(run, name),
         "featcache": __version__,
     }
-    head = LinearHead(weights, bias, run.dataset.index.classnames, name="finetuned", provenance=provenance)
-    save(head, head_path(out, name))
+    save(LinearHead(weights, bias, classnames, name="finetuned", provenance=provenance), head_path(out, name))
+
+
+def _splits(run: Run, name: str) -> dict[str, Any]:
+    chosen = [] if run.val is None or name != BEST else [_split(run.val)]
+    return {"fitted_on": [_split(run.dataset)], "chosen_on": chosen}
 
 
 def head_path(out: Path, name: str) -> Path:

@@ -19,11 +19,11 @@ from featcache.store.key import content_key
 from ft.errors import TrainingError
 from ft.options import FinetuneOptions
 from ft.trainable import Head
-from heads import HEADS, LinearHead, ZeroShot, load
+from heads import HEADS, LinearClassifier, LinearHead, ZeroShot, load
 
 __all__ = ["as_stored", "encoder_key", "sentences", "starting_head", "text_store"]
 
-PROBES = tuple(name for name, kind in HEADS.items() if kind.fits_on == "images")
+PROBES = tuple(name for name, kind in HEADS.items() if issubclass(kind, LinearClassifier) and kind.fits_on == "images")
 
 
 def as_stored(encoder: OpenClipEncoder) -> OpenClipEncoder:

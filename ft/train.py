@@ -25,7 +25,7 @@ from ft.judge import judge
 from ft.ledger import Ledger
 from ft.logs import Log, TensorBoardLog
 from ft.options import FinetuneOptions
-from ft.output import BEST, LAST, LOG, head_path, open_folder, write_model, write_options
+from ft.output import BEST, LAST, LOG, START, head_path, open_folder, write_head, write_model, write_options
 from ft.resume import RESUME, Progression, read_resume, restore, write_resume
 from ft.setup import Run, prepare
 
@@ -40,8 +40,8 @@ class FinetuneResult:
     ----------
     last, best : Path
         Model folders; `best` is that of the best step on the selection split, and `last` where there is none.
-    last_head, best_head : Path
-        Their heads, for ``featcache evaluate``.
+    start_head, last_head, best_head : Path
+        Heads for ``featcache evaluate``; that with which training began belongs to the initial model.
     steps : int
     best_step : int or None
     judged : list of dict
@@ -50,6 +50,7 @@ class FinetuneResult:
 
     last: Path
     best: Path
+    start_head: Path
     last_head: Path
     best_head: Path
     steps: int
@@ -154,6 +155,8 @@ class _Loop:
         self.logs: list[Log | TensorBoardLog] = []
         if self.place.first:
             write_options(run, out)
+            if self.state.step == 0:
+                write_head(run, out, START, 0)
             self.logs.append(Log(out / LOG, self.state.step))
             if self.options.tensorboard:
                 self.logs.append(TensorBoardLog(out / "tensorboard", self.state.step))
@@ -256,6 +259,7 @@ class _Loop:
         return FinetuneResult(
             last=self.out / LAST,
             best=self.out / best,
+            start_head=head_path(self.out, START),
             last_head=head_path(self.out, LAST),
             best_head=head_path(self.out, best),
             steps=self.state.step,
