@@ -27,6 +27,12 @@ def sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", metavar="S", nargs="+", type=int, default=[0], help="draws of the shots (default: 0)"
     )
+    parser.add_argument(
+        "--select-shots",
+        metavar="K",
+        type=int,
+        help="rows a class of --select for few shots, at most the shots (CoOp: 4)",
+    )
     parser.add_argument("--alphas", metavar="A", nargs="+", type=float, default=[], help="interpolate with zero-shot")
     parser.add_argument("--metric", default="top1", help="what is compared on --select (default: top1)")
     parser.add_argument(
@@ -90,6 +96,7 @@ def _plan(args: argparse.Namespace) -> SweepPlan:
         tuple(args.alphas),
         args.metric,
         args.reproduce_paper,
+        args.select_shots,
     )
 
 

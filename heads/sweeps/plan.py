@@ -101,6 +101,9 @@ class SweepPlan:
         on the selection split is reported too; empty for none.
     metric
         What picks compare on the selection split.
+    select_shots
+        Rows a class of the selection split for fits of few shots: the smaller of this and the shots, drawn with the
+        same seed (CoOp's protocol has 4). None takes the whole split.
     paper
         Key of `PAPERS`: choose on the first reported split, as that paper does, and say so in every row.
 
@@ -118,6 +121,7 @@ class SweepPlan:
     alphas: tuple[float, ...] = ()
     metric: str = "top1"
     paper: str | None = None
+    select_shots: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("heads", "data", "models", "shots", "seeds"):
@@ -125,8 +129,8 @@ class SweepPlan:
                 raise HeadError(f"a sweep without {name}; give at least one")
         if self.paper is not None and self.paper not in PAPERS:
             raise HeadError(f"unknown paper {self.paper!r}; expected one of {', '.join(PAPERS)}")
-        if any(shots is not None and shots < 1 for shots in self.shots):
-            raise HeadError(f"shots {self.shots}; expected numbers from 1, or 'all'")
+        if any(shots is not None and shots < 1 for shots in (*self.shots, self.select_shots)):
+            raise HeadError(f"shots {self.shots}, select_shots {self.select_shots}; expected numbers from 1, or 'all'")
         for splits in self.data:
             self._check(splits)
 
@@ -169,7 +173,8 @@ def read_plan(path: str | Path) -> SweepPlan:
             record = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HeadError(f"{path}: cannot be read as a sweep ({error}); it is a TOML file") from error
-    _refuse_unknown(record, {"head", "data", "models", "shots", "seeds", "alphas", "select_metric", "paper"}, path)
+    named = {"select_metric", "select_shots", "paper"}
+    _refuse_unknown(record, {"head", "data", "models", "shots", "seeds", "alphas", *named}, path)
     try:
         heads = tuple(_head(entry, path) for entry in record.get("head", ()))
         data = tuple(_splits(entry, path) for entry in record.get("data", ()))
@@ -182,6 +187,7 @@ def read_plan(path: str | Path) -> SweepPlan:
             tuple(float(alpha) for alpha in record.get("alphas", ())),
             str(record.get("select_metric", "top1")),
             record.get("paper"),
+            record.get("select_shots"),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise HeadError(f"{path}: {error}; lists hold numbers or names, [[head]] and [[data]] are tables") from error

@@ -112,9 +112,9 @@ def known_jobs(results: str | Path) -> dict[str, list[dict[str, Any]]]:
 
 def _judged(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[dict[str, Any]]:
     """The row of a job, and that of its best interpolation with the zero-shot head."""
-    train = stores.train if job.shots is None or stores.train is None else few_shot(stores.train, job.shots, job.seed)
+    stores = _drawn(stores, job, plan)
     began = time.perf_counter()
-    fitted = as_head(fit_head(job.head, Material(train, stores.texts, stores.select), job.setting))
+    fitted = as_head(fit_head(job.head, Material(stores.train, stores.texts, stores.select), job.setting))
     seconds = time.perf_counter() - began
     heads: list[LogitHead] = [fitted]
     if plan.alphas and isinstance(fitted, LinearHead) and job.head != "zero_shot":
@@ -122,6 +122,16 @@ def _judged(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[dict[str, An
         heads.append(choose(path, stores.select, metric=plan.metric))
     for head, row in zip(heads, evaluate(heads, stores.on, allow_chosen=plan.paper is not None), strict=True):
         yield row | {"fit_seconds": seconds, **_selection(head, stores, plan)}
+
+
+def _drawn(stores: _Stores, job: Job, plan: SweepPlan) -> _Stores:
+    """The stores with the job's sample of the train split, and of the selection split where the plan asks for one."""
+    if job.shots is None or stores.train is None:
+        return stores
+    select = stores.select
+    if select is not None and plan.select_shots is not None and plan.paper is None:
+        select = few_shot(select, min(plan.select_shots, job.shots), job.seed)
+    return replace(stores, train=few_shot(stores.train, job.shots, job.seed), select=select)
 
 
 def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> dict[str, Any]:
@@ -150,6 +160,7 @@ def _key(job: Job, stores: _Stores, plan: SweepPlan) -> str:
             "alphas": list(plan.alphas),
             "metric": plan.metric,
             "paper": plan.paper,
+            "select_shots": None if job.shots is None else plan.select_shots,
             "featcache": __version__,
         }
     )

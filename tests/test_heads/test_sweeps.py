@@ -89,6 +89,18 @@ def test_the_best_interpolation_is_chosen_on_the_selection_split(stores: dict[st
     assert rows[1]["chosen_on"][-1]["split"] == "val"
 
 
+def test_the_selection_split_of_few_shots_is_drawn_too(stores: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(HeadGrid("ridge"), shots=(2, 8), seeds=(1,), select_shots=4)
+    few, more = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    for row, k, s in ((few, 2, 2), (more, 8, 4)):
+        train, select = heads.few_shot(stores["animals/train"], k, 1), heads.few_shot(stores["animals/val"], s, 1)
+        by_hand = heads.Ridge().fit(train, selection=select)
+        assert row["params"]["alpha"] == by_hand.alpha_
+        assert row["select:top1"] == by_hand.score(select)
+    whole = run_sweep(replace(plan, select_shots=None), stores.__getitem__, tmp_path / "r.jsonl")
+    assert {row["sweep"] for row in whole}.isdisjoint({few["sweep"], more["sweep"]})
+
+
 def test_picks_look_at_the_selection_split_and_never_at_the_test(stores: dict[str, Any]) -> None:
     base = {"data": "d", "model": None, "head": "ridge", "shots": None, "seed": 0}
     rows = [
@@ -127,6 +139,7 @@ def test_a_paper_that_chooses_on_test_is_followed_only_by_name(stores: dict[str,
         ({"alphas": (0.5,), "data": (Splits("animals/train", ("animals/test",)),)}, "name a text store"),
         ({"alphas": (0.5,), "data": (replace(SPLITS, select=None),)}, "selection split"),
         ({"shots": (0,)}, "numbers from 1"),
+        ({"select_shots": 0}, "numbers from 1"),
     ],
 )
 def test_plans_that_cannot_run_are_refused_before_anything_is_fitted(fields: dict[str, Any], message: str) -> None:
