@@ -41,6 +41,6 @@ def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.Captur
         low, high = row["against zero_shot"]["top1"][1:]
         assert low <= row["against zero_shot"]["top1"][0] <= high
     page = (out / "heads-table.md").read_text()
-    assert page == capsys.readouterr().out.partition("# Heads")[1] + page[len("# Heads") :]
+    assert page.strip() in capsys.readouterr().out
     assert " ± " in page
     assert "95% paired bootstrap interval" in page
