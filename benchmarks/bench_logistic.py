@@ -1,15 +1,21 @@
 """Logistic regression along a path of C, against scikit-learn's warm-started LogisticRegression in the same run.
 
-The optimum f* of each C comes from float64 at tolerance 1e-12. Each solver runs at tolerances from loose to tight, and
-the loosest one at which every C of the path is within 1e-6 of f* (relative) is the one that is timed; scikit-learn is
-given float32 and float64 features and judged by the faster. Features are in memory; ours are float16, scikit-learn's
-converted before the clock starts.
+The optimum f* of each C comes from float64, with a certificate (`logistic_cases.objective`). Each solver is timed at
+its loosest tolerance whose relative gap to f* is at most 1e-6: ours with one tolerance for the whole path, at which no
+clear test prediction may differ from the optimum's either; scikit-learn with its own loosest tolerance for each C (by
+decades, warm-started from the C before; only the attempt that succeeds counts), float64 first, then float32 until it
+fails or has taken longer. Features are in memory; ours are float16, scikit-learn's converted before the clock starts.
+A relative gap of 1e-6 leaves logits as far as sqrt(2 gap f*) from the optimum's, far more than 1e-3: predictions are
+compared with those of the optimum, not with another solver's.
 
 Rows are drawn from class means and one within-class covariance, made wider until test accuracy is below 90%: those of
 real CLIP features where --data (or FEATCACHE_TEST_DATA, or ../shared/data) has them, else of `bench_ridge.draw`. With
 --real the real features themselves are run too.
 
-    python -m benchmarks.bench_logistic --out benchmarks/results/logistic.json
+Every finished piece is kept in --work: the same command resumes there (pieces older than six hours are made again), and
+the JSON is written after each data set.
+
+    python -m benchmarks.bench_logistic --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
 """
 
 from __future__ import annotations
@@ -18,162 +24,159 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from benchmarks.bench_ridge import draw as draw_clip_like
-from benchmarks.common import median, ratio, report
-from heads.solvers.logistic_path import Fitted, Rows, fit_path
+from benchmarks.common import median, report
+from benchmarks.logistic_cases import REAL, Data, Float, Point, disagreements, drawn, minima, objective, real
+from heads.solvers.logistic_path import Rows, fit_path
 
 BAR, GAP = 5.0, 1e-6
 FULL = {"N": 50_000, "D": 512, "C": 100}
 TINY = {"N": 600, "D": 24, "C": 5}
-REAL = ("oxford_pets", "oxford_flowers", "ucf101")
 OURS = tuple(10.0 ** (-k / 2) for k in range(10, 19))
-THEIRS = tuple(10.0 ** (-k / 2) for k in range(8, 19))
-
-Features = NDArray[np.floating]
-Data = tuple[Features, NDArray[np.int64], Features, NDArray[np.int64]]
-Head = tuple[NDArray[np.float64], NDArray[np.float64]]
+THEIRS = tuple(10.0**-k for k in range(5, 12))
+HOURS = 6.0
 
 
-def drawn(sizes: dict[str, int], folder: Path, spread: float) -> Data:
-    """Float16 unit rows from means and covariance, N to fit and a tenth as many to test."""
-    n, dim, n_classes = sizes["N"] + sizes["N"] // 10, sizes["D"], sizes["C"]
-    path = folder / "clip-vit-b32-features" / "ucf101.npz"
-    if path.exists() and dim == 512 and n_classes <= 101:
+class Pieces:
+    """Points that are done, each a file; those of another day do not count."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str) -> Point | None:
+        """The point, if it is there and of today."""
+        path = self.folder / f"{key}.npz"
+        if not path.exists() or time.time() - path.stat().st_mtime > HOURS * 3600:
+            return None
         with np.load(path) as file:
-            X = np.concatenate([file["val_features"], file["test_features"]]).astype(np.float64)
-            y = np.concatenate([file["val_labels"], file["test_labels"]])
-    else:
-        X, y = draw_clip_like(max(20 * dim, 40 * n_classes), dim, n_classes)
-    means = np.stack([X[y == c].mean(axis=0, dtype=np.float64) for c in range(n_classes)])
-    rest = X[y < n_classes] - means[y[y < n_classes]]
-    values, vectors = np.linalg.eigh(rest.T @ rest / len(rest))
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, n_classes, n)
-    noise = rng.standard_normal((n, dim)) * np.sqrt(np.maximum(values, 1e-3 * values.mean()))
-    rows = means[labels] + spread * noise @ vectors.T
-    features = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-    cut = sizes["N"]
-    return features[:cut], labels[:cut], features[cut:], labels[cut:]
+            values = [file[name] for name in Point._fields]
+        return Point(*(value if value.ndim else float(value) for value in values))
+
+    def put(self, key: str, point: Point) -> Point:
+        """Keep a point, whole or not at all."""
+        np.savez(self.folder / "part.npz", **point._asdict())
+        (self.folder / "part.npz").replace(self.folder / f"{key}.npz")
+        return point
 
 
-def real(folder: Path, name: str) -> Data:
-    with np.load(folder / "clip-vit-b32-features" / f"{name}.npz") as file:
-        return tuple(file[f"{s}_{k}"] for s in ("train", "test") for k in ("features", "labels"))  # type: ignore
-
-
-def objective(X: Features, y: NDArray[np.integer], C: float, head: Head) -> float:
-    """scikit-learn's objective, in float64."""
-    total = 0.5 * float((head[0] ** 2).sum())
-    for first in range(0, len(y), 8192):
-        labels = y[first : first + 8192]
-        z = X[first : first + 8192].astype(np.float64) @ head[0].T + head[1]
-        z -= z[np.arange(len(labels)), labels][:, None]
-        top = z.max(axis=1)
-        total += C * float((np.log(np.exp(z - top[:, None]).sum(axis=1)) + top).sum())
-    return total
-
-
-def ours(X: Features, y: NDArray[np.int64], Cs: NDArray[np.float64], tol: float) -> Iterator[Head]:
-    rows = Rows(X.astype(np.float32), y, int(y.max()) + 1)
-    for fitted in fit_path(rows, Cs, tol=tol, max_iter=10_000):
-        yield fitted.weights, fitted.intercepts
-
-
-def sklearn(X: Features, y: NDArray[np.int64], Cs: NDArray[np.float64], tol: float) -> Iterator[Head]:
-    model = LogisticRegression(tol=tol, max_iter=100_000, warm_start=True)
-    for C in Cs:
-        model.C = C
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.fit(X, y)
-        yield model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
-
-
-def timed(
-    solver: Callable[..., Iterator[Head]], X: Features, y: NDArray[np.int64], best: list[Fitted], tol: float
-) -> tuple[float, float, list[float], list[Head]]:
-    """Seconds of a path by the clock and of the CPU, gaps and heads; a path that misses a gap is given up there."""
-    seconds, cpu, gaps, heads = 0.0, 0.0, [], []
-    path = solver(X, y, np.array([fitted.C for fitted in best]), tol)
-    for exact in best:
+def ours(data: Data, Cs: Float, tol: float) -> Iterator[Point]:
+    """Our path, each point with its seconds; those of preparing the rows belong to the first."""
+    start, busy = time.perf_counter(), time.process_time()
+    rows = Rows(data.X.astype(np.float32), data.y, int(data.y.max()) + 1)
+    for f in fit_path(rows, Cs, tol=tol, max_iter=10_000):
+        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
+        yield Point(f.C, f.weights, f.intercepts, tol, seconds, cpu)
         start, busy = time.perf_counter(), time.process_time()
-        head = next(path)
-        seconds += time.perf_counter() - start
-        cpu += time.process_time() - busy
-        heads.append(head)
-        gaps.append(objective(X, y, exact.C, head) / exact.objective - 1.0)
-        if gaps[-1] > GAP:
+
+
+def sklearn_at(X: Any, y: Any, C: float, tol: float, warm: Point | None) -> Point:
+    """scikit-learn's fit for one C, from the point before."""
+    model = LogisticRegression(C=C, tol=tol, max_iter=20_000, warm_start=True)
+    if warm is not None:
+        model.coef_, model.intercept_ = warm.weights.astype(X.dtype), warm.intercepts.astype(X.dtype)
+    start, busy = time.perf_counter(), time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(X, y)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - busy
+    return Point(C, model.coef_.astype(np.float64), model.intercept_.astype(np.float64), tol, seconds, cpu)
+
+
+def our_rounds(data: Data, best: list[Point], lowest: list[float], rounds: int) -> list[list[Point]]:
+    """Our paths at the loosest tolerance that reaches the gap and the optimum's clear predictions."""
+    Cs = np.array([point.C for point in best])
+    for tol in OURS:
+        path = list(ours(data, Cs, tol))
+        gap = max(objective(data, p)[0] / low - 1.0 for p, low in zip(path, lowest, strict=True))
+        wrong = sum(disagreements(data.test_X, b, p)[0] for b, p in zip(best, path, strict=True))
+        print(
+            f"    ours tol {tol:.1e}: gap {gap:.1e}, {wrong} clear predictions differ, {total(path):.2f} s", flush=True
+        )
+        if gap <= GAP and not wrong:
+            return [path, *(list(ours(data, Cs, tol)) for _ in range(rounds - 1))]
+    return []
+
+
+def their_path(
+    data: Data, lowest: list[float], Cs: Float, dtype: Any, pieces: Pieces, limit: float = float("inf")
+) -> list[Point]:
+    """scikit-learn's path; it ends early where no tolerance reaches the gap, or after `limit` seconds."""
+    X, path, first = data.X.astype(dtype), list[Point](), 0
+    for k, C in enumerate(Cs.tolist()):
+        found = pieces.get(f"sklearn-{X.dtype}-{k}")
+        for tol in THEIRS[max(first - 1, 0) :] if found is None else ():
+            point = sklearn_at(X, data.y, C, tol, path[-1] if path else None)
+            gap = objective(data, point)[0] / lowest[k] - 1.0
+            print(f"    sklearn {X.dtype} C {C:.3g} tol {tol:.0e}: gap {gap:.1e}, {point.seconds:.2f} s", flush=True)
+            if gap <= GAP:
+                found = pieces.put(f"sklearn-{X.dtype}-{k}", point)
+                break
+            if total(path) + point.seconds > limit:
+                break
+        if found is None:
             break
-    return seconds, cpu, gaps, heads
+        first = int(np.argmin(np.abs(np.log10(THEIRS) - np.log10(found.tol))))
+        path.append(found)
+    return path
 
 
-def loosest(
-    solver: Callable[..., Iterator[Head]],
-    X: Features,
-    y: NDArray[np.int64],
-    best: list[Fitted],
-    tols: tuple[float, ...],
-) -> dict[str, Any] | None:
-    """The first tolerance whose gaps are all small enough."""
-    for tol in tols:
-        seconds, cpu, gaps, heads = timed(solver, X, y, best, tol)
-        result = f"{len(gaps)} C, gap {max(gaps):.1e}, {seconds:.2f} s, cpu {cpu:.2f} s"
-        print(f"    {solver.__name__} {X.dtype} tol {tol:.1e}: {result}", flush=True)
-        if max(gaps) <= GAP:
-            return {
-                "tol": tol,
-                "seconds": seconds,
-                "cpu_seconds": cpu,
-                "gap": max(gaps),
-                "lowest": min(gaps),
-                "heads": heads,
-            }
-    return None
+def total(path: list[Point]) -> float:
+    """Seconds of a path."""
+    return sum(point.seconds for point in path)
 
 
-def disagreements(X: Features, mine: list[Head], theirs: list[Head]) -> int:
-    """Test rows, over the path, that are predicted differently though their two best logits differ by over 1e-3."""
-    count = 0
-    for a, b in zip(mine, theirs, strict=True):
-        logits = X.astype(np.float64) @ b[0].T + b[1]
-        two = np.sort(logits, axis=1)[:, -2:]
-        differ = (X.astype(np.float64) @ a[0].T + a[1]).argmax(axis=1) != logits.argmax(axis=1)
-        count += int((differ & (two[:, 1] - two[:, 0] > 1e-3)).sum())
-    return count
+def facts(data: Data, best: list[Point], lowest: list[float], path: list[Point]) -> dict[str, Any]:
+    """What a path reached, by C."""
+    compared = [disagreements(data.test_X, b, p) for b, p in zip(best, path, strict=False)]
+    return {
+        "tol": [p.tol for p in path],
+        "seconds": [p.seconds for p in path],
+        "cpu_seconds": sum(p.cpu for p in path),
+        "gap": [objective(data, p)[0] / low - 1.0 for p, low in zip(path, lowest, strict=False)],
+        "clear predictions that differ from the optimum's": [wrong for wrong, _ in compared],
+        "largest error of a logit": max((error for _, error in compared), default=0.0),
+        "whole path": len(path) == len(best),
+    }
 
 
-def contest(name: str, data: Data, n_points: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Find tolerances, time what they give, and compare."""
-    X, y, test_X, test_y = data
+def contest(
+    name: str, data: Data, n_points: int, rounds: int, pieces: Pieces
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """The optimum, our rounds, scikit-learn between them."""
     Cs = np.logspace(-2, 4, n_points)
-    print(f"  {name}: {X.shape}", flush=True)
-    best = list(fit_path(Rows(X.astype(np.float64), y, int(y.max()) + 1), Cs, tol=1e-12, max_iter=10_000))
-    accuracy = [float(((test_X @ f.weights.T + f.intercepts).argmax(axis=1) == test_y).mean()) for f in best]
-    print(f"    f* done; test accuracy {min(accuracy):.3f} to {max(accuracy):.3f}", flush=True)
-    found = {f"ours, {name}": (ours, X, loosest(ours, X, y, best, OURS))}
-    for dtype in (np.float32, np.float64):
-        wide = X.astype(dtype)
-        found[f"sklearn {wide.dtype}, {name}"] = (sklearn, wide, loosest(sklearn, wide, y, best, THEIRS))
-    reached = {key: value for key, value in found.items() if value[2] is not None}
-    seconds: dict[str, list[float]] = {key: [value[2]["seconds"]] for key, value in reached.items()}  # type: ignore
-    for _ in range(rounds - 1):
-        for key, (solver, rows, result) in reached.items():
-            seconds[key].append(timed(solver, rows, y, best, result["tol"])[0])  # type: ignore
-    facts = {key: {k: v for k, v in (value[2] or {}).items() if k != "heads"} for key, value in found.items()}
-    theirs = [value[2]["heads"] for key, value in reached.items() if "sklearn" in key]  # type: ignore
-    if found[f"ours, {name}"][2] is not None and theirs:
-        facts["clear predictions that differ"] = disagreements(test_X, found[f"ours, {name}"][2]["heads"], theirs[-1])  # type: ignore
-    return seconds, {"test accuracy": accuracy, **facts}
+    print(f"  {name}: {data.X.shape}", flush=True)
+    kept = [pieces.get(f"optimum-{k}") for k in range(n_points)]
+    best = [point for point in kept if point is not None]
+    if len(best) < n_points:
+        best = [pieces.put(f"optimum-{k}", point) for k, point in enumerate(minima(data, Cs))]
+    judged = [objective(data, point) for point in best]
+    lowest = [value for value, _ in judged]
+    wide = data.test_X.astype(np.float64)
+    accuracy = [float(((wide @ p.weights.T + p.intercepts).argmax(axis=1) == data.test_y).mean()) for p in best]
+    certified = max(above / value for value, above in judged)
+    print(f"    f* within {certified:.1e}; test accuracy {min(accuracy):.3f} to {max(accuracy):.3f}", flush=True)
+    found: dict[str, Any] = {"test accuracy": accuracy, "f* certified within": certified}
+    first = our_rounds(data, best, lowest, 1 + rounds // 2)
+    theirs = their_path(data, lowest, Cs, np.float64, pieces)
+    again = [list(ours(data, Cs, first[0][0].tol)) for _ in range(rounds - len(first))] if first else []
+    seconds = {f"ours, {name}": [total(path) for path in first + again]} if first else {}
+    found[f"ours, {name}"] = facts(data, best, lowest, first[0]) if first else {}
+    limit = total(theirs) if len(theirs) == n_points else float("inf")
+    for dtype, path in ((np.float64, theirs), (np.float32, their_path(data, lowest, Cs, np.float32, pieces, limit))):
+        key = f"sklearn {np.dtype(dtype)}, {name}"
+        found[key] = facts(data, best, lowest, path)
+        if len(path) == n_points:
+            seconds[key] = [total(path)]
+    return seconds, found
 
 
 def main() -> None:
@@ -185,7 +188,8 @@ def main() -> None:
     parser.add_argument("--real", nargs="*", default=[], metavar="NAME", help=f"also these: {', '.join(REAL)}")
     parser.add_argument("--data", type=Path, help="folder with clip-vit-b32-features/*.npz")
     parser.add_argument("--threads", type=int, help="threads of each solver; on a busy machine 1 is the steadiest")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3, help="of ours; scikit-learn runs once")
+    parser.add_argument("--work", type=Path, default=Path("build/bench_logistic"), help="where finished pieces are")
     parser.add_argument("--out", help="JSON file")
     options = parser.parse_args()
     if options.threads:
@@ -196,24 +200,22 @@ def main() -> None:
     sizes = dict(TINY if options.tiny else FULL)
     if options.rows:
         sizes["N"] = options.rows
-    sets = {"drawn": drawn(sizes, folder, options.spread)}
-    sets |= {name: real(folder, name) for name in options.real}
-    n_points = 4 if options.tiny else 10
+    threads = options.threads or torch.get_num_threads()
+    shown = {**sizes, "gap": GAP, "spread": options.spread, "threads": threads, "rounds of sklearn": 1}
     seconds: dict[str, list[float]] = {}
     extra, bars = {}, []
-    for name, data in sets.items():
-        times, facts = contest(name, data, n_points, options.rounds)
+    for name in ("drawn", *options.real):
+        data = drawn(sizes, folder, options.spread) if name == "drawn" else real(folder, name)
+        pieces = Pieces(options.work / f"{name}-{len(data.y)}-{options.spread:g}-{threads}")
+        times, extra[name] = contest(name, data, 4 if options.tiny else 10, options.rounds, pieces)
         seconds |= times
-        extra[name] = facts
         theirs = [value for key, value in times.items() if "sklearn" in key]
         if theirs and f"ours, {name}" in times:
-            fastest = min(theirs, key=median)
-            value = median(fastest) / median(times[f"ours, {name}"])
+            mine, fastest = times[f"ours, {name}"], min(theirs, key=median)
+            value = median(fastest) / median(mine)
             row = {"name": f"times faster, {name}", "value": value, "bar": BAR, "met": value >= BAR}
-            bars.append(row | {"ratio": ratio(fastest, times[f"ours, {name}"])})
-    shown = {**sizes, "C path": f"logspace(-2, 4, {n_points})", "gap": GAP, "spread": options.spread}
-    shown["threads"] = options.threads or torch.get_num_threads()
-    report("logistic, path of C", shown, seconds, bars=bars, extra=extra, out=options.out)
+            bars.append(row | {"range": [fastest[0] / max(mine), fastest[0] / min(mine)]})
+        report("logistic, path of C", shown, seconds, bars=bars, extra=extra, out=options.out)
 
 
 if __name__ == "__main__":
