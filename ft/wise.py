@@ -17,7 +17,7 @@ from ft.checkpoint import model_folder, read_config, read_state, weights_file, w
 from ft.errors import TrainingError
 from ft.interpolate import FISHER_FLOOR, interpolate, soup
 
-__all__ = ["folder_name", "wise"]
+__all__ = ["folder_name", "weights_of", "wise"]
 
 
 def wise(
@@ -68,7 +68,7 @@ def wise(
     tuned = [folder1] if isinstance(folder1, str | Path) else list(folder1)
     if not tuned:
         raise TrainingError("no fine-tuned model was given; expected at least one")
-    files = [weights_file(source), *(_weights_of(source, name) for name in tuned)]
+    files = [weights_file(source), *(weights_of(source, name) for name in tuned)]
     theta0, *others = (read_state(file) for file in files)
     theta1 = others[0] if len(others) == 1 else soup(others)
     fishers = [read_state(path) for path in fisher or ()]
@@ -105,7 +105,7 @@ def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool
     return targets
 
 
-def _weights_of(source: Path, name: str | Path) -> Path:
+def weights_of(source: Path, name: str | Path) -> Path:
     """Weights file of a fine-tuned model; a folder must agree with the zero-shot one in all but the weights."""
     path = Path(str(name).removeprefix("local-dir:"))
     if path.is_file():
@@ -132,6 +132,7 @@ def _record(files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: f
 
 
 def _account(file: Path) -> dict[str, Any]:
+    """Where weights come from: folder, file name and sha256."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"file": f"{file.resolve().parent.name}/{file.name}", "sha256": digest}

@@ -1,0 +1,270 @@
+"""WiSE-FT judged: every merged model encoded into its own stores, the best one on a selection split kept.
+
+A merged model is judged as any other is: its folder is encoded (once: the store is found again), its head is evaluated
+on the store. The head of alpha is ``(1 - a) W0 + a W1`` where the models have heads of their own, as in WiSE-FT, whose
+classifier is a layer like the others; otherwise it is the zero-shot head of the merged model's own texts.
+
+Soups of several fine-tuned models: `uniform` averages all; `greedy` takes them from best to worst on the selection
+split and keeps each that does not make the average worse there (Wortsman et al., arXiv 2203.05482).
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.datasets.base import Dataset
+from featcache.embed_text import embed_prompts
+from featcache.encode import encode_dataset
+from featcache.encoders import load_encoder
+from featcache.encoders.openclip import OpenClipEncoder
+from featcache.errors import EncoderError, HeadError, MismatchError
+from featcache.store import ImageStore
+from featcache.version import __version__
+from ft.checkpoint import model_folder, read_state, write_model_folder
+from ft.errors import TrainingError
+from ft.interpolate import FISHER_FLOOR, soup
+from ft.start import encoder_key
+from ft.wise import weights_of, wise
+from heads import LinearHead, ZeroShot, evaluate, load, save
+from heads.checks import split_id
+
+__all__ = ["SOUPS", "Sweep", "greedy", "sweep"]
+
+SOUPS = ("uniform", "greedy")
+BEST = "best"
+LOWER_IS_BETTER = ("nll", "nll_capped", "ece")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Parameters
+    ----------
+    rows : list of dict
+        One row an alpha, as `heads.evaluate` gives them, with every metric on the selection split and the others.
+    best : dict
+        The row of the best alpha on the selection split; its figures elsewhere may be reported.
+    alpha : float
+    folder, head : Path
+        Model folder and head of the best alpha.
+    ingredients : list of int
+        Which fine-tuned models are in it.
+    """
+
+    rows: list[dict[str, Any]]
+    best: dict[str, Any]
+    alpha: float
+    folder: Path
+    head: Path
+    ingredients: list[int]
+
+
+class _Judge:
+    """Heads and stores of model folders."""
+
+    def __init__(
+        self, heads: Sequence[LinearHead] | None, templates: str, root: Any, device: str | None, select: Dataset
+    ) -> None:
+        self.heads, self.templates, self.root, self.device, self.selection = heads, templates, root, device, select
+
+    def encoder(self, folder: Path) -> OpenClipEncoder:
+        encoder = load_encoder(f"local-dir:{folder}", device=self.device)
+        if not isinstance(encoder, OpenClipEncoder):
+            raise EncoderError(f"{folder}: expected a model folder of open_clip")
+        return encoder
+
+    def store(self, encoder: OpenClipEncoder, dataset: Dataset) -> ImageStore:
+        return encode_dataset(dataset, encoder, root=self.root).store
+
+    def head(self, encoder: OpenClipEncoder, shares: Sequence[float], alpha: float | None) -> LinearHead:
+        """Head of a model that mixes the given ones (the zero-shot one first) in these shares."""
+        names = self.selection.index.classnames
+        if self.heads is None:
+            texts = embed_prompts(names, self.templates, encoder, name=self.selection.name, root=self.root).store
+            return replace(ZeroShot().fit(texts).linear(), name="wise", alpha=alpha)
+        parts = list(zip(shares, self.heads, strict=True))
+        provenance = {
+            "head": "wise",
+            "params": {"alpha": alpha, "heads": [head.name for head in self.heads]},
+            "encoder_key": encoder_key(encoder),
+            "text_digest": None,
+            "classnames": list(names),
+            "fitted_on": [entry for share, head in parts if share for entry in head.provenance.get("fitted_on", [])],
+            "chosen_on": [entry for share, head in parts if share for entry in head.provenance.get("chosen_on", [])],
+            "featcache": __version__,
+        }
+        weights, bias = (
+            sum(np.float64(share) * getattr(head, name).astype(np.float64) for share, head in parts if share)
+            for name in ("weights", "bias")
+        )
+        return LinearHead(np.asarray(weights), np.asarray(bias), names, "wise", provenance, alpha)
+
+
+def sweep(
+    zero_shot: str | Path,
+    fine_tuned: str | Path | Sequence[str | Path],
+    alphas: Iterable[float],
+    out: str | Path,
+    *,
+    select: Dataset,
+    on: Sequence[Dataset] = (),
+    heads: Sequence[str | Path] | None = None,
+    templates: str = "simple",
+    metric: str = "top1",
+    soup_kind: str = "uniform",
+    best_only: bool = False,
+    fisher: tuple[str | Path, str | Path] | None = None,
+    floor: float = FISHER_FLOOR,
+    root: str | Path | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> Sweep:
+    """Merge, encode and judge models for every alpha; keep the best on the selection split as one checkpoint.
+
+    Parameters
+    ----------
+    zero_shot, fine_tuned, alphas, out, fisher, floor, overwrite
+        See `ft.wise.wise`; beside its folders ``out/best`` and ``out/best_head.safetensors`` are written.
+    select : Dataset
+        Selection split: alphas (and ingredients of a greedy soup) are compared here.
+    on : sequence of Dataset
+        Other splits, to report.
+    heads : paths, optional
+        Heads of the zero-shot model and of each fine-tuned one, interpolated with the weights; the first may be
+        ``zero_shot``. None: zero-shot heads from `templates`.
+    metric : str
+        What is compared: ``top1``, ``nll``, ...; ties go to the smaller alpha.
+    soup_kind : {"uniform", "greedy"}
+        How several fine-tuned models are averaged.
+    best_only : bool
+        Encode and judge the other splits with the best model alone.
+
+    Raises
+    ------
+    TrainingError, EncoderError, MismatchError
+        As `ft.wise.wise`; heads that are not as many as the models; another kind of soup.
+    """
+    tuned = [fine_tuned] if isinstance(fine_tuned, str | Path) else list(fine_tuned)
+    steps, out = [float(alpha) for alpha in alphas], Path(out)
+    if soup_kind not in SOUPS:
+        raise TrainingError(f"soup {soup_kind!r}: expected one of {', '.join(SOUPS)}")
+    if (out / BEST).exists() and not overwrite:
+        raise EncoderError(f"{out / BEST}: there already; name another folder, or replace it (--overwrite)")
+    judge = _Judge(None, templates, root, device, select)
+    judge.heads = _load_heads(heads, len(tuned), judge, model_folder(zero_shot))
+    value = _value_of(select, metric)
+    chosen = list(range(len(tuned)))
+    if soup_kind == "greedy" and len(tuned) > 1:
+        chosen = _greedy_soup(zero_shot, tuned, out, judge, value)
+    folders = wise(zero_shot, [tuned[k] for k in chosen], steps, out, fisher=fisher, floor=floor, overwrite=overwrite)
+    heads_of, rows = [], []
+    for alpha, folder in zip(steps, folders, strict=True):
+        encoder = judge.encoder(folder)
+        shares = [1 - alpha, *(alpha / len(chosen) if k in chosen else 0.0 for k in range(len(tuned)))]
+        heads_of.append(judge.head(encoder, shares, alpha))
+        stores = [judge.store(encoder, dataset) for dataset in ([select] if best_only else [select, *on])]
+        rows.append(evaluate([heads_of[-1]], stores, allow_chosen=True)[0])
+    place = max(range(len(rows)), key=lambda number: (value(rows[number]), -steps[number]))
+    row = dict(rows[place])
+    if best_only and on:
+        encoder = judge.encoder(folders[place])
+        row |= evaluate([heads_of[place]], [judge.store(encoder, dataset) for dataset in on])[0]
+    head = _mark_chosen(heads_of[place], judge, folders[place], metric, rows)
+    row["chosen_on"] = head.provenance["chosen_on"]
+    record = {"alpha": steps[place], "chosen_on": row["chosen_on"], "ingredients": chosen}
+    best = write_model_folder(folders[place], read_state(folders[place]), out / BEST, record, overwrite=overwrite)
+    return Sweep(rows, row, steps[place], best, save(head, out / f"{BEST}_head.safetensors"), chosen)
+
+
+def greedy(n: int, value: Callable[[list[int]], float]) -> list[int]:
+    """Indices of a greedy soup of `n` models, in the order in which they were taken.
+
+    From the best single model on, each next best is kept if ``value`` of the soup with it is not lower.
+
+    Examples
+    --------
+    >>> quality = {(0,): 0.7, (1,): 0.9, (2,): 0.8, (1, 2): 0.95, (0, 1, 2): 0.9}
+    >>> greedy(3, lambda chosen: quality[tuple(sorted(chosen))])
+    [1, 2]
+    """
+    alone = [value([k]) for k in range(n)]
+    order = sorted(range(n), key=lambda k: -alone[k])
+    chosen, best = order[:1], alone[order[0]]
+    for k in order[1:]:
+        with_it = value([*chosen, k])
+        if with_it >= best:
+            chosen, best = [*chosen, k], with_it
+    return chosen
+
+
+def _greedy_soup(
+    zero_shot: str | Path,
+    tuned: Sequence[str | Path],
+    out: Path,
+    judge: _Judge,
+    value: Callable[[dict[str, Any]], float],
+) -> list[int]:
+    source = model_folder(zero_shot)
+    states = [read_state(weights_of(source, name)) for name in tuned]
+    folder = out / ".soup"
+
+    def of(chosen: list[int]) -> float:
+        write_model_folder(source, soup([states[k] for k in chosen]), folder, overwrite=True)
+        encoder = judge.encoder(folder)
+        head = judge.head(encoder, [0.0, *(float(k in chosen) / len(chosen) for k in range(len(tuned)))], None)
+        return value(evaluate([head], [judge.store(encoder, judge.selection)], allow_chosen=True)[0])
+
+    try:
+        return sorted(greedy(len(tuned), of))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _value_of(select: Dataset, metric: str) -> Callable[[dict[str, Any]], float]:
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+
+    def value(row: dict[str, Any]) -> float:
+        found = [
+            row[key] for key in (f"{select.name}:{metric}", f"{select.name}/{select.split}:{metric}") if key in row
+        ]
+        if not found:
+            raise HeadError(f"unknown metric {metric!r}; expected one of top1, top5, mean_per_class_recall, nll, ...")
+        return sign * float(found[0])
+
+    return value
+
+
+def _load_heads(
+    heads: Sequence[str | Path] | None, n_tuned: int, judge: _Judge, source: Path
+) -> list[LinearHead] | None:
+    if heads is None:
+        return None
+    if len(heads) != n_tuned + 1:
+        raise TrainingError(
+            f"{len(heads)} heads for the zero-shot model and {n_tuned} fine-tuned one(s): expected {n_tuned + 1}, the "
+            "zero-shot model's first (`zero_shot` makes it from the templates)"
+        )
+    loaded = [
+        judge.head(judge.encoder(source), [], None) if str(path) == "zero_shot" else load(path).linear()
+        for path in heads
+    ]
+    names = judge.selection.index.classnames
+    if wrong := [head.name for head in loaded if head.classnames != names]:
+        raise MismatchError(f"heads {', '.join(wrong)} have other classes than {judge.selection.name}; fit them alike")
+    return loaded
+
+
+def _mark_chosen(
+    head: LinearHead, judge: _Judge, folder: Path, metric: str, rows: Sequence[dict[str, Any]]
+) -> LinearHead:
+    """The head with the record that it was chosen: it will not be reported on the selection split."""
+    store = judge.store(judge.encoder(folder), judge.selection)
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    found = max(_value_of(judge.selection, metric)(row) for row in rows)
+    entry = {**split_id(store), "metric": metric, "value": sign * found, "candidates": len(rows)}
+    return head.with_provenance({**head.provenance, "chosen_on": [*head.provenance.get("chosen_on", []), entry]})
