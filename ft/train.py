@@ -184,8 +184,8 @@ class _Loop:
         finally:
             for log in self.logs:
                 log.close()
-            if self.stepper.prior is not None:
-                self.stepper.prior.close()
+            if self.stepper.prior is not None and (self.place.world == 1 or state.step == run.total):
+                self.stepper.prior.close()  # all processes are here, or gone
         self.progress.finish()
         return self._result()
 
