@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.chunk_encoder import normalise
-from featcache.encoders import Encoder, load_encoder
+from featcache.encoders import Encoder, load_encoder, source_of
 from featcache.errors import (
     EncoderError,
     PromptError,
@@ -207,7 +207,7 @@ class _TextJob:
             chunks = [specs.chunk_array(read(specs.chunk_path(self.path, i))) for i in range(specs.n_chunks)]
             whole["ctx"] = context_means(np.concatenate(chunks)[: len(self.classnames)])
         written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        writer.finalise(whole, info, self.encoder.provenance | {"written": written})
+        writer.finalise(whole, info, self.encoder.provenance | {"source": source_of(self.encoder), "written": written})
 
 
 def class_means(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

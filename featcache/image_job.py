@@ -16,7 +16,7 @@ from featcache.datasets import dataset_key, labels_digest, metadata_digest
 from featcache.datasets.base import Dataset
 from featcache.datasets.metadata import metadata_bytes
 from featcache.encode_options import EncodeOptions, Share
-from featcache.encoders import Encoder
+from featcache.encoders import Encoder, source_of
 from featcache.errors import (
     ImageReadError,
     MismatchError,
@@ -37,7 +37,7 @@ from featcache.store.writer import existing_header
 
 FINALISE_ATTEMPTS = 3
 FINISH = "finish"
-POLL_SECONDS = 0.5
+POLL_SECONDS = (0.05, 1.0)  # at first, at most
 
 
 class ImageJob:
@@ -121,7 +121,7 @@ class ImageJob:
             claims.release_all()
 
     def _run(self, writer: StoreWriter, claims: Claims) -> tuple[ImageStore, int]:
-        encoded, failures = 0, 0
+        encoded, failures, pause = 0, 0, POLL_SECONDS[0]
         while failures < FINALISE_ATTEMPTS:
             share = Share() if failures else self.share
             fresh = self._encode_chunks(writer, claims, share)
@@ -135,7 +135,8 @@ class ImageJob:
             elif share.only:
                 raise self._shard_done(len(missing), writer.rows_spec.n_chunks)
             elif not fresh:
-                time.sleep(POLL_SECONDS)  # others are at the rest; what they leave behind is taken over
+                time.sleep(pause)  # others are at the rest; what they leave behind is taken over
+                pause = min(2 * pause, POLL_SECONDS[1])
         raise StoreCorruptError(
             f"{self.path}: chunks differ from their markers right after they were written, {FINALISE_ATTEMPTS} "
             "times; is the disk failing, or another process writing other features here?"
@@ -237,6 +238,7 @@ class ImageJob:
             "bad": [[item.row, item.sample_id, item.error] for item in bad],
         }
         provenance = self.encoder.provenance | {
+            "source": source_of(self.encoder),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "rows_encoded_last": encoded,
             "batch_size": self.options.batch_size,

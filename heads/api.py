@@ -19,6 +19,7 @@ from heads.logistic import Logistic
 from heads.logits import LogitHead
 from heads.lp_plus_plus import LPPlusPlus
 from heads.metrics import Metrics
+from heads.prediction import predict_images
 from heads.projections import Projection, load_projection
 from heads.prompt_weights import score_templates, template_weights
 from heads.regression import RidgeRegression
@@ -73,6 +74,7 @@ __all__ = [
     "leaks",
     "load",
     "load_projection",
+    "predict_images",
     "resident",
     "retrieval_ranks",
     "retrieve",

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.version import __version__
-from heads.checks import split_id
+from heads.checks import encoder_record, split_id
 from heads.linear import LinearHead
 from heads.logits import LogitHead
 from heads.samples import Samples, as_samples, feature_blocks, is_store
@@ -75,6 +75,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             "params": params,
             "encoder_key": getattr(fitted, "encoder_key", None),
             "text_digest": None,
+            "encoder": encoder_record(fitted),
             "classnames": list(self.classnames_),
             "fitted_on": [] if fitted is None else [split_id(fitted)],
             "chosen_on": [] if chosen is None else [split_id(chosen)],

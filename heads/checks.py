@@ -11,7 +11,7 @@ from typing import Any
 
 from featcache.errors import MismatchError
 
-__all__ = ["check_classes", "check_encoder", "same_split", "split_id", "subset_by_name"]
+__all__ = ["check_classes", "check_encoder", "encoder_record", "same_split", "split_id", "subset_by_name"]
 
 
 def check_encoder(provenance: dict[str, Any], dim: int, store: Any) -> None:
@@ -96,6 +96,13 @@ def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int
             "give class indices instead"
         )
     return [places[name][0] for name in subset]
+
+
+def encoder_record(store: Any) -> dict[str, Any] | None:
+    """Name of a store's encoder and, where the store knows, how to load it again; None for arrays."""
+    if store is None:
+        return None
+    return {"name": store.encoder_name, "source": (getattr(store, "provenance", None) or {}).get("source")}
 
 
 def split_id(store: Any) -> dict[str, Any]:

@@ -192,12 +192,14 @@ def _made(
 ) -> LinearHead:
     bias = sum(w * head.bias.astype(np.float64) for w, head in zip(shares, members, strict=True))
     records = [head.provenance for head in members]
+    known = [record["encoder"] for record in records if record.get("encoder")]
     provenance = {
         "head": name,
         "params": {
             "weights": shares.tolist(),
             "members": [{"head": head.name, **head.provenance.get("params", {})} for head in members],
         },
+        "encoder": known[0] if known and all(encoder == known[0] for encoder in known) else None,
         "classnames": list(members[0].classnames),
         "fitted_on": [entry for record in records for entry in record.get("fitted_on", [])],
         "chosen_on": [entry for record in records for entry in record.get("chosen_on", [])],

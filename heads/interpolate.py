@@ -62,6 +62,7 @@ def _joined(first: LinearHead, second: LinearHead) -> dict[str, Any]:
         "params": {"0": _params(first), "1": _params(second)},
         "encoder_key": one.get("encoder_key") or two.get("encoder_key"),
         "text_digest": one.get("text_digest") or two.get("text_digest"),
+        "encoder": one.get("encoder") or two.get("encoder"),
         "classnames": list(first.classnames),
         "fitted_on": one.get("fitted_on", []) + two.get("fitted_on", []),
         "chosen_on": one.get("chosen_on", []) + two.get("chosen_on", []),

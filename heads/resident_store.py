@@ -36,6 +36,7 @@ class ResidentStore:
         Identity of encoder, text towers, samples and labels. A store without an encoder key of its own is refused by
         every head that was fitted on a store.
     metadata : group columns (N,)
+    provenance : how the features were made
 
     Examples
     --------
@@ -58,6 +59,7 @@ class ResidentStore:
     logit_bias: float | None = None
     ids: Sequence[str] = field(default=(), repr=False)
     metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         features = self.features if isinstance(self.features, torch.Tensor) else torch.as_tensor(self.features)
@@ -150,5 +152,6 @@ def resident(store: Any, device: str | None = None, dtype: str = "float16") -> R
         tuple(store.classnames),
         **identity,
         ids=[ids[row] for row in keep.tolist()] if ids else [],
+        provenance=getattr(store, "provenance", {}),
         metadata={column: np.asarray(values)[keep] for column, values in metadata.items()},
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.base import LinearClassifier
+from heads.checks import encoder_record
 
 __all__ = ["ZeroShot"]
 
@@ -101,7 +102,8 @@ class ZeroShot(LinearClassifier):
         }
         blank = {"split": None, "dataset_key": None, "labels_digest": None}
         fitted_on = [{"name": store.name, **blank, "text_key": store.text_key} for store in stores]
-        return self._provenance(params, None, text_digest=stores[0].text_digest, fitted_on=fitted_on)
+        bound = {"text_digest": stores[0].text_digest, "encoder": encoder_record(stores[0])}
+        return self._provenance(params, None, fitted_on=fitted_on, **bound)
 
 
 def class_vectors(
