@@ -1,10 +1,17 @@
-"""The verb of weight-space ensembles: wise."""
+"""The verbs of weight-space ensembles and their parts: wise, fisher, convert."""
 
 import argparse
+from pathlib import Path
+from typing import Any
 
-from featcache.commands import show
+from featcache.commands import root_argument, show
+from featcache.errors import FeatcacheError
 from ft.interpolate import FISHER_FLOOR
+from ft.train import open_split
 from ft.wise import wise as merge
+from ft.wise_sweep import SOUPS, Sweep, sweep
+from heads import append_rows
+from heads.report import table_text
 
 __all__ = ["wise", "wise_arguments"]
 
@@ -40,25 +47,47 @@ def wise_arguments(parser: argparse.ArgumentParser) -> None:
         "--fisher",
         nargs=2,
         metavar=("F0", "F1"),
-        help="checkpoint files with the diagonal Fisher information of both models: weights by it, element by element",
+        help="diagonal Fisher information of both models (featcache fisher): weights by it, element by element",
     )
     parser.add_argument(
         "--fisher-floor", type=float, default=FISHER_FLOOR, metavar="F", help="least Fisher information (default: 1e-8)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace folders that are already there")
+    _judging_arguments(parser)
+
+
+def _judging_arguments(parser: argparse.ArgumentParser) -> None:
+    """With a selection split the merged models are encoded and judged, and the best one is kept."""
+    parser.add_argument(
+        "--select", metavar="DATASET:SPLIT", help="encode and judge every merged model, keep the best"
+    )
+    parser.add_argument("--on", nargs="+", default=[], metavar="DATASET:SPLIT", help="splits to report, with --select")
+    parser.add_argument("--best-only", action="store_true", help="judge only the chosen model on the splits of --on")
+    parser.add_argument(
+        "--heads",
+        nargs="+",
+        metavar="HEAD",
+        help="heads to interpolate too: the zero-shot model's (a file, or zero_shot) and one for each fine-tuned model",
+    )
+    parser.add_argument("--templates", default="simple", help="of zero-shot heads (default: simple)")
+    parser.add_argument("--metric", default="top1", help="what --select compares (default: top1)")
+    parser.add_argument("--soup", default="uniform", choices=SOUPS, help="how several fine-tuned models are averaged")
+    parser.add_argument("--results", default="results.jsonl", metavar="FILE", help="grows by one row an alpha")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    root_argument(parser)
 
 
 def wise(args: argparse.Namespace) -> int:
-    """``featcache wise ZERO_SHOT FINE_TUNED... --alpha A... --out DIR``."""
-    folders = merge(
-        args.zero_shot,
-        args.fine_tuned,
-        args.alpha,
-        args.out,
-        fisher=(args.fisher[0], args.fisher[1]) if args.fisher else None,
-        floor=args.fisher_floor,
-        overwrite=args.overwrite,
-    )
+    """``featcache wise ZERO_SHOT FINE_TUNED... --alpha A... --out DIR [--select DATASET:SPLIT]``."""
+    fisher = (args.fisher[0], args.fisher[1]) if args.fisher else None
+    settings = {"fisher": fisher, "floor": args.fisher_floor, "overwrite": args.overwrite}
+    if args.select:
+        return _sweep(args, settings)
+    if args.on or args.heads or args.best_only or args.soup != "uniform":
+        raise FeatcacheError(
+            "--on, --heads, --best-only and --soup greedy judge models: give --select too"
+        )
+    folders = merge(args.zero_shot, args.fine_tuned, args.alpha, args.out, **settings)
     models = [
         {"alpha": alpha, "folder": str(folder), "model": f"local-dir:{folder}"}
         for alpha, folder in zip(args.alpha, folders, strict=True)
@@ -66,3 +95,50 @@ def wise(args: argparse.Namespace) -> int:
     lines = [f"{model['folder']}  (featcache encode DATA --model {model['model']})" for model in models]
     show(models, "\n".join(lines), args.json)
     return 0
+
+
+def _sweep(args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    found = sweep(
+        args.zero_shot,
+        args.fine_tuned,
+        args.alpha,
+        args.out,
+        select=open_split(args.select),
+        on=[open_split(spec) for spec in args.on],
+        heads=args.heads,
+        templates=args.templates,
+        metric=args.metric,
+        soup_kind=args.soup,
+        best_only=args.best_only,
+        root=args.root,
+        device=args.device,
+        **settings,
+    )
+    append_rows(args.results, [*found.rows, found.best])
+    show(_record(found), _text(found, args), args.json)
+    return 0
+
+
+def _record(found: Sweep) -> dict[str, Any]:
+    return {
+        "alpha": found.alpha,
+        "folder": str(found.folder),
+        "head": str(found.head),
+        "ingredients": found.ingredients,
+        "best": found.best,
+        "rows": found.rows,
+    }
+
+
+def _text(found: Sweep, args: argparse.Namespace) -> str:
+    choice = found.best["chosen_on"][-1]
+    lines = [
+        table_text([{**row, "head": f"wise alpha={row['alpha']:g}"} for row in found.rows]),
+        f"best on {args.select}: alpha = {found.alpha:g} ({choice['metric']} {choice['value']:.4g} there, "
+        f"best of {choice['candidates']})",
+    ]
+    if len(args.fine_tuned) > 1:
+        lines.append(f"{args.soup} soup of {', '.join(Path(args.fine_tuned[k]).as_posix() for k in found.ingredients)}")
+    lines += [f"{found.folder}  (featcache encode DATA --model local-dir:{found.folder})", f"{found.head}"]
+    lines.append(f"{len(found.rows) + 1} row(s) appended to {args.results}")
+    return "\n".join(lines)
