@@ -38,6 +38,8 @@ gpu-bare:  ## the kernels' GPU tests, with a python that has torch, triton, cupy
 
 gpu-bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_encode --device cuda --out benchmarks/results/encode-gpu.json
+	$(BIN)/python -m benchmarks.bench_nll_gpu --out benchmarks/results/nll-gpu.json
+	$(BIN)/python -m benchmarks.bench_solvers_gpu --out benchmarks/results/solvers-gpu.json
 
 tiny: $(READY)  ## train the embedded model again (about half an hour on two cores, wants Debian's fonts)
 	$(BIN)/python -m tools.train_tiny --seed 0 --out featcache/encoders/tiny

@@ -95,7 +95,7 @@ def require(problem: Problem) -> None:
 
 def run(problem: Problem) -> Tally:
     """The tally, over blocks of rows whose statistics are summed on the GPU."""
-    return _run(problem, _launcher(problem.features.device), TILE_BYTES)
+    return _run(problem, _launcher(problem.features.device))
 
 
 def kernel_source() -> str:
@@ -103,7 +103,7 @@ def kernel_source() -> str:
     return files("heads.kernels").joinpath("nll.cu").read_text(encoding="utf-8")
 
 
-def _run(problem: Problem, launch: Launch, tile_bytes: int) -> Tally:
+def _run(problem: Problem, launch: Launch, tile_bytes: int | None = None) -> Tally:
     packed, n = pack(problem), len(problem.labels)
     step = max(CELLS // problem.n_heads, 1)
     blocks = (problem.rows(start, min(start + step, n)) for start in range(0, n, step))
@@ -130,11 +130,11 @@ def pack(problem: Problem) -> Packed:
     return Packed(weights.view(n_heads * stride, dim), bias, scale, stride)
 
 
-def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int = TILE_BYTES) -> RowValues:
-    """Statistics (H or K, n) of the rows, tile by tile."""
+def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int | None = None) -> RowValues:
+    """Statistics (H or K, n) of the rows, tile by tile of `TILE_BYTES`, or as many as given."""
     n, n_given = len(problem.labels), len(packed.scale)
     together = problem.alphas is not None
-    tiling = Tiling.of(n, n_given, packed.stride, together, tile_bytes)
+    tiling = Tiling.of(n, n_given, packed.stride, together, tile_bytes or TILE_BYTES)
     out = _outputs(problem)
     tile = problem.features.new_empty(tiling.rows * tiling.heads * packed.stride, dtype=torch.float32)
     features, labels = problem.features.to(packed.weights.dtype), problem.labels.contiguous()

@@ -1,0 +1,242 @@
+"""Ridge and logistic paths on a training set of ImageNet's size that is resident on a GPU, against their floors.
+
+Rows are drawn from class means and one within-class covariance: those of real CLIP features where ``--geometry`` has
+them (``--write-geometry`` makes that file from a folder with clip-vit-b32-features/imagenet_fewshot.npz), else of the
+anisotropic ones of `benchmarks.bench_ridge`. Features are float16 and stay where they are.
+
+- ridge: moments, decomposition and exact leave-one-out for 100 alphas; checked against the definition in float64 on
+  some of the rows' residuals;
+- logistic: 45 values of C over [1e-6, 1e5] with warm starts; at three of them the gap to the optimum that a float64
+  solver reaches from there, both objectives in float64;
+- memory: the most that torch held, features included; time against the floors of operations and of bytes, at ceilings
+  measured in the same process.
+
+    python -m benchmarks.bench_solvers_gpu --geometry geometry.npz --out benchmarks/results/solvers-gpu.json
+    python -m benchmarks.bench_solvers_gpu --device cpu --tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.common import median, report
+from benchmarks.gpu_common import ceilings, device_facts, peak_mib, turns
+from heads.solvers import ridge_device
+from heads.solvers.eigh_path import Spectrum, decompose
+from heads.solvers.logistic_path import Fitted, PathSolver, Rows, fit_path
+from heads.solvers.moments import Moments
+from heads.solvers.multinomial_device import DeviceRows
+
+FULL = {"N": 1_281_167, "D": 512, "C": 1000, "alphas": 100, "Cs": 45}
+TINY = {"N": 1_500, "D": 24, "C": 6, "alphas": 20, "Cs": 5}
+BARS = {"ridge": 2.0, "logistic": 60.0, "gap": 1e-5, "GiB": 12.0}
+TOL = 1e-6  # of the logistic solver: its own estimate of what the bar asks 1e-5 of
+
+Geometry = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def real_geometry(folder: Path) -> Geometry:
+    """Means (C, D) and within-class covariance (D, D) of the few-shot ImageNet features."""
+    with np.load(folder / "clip-vit-b32-features" / "imagenet_fewshot.npz") as file:
+        X, y = file["train_features"].astype(np.float64), file["train_labels"]
+    return _geometry(X, y, int(y.max()) + 1)
+
+
+def drawn_geometry(dim: int, n_classes: int) -> Geometry:
+    """The same of anisotropic rows, for machines without the data."""
+    from benchmarks.bench_ridge import draw
+
+    X, y = draw(max(20 * dim, 20 * n_classes), dim, n_classes)
+    return _geometry(X.astype(np.float64), y, n_classes)
+
+
+def _geometry(X: NDArray[np.float64], y: NDArray[np.integer], n_classes: int) -> Geometry:
+    means = np.stack([X[y == c].mean(axis=0) for c in range(n_classes)])
+    rest = X - means[y]
+    return means.astype(np.float32), (rest.T @ rest / (len(X) - n_classes)).astype(np.float32)
+
+
+def draw(geometry: Geometry, n: int, spread: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float16 unit rows (N, D) and labels (N,), every class with a row."""
+    means = torch.from_numpy(geometry[0]).to(device)
+    values, vectors = np.linalg.eigh(geometry[1].astype(np.float64))
+    root = (vectors * np.sqrt(np.maximum(values, 1e-4 * values.mean()))).T
+    shape = torch.from_numpy(spread * root).to(device, torch.float32)
+    random = torch.Generator(device).manual_seed(0)
+    y = torch.randint(len(means), (n,), generator=random, device=device)
+    y[: len(means)] = torch.arange(len(means), device=device)
+    X = torch.empty(n, means.shape[1], dtype=torch.float16, device=device)
+    for first in range(0, n, 2**17):
+        some = y[first : first + 2**17]
+        noise = torch.randn(len(some), means.shape[1], generator=random, device=device)
+        X[first : first + len(some)] = torch.nn.functional.normalize(means[some] + noise @ shape, dim=1)
+    return X, y
+
+
+class Ridge:
+    """The ridge path, stage by stage."""
+
+    def __init__(self, X: torch.Tensor, y: torch.Tensor, n_classes: int, n_alphas: int) -> None:
+        self.X, self.y, self.n_classes, self.alphas = X, y, n_classes, np.logspace(-3, 3, n_alphas)
+        self.found: Moments | None = None
+        self.spectrum: Spectrum | None = None
+        self.errors: NDArray[np.float64] = np.zeros(0)
+
+    def moments(self) -> Moments:
+        """XᵀX, class sums, counts."""
+        self.found = ridge_device.moments(self.X, self.y, self.n_classes)
+        return self.found
+
+    def decomposition(self) -> Spectrum:
+        """Of the moments found last."""
+        self.spectrum = decompose(self.found or self.moments())
+        return self.spectrum
+
+    def leave_one_out(self) -> NDArray[np.float64]:
+        """Errors (A,) at every alpha."""
+        spectrum = self.spectrum or self.decomposition()
+        self.errors = ridge_device.leave_one_out_errors(spectrum, self.X, self.y, self.alphas)
+        return self.errors
+
+    def whole(self) -> None:
+        """All of it, and the weights of the best alpha."""
+        self.moments()
+        self.decomposition()
+        best = float(self.alphas[self.leave_one_out().argmin()])
+        self.decomposition().solve(best)
+
+    def disagreement(self) -> float:
+        """Largest relative difference of three alphas' errors from the definition: residuals and leverages, float64."""
+        spectrum, n = self.decomposition(), len(self.X)
+        worst = 0.0
+        for k in (0, len(self.alphas) // 2, len(self.alphas) - 1):
+            weights, intercept = (torch.from_numpy(a).to(self.X.device) for a in spectrum.solve(self.alphas[k]))
+            vectors = torch.from_numpy(spectrum.vectors / np.sqrt(spectrum.eigenvalues + self.alphas[k])).to(weights)
+            mean, total = torch.from_numpy(spectrum.mean_x).to(weights), 0.0
+            for first in range(0, n, 8192):
+                x, labels = self.X[first : first + 8192].double(), self.y[first : first + 8192]
+                rest = x @ weights.T + intercept
+                rest[torch.arange(len(x), device=x.device), labels] -= 1.0
+                leverage = 1.0 / n + ((x - mean) @ vectors).square().sum(1)
+                total += float((rest.square().sum(1) / (1.0 - leverage) ** 2).sum())
+            worst = max(worst, abs(self.errors[k] / (total / n) - 1.0))
+        return worst
+
+
+def objective(X: torch.Tensor, y: torch.Tensor, fitted: Fitted) -> float:
+    """scikit-learn's objective, in float64."""
+    weights, intercepts = (torch.from_numpy(a).to(X.device) for a in (fitted.weights, fitted.intercepts))
+    total = 0.5 * float(weights.square().sum())
+    for first in range(0, len(X), 16_384):
+        logits = X[first : first + 16_384].double() @ weights.T + intercepts
+        nll = torch.nn.functional.cross_entropy(logits, y[first : first + 16_384], reduction="sum")
+        total += fitted.C * float(nll)
+    return total
+
+
+def gaps(X: torch.Tensor, y: torch.Tensor, n_classes: int, path: list[Fitted], places: list[int]) -> dict[str, float]:
+    """Objective over that of a float64 solver that goes on from there, less one."""
+    rows = Rows(X.double(), y.cpu().numpy(), n_classes)
+    found = {}
+    for fitted in (path[k] for k in places):
+        solver = PathSolver(rows, tol=1e-9, max_iter=300)
+        shift = fitted.intercepts + fitted.weights @ rows.mean
+        solver.minimiser.theta = torch.from_numpy(np.column_stack([fitted.weights, shift])).to(X.device)
+        best = solver.fit(fitted.C)
+        found[f"C={fitted.C:.2g}"] = objective(X, y, fitted) / objective(X, y, best) - 1.0
+    return found
+
+
+def floors(sizes: dict[str, int], limits: dict[str, float], path: list[Fitted]) -> dict[str, float]:
+    """Seconds that operations and bytes take at least: two passes of ridge, and two products an iteration of L-BFGS."""
+    n, dim, classes, alphas = (sizes[k] for k in ("N", "D", "C", "alphas"))
+    ridge = 2.0 * n * (dim * (dim + classes) + 2 * dim * dim + 3 * dim * alphas)
+    evaluations = sum(fitted.iterations + 1 for fitted in path)
+    logistic = evaluations * 2.0 * n * classes * dim * 2
+    return {
+        "ridge, operations (float64)": ridge / limits["float64 FLOP/s"],
+        "ridge, bytes": 2 * 2.0 * n * dim / limits["bytes/s"],
+        "logistic, operations (float16)": logistic / limits["FLOP/s"],
+        "logistic, bytes": evaluations * 2 * 2.0 * n * dim / limits["bytes/s"],
+        "logistic, evaluations": float(evaluations),
+    }
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Both paths, their checks, and the report."""
+    device, sizes = torch.device(options.device), TINY if options.tiny else FULL
+    if options.rows:
+        sizes = sizes | {"N": options.rows}
+    geometry = drawn_geometry(sizes["D"], sizes["C"])
+    if options.geometry:
+        with np.load(options.geometry) as file:
+            geometry = file["means"], file["covariance"]
+        sizes = sizes | {"D": geometry[0].shape[1], "C": len(geometry[0])}
+    X, y = draw(geometry, sizes["N"], options.spread, device)
+    limits = ceilings(device, torch.float16, tiny=options.tiny)
+    limits["float64 FLOP/s"] = ceilings(device, torch.float64, tiny=options.tiny)["FLOP/s"]
+    ridge = Ridge(X, y, sizes["C"], sizes["alphas"])
+    stages = {"ridge": ridge.whole, "  moments": ridge.moments, "  decomposition": ridge.decomposition}
+    seconds = turns(device, {**stages, "  leave-one-out": ridge.leave_one_out}, options.rounds, warmup=1)
+    path: list[Fitted] = []
+
+    Cs = np.logspace(-6, 5, sizes["Cs"])
+
+    def logistic() -> None:
+        path[:] = fit_path(DeviceRows(X, y, sizes["C"]), Cs, tol=options.tol, max_iter=2000)
+
+    held = [peak_mib(device, work, beyond=False) for work in (ridge.whole, logistic)]
+    seconds |= turns(device, {"logistic": logistic}, options.logistic_rounds, warmup=0)
+    places = [len(path) // 6, len(path) // 2, len(path) - 1]
+    found = gaps(X, y, sizes["C"], path, places)
+    notes = {
+        "gpu": device_facts(device),
+        "ceilings": limits,
+        "floors, s": floors(sizes, limits, path),
+        "ridge: largest relative difference from the definition": ridge.disagreement(),
+        "logistic: gaps": found,
+        "logistic: iterations": [fitted.iterations for fitted in path],
+        "logistic: not converged": [fitted.C for fitted in path if not fitted.converged],
+        "peak MiB, features included": dict(zip(("ridge", "logistic"), held, strict=True)),
+    }
+    bars = [_bar(name, median(seconds[name]), BARS[name]) for name in ("ridge", "logistic") if device.type == "cuda"]
+    bars.append(_bar("gap", max(found.values()), BARS["gap"]))
+    bars += [_bar("GiB", value / 1024, BARS["GiB"]) for value in held if value is not None]
+    shown = {**sizes, "spread": options.spread, "tol": options.tol, "geometry": str(options.geometry or "drawn")}
+    return report("solvers on resident rows", shown, seconds, bars=bars, extra=notes, out=options.out)
+
+
+def _bar(name: str, value: float, bar: float) -> dict[str, Any]:
+    return {"name": name, "value": value, "bar": bar, "met": value <= bar}
+
+
+def main() -> None:
+    """Run, print, and write JSON with --out; or write a geometry."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
+    parser.add_argument("--rows", type=int, help="N, instead of ImageNet's")
+    parser.add_argument("--geometry", type=Path, help="file with class means and a covariance")
+    parser.add_argument("--write-geometry", type=Path, help="make that file from --data, and stop")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--spread", type=float, default=1.0, help="standard deviations of the rows within a class")
+    parser.add_argument("--tol", type=float, default=TOL, help="tolerance of the logistic solver")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--logistic-rounds", type=int, default=1)
+    parser.add_argument("--out", help="JSON file")
+    options = parser.parse_args()
+    if options.write_geometry:
+        means, covariance = real_geometry(options.data)
+        np.savez(options.write_geometry, means=means, covariance=covariance)
+        return
+    run(options)
+
+
+if __name__ == "__main__":
+    main()

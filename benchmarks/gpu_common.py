@@ -1,0 +1,86 @@
+"""What the GPU benchmarks share: timing with CUDA events in turn, measured ceilings, the device's facts.
+
+On a CPU (``--device cpu``) the same functions time with the clock, so that the benchmarks can be run anywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.common import median
+
+__all__ = ["Work", "ceilings", "device_facts", "peak_mib", "turns"]
+
+Work = Callable[[], object]
+
+
+def turns(device: torch.device, works: Mapping[str, Work], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each work in each round; in a round all have their turn, so that clocks and heat hit them alike.
+
+    On a GPU a work is timed by events around it, host time included where the device waits for the host.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(-warmup, rounds):
+        for name, work in works.items():
+            taken = _seconds(device, work)
+            if turn >= 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def _seconds(device: torch.device, work: Work) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    first.record()
+    work()
+    last.record()
+    torch.cuda.synchronize(device)
+    return first.elapsed_time(last) / 1e3
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> dict[str, float]:
+    """FLOP/s of a large product in `dtype`, and bytes/s (read and written) of a large copy, measured here and now."""
+    size, length = (128, 2**16) if tiny else (8192, 2**30)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    source = torch.randn(length, device=device)
+    target = torch.empty_like(source)
+    works: dict[str, Work] = {"flop": lambda: torch.mm(a, b, out=out), "bytes": lambda: target.copy_(source)}
+    seconds = {name: median(values) for name, values in turns(device, works, 10).items()}
+    return {"FLOP/s": 2 * size**3 / seconds["flop"], "bytes/s": 2 * 4 * length / seconds["bytes"]}
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Name, memory, multiprocessors, L2 and versions of a GPU; the type alone of anything else."""
+    if device.type != "cuda":
+        return {"device": device.type}
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "device": found.name,
+        "memory_gib": round(found.total_memory / 2**30, 1),
+        "multiprocessors": found.multi_processor_count,
+        "l2_mib": round(found.L2_cache_size / 2**20, 1),
+        "capability": f"{found.major}.{found.minor}",
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+    }
+
+
+def peak_mib(device: torch.device, work: Work, *, beyond: bool = True) -> float | None:
+    """Most MiB that torch held while `work` ran, beyond what it held before (or in all); None without a GPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device) if beyond else 0
+    work()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20

@@ -1,0 +1,92 @@
+"""Ridge and logistic regression on features that are resident on a GPU, against the general solvers on the host.
+
+Needs scipy and threadpoolctl beside torch, numpy and pytest.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CLASSES, ALPHAS = 20, np.logspace(-3, 3, 25)
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    pytest.importorskip("scipy")
+    pytest.importorskip("threadpoolctl")
+    random = torch.Generator().manual_seed(0)
+    y = torch.randint(CLASSES, (20_000,), generator=random)
+    means = torch.randn(CLASSES, 64, generator=random)
+    noise = torch.randn(len(y), 64, generator=random) * torch.linspace(0, 1.5, 64).neg().exp()
+    common = torch.randn(64, generator=random)
+    X = torch.nn.functional.normalize(0.4 * means[y] + noise + 2 * common, dim=1).half()
+    return X.cuda(), y.cuda()
+
+
+def test_ridge_is_that_of_arrays(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    from heads.solvers import leave_one_out, ridge_device
+    from heads.solvers.eigh_path import decompose
+    from heads.solvers.moments import Moments
+
+    X, y = rows
+    arrays = X.cpu().numpy(), y.cpu().numpy()
+    found = ridge_device.moments(X, y, CLASSES)
+    truth = Moments.from_blocks([arrays], dim=64, n_classes=CLASSES)
+    np.testing.assert_allclose(found.xtx, truth.xtx, rtol=1e-11)
+    np.testing.assert_allclose(found.class_sums, truth.class_sums, rtol=1e-10, atol=1e-9)
+    assert np.array_equal(ridge_device.moments(X, y, CLASSES).class_sums, found.class_sums)  # to the bit
+    spectrum = decompose(found)
+    errors = ridge_device.leave_one_out_errors(spectrum, X, y, ALPHAS)
+    direct = leave_one_out.leave_one_out_errors(spectrum, lambda: [arrays], ALPHAS, dtype=np.float64)
+    np.testing.assert_allclose(errors, direct, rtol=1e-7)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_logistic_value_and_gradient_whatever_tf32(
+    rows: tuple[torch.Tensor, torch.Tensor], allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heads.solvers.multinomial import Multinomial
+    from heads.solvers.multinomial_device import DeviceMultinomial
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+    X, y = rows
+    theta = 30 * torch.randn(CLASSES, 65, generator=torch.Generator().manual_seed(1)).cuda()
+    mean = X.double().mean(0)
+    wide = Multinomial(X.double() - mean, y, CLASSES)
+    want, slope = wide.start(theta.double(), 0.1)
+    got, found = DeviceMultinomial(X, y, CLASSES, mean.float()).start(theta, 0.1)
+    assert got == pytest.approx(want, rel=1e-6)
+    assert float((found - slope).norm() / slope.norm()) < 1e-5
+
+
+def test_a_logistic_path_ends_where_the_host_s_does(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    from heads.solvers.logistic_path import Rows, fit_path
+    from heads.solvers.multinomial_device import DeviceRows
+
+    X, y = rows
+    Cs = [1e-3, 1.0, 1e3]
+    host = Rows(X.cpu().double().numpy(), y.cpu().numpy(), CLASSES)
+    for found, exact in zip(
+        fit_path(DeviceRows(X, y, CLASSES), Cs, tol=1e-7), fit_path(host, Cs, tol=1e-10), strict=True
+    ):
+        assert found.converged
+        assert found.objective == pytest.approx(exact.objective, rel=1e-5)
+        assert np.abs(found.weights - exact.weights).max() < 0.02 * np.abs(exact.weights).max()
+
+
+def test_memory_is_a_piece_and_the_blocks(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Logits of all rows would be 1.6 GB; a piece is 256 MiB, and there are a few of its size."""
+    from heads.solvers.multinomial_device import DeviceMultinomial
+
+    X = rows[0].repeat(20, 1)
+    y = torch.arange(len(X), device="cuda") % 1000
+    problem = DeviceMultinomial(X, y, 1000, X.float().mean(0))
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    problem.start(torch.zeros(1000, 65, device="cuda"), 1.0)
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * 2**30
