@@ -149,7 +149,10 @@ def load_python(
     except (ImportError, AttributeError) as error:
         raise EncoderError(f"--model {model}: {error}; is the module's folder on PYTHONPATH?") from error
     more = {} if pretrained is None else {"pretrained": pretrained}
-    encoder: Encoder = factory(device=device or "cpu", precision=precision, **more)
+    try:
+        encoder: Encoder = factory(device=device or "cpu", precision=precision, **more)
+    except Exception as error:  # whatever the user's function raises
+        raise EncoderError(f"--model {model}: {function} raised {type(error).__name__}: {error}") from error
     missing = [name for name in NEEDED if not hasattr(encoder, name)]
     if missing:
         raise EncoderError(

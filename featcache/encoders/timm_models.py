@@ -142,7 +142,9 @@ def _create(name: str, weights: str | None) -> torch.nn.Module:
             network: torch.nn.Module = timm.create_model(name, pretrained=weights is None, num_classes=0)
         if weights not in (None, RANDOM):
             _load_weights(network, Path(str(weights)), name)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except EncoderError:
+        raise
+    except Exception as error:  # timm, safetensors, the unpickler and the hub each raise their own kinds
         raise EncoderError(
             f"timm:{name} with weights {weights or 'as published'}: timm cannot load it ({error}); check the file, and "
             "that this machine reaches the model's host"
