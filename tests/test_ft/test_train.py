@@ -373,6 +373,20 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(model: str, tm
     assert json.loads((tmp_path / "last" / "provenance.json").read_text())["step"] == 3
 
 
+def test_a_stored_prior_skips_the_frozen_pass_and_changes_nothing(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"regularizers": {"lipsum": 1.0, "logit_distillation": 1.0}, "augment": "wise_ft", "log_every": 1}
+    online = weights(train(tmp_path / "online", model, **changes).last)
+    recorded = weights(train(tmp_path / "recorded", model, prior="store", **changes).last)
+    monkeypatch.setattr("ft.trainable.Frozen.image_features", None)  # must not be needed any more
+    read = weights(train(tmp_path / "read", model, prior="store", **changes).last)
+    for name, value in online.items():
+        assert torch.equal(value, recorded[name]), name
+        assert torch.equal(value, read[name]), name
+    assert log(tmp_path / "read")[2]["terms"]["lipsum"] > 0
+
+
 def test_the_best_step_is_the_one_of_the_selection_split(model: str, tmp_path: Path) -> None:
     val = Pictures(12, seed=5, split="val")
     result = finetune(
