@@ -67,7 +67,7 @@ METHODS = (
     Method("distillation", regularizer="logit_distillation", weights=(0.1, 1.0)),
     Method("EMA", {"average": "ema", "ema_decay": 0.9}),
 )
-LRS = (3e-5, 1e-4, 3e-4)
+LRS = (1e-4, 3e-4, 1e-3)
 
 
 class Table:
