@@ -112,7 +112,7 @@ def pose(
     problem = Problem(X, heads, targets, biases, scales, None, False, n_bins, per_sample, confusion)
     if ensemble is not None:
         return _ensemble(problem, ensemble, alphas)
-    return problem if alphas is None else replace(problem, alphas=_alphas(alphas, len(heads)))
+    return problem if alphas is None else replace(problem, alphas=_alphas(alphas, problem))
 
 
 def _tensor(value: Any, what: str) -> torch.Tensor:
@@ -187,10 +187,12 @@ def _scales(logit_scale: float | Sequence[float] | None, n_heads: int) -> tuple[
     return tuple(float(v) for v in np.broadcast_to(values, n_heads))
 
 
-def _alphas(alphas: Sequence[float], n_heads: int) -> tuple[float, ...]:
-    values = tuple(float(a) for a in alphas)
+def _alphas(alphas: Sequence[float], problem: Problem) -> tuple[float, ...]:
+    values, n_heads = tuple(float(a) for a in alphas), len(problem.weights)
     if n_heads != 2 or not values or not np.isfinite(values).all():
         raise HeadError(f"got {len(values)} alphas for {n_heads} heads; expected finite alphas, and exactly two heads")
+    if any(b is not None and not bool(b.isfinite().all()) for b in problem.biases):
+        raise HeadError("infinite biases have no interpolation (0 * inf); mask classes with class_subset")
     return values
 
 

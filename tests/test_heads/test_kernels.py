@@ -292,6 +292,7 @@ X, W, B, Y = whole(13, 8, 4, 5)
         ({"alphas": []}, "0 alphas"),
         ({"alphas": [np.inf]}, "finite alphas"),
         ({"alphas": [0.5], "weights": W[0]}, "exactly two heads"),
+        ({"alphas": [0.5], "bias": np.full(5, -np.inf)}, "mask classes with class_subset"),
         ({"ensemble": "max"}, "'logits' or 'probabilities'"),
         ({"ensemble": "logits", "alphas": [0.5]}, "no alphas"),
         ({"class_subset": [0, 0]}, "two different"),
