@@ -180,7 +180,8 @@ def check_manifest(manifest: Manifest) -> None:
     if any("/" in name or name.startswith(".") or type(value) is not str for name, value in manifest.files.items()):
         raise ValueError("sidecars that lead out of the store, or without a checksum")
     check_info(manifest.kind, manifest.info, {name: spec.shape for name, spec in manifest.all_arrays.items()})
-    if not all(_is_bad_row(BadRow(*bad), range(rows.pop())) for bad in manifest.info.get("bad", ())):
+    every_row = range(rows.pop())
+    if not all(_is_bad_row(BadRow(*bad), every_row) for bad in manifest.info.get("bad", ())):
         raise ValueError("bad rows out of range")
 
 
