@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featcache", "heads", "ft")
 MAX_FILE, MAX_FUNCTION = 300, 60
+UNPICKLER = ROOT / "ft" / "formats" / "trusted.py"
 
 
 def sources() -> list[Path]:
@@ -68,8 +69,13 @@ def test_test_folders_hold_no_init() -> None:
 
 
 def test_unsafe_loading_is_not_used() -> None:
+    """But for one script, which only `featcache convert --trust` runs, in a process of its own; nobody imports it."""
     for path in sources():
         text = path.read_text()
+        assert "formats.trusted" not in text, path
+        assert "formats import trusted" not in text, path
+        if path == UNPICKLER:
+            continue
         assert "import pickle" not in text, path
         loads = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         for call in loads:
