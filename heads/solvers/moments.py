@@ -118,7 +118,7 @@ class Moments:
             features: NDArray[np.floating], labels: NDArray[np.integer], weights: NDArray[np.float64] | None = None
         ) -> Moments:
             _check_block(features, labels, dim, n_classes)
-            return cls._of_piece(features.astype(np.float64), labels, n_classes, weights)
+            return cls.of_wide(features.astype(np.float64), labels, n_classes, weights)
 
         total = cls.zeros(dim, n_classes)
         for piece in map_pieces(blocks, of_piece):
@@ -128,7 +128,7 @@ class Moments:
         return total
 
     @classmethod
-    def _of_piece(
+    def of_wide(
         cls,
         x: NDArray[np.float64],
         y: NDArray[np.integer],
