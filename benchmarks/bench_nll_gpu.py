@@ -137,11 +137,18 @@ def ours(problem: Problem, call: Callable[[str], object], left_out: dict[str, st
 
 
 def _bare(module: Any, problem: Problem) -> Work:
+    """Row statistics of heads that are packed already."""
     from heads.kernels.cuda import _launcher, pack
 
     packed = pack(problem)
-    launch = [_launcher(problem.features.device)] if module.__name__.endswith("cuda") else []
-    return lambda: module.row_values(problem, packed, *launch)
+    if module.__name__.endswith("triton"):
+        return lambda: module.row_values(problem, packed)
+
+    def work() -> None:
+        with _launcher(problem.features.device) as launch:
+            module.row_values(problem, packed, launch)
+
+    return work
 
 
 class Bench:

@@ -3,6 +3,8 @@
 Imports torch and numpy alone, so that machines with a GPU and little else can run the tests.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +50,17 @@ GRIDS = {
     "ends that disagree": Case(16, 8, 40, heads=2, kind="opposed", scale=100.0, alphas=GRID, bias=False),
     "a grid with ties": Case(16, 8, 70, heads=2, kind="ties", alphas=(0.0, 0.25, 0.5, 1.0), bias=False),
 }
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 products may run in TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def posed(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Problem:

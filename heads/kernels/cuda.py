@@ -11,7 +11,8 @@ The kernel runs on torch's current stream of the features' device, through CuPy,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -95,7 +96,8 @@ def require(problem: Problem) -> None:
 
 def run(problem: Problem) -> Tally:
     """The tally, over blocks of rows whose statistics are summed on the GPU."""
-    return _run(problem, _launcher(problem.features.device))
+    with _launcher(problem.features.device) as launch:
+        return _run(problem, launch)
 
 
 def kernel_source() -> str:
@@ -225,8 +227,9 @@ class _TorchStream:
         return 0, self.address
 
 
-def _launcher(device: torch.device) -> Launch:
-    """Launches on a device, on the stream that is torch's when the launcher is made."""
+@contextmanager
+def _launcher(device: torch.device) -> Iterator[Launch]:
+    """Launches on a device, on the stream that is torch's when this is entered: once for many launches."""
     cupy = _cupy()
     index = torch.cuda.current_device() if device.index is None else device.index
     module, torch_stream = _module(index), _TorchStream(device)
@@ -234,11 +237,11 @@ def _launcher(device: torch.device) -> Launch:
         stream = cupy.cuda.Stream.from_external(torch_stream)
     else:  # CuPy before 14
         stream = cupy.cuda.ExternalStream(torch_stream.address, index)
-    kernels = {name: module.get_function(name) for name in ("nll_heads", "nll_alphas")}
 
     def launch(kernel: str, warps: int, *arguments: np.generic) -> None:
         blocks = -(-warps * _LANES // _THREADS)
-        with cupy.cuda.Device(index), stream:
-            kernels[kernel]((blocks,), (_THREADS,), arguments)
+        kernels[kernel]((blocks,), (_THREADS,), arguments)
 
-    return launch
+    with cupy.cuda.Device(index), stream:
+        kernels = {name: module.get_function(name) for name in ("nll_heads", "nll_alphas")}
+        yield launch

@@ -80,7 +80,7 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
             D=dim,
             HAS_BIAS=packed.bias is not None,
             PREDICT=problem.confusion,
-            PRECISION="tf32" if half or torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            PRECISION="tf32" if half or torch.get_float32_matmul_precision() != "highest" else "ieee",
             BLOCK_N=shape.rows,
             BLOCK_C=shape.classes,
             BLOCK_D=shape.features,

@@ -28,8 +28,10 @@ MIB = 2**20
 def values(impl: str, problem: Problem) -> RowValues:
     module = import_module(f"heads.kernels.{impl}")
     module.require(problem)
-    launch = [_launcher(problem.features.device)] if impl == "cuda" else []
-    return module.row_values(problem, pack(problem), *launch)  # type: ignore[no-any-return]
+    if impl == "triton":
+        return module.row_values(problem, pack(problem))  # type: ignore[no-any-return]
+    with _launcher(problem.features.device) as launch:
+        return module.row_values(problem, pack(problem), launch)  # type: ignore[no-any-return]
 
 
 def drawn(n: int, heads: int, classes: int, dtype: torch.dtype, device: str = "cuda") -> tuple[torch.Tensor, ...]:
@@ -92,13 +94,13 @@ def test_a_grid_of_alphas_through_the_door() -> None:
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_float32_follows_torch_s_switch(impl: str, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_follows_torch_s_switch(impl: str, allowed: bool) -> None:
     """TF32 keeps 11 bits of an input: the error says whether it was on."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("no TF32")
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
     tensors = drawn(5_000, 1, 1000, torch.float32)
-    found = linear_nll(*tensors, logit_scale=40.0, impl=impl, per_sample=True)
+    with gpu_cases.tf32(allowed):
+        found = linear_nll(*tensors, logit_scale=40.0, impl=impl, per_sample=True)
     truth = linear_nll(*wide(tensors), logit_scale=40.0, impl="reference", per_sample=True)
     assert found.row_nll is not None
     error = float(np.abs(found.row_nll - truth.row_nll).max())

@@ -3,6 +3,7 @@
 Needs scipy and threadpoolctl beside torch, numpy and pytest.
 """
 
+import gpu_cases
 import numpy as np
 import pytest
 import torch
@@ -46,19 +47,17 @@ def test_ridge_is_that_of_arrays(rows: tuple[torch.Tensor, torch.Tensor]) -> Non
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_logistic_value_and_gradient_whatever_tf32(
-    rows: tuple[torch.Tensor, torch.Tensor], allowed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logistic_value_and_gradient_whatever_tf32(rows: tuple[torch.Tensor, torch.Tensor], allowed: bool) -> None:
     from heads.solvers.multinomial import Multinomial
     from heads.solvers.multinomial_device import DeviceMultinomial
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
     X, y = rows
     theta = 30 * torch.randn(CLASSES, 65, generator=torch.Generator().manual_seed(1)).cuda()
     mean = X.double().mean(0)
     wide = Multinomial(X.double() - mean, y, CLASSES)
     want, slope = wide.start(theta.double(), 0.1)
-    got, found = DeviceMultinomial(X, y, CLASSES, mean.float()).start(theta, 0.1)
+    with gpu_cases.tf32(allowed):
+        got, found = DeviceMultinomial(X, y, CLASSES, mean.float()).start(theta, 0.1)
     assert got == pytest.approx(want, rel=1e-6)
     assert float((found - slope).norm() / slope.norm()) < 1e-5
 

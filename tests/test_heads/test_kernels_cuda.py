@@ -7,8 +7,10 @@ products come from torch. What a GPU alone can tell (streams, devices, speed) is
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu_cases
@@ -94,10 +96,10 @@ def test_a_tally_is_the_reference_s(host: Any, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("grid", [False, True])
 def test_rows_without_an_order_have_a_nan(host: Any, bad: float, grid: bool) -> None:
     """A NaN or +inf logit, or nothing but -inf."""
-    bias = np.zeros((2, 70), np.float32)
-    bias[:, 69 if bad != -np.inf else slice(None)] = bad
+    weights = np.ones((2, 70, 4), np.float32)
+    weights[:, 69 if bad != -np.inf else slice(None), 0] = bad
     alphas = (0.25, 0.75) if grid else None
-    problem = pose(np.ones((3, 4), np.float32), np.ones((2, 70, 4), np.float32), [0, 1, 69], bias=bias, alphas=alphas)
+    problem = pose(np.ones((3, 4), np.float32), weights, [0, 1, 69], alphas=alphas)
     assert row_values(problem, pack(problem), host).nll.isnan().all()
 
 
@@ -135,7 +137,7 @@ def test_features_on_a_cpu_are_refused() -> None:
 def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import heads.kernels.cuda as module
 
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(MissingExtraError, match=r"featcache\[cuda\]"):
         module._cupy()
 
@@ -184,3 +186,53 @@ def test_nvcc_finds_registers_enough(tmp_path: Path) -> None:
     command = [nvcc, "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas", "-v", "-o", str(tmp_path / "out"), str(source)]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2, report
+
+
+@pytest.mark.parametrize("recent", [True, False])
+def test_launches_go_to_torch_s_stream_and_device(recent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CuPy is asked for, by a stand-in for it: the source, the device, the stream and the size of the grid."""
+    import heads.kernels.cuda as module
+
+    seen: list[Any] = []
+
+    class Scope:
+        def __init__(self, *what: Any) -> None:
+            self.what = what
+
+        def __enter__(self) -> None:
+            seen.append(("enter", *self.what))
+
+        def __exit__(self, *_: object) -> None:
+            seen.append(("exit", *self.what))
+
+    class RawModule:
+        def __init__(self, code: str, options: tuple[str, ...]) -> None:
+            assert code == kernel_source()
+            assert "-DGROUP=7" in options
+
+        def get_function(self, name: str) -> Any:
+            return lambda grid, block, arguments: seen.append((name, grid, block, len(arguments)))
+
+    class Stream:
+        pass
+
+    if recent:
+        Stream.from_external = lambda stream: Scope("stream", *stream.__cuda_stream__())  # type: ignore[attr-defined]
+    cuda = SimpleNamespace(
+        Device=lambda i: Scope("device", i), Stream=Stream, ExternalStream=lambda a, i: Scope("old", a)
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, RawModule=RawModule))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    module._module.cache_clear()
+    with module._launcher(torch.device("cuda:3")) as launch:
+        del seen[: seen.index(("enter", "device", 3), 1)]  # what compiling entered
+        launch("nll_heads", 9, np.int32(1))
+    module._module.cache_clear()
+    stream = ("stream", 0, 77) if recent else ("old", 77)
+    assert seen == [
+        ("enter", "device", 3),
+        ("enter", *stream),
+        ("nll_heads", (2,), (256,), 1),
+        ("exit", *stream),
+        ("exit", "device", 3),
+    ]
