@@ -159,19 +159,16 @@ def _write(
     writer = StoreWriter(path, ImageStore.kind, key, identity, image_arrays(n, dim, rows), whole, sidecar, "import")
     writer.reopen()
     writer.drop_damaged()
-    for chunk in writer.pending():
+
+    def values_of(chunk: int) -> dict[str, npt.NDArray[Any]]:
         part = writer.rows_spec.rows_of(chunk)
         raw = features[part.start : part.stop]
         unit, norm = normalise(raw)
         content = np.stack([np.frombuffer(xxhash.xxh3_128_digest(row), np.uint8) for row in raw])
         valid = np.ones(len(raw), np.uint8)
-        stored: dict[str, npt.NDArray[Any]] = {
-            "features": unit.astype(np.float16),
-            "norm": norm,
-            "valid": valid,
-            "content": content,
-        }
-        writer.write_chunk(chunk, stored)
+        return {"features": unit.astype(np.float16), "norm": norm, "valid": valid, "content": content}
+
+    writer.write_chunks(writer.pending(), values_of)
     written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     writer.finalise({"labels": index.labels}, info, {"imported": True, "written": written})
 

@@ -73,11 +73,14 @@ def _link(partial: Path, path: Path) -> None:
 
 
 def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    after_step("mkdir")
     partial = path.with_name(f"{path.name}.{owner()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
     try:
-        _write(partial, content)
+        try:
+            _write(partial, content)
+        except FileNotFoundError:  # asked only now: most folders are there
+            path.parent.mkdir(parents=True, exist_ok=True)
+            after_step("mkdir")
+            _write(partial, content)
         move(partial, path)
         after_step("rename")
     except OSError:

@@ -1,0 +1,29 @@
+"""The benchmarks of writing run, tiny, so that they do not rot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_store_write, bench_writers
+
+
+def test_writing_and_reading_against_the_peers(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    assert bench_store_write.main(["--tiny", "--out", str(out), "--folder", str(tmp_path)]) == 0
+    record = json.loads(out.read_text())
+    names = {"npy", "featcache", "featcache, one thread", "featcache, finished", "featcache, fsync"}
+    names |= {"safetensors", "zarr-python", "tensorstore"}
+    assert {name.removeprefix("write/") for name in record["seconds"] if name.startswith("write/")} == names
+    assert {bar["bar"] for bar in record["bars"]} == {0.55, 0.9}
+    assert record["fsync makes writing so many times slower"] > 0
+
+
+@pytest.mark.nightly  # three processes load a model
+def test_two_writers_against_one(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    assert bench_writers.main(["--tiny", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["sizes"]["encoder"] == "tiny"
+    assert [bar["bar"] for bar in record["bars"]] == [1.7]
+    assert set(record["seconds"]) == {"one writer", "two writers"}
