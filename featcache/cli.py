@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("heads.demo:demo", "the whole road on the embedded model and handwritten digits"),
     "finetune": ("ft.cli_finetune:finetune", "fine-tune a model; its checkpoint is encoded like any other"),
     "wise": ("ft.cli:wise", "interpolate the weights of two models (WiSE-FT)"),
+    "fisher": ("ft.cli_fisher:fisher", "diagonal Fisher information of a model, for weighted interpolations"),
     "convert": ("ft.cli_convert:convert", "read checkpoints of other systems, write open_clip or Hugging Face layouts"),
 }
 INTERRUPTED = 130

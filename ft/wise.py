@@ -11,13 +11,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from featcache.errors import EncoderError, MismatchError
 from featcache.version import __version__
 from ft.checkpoint import model_folder, read_config, read_state, weights_file, write_model_folder
 from ft.errors import TrainingError
+from ft.formats.flax import is_flax, read_lipsum
 from ft.interpolate import FISHER_FLOOR, interpolate, soup
+from ft.state import State
 
-__all__ = ["folder_name", "weights_of", "wise"]
+__all__ = ["folder_name", "read_tuned", "weights_of", "wise"]
 
 
 def wise(
@@ -69,7 +73,8 @@ def wise(
     if not tuned:
         raise TrainingError("no fine-tuned model was given; expected at least one")
     files = [weights_file(source), *(weights_of(source, name) for name in tuned)]
-    theta0, *others = (read_state(file) for file in files)
+    theta0 = read_state(files[0])
+    others = [read_tuned(file, theta0) for file in files[1:]]
     theta1 = others[0] if len(others) == 1 else soup(others)
     fishers = [read_state(path) for path in fisher or ()]
     record = _record(files, fisher, floor)
@@ -77,6 +82,11 @@ def wise(
         state = interpolate(theta0, theta1, alpha, *fishers, floor=floor)
         write_model_folder(source, state, target, {**record, "alpha": alpha}, overwrite=overwrite)
     return list(targets.values())
+
+
+def read_tuned(file: Path, theta0: State) -> dict[str, torch.Tensor]:
+    """State dict of a fine-tuned model; what Lipsum-FT's ``.ckpt`` leaves out (the frozen text tower) is `theta0`'s."""
+    return {**theta0, **read_lipsum(file).state} if is_flax(file) else read_state(file)
 
 
 def folder_name(alpha: float) -> str:

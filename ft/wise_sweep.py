@@ -28,7 +28,7 @@ from ft.checkpoint import model_folder, read_state, write_model_folder
 from ft.errors import TrainingError
 from ft.interpolate import FISHER_FLOOR, soup
 from ft.start import encoder_key
-from ft.wise import weights_of, wise
+from ft.wise import read_tuned, weights_of, wise
 from heads import LinearHead, ZeroShot, evaluate, load, save
 from heads.checks import split_id
 
@@ -210,7 +210,8 @@ def _greedy_soup(
     value: Callable[[dict[str, Any]], float],
 ) -> list[int]:
     source = model_folder(zero_shot)
-    states = [read_state(weights_of(source, name)) for name in tuned]
+    theta0 = read_state(source)
+    states = [read_tuned(weights_of(source, name), theta0) for name in tuned]
     folder = out / ".soup"
 
     def of(chosen: list[int]) -> float:

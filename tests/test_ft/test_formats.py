@@ -21,6 +21,8 @@ from ft.convert import convert, read_checkpoint
 from ft.formats.flax import is_flax, read_flax, read_lipsum
 from ft.formats.huggingface import huggingface_config, write_huggingface
 from ft.formats.names import from_huggingface, to_huggingface
+from ft.interpolate import interpolate
+from ft.wise import wise
 from heads import load
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -172,6 +174,15 @@ def test_lipsums_checkpoint_gives_the_model_it_was_made_of(tmp_path: Path, neste
     assert encoder.text_digest == load_encoder(f"local-dir:{tmp_path / 'base'}", device="cpu").text_digest
     head = load(tmp_path / "out_head.safetensors").linear()
     np.testing.assert_allclose(head.weights, tuned.logit_scale.exp().item() * cls.T.numpy(), rtol=1e-6)
+
+
+def test_wise_takes_lipsums_checkpoint_as_it_is(tmp_path: Path) -> None:
+    base, tuned = clip_models.make_model(0), clip_models.make_model(0)
+    tuned.visual.load_state_dict(clip_models.make_model(7).visual.state_dict())  # type: ignore[union-attr]
+    clip_models.write_folder(tmp_path / "base", base)
+    write_ckpt(tmp_path / "best_acc.ckpt", tuned.state_dict())
+    (merged,) = wise(tmp_path / "base", tmp_path / "best_acc.ckpt", [0.25], tmp_path / "out")
+    assert same(read_state(merged), interpolate(base.state_dict(), tuned.state_dict(), 0.25))
 
 
 def test_msgpack_of_other_things_is_refused(tmp_path: Path) -> None:
