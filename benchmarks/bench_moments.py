@@ -1,0 +1,161 @@
+"""Moments of a store larger than memory's comfort, against a bare Gram product over blocks that lie in memory.
+
+    python -m benchmarks.bench_moments --out benchmarks/results/moments.json
+
+The store is drawn once into a scratch folder (4.2 million float16 rows of 512: 4.3 GB) and read through the page
+cache or the disk, as it comes. The peer is ``block.T @ block`` in float64 over float64 blocks that are already in
+memory, the same number of rows in all: no reading, no conversion, no labels, no folds. Both have the same threads.
+Peak memory is that of a child process which does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import interleaved, ratio, report
+from featcache.store import ImageStore, StoreWriter, open_image_store
+from featcache.store.layout import image_arrays, labels_array
+from featcache.store.samples import SAMPLES, samples_bytes
+from heads.store_moments import store_moments
+
+CHUNK_ROWS = 4096
+PEER_BLOCK = 65_536
+
+
+def drawn_store(folder: Path, rows: int, dim: int, classes: int) -> ImageStore:
+    """A store of unit rows; chunks repeat 16 drawn ones, which no product notices."""
+    rng = np.random.default_rng(0)
+    pool = []
+    for _ in range(16):
+        block = rng.standard_normal((CHUNK_ROWS, dim)).astype(np.float32)
+        pool.append((block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float16))
+    key = "bench/moments"
+    ids = [str(row) for row in range(rows)]
+    writer = StoreWriter(
+        folder / "images" / key,
+        ImageStore.kind,
+        key,
+        {"encoder": {}, "dataset": {}},
+        image_arrays(rows, dim, CHUNK_ROWS),
+        {"labels": labels_array(rows, CHUNK_ROWS)},
+        {SAMPLES: samples_bytes(ids, np.ones(rows, np.int64))},
+    )
+    for chunk in range(writer.rows_spec.n_chunks):
+        n = len(writer.rows_spec.rows_of(chunk))
+        values = {name: np.ones((n, *spec.shape[1:]), spec.dtype) for name, spec in writer.specs.items()}
+        writer.write_chunk(chunk, values | {"features": pool[chunk % 16][:n]})
+    labels = rng.integers(0, classes, rows)
+    info = {
+        "name": "bench",
+        "dim": dim,
+        "split": "train",
+        "classnames": [f"class {c}" for c in range(classes)],
+        "labels_digest": "bench",
+        "encoder_name": "none",
+        "text_digests": [],
+        "logit_scale": None,
+        "logit_bias": None,
+        "bad": [],
+    }
+    writer.finalise({"labels": labels}, info, {})
+    return open_image_store(writer.store)
+
+
+def bare_gram(rows: int, dim: int) -> Callable[[], NDArray[np.float64]]:
+    """The peer: one block in memory, multiplied as often as `rows` has it."""
+    size = min(PEER_BLOCK, rows)
+    block = np.random.default_rng(1).standard_normal((size, dim)) / np.sqrt(dim)
+
+    def run() -> NDArray[np.float64]:
+        total = np.zeros((dim, dim))
+        for start in range(0, rows, size):
+            part = block[: min(size, rows - start)]
+            total += part.T @ part
+        return total
+
+    return run
+
+
+def peak_bytes(path: Path, folds: int) -> tuple[int, int]:
+    """Peak resident bytes of a child process before and after the moments; mapped file pages are counted as well."""
+    code = (
+        "import sys, resource\n"
+        "from featcache.store import open_image_store\n"
+        "from heads.store_moments import store_moments\n"
+        "from benchmarks.bench_moments import own_peak\n"
+        "store = open_image_store(sys.argv[1]); store.labels; store.valid\n"
+        "before = own_peak()\n"
+        "store_moments(store, int(sys.argv[2]), cache=False)\n"
+        "print(before, own_peak(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(folds)], check=True, capture_output=True, text=True
+    )
+    before, after, _ = map(int, found.stdout.split())
+    return before, after
+
+
+def own_peak() -> int:
+    """Peak of this process's own memory, less the pages of mapped files, which belong to the page cache."""
+    status = Path("/proc/self/status").read_text()
+    fields = {
+        line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith(("VmHWM", "RssFile"))
+    }
+    if not fields:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 1024 * (int(fields["VmHWM"]) - int(fields["RssFile"]))
+
+
+def run(rows: int, dim: int, classes: int, folds: int, rounds: int, out: Path | None) -> dict[str, Any]:
+    """Time both in turn, measure the peak, print and write."""
+    with tempfile.TemporaryDirectory() as scratch:
+        store = drawn_store(Path(scratch), rows, dim, classes)
+        gram = bare_gram(rows, dim)
+        seconds = interleaved(
+            {"moments of the store": lambda: store_moments(store, folds, cache=False), "bare Gram": gram},
+            rounds,
+            warmup=0,
+        )
+        store_moments(store, folds)
+        cached = interleaved({"from their file": lambda: store_moments(store, folds)}, rounds)
+        before, after = peak_bytes(store.path, folds)  # type: ignore[arg-type]  # a folder here
+    speed = ratio(seconds["bare Gram"], seconds["moments of the store"])["of_medians"]
+    growth = (after - before) / 2**30
+    return report(
+        "Moments of a store",
+        {"rows": rows, "dim": dim, "classes": classes, "folds": folds, "store_gb": round(rows * dim * 2 / 1e9, 2)},
+        seconds | cached,
+        bars=[
+            {"name": "speed of a bare Gram", "value": speed, "bar": 0.85, "met": speed >= 0.85},
+            {"name": "peak beyond the opened store, GiB", "value": growth, "bar": 1.0, "met": growth <= 1.0},
+        ],
+        extra={"peak_gib_of_process": round(after / 2**30, 3)},
+        out=out,
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=4_200_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(arguments)
+    run(args.rows, args.dim, args.classes, args.folds, args.rounds, args.out)
+
+
+if __name__ == "__main__":
+    main()
