@@ -48,7 +48,19 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     Parameters
     ----------
     spec : str
-        ``source:argument``: ``imagefolder:DIR``, ``list:FILE``, ``arrays:DIR``, ``digits`` or ``digits:DOMAIN``.
+        ``source:argument``. Each source's module says more:
+
+        ``imagefolder:DIR``             a folder a class (`image_folder`)
+        ``list:FILE``                   lines of path and label (`list_file`)
+        ``table:FILE``                  Parquet, CSV, TSV or JSON lines, with metadata columns (`table`)
+        ``arrays:DIR``                  numpy files (`arrays`)
+        ``webdataset:PATTERN``          tar shards, local or at http and s3 addresses (`webdataset`)
+        ``hf:PLACE``                    Hugging Face data sets (`huggingface`)
+        ``torchvision:CLASS:ROOT``      torchvision's data sets (`torchvision`)
+        ``tfds:NAME:DIR``               TensorFlow Datasets' records (`tfds`)
+        ``imagenet:DIR``                ImageNet, ``imagenet:v2:DIR``, sketch, r, a, objectnet (`imagenet`)
+        ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`domains`)
+        ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
     split : str
         ``train``, ``val``, ``test``, ...; ``all`` for class folders without splits.
     labels : str

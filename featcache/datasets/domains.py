@@ -8,6 +8,8 @@ Domains. Folders of ROOT or of ``ROOT/kfold`` (PACS). Names are compared without
 ``RealWorld``, ``Real World`` and ``real_world`` are one. ``<domain>/images/<class>`` (Office-31) is taken as
 ``<domain>/<class>``. The data sets are called ``pacs-sketch`` and so on.
 
+Ids start with the domain, ``sketch/dog/1.png``: the same names and sizes in two domains are two data sets.
+
 Splits. ``all`` takes the whole domain, as transfer papers do. Any other split is a list file ``<domain>_<split>.txt``
 with a line ``<domain>/<class>/<image> number`` a sample, as DomainNet and PACS publish them, or the folder
 ``<domain>/<split>/<class>``. In a list the folder is the class; the numbers must name the classes one to one.
@@ -181,7 +183,8 @@ def _open(folder: Path, split: str, classes: list[tuple[str, str]], name: str) -
     unknown = sorted(set(class_folders(root)) - set(label))
     if unknown:
         raise DatasetError(f"{root}: folders {', '.join(unknown[:5])} are no classes of the collection; remove them")
-    return FileDataset(name, split, class_folder_index(root, label, displays, name), root)
+    prefix = f"{root.relative_to(folder.parent).as_posix()}/"
+    return FileDataset(name, split, class_folder_index(root, label, displays, name, prefix=prefix), folder.parent)
 
 
 def _open_list(file: Path, split: str, label: dict[str, int], displays: list[str], name: str) -> FileDataset:

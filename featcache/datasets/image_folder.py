@@ -128,7 +128,12 @@ def _classes(base: Path, root: Path, found: list[str]) -> list[tuple[str, str]]:
 
 
 def class_folder_index(
-    root: Path, label: Mapping[str, int], classnames: Sequence[str], where: str, found: Sequence[str] | None = None
+    root: Path,
+    label: Mapping[str, int],
+    classnames: Sequence[str],
+    where: str,
+    found: Sequence[str] | None = None,
+    prefix: str = "",
 ) -> SampleIndex:
     """The index of a folder of class folders.
 
@@ -142,6 +147,8 @@ def class_folder_index(
         What to call the data set in a warning.
     found : sequence of str, optional
         The class folders; default: those that lie in `root`.
+    prefix : str
+        What ids start with, before the class folder.
 
     Raises
     ------
@@ -152,7 +159,7 @@ def class_folder_index(
     samples = sorted(
         (sample, size, stamp, label[folder])
         for folder in found
-        for sample, size, stamp in _images(os.path.join(root, folder), f"{folder}/")
+        for sample, size, stamp in _images(os.path.join(root, folder), f"{prefix}{folder}/")
     )
     if not samples:
         raise DatasetError(

@@ -29,7 +29,8 @@ def test_every_domain_is_a_data_set_with_one_class_list(tmp_path):
     assert [d.name for d in datasets] == ["pacs-art_painting", "pacs-cartoon", "pacs-photo", "pacs-sketch"]
     assert {d.index.classnames for d in datasets} == {PACS}
     for number, data in enumerate(datasets):
-        assert data.index.ids == [f"{name}/pic 1.png" for name in PACS]
+        domain = data.name.removeprefix("pacs-")
+        assert data.index.ids == [f"{domain}/{name}/pic 1.png" for name in PACS]
         assert data.index.labels.tolist() == list(range(7))
         assert data.decode(data.read(2), 2).getpixel((0, 0)) == (number, 2, 0)
 
@@ -80,7 +81,7 @@ def test_domain_names_are_read_leniently_and_images_folders_entered(tmp_path):
         for domain in ("amazon", "dslr", "webcam"):
             picture(tmp_path / "31" / domain / "images" / f"c{c:02}" / "1.png")
     data = open_dataset(f"collection:office31:{tmp_path / '31'},domain=dslr", "all")
-    assert (data.name, data.index.ids[0], len(data.index)) == ("office31-dslr", "c00/1.png", 31)
+    assert (data.name, data.index.ids[0], len(data.index)) == ("office31-dslr", "dslr/images/c00/1.png", 31)
 
 
 def test_domainnet_is_ordered_as_its_published_lists(tmp_path):
@@ -93,7 +94,7 @@ def test_domainnet_is_ordered_as_its_published_lists(tmp_path):
     reference = sorted(names, key=lambda name: re.sub("[^a-z0-9]", "", name.lower()))
     assert list(data.index.classnames) == reference != sorted(names)
     assert data.index.classnames[:2] == ("aircraft_carrier", "animal_x")
-    assert [data.index.classnames[c] for c in data.index.labels] == [path.split("/")[0] for path in data.index.ids]
+    assert [data.index.classnames[c] for c in data.index.labels] == [path.split("/")[1] for path in data.index.ids]
 
 
 def test_any_folder_of_domains(tmp_path):
@@ -106,7 +107,7 @@ def test_any_folder_of_domains(tmp_path):
     assert a.index.labels.tolist() == [1, 0]
     with pytest.warns(UserWarning, match="2 of 3 classes"):
         data = open_dataset(f"collection:domains:{tmp_path / 'farm'},domain=b", "val")
-    assert (data.index.ids, data.index.labels.tolist()) == (["dog/3.png"], [0])
+    assert (data.index.ids, data.index.labels.tolist()) == (["b/val/dog/3.png"], [0])
 
 
 def test_errors_say_what_is_there(tmp_path):
