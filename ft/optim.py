@@ -115,14 +115,15 @@ def make_optimizer(model: Trainable, options: FinetuneOptions) -> torch.optim.Op
         {"params": [parameters[name] for name in names if factors[name] == factor], "factor": factor}
         for factor in sorted(set(factors.values()))
     ]
-    kind = OPTIMIZERS[options.optimizer]
+    kind: Any = OPTIMIZERS[options.optimizer]
     settings: dict[str, Any] = {
         "lr": options.lr,
         "betas": options.betas,
         "eps": options.eps,
         "weight_decay": options.weight_decay,
     }
-    return kind(groups, **settings)
+    made: torch.optim.Optimizer = kind(groups, fused=True, **settings)  # one pass over each tensor instead of ten
+    return made
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

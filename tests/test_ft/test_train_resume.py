@@ -161,7 +161,7 @@ def test_killed_and_resumed_with_fp16(model: str, tmp_path: Path) -> None:
 def test_a_finished_run_is_not_run_again(killed: Path, model: str) -> None:
     out = killed / "straight" / "contrastive"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    result = run(model, out, killed / "root", "contrastive")
+    result = run(model, out, killed / "root kill", "contrastive")
     assert result.steps == 7
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
     assert [row["step"] for row in result.judged] == [2, 4, 6, 7]
@@ -169,7 +169,7 @@ def test_a_finished_run_is_not_run_again(killed: Path, model: str) -> None:
 
 def test_another_run_is_not_resumed(killed: Path, model: str) -> None:
     with pytest.raises(MismatchError, match=r"differs: lr 0.001 -> 0.5"):
-        run(model, killed / "straight" / "contrastive", killed / "root", "contrastive", lr=0.5)
+        run(model, killed / "straight" / "contrastive", killed / "root kill", "contrastive", lr=0.5)
 
 
 def test_a_damaged_state_is_refused(killed: Path, model: str, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_damaged_state_is_refused(killed: Path, model: str, tmp_path: Path) ->
     (tmp_path / "options.json").write_text("{}")
     (tmp_path / "resume.safetensors").write_bytes(state[:999])
     with pytest.raises(TrainingError, match=r"cannot be read .* --overwrite"):
-        run(model, tmp_path, killed / "root", "contrastive")
+        run(model, tmp_path, killed / "root kill", "contrastive")
 
 
 def test_the_state_holds_no_pickle(killed: Path) -> None:
@@ -189,16 +189,12 @@ def test_the_state_holds_no_pickle(killed: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders ``one/NAME`` of a process alone and ``two/NAME`` of two."""
-    folder = tmp_path_factory.mktemp("pair")
-    names = ("cross entropy", "contrastive")
-    workers = [
-        in_a_process("two", model, str(folder), *names, RANK=str(n), WORLD_SIZE=str(WORLD)) for n in range(WORLD)
-    ]
-    alone = in_a_process("one", model, str(folder), *names)
-    assert [process.wait(timeout=300) for process in (*workers, alone)] == [0] * 3
-    return folder
+def pair(model: str, killed: Path) -> Path:
+    """The folder of `killed`, where ``straight/NAME`` are runs of one process, with ``two/NAME`` of two."""
+    ranks = [{"RANK": str(rank), "WORLD_SIZE": str(WORLD)} for rank in range(WORLD)]
+    workers = [in_a_process("two", model, str(killed), "cross entropy", "contrastive", **rank) for rank in ranks]
+    assert [process.wait(timeout=300) for process in workers] == [0] * WORLD
+    return killed
 
 
 @pytest.mark.parametrize("name", ["cross entropy", "contrastive"])
@@ -207,12 +203,12 @@ def test_two_processes_equal_one(name: str, pair: Path) -> None:
 
     Weights are no measure: Adam moves those whose gradient is zero but for rounding (biases of keys) by its full rate.
     """
-    one, two = (load_file(pair / many / f"{name} first" / "resume.safetensors") for many in ("one", "two"))
+    one, two = (load_file(pair / many / f"{name} first" / "resume.safetensors") for many in ("straight", "two"))
     moments = [key for key in one if key.endswith("exp_avg")]
     size = max(float(one[key].abs().max()) for key in moments)
     assert size > 1e-3
     assert max(float((one[key] - two[key]).abs().max()) for key in moments) < 2e-6 * size
-    logs = (contents(pair / many / name)["log"] for many in ("one", "two"))
+    logs = (contents(pair / many / name)["log"] for many in ("straight", "two"))
     for first, second in zip(*logs, strict=True):
         numbers = "terms" if "terms" in first else "val"
         assert second[numbers] == pytest.approx(first[numbers], rel=1e-4, abs=1e-6)
@@ -235,20 +231,18 @@ def test_shares_of_processes_make_up_the_batch() -> None:
 
 def main(task: str, model: str, place: str, *names: str) -> None:
     folder = Path(place)
-    if task == "kill":
-        for name in names:
-            run(model, folder / "straight" / name, folder / "root", name)
-            kills = killed_and_resumed(model, folder / "killed" / name, folder / "root", name)
-            (folder / "killed" / name / "kills").write_text(str(kills))
-        return
     if task == "two":
         import torch.distributed as dist
 
         rank = int(os.environ["RANK"])
         dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=WORLD)
     for name in names:
-        run(model, folder / task / f"{name} first", folder / f"root {task}", name, steps=1)
-        run(model, folder / task / name, folder / f"root {task}", name)
+        out, root = folder / ("two" if task == "two" else "straight"), folder / f"root {task}"
+        run(model, out / f"{name} first", root, name, steps=1)
+        run(model, out / name, root, name)
+        if task == "kill":
+            kills = killed_and_resumed(model, folder / "killed" / name, root, name)
+            (folder / "killed" / name / "kills").write_text(str(kills))
 
 
 if __name__ == "__main__":
