@@ -470,3 +470,17 @@ def test_another_folder_is_never_taken_for_a_run(model: str, tmp_path: Path) -> 
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(TrainingError, match="is no run's folder"):
         train(tmp_path, model)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_follows_the_cpu(precision: str, model: str, tmp_path: Path) -> None:
+    losses = []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        changes = options(
+            log_every=1, precision=precision, regularizers=ALL_TERMS, average="ema", compile=device == "cuda"
+        )
+        finetune(Pictures(), model, out=out, options=changes, device=device)
+        losses.append([record["loss"] for record in log(out)])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3 if precision == "fp32" else 0.1)
