@@ -29,6 +29,7 @@ COLLECTION = "collection"
 DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "arrays": "featcache.datasets.arrays:open_arrays",
     "collection": "featcache.datasets.domains:open_domain",
+    "coop": "featcache.datasets.coop:open_coop",
     "digits": "featcache.datasets.digits:open_digits",
     "hf": "featcache.datasets.huggingface:open_huggingface",
     "imagefolder": "featcache.datasets.image_folder:open_image_folder",
@@ -53,6 +54,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``imagefolder:DIR``             a folder a class (`image_folder`)
         ``list:FILE``                   lines of path and label (`list_file`)
         ``table:FILE``                  Parquet, CSV, TSV or JSON lines, with metadata columns (`table`)
+        ``coop:FILE``                   CoOp's split files of few-shot papers (`coop`)
         ``arrays:DIR``                  numpy files (`arrays`)
         ``webdataset:PATTERN``          tar shards, local or at http and s3 addresses (`webdataset`)
         ``hf:PLACE``                    Hugging Face data sets (`huggingface`)
