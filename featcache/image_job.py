@@ -31,7 +31,7 @@ from featcache.progress import Progress
 from featcache.store import BadRow, ImageStore, StoreWriter, content_key, open_image_store
 from featcache.store.claims import Claims
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
-from featcache.store.places import StorePath, stat
+from featcache.store.places import StorePath, remove, stat
 from featcache.store.samples import METADATA, SAMPLES, STAMPS, samples_bytes, write_stamps
 from featcache.store.writer import existing_header
 
@@ -245,4 +245,6 @@ class ImageJob:
             "decode_threads": self.options.workers or default_workers(),
         }
         columns = {METADATA: metadata_bytes(self.index.metadata)} if self.index.metadata else {}
+        if not columns:
+            remove(self.path / METADATA)
         writer.finalise({"labels": labels}, info | dict(kept or {}), provenance, columns)
