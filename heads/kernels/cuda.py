@@ -26,13 +26,16 @@ from heads.kernels.problem import Problem
 from heads.kernels.products import wide_product
 from heads.kernels.tally import RowValues, Tally
 
-__all__ = ["TILE_BYTES", "Packed", "Tiling", "kernel_source", "pack", "require", "row_values", "run"]
+__all__ = ["TILE_BYTES", "Packed", "Tiling", "blocks", "kernel_source", "pack", "require", "row_values", "run"]
 
 TILE_BYTES = 24 * 2**20
 """Bytes of a tile of logits. The L2 caches of an A100, H100 and H200 hold 40 to 60 MB, weights and features too."""
 
 CELLS = 2**22
 """Rows times heads whose statistics are held before they are summed: 80 MiB of them."""
+
+ROWS = 2**18
+"""And rows at most: what may have to be widened, if features are narrower than weights."""
 
 _LANES, _THREADS = 32, 256
 _ALIGN = 8  # columns of a head; the kernel loads 4 logits at once, and cuBLAS likes 16-byte rows of half precision
@@ -106,10 +109,15 @@ def kernel_source() -> str:
 
 
 def _run(problem: Problem, launch: Launch, tile_bytes: int | None = None) -> Tally:
-    packed, n = pack(problem), len(problem.labels)
-    step = max(CELLS // problem.n_heads, 1)
-    blocks = (problem.rows(start, min(start + step, n)) for start in range(0, n, step))
-    return Tally.joined(Tally.of_rows(row_values(block, packed, launch, tile_bytes), block) for block in blocks)
+    packed = pack(problem)
+    values = ((row_values(block, packed, launch, tile_bytes), block) for block in blocks(problem))
+    return Tally.joined(Tally.of_rows(rows, block) for rows, block in values)
+
+
+def blocks(problem: Problem) -> Iterator[Problem]:
+    """The problem on as many rows at a time as have their statistics held."""
+    n, step = len(problem.labels), min(max(CELLS // problem.n_heads, 1), ROWS)
+    return (problem.rows(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def pack(problem: Problem) -> Packed:
@@ -139,10 +147,9 @@ def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int
     tiling = Tiling.of(n, n_given, packed.stride, together, tile_bytes or TILE_BYTES)
     out = _outputs(problem)
     tile = problem.features.new_empty(tiling.rows * tiling.heads * packed.stride, dtype=torch.float32)
-    features, labels = problem.features.to(packed.weights.dtype), problem.labels.contiguous()
-    pass_ = _Pass(packed, launch, out, labels, problem.n_classes, _coefficients(problem))
+    pass_ = _Pass(packed, launch, out, problem.labels.contiguous(), problem.n_classes, _coefficients(problem))
     for start in range(0, n, tiling.rows):
-        x = features[start : start + tiling.rows]
+        x = problem.features[start : start + tiling.rows].to(packed.weights.dtype)
         for head in range(0, n_given, tiling.heads):
             count = min(tiling.heads, n_given - head)
             width = count * packed.stride

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from featcache.errors import HeadError, MissingExtraError
-from heads.kernels.cuda import CELLS, Packed, pack
+from heads.kernels.cuda import Packed, blocks, pack
 from heads.kernels.problem import Problem
 from heads.kernels.tally import RowValues, Tally
 
@@ -51,10 +51,8 @@ def require(problem: Problem) -> None:
 
 def run(problem: Problem) -> Tally:
     """The tally, over blocks of rows whose statistics are summed on the GPU."""
-    packed, n = pack(problem), len(problem.labels)
-    step = max(CELLS // problem.n_heads, 1)
-    blocks = (problem.rows(start, min(start + step, n)) for start in range(0, n, step))
-    return Tally.joined(Tally.of_rows(row_values(block, packed), block) for block in blocks)
+    packed = pack(problem)
+    return Tally.joined(Tally.of_rows(row_values(block, packed), block) for block in blocks(problem))
 
 
 def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> RowValues:
