@@ -88,7 +88,13 @@ def _tell(
     """Files and what is printed."""
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
     append_rows(args.results, rows)
-    lines = [table_text(rows[:shown]), *_worst(rows), *remarks, f"{len(rows)} row(s) appended to {args.results}"]
+    lines = [
+        table_text(rows[:shown]),
+        *_intervals(rows),
+        *_worst(rows),
+        *remarks,
+        f"{len(rows)} row(s) appended to {args.results}",
+    ]
     if args.per_sample:
         ids = dict(zip(store_labels(stores), (store.ids for store in stores), strict=True))
         lines.append(f"samples: {write_samples(judgement, args.per_sample, ids)}")
@@ -97,6 +103,19 @@ def _tell(
     if args.report:
         lines.append("report: " + ", ".join(str(path) for path in write_report(rows, args.report)))
     show(rows, "\n".join(lines), args.json)
+
+
+def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The interval of each accuracy and NLL, where there are any."""
+    lines = []
+    for row in rows:
+        for key in row:
+            if key.endswith(":top1_interval"):
+                store = key.removesuffix(":top1_interval")
+                top1 = " to ".join(f"{100 * end:.1f}" for end in row[key])
+                nll = " to ".join(f"{end:.3f}" for end in row[f"{store}:nll_interval"])
+                lines.append(f"95 % interval of {label_of(row)} on {store}: top1 {top1} %, nll {nll}")
+    return lines
 
 
 def _worst(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -108,6 +108,8 @@ def test_intervals_and_files(cli: Any, root: Path) -> None:
         assert code == 0, error
     low, high = rows[2]["shapes:top1_interval"]
     assert low < rows[2]["shapes:top1"] < high
+    _, text, _ = cli("evaluate", *heads, "--on", STORES[0], "--intervals", "200", as_json=False)
+    assert f"on shapes: top1 {100 * low:.1f} to {100 * high:.1f} %, nll " in text
     samples, counts = np.load("s.npz"), np.load("c.npz")
     assert samples["heads"].tolist() == ["nearest_mean", "ridge", "nearest_mean+ridge"]
     assert samples["alphas"][2] == 0.5
