@@ -47,8 +47,11 @@ def _seconds(device: torch.device, work: Work) -> float:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> dict[str, float]:
-    """FLOP/s of a large product in `dtype`, and bytes/s (read and written) of a large copy, measured here and now."""
-    size, length = (128, 2**16) if tiny else (8192, 2**30)
+    """FLOP/s of a large product in `dtype`, and bytes/s (read and written) of a large copy, measured here and now.
+
+    Small ones on anything but a GPU, where 8 GiB may be all there is.
+    """
+    size, length = (8192, 2**30) if device.type == "cuda" and not tiny else (128, 2**16)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     source = torch.randn(length, device=device)
