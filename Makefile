@@ -27,6 +27,8 @@ zarr-oldest: $(READY)  ## the stores under the oldest zarr that is allowed
 
 bench: $(READY)  ## every benchmark at full size, results into benchmarks/results
 	$(BIN)/python -m benchmarks.bench_store --out benchmarks/results/store.json
+	$(BIN)/python -m benchmarks.bench_store_write --out benchmarks/results/store-write.json
+	$(BIN)/python -m benchmarks.bench_writers --out benchmarks/results/writers.json
 	$(BIN)/python -m benchmarks.bench_encode --out benchmarks/results/encode.json
 	$(BIN)/python -m benchmarks.bench_ridge --out benchmarks/results/ridge.json
 	$(BIN)/python -m benchmarks.bench_himalaya --out benchmarks/results/himalaya.json
