@@ -1,14 +1,15 @@
 """Cross entropy of a linear head with gradients, block of rows by block of rows: no array of logits (N, C) is kept.
 
-The forward pass keeps the log-sum-exp of each row; the backward pass computes each block's logits a second time and
-turns them in place into ``softmax - onehot`` (the recomputation of Chen et al. 2016, for one layer). That is a third
-product more than keeping the logits, and a head of 21,843 classes then needs memory for one block.
+A mean or sum over rows gets its gradients in the same pass that computes it, since all they lack is one factor: no
+product more than torch needs, and what waits for the backward pass is as large as the gradients. Losses of single rows
+have their logits computed a second time in the backward pass (Chen et al. 2016, for one layer). Either way a head of
+21,843 classes needs memory for one block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -68,14 +69,17 @@ def linear_cross_entropy(
     if scale.numel() != 1:
         raise HeadError(f"logit_scale is {tuple(scale.shape)}, expected one number")
     problem = pose(features, [weights], labels, bias=None if bias is None else [bias], logit_scale=scale.item())
-    rows: Tensor = _RowNLL.apply(features, weights, bias, scale, problem.labels, problem.dtype)
+    inputs = _Inputs(features, weights, bias, scale, problem.labels)
     if reduction == "none":
+        rows: Tensor = _RowLosses.apply(*inputs)
         return rows
-    return rows.mean() if reduction == "mean" else rows.sum()
+    share = 1.0 if reduction == "sum" else 1.0 / len(features)
+    loss: Tensor = _Loss.apply(*inputs, share, torch.is_grad_enabled())
+    return loss
 
 
-class _RowNLL(torch.autograd.Function):
-    """NLL (N,) of each row."""
+class _Loss(torch.autograd.Function):
+    """Sum of NLL over rows, times `share`; its gradients are made in the same pass over the blocks."""
 
     @staticmethod
     def forward(
@@ -85,64 +89,97 @@ class _RowNLL(torch.autograd.Function):
         bias: Tensor | None,
         scale: Tensor,
         labels: Tensor,
-        kind: torch.dtype,
+        share: float,
+        fitting: bool,
     ) -> Tensor:
-        lse = torch.empty(len(labels), dtype=kind, device=features.device)
-        target = torch.empty_like(lse)
-        for rows, logits in _blocks(features, weights, bias, scale, kind):
-            target[rows] = logits.gather(1, labels[rows, None])[:, 0]
-            lse[rows] = logits.logsumexp(1)
-        ctx.save_for_backward(features, weights, bias, scale, labels, lse)
-        return lse - target
+        inputs = _Inputs(features, weights, bias, scale, labels)
+        nll = torch.empty(len(labels), dtype=inputs.kind, device=features.device)
+        wants = ctx.needs_input_grad[:4] if fitting else (False,) * 4
+        ctx.save_for_backward(*inputs.sweep(wants, nll.new_full((), share).expand(len(labels)), nll))
+        return nll.sum() * share
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        features, weights, bias, scale, labels, lse = ctx.saved_tensors
-        wants = ctx.needs_input_grad[:4]
-        kind = lse.dtype
-        wide = weights.to(kind)
-        to_features = torch.empty_like(features) if wants[0] else None
+        made = ctx.saved_tensors
+        return (*(None if part is None else part * grad.to(part.dtype) for part in made), None, None, None)
+
+
+class _RowLosses(torch.autograd.Function):
+    """NLL (N,) of each row; the backward pass, which knows what each row weighs, computes the logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weights: Tensor, bias: Tensor | None, scale: Tensor, labels: Tensor
+    ) -> Tensor:
+        inputs = _Inputs(features, weights, bias, scale, labels)
+        nll = torch.empty(len(labels), dtype=inputs.kind, device=features.device)
+        inputs.sweep((False,) * 4, nll, nll)
+        ctx.save_for_backward(*inputs)
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_Inputs(*ctx.saved_tensors).sweep(ctx.needs_input_grad[:4], grad), None)
+
+
+class _Inputs(NamedTuple):
+    """Features (N, D), weights (C, D), bias (C,) or None, logit scale (one number), labels (N,)."""
+
+    features: Tensor
+    weights: Tensor
+    bias: Tensor | None
+    scale: Tensor
+    labels: Tensor
+
+    @property
+    def kind(self) -> torch.dtype:
+        """What is computed in: float64 if features or weights are, else float32."""
+        return torch.float64 if torch.float64 in (self.features.dtype, self.weights.dtype) else torch.float32
+
+    def sweep(self, wants: tuple[bool, ...], grad: Tensor, nll: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """Gradients by the first four inputs where wanted, for row gradients (N,); `nll` (N,) is filled if given."""
+        kind, wide = self.kind, self.weights.to(self.kind)
+        to_features = torch.empty_like(self.features) if wants[0] else None
         to_weights = torch.zeros_like(wide) if wants[1] else None
-        to_bias = torch.zeros(len(weights), dtype=kind, device=weights.device) if wants[2] else None
-        to_scale = torch.zeros((), dtype=kind, device=weights.device) if wants[3] else None
-        for rows, logits in _blocks(features, weights, bias, scale, kind):
-            step = _in_place_step(logits, lse[rows], labels[rows], grad[rows])
-            x = features[rows].to(kind)
+        to_bias = wide.new_zeros(len(wide)) if wants[2] else None
+        to_scale = wide.new_zeros(()) if wants[3] else None
+        for rows, logits in self._blocks(wide):
+            labels, lse = self.labels[rows], logits.logsumexp(1)
+            if nll is not None:
+                nll[rows] = lse - logits.gather(1, labels[:, None])[:, 0]
+            if not any(wants):
+                continue
+            x, step = self.features[rows].to(kind), _in_place_step(logits, lse, labels, grad[rows])
             if to_weights is not None:
-                to_weights.addmm_(step.T, x, alpha=scale.item())
+                to_weights.addmm_(step.T, x, alpha=self.scale.item())
             if to_bias is not None:
                 to_bias += step.sum(0)
-            if to_features is not None or to_scale is not None:
-                back = step @ wide
-                if to_scale is not None:
-                    to_scale += (back * x).sum()
-                if to_features is not None:
-                    to_features[rows] = back.mul_(scale)
-        return (
-            to_features,
-            None if to_weights is None else to_weights.to(weights.dtype),
-            None if to_bias is None else to_bias.to(bias.dtype),
-            None if to_scale is None else to_scale.to(scale.dtype).reshape(scale.shape),
-            None,
-            None,
-        )
+            back = step @ wide if wants[0] or wants[3] else None
+            if to_scale is not None and back is not None:
+                to_scale += (back * x).sum()
+            if to_features is not None and back is not None:
+                to_features[rows] = back.mul_(self.scale)
+        return to_features, *map(_like, (to_weights, to_bias, to_scale), self[1:4])
+
+    def _blocks(self, wide: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of rows and their logits (n, C), which may be overwritten; a block is good until the next."""
+        n = len(self.features)
+        step = min(max(_CELLS // len(wide), 16), n)
+        scratch = wide.new_empty(step, len(wide))
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n))
+            logits = torch.mm(self.features[rows].to(wide.dtype), wide.T, out=scratch[: rows.stop - start])
+            logits *= self.scale.to(wide.dtype)
+            if self.bias is not None:
+                logits += self.bias.to(wide.dtype)
+            yield rows, logits
 
 
-def _blocks(
-    features: Tensor, weights: Tensor, bias: Tensor | None, scale: Tensor, kind: torch.dtype
-) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of rows and their logits (n, C), which may be overwritten; a block is good until the next."""
-    step = min(max(_CELLS // len(weights), 16), len(features))
-    wide = weights.to(kind).T
-    scratch = torch.empty(step, len(weights), dtype=kind, device=features.device)
-    for start in range(0, len(features), step):
-        rows = slice(start, min(start + step, len(features)))
-        logits = torch.mm(features[rows].to(kind), wide, out=scratch[: rows.stop - start])
-        logits *= scale.to(kind)
-        if bias is not None:
-            logits += bias.to(kind)
-        yield rows, logits
+def _like(made: Tensor | None, given: Tensor | None) -> Tensor | None:
+    """A gradient in the type and shape of what it belongs to."""
+    return None if made is None or given is None else made.to(given.dtype).reshape(given.shape)
 
 
 def _in_place_step(logits: Tensor, lse: Tensor, labels: Tensor, grad: Tensor) -> Tensor:
