@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from featcache.embed_text import embed_prompts
 from featcache.encode import encode
 from featcache.encoders import load_encoder
+from featcache.errors import PromptError
 from heads import ZeroShot
 
 CLASSES, TEMPLATE = ["cat", "polar bear", "tree frog"], "a photo of a {}."
@@ -97,3 +98,27 @@ def test_the_bias_belongs_to_the_text_side_of_the_key(folder: Path) -> None:
     assert after.image_identity == before.image_identity
     assert after.text_identity != before.text_identity
     assert after.text_digest != before.text_digest
+
+
+def test_a_text_that_hugging_faces_tokenizer_would_cut_is_refused(folder: Path) -> None:
+    """SigLIP's tokenizers come from transformers, and cut silently."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    words = ["</s>", "<unk>", "<pad>", "a", "photo", "of", "cat", "."]
+    model = tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
+    fast.save_pretrained(folder / "siglip")
+    file = folder / "siglip/open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "beside/the-weights"
+    file.write_text(json.dumps(config))
+    encoder = load_encoder(f"local-dir:{folder}/siglip", device="cpu")
+    assert encoder.text_identity["tokenizer"]["type"] == "HFTokenizer"
+    assert np.isfinite(encoder.encode_texts([" ".join(["cat"] * 15), "a photo of a cat ."])).all()  # 15 and </s>: 16
+    with pytest.raises(PromptError, match="text of 17 tokens, siglip takes 16: 'cat cat"):
+        encoder.encode_texts(["a cat", " ".join(["cat"] * 16)])

@@ -180,7 +180,7 @@ def test_float_and_uint8_pixels_agree_but_for_rounding(tmp_path: Path) -> None:
 def test_a_text_that_would_be_cut_is_refused(tmp_path: Path) -> None:
     encoder = load_encoder(write_folder(tmp_path / "model", make_model()))
     encoder.encode_texts(["word " * 14])
-    with pytest.raises(PromptError, match=r"text of 15 tokens, .* takes 14"):
+    with pytest.raises(PromptError, match=r"text of 17 tokens, .* takes 16"):
         encoder.encode_texts(["fine", "word " * 15])
 
 

@@ -204,15 +204,18 @@ class OpenClipEncoder:
         return tokens
 
     def _check_lengths(self, texts: Sequence[str]) -> None:
-        encode = getattr(self._tokenizer, "encode", None)
-        if encode is None:
-            return
-        limit = int(self._tokenizer.context_length) - 2
+        limit = int(self._tokenizer.context_length)
         for text in texts:
-            if len(encode(text)) > limit:
-                raise PromptError(
-                    f"text of {len(encode(text))} tokens, {self.name} takes {limit}: {text!r}; shorten it"
-                )
+            count = self._count(text)
+            if count > limit:
+                raise PromptError(f"text of {count} tokens, {self.name} takes {limit}: {text!r}; shorten it")
+
+    def _count(self, text: str) -> int:
+        """Tokens of a text, those of its start and end included."""
+        if hasattr(self._tokenizer, "encode"):  # open_clip's own tokenizer
+            return len(self._tokenizer.encode(text)) + 2
+        clean = getattr(self._tokenizer, "clean_fn", str)  # Hugging Face's, as SigLIP has
+        return len(self._tokenizer.tokenizer(clean(text))["input_ids"])
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The block in which the towers compute in `precision`."""
