@@ -34,7 +34,7 @@ from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, content_key, open_text_store, resolve_root
 from featcache.store.layout import ArraySpec
 from featcache.store.places import StorePath, read
-from featcache.store.writer import existing_header
+from featcache.store.writer import begun_chunk_rows
 
 CHUNK_NBYTES = 4 << 20
 
@@ -155,9 +155,8 @@ class _TextJob:
 
     def _writer(self) -> StoreWriter:
         n_classes, dim, nan = len(self.classnames), self.encoder.dim, float("nan")
-        begun = existing_header(self.path)
-        rows = int(begun["chunk_rows"]) if begun else max(1, CHUNK_NBYTES // (4 * self.longest * dim))
-        rows = min(rows, n_classes)
+        rows = min(max(1, CHUNK_NBYTES // (4 * self.longest * dim)), n_classes)
+        rows = begun_chunk_rows(self.path, rows)
         specs = {
             "raw": ArraySpec("raw", "<f4", (n_classes, self.longest, dim), rows, nan),
             "cls": ArraySpec("cls", "<f4", (n_classes, dim), rows, nan),

@@ -33,7 +33,7 @@ from featcache.store.claims import Claims
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
 from featcache.store.places import StorePath, remove, stat
 from featcache.store.samples import METADATA, SAMPLES, STAMPS, samples_bytes, write_stamps
-from featcache.store.writer import existing_header
+from featcache.store.writer import begun_chunk_rows
 
 FINALISE_ATTEMPTS = 3
 FINISH = "finish"
@@ -84,9 +84,7 @@ class ImageJob:
 
     def _writer(self) -> StoreWriter:
         n_rows = len(self.index)
-        begun = existing_header(self.path)
-        default = self.options.chunk_rows or DEFAULT_CHUNK_ROWS
-        chunk_rows = int(begun["chunk_rows"]) if begun else min(default, n_rows)
+        chunk_rows = begun_chunk_rows(self.path, min(self.options.chunk_rows or DEFAULT_CHUNK_ROWS, n_rows))
         return StoreWriter(
             self.path,
             ImageStore.kind,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import FeatcacheError, StoreNotFoundError, StoreSchemaError
-from featcache.store.layout import MANIFEST
+from featcache.store.layout import MANIFEST, SCHEMA
 from featcache.store.manifest import read_manifest
 from featcache.store.opened import Store
 from featcache.store.places import File, StorePath, files, location, stat
@@ -80,7 +80,8 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
     header = existing_header(path)
     if header is None:
         return None
-    return Entry(path, header["kind"], header["key"], "(unfinished)", None, "?", header["rows"], size, False, modified)
+    rows = header["rows"] if header["schema"] == SCHEMA else 0
+    return Entry(path, kind, key, "(unfinished)", None, "?", rows, size, False, modified)
 
 
 def find_store(reference: str | StorePath, root: StorePath) -> Store:

@@ -224,17 +224,17 @@ def test_two_runs_that_begin_at_once_agree_on_the_size_of_chunks(
     """The other run creates the store between our look at it and our own creation."""
     import featcache.image_job as image_job
 
-    real, raced = image_job.existing_header, []
+    real, raced = image_job.begun_chunk_rows, []
 
-    def look(path: Path) -> object:
-        found = real(path)
-        if found is None and not raced:
+    def look(path: Path, default: int) -> int:
+        found = real(path, default)
+        if found == default and not raced:
             raced.append(True)
             with pytest.raises(ShardDoneError):
                 encode(tmp_path, Share(0, 30, only=True))
         return found
 
-    monkeypatch.setattr(image_job, "existing_header", look)
+    monkeypatch.setattr(image_job, "begun_chunk_rows", look)
     options = EncodeOptions(chunk_rows=16, max_bad=1)
     store = encode_dataset(NumpyDataset(ROWS, broken=[5]), NumpyEncoder(), root=tmp_path, options=options).store
     assert store.manifest.arrays["features"].chunk_rows == CHUNK_ROWS

@@ -1,5 +1,6 @@
 """Disks that are full or read-only, and records that are not what they should be: a clear error, nothing lost."""
 
+import contextlib
 import errno
 import json
 import os
@@ -14,14 +15,14 @@ from fakes import NumpyDataset, NumpyEncoder, projected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache import EncodeOptions, encode_dataset, open_store
+from featcache import EncodeOptions, encode_dataset, list_stores, open_store
 from featcache.cli import main
 from featcache.errors import FeatcacheError, StoreWriteError
 from featcache.store import ImageStore, Manifest, atomic, verify
 from featcache.store.key import canonical_json, checksum
 from featcache.store.layout import ArraySpec
 from featcache.store.manifest import Marker, parse_manifest
-from featcache.store.writer import existing_header
+from featcache.store.writer import begun_chunk_rows, existing_header
 
 NAMES = {"features", "norm", "valid", "content"}
 
@@ -208,6 +209,24 @@ def test_a_marker_changed_anywhere_is_none_or_of_this_chunk(data: st.DataObject,
     if found is not None:
         assert (found.chunk, found.rows, set(found.checksums)) == (1, 3, NAMES)
         assert all(type(bad.row) is int and 8 <= bad.row < 11 for bad in found.bad)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), value=JSON)
+def test_a_header_changed_anywhere_is_refused_or_listed(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, value: Any
+) -> None:
+    path = tmp_path_factory.mktemp("root") / "images" / "a" / "b"
+    path.mkdir(parents=True)
+    header = {"schema": 1, "kind": "images", "key": "a/b", "identity": {}, "rows": 9, "chunk_rows": 4, "verb": "encode"}
+    record = {"attributes": {"featcache": header}, "zarr_format": 3}
+    edited = changed(record, data.draw(st.sampled_from(places_of(record))), value)
+    (path / "zarr.json").write_text(json.dumps(edited))
+    assert len(list_stores(path.parents[2])) <= 1
+    with contextlib.suppress(FeatcacheError):
+        assert begun_chunk_rows(path, 7) > 0
+    with pytest.raises(FeatcacheError):
+        open_store(path)
 
 
 @settings(max_examples=200, deadline=None)
