@@ -10,6 +10,7 @@ All run in turn in one process, on unit rows at logit scale 100:
 - compile: the same function under torch.compile, where a C++ compiler is;
 - chunked: our plain torch implementation, block by block.
 
+"fit" is cross entropy with its gradient by the weights, for which no bar is set.
 Apple's cut-cross-entropy and Liger's fused linear cross entropy need a GPU, and give the loss alone. Peak memory is the
 rise of a fresh process's high-water mark over its inputs.
 
@@ -31,7 +32,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import interleaved, median, ratio, report
-from heads.kernels import linear_nll
+from heads.kernels import linear_cross_entropy, linear_nll
 
 SIZES = {"N": 50_000, "D": 512, "C": 1000}
 TINY = {"N": 300, "D": 24, "C": 70}
@@ -115,6 +116,16 @@ def alpha_contestants(inputs: Inputs) -> dict[str, Work]:
     }
 
 
+def fit_contestants(inputs: Inputs) -> dict[str, Work]:
+    """Cross entropy of one head and its gradient by the weights."""
+    X, W, y = inputs.X, inputs.W[0].clone().requires_grad_(), inputs.y
+
+    def eager() -> None:
+        torch.nn.functional.cross_entropy(SCALE * (X @ W.T), y).backward()
+
+    return {"fit, ours": lambda: linear_cross_entropy(X, W, y, logit_scale=SCALE).backward(), "fit, eager": eager}
+
+
 def can_compile() -> str | None:
     """Why torch.compile does not run here, or None."""
     try:
@@ -149,7 +160,12 @@ def print_peak(sizes: dict[str, int], n_heads: int, threads: int, name: str) -> 
     """What `memory` runs: compile and start the libraries' threads on few rows, then measure all."""
     limit_threads(threads)
     few, inputs = Inputs({**sizes, "N": 300}, n_heads), Inputs(sizes, n_heads)
-    make = alpha_contestants if "alphas" in name else lambda given: contestants(given, compiled=name == "compile")
+
+    def make(given: Inputs) -> dict[str, Work]:
+        if "fit" in name:
+            return fit_contestants(given)
+        return alpha_contestants(given) if "alphas" in name else contestants(given, compiled=name == "compile")
+
     make(few)[name]()
     print(peak_mib(make(inputs)[name]))
 
@@ -210,7 +226,7 @@ def main() -> None:
     seconds |= {f"bfloat16 H=1, {key}": value for key, value in half.items()}
     pair = Inputs(sizes, 2)
     path = interleaved(alpha_contestants(pair), options.rounds)
-    seconds |= path
+    seconds |= path | interleaved(fit_contestants(pair), options.rounds)
     value = median(path[f"{N_ALPHAS} alphas"]) / median(path["one head"])
     row = {"name": f"{N_ALPHAS} alphas over one head", "value": value, "bar": BARS["alphas"]}
     bars.append(row | {"met": value <= BARS["alphas"]})
@@ -228,11 +244,12 @@ def peaks(sizes: dict[str, int], options: argparse.Namespace, bars: list[dict[st
     if not Path("/proc/self/clear_refs").exists():
         return {}
     wanted = [(h, "ours") for h in options.heads] + [(2, f"{N_ALPHAS} alphas"), (1, "chunked"), (1, "eager")]
+    wanted += [(1, "fit, ours"), (1, "fit, eager")]
     if options.tiny:
         wanted = wanted[:1]
     found = {f"H={h}, {name}": memory(sizes, h, options.threads, name) for h, name in wanted}
     for key, value in found.items():
-        if "ours" in key or "alphas" in key:
+        if key.endswith((", ours", " alphas")) and "fit" not in key:
             bars.append({"name": f"{key}: MiB", "value": value, "bar": BARS["MiB"], "met": value <= BARS["MiB"]})
     return found
 
