@@ -54,8 +54,10 @@ class HuggingFaceDataset:
     def read(self, row: int) -> bytes:
         """The image's file; OSError where it cannot be read."""
         item = self.item(row)
-        if item["bytes"] is not None:
+        if item.get("bytes") is not None:
             return bytes(item["bytes"])
+        if not item.get("path"):
+            raise FileNotFoundError(f"{self.index.ids[row]}: no image in this row")
         with open(item["path"], "rb") as file:
             return file.read()
 
@@ -212,8 +214,7 @@ def _scan(data: Any, image: str, columns: Sequence[str]) -> tuple[list[tuple[int
         lengths = pc.binary_length(struct.field("bytes")).to_pylist()
         paths = struct.field("path").to_pylist()
         files += [
-            size_and_stamp(Path(path or "")) if length is None else (length, stamp)
-            for length, path in zip(lengths, paths, strict=True)
+            _outside(path) if length is None else (length, stamp) for length, path in zip(lengths, paths, strict=True)
         ]
         for column in columns:
             cells[column] += batch[column].to_pylist()
@@ -224,11 +225,17 @@ def _scan_stream(data: Any, image: str, columns: Sequence[str]) -> tuple[list[tu
     files: list[tuple[int, int]] = []
     cells: dict[str, list[Any]] = {column: [] for column in columns}
     for item in _undecoded(data, image):
-        content = item[image]["bytes"]
-        files.append((len(content), 0) if content is not None else size_and_stamp(Path(item[image]["path"])))
+        picture = item[image] or {}
+        content = picture.get("bytes")
+        files.append((len(content), 0) if content is not None else _outside(picture.get("path")))
         for column in columns:
             cells[column].append(item[column])
     return files, cells
+
+
+def _outside(path: str | None) -> tuple[int, int]:
+    """Size and stamp of an image that lies beside the table, zeros where there is none."""
+    return size_and_stamp(Path(path)) if path else (0, 0)
 
 
 def _undecoded(data: Any, image: str) -> Any:
@@ -240,9 +247,9 @@ def _undecoded(data: Any, image: str) -> Any:
 def _access(data: Any, image: str, streamed: bool) -> Callable[[int], Item]:
     if streamed:
         undecoded = _undecoded(data, image).select_columns([image])
-        return Window(lambda row: (item[image] for item in undecoded.skip(row)))
+        return Window(lambda row: (item[image] or {} for item in undecoded.skip(row)))
     table = data.select_columns([image]).with_format("arrow")
-    return lambda row: dict(table[row][image][0].as_py())
+    return lambda row: dict(table[row][image][0].as_py() or {})
 
 
 def _classes(kind: Any, values: Sequence[Any], ids: Sequence[str], labels: str) -> tuple[Any, Sequence[str]]:

@@ -137,6 +137,24 @@ def test_a_damaged_image_is_one_bad_row(tmp_path):
         data.decode(data.read(1), 1)
 
 
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_batches_of_any_size_and_rows_without_an_image(tmp_path, monkeypatch, size):
+    from featcache.datasets import huggingface
+
+    monkeypatch.setattr(huggingface, "BATCH", size)
+    images = [None if row == 4 else image for row, image in enumerate(ROWS["image"])]
+    datasets.Dataset.from_dict(ROWS | {"image": images}, features=made().features).save_to_disk(tmp_path / "d")
+    data = open_dataset(f"hf:{tmp_path}/d,metadata=year", "all")
+    expected = [0 if image is None else len(image["bytes"]) for image in images]
+    assert data.index.sizes.tolist() == expected
+    assert data.index.metadata["year"].tolist() == ROWS["year"]
+    for row, image in enumerate(images):
+        if image is not None:
+            assert data.read(row) == image["bytes"]
+    with pytest.raises(FileNotFoundError, match="all/0000004: no image in this row"):
+        data.read(4)
+
+
 def test_errors(saved, tmp_path, monkeypatch):
     for spec, split, message in [
         (f"hf:{saved}", "val", "no split 'val'; expected one of train, test"),
