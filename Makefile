@@ -34,6 +34,7 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 	$(BIN)/python -m benchmarks.bench_himalaya --out benchmarks/results/himalaya.json
 	$(BIN)/python -m benchmarks.bench_nll --out benchmarks/results/nll.json
 	$(BIN)/python -m benchmarks.bench_logistic --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
+	$(BIN)/python -m benchmarks.bench_finetune --out benchmarks/results/finetune.json
 
 gpu: $(READY)  ## everything marked gpu
 	$(BIN)/python -m pytest -m gpu
@@ -43,6 +44,7 @@ gpu-bare:  ## the kernels' GPU tests, with a python that has torch, triton, cupy
 
 gpu-bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_encode --device cuda --out benchmarks/results/encode-gpu.json
+	$(BIN)/python -m benchmarks.bench_finetune --device cuda --batch-size 256 --precision bf16 --out benchmarks/results/finetune-gpu.json
 	$(BIN)/python -m benchmarks.bench_nll_gpu --out benchmarks/results/nll-gpu.json
 	$(BIN)/python -m benchmarks.bench_solvers_gpu --out benchmarks/results/solvers-gpu.json
 

@@ -472,6 +472,13 @@ def test_another_folder_is_never_taken_for_a_run(model: str, tmp_path: Path) -> 
         train(tmp_path, model)
 
 
+@pytest.mark.nightly
+def test_compiled_for_real_it_has_the_same_gradients(model: str) -> None:
+    changes = {"regularizers": {"lipsum": 1.0}}
+    plain, compiled = (gradients(start(model, compile=on, **changes)) for on in (False, True))
+    assert largest_difference(plain, compiled) < 1e-4
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_gpu_follows_the_cpu(precision: str, model: str, tmp_path: Path) -> None:
