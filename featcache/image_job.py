@@ -37,7 +37,7 @@ from featcache.store.writer import begun_chunk_rows
 
 FINALISE_ATTEMPTS = 3
 FINISH = "finish"
-POLL_SECONDS = (0.05, 1.0)  # at first, at most
+POLL_SECONDS = (0.05, 0.4)  # at first, at most
 
 
 class ImageJob:
