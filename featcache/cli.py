@@ -31,7 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "retrieve": ("heads.cli_retrieve:retrieve", "image-text retrieval: recall@k in both directions"),
     "sweep": ("heads.cli_sweep:sweep", "fit and judge many heads, settings, shots and seeds, one row each"),
     "leaks": ("heads.cli_leaks:leaks", "near-duplicates between a train and a test split"),
-    "demo": ("heads.demo:demo", "the whole road on the embedded model and handwritten digits"),
+    "demo": ("ft.demo:demo", "the whole road on the embedded model and handwritten digits"),
     "finetune": ("ft.cli_finetune:finetune", "fine-tune a model; its checkpoint is encoded like any other"),
     "wise": ("ft.cli:wise", "interpolate the weights of two models (WiSE-FT)"),
     "fisher": ("ft.cli_fisher:fisher", "diagonal Fisher information of a model, for weighted interpolations"),

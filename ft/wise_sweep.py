@@ -46,7 +46,7 @@ class Sweep:
     Parameters
     ----------
     rows : list of dict
-        One row an alpha, as `heads.evaluate` gives them, with every metric on the selection split and the others.
+        One row an alpha, as `heads.evaluate` gives them; the selection split is always ``"<name>/<split>:<metric>"``.
     best : dict
         The row of the best alpha on the selection split; its figures elsewhere may be reported.
     alpha : float
@@ -80,6 +80,14 @@ class _Judge:
 
     def store(self, encoder: OpenClipEncoder, dataset: Dataset) -> ImageStore:
         return encode_dataset(dataset, encoder, root=self.root).store
+
+    def row(self, head: LinearHead, encoder: OpenClipEncoder, on: Sequence[Dataset]) -> dict[str, Any]:
+        """Metrics on the selection split, under ``"<name>/<split>:<metric>"``, and on the splits to report."""
+        chosen = evaluate([head], [self.store(encoder, self.selection)], allow_chosen=True)[0]
+        name = f"{self.selection.name}:"
+        row = {key.replace(name, f"{self.selection.name}/{self.selection.split}:", 1): chosen[key] for key in chosen}
+        stores = [self.store(encoder, dataset) for dataset in on]
+        return row | (evaluate([head], stores)[0] if stores else {})
 
     def head(self, encoder: OpenClipEncoder, shares: Sequence[float], alpha: float | None) -> LinearHead:
         """Head of a model that mixes the given ones (the zero-shot one first) in these shares."""
@@ -167,13 +175,11 @@ def sweep(
         encoder = judge.encoder(folder)
         shares = [1 - alpha, *(alpha / len(chosen) if k in chosen else 0.0 for k in range(len(tuned)))]
         heads_of.append(judge.head(encoder, shares, alpha))
-        stores = [judge.store(encoder, dataset) for dataset in ([select] if best_only else [select, *on])]
-        rows.append(evaluate([heads_of[-1]], stores, allow_chosen=True)[0])
+        rows.append(judge.row(heads_of[-1], encoder, () if best_only else on))
     place = max(range(len(rows)), key=lambda number: (value(rows[number]), -steps[number]))
     row = dict(rows[place])
-    if best_only and on:
-        encoder = judge.encoder(folders[place])
-        row |= evaluate([heads_of[place]], [judge.store(encoder, dataset) for dataset in on])[0]
+    if best_only:
+        row |= judge.row(heads_of[place], judge.encoder(folders[place]), on)
     head = _mark_chosen(heads_of[place], judge, folders[place], metric, rows)
     row["chosen_on"] = head.provenance["chosen_on"]
     record = {"alpha": steps[place], "chosen_on": row["chosen_on"], "ingredients": chosen}
@@ -218,7 +224,7 @@ def _greedy_soup(
         write_model_folder(source, soup([states[k] for k in chosen]), folder, overwrite=True)
         encoder = judge.encoder(folder)
         head = judge.head(encoder, [0.0, *(float(k in chosen) / len(chosen) for k in range(len(tuned)))], None)
-        return value(evaluate([head], [judge.store(encoder, judge.selection)], allow_chosen=True)[0])
+        return value(judge.row(head, encoder, ()))
 
     try:
         return sorted(greedy(len(tuned), of))
@@ -230,12 +236,10 @@ def _value_of(select: Dataset, metric: str) -> Callable[[dict[str, Any]], float]
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
 
     def value(row: dict[str, Any]) -> float:
-        found = [
-            row[key] for key in (f"{select.name}:{metric}", f"{select.name}/{select.split}:{metric}") if key in row
-        ]
-        if not found:
+        found = row.get(f"{select.name}/{select.split}:{metric}")
+        if found is None:
             raise HeadError(f"unknown metric {metric!r}; expected one of top1, top5, mean_per_class_recall, nll, ...")
-        return sign * float(found[0])
+        return sign * float(found)
 
     return value
 

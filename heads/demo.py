@@ -35,6 +35,12 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def demo(args: argparse.Namespace) -> int:
     """The main job, end to end."""
+    show(run_demo(args), "", args.json)
+    return 0
+
+
+def run_demo(args: argparse.Namespace) -> dict[str, Any]:
+    """Encode, fit, evaluate, report; what was found, JSON-able."""
     began = time.perf_counter()
     say = (lambda line: None) if args.json else print
     images, texts = _encode(args.root, say)
@@ -59,12 +65,7 @@ def demo(args: argparse.Namespace) -> int:
     )
     say(f"\n{table_text(rows)}\n\n* the best of a line; third head: the interpolation {choice}")
     say(f"{summary}\nreport: {written[0]} (and {len(written) - 1} plots); heads and results.jsonl beside it")
-    show(
-        {"rows": rows, "hits": hits, "stores": len(images) + 1, "seconds": total, "report": str(written[0])},
-        "",
-        args.json,
-    )
-    return 0
+    return {"rows": rows, "hits": hits, "stores": len(images) + 1, "seconds": total, "report": str(written[0])}
 
 
 def _encode(root: str | None, say: Any) -> tuple[dict[str, EncodeResult], TextResult]:
