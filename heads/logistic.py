@@ -79,8 +79,9 @@ class Logistic(LinearClassifier):
 
     Notes
     -----
-    Memory, in memory: the rows as one float32 matrix, ``4 N D`` bytes, filled block by block, up to 1 GiB of logits
-    (above, they are made anew by blocks), and ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB.
+    Memory, in memory: the rows as one float32 matrix, ``4 N D`` bytes, filled block by block (half as much again where
+    the CPU multiplies bfloat16, for large problems), up to 1 GiB of logits (above, they are made anew by blocks), and
+    ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB.
     Out of core: a block, 16,384 sampled rows, the labels, and the preconditioner.
 
     With an intercept a class without a training row is never predicted (its optimal intercept is minus infinity, here

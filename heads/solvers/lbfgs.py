@@ -15,7 +15,7 @@ logits that are kept, so that it costs no product.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -29,6 +29,7 @@ __all__ = ["Minimiser", "Optimum"]
 
 _MEMORY = 10
 _ARMIJO = 1e-4
+_LOW_TOL = 1e-4  # down to here in cheap products, where the problem has them
 _WINDOW = 5  # iterations whose decrease has to be small too
 
 
@@ -117,10 +118,16 @@ class Minimiser:
         """The minimum for a penalty ``lam = 1 / C``."""
         with one_torch_thread() as threads:
             self.problem.threads = threads if self.problem.X.device.type == "cpu" else 1
-            return self._solve(lam)
+            history, first = _History(), 0
+            if self.tol < _LOW_TOL and self.problem.lower(True):
+                first = self._descend(lam, _LOW_TOL, history).iterations
+                self.problem.lower(False)
+            found = self._descend(lam, self.tol, history)
+            return replace(found, iterations=first + found.iterations)
 
-    def _solve(self, lam: float) -> Optimum:
-        problem, history = self.problem, _History()
+    def _descend(self, lam: float, tol: float, history: _History) -> Optimum:
+        """Iterate from the last point to a tolerance, with the curvature that `history` holds."""
+        problem, warm = self.problem, bool(history.pairs)
         value, gradient = problem.start(self.theta, lam)
         scale = diagonal(problem.sample(), lam, self._square)
         gap, iteration, stalled = float("inf"), 0, False
@@ -128,8 +135,9 @@ class Minimiser:
         while True:
             direction = history.product(gradient, scale, self._blocks).neg_()
             slope = _dot(gradient, direction)
-            gap = max(-0.5 * slope, recent[0] - value if len(recent) > _WINDOW else 0.0) / max(value, 1e-300)
-            if slope == 0.0 or (slope < 0.0 and gap <= self.tol) or stalled or iteration >= self.max_iter:
+            waits = float("inf") if warm else 0.0  # the curvature of cheap products may flatter the estimate
+            gap = max(-0.5 * slope, recent[0] - value if len(recent) > _WINDOW else waits) / max(value, 1e-300)
+            if slope == 0.0 or (slope < 0.0 and gap <= tol) or stalled or iteration >= self.max_iter:
                 break
             if self._age >= self._build_cost:
                 self._rebuild(lam)
@@ -148,7 +156,7 @@ class Minimiser:
             iteration += 1
             self._age += 1
         noise = 1e2 * torch.finfo(gradient.dtype).eps
-        return Optimum(self.theta, value, gap, iteration, stalled or slope == 0.0 or gap <= max(self.tol, noise))
+        return Optimum(self.theta, value, gap, iteration, stalled or slope == 0.0 or gap <= max(tol, noise))
 
     def _rebuild(self, lam: float) -> None:
         sample = self.problem.sample()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heads.solvers.multinomial import Multinomial
+from heads.solvers.multinomial_low import LowPrecision, has_bfloat16
 from heads.solvers.multinomial_stream import SAMPLE_ROWS, StreamedMultinomial
 
 __all__ = ["AnyRows", "Rows", "StreamedRows"]
@@ -23,6 +24,9 @@ Block = tuple[NDArray[np.floating], NDArray[np.integer]]
 
 LOGIT_BYTES = 2**30
 """Above this the logits of resident rows are not kept: they are made anew, class by class of a block."""
+
+LOW_WORK = 10**9
+"""From this N·D·C on, products take long enough for bfloat16 to be worth a copy of the rows."""
 
 
 class AnyRows(Protocol):
@@ -82,7 +86,9 @@ class Rows:
         weights = None if keep is None else torch.from_numpy(keep).to(device, self.dtype)
         offset = None if offset is None else offset.to(device)
         if 2 * len(self.X) * n_classes * self.X.element_size() <= LOGIT_BYTES:
-            return Multinomial(
+            work = len(self.X) * int(self.X.shape[1]) * n_classes
+            low = device.type == "cpu" and self.dtype == torch.float32 and work >= LOW_WORK and has_bfloat16()
+            return (LowPrecision if low else Multinomial)(
                 self.X, labels, n_classes, fit_intercept=self.fit_intercept, row_weights=weights, offset=offset
             )
         some = _sampled(self.y, keep)

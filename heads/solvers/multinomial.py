@@ -126,6 +126,10 @@ class Multinomial:
         """Rows with kept logits at the current point, from which preconditioners are built: here all of them."""
         return self
 
+    def lower(self, on: bool) -> bool:
+        """Switch to cheaper products while the minimum is far, and back; whether there are any."""
+        return False
+
     def start(self, theta: Tensor, lam: float) -> tuple[float, Tensor]:
         """Set the point and the penalty; value and gradient (C, D + 1) there."""
         self._theta, self._lam, self._pending = theta.clone(), lam, 0.0
@@ -145,7 +149,7 @@ class Multinomial:
 
         def piece(rows: slice) -> tuple[float, Tensor, Tensor]:
             self.Z[rows].add_(self._dZ[rows], alpha=self._pending) if self._pending else None
-            torch.addmm(intercepts, self.X[rows], weights.T, out=self._dZ[rows])
+            self._forward(rows, weights, intercepts, self._dZ[rows])
             return self._loss_and_gradient(rows, self.Z[rows] + self._dZ[rows])
 
         parts = self._each(piece)
@@ -208,11 +212,19 @@ class Multinomial:
             nll *= self.row_weights[rows]
         return float(nll.sum(dtype=torch.float64)), residual.scatter_(1, labels, -others[:, None])
 
+    def _forward(self, rows: slice, weights: Tensor, intercepts: Tensor, out: Tensor) -> None:
+        """Change of the logits of a piece along a direction."""
+        torch.addmm(intercepts, self.X[rows], weights.T, out=out)
+
+    def _backward(self, rows: slice, residual: Tensor) -> Tensor:
+        """Gradient (C, D) of a piece."""
+        return residual.T @ self.X[rows]
+
     def _loss_and_gradient(self, rows: slice, logits: Tensor) -> tuple[float, Tensor, Tensor]:
         loss, residual = self._loss(rows, logits)
         if self.row_weights is not None:
             residual *= self.row_weights[rows, None]
-        return loss, residual.T @ self.X[rows], residual.sum(dim=0)
+        return loss, self._backward(rows, residual), residual.sum(dim=0)
 
     def _finish(self, parts: list[tuple[float, Tensor, Tensor]], theta: Tensor) -> tuple[float, Tensor]:
         """Sum over pieces, and add the penalty."""

@@ -12,6 +12,7 @@ from heads.solvers.lbfgs import Minimiser
 from heads.solvers.logistic_path import PathSolver, Rows, fit_path
 from heads.solvers.logistic_rows import StreamedRows
 from heads.solvers.multinomial import Multinomial, side_by_side
+from heads.solvers.multinomial_low import LowPrecision
 
 
 def problem(draw: Any, n: int = 50) -> tuple[Multinomial, torch.Tensor]:
@@ -178,3 +179,38 @@ def test_a_path_starts_from_the_nearest_solved_C(draw: Any) -> None:
     first, _, again = solver.fit(1.0), solver.fit(1000.0), solver.fit(1.001)
     assert again.iterations < first.iterations
     assert again.objective == pytest.approx(PathSolver(Rows(X.astype(float), y, 5), tol=1e-10).fit(1.001).objective)
+
+
+def test_cheap_products_while_far_end_at_the_same_optimum(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = draw(600, 32, 6)
+    Cs = [0.1, 10.0, 1000.0]
+    exact = list(fit_path(Rows(X.astype(np.float64), y, 6), Cs, tol=1e-12))
+    monkeypatch.setattr("heads.solvers.logistic_rows.LOW_WORK", 0)
+    monkeypatch.setattr("heads.solvers.logistic_rows.has_bfloat16", lambda: True)
+    solver = PathSolver(Rows(X.astype(np.float32), y, 6), tol=1e-7)
+    assert isinstance(solver.minimiser.problem, LowPrecision)
+    for best in exact:
+        found = solver.fit(best.C)
+        assert not solver.minimiser.problem._lowered
+        lowest = objective(X, y, best.C, best.weights, best.intercepts)
+        assert -1e-9 <= objective(X, y, best.C, found.weights, found.intercepts) / lowest - 1.0 <= 1e-6
+    wide = PathSolver(Rows(X.astype(np.float64), y, 6)).minimiser.problem
+    assert not isinstance(wide, LowPrecision)  # float64 is asked for when float32 is not enough
+    assert not wide.lower(True)
+
+
+def test_cheap_products_are_near_the_exact_ones(draw: Any) -> None:
+    X, y = draw(300, 16, 4)
+    rows, labels = torch.from_numpy(X.astype(np.float32)), torch.from_numpy(y)
+    low, full = LowPrecision(rows, labels, 4), Multinomial(rows, labels, 4)
+    theta, direction = torch.randn(2, 4, 17, generator=torch.Generator().manual_seed(0))
+    for f in (low, full):
+        f.start(theta, 0.1)
+    low.lower(True)
+    (value, gradient), (expected, exact) = low.probe(direction), full.probe(direction)
+    assert value != expected
+    assert value == pytest.approx(expected, rel=1e-2)
+    assert float((gradient - exact).norm() / exact.norm()) < 2e-2
+    low.lower(False)
+    low.start(theta, 0.1)
+    torch.testing.assert_close(low.probe(direction)[1], exact)
