@@ -93,7 +93,7 @@ def format_age(seconds: float) -> str:
     """Age for people, in the largest unit that fits.
 
     >>> [format_age(value) for value in (0.4, 75.0, 7300.0, 1e6)]
-    ['0 s', '1 min', '2 h', '11 days']
+    ['0 s', '1 min', '2 h', '12 days']
     """
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= size:
