@@ -6,7 +6,9 @@ their products are then exact in float32, where torch's own half-precision produ
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError, MissingExtraError
 from heads.kernels.problem import Problem
 from heads.kernels.tally import Tally
-from heads.solvers.parallel import map_pieces
+from heads.solvers.parallel import one_blas_thread
 
 __all__ = ["require", "run"]
 
@@ -59,7 +61,10 @@ class _Run:
         self.labels = np.ascontiguousarray(problem.labels.numpy())
         n, n_classes = len(self.labels), problem.n_classes
         rows = min(max(_TILE // n_classes, _FEWEST), max(8 * _TILE // n_classes, 16), _MOST)
-        self.rows = min(rows, max(128, -(-n // 8)))  # few rows still keep several threads busy
+        turns = -(
+            -n // (8 * rows)
+        )  # pieces of one size, a multiple of 8 of them, keep 2, 4 or 8 threads busy to the end
+        self.rows = max(min(128, rows), -(-n // (8 * turns)))
         padded = -(-n_classes // int(LANES)) * int(LANES)
         self.width = padded
         self.shape = (self.rows, padded + 16)  # rows a power of two of bytes apart fight for cache sets
@@ -82,8 +87,7 @@ class _Run:
         problem = self.problem
         total, parts = self._counts(0), []
         confusion = np.zeros((problem.n_heads, problem.n_classes**2), np.int64) if problem.confusion else None
-        first = 0
-        for part in map_pieces([(cast(Any, problem.features), self.labels)], self._piece, rows=self.rows):
+        for first, part in self._parts():
             for mine, other in zip(total[:6], part[:6], strict=True):
                 mine += other
             if problem.per_sample:
@@ -92,7 +96,6 @@ class _Run:
                 pairs = self.labels[first : first + self.rows] * problem.n_classes + part.predicted
                 for counts, pair in zip(confusion, pairs, strict=True):
                     counts += np.bincount(pair, minlength=counts.size)
-            first += self.rows
         return Tally(
             n=len(self.labels),
             nll=total.sums[:, 0],
@@ -110,16 +113,23 @@ class _Run:
             row_rank=np.concatenate([part.row_rank for part in parts], axis=1) if parts else None,
         )
 
-    def _piece(self, features: Any, labels: NDArray[np.int64]) -> Any:
+    def _parts(self) -> Iterator[tuple[int, Any]]:
+        """First row and counts of each piece, in order; as many pieces at once as BLAS was allowed threads."""
+        starts = range(0, len(self.labels), self.rows)
+        with one_blas_thread() as threads, ThreadPoolExecutor(threads) as executor:
+            yield from zip(starts, executor.map(self._piece, starts), strict=True)
+
+    def _piece(self, first: int) -> Any:
         """Counts of one piece; its tiles go back to the pool."""
         from heads.kernels.cpu_rows import tally_path, tally_tile
 
+        labels = self.labels[first : first + self.rows]
         out = self._counts(len(labels))
-        x = features.float().numpy()
+        x = self.problem.features[first : first + self.rows].float().numpy()
         if self.problem.alphas is not None:
-            first, second = (self._product(x, weights) for weights in self.problem.weights)
-            tally_path(first, second, self.width, self.factors, self.mixed, labels, out)
-            self.tiles += [first, second]
+            one, two = (self._product(x, weights) for weights in self.problem.weights)
+            tally_path(one, two, self.width, self.factors, self.mixed, labels, out)
+            self.tiles += [one, two]
             return out
         for head, weights in enumerate(self.problem.weights):
             tile = self._product(x, weights)
