@@ -32,9 +32,9 @@ from featcache.errors import (
 from featcache.progress import Progress, Silent
 from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, content_key, open_text_store, resolve_root
+from featcache.store.header import begun_chunk_rows
 from featcache.store.layout import ArraySpec
 from featcache.store.places import StorePath, read
-from featcache.store.writer import begun_chunk_rows
 
 CHUNK_NBYTES = 4 << 20
 

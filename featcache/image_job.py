@@ -30,10 +30,10 @@ from featcache.pipeline import default_workers
 from featcache.progress import Progress
 from featcache.store import BadRow, ImageStore, StoreWriter, content_key, open_image_store
 from featcache.store.claims import Claims
+from featcache.store.header import begun_chunk_rows
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
 from featcache.store.places import StorePath, remove, stat
 from featcache.store.samples import METADATA, SAMPLES, STAMPS, samples_bytes, write_stamps
-from featcache.store.writer import begun_chunk_rows
 
 FINALISE_ATTEMPTS = 3
 FINISH = "finish"

@@ -19,10 +19,10 @@ from featcache.errors import EncoderError, PromptError, StoreCorruptError, Store
 from featcache.progress import Progress, Silent
 from featcache.random_texts import random_texts, second_moment
 from featcache.store import BankStore, StoreWriter, content_key, open_bank_store, resolve_root
+from featcache.store.header import existing_header
 from featcache.store.key import checksum
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, ArraySpec
 from featcache.store.places import StorePath, read
-from featcache.store.writer import existing_header
 
 __all__ = ["LENGTH", "BankResult", "embed_random_texts"]
 

@@ -14,8 +14,8 @@ import xxhash
 from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError
 from featcache.store import StoreWriter, check_deep
 from featcache.store.derived import PriorStore, open_prior_store
+from featcache.store.header import existing_header
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, ArraySpec
-from featcache.store.writer import existing_header
 
 __all__ = ["PriorViews"]
 

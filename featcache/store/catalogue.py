@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import FeatcacheError, StoreNotFoundError, StoreSchemaError
+from featcache.store.header import existing_header
 from featcache.store.layout import MANIFEST, SCHEMA
 from featcache.store.manifest import read_manifest
 from featcache.store.opened import Store
 from featcache.store.places import File, StorePath, files, location, stat
 from featcache.store.stores import KINDS, open_store
-from featcache.store.writer import existing_header
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from featcache.errors import FeatcacheError, StoreSchemaError
 from featcache.store.atomic import PARTIAL_SUFFIX, abandoned_partials
 from featcache.store.catalogue import store_folders
 from featcache.store.claims import FOLDER, STALE_SECONDS
+from featcache.store.header import existing_header
 from featcache.store.layout import MANIFEST, MARKERS
 from featcache.store.manifest import read_manifest
 from featcache.store.places import REQUESTS, File, StorePath, files, remove
-from featcache.store.writer import existing_header
 
 
 @dataclass(frozen=True)

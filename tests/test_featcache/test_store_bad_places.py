@@ -19,10 +19,10 @@ from featcache import EncodeOptions, encode_dataset, list_stores, open_store
 from featcache.cli import main
 from featcache.errors import FeatcacheError, StoreWriteError
 from featcache.store import ImageStore, Manifest, atomic, verify
+from featcache.store.header import begun_chunk_rows, existing_header
 from featcache.store.key import canonical_json, checksum
 from featcache.store.layout import ArraySpec
 from featcache.store.manifest import Marker, parse_manifest
-from featcache.store.writer import begun_chunk_rows, existing_header
 
 NAMES = {"features", "norm", "valid", "content"}
 
