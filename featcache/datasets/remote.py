@@ -55,9 +55,9 @@ def _request(url: str, what: str, **arguments: Any) -> Any:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url}: no such file") from error
     except BaseError as error:
-        raise OSError(
-            f"{url}: cannot be read ({str(error).splitlines()[0]}); check the address and the network"
-        ) from error
+        reason = str(error).splitlines()[0]
+        remedy = "download it: this server cannot send parts of files" if "Range" in reason else "check the address"
+        raise OSError(f"{url}: cannot be read ({reason}); {remedy}") from error
 
 
 def read_range(url: str, start: int, size: int) -> bytes:

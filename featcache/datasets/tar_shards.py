@@ -53,7 +53,8 @@ def tar_members(place: str, read: frozenset[str] = frozenset()) -> Iterator[Memb
             f"{place}: not a whole, uncompressed tar file ({error}); unpack a compressed one, restore a damaged one"
         ) from error
     except OSError as error:
-        raise DatasetError(f"{place}: cannot be read ({error}); check the pattern") from error
+        remote = is_remote(place)  # those errors say all of it already
+        raise DatasetError(str(error) if remote else f"{place}: cannot be read ({error}); check the pattern") from error
 
 
 def _members(file: IO[bytes], place: str, read: frozenset[str]) -> Iterator[Member]:

@@ -5,7 +5,8 @@ import io
 import json
 import tarfile
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -240,6 +241,20 @@ def test_http(benchmark, served):
         open_dataset(f"webdataset:{served}", "train")
     with pytest.raises(DatasetError, match=r"without '\?'"):
         open_dataset(f"webdataset:{served}/0.tar?token=x.tar", "train")
+
+
+def test_a_server_without_ranges_and_one_that_is_not_there(benchmark):
+    pytest.importorskip("obstore")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(benchmark))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(DatasetError, match=r"0\.tar: cannot be read .*cannot send parts of files"):
+            open_dataset(f"webdataset:http://127.0.0.1:{server.server_port}/test/0.tar", "test")
+        server.shutdown()
+        thread.join()
+    with pytest.raises(DatasetError, match=r"0\.tar: cannot be read .*check the address$"):
+        open_dataset(f"webdataset:http://127.0.0.1:{server.server_port}/test/0.tar", "test")
 
 
 def test_s3(benchmark, monkeypatch):
