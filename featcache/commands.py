@@ -26,7 +26,9 @@ def root_argument(parser: argparse.ArgumentParser) -> None:
 def model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what names an encoder."""
     parser.add_argument(
-        "--model", default="tiny", help="tiny, an open_clip architecture, local-dir:FOLDER, hf-hub:NAME"
+        "--model",
+        default="tiny",
+        help="tiny, an open_clip architecture, local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], python:MODULE:FUNCTION",
     )
     parser.add_argument("--pretrained", help="open_clip tag, checkpoint file, or `random`")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
