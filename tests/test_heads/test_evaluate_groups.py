@@ -15,7 +15,6 @@ from heads.metrics import METRICS
 @pytest.fixture
 def store(images: Any) -> Any:
     found = images(n=300, noise=0.7, split="test", dataset_key="data-2", seed=9)
-    found.labels = found.y
     rng = np.random.default_rng(4)
     found.metadata = {
         "region": rng.integers(0, 4, 300),
@@ -60,7 +59,7 @@ def test_groups_do_not_change_the_rest(store: Any, images: Any) -> None:
 
 def test_invalid_rows_belong_to_no_group(store: Any) -> None:
     store.valid = np.arange(300) % 3 > 0
-    store.labels = np.where(store.valid, store.y, -1)
+    store.y = np.where(store.valid, store.y, -1)
     found = groups_of(store, ["region", "label"])
     assert len(found.codes) == 200
     row = int(np.flatnonzero(store.valid)[17])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import log_loss, recall_score, top_k_accuracy_score
+from sklearn.metrics import brier_score_loss, log_loss, recall_score, top_k_accuracy_score
 
 from featcache.errors import HeadError
 from heads import Metrics
@@ -39,6 +39,10 @@ def test_equal_scikit_learns(seed: int, n: int, n_classes: int, scale: float) ->
     if scale < 100:
         assert found["nll"] == pytest.approx(log_loss(labels, p / p.sum(1, keepdims=True), labels=classes), rel=1e-9)
     assert found["nll_capped"] == pytest.approx(-np.log(p[np.arange(n), labels] + 1e-8).mean(), rel=1e-9)
+    onehot = np.eye(n_classes)[labels]
+    assert found["brier"] == pytest.approx(((p - onehot) ** 2).sum(axis=1).mean(), rel=1e-9, abs=1e-12)
+    if n_classes == 2 and len(set(labels.tolist())) == 2:
+        assert found["brier"] == pytest.approx(2 * brier_score_loss(labels, p[:, 1]), rel=1e-9, abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -82,6 +86,14 @@ def test_calibration_error_by_its_definition() -> None:
     assert measure(logits, labels, bins=1)["ece"] == pytest.approx(abs(hit.mean() - confidence.mean()))
     sure = np.where(np.eye(4)[labels] > 0, 200.0, 0.0)
     assert measure(sure, labels)["ece"] == 0.0
+
+
+def test_brier_score_of_sure_rows() -> None:
+    """Terms that cancel leave nothing below zero, and a row that is wrong for sure costs 2."""
+    logits = np.float32(200) * np.eye(3, dtype=np.float32)
+    assert measure(logits, np.arange(3))["brier"] == 0.0
+    assert measure(logits, np.array([1, 2, 0]))["brier"] == pytest.approx(2.0)
+    assert measure(np.zeros((4, 4)), np.arange(4))["brier"] == pytest.approx(0.75)
 
 
 def test_recall_counts_only_classes_with_rows() -> None:
