@@ -1,5 +1,6 @@
 """Stored v0: the second run skips the frozen tower and follows the same trajectory."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,10 +19,13 @@ from ft.errors import TrainingError
 from ft.frozen import OnlinePrior, Prior, StoredPrior, make_prior
 from ft.regularizers import Step
 from ft.regularizers.lipsum import Lipsum
+from ft.train import finetune
 
 ROOT = Path(__file__).parents[2]
 N, DIM, PIXELS, BATCH = 50, 12, 8, 16
 IDENTITY = {"tower": {"weights": "abc", "precision": "fp32"}, "view": {"kind": "crop", "seed": 0}, "dataset": "d"}
+
+LIPSUM = {"weight": 0.1, "mode": "exact", "bank": 200}
 
 
 class Tower:
@@ -236,3 +240,19 @@ def test_kinds_of_priors(tmp_path: Path) -> None:
     assert isinstance(make_prior("store", Tower(), IDENTITY, N, DIM, tmp_path), StoredPrior)
     with pytest.raises(TrainingError, match="online, store"):
         make_prior("cached", Tower(), IDENTITY, N, DIM, tmp_path)
+
+
+def test_the_training_loop_follows_the_same_trajectory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`finetune` with v0 online, recorded, and read, the frozen tower gone: one sequence of losses, bit for bit."""
+    options = {"steps": 4, "batch_size": 8, "log_every": 1, "lr": 1e-4, "regularizers": {"lipsum": LIPSUM}}
+    logs = []
+    for number, prior in enumerate(("online", "store", "store")):
+        if number == 2:
+            monkeypatch.setattr("ft.trainable.Frozen.image_features", None)
+        out = tmp_path / f"run{number}"
+        finetune("digits", "tiny", out=out, options={**options, "prior": prior}, root=tmp_path / "cache", device="cpu")
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        logs.append([(line["step"], line["loss"], line["terms"]) for line in lines])
+    assert len(logs[0]) == 4
+    assert logs[0][-1][2]["lipsum"] > 0
+    assert logs[0] == logs[1] == logs[2]
