@@ -169,7 +169,7 @@ class LinearDiscriminant(MomentClassifier):
             raise HeadError(f"shrinkage is {self.shrinkage!r}, expected a number from 0 to 1, 'auto' or 'oas'")
         return float(self.shrinkage)
 
-    def _log_priors(self, counts: NDArray[np.int64]) -> Float:
+    def _log_priors(self, counts: NDArray[np.int64] | Float) -> Float:
         if self.priors == "empirical":
             return np.asarray(np.log(counts / counts.sum()))
         if self.priors == "uniform":

@@ -88,7 +88,7 @@ def test_id_that_is_not_unicode():
 
 
 def test_unknown_source_lists_the_known_ones():
-    with pytest.raises(DatasetError, match=r"did you mean 'imagefolder'.*arrays, collection, .*imagefolder, .*webdataset"):
+    with pytest.raises(DatasetError, match=r"did you mean 'imagefolder'.*arrays, .*imagefolder, .*webdataset"):
         open_dataset("imagefoldr:x", "test")
 
 
