@@ -146,12 +146,13 @@ class _Inputs(NamedTuple):
         to_bias = wide.new_zeros(len(wide)) if wants[2] else None
         to_scale = wide.new_zeros(()) if wants[3] else None
         for rows, logits in self._blocks(wide):
-            labels, lse = self.labels[rows], logits.logsumexp(1)
+            labels = self.labels[rows]
+            losses, total = _exponentials(logits, labels)
             if nll is not None:
-                nll[rows] = lse - logits.gather(1, labels[:, None])[:, 0]
+                nll[rows] = losses
             if not any(wants):
                 continue
-            x, step = self.features[rows].to(kind), _in_place_step(logits, lse, labels, grad[rows])
+            x, step = self.features[rows].to(kind), _in_place_step(logits, total, labels, grad[rows])
             if to_weights is not None:
                 to_weights.addmm_(step.T, x, alpha=self.scale.item())
             if to_bias is not None:
@@ -182,8 +183,18 @@ def _like(made: Tensor | None, given: Tensor | None) -> Tensor | None:
     return None if made is None or given is None else made.to(given.dtype).reshape(given.shape)
 
 
-def _in_place_step(logits: Tensor, lse: Tensor, labels: Tensor, grad: Tensor) -> Tensor:
+def _exponentials(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL and sum of exponentials of each row; the logits become ``exp(logit - maximum)``, in place.
+
+    (``exp(logit - log-sum-exp)`` would carry the rounding of a large log-sum-exp into every probability.)
+    """
+    largest, target = logits.amax(1), logits.gather(1, labels[:, None])[:, 0]
+    total = logits.sub_(largest[:, None]).exp_().sum(1)
+    return total.log() + (largest - target), total
+
+
+def _in_place_step(exponentials: Tensor, total: Tensor, labels: Tensor, grad: Tensor) -> Tensor:
     """Gradient of the loss by the logits: ``grad * (softmax - onehot)``."""
-    step = logits.sub_(lse[:, None]).exp_()
+    step = exponentials.div_(total[:, None])
     step[torch.arange(len(labels), device=labels.device), labels] -= 1
     return step.mul_(grad[:, None])
