@@ -126,6 +126,7 @@ def test_a_probe_without_text_from_images_to_accuracy(tmp_path: Path, capsys: py
     head = str(tmp_path / "head.safetensors")
     assert main(["fit", "ridge", records[0]["store"], "--output", head]) == 0
     capsys.readouterr()
-    assert main(["evaluate", head, "--on", records[1]["store"], "--json"]) == 0
+    results = ["--results", f"{head}.jsonl"]
+    assert main(["evaluate", head, "--on", records[1]["store"], "--json", *results]) == 0
     text = capsys.readouterr().out
     assert '"colours:top1": 1.0' in text, text

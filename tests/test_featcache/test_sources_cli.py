@@ -65,7 +65,7 @@ def test_groups_travel_from_the_table_into_the_results(animals: Path, capsys: py
     assert store.metadata["year"].tolist() == [2015 + number % 4 for number in range(40, 60)]
     head = f"{animals}/ridge.safetensors"
     run(capsys, "fit", "ridge", train["store"], "--output", head)
-    rows = run(capsys, "evaluate", head, "--on", test["store"], "--group", "region")
+    rows = run(capsys, "evaluate", head, "--on", test["store"], "--group", "region", "--results", f"{head}.jsonl")
     assert "Africa" in json.dumps(rows)
 
 
