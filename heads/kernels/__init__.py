@@ -28,8 +28,11 @@ IMPLS: dict[str, str] = {
 }
 """Module of each implementation by its name; imported when used."""
 
-AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
-"""What ``impl="auto"`` tries for features on a device, in order, before the chunked one, which runs anywhere."""
+AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}
+"""What ``impl="auto"`` tries for features on a device, in order, before the chunked one, which runs anywhere.
+
+"cuda" and "triton" are asked for by name until a GPU has run and measured them.
+"""
 
 
 class Implementation(Protocol):
