@@ -86,7 +86,7 @@ def linear_nll(
     ensemble : {"logits", "probabilities"}
         The H heads (of T templates, say) become one: the mean of their logits, or of their softmax probabilities.
     impl : str
-        A key of `IMPLS`, or "auto", which takes the fastest that can run where the features are.
+        A key of `IMPLS`, or "auto", which takes the fastest that is known where the features are (`AUTO`).
     per_sample : bool
         Also keep NLL and rank of each row, (H, N).
     confusion : bool

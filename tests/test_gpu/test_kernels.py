@@ -178,7 +178,6 @@ def test_features_that_are_not_finite_are_named(impl: str) -> None:
         linear_nll(X, W, y, impl=impl)
 
 
-def test_auto_takes_a_kernel() -> None:
-    pytest.importorskip("cupy")
+def test_auto_takes_what_is_measured() -> None:
     tensors = drawn(100, 2, 100, torch.float16)
-    assert linear_nll(*tensors).results() == linear_nll(*tensors, impl="cuda").results()
+    assert linear_nll(*tensors).results() == linear_nll(*tensors, impl="chunked").results()
