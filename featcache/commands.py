@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from featcache.augment import AUGMENTATIONS
 from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
 from featcache.embed_text import TextResult, embed_prompts
 from featcache.encode import EncodeOptions, EncodeResult, Share, encode_dataset
@@ -13,6 +14,7 @@ from featcache.encoders import load_encoder
 from featcache.errors import PromptError, ShardDoneError
 from featcache.progress import Printed, Progress, Silent, format_seconds
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
+from featcache.store.parts import parts_of
 from featcache.text_bank import LENGTH, embed_random_texts
 
 
@@ -65,14 +67,34 @@ def encode_arguments(parser: argparse.ArgumentParser) -> None:
         "the ranks of torchrun",
     )
     parser.add_argument("--refresh", action="store_true", help="encode chunks again whose source files changed")
+    parser.add_argument("--no-reuse", action="store_true", help="copy no row of the same content from other stores")
+    _part_arguments(parser)
     model_arguments(parser)
+
+
+def _part_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is stored besides the features."""
+    parser.add_argument(
+        "--tap",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="store another output of the encoder, too: pre_projection (may be given again; joins a finished store)",
+    )
+    parser.add_argument("--views", type=int, default=0, metavar="K", help="store K augmented views of every image, too")
+    parser.add_argument(
+        "--augmentation", default="plain", choices=sorted(AUGMENTATIONS), help="how views are made (default: plain)"
+    )
+    parser.add_argument("--view-seed", type=int, default=0, metavar="S", help="of the views (default: 0)")
 
 
 def encode(args: argparse.Namespace) -> int:
     """``featcache encode DATA --split S...``."""
-    names = ("batch_size", "chunk_rows", "workers", "max_bad", "update_labels", "refresh")
+    names = ["batch_size", "chunk_rows", "workers", "max_bad", "update_labels", "refresh"]
+    names += ["views", "augmentation", "view_seed"]
     share = Share.parse(args.shard) if args.shard else None
-    options = EncodeOptions(**{name: getattr(args, name) for name in names}, share=share)
+    chosen = {name: getattr(args, name) for name in names}
+    options = EncodeOptions(**chosen, share=share, taps=args.tap, reuse=not args.no_reuse)
     datasets = [
         dataset
         for split in args.split
@@ -104,6 +126,8 @@ def _encoded(result: EncodeResult) -> dict[str, Any]:
         "bad": len(store.bad),
         "hit": result.hit,
         "encoded_rows": result.encoded_rows,
+        "copied_rows": result.copied_rows,
+        "parts": [part.label for part in parts_of(store)],
         "relabelled": result.relabelled,
         "seconds": result.seconds,
     }
@@ -117,8 +141,10 @@ def describe_encoded(result: EncodeResult) -> str:
     if result.hit:
         how = "cache hit, labels rewritten" if result.relabelled else "cache hit, no image opened"
     else:
-        how = f"{result.encoded_rows:,} rows encoded in {format_seconds(result.seconds)}"
-    return f"{what}{bad}, {how}\n  {store.path}"
+        copied = f", {result.copied_rows:,} copied from other stores" if result.copied_rows else ""
+        how = f"{result.encoded_rows:,} rows encoded{copied} in {format_seconds(result.seconds)}"
+    parts = ", ".join(part.label for part in parts_of(store))
+    return f"{what}{bad}, {how}\n  {store.path}" + (f"\n  with {parts}" if parts else "")
 
 
 def _known_as(result: EncodeResult, dataset: Dataset) -> str:

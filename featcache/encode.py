@@ -23,13 +23,14 @@ __all__ = ["EncodeOptions", "EncodeResult", "Share", "encode", "encode_dataset"]
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What an encode run did: `hit` means that no image was opened."""
+    """What an encode run did: `hit` means that no image was opened; `copied_rows` came from other stores."""
 
     store: ImageStore
     hit: bool
     encoded_rows: int
     relabelled: bool
     seconds: float
+    copied_rows: int = 0
 
 
 def encode(
@@ -100,5 +101,8 @@ def encode_dataset(
     else:
         encoded = encode_changed(job, store)
         relabelled = relabel(job, store)
+        if options and options.parts and job.outputs().unfinished():
+            encoded += job.run()[1]
         store = open_image_store(job.path)
-    return EncodeResult(store, hit and not encoded, encoded, relabelled, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return EncodeResult(store, hit and not encoded + job.copied, encoded, relabelled, seconds, job.copied)

@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from featcache.errors import FeatcacheError
+from featcache.store.parts import Part
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,16 @@ class EncodeOptions:
         Where source files changed: encode their chunks again instead of raising.
     share : Share, optional
         The part of this process among several; default: what torchrun says (RANK, WORLD_SIZE), else all of it.
+    taps : sequence of str
+        More outputs of the encoder to store, such as ``pre_projection``; see `featcache.encoders.taps`.
+    views : int
+        Augmented views of every image to store, numbers 0 to `views` - 1.
+    augmentation : str
+        How views are made: one of `featcache.augment.AUGMENTATIONS`.
+    view_seed : int
+        Seed of the views.
+    reuse : bool
+        Copy rows whose content another finished store of the same encoder holds; see `featcache.donors`.
     """
 
     batch_size: int = 64
@@ -94,6 +105,18 @@ class EncodeOptions:
     update_labels: bool = False
     refresh: bool = False
     share: Share | None = None
+    taps: Sequence[str] = ()
+    views: int = 0
+    augmentation: str = "plain"
+    view_seed: int = 0
+    reuse: bool = True
+
+    @property
+    def parts(self) -> list[Part]:
+        """The taps and views that are asked for, each tap of every view too, none twice."""
+        taps = list(dict.fromkeys(self.taps))
+        views = [Part(tap, self.augmentation, self.view_seed, k) for k in range(self.views) for tap in (None, *taps)]
+        return [Part(tap) for tap in taps] + views
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -101,6 +124,8 @@ class EncodeOptions:
             ("chunk_rows", self.chunk_rows or 1, 1),
             ("workers", self.workers or 1, 1),
             ("max_bad", self.max_bad, 0),
+            ("views", self.views, 0),
+            ("view_seed", self.view_seed, 0),
         ):
             if value < least:
                 raise FeatcacheError(f"{name} is {value}, expected at least {least}")

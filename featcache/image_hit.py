@@ -7,7 +7,7 @@ from featcache.errors import ContentChangedError, LabelsChangedError
 from featcache.image_job import ImageJob
 from featcache.store import ImageStore
 
-KEPT = ("name", "split", "encoder_name", "logit_scale", "logit_bias")
+KEPT = ("name", "split", "encoder_name", "logit_scale", "logit_bias", "decoding")
 
 
 def encode_changed(job: ImageJob, store: ImageStore) -> int:
@@ -52,7 +52,7 @@ def relabel(job: ImageJob, store: ImageStore) -> bool:
     if difference or not _is_paired(job, store):
         writer = job.writer()
         writer.reopen()
-        job.finalise(writer, 0, {name: store.info[name] for name in KEPT})
+        job.finalise(writer, 0, {name: store.info[name] for name in KEPT if name in store.info})
     return bool(difference)
 
 

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from featcache.chunk_encoder import ChunkEncoder, stored_identity
+from featcache.chunk_encoder import ChunkEncoder, Work, stored_identity
 from featcache.content import changed_rows
 from featcache.datasets import dataset_key, labels_digest, metadata_digest
-from featcache.datasets.base import Dataset
+from featcache.datasets.base import Dataset, decoding_of
 from featcache.datasets.metadata import metadata_bytes
+from featcache.donors import Donors
 from featcache.encode_options import EncodeOptions, Share
 from featcache.encoders import Encoder, source_of
+from featcache.encoders.taps import tap_dim
 from featcache.errors import (
     ImageReadError,
     MismatchError,
@@ -26,14 +28,18 @@ from featcache.errors import (
     StoreNotFoundError,
     StoreSchemaError,
 )
+from featcache.outputs import Outputs
 from featcache.pipeline import default_workers
 from featcache.progress import Progress
 from featcache.store import BadRow, ImageStore, StoreWriter, content_key, open_image_store
 from featcache.store.claims import Claims
 from featcache.store.header import begun_chunk_rows
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
+from featcache.store.parts import KIND as PARTS
+from featcache.store.parts import Part
 from featcache.store.places import StorePath, remove, stat
 from featcache.store.samples import METADATA, SAMPLES, STAMPS, samples_bytes, write_stamps
+from featcache.views import check_views, view_identity
 
 FINALISE_ATTEMPTS = 3
 FINISH = "finish"
@@ -59,6 +65,11 @@ class ImageJob:
         self.share = options.share or Share.from_environment()
         self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
         self.what = f"{dataset.name}/{dataset.split} with {encoder.name}"
+        self.donors = Donors(self.path, decoding_of(dataset) if options.reuse else None)
+        self.copied = 0
+        check_views(options.views, options.augmentation, encoder)
+        for tap in options.taps:
+            tap_dim(encoder, tap)
 
     def finished_store(self) -> ImageStore | None:
         """The store if it is finished and whole by its file sizes.
@@ -95,43 +106,58 @@ class ImageJob:
             {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)},
         )
 
+    def outputs(self) -> Outputs:
+        """The writers of the store and of the taps and views that are asked for."""
+        base = self.writer()
+        return Outputs(base, {part: self._part_writer(part, base) for part in self.options.parts})
+
+    def _part_writer(self, part: Part, base: StoreWriter) -> StoreWriter:
+        identity = {
+            "encoder": stored_identity(self.encoder, part.tap),
+            "dataset": self.identity["dataset"] | view_identity(part, self.encoder),
+        }
+        rows, size = base.rows_spec.shape[0], base.rows_spec.chunk_rows
+        specs = image_arrays(rows, tap_dim(self.encoder, part.tap), size)
+        key = f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
+        return StoreWriter(self.path / part.name, PARTS, key, identity, specs, {}, {})
+
     def run(self) -> tuple[ImageStore, int]:
         """Encode this process's part of what is not done, then finish the store or wait until another has.
 
         Returns
         -------
         tuple of ImageStore, int
-            The store, and the rows that were encoded here.
+            The store, and the rows that were encoded here; `copied` counts those that came from other stores.
 
         Raises
         ------
         ShardDoneError
             Only a part was asked for; it is done, and the store is not finished yet.
         """
-        writer = self.writer()
+        outputs = self.outputs()
         if self.finished_store() is None:
-            writer.reopen()
-        self._drop_changed(writer)
+            outputs.base.reopen()
+        self._drop_changed(outputs.base)
         claims = Claims(self.path)
         try:
-            return self._run(writer, claims)
+            return self._run(outputs, claims)
         finally:
             claims.release_all()
 
-    def _run(self, writer: StoreWriter, claims: Claims) -> tuple[ImageStore, int]:
+    def _run(self, outputs: Outputs, claims: Claims) -> tuple[ImageStore, int]:
         encoded, failures, pause = 0, 0, POLL_SECONDS[0]
         while failures < FINALISE_ATTEMPTS:
             share = Share() if failures else self.share
-            fresh = self._encode_chunks(writer, claims, share)
+            fresh = self._encode_chunks(outputs, claims, share)
             encoded += fresh
-            missing = writer.pending()
-            if not missing and (store := self.finished_store()) is not None:
-                return store, encoded
+            missing = outputs.pending()
+            if not missing and (store := self.finished_store()) is not None and not outputs.unfinished():
+                return store, encoded - self.copied
             if not missing and claims.take(FINISH):
-                failures += not self._finish(writer, encoded)
+                failures += not self._finish(outputs, encoded - self.copied)
                 claims.release(FINISH)
             elif share.only:
-                raise self._shard_done(len(missing), writer.rows_spec.n_chunks)
+                raise self._shard_done(len(missing), outputs.base.rows_spec.n_chunks)
             elif not fresh:
                 time.sleep(pause)  # others are at the rest; what they leave behind is taken over
                 pause = min(2 * pause, POLL_SECONDS[1])
@@ -158,15 +184,15 @@ class ImageJob:
         for row in changed_rows(self.dataset, self.path, writer.specs["content"], done):
             writer.drop(row // writer.rows_spec.chunk_rows)
 
-    def _encode_chunks(self, writer: StoreWriter, claims: Claims, share: Share) -> int:
+    def _encode_chunks(self, outputs: Outputs, claims: Claims, share: Share) -> int:
         """Encode the chunks of a share that nobody is at; returns the number of rows."""
-        pending = writer.pending()
-        taken = self._taken(writer, claims, share.order(pending))
+        pending = outputs.pending()
+        taken = self._taken(outputs, claims, share.order(pending))
         first = next(taken, None)
         if first is None:
             return 0
-        bad = [row for marker in writer.markers() for row in marker.bad]
-        missing = sum(len(writer.rows_spec.rows_of(chunk)) for chunk in pending)
+        bad, spec = outputs.bad(), outputs.base.rows_spec
+        missing = sum(len(spec.rows_of(chunk)) for chunk in pending)
         self.progress.start(self.what, len(self.index), len(self.index) - missing)
         rows = 0
 
@@ -174,23 +200,26 @@ class ImageJob:
             self.progress.advance(count)
             claims.renew()
 
-        encoder = ChunkEncoder(self.dataset, self.encoder, self.options, advance)
-        for done in encoder.encode(chain([first], taken), writer.rows_spec):
-            bad += done.bad
+        self.donors.prepare()
+        encoder = ChunkEncoder(self.dataset, self.encoder, self.options, self.donors, advance)
+        for done in encoder.encode(chain([first], taken), spec):
+            bad += done.bad if Part() in done.values else []
             self._check_bad(bad)
-            writer.write_chunk(done.chunk, done.values, done.bad)
+            outputs.write(done)
             claims.release(done.chunk)
-            rows += len(writer.rows_spec.rows_of(done.chunk))
+            rows += len(spec.rows_of(done.chunk))
+            self.copied += done.copied
         self.progress.finish()
         return rows
 
     @staticmethod
-    def _taken(writer: StoreWriter, claims: Claims, chunks: Sequence[int]) -> Iterator[int]:
+    def _taken(outputs: Outputs, claims: Claims, chunks: Sequence[int]) -> Iterator[Work]:
         for chunk in chunks:
             if not claims.take(chunk):
                 continue
-            if writer.marker(chunk) is None:
-                yield chunk
+            work = outputs.lacking(chunk)
+            if work is not None:
+                yield work
             else:  # another process did it since the list was made
                 claims.release(chunk)
 
@@ -205,16 +234,27 @@ class ImageJob:
             "finished chunks are kept"
         )
 
-    def _finish(self, writer: StoreWriter, encoded: int) -> bool:
-        """Check every chunk and write the manifest; False where something has to be done again."""
-        if writer.drop_damaged():
+    def _finish(self, outputs: Outputs, encoded: int) -> bool:
+        """Check every chunk and write the manifests; False where something has to be done again."""
+        if outputs.drop_damaged():
             return False
-        self._check_bad([item for marker in writer.markers() for item in marker.bad])
+        self._check_bad(outputs.bad())
         try:
-            self.finalise(writer, encoded)
+            outputs.finish_parts({part: self._part_info(part) for part in outputs.parts}, self._provenance(encoded))
+            if outputs.lacks_manifest():
+                self.finalise(outputs.base, encoded)
         except StoreIncompleteError:
             return False
+        for part in outputs.unfinished():
+            outputs.parts[part].reopen()  # finished, but of other images: the next round redoes what differs
         return True
+
+    def _part_info(self, part: Part) -> dict[str, Any]:
+        """What a tap's or a view's manifest says; a tap is in no space of texts."""
+        name = f"{self.encoder.name}#{part.tap}" if part.tap else self.encoder.name
+        info: dict[str, Any] = {"name": self.dataset.name, "split": self.dataset.split, "encoder_name": name}
+        info |= {"dim": tap_dim(self.encoder, part.tap)}
+        return info | ({"text_digests": [], "logit_scale": None, "logit_bias": None} if part.tap else {})
 
     def finalise(self, writer: StoreWriter, encoded: int, kept: Mapping[str, Any] | None = None) -> None:
         """Write labels, columns and the manifest; `kept` is what a store that is only relabelled goes on saying."""
@@ -233,16 +273,20 @@ class ImageJob:
             "text_digests": self.text_digests,
             "logit_scale": self.encoder.logit_scale,
             "logit_bias": self.encoder.logit_bias,
+            "decoding": decoding_of(self.dataset),
             "bad": [[item.row, item.sample_id, item.error] for item in bad],
-        }
-        provenance = self.encoder.provenance | {
-            "source": source_of(self.encoder),
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "rows_encoded_last": encoded,
-            "batch_size": self.options.batch_size,
-            "decode_threads": self.options.workers or default_workers(),
         }
         columns = {METADATA: metadata_bytes(self.index.metadata)} if self.index.metadata else {}
         if not columns:
             remove(self.path / METADATA)
-        writer.finalise({"labels": labels}, info | dict(kept or {}), provenance, columns)
+        writer.finalise({"labels": labels}, info | dict(kept or {}), self._provenance(encoded), columns)
+
+    def _provenance(self, encoded: int) -> dict[str, Any]:
+        return self.encoder.provenance | {
+            "source": source_of(self.encoder),
+            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "rows_encoded_last": encoded,
+            "rows_copied_last": self.copied,
+            "batch_size": self.options.batch_size,
+            "decode_threads": self.options.workers or default_workers(),
+        }

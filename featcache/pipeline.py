@@ -10,12 +10,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import xxhash
 
 from featcache.datasets.base import Dataset, Picture
 from featcache.encoders.base import Batch, Encoder
 
+S = TypeVar("S")
+T = TypeVar("T")
 AHEAD_ON_GPU = 4
 
 
@@ -69,12 +72,26 @@ def prepared_batches(
     ahead : int
         Batches in flight besides the one that is yielded.
     """
+    return worked_batches(lambda rows: prepare_rows(dataset, encoder.prepare, rows), batches, workers, ahead)
+
+
+def worked_batches(
+    work: Callable[[Sequence[S]], list[T]], batches: Iterable[Sequence[S]], workers: int, ahead: int
+) -> Iterator[list[T]]:
+    """Yield what `work` makes of each batch, item by item, in order, `ahead` batches being worked on in advance.
+
+    Parameters
+    ----------
+    work : callable
+        Called with pieces of a batch, in worker threads.
+    batches, workers, ahead
+        As in `prepared_batches`.
+    """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache-decode")
-    waiting: deque[list[Future[list[Prepared]]]] = deque()
+    waiting: deque[list[Future[list[T]]]] = deque()
     try:
-        for rows in batches:
-            parts = _parts(rows, workers)
-            waiting.append([pool.submit(prepare_rows, dataset, encoder.prepare, part) for part in parts])
+        for batch in batches:
+            waiting.append([pool.submit(work, part) for part in _parts(batch, workers)])
             if len(waiting) > ahead:
                 yield _collect(waiting.popleft())
         while waiting:
@@ -83,14 +100,14 @@ def prepared_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _parts(rows: range, workers: int) -> list[range]:
+def _parts(batch: Sequence[S], workers: int) -> list[Sequence[S]]:
     """Cut a batch so that every worker gets a few pieces: short enough to even out slow images."""
-    size = max(1, len(rows) // (4 * workers))
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    size = max(1, len(batch) // (4 * workers))
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
-def _collect(futures: Sequence[Future[list[Prepared]]]) -> list[Prepared]:
-    return [prepared for future in futures for prepared in future.result()]
+def _collect(futures: Sequence[Future[list[T]]]) -> list[T]:
+    return [item for future in futures for item in future.result()]
 
 
 def batches_of(rows: range, batch_size: int) -> list[range]:

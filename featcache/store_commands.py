@@ -13,9 +13,10 @@ from featcache.progress import format_age, format_seconds
 from featcache.store import ImageStore, find_path, find_store, list_stores, open_image_store, repair, resolve_root
 from featcache.store import verify as verify_store
 from featcache.store.garbage import delete, find_garbage
+from featcache.store.parts import parts_of
 from featcache.store.places import StorePath
 
-STORE_HELP = "folder, s3:// URL, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]"
+STORE_HELP = "folder, s3:// URL, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]; #TAP behind it for a tap or view"
 
 
 def list__arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,8 @@ def list_(args: argparse.Namespace) -> int:
     for entry in entries:
         state = "" if entry.finished else "  NOT FINISHED"
         size = f"{entry.rows:>10,} rows {entry.nbytes / 1e6:>9,.1f} MB {format_age(entry.age):>8}"
-        lines.append(f"  {entry.reference:<40} {size}  {entry.key}{state}")
+        parts = f"  # {', '.join(entry.parts)}" if entry.parts else ""
+        lines.append(f"  {entry.reference:<40} {size}  {entry.key}{state}{parts}")
     show([entry.to_json() for entry in entries], "\n".join(lines), args.json)
     return 0
 
@@ -67,6 +69,7 @@ def _describe(store: Any, record: dict[str, Any]) -> str:
     if isinstance(store, ImageStore):
         lines.append(f"  unreadable   {len(store.bad)}")
         lines += [f"    {bad.sample_id}: {bad.error}" for bad in store.bad[:10]]
+        lines.append(f"  taps, views  {', '.join(part.label for part in parts_of(store)) or 'none'}")
         lines.append(f"  label digest {store.labels_digest}")
     lines += [f"  logit scale  {store.logit_scale}", f"  text tower   {store.text_digest}"]
     lines += [f"  {name:<12} {value}" for name, value in record["provenance"].items()]

@@ -58,6 +58,11 @@ class ArrayDataset:
         """The row's values as bytes, in C order."""
         return bytes(self.images[row].tobytes())
 
+    @property
+    def decoding(self) -> str:
+        """Bytes of one type and shape are one picture."""
+        return f"array {self.images.dtype.str} {self.images.shape[1:]}"
+
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """(H, W, 3) uint8, or float32 where the file holds float; ImageReadError at values that are not finite."""
         height, width, *channels = self.images.shape[1:]

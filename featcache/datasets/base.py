@@ -30,7 +30,11 @@ Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float3
 
 
 class Dataset(Protocol):
-    """A split of a labelled image data set."""
+    """A split of a labelled image data set.
+
+    It may have an attribute ``decoding: str`` besides: equal texts say that equal bytes decode to equal pictures, also
+    in other data sets, so that rows may be copied between their stores. See `decoding_of`.
+    """
 
     @property
     def name(self) -> str:
@@ -49,6 +53,16 @@ class Dataset(Protocol):
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """The image in that content; raises OSError or ValueError where it is damaged."""
+
+
+IMAGE_FILE = "image file"
+"""`Dataset.decoding` of every data set whose samples are image files that `decode_image` decodes."""
+
+
+def decoding_of(dataset: Dataset) -> str | None:
+    """How a data set decodes; None where it does not say: its features are then never shared with other data sets."""
+    decoding: str | None = getattr(dataset, "decoding", None)
+    return decoding
 
 
 @dataclass(frozen=True)

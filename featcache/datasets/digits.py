@@ -65,6 +65,11 @@ class DigitsDataset:
         picture = DOMAINS[self.domain](_images()[original], original)
         return np.repeat(picture[..., None], 3, axis=2).astype("<f4").tobytes()
 
+    @property
+    def decoding(self) -> str:
+        """Bytes of one size are one picture."""
+        return f"array <f4 {_side(self.domain)}"
+
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """(H, W, 3) float32 with values 0-255."""
         side = _side(self.domain)

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from featcache.datasets.base import SHOWN, SampleIndex
+from featcache.datasets.base import IMAGE_FILE, SHOWN, SampleIndex
 from featcache.datasets.decode import decode_image
 from featcache.errors import DatasetError
 
@@ -47,6 +47,7 @@ class FileDataset:
         The sample ids are paths below it; an absolute id stands for itself.
     """
 
+    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex

@@ -23,12 +23,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import SampleIndex
+from featcache.datasets.base import IMAGE_FILE, SampleIndex
 from featcache.datasets.decode import decode_image
 from featcache.datasets.files import check_name, check_split, default_name, file_index, size_and_stamp
 from featcache.datasets.label_texts import classes_of
@@ -46,6 +46,7 @@ Item = dict[str, Any]
 class HuggingFaceDataset:
     """A data set of the library; `item` gives an image's ``{"bytes": ..., "path": ...}`` by row."""
 
+    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex

@@ -18,11 +18,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
-from featcache.datasets.base import SampleIndex
+from featcache.datasets.base import IMAGE_FILE, SampleIndex
 from featcache.datasets.decode import decode_image
 from featcache.datasets.files import (
     check_name,
@@ -50,6 +50,7 @@ SUBSETS = {"imagenet_a": "imagenet-a", "imagenet_r": "imagenet-r"}
 class TfdsDataset:
     """A data set whose samples are records: `places` holds the shard, the record and the image's start in it."""
 
+    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex

@@ -17,12 +17,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import SampleIndex
+from featcache.datasets.base import IMAGE_FILE, SampleIndex
 from featcache.datasets.decode import decode_image, to_rgb
 from featcache.datasets.files import (
     check_name,
@@ -48,6 +48,7 @@ WORDS: dict[str, Any] = {"yes": True, "no": False}
 class PicturesOfClass:
     """A data set whose samples are the pictures that a torchvision data set returns."""
 
+    decoding: ClassVar[str] = "mode, size and pixels"
     name: str
     split: str
     index: SampleIndex
@@ -68,6 +69,7 @@ class PicturesOfClass:
 class FilesOfClass:
     """A data set whose samples are the image files that a torchvision data set lists."""
 
+    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex

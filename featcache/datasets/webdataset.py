@@ -22,11 +22,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
-from featcache.datasets.base import SampleIndex
+from featcache.datasets.base import IMAGE_FILE, SampleIndex
 from featcache.datasets.decode import decode_image
 from featcache.datasets.files import check_name, check_split, default_name, file_index
 from featcache.datasets.image_folder import EXTENSIONS
@@ -56,6 +56,7 @@ class ShardDataset:
     places : sequence of N (shard number, offset)
     """
 
+    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex

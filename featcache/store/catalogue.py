@@ -11,14 +11,17 @@ from featcache.errors import FeatcacheError, StoreNotFoundError, StoreSchemaErro
 from featcache.store.header import existing_header
 from featcache.store.layout import MANIFEST, SCHEMA
 from featcache.store.manifest import read_manifest
-from featcache.store.opened import Store
+from featcache.store.parts import find_part, finished_parts
 from featcache.store.places import File, StorePath, files, location, stat
-from featcache.store.stores import KINDS, open_store
+from featcache.store.stores import KINDS, ImageStore, open_store
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One store below a root, finished or not; `modified` is when its newest file was written (seconds since 1970)."""
+    """One store below a root, finished or not.
+
+    `modified` is when its newest file was written (seconds since 1970); `parts` are its taps and views.
+    """
 
     path: StorePath
     kind: str
@@ -30,6 +33,7 @@ class Entry:
     nbytes: int
     finished: bool
     modified: float
+    parts: tuple[str, ...] = ()
 
     @property
     def age(self) -> float:
@@ -76,7 +80,9 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
             return Entry(path, kind, key, name, None, "?", 0, size, False, modified)
         info, rows = manifest.info, next(iter(manifest.arrays.values())).shape[0]
         name, model = info["name"], info["encoder_name"]
-        return Entry(path, manifest.kind, manifest.key, name, info.get("split"), model, rows, size, True, modified)
+        parts = tuple(part.label for part in finished_parts(held))
+        split = info.get("split")
+        return Entry(path, manifest.kind, manifest.key, name, split, model, rows, size, True, modified, parts)
     header = existing_header(path)
     if header is None:
         return None
@@ -84,9 +90,19 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
     return Entry(path, kind, key, "(unfinished)", None, "?", rows, size, False, modified)
 
 
-def find_store(reference: str | StorePath, root: StorePath) -> Store:
-    """Open the store that `find_path` finds."""
-    return open_store(find_path(reference, root))
+def find_store(reference: str | StorePath, root: StorePath) -> Any:
+    """Open the store that `find_path` finds; behind ``#``, one of its taps or views.
+
+    ``NAME/SPLIT@MODEL#pre_projection`` is a tap, ``...#view-plain-0-3`` view 3 of the augmentation `plain` with seed 0,
+    ``...#views`` all views (where there is one kind), and ``...#views:pre_projection`` a tap of all views.
+    """
+    whole, mark, part = str(reference).rpartition("#") if isinstance(reference, str) else (reference, "", "")
+    if not mark or stat(location(reference) / MANIFEST) is not None:
+        return open_store(find_path(reference, root))
+    store = open_store(find_path(whole, root))
+    if not isinstance(store, ImageStore):
+        raise StoreNotFoundError(f"{reference}: only stores of images have taps and views")
+    return find_part(store, part)
 
 
 def find_path(reference: str | StorePath, root: StorePath) -> StorePath:

@@ -30,6 +30,7 @@ COMMON: dict[str, Callable[[Any], bool]] = {
 }
 INFO: dict[str, dict[str, Callable[[Any], bool]]] = {
     "images": COMMON | {"split": _text, "labels_digest": _text, "bad": lambda value: isinstance(value, list)},
+    "parts": {"name": _text, "split": _text, "encoder_name": _text, "dim": COMMON["dim"]},
     "texts": COMMON | {"templates": lambda value: value is None or _texts(value)},
 }
 
@@ -42,6 +43,8 @@ def check_info(kind: str, info: Mapping[str, Any], shapes: Shapes) -> None:
     for name, fits in INFO.get(kind, {}).items():
         if name not in info or not fits(info[name]):
             raise ValueError(f"info says {name!r}: {info.get(name, 'nothing')!r}")
+    if kind == "parts" and _expected(shapes, info["dim"]) != {**shapes, "labels": shapes["features"][:1]}:
+        raise ValueError(f"arrays of a tap or view have the shapes {dict(shapes)}, with a width of {info['dim']}")
     if kind == "images" and _expected(shapes, info["dim"]) != dict(shapes):
         raise ValueError(f"arrays of images have the shapes {dict(shapes)}, with a width of {info['dim']}")
     if kind == "texts" and shapes.get("cls") != (len(info["classnames"]), info["dim"]):

@@ -40,7 +40,7 @@ class Store:
         self._readers: dict[str, Reader] = {}
         found = files(path)
         for spec in manifest.all_arrays.values():
-            _check_sizes(path, spec, found)
+            check_sizes(path, spec, found)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -106,7 +106,8 @@ class Store:
         return self.reader(name).read(0, self.manifest.all_arrays[name].shape[0])
 
 
-def _check_sizes(path: StorePath, spec: ArraySpec, found: Mapping[str, File]) -> None:
+def check_sizes(path: StorePath, spec: ArraySpec, found: Mapping[str, File]) -> None:
+    """StoreCorruptError where a chunk file of an array is missing among those found, or of the wrong size."""
     for chunk in range(spec.n_chunks):
         file = found.get(spec.chunk_name(chunk))
         if file is None or file.nbytes != spec.chunk_nbytes:

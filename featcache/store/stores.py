@@ -107,6 +107,27 @@ class ImageStore(Store):
         """Features (n, D) float16 of the given rows, valid or not, in that order."""
         return self.reader("features").gather(rows)
 
+    def tap(self, name: str) -> "ImageStore":
+        """Another output of the encoder for the same images, such as ``pre_projection``; see `featcache.store.parts`.
+
+        It has a width and an encoder_key of its own: a head that is fitted on a tap fits that tap only.
+        """
+        from featcache.store.parts import Part, open_part
+
+        return open_part(self, Part(name))
+
+    def view(self, view: int, augmentation: str | None = None, seed: int | None = None) -> "ImageStore":
+        """One augmented view of every image; augmentation and seed may be left out where there is one kind of views."""
+        from featcache.store.parts import Part, open_part, the_augmentation
+
+        return open_part(self, Part(None, *the_augmentation(self, augmentation, seed), view))
+
+    def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> Any:
+        """All views of one kind as one store of K N rows, with `groups`; see `featcache.store.view_stack`."""
+        from featcache.store.view_stack import stack_views
+
+        return stack_views(self, augmentation, seed, tap)
+
 
 class TextStore(Store):
     """Text embeddings of class names x prompts, L2-normalised prompt by prompt (Lipsum-FT's `raw`, `cls`, `ctx`)."""

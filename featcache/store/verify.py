@@ -1,13 +1,14 @@
 """Checking a store against its own checksums, and against the images it was made from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from featcache.errors import StoreCorruptError
+from featcache.errors import FeatcacheError, StoreCorruptError
 from featcache.store.key import checksum, content_key
 from featcache.store.layout import MANIFEST
 from featcache.store.manifest import Manifest, Marker, read_manifest
+from featcache.store.parts import Part, finished_parts, part_manifest
 from featcache.store.places import File, StorePath, files, read_or_none, remove
 
 THREADS = 4
@@ -15,18 +16,25 @@ THREADS = 4
 
 @dataclass
 class Report:
-    """What `verify` found: one line a problem, and the chunks to be redone."""
+    """What `verify` found: one line a problem, the chunks to be redone, and the reports on taps and views within."""
 
     store: StorePath
     files: int = 0
     nbytes: int = 0
     problems: list[str] = field(default_factory=list)
     damaged_chunks: set[int] = field(default_factory=set)
+    parts: list["Report"] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Nothing wrong was found."""
         return not self.problems
+
+    def add_part(self, part: "Report") -> None:
+        """Add what was found in a tap or a view."""
+        self.parts.append(part)
+        self.files, self.nbytes = self.files + part.files, self.nbytes + part.nbytes
+        self.problems += part.problems
 
 
 def verify(store: StorePath, *, deep: bool = False) -> Report:
@@ -43,9 +51,26 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
     Report
     """
     manifest = read_manifest(store)
+    found = files(store)
+    report = _verified(store, manifest, found, deep)
+    for part in finished_parts(found):
+        prefix = f"{part.name}/"
+        inside = {name.removeprefix(prefix): file for name, file in found.items() if name.startswith(prefix)}
+        report.add_part(_verified_part(store, manifest, part, inside, deep))
+    return report
+
+
+def _verified_part(store: StorePath, base: Manifest, part: Part, found: Mapping[str, File], deep: bool) -> Report:
+    try:
+        return _verified(store / part.name, part_manifest(base, store, part), found, deep)
+    except FeatcacheError as error:
+        return Report(store / part.name, problems=[str(error)])
+
+
+def _verified(store: StorePath, manifest: Manifest, found: Mapping[str, File], deep: bool) -> Report:
+    """The report on one manifest's files."""
     report = Report(store)
     _check_key(manifest, report)
-    found = files(store)
     checks = list(_files(manifest))
     with ThreadPoolExecutor(THREADS) as pool:
         problems = pool.map(lambda check: _check(store, check, found.get(check.name), deep), checks)
@@ -77,10 +102,17 @@ def check_deep(store: StorePath) -> None:
 
 
 def repair(report: Report) -> None:
-    """Drop the markers of damaged chunks and the manifest, so that the command that made the store redoes them."""
-    remove(report.store / MANIFEST)
-    for chunk in report.damaged_chunks:
-        remove(Marker.path(report.store, chunk))
+    """Drop the markers of damaged chunks and the manifest, so that the command that made the store redoes them.
+
+    A damaged tap or view does not undo the store that it belongs to.
+    """
+    for part in report.parts:
+        if not part.ok:
+            repair(part)
+    if len(report.problems) > sum(len(part.problems) for part in report.parts):
+        remove(report.store / MANIFEST)
+        for chunk in report.damaged_chunks:
+            remove(Marker.path(report.store, chunk))
 
 
 def _check_key(manifest: Manifest, report: Report) -> None:

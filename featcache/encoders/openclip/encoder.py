@@ -18,6 +18,8 @@ import torchvision
 from featcache.datasets.base import Picture
 from featcache.encoders.base import Batch, FloatArray
 from featcache.encoders.checkpoints import tower_digest
+from featcache.encoders.openclip.pre_projection import pre_projection_dim, with_pre_projection
+from featcache.encoders.taps import PRE_PROJECTION, PROJECTED
 from featcache.encoders.torch_images import Scaling, autocast, check_precision, prepare_picture, torch_provenance
 from featcache.errors import EncoderError, PromptError
 from featcache.store.key import checksum
@@ -174,6 +176,20 @@ class OpenClipEncoder:
         with torch.inference_mode(), self.autocast():
             features: FloatArray = self.model.encode_image(self.pixels(batch)).float().cpu().numpy()
         return features
+
+    @cached_property
+    def taps(self) -> dict[str, int]:
+        """``pre_projection`` and its width where the image tower ends in a projection (vision transformers)."""
+        width = pre_projection_dim(self.model)
+        return {} if width is None else {PRE_PROJECTION: width}
+
+    def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
+        """Features and taps of B prepared images from one forward pass, by name; see `featcache.encoders.taps`."""
+        batch = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
+        with torch.inference_mode(), self.autocast():
+            before, after = with_pre_projection(self.model.visual, self.pixels(batch))
+        found = {PROJECTED: after, PRE_PROJECTION: before}
+        return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """What the image tower takes, (B, 3, H, W) float32, of prepared images (B, H, W, 3) on the device."""
