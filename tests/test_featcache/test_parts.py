@@ -1,4 +1,4 @@
-"""Taps: several outputs of one pass, joined to a store at any time; equal to the model's own forward, killed anywhere."""
+"""Taps: several outputs of one pass, joined to a store at any time, equal to the model itself, killed anywhere."""
 
 import json
 from collections.abc import Sequence
