@@ -19,6 +19,7 @@ from heads.held_out import RowSampler, selection_samples, thinned
 from heads.samples import Samples, as_samples, require_finite
 from heads.solvers.folds import fold_moments, fold_rows
 from heads.solvers.moments import Moments
+from heads.store_moments import store_moments, worth_keeping
 from heads.temperature import fit_temperature
 
 __all__ = ["ABSENT", "MomentClassifier", "Solved"]
@@ -70,7 +71,7 @@ class MomentClassifier(LinearClassifier):
         """
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
-        parts = fold_moments(samples.blocks(), dim=samples.dim, n_classes=len(samples.classnames))
+        parts = _parts(samples)
         self.moments_ = sum(parts, Moments.zeros(samples.dim, len(samples.classnames)))
         require_finite(samples, self.moments_.xtx.diagonal())
         present = self.moments_.counts > 0
@@ -132,6 +133,13 @@ class MomentClassifier(LinearClassifier):
             return fit_temperature(np.concatenate([s for s, _ in scored]), np.concatenate([y for _, y in scored]))
         own = np.concatenate([scores for scores, _ in self._scores_of(thinned(samples, self.moments_.n), present)])
         return float(own.std(axis=1).mean()) or 1.0
+
+
+def _parts(samples: Samples) -> list[Moments]:
+    """Moments of the rows by fold; those of a large store are kept beside it, so that the next fit reads no feature."""
+    if worth_keeping(samples.store):
+        return store_moments(samples.store)
+    return fold_moments(samples.blocks(), dim=samples.dim, n_classes=len(samples.classnames))
 
 
 def _of_classes(moments: Moments, present: NDArray[np.bool_]) -> Moments:

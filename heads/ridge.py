@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from functools import partial
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +20,9 @@ from heads.ridge_problem import RidgeProblem, best_alpha, folds_of
 from heads.row_weights import class_weights, group_ids, row_weights
 from heads.samples import Samples, as_samples, require_finite
 from heads.solvers.eigh_path import Spectrum, check_alphas
+from heads.solvers.folds import FOLDS
 from heads.solvers.leave_one_out import squared_errors
+from heads.store_moments import store_moments, worth_keeping
 from heads.temperature import fit_temperature
 from heads.text_prior import checked_prior, prior_record
 
@@ -203,6 +207,9 @@ class Ridge(LinearClassifier):
         labels = np.zeros(0, np.int64) if simple or not choose else samples.labels()
         found = group_ids(groups, len(labels)) if choose else None
         base = None if prior is None else prior.weights.astype(np.float64)
+        folds = None if simple or not choose else folds_of(self.cv, labels, len(samples.classnames), found)
+        number = int(self.cv) if folds is not None and isinstance(self.cv, Integral) and found is None else None
+        kept = weights is None and worth_keeping(samples.store, number or FOLDS)
         return RidgeProblem(
             source=samples.blocks,
             dim=samples.dim,
@@ -211,8 +218,10 @@ class Ridge(LinearClassifier):
             fit_intercept=bool(self.fit_intercept),
             weights=weights,
             groups=found,
-            folds=None if simple or not choose else folds_of(self.cv, labels, len(samples.classnames), found),
+            folds=folds,
             base=None if base is None else base - base.mean(axis=0),
+            kept=partial(store_moments, samples.store) if kept else None,
+            kept_folds=number,
         )
 
     def _weighted(self, held_out: Samples) -> Iterator[tuple[NDArray[Any], ...]]:

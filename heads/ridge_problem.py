@@ -14,7 +14,7 @@ from featcache.errors import HeadError
 from heads.held_out import RowSampler
 from heads.solvers.dual import decompose_rows
 from heads.solvers.eigh_path import Spectrum, decompose
-from heads.solvers.folds import FoldAssigner, group_folds
+from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
 from heads.solvers.leave_group_out import leave_group_out_errors, leave_group_out_scores
 from heads.solvers.leave_one_out import leave_one_out_errors, leave_one_out_scores, squared_errors
 from heads.solvers.moments import Moments
@@ -40,6 +40,8 @@ class RidgeProblem:
     groups : (N,) from 0, or None: rows that are left out together
     folds : (N,) fold of every row, or None for leave-one-out
     base : (K, D) what the penalty pulls to before it is scaled, or None
+    kept : gives the moments of the rows by fold, for a number of stratified folds, without a pass where it can; or None
+    kept_folds : number of stratified folds that `folds` are; None where they are others
     """
 
     source: Callable[[], Iterator[tuple[NDArray[Any], ...]]]
@@ -52,6 +54,8 @@ class RidgeProblem:
     groups: NDArray[np.int64] | None = None
     folds: NDArray[np.int64] | None = None
     base: Float | None = None
+    kept: Callable[[int], list[Moments]] | None = None
+    kept_folds: int | None = None
 
     @property
     def fold_ids(self) -> NDArray[np.int64]:
@@ -83,6 +87,8 @@ class RidgeProblem:
     @cached_property
     def parts(self) -> list[AnyMoments]:
         """Moments of each fold, in one pass over the rows."""
+        if self.kept is not None and self.kept_folds is not None:
+            return list(self.kept(self.kept_folds))
         found = [self.moments(()) for _ in range(int(self.fold_ids.max()) + 1)]
         for fold, block in self._pieces():
             found[fold] = found[fold] + self.moments([block])  # type: ignore[operator]
@@ -91,7 +97,10 @@ class RidgeProblem:
     @cached_property
     def total(self) -> AnyMoments:
         """Moments of all rows."""
-        return self.moments() if self.folds is None else sum(self.parts[1:], self.parts[0])
+        if self.folds is None:
+            found = self.kept(FOLDS) if self.kept is not None else [self.moments()]
+            return sum(found[1:], found[0])
+        return sum(self.parts[1:], self.parts[0])
 
     def diagonal(self) -> Float:
         """What is finite exactly if all features are, (D,); see `heads.samples.require_finite`."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import DataConversionWarning
 
 from featcache.errors import HeadError
+from featcache.store import ImageStore
 
 __all__ = [
     "Samples",
@@ -56,10 +57,12 @@ class Samples:
             yield from self.source.blocks()
 
     def labels(self) -> NDArray[np.int64]:
-        """Class indices (N,) of all rows; of a store in a pass over it."""
+        """Class indices (N,) of all rows; in a pass over what streams."""
         if self.store is None:
             labels: NDArray[np.int64] = self.source[1]
             return labels
+        if isinstance(self.store, ImageStore):  # one that knows its labels without reading features
+            return np.asarray(self.store.labels[self.store.valid])
         return np.concatenate([np.zeros(0, np.int64), *(labels.copy() for _, labels in self.blocks())])
 
     @property

@@ -20,14 +20,14 @@ from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
 from featcache.errors import FeatcacheError, HeadError
-from featcache.store import atomic, content_key
+from featcache.store import ImageStore, atomic, content_key
 from featcache.store.key import checksum
 from heads.ranks import rank_and_size, sum_over_ranks
 from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.moments import Moments
 from heads.solvers.parallel import map_pieces
 
-__all__ = ["moments_path", "store_moments"]
+__all__ = ["moments_path", "store_moments", "worth_keeping"]
 
 BLOCK_ROWS = 32_768
 """Rows read at a time, in float32: 64 MiB at D = 512."""
@@ -81,6 +81,17 @@ def store_moments(store: Any, folds: int = FOLDS, *, cache: bool = True, distrib
     if not counts.any():
         raise HeadError(f"{store.name}/{store.split} has no valid row; encode images that can be read")
     return [Moments(gram[k], sums[k], counts[k].astype(np.int64)) for k in range(folds)]
+
+
+def worth_keeping(store: Any, folds: int = FOLDS) -> bool:
+    """Whether a fit goes through kept moments: of a store's own rows, where they take less room than its features.
+
+    Rows drawn from a store, views stacked and rows in memory carry a store's keys, too, and have other moments.
+    """
+    if not isinstance(store, ImageStore):
+        return False
+    dim, n_classes = int(store.dim), len(store.classnames)
+    return 2 * len(store) * dim > 8 * folds * (dim + n_classes) * dim
 
 
 def moments_path(store: Any, folds: int = FOLDS) -> Path | None:

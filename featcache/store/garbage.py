@@ -18,7 +18,10 @@ from featcache.store.claims import FOLDER, STALE_SECONDS
 from featcache.store.header import existing_header
 from featcache.store.layout import MANIFEST, MARKERS
 from featcache.store.manifest import read_manifest
-from featcache.store.places import REQUESTS, File, StorePath, files, remove
+from featcache.store.parts import Part
+from featcache.store.places import REQUESTS, File, StorePath, files, remove, stat
+
+MOMENTS = "moments"
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,15 @@ def find_garbage(root: StorePath, max_age: float, named: Sequence[StorePath] = (
     """
     found = [_all(path, files(path), "named") for path in named]
     now = time.time()
+    found += _orphaned_moments(root, now - max_age)
     for path, held in store_folders(root).items():
         if path in named:
             continue
         why = _why(path, held)
         if why is None or now - max(file.modified for file in held.values()) <= max_age:
-            item = _leftovers(path, held, now)
-            found += [item] if item.names else []
+            found += [
+                item for item in (_leftovers(path, held, now), *_begun_parts(path, held, now - max_age)) if item.names
+            ]
         else:
             found.append(_all(path, held, why))
     return sorted(found, key=lambda item: str(item.path))
@@ -76,6 +81,35 @@ def _why(path: StorePath, held: Mapping[str, File]) -> str | None:
     except FeatcacheError:
         return "unreadable: its manifest is damaged"
     return None
+
+
+def _orphaned_moments(root: StorePath, before: float) -> list[Garbage]:
+    """Moments that heads keep beside the stores (``moments/<encoder_key>/<dataset_key>/``), where the store is gone."""
+    folders: dict[str, dict[str, File]] = {}
+    for name, file in files(root / MOMENTS).items():
+        folder, _, inside = name.rpartition("/")
+        folders.setdefault(folder, {})[inside] = file
+    return [
+        _all(root / MOMENTS / folder, held, "moments of a store that is gone")
+        for folder, held in folders.items()
+        if folder.count("/") == 1
+        and max(file.modified for file in held.values()) < before
+        and stat(root / "images" / folder / MANIFEST) is None
+    ]
+
+
+def _begun_parts(path: StorePath, held: Mapping[str, File], before: float) -> list[Garbage]:
+    """Taps and views of a finished store that were begun and never finished."""
+    folders: dict[str, dict[str, File]] = {}
+    for name, file in held.items():
+        folder, _, inside = name.partition("/")
+        if inside and Part.parse(folder) is not None:
+            folders.setdefault(folder, {})[inside] = file
+    return [
+        _all(path / folder, inside, "unfinished tap or view")
+        for folder, inside in folders.items()
+        if MANIFEST not in inside and max(file.modified for file in inside.values()) < before and MANIFEST in held
+    ]
 
 
 def _leftovers(path: StorePath, held: Mapping[str, File], now: float) -> Garbage:
