@@ -109,6 +109,9 @@ def split_id(store: Any) -> dict[str, Any]:
     """The identity of a labelled split, as recorded in provenance; of a few-shot sample also how it was drawn."""
     sample = getattr(store, "sample", None)
     identity = {key: getattr(store, key, None) for key in ("name", "split", "dataset_key", "labels_digest")}
+    view = getattr(store, "view_id", None)
+    if view is not None:  # augmented views of the split's samples: the same split, but other rows
+        identity["view"] = view
     return identity if sample is None else {**identity, "sample": dict(sample)}
 
 

@@ -136,7 +136,8 @@ def open_images(reference: str, args: argparse.Namespace) -> ImageStore:
     """The image store that a reference means; HeadError for a store of texts."""
     store = open_reference(reference, args)
     if not isinstance(store, ImageStore):
-        raise HeadError(f"{reference}: a store of texts; expected a store of images, made by `featcache encode`")
+        what = "a store of texts, or several views as one"
+        raise HeadError(f"{reference}: {what}; expected a store of images, made by `featcache encode`")
     return store
 
 

@@ -53,7 +53,7 @@ def fit(args: argparse.Namespace) -> int:
         raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
     stores = [open_reference(reference, args) for reference in args.stores]
     material = Material(
-        _train(args.head, [store for store in stores if isinstance(store, ImageStore)]),
+        _train(args.head, [store for store in stores if not isinstance(store, TextStore)]),
         _texts(args.head, [store for store in stores if isinstance(store, TextStore)]),
         open_reference(args.select, args) if args.select else None,
         prior_head(args.prior, args) if args.prior else None,

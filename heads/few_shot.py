@@ -139,8 +139,11 @@ def few_shot(store: Any, shots: int, seed: int = 0, *, allow_fewer: bool = False
     Raises
     ------
     HeadError
-        If a class has fewer rows than `shots` and `allow_fewer` is false; if no row is left.
+        If a class has fewer rows than `shots` and `allow_fewer` is false; if no row is left; for views, whose rows are
+        not images.
     """
+    if getattr(store, "groups", None) is not None:
+        raise HeadError(f"{store.name!r}: rows are views, and shots are images; draw them from the store itself")
     rows = draw_shots(store.labels, shots, seed, n_classes=len(store.classnames), allow_fewer=allow_fewer)
     if not len(rows):
         raise HeadError(f"{store.name!r} has no valid row to draw from")

@@ -113,7 +113,22 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None
     options: dict[str, Any] = {"texts": material.text_head()} if kind.takes_texts else {}
     if material.selection is not None and takes_selection(name):
         options["selection"] = material.selection
-    return _fitted(head, material.train, **options)
+    return _fitted(head, material.train, **options, **_groups(kind, material))
+
+
+def _groups(kind: Any, material: Material) -> dict[str, Any]:
+    """Rows that are views of one image, which nothing may hold out apart; see `featcache.store.view_stack`."""
+    groups = getattr(material.train, "groups", None)
+    if groups is None:
+        return {}
+    if "groups" in inspect.signature(kind.fit).parameters:
+        return {"groups": groups}
+    if material.selection is None:
+        raise HeadError(
+            f"{kind.name} would hold out views of images that it fits on; give a selection split, or take a head that "
+            "leaves rows out by group, such as ridge"
+        )
+    return {}
 
 
 def _fitted(head: Any, X: Any, **options: Any) -> HeadClassifier:

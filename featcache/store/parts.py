@@ -122,6 +122,16 @@ class PartStore(ImageStore):
             self._readers[name] = READERS[self._reader_name](self.folder, self.manifest.arrays[name])
         return self._readers[name]
 
+    @property
+    def dataset_key(self) -> str:
+        """The store's: a tap or a view is of the same samples."""
+        return self.base.dataset_key
+
+    @property
+    def view_id(self) -> str | None:
+        """What tells rows of a view from others of the same samples; None for a tap of the images as they are."""
+        return f"{self.part.whole_view.name} {self.manifest.key.split('/')[1]}" if self.part.augmentation else None
+
     def tap(self, name: str) -> ImageStore:
         """A tap of this view."""
         return open_part(self.base, replace(self.part, tap=name))

@@ -30,6 +30,7 @@ SHARED = (
     "logit_bias",
     "dim",
     "labels_digest",
+    "dataset_key",
     "provenance",
     "path",
 )
@@ -58,10 +59,10 @@ class ViewStack:
     def __repr__(self) -> str:
         return f"ViewStack({len(self.stores)} views of {len(self.stores[0]):,} images x {self.dim}, {self.name})"
 
-    @cached_property
-    def dataset_key(self) -> str:
-        """Keys of all views: no other store's."""
-        return "+".join(store.dataset_key for store in self.stores)
+    @property
+    def view_id(self) -> str:
+        """What tells these rows from others of the same samples."""
+        return ", ".join(str(getattr(store, "view_id", None)) for store in self.stores)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
