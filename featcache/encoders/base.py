@@ -17,7 +17,11 @@ Batch = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
 class Encoder(Protocol):
-    """A CLIP-style model with an image side and, where it has one, a text side."""
+    """A CLIP-style model with an image side and, where it has one, a text side.
+
+    It may have more outputs of its image side than the features: see `featcache.encoders.taps`. Augmented views need
+    its ``image_size``, (height, width) of prepared images.
+    """
 
     @property
     def name(self) -> str:

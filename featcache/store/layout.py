@@ -11,6 +11,7 @@
             done/<i>.json           marker: chunk i is whole, with the checksum of each of its files
             manifest.json           written last; without it there is no store
             claims/                 who works on which chunk at the moment; empty when nobody does
+            tap-<name>/, view-.../  taps and views that joined: groups of their own, see `featcache.store.parts`
 
 An uncompressed unsharded chunk file is the array's bytes: the fast reader relies on it, any zarr library can read it.
 """

@@ -10,6 +10,7 @@ import pytest
 import torch
 from clip_models import CONFIG, write_folder
 from fakes import NumpyDataset, NumpyEncoder
+from small_pictures import write_pictures
 
 from featcache import EncodeOptions, encode_dataset, load_encoder
 from featcache.cli import main
@@ -248,19 +249,17 @@ def test_pre_projection_is_open_clips_tower_without_projection(tmp_path: Path) -
 
 
 def test_the_embedded_model_stores_its_tap(tmp_path: Path) -> None:
-    result = encode_dataset(
-        open_dataset("digits", "test"),
-        load_encoder("tiny"),
-        root=tmp_path,
-        options=EncodeOptions(taps=["pre_projection"]),
-    )
-    encoder, dataset = load_encoder("tiny"), open_dataset("digits", "test")
-    images = [encoder.prepare(dataset.decode(dataset.read(row), row)) for row in range(64)]
+    dataset, encoder = open_dataset(write_pictures(tmp_path / "pictures"), "all"), load_encoder("tiny")
+    options = EncodeOptions(taps=["pre_projection"])
+    store = encode_dataset(dataset, encoder, root=tmp_path, options=options).store
+    plain = encode_dataset(dataset, encoder, root=tmp_path / "plain").store
+    assert store.array("features").tobytes() == plain.array("features").tobytes()
+    images = [encoder.prepare(dataset.decode(dataset.read(row), row)) for row in range(24)]
     encoder.model.visual.proj = None
     with torch.inference_mode():
-        raw = encoder.model.visual(encoder.pixels(torch.from_numpy(np.stack(images)))).numpy()
-    expected = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float16)
-    np.testing.assert_allclose(result.store.tap("pre_projection").gather(np.arange(64)), expected, atol=5e-4)
+        raw = encoder.model.visual(encoder.pixels(torch.from_numpy(np.stack(images)))).double().numpy()
+    expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    assert np.abs(store.tap("pre_projection").numpy()[0] - expected).max() <= 2.0**-12
 
 
 def test_a_resnet_has_no_such_tap(tmp_path: Path) -> None:
@@ -278,21 +277,23 @@ def test_the_command_line_stores_finds_fits_and_judges_a_tap(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = ["--root", str(tmp_path)]
-    for split in ("train", "test"):
-        assert main(["encode", "digits", "--split", split, "--tap", "pre_projection", "--quiet", *root]) == 0
+    for name, n in (("train", 24), ("test", 12)):
+        source = write_pictures(tmp_path / "pictures" / name, n)
+        named = ["--split", "all", "--name", name, "--tap", "pre_projection", "--quiet", *root]
+        assert main(["encode", source, *named]) == 0
     assert "with pre_projection" in capsys.readouterr().out
-    store = find_store("digits/train@tiny#pre_projection", tmp_path)
+    store = find_store("train/all@tiny#pre_projection", tmp_path)
     assert isinstance(store, ImageStore)
     assert store.encoder_name == "tiny#pre_projection"
     head = str(tmp_path / "head.safetensors")
-    assert main(["fit", "ridge", "digits/train#pre_projection", "-o", head, *root]) == 0
-    assert main(["evaluate", head, "--on", "digits/test#pre_projection", "--json", *root]) == 0
+    assert main(["fit", "ridge", "train/all#pre_projection", "-o", head, *root]) == 0
+    assert main(["evaluate", head, "--on", "test/all#pre_projection", "--json", *root]) == 0
     shown = capsys.readouterr().out
     assert json.loads(shown[shown.index("[") :] if "[" in shown else shown)
-    assert main(["evaluate", head, "--on", "digits/test", *root]) == MismatchError.exit_code
+    assert main(["evaluate", head, "--on", "test/all", *root]) == MismatchError.exit_code
     assert "was fitted on features of encoder" in capsys.readouterr().err
     assert main(["list", *root]) == 0
     assert "# pre_projection" in capsys.readouterr().out
-    assert main(["info", "digits/train", *root]) == 0
+    assert main(["info", "train/all", *root]) == 0
     assert "taps, views  pre_projection" in capsys.readouterr().out
-    assert main(["verify", "digits/train", "--deep", *root]) == 0
+    assert main(["verify", "train/all", "--deep", *root]) == 0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import CLASSES, NumpyDataset, NumpyEncoder
+from small_pictures import write_pictures
 
 from featcache import EncodeOptions, encode_dataset
 from featcache.augment import AUGMENTATIONS
@@ -184,15 +185,16 @@ def test_what_cannot_be_had_is_named(tmp_path: Path) -> None:
 def test_views_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ["--root", str(tmp_path)]
     views = ["--views", "2", "--augmentation", "wise_ft", "--view-seed", "3"]
-    assert main(["encode", "digits", "--split", "test", *views, "--quiet", "--json", *root]) == 0
+    source = write_pictures(tmp_path / "pictures")
+    assert main(["encode", source, "--split", "all", "--name", "pets", *views, "--quiet", "--json", *root]) == 0
     [record] = json.loads(capsys.readouterr().out)
     assert record["parts"] == ["view-wise_ft-3-0", "view-wise_ft-3-1"]
     head = str(tmp_path / "head.safetensors")
-    assert main(["fit", "ridge", "digits/test#views", "-o", head, *root]) == 0
+    assert main(["fit", "ridge", "pets/all#views", "-o", head, *root]) == 0
     capsys.readouterr()
-    assert main(["evaluate", head, "--on", "digits/test#view-wise_ft-3-1", *root]) == 0
+    assert main(["evaluate", head, "--on", "pets/all#view-wise_ft-3-1", *root]) == 0
     assert "was fitted on" in "".join(capsys.readouterr())  # views of these images
-    assert main(["evaluate", head, "--on", "digits/test#views", *root]) == HeadError.exit_code
+    assert main(["evaluate", head, "--on", "pets/all#views", *root]) == HeadError.exit_code
     store = open_image_store(record["store"])
-    assert len(find_store("digits/test#views", tmp_path)) == 2 * len(store)
+    assert len(find_store("pets/all#views", tmp_path)) == 2 * len(store)
     assert len(parts_of(store)) == 2
