@@ -2,11 +2,12 @@
 
 What made the features is known by name only: the identity of the encoder is the name and the digest that the user
 gives, and stores with equal ones fit together (a head fitted on an imported train split judges an imported test
-split). The content of the features is in the other half of the key, so that other features are another store.
+split). The content of the features is in the other half of the key, with their name and split: there are no sample
+files that would tell two data sets apart, so other features, and the same ones under another name, are another store.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ import xxhash
 
 from featcache.chunk_encoder import normalise
 from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
-from featcache.errors import DatasetError, StoreCorruptError, StoreIncompleteError, StoreNotFoundError
+from featcache.errors import (
+    DatasetError,
+    LabelsChangedError,
+    StoreCorruptError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+)
 from featcache.foreign import Foreign
 from featcache.store import ImageStore, StoreWriter, content_key, open_image_store, resolve_root
 from featcache.store.key import checksum
@@ -61,8 +68,9 @@ def import_features(
     split: str = "train",
     classnames: Sequence[str] | None = None,
     root: str | StorePath | None = None,
+    update_labels: bool = False,
 ) -> ImageStore:
-    """Make a store of foreign features.
+    """Make a store of foreign features, or find it.
 
     Parameters
     ----------
@@ -70,11 +78,14 @@ def import_features(
         Features (N, D), of any float type, normalised or not; labels (N,), integers from 0.
     source : Source
     name, split : str
-        What the store is called.
+        What the store is called; part of its key.
     classnames : sequence of C str, optional
         Default: those in `found`, else ``class 0``, ``class 1``, ...
     root : str, Path or ObjectPath, optional
         Place of all stores.
+    update_labels : bool
+        Whether a store of these features under this name and split takes labels, class names, text digest and logit
+        scale over where they differ.
 
     Returns
     -------
@@ -85,32 +96,62 @@ def import_features(
     ------
     DatasetError
         No labels, other shapes than (N, D) and (N,), NaN or infinite features, labels out of range.
+    LabelsChangedError
+        The store is there and says something else, and `update_labels` is False; nothing is written.
     """
     features, index = _checked(found, classnames)
     digest = checksum(features.data)
     identity = {
         "encoder": source.identity | {"dim": features.shape[1]},
-        "dataset": {"rows": len(index), "samples": dataset_key(index), "features": digest},
+        "dataset": {"rows": len(index), "samples": dataset_key(index), "features": digest}
+        | {"name": name, "split": split},
     }
     key = f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
     path = resolve_root(root) / ImageStore.kind / key
-    info = {
-        "name": name,
-        "split": split,
+    info = _info(source, index, features.shape[1]) | {"name": name, "split": split}
+    store = _finished(path)
+    difference = "" if store is None else _difference(store, info, index)
+    if store is not None and difference and not update_labels:
+        raise LabelsChangedError(
+            f"{store.reference} holds these features already, and {difference}; nothing was written. Run again with "
+            f"--update-labels to replace what {path} says, or with another --name or --split to keep both"
+        )
+    if store is None or difference:
+        kept = {} if store is None else {key: store.info[key] for key in _unsaid(info)}
+        _write(path, key, identity, features, index, info | kept)
+    return open_image_store(path)
+
+
+def _info(source: Source, index: SampleIndex, dim: int) -> dict[str, Any]:
+    return {
         "classnames": list(index.classnames),
         "labels_digest": labels_digest(index.labels, index.classnames),
         "metadata_digest": metadata_digest({}),
         "encoder_name": source.encoder_name,
-        "dim": features.shape[1],
+        "dim": dim,
         "text_digests": [] if source.text_digest is None else [source.text_digest],
         "logit_scale": source.logit_scale,
         "logit_bias": None,
         "bad": [],
     }
-    store = _finished(path)
-    if store is None or any(store.info.get(name) != value for name, value in info.items()):
-        _write(path, key, identity, features, index, info)
-    return open_image_store(path)
+
+
+def _unsaid(info: Mapping[str, Any]) -> list[str]:
+    """What this import does not say, and so does not change."""
+    return [key for key in ("text_digests", "logit_scale") if not info[key]]
+
+
+def _difference(store: ImageStore, info: Mapping[str, Any], index: SampleIndex) -> str:
+    """What differs from the store, in words; nothing where nothing does."""
+    if store.classnames != index.classnames:
+        pairs = zip(store.classnames, index.classnames, strict=False)
+        counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
+        return f"its class names differ ({next((f'{a!r} there, {b!r} now' for a, b in pairs if a != b), counts)})"
+    rows = np.flatnonzero(store.labels != index.labels)
+    if len(rows):
+        return f"{len(rows):,} of {len(index):,} labels differ (first: {index.ids[rows[0]]})"
+    changed = [key for key in ("text_digests", "logit_scale") if info[key] and info[key] != store.info[key]]
+    return ", ".join(f"its {key} was {store.info[key]}, now {info[key]}" for key in changed)
 
 
 def _finished(path: StorePath) -> ImageStore | None:

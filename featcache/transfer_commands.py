@@ -49,6 +49,7 @@ def import__arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="which split it is (default: train)")
     parser.add_argument("--text-digest", help="digest of the text tower that belongs to it, for zero-shot heads")
     parser.add_argument("--logit-scale", type=float, help="exponentiated factor on cosine similarities")
+    parser.add_argument("--update-labels", action="store_true", help="take changed labels over; features are kept")
     root_argument(parser)
 
 
@@ -59,7 +60,8 @@ def import_(args: argparse.Namespace) -> int:
         found.labels = read_array(args.labels)
     classnames = read_classes(args.classes) if args.classes else None
     source = Source(args.encoder_name, args.digest, args.text_digest, args.logit_scale)
-    store = import_features(found, source, name=args.name, split=args.split, classnames=classnames, root=args.root)
+    where = {"name": args.name, "split": args.split, "root": args.root}
+    store = import_features(found, source, classnames=classnames, update_labels=args.update_labels, **where)
     record = {"store": str(store.path), "name": store.name, "split": store.split, "rows": len(store), "dim": store.dim}
     what = f"{store.name}/{store.split}@{store.encoder_name}: {len(store):,} x {store.dim}, imported from"
     show(record, f"{what} {Path(args.source).name}\n  {store.path}", args.json)

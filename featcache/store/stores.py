@@ -32,6 +32,11 @@ class ImageStore(Store):
         return str(self.info["split"])
 
     @property
+    def reference(self) -> str:
+        """The short name that `find_store` takes: ``digits/test@tiny``."""
+        return f"{self.name}/{self.split}@{self.encoder_name}"
+
+    @property
     def encoder_key(self) -> str:
         """Key of the image encoder's identity."""
         return self.manifest.key.split("/")[0]

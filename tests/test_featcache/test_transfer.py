@@ -11,7 +11,7 @@ from fakes import CLASSES, NumpyDataset, NumpyEncoder
 
 from featcache import EncodeOptions, encode_dataset, list_stores
 from featcache.cli import main
-from featcache.errors import DatasetError, FeatcacheError
+from featcache.errors import DatasetError, FeatcacheError, LabelsChangedError
 from featcache.export import FORMATS, export
 from featcache.foreign import Foreign, read_array, read_foreign
 from featcache.import_features import Source, import_features
@@ -128,10 +128,59 @@ def test_other_features_are_another_store_of_the_same_encoder(tmp_path: Path) ->
     before = {path: path.stat().st_mtime_ns for path in Path(one.path).rglob("*")}
     assert bring(0, "a").path == one.path
     assert {path: path.stat().st_mtime_ns for path in Path(one.path).rglob("*")} == before
-    relabelled = bring(0, "a", (LABELS + 1) % 3)
-    assert relabelled.path == one.path
-    assert relabelled.labels.tolist() == ((LABELS + 1) % 3).tolist()
+
+
+def bring(root: Path, labels: np.ndarray = LABELS, name: str = "pets", split: str = "train", **more: Any) -> ImageStore:
+    classnames = more.pop("classnames", CLASSES)
+    source = Source("m", "a", more.pop("text_digest", None), more.pop("logit_scale", None))
+    return import_features(
+        Foreign(features(), labels), source, name=name, split=split, classnames=classnames, root=root, **more
+    )
+
+
+def test_the_same_features_under_another_name_or_split_are_another_store(tmp_path: Path) -> None:
+    pets, shifted = bring(tmp_path), (LABELS + 1) % 3
+    others = [bring(tmp_path, shifted, name="cb", split="test"), bring(tmp_path, shifted, split="test")]
+    assert len({store.path for store in (pets, *others)}) == 3
+    assert {store.encoder_key for store in others} == {pets.encoder_key}
+    assert [entry.reference for entry in list_stores(tmp_path)] == ["cb/test@m", "pets/test@m", "pets/train@m"]
+    assert find_store("pets/train", tmp_path).labels.tolist() == LABELS.tolist()
+    assert all(store.labels.tolist() == shifted.tolist() for store in others)
+
+
+def test_changed_labels_are_taken_over_only_when_asked(tmp_path: Path) -> None:
+    store, shifted = bring(tmp_path), (LABELS + 1) % 3
+    before = {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")}
+    with pytest.raises(LabelsChangedError, match=r"pets/train@m holds .*30 of 30 labels differ.*--update-labels"):
+        bring(tmp_path, shifted)
+    with pytest.raises(LabelsChangedError, match=r"class names differ \('cat' there, 'cow' now\)"):
+        bring(tmp_path, classnames=("ant", "bee", "cow"))
+    with pytest.raises(LabelsChangedError, match=r"class names differ \(3 there, 4 now\)"):
+        bring(tmp_path, classnames=(*CLASSES, "cow"))
+    assert {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")} == before
+    relabelled = bring(tmp_path, shifted, update_labels=True)
+    assert (relabelled.path, relabelled.labels.tolist()) == (store.path, shifted.tolist())
+    np.testing.assert_array_equal(relabelled.array("features"), store.array("features"))
     assert verify(relabelled.path, deep=True).ok
+
+
+def test_what_an_import_does_not_say_stays(tmp_path: Path) -> None:
+    bring(tmp_path, text_digest="t", logit_scale=100.0)
+    store = bring(tmp_path, (LABELS + 1) % 3, update_labels=True)
+    assert (store.text_digest, store.logit_scale) == ("t", 100.0)
+    with pytest.raises(LabelsChangedError, match=r"its logit_scale was 100.0, now 50.0"):
+        bring(tmp_path, (LABELS + 1) % 3, logit_scale=50.0)
+
+
+def test_an_import_with_other_labels_exits_with_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", features=features(), labels=LABELS)
+    command = ["import", str(tmp_path / "a.npz"), "--encoder-name", "m", "--name", "x", "--root", str(tmp_path / "c")]
+    assert main(command) == main(command) == 0
+    np.savez(tmp_path / "a.npz", features=features(), labels=LABELS[::-1])
+    assert main(command) == 5
+    assert "LabelsChangedError: x/train@m holds these features already" in capsys.readouterr().err
+    assert main([*command, "--update-labels"]) == 0
+    assert find_store("x/train", tmp_path / "c").labels.tolist() == LABELS[::-1].tolist()
 
 
 BAD = {
