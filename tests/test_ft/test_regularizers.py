@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden import sines
 
-from featcache.errors import MismatchError
+from featcache.errors import FeatcacheError, MismatchError
 from ft.errors import TrainingError
 from ft.regularizers import REGULARIZERS, Regularizer, Step
 from ft.regularizers.car import ContextDistillation
@@ -224,5 +224,5 @@ def test_car_is_kl_of_context_distributions() -> None:
     ],
 )
 def test_refuses_bad_settings(make: Callable[[], Regularizer], message: str) -> None:
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(FeatcacheError, match=message):
         make()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class FakeImageStore:
     def labels(self) -> NDArray[np.int64]:
         return self.y
 
-    @property
+    @cached_property  # which tests may replace
     def ids(self) -> list[str]:
         return [f"id-{i}" for i in range(len(self))]
 
