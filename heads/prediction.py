@@ -20,6 +20,7 @@ from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import FileDataset, read_lines
 from featcache.datasets.image_folder import EXTENSIONS
 from featcache.encoders import Encoder, load_encoder
+from featcache.encoders.taps import PROJECTED, encode_outputs, tap_dim, taps_of
 from featcache.errors import DatasetError, EncoderError, HeadError, MismatchError
 from featcache.pipeline import Prepared, batches_of, default_ahead, default_workers, prepared_batches
 from featcache.store import content_key
@@ -156,7 +157,8 @@ def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
         If the image encoder's key, the text tower or the width differ.
     """
     fitted, text = head.provenance.get("encoder_key"), head.provenance.get("text_digest")
-    key = content_key(stored_identity(encoder))
+    tap = tap_of(head, encoder)
+    key, dim = content_key(stored_identity(encoder, tap)), tap_dim(encoder, tap)
     remedy = "pass --model, --pretrained and --precision of the model that the head was made with"
     if fitted is not None and fitted != key:
         raise MismatchError(
@@ -166,8 +168,14 @@ def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
         raise MismatchError(
             f"{head.name} was made with text tower {text}, that of {encoder.name} is {encoder.text_digest}; {remedy}"
         )
-    if head.dim != encoder.dim:
-        raise MismatchError(f"{head.name} takes {head.dim} features, {encoder.name} makes {encoder.dim}; {remedy}")
+    if head.dim != dim:
+        raise MismatchError(f"{head.name} takes {head.dim} features, {encoder.name} makes {dim}; {remedy}")
+
+
+def tap_of(head: LogitHead, encoder: Encoder) -> str | None:
+    """The tap of an encoder that a head was fitted on, such as ``pre_projection``; None for the features."""
+    fitted = head.provenance.get("encoder_key")
+    return next((tap for tap in taps_of(encoder) if content_key(stored_identity(encoder, tap)) == fitted), None)
 
 
 def find_images(places: Sequence[str]) -> list[str]:
@@ -217,7 +225,9 @@ def _predicted(
     good = [item.image for item in batch if item.image is not None]
     found: Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]] = iter(())
     if good:
-        unit, _ = normalise(encoder.encode_images(good))
+        tap = tap_of(head, encoder)
+        made = encode_outputs(encoder, good, [tap] if tap else [])
+        unit, _ = normalise(made[tap or PROJECTED])
         logits = head.logits(unit.astype(np.float16).astype(np.float32))
         found = zip(*top_classes(logits, top), strict=True)
     for item in batch:

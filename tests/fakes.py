@@ -9,6 +9,7 @@ import numpy as np
 from featcache.datasets.base import SampleIndex
 
 CLASSES = ("ant", "bee", "cat")
+TAP = "hidden"
 
 
 class NumpyDataset:
@@ -76,6 +77,26 @@ class NumpyEncoder:
             for place, letter in enumerate(text.encode()):
                 features[row, (letter + place) % self.dim] += 1
         return features
+
+
+class TappedEncoder(NumpyEncoder):
+    """Its features are a projection of a hidden layer of 24."""
+
+    taps = {TAP: 24}  # noqa: RUF012 - what the protocol names
+
+    def __init__(self) -> None:
+        super().__init__()
+        chance = np.random.default_rng(5)
+        self.first = chance.standard_normal((48, 24)).astype(np.float32)
+        self.last = chance.standard_normal((24, 16)).astype(np.float32)
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return self.encode_outputs(images, ())["projected"]
+
+    def encode_outputs(self, images: Sequence[np.ndarray], taps: Sequence[str]) -> dict[str, np.ndarray]:
+        self.images += len(images)
+        hidden = np.stack(images).reshape(len(images), -1).astype(np.float32) @ self.first / 256
+        return {"projected": hidden @ self.last, TAP: hidden}
 
 
 def projected(dataset: NumpyDataset, encoder: NumpyEncoder) -> np.ndarray:

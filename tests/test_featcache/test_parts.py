@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,19 @@ import open_clip
 import pytest
 import torch
 from clip_models import CONFIG, write_folder
-from fakes import NumpyDataset, NumpyEncoder
+from fakes import TAP, NumpyDataset, NumpyEncoder, TappedEncoder
 from small_pictures import write_pictures
 
 from featcache import EncodeOptions, encode_dataset, load_encoder
 from featcache.cli import main
 from featcache.datasets import open_dataset
 from featcache.encode import EncodeResult
+from featcache.encode_options import Share
 from featcache.errors import (
     ContentChangedError,
     EncoderError,
     MismatchError,
+    ShardDoneError,
     StoreCorruptError,
     StoreIncompleteError,
     StoreNotFoundError,
@@ -27,28 +30,6 @@ from featcache.errors import (
 from featcache.store import ImageStore, atomic, find_store, open_image_store, repair, verify
 from featcache.store.parts import Part, parts_of
 from heads import Ridge
-
-TAP = "hidden"
-
-
-class TappedEncoder(NumpyEncoder):
-    """Its features are a projection of a hidden layer of 24."""
-
-    taps = {TAP: 24}  # noqa: RUF012 - what the protocol names
-
-    def __init__(self) -> None:
-        super().__init__()
-        chance = np.random.default_rng(5)
-        self.first = chance.standard_normal((48, 24)).astype(np.float32)
-        self.last = chance.standard_normal((24, 16)).astype(np.float32)
-
-    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return self.encode_outputs(images, ())["projected"]
-
-    def encode_outputs(self, images: Sequence[np.ndarray], taps: Sequence[str]) -> dict[str, np.ndarray]:
-        self.images += len(images)
-        hidden = np.stack(images).reshape(len(images), -1).astype(np.float32) @ self.first / 256
-        return {"projected": hidden @ self.last, TAP: hidden}
 
 
 def run(root: Path, dataset: NumpyDataset, encoder: NumpyEncoder, *taps: str, **options: object) -> EncodeResult:
@@ -189,6 +170,23 @@ def test_a_damaged_tap_is_found_and_made_again_alone(tmp_path: Path, name: str, 
     assert contents(store.path) == whole
 
 
+def test_two_writers_share_a_tap_that_joins(tmp_path: Path) -> None:
+    dataset = NumpyDataset(broken=[11])
+    whole = contents(run(tmp_path / "whole", dataset, TappedEncoder(), TAP, max_bad=1).store.path)
+    run(tmp_path / "two", dataset, TappedEncoder(), max_bad=1)
+    encoders = [TappedEncoder(), TappedEncoder()]
+    with pytest.raises(ShardDoneError):
+        run(tmp_path / "two", dataset, encoders[0], TAP, max_bad=1, share=Share(1, 2, only=True))
+    shards = [Share(0, 2), Share(1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(run, tmp_path / "two", dataset, encoder, TAP, max_bad=1, share=share)
+            for encoder, share in zip(encoders, shards, strict=True)
+        ]
+    for found in runs:
+        assert contents(found.result().store.path) == whole
+
+
 def test_a_head_of_a_tap_fits_that_tap_only(tmp_path: Path) -> None:
     store = run(tmp_path, NumpyDataset(), TappedEncoder(), TAP).store
     tap = store.tap(TAP)
@@ -290,6 +288,8 @@ def test_the_command_line_stores_finds_fits_and_judges_a_tap(
     assert main(["evaluate", head, "--on", "test/all#pre_projection", "--json", *root]) == 0
     shown = capsys.readouterr().out
     assert json.loads(shown[shown.index("[") :] if "[" in shown else shown)
+    assert main(["predict", head, str(tmp_path / "pictures/test/cat/00.png"), "--json"]) == 0
+    assert "cat" in capsys.readouterr().out
     assert main(["evaluate", head, "--on", "test/all", *root]) == MismatchError.exit_code
     assert "was fitted on features of encoder" in capsys.readouterr().err
     assert main(["list", *root]) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import NumpyDataset, NumpyEncoder, projected
+from fakes import TAP, NumpyDataset, NumpyEncoder, TappedEncoder, projected
 
 from featcache import EncodeOptions, encode_dataset, find_store, list_stores, open_store
 from featcache.cli import main
@@ -50,6 +50,12 @@ def root(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     found = resolve_root(f"s3://features/{request.node.name[:40]}")
     assert isinstance(found, ObjectPath)
     return found
+
+
+class Shared(NumpyDataset):
+    """Says how it decodes, so that rows may be copied."""
+
+    decoding = "4x4"
 
 
 def encode(root: object, dataset: NumpyDataset, encoder: NumpyEncoder | None = None, **options: object) -> ImageStore:
@@ -169,3 +175,18 @@ def test_what_is_not_there_is_said(root: ObjectPath, monkeypatch: pytest.MonkeyP
     with pytest.raises(StoreWriteError, match=r"cannot write s3://no-such-bucket/a/.*AWS_ENDPOINT_URL"):
         encode("s3://no-such-bucket/a", NumpyDataset())
     assert os.environ["AWS_ENDPOINT_URL"]
+
+
+def test_a_tap_joins_and_is_copied_from_there(root: ObjectPath) -> None:
+    encoder = TappedEncoder()
+    store = encode(root, Shared(20), encoder)
+    again = encode(root, Shared(20), encoder, taps=[TAP])
+    assert encoder.images == 40  # one pass more, for the tap
+    assert again.tap(TAP).numpy()[0].shape == (20, 24)
+    assert again.array("features").tobytes() == store.array("features").tobytes()
+    assert verify(store.path, deep=True).ok
+    grown = encode(root, Shared(22), encoder, taps=[TAP])
+    assert encoder.images == 42
+    assert grown.tap(TAP).gather(np.arange(20)).tobytes() == again.tap(TAP).array("features").tobytes()
+    found = find_store(f"{grown.path}#{TAP}", root)
+    assert found.dim == 24
