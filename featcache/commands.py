@@ -10,10 +10,13 @@ from featcache.augment import AUGMENTATIONS
 from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
 from featcache.embed_text import TextResult, embed_prompts
 from featcache.encode import EncodeOptions, EncodeResult, Share, encode_dataset
-from featcache.encoders import load_encoder
+from featcache.encoders import Encoder, load_encoder
 from featcache.errors import PromptError, ShardDoneError
 from featcache.progress import Printed, Progress, Silent, format_seconds
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
+from featcache.store import TextStore
+from featcache.store.names import other_names
+from featcache.store.opened import Store
 from featcache.store.parts import parts_of
 from featcache.text_bank import LENGTH, embed_random_texts
 
@@ -110,7 +113,7 @@ def encode(args: argparse.Namespace) -> int:
             lines.append(str(done))
             continue
         records.append(_encoded(result))
-        lines.append(describe_encoded(result) + _known_as(result, dataset))
+        lines.append(describe_encoded(result) + _known_as(result, dataset) + _also_of(result.store, encoder))
     show(records, "\n".join(lines), args.json)
     return 0
 
@@ -158,6 +161,13 @@ def _known_as(result: EncodeResult, dataset: Dataset) -> str:
     )
 
 
+def _also_of(store: Store, encoder: Encoder) -> str:
+    """A remark where an encoder of another name made the store."""
+    if store.encoder_name == encoder.name or encoder.name not in other_names(store.path):
+        return ""
+    return f"\n  the tower of {encoder.name} equals that of {store.encoder_name}: @{encoder.name} finds this store, too"
+
+
 def text_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache text``."""
     parser.add_argument(
@@ -197,9 +207,15 @@ def text(args: argparse.Namespace) -> int:
     )
     store = result.store
     record = {"store": str(store.path), "classes": len(store), "prompts": store.raw.shape[1], "hit": result.hit}
-    same = f"\n  the same texts were embedded as texts/{store.name}; the store keeps that name"
-    show(record, describe_text(result) + ("" if store.name == (args.name or name) else same), args.json)
+    show(record, describe_text(result) + _same_texts(store, args.name or name) + _also_of(store, encoder), args.json)
     return 0
+
+
+def _same_texts(store: TextStore, name: str) -> str:
+    """A remark where the same texts were embedded before under another name."""
+    if store.name == name:
+        return ""
+    return f"\n  same texts as texts/{store.name}; the store keeps that name"
 
 
 def _random_texts(args: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, content_key, open_text_store, resolve_root
 from featcache.store.header import begun_chunk_rows
 from featcache.store.layout import ArraySpec
+from featcache.store.names import add_name
 from featcache.store.places import StorePath, read
 
 CHUNK_NBYTES = 4 << 20
@@ -137,7 +138,9 @@ class _TextJob:
     def run(self, progress: Progress) -> TextResult:
         began = time.perf_counter()
         try:
-            return TextResult(open_text_store(self.path), True, 0, time.perf_counter() - began)
+            store = open_text_store(self.path)
+            add_name(store, self.encoder.name)
+            return TextResult(store, True, 0, time.perf_counter() - began)
         except StoreSchemaError:
             raise
         except (StoreNotFoundError, StoreIncompleteError, StoreCorruptError):

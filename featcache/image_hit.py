@@ -6,6 +6,7 @@ from featcache.content import changed_rows
 from featcache.errors import ContentChangedError, LabelsChangedError
 from featcache.image_job import ImageJob
 from featcache.store import ImageStore
+from featcache.store.names import add_name
 
 KEPT = ("name", "split", "encoder_name", "logit_scale", "logit_bias", "decoding")
 
@@ -46,14 +47,23 @@ def relabel(job: ImageJob, store: ImageStore) -> bool:
     """
     difference = _difference(job, store)
     if difference and not job.options.update_labels:
-        raise LabelsChangedError(
-            f"{job.what}: {difference}; features need no encoding: run again with --update-labels to take them over"
-        )
+        raise LabelsChangedError(_refusal(job, store, difference))
+    add_name(store, job.encoder.name)
     if difference or not _is_paired(job, store):
         writer = job.writer()
         writer.reopen()
         job.finalise(writer, 0, {name: store.info[name] for name in KEPT if name in store.info})
     return bool(difference)
+
+
+def _refusal(job: ImageJob, store: ImageStore, difference: str) -> str:
+    columns = sorted({*store.metadata, *job.index.metadata})
+    replaced = f"labels, class names and columns {', '.join(columns)}" if columns else "labels and class names"
+    return (
+        f"{job.what}: {difference}. {store.reference} holds the features of these images, which need no encoding: run "
+        f"again with --update-labels to replace its {replaced} by those of {job.dataset.name}/{job.dataset.split}, or "
+        "with another --root to keep both labelings side by side"
+    )
 
 
 def _is_paired(job: ImageJob, store: ImageStore) -> bool:
@@ -67,11 +77,11 @@ def _difference(job: ImageJob, store: ImageStore) -> str:
     """What differs from the store, in words; nothing where nothing does."""
     if store.labels_digest != job.labels_digest:
         if store.classnames != job.index.classnames:
-            return f"the class names differ from those of {store.path}"
+            return f"the class names differ from those of {store.reference}"
         rows = np.flatnonzero((store.labels != job.index.labels) & store.valid)
         named = f" (first: {job.index.ids[rows[0]]})" if len(rows) else ""
-        return f"{len(rows):,} of {len(job.index):,} labels differ from those of {store.path}{named}"
+        return f"{len(rows):,} of {len(job.index):,} labels differ from those of {store.reference}{named}"
     if store.metadata_digest != job.metadata_digest:
         old, new = sorted(store.metadata) or "none", sorted(job.index.metadata) or "none"
-        return f"the metadata columns differ from those of {store.path} (there {old}, now {new})"
+        return f"the metadata columns differ from those of {store.reference} (there {old}, now {new})"
     return ""

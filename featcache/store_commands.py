@@ -13,6 +13,7 @@ from featcache.progress import format_age, format_seconds
 from featcache.store import ImageStore, find_path, find_store, list_stores, open_image_store, repair, resolve_root
 from featcache.store import verify as verify_store
 from featcache.store.garbage import delete, find_garbage
+from featcache.store.names import other_names
 from featcache.store.parts import parts_of
 from featcache.store.places import StorePath
 
@@ -33,7 +34,8 @@ def list_(args: argparse.Namespace) -> int:
         state = "" if entry.finished else "  NOT FINISHED"
         size = f"{entry.rows:>10,} rows {entry.nbytes / 1e6:>9,.1f} MB {format_age(entry.age):>8}"
         parts = f"  # {', '.join(entry.parts)}" if entry.parts else ""
-        lines.append(f"  {entry.reference:<40} {size}  {entry.key}{state}{parts}")
+        also = "".join(f"  = @{model}" for model in entry.other_models)
+        lines.append(f"  {entry.reference:<40} {size}  {entry.key}{state}{parts}{also}")
     show([entry.to_json() for entry in entries], "\n".join(lines), args.json)
     return 0
 
@@ -56,6 +58,7 @@ def info(args: argparse.Namespace) -> int:
         "identity": store.manifest.identity,
         "arrays": arrays,
         "provenance": store.provenance,
+        "other_models": list(other_names(store.path)),
     }
     show(record, _describe(store, record), args.json)
     return 0
@@ -63,6 +66,8 @@ def info(args: argparse.Namespace) -> int:
 
 def _describe(store: Any, record: dict[str, Any]) -> str:
     lines = [repr(store), f"  key          {record['key']}"]
+    if record["other_models"]:
+        lines.append(f"  also found   {', '.join(f'@{model}' for model in record['other_models'])}")
     classes = store.classnames
     lines.append(f"  classes      {len(classes)}: {', '.join(classes[:6])}{', ...' if len(classes) > 6 else ''}")
     lines += [f"  {name:<12} {spec['dtype']} {tuple(spec['shape'])}" for name, spec in record["arrays"].items()]
@@ -146,7 +151,8 @@ def gc_arguments(parser: argparse.ArgumentParser) -> None:
 def gc(args: argparse.Namespace) -> int:
     """``featcache gc``: unfinished and unreadable stores, partial files; deleted only with ``--delete``."""
     root = resolve_root(args.root)
-    garbage = find_garbage(root, parse_age(args.older_than), [find_path(name, root) for name in args.store])
+    named = [find_path(name, root, suggest=not args.delete) for name in args.store]
+    garbage = find_garbage(root, parse_age(args.older_than), named)
     for item in garbage if args.delete else []:
         delete(item)
     total = sum(item.nbytes for item in garbage) / 1e6

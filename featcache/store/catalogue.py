@@ -2,6 +2,7 @@
 
 import difflib
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,16 +12,20 @@ from featcache.errors import FeatcacheError, StoreNotFoundError, StoreSchemaErro
 from featcache.store.header import existing_header
 from featcache.store.layout import MANIFEST, SCHEMA
 from featcache.store.manifest import read_manifest
+from featcache.store.names import names_in
 from featcache.store.parts import find_part, finished_parts
 from featcache.store.places import File, StorePath, files, location, stat
 from featcache.store.stores import KINDS, ImageStore, open_store
+
+NEAREST, CUTOFF = 5, 0.75
 
 
 @dataclass(frozen=True)
 class Entry:
     """One store below a root, finished or not.
 
-    `modified` is when its newest file was written (seconds since 1970); `parts` are its taps and views.
+    `modified` is when its newest file was written (seconds since 1970); `parts` are its taps and views;
+    `other_models` are further names of its encoder.
     """
 
     path: StorePath
@@ -34,6 +39,7 @@ class Entry:
     finished: bool
     modified: float
     parts: tuple[str, ...] = ()
+    other_models: tuple[str, ...] = ()
 
     @property
     def age(self) -> float:
@@ -43,7 +49,17 @@ class Entry:
     @property
     def reference(self) -> str:
         """The short name that finds it: ``digits/test@tiny``, ``texts/digits@tiny``."""
-        return f"{self.name}/{self.split}@{self.model}" if self.split else f"{self.kind}/{self.name}@{self.model}"
+        return f"{self.short}@{self.model}"
+
+    @property
+    def short(self) -> str:
+        """The reference without the model."""
+        return f"{self.name}/{self.split}" if self.split else f"{self.kind}/{self.name}"
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The reference under every name of its encoder, that of the first encoding first."""
+        return tuple(f"{self.short}@{model}" for model in (self.model, *self.other_models))
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -81,8 +97,8 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
         info, rows = manifest.info, next(iter(manifest.arrays.values())).shape[0]
         name, model = info["name"], info["encoder_name"]
         parts = tuple(part.label for part in finished_parts(held))
-        split = info.get("split")
-        return Entry(path, manifest.kind, manifest.key, name, split, model, rows, size, True, modified, parts)
+        split, others = info.get("split"), names_in(held)
+        return Entry(path, manifest.kind, manifest.key, name, split, model, rows, size, True, modified, parts, others)
     header = existing_header(path)
     if header is None:
         return None
@@ -105,7 +121,7 @@ def find_store(reference: str | StorePath, root: StorePath) -> Any:
     return find_part(store, part)
 
 
-def find_path(reference: str | StorePath, root: StorePath) -> StorePath:
+def find_path(reference: str | StorePath, root: StorePath, *, suggest: bool = True) -> StorePath:
     """Folder of a store, by its folder, its key (or the beginning of one), or its short name.
 
     Parameters
@@ -115,11 +131,13 @@ def find_path(reference: str | StorePath, root: StorePath) -> StorePath:
         ``texts/NAME[@MODEL]`` for texts.
     root : Path
         Where stores are looked for.
+    suggest : bool
+        Whether the message names stores with nearly that name; not where the store is to be deleted.
 
     Raises
     ------
     StoreNotFoundError
-        None or several match; the message lists them.
+        None matches, or several do; the message says what to write instead.
     """
     folder = location(reference)
     if stat(folder / MANIFEST) is not None or existing_header(folder) is not None:
@@ -130,35 +148,54 @@ def find_path(reference: str | StorePath, root: StorePath) -> StorePath:
     if len(matches) == 1:
         return matches[0].path
     if matches:
-        raise StoreNotFoundError(
-            f"{wanted}: {len(matches)} stores match, of different samples, texts or weights; name one by its folder, "
-            f"and delete the folders that are no longer wanted:\n{_shown(matches)}"
-        )
-    raise _none_matches(wanted, root, entries)
+        raise _several_match(wanted, matches)
+    raise _none_matches(wanted, root, entries, suggest)
+
+
+def _several_match(wanted: str, matches: list[Entry]) -> StoreNotFoundError:
+    uses = Counter(reference for entry in matches for reference in entry.references)
+    own = [next((name for name in entry.references if uses[name] == 1), None) for entry in matches]
+    unique = [name for name in own if name is not None]
+    if len(unique) == len(matches) and all(entry.finished for entry in matches):
+        return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; write one of: {', '.join(unique)}")
+    return StoreNotFoundError(
+        f"{wanted}: {len(matches)} stores match, of different samples, texts or weights, and not all have a name of "
+        f"their own; name one by its folder, and delete the folders that are no longer wanted:\n{_shown(matches)}"
+    )
 
 
 def _shown(entries: list[Entry]) -> str:
     """One line a store, the newest first."""
-    dated = [(open_store(entry.path).provenance.get("written", ""), entry) for entry in entries]
+    dated = [(_written(entry), entry) for entry in entries]
     dated.sort(key=lambda pair: pair[0], reverse=True)
     return "\n".join(f"  {entry.path}  {entry.reference}, written {written}" for written, entry in dated)
 
 
-def _none_matches(wanted: str, root: StorePath, entries: list[Entry]) -> StoreNotFoundError:
+def _written(entry: Entry) -> str:
+    return str(open_store(entry.path).provenance.get("written", "")) if entry.finished else "(not finished)"
+
+
+def _none_matches(wanted: str, root: StorePath, entries: list[Entry], suggest: bool) -> StoreNotFoundError:
     what = "holds no store" if Path(wanted).is_dir() else "no such folder"
-    names = sorted({entry.reference for entry in entries if entry.finished})
-    near = difflib.get_close_matches(wanted, [*names, *(name.partition("@")[0] for name in names)], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = _nearest(wanted, [entry for entry in entries if entry.finished]) if suggest else []
+    hint = f"; the nearest: {', '.join(near)}" if near else ""
     waiting = sum(not entry.finished for entry in entries)
-    unfinished = f"; {waiting} unfinished or damaged: run the command that made it again" if waiting else ""
-    return StoreNotFoundError(
-        f"{wanted}: {what}, and no store of that name below {root}; there are: {', '.join(names) or 'none'}"
-        f"{unfinished}{hint}"
-    )
+    unfinished = f" ({waiting} unfinished or damaged: run the command that made it again)" if waiting else ""
+    there = f"`featcache list` shows all {len(entries)}{unfinished}" if entries else "there is none at all"
+    return StoreNotFoundError(f"{wanted}: {what}, and no store of that name below {root}{hint}; {there}")
+
+
+def _nearest(wanted: str, entries: list[Entry]) -> list[str]:
+    """References that look like the wanted one, then those of the same data set."""
+    names = {name: entry.reference for entry in entries for name in (entry.short, *entry.references)}
+    alike = [names[name] for name in difflib.get_close_matches(wanted, names, n=NEAREST, cutoff=CUTOFF)]
+    data, slash, _ = wanted.partition("/")
+    same = [entry.reference for entry in entries if slash and entry.short.startswith(f"{data}/")]
+    return list(dict.fromkeys(alike + same))[:NEAREST]
 
 
 def _matches(entry: Entry, wanted: str) -> bool:
-    if wanted in (entry.reference, entry.reference.partition("@")[0]):
+    if wanted in (entry.short, *entry.references):
         return entry.finished
     encoder, _, dataset = wanted.partition("/")
     own_encoder, _, own_dataset = entry.key.partition("/")

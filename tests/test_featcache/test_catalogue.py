@@ -7,10 +7,11 @@ import pytest
 from fakes import NumpyDataset, NumpyEncoder
 
 from featcache import EncodeOptions, encode_dataset, find_store, list_stores
+from featcache.cli import main
 from featcache.embed_text import embed_prompts
-from featcache.errors import FeatcacheError, ImageReadError, StoreNotFoundError
+from featcache.errors import FeatcacheError, ImageReadError, StoreNotFoundError, StoreWriteError
 from featcache.progress import Printed
-from featcache.store import TextStore, resolve_root
+from featcache.store import TextStore, resolve_root, verify
 
 
 @pytest.fixture
@@ -30,6 +31,52 @@ def test_a_store_is_found_by_folder_key_and_name(root: Path) -> None:
     assert (entry.rows, entry.finished, entry.split, texts.split) == (40, True, "train", None)
 
 
+def named(encoder: NumpyEncoder, name: str) -> NumpyEncoder:
+    encoder.name = name  # type: ignore[misc]
+    return encoder
+
+
+def test_several_models_stores_are_told_apart_by_their_references(root: Path) -> None:
+    encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "best"), root=root)
+    with pytest.raises(StoreNotFoundError) as caught:
+        find_store("fake/train", root)
+    assert str(caught.value) == "fake/train: 2 stores match; write one of: fake/train@best, fake/train@numpy"
+    assert find_store("fake/train@best", root).encoder_name == "best"
+
+
+def test_equal_weights_are_found_under_every_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, digest = find_store("fake/train", root), (find_store("fake/train", root).path / "manifest.json").read_bytes()
+    for name in ("alpha=1.000", "best", "x/y"):
+        assert encode_dataset(NumpyDataset(), named(NumpyEncoder(0), name), root=root).hit
+        assert embed_prompts(["ant", "bee"], ["a {}"], named(NumpyEncoder(), name), root=root).hit
+        assert find_store(f"fake/train@{name}", root).path == store.path
+        assert find_store(f"texts/animals@{name}", root).path == find_store("texts/animals@numpy", root).path
+    assert (store.path / "manifest.json").read_bytes() == digest
+    assert [entry.other_models for entry in list_stores(root)] == [("alpha=1.000", "best", "x/y")] * 2
+    assert verify(store.path, deep=True).ok
+    assert main(["info", "fake/train@best", "--root", str(root)]) == main(["list", "--root", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert "also found   @alpha=1.000, @best, @x/y" in said
+    assert "= @best" in said
+
+
+def test_a_name_that_two_models_bear_is_avoided_in_the_advice(root: Path) -> None:
+    encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "old"), root=root)
+    for seed in (0, 1):
+        encode_dataset(NumpyDataset(), named(NumpyEncoder(seed), "best"), root=root)
+    with pytest.raises(StoreNotFoundError, match=r"write one of: fake/train@numpy, fake/train@old$"):
+        find_store("fake/train@best", root)
+
+
+def test_a_hit_on_a_store_that_cannot_be_written_records_no_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: bytes) -> bool:
+        raise StoreWriteError(f"cannot write {path}")
+
+    monkeypatch.setattr("featcache.store.names.create", refuse)
+    assert encode_dataset(NumpyDataset(), named(NumpyEncoder(0), "best"), root=root).hit
+    assert list_stores(root)[0].other_models == ()
+
+
 def test_several_matches_are_listed(root: Path) -> None:
     encode_dataset(NumpyDataset(), NumpyEncoder(1), root=root)
     with pytest.raises(
@@ -39,8 +86,21 @@ def test_several_matches_are_listed(root: Path) -> None:
 
 
 def test_no_match_names_what_there_is(root: Path) -> None:
-    with pytest.raises(StoreNotFoundError, match=r"there are: fake/train@numpy, texts/animals@numpy"):
+    with pytest.raises(StoreNotFoundError, match=r"nearest: fake/train@numpy; `featcache list` shows all 2$"):
         find_store("fake/test", root)
+    with pytest.raises(StoreNotFoundError, match=r"nearest: texts/animals@numpy; "):
+        find_store("texts/animal", root)
+    with pytest.raises(StoreNotFoundError, match=rf"no store of that name below {root}; `featcache list` shows all 2$"):
+        find_store("other/test", root)
+    with pytest.raises(StoreNotFoundError, match=r"there is none at all$"):
+        find_store("fake/test", root / "empty")
+
+
+def test_nothing_is_suggested_for_deleting(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gc", "fake/tran", "--root", str(root)]) == 3
+    assert "nearest: fake/train@numpy" in capsys.readouterr().err
+    assert main(["gc", "fake/tran", "--delete", "--root", str(root)]) == 3
+    assert "nearest" not in capsys.readouterr().err
 
 
 def test_a_data_folder_of_the_same_name_does_not_hide_a_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +108,7 @@ def test_a_data_folder_of_the_same_name_does_not_hide_a_store(root: Path, monkey
     (root / "fake" / "train").mkdir(parents=True)
     assert find_store("fake/train", root).path == list_stores(root)[0].path
     (root / "fake" / "test").mkdir()
-    with pytest.raises(StoreNotFoundError, match=r"fake/test: holds no store, .* did you mean fake/train\?"):
+    with pytest.raises(StoreNotFoundError, match=r"fake/test: holds no store, .* nearest: fake/train@numpy"):
         find_store("fake/test", root)
 
 

@@ -51,6 +51,13 @@ def test_changed_columns_are_noticed_and_taken_over_without_encoding(tmp_path: P
     encode(tmp_path, WithColumns(region=REGIONS), encoder)
     with pytest.raises(LabelsChangedError, match=r"metadata columns differ .*'region'.*--update-labels"):
         encode(tmp_path, WithColumns(region=REGIONS[::-1]), encoder)
+    other = WithColumns(name="wild", region=REGIONS[::-1], year=YEARS)
+    with pytest.raises(
+        LabelsChangedError,
+        match=r"fake/train@numpy holds .*--update-labels to replace its labels, class names and columns region, year "
+        r"by those of wild/train, or with another --root to keep both",
+    ):
+        encode(tmp_path, other, encoder)
     images = encoder.images
     store = encode(tmp_path, WithColumns(region=REGIONS[::-1], year=YEARS), encoder, update_labels=True)
     assert encoder.images == images
