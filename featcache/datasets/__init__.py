@@ -8,6 +8,7 @@
 import difflib
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, labels_digest
 from featcache.datasets.metadata import metadata_digest
@@ -41,6 +42,14 @@ DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "webdataset": "featcache.datasets.webdataset:open_webdataset",
 }
 """Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
+
+
+SOURCE_OF_FILE = {
+    **dict.fromkeys((".txt", ".lst", ".list"), "list"),
+    **dict.fromkeys((".csv", ".tsv", ".parquet", ".jsonl"), "table"),
+    ".tar": "webdataset",
+}
+"""Suffix of a file -> the source that most likely was meant."""
 
 
 def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | None = None) -> Dataset:
@@ -86,6 +95,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     """
     source, _, argument = spec.partition(":")
     if source not in DATASETS:
+        _check_bare_path(spec)
         near = difflib.get_close_matches(source, DATASETS, n=1, cutoff=0.6)
         hint = f", did you mean {near[0]!r}?" if near else "."
         raise DatasetError(
@@ -97,6 +107,18 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         module, _, function = opener.partition(":")
         opener = getattr(import_module(module), function)
     return opener(argument, split, labels=labels, name=name)
+
+
+def _check_bare_path(spec: str) -> None:
+    """DatasetError with the source to write in front, where a path was given without one."""
+    path = Path(spec).expanduser()
+    try:
+        source = "imagefolder" if path.is_dir() else SOURCE_OF_FILE.get(path.suffix.lower()) if path.is_file() else None
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return
+    if source:
+        what = "a folder" if source == "imagefolder" else "a file"
+        raise DatasetError(f"{spec!r} is {what}, and no source stands before it; did you mean {source}:{spec}?")
 
 
 def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | None = None) -> list[Dataset]:

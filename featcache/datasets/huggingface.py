@@ -19,6 +19,8 @@ streaming= ``yes``: keep nothing on the disk. The data set is read  ``no``
 Class order. That of the ClassLabel feature; else as in ``webdataset:``.
 """
 
+import logging
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ __all__ = ["HuggingFaceDataset", "Window", "open_huggingface"]
 
 OPTIONS = ("image", "label", "id", "metadata", "config", "streaming")
 BATCH = 1000
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 Item = dict[str, Any]
 
 
@@ -153,17 +156,17 @@ def _load(place: str, split: str, options: dict[str, str]) -> Any:
     if options.get("streaming", "no") not in ("yes", "no"):
         raise DatasetError(f"hf:{place}: streaming={options['streaming']}; expected yes or no")
     folder = Path(place).expanduser()
+    _check_place(place, folder)
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     try:
         if not saved:
-            where = str(folder) if folder.is_dir() else place
-            streaming = options.get("streaming") == "yes"
-            return datasets.load_dataset(where, options.get("config"), split=split, streaming=streaming)
+            return _load_quietly(folder, place, split, options)
         found = datasets.load_from_disk(str(folder))
     except Exception as error:  # the library raises its own, huggingface_hub's, httpx's and Arrow's kinds
+        nowhere = "" if folder.exists() else f" (there is no folder {folder.absolute()})"
         raise DatasetError(
             f"hf:{place}: split {split!r} cannot be loaded ({type(error).__name__}: {error}); check the name, "
-            "the split, config=, and that this machine reaches the hub"
+            f"the split, config=, and that this machine reaches the hub{nowhere}"
         ) from error
     if "streaming" in options:
         raise DatasetError(f"hf:{place}: lies on this disk; leave out streaming=")
@@ -172,6 +175,33 @@ def _load(place: str, split: str, options: dict[str, str]) -> Any:
     if split not in found:
         raise DatasetError(f"hf:{place}: no split {split!r}; expected one of {', '.join(found)}")
     return found[split]
+
+
+def _check_place(place: str, folder: Path) -> None:
+    """DatasetError where only a folder can be meant, and there is none."""
+    if not folder.exists() and not HUB_NAME.fullmatch(place):
+        raise DatasetError(
+            f"hf:{place}: {folder.absolute()} does not exist, and this is no name on the hub (NAME or WHO/NAME); "
+            "check the path"
+        )
+
+
+def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str]) -> Any:
+    """Data files in a folder or from the hub, whose client otherwise prints a stack of lines for every retry."""
+    import datasets
+
+    if not folder.exists():
+        logging.getLogger(__name__).warning("hf:%s: no folder %s; asking the hub", place, folder.absolute())
+    where = str(folder) if folder.is_dir() else place
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        return datasets.load_dataset(
+            where, options.get("config"), split=split, streaming=options.get("streaming") == "yes"
+        )
+    finally:
+        client.setLevel(level)
 
 
 def _image_column(data: Any, options: dict[str, str], place: str) -> str:

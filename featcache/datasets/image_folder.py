@@ -100,6 +100,11 @@ def split_folder(base: Path, split: str) -> Path:
             f"{there[0]}: no class folder in it; expected {there[0]}/<class>/<image>, one folder a class"
         )
     held = ", ".join(class_folders(base)[:10]) or "no folder"
+    if base.name in SPLIT_NAMES and (base.name == split or split in class_folders(base.parent)):
+        raise DatasetError(
+            f"{base}: no split {split!r} in it, but it looks like a split itself: name its parent, "
+            f"{base.parent}, with --split {split}"
+        )
     raise DatasetError(
         f"{base}: no split {split!r}: looked for {' and '.join(f'{n}/' for n in names)}, found {held}; pass another "
         f"split, or 'all' where the class folders lie directly in it"

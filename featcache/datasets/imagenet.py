@@ -71,7 +71,9 @@ def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str
     kind, place = (first, rest) if colon and first in VERSIONS else ("", argument)
     base = local_path("imagenet", place)
     if not base.is_dir():
-        raise DatasetError(f"imagenet:{argument}: no such folder; expected DIR, or one of {_known()} before DIR")
+        raise DatasetError(
+            f"imagenet:{argument}: {base} does not exist or is no folder; expected DIR, or one of {_known()} before DIR"
+        )
     label, classnames = _classes(kind, base)
     root = _root(kind, base, check_split(split))
     found = class_folders(root)

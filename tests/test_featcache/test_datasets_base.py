@@ -92,6 +92,24 @@ def test_unknown_source_lists_the_known_ones():
         open_dataset("imagefoldr:x", "test")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("wild.csv", "table"), ("wild.PARQUET", "table"), ("files.txt", "list"), ("a-0.tar", "webdataset")],
+)
+def test_a_bare_path_is_answered_with_the_source_to_write(tmp_path, name, meant):
+    with pytest.raises(DatasetError, match=rf"is a folder, .*did you mean imagefolder:{tmp_path}\?"):
+        open_dataset(str(tmp_path), "train")
+    (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match=rf"is a file, .*did you mean {meant}:{tmp_path}/{name}\?"):
+        open_dataset(f"{tmp_path}/{name}", "train")
+
+
+@pytest.mark.parametrize("spec", ["x" * 5000, "a\0b", "nowhere/at/all"])
+def test_what_is_neither_source_nor_path(spec):
+    with pytest.raises(DatasetError, match="unknown source"):
+        open_dataset(spec, "train")
+
+
 @pytest.mark.parametrize("source", ["imagefolder", "list", "arrays"])
 @pytest.mark.parametrize("colon", ["", ":"])
 def test_source_without_its_path(source, colon):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import logging
 import sys
 import warnings
 
@@ -164,7 +165,7 @@ def test_errors(saved, tmp_path, monkeypatch):
         (f"hf:{saved},streaming=yes", "train", "lies on this disk"),
         (f"hf:{saved},streaming=1", "train", "expected yes or no"),
         (f"hf:{saved},id=region", "train", "sample ids occur more than once"),
-        (f"hf:{tmp_path}/nowhere", "train", "cannot be loaded"),
+        (f"hf:{tmp_path}/nowhere", "train", f"{tmp_path}/nowhere does not exist, and this is no name on the hub"),
         ("hf:", "train", "expected a folder or a name"),
     ]:
         with pytest.raises(DatasetError, match=message):
@@ -180,6 +181,23 @@ def test_errors(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'featcache\[hf\]'"):
         open_dataset(f"hf:{saved}", "train")
+
+
+def test_a_missing_folder_is_said_before_the_hub_is_asked(tmp_path, monkeypatch, caplog):
+    levels = []
+
+    def refuse(where, config, **more):
+        levels.append(logging.getLogger("huggingface_hub.utils._http").getEffectiveLevel())
+        assert caplog.messages == [f"hf:me/animals: no folder {tmp_path}/me/animals; asking the hub"]
+        raise ConnectionError(f"cannot reach {where}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    before = logging.getLogger("huggingface_hub").level
+    with pytest.raises(DatasetError, match=rf"cannot reach me/animals.*there is no folder {tmp_path}/me/animals"):
+        open_dataset("hf:me/animals", "train")
+    assert levels == [logging.ERROR]
+    assert logging.getLogger("huggingface_hub").level == before
 
 
 def test_window_restarts_only_when_it_must():

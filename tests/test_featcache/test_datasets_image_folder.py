@@ -38,6 +38,12 @@ def test_index(tree):
     assert data.decode(data.read(2), 2).getpixel((0, 0)) == (10, 20, 30)
 
 
+@pytest.mark.parametrize(("inside", "split"), [("train", "train"), ("val", "train"), ("train", "val")])
+def test_a_split_folder_is_told_from_its_parent(tree, inside, split):
+    with pytest.raises(DatasetError, match=f"like a split itself: name its parent, {tree}, with --split {split}"):
+        open_dataset(f"imagefolder:{tree}/{inside}", split)
+
+
 def test_same_order_as_torchvision(tree):
     datasets = pytest.importorskip("torchvision.datasets")
     for name in ("b cat/x.png", "b/z.png", "b/sub/deep.png", "b!/y.PNG", "é/ü.webp"):
