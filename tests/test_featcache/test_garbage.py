@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes import NumpyDataset, NumpyEncoder
+from fakes import TAP, NumpyDataset, NumpyEncoder, TappedEncoder
 
 from featcache import EncodeOptions, encode_dataset, list_stores
 from featcache.cli import main
@@ -122,3 +122,17 @@ def test_the_listing_shows_size_age_and_model(tmp_path: Path, capsys: pytest.Cap
 def test_senseless_ages_are_refused(text: str) -> None:
     with pytest.raises(FeatcacheError, match="expected a number with s, m, h or d"):
         parse_age(text)
+
+
+def test_a_tap_that_was_begun_and_never_finished_goes_alone(tmp_path: Path) -> None:
+    options = EncodeOptions(taps=[TAP])
+    path = Path(encode_dataset(NumpyDataset(), TappedEncoder(), root=tmp_path, options=options).store.path)
+    (path / f"tap-{TAP}" / "manifest.json").unlink()
+    assert find_garbage(tmp_path, 7 * DAY) == []
+    age(path, 8 * DAY)
+    [item] = find_garbage(tmp_path, 7 * DAY)
+    assert (item.path, item.why) == (path / f"tap-{TAP}", "unfinished tap or view")
+    delete(item)
+    assert not (path / f"tap-{TAP}").exists()
+    assert verify(path, deep=True).ok
+    assert encode_dataset(NumpyDataset(), TappedEncoder(), root=tmp_path, options=options).store.tap(TAP).dim == 24
