@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import NumpyEncoder
 from PIL import Image
 
 from featcache.cli import main
@@ -41,6 +42,33 @@ def test_one_command_encodes_every_domain(tmp_path: Path, capsys: pytest.Capture
     assert [(record["hit"], record["store"]) for record in again] == [(True, record["store"]) for record in records]
     assert run(capsys, "text", spec, "--split", "all", "--quiet")[0]["classes"] == 7
     assert main(["verify", records[3]["store"], "--against", f"{spec},domain=sketch"]) == 0
+
+
+def test_the_same_texts_under_another_name_say_which_name_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    command = ["text", str(tmp_path / "names.txt"), "--quiet", "--root", str(tmp_path / "cache")]
+    assert main([*command, "--name", "first"]) == 0
+    assert "same texts" not in capsys.readouterr().out
+    assert main([*command, "--name", "second"]) == 0
+    said = capsys.readouterr().out
+    assert "texts/first@tiny: 2 classes" in said
+    assert "same texts as texts/first; the store keeps that name" in said
+
+
+def test_a_store_that_another_name_made_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.commands.load_encoder", lambda *_, **__: encoder)
+    encoder = NumpyEncoder()
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    command = ["text", str(tmp_path / "names.txt"), "--quiet", "--root", str(tmp_path / "cache")]
+    assert main(command) == 0
+    assert "equals that of" not in capsys.readouterr().out
+    encoder.name = "best"  # type: ignore[misc]
+    assert main(command) == 0
+    assert "the tower of best equals that of numpy: @best finds this store, too" in capsys.readouterr().out
 
 
 @pytest.fixture
