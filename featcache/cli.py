@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from featcache.errors import FeatcacheError
 from featcache.version import __version__
@@ -40,6 +40,14 @@ VERBS: dict[str, tuple[str, str]] = {
 INTERRUPTED = 130
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours: one line, without the usage of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise FeatcacheError, told as every other."""
+        raise FeatcacheError(f"{message}; see `{self.prog} --help`")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; errors become one message and an exit code, never a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -48,20 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = arguments[0]
     place, summary = VERBS[verb]
     module, _, name = place.partition(":")
-    parser = argparse.ArgumentParser(prog=f"featcache {verb}", description=summary)
+    parser = Parser(prog=f"featcache {verb}", description=summary)
     loaded = import_module(module)
     getattr(loaded, f"{name}_arguments")(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout instead of text")
-    args = parser.parse_args(arguments[1:])
+    as_json = "--json" in arguments[1:]
     try:
+        args = parser.parse_args(arguments[1:])
+        as_json = args.json
         return int(getattr(loaded, name)(args))
     except FeatcacheError as error:
-        return _report(error, error.exit_code, args.json)
+        return _report(error, error.exit_code, as_json)
     except KeyboardInterrupt:
         message = "interrupted: finished chunks are kept; run the same command again to resume"
-        return _report(KeyboardInterrupt(message), INTERRUPTED, args.json)
+        return _report(KeyboardInterrupt(message), INTERRUPTED, as_json)
     except OSError as error:
-        return _report(error, 2, args.json)
+        return _report(error, 2, as_json)
 
 
 def _front_door(arguments: Sequence[str]) -> int:

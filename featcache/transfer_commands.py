@@ -12,12 +12,13 @@ from featcache.export import export as export_store
 from featcache.foreign import read_array, read_foreign
 from featcache.import_features import Source, import_features, read_classes
 from featcache.store import ImageStore, find_store, resolve_root
-from featcache.store_commands import STORE_HELP
+
+IMAGES_HELP = "store of images: folder, s3:// URL, key or NAME/SPLIT[@MODEL]; #TAP behind it for a tap or view"
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache export``."""
-    parser.add_argument("store", metavar="STORE", help=STORE_HELP)
+    parser.add_argument("store", metavar="STORE", help=IMAGES_HELP)
     parser.add_argument("target", metavar="TARGET", help="file; or, for npy, a folder")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of TARGET, else npy")
     parser.add_argument("--dtype", default="float32", choices=("float16", "float32", "float64"))
@@ -28,7 +29,10 @@ def export(args: argparse.Namespace) -> int:
     """``featcache export STORE TARGET``: the valid rows, for other programs."""
     store = find_store(args.store, resolve_root(args.root))
     if not isinstance(store, ImageStore):
-        raise MismatchError(f"{store.path}: a store of {store.kind}; expected a store of images")
+        raise MismatchError(
+            f"{args.store}: a store of {store.kind}; only stores of images can be exported; name one as NAME/SPLIT "
+            "(`featcache list` shows them)"
+        )
     target = export_store(store, args.target, args.format, np.dtype(args.dtype))
     rows = int(store.valid.sum())
     record = {"target": str(target), "rows": rows, "dim": store.dim}

@@ -12,6 +12,7 @@ from ft.wise import wise as merge
 from ft.wise_sweep import SOUPS, Sweep, sweep
 from heads import append_rows
 from heads.report import table_text
+from heads.report.rows import choice_text, datasets_of
 
 __all__ = ["wise", "wise_arguments"]
 
@@ -58,10 +59,14 @@ def wise_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _judging_arguments(parser: argparse.ArgumentParser) -> None:
     """With a selection split the merged models are encoded and judged, and the best one is kept."""
+    parser.add_argument("--select", metavar="DATASET:SPLIT", help="encode and judge every merged model, keep the best")
     parser.add_argument(
-        "--select", metavar="DATASET:SPLIT", help="encode and judge every merged model, keep the best"
+        "--on",
+        nargs="+",
+        default=[],
+        metavar="DATASET:SPLIT",
+        help="splits to report, with --select; the first one is the in-distribution one",
     )
-    parser.add_argument("--on", nargs="+", default=[], metavar="DATASET:SPLIT", help="splits to report, with --select")
     parser.add_argument("--best-only", action="store_true", help="judge only the chosen model on the splits of --on")
     parser.add_argument(
         "--heads",
@@ -84,9 +89,7 @@ def wise(args: argparse.Namespace) -> int:
     if args.select:
         return _sweep(args, settings)
     if args.on or args.heads or args.best_only or args.soup != "uniform":
-        raise FeatcacheError(
-            "--on, --heads, --best-only and --soup greedy judge models: give --select too"
-        )
+        raise FeatcacheError("--on, --heads, --best-only and --soup greedy judge models: give --select too")
     folders = merge(args.zero_shot, args.fine_tuned, args.alpha, args.out, **settings)
     models = [
         {"alpha": alpha, "folder": str(folder), "model": f"local-dir:{folder}"}
@@ -130,13 +133,24 @@ def _record(found: Sweep) -> dict[str, Any]:
     }
 
 
+def _choice(found: Sweep) -> dict[str, Any]:
+    entry: dict[str, Any] = found.best["chosen_on"][-1]
+    return entry
+
+
+def _tables(found: Sweep) -> list[str]:
+    """The selection split, which is no reported one, by itself; then the splits of --on, the first the reference."""
+    selection = f"{_choice(found)['name']}/{_choice(found)['split']}"
+    reported = [name for name in datasets_of([found.best]) if name != selection]
+    tables = [table_text(found.rows, [selection])]
+    if reported:
+        rows = [row for row in found.rows if f"{reported[0]}:top1" in row] or [found.best]  # --best-only: that one
+        tables.append(table_text(rows, reported, reference=reported[0]))
+    return [f"{table}\n" for table in tables]
+
+
 def _text(found: Sweep, args: argparse.Namespace) -> str:
-    choice = found.best["chosen_on"][-1]
-    lines = [
-        table_text([{**row, "head": f"wise alpha={row['alpha']:g}"} for row in found.rows]),
-        f"best on {args.select}: alpha = {found.alpha:g} ({choice['metric']} {choice['value']:.4g} there, "
-        f"best of {choice['candidates']})",
-    ]
+    lines = [*_tables(found), f"best on {args.select}: alpha = {found.alpha:g} ({choice_text(_choice(found))})"]
     if len(args.fine_tuned) > 1:
         lines.append(f"{args.soup} soup of {', '.join(Path(args.fine_tuned[k]).as_posix() for k in found.ingredients)}")
     lines += [f"{found.folder}  (featcache encode DATA --model local-dir:{found.folder})", f"{found.head}"]

@@ -31,12 +31,13 @@ from ft.start import encoder_key
 from ft.wise import read_tuned, weights_of, wise
 from heads import LinearHead, ZeroShot, evaluate, load, save
 from heads.checks import split_id
+from heads.evaluate import best_of
+from heads.metrics import LOWER_IS_BETTER, METRICS
 
 __all__ = ["SOUPS", "Sweep", "greedy", "sweep"]
 
 SOUPS = ("uniform", "greedy")
 BEST = "best"
-LOWER_IS_BETTER = ("nll", "nll_capped", "ece")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def sweep(
         Heads of the zero-shot model and of each fine-tuned one, interpolated with the weights; the first may be
         ``zero_shot``. None: zero-shot heads from `templates`.
     metric : str
-        What is compared: ``top1``, ``nll``, ...; ties go to the smaller alpha.
+        What is compared: ``top1``, ``nll``, ...; ties go to the lower NLL, then to the smaller alpha.
     soup_kind : {"uniform", "greedy"}
         How several fine-tuned models are averaged.
     best_only : bool
@@ -176,11 +177,11 @@ def sweep(
         shares = [1 - alpha, *(alpha / len(chosen) if k in chosen else 0.0 for k in range(len(tuned)))]
         heads_of.append(judge.head(encoder, shares, alpha))
         rows.append(judge.row(heads_of[-1], encoder, () if best_only else on))
-    place = max(range(len(rows)), key=lambda number: (value(rows[number]), -steps[number]))
+    place, choice = _choice(rows, steps, select, metric)
     row = dict(rows[place])
     if best_only:
         row |= judge.row(heads_of[place], judge.encoder(folders[place]), on)
-    head = _mark_chosen(heads_of[place], judge, folders[place], metric, rows)
+    head = _mark_chosen(heads_of[place], judge, folders[place], choice)
     row["chosen_on"] = head.provenance["chosen_on"]
     record = {"alpha": steps[place], "chosen_on": row["chosen_on"], "ingredients": chosen}
     best = write_model_folder(folders[place], read_state(folders[place]), out / BEST, record, overwrite=overwrite)
@@ -233,13 +234,12 @@ def _greedy_soup(
 
 
 def _value_of(select: Dataset, metric: str) -> Callable[[dict[str, Any]], float]:
+    if metric not in METRICS:
+        raise HeadError(f"unknown metric {metric!r}; expected one of {', '.join(METRICS)}")
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
 
     def value(row: dict[str, Any]) -> float:
-        found = row.get(f"{select.name}/{select.split}:{metric}")
-        if found is None:
-            raise HeadError(f"unknown metric {metric!r}; expected one of top1, top5, mean_per_class_recall, nll, ...")
-        return sign * float(found)
+        return sign * float(row[f"{select.name}/{select.split}:{metric}"])
 
     return value
 
@@ -264,12 +264,20 @@ def _load_heads(
     return loaded
 
 
-def _mark_chosen(
-    head: LinearHead, judge: _Judge, folder: Path, metric: str, rows: Sequence[dict[str, Any]]
-) -> LinearHead:
+def _choice(
+    rows: Sequence[dict[str, Any]], alphas: Sequence[float], select: Dataset, metric: str
+) -> tuple[int, dict[str, Any]]:
+    """Place of the best row on the selection split, and the record of the choice."""
+    order = sorted(range(len(rows)), key=lambda number: alphas[number])
+    of_metric, nll = (
+        [float(rows[number][f"{select.name}/{select.split}:{name}"]) for number in order] for name in (metric, "nll")
+    )
+    best, record = best_of(of_metric, nll, metric)
+    return order[best], record
+
+
+def _mark_chosen(head: LinearHead, judge: _Judge, folder: Path, choice: dict[str, Any]) -> LinearHead:
     """The head with the record that it was chosen: it will not be reported on the selection split."""
     store = judge.store(judge.encoder(folder), judge.selection)
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    found = max(_value_of(judge.selection, metric)(row) for row in rows)
-    entry = {**split_id(store), "metric": metric, "value": sign * found, "candidates": len(rows)}
+    entry = {**split_id(store), **choice}
     return head.with_provenance({**head.provenance, "chosen_on": [*head.provenance.get("chosen_on", []), entry]})

@@ -16,7 +16,7 @@ from heads.cli_fit import open_reference, store_arguments
 from heads.judge import store_labels
 from heads.ranks import process_group
 from heads.report import table_text, write_report
-from heads.report.rows import label_of
+from heads.report.rows import choice_text, label_of
 from heads.sample_files import write_confusion, write_samples
 
 RESULTS = "results.jsonl"
@@ -36,7 +36,9 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--select", metavar="STORE", help="choose the best alpha on this split and report that head too"
     )
-    parser.add_argument("--metric", default="top1", help="what --select compares (default: top1)")
+    parser.add_argument(
+        "--metric", default="top1", help="what --select compares (default: top1); ties go to the lower NLL"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="save the head that --select chose")
     class_arguments(parser)
     _robustness_arguments(parser)
@@ -154,10 +156,7 @@ def load_heads(paths: Sequence[str]) -> list[LogitHead]:
 def describe_choice(head: LogitHead) -> str:
     """One line on which alpha was chosen, where, and how well it did there."""
     choice = head.provenance["chosen_on"][-1]
-    return (
-        f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} "
-        f"({choice['metric']} {choice['value']:.4g} there, best of {choice['candidates']})"
-    )
+    return f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} ({choice_text(choice)})"
 
 
 def _seen(heads: Sequence[LogitHead], stores: Sequence[ImageStore]) -> list[str]:

@@ -16,6 +16,7 @@ from heads.scoring import ClassSubset
 __all__ = ["class_arguments", "class_subset"]
 
 OBJECTNET = "objectnet:"
+IMAGENET = 1000  # its classes, which the named subsets are of
 ALL = ""  # a name that no data set has: meant for every one
 
 
@@ -95,6 +96,11 @@ def _projection(what: str) -> Projection:
 
 def _subset(name: str, head: LogitHead) -> list[int]:
     if name in subset_names():
+        if len(head.classnames) != IMAGENET:
+            raise HeadError(
+                f"--class-subset {name}: {name} is a subset of ImageNet's {IMAGENET:,} classes, and {head.name} has "
+                f"{len(head.classnames)}; give a file of class names, or a head over all of ImageNet"
+            )
         return [int(index) for index in load_subset(name)]
     if not Path(name).is_file():
         raise HeadError(f"--class-subset {name}: expected one of {', '.join(subset_names())}, or a file of class names")

@@ -18,7 +18,7 @@ __all__ = ["fit", "fit_arguments", "json_setting", "open_reference", "prior_head
 
 def fit_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache fit``."""
-    parser.add_argument("head", metavar="HEAD", choices=sorted(HEADS), help=f"one of {', '.join(sorted(HEADS))}")
+    parser.add_argument("head", metavar="HEAD", help=f"one of {', '.join(sorted(HEADS))}")
     parser.add_argument(
         "stores",
         metavar="STORE",
@@ -48,15 +48,16 @@ def store_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fit(args: argparse.Namespace) -> int:
     """``featcache fit HEAD STORE... -o FILE``."""
+    head_class(args.head)  # a name that is none is refused first
     parameters = dict(json_setting(setting, parameters_of(args.head)) for setting in args.set)
     if args.select and not takes_selection(args.head):
         raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
     stores = [open_reference(reference, args) for reference in args.stores]
     material = Material(
-        _train(args.head, [store for store in stores if not isinstance(store, TextStore)]),
-        _texts(args.head, [store for store in stores if isinstance(store, TextStore)]),
-        open_reference(args.select, args) if args.select else None,
-        prior_head(args.prior, args) if args.prior else None,
+        texts=_texts(args.head, [store for store in stores if isinstance(store, TextStore)]),
+        train=_train(args.head, [store for store in stores if not isinstance(store, TextStore)]),
+        selection=open_reference(args.select, args) if args.select else None,
+        prior=prior_head(args.prior, args) if args.prior else None,
     )
     if material.prior is not None and "prior" not in head_class(args.head)().get_params():
         raise HeadError(f"--prior: {args.head} shrinks towards nothing; leave it out")
@@ -82,7 +83,9 @@ def _train(head: str, stores: list[ImageStore]) -> ImageStore | None:
 def _texts(head: str, stores: list[TextStore]) -> list[TextStore]:
     """The text stores, where the head takes any."""
     if stores and not (head_class(head).fits_on == "texts" or head_class(head).takes_texts):
-        raise HeadError(f"{stores[0].name}: a store of texts; {head} fits from a store of images")
+        raise HeadError(
+            f"texts/{stores[0].name} is a store of texts; {head} fits from one store of images (NAME/SPLIT) alone"
+        )
     return stores
 
 

@@ -18,6 +18,10 @@ __all__ = ["predict", "predict_arguments"]
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache predict``."""
+    parser.epilog = (
+        "Images that are missing or cannot be read are named in their place and counted on stderr. Exit code: 0 if at "
+        "least one image was read, 2 if none was."
+    )
     parser.add_argument("head", metavar="HEAD", help="file written by `featcache fit`")
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="files, folders, patterns, or @FILE with one path a line"
@@ -34,7 +38,7 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """``featcache predict HEAD IMAGES...``: exit code 2 where no image at all could be read."""
+    """``featcache predict HEAD IMAGES...``: exit code 0 if an image could be read, 2 if none."""
     if args.csv and args.json:
         raise HeadError("--csv and --json print different things; give one of them")
     head = load(args.head)
@@ -49,7 +53,7 @@ def predict(args: argparse.Namespace) -> int:
     else:
         show([_record(one, names) for one in found], "\n".join(_line(one, names) for one in found), args.json)
     bad = sum(bool(one.error) for one in found)
-    if bad and not args.json:
+    if bad:
         print(f"featcache: {bad} of {len(found)} images could not be read", file=sys.stderr)
     return 2 if bad == len(found) else 0
 

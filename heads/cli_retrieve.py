@@ -1,6 +1,7 @@
 """The verb ``featcache retrieve``: recall@k between images and their captions."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from featcache.commands import model_arguments, show
@@ -61,6 +62,8 @@ def _texts(images: ImageStore, args: argparse.Namespace) -> TextStore:
         if not isinstance(store, TextStore):
             raise HeadError(f"{args.texts}: a store of images; expected a store of texts, made by `featcache text`")
         return store
+    if args.captions and not Path(args.captions).exists():
+        raise HeadError(f"--captions {args.captions}: no such file; expected JSON {{sample id: [caption, ...]}}")
     prompts = load_prompt_file(args.captions) if args.captions else _column(images, args.caption_column)
     encoder = load_encoder(args.model, args.pretrained, device=args.device, precision=args.precision)
     if encoder.text_digest not in images.text_digests:

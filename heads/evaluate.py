@@ -14,7 +14,7 @@ from heads.logits import LogitHead, as_head
 from heads.metrics import LOWER_IS_BETTER, METRICS
 from heads.scoring import ClassSubset
 
-__all__ = ["choose", "evaluate"]
+__all__ = ["best_of", "choose", "evaluate"]
 
 
 def evaluate(
@@ -91,7 +91,9 @@ def choose(
 ) -> LogitHead:
     """The best head on a selection split; `evaluate` will refuse to report it on that split.
 
-    Ties go to the earlier head. ``nll``, ``nll_capped``, ``brier`` and ``ece`` are minimised, the others maximised.
+    Ties go to the lower NLL, then to the earlier head; ``tied`` in the record of the choice counts the heads of the
+    best value where there are several. ``nll``, ``nll_capped``, ``brier`` and ``ece`` are minimised, the others
+    maximised.
 
     Raises
     ------
@@ -108,9 +110,24 @@ def choose(
                 "choose on a split that fitted none of the heads"
             )
     rows = evaluate(judged, [selection], class_subset=class_subset, allow_chosen=True, distributed=distributed)
-    values = np.array([row[f"{selection.name}:{metric}"] for row in rows])
-    best = int(values.argmin() if metric in LOWER_IS_BETTER else values.argmax())
-    entry = {**split_id(selection), "metric": metric, "value": float(values[best]), "candidates": len(values)}
+    values = [row[f"{selection.name}:{metric}"] for row in rows]
+    best, found = best_of(values, [row[f"{selection.name}:nll"] for row in rows], metric)
+    entry = {**split_id(selection), **found}
     provenance = judged[best].provenance
     chosen_on = [*provenance.get("chosen_on", []), entry]
     return judged[best].with_provenance({**provenance, "chosen_on": chosen_on})
+
+
+def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple[int, dict[str, Any]]:
+    """Place of the best value of a metric, ties going to the lower NLL, then to the earlier; and a record of it.
+
+    Examples
+    --------
+    >>> best_of([0.9, 1.0, 1.0], [0.3, 0.2, 0.1], "top1")
+    (2, {'metric': 'top1', 'value': 1.0, 'candidates': 3, 'tied': 2})
+    """
+    found = np.asarray(values, np.float64)
+    best = int(np.lexsort((np.asarray(nll), found if metric in LOWER_IS_BETTER else -found))[0])
+    entry: dict[str, Any] = {"metric": metric, "value": float(found[best]), "candidates": len(found)}
+    tied = int((found == found[best]).sum())
+    return best, {**entry, "tied": tied} if tied > 1 else entry

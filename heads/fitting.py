@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ def head_class(name: str) -> type[HeadClassifier]:
     from heads import HEADS
 
     if name not in HEADS:
-        raise HeadError(f"unknown head {name!r}; expected one of {', '.join(sorted(HEADS))}")
+        near = difflib.get_close_matches(name, HEADS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise HeadError(f"unknown head {name!r}; expected one of {', '.join(sorted(HEADS))}{hint}")
     return HEADS[name]
 
 

@@ -28,6 +28,8 @@ from heads.logits import LogitHead, as_head
 
 __all__ = ["Prediction", "check_head_encoder", "encoder_of", "find_images", "predict_images", "top_classes"]
 
+MISSING = "no such file; expected a file, a folder, a pattern or @LIST (one path a line)"
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -185,12 +187,12 @@ def find_images(places: Sequence[str]) -> list[str]:
     ----------
     places
         A folder; a pattern with ``*``, ``?`` or ``[``; ``@FILE`` with one path a line, relative to the file's folder;
-        or an image's path, which need not exist: it is then reported as unreadable.
+        or an image's path. A path that does not exist is reported among the others as such.
 
     Raises
     ------
     DatasetError
-        If a folder, pattern or list names no image, or a list cannot be read.
+        If no path exists, a folder, pattern or list names no image, or a list cannot be read.
     """
     found: dict[str, None] = {}
     for place in places:
@@ -198,6 +200,8 @@ def find_images(places: Sequence[str]) -> list[str]:
         if not paths:
             raise DatasetError(f"{place}: no image there; expected files ending in {' '.join(EXTENSIONS)}")
         found |= dict.fromkeys(paths)
+    if found and not any(Path(image).exists() for image in found):
+        raise DatasetError(f"{next(iter(found))}: {MISSING}")
     return list(found)
 
 
@@ -207,6 +211,8 @@ def _at(place: str) -> list[str]:
         return sorted(str(file) for file in path.rglob("*") if file.name.lower().endswith(EXTENSIONS))
     if place.startswith("@") and not path.exists():
         listing = Path(place[1:]).expanduser()
+        if not listing.exists():
+            raise DatasetError(f"{place}: no such list file: {listing}")
         return [str(listing.parent / line.strip()) for line in read_lines(listing) if line.strip()]
     if glob.has_magic(place) and not path.exists():
         return sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
@@ -232,7 +238,8 @@ def _predicted(
         found = zip(*top_classes(logits, top), strict=True)
     for item in batch:
         if item.image is None:
-            yield Prediction(ids[item.row], np.zeros(0, np.int64), np.zeros(0), item.error)
+            error = item.error if Path(ids[item.row]).exists() else MISSING
+            yield Prediction(ids[item.row], np.zeros(0, np.int64), np.zeros(0), error)
         else:
             yield Prediction(ids[item.row], *next(found))
 

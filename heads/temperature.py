@@ -4,6 +4,12 @@ Ridge scores estimate one-hot targets; they rank classes well, but taken as logi
 (raw ridge on few-shot ImageNet: NLL 6.84 where ln 1000 = 6.91). Dividing them by a temperature T fitted by maximum
 likelihood on rows that did not fit the scores repairs that (Guo et al. 2017, "On Calibration of Modern Neural
 Networks").
+
+Where every row is right the likelihood has no maximum, and nearly none where there are few: fitted on ten rows, all
+right, probabilities are certain, and the first wrong row costs hundreds of nats. N rows cannot support a claim of less
+than about 1/N errors; so half a row more is counted, on which the class of the second largest score is right: half a
+confusion, as in the estimate (k + 1/2) / (N + 1) of a share (Krichevsky and Trofimov 1981, from Jeffreys' prior).
+Its weight falls as 1/N.
 """
 
 from __future__ import annotations
@@ -15,26 +21,37 @@ from featcache.errors import HeadError
 
 __all__ = ["fit_temperature"]
 
-# Bounds of the inverse temperature in units of 1 / (spread of the scores). The upper one is met only when every row is
-# classified right, where the likelihood grows for ever; the lower one when the scores carry no information.
+# Bounds of the inverse temperature in units of 1 / (spread of the scores). The upper one is met only without
+# `prior_rows`, when every row is classified right and the likelihood grows for ever; the lower one when the scores
+# carry no information.
 _BOUNDS = (1e-3, 1e3)
 
+# Half a confusion. A whole one and uniform pseudo-labels (label smoothing) cost NLL on real features at every number of
+# shots; none lets the temperature run away up to 16 shots.
+PRIOR_ROWS = 0.5
 
-def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Temperature T > 0 that minimises the mean NLL of ``softmax(scores / T)``.
 
-    In b = 1/T the NLL is convex: its slope is the mean of E_p[score] - score_y and its curvature the mean variance of
-    the score under p. Newton steps, kept inside a shrinking bracket, find the root of the slope.
+def fit_temperature(
+    scores: NDArray[np.floating], labels: NDArray[np.integer], *, prior_rows: float = PRIOR_ROWS
+) -> float:
+    """Temperature T > 0 that minimises the mean NLL of ``softmax(scores / T)``, with `prior_rows` confusions more.
+
+    With ``e = prior_rows / (N + prior_rows)`` minimised is the mean over rows of
+    ``(1 - e) nll(label) + e nll(class of the second largest score)``: the maximum a posteriori. In b = 1/T it is
+    convex: its slope is the mean of E_p[score] - (1 - e) score_y - e score_second and its curvature the mean variance
+    of the score under p. Newton steps, kept inside a shrinking bracket, find the root of the slope.
 
     Parameters
     ----------
     scores : (N, C)
     labels : (N,) class indices
+    prior_rows
+        Confusions that are counted besides the rows, spread over them; 0 is maximum likelihood.
 
     Raises
     ------
     HeadError
-        If there are no rows.
+        If there are no rows, or `prior_rows` is negative.
 
     Examples
     --------
@@ -43,21 +60,28 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -
     >>> labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)   # drawn from softmax(logits)
     >>> round(fit_temperature(logits * 10, labels), 0)
     10.0
+    >>> certain = fit_temperature(np.eye(4), np.arange(4), prior_rows=0)  # all right: as sharp as the bounds let it be
+    >>> sane = fit_temperature(np.eye(4), np.arange(4))                   # 0.5 / 4.5 of a row is not
+    >>> certain < 0.01, round(float(np.exp(1 / sane) / (np.exp(1 / sane) + 3)), 3)
+    (True, 0.889)
     """
     scores = np.asarray(scores)
     if not len(scores) or len(scores) != len(labels):
         raise HeadError(f"a temperature needs labelled rows, got scores {scores.shape} and {len(labels)} labels")
+    if prior_rows < 0:
+        raise HeadError(f"prior_rows {prior_rows}: expected a number from 0, which is maximum likelihood")
+    share = prior_rows / (len(labels) + prior_rows)
     spread = float(scores.std(axis=1, dtype=np.float64).mean())
     if not spread:
         return 1.0  # all classes score alike: every temperature gives the same NLL
     low, high = (bound / spread for bound in _BOUNDS)
-    if _slope(scores, labels, low)[0] >= 0:
+    if _slope(scores, labels, low, share)[0] >= 0:
         return 1.0 / low
-    if _slope(scores, labels, high)[0] <= 0:
+    if _slope(scores, labels, high, share)[0] <= 0:
         return 1.0 / high
     inverse = 1.0 / spread
     for _ in range(60):
-        slope, curvature = _slope(scores, labels, inverse)
+        slope, curvature = _slope(scores, labels, inverse, share)
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         step = inverse - slope / curvature if curvature > 0 else low
         step = step if low < step < high else float(np.sqrt(low * high))
@@ -68,16 +92,19 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.integer]) -
 
 
 def _slope(
-    scores: NDArray[np.floating], labels: NDArray[np.integer], inverse: float, rows: int = 8192
+    scores: NDArray[np.floating], labels: NDArray[np.integer], inverse: float, share: float, rows: int = 8192
 ) -> tuple[float, float]:
-    """First and second derivative of the mean NLL in the inverse temperature."""
+    """First and second derivative of the mean NLL, `share` of it of the second class, in the inverse temperature."""
     slope = curvature = 0.0
     for start in range(0, len(labels), rows):
         block = scores[start : start + rows].astype(np.float64)
         block -= block.max(axis=1, keepdims=True)
+        target = (1 - share) * block[np.arange(len(block)), labels[start : start + rows]]
+        if share:
+            target += share * np.partition(block, -2, axis=1)[:, -2]
         p = np.exp(block * inverse)
         p /= p.sum(axis=1, keepdims=True)
         mean = (p * block).sum(axis=1)
-        slope += float((mean - block[np.arange(len(block)), labels[start : start + rows]]).sum())
+        slope += float((mean - target).sum())
         curvature += float(((p * block**2).sum(axis=1) - mean**2).sum())
     return slope / len(labels), curvature / len(labels)

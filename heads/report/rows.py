@@ -16,6 +16,7 @@ __all__ = [
     "Point",
     "Row",
     "alpha_of",
+    "choice_text",
     "choose_datasets",
     "curve_of",
     "datasets_of",
@@ -132,6 +133,22 @@ def curve_of(path: Sequence[Row], dataset: str, metric: str, factor: float = 1.0
 def format_value(value: float | None, metric: Metric) -> str:
     """A value in the metric's unit, or a dash."""
     return "–" if value is None else f"{value * metric.factor:.{metric.digits}f}"
+
+
+def choice_text(entry: Row) -> str:
+    """How well the chosen head did on the selection split, in the metric's unit, and whether others did as well.
+
+    Examples
+    --------
+    >>> choice_text({"metric": "top1", "value": 1.0, "candidates": 11, "tied": 3})
+    'top1 100.0 % there, best of 11; 3 tied, the one of the lowest NLL was taken'
+    >>> choice_text({"metric": "nll", "value": 0.25, "candidates": 2})
+    'nll 0.250 nats there, best of 2'
+    """
+    metric = metric_of(entry["metric"])
+    unit = f" {metric.unit}" if metric.unit in ("%", "nats") else ""
+    tied = f"; {entry['tied']} tied, the one of the lowest NLL was taken" if entry.get("tied", 1) > 1 else ""
+    return f"{entry['metric']} {format_value(entry['value'], metric)}{unit} there, best of {entry['candidates']}{tied}"
 
 
 def name_of(row: Row) -> str:

@@ -25,8 +25,8 @@ ALPHAS = [0.0, 0.5, 1.0]
 class Few:
     """The first rows of a split of the digits, under another name."""
 
-    def __init__(self, split: str, n: int = 60) -> None:
-        self.base, self.name, self.split = open_dataset("digits", split), "few", split
+    def __init__(self, split: str, n: int = 60, name: str = "few") -> None:
+        self.base, self.name, self.split = open_dataset("digits", split), name, split
         index = self.base.index
         self.index = SampleIndex(index.ids[:n], index.sizes[:n], index.stamps[:n], index.labels[:n], index.classnames)
         self.read, self.decode = self.base.read, self.base.decode
@@ -146,6 +146,46 @@ def test_the_command_line(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "--select" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("best_only", [False, True])
+def test_the_selection_split_is_no_shift(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, best_only: bool
+) -> None:
+    shifts = {name: Few("train", n, name) for name, n in (("drawn", 40), ("dim", 30))}
+    places = {"val": Few("val", 10), "test": Few("test"), **shifts}
+    monkeypatch.setattr("ft.cli.open_split", places.__getitem__)
+    results = tmp_path / "results.jsonl"
+    command = ["wise", "tiny", str(tuned), "--alphas", "0.25", "1", "--out", str(tmp_path / "out")]
+    command += ["--templates", "digits", "--select", "val", "--on", "test", "drawn", "dim", "--results", str(results)]
+    assert main([*command, *["--best-only"] * best_only]) == 0
+    shown = capsys.readouterr().out
+    selection, reported, *rest = shown.split("\n\n")
+    assert [line.split()[0] for line in selection.splitlines()[2:]] == ["few/val"]
+    assert "wise α=0.25 " in selection
+    assert "alpha=" not in selection + reported
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    rows = rows[-1:] if best_only else rows[:2]
+    lines = {line[:12].strip(): line[12:].replace("*", "").split() for line in reported.splitlines()[2:]}
+    assert list(lines) == ["few", "drawn", "dim", "shifted mean", "drop / rise"]
+    for place, row in enumerate(rows):
+        top1, nll = 2 * place, 2 * place + 1
+        assert lines["shifted mean"][top1] == f"{100 * row['shifted_mean_top1']:.1f}"
+        assert lines["shifted mean"][nll] == f"{row['shifted_mean_nll']:.3f}"
+        assert row["shifted_mean_top1"] == pytest.approx((row["drawn:top1"] + row["dim:top1"]) / 2)
+        assert lines["few"][top1] == f"{100 * row['few:top1']:.1f}"
+        assert lines["drop / rise"][top1] == f"{100 * (row['few:top1'] - row['shifted_mean_top1']):.1f}"
+    assert " % there, best of 2" in rest[0]
+
+
+def test_ties_go_to_the_lower_nll_then_to_the_smaller_alpha(tuned: Path, tmp_path: Path) -> None:
+    val = Few("val", 3)
+    found = sweep("tiny", tuned, [1.0, 0.0, 0.5], tmp_path / "out", select=val, templates="digits")
+    top1 = max(row["few/val:top1"] for row in found.rows)
+    tied = [row for row in found.rows if row["few/val:top1"] == top1]
+    assert len(tied) > 1
+    assert found.alpha == min(tied, key=lambda row: (row["few/val:nll"], row["alpha"]))["alpha"]
+    assert found.best["chosen_on"][-1]["tied"] == len(tied)
+
+
 def test_refusals(tuned: Path, tmp_path: Path) -> None:
     val, out = Few("val"), tmp_path / "out"
     with pytest.raises(TrainingError, match="uniform, greedy"):
@@ -157,6 +197,6 @@ def test_refusals(tuned: Path, tmp_path: Path) -> None:
         sweep("tiny", tuned, ALPHAS, out, select=val, heads=["zero_shot", other])
     with pytest.raises(HeadError, match="unknown metric"):
         sweep("tiny", tuned, [0.0], out, select=val, metric="luck")
-    (out / "best").mkdir()
+    (out / "best").mkdir(parents=True)
     with pytest.raises(EncoderError, match="there already"):
         sweep("tiny", tuned, ALPHAS, out, select=val)

@@ -59,6 +59,13 @@ def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
     [
         (("fit", "tip_adapter", "digits/train", "-o", "x"), "needs a text store"),
         (("fit", "ridge", "digits/train", "texts/digits", "-o", "x"), "a store of texts"),
+        (("fit", "ridge", "texts/digits", "-o", "x"), "texts/digits is a store of texts; ridge fits from one store"),
+        (("fit", "rigde", "digits/train", "-o", "x"), "unknown head 'rigde'; expected one of "),
+        (("fit", "rigde", "digits/train", "-o", "x"), "; did you mean ridge?"),
+        (("fit", "ridge", "digits/train"), "required: -o/--output; see `featcache fit --help`"),
+        (("evaluate", "x", "--frob"), "see `featcache evaluate --help`"),
+        (("finetune", "digits"), "required: -o/--out; see `featcache finetune --help`"),
+        (("export", "texts/digits", "x.npz"), "only stores of images can be exported"),
         (("fit", "zero_shot", "digits/train", "-o", "x"), "a store of images"),
         (("fit", "ridge", "digits/train", "digits/val", "-o", "x"), "one store of images, got 2"),
         (("fit", "knn", "digits/train", "--prior", "texts/digits", "-o", "x"), "shrinks towards nothing"),
@@ -73,7 +80,8 @@ def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
 )
 def test_what_cannot_be_done_is_said(cli: Any, arguments: tuple[str, ...], message: str) -> None:
     code, _, error = cli(*arguments)
-    assert code == 2
+    assert code == (5 if arguments[0] == "export" else 2)
+    assert len(error.splitlines()) == 1
     assert message in json.loads(error.splitlines()[-1])["message"]
 
 
@@ -100,3 +108,20 @@ def test_leaks_names_pairs_of_images(cli: Any) -> None:
     assert code == 0, error
     assert len(pairs) == 1000  # every image is its own near-duplicate
     assert cli("leaks", "digits/train", "digits/test", "--threshold", "1.0")[1] == []
+
+
+@pytest.mark.parametrize("verb", ["fit", "finetune", "encode"])
+def test_a_wrong_command_line_is_one_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert f"see `featcache {verb} --help`" in captured.err
+
+
+def test_help_of_export_names_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    shown = capsys.readouterr().out
+    assert "NAME/SPLIT" in shown
+    assert "texts/" not in shown

@@ -147,9 +147,21 @@ def test_a_ridge_selected_on_a_split_is_not_reported_there(images: Any) -> None:
         evaluate([head], [val])
 
 
-def test_ties_go_to_the_first_head(ends: tuple[Any, Any], images: Any) -> None:
+def test_ties_go_to_the_lower_nll_then_to_the_first_head(ends: tuple[Any, Any], images: Any) -> None:
     val = images(noise=0.01, split="val", dataset_key="val")
-    assert choose(interpolate(*ends, ALPHAS), val).alpha == 0.0
+    path = interpolate(*ends, ALPHAS)
+    rows = evaluate(path, [val])
+    assert {row["animals:top1"] for row in rows} == {1.0}
+    nll = [row["animals:nll"] for row in rows]
+    assert len(set(nll)) == len(nll)
+    best = choose(path, val)
+    assert best.alpha == ALPHAS[int(np.argmin(nll))]
+    entry = best.provenance["chosen_on"][-1]
+    assert (entry["value"], entry["tied"]) == (1.0, len(path))
+    assert choose([path[3], path[7], path[3]], val, metric="nll").alpha == path[min(3, 7, key=nll.__getitem__)].alpha
+    same = [head.with_provenance({**head.provenance, "place": place}) for place, head in enumerate([path[4]] * 3)]
+    assert choose(same, val).provenance["place"] == 0
+    assert "tied" not in choose([path[4]], val).provenance["chosen_on"][-1]
 
 
 def test_results_grow_by_one_line_a_row(tmp_path: Path) -> None:

@@ -153,9 +153,13 @@ def test_projections_by_file_for_one_data_set(cli: Any, root: Path) -> None:
     code, _, error = cli(*command, "parity.json", "shapes=parity.json")
     assert code == 2
     assert "name the data set for each" in error
-    code, _, error = cli(*command, "shapes=parity.json", "--class-subset", "shapes=imagenet-r")
+    Path("classes.txt").write_text("\n".join(CLASSES))
+    code, _, error = cli(*command, "shapes=parity.json", "--class-subset", "shapes=classes.txt")
     assert code == 2
     assert "already" in error
+    code, _, error = cli("evaluate", "ridge.safetensors", "--on", STORES[0], "--class-subset", "imagenet-r")
+    assert code == 2
+    assert "imagenet-r is a subset of ImageNet's 1,000 classes, and ridge has 6" in error
 
 
 def test_two_processes_equal_one(cli: Any, root: Path, tmp_path: Path) -> None:

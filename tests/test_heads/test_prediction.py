@@ -20,7 +20,7 @@ from featcache.datasets import open_dataset
 from featcache.encoders.openclip import TINY
 from featcache.errors import DatasetError, EncoderError, HeadError, MismatchError
 from heads import KNN, Ridge, ZeroShot, interpolate, judge, load, resident, save
-from heads.prediction import check_head_encoder, encoder_of, find_images, predict_images, top_classes
+from heads.prediction import MISSING, check_head_encoder, encoder_of, find_images, predict_images, top_classes
 
 NAMES = ("eight", "one", "zero")
 
@@ -104,7 +104,8 @@ def test_the_verb_prints_text_json_and_csv(made: Any, cli: Any, tmp_path: Path) 
     assert rows[0]["predictions"][0]["class"] == NAMES[rows[0]["predictions"][0]["index"]]
     assert all(len(row["predictions"]) == 2 for row in rows[:36])
     assert "broken.png" in rows[36]["error"]
-    assert "gone.png" in rows[37]["error"]
+    assert rows[37] == {"image": "gone.png", "error": MISSING}
+    assert "2 of 38 images could not be read" in error
     code, out, error = cli("ridge.safetensors", "pets/*/00.png", "gone.png", "--csv", "--top", "1")
     assert code == 0
     table = list(csv.DictReader(io.StringIO(out)))
@@ -117,6 +118,10 @@ def test_the_verb_prints_text_json_and_csv(made: Any, cli: Any, tmp_path: Path) 
     assert out.startswith("pets/one/03.png\tone ")
     code, _, error = cli("ridge.safetensors", "gone.png")
     assert code == 2  # nothing could be read at all
+    assert "gone.png: no such file; expected a file, a folder, a pattern or @LIST" in error
+    code, _, error = cli("ridge.safetensors", str(tmp_path / "broken.png"))
+    assert code == 2
+    assert "1 of 1 images could not be read" in error
     code, _, error = cli("ridge.safetensors", "pets", "--csv", "--json")
     assert code == 2
     assert "--csv and --json" in error
@@ -149,8 +154,18 @@ def test_images_are_found_in_folders_patterns_and_lists(made: Any, tmp_path: Pat
     for place in ("*.jpg", "empty"):
         with pytest.raises(DatasetError, match="no image there"):
             find_images([str(tmp_path / place)])
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match=r"^@none\.txt: no such list file: none\.txt$"):
         find_images(["@none.txt"])
+    with pytest.raises(DatasetError, match=r"none\.png: no such file"):
+        find_images(["none.png"])
+    assert find_images(["none.png", "pets/one/01.png"]) == ["none.png", "pets/one/01.png"]  # to be told of, in order
+
+
+def test_help_tells_the_exit_code(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli("--help")
+    assert stopped.value.code == 0
+    assert "Exit code: 0 if at least one image was read, 2 if none was" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_encoder_is_rebuilt_from_the_heads_record(made: Any, tmp_path: Path) -> None:

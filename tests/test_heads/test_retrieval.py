@@ -178,6 +178,7 @@ def test_the_verb_takes_a_store_a_file_or_a_column(pair: tuple[Any, Any], cli: A
         ([], "expected one of them"),
         (["texts/captions", "--captions", "c.json"], "expected one of them"),
         (["fake/train"], "a store of images; expected a store of texts"),
+        (["--captions", "nosuch.json"], "--captions nosuch.json: no such file; expected JSON"),
         (["--caption-column", "title"], "no metadata column 'title'"),
     ],
 )

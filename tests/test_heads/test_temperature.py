@@ -1,4 +1,4 @@
-"""Fitting the temperature against a bounded scalar search, and at its ends."""
+"""Fitting the temperature against a bounded scalar search, at its ends, and on few rows that are all right."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from featcache.errors import HeadError
-from heads import fit_temperature
+from heads import LinearDiscriminant, NearestMean, Ridge, fit_temperature
 
 
 def nll(scores: np.ndarray, labels: np.ndarray, temperature: float) -> float:
@@ -22,7 +22,7 @@ def test_no_other_temperature_is_better(seed: int, n_classes: int, log_scale: fl
     logits = rng.normal(size=(200, n_classes))
     labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
     scores = logits * 10**log_scale
-    found = fit_temperature(scores, labels)
+    found = fit_temperature(scores, labels, prior_rows=0)
     spread = scores.std()
     best = minimize_scalar(
         lambda log_t: nll(scores, labels, spread * np.exp(log_t)), bounds=(-6.8, 6.8), method="bounded"
@@ -30,9 +30,69 @@ def test_no_other_temperature_is_better(seed: int, n_classes: int, log_scale: fl
     assert nll(scores, labels, found) <= best.fun + 1e-7
 
 
-def test_separable_rows_get_a_finite_temperature() -> None:
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.integers(1, 40), st.sampled_from([0.5, 2.0]))
+def test_prior_rows_are_rows_whose_second_class_is_right(seed: int, n_classes: int, n: int, prior_rows: float) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(n, n_classes))
+    labels = (2 * scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
+    second = np.argsort(scores, axis=1)[:, -2]
+
+    def objective(log_t: float) -> float:
+        return n * nll(scores, labels, np.exp(log_t)) + prior_rows * nll(scores, second, np.exp(log_t))
+
+    widest = np.log(1e3)
+    grid = np.log(scores.std(axis=1).mean()) + np.linspace(-widest, widest, 141)
+    place = int(np.argmin([objective(log_t) for log_t in grid]))
+    bounds = (grid[max(place - 1, 0)], grid[min(place + 1, 140)])
+    best = minimize_scalar(objective, bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    found = fit_temperature(scores, labels, prior_rows=prior_rows)
+    assert objective(np.log(found)) <= best.fun + 1e-7 * n
+
+
+@pytest.mark.parametrize("n", [5, 10, 40])
+def test_few_rows_that_are_all_right_do_not_make_probabilities_certain(n: int) -> None:
+    rng = np.random.default_rng(n)
+    scores = np.eye(5)[np.arange(n) % 5] + 0.02 * rng.normal(size=(n, 5))
+    labels = np.arange(n) % 5
+    p = np.exp(log_softmax(scores / fit_temperature(scores, labels), axis=1))
+    assert 1 - p[np.arange(n), labels].mean() == pytest.approx(0.5 / (n + 0.5), rel=0.2)
+    assert nll(scores, (labels + 1) % 5, fit_temperature(scores, labels)) < 10
+
+
+def test_many_rows_outweigh_the_prior() -> None:
+    rng = np.random.default_rng(3)
+    logits = 3 * rng.normal(size=(20_000, 10))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    with_prior, without = fit_temperature(logits, labels), fit_temperature(logits, labels, prior_rows=0)
+    assert with_prior == pytest.approx(without, rel=1e-4)
+    assert nll(logits, labels, with_prior) == pytest.approx(nll(logits, labels, without), abs=1e-7)
+
+
+@pytest.mark.parametrize("head", [Ridge, NearestMean, LinearDiscriminant])
+def test_few_shot_heads_that_separate_the_selection_split_keep_a_sane_nll(head: type) -> None:
+    rng = np.random.default_rng(0)
+    means = np.eye(10, 64)
+
+    def rows(k: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
+        y = np.repeat(np.arange(10), k)
+        return means[y] + noise * rng.normal(size=(10 * k, 64)), y
+
+    X, y = rows(8, 0.2)
+    held_out, (T, t) = rows(1, 0.1), rows(100, 0.2)
+    fitted = head().fit(X, y, selection=held_out)
+    assert fitted.score(*held_out) == 1.0
+    assert 0.9 < fitted.score(T, t) < 1.0
+    logits = fitted.linear().logits(T)
+    unbounded = fit_temperature(fitted.linear().logits(held_out[0]), held_out[1], prior_rows=0)
+    assert nll(logits, t, unbounded) > 1.0  # what the likelihood alone makes of it
+    best = nll(logits, t, fit_temperature(logits, t, prior_rows=0))
+    assert nll(logits, t, 1.0) < best + 0.15
+
+
+def test_separable_rows_get_a_finite_temperature_by_likelihood_alone() -> None:
     scores = np.eye(4)
-    temperature = fit_temperature(scores, np.arange(4))
+    temperature = fit_temperature(scores, np.arange(4), prior_rows=0)
     assert 0 < temperature < 0.01
     assert nll(scores, np.arange(4), temperature) < 1e-6
 
@@ -46,3 +106,5 @@ def test_scores_that_say_nothing_are_flattened() -> None:
 def test_no_rows_is_an_error() -> None:
     with pytest.raises(HeadError, match="labelled rows"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, int))
+    with pytest.raises(HeadError, match="prior_rows -1"):
+        fit_temperature(np.eye(3), np.arange(3), prior_rows=-1)
