@@ -153,6 +153,15 @@ def test_damage_is_found_and_mended(root: ObjectPath) -> None:
         open_store(store.path)
 
 
+def test_a_store_there_is_found_under_every_name_of_its_encoder(root: ObjectPath) -> None:
+    store, again = encode(root, NumpyDataset(), NumpyEncoder()), NumpyEncoder()
+    again.name = "alpha=1.000/é"  # type: ignore[misc]
+    encode(root, NumpyDataset(), again)
+    assert again.images == 0
+    assert find_store("fake/train@alpha=1.000/é", root).path == store.path
+    assert [entry.other_models for entry in list_stores(root)] == [("alpha=1.000/é",)]
+
+
 def test_texts_listing_info_and_collection_of_garbage(root: ObjectPath, capsys: pytest.CaptureFixture[str]) -> None:
     encode(root, NumpyDataset())
     embed_prompts(["ant", "bee"], ["a {}"], NumpyEncoder(), name="animals", root=root)
