@@ -240,7 +240,7 @@ class Ridge(LinearClassifier):
         return float((found * base).sum()) / power if found is not None and power > 0 else 0.0
 
     def _temperature(self, problem: RidgeProblem, held_out: Samples | None) -> float:
-        """Maximum-likelihood temperature on rows that did not fit the scores."""
+        """Temperature by `fit_temperature` on rows that did not fit the scores."""
         if held_out is None:
             blocks = list(problem.scores(self.spectrum_, self.alpha_))
         else:

