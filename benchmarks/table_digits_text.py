@@ -50,7 +50,7 @@ def _how(record: Mapping[str, Any]) -> str:
         f"{', '.join(map(str, record['seeds']))}; zero-shot and LP (logistic regression on stored features) involve no "
         "draw and have no spread. Learning rate and weights of the regularisers (at seed 0), C of the probe and the "
         "checkpoint of each run were chosen on digits/val (the first two and the last by NLL), WiSE's alpha there by "
-        "accuracy, ties going to the smaller; digits/val is not shifted, and no shifted image was used for any choice. "
+        "accuracy, ties going to the lower NLL; digits/val is not shifted, and no shifted image was used for any choice. "
         f"Chosen: {chosen}; alpha of WiSE: {', '.join(alphas)}. "
         f"Machine: {record['machine']['cpu']}, {record['machine']['cores']} cores; training took "
         f"{record['seconds_of_training'] / 60:.0f} minutes in all. Made by `python -m benchmarks.table_digits`."
