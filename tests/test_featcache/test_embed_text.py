@@ -8,9 +8,9 @@ import pytest
 from fakes import NumpyEncoder
 
 from featcache import TextStore, open_store
+from featcache.chunk_encoder import normalise
 from featcache.embed_text import class_means, context_means, embed_prompts
 from featcache.errors import MismatchError, PromptError, StoreIncompleteError
-from featcache.chunk_encoder import normalise
 from featcache.store import open_image_store, verify
 
 NAMES = ("ant", "bee", "The_Eiffel_Tower")
