@@ -64,11 +64,11 @@ class LogitHead(ABC):
 
     def prepare(self, X: NDArray[np.floating]) -> Any:
         """The work on features (n, D) that heads of one `sharing` have in common."""
-        raise NotImplementedError(f"{self.name} shares no work; take its logits")
+        raise HeadError(f"{self.name} shares no work with other heads; take its logits")
 
     def finish(self, prepared: Any) -> NDArray[np.float32]:
         """Logits (n, C) from what `prepare` gave to any head of the same `sharing`."""
-        raise NotImplementedError(f"{self.name} shares no work; take its logits")
+        raise HeadError(f"{self.name} shares no work with other heads; take its logits")
 
     def predict(self, X: Any) -> NDArray[np.int64]:
         """Class index (n,) of the largest logit, of arrays or a store's valid rows; ties go to the lower index."""
