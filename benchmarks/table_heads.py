@@ -15,11 +15,13 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
 from sklearn.metrics import log_loss
@@ -125,20 +127,23 @@ def imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
         weights = LOGIT_SCALE * file["text_weights"].astype(np.float32)
     identity = {"head": "zero_shot", "text_digest": "ViT-B-32/openai", "encoder_key": None, "fitted_on": []}
     zero_shot = LinearHead(weights, np.zeros(len(weights)), train.classnames, name="zero_shot", provenance=identity)
-    rows_alone = {name: heads.HEADS[name]().fit(train).frozen() for name in ("ridge", "logistic")}
-    combined: dict[str, tuple[Any, str]] = {
-        "ridge to prior": (heads.Ridge(prior=zero_shot).fit(train).frozen(), "ridge"),
-        "logistic to prior": (heads.Logistic(prior=zero_shot).fit(train).frozen(), "logistic"),
-        "ridge, alpha by folds": (_interpolated("ridge", zero_shot, train), "ridge"),
-        "logistic, alpha by folds": (_interpolated("logistic", zero_shot, train), "logistic"),
-        "Tip-Adapter": (heads.TipAdapter().fit(train, texts=zero_shot).frozen(), "ridge"),
-        "Tip-Adapter-F": (heads.TipAdapterF().fit(train, texts=zero_shot).frozen(), "ridge"),
-        "LP++": (heads.LPPlusPlus().fit(train, texts=zero_shot).frozen(), "logistic"),
+    alone: dict[str, Any] = {name: heads.HEADS[name]() for name in ("ridge", "logistic")}
+    seconds = {name: _timed(name, head.fit, train)[1] for name, head in alone.items()}
+    chosen = {"ridge": heads.Ridge([alone["ridge"].alpha_]), "logistic": heads.Logistic(alone["logistic"].C_)}
+    fits: dict[str, tuple[Callable[[], Any], str]] = {
+        "ridge to prior": (heads.Ridge(prior=zero_shot).fit, "ridge"),
+        "logistic to prior": (heads.Logistic(prior=zero_shot).fit, "logistic"),
+        "ridge, alpha by folds": (partial(_interpolated, chosen["ridge"], zero_shot), "ridge"),
+        "logistic, alpha by folds": (partial(_interpolated, chosen["logistic"], zero_shot), "logistic"),
+        "Tip-Adapter": (partial(heads.TipAdapter().fit, texts=zero_shot), "ridge"),
+        "Tip-Adapter-F": (partial(heads.TipAdapterF().fit, texts=zero_shot), "ridge"),
+        "LP++": (partial(heads.LPPlusPlus().fit, texts=zero_shot), "logistic"),
     }
-    rows = [_single(name, head, test) for name, head in {"zero_shot": zero_shot, **rows_alone}.items()]
-    for name, (head, parent) in combined.items():
-        row = _single(name, head, test)
-        for other, base in (("zero_shot", zero_shot), (parent, rows_alone[parent])):
+    rows = [_single(name, head, test, seconds.get(name)) for name, head in {"zero_shot": zero_shot, **alone}.items()]
+    for name, (fit, parent) in fits.items():
+        head, took = _timed(name, fit, train)
+        row = _single(name, head, test, took)
+        for other, base in (("zero_shot", zero_shot), (parent, alone[parent])):
             (found,) = compare(base, head, [test], draws=draws)
             row[f"against {other}"] = {
                 "top1": found["top1"]["difference"],
@@ -149,26 +154,37 @@ def imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
     return rows
 
 
-def _single(name: str, head: Any, test: ResidentStore) -> dict[str, Any]:
+def _timed(name: str, fit: Callable[[Any], Any], train: ResidentStore) -> tuple[Any, float]:
+    """The fitted head, and the seconds that it took."""
+    began = time.perf_counter()
+    head = fit(train)
+    seconds = time.perf_counter() - began
+    print(f"imagenet, {name}: {seconds:.1f} s", flush=True)
+    return head, seconds
+
+
+def _single(name: str, head: Any, test: ResidentStore, seconds: float | None) -> dict[str, Any]:
     (row,) = heads.evaluate([head], [test])
-    return {"head": name, "top1": row[f"{test.name}:top1"], "nll": row[f"{test.name}:nll"], "params": row["params"]}
+    found = {"top1": row[f"{test.name}:top1"], "nll": row[f"{test.name}:nll"], "params": row["params"]}
+    return {"head": name, **found, "seconds": seconds}
 
 
-def _interpolated(name: str, zero_shot: LinearHead, train: ResidentStore) -> LinearHead:
-    """Between zero-shot and a head: alpha of the best accuracy (then NLL) by folds; then both on all rows."""
+def _interpolated(estimator: Any, zero_shot: LinearHead, train: ResidentStore) -> LinearHead:
+    """Between zero-shot and a head of one penalty: alpha of the best accuracy (then NLL) by folds; then on all rows."""
     X, y = train.numpy()
     fold = FoldAssigner(len(train.classnames), 4)(y)
     hits, nll = np.zeros(len(ALPHAS)), np.zeros(len(ALPHAS))
     for k in range(4):
         out = fold == k
-        head = heads.HEADS[name]().fit(X[~out], y[~out], classnames=train.classnames)  # type: ignore[attr-defined]
+        head = clone(estimator).fit(X[~out], y[~out], classnames=train.classnames)
         base, ours = zero_shot.logits(X[out]), head.linear().logits(X[out])
         for i, alpha in enumerate(ALPHAS):
             found = row_statistics((1 - alpha) * base + alpha * ours, y[out])
             hits[i] += (found.rank == 0).sum()
             nll[i] += found.nll.sum()
     best = int(np.lexsort((nll, -hits))[0])
-    return heads.interpolate(zero_shot, heads.HEADS[name]().fit(train), [ALPHAS[best]])[0]  # type: ignore[attr-defined]
+    found: LinearHead = heads.interpolate(zero_shot, clone(estimator).fit(train), [ALPHAS[best]])[0]
+    return found
 
 
 def _signed(values: Sequence[float], factor: float, digits: int) -> str:
@@ -204,13 +220,16 @@ def page(full: Sequence[Any], curves: Sequence[Any], few: Sequence[Any], facts: 
 
 
 def _imagenet_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| head | accuracy, % | NLL | accuracy against zero-shot | against rows alone | NLL against zero-shot |"]
-    lines.append("|:---|---:|---:|---:|---:|---:|")
+    lines = [
+        "| head | accuracy, % | NLL | accuracy against zero-shot | against rows alone | NLL against zero-shot | seconds |"
+    ]
+    lines.append("|:---|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         against = [value for key, value in row.items() if key.startswith("against ")]
         cells = ["–"] * 3
         if against:
             cells = [_signed(found["top1"], 100, 1) for found in against] + [_signed(against[0]["nll"], 1, 3)]
+        cells.append("–" if row["seconds"] is None else f"{row['seconds']:.1f}")
         lines.append(f"| {row['head']} | {100 * row['top1']:.1f} | {row['nll']:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -47,6 +47,9 @@ class Prior(Protocol):
             What the trained tower gets.
         """
 
+    def settle(self) -> None:
+        """Write down what is still in flight."""
+
     def close(self) -> None:
         """Keep what was recorded; called once, after training."""
 
@@ -67,6 +70,9 @@ class OnlinePrior:
         """See `Prior.features`."""
         with torch.no_grad():
             return self._tower(images).float()
+
+    def settle(self) -> None:
+        """Nothing is in flight."""
 
     def close(self) -> None:
         """Nothing was recorded."""
@@ -128,11 +134,16 @@ class StoredPrior:
         self._waiting.append((views, rows[~known], features[torch.from_numpy(~known).to(features.device)]))
         return features
 
-    def close(self) -> None:
-        """Keep what was recorded; with several processes call it on all, after a barrier: the first one tidies up."""
+    def settle(self) -> None:
+        """Write down what is still in flight; with several processes, before the barrier that `close` needs."""
         self._record()
         for views in self._epochs.values():
             views.flush()
+
+    def close(self) -> None:
+        """Keep what was recorded; with several processes call it on all, after `settle` on all: the first tidies up."""
+        self.settle()
+        for views in self._epochs.values():
             if _rank() == 0:
                 views.tidy()
         self._epochs.clear()

@@ -181,6 +181,9 @@ class _Loop:
                 self._average()
                 self._between()
                 self.progress.advance(self.options.batch_size)
+            if self.stepper.prior is not None:
+                self.stepper.prior.settle()
+                self.place.wait()  # the first process tidies up what all have written down
         finally:
             for log in self.logs:
                 log.close()

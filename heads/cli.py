@@ -12,11 +12,12 @@ from featcache.store import ImageStore
 from heads import Judgement, LogitHead, add_intervals, append_rows, choose, interpolate, judge, load, save
 from heads.bootstrap import DRAWS
 from heads.cli_classes import class_arguments, class_subset
-from heads.cli_fit import open_reference, store_arguments
+from heads.cli_fit import device_argument, open_reference, store_arguments
 from heads.judge import store_labels
 from heads.ranks import process_group
 from heads.report import table_text, write_report
 from heads.report.rows import choice_text, label_of
+from heads.resident_store import ResidentStore
 from heads.sample_files import write_confusion, write_samples
 
 RESULTS = "results.jsonl"
@@ -46,6 +47,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--results", default=RESULTS, metavar="FILE", help=f"grows by one row a head (default: {RESULTS})"
     )
     parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
+    device_argument(parser)
     store_arguments(parser)
 
 
@@ -85,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _tell(
-    args: argparse.Namespace, judgement: Judgement, shown: int, remarks: Sequence[str], stores: Sequence[ImageStore]
+    args: argparse.Namespace, judgement: Judgement, shown: int, remarks: Sequence[str], stores: Sequence[Any]
 ) -> None:
     """Files and what is printed."""
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
@@ -134,10 +136,10 @@ def _worst(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def open_images(reference: str, args: argparse.Namespace) -> ImageStore:
+def open_images(reference: str, args: argparse.Namespace) -> ImageStore | ResidentStore:
     """The image store that a reference means; HeadError for a store of texts."""
     store = open_reference(reference, args)
-    if not isinstance(store, ImageStore):
+    if not isinstance(store, ImageStore | ResidentStore):
         what = "a store of texts, or several views as one"
         raise HeadError(f"{reference}: {what}; expected a store of images, made by `featcache encode`")
     return store
@@ -159,7 +161,7 @@ def describe_choice(head: LogitHead) -> str:
     return f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} ({choice_text(choice)})"
 
 
-def _seen(heads: Sequence[LogitHead], stores: Sequence[ImageStore]) -> list[str]:
+def _seen(heads: Sequence[LogitHead], stores: Sequence[Any]) -> list[str]:
     """A warning for every head that is judged on rows it was fitted on."""
     return [
         f"note: {head.name} was fitted on {store.name}/{store.split}; its figures there are those of training rows"

@@ -12,8 +12,17 @@ from featcache.store import ImageStore, TextStore, check_deep, find_store, resol
 from heads import HEADS, load, save
 from heads.fitting import Material, fit_head, head_class, parameters_of, takes_selection
 from heads.logits import as_head
+from heads.resident_store import resident
 
-__all__ = ["fit", "fit_arguments", "json_setting", "open_reference", "prior_head", "store_arguments"]
+__all__ = [
+    "device_argument",
+    "fit",
+    "fit_arguments",
+    "json_setting",
+    "open_reference",
+    "prior_head",
+    "store_arguments",
+]
 
 
 def fit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +46,17 @@ def fit_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a parameter of the head, its value in JSON: --set alphas=[0.1,1,10]",
     )
+    device_argument(parser)
     store_arguments(parser)
+
+
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument of verbs that can work on a GPU."""
+    parser.add_argument(
+        "--device",
+        dest="rows_device",  # other verbs have a device for the encoder
+        help="bring features into the memory of this device, such as cuda, and work there (default: stream, on the CPU)",
+    )
 
 
 def store_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,11 +132,16 @@ def json_setting(setting: str, known: Sequence[str]) -> tuple[str, Any]:
 
 
 def open_reference(reference: str, args: argparse.Namespace) -> Any:
-    """The store that a reference means, its checksums verified unless ``--no-verify``."""
+    """The store that a reference means, verified unless ``--no-verify``; with ``--device``, features in its memory."""
     store = find_store(reference, resolve_root(args.root))
     if not args.no_verify:
         check_deep(store.path)
-    return store
+    device = getattr(args, "rows_device", None)
+    if device is None or isinstance(store, TextStore):
+        return store
+    if getattr(store, "groups", None) is not None:
+        raise HeadError(f"--device {device}: {reference} stacks views, which are streamed; leave --device out")
+    return resident(store, device)
 
 
 def prior_head(reference: str, args: argparse.Namespace) -> Any:

@@ -42,7 +42,7 @@ def retrieve(args: argparse.Namespace) -> int:
     given = [value for value in (args.texts, args.captions, args.caption_column) if value]
     if len(given) != 1:
         raise HeadError(f"captions: got {len(given)} of TEXTS, --captions, --caption-column; expected one of them")
-    images = open_images(args.images, args)
+    images: Any = open_images(args.images, args)
     row = retrieve_captions(images, _texts(images, args), args.k)
     append_rows(args.results, [row])
     lines = [f"{row['images']:,} images, {row['captions']:,} captions"]

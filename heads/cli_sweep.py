@@ -7,7 +7,7 @@ from typing import Any
 
 from featcache.commands import show
 from featcache.errors import HeadError
-from heads.cli_fit import open_reference, store_arguments
+from heads.cli_fit import device_argument, open_reference, store_arguments
 from heads.fitting import parameters_of
 from heads.sweeps import PAPERS, HeadGrid, Splits, SweepPlan, picks, read_plan, run_sweep, summarise, sweep_table
 
@@ -48,6 +48,7 @@ def sweep_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--results", default=RESULTS, metavar="FILE", help=f"one row a fit (default: {RESULTS})")
     parser.add_argument("--quiet", action="store_true", help="no line a fit on stderr")
+    device_argument(parser)
     store_arguments(parser)
 
 

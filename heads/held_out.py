@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import MismatchError
+from heads.device_rows import device_rows, rows_on_host
 from heads.samples import Samples, as_samples, is_store
 
 __all__ = ["RowSampler", "selection_samples", "thinned"]
@@ -70,6 +71,11 @@ def thinned(samples: Samples, n: int | None = None) -> Iterator[tuple[NDArray[np
 
     `n` is the number of rows where it is known; None counts them in a pass of its own.
     """
+    there = device_rows(samples)
+    if there is not None:
+        n = len(there[1])
+        yield rows_on_host(there, RowSampler(n, len(samples.classnames))(n))
+        return
     if n is None:
         n = sum(len(labels) for _, labels in samples.blocks())
     keep = RowSampler(n, len(samples.classnames))

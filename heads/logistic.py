@@ -83,6 +83,8 @@ class Logistic(LinearClassifier):
     the CPU multiplies bfloat16, for large problems), up to 1 GiB of logits (above, they are made anew by blocks), and
     ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB.
     Out of core: a block, 16,384 sampled rows, the labels, and the preconditioner.
+    Rows that lie on a GPU (CUDA tensors, `heads.resident`) are fitted and scored there, in the type that they have, and
+    no logits are kept.
 
     With an intercept a class without a training row is never predicted (its optimal intercept is minus infinity, here
     -1e4). Without one it is a class like any other: the penalty alone places its weights, at the prior's if nothing

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.c_search import search
+from heads.device_rows import chosen_rows, device_rows
+from heads.kernels import linear_nll
 from heads.metrics import row_statistics
 from heads.samples import Samples, require_finite
 from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.logistic_path import Fitted, PathSolver, held_out_logits
 from heads.solvers.logistic_rows import AnyRows, Rows, StreamedRows
+from heads.solvers.multinomial_device import DeviceRows
 
 __all__ = ["METRICS", "Choice", "logistic_rows"]
 
@@ -57,7 +61,7 @@ class Choice:
         total, n = np.zeros(len(path)), 0
         for keep, scored in self._folds():
             fold = self.solver(self.rows, keep)
-            sums, rows = self._sums(held_out_logits(self.rows, scored, [fold.fit(C) for C in Cs.tolist()]))
+            sums, rows = self._fold_sums(scored, [fold.fit(C) for C in Cs.tolist()])
             total, n = total + sums, n + rows
         return path, total / max(n, 1)
 
@@ -72,7 +76,7 @@ class Choice:
             if self.held_out is not None:
                 scores[C] = float(self._split_scores([fitted[C]], self.held_out)[0])
             else:
-                parts = [self._sums(held_out_logits(self.rows, scored, [fold.fit(C)])) for fold, scored in folds]
+                parts = [self._fold_sums(scored, [fold.fit(C)]) for fold, scored in folds]
                 scores[C] = float(sum(sums[0] for sums, _ in parts)) / max(sum(n for _, n in parts), 1)
             return -scores[C] if self.metric == "nll" else scores[C]
 
@@ -89,6 +93,9 @@ class Choice:
 
     def _split_scores(self, path: Sequence[Fitted], held_out: Samples) -> Float:
         """`metric` of some heads on the selection split, in one pass over it."""
+        there = device_rows(held_out)
+        if there is not None:
+            return self._kernel_sums(*there, path) / max(len(there[1]), 1)
         wide = ((features.astype(np.float64), labels) for features, labels in held_out.blocks())
         total, n = self._sums(([x @ f.weights.T + f.intercepts for f in path], labels) for x, labels in wide)
         return total / max(n, 1)
@@ -104,6 +111,19 @@ class Choice:
             if scored.any() and len(known) > 1:
                 yield keep, scored
 
+    def _fold_sums(self, scored: NDArray[np.bool_], fitted: Sequence[Fitted]) -> tuple[Float, int]:
+        """Sums of `metric` over rows of one fold, one a head, and the number of rows."""
+        if not isinstance(self.rows, DeviceRows):
+            return self._sums(held_out_logits(self.rows, scored, fitted))
+        chosen = chosen_rows((self.rows.X, self.rows.labels), scored)
+        return self._kernel_sums(*chosen, fitted), int(scored.sum())
+
+    def _kernel_sums(self, X: torch.Tensor, labels: torch.Tensor, fitted: Sequence[Fitted]) -> Float:
+        """Sums of `metric` over rows that lie on a device, there, in float32."""
+        weights, bias = [f.weights.astype(np.float32) for f in fitted], [f.intercepts.astype(np.float32) for f in fitted]
+        found = linear_nll(X, weights, labels, bias=bias)
+        return np.asarray(found.nll if self.metric == "nll" else found.top1, np.float64)
+
     def _sums(self, blocks: Iterator[tuple[list[Float], NDArray[np.integer]]]) -> tuple[Float, int]:
         """Sums of `metric` over rows, one a head, and the number of rows."""
         total, n = np.zeros(1), 0
@@ -118,7 +138,7 @@ class Choice:
 
 
 def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None) -> AnyRows:
-    """The rows of one or two splits, in memory or not (None decides by size), checked.
+    """The rows of one or two splits, in memory or not (None decides by size), checked; on a GPU if they lie there.
 
     Raises
     ------
@@ -126,6 +146,9 @@ def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: b
         For NaN or infinity (naming rows), or fewer than two classes with rows.
     """
     first = parts[0]
+    there = None if in_memory is False else device_rows(first)
+    if there is not None:
+        return _on_device(there, parts, fit_intercept=fit_intercept)
     if in_memory is None:
         needed = 4 * first.dim * sum(_capacity(part) for part in parts if part.store is not None)
         in_memory = needed <= _memory() // 2
@@ -143,14 +166,30 @@ def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: b
     return rows
 
 
+def _on_device(
+    first: tuple[torch.Tensor, torch.Tensor], parts: Sequence[Samples], *, fit_intercept: bool
+) -> DeviceRows:
+    """Rows on the device of the first part; others are brought there."""
+    others = [device_rows(part) or tuple(map(torch.from_numpy, _resident([part]))) for part in parts[1:]]
+    device = first[0].device
+    X, y = (torch.cat([column.to(device) for column in columns]) for columns in zip(first, *others, strict=True))
+    _require_classes(np.unique(y.cpu().numpy()))
+    rows = X.float() if X.dtype == torch.float64 else X
+    return DeviceRows(rows, y, len(parts[0].classnames), fit_intercept=fit_intercept)
+
+
 def _check(parts: Sequence[Samples], sums: Float, y: NDArray[np.int64]) -> None:
     if not np.isfinite(sums).all():
         for part in parts:
             with np.errstate(invalid="ignore", over="ignore"):
                 own = np.sum([features.sum(axis=0, dtype=np.float64) for features, _ in part.blocks()], axis=0)
             require_finite(part, own)
-    if len(np.unique(y)) < 2:
-        raise HeadError(f"{len(np.unique(y))} class has rows, expected at least 2; add rows of another class")
+    _require_classes(np.unique(y))
+
+
+def _require_classes(found: NDArray[np.int64]) -> None:
+    if len(found) < 2:
+        raise HeadError(f"{len(found)} class has rows, expected at least 2; add rows of another class")
 
 
 def _resident(parts: Sequence[Samples]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.base import LinearClassifier
+from heads.device_rows import chosen_rows, device_rows, rows_on_host
 from heads.held_out import RowSampler, selection_samples, thinned
-from heads.samples import Samples, as_samples, require_finite
-from heads.solvers.folds import fold_moments, fold_rows
+from heads.samples import Samples, as_samples, require_finite, to_numpy
+from heads.solvers import ridge_device
+from heads.solvers.folds import FOLDS, FoldAssigner, fold_moments, fold_rows
 from heads.solvers.moments import Moments
 from heads.store_moments import store_moments, worth_keeping
 from heads.temperature import fit_temperature
@@ -95,11 +97,9 @@ class MomentClassifier(LinearClassifier):
     def _fold_scores(self, samples: Samples, parts: list[Moments]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
         """Scores of a share of the rows, each by the head of the other folds, and their labels."""
         solved = [self._without(part) for part in parts]
-        keep = RowSampler(self.moments_.n, len(samples.classnames))
-        for fold, features, labels in fold_rows(samples.blocks(), n_classes=len(samples.classnames)):
-            rows = keep(len(labels))
+        for fold, features, labels in _sampled(samples, self.moments_.n):
             weights, intercepts, present = solved[fold]
-            rows = rows[present[labels[rows]]]
+            rows = np.flatnonzero(present[labels])
             if present.sum() < 2 or not len(rows):
                 continue
             scores = np.empty((len(rows), len(present)))
@@ -135,8 +135,30 @@ class MomentClassifier(LinearClassifier):
         return float(own.std(axis=1).mean()) or 1.0
 
 
+def _sampled(samples: Samples, n: int) -> Iterator[tuple[int, NDArray[np.floating], NDArray[np.integer]]]:
+    """A share of the n rows, as pieces ``(fold, X, y)`` on the host."""
+    n_classes = len(samples.classnames)
+    keep, there = RowSampler(n, n_classes), device_rows(samples)
+    if there is None:
+        for fold, features, labels in fold_rows(samples.blocks(), n_classes=n_classes):
+            rows = keep(len(labels))
+            yield fold, features[rows], labels[rows]
+        return
+    rows = keep(n)
+    features, labels = rows_on_host(there, rows)
+    folds = FoldAssigner(n_classes)(to_numpy(there[1]))[rows]
+    for fold in range(FOLDS):
+        yield fold, features[folds == fold], labels[folds == fold]
+
+
 def _parts(samples: Samples) -> list[Moments]:
     """Moments of the rows by fold; those of a large store are kept beside it, so that the next fit reads no feature."""
+    there = device_rows(samples)
+    if there is not None:
+        folds = FoldAssigner(len(samples.classnames))(to_numpy(there[1]))
+        zeros = Moments.zeros(samples.dim, len(samples.classnames))
+        pieces = [chosen_rows(there, folds == fold) for fold in range(FOLDS)]
+        return [ridge_device.moments(x, y, zeros.n_classes) if len(y) else zeros for x, y in pieces]
     if worth_keeping(samples.store):
         return store_moments(samples.store)
     return fold_moments(samples.blocks(), dim=samples.dim, n_classes=len(samples.classnames))

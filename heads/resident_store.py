@@ -128,11 +128,11 @@ def resident(store: Any, device: str | None = None, dtype: str = "float16") -> R
     Raises
     ------
     HeadError
-        For an unknown dtype, or a store without a valid row.
+        For an unknown dtype or device, a device that is not there, or a store without a valid row.
     """
     if dtype not in DTYPES:
         raise HeadError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = _checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     valid = getattr(store, "valid", None)
     keep = np.flatnonzero(np.ones(len(store), bool) if valid is None else np.asarray(valid, bool))
     if not len(keep):
@@ -155,3 +155,13 @@ def resident(store: Any, device: str | None = None, dtype: str = "float16") -> R
         provenance=getattr(store, "provenance", {}),
         metadata={column: np.asarray(values)[keep] for column, values in metadata.items()},
     )
+
+
+def _checked_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says it in several ways, and at length
+        reason = str(error).partition("\n")[0]
+        raise HeadError(f"device {name!r} cannot be used: {reason}; expected such as cuda, cuda:1 or cpu") from error
+    return device

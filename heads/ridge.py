@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.base import LinearClassifier
+from heads.device_rows import device_rows
 from heads.held_out import selection_samples, thinned
 from heads.linear import LinearHead
 from heads.logits import positions_of
+from heads.ridge_on_device import DeviceRidgeProblem
 from heads.ridge_problem import RidgeProblem, best_alpha, folds_of
 from heads.row_weights import class_weights, group_ids, row_weights
 from heads.samples import Samples, as_samples, require_finite
 from heads.solvers.eigh_path import Spectrum, check_alphas
 from heads.solvers.folds import FOLDS
+from heads.solvers import ridge_device
 from heads.solvers.leave_one_out import squared_errors
 from heads.store_moments import store_moments, worth_keeping
 from heads.temperature import fit_temperature
@@ -75,6 +78,8 @@ class Ridge(LinearClassifier):
     -----
     A class without a training row (a store's, or one of `classnames`) gets zero weights and intercept zero.
     Fewer rows than features are solved in the dual form (`heads.solvers.dual`). A store is never held in memory.
+    Rows that lie on a GPU (CUDA tensors, `heads.resident`) are passed over there; with weights, groups, or fewer rows
+    than features the passes are on the host.
 
     Examples
     --------
@@ -155,7 +160,7 @@ class Ridge(LinearClassifier):
         if held_out is None:
             errors = problem.errors(self.spectrum_, alphas)
         else:
-            errors = squared_errors(self.spectrum_, lambda: self._weighted(held_out), alphas)
+            errors = self._errors_on(held_out, alphas)
         self.cv_errors_ = errors / len(samples.classnames)
         self.alpha_ = best_alpha(alphas, self.cv_errors_)
         self.coef_, self.intercept_ = self.spectrum_.solve(self.alpha_)
@@ -210,19 +215,27 @@ class Ridge(LinearClassifier):
         folds = None if simple or not choose else folds_of(self.cv, labels, len(samples.classnames), found)
         number = int(self.cv) if folds is not None and isinstance(self.cv, Integral) and found is None else None
         kept = weights is None and worth_keeping(samples.store, number or FOLDS)
-        return RidgeProblem(
-            source=samples.blocks,
-            dim=samples.dim,
-            n_targets=len(samples.classnames),
-            rows=_rows(samples),
-            fit_intercept=bool(self.fit_intercept),
-            weights=weights,
-            groups=found,
-            folds=folds,
-            base=None if base is None else base - base.mean(axis=0),
-            kept=partial(store_moments, samples.store) if kept else None,
-            kept_folds=number,
-        )
+        facts: dict[str, Any] = {
+            "source": samples.blocks,
+            "dim": samples.dim,
+            "n_targets": len(samples.classnames),
+            "rows": _rows(samples),
+            "fit_intercept": bool(self.fit_intercept),
+            "folds": folds,
+            "base": None if base is None else base - base.mean(axis=0),
+        }
+        there = device_rows(samples)
+        if there is not None and weights is None and found is None and facts["rows"] >= samples.dim:
+            return DeviceRidgeProblem(**facts, there=there)
+        store = partial(store_moments, samples.store) if kept else None
+        return RidgeProblem(**facts, weights=weights, groups=found, kept=store, kept_folds=number)
+
+    def _errors_on(self, held_out: Samples, alphas: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean squared errors on the selection rows, (A,); where these lie on a GPU, there."""
+        there = device_rows(held_out)
+        if there is not None and self.class_weight is None:
+            return ridge_device.squared_errors(self.spectrum_, *there, alphas)
+        return squared_errors(self.spectrum_, lambda: self._weighted(held_out), alphas)
 
     def _weighted(self, held_out: Samples) -> Iterator[tuple[NDArray[Any], ...]]:
         """The selection rows, weighted by class as those that fit."""

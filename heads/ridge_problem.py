@@ -21,7 +21,7 @@ from heads.solvers.moments import Moments
 from heads.solvers.parallel import Blocks
 from heads.solvers.targets import TargetMoments, wide_targets
 
-__all__ = ["RidgeProblem", "best_alpha", "folds_of"]
+__all__ = ["AnyMoments", "RidgeProblem", "best_alpha", "folds_of"]
 
 Float = NDArray[np.float64]
 AnyMoments = Moments | TargetMoments

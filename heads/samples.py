@@ -1,7 +1,7 @@
 """One door for training and test rows: arrays, torch tensors and image stores become blocks of (features, labels).
 
 A store streams: `Samples.blocks` never holds more than a block. Arrays are one block. Anything with `blocks()`,
-`classnames` and `dim` counts as a store.
+`classnames` and `dim` counts as a store. Tensors on a GPU stay there (`heads.device_rows`); blocks of them are copies.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "feature_blocks",
     "gathered",
     "is_store",
+    "lies_elsewhere",
     "raise_not_finite",
     "require_finite",
     "to_numpy",
@@ -41,7 +42,7 @@ class Samples:
     dim : feature dimension D
     classes : (C,) the label values that `predict` returns; ``arange(C)`` for stores
     classnames : C names, in class order
-    source : the store, or the arrays ``(X, y)`` with y already as class indices
+    source : the store, or ``(X, y)`` with y already as class indices (an array) and X an array, or a tensor on a GPU
     """
 
     dim: int
@@ -52,7 +53,7 @@ class Samples:
     def blocks(self) -> Iterator[Block]:
         """Blocks ``(X (n, D), y (n,) int64 class indices)``; a block is good until the next one."""
         if isinstance(self.source, tuple):
-            yield self.source
+            yield to_numpy(self.source[0]), self.source[1]
         else:
             yield from self.source.blocks()
 
@@ -74,6 +75,17 @@ class Samples:
 def is_store(value: object) -> bool:
     """Whether a value speaks the image store's interface."""
     return hasattr(value, "blocks") and hasattr(value, "classnames")
+
+
+def lies_elsewhere(features: Any) -> bool:
+    """Whether features are a tensor in the memory of another device than the CPU.
+
+    Examples
+    --------
+    >>> lies_elsewhere(np.eye(2))
+    False
+    """
+    return hasattr(features, "detach") and str(features.device) != "cpu"
 
 
 def to_numpy(value: Any) -> NDArray[Any]:
@@ -118,7 +130,7 @@ def as_samples(
         if y is not None:
             raise HeadError("a store brings its own labels: pass y=None, or pass X, y = store.numpy()")
         return _checked(Samples(int(X.dim), np.arange(len(X.classnames)), tuple(str(c) for c in X.classnames), X))
-    features, labels = _matrix(X), _labels(y)
+    features, labels = _matrix(X, anywhere=True), _labels(y)
     if len(features) != len(labels):
         raise HeadError(f"X has {len(features)} rows and y has {len(labels)} labels; they must be equal")
     if classnames is not None and classes is None:
@@ -128,7 +140,7 @@ def as_samples(
     else:
         indices = _as_indices(labels, classes)
     names = tuple(str(c) for c in (classes if classnames is None else classnames))
-    return _checked(Samples(features.shape[1], classes, names, (features, indices.astype(np.int64))))
+    return _checked(Samples(int(features.shape[1]), classes, names, (features, indices.astype(np.int64))))
 
 
 def gathered(samples: Samples) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
@@ -163,21 +175,24 @@ def raise_not_finite(blocks: Iterable[NDArray[np.floating]]) -> NoReturn:
     raise HeadError(f"features hold NaN or infinity in {what}; drop these rows or encode the images again")
 
 
-def _matrix(X: Any) -> NDArray[np.floating]:
-    """A 2-D floating array; integers become float64."""
+def _matrix(X: Any, *, anywhere: bool = False) -> Any:
+    """A 2-D floating array; integers become float64. With `anywhere`, a tensor on another device stays one."""
     if hasattr(X, "tocsr"):
         raise HeadError("features are a sparse matrix, and sparse input is not supported; pass X.toarray()")
-    features = to_numpy(X)
-    if features.dtype.kind == "c":
+    stays = anywhere and lies_elsewhere(X) and X.is_floating_point()
+    features = X.detach() if stays else to_numpy(X)
+    kind = "f" if stays else features.dtype.kind
+    if kind == "c":
         raise HeadError("Complex data not supported: features must be real; pass X.real or X.imag")
     if features.ndim != 2:
+        shape = tuple(features.shape)
         raise HeadError(
-            f"features must be 2-D, (N, D), got {features.shape}. Reshape your data: X.reshape(1, -1) for one sample"
+            f"features must be 2-D, (N, D), got {shape}. Reshape your data: X.reshape(1, -1) for one sample"
         )
     for axis, what in enumerate(("sample(s)", "feature(s)")):
         if not features.shape[axis]:
-            raise HeadError(f"0 {what} (shape={features.shape}) while a minimum of 1 is required.")
-    if features.dtype.kind == "f":
+            raise HeadError(f"0 {what} (shape={tuple(features.shape)}) while a minimum of 1 is required.")
+    if kind == "f":
         return features
     try:
         return features.astype(np.float64)

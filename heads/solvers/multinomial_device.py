@@ -56,7 +56,7 @@ class DeviceRows:
     def __init__(self, X: Tensor, y: Tensor, n_classes: int, *, fit_intercept: bool = True) -> None:
         if X.ndim != 2 or y.shape != X.shape[:1] or y.device != X.device or not len(X):
             raise HeadError(f"features are {tuple(X.shape)} on {X.device}, labels {tuple(y.shape)} on {y.device}")
-        self.X, self._labels, self.n_classes, self.fit_intercept = X, y, n_classes, fit_intercept
+        self.X, self.labels, self.n_classes, self.fit_intercept = X, y, n_classes, fit_intercept
         self.y: NDArray[np.int64] = y.cpu().numpy().astype(np.int64)
         mean = X.mean(dim=0, dtype=torch.float32).double()
         if not bool(torch.isfinite(mean).all()):
@@ -69,7 +69,7 @@ class DeviceRows:
     ) -> DeviceMultinomial:
         """The objective over `n_classes` classes; `places` (C,) says which of them a class is."""
         device = self.X.device
-        labels = torch.from_numpy(places).to(device)[self._labels]
+        labels = torch.from_numpy(places).to(device)[self.labels]
         weights = None if keep is None else torch.from_numpy(keep).to(device, self.dtype)
         mean = torch.from_numpy(self.mean).to(device, self.dtype)
         offset = None if offset is None else offset.to(device)

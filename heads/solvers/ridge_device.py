@@ -20,7 +20,7 @@ from heads.solvers.coupled import Plan
 from heads.solvers.eigh_path import Spectrum, check_alphas
 from heads.solvers.moments import Moments
 
-__all__ = ["leave_one_out_errors", "moments"]
+__all__ = ["leave_one_out_errors", "moments", "squared_errors"]
 
 _CELLS = 2**24
 """Numbers of the widest array of a piece of rows: 128 MiB of float64."""
@@ -70,17 +70,34 @@ def leave_one_out_errors(spectrum: Spectrum, X: Tensor, y: Tensor, alphas: Array
     Raises
     ------
     HeadError
-        If shapes do not fit, alphas are not positive, or the spectrum has base weights.
+        If shapes do not fit, or alphas are not positive.
     """
+    return _errors(spectrum, X, y, alphas, leave_out=True)
+
+
+def squared_errors(spectrum: Spectrum, X: Tensor, y: Tensor, alphas: ArrayLike) -> NDArray[np.float64]:
+    """Mean squared error (summed over classes) on *other* rows for every alpha, (A,).
+
+    Equals `heads.solvers.leave_one_out.squared_errors` in float64.
+
+    Raises
+    ------
+    HeadError
+        If shapes do not fit, or alphas are not positive.
+    """
+    return _errors(spectrum, X, y, alphas, leave_out=False)
+
+
+def _errors(spectrum: Spectrum, X: Tensor, y: Tensor, alphas: ArrayLike, *, leave_out: bool) -> NDArray[np.float64]:
     values = check_alphas(alphas)
     _check(X, y, len(spectrum.mean_y))
-    if spectrum.base is not None:
-        raise HeadError("leave-one-out on a device takes no base weights; use heads.solvers.leave_one_out on arrays")
     plan = _DevicePlan(Plan.of(spectrum, values, np.dtype(np.float64)), X.device)
     total = X.new_zeros(len(values), dtype=torch.float64)
     for rows in _pieces(len(X), plan.rotate.shape[1]):
         error, leverage = plan.rows(X[rows], y[rows])
-        total += error.div_(leverage.neg_().add_(1.0).square_()).sum(dim=0)
+        if leave_out:
+            error.div_(leverage.neg_().add_(1.0).square_())
+        total += error.sum(dim=0)
     return np.asarray(total.cpu().numpy() / len(X))
 
 
@@ -93,18 +110,29 @@ class _DevicePlan:
 
         self.mean, self.rotate, self.target = there(plan.mean), there(plan.rotate), there(plan.target)
         self.size, self.shrink, self.diagonal = there(plan.size), there(plan.shrink), there(plan.diagonal)
+        base = plan.spectrum.base
+        self.base = None if base is None else there(base)
+        self.mean_y = there(plan.spectrum.mean_y)
         self.near = [(rows, columns, there(block)) for rows, columns, block in plan.near]
         self.intercept_leverage = plan.intercept_leverage
 
     def rows(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Squared residuals (n, A) of the full fit and leverages (n, A)."""
         rank = self.rotate.shape[1] // 2
-        rotated = (features.double() - self.mean) @ self.rotate
+        x = features.double() - self.mean
+        rotated = x @ self.rotate
         z, u = rotated[:, :rank], rotated[:, rank:]
         error = u.sub_(self.target[labels]).mul_(z) @ self.shrink
-        error += self.size[labels, None]
+        error += self._size(x, labels)[:, None]
         error += self._near_product(z).mul_(z) @ self.shrink.square()
         return error, (z.square_() @ self.shrink).add_(self.intercept_leverage)
+
+    def _size(self, x: Tensor, labels: Tensor) -> Tensor:
+        """``||y - mean - B x||²`` (n,), B the base weights that the penalty pulls to."""
+        if self.base is None:
+            return self.size[labels]
+        rest = (x @ self.base.T).add_(self.mean_y).neg_()
+        return rest.scatter_add_(1, labels[:, None], torch.ones_like(rest[:, :1])).square_().sum(dim=1)
 
     def _near_product(self, z: Tensor) -> Tensor:
         """``z @ K_near`` (n, R)."""

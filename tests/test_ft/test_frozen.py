@@ -235,6 +235,22 @@ def run(tmp_path: Path) -> Callable[..., int]:
     return lambda *arguments: main(list(arguments))
 
 
+def test_a_process_that_comes_late_loses_nothing_where_all_settle_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step's rows are in flight when training ends; the first process makes chunks of what it finds."""
+    monkeypatch.setattr("ft.frozen._n_processes", lambda: 2)
+    priors = [stored(tmp_path), stored(tmp_path)]
+    for rank, prior in enumerate(priors):
+        prior.features(np.arange(rank, N, 2), 0, views(0)[rank::2])
+    for prior in priors:
+        prior.settle()
+    priors[0].close()  # before the other one
+    assert open_prior_store(list_stores(tmp_path)[0].path).valid.all()
+    priors[1].close()
+    assert open_prior_store(list_stores(tmp_path)[0].path).valid.all()
+
+
 def test_kinds_of_priors(tmp_path: Path) -> None:
     assert isinstance(make_prior("online", Tower(), IDENTITY, N, DIM, tmp_path), OnlinePrior)
     assert isinstance(make_prior("store", Tower(), IDENTITY, N, DIM, tmp_path), StoredPrior)

@@ -60,9 +60,19 @@ def test_what_ridge_refuses(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
         ridge_device.moments(X, y, 5)
     with pytest.raises(HeadError, match="same device"):
         ridge_device.moments(X, y[:5], 6)
-    spectrum = decompose(ridge_device.moments(X, y, 6)).pulled_to(np.zeros((6, 24)))
-    with pytest.raises(HeadError, match="base weights"):
-        ridge_device.leave_one_out_errors(spectrum, X, y, ALPHAS)
+
+
+def test_errors_on_other_rows_and_shrinkage_towards_weights(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    X, y = rows
+    base = np.random.default_rng(2).normal(size=(6, 24))
+    spectrum = decompose(ridge_device.moments(X[:500], y[:500], 6)).pulled_to(base)
+    for part, of_device, of_arrays in (
+        (slice(500), ridge_device.leave_one_out_errors, leave_one_out.leave_one_out_errors),
+        (slice(500, None), ridge_device.squared_errors, leave_one_out.squared_errors),
+    ):
+        x, labels = X[part], y[part]
+        want = of_arrays(spectrum, lambda x=x, labels=labels: [(x.numpy(), labels.numpy())], ALPHAS)  # type: ignore[misc]
+        np.testing.assert_allclose(of_device(spectrum, x, labels, ALPHAS), want, rtol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
