@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,8 +15,8 @@ from featcache.errors import HeadError
 from featcache.version import __version__
 from heads.checks import encoder_record, split_id
 from heads.linear import LinearHead
-from heads.logits import LogitHead
-from heads.samples import Samples, as_samples, feature_blocks, is_store
+from heads.logits import LogitHead, label_values
+from heads.samples import Samples, as_samples, feature_blocks, is_store, to_numpy
 
 __all__ = ["HeadClassifier", "LinearClassifier", "NonlinearClassifier"]
 
@@ -39,6 +40,14 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def frozen(self) -> LogitHead:
         """The fitted head, for evaluation and files."""
 
+    def path_heads(self) -> Sequence[LogitHead]:
+        """Every setting that one fit gave, as heads for `heads.evaluate`, which takes them at once; here the one.
+
+        Nothing is chosen among them: ``chosen_on`` of their records is empty, unless a number that they share (a
+        temperature) was fitted on the selection split.
+        """
+        return [self.frozen()]
+
     @abstractmethod
     def predict(self, X: Any) -> NDArray[Any]:
         """Label (N,) of the best class; ties go to the lower index."""
@@ -53,9 +62,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         if not is_store(X):
             if y is None:
                 raise HeadError("arrays need labels: score(X, y); only a store brings its own")
-            return float((self.predict(X) == np.asarray(y)).mean())
+            return float((self.predict(X) == to_numpy(y)).mean())
         samples = as_samples(X)
-        return float((self.predict(X) == np.concatenate([labels for _, labels in samples.blocks()])).mean())
+        labels = np.concatenate([labels for _, labels in samples.blocks()])
+        return float((self.predict(X) == self.classes_[labels]).mean())
 
     def save(self, path: Any) -> Any:
         """Write the head to a safetensors file; see `heads.io.save`."""
@@ -94,6 +104,7 @@ class LinearClassifier(HeadClassifier):
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
     temperature_: float
+    _absent: tuple[int, ...] = ()  # classes without a row, where their logit says so
 
     def linear(self) -> LinearHead:
         """The fitted head as logits: scale and temperature folded in, float32."""
@@ -104,11 +115,25 @@ class LinearClassifier(HeadClassifier):
             self.classnames_,
             name=self.name,
             provenance=self.provenance_,
+            absent=self._absent,
+            classes=label_values(self.classes_),
         )
 
     def frozen(self) -> LinearHead:
         """`linear`, under the name that every fitted estimator has."""
         return self.linear()
+
+    def _on_path(
+        self, weights: NDArray[np.float64], intercepts: NDArray[np.float64], temperature: float, name: str, **record: Any
+    ) -> LinearHead:
+        """A head of the path, as `linear` makes the chosen one; `record` replaces parts of its provenance."""
+        return LinearHead(
+            (weights / temperature).astype(np.float32),
+            (intercepts / temperature).astype(np.float32),
+            self.classnames_,
+            name=f"{self.name} {name}",
+            provenance={**self.provenance_, **record},
+        )
 
     def scores(self, X: Any) -> NDArray[np.float64]:
         """Scores (N, C) before the temperature, in float64; of a store, its valid rows."""
@@ -157,7 +182,7 @@ class NonlinearClassifier(HeadClassifier):
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Label (N,) of the best class; ties go to the lower index."""
-        best = self.frozen().predict(X)
+        best = self.frozen().predict_index(X)
         return np.asarray(self.classes_[best])
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
