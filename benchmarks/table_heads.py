@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
 from sklearn.metrics import log_loss
@@ -31,14 +30,12 @@ import heads
 from benchmarks.common import machine_facts
 from heads import LinearHead, Material, ResidentStore, fit_head
 from heads.compare import compare
-from heads.metrics import row_statistics
-from heads.solvers.folds import FoldAssigner
 from heads.sweeps import HeadGrid, Splits, SweepPlan, run_sweep, summarise, sweep_table
 
 SETS = ("oxford_pets", "oxford_flowers", "ucf101")
 IMAGE_HEADS = ("ridge", "logistic", "discriminant", "nearest_mean", "knn")
 SHOTS, SEEDS = (1, 2, 4, 8, 16), (0, 1, 2)
-ALPHAS = tuple(np.round(np.linspace(0.0, 1.0, 21), 2).tolist())
+ROWS_ALONE = ("ridge", "logistic", "discriminant", "nearest_mean")
 LOGIT_SCALE = 100.0
 
 
@@ -127,14 +124,15 @@ def imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
         weights = LOGIT_SCALE * file["text_weights"].astype(np.float32)
     identity = {"head": "zero_shot", "text_digest": "ViT-B-32/openai", "encoder_key": None, "fitted_on": []}
     zero_shot = LinearHead(weights, np.zeros(len(weights)), train.classnames, name="zero_shot", provenance=identity)
-    alone: dict[str, Any] = {name: heads.HEADS[name]() for name in ("ridge", "logistic")}
+    alone: dict[str, Any] = {name: heads.HEADS[name]() for name in ROWS_ALONE}
     seconds = {name: _timed(name, head.fit, train)[1] for name, head in alone.items()}
-    chosen = {"ridge": heads.Ridge([alone["ridge"].alpha_]), "logistic": heads.Logistic(alone["logistic"].C_)}
     fits: dict[str, tuple[Callable[[], Any], str]] = {
         "ridge to prior": (heads.Ridge(prior=zero_shot).fit, "ridge"),
         "logistic to prior": (heads.Logistic(prior=zero_shot).fit, "logistic"),
-        "ridge, alpha by folds": (partial(_interpolated, chosen["ridge"], zero_shot), "ridge"),
-        "logistic, alpha by folds": (partial(_interpolated, chosen["logistic"], zero_shot), "logistic"),
+        **{
+            f"{name}, alpha by folds": (partial(heads.interpolate_by_folds, zero_shot, heads.settled(head)), name)
+            for name, head in alone.items()
+        },
         "Tip-Adapter": (partial(heads.TipAdapter().fit, texts=zero_shot), "ridge"),
         "Tip-Adapter-F": (partial(heads.TipAdapterF().fit, texts=zero_shot), "ridge"),
         "LP++": (partial(heads.LPPlusPlus().fit, texts=zero_shot), "logistic"),
@@ -165,26 +163,8 @@ def _timed(name: str, fit: Callable[[Any], Any], train: ResidentStore) -> tuple[
 
 def _single(name: str, head: Any, test: ResidentStore, seconds: float | None) -> dict[str, Any]:
     (row,) = heads.evaluate([head], [test])
-    found = {"top1": row[f"{test.name}:top1"], "nll": row[f"{test.name}:nll"], "params": row["params"]}
-    return {"head": name, **found, "seconds": seconds}
-
-
-def _interpolated(estimator: Any, zero_shot: LinearHead, train: ResidentStore) -> LinearHead:
-    """Between zero-shot and a head of one penalty: alpha of the best accuracy (then NLL) by folds; then on all rows."""
-    X, y = train.numpy()
-    fold = FoldAssigner(len(train.classnames), 4)(y)
-    hits, nll = np.zeros(len(ALPHAS)), np.zeros(len(ALPHAS))
-    for k in range(4):
-        out = fold == k
-        head = clone(estimator).fit(X[~out], y[~out], classnames=train.classnames)
-        base, ours = zero_shot.logits(X[out]), head.linear().logits(X[out])
-        for i, alpha in enumerate(ALPHAS):
-            found = row_statistics((1 - alpha) * base + alpha * ours, y[out])
-            hits[i] += (found.rank == 0).sum()
-            nll[i] += found.nll.sum()
-    best = int(np.lexsort((nll, -hits))[0])
-    found: LinearHead = heads.interpolate(zero_shot, clone(estimator).fit(train), [ALPHAS[best]])[0]
-    return found
+    found = {"top1": row[f"{test.name}:top1"], "nll": row[f"{test.name}:nll"], "alpha": row.get("alpha")}
+    return {"head": name, **found, "params": row["params"], "seconds": seconds}
 
 
 def _signed(values: Sequence[float], factor: float, digits: int) -> str:
@@ -220,10 +200,8 @@ def page(full: Sequence[Any], curves: Sequence[Any], few: Sequence[Any], facts: 
 
 
 def _imagenet_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [
-        "| head | accuracy, % | NLL | accuracy against zero-shot | against rows alone | NLL against zero-shot | seconds |"
-    ]
-    lines.append("|:---|---:|---:|---:|---:|---:|---:|")
+    shown = ("head", "accuracy, %", "NLL", "accuracy against zero-shot", "against rows alone", "NLL against zero-shot")
+    lines = [f"| {' | '.join(shown)} | seconds |", "|:---|---:|---:|---:|---:|---:|---:|"]
     for row in rows:
         against = [value for key, value in row.items() if key.startswith("against ")]
         cells = ["–"] * 3

@@ -1,5 +1,6 @@
 """The public names of `heads`, and the table of heads."""
 
+from heads.alpha_by_folds import interpolate_by_folds
 from heads.base import HeadClassifier, LinearClassifier
 from heads.bootstrap import bootstrap, bootstrap_groups
 from heads.checks import subset_by_name
@@ -8,7 +9,7 @@ from heads.discriminant import LinearDiscriminant, NearestMean
 from heads.ensemble import blend, ensemble, stack
 from heads.evaluate import choose, evaluate
 from heads.few_shot import few_shot
-from heads.fitting import Material, fit_head
+from heads.fitting import Material, fit_head, settled
 from heads.interpolate import interpolate
 from heads.io import load, save
 from heads.joint import join
@@ -69,6 +70,7 @@ __all__ = [
     "fit_head",
     "fit_temperature",
     "interpolate",
+    "interpolate_by_folds",
     "join",
     "judge",
     "leaks",
@@ -80,6 +82,7 @@ __all__ = [
     "retrieve",
     "save",
     "score_templates",
+    "settled",
     "stack",
     "subset_by_name",
     "template_weights",

@@ -8,16 +8,27 @@ from typing import Any
 from featcache.commands import show
 from featcache.errors import HeadError
 from heads.cli_fit import device_argument, open_reference, store_arguments
-from heads.fitting import parameters_of
+from heads.fitting import parameters_of, takes_prior
 from heads.sweeps import PAPERS, HeadGrid, Splits, SweepPlan, picks, read_plan, run_sweep, summarise, sweep_table
 
 RESULTS = "results.jsonl"
+
+_ALPHAS = "interpolate with zero-shot; the best is chosen on --select, or by folds of --train"
+_PRIOR = "a parameter of all fits, in JSON; ridge.prior='\"texts\"' shrinks towards the zero-shot head of --texts"
 
 
 def sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache sweep``."""
     parser.add_argument("heads", metavar="HEAD", nargs="*", help="heads to fit; or give --file")
     parser.add_argument("--file", metavar="TOML", help="the whole sweep from one file, in place of the flags below")
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="sweep each of these data sets: {} in the stores below stands for NAME, --train is {}/train and --on "
+        "{}/test where they are left out",
+    )
     parser.add_argument("--train", metavar="STORE", help="where to fit")
     parser.add_argument("--select", metavar="STORE", help="where hyper-parameters, alphas and picks are chosen")
     parser.add_argument("--on", metavar="STORE", nargs="+", default=[], help="where to report")
@@ -33,11 +44,12 @@ def sweep_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="rows a class of --select for few shots, at most the shots (CoOp: 4)",
     )
-    parser.add_argument("--alphas", metavar="A", nargs="+", type=float, default=[], help="interpolate with zero-shot")
-    parser.add_argument("--metric", default="top1", help="what is compared on --select (default: top1)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="HEAD.NAME=VALUE", help="a parameter of all fits, in JSON"
+        "--allow-fewer", action="store_true", help="take what there is of classes with fewer rows than the shots"
     )
+    parser.add_argument("--alphas", metavar="A", nargs="+", type=float, default=[], help=_ALPHAS)
+    parser.add_argument("--metric", default="top1", help="what is compared on --select (default: top1)")
+    parser.add_argument("--set", action="append", default=[], metavar="HEAD.NAME=VALUE", help=_PRIOR)
     parser.add_argument(
         "--grid", action="append", default=[], metavar="HEAD.NAME=LIST", help="values to try, a fit each, in JSON"
     )
@@ -70,18 +82,21 @@ def sweep(args: argparse.Namespace) -> int:
 
     rows = run_sweep(plan, open_once, args.results, say)
     chosen = picks(summarise(rows), plan.metric)
-    what = f"picked by {plan.metric} on the selection split" if _selects(plan) else "every setting (no selection split)"
-    show(rows, f"{sweep_table(chosen)}\n\n{len(rows)} row(s) in {args.results}; shown: {what}", args.json)
+    show(rows, f"{sweep_table(chosen)}\n\n{len(rows)} row(s) in {args.results}; shown: {_shown(plan)}", args.json)
     return 0
 
 
-def _selects(plan: SweepPlan) -> bool:
-    return plan.paper is not None or any(splits.select for splits in plan.data)
+def _shown(plan: SweepPlan) -> str:
+    if plan.paper is not None:
+        return f"picked by {plan.metric} on the first reported split ({PAPERS[plan.paper]})"
+    if any(splits.select for splits in plan.data):
+        return f"picked by {plan.metric} on the selection split"
+    return "every setting (no selection split)"
 
 
 def _plan(args: argparse.Namespace) -> SweepPlan:
     if args.file:
-        if args.heads or args.train or args.on:
+        if args.heads or args.train or args.on or args.data:
             raise HeadError("--file holds the whole sweep; leave heads and stores out of the command")
         return read_plan(args.file)
     settings = {name: (_settings(args.set, name), _settings(args.grid, name)) for name in args.heads}
@@ -90,7 +105,7 @@ def _plan(args: argparse.Namespace) -> SweepPlan:
             raise HeadError(f"{setting}: expected HEAD.NAME=VALUE with one of the heads {', '.join(args.heads)}")
     return SweepPlan(
         tuple(HeadGrid(name, *settings[name]) for name in args.heads),
-        (Splits(args.train, tuple(args.on), args.select, tuple(args.texts)),),
+        _data(args),
         tuple(args.models or (None,)),
         tuple(_shots(shots) for shots in args.shots),
         tuple(args.seeds),
@@ -98,7 +113,24 @@ def _plan(args: argparse.Namespace) -> SweepPlan:
         args.metric,
         args.reproduce_paper,
         args.select_shots,
+        args.allow_fewer,
     )
+
+
+def _data(args: argparse.Namespace) -> tuple[Splits, ...]:
+    """The stores as they are named, or those of every data set of ``--data``."""
+    if not args.data:
+        return (Splits(args.train, tuple(args.on), args.select, tuple(args.texts)),)
+    train, on = args.train or "{}/train", args.on or ["{}/test"]
+    if not any("{}" in reference for reference in (train, *on)):
+        raise HeadError(f"--data {' '.join(args.data)}: --train and --on hold no {{}}, which stands for NAME")
+
+    def splits(name: str) -> Splits:
+        select = None if args.select is None else args.select.replace("{}", name)
+        reported, texts = (tuple(reference.replace("{}", name) for reference in found) for found in (on, args.texts))
+        return Splits(train.replace("{}", name), reported, select, texts)
+
+    return tuple(splits(name) for name in args.data)
 
 
 def _settings(settings: list[str], head: str) -> dict[str, Any]:
@@ -108,8 +140,9 @@ def _settings(settings: list[str], head: str) -> dict[str, Any]:
         parameter, equals, value = rest.partition("=")
         if name != head:
             continue
-        if not equals or parameter not in parameters_of(head):
-            raise HeadError(f"{setting}: expected {head}.NAME=VALUE with one of {', '.join(parameters_of(head))}")
+        known = [*parameters_of(head), *(["prior"] if takes_prior(head) else [])]
+        if not equals or parameter not in known:
+            raise HeadError(f"{setting}: expected {head}.NAME=VALUE with one of {', '.join(known)}")
         try:
             found[parameter] = json.loads(value)
         except json.JSONDecodeError:

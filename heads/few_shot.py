@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
+from heads.samples import to_numpy
 
 __all__ = ["FewShotStore", "draw_shots", "few_shot"]
 
@@ -51,7 +52,7 @@ def draw_shots(
     >>> labels[two].tolist(), set(draw_shots(labels, 1, seed=3)) <= set(two)
     ([0, 0, 1, 1], True)
     """
-    classes = np.asarray(labels)
+    classes = to_numpy(labels)
     if classes.ndim != 1 or classes.dtype.kind not in "iu":
         raise HeadError(f"labels are {classes.shape} {classes.dtype}, expected class indices (N,)")
     if shots < 1 or seed < 0:
@@ -85,7 +86,7 @@ class FewShotStore:
     ----------
     store : the image store
     rows : (n,) its rows, all valid
-    sample : how they were drawn: shots and seed
+    sample : how they were drawn: shots and seed; and their number, `rows`, where classes had fewer than the shots
     """
 
     store: Any
@@ -147,4 +148,5 @@ def few_shot(store: Any, shots: int, seed: int = 0, *, allow_fewer: bool = False
     rows = draw_shots(store.labels, shots, seed, n_classes=len(store.classnames), allow_fewer=allow_fewer)
     if not len(rows):
         raise HeadError(f"{store.name!r} has no valid row to draw from")
-    return FewShotStore(store, rows, {"shots": int(shots), "seed": int(seed)})
+    fewer = {"rows": len(rows)} if len(rows) < shots * len(store.classnames) else {}
+    return FewShotStore(store, rows, {"shots": int(shots), "seed": int(seed), **fewer})

@@ -8,13 +8,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sklearn.utils.validation import check_is_fitted
+
 from featcache.errors import HeadError
 from heads.base import HeadClassifier
 from heads.linear import LinearHead
 from heads.logits import as_head
 from heads.zero_shot import ZeroShot
 
-__all__ = ["Material", "fit_head", "head_class", "make_head", "parameters_of", "takes_selection"]
+__all__ = [
+    "CHOSEN",
+    "Material",
+    "fit_head",
+    "head_class",
+    "make_head",
+    "parameters_of",
+    "settled",
+    "takes_prior",
+    "takes_selection",
+    "unfitted",
+]
+
+CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_"}
+"""Parameters that list values to choose from, and where a fitted head keeps the one that it chose."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None
     [1]
     """
     kind = head_class(name)
-    head = make_head(name, parameters or {}, material.prior if "prior" in kind().get_params() else None)
+    head = make_head(name, parameters or {}, material.prior if takes_prior(name) else None)
     if (kind.fits_on == "texts" or kind.takes_texts) and not material.texts:
         raise HeadError(f"{name} needs a text store; name one that `featcache text` wrote (texts/NAME)")
     if kind.fits_on == "texts":
@@ -144,3 +160,34 @@ def takes_selection(name: str) -> bool:
     """Whether a head chooses hyper-parameters, for which it can be given a split."""
     kind: Any = head_class(name)
     return "selection" in inspect.signature(kind.fit).parameters
+
+
+def takes_prior(name: str) -> bool:
+    """Whether a head's weights can shrink towards those of another head."""
+    return "prior" in head_class(name)().get_params()
+
+
+def unfitted(head: HeadClassifier) -> HeadClassifier:
+    """A copy without its fit, with the same parameters; unlike scikit-learn's `clone` it keeps the fit of a prior."""
+    found: HeadClassifier = type(head)(**head.get_params(deep=False))
+    return found
+
+
+def settled(head: HeadClassifier) -> HeadClassifier:
+    """An unfitted copy of a fitted head with the penalty (and other values of lists) that it chose.
+
+    What a head chooses beside them, such as LP++ its steps, it chooses again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from heads import Ridge
+    >>> ridge = Ridge([0.1, 1.0, 10.0]).fit(np.eye(4)[[0, 1, 0, 1]], [0, 1, 0, 1])
+    >>> settled(ridge).get_params()["alphas"] == [ridge.alpha_]
+    True
+    """
+    check_is_fitted(head)
+    copy = unfitted(head)
+    values = {name: [getattr(head, CHOSEN[name])] for name in CHOSEN if name in head.get_params(deep=False)}
+    copy.set_params(**values)
+    return copy

@@ -4,6 +4,7 @@ The file says what the flags say::
 
     select_metric = "top1"
     shots = [1, 2, 4, "all"]
+    allow_fewer = true              # classes with fewer rows give what they have
     seeds = [0, 1, 2]
     models = ["tiny"]               # appended to references without a model: digits/train@tiny
 
@@ -16,7 +17,7 @@ The file says what the flags say::
     [[head]]
     name = "logistic"
     set = { fit_intercept = true }  # one value for all fits
-    grid = { C = [0.1, 1.0] }       # a fit for every value (of every combination)
+    grid = { C = [0.1, 1.0], prior = ["zero", "texts"] }    # a fit for every value (of every combination)
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import HeadError
-from heads.fitting import head_class, make_head
+from heads.fitting import head_class, make_head, takes_prior
 
-__all__ = ["PAPERS", "HeadGrid", "Job", "Splits", "SweepPlan", "read_plan"]
+__all__ = ["PAPERS", "PRIORS", "HeadGrid", "Job", "Splits", "SweepPlan", "read_plan", "split_setting"]
 
 PAPERS: dict[str, str] = {
     "flyp": "FLYP's L-BFGS probe takes the C that is best on the test split it reports",
@@ -41,10 +42,13 @@ PAPERS: dict[str, str] = {
 }
 """Papers whose protocol chooses on the reported split, and what that leaks. `SweepPlan.paper` reintroduces it."""
 
+PRIORS = ("zero", "texts")
+"""What weights may shrink towards in a sweep: zero, as they do by default, or the zero-shot head of the text stores."""
+
 
 @dataclass(frozen=True)
 class HeadGrid:
-    """One head with the parameters of every fit, and the values to try of others."""
+    """One head with the parameters of every fit, and the values to try of others; `prior` is one of `PRIORS`."""
 
     name: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -55,7 +59,7 @@ class HeadGrid:
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
                 raise HeadError(f"grid of {self.name}.{name} is {values!r}, expected a list of values, one a fit")
         for setting in self.settings():
-            make_head(self.name, setting)
+            make_head(self.name, split_setting(self.name, setting)[0])
 
     def settings(self) -> Iterator[dict[str, Any]]:
         """Every combination of the grid's values, with the fixed parameters."""
@@ -98,7 +102,7 @@ class SweepPlan:
         Rows a class, None for all; `seeds` draws each number of shots that often.
     alphas
         Interpolation coefficients between the zero-shot head (0) and every fitted linear head (1), the best of which
-        on the selection split is reported too; empty for none.
+        on the selection split, or by folds of the train rows where there is none, is reported too; empty for none.
     metric
         What picks compare on the selection split.
     select_shots
@@ -106,11 +110,14 @@ class SweepPlan:
         same seed (CoOp's protocol has 4). None takes the whole split.
     paper
         Key of `PAPERS`: choose on the first reported split, as that paper does, and say so in every row.
+    allow_fewer
+        Take what there is of classes with fewer rows than the shots, as CoOp does, instead of an error. Rows of few
+        shots say how many rows that were.
 
     Raises
     ------
     HeadError
-        For an empty plan, unknown heads, parameters or papers, alphas without texts or without a selection split.
+        For an empty plan, unknown heads, parameters, priors or papers, alphas or a prior of texts without texts.
     """
 
     heads: tuple[HeadGrid, ...]
@@ -122,6 +129,7 @@ class SweepPlan:
     metric: str = "top1"
     paper: str | None = None
     select_shots: int | None = None
+    allow_fewer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("heads", "data", "models", "shots", "seeds"):
@@ -139,12 +147,12 @@ class SweepPlan:
             raise HeadError(f"{splits.train}: nothing to report on; name at least one test store")
         if self.alphas and not splits.texts:
             raise HeadError("alphas interpolate with the zero-shot head; name a text store")
-        if self.alphas and splits.select is None and self.paper is None:
-            raise HeadError("the best alpha is chosen on a selection split; name one")
         for head in self.heads:
             kind = head_class(head.name)
             if (kind.fits_on == "texts" or kind.takes_texts) and not splits.texts:
                 raise HeadError(f"{head.name} needs a text store; name one")
+            if not splits.texts and any(split_setting(head.name, setting)[1] for setting in head.settings()):
+                raise HeadError(f"{head.name} shrinks towards the zero-shot head (prior = 'texts'); name a text store")
             if kind.fits_on == "images" and splits.train is None:
                 raise HeadError(f"{head.name} fits from labelled rows; name a train store")
 
@@ -160,6 +168,28 @@ class SweepPlan:
                         yield Job(head.name, setting, splits, shots, seed)
 
 
+def split_setting(name: str, setting: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The head's own parameters of a setting, and whether its weights shrink towards the zero-shot head.
+
+    Raises
+    ------
+    HeadError
+        For a prior that is none of `PRIORS`, or of a head that takes none.
+
+    Examples
+    --------
+    >>> split_setting("ridge", {"alphas": [1.0], "prior": "texts"})
+    ({'alphas': [1.0]}, True)
+    """
+    parameters = dict(setting)
+    prior = parameters.pop("prior", PRIORS[0])
+    if "prior" in setting and not takes_prior(name):
+        raise HeadError(f"{name} shrinks towards nothing; leave {name}.prior out")
+    if prior not in PRIORS:
+        raise HeadError(f"{name}.prior is {prior!r}, expected one of {', '.join(map(repr, PRIORS))}")
+    return parameters, prior == "texts"
+
+
 def read_plan(path: str | Path) -> SweepPlan:
     """The plan in a TOML file; see the module for its form.
 
@@ -173,7 +203,7 @@ def read_plan(path: str | Path) -> SweepPlan:
             record = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HeadError(f"{path}: cannot be read as a sweep ({error}); it is a TOML file") from error
-    named = {"select_metric", "select_shots", "paper"}
+    named = {"select_metric", "select_shots", "paper", "allow_fewer"}
     _refuse_unknown(record, {"head", "data", "models", "shots", "seeds", "alphas", *named}, path)
     try:
         heads = tuple(_head(entry, path) for entry in record.get("head", ()))
@@ -188,9 +218,17 @@ def read_plan(path: str | Path) -> SweepPlan:
             str(record.get("select_metric", "top1")),
             record.get("paper"),
             record.get("select_shots"),
+            _flag(record, "allow_fewer"),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise HeadError(f"{path}: {error}; lists hold numbers or names, [[head]] and [[data]] are tables") from error
+
+
+def _flag(record: Mapping[str, Any], name: str) -> bool:
+    value = record.get(name, False)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected true or false")
+    return value
 
 
 def _head(entry: Mapping[str, Any], path: str | Path) -> HeadGrid:

@@ -12,15 +12,17 @@ from typing import Any
 from featcache.errors import HeadError
 from featcache.store import content_key
 from featcache.version import __version__
+from heads.alpha_by_folds import interpolate_by_folds
+from heads.base import HeadClassifier
 from heads.checks import split_id
 from heads.evaluate import choose, evaluate
-from heads.few_shot import few_shot
-from heads.fitting import Material, fit_head
+from heads.few_shot import FewShotStore, few_shot
+from heads.fitting import Material, fit_head, settled
 from heads.interpolate import interpolate
 from heads.linear import LinearHead
 from heads.logits import LogitHead, as_head
 from heads.results import append_rows
-from heads.sweeps.plan import PAPERS, Job, Splits, SweepPlan
+from heads.sweeps.plan import PAPERS, Job, Splits, SweepPlan, split_setting
 from heads.zero_shot import ZeroShot
 
 __all__ = ["known_jobs", "run_sweep"]
@@ -68,8 +70,9 @@ def run_sweep(
     Returns
     -------
     The rows of all jobs of the plan, old and new, in the plan's order: those of `heads.evaluate`, and ``sweep`` (the
-    job's key), ``data``, ``model``, ``setting``, ``shots`` (None for all), ``seed``, ``fit_seconds``,
-    ``select:<metric>``, and ``leak`` where the plan follows a paper that chooses on a reported split.
+    job's key), ``data``, ``model``, ``setting``, ``shots`` (None for all), ``seed``, ``fit_seconds``, ``train_rows``
+    and ``select_rows`` (how many rows the drawn samples have), ``select:<metric>``, and ``leak`` where the plan follows
+    a paper that chooses on a reported split.
 
     Raises
     ------
@@ -114,14 +117,36 @@ def _judged(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[dict[str, An
     """The row of a job, and that of its best interpolation with the zero-shot head."""
     stores = _drawn(stores, job, plan)
     began = time.perf_counter()
-    fitted = as_head(fit_head(job.head, Material(stores.train, stores.texts, stores.select), job.setting))
+    estimator = _fitted(job, stores)
     seconds = time.perf_counter() - began
-    heads: list[LogitHead] = [fitted]
-    if plan.alphas and isinstance(fitted, LinearHead) and job.head != "zero_shot":
-        path = interpolate(ZeroShot().fit(list(stores.texts)), fitted, plan.alphas)
-        heads.append(choose(path, stores.select, metric=plan.metric))
+    heads = [as_head(estimator)]
+    if plan.alphas and isinstance(heads[0], LinearHead) and job.head != "zero_shot":
+        heads.append(_interpolated(estimator, stores, plan))
     for head, row in zip(heads, evaluate(heads, stores.on, allow_chosen=plan.paper is not None), strict=True):
-        yield row | {"fit_seconds": seconds, **_selection(head, stores, plan)}
+        yield row | {"fit_seconds": seconds, **_row_counts(stores), **_selection(head, stores, plan)}
+
+
+def _fitted(job: Job, stores: _Stores) -> HeadClassifier:
+    """The head of a job, which may shrink towards the zero-shot head."""
+    parameters, to_texts = split_setting(job.head, job.setting)
+    material = Material(stores.train, stores.texts, stores.select)
+    if to_texts:
+        material = replace(material, prior=material.text_head())
+    return fit_head(job.head, material, parameters)
+
+
+def _interpolated(estimator: HeadClassifier, stores: _Stores, plan: SweepPlan) -> LogitHead:
+    """The best interpolation with the zero-shot head: on the selection split, or by folds of the train rows."""
+    zero_shot = ZeroShot().fit(list(stores.texts))
+    if stores.select is not None:
+        return choose(interpolate(zero_shot, estimator, plan.alphas), stores.select, metric=plan.metric)
+    return interpolate_by_folds(zero_shot, settled(estimator), stores.train, alphas=plan.alphas, metric=plan.metric)
+
+
+def _row_counts(stores: _Stores) -> dict[str, int]:
+    """How many rows the samples have; classes with fewer rows than the shots do not show otherwise."""
+    drawn = {"train_rows": stores.train, "select_rows": stores.select}
+    return {name: len(store) for name, store in drawn.items() if isinstance(store, FewShotStore)}
 
 
 def _drawn(stores: _Stores, job: Job, plan: SweepPlan) -> _Stores:
@@ -130,8 +155,9 @@ def _drawn(stores: _Stores, job: Job, plan: SweepPlan) -> _Stores:
         return stores
     select = stores.select
     if select is not None and plan.select_shots is not None and plan.paper is None:
-        select = few_shot(select, min(plan.select_shots, job.shots), job.seed)
-    return replace(stores, train=few_shot(stores.train, job.shots, job.seed), select=select)
+        select = few_shot(select, min(plan.select_shots, job.shots), job.seed, allow_fewer=plan.allow_fewer)
+    train = few_shot(stores.train, job.shots, job.seed, allow_fewer=plan.allow_fewer)
+    return replace(stores, train=train, select=select)
 
 
 def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> dict[str, Any]:
@@ -150,20 +176,21 @@ def _plain(row: dict[str, Any], job: Job, key: str, model: str | None) -> dict[s
 
 def _key(job: Job, stores: _Stores, plan: SweepPlan) -> str:
     """What a job's row depends on."""
-    return content_key(
-        {
-            "head": job.head,
-            "setting": job.setting,
-            "shots": job.shots,
-            "seed": job.seed if job.shots is not None else None,
-            "stores": stores.identity(),
-            "alphas": list(plan.alphas),
-            "metric": plan.metric,
-            "paper": plan.paper,
-            "select_shots": None if job.shots is None else plan.select_shots,
-            "featcache": __version__,
-        }
-    )
+    record = {
+        "head": job.head,
+        "setting": job.setting,
+        "shots": job.shots,
+        "seed": job.seed if job.shots is not None else None,
+        "stores": stores.identity(),
+        "alphas": list(plan.alphas),
+        "metric": plan.metric,
+        "paper": plan.paper,
+        "select_shots": None if job.shots is None else plan.select_shots,
+        "featcache": __version__,
+    }
+    if plan.allow_fewer and job.shots is not None:
+        record["allow_fewer"] = True
+    return content_key(record)
 
 
 def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> _Stores:

@@ -8,6 +8,7 @@ import pytest
 
 import heads
 from featcache.cli import main
+from heads.sweeps import PAPERS
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,11 @@ def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
         (("sweep", "ridge", "--grid", "knn.n_neighbors=[1]", "--on", "x"), "with one of the heads ridge"),
         (("sweep", "ridge", "--grid", "ridge.alpha=[1]", "--on", "x"), "ridge.NAME=VALUE with one of alphas"),
         (("sweep", "--file", "none.toml"), "cannot be read as a sweep"),
+        (("sweep", "--file", "none.toml", "--data", "digits"), "leave heads and stores out"),
+        (("sweep", "ridge", "--set", "ridge.prior='texts'", "--on", "x"), "is no JSON value; quote texts twice"),
+        (("sweep", "ridge", "--set", 'ridge.prior="texts"', "--data", "digits"), "name a text store"),
+        (("sweep", "knn", "--set", 'knn.prior="texts"', "--data", "digits"), "knn.NAME=VALUE with one of"),
+        (("sweep", "ridge", "--data", "a", "b", "--train", "c/train", "--on", "c/test"), "hold no {}"),
         (("leaks", "digits/train", "texts/digits"), "a store of texts"),
     ],
 )
@@ -101,6 +107,36 @@ def test_sweep_from_flags_and_from_a_file_are_one_sweep(cli: Any, tmp_path: Path
     assert (code, error) == (0, "")
     assert again == rows
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_sweeps_of_several_data_sets_priors_and_fewer_rows_by_flags(cli: Any) -> None:
+    flags = ["--data", "test", "val", "--train", "digits/train", "--on", "digits/{}", "--texts", "texts/digits"]
+    flags += ["--shots", "200", "--allow-fewer", "--grid", 'ridge.prior=["zero","texts"]', "--alphas", "0", "0.5", "1"]
+    code, rows, error = cli("sweep", "ridge", *flags, "--models", "tiny")
+    assert code == 0, error
+    assert [row["head"] for row in rows] == ["ridge", "zero_shot+ridge"] * 4
+    assert [row["setting"]["prior"] for row in rows] == ["zero", "zero", "texts", "texts"] * 2
+    _, (on_val,), _ = cli("sweep", "ridge", "--train", "digits/train", "--on", "digits/val")
+    assert rows[4]["digits:nll"] == pytest.approx(on_val["digits:nll"], rel=1e-6)
+    assert rows[0]["digits:nll"] != pytest.approx(on_val["digits:nll"], rel=1e-3)
+    assert {row["train_rows"] for row in rows} == {1000}  # of a thousand rows no digit has 200
+    assert {row["params"]["selection"] for row in rows[1::2]} == {"folds"}
+
+
+def test_a_paper_that_chooses_on_test_is_named_by_stderr_and_by_every_row(cli: Any, tmp_path: Path) -> None:
+    flags = ["--data", "digits", "--select", "{}/val", "--texts", "texts/digits", "--shots", "2", "--seeds", "0", "1"]
+    flags += ["--set", "tip_adapter.alphas=[1,5]", "--set", "tip_adapter.betas=[1,5.5]"]
+    code, rows, error = cli("sweep", "tip_adapter", "zero_shot", *flags, "--reproduce-paper", "tip-adapter")
+    assert code == 0, error
+    assert error.splitlines()[0] == f"leak reintroduced on purpose: {PAPERS['tip-adapter']}"
+    assert [row["leak"] for row in rows] == [PAPERS["tip-adapter"]] * 3
+    assert [row["chosen_on"][-1]["split"] for row in rows[:2]] == ["test", "test"]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_table_of_a_paper_s_sweep_says_where_it_was_picked(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "ridge", "--data", "digits", "--shots", "1", "--reproduce-paper", "regft", "--quiet"]) == 0
+    assert f"picked by top1 on the first reported split ({PAPERS['regft']})" in capsys.readouterr().out
 
 
 def test_leaks_names_pairs_of_images(cli: Any) -> None:

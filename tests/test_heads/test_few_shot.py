@@ -78,6 +78,17 @@ def test_a_sample_is_a_store(images: Any) -> None:
     assert (entry["name"], entry["split"], entry["sample"]) == ("animals", "train", {"shots": 4, "seed": 2})
 
 
+def test_a_sample_with_fewer_rows_than_asked_for_says_so(images: Any) -> None:
+    store = images(n=30)
+    counts = np.bincount(store.y, minlength=5)
+    shots = int(counts.min()) + 1
+    with pytest.raises(HeadError, match="allow_fewer"):
+        few_shot(store, shots)
+    sample = few_shot(store, shots, seed=1, allow_fewer=True)
+    assert len(sample) == np.minimum(counts, shots).sum()
+    assert sample.sample == {"shots": shots, "seed": 1, "rows": len(sample)}
+
+
 def test_a_head_of_a_sample_was_fitted_on_that_split(images: Any) -> None:
     store = images()
     with pytest.raises(HeadError, match="fitted on animals/train"):

@@ -10,7 +10,7 @@ import pytest
 
 import heads
 from featcache.errors import HeadError
-from heads.sweeps import HeadGrid, Splits, SweepPlan, picks, read_plan, run_sweep, summarise, sweep_table
+from heads.sweeps import PAPERS, HeadGrid, Splits, SweepPlan, picks, read_plan, run_sweep, summarise, sweep_table
 
 SPLITS = Splits("animals/train", ("animals/test", "noisy/test"), "animals/val", ("texts/animals",))
 
@@ -101,6 +101,77 @@ def test_the_selection_split_of_few_shots_is_drawn_too(stores: dict[str, Any], t
     assert {row["sweep"] for row in whole}.isdisjoint({few["sweep"], more["sweep"]})
 
 
+def test_weights_shrink_to_the_zero_shot_head_of_the_texts(stores: dict[str, Any], tmp_path: Path) -> None:
+    priors = {"prior": ["zero", "texts"]}
+    plan = plan_of(HeadGrid("ridge", grid=priors), HeadGrid("logistic", {"C": 0.01}, priors), shots=(2,), seeds=(1,))
+    rows = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    assert [row["setting"]["prior"] for row in rows] == ["zero", "texts"] * 2
+    drawn, zero_shot = heads.few_shot(stores["animals/train"], 2, 1), heads.ZeroShot().fit(stores["texts/animals"])
+    for row, head in zip(
+        rows,
+        (heads.Ridge(), heads.Ridge(prior=zero_shot), heads.Logistic(0.01), heads.Logistic(0.01, prior=zero_shot)),
+        strict=True,
+    ):
+        (expected,) = heads.evaluate([head.fit(drawn, selection=stores["animals/val"])], [stores["noisy/test"]])
+        assert row["noisy:nll"] == expected["noisy:nll"]
+    assert rows[0]["noisy:nll"] != rows[1]["noisy:nll"]
+    assert [(row["params"].get("prior") or {}).get("head") for row in rows] == [None, "zero_shot"] * 2
+    assert len({row["sweep"] for row in rows}) == 4
+    plain = run_sweep(plan_of(HeadGrid("ridge"), shots=(2,), seeds=(1,)), stores.__getitem__, tmp_path / "r.jsonl")
+    assert plain[0]["noisy:nll"] == rows[0]["noisy:nll"]  # "zero" is what there is without a prior
+
+
+def test_classes_with_fewer_rows_than_the_shots_give_what_they_have(stores: dict[str, Any], tmp_path: Path) -> None:
+    train, val = stores["animals/train"], stores["animals/val"]
+    last = [np.flatnonzero(store.y == 4)[3:] for store in (train, val)]  # three rows of one class remain
+    few = {
+        name: replace(store, X=np.delete(store.X, gone, axis=0), y=np.delete(store.y, gone))
+        for name, store, gone in zip(("animals/train", "animals/val"), (train, val), last, strict=True)
+    }
+    opened = {**stores, **few}
+    plan = plan_of(HeadGrid("ridge"), shots=(2, 8, None), select_shots=4)
+    with pytest.raises(HeadError, match="class 4 has 3"):
+        run_sweep(plan, opened.__getitem__, tmp_path / "strict.jsonl")
+    strict = [json.loads(line) for line in (tmp_path / "strict.jsonl").read_text().splitlines()]
+    rows = run_sweep(replace(plan, allow_fewer=True), opened.__getitem__, tmp_path / "r.jsonl")
+    assert [(row["shots"], row.get("train_rows"), row.get("select_rows")) for row in rows] == [
+        (2, 10, 10),
+        (8, 4 * 8 + 3, 4 * 4 + 3),
+        (None, None, None),
+    ]
+    drawn = heads.few_shot(few["animals/train"], 8, 0, allow_fewer=True)
+    by_hand = heads.Ridge().fit(drawn, selection=heads.few_shot(few["animals/val"], 4, 0, allow_fewer=True))
+    (expected,) = heads.evaluate([by_hand], [stores["animals/test"], stores["noisy/test"]])
+    assert {key: rows[1][key] for key in expected} == expected
+    assert rows[1]["fitted_on"][0]["sample"] == {"shots": 8, "seed": 0, "rows": 35}
+    assert strict[0]["sweep"] != rows[0]["sweep"]  # the switch belongs to the job where rows are drawn
+    again = run_sweep(replace(plan, shots=(None,)), opened.__getitem__, tmp_path / "r.jsonl")
+    assert again == rows[2:]  # and all rows are all rows
+
+
+def test_without_a_selection_split_alpha_is_chosen_by_folds_of_train(stores: dict[str, Any], tmp_path: Path) -> None:
+    alphas = (0.0, 0.25, 0.5, 0.75, 1.0)
+    splits = replace(SPLITS, select=None)
+    plan = SweepPlan(
+        (HeadGrid("ridge"), HeadGrid("lp_plus_plus", {"steps": 5}), HeadGrid("knn")),
+        (splits,),
+        shots=(4,),
+        alphas=alphas,
+        metric="nll",
+    )
+    rows = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    linear = ("ridge", "lp_plus_plus")
+    assert [row["head"] for row in rows] == [*(f"{of}{name}" for name in linear for of in ("", "zero_shot+")), "knn"]
+    drawn, zero_shot = heads.few_shot(stores["animals/train"], 4), heads.ZeroShot().fit(stores["texts/animals"])
+    ridge = heads.Ridge([heads.Ridge().fit(drawn).alpha_])
+    by_hand = heads.interpolate_by_folds(zero_shot, ridge, drawn, alphas=alphas, metric="nll")
+    (expected,) = heads.evaluate([by_hand], [stores["animals/test"], stores["noisy/test"]])
+    assert {key: rows[1][key] for key in expected} == expected
+    assert (rows[1]["params"]["selection"], rows[1]["params"]["metric"], rows[1]["chosen_on"]) == ("folds", "nll", [])
+    (one,) = run_sweep(replace(plan, heads=plan.heads[:1], shots=(1,)), stores.__getitem__, tmp_path / "r.jsonl")[1:]
+    assert (one["alpha"], one["params"]["selection"]) == (0.5, "paper")  # one row a class: nothing to hold out
+
+
 def test_picks_look_at_the_selection_split_and_never_at_the_test(stores: dict[str, Any]) -> None:
     base = {"data": "d", "model": None, "head": "ridge", "shots": None, "seed": 0}
     rows = [
@@ -114,14 +185,28 @@ def test_picks_look_at_the_selection_split_and_never_at_the_test(stores: dict[st
     assert len(picks(summarise([{**row, "select:top1": None} for row in rows]), "top1")) == 2
 
 
-def test_a_paper_that_chooses_on_test_is_followed_only_by_name(stores: dict[str, Any], tmp_path: Path) -> None:
-    plan = plan_of(HeadGrid("tip_adapter"), paper="tip-adapter", shots=(4,))
-    (row,) = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
-    assert "test split" in row["leak"]
-    assert row["chosen_on"][-1]["split"] == "test"
-    (honest,) = run_sweep(replace(plan, paper=None), stores.__getitem__, tmp_path / "r.jsonl")
-    assert "leak" not in honest
-    assert honest["chosen_on"][-1]["split"] == "val"
+OF_PAPERS = {
+    "flyp": HeadGrid("logistic", {"C": [0.01, 1.0, 100.0]}),
+    "lp++": HeadGrid("lp_plus_plus", {"steps": 10}),
+    "regft": HeadGrid("ridge"),
+    "tip-adapter": HeadGrid("tip_adapter", {"alphas": [1.0, 5.0], "betas": [1.0, 5.5]}),
+}
+
+
+@pytest.mark.parametrize("paper", sorted(PAPERS))
+def test_a_paper_that_chooses_on_test_is_followed_only_by_name(
+    stores: dict[str, Any], tmp_path: Path, paper: str
+) -> None:
+    plan = plan_of(OF_PAPERS[paper], paper=paper, shots=(4,), alphas=(0.0, 0.5, 1.0) if paper == "regft" else ())
+    leaking = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [row["leak"] for row in written] == [PAPERS[paper]] * len(leaking)
+    assert all(row["chosen_on"][-1]["split"] == "test" for row in written)
+    assert all(row["select:top1"] == row["animals:top1"] for row in written)  # of the very rows that are reported
+    honest = run_sweep(replace(plan, paper=None), stores.__getitem__, tmp_path / "r.jsonl")
+    assert len(honest) == len(leaking) == (2 if paper == "regft" else 1)
+    assert not any("leak" in row for row in honest)
+    assert all(row["chosen_on"][-1]["split"] == "val" for row in honest)
     with pytest.raises(HeadError, match="unknown paper"):
         replace(plan, paper="my-paper")
 
@@ -137,7 +222,10 @@ def test_a_paper_that_chooses_on_test_is_followed_only_by_name(stores: dict[str,
         ({"data": (Splits(None, ("animals/test",)),)}, "name a train store"),
         ({"data": (Splits("animals/train", ()),)}, "nothing to report on"),
         ({"alphas": (0.5,), "data": (Splits("animals/train", ("animals/test",)),)}, "name a text store"),
-        ({"alphas": (0.5,), "data": (replace(SPLITS, select=None),)}, "selection split"),
+        (
+            {"heads": (HeadGrid("ridge", {"prior": "texts"}),), "data": (replace(SPLITS, texts=()),)},
+            "ridge shrinks towards the zero-shot head .* name a text store",
+        ),
         ({"shots": (0,)}, "numbers from 1"),
         ({"select_shots": 0}, "numbers from 1"),
     ],
@@ -154,6 +242,8 @@ def test_plans_that_cannot_run_are_refused_before_anything_is_fitted(fields: dic
         ({"name": "ridge", "fixed": {"alpha": 1}}, "has no parameter 'alpha'"),
         ({"name": "ridge", "grid": {"alphas": "ab"}}, "expected a list of values"),
         ({"name": "ridge", "grid": {"alphas": []}}, "expected a list of values"),
+        ({"name": "ridge", "fixed": {"prior": "text"}}, "ridge.prior is 'text', expected one of 'zero', 'texts'"),
+        ({"name": "knn", "grid": {"prior": ["texts"]}}, "knn shrinks towards nothing"),
     ],
 )
 def test_heads_and_parameters_are_known(grid: dict[str, Any], message: str) -> None:
@@ -164,18 +254,24 @@ def test_heads_and_parameters_are_known(grid: dict[str, Any], message: str) -> N
 def test_the_file_says_what_the_flags_say(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(
         'shots = [1, "all"]\nseeds = [0, 1]\nmodels = ["tiny"]\nalphas = [0, 0.5]\nselect_metric = "nll"\n'
+        "allow_fewer = true\n"
         '[[data]]\ntrain = "a/train"\nselect = "a/val"\non = "a/test"\ntexts = ["texts/a"]\n'
-        '[[head]]\nname = "logistic"\nset = { fit_intercept = true }\ngrid = { C = [0.1, 1.0] }\n'
+        '[[head]]\nname = "logistic"\nset = { fit_intercept = true }\n'
+        'grid = { C = [0.1, 1.0], prior = ["zero", "texts"] }\n'
         '[[head]]\nname = "zero_shot"\n'
     )
     assert read_plan(tmp_path / "sweep.toml") == SweepPlan(
-        (HeadGrid("logistic", {"fit_intercept": True}, {"C": [0.1, 1.0]}), HeadGrid("zero_shot")),
+        (
+            HeadGrid("logistic", {"fit_intercept": True}, {"C": [0.1, 1.0], "prior": ["zero", "texts"]}),
+            HeadGrid("zero_shot"),
+        ),
         (Splits("a/train", ("a/test",), "a/val", ("texts/a",)),),
         ("tiny",),
         (1, None),
         (0, 1),
         (0.0, 0.5),
         "nll",
+        allow_fewer=True,
     )
 
 
@@ -188,6 +284,7 @@ def test_the_file_says_what_the_flags_say(tmp_path: Path) -> None:
         ('[[head]]\nname = "ridge"\n[[data]]\ntrain = "a"\non = "b"\nx = 1', "unknown key 'x'"),
         ('shots = ["few"]\n[[head]]\nname = "ridge"\n[[data]]\ntrain = "a"\non = "b"', "lists hold numbers"),
         ("head = 3", "tables"),
+        ("allow_fewer = 1", "allow_fewer is 1, expected true or false"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

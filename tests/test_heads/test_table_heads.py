@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import table_heads
+from heads.alpha_by_folds import ALPHAS
 
 
 @pytest.fixture
@@ -36,11 +37,20 @@ def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.Captur
     assert abs(by_head["ridge"]["top1"] - by_head["scikit-learn RidgeClassifierCV"]["top1"]) < 0.03
     assert len(record["few_shot"]) == 5 * 2 * 2
     combined = [row for row in record["imagenet"] if "against zero_shot" in row]
-    assert len(combined) == 7
+    assert len(combined) == 9
+    alone = {row["head"] for row in record["imagenet"]} - {row["head"] for row in combined}
+    assert alone == {"zero_shot", "ridge", "logistic", "discriminant", "nearest_mean"}
+    for name in ("ridge", "logistic", "discriminant", "nearest_mean"):  # beside its parents, alpha by folds of train
+        (row,) = (row for row in combined if row["head"] == f"{name}, alpha by folds")
+        assert {key for key in row if key.startswith("against ")} == {"against zero_shot", f"against {name}"}
+        assert (row["params"]["selection"], row["params"]["folds"], row["params"]["candidates"]) == ("folds", 5, 21)
+        assert row["alpha"] in ALPHAS
     for row in combined:
         low, high = row["against zero_shot"]["top1"][1:]
         assert low <= row["against zero_shot"]["top1"][0] <= high
     page = (out / "heads-table.md").read_text()
-    assert page.strip() in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert page.strip() in shown
+    assert "imagenet, discriminant, alpha by folds: " in shown  # a line a fit, as it is done
     assert " ± " in page
     assert "95% paired bootstrap interval" in page

@@ -1,0 +1,208 @@
+"""Interpolation between two heads where no selection split chooses alpha: folds of the training rows do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.device_rows import chosen_rows, device_rows
+from heads.evaluate import best_of
+from heads.fitting import unfitted
+from heads.interpolate import interpolate
+from heads.linear import LinearHead
+from heads.metrics import METRICS, Metrics
+from heads.row_weights import group_ids
+from heads.samples import Samples, gathered, to_numpy
+from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
+from heads.text_prior import samples_of
+
+__all__ = ["ALPHAS", "interpolate_by_folds"]
+
+ALPHAS = tuple(k / 20 for k in range(21))
+"""Default path: 0, 0.05, ..., 1."""
+
+Fit = Callable[..., LinearHead]
+Take = Callable[[NDArray[np.bool_]], tuple[Any, Any]]
+
+_BALANCED = 0.5  # WiSE-FT's recommendation where nothing is known
+_BLOCK = 8192  # rows whose logits are held at once
+
+
+def interpolate_by_folds(
+    head0: Any,
+    estimator: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    groups: Any = None,
+    alphas: Iterable[float] = ALPHAS,
+    folds: int = FOLDS,
+    metric: str = "top1",
+) -> LinearHead:
+    """The interpolation of a given head and one fitted on all rows, with the alpha that is best on held-out rows.
+
+    Each fold's rows are scored by ``(1 - alpha) logits0 + alpha logits_k``, logits_k of the estimator fitted on the
+    other folds. The metric is that of all held-out rows together; ties go to the lower NLL, then to the smaller alpha.
+
+    Parameters
+    ----------
+    head0 : fitted linear head that no training row was used for, such as `ZeroShot`; alpha 0
+    estimator
+        Linear head to fit (a fitted one is fitted anew); alpha 1. What it chooses itself it chooses anew within every
+        fold: give it one penalty (`heads.settled` of a fitted head), or wait for its path as often as there are folds.
+    X
+        Image store, or array-like (N, D), held in memory.
+    y
+        Labels (N,), with arrays: class indices of `head0`.
+    groups
+        Group (N,) of every (valid) row; rows of one group are held out together. Views of a store bring theirs.
+    alphas
+        Interpolation coefficients to choose from.
+    folds
+        Number K of folds, stratified by class; at most the rows of the largest class.
+    metric
+        One of `heads.metrics.METRICS`.
+
+    Returns
+    -------
+    The head that ``heads.interpolate`` gives at that alpha. ``params`` of its provenance also hold ``selection``
+    ("folds"; "given" for one alpha; "paper", the alpha nearest to the 0.5 of WiSE-FT, where no row can be held out
+    because no class has two), ``folds``, ``metric``, its ``value`` and the number of ``candidates``.
+
+    Raises
+    ------
+    HeadError
+        For an estimator that is not linear or fits from texts, alphas, folds or a metric that do not fit, groups that
+        the estimator cannot keep together.
+    MismatchError
+        If `head0` and the rows differ in text tower, encoder, width or class list.
+
+    References
+    ----------
+    Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
+
+    Examples
+    --------
+    >>> from heads import Ridge
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.repeat([0, 1], 40)
+    >>> X = np.eye(2)[y] + 0.8 * rng.normal(size=(80, 2))
+    >>> zero_shot = LinearHead(2 * np.eye(2), np.zeros(2), ("cat", "dog"), name="zero_shot")
+    >>> head = interpolate_by_folds(zero_shot, Ridge([1.0]), X, y)
+    >>> head.name, head.alpha in ALPHAS, head.provenance["params"]["folds"]
+    ('zero_shot+ridge', True, 5)
+    """
+    path = _checked(estimator, alphas, folds, metric)
+    first: LinearHead = head0.linear()
+    samples = samples_of(X, y, first)
+    found = _group_ids(estimator, groups, samples)
+    fit = partial(_fitted, estimator, first)
+    second = fit(X, y, found)  # before the folds: it names rows that are not finite by their place among all
+    alpha, how = _choose(fit, first, samples, found, path, folds, metric)
+    (head,) = interpolate(first, second, [alpha])
+    return head.with_provenance({**head.provenance, "params": {**head.provenance["params"], **how}})
+
+
+def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -> list[float]:
+    """The alphas, ascending."""
+    name = getattr(estimator, "name", type(estimator).__name__)
+    if getattr(estimator, "fits_on", None) != "images" or not hasattr(estimator, "linear"):
+        raise HeadError(f"{name} is no linear head that fits on rows; give one, such as heads.Ridge([1.0])")
+    if metric not in METRICS:
+        raise HeadError(f"unknown metric {metric!r}; expected one of {', '.join(METRICS)}")
+    path = sorted({float(alpha) for alpha in alphas})
+    if not path or not np.isfinite(path).all() or folds < 2:
+        raise HeadError(f"alphas {path} and {folds} folds; expected one finite number or more, and at least two folds")
+    return path
+
+
+def _group_ids(estimator: Any, groups: Any, samples: Samples) -> NDArray[np.int64] | None:
+    """Groups as numbers from 0, given or of the store."""
+    given = getattr(samples.store, "groups", None) if groups is None else groups
+    if given is None:
+        return None
+    if "groups" not in inspect.signature(estimator.fit).parameters:
+        raise HeadError(
+            f"{estimator.name} would hold out rows of groups that it fits on; take a head that leaves rows out by "
+            "group, such as ridge"
+        )
+    return group_ids(given, len(samples.labels()))
+
+
+def _fitted(estimator: Any, first: LinearHead, X: Any, y: Any, groups: NDArray[np.int64] | None) -> LinearHead:
+    """A copy of the estimator, fitted."""
+    options: dict[str, Any] = {"texts": first} if estimator.takes_texts else {"classnames": first.classnames}
+    if groups is not None:
+        options["groups"] = groups
+    head: LinearHead = unfitted(estimator).fit(X, y, **options).linear()
+    return head
+
+
+def _choose(
+    fit: Fit,
+    first: LinearHead,
+    samples: Samples,
+    groups: NDArray[np.int64] | None,
+    path: Sequence[float],
+    folds: int,
+    metric: str,
+) -> tuple[float, dict[str, Any]]:
+    """The alpha, and the record of how it was chosen."""
+    if len(path) == 1:
+        return path[0], {"selection": "given"}
+    take, labels = _rows(samples)
+    fold = _fold_of(labels, groups, len(first.classnames), folds)
+    judged = [Metrics(len(first.classnames)) for _ in path]
+    for keep, scored in _held_out(labels, fold):
+        second = fit(*take(keep), None if groups is None else groups[keep])
+        _judge(judged, interpolate(first, second, path), *take(scored))
+    if not judged[0].n:
+        return min(path, key=lambda alpha: abs(alpha - _BALANCED)), {"selection": "paper"}
+    results = [metrics.result() for metrics in judged]
+    best, entry = best_of([found[metric] for found in results], [found["nll"] for found in results], metric)
+    return path[best], {"selection": "folds", "folds": int(fold.max()) + 1, **entry}
+
+
+def _rows(samples: Samples) -> tuple[Take, NDArray[np.int64]]:
+    """What gives the features and labels of some rows, where they lie; and all labels."""
+    there = device_rows(samples)
+    if there is not None:
+        return partial(chosen_rows, there), to_numpy(there[1])
+    features, labels = gathered(samples)
+    return lambda where: (features[where], labels[where]), labels
+
+
+def _fold_of(
+    labels: NDArray[np.int64], groups: NDArray[np.int64] | None, n_classes: int, folds: int
+) -> NDArray[np.int64]:
+    """Fold (N,) of every row."""
+    if groups is not None:
+        return group_folds(groups, min(folds, int(groups.max()) + 1))
+    return FoldAssigner(n_classes, min(folds, int(np.bincount(labels).max())))(labels)
+
+
+def _held_out(
+    labels: NDArray[np.int64], fold: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Rows that fit and rows that are scored; those whose class the other folds lack are not."""
+    for k in range(int(fold.max()) + 1):
+        keep = fold != k
+        known = np.unique(labels[keep])
+        scored = ~keep & np.isin(labels, known)
+        if scored.any() and len(known) > 1:
+            yield keep, scored
+
+
+def _judge(judged: Sequence[Metrics], heads: Sequence[LinearHead], features: Any, labels: Any) -> None:
+    """Add rows to the metrics of every interpolation, from two products."""
+    features, labels = to_numpy(features), to_numpy(labels)
+    for start in range(0, len(labels), _BLOCK):
+        prepared = heads[0].prepare(features[start : start + _BLOCK])
+        for head, metrics in zip(heads, judged, strict=True):
+            metrics.update(head.finish(prepared), labels[start : start + _BLOCK])
