@@ -3,6 +3,7 @@
 from heads.alpha_by_folds import interpolate_by_folds
 from heads.base import HeadClassifier, LinearClassifier
 from heads.bootstrap import bootstrap, bootstrap_groups
+from heads.calibration import calibrate
 from heads.checks import subset_by_name
 from heads.compare import add_intervals, compare
 from heads.discriminant import LinearDiscriminant, NearestMean
@@ -62,6 +63,7 @@ __all__ = [
     "bootstrap",
     "bootstrap_groups",
     "blend",
+    "calibrate",
     "choose",
     "compare",
     "ensemble",

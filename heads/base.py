@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.version import __version__
-from heads.checks import encoder_record, split_id
+from heads.checks import encoder_record, split_id, with_splits_of
 from heads.linear import LinearHead
 from heads.logits import LogitHead, label_values
 from heads.samples import Samples, as_samples, feature_blocks, is_store, to_numpy
@@ -77,10 +77,18 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         return self
 
     def _provenance(
-        self, params: dict[str, Any], fitted: Any | None, chosen: Any | None = None, **identity: Any
+        self,
+        params: dict[str, Any],
+        fitted: Any | None,
+        chosen: Any | None = None,
+        parent: LinearHead | None = None,
+        **identity: Any,
     ) -> dict[str, Any]:
-        """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays."""
-        return {
+        """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays.
+
+        `parent` is the head that this one begins from: what it was fitted and chosen on, this one was, too.
+        """
+        record = {
             "head": self.name,
             "params": params,
             "encoder_key": getattr(fitted, "encoder_key", None),
@@ -92,6 +100,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             "featcache": __version__,
             **identity,
         }
+        return record if parent is None else with_splits_of(record, parent.provenance)
 
 
 class LinearClassifier(HeadClassifier):
@@ -133,6 +142,8 @@ class LinearClassifier(HeadClassifier):
             self.classnames_,
             name=f"{self.name} {name}",
             provenance={**self.provenance_, **record},
+            absent=self._absent,
+            classes=label_values(self.classes_),
         )
 
     def scores(self, X: Any) -> NDArray[np.float64]:

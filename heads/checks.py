@@ -6,12 +6,22 @@ is paired with its text tower. A head fitted on bare arrays carries no identity 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from featcache.errors import MismatchError
 
-__all__ = ["check_classes", "check_encoder", "encoder_record", "same_split", "split_id", "subset_by_name"]
+__all__ = [
+    "check_classes",
+    "check_encoder",
+    "encoder_record",
+    "merged",
+    "same_split",
+    "split_id",
+    "subset_by_name",
+    "was_fitted_on",
+    "with_splits_of",
+]
 
 
 def check_encoder(provenance: dict[str, Any], dim: int, store: Any) -> None:
@@ -119,3 +129,41 @@ def same_split(entry: Mapping[str, Any], store: Any) -> bool:
     """Whether a record of `split_id` means this store's split, whatever became of its labels."""
     identity = split_id(store)
     return all(entry.get(key) == identity[key] for key in ("name", "split", "dataset_key"))
+
+
+def was_fitted_on(provenance: Mapping[str, Any], store: Any) -> bool:
+    """Whether a head with this record, or one that it was made from, was fitted on this store's split.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> stream = SimpleNamespace(name="rows", split="val", dataset_key=None)
+    >>> texts = {"name": "texts", "split": None, "dataset_key": None}   # what a zero-shot head is made of
+    >>> was_fitted_on({"fitted_on": [texts]}, stream), was_fitted_on({"fitted_on": [split_id(stream)]}, stream)
+    (False, True)
+    """
+    return any(same_split(entry, store) for entry in provenance.get("fitted_on", []))
+
+
+def merged(*lists: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of all lists, each once, in order.
+
+    Examples
+    --------
+    >>> merged([{"name": "a"}], [{"name": "b"}, {"name": "a"}])
+    [{'name': 'a'}, {'name': 'b'}]
+    """
+    found: list[dict[str, Any]] = []
+    for entry in (dict(entry) for entries in lists for entry in entries):
+        if entry not in found:
+            found.append(entry)
+    return found
+
+
+def with_splits_of(record: Mapping[str, Any], parent: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance that adds what the head it begins from was fitted on, last, and chosen on, first."""
+    return {
+        **record,
+        "fitted_on": merged(record["fitted_on"], parent.get("fitted_on", [])),
+        "chosen_on": merged(parent.get("chosen_on", []), record["chosen_on"]),
+    }

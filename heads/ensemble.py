@@ -2,7 +2,8 @@
 
 Logits of one model add up as its weights do (`blend`); logits of several models add up on their features side by side
 (`ensemble`, for `heads.join`). Either way the result is an ordinary `LinearHead`: evaluation, interpolation, files and
-predictions need nothing new.
+predictions need nothing new. Of a class that a member never saw a row of, the members that know it speak in its place
+(`heads.absent`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from scipy.optimize import nnls
 
 from featcache.errors import HeadError, MismatchError
 from featcache.version import __version__
-from heads.checks import split_id
+from heads.absent import ABSENT, absences, known_by_others
+from heads.checks import merged, split_id, was_fitted_on
 from heads.held_out import RowSampler
 from heads.joint import joint_key
 from heads.linear import LinearHead
@@ -24,6 +26,8 @@ from heads.samples import is_store
 from heads.temperature import fit_temperature
 
 __all__ = ["blend", "ensemble", "stack"]
+
+Float = NDArray[np.float64]
 
 
 def blend(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name: str = "blend") -> LinearHead:
@@ -50,11 +54,14 @@ def blend(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name:
     """
     members = [head.linear() for head in heads]
     shares = _shares(weights, members)
+    return _blended(members, shares, name, shares)
+
+
+def _blended(members: Sequence[LinearHead], shares: Float, name: str, votes: Float | None) -> LinearHead:
     keys = {key: _one(members, key) for key in ("encoder_key", "text_digest")}
     if len({head.dim for head in members}) != 1:
         raise MismatchError(f"heads of {[head.dim for head in members]} features; blend heads of one encoder")
-    total = sum(w * head.weights.astype(np.float64) for w, head in zip(shares, members, strict=True))
-    return _made(np.asarray(total), members, shares, name, keys)
+    return _made([head.weights for head in members], members, shares, name, keys, votes)
 
 
 def ensemble(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name: str = "ensemble") -> LinearHead:
@@ -76,6 +83,10 @@ def ensemble(heads: Sequence[Any], weights: Sequence[float] | None = None, *, na
     """
     members = [head.linear() for head in heads]
     shares = _shares(weights, members)
+    return _side_by_side(members, shares, name, shares)
+
+
+def _side_by_side(members: Sequence[LinearHead], shares: Float, name: str, votes: Float | None) -> LinearHead:
     keys = {}
     for key in ("encoder_key", "text_digest"):
         found = [head.provenance.get(key) or "" for head in members]
@@ -85,8 +96,11 @@ def ensemble(heads: Sequence[Any], weights: Sequence[float] | None = None, *, na
                 "encoders by all of its members: make all zero-shot, or fit all"
             )
         keys[key] = joint_key(found) if all(found) else None
-    side_by_side = [w * head.weights.astype(np.float64) for w, head in zip(shares, members, strict=True)]
-    return _made(np.concatenate(side_by_side, axis=1), members, shares, name, keys)
+    ends = np.cumsum([0, *(head.dim for head in members)])
+    wide = [np.zeros((len(head.weights), ends[-1]), np.float32) for head in members]
+    for weights, head, start in zip(wide, members, ends[:-1], strict=True):
+        weights[:, start : start + head.dim] = head.weights
+    return _made(wide, members, shares, name, keys, votes)
 
 
 def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> LinearHead:
@@ -95,7 +109,7 @@ def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> L
     The weights are ``argmin_{w >= 0} || Y - sum_m w_m L_m ||^2`` over rows, with L_m the logits (N, C) of head m and Y
     the one-hot labels, both less their mean over classes (a softmax does not see it): non-negative least squares from M
     x M moments, one pass over the split (stacked regression, Breiman 1996). The temperature is that of maximum
-    likelihood.
+    likelihood. Classes that no head ever saw, and rows of them, are left out.
 
     Parameters
     ----------
@@ -109,14 +123,15 @@ def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> L
     """
     members = [head.linear() for head in heads]
     if is_store(selection):
-        stores, combine = [selection] * len(members), blend
+        stores, combine = [selection] * len(members), _blended
     else:
-        stores, combine = list(selection), ensemble
+        stores, combine = list(selection), _side_by_side
     if len(stores) != len(members):
         raise HeadError(f"{len(members)} heads and {len(stores)} stores; give one store, or one a head")
+    _shares(None, members)
     for head, store in zip(members, stores, strict=True):
         head.check(store)
-        if any(entry.get("dataset_key") == store.dataset_key for entry in head.provenance.get("fitted_on", [])):
+        if was_fitted_on(head.provenance, store):
             raise HeadError(f"{head.name} was fitted on {store.name}/{store.split}; stack on a split that fitted none")
     gram, target, kept = _moments(members, stores)
     weights, _ = nnls(gram, target)
@@ -125,7 +140,7 @@ def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> L
             f"no head tells the classes of {stores[0].name}/{stores[0].split} apart; check labels and order"
         )
     logits = np.einsum("m,mnc->nc", weights, kept[0])
-    stacked = combine(members, list(weights), name=name or "stack").with_temperature(fit_temperature(logits, kept[1]))
+    stacked = combine(members, weights, name or "stack", None).with_temperature(fit_temperature(logits, kept[1]))
     chosen = [{**split_id(store), "metric": "squared error", "candidates": len(members)} for store in stores[:1]]
     return stacked.with_provenance({**stacked.provenance, "chosen_on": [*stacked.provenance["chosen_on"], *chosen]})
 
@@ -134,15 +149,16 @@ def _moments(
     members: Sequence[LinearHead], stores: Sequence[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """A root R (M, M) of the logits' moments with the matching right side, and a bounded share of logits and labels."""
-    n_classes, m = len(members[0].classnames), len(members)
+    m, absent = len(members), absences(members)
+    known = np.asarray(~absent.all(axis=0))
     gram, cross = np.zeros((m, m)), np.zeros(m)
-    keep = RowSampler(len(stores[0]), n_classes)
+    keep = RowSampler(_bound(stores[0]), int(known.sum()))
     logits_kept: list[NDArray[np.float64]] = []
     labels_kept: list[NDArray[np.int64]] = []
     for parts in zip(*(_pieces(store) for store in stores), strict=True):
-        labels = parts[0][1]
-        logits = np.stack([head.logits(x).astype(np.float64) for head, (x, _) in zip(members, parts, strict=True)])
-        logits -= logits.mean(axis=2, keepdims=True)
+        ours = known[parts[0][1]]
+        labels = (np.cumsum(known) - 1)[parts[0][1][ours]]
+        logits = _centred([head.logits(x[ours]) for head, (x, _) in zip(members, parts, strict=True)], absent)
         gram += np.einsum("anc,bnc->ab", logits, logits, optimize=True)
         cross += logits[:, np.arange(len(labels)), labels].sum(axis=1)
         rows = keep(len(labels))
@@ -154,6 +170,21 @@ def _moments(
     factor = root[:, None] * vectors[:, sound].T
     right = (vectors[:, sound].T @ cross) / root
     return factor, right, (np.concatenate(logits_kept, axis=1), np.concatenate(labels_kept))
+
+
+def _centred(logits: Sequence[NDArray[np.float32]], absent: NDArray[np.bool_]) -> Float:
+    """Logits (M, n, C') of each head over the classes that any head knows, less their mean over these."""
+    found = np.stack([one.astype(np.float64) for one in logits])
+    if absent.any():
+        filled = known_by_others(found.transpose(0, 2, 1), absent)
+        found = filled.transpose(0, 2, 1)[:, :, ~absent.all(axis=0)]
+    found -= found.mean(axis=2, keepdims=True)
+    return found
+
+
+def _bound(store: Any) -> int:
+    """Number of rows, or somewhat more; of what does not say it, by counting."""
+    return len(store) if hasattr(store, "__len__") else sum(len(labels) for _, labels in store.blocks())
 
 
 def _pieces(store: Any, rows: int = 2048) -> Any:
@@ -188,9 +219,21 @@ def _one(members: Sequence[LinearHead], key: str) -> str | None:
 
 
 def _made(
-    total: NDArray[np.float64], members: Sequence[LinearHead], shares: NDArray[np.float64], name: str, keys: Any
+    weights: Sequence[NDArray[np.float32]],
+    members: Sequence[LinearHead],
+    shares: Float,
+    name: str,
+    keys: Any,
+    votes: Float | None,
 ) -> LinearHead:
-    bias = sum(w * head.bias.astype(np.float64) for w, head in zip(shares, members, strict=True))
+    """The sum of the members, whose `weights` (C, D) are on the same features; `votes` speak for absent classes."""
+    pairs = zip(weights, members, strict=True)
+    tables = [np.column_stack([rows, head.bias]).astype(np.float64) for rows, head in pairs]
+    absent = absences(members)
+    filled = known_by_others(np.stack(tables), absent, votes) if absent.any() else tables
+    total = np.asarray(sum(w * table for w, table in zip(shares, filled, strict=True)))
+    nowhere = np.flatnonzero(absent.all(axis=0))
+    total[nowhere, :-1], total[nowhere, -1] = 0.0, ABSENT
     records = [head.provenance for head in members]
     known = [record["encoder"] for record in records if record.get("encoder")]
     provenance = {
@@ -201,15 +244,17 @@ def _made(
         },
         "encoder": known[0] if known and all(encoder == known[0] for encoder in known) else None,
         "classnames": list(members[0].classnames),
-        "fitted_on": [entry for record in records for entry in record.get("fitted_on", [])],
-        "chosen_on": [entry for record in records for entry in record.get("chosen_on", [])],
+        "fitted_on": merged(*(record.get("fitted_on", []) for record in records)),
+        "chosen_on": merged(*(record.get("chosen_on", []) for record in records)),
         "featcache": __version__,
         **keys,
     }
     return LinearHead(
-        total.astype(np.float32),
-        np.asarray(bias, np.float32),
+        total[:, :-1].astype(np.float32),
+        total[:, -1].astype(np.float32),
         members[0].classnames,
         name=name,
         provenance=provenance,
+        absent=tuple(nowhere.tolist()),
+        classes=next((head.classes for head in members if head.classes is not None), None),
     )

@@ -7,11 +7,14 @@ emit logits (`LinearHead`), so both ends are on one scale.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from featcache.errors import HeadError, MismatchError
+from heads.absent import absences, known_by_others
+from heads.checks import merged
 from heads.linear import LinearHead
 
 __all__ = ["interpolate"]
@@ -19,6 +22,9 @@ __all__ = ["interpolate"]
 
 def interpolate(head0: Any, head1: Any, alphas: Iterable[float]) -> list[LinearHead]:
     """Heads with weights ``(1 - a) W0 + a W1`` and bias alike, one for each alpha (0 gives `head0`, 1 `head1`).
+
+    Of a class that one of the two never saw a row of, the other one speaks at every alpha: relative to the classes that
+    both know, its logit is there the other's (`heads.absent`).
 
     Raises
     ------
@@ -36,6 +42,7 @@ def interpolate(head0: Any, head1: Any, alphas: Iterable[float]) -> list[LinearH
     """
     first, second = head0.linear(), head1.linear()
     _check_pair(first, second)
+    first, second = _with_all_classes(first, second)
     return [_between(first, second, float(alpha)) for alpha in alphas]
 
 
@@ -52,7 +59,24 @@ def _between(first: LinearHead, second: LinearHead, alpha: float) -> LinearHead:
         provenance={**_joined(first, second), "head": name},
         alpha=alpha,
         parents=(first, second),
+        absent=first.absent,
+        classes=second.classes if first.classes is None else first.classes,
     )
+
+
+def _with_all_classes(first: LinearHead, second: LinearHead) -> tuple[LinearHead, LinearHead]:
+    """The two heads, each with the classes that it alone never saw as the other knows them."""
+    if first.absent == second.absent:
+        return first, second
+    absent = absences([first, second])
+    tables = np.stack([np.column_stack([head.weights, head.bias]).astype(np.float64) for head in (first, second)])
+    filled = known_by_others(tables, absent)
+    nowhere = tuple(np.flatnonzero(absent.all(axis=0)).tolist())
+    one, two = (
+        replace(head, weights=table[:, :-1], bias=table[:, -1], absent=nowhere, parents=None)
+        for head, table in zip((first, second), filled, strict=True)
+    )
+    return one, two
 
 
 def _joined(first: LinearHead, second: LinearHead) -> dict[str, Any]:
@@ -64,8 +88,8 @@ def _joined(first: LinearHead, second: LinearHead) -> dict[str, Any]:
         "text_digest": one.get("text_digest") or two.get("text_digest"),
         "encoder": one.get("encoder") or two.get("encoder"),
         "classnames": list(first.classnames),
-        "fitted_on": one.get("fitted_on", []) + two.get("fitted_on", []),
-        "chosen_on": one.get("chosen_on", []) + two.get("chosen_on", []),
+        "fitted_on": merged(one.get("fitted_on", []), two.get("fitted_on", [])),
+        "chosen_on": merged(one.get("chosen_on", []), two.get("chosen_on", [])),
         "featcache": one.get("featcache") or two.get("featcache"),
     }
 

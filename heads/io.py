@@ -1,4 +1,8 @@
-"""Heads on disk: one safetensors file, the arrays as tensors, everything else as JSON in its metadata."""
+"""Heads on disk: one safetensors file, the arrays as tensors, everything else as JSON in its metadata.
+
+Labels that are no class indices (the ``y`` of arrays: 1, 3, 7, or names) stand there as JSON with their type; a file
+without them, as older ones are, means indices.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
@@ -16,7 +22,7 @@ from heads.linear import LinearHead
 from heads.logits import LogitHead, as_head
 from heads.neighbours import KNNHead
 
-__all__ = ["load", "save"]
+__all__ = ["load", "read_head", "save", "write_head"]
 
 _FORMAT = "featcache-head-1"
 
@@ -31,7 +37,6 @@ def save(head: Any, path: str | Path) -> Path:
     The path written.
     """
     head = as_head(head)
-    path = Path(path)
     tensors, settings = head.to_file()
     record = {
         "kind": head.kind,
@@ -40,6 +45,14 @@ def save(head: Any, path: str | Path) -> Path:
         "provenance": head.provenance,
         **settings,
     }
+    if head.classes is not None:
+        record["classes"] = _plain_labels(head.classes)
+    return write_head(path, tensors, record)
+
+
+def write_head(path: str | Path, tensors: dict[str, NDArray[Any]], record: dict[str, Any]) -> Path:
+    """Write tensors and a JSON-able record with its ``kind``, as `save` does."""
+    path = Path(path)
     metadata = {"format": _FORMAT, "head": json.dumps(record, sort_keys=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -54,7 +67,29 @@ def load(path: str | Path) -> LogitHead:
     Raises
     ------
     HeadError
-        If the file is missing, is no safetensors file, or was not written by `save`.
+        If the file is missing, is no safetensors file, was not written by `save`, or holds a regression.
+    """
+    tensors, record = read_head(path)
+    kind = _KINDS.get(record.pop("kind", "linear"))
+    if kind is None:
+        raise HeadError(
+            f"{path}: no head of classes that this version knows; update featcache, or read number targets with "
+            "heads.RidgeRegression.load"
+        )
+    common = {"name": record.pop("name"), "provenance": record.pop("provenance")}
+    labels = record.pop("classes", None)
+    if labels is not None:
+        common["classes"] = np.array(labels["values"], dtype=labels["dtype"])
+    return kind.from_file(tensors, record, classnames=tuple(record.pop("classnames")), **common)
+
+
+def read_head(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The tensors and the record of a file of `write_head`.
+
+    Raises
+    ------
+    HeadError
+        If the file is missing, is no safetensors file, or was not written by `write_head`.
     """
     try:
         with safe_open(str(path), framework="np") as file:
@@ -67,9 +102,14 @@ def load(path: str | Path) -> LogitHead:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise HeadError(f"{path}: cannot be read as a head ({error}); `featcache fit` writes one") from error
-    record = json.loads(metadata["head"])
-    kind = _KINDS.get(record.pop("kind", "linear"))
-    if kind is None:
-        raise HeadError(f"{path}: a kind of head that this version does not know; update featcache")
-    common = {"name": record.pop("name"), "provenance": record.pop("provenance")}
-    return kind.from_file(tensors, record, classnames=tuple(record.pop("classnames")), **common)
+    return tensors, json.loads(metadata["head"])
+
+
+def _plain_labels(classes: NDArray[Any]) -> dict[str, Any]:
+    """Label values and their type as JSON has them."""
+    values = classes.tolist()
+    if not all(isinstance(value, bool | int | float | str) for value in values):
+        raise HeadError(
+            f"labels such as {values[0]!r} ({classes.dtype}) cannot stand in a file; fit on numbers or strings"
+        )
+    return {"dtype": classes.dtype.str if classes.dtype.kind != "O" else "object", "values": values}

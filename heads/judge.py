@@ -196,7 +196,7 @@ def _describe(head: LogitHead, stores: Sequence[Any]) -> dict[str, Any]:
     """The part of a row that does not depend on results."""
     row: dict[str, Any] = {
         "head": head.name,
-        "encoder": ", ".join(dict.fromkeys(store.encoder_name for store in stores)),
+        "encoder": ", ".join(dict.fromkeys(store.encoder_name or "unnamed" for store in stores)),
         "params": head.provenance.get("params", {}),
         "fitted_on": head.provenance.get("fitted_on", []),
         "chosen_on": head.provenance.get("chosen_on", []),

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads.linear import LinearHead
-from heads.logits import LogitHead, positions_of
+from heads.logits import LogitHead, checked_temperature, cooled_record, positions_of, values_at
 
-__all__ = ["QUERY_ROWS", "KeyBank", "TipAdapterHead"]
+__all__ = ["QUERY_ROWS", "KeyBank", "Near", "TipAdapterHead"]
 
 Float32 = NDArray[np.float32]
 
@@ -53,6 +53,21 @@ class KeyBank:
         return votes
 
 
+@dataclass
+class Near:
+    """Base logits (n, C) and affinities (n, M) of some rows, and the votes of the sharpness last asked for."""
+
+    base: Float32
+    affinities: Float32
+    _last: tuple[float, Float32] | None = None
+
+    def votes(self, bank: KeyBank, sharpness: float) -> Float32:
+        """Votes (n, C); heads of one sharpness, one after another, have them summed once."""
+        if self._last is None or self._last[0] != sharpness:
+            self._last = sharpness, bank.votes(self.affinities, sharpness)
+        return self._last[1]
+
+
 @dataclass(frozen=True, eq=False)
 class TipAdapterHead(LogitHead):
     """``base.logits(X) + strength * sum over keys of the class of exp(-sharpness (1 - cosine))``.
@@ -63,6 +78,7 @@ class TipAdapterHead(LogitHead):
     bank : the labelled rows
     strength, sharpness : the paper's alpha and beta
     columns : (C,) class indices of the bank that `classnames` are
+    classes : (C,) the label values that `predict` returns; None for class indices
     """
 
     kind: ClassVar[str] = "tip_adapter"
@@ -75,6 +91,7 @@ class TipAdapterHead(LogitHead):
     classnames: tuple[str, ...]
     name: str = "tip_adapter"
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    classes: NDArray[Any] | None = field(default=None, repr=False)
 
     @property
     def dim(self) -> int:
@@ -93,22 +110,28 @@ class TipAdapterHead(LogitHead):
         """Heads of the same rows and base share affinities and base logits."""
         return id(self.bank), id(self.base)
 
-    def prepare(self, X: NDArray[np.floating]) -> tuple[Float32, Float32]:
-        """Base logits (n, C) and affinities (n, M)."""
+    def prepare(self, X: NDArray[np.floating]) -> Near:
+        """Base logits and affinities."""
         features = self._features(X)
-        return self.base.logits(features), self.bank.affinities(features)
+        return Near(self.base.logits(features), self.bank.affinities(features))
 
-    def finish(self, prepared: tuple[Float32, Float32]) -> Float32:
+    def finish(self, prepared: Near) -> Float32:
         """Logits (n, C)."""
-        base, affinities = prepared
-        votes = self.bank.votes(affinities, self.sharpness)[:, self.columns]
-        return base + np.float32(self.strength) * votes
+        votes = prepared.votes(self.bank, self.sharpness)[:, self.columns]
+        return prepared.base + np.float32(self.strength) * votes
 
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
         """The same logits of some classes only: keys of one class do not touch another's."""
         index = positions_of(class_subset, self)
         names = tuple(self.classnames[i] for i in index.tolist())
-        return replace(self, base=self.base.restrict(index), columns=self.columns[index], classnames=names)
+        fields: dict[str, Any] = {"columns": self.columns[index], "classes": values_at(self.classes, index)}
+        return replace(self, base=self.base.restrict(index), classnames=names, **fields)
+
+    def with_temperature(self, temperature: float) -> Self:
+        """Base logits and the strength of the votes divided by a positive temperature."""
+        strength = self.strength / checked_temperature(temperature)
+        record = cooled_record(self.provenance, temperature)
+        return replace(self, base=self.base.with_temperature(temperature), strength=strength, provenance=record)
 
     def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Base and rows themselves: the file needs no store."""

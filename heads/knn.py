@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.base import NonlinearClassifier
+from heads.checks import split_id
+from heads.device_rows import device_rows
 from heads.held_out import RowSampler, selection_samples, thinned
+from heads.logits import label_values
 from heads.neighbours import KNNHead, NeighbourBank
-from heads.samples import Samples, as_samples, gathered, require_finite
-from heads.search import INDEXES
+from heads.samples import Samples, as_samples, gathered, require_finite, to_numpy
+from heads.search import INDEXES, PROBED
 
 __all__ = ["KNN"]
 
@@ -31,7 +37,10 @@ class KNN(NonlinearClassifier):
     temperature
         Sharpness of the vote; DINO's 0.07.
     index
-        "exact", or "faiss-flat" or "faiss-ivf" (approximate) with `pip install featcache[faiss]`.
+        "exact", or with `pip install featcache[faiss]` (or ``[faiss-gpu]``) "faiss-flat", "faiss-ivf" or "faiss-hnsw";
+        the last two are approximate.
+    probes
+        How far an approximate index looks: cells of "faiss-ivf" (None is 16), candidates of "faiss-hnsw" (None is 64).
 
     Attributes
     ----------
@@ -47,6 +56,9 @@ class KNN(NonlinearClassifier):
     The rows are the head: a saved file holds them, in the type they came in (float16 of a store), so that it can be
     used where the store is not. A class without a training row gets no vote. With one k nothing is searched while
     fitting; with several, leave-one-out searches a bounded share of the rows.
+
+    Rows that lie on a GPU (CUDA tensors, `heads.resident`) are searched there by "exact"; faiss copies its index to the
+    GPUs that it can use, except "faiss-hnsw". ``searched_on`` in the provenance tells.
 
     References
     ----------
@@ -70,10 +82,12 @@ class KNN(NonlinearClassifier):
         n_neighbors: int | Sequence[int] = (10, 20, 100, 200),
         temperature: float = 0.07,
         index: str = "exact",
+        probes: int | None = None,
     ) -> None:
         self.n_neighbors = n_neighbors
         self.temperature = temperature
         self.index = index
+        self.probes = probes
 
     def fit(self, X: Any, y: Any = None, *, selection: Any = None, classnames: Sequence[str] | None = None) -> Self:
         """Keep the rows of arrays, tensors or an image store; choose k where there are several.
@@ -92,7 +106,8 @@ class KNN(NonlinearClassifier):
         Raises
         ------
         HeadError
-            For parameters out of range, fewer than two classes, NaN or infinite features (naming rows).
+            For parameters out of range, fewer than two classes, NaN or infinite features (naming rows) here or in the
+            selection split.
         MismatchError
             If the selection store has another encoder or class list.
         MissingExtraError
@@ -100,35 +115,47 @@ class KNN(NonlinearClassifier):
         """
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
-        features, labels = gathered(samples)
-        require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
+        features, labels = self._rows(samples)
         ks = self._checked(len(labels))
-        bank = NeighbourBank(features, labels, self.index, ks[-1])
+        bank = NeighbourBank(features, labels, self.index, ks[-1], self.probes)
         columns = np.arange(len(samples.classnames))
-        heads = [KNNHead(bank, k, float(self.temperature), columns, self.classnames_, self.name) for k in ks]
+        fields: dict[str, Any] = {"name": self.name, "classes": label_values(self.classes_)}
+        heads = [KNNHead(bank, k, float(self.temperature), columns, self.classnames_, **fields) for k in ks]
         held_out = None if selection is None else selection_samples(selection, samples)
         self.accuracies_ = {} if len(ks) == 1 else _accuracies(heads, held_out)
         self.n_neighbors_ = max(ks, key=lambda k: self.accuracies_.get(k, 0.0))
-        chosen = None if held_out is None or len(ks) == 1 else held_out.store
-        how = "given" if len(ks) == 1 else "leave-one-out" if held_out is None else "split"
-        self._heads = {
-            k: head.with_provenance(
-                self._provenance(
-                    {"n_neighbors": k, "temperature": head.temperature, "index": self.index, "selection": how},
-                    samples.store,
-                    chosen,
-                )
-            )
-            for k, head in zip(ks, heads, strict=True)
-        }
-        self.head_ = self._heads[self.n_neighbors_]
-        self.provenance_ = self.head_.provenance
+        self._keep(heads, samples, held_out)
         return self
 
-    def path(self) -> list[KNNHead]:
-        """A head for every k: `heads.evaluate` judges them all with one search."""
+    def _keep(self, heads: list[KNNHead], samples: Samples, held_out: Samples | None) -> None:
+        """The path, of which nothing was chosen, and the chosen head, with where they come from."""
+        how = "given" if len(heads) == 1 else "leave-one-out" if held_out is None else "split"
+        chosen = held_out.store if how == "split" and held_out is not None else None
+        probed = {} if self.probes is None else {"probes": self.probes}
+        self._path = []
+        for head in heads:
+            params = {"n_neighbors": head.n_neighbors, "temperature": head.temperature, "index": self.index, **probed}
+            record = self._provenance(params | {"selection": how}, samples.store, searched_on=head.bank.searched_on)
+            self._path.append(head.with_provenance(record))
+        (best,) = (head for head in self._path if head.n_neighbors == self.n_neighbors_)
+        self.provenance_ = {**best.provenance, "chosen_on": [] if chosen is None else [split_id(chosen)]}
+        self.head_ = best.with_provenance(self.provenance_)
+
+    def path_heads(self) -> list[KNNHead]:
+        """A head for every k, ascending: `heads.evaluate` judges them all with one search."""
         self.frozen()
-        return list(self._heads.values())
+        return [replace(head, name=f"{self.name} k={head.n_neighbors}") for head in self._path]
+
+    def _rows(self, samples: Samples) -> tuple[Any, NDArray[np.int64]]:
+        """All rows and labels, finite: for exact search on the GPU that they lie on, else in memory."""
+        there = device_rows(samples) if self.index == "exact" else None
+        if there is None:
+            features, labels = gathered(samples)
+            require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
+            return features, labels
+        sums = there[0].sum(dim=0, dtype=torch.promote_types(there[0].dtype, torch.float32))
+        require_finite(samples, to_numpy(sums))
+        return there[0], to_numpy(there[1])
 
     def _checked(self, n: int) -> list[int]:
         """The numbers of neighbours, ascending and at most n."""
@@ -139,6 +166,10 @@ class KNN(NonlinearClassifier):
             raise HeadError(f"temperature is {self.temperature!r}, expected a positive number")
         if self.index not in INDEXES:
             raise HeadError(f"index is {self.index!r}, expected one of {', '.join(INDEXES)}")
+        if self.probes is not None and (self.index not in PROBED or self.probes < 1):
+            raise HeadError(
+                f"probes is {self.probes!r} with index {self.index!r}; it is from 1, of {' or '.join(PROBED)}"
+            )
         return sorted({min(int(k), n) for k in given})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.logits import LogitHead, positions_of
+from heads.logits import LogitHead, checked_temperature, cooled_record, positions_of, values_at
 from heads.samples import to_numpy
 
 __all__ = ["LinearHead"]
@@ -30,6 +30,9 @@ class LinearHead(LogitHead):
     provenance : JSON-able: head, params, encoder_key, text_digest, classnames, fitted_on, featcache
     alpha : interpolation coefficient, None for a head that is no interpolation
     parents : the two heads that an interpolation lies between; evaluation then needs two products for a whole path
+    absent : class indices that the head never saw a row of (their logit is -10,000); heads that it is combined with
+        speak for them
+    classes : (C,) the label values that `predict` returns; None for class indices
 
     Examples
     --------
@@ -47,12 +50,17 @@ class LinearHead(LogitHead):
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
     alpha: float | None = None
     parents: tuple[LinearHead, LinearHead] | None = field(default=None, repr=False)
+    absent: tuple[int, ...] = ()
+    classes: NDArray[Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for key in ("weights", "bias"):
             object.__setattr__(self, key, np.ascontiguousarray(to_numpy(getattr(self, key)), np.float32))
         object.__setattr__(self, "classnames", tuple(self.classnames))
+        object.__setattr__(self, "absent", tuple(map(int, self.absent)))
         classes = len(self.classnames)
+        if self.classes is not None and len(self.classes) != classes:
+            raise HeadError(f"{len(self.classes)} label values and {classes} class names; give one label a class")
         if self.weights.ndim != 2 or len(self.weights) != classes or self.bias.shape != (classes,):
             raise HeadError(
                 f"weights {self.weights.shape}, bias {self.bias.shape} and {classes} class names do not fit; "
@@ -101,30 +109,33 @@ class LinearHead(LogitHead):
         index = positions_of(class_subset, self)
         names = tuple(self.classnames[i] for i in index.tolist())
         parents = self.parents and (self.parents[0].restrict(index), self.parents[1].restrict(index))
-        return replace(self, weights=self.weights[index], bias=self.bias[index], classnames=names, parents=parents)
+        absent = tuple(place for place, old in enumerate(index.tolist()) if old in self.absent)
+        rows: dict[str, Any] = {"weights": self.weights[index], "bias": self.bias[index]}
+        rows["classes"] = values_at(self.classes, index)
+        return replace(self, **rows, classnames=names, parents=parents, absent=absent)
 
     def with_temperature(self, temperature: float) -> LinearHead:
-        """The same head with its logits divided by a positive temperature."""
-        if not np.isfinite(temperature) or temperature <= 0:
-            raise HeadError(f"temperature must be a positive number, got {temperature!r}")
-        params = {**self.provenance.get("params", {}), "temperature_after": float(temperature)}
+        """The same head with its logits divided by a positive temperature, but for those of classes it never saw."""
+        divisor = np.full(len(self.bias), checked_temperature(temperature), np.float32)
+        divisor[list(self.absent)] = 1.0
         parents = self.parents and (
             self.parents[0].with_temperature(temperature),
             self.parents[1].with_temperature(temperature),
         )
         return replace(
             self,
-            weights=self.weights / np.float32(temperature),
-            bias=self.bias / np.float32(temperature),
-            provenance={**self.provenance, "params": params},
+            weights=self.weights / divisor[:, None],
+            bias=self.bias / divisor,
+            provenance=cooled_record(self.provenance, temperature),
             parents=parents,
         )
 
     def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Weights and bias; the interpolation coefficient."""
-        return {"weights": self.weights, "bias": self.bias}, {"alpha": self.alpha}
+        """Weights and bias; the interpolation coefficient, and the classes without a row."""
+        return {"weights": self.weights, "bias": self.bias}, {"alpha": self.alpha, "absent": list(self.absent)}
 
     @classmethod
     def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
         """The head of `to_file`; the parents of an interpolation stay behind."""
-        return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], **common)
+        absent = tuple(settings.get("absent", ()))  # files of before do not say
+        return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], absent=absent, **common)

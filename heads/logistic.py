@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -12,12 +13,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from heads.absent import ABSENT
 from heads.base import LinearClassifier
 from heads.checks import split_id
 from heads.held_out import selection_samples
 from heads.linear import LinearHead
 from heads.logistic_choice import METRICS, Choice, logistic_rows
-from heads.moment_classifier import ABSENT
 from heads.samples import Samples, as_samples
 from heads.solvers.logistic_path import Fitted, PathSolver
 from heads.solvers.logistic_rows import AnyRows
@@ -37,13 +38,16 @@ class Logistic(LinearClassifier):
     Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
     prior's weights. With W0 = 0 and three classes or more this is the objective, and the C, of
     ``sklearn.linear_model.LogisticRegression``. Two classes keep two weight vectors; scikit-learn then fits one vector
-    w, and ``LogisticRegression(C=2 * C)`` is the same model: ``w = W[1] - W[0]``.
+    w, and ``LogisticRegression(C=2 * C)`` is the same model: ``w = W[1] - W[0]``, its intercept ``b[1] - b[0]``, and the
+    same probabilities (at the optimum ``W[0] = -W[1] = -w/2``, so that ``1/2 ||W||² = 1/4 ||w||²``).
 
     Parameters
     ----------
     C
         Inverse penalty; a path of them to choose from; or "search", the CLIP paper's: 96 values from 1e-6 to 1e6,
         coarse then fine (`heads.c_search`). Its protocol is ``Logistic(C="search", metric="top1", refit=True)``.
+        Where no class has two rows nothing can be held out: without a selection split the C nearest to 1 is then
+        taken (on the log scale, the smaller of two), with a warning.
     fit_intercept
         Whether to fit an unpenalised intercept (in addition to the prior's).
     prior
@@ -56,7 +60,8 @@ class Logistic(LinearClassifier):
     max_iter
         Iterations for one C.
     refit
-        Whether the head of the chosen C is fitted once more, on training and selection rows together.
+        Whether the head of the chosen C, or of the one C given, is fitted once more, on training and selection rows
+        together. The heads of `path` have seen the training rows alone.
     in_memory
         Whether rows are held (True), or read anew for every evaluation (False, out of core). None holds arrays always,
         and stores that take up to half of the machine's memory.
@@ -69,7 +74,8 @@ class Logistic(LinearClassifier):
         The chosen inverse penalty.
     Cs_ : (A,) float64, ascending
     cv_scores_ : (A,) float64
-        `metric` on the selection split, or over the held-out rows of 5 folds; empty where there was one C.
+        `metric` on the selection split, or over the held-out rows of 5 folds; empty where there was one C, or where
+        nothing could be held out.
         (With "search", Cs_ are those it came to.)
     objectives_ : (A,) float64
         Minima, in scikit-learn's scale.
@@ -159,8 +165,8 @@ class Logistic(LinearClassifier):
         choice = Choice(rows, lambda chosen, keep: self._solver(chosen, prior, keep), self.metric, held_out)
         self._path, scores = choice.searched() if Cs is None else choice.along(Cs)
         self.Cs_, self.cv_scores_ = np.array([f.C for f in self._path]), scores
-        final = self._path[choice.best(scores)]
-        again = held_out if self.refit and scores.size else None
+        final = self._path[choice.best(self._path, scores)]
+        again = held_out if self.refit else None
         if again is not None:
             both = logistic_rows([samples, again], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
             final = self._solver(both, prior, None).fit(final.C)
@@ -173,18 +179,15 @@ class Logistic(LinearClassifier):
         return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
 
     def path_heads(self) -> list[LinearHead]:
-        """Every C as a `LinearHead`, for `heads.evaluate`, which takes them at once."""
+        """Every C as a `LinearHead`, for `heads.evaluate`, which takes them at once; all of the training rows alone."""
         check_is_fitted(self, "coef_")
-        return [
-            LinearHead(
-                f.weights.astype(np.float32),
-                f.intercepts.astype(np.float32),
-                self.classnames_,
-                name=f"{self.name} C={f.C:.6g}",
-                provenance={**self.provenance_, "params": {**self.provenance_["params"], "C": f.C}, "chosen_on": []},
-            )
-            for f in self._path
-        ]
+        record = {**self._path_record}
+        params = record.pop("params")
+        heads = []
+        for f in self._path:
+            head = self._on_path(f.weights, f.intercepts, 1.0, f"C={f.C:.6g}", params={**params, "C": f.C}, **record)
+            heads.append(replace(head, absent=tuple(np.flatnonzero(f.intercepts == ABSENT).tolist())))
+        return heads
 
     def _checked(self) -> Float | None:
         """Parameters in range; Cs ascending, None for the search."""
@@ -219,13 +222,15 @@ class Logistic(LinearClassifier):
             what = f"no convergence to tol={self.tol} in {self.max_iter} iterations at C = {', '.join(slow)}"
             warnings.warn(f"{what}; raise max_iter, or tol", ConvergenceWarning, stacklevel=3)
         self.coef_, self.intercept_, self.C_, self.temperature_ = final.weights, final.intercepts, final.C, 1.0
+        self._absent = tuple(np.flatnonzero(final.intercepts == ABSENT).tolist())
         self.objectives_ = np.array([f.objective for f in self._path])
         self.n_iter_ = np.array([f.iterations for f in self._path])
         params = {"C": self.C_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric, "selection": how}
         chosen_on = held_out.store if how == "split" and held_out is not None else None
+        params["prior"] = prior_record(prior)
+        self._path_record = self._provenance(dict(params), samples.store, parent=prior)
         identity: dict[str, Any] = {}
         if again is not None:
             params["refit"] = True
             identity["fitted_on"] = [split_id(s.store) for s in (samples, again) if s.store is not None]
-        params["prior"] = prior_record(prior)
-        self.provenance_ = self._provenance(params, samples.store, chosen_on, **identity)
+        self.provenance_ = self._provenance(params, samples.store, chosen_on, prior, **identity)

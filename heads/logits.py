@@ -18,7 +18,15 @@ from heads.samples import feature_blocks, is_store, to_numpy
 if TYPE_CHECKING:
     from heads.linear import LinearHead
 
-__all__ = ["LogitHead", "as_head", "positions_of"]
+__all__ = [
+    "LogitHead",
+    "as_head",
+    "checked_temperature",
+    "cooled_record",
+    "label_values",
+    "positions_of",
+    "values_at",
+]
 
 
 class LogitHead(ABC):
@@ -27,6 +35,9 @@ class LogitHead(ABC):
     Heads that differ in cheap last steps alone (interpolations of one pair, numbers of neighbours in one bank) share
     the work before: `sharing` tells which, `prepare` does it once for a block of rows, `finish` makes a head's logits
     of it. The general path is `logits`.
+
+    `classes` (C,) are the label values that `predict` returns, those of the ``y`` that the head was fitted on; None
+    stands for class indices.
     """
 
     kind: ClassVar[str]
@@ -34,6 +45,7 @@ class LogitHead(ABC):
     name: str
     provenance: dict[str, Any]
     alpha: float | None = None
+    classes: NDArray[Any] | None = None
 
     @property
     @abstractmethod
@@ -49,13 +61,17 @@ class LogitHead(ABC):
         """The same head over some classes only, in the order given."""
 
     @abstractmethod
+    def with_temperature(self, temperature: float) -> Self:
+        """The same head with its logits divided by a positive temperature."""
+
+    @abstractmethod
     def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Tensors and JSON-able settings, for `heads.save`."""
 
     @classmethod
     @abstractmethod
     def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
-        """The head of `to_file`; `common` holds name, classnames and provenance."""
+        """The head of `to_file`; `common` holds name, classnames, provenance, and label values where there are any."""
 
     @property
     def sharing(self) -> Hashable | None:
@@ -70,9 +86,14 @@ class LogitHead(ABC):
         """Logits (n, C) from what `prepare` gave to any head of the same `sharing`."""
         raise HeadError(f"{self.name} shares no work with other heads; take its logits")
 
-    def predict(self, X: Any) -> NDArray[np.int64]:
+    def predict_index(self, X: Any) -> NDArray[np.int64]:
         """Class index (n,) of the largest logit, of arrays or a store's valid rows; ties go to the lower index."""
         return np.concatenate([logits.argmax(axis=1) for logits in self._all_logits(X)])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Label (n,) of the largest logit, as in the ``y`` of `fit`; a class index of heads fitted on stores."""
+        index = self.predict_index(X)
+        return index if self.classes is None else np.asarray(self.classes[index])
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Softmax of the logits (n, C), of arrays or a store's valid rows."""
@@ -83,9 +104,9 @@ class LogitHead(ABC):
         return logits
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Accuracy, a fraction in [0, 1]; with arrays, `y` holds class indices."""
+        """Accuracy, a fraction in [0, 1]; `y` holds labels as `predict` returns them, a store class indices."""
         if is_store(X):
-            y = np.concatenate([labels for _, labels in X.blocks()])
+            return float((self.predict_index(X) == np.concatenate([labels for _, labels in X.blocks()])).mean())
         if y is None:
             raise HeadError("arrays need labels: score(X, y); only a store brings its own")
         return float((self.predict(X) == to_numpy(y)).mean())
@@ -136,10 +157,46 @@ class LogitHead(ABC):
             yield logits
 
 
+def label_values(classes: NDArray[Any]) -> NDArray[Any] | None:
+    """The label values (C,) that a head has to keep: None where they are the class indices.
+
+    Examples
+    --------
+    >>> label_values(np.array([0, 1, 2])), label_values(np.array([1, 3]))
+    (None, array([1, 3]))
+    """
+    values = np.asarray(classes)
+    return None if values.dtype.kind in "iu" and np.array_equal(values, np.arange(len(values))) else values
+
+
+def values_at(classes: NDArray[Any] | None, index: NDArray[np.integer]) -> NDArray[Any] | None:
+    """Label values of some classes."""
+    return None if classes is None else classes[index]
+
+
+def checked_temperature(temperature: float) -> float:
+    """A positive number (HeadError)."""
+    if not np.isfinite(temperature) or temperature <= 0:
+        raise HeadError(f"temperature must be a positive number, got {temperature!r}")
+    return float(temperature)
+
+
+def cooled_record(provenance: dict[str, Any], temperature: float) -> dict[str, Any]:
+    """Provenance of a head whose logits are divided by a temperature, on top of what was done before."""
+    params = dict(provenance.get("params", {}))
+    total = float(temperature) * params.get("temperature_after", 1.0)
+    return {**provenance, "params": {**params, "temperature_after": total}}
+
+
 def as_head(value: Any) -> LogitHead:
     """The `LogitHead` of a fitted estimator, or the head itself."""
     if isinstance(value, LogitHead):
         return value
+    if not hasattr(value, "frozen"):
+        raise HeadError(
+            f"{type(value).__name__} is no head of classes; give a fitted one of heads.HEADS (a RidgeRegression has "
+            "predict, save and load of its own)"
+        )
     head: LogitHead = value.frozen()
     return head
 

@@ -126,7 +126,7 @@ class LPPlusPlus(LinearClassifier):
         params = {"steps": self.steps_, "metric": self.metric, "selection": how}
         chosen = None if held_out is None else held_out.store
         self.provenance_ = self._provenance(
-            params, samples.store, chosen, **text_identity(text, samples, text.classnames)
+            params, samples.store, chosen, **text_identity(text, text.classnames)
         )
         return self
 

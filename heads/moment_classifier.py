@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from heads.absent import ABSENT
 from heads.base import LinearClassifier
 from heads.device_rows import chosen_rows, device_rows, rows_on_host
 from heads.held_out import RowSampler, selection_samples, thinned
@@ -24,12 +25,9 @@ from heads.solvers.moments import Moments
 from heads.store_moments import store_moments, worth_keeping
 from heads.temperature import fit_temperature
 
-__all__ = ["ABSENT", "MomentClassifier", "Solved"]
+__all__ = ["MomentClassifier", "Solved", "of_classes"]
 
 Float = NDArray[np.float64]
-
-ABSENT = -1e4
-"""Logit of a class without a training row: it is never predicted, and its probability is zero in any precision."""
 
 
 class Solved(NamedTuple):
@@ -80,7 +78,7 @@ class MomentClassifier(LinearClassifier):
         if present.sum() < 2:
             raise HeadError(f"{present.sum()} class has rows, expected at least 2; add rows of another class")
         held_out = None if selection is None else selection_samples(selection, samples)
-        solved = self._solve(_of_classes(self.moments_, present))
+        solved = self._solve(of_classes(self.moments_, present))
         self.coef_, self.intercept_ = np.zeros((len(present), samples.dim)), np.zeros(len(present))
         self.coef_[present], self.intercept_[present] = solved.weights, solved.intercepts
         if held_out is None:
@@ -89,7 +87,9 @@ class MomentClassifier(LinearClassifier):
             scored = list(self._scores_of(thinned(held_out), present))
         self.temperature_ = self._temperature(scored, samples, present)
         self.intercept_[~present] = ABSENT * self.temperature_
-        how = {"temperature": self.temperature_, "selection": "folds" if held_out is None else "split"}
+        self._absent = tuple(np.flatnonzero(~present).tolist())
+        by = "folds" if held_out is None else "split"
+        how = {"temperature": self.temperature_, "selection": by if any(len(y) for _, y in scored) else "none"}
         chosen = None if held_out is None else held_out.store
         self.provenance_ = self._provenance({**solved.params, **how}, samples.store, chosen)
         return self
@@ -115,7 +115,7 @@ class MomentClassifier(LinearClassifier):
         present = rest.counts > 0
         if present.sum() < 2:
             return np.zeros((0, rest.dim)), np.zeros(0), present
-        solved = self._solve(_of_classes(rest, present))
+        solved = self._solve(of_classes(rest, present))
         return solved.weights, solved.intercepts, present
 
     def _scores_of(self, blocks: Any, present: NDArray[np.bool_]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
@@ -164,6 +164,6 @@ def _parts(samples: Samples) -> list[Moments]:
     return fold_moments(samples.blocks(), dim=samples.dim, n_classes=len(samples.classnames))
 
 
-def _of_classes(moments: Moments, present: NDArray[np.bool_]) -> Moments:
+def of_classes(moments: Moments, present: NDArray[np.bool_]) -> Moments:
     """The same rows without the classes that have none."""
     return Moments(moments.xtx, moments.class_sums[present], moments.counts[present])

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.logits import LogitHead, positions_of
+from heads.logits import LogitHead, checked_temperature, cooled_record, positions_of, values_at
+from heads.samples import to_numpy
 from heads.search import INDEXES, NeighbourIndex
 
 __all__ = ["KNNHead", "NeighbourBank", "vote"]
@@ -25,19 +26,34 @@ class NeighbourBank:
 
     Parameters
     ----------
-    features : (N, D), in the type they are to be kept in
+    features : (N, D), in the type they are to be kept in; for exact search also a tensor, searched where it lies
     labels : (N,) class indices
     index : key of `heads.search.INDEXES`
     depth : the largest k that will be asked for
+    probes : how far an index of `heads.search.PROBED` looks, None for its default
+
+    Attributes
+    ----------
+    searched_on : the device
     """
 
-    def __init__(self, features: NDArray[np.floating], labels: NDArray[np.int64], index: str, depth: int) -> None:
-        self.features, self.labels, self.index, self.depth = features, labels, index, depth
-        self._search: NeighbourIndex = INDEXES[index](features, cosine=True)
+    def __init__(
+        self, features: Any, labels: NDArray[np.int64], index: str, depth: int, probes: int | None = None
+    ) -> None:
+        self.features, self.labels, self.index, self.depth, self.probes = features, labels, index, depth, probes
+        further = {} if probes is None else {"probes": probes}
+        self._search: NeighbourIndex = INDEXES[index](features, cosine=True, **further)
+        self.searched_on = self._search.device
 
     def neighbours(self, X: NDArray[np.floating], k: int) -> Neighbours:
-        """Cosines (n, k), descending, and labels (n, k) of the nearest rows; -inf where the index found fewer."""
-        cosines, rows = self._search.search(X, k)
+        """Cosines (n, k), descending, and labels (n, k) of the nearest rows; -inf where the index found fewer.
+
+        Cosines of a query with NaN or infinity are NaN, whatever the index makes of it (faiss finds nothing, which looks
+        like a row without votes): its logits then are NaN too, and predictions name the row.
+        """
+        bad = ~np.isfinite(X).all(axis=1)
+        cosines, rows = self._search.search(np.where(bad[:, None], 0, X) if bad.any() else X, k)
+        cosines[bad] = np.nan
         return cosines, self.labels[rows]
 
     def others(self, rows: NDArray[np.intp], k: int) -> Neighbours:
@@ -58,6 +74,8 @@ class KNNHead(LogitHead):
     bank : the rows
     n_neighbors, temperature : k and T of the vote
     columns : (C,) class indices of the bank that `classnames` are
+    classes : (C,) the label values that `predict` returns; None for class indices
+    scale : what the log vote shares are multiplied by: 1 / T of a temperature that was fitted afterwards
     """
 
     kind: ClassVar[str] = "knn"
@@ -69,6 +87,8 @@ class KNNHead(LogitHead):
     classnames: tuple[str, ...]
     name: str = "knn"
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    classes: NDArray[Any] | None = field(default=None, repr=False)
+    scale: float = 1.0
 
     @property
     def dim(self) -> int:
@@ -94,24 +114,33 @@ class KNNHead(LogitHead):
         shares = vote(cosines, labels, self.temperature, int(self.columns.max()) + 1)[:, self.columns]
         total = shares.sum(axis=1, keepdims=True)  # below 1 where votes went to classes that are masked here
         np.divide(shares, total, out=shares, where=total > 0)
-        return np.log(shares + FLOOR).astype(np.float32)
+        return (self.scale * np.log(shares + FLOOR)).astype(np.float32)
 
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
         """The same neighbours, of which those of other classes do not vote."""
         index = positions_of(class_subset, self)
         names = tuple(self.classnames[i] for i in index.tolist())
-        return replace(self, columns=self.columns[index], classnames=names)
+        classes = values_at(self.classes, index)
+        return replace(self, columns=self.columns[index], classnames=names, classes=classes)
+
+    def with_temperature(self, temperature: float) -> Self:
+        """The same votes, their logarithms divided by a positive temperature."""
+        scale = self.scale / checked_temperature(temperature)
+        return replace(self, scale=scale, provenance=cooled_record(self.provenance, temperature))
 
     def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The rows themselves, in their own type: the file needs no store."""
-        tensors = {"features": self.bank.features, "labels": self.bank.labels, "columns": self.columns}
+        tensors = {"features": to_numpy(self.bank.features), "labels": self.bank.labels, "columns": self.columns}
         settings = {"n_neighbors": self.n_neighbors, "temperature": self.temperature, "index": self.bank.index}
-        return tensors, settings
+        settings["scale"] = self.scale
+        return tensors, settings if self.bank.probes is None else {**settings, "probes": self.bank.probes}
 
     @classmethod
     def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
         """The head of `to_file`; its index is built again."""
-        bank = NeighbourBank(tensors["features"], tensors["labels"], settings["index"], settings["n_neighbors"])
+        depth, probes = settings["n_neighbors"], settings.get("probes")
+        bank = NeighbourBank(tensors["features"], tensors["labels"], settings["index"], depth, probes)
+        common["scale"] = settings.get("scale", 1.0)  # files of before do not say
         return cls(bank, settings["n_neighbors"], settings["temperature"], tensors["columns"], **common)
 
 
@@ -131,5 +160,5 @@ def vote(
     cells = np.arange(len(labels))[:, None] * width + labels
     votes = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=len(labels) * width)
     total = weights.sum(axis=1, keepdims=True)
-    shares: NDArray[np.float64] = votes.reshape(-1, width) / np.where(total > 0, total, 1.0)
+    shares: NDArray[np.float64] = votes.reshape(-1, width) / np.where(total == 0, 1.0, total)  # NaN makes all NaN
     return shares

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.checks import subset_by_name
-from heads.logits import LogitHead, positions_of
+from heads.logits import LogitHead, cooled_record, positions_of
 
 __all__ = ["ProjectedHead", "Projection", "load_projection"]
 
@@ -93,7 +93,8 @@ class Projection:
         groups = self.indices(head.classnames)
         if all(len(group) == 1 for group in groups) and len({group[0] for group in groups}) == len(groups):
             kept = head.restrict([group[0] for group in groups])
-            return replace(kept, classnames=self.classnames)  # type: ignore[type-var]  # heads are data classes
+            # Heads are data classes; the new classes are known by their places.
+            return replace(kept, classnames=self.classnames, classes=None)  # type: ignore[type-var]
         flat = [index for group in groups for index in group]
         used = np.unique(flat)
         if len(used) < 2:
@@ -179,6 +180,11 @@ class ProjectedHead(LogitHead):
         starts = np.cumsum([0, *map(len, kept[:-1])])
         names = tuple(self.classnames[i] for i in index.tolist())
         return replace(self, columns=np.concatenate(kept), starts=starts, classnames=names)
+
+    def with_temperature(self, temperature: float) -> Self:
+        """The largest of logits that are divided by a positive temperature."""
+        base = self.base.with_temperature(temperature)
+        return replace(self, base=base, provenance=cooled_record(self.provenance, temperature))
 
     def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """A projection is made where it is used: the head itself goes to the file."""

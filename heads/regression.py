@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -10,17 +11,23 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featcache.errors import HeadError
+from featcache.errors import HeadError, MismatchError
+from featcache.version import __version__
+from heads.checks import check_encoder, encoder_record, split_id
+from heads.held_out import SELECTION
+from heads.io import read_head, write_head
 from heads.ridge import ALPHAS
 from heads.ridge_problem import RidgeProblem, best_alpha, folds_of
 from heads.row_weights import checked_weights, group_ids
-from heads.samples import feature_blocks, is_store, raise_not_finite, to_numpy
+from heads.samples import feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
 from heads.solvers.eigh_path import Spectrum, check_alphas
 from heads.solvers.leave_one_out import squared_errors
 
 __all__ = ["RidgeRegression"]
 
 Float = NDArray[np.float64]
+
+_KIND = "ridge_regression"
 
 
 class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
@@ -47,6 +54,8 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     cv_errors_ : (A,) float64
         Mean over rows and targets of the squared error of rows that did not fit.
     n_features_in_, spectrum_
+    provenance_ : dict
+        Parameters, encoder, and the splits that it was fitted and chosen on; a store of another encoder is refused.
 
     Examples
     --------
@@ -64,6 +73,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     cv_errors_: Float
     n_features_in_: int
     spectrum_: Spectrum
+    provenance_: dict[str, Any]
 
     def __init__(self, alphas: Sequence[float] = ALPHAS, fit_intercept: bool = True, cv: Any = "loo") -> None:
         self.alphas = alphas
@@ -92,6 +102,8 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         ------
         HeadError
             For NaN or infinity (naming rows), shapes that do not fit, alphas <= 0.
+        MismatchError
+            If the selection split has another number of features or of targets, or another encoder.
         """
         alphas = check_alphas(self.alphas)
         targets, source, dim = _rows(X, y)
@@ -115,22 +127,28 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         if not np.isfinite(problem.diagonal()).all():
             raise_not_finite(source())
         self.n_features_in_ = dim
+        self.provenance_ = _record(X, None if selection is None else selection[0])
         self.spectrum_ = problem.spectrum()
         self.alphas_ = alphas
         self.cv_errors_ = self._errors(problem, alphas, selection) / wide.shape[1]
         self.alpha_ = best_alpha(alphas, self.cv_errors_)
         weights, intercepts = self.spectrum_.solve(self.alpha_)
         self.coef_, self.intercept_ = (weights, intercepts) if targets.ndim == 2 else (weights[0], float(intercepts[0]))
+        self.provenance_["params"] = {"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept)}
         return self
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, K, D) and intercepts (A, K) of every alpha of `alphas_`."""
         check_is_fitted(self, "coef_")
+        if not hasattr(self, "spectrum_"):
+            raise HeadError("a model from a file keeps the chosen alpha alone; fit it again for the path")
         return self.spectrum_.path(self.alphas_)
 
     def predict(self, X: Any) -> Float:
         """Targets (N,) or (N, K), as they were in `fit`; X is a store or array-like."""
         check_is_fitted(self, "coef_")
+        if is_store(X):
+            check_encoder(self.provenance_, self.n_features_in_, X)
         parts = []
         for features in feature_blocks(X):
             if features.shape[1] != self.n_features_in_:
@@ -143,12 +161,68 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
             parts.append(features.astype(np.float64) @ self.coef_.T + self.intercept_)
         return np.concatenate(parts)
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R² of the predictions, as `sklearn.metrics.r2_score`; X is a store or array-like, y may be a tensor."""
+        weights = None if sample_weight is None else to_numpy(sample_weight)
+        return float(super().score(X, to_numpy(y), weights))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model of the chosen alpha to a safetensors file, which `load` reads."""
+        check_is_fitted(self, "coef_")
+        tensors = {"weights": np.ascontiguousarray(self.coef_), "intercepts": np.atleast_1d(self.intercept_)}
+        tensors |= {"alphas": self.alphas_, "cv_errors": self.cv_errors_}
+        return write_head(path, tensors, {"kind": _KIND, "alpha": self.alpha_, "provenance": self.provenance_})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """A fitted model from a file of `save`: it predicts, and knows where it comes from.
+
+        Raises
+        ------
+        HeadError
+            If the file is missing, or was not written by `save`.
+        """
+        tensors, record = read_head(path)
+        if record.get("kind") != _KIND:
+            raise HeadError(f"{path}: a head of classes, not a regression; read it with heads.load")
+        model = cls(tensors["alphas"].tolist(), record["provenance"]["params"]["fit_intercept"])
+        model.coef_, model.alpha_ = tensors["weights"], record["alpha"]
+        intercepts = tensors["intercepts"]
+        model.intercept_ = intercepts if model.coef_.ndim == 2 else float(intercepts[0])
+        model.alphas_, model.cv_errors_ = tensors["alphas"], tensors["cv_errors"]
+        model.n_features_in_, model.provenance_ = model.coef_.shape[-1], record["provenance"]
+        return model
+
     def _errors(self, problem: RidgeProblem, alphas: Float, selection: Any) -> Float:
         if selection is None:
             return problem.errors(self.spectrum_, alphas)
-        targets, source, _ = _rows(*selection)
+        targets, source, dim = _rows(*selection)
         wide = targets.reshape(len(targets), -1)
-        return squared_errors(self.spectrum_, lambda: _beside(source(), wide), alphas, dtype=np.float64)
+        if (dim, wide.shape[1]) != (problem.dim, problem.n_targets):
+            raise MismatchError(
+                f"the selection split has {dim} features and {wide.shape[1]} targets, training has {problem.dim} and "
+                f"{problem.n_targets}; give rows of the same encoder and the same targets"
+            )
+        if not len(wide):
+            raise HeadError("the selection split has no row; choose on another split, or on none")
+        blocks = lambda: finite_blocks(lambda: _beside(source(), wide), SELECTION)  # noqa: E731 - a pass over it
+        return squared_errors(self.spectrum_, blocks, alphas, dtype=np.float64)
+
+
+def _record(X: Any, chosen: Any) -> dict[str, Any]:
+    """Provenance of rows, and of those of a selection split, which must be of one encoder where both are stores."""
+    fitted = X if is_store(X) else None
+    record = {
+        "head": _KIND,
+        "encoder_key": getattr(fitted, "encoder_key", None),
+        "encoder": encoder_record(fitted),
+        "fitted_on": [] if fitted is None else [split_id(fitted)],
+        "chosen_on": [split_id(chosen)] if is_store(chosen) else [],
+        "featcache": __version__,
+    }
+    if fitted is not None and is_store(chosen):
+        check_encoder(record, int(X.dim), chosen)
+    return record
 
 
 def _rows(X: Any, y: Any) -> tuple[Float, Any, int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from copy import copy
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any, Self
@@ -11,20 +10,18 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError
-from heads.base import LinearClassifier
 from heads.device_rows import device_rows
 from heads.held_out import selection_samples, thinned
 from heads.linear import LinearHead
-from heads.logits import positions_of
 from heads.ridge_on_device import DeviceRidgeProblem
+from heads.ridge_path import RidgePath
 from heads.ridge_problem import RidgeProblem, best_alpha, folds_of
 from heads.row_weights import class_weights, group_ids, row_weights
-from heads.samples import Samples, as_samples, require_finite
-from heads.solvers.eigh_path import Spectrum, check_alphas
+from heads.samples import Samples, as_samples, require_finite, to_numpy
+from heads.solvers.eigh_path import check_alphas
 from heads.solvers.folds import FOLDS
 from heads.solvers import ridge_device
-from heads.solvers.leave_one_out import squared_errors
+from heads.solvers.leave_one_out import Scored, squared_errors
 from heads.store_moments import store_moments, worth_keeping
 from heads.temperature import fit_temperature
 from heads.text_prior import checked_prior, prior_record
@@ -35,7 +32,7 @@ ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
 """Default path: 25 values from 1e-3 to 1e3, four a decade."""
 
 
-class Ridge(LinearClassifier):
+class Ridge(RidgePath):
     """Least squares to one-hot targets (0/1) with an L2 penalty, alpha chosen on rows that did not fit.
 
     Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²`` (sums, b unpenalised), scikit-learn's meaning of alpha.
@@ -53,11 +50,14 @@ class Ridge(LinearClassifier):
         gets groups); a number of folds, stratified by class or made of whole groups; or the fold of every row (N,).
         Folds come by subtracting their moments.
     class_weight
-        None, "balanced", or weights by class, as in scikit-learn. They also weigh the errors that choose alpha.
+        None, "balanced", or weights by class, as in scikit-learn: a sequence, or a mapping of labels, class names or
+        digits as JSON has them. They also weigh the errors that choose alpha, and the temperature's rows.
     prior
         A fitted linear head W0 (`LinearHead`, `ZeroShot`) that the weights shrink to instead of zero: the penalty is
         ``alpha ||W - s W0||²``. W0 loses its mean over classes, which changes no prediction, and s brings its scores
-        to the scale of the targets (least squares; `prior_scale_`). Its bias is not used.
+        to the scale of the targets (least squares; `prior_scale_`). Its bias is not used. s is fitted on all training
+        rows, and leave-one-out, by group too, is exact for that s: the one number s has seen the row that is left out.
+        Folds have an s of their own, from their training rows; a selection split takes no part in s.
 
     Attributes
     ----------
@@ -69,14 +69,16 @@ class Ridge(LinearClassifier):
     cv_errors_ : (A,) float64
         Mean over rows and classes of the squared error: by `cv`, or on the selection split.
     temperature_ : float
-        Scores divided by it are logits; fitted by NLL on the selection split, or on exact leave-one-out scores.
+        Scores divided by it are logits; fitted by (weighted) NLL on the selection split, or on scores by `cv`.
     prior_scale_ : float
         s of the prior; 0 without one.
     classes_, classnames_, n_features_in_, provenance_, spectrum_
 
     Notes
     -----
-    A class without a training row (a store's, or one of `classnames`) gets zero weights and intercept zero.
+    A class without a training row (a store's, or one of `classnames`) has targets of zero alone: without a prior its
+    weights and intercept are zero; with one its weights are ``alpha (S + alpha I)^-1 s W0_c``, S the Gram matrix of the
+    rows (centred, if there is an intercept): the prior's, less what targets of zero take from them.
     Fewer rows than features are solved in the dual form (`heads.solvers.dual`). A store is never held in memory.
     Rows that lie on a GPU (CUDA tensors, `heads.resident`) are passed over there; with weights, groups, or fewer rows
     than features the passes are on the host.
@@ -93,11 +95,8 @@ class Ridge(LinearClassifier):
 
     name = "ridge"
 
-    alpha_: float
-    alphas_: NDArray[np.float64]
     cv_errors_: NDArray[np.float64]
     prior_scale_: float
-    spectrum_: Spectrum
 
     def __init__(
         self,
@@ -166,41 +165,8 @@ class Ridge(LinearClassifier):
         self.coef_, self.intercept_ = self.spectrum_.solve(self.alpha_)
         self.prior_scale_ = 0.0 if problem.base is None else self._scale(problem.base)
         self.temperature_ = self._temperature(problem, held_out)
-        self._record(samples, held_out, prior, weighted=problem.weights is not None)
+        self._record(samples, held_out, prior, problem)
         return self
-
-    def path(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights (A, C, D) and intercepts (A, C) of every alpha of `alphas_`: scores, before any temperature."""
-        if not hasattr(self, "spectrum_"):
-            raise HeadError("this Ridge is not fitted yet; call fit first")
-        return self.spectrum_.path(self.alphas_)
-
-    def restrict(self, class_subset: Sequence[int], alpha: float | None = None) -> Self:
-        """A fitted copy with some target columns only, in the order given; no pass over the rows.
-
-        Rows of the other classes stay in the fit, as rows of none of these. The temperature stays.
-
-        Parameters
-        ----------
-        class_subset
-            Class indices, at least two, none twice.
-        alpha
-            Another penalty than `alpha_`.
-
-        Raises
-        ------
-        HeadError
-            Before fit, for indices outside [0, C), or repeated ones.
-        """
-        index = positions_of(class_subset, self.linear())
-        found = copy(self)
-        found.alpha_ = self.alpha_ if alpha is None else float(alpha)
-        found.spectrum_ = self.spectrum_.columns(index)
-        found.coef_, found.intercept_ = found.spectrum_.solve(found.alpha_)
-        found.classes_, found.classnames_ = self.classes_[index], tuple(self.classnames_[i] for i in index.tolist())
-        params = {**self.provenance_["params"], "alpha": found.alpha_, "of_classes": len(self.classnames_)}
-        found.provenance_ = {**self.provenance_, "params": params, "classnames": list(found.classnames_)}
-        return found
 
     def _problem(
         self, samples: Samples, sample_weight: Any, groups: Any, prior: LinearHead | None, *, choose: bool
@@ -239,12 +205,9 @@ class Ridge(LinearClassifier):
 
     def _weighted(self, held_out: Samples) -> Iterator[tuple[NDArray[Any], ...]]:
         """The selection rows, weighted by class as those that fit."""
-        if self.class_weight is None:
-            yield from held_out.blocks()
-            return
-        weights = class_weights(self.class_weight, held_out.labels(), held_out.classes)
+        weights = None if self.class_weight is None else self._class_weights(held_out)
         for features, labels in held_out.blocks():
-            yield features, labels, weights[labels]
+            yield (features, labels) if weights is None else (features, labels, weights[labels])
 
     def _scale(self, base: NDArray[np.float64]) -> float:
         """The s of the prior: what the base of the spectrum is of it."""
@@ -253,15 +216,26 @@ class Ridge(LinearClassifier):
         return float((found * base).sum()) / power if found is not None and power > 0 else 0.0
 
     def _temperature(self, problem: RidgeProblem, held_out: Samples | None) -> float:
-        """Temperature by `fit_temperature` on rows that did not fit the scores."""
-        if held_out is None:
-            blocks = list(problem.scores(self.spectrum_, self.alpha_))
-        else:
-            drawn = thinned(held_out)
-            blocks = [(x.astype(np.float64) @ self.coef_.T + self.intercept_, y) for x, y in drawn]
-        return fit_temperature(np.concatenate([s for s, _ in blocks]), np.concatenate([labels for _, labels in blocks]))
+        """Temperature by `fit_temperature` on rows that did not fit the scores, weighted as those that did."""
+        blocks = problem.scores(self.spectrum_, self.alpha_) if held_out is None else self._held_out_scores(held_out)
+        scores, labels, weights = (np.concatenate(column) for column in zip(*blocks, strict=True))
+        return fit_temperature(scores, labels, weights=weights)
 
-    def _record(self, samples: Samples, held_out: Samples | None, prior: LinearHead | None, *, weighted: bool) -> None:
+    def _held_out_scores(self, held_out: Samples) -> Iterator[Scored]:
+        """Scores of a share of the selection rows, their labels, and the weights of their classes."""
+        weights = self._class_weights(held_out)
+        for x, y in thinned(held_out):
+            yield x.astype(np.float64) @ self.coef_.T + self.intercept_, y, weights[y]
+
+    def _class_weights(self, samples: Samples) -> NDArray[np.float64]:
+        """Weight of each class (C,) among these rows."""
+        if self.class_weight is None:
+            return np.ones(len(samples.classnames))
+        return class_weights(self.class_weight, samples.labels(), samples.classes, samples.classnames)
+
+    def _record(
+        self, samples: Samples, held_out: Samples | None, prior: LinearHead | None, problem: RidgeProblem
+    ) -> None:
         """Provenance."""
         how = "split" if held_out is not None else "leave-one-out" if isinstance(self.cv, str) else "folds"
         params: dict[str, Any] = {
@@ -270,11 +244,27 @@ class Ridge(LinearClassifier):
             "temperature": self.temperature_,
             "selection": how,
         }
-        if weighted:
+        if held_out is None:
+            params["cv"] = self.cv if isinstance(self.cv, str) else int(problem.fold_ids.max()) + 1
+        if problem.groups is not None:
+            params["groups"] = len(np.unique(problem.groups))
+        if problem.weights is not None:
             params["weighted"] = True
+        if self.class_weight is not None:
+            params["class_weight"] = _plain_weights(self.class_weight)
         if prior is not None:
             params |= {"prior": prior_record(prior), "prior_scale": self.prior_scale_}
-        self.provenance_ = self._provenance(params, samples.store, None if held_out is None else held_out.store)
+        chosen = None if held_out is None else held_out.store
+        self.provenance_ = self._provenance(params, samples.store, chosen, prior)
+
+
+def _plain_weights(class_weight: Any) -> Any:
+    """Class weights as JSON has them."""
+    if isinstance(class_weight, str):
+        return class_weight
+    if isinstance(class_weight, Mapping):
+        return {str(label): float(weight) for label, weight in class_weight.items()}
+    return to_numpy(class_weight).astype(np.float64).tolist()
 
 
 def _rows(samples: Samples) -> int:

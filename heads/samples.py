@@ -7,7 +7,7 @@ A store streams: `Samples.blocks` never holds more than a block. Arrays are one 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ __all__ = [
     "Samples",
     "as_samples",
     "feature_blocks",
+    "finite_blocks",
     "gathered",
     "is_store",
     "lies_elsewhere",
@@ -144,12 +145,19 @@ def as_samples(
 
 
 def gathered(samples: Samples) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    """All rows in memory: float16 of a store, which is what it holds, and arrays as they are."""
+    """All rows in memory: arrays as they are, blocks as float16 where that is all they hold (an image store's)."""
     if samples.store is None:
         ((features, labels),) = samples.blocks()
         return features, labels
-    blocks = [(features.astype(np.float16), labels.copy()) for features, labels in samples.blocks()]
+    blocks = [(_narrowed(features), labels.copy()) for features, labels in samples.blocks()]
     return np.concatenate([x for x, _ in blocks]), np.concatenate([y for _, y in blocks])
+
+
+def _narrowed(features: NDArray[np.floating]) -> NDArray[np.floating]:
+    """A copy as float16, if no value changes by it."""
+    with np.errstate(over="ignore"):
+        narrow = features.astype(np.float16)
+    return narrow if np.array_equal(narrow, features) else np.array(features, np.result_type(features, np.float16))
 
 
 def require_finite(samples: Samples, moment_diagonal: NDArray[np.float64]) -> None:
@@ -163,7 +171,34 @@ def require_finite(samples: Samples, moment_diagonal: NDArray[np.float64]) -> No
     raise_not_finite(features for features, _ in samples.blocks())
 
 
-def raise_not_finite(blocks: Iterable[NDArray[np.floating]]) -> NoReturn:
+def finite_blocks(
+    blocks: Callable[[], Iterator[tuple[NDArray[Any], ...]]], what: str = "features"
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Blocks ``(X, ...)`` as they come, refused at the first with NaN or infinity in X.
+
+    `blocks` gives them anew at every call: a second pass, made for the error alone, names all such rows. A sum is
+    finite only if all that it sums is, and costs less than looking at every number.
+
+    Raises
+    ------
+    HeadError
+        Naming the rows, and `what` they are.
+
+    Examples
+    --------
+    >>> [x.shape for (x,) in finite_blocks(lambda: iter([(np.eye(2),), (np.ones((1, 2)),)]))]
+    [(2, 2), (1, 2)]
+    """
+    for block in blocks():
+        features = block[0]
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = features.sum(dtype=np.result_type(features.dtype, np.float32))
+        if not np.isfinite(total) and not np.isfinite(features).all():
+            raise_not_finite((found[0] for found in blocks()), what)
+        yield block
+
+
+def raise_not_finite(blocks: Iterable[NDArray[np.floating]], what: str = "features") -> NoReturn:
     """Raise a `HeadError` that names the rows with NaN or infinity."""
     bad: list[int] = []
     offset = 0
@@ -171,8 +206,8 @@ def raise_not_finite(blocks: Iterable[NDArray[np.floating]]) -> NoReturn:
         bad += (np.flatnonzero(~np.isfinite(features).all(axis=1)) + offset).tolist()
         offset += len(features)
     shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-    what = f"{len(bad)} rows (of {offset} valid ones, from 0): {shown}" if bad else "no single row: they overflow"
-    raise HeadError(f"features hold NaN or infinity in {what}; drop these rows or encode the images again")
+    where = f"{len(bad)} rows (of {offset} valid ones, from 0): {shown}" if bad else "no single row: they overflow"
+    raise HeadError(f"{what} hold NaN or infinity in {where}; drop these rows or encode the images again")
 
 
 def _matrix(X: Any, *, anywhere: bool = False) -> Any:
@@ -222,14 +257,15 @@ def _labels(y: Any) -> NDArray[Any]:
 
 
 def _as_indices(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
-    """Position of each label in the sorted `classes`; unknown labels are an error that names them."""
+    """Position of each label in `classes`; unknown labels are an error that names them."""
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):
         raise HeadError(
             f"labels {unknown[:10].tolist()} are not among the {len(classes)} classes "
             f"{classes[:5].tolist()}...; labels are indices into classnames, or values seen in training"
         )
-    return np.searchsorted(classes, labels)
+    order = np.argsort(classes)
+    return np.asarray(order[np.searchsorted(classes, labels, sorter=order)])
 
 
 def _checked(samples: Samples) -> Samples:

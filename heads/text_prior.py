@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featcache.errors import HeadError, MismatchError
-from heads.checks import split_id
+from heads.absent import without_opinion
 from heads.linear import LinearHead
 from heads.logits import as_head
 from heads.samples import Samples, as_samples
@@ -52,21 +52,23 @@ def checked_prior(prior: Any, samples: Samples) -> LinearHead | None:
             f"prior {head.name!r} has weights {head.weights.shape}, the training rows need {expected}; pass "
             "classnames if some classes have no row, or restrict the prior to the classes at hand"
         )
-    return head
+    return without_opinion(head)
 
 
 def prior_record(prior: LinearHead | None) -> dict[str, Any] | None:
-    """What provenance keeps of a prior."""
-    return None if prior is None else {"head": prior.name, "text_digest": prior.provenance.get("text_digest")}
+    """What the parameters in provenance say of a prior; the splits that it knows are among those of the new head."""
+    if prior is None:
+        return None
+    record = prior.provenance
+    return {"head": prior.name, "text_digest": record.get("text_digest"), "params": record.get("params", {})}
 
 
-def text_identity(text: LinearHead, samples: Samples, classnames: tuple[str, ...]) -> dict[str, Any]:
+def text_identity(text: LinearHead, classnames: tuple[str, ...]) -> dict[str, Any]:
     """Provenance that the text head adds: the head is bound to the text tower, too."""
     record = text.provenance
-    ours = [] if samples.store is None else [split_id(samples.store)]
     return {
+        "parent": text,
         "text_digest": record.get("text_digest"),
-        "fitted_on": [*ours, *record.get("fitted_on", [])],
         "classnames": list(classnames),
         "base": {"head": record.get("head", text.name), "params": record.get("params", {})},
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any, Self
 
 import numpy as np
@@ -30,10 +32,14 @@ PAPER = (1.0, 5.5)
 class TipAdapter(NonlinearClassifier):
     """Zero-shot logits plus what the training rows near the image vote: no training, not linear.
 
-    With V the unit image features, K and Y the unit features and one-hot labels of the training rows, and W, b the
-    zero-shot head::
+    With X the image features and V the same of unit length, K and Y the unit features and one-hot labels of the
+    training rows, and W, b the zero-shot head::
 
-        logits = V W.T + b + alpha exp(-beta (1 - V K.T)) Y
+        logits = X W.T + b + alpha exp(-beta (1 - V K.T)) Y
+
+    In the paper features are of unit length everywhere, as those of stores are: X is V. Of arrays whose rows have other
+    lengths the votes take the direction alone, while the zero-shot head takes the rows as they are, so that alpha = 0
+    is that head whatever linear head it is; give unit rows for the paper's balance of the two.
 
     Parameters
     ----------
@@ -121,14 +127,28 @@ class TipAdapter(NonlinearClassifier):
         how = self._choose(alphas, betas, text, bank, rows, held_out)
         chosen = held_out.store if how == "split" and held_out is not None else None
         params = {"alpha": self.alpha_, "beta": self.beta_, "metric": self.metric, "selection": how}
-        self.provenance_ = self._provenance(
-            params, samples.store, chosen, **text_identity(text, samples, self.classnames_)
-        )
+        identity = text_identity(text, self.classnames_)
+        self.provenance_ = self._provenance(params, samples.store, chosen, **identity)
+        self._path = alphas.tolist(), betas.tolist(), self._provenance(params, samples.store, **identity)
         columns = np.arange(len(self.classnames_))
         self.head_ = TipAdapterHead(
             text, bank, self.alpha_, self.beta_, columns, self.classnames_, self.name, self.provenance_
         )
         return self
+
+    def path_heads(self) -> list[TipAdapterHead]:
+        """A head for every pair of the grids: `heads.evaluate` takes the affinities once, and votes once a beta.
+
+        Pairs come by beta, then by alpha. None of them is chosen; all have the one bank (and its trained keys).
+        """
+        self.frozen()
+        alphas, betas, record = self._path
+        heads = []
+        for beta, alpha in product(betas, alphas):
+            own = {**record, "params": {**record["params"], "alpha": alpha, "beta": beta}}
+            name = f"{self.name} alpha={alpha:.6g} beta={beta:.6g}"
+            heads.append(replace(self.head_, strength=alpha, sharpness=beta, name=name, provenance=own))
+        return heads
 
     def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:
         """The rows as keys."""

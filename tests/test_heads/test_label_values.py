@@ -1,0 +1,113 @@
+"""Labels that are no class indices: a saved head gives those that its estimator gave."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import heads
+from featcache.errors import HeadError
+from heads import KNN, LinearDiscriminant, Logistic, NearestMean, Ridge, TipAdapter
+
+KINDS = {
+    "ridge": Ridge,
+    "logistic": lambda: Logistic([1.0]),
+    "nearest_mean": NearestMean,
+    "discriminant": LinearDiscriminant,
+    "knn": lambda: KNN([1, 5]),
+}
+VALUES = {
+    "numbers": np.array([1, 3, 4, 7, -2]),
+    "names": np.array(["wasp", "ant", "bee", "cow", "dog"]),
+    "floats": np.array([0.0, 2.0, 4.0, 5.0, 9.0]),
+    "objects": np.array(["wasp", "ant", "bee", "cow", "dog"], dtype=object),
+}
+
+
+@pytest.mark.parametrize("values", sorted(VALUES))
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_loaded_head_predicts_the_estimators_labels(images: Any, tmp_path: Path, kind: str, values: str) -> None:
+    X, index = images().numpy()
+    y, test = VALUES[values][index], images(seed=3)
+    fitted = KINDS[kind]().fit(X, y)
+    expected, truth = fitted.predict(test.X), VALUES[values][test.y]
+    assert set(expected) <= set(VALUES[values].tolist())
+    loaded = heads.load(fitted.save(tmp_path / "head.safetensors"))
+    for head in (fitted.frozen(), loaded):
+        found = head.predict(test.X)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+        assert head.score(test.X, truth) == fitted.score(test.X, truth) > 0.8
+    np.testing.assert_array_equal(loaded.predict_index(test.X), loaded.logits(test.X).argmax(axis=1))
+
+
+def test_labels_follow_restriction_interpolation_and_sums(images: Any) -> None:
+    X, index = images().numpy()
+    y, test = np.array([1, 3, 4, 7, 9])[index], images(seed=3)
+    one, two = Ridge().fit(X, y).linear(), NearestMean().fit(X, y).linear()
+    keep = np.isin(test.y, [0, 4])
+    two_classes = one.restrict([4, 0])
+    assert set(two_classes.predict(test.X).tolist()) == {9, 1}
+    assert two_classes.score(test.X[keep], np.where(test.y[keep] == 4, 9, 1)) > 0.9
+    for head in (*heads.interpolate(one, two, [0.5]), heads.blend([one, two]), one.with_temperature(2.0)):
+        assert head.score(test.X, np.array([1, 3, 4, 7, 9])[test.y]) > 0.9
+    few = KNN(3).fit(X, y).frozen().restrict([3, 1])
+    assert set(few.predict(test.X).tolist()) == {7, 3}
+
+
+def test_classes_without_a_row_keep_their_place(images: Any) -> None:
+    X, index = images().numpy()
+    y = np.array([1, 3, 4, 7, 9])[index]
+    restricted = Ridge().fit(X, y).restrict([3, 0])
+    np.testing.assert_array_equal(restricted.linear().predict(X), restricted.predict(X))
+
+
+def test_a_store_has_class_indices_whatever_the_labels_were(images: Any, tmp_path: Path) -> None:
+    X, index = images().numpy()
+    fitted = Ridge().fit(X, np.array([10, 20, 30, 40, 50])[index])
+    store = images(seed=3, classnames=("10", "20", "30", "40", "50"))
+    loaded = heads.load(fitted.save(tmp_path / "head.safetensors"))
+    for head in (fitted, fitted.frozen(), loaded):
+        assert head.score(store) == (head.predict(store) == 10 * (store.y + 1)).mean() > 0.9
+        (row,) = heads.evaluate([head], [store])
+        assert row["animals:top1"] == pytest.approx(head.score(store))
+
+
+@pytest.mark.parametrize("kind", [Ridge, lambda: KNN(5)])
+def test_heads_of_stores_predict_indices_and_save_no_labels(images: Any, tmp_path: Path, kind: Any) -> None:
+    store = images(seed=3)
+    loaded = heads.load(kind().fit(images()).save(tmp_path / "head.safetensors"))
+    with safe_open(str(tmp_path / "head.safetensors"), framework="np") as file:
+        assert "classes" not in json.loads(file.metadata()["head"])
+    assert loaded.classes is None
+    assert loaded.predict(store).dtype == np.int64
+    assert loaded.score(store) == (loaded.predict(store) == store.y).mean() == loaded.score(store.X, store.y) > 0.8
+
+
+@pytest.mark.parametrize("kind", [Ridge, lambda: KNN(5), TipAdapter])
+def test_files_of_before_mean_indices(images: Any, texts: Any, tmp_path: Path, kind: Any) -> None:
+    more = {"texts": texts()} if kind is TipAdapter else {}
+    path = kind().fit(images(), **more).save(tmp_path / "head.safetensors")
+    with safe_open(str(path), framework="np") as file:
+        metadata = file.metadata()
+    record = json.loads(metadata["head"])
+    for added in ("classes", "absent", "scale"):
+        record.pop(added, None)
+    save_file(load_file(path), tmp_path / "old.safetensors", metadata | {"head": json.dumps(record)})
+    old, new, X = heads.load(tmp_path / "old.safetensors"), heads.load(path), images(seed=3).X
+    np.testing.assert_array_equal(old.predict(X), new.predict(X))
+    np.testing.assert_array_equal(old.logits(X), new.logits(X))
+    assert old.classes is None
+
+
+def test_labels_that_no_file_can_hold_are_refused(images: Any, tmp_path: Path) -> None:
+    X, index = images().numpy()
+    fitted = Ridge().fit(X, np.array([b"a", b"b", b"c", b"d", b"e"])[index])
+    with pytest.raises(HeadError, match="fit on numbers or strings"):
+        fitted.save(tmp_path / "head.safetensors")
+    with pytest.raises(HeadError, match="one label a class"):
+        heads.LinearHead(np.eye(3), np.zeros(3), ("a", "b", "c"), classes=np.array([1, 2]))
