@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from featcache.errors import MismatchError
+from featcache.errors import HeadError, MismatchError
 from heads.device_rows import device_rows, rows_on_host
-from heads.samples import Samples, as_samples, is_store
+from heads.samples import Samples, as_samples, finite_blocks, is_store, raise_not_finite
 
-__all__ = ["RowSampler", "selection_samples", "thinned"]
+__all__ = ["SELECTION", "RowSampler", "selection_samples", "thinned"]
+
+SELECTION = "features of the selection split"
 
 # Rows that fit a temperature: at least 16,384, and up to two million scores. One number needs no more: its standard
 # error is then about 1%, which moves the NLL by less than 1e-4.
@@ -20,13 +23,30 @@ _ROWS = 2**14
 _SCORES = 2**21
 
 
+class _HeldOut(Samples):
+    """Rows that choose: their blocks are checked as they pass, for a choice by NaN, or by no row, would be silent."""
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64]]]:
+        """Blocks ``(X (n, D), y (n,))``; a HeadError names rows with NaN or infinity, or says that there are none."""
+        rows = 0
+        for features, labels in finite_blocks(super().blocks, SELECTION):
+            rows += len(labels)
+            yield features, labels
+        if not rows:
+            raise HeadError("the selection split has no valid row; choose on another split, or on none")
+
+
 def selection_samples(selection: Any, samples: Samples) -> Samples:
     """The selection split, a store or ``(X, y)``, as samples of the training rows' classes and encoder.
+
+    Rows in memory are checked here, those of a store as they are read.
 
     Raises
     ------
     MismatchError
         If encoder, class list or width differ from those of the training rows.
+    HeadError
+        For NaN or infinite features (naming rows).
     """
     if not is_store(selection):
         X, y = selection
@@ -42,7 +62,15 @@ def selection_samples(selection: Any, samples: Samples) -> Samples:
             )
     if held_out.dim != samples.dim:
         raise MismatchError(f"the selection split has {held_out.dim} features, training has {samples.dim}")
-    return held_out
+    checked = _HeldOut(held_out.dim, held_out.classes, held_out.classnames, held_out.source)
+    there = device_rows(checked)
+    if there is not None:
+        if not torch.isfinite(there[0].sum(dtype=torch.float64)):
+            raise_not_finite((features for features, _ in held_out.blocks()), SELECTION)
+    elif checked.store is None:
+        for _ in checked.blocks():
+            pass
+    return checked
 
 
 class RowSampler:

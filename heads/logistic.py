@@ -38,8 +38,8 @@ class Logistic(LinearClassifier):
     Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
     prior's weights. With W0 = 0 and three classes or more this is the objective, and the C, of
     ``sklearn.linear_model.LogisticRegression``. Two classes keep two weight vectors; scikit-learn then fits one vector
-    w, and ``LogisticRegression(C=2 * C)`` is the same model: ``w = W[1] - W[0]``, its intercept ``b[1] - b[0]``, and the
-    same probabilities (at the optimum ``W[0] = -W[1] = -w/2``, so that ``1/2 ||W||² = 1/4 ||w||²``).
+    w, and ``LogisticRegression(C=2 * C)`` is the same model: ``w = W[1] - W[0]``, its intercept ``b[1] - b[0]``, equal
+    probabilities (at the optimum ``W[0] = -W[1] = -w/2``, so that ``1/2 ||W||² = 1/4 ||w||²``).
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.c_search import search
+from heads.c_search import GRID, search
 from heads.device_rows import chosen_rows, device_rows
 from heads.kernels import linear_nll
 from heads.metrics import row_statistics
@@ -50,7 +51,7 @@ class Choice:
     how: str = "none"
 
     def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
-        """Every C ascending, and their scores; no scores for a single C."""
+        """Every C ascending, and their scores; no scores for a single C, or where no row can be held out."""
         solver = self.solver(self.rows, None)
         path = [solver.fit(C) for C in Cs.tolist()]
         if len(path) == 1:
@@ -63,13 +64,20 @@ class Choice:
             fold = self.solver(self.rows, keep)
             sums, rows = self._fold_sums(scored, [fold.fit(C) for C in Cs.tolist()])
             total, n = total + sums, n + rows
-        return path, total / max(n, 1)
+        if n:
+            return path, total / n
+        return path, self._nothing_held_out()
 
     def searched(self) -> tuple[list[Fitted], Float]:
-        """The CLIP paper's search; the path of the C that it came to, ascending, and their scores."""
-        self.how = "folds" if self.held_out is None else "split"
+        """The CLIP paper's search; the path of the C that it came to, ascending, and their scores.
+
+        Where no row can be held out there is nothing to search by: the C of the grid that is nearest to 1.
+        """
         solver, fitted, scores = self.solver(self.rows, None), {}, {}
         folds = [(self.solver(self.rows, keep), scored) for keep, scored in self._folds()] if not self.held_out else []
+        if self.held_out is None and not folds:
+            return [solver.fit(float(GRID[_nearest_to_one(GRID)]))], self._nothing_held_out()
+        self.how = "folds" if self.held_out is None else "split"
 
         def score(C: float) -> float:
             fitted[C] = solver.fit(C)
@@ -83,13 +91,20 @@ class Choice:
         Cs = sorted(search(score))
         return [fitted[C] for C in Cs], np.array([scores[C] for C in Cs])
 
-    def best(self, scores: Float) -> int:
-        """Position of the best score, the smaller C on ties."""
+    def best(self, path: Sequence[Fitted], scores: Float) -> int:
+        """Position of the best score, the smaller C on ties; without scores that of the C nearest to 1."""
         if not scores.size:
-            return 0
+            return _nearest_to_one(np.array([f.C for f in path]))
         if not np.isfinite(scores).all():
             raise HeadError("the selection rows give no finite score: they hold NaN or infinity; drop these rows")
         return int(scores.argmin() if self.metric == "nll" else scores.argmax())
+
+    def _nothing_held_out(self) -> Float:
+        """No scores, and a warning of it."""
+        self.how = "none"
+        what = "nothing chooses C: no class has two rows, so that none can be held out; the C nearest to 1 is taken"
+        warnings.warn(f"{what} (give a selection split, or one C)", UserWarning, stacklevel=4)
+        return np.zeros(0)
 
     def _split_scores(self, path: Sequence[Fitted], held_out: Samples) -> Float:
         """`metric` of some heads on the selection split, in one pass over it."""
@@ -120,7 +135,8 @@ class Choice:
 
     def _kernel_sums(self, X: torch.Tensor, labels: torch.Tensor, fitted: Sequence[Fitted]) -> Float:
         """Sums of `metric` over rows that lie on a device, there, in float32."""
-        weights, bias = [f.weights.astype(np.float32) for f in fitted], [f.intercepts.astype(np.float32) for f in fitted]
+        weights = [f.weights.astype(np.float32) for f in fitted]
+        bias = [f.intercepts.astype(np.float32) for f in fitted]
         found = linear_nll(X, weights, labels, bias=bias)
         return np.asarray(found.nll if self.metric == "nll" else found.top1, np.float64)
 
@@ -211,6 +227,11 @@ def _capacity(part: Samples) -> int:
     if hasattr(part.store, "__len__"):
         return len(part.store)
     return sum(len(labels) for _, labels in part.blocks())
+
+
+def _nearest_to_one(Cs: Float) -> int:
+    """Position of the C nearest to 1 on the log scale, the smaller on ties."""
+    return int(np.abs(np.log10(Cs)).round(9).argmin())
 
 
 def _memory() -> int:

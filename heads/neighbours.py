@@ -48,8 +48,8 @@ class NeighbourBank:
     def neighbours(self, X: NDArray[np.floating], k: int) -> Neighbours:
         """Cosines (n, k), descending, and labels (n, k) of the nearest rows; -inf where the index found fewer.
 
-        Cosines of a query with NaN or infinity are NaN, whatever the index makes of it (faiss finds nothing, which looks
-        like a row without votes): its logits then are NaN too, and predictions name the row.
+        Cosines of a query with NaN or infinity are NaN, whatever the index makes of it (faiss finds nothing, which
+        looks like a row without votes): its logits then are NaN too, and predictions name the row.
         """
         bad = ~np.isfinite(X).all(axis=1)
         cosines, rows = self._search.search(np.where(bad[:, None], 0, X) if bad.any() else X, k)

@@ -18,9 +18,9 @@ from heads.ridge_path import RidgePath
 from heads.ridge_problem import RidgeProblem, best_alpha, folds_of
 from heads.row_weights import class_weights, group_ids, row_weights
 from heads.samples import Samples, as_samples, require_finite, to_numpy
+from heads.solvers import ridge_device
 from heads.solvers.eigh_path import check_alphas
 from heads.solvers.folds import FOLDS
-from heads.solvers import ridge_device
 from heads.solvers.leave_one_out import Scored, squared_errors
 from heads.store_moments import store_moments, worth_keeping
 from heads.temperature import fit_temperature
@@ -156,10 +156,7 @@ class Ridge(RidgePath):
         require_finite(samples, problem.diagonal())
         self.spectrum_ = problem.spectrum()
         self.alphas_ = alphas
-        if held_out is None:
-            errors = problem.errors(self.spectrum_, alphas)
-        else:
-            errors = self._errors_on(held_out, alphas)
+        errors = problem.errors(self.spectrum_, alphas) if held_out is None else self._errors_on(held_out, alphas)
         self.cv_errors_ = errors / len(samples.classnames)
         self.alpha_ = best_alpha(alphas, self.cv_errors_)
         self.coef_, self.intercept_ = self.spectrum_.solve(self.alpha_)

@@ -15,7 +15,7 @@ from heads.device_rows import chosen_rows, rows_on_host
 from heads.held_out import RowSampler
 from heads.ridge_problem import AnyMoments, RidgeProblem
 from heads.solvers.eigh_path import Spectrum
-from heads.solvers.leave_one_out import leave_one_out_scores
+from heads.solvers.leave_one_out import Scored, leave_one_out_scores
 from heads.solvers.parallel import Blocks
 from heads.solvers.ridge_device import leave_one_out_errors, moments, squared_errors
 
@@ -51,8 +51,8 @@ class DeviceRidgeProblem(RidgeProblem):
         found = [squared_errors(part, *self._of_fold(k), alphas) for k, part in enumerate(self.fold_spectra)]
         return np.average(found, axis=0, weights=np.bincount(self.folds))
 
-    def scores(self, spectrum: Spectrum, alpha: float) -> Iterator[tuple[Float, NDArray[np.integer]]]:
-        """Scores of a share of the rows under fits without them, and their labels; that share comes to the host."""
+    def scores(self, spectrum: Spectrum, alpha: float) -> Iterator[Scored]:
+        """Scores of a share of the rows under fits without them, and what is theirs; that share comes to the host."""
         rows = RowSampler(self.rows, self.n_targets)(self.rows)
         features, labels = rows_on_host(self.there, rows)
         if self.folds is None:
@@ -61,7 +61,7 @@ class DeviceRidgeProblem(RidgeProblem):
         for fold, part in enumerate(self.fold_spectra):
             mine = self.folds[rows] == fold
             weights, intercepts = part.solve(alpha)
-            yield features[mine].astype(np.float64) @ weights.T + intercepts, labels[mine]
+            yield features[mine].astype(np.float64) @ weights.T + intercepts, labels[mine], np.ones(int(mine.sum()))
 
     def _of_fold(self, fold: int) -> tuple[Tensor, Tensor]:
         return chosen_rows(self.there, self.fold_ids == fold)

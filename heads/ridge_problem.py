@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.held_out import RowSampler
+from heads.samples import to_numpy
 from heads.solvers.dual import decompose_rows
 from heads.solvers.eigh_path import Spectrum, decompose
 from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
 from heads.solvers.leave_group_out import leave_group_out_errors, leave_group_out_scores
-from heads.solvers.leave_one_out import leave_one_out_errors, leave_one_out_scores, squared_errors
+from heads.solvers.leave_one_out import Scored, leave_one_out_errors, leave_one_out_scores, squared_errors
 from heads.solvers.moments import Moments
 from heads.solvers.parallel import Blocks
 from heads.solvers.targets import TargetMoments, wide_targets
@@ -139,19 +140,20 @@ class RidgeProblem:
         """float64 for number targets: nothing is known of their size beforehand."""
         return np.float64 if self.numbers else None
 
-    def scores(self, spectrum: Spectrum, alpha: float) -> Iterator[tuple[Float, NDArray[np.integer]]]:
-        """Scores of a share of the rows under fits without them, and their labels."""
-        keep = RowSampler(self.rows, self.n_targets)
+    def scores(self, spectrum: Spectrum, alpha: float) -> Iterator[Scored]:
+        """Scores of a share of the rows under fits without them, their labels and weights."""
+        keep = RowSampler(self.rows if self.weights is None else np.count_nonzero(self.weights), self.n_targets)
         if self.folds is not None:
             solved = [part.solve(alpha) for part in self.fold_spectra]
             for fold, block in self._pieces():
-                rows = keep(len(block[0]))
+                features, labels, *share = _rows_of(block, keep)
                 weights, intercepts = solved[fold]
-                yield block[0][rows].astype(np.float64) @ weights.T + intercepts, block[1][rows]
+                scores = features.astype(np.float64) @ weights.T + intercepts
+                yield scores, labels, share[0] if share else np.ones(len(labels))
         elif self.groups is not None:
-            for scores, labels in leave_group_out_scores(spectrum, self.blocks(), self.groups, alpha):
-                rows = keep(len(labels))
-                yield scores[rows], labels[rows]
+            for found in leave_group_out_scores(spectrum, self.blocks(), self.groups, alpha):
+                scores, labels, share = _rows_of(found, keep)
+                yield scores, labels, share
         else:
             yield from leave_one_out_scores(spectrum, (_rows_of(block, keep) for block in self.blocks()), alpha)
 
@@ -184,7 +186,9 @@ class RidgeProblem:
 
 
 def _rows_of(block: tuple[NDArray[Any], ...], keep: RowSampler) -> tuple[NDArray[Any], ...]:
-    rows = keep(len(block[0]))
+    """What `keep` takes of the next rows; those without weight, the third column, do not count."""
+    heavy = np.flatnonzero(block[2]) if len(block) > 2 else np.arange(len(block[0]))
+    rows = heavy[keep(len(heavy))]
     return tuple(column[rows] for column in block)
 
 
@@ -206,7 +210,7 @@ def folds_of(cv: Any, labels: NDArray[np.integer], n_classes: int, groups: NDArr
             raise HeadError("leave-one-out needs 2 rows or more, got n_samples=1; give a selection split")
         return None
     pairs = isinstance(cv, list | tuple) and all(isinstance(split, tuple) and len(split) == 2 for split in cv)
-    found = _of_splits(cv, len(labels)) if pairs else np.asarray(cv)
+    found = _of_splits(cv, len(labels)) if pairs else to_numpy(cv)
     if found.ndim == 0 and found.dtype.kind in "iu" and 2 <= found <= len(labels):
         return FoldAssigner(n_classes, int(found))(labels) if groups is None else group_folds(groups, int(found))
     if found.shape == labels.shape:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from heads.samples import to_numpy
 
 __all__ = ["RowStream"]
 
@@ -65,7 +66,7 @@ class RowStream:
         if not callable(self.source):
             raise HeadError(f"source must be a function that gives blocks, got {type(self.source).__name__}")
         for X, y in self.source():
-            features, labels = np.asarray(X), np.asarray(y, np.int64)
+            features, labels = to_numpy(X), to_numpy(y).astype(np.int64, copy=False)
             if features.shape != (len(labels), self.dim):
                 raise HeadError(f"a block has features {features.shape}, expected ({len(labels)}, {self.dim})")
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classnames):

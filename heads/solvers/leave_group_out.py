@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from heads.solvers.coupled import intercept_leverage
 from heads.solvers.eigh_path import Spectrum, check_alphas
+from heads.solvers.leave_one_out import Scored
 from heads.solvers.parallel import Blocks
 from heads.solvers.targets import wide_targets
 
@@ -58,12 +59,12 @@ def leave_group_out_errors(spectrum: Spectrum, blocks: Blocks, groups: NDArray[n
 
 def leave_group_out_scores(
     spectrum: Spectrum, blocks: Blocks, groups: NDArray[np.integer], alpha: float
-) -> Iterator[tuple[Float, NDArray[np.integer]]]:
-    """``(scores (n, C), y (n,))``: what the ridge fitted without a row's group predicts for it; rows by group."""
+) -> Iterator[Scored]:
+    """``(scores (n, C), y (n,), weights (n,))``: what the ridge fitted without a row's group predicts; by group."""
     for x, y, share in _complete(blocks, groups):
         z, rest = _rotated(spectrum, x, y)
         wide = wide_targets(y.reshape(-1), rest.shape[-1])
-        yield wide - _left_out(spectrum, z, rest, share, alpha).reshape(wide.shape), y.reshape(-1)
+        yield wide - _left_out(spectrum, z, rest, share, alpha).reshape(wide.shape), y.reshape(-1), share.reshape(-1)
 
 
 def _rotated(spectrum: Spectrum, x: NDArray[Any], y: NDArray[Any]) -> tuple[Float, Float]:

@@ -28,7 +28,10 @@ from heads.solvers.eigh_path import Spectrum, check_alphas
 from heads.solvers.parallel import Blocks, map_pieces
 from heads.solvers.targets import wide_targets
 
-__all__ = ["leave_one_out_errors", "leave_one_out_scores", "mean_errors", "squared_errors"]
+__all__ = ["Scored", "leave_one_out_errors", "leave_one_out_scores", "mean_errors", "squared_errors"]
+
+Scored = tuple[NDArray[np.float64], NDArray[np.integer], NDArray[np.float64]]
+"""Scores (n, C) of rows under fits without them, their labels (n,) and weights (n,)."""
 
 # Below this many multiply-adds the direct form in float64 takes well under a second, and needs no approximation.
 _DIRECT_WORK = 4e9
@@ -74,27 +77,25 @@ def squared_errors(
     return _errors(spectrum, blocks, check_alphas(alphas), dtype, leave_out=False)
 
 
-def leave_one_out_scores(
-    spectrum: Spectrum, blocks: Blocks, alpha: float
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.integer]]]:
-    """Blocks ``(scores (n, C), y (n,))``: what the ridge fitted without row i predicts for row i.
+def leave_one_out_scores(spectrum: Spectrum, blocks: Blocks, alpha: float) -> Iterator[Scored]:
+    """Blocks ``(scores (n, C), y (n,), weights (n,))``: what the ridge fitted without row i predicts for row i.
 
-    With the prediction ŷ of the full fit and one-hot targets y: ``(ŷ - h y) / (1 - h)``.
+    With the prediction ŷ of the full fit and one-hot targets y: ``(ŷ - h y) / (1 - h)``. Weights are ones without any.
     """
     weights, intercept = spectrum.solve(alpha)
     shrink = 1.0 / (spectrum.eigenvalues + alpha)
 
     def of_piece(
         features: NDArray[np.floating], labels: NDArray[np.integer], share: NDArray[np.float64] | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
+    ) -> Scored:
         x = features.astype(np.float64)
         scores = x @ weights.T + intercept
         z = (x - spectrum.mean_x) @ spectrum.vectors
         leverage = z**2 @ shrink + intercept_leverage(spectrum)
-        if share is not None:
-            leverage *= share
+        weight = np.ones(len(labels)) if share is None else share
+        leverage *= weight
         scores[np.arange(len(labels)), labels] -= leverage
-        return scores / (1.0 - leverage)[:, None], labels
+        return scores / (1.0 - leverage)[:, None], labels, weight
 
     return map_pieces(blocks, of_piece)
 

@@ -64,3 +64,31 @@ def test_closed_forms(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     for kind in (LinearDiscriminant, NearestMean):
         want, found = kind().fit(*rows), kind().fit(rows[0].cuda(), rows[1].cuda())
         np.testing.assert_allclose(found.coef_, want.coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_neighbours(rows: tuple[torch.Tensor, torch.Tensor], tmp_path: Any) -> None:
+    from heads import KNN, load
+
+    X, y = rows[0][:6000], rows[1][:6000]
+    want, found = KNN().fit(X, y), KNN().fit(X.cuda(), y.cuda())
+    assert found.head_.bank.features.is_cuda
+    assert (want.provenance_["searched_on"], found.provenance_["searched_on"]) == ("cpu", "cuda:0")
+    assert found.accuracies_ == pytest.approx(want.accuracies_, abs=2e-3)
+    np.testing.assert_allclose(
+        found.predict_proba(rows[0][6000:7000].cuda()), want.predict_proba(rows[0][6000:7000]), atol=1e-2
+    )
+    loaded = load(found.save(tmp_path / "knn.safetensors"))
+    assert (loaded.predict(rows[0][6000:7000]) == found.predict(rows[0][6000:7000])).mean() > 0.99
+
+
+def test_labels_and_selection_rows_there(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    from featcache.errors import HeadError
+    from heads import NearestMean
+
+    X, y = rows[0].cuda(), rows[1].cuda()
+    head = NearestMean().fit(X[:15_000], y[:15_000], selection=(X[15_000:], y[15_000:]))
+    assert head.score(X, y) == head.score(rows[0], rows[1].numpy()) > 0.3
+    dirty = X[15_000:].clone()
+    dirty[[7, 4000], 3] = torch.nan
+    with pytest.raises(HeadError, match=r"selection split hold NaN .* 2 rows \(of 5000 valid ones, from 0\): 7, 4000"):
+        NearestMean().fit(X[:15_000], y[:15_000], selection=(dirty, y[15_000:]))

@@ -36,15 +36,20 @@ def test_reaches_scikit_learns_optimum(draw: Any, fit_intercept: bool, n: int, d
         assert_same_predictions(logits, model.decision_function(X.astype(np.float64)))
 
 
-def test_two_classes_are_two_vectors(draw: Any) -> None:
-    """Softmax over two classes at C is scikit-learn's single vector at 2 C: w = W[1] - W[0]."""
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("C", [0.05, 3.0, 100.0])
+def test_two_classes_are_two_vectors(draw: Any, C: float, fit_intercept: bool) -> None:
+    """Softmax over two classes at C is scikit-learn's single vector at 2 C, and not at C: w = W[1] - W[0]."""
     X, y = draw(200, 8, 2)
-    head = Logistic(3.0).fit(X, y)
-    model = reference(X, y, 6.0)
+    head = Logistic(C, fit_intercept=fit_intercept, tol=1e-10).fit(X, y)
+    model, other = (reference(X, y, times * C, fit_intercept) for times in (2.0, 1.0))
     assert head.coef_.shape == (2, 8)
+    np.testing.assert_allclose(head.coef_[0], -head.coef_[1], atol=1e-3 * np.abs(head.coef_).max())
     np.testing.assert_allclose(head.coef_[1] - head.coef_[0], model.coef_[0], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(head.intercept_[1] - head.intercept_[0], model.intercept_[0], rtol=1e-2, atol=1e-3)
-    np.testing.assert_allclose(head.predict_proba(X), model.predict_proba(X.astype(np.float64)), atol=1e-4)
+    np.testing.assert_allclose(head.intercept_[1] - head.intercept_[0], model.intercept_, rtol=1e-2, atol=1e-3)
+    probabilities = model.predict_proba(X.astype(np.float64))
+    np.testing.assert_allclose(head.predict_proba(X), probabilities, atol=1e-4)
+    assert np.abs(other.predict_proba(X.astype(np.float64)) - probabilities).max() > 1e-2
 
 
 def test_warm_path_equals_cold_fits(draw: Any) -> None:
@@ -88,7 +93,8 @@ def test_a_class_without_rows(images: Any, texts: Any) -> None:
 
 def test_one_row_a_class_and_separable_rows(draw: Any) -> None:
     X, _ = draw(6, 20, 3)
-    head = Logistic().fit(X, np.arange(6))
+    with pytest.warns(UserWarning, match="nothing chooses C"):
+        head = Logistic().fit(X, np.arange(6))
     assert head.score(X, np.arange(6)) == 1.0
     assert np.isfinite(head.coef_).all()
 

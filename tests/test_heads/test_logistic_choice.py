@@ -1,5 +1,6 @@
 """How C is chosen: selection split, folds, the CLIP paper's search, and the fit on both splits afterwards."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -109,3 +110,52 @@ def test_refit_sees_both_splits(images: Any) -> None:
     assert [entry["split"] for entry in once.provenance_["fitted_on"]] == ["train"]
     with pytest.raises(HeadError, match="or 'search', got 'coarse'"):
         Logistic("coarse").fit(train)
+
+
+def test_one_C_is_refitted_too(images: Any) -> None:
+    train, selection = images(n=80, noise=0.6), images(n=120, seed=9, noise=0.6, split="val", dataset_key="data-9")
+    head = Logistic(10.0, refit=True, tol=1e-10).fit(train, selection=selection)
+    once = Logistic(10.0, tol=1e-10).fit(train)
+    both = [np.concatenate(columns) for columns in zip(train.numpy(), selection.numpy(), strict=True)]
+    np.testing.assert_allclose(head.coef_, Logistic(10.0, tol=1e-10).fit(*both).coef_, atol=1e-2)
+    assert np.abs(head.coef_ - once.coef_).max() > 0.1
+    np.testing.assert_array_equal(head.path()[0][0], once.coef_)
+    assert [entry["split"] for entry in head.provenance_["fitted_on"]] == ["train", "val"]
+    assert (head.provenance_["params"]["selection"], head.provenance_["chosen_on"]) == ("none", [])
+
+
+@pytest.mark.parametrize("C", [10.0, [0.1, 10.0]])
+def test_the_path_of_a_refitted_head_has_seen_the_training_rows_alone(images: Any, C: Any) -> None:
+    train, selection = images(n=80, noise=0.6), images(n=120, seed=9, noise=0.6, split="val", dataset_key="data-9")
+    head = Logistic(C, refit=True).fit(train, selection=selection)
+    for k, (member, value) in enumerate(zip(head.path_heads(), head.Cs_, strict=True)):
+        np.testing.assert_array_equal(member.weights, head.path()[0][k].astype(np.float32))
+        assert [entry["split"] for entry in member.provenance["fitted_on"]] == ["train"]
+        assert member.provenance["chosen_on"] == []
+        assert "refit" not in member.provenance["params"]
+        assert member.provenance["params"]["C"] == value
+    assert head.provenance_["params"]["refit"]
+
+
+def test_one_row_a_class_takes_the_C_nearest_to_one(draw: Any) -> None:
+    """Nothing can be held out: scores of no rows must not choose."""
+    X, _ = draw(6, 20, 3)
+    y = np.arange(6)
+    for Cs, wanted in ((np.logspace(-2, 4, 13), 1.0), ([10.0, 0.1], 0.1), ([5.0, 30.0], 5.0)):
+        with pytest.warns(UserWarning, match="nothing chooses C: no class has two rows"):
+            head = Logistic(Cs).fit(X, y)
+        assert pytest.approx(wanted) == head.C_
+        assert (len(head.Cs_), len(head.cv_scores_)) == (len(Cs), 0)
+        assert head.provenance_["params"]["selection"] == "none"
+        np.testing.assert_allclose(head.coef_, Logistic(head.C_).fit(X, y).coef_, atol=1e-2)
+    with pytest.warns(UserWarning, match="nothing chooses C"):
+        head = Logistic("search").fit(X, y)
+    assert head.Cs_.tolist() == [head.C_] == [GRID[47]]
+    assert 0.8 < head.C_ < 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Logistic(50.0).fit(X, y).C_ == 50.0
+        split = Logistic([0.1, 10.0]).fit(X, y, selection=(X, y))
+        folds = Logistic([0.1, 10.0]).fit(np.concatenate([X, X[:1]]), np.append(y, 0))
+    assert [head.provenance_["params"]["selection"] for head in (split, folds)] == ["split", "folds"]
+    assert len(split.cv_scores_) == len(folds.cv_scores_) == 2

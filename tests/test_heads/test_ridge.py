@@ -13,11 +13,7 @@ from heads import Ridge
 ALPHAS = np.logspace(-3, 3, 13)
 
 
-# Its temperature is fitted on rows, not on weights, and with it the probabilities that this check compares.
-_WEIGHTS = {"check_sample_weight_equivalence_on_dense_data": "temperature counts rows; weights equal repeated rows"}
-
-
-@parametrize_with_checks([Ridge()], expected_failed_checks=lambda _: _WEIGHTS)
+@parametrize_with_checks([Ridge()])
 def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 

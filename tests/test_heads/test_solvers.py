@@ -94,7 +94,7 @@ def test_leave_one_out_equals_ridge_cv(real_features: Any, fit_intercept: bool) 
         errors = leave_one_out_errors(spectrum, lambda: [(X, y)], ALPHAS, dtype=dtype)
         np.testing.assert_allclose(errors, wanted, rtol=1e-5)
         assert ALPHAS[errors.argmin()] == model.alpha_
-    scores = np.concatenate([s for s, _ in leave_one_out_scores(spectrum, [(X, y)], ALPHAS[2])])
+    scores = np.concatenate([s for s, *_ in leave_one_out_scores(spectrum, [(X, y)], ALPHAS[2])])
     each = ((onehot - scores) ** 2).sum(axis=1)
     np.testing.assert_allclose(each, model.cv_results_[:, :, 2].sum(axis=1), rtol=1e-5)
 
@@ -103,7 +103,7 @@ def test_leave_one_out_equals_ridge_cv(real_features: Any, fit_intercept: bool) 
 def test_leave_one_out_equals_refits_without_each_row(draw: Any, fit_intercept: bool) -> None:
     X, y = draw(40, 6, 3)
     spectrum = decompose(moments_of(X, y, 3), fit_intercept=fit_intercept)
-    scores = np.concatenate([s for s, _ in leave_one_out_scores(spectrum, [(X, y)], 0.1)])
+    scores = np.concatenate([s for s, *_ in leave_one_out_scores(spectrum, [(X, y)], 0.1)])
     wide, onehot = X.astype(np.float64), np.eye(3)[y]
     for i in range(40):
         keep = np.arange(40) != i

@@ -186,3 +186,16 @@ def test_rows_that_are_not_finite_are_named(images: Any, texts: Any) -> None:
         TipAdapter().fit(X, y, texts=texts())
     with pytest.raises(HeadError, match=r"\[3, 8\]"):
         head.predict(X)
+
+
+def test_rows_of_other_lengths_vote_by_direction_and_meet_the_text_head_as_they_are(images: Any, texts: Any) -> None:
+    train, test, zero = images(n=70, noise=0.5), images(n=60, seed=4, noise=0.5), ZeroShot().fit(texts()).linear()
+    X, y = train.numpy(np.float64)
+    lengths = np.random.default_rng(0).uniform(0.2, 5.0, size=130)[:, None]
+    K, V = X * lengths[:70], test.X * lengths[70:]
+    head = TipAdapter([1.7], [4.0]).fit(K, y, texts=zero)
+    votes = formula(zero, X, y, test.X, 1.7, 4.0) - formula(zero, X, y, test.X, 0.0, 4.0)
+    base = V @ zero.weights.T.astype(np.float64) + zero.bias
+    np.testing.assert_allclose(head.frozen().logits(V), base + votes, rtol=1e-4, atol=1e-4)
+    nothing = TipAdapter([0.0], [4.0]).fit(K, y, texts=zero)
+    np.testing.assert_array_equal(nothing.frozen().logits(V), zero.logits(V))
