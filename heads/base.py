@@ -133,7 +133,12 @@ class LinearClassifier(HeadClassifier):
         return self.linear()
 
     def _on_path(
-        self, weights: NDArray[np.float64], intercepts: NDArray[np.float64], temperature: float, name: str, **record: Any
+        self,
+        weights: NDArray[np.float64],
+        intercepts: NDArray[np.float64],
+        temperature: float,
+        name: str,
+        **record: Any,
     ) -> LinearHead:
         """A head of the path, as `linear` makes the chosen one; `record` replaces parts of its provenance."""
         return LinearHead(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
-from heads.moment_classifier import MomentClassifier, Solved
+from heads.absent import ABSENT
+from heads.linear import LinearHead
+from heads.moment_classifier import MomentClassifier, Solved, of_classes
 from heads.solvers.eigh_path import steady_eigh
 from heads.solvers.moments import Moments
 
 __all__ = ["LinearDiscriminant", "NearestMean"]
 
 Float = NDArray[np.float64]
+
+SHRINKAGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""What `LinearDiscriminant.path_heads` gives beside the fitted head."""
 
 
 class NearestMean(MomentClassifier):
@@ -133,41 +141,54 @@ class LinearDiscriminant(MomentClassifier):
         check_is_fitted(self, "provenance_")
         return float(self.provenance_["params"]["shrinkage"])
 
+    def path_heads(self, shrinkages: Sequence[float | str] = SHRINKAGES) -> list[LinearHead]:
+        """The fitted head and those of other shrinkages, ascending, from the moments and one decomposition.
+
+        Accuracies are each shrinkage's own. Temperatures of their own would take another pass over held-out rows: each
+        head gets the one at which its logits spread as far over the classes, on the training rows, as the fitted
+        head's do.
+
+        Parameters
+        ----------
+        shrinkages
+            Numbers from 0 to 1, "auto" or "oas".
+
+        Raises
+        ------
+        HeadError
+            For other shrinkages.
+        """
+        own, present = self.linear(), self.moments_.counts > 0
+        moments = of_classes(self.moments_, present)
+        spread = _spread(self.coef_[present], self.intercept_[present], moments)
+        found: dict[float, LinearHead] = {}
+        for weights, intercepts, solved in self._solved(moments, [*shrinkages, self.shrinkage_]):
+            ratio = _spread(weights, intercepts, moments) / spread if spread > 0 else 1.0
+            temperature = self.temperature_ * (ratio or 1.0)
+            rows, bias = np.zeros(self.coef_.shape), np.full(len(present), ABSENT * temperature)
+            rows[present], bias[present] = weights, intercepts
+            params = {**self.provenance_["params"], **solved, "temperature": temperature}
+            name = f"shrinkage={solved['shrinkage']:.6g}"
+            found[solved["shrinkage"]] = self._on_path(rows, bias, temperature, name, params=params)
+        found[self.shrinkage_] = replace(own, name=found[self.shrinkage_].name)
+        return [found[shrinkage] for shrinkage in sorted(found)]
+
     def _solve(self, moments: Moments) -> Solved:
+        return next(self._solved(moments, [self.shrinkage]))
+
+    def _solved(self, moments: Moments, shrinkages: Sequence[float | str]) -> Iterator[Solved]:
+        """The head of each shrinkage, from one decomposition."""
         means = moments.class_sums / moments.counts[:, None]
         within = (moments.xtx - means.T @ (moments.counts[:, None] * means)) / moments.n
         eigenvalues, vectors = steady_eigh(within)
-        spectrum, shrinkage = self._shrunk(np.maximum(eigenvalues, 0.0), moments)
-        # S is a difference of moments: what is zero in it is rounding of X.T X.
-        usable = spectrum > np.finfo(np.float64).eps * moments.xtx.trace() / moments.n * moments.dim
-        inverse = np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=usable)
-        weights = ((means @ vectors) * inverse) @ vectors.T
-        intercepts = self._log_priors(moments.counts) - (weights * means).sum(axis=1) / 2
-        return Solved(weights, intercepts, {"shrinkage": shrinkage, "priors": self.priors})
-
-    def _shrunk(self, eigenvalues: Float, moments: Moments) -> tuple[Float, float]:
-        """Eigenvalues of the shrunk covariance, and the shrinkage."""
-        variance = float(eigenvalues.mean())
-        power = float(moments.xtx.trace()) / moments.n / moments.dim
-        if variance > 1e-13 * power:
-            shrinkage = self._shrinkage(eigenvalues, moments.n)
-            return (1 - shrinkage) * eigenvalues + shrinkage * variance, shrinkage
-        # Only rounding: the rows of each class are all the same.
-        variance = power - float((moments.sum_x**2).sum()) / moments.n**2 / moments.dim
-        return np.full(moments.dim, variance if variance > 1e-13 * power else 1.0), 1.0
-
-    def _shrinkage(self, eigenvalues: Float, n: int) -> float:
-        """Share s of the identity, from the spectrum of S and the number of rows."""
-        dim = len(eigenvalues)
-        if self.shrinkage == "auto":
-            return dim / (n - 1 + dim)
-        if self.shrinkage == "oas":
-            square, mean = float((eigenvalues**2).sum()) / dim**2, float(eigenvalues.mean())
-            spread = (n + 1) * (square - mean**2 / dim)
-            return min((square + mean**2) / spread, 1.0) if spread > 0 else 1.0
-        if isinstance(self.shrinkage, str) or not 0 <= self.shrinkage <= 1:
-            raise HeadError(f"shrinkage is {self.shrinkage!r}, expected a number from 0 to 1, 'auto' or 'oas'")
-        return float(self.shrinkage)
+        for wanted in shrinkages:
+            spectrum, shrinkage = _shrunk(np.maximum(eigenvalues, 0.0), moments, wanted)
+            # S is a difference of moments: what is zero in it is rounding of X.T X.
+            usable = spectrum > np.finfo(np.float64).eps * moments.xtx.trace() / moments.n * moments.dim
+            inverse = np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=usable)
+            weights = ((means @ vectors) * inverse) @ vectors.T
+            intercepts = self._log_priors(moments.counts) - (weights * means).sum(axis=1) / 2
+            yield Solved(weights, intercepts, {"shrinkage": shrinkage, "priors": self.priors})
 
     def _log_priors(self, counts: NDArray[np.int64] | Float) -> Float:
         if self.priors == "empirical":
@@ -175,3 +196,36 @@ class LinearDiscriminant(MomentClassifier):
         if self.priors == "uniform":
             return np.full(len(counts), -np.log(len(counts)))
         raise HeadError(f"priors are {self.priors!r}, expected 'empirical' or 'uniform'")
+
+
+def _shrunk(eigenvalues: Float, moments: Moments, wanted: float | str) -> tuple[Float, float]:
+    """Eigenvalues of the shrunk covariance, and the shrinkage."""
+    variance = float(eigenvalues.mean())
+    power = float(moments.xtx.trace()) / moments.n / moments.dim
+    if variance > 1e-13 * power:
+        shrinkage = _shrinkage(eigenvalues, moments.n, wanted)
+        return (1 - shrinkage) * eigenvalues + shrinkage * variance, shrinkage
+    # Only rounding: the rows of each class are all the same.
+    variance = power - float((moments.sum_x**2).sum()) / moments.n**2 / moments.dim
+    return np.full(moments.dim, variance if variance > 1e-13 * power else 1.0), 1.0
+
+
+def _shrinkage(eigenvalues: Float, n: int, wanted: float | str) -> float:
+    """Share s of the identity, from the spectrum of S and the number of rows."""
+    dim = len(eigenvalues)
+    if wanted == "auto":
+        return dim / (n - 1 + dim)
+    if wanted == "oas":
+        square, mean = float((eigenvalues**2).sum()) / dim**2, float(eigenvalues.mean())
+        spread = (n + 1) * (square - mean**2 / dim)
+        return min((square + mean**2) / spread, 1.0) if spread > 0 else 1.0
+    if isinstance(wanted, str) or not 0 <= wanted <= 1:
+        raise HeadError(f"shrinkage is {wanted!r}, expected a number from 0 to 1, 'auto' or 'oas'")
+    return float(wanted)
+
+
+def _spread(weights: Float, intercepts: Float, moments: Moments) -> float:
+    """Root mean square over the rows behind the moments, and over classes, of scores less the row's mean score."""
+    W, b = weights - weights.mean(axis=0), intercepts - intercepts.mean()
+    squares = float(((W @ moments.xtx) * W).sum() + 2 * (b @ (W @ moments.sum_x)) + moments.n * (b @ b))
+    return float(np.sqrt(max(squares, 0.0) / (moments.n * len(b))))

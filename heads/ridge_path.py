@@ -34,8 +34,8 @@ class RidgePath(LinearClassifier):
     def path_heads(self) -> list[LinearHead]:
         """Every alpha, ascending, as logits for `heads.evaluate`, which takes them at once.
 
-        Accuracies are each alpha's own. All scores are divided by the chosen alpha's `temperature_`, at which the NLL
-        of the others is too large: a temperature each would take the held-out scores of every alpha.
+        Accuracies are each alpha's own. All scores are divided by the chosen alpha's `temperature_`, which is not
+        the best one for the NLL of the others: a temperature each would take the held-out scores of every alpha.
         """
         params, heads = self.linear().provenance["params"], []
         for alpha in np.union1d(self.alphas_, [self.alpha_]).tolist():

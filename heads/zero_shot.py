@@ -68,15 +68,21 @@ class ZeroShot(LinearClassifier):
         Raises
         ------
         HeadError
-            For unknown templates, classes left without a prompt, or weights that do not fit.
+            For arrays, fewer than two classes, unknown templates, classes left without a prompt, or weights that do not
+            fit.
         MismatchError
             If the stores differ in class names or text tower.
         """
         stores = list(X) if isinstance(X, (list, tuple)) else [X]
         if not stores or not all(hasattr(store, "raw") for store in stores):
-            raise HeadError("ZeroShot fits from text stores: open_store(...) of what `featcache text` wrote")
+            raise HeadError(
+                "ZeroShot fits from text stores: open_store(...) of what `featcache text` wrote. Class vectors in "
+                "arrays are a head already: LinearHead(weights, bias, classnames), with the logit scale in the weights"
+            )
         _check_ensemble(stores)
         first = stores[0]
+        if len(first.classnames) < 2:
+            raise HeadError(f"text store {first.name!r} has {len(first.classnames)} class, expected at least 2")
         if first.logit_scale is None:
             raise HeadError(f"text store {first.name!r} carries no logit scale; encode texts with a CLIP-style model")
         shares = _shares(self.weights, len(stores))

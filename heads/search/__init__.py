@@ -11,11 +11,18 @@ from numpy.typing import NDArray
 from heads.search.exact import ExactIndex
 from heads.search.faiss_index import FaissIndex
 
-__all__ = ["INDEXES", "ExactIndex", "FaissIndex", "NeighbourIndex"]
+__all__ = ["INDEXES", "PROBED", "ExactIndex", "FaissIndex", "NeighbourIndex"]
 
 
 class NeighbourIndex(Protocol):
-    """Rows that answer: which k of you have the largest inner product with this?"""
+    """Rows that answer: which k of you have the largest inner product with this?
+
+    Attributes
+    ----------
+    device : where they are searched, such as "cpu", "cuda:0" or, of faiss, "2 GPUs"
+    """
+
+    device: str
 
     def search(self, X: NDArray[np.floating], k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """Similarities (n, k) in descending order and row numbers (n, k); -inf and -1 where fewer were found."""
@@ -25,5 +32,9 @@ INDEXES: dict[str, Callable[..., NeighbourIndex]] = {
     "exact": ExactIndex,
     "faiss-flat": FaissIndex.flat,
     "faiss-ivf": FaissIndex.ivf,
+    "faiss-hnsw": FaissIndex.hnsw,
 }
 """Every way to search by its name; each takes the rows (N, D) and `cosine`."""
+
+PROBED = ("faiss-ivf", "faiss-hnsw")
+"""Those that look at some of the rows only, and take `probes`: how far."""

@@ -33,7 +33,11 @@ class ExactIndex:
     cosine
         Whether similarities are divided by both lengths; a row of length zero then has similarity 0.
     device
-        Where torch keeps the rows and searches; None is the CPU.
+        Where torch keeps the rows and searches; None is where they lie: a tensor's device, the CPU for arrays.
+
+    Attributes
+    ----------
+    device : that device by its name, such as "cpu" or "cuda:0"
 
     Examples
     --------
@@ -46,12 +50,9 @@ class ExactIndex:
     def __init__(self, rows: Any, *, cosine: bool = False, device: str | None = None) -> None:
         import torch
 
-        array = np.ascontiguousarray(to_numpy(rows))
-        if array.ndim != 2 or array.dtype.kind != "f" or not len(array):
-            raise HeadError(f"rows to search are {array.shape} {array.dtype}, expected floating (N, D) with N > 0")
-        shared = device is None and array.flags.writeable  # torch warns of views of read-only memory
-        self._rows = torch.from_numpy(array) if shared else torch.tensor(array, device=device)
-        self._type = torch.float64 if array.dtype == np.float64 else torch.float32
+        self._rows = _on_device(rows, device)
+        self.device = str(self._rows.device)
+        self._type = torch.float64 if self._rows.dtype == torch.float64 else torch.float32
         self._scale: torch.Tensor | None = None
         if cosine:
             starts = range(0, len(self._rows), _BANK_ROWS)
@@ -59,7 +60,7 @@ class ExactIndex:
             self._scale = torch.cat([_inverse_lengths(block) for block in blocks])
 
     def search(self, X: Any, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        """Similarities (n, k) in descending order, and row numbers (n, k).
+        """Similarities (n, k) in descending order, and row numbers (n, k), as arrays; X may lie on a device.
 
         Raises
         ------
@@ -68,18 +69,21 @@ class ExactIndex:
         """
         import torch
 
-        queries, n = to_numpy(X), len(self._rows)
+        queries, n = (X if isinstance(X, torch.Tensor) else to_numpy(X)), len(self._rows)
         if not 1 <= k <= n:
             raise HeadError(f"k is {k}, expected 1 to {n}, the number of rows to search")
         if queries.ndim != 2 or queries.shape[1] != self._rows.shape[1]:
-            raise HeadError(f"queries are {queries.shape}, expected (n, {self._rows.shape[1]})")
+            raise HeadError(f"queries are {tuple(queries.shape)}, expected (n, {self._rows.shape[1]})")
         values = np.empty((len(queries), k), np.float64 if self._type == torch.float64 else np.float32)
         places = np.empty((len(queries), k), np.int64)
         for start in range(0, len(queries), _QUERY_ROWS):
             part = slice(start, start + _QUERY_ROWS)
-            block = torch.tensor(queries[part], dtype=self._type, device=self._rows.device)
+            if isinstance(queries, torch.Tensor):
+                block = queries[part].detach().to(self._rows.device, self._type)
+            else:  # a copy: torch warns of views of read-only memory
+                block = torch.tensor(queries[part], dtype=self._type, device=self._rows.device)
             if self._scale is not None:
-                block *= _inverse_lengths(block)[:, None]
+                block = block * _inverse_lengths(block)[:, None]
             best, rows = self._search_block(block, k)
             values[part], places[part] = best.cpu().numpy(), rows.cpu().numpy()
         return values, places
@@ -100,6 +104,20 @@ class ExactIndex:
             values, order = values.sort(dim=1, descending=True, stable=True)  # stable: earlier rows stay first
             values, places = values[:, :k], places.gather(1, order[:, :k])
         return values, places
+
+
+def _on_device(rows: Any, device: str | None) -> torch.Tensor:
+    """Rows (N, D) as a tensor, checked; shared with what they come from where they may stay."""
+    import torch
+
+    found = rows.detach() if hasattr(rows, "detach") else np.ascontiguousarray(to_numpy(rows))
+    floating = found.is_floating_point() if isinstance(found, torch.Tensor) else found.dtype.kind == "f"
+    if found.ndim != 2 or not floating or not len(found):
+        raise HeadError(f"rows to search are {tuple(found.shape)} {found.dtype}, expected floating (N, D) with N > 0")
+    if isinstance(found, torch.Tensor):
+        return found.to(device or found.device)
+    shared = device is None and found.flags.writeable  # torch warns of views of read-only memory
+    return torch.from_numpy(found) if shared else torch.tensor(found, device=device)
 
 
 def _inverse_lengths(rows: torch.Tensor) -> torch.Tensor:

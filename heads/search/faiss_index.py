@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,26 @@ from heads.samples import to_numpy
 
 __all__ = ["FaissIndex"]
 
+_LINKS, _EFFORT = 32, 200
+"""HNSW: links of a row in every layer, and candidates that are weighed when one is added."""
+
+_GPU_DEPTH = 2048
+"""Most neighbours, and most probes, that faiss answers for on a GPU."""
+
 
 class FaissIndex:
     """A faiss index over rows (N, D), by inner product in float32.
 
-    `flat` compares with every row, as `ExactIndex` does (equal similarities come in faiss's order); `ivf` (inverted
-    file; Jégou et al. 2011) compares with those of the nearest cells only: faster, and not exact.
+    `flat` compares with every row, as `ExactIndex` does (equal similarities come in faiss's order). `ivf` (inverted
+    file; Jégou et al. 2011) compares with those of the nearest cells only, and `hnsw` (Malkov and Yashunin 2020) walks
+    a graph of neighbours: faster, and not exact.
+
+    Where the installed faiss has GPU support and there is a GPU, `flat` and `ivf` are copied to every one of them, and
+    queries are shared out; more than 2,048 neighbours or probes are answered on the CPU. `hnsw` stays on the CPU.
+
+    Attributes
+    ----------
+    device : "cpu", or "1 GPU", "2 GPUs", ...
 
     Examples
     --------
@@ -26,8 +41,11 @@ class FaissIndex:
     (array([[2., 1.]], dtype=float32), array([[1, 2]]))
     """
 
-    def __init__(self, index: Any, *, cosine: bool = False) -> None:
-        self._index, self._cosine = index, cosine
+    def __init__(self, index: Any, *, cosine: bool = False, on_gpus: bool = False) -> None:
+        self._index, self._cosine, self._lock = index, cosine, Lock()
+        gpus = _gpus() if on_gpus else 0
+        self._there = _faiss().index_cpu_to_all_gpus(index) if gpus else None
+        self.device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "cpu"
 
     @classmethod
     def flat(cls, rows: Any, *, cosine: bool = False) -> FaissIndex:
@@ -41,7 +59,7 @@ class FaissIndex:
         features = _rows(rows, cosine)
         index = _faiss().IndexFlatIP(features.shape[1])
         index.add(features)
-        return cls(index, cosine=cosine)
+        return cls(index, cosine=cosine, on_gpus=True)
 
     @classmethod
     def ivf(cls, rows: Any, *, cosine: bool = False, cells: int | None = None, probes: int = 16) -> FaissIndex:
@@ -66,14 +84,41 @@ class FaissIndex:
         """
         faiss, features = _faiss(), _rows(rows, cosine)
         cells = max(1, int(np.sqrt(len(features)))) if cells is None else cells
-        if not 1 <= cells <= len(features) or probes < 1:
-            raise HeadError(f"{cells} cells and {probes} probes for {len(features)} rows; expected 1 <= cells <= rows")
+        if not 1 <= cells <= len(features):
+            raise HeadError(f"{cells} cells for {len(features)} rows; expected 1 <= cells <= rows")
+        _check_probes(probes)
         quantizer = faiss.IndexFlatIP(features.shape[1])
         index = faiss.IndexIVFFlat(quantizer, features.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # small banks are no mistake here: no warning
         index.train(features)
         index.add(features)
         index.nprobe = min(probes, cells)
+        return cls(index, cosine=cosine, on_gpus=index.nprobe <= _GPU_DEPTH)
+
+    @classmethod
+    def hnsw(cls, rows: Any, *, cosine: bool = False, probes: int = 64) -> FaissIndex:
+        """A graph that links each row to 32 near ones, in layers (IndexHNSWFlat); a search walks along it.
+
+        Parameters
+        ----------
+        rows : (N, D)
+        cosine
+            Whether similarities are divided by both lengths.
+        probes
+            Candidates that a search keeps (faiss's efSearch), at least as many as neighbours are asked for.
+
+        Raises
+        ------
+        MissingExtraError
+            Without faiss.
+        HeadError
+            For probes below 1.
+        """
+        faiss, features = _faiss(), _rows(rows, cosine)
+        _check_probes(probes)
+        index = faiss.IndexHNSWFlat(features.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = _EFFORT, probes
+        index.add(features)
         return cls(index, cosine=cosine)
 
     def search(self, X: Any, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -89,7 +134,11 @@ class FaissIndex:
             raise HeadError(f"k is {k}, expected 1 to {self._index.ntotal}, the number of rows to search")
         if queries.shape[1] != self._index.d:
             raise HeadError(f"queries are {queries.shape}, expected (n, {self._index.d})")
-        similarities, rows = self._index.search(queries, k)
+        if self._there is None or k > _GPU_DEPTH:
+            similarities, rows = self._index.search(queries, k)
+        else:
+            with self._lock:  # faiss's GPU indexes take one search at a time
+                similarities, rows = self._there.search(queries, k)
         return np.where(rows < 0, np.float32(-np.inf), similarities), rows.astype(np.int64, copy=False)
 
 
@@ -98,9 +147,21 @@ def _faiss() -> Any:
         import faiss
     except ImportError as error:
         raise MissingExtraError(
-            "faiss is not installed; install it with `pip install featcache[faiss]`, or search with index='exact'"
+            "faiss is not installed; install it with `pip install featcache[faiss]`, for GPUs with `pip install "
+            "featcache[faiss-gpu]`, or search with index='exact'"
         ) from error
     return faiss
+
+
+def _gpus() -> int:
+    """GPUs that the installed faiss can use: none in a build for the CPU."""
+    count = getattr(_faiss(), "get_num_gpus", None)
+    return 0 if count is None else int(count())
+
+
+def _check_probes(probes: int) -> None:
+    if probes < 1:
+        raise HeadError(f"probes is {probes}, expected at least 1")
 
 
 def _rows(X: Any, cosine: bool) -> NDArray[np.float32]:

@@ -121,6 +121,21 @@ def test_gives_one_results_row(fitted: Any, images: Any) -> None:
     assert "alpha" not in row
 
 
+def test_the_path_is_evaluated_at_once(fitted: Any, images: Any) -> None:
+    """A row a head, one of which is the chosen head's; nothing was chosen on a split of its own."""
+    store = images(seed=5, split="test", dataset_key="data-2")
+    path = fitted.path_heads()
+    rows = heads.evaluate(path, [store])
+    assert len(rows) == len(path) == len({row["head"] for row in rows})
+    assert (len(path) > 1) == (fitted.name not in ("zero_shot", "nearest_mean", "lp_plus_plus"))
+    (chosen,) = heads.evaluate([fitted], [store])
+    (own,) = [row for row in rows if row["params"] == chosen["params"]]
+    for metric in heads.metrics.METRICS:
+        assert own[f"animals:{metric}"] == pytest.approx(chosen[f"animals:{metric}"], rel=1e-5, abs=1e-7)
+    assert all(row["chosen_on"] == [] and row["fitted_on"] == chosen["fitted_on"] for row in rows)
+    assert json.loads(json.dumps([head.provenance for head in path])) == [head.provenance for head in path]
+
+
 def test_a_file_that_is_no_head_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"not a head")
     for path in (tmp_path / "bad", tmp_path / "none"):

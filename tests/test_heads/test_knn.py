@@ -121,7 +121,7 @@ def test_duplicates_are_left_out_one_at_a_time() -> None:
 
 def test_evaluation_searches_once_for_every_k(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = images(n=150, noise=0.6), images(n=300, seed=4, noise=0.6, split="test", dataset_key="data-2")
-    path, (X, _) = KNN([1, 5, 30]).fit(train).path(), test.numpy()
+    path, (X, _) = KNN([1, 5, 30]).fit(train).path_heads(), test.numpy()
     calls = []
     search = ExactIndex.search
     monkeypatch.setattr(ExactIndex, "search", lambda self, X, k: calls.append(k) or search(self, X, k))
@@ -184,7 +184,7 @@ def test_refuses_stores_as_every_head_does(images: Any) -> None:
 def test_odd_cases(images: Any, draw: Any) -> None:
     X, _ = draw(6, 20, 3)
     assert KNN().fit(X, np.arange(6)).score(X, np.arange(6)) == 1.0  # every k is 6
-    assert KNN([1, 100]).fit(X, np.arange(6)).path()[-1].n_neighbors == 6
+    assert KNN([1, 100]).fit(X, np.arange(6)).path_heads()[-1].n_neighbors == 6
     store = images()
     keep = store.y != 2
     store.X, store.y = store.X[keep], store.y[keep]

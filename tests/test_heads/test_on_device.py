@@ -11,7 +11,7 @@ import torch
 
 from featcache.cli import main
 from featcache.errors import HeadError
-from heads import LinearDiscriminant, LinearHead, Logistic, NearestMean, ResidentStore, Ridge
+from heads import KNN, LinearDiscriminant, LinearHead, Logistic, NearestMean, ResidentStore, Ridge
 from heads.samples import Samples
 
 NAMES = tuple("abcde")
@@ -94,9 +94,29 @@ def test_closed_forms(arrays: tuple[Any, Any], kind: Any, request: Any) -> None:
     assert found.temperature_ == pytest.approx(want.temperature_, rel=1e-6)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_neighbours(arrays: tuple[Any, Any], stored: bool, request: Any) -> None:
+    (X, y), (X2, y2) = halves(arrays)
+    ks = [1, 5, 40]
+    want, split = KNN(ks).fit(X, y), KNN(ks).fit(X, y, selection=(X2, y2))
+    wanted = want.predict_proba(X2)
+    request.getfixturevalue("elsewhere")
+    rows: Any = (torch.from_numpy(X), torch.from_numpy(y))
+    selection: Any = (torch.from_numpy(X2), torch.from_numpy(y2))
+    if stored:
+        rows, selection = (ResidentStore(*rows, NAMES),), ResidentStore(*selection, NAMES, split="val")
+    found = KNN(ks).fit(*rows)
+    assert isinstance(found.head_.bank.features, torch.Tensor)
+    assert found.accuracies_ == want.accuracies_
+    np.testing.assert_array_equal(found.predict_proba(X2), wanted)
+    np.testing.assert_array_equal(found.predict_proba(torch.from_numpy(X2)), wanted)
+    assert KNN(ks).fit(*rows, selection=selection).accuracies_ == split.accuracies_
+    assert found.provenance_["searched_on"] == "cpu"
+
+
 def close(found: Logistic, want: Logistic) -> None:
     """The same optima: the objective, which rounding of float32 moves less than weights, and the choice."""
-    assert found.C_ == pytest.approx(want.C_)
+    assert pytest.approx(want.C_) == found.C_
     np.testing.assert_allclose(found.objectives_, want.objectives_, rtol=2e-6)
     np.testing.assert_allclose(found.cv_scores_, want.cv_scores_, rtol=1e-3)
     np.testing.assert_allclose(found.coef_, want.coef_, rtol=0, atol=5e-3 * np.abs(want.coef_).max())
@@ -132,10 +152,10 @@ def test_logistic_by_the_paper_s_search(arrays: tuple[Any, Any], request: Any) -
     want = Logistic(C="search", tol=1e-5).fit(X, y)
     request.getfixturevalue("elsewhere")
     found = Logistic(C="search", tol=1e-5).fit(torch.from_numpy(X), y)
-    assert found.C_ == pytest.approx(want.C_)
+    assert pytest.approx(want.C_) == found.C_
 
 
-@pytest.mark.parametrize("kind", [Ridge, Logistic, NearestMean])
+@pytest.mark.parametrize("kind", [Ridge, Logistic, NearestMean, KNN])
 def test_rows_that_are_not_finite_are_named(arrays: Any, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("heads.samples", "heads.device_rows"):
         monkeypatch.setattr(f"{module}.lies_elsewhere", lambda features: isinstance(features, torch.Tensor))
