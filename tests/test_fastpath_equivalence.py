@@ -173,6 +173,39 @@ def test_logits_along_an_interpolation(seed: int, n: int, n_classes: int, alphas
         assert np.abs(found - truth).max() <= np.abs(naive - truth).max() + 2e-4
 
 
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.integers(1, 30), st.integers(4, 9), st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=6))
+def test_logits_along_an_interpolation_with_classes_never_seen(
+    seed: int, n: int, n_classes: int, alphas: list[float]
+) -> None:
+    """Where one end alone knows a class, it keeps that end's logit relative to the classes that both know."""
+    rng = np.random.default_rng(seed)
+    names, X = tuple(map(str, range(n_classes))), unit_rows(rng, n, 8, 1.0)
+    absent = [rng.random(n_classes) < 0.4 for _ in range(2)]
+    for gaps in absent:
+        gaps[:2] = False
+    ends, plain = [], []
+    for gaps in absent:
+        weights, bias = 30 * rng.normal(size=(n_classes, 8)), rng.normal(size=n_classes)
+        weights[gaps], bias[gaps] = 0.0, -1e4
+        ends.append(LinearHead(weights, bias, names, absent=tuple(np.flatnonzero(gaps).tolist())))
+        logits = X.astype(np.float64) @ ends[-1].weights.astype(np.float64).T + ends[-1].bias
+        plain.append(logits)
+    both = ~absent[0] & ~absent[1]
+    shift = (plain[0][:, both] - plain[1][:, both]).mean(axis=1, keepdims=True)
+    only = absent[0] & ~absent[1], absent[1] & ~absent[0]
+    truths = [np.where(only[0], plain[1] + shift, plain[0]), np.where(only[1], plain[0] - shift, plain[1])]
+    path = interpolate(ends[0], ends[1], alphas)
+    for alpha, head, found in zip(alphas, path, all_logits([Job(h, h.sharing, None) for h in path], X), strict=True):
+        truth = (1 - alpha) * truths[0] + alpha * truths[1]
+        naive = head.logits(X)
+        assert np.abs(naive - truth).max() <= 2e-2  # -10,000 in float32 where neither end knows the class
+        assert np.abs(found - truth).max() <= np.abs(naive - truth).max() + 2e-2
+        seen = ~(absent[0] & absent[1])
+        assert np.abs(naive - truth)[:, seen].max() <= 1e-3
+        assert np.abs(found - truth)[:, seen].max() <= np.abs(naive - truth)[:, seen].max() + 1e-3
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seeds,
