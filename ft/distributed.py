@@ -8,14 +8,19 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["Place", "average_gradients", "gather", "processes", "total"]
+__all__ = ["PATIENCE", "Place", "average_gradients", "gather", "is_first", "processes", "total"]
 
 BUCKET = 2**22  # elements of one all-reduce: large enough for the network, small beside the model
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for each other. All others wait while the first encodes the training split for a probe
+(LP-FT) or makes a bank of texts, which takes hours where torch's defaults are 10 (nccl) and 30 (gloo) minutes.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,18 @@ class Place:
             self.wait()
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all, also before they have joined and after they have parted."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return _launched()[0] == 0
+
+
+def _launched() -> tuple[int, int]:
+    """Rank of this process and number of processes, as torchrun says; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextmanager
 def processes(device: str | None = None) -> Iterator[Place]:
     """Join the processes that torchrun started, if it did; leave them at the end of the block.
@@ -55,7 +72,7 @@ def processes(device: str | None = None) -> Iterator[Place]:
     device : str, optional
         Default: one CUDA device a process where there are some, else ``cpu``.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = _launched()
     if device is None:
         local = int(os.environ.get("LOCAL_RANK", 0))
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
@@ -67,7 +84,7 @@ def processes(device: str | None = None) -> Iterator[Place]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield Place(rank, world, device)
     finally:

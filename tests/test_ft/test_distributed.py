@@ -5,12 +5,14 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from golden import sines
 
-from ft.distributed import gather
+from ft.distributed import gather, is_first, processes
 from ft.objectives import contrastive
 from ft.regularizers import Step
 from ft.regularizers.variance_covariance import VarianceCovariance
@@ -38,8 +40,6 @@ def gradients(rows: list[int]) -> torch.Tensor:
 
 def worker(rank: int, folder: Path) -> None:
     """One of two processes; averages gradients as DistributedDataParallel does."""
-    import torch.distributed as dist
-
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=WORLD, timeout=PATIENCE
     )
@@ -67,6 +67,30 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 def test_a_process_of_its_own_gathers_nothing() -> None:
     rows = torch.ones(2, 3)
     assert gather(rows) is rows
+
+
+def test_others_wait_for_the_first_for_many_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it encodes the training split, say; torch's own limits are 10 and 30 minutes."""
+    begin = dist.init_process_group
+
+    def alone(backend: str, **settings: Any) -> None:
+        begin(backend, store=dist.HashStore(), rank=0, world_size=1, **settings)
+
+    monkeypatch.setattr(dist, "init_process_group", alone)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with processes("cpu") as place:
+        assert place.world == 2
+        group = dist.distributed_c10d._get_default_group()
+        assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(hours=12)
+
+
+@pytest.mark.parametrize(("environment", "first"), [({}, True), ({"RANK": "0"}, True), ({"RANK": "1"}, False)])
+def test_one_process_speaks(environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() is first
 
 
 @pytest.mark.parametrize("part", SPLIT)

@@ -10,79 +10,22 @@ import numpy as np
 import pytest
 import torch
 from clip_models import make_model, write_folder
+from finetuning import BATCH, N, Pictures, batch_of, log, options, start, train, weights
 from safetensors.torch import load_file
 
-from featcache.datasets import open_dataset
-from featcache.datasets.base import Dataset, SampleIndex
+from featcache.datasets.base import SampleIndex
 from featcache.encode import encode
 from featcache.encoders import load_encoder
-from featcache.errors import MismatchError
-from ft.distributed import Place
 from ft.errors import DivergedError, TrainingError
 from ft.optim import lipsum_schedule, wise_ft_schedule
-from ft.options import FinetuneOptions
-from ft.setup import Run, prepare
-from ft.train import FinetuneResult, finetune
-from heads import Ridge, load, save
-
-N, BATCH = 24, 8
-HERE = Place(0, 1, "cpu")
-
-
-class Pictures:
-    """N random pictures of 32 x 32 in three classes, two of which share a name."""
-
-    name, split = "pictures", "train"
-
-    def __init__(self, n: int = N, seed: int = 0, split: str = "train") -> None:
-        self.split = split
-        draws = np.random.default_rng(seed)
-        self.pixels = draws.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-        labels = np.arange(n) % 3
-        zero = np.zeros(n, np.int64)
-        ids = [f"{split}-{row}" for row in range(n)]
-        self.index = SampleIndex(ids, zero + 3072, zero, labels, ("cat", "crane", "crane"))
-        self.broken = -1
-
-    def read(self, row: int) -> bytes:
-        return self.pixels[row].tobytes()
-
-    def decode(self, content: bytes, row: int) -> np.ndarray:
-        if row == self.broken:
-            raise ValueError("truncated")
-        return np.frombuffer(content, np.uint8).reshape(32, 32, 3)
+from ft.setup import Run
+from ft.train import finetune
+from heads import load
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_folder(tmp_path_factory.mktemp("model"), make_model())
-
-
-def options(**changes: Any) -> FinetuneOptions:
-    start: dict[str, Any] = {"steps": 3, "batch_size": BATCH, "lr": 1e-3, "augment": "none", "workers": 1}
-    return FinetuneOptions(**(start | changes))
-
-
-def train(out: Path, model: str, dataset: Dataset | None = None, **changes: Any) -> FinetuneResult:
-    return finetune(dataset or Pictures(), model, out=out, options=options(**changes), overwrite=True, device="cpu")
-
-
-def start(model: str, dataset: Dataset | None = None, **changes: Any) -> Run:
-    return prepare(dataset or Pictures(), None, model, None, options(**changes), HERE, None)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "open_clip_model.safetensors")
-
-
-def log(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def batch_of(run: Run, step: int = 0) -> Any:
-    from ft.data import training_batches
-
-    return next(training_batches(run.dataset, run.view, run.order, range(step, step + 1), "cpu", 1, 0))
 
 
 def gradients(run: Run) -> dict[str, torch.Tensor]:
@@ -310,44 +253,6 @@ def test_a_frozen_text_tower_is_run_once(model: str) -> None:
     trained = start(model, objective="contrastive", templates="digits")
     again = trained.stepper.update(batch_of(trained), 0.0)
     torch.testing.assert_close(before.terms["contrastive"], again.terms["contrastive"])
-
-
-def test_the_first_logits_are_those_of_the_starting_head(model: str, tmp_path: Path) -> None:
-    dataset = Pictures()
-    store = encode(dataset, model=load_encoder(model))
-    ridge = Ridge().fit(store)
-    path = save(ridge, tmp_path / "ridge.safetensors")
-    for head in ("ridge", str(path)):
-        for scale in ("folded", "separate"):
-            run = start(model, dataset, head=head, head_scale=scale, shuffle=False)
-            batch = batch_of(run)
-            logits = run.stepper.objective(run.stepper.model.image_features(batch.images), batch)[1]
-            expected = ridge.linear().logits(store.numpy()[0][:BATCH])
-            np.testing.assert_allclose(logits.detach().numpy(), expected, atol=5e-3)
-
-
-def test_lp_ft_encodes_nothing_twice(model: str) -> None:
-    dataset = Pictures()
-    encode(dataset, model=load_encoder(model))
-    reads: list[int] = []
-    read = dataset.read
-    dataset.read = lambda row: reads.append(row) or read(row)  # type: ignore[method-assign,func-returns-value]
-    start(model, dataset, head="ridge", precision="bf16")
-    assert not reads
-
-
-def test_a_head_of_another_encoder_is_refused(model: str, tmp_path: Path) -> None:
-    other = write_folder(tmp_path / "other", make_model(seed=1))
-    dataset = Pictures()
-    path = save(Ridge().fit(encode(dataset, model=load_encoder(other))), tmp_path / "head.safetensors")
-    with pytest.raises(MismatchError, match="fitted on features of encoder"):
-        start(model, dataset, head=str(path))
-
-
-def test_a_head_of_other_classes_is_refused(model: str, tmp_path: Path) -> None:
-    path = save(Ridge().fit(encode(Pictures(), model=load_encoder(model))), tmp_path / "head.safetensors")
-    with pytest.raises(MismatchError, match="3 classes"):
-        start(model, open_dataset("digits", "train"), head=str(path))
 
 
 class Poisoned(Pictures):
