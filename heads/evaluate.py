@@ -36,7 +36,8 @@ def evaluate(
     Parameters
     ----------
     heads
-        Fitted estimators, or the `LogitHead` of such: linear heads, and others that give logits.
+        Fitted estimators, or the `LogitHead` of such: linear heads, and others that give logits. Every setting of one
+        fit is ``fitted.path_heads()``.
     stores
         Image stores (their valid rows count), on a disk or, of `heads.resident`, in memory or on a GPU.
     class_subset
