@@ -142,14 +142,14 @@ class RidgeProblem:
 
     def scores(self, spectrum: Spectrum, alpha: float) -> Iterator[Scored]:
         """Scores of a share of the rows under fits without them, their labels and weights."""
-        keep = RowSampler(self.rows if self.weights is None else np.count_nonzero(self.weights), self.n_targets)
+        keep = RowSampler(self.rows if self.weights is None else int((self.weights > 0).sum()), self.n_targets)
         if self.folds is not None:
             solved = [part.solve(alpha) for part in self.fold_spectra]
             for fold, block in self._pieces():
-                features, labels, *share = _rows_of(block, keep)
+                features, labels, *given = _rows_of(block, keep)
                 weights, intercepts = solved[fold]
-                scores = features.astype(np.float64) @ weights.T + intercepts
-                yield scores, labels, share[0] if share else np.ones(len(labels))
+                out = features.astype(np.float64) @ weights.T + intercepts
+                yield out, labels, given[0] if given else np.ones(len(labels))
         elif self.groups is not None:
             for found in leave_group_out_scores(spectrum, self.blocks(), self.groups, alpha):
                 scores, labels, share = _rows_of(found, keep)
