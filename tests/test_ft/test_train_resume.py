@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
 from featcache.errors import MismatchError
+from featcache.store.derived import PriorStore, open_prior_store
 from ft.errors import TrainingError
 from ft.options import FinetuneOptions
 from ft.train import finetune
@@ -25,7 +26,14 @@ from ft.train import finetune
 WORLD = 2
 TERMS = {"lipsum": 0.5, "variance_covariance": 1.0, "l2sp": 0.01, "logit_distillation": 1.0}
 PATHS: dict[str, dict[str, Any]] = {
-    "cross entropy": {"regularizers": TERMS, "clip": 1.0, "average": "ema", "ema_decay": 0.9},
+    "cross entropy": {
+        "regularizers": TERMS,
+        "prior": "store",
+        "clip": 1.0,
+        "layer_decay": 0.8,
+        "average": "ema",
+        "ema_decay": 0.9,
+    },
     "contrastive": {
         "objective": "contrastive",
         "templates": "digits",
@@ -33,8 +41,12 @@ PATHS: dict[str, dict[str, Any]] = {
         "average": "swa",
         "swa_start": 0.0,
     },
+    "micro-batches": {"steps": 3, "regularizers": {"variance_covariance": 1.0}, "accumulate": 2},
     "half": {"precision": "fp16", "lr": 1e-4, "regularizers": {"lipsum": {"weight": 0.5, "mode": "bank", "bank": 200}}},
 }
+
+UNHARMED = "micro-batches"  # shared by two processes, but not killed: others are
+SHARED = ("cross entropy", "contrastive", UNHARMED)
 
 
 class Few:
@@ -136,7 +148,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def killed(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders ``straight/NAME`` and ``killed/NAME`` of runs in one process."""
     folder = tmp_path_factory.mktemp("killed")
-    assert in_a_process("kill", model, str(folder), "cross entropy", "contrastive").wait(timeout=300) == 0
+    assert in_a_process("kill", model, str(folder), *SHARED).wait(timeout=300) == 0
     return folder
 
 
@@ -145,6 +157,10 @@ def check_killed(folder: Path, name: str) -> None:
     assert not differences(straight, resumed)
     assert [line["step"] for line in straight["log"] if "loss" in line] == [2, 3, 4, 6, 7]
     assert (folder / "killed" / name / "kills").read_text() == "4"
+    if PATHS[name].get("prior") == "store":  # recorded by the runs that were killed, under a root of their own
+        epochs = [open_prior_store(path) for path in (folder / "root killed" / PriorStore.kind).glob("*/*")]
+        assert len(epochs) == 3
+        assert sum(int(epoch.valid.sum()) for epoch in epochs) > 4 * 16  # of 7 x 16; rows in flight may be lost
 
 
 @pytest.mark.parametrize("name", ["cross entropy", "contrastive"])
@@ -192,12 +208,12 @@ def test_the_state_holds_no_pickle(killed: Path) -> None:
 def pair(model: str, killed: Path) -> Path:
     """The folder of `killed`, where ``straight/NAME`` are runs of one process, with ``two/NAME`` of two."""
     ranks = [{"RANK": str(rank), "WORLD_SIZE": str(WORLD)} for rank in range(WORLD)]
-    workers = [in_a_process("two", model, str(killed), "cross entropy", "contrastive", **rank) for rank in ranks]
+    workers = [in_a_process("two", model, str(killed), *SHARED, **rank) for rank in ranks]
     assert [process.wait(timeout=300) for process in workers] == [0] * WORLD
     return killed
 
 
-@pytest.mark.parametrize("name", ["cross entropy", "contrastive"])
+@pytest.mark.parametrize("name", SHARED)
 def test_two_processes_equal_one(name: str, pair: Path) -> None:
     """The gradient of the first update (a tenth of it is Adam's first moment), and the losses of the whole run.
 
@@ -240,8 +256,8 @@ def main(task: str, model: str, place: str, *names: str) -> None:
         out, root = folder / ("two" if task == "two" else "straight"), folder / f"root {task}"
         run(model, out / f"{name} first", root, name, steps=1)
         run(model, out / name, root, name)
-        if task == "kill":
-            kills = killed_and_resumed(model, folder / "killed" / name, root, name)
+        if task == "kill" and name != UNHARMED:
+            kills = killed_and_resumed(model, folder / "killed" / name, folder / "root killed", name)
             (folder / "killed" / name / "kills").write_text(str(kills))
 
 
