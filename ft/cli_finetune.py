@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from featcache.commands import root_argument, show
 from featcache.datasets import DATASETS
 from featcache.progress import Printed, Silent
+from ft.distributed import is_first
 from ft.options import CHOICES, FinetuneOptions, parse_regularizer
 from ft.recipes import RECIPES, load_recipe
 from ft.regularizers import REGULARIZERS
@@ -97,7 +98,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: An
 
 
 def finetune(args: argparse.Namespace) -> int:
-    """``featcache finetune DATASET --out DIR``."""
+    """``featcache finetune DATASET --out DIR``; of the processes of torchrun the first one tells."""
     result = run_finetune(
         args.data,
         args.model,
@@ -110,9 +111,10 @@ def finetune(args: argparse.Namespace) -> int:
         root=args.root,
         device=args.device,
         overwrite=args.overwrite,
-        progress=Silent() if args.quiet else Printed(),
+        progress=Printed() if is_first() and not args.quiet else Silent(),
     )
-    show(_record(result), _text(result), args.json)
+    if is_first():
+        show(_record(result), _text(result), args.json)
     return 0
 
 

@@ -12,6 +12,7 @@ from featcache.cli import main
 from ft.cli_finetune import _options, finetune_arguments
 from ft.options import FinetuneOptions
 from ft.recipes import RECIPES, load_recipe
+from ft.train import FinetuneResult
 
 FLAGS = ["--steps", "2", "--batch-size", "16", "--lr", "1e-4", "--augment", "none", "--workers", "1", "--quiet"]
 
@@ -114,11 +115,34 @@ def test_bad_input_is_one_message(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_one_process_tells(
+    rank: str, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several that train together: two JSON objects would be none, and progress of two would mix."""
+    places = dict.fromkeys(("last", "best", "start_head", "last_head", "best_head"), Path("run"))
+
+    def trained(*_: Any, progress: Any, **__: Any) -> FinetuneResult:
+        progress.start("finetune", 1, 0)
+        progress.finish()
+        return FinetuneResult(**places, steps=2, best_step=None, judged=[])
+
+    monkeypatch.setattr("ft.cli_finetune.run_finetune", trained)
+    monkeypatch.setenv("RANK", rank)
+    assert main(["finetune", "digits", "--out", "run", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.out.count('"steps": 2') == told.err.count("finetune: 0/1 rows") == lines
+
+
 @pytest.mark.nightly
 def test_under_torchrun(tmp_path: Path) -> None:
-    words = ["digits", "--out", str(tmp_path / "run"), "--json", "--device", "cpu", *FLAGS]
+    """Two processes, a probe that the first one fits while the other waits, and one voice."""
+    words = [word for word in FLAGS if word != "--quiet"] + ["--head", "ridge", "--split", "val"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "featcache", "finetune"]
-    subprocess.run([*command, *words], check=True, timeout=300, capture_output=True)
+    command += ["digits", "--out", str(tmp_path / "run"), "--json", "--device", "cpu", *words]
+    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
+    assert json.loads(done.stdout)["steps"] == 2
+    assert done.stderr.count("finetune tiny on digits/val: 32/32 rows") == 1
     assert json.loads((tmp_path / "run" / "options.json").read_text())["processes"] == 2
     assert (tmp_path / "run" / "last" / "open_clip_model.safetensors").exists()
