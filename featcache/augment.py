@@ -23,7 +23,7 @@ own preparation, without augmentation.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -32,13 +32,11 @@ from PIL import Image
 from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import Batch
+from featcache.encoders.preparation import Box, central_square, cut
 from featcache.errors import DatasetError
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "Crop", "View", "make_view", "view_uniforms"]
 
-Box: TypeAlias = tuple[int, int, int, int]
-
-EVAL_FRACTION = 224 / (224 + 32)
 SCHEMA = b"featcache view 1\n"
 
 
@@ -140,7 +138,7 @@ class Augmentation:
 
     def _resized(self, picture: Picture, crop: Crop, out: tuple[int, int]) -> Batch:
         """The crop alone, resized: with Pillow's `box` pixels outside of it would have a part in its edges."""
-        piece = _cut(picture, crop)
+        piece = cut(picture, crop[:4])
         if self.clip and isinstance(piece, Image.Image):
             return np.asarray(piece.resize(out, Image.Resampling.BICUBIC, reducing_gap=self.reducing_gap))
         values = np.asarray(piece, dtype=np.float32)
@@ -152,15 +150,6 @@ class Augmentation:
         if self.clip:
             np.clip(pixels, 0, 255, out=pixels)
         return pixels
-
-
-def _cut(picture: Picture, crop: Crop) -> Picture:
-    """The crop as a picture: of 8-bit images a PIL one, of float arrays an array."""
-    right, bottom = crop.left + crop.width, crop.top + crop.height
-    if isinstance(picture, Image.Image):
-        return picture.crop((crop.left, crop.top, right, bottom))
-    piece = picture[crop.top : bottom, crop.left : right]
-    return Image.fromarray(np.ascontiguousarray(piece)) if piece.dtype == np.uint8 else piece
 
 
 def view_uniforms(seed: int, view: int, sample_id: str, n: int) -> list[float]:
@@ -214,8 +203,7 @@ def _tensorflow(spec: Augmentation, width: int, height: int, uniforms: Iterator[
                 break
             # TensorFlow never takes the last of the possible places
             return int(left * max(1, width - w)), int(top * max(1, height - h)), w, h
-    side = max(1, int(EVAL_FRACTION * min(width, height)))
-    return (width - side + 1) // 2, (height - side + 1) // 2, side, side
+    return central_square(width, height)
 
 
 def _between(low: float, high: float, uniform: float) -> float:

@@ -8,7 +8,7 @@ model for each view; every output of a pass is kept. Unreadable images keep thei
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,11 @@ from featcache.store.layout import ArraySpec
 from featcache.store.parts import Part
 from featcache.views import view_of
 
+Float = TypeVar("Float", np.float32, np.float64)
 
-def normalise(features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Unit rows (N, D) and the lengths (N,) that they had, in float32; a row of zeros stays zero."""
+
+def normalise(features: npt.NDArray[Float]) -> tuple[npt.NDArray[Float], npt.NDArray[Float]]:
+    """Unit rows (N, D) and the lengths (N,) that they had, in their own precision; a row of zeros stays zero."""
     norm = np.sqrt(np.einsum("nd,nd->n", features, features))
     return features / np.maximum(norm, np.finfo(np.float32).tiny)[:, None], norm
 

@@ -10,7 +10,7 @@ from featcache.augment import AUGMENTATIONS
 from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
 from featcache.embed_text import TextResult, embed_prompts
 from featcache.encode import EncodeOptions, EncodeResult, Share, encode_dataset
-from featcache.encoders import Encoder, load_encoder
+from featcache.encoders import PREPARATIONS, Encoder, load_encoder
 from featcache.errors import PromptError, ShardDoneError
 from featcache.progress import Printed, Progress, Silent, format_seconds
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
@@ -40,6 +40,15 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the model's products")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     root_argument(parser)
+
+
+def preprocess_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--preprocess``."""
+    parser.add_argument(
+        "--preprocess",
+        choices=sorted(PREPARATIONS),
+        help="prepare pictures otherwise than the model says: central-crop takes the central 7/8, as Lipsum-FT does",
+    )
 
 
 def show(value: Any, text: str, as_json: bool) -> None:
@@ -73,6 +82,7 @@ def encode_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-reuse", action="store_true", help="copy no row of the same content from other stores")
     _part_arguments(parser)
     model_arguments(parser)
+    preprocess_argument(parser)
 
 
 def _part_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +113,8 @@ def encode(args: argparse.Namespace) -> int:
         for split in args.split
         for dataset in open_datasets(args.data, split, labels=args.labels, name=args.name)
     ]
-    encoder = load_encoder(args.model, args.pretrained, device=args.device, precision=args.precision)
+    place = {"device": args.device, "precision": args.precision}
+    encoder = load_encoder(args.model, args.pretrained, **place, preprocess=args.preprocess)
     records, lines = [], []
     for dataset in datasets:
         try:

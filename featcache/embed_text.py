@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.chunk_encoder import normalise
+from featcache.chunk_encoder import Float, normalise
 from featcache.encoders import Encoder, load_encoder, source_of
 from featcache.errors import (
     EncoderError,
@@ -212,13 +212,13 @@ class _TextJob:
         writer.finalise(whole, info, self.encoder.provenance | {"source": source_of(self.encoder), "written": written})
 
 
-def class_means(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``cls`` (C, D) of ``raw`` (C, T, D): mean over the prompts of each class (NaN ones left out), normalised."""
+def class_means(raw: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """``cls`` (C, D) of ``raw`` (C, T, D): mean over each class's prompts (not NaN), normalised, in raw's precision."""
     mean: npt.NDArray[np.float64] = np.nanmean(raw, axis=1, dtype=np.float64)
-    return normalise(mean.astype(np.float32))[0]
+    return normalise(mean.astype(raw.dtype))[0]
 
 
-def context_means(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``ctx`` (T, D) of ``raw`` (C, T, D): mean over the classes, normalised."""
+def context_means(raw: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """``ctx`` (T, D) of ``raw`` (C, T, D): mean over the classes, normalised, in the precision of raw."""
     mean: npt.NDArray[np.float64] = np.mean(raw, axis=0, dtype=np.float64)
-    return normalise(mean.astype(np.float32))[0]
+    return normalise(mean.astype(raw.dtype))[0]

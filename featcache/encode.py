@@ -43,6 +43,7 @@ def encode(
     labels: str = "names",
     device: str | None = None,
     precision: str = "fp32",
+    preprocess: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> ImageStore:
@@ -62,8 +63,8 @@ def encode(
         Folder or ``s3://bucket/prefix`` of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``.
     labels : {"names", "int"}
         What the labels of a list file are.
-    device, precision
-        See `featcache.encoders.load_encoder`.
+    device, precision, preprocess
+        See `featcache.encoders.load_encoder`; they do nothing where `model` is an Encoder.
     **options
         Fields of `EncodeOptions`.
 
@@ -79,8 +80,9 @@ def encode(
         ShardDoneError where only a part was asked for.
     """
     dataset = open_dataset(data, split, labels=labels) if isinstance(data, str) else data
-    encoder = load_encoder(model, pretrained, device=device, precision=precision) if isinstance(model, str) else model
-    return encode_dataset(dataset, encoder, root=root, options=EncodeOptions(**options), progress=progress).store
+    if isinstance(model, str):
+        model = load_encoder(model, pretrained, device=device, precision=precision, preprocess=preprocess)
+    return encode_dataset(dataset, model, root=root, options=EncodeOptions(**options), progress=progress).store
 
 
 def encode_dataset(

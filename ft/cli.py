@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from featcache.commands import root_argument, show
+from featcache.commands import preprocess_argument, root_argument, show
 from featcache.errors import FeatcacheError
 from ft.interpolate import FISHER_FLOOR
 from ft.train import open_split
@@ -79,6 +79,7 @@ def _judging_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--soup", default="uniform", choices=SOUPS, help="how several fine-tuned models are averaged")
     parser.add_argument("--results", default="results.jsonl", metavar="FILE", help="grows by one row an alpha")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    preprocess_argument(parser)
     root_argument(parser)
 
 
@@ -88,8 +89,8 @@ def wise(args: argparse.Namespace) -> int:
     settings = {"fisher": fisher, "floor": args.fisher_floor, "overwrite": args.overwrite}
     if args.select:
         return _sweep(args, settings)
-    if args.on or args.heads or args.best_only or args.soup != "uniform":
-        raise FeatcacheError("--on, --heads, --best-only and --soup greedy judge models: give --select too")
+    if args.on or args.heads or args.best_only or args.soup != "uniform" or args.preprocess:
+        raise FeatcacheError("--on, --heads, --best-only, --preprocess, --soup greedy judge models: give --select too")
     folders = merge(args.zero_shot, args.fine_tuned, args.alpha, args.out, **settings)
     models = [
         {"alpha": alpha, "folder": str(folder), "model": f"local-dir:{folder}"}
@@ -115,6 +116,7 @@ def _sweep(args: argparse.Namespace, settings: dict[str, Any]) -> int:
         best_only=args.best_only,
         root=args.root,
         device=args.device,
+        preprocess=args.preprocess,
         **settings,
     )
     append_rows(args.results, [*found.rows, found.best])
@@ -153,6 +155,7 @@ def _text(found: Sweep, args: argparse.Namespace) -> str:
     lines = [*_tables(found), f"best on {args.select}: alpha = {found.alpha:g} ({choice_text(_choice(found))})"]
     if len(args.fine_tuned) > 1:
         lines.append(f"{args.soup} soup of {', '.join(Path(args.fine_tuned[k]).as_posix() for k in found.ingredients)}")
-    lines += [f"{found.folder}  (featcache encode DATA --model local-dir:{found.folder})", f"{found.head}"]
+    way = f" --preprocess {args.preprocess}" if args.preprocess else ""
+    lines += [f"{found.folder}  (featcache encode DATA --model local-dir:{found.folder}{way})", f"{found.head}"]
     lines.append(f"{len(found.rows) + 1} row(s) appended to {args.results}")
     return "\n".join(lines)

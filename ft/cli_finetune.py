@@ -40,6 +40,7 @@ HELP = {
     "checkpoint_activations": "recompute activations in the backward pass to save memory",
     "average": "average of the weights that is judged and saved",
     "swa_start": "share of the run after which the mean begins",
+    "preprocess": "how pictures are prepared where they are not augmented: central-crop, or as the model says",
     "augment": "views of the training images (none: as encode prepares them)",
     "shuffle": "draw a new order every epoch",
     "prior": "frozen features: computed, or kept in a store for the next run",
@@ -99,12 +100,13 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: An
 
 def finetune(args: argparse.Namespace) -> int:
     """``featcache finetune DATASET --out DIR``; of the processes of torchrun the first one tells."""
+    options = _options(args)
     result = run_finetune(
         args.data,
         args.model,
         args.pretrained,
         out=args.out,
-        options=_options(args),
+        options=options,
         split=args.split,
         val=args.val,
         labels=args.labels,
@@ -114,7 +116,7 @@ def finetune(args: argparse.Namespace) -> int:
         progress=Printed() if is_first() and not args.quiet else Silent(),
     )
     if is_first():
-        show(_record(result), _text(result), args.json)
+        show(_record(result), _text(result, options.preprocess), args.json)
     return 0
 
 
@@ -144,13 +146,14 @@ def _record(result: FinetuneResult) -> dict[str, Any]:
     }
 
 
-def _text(result: FinetuneResult) -> str:
+def _text(result: FinetuneResult, preprocess: str | None) -> str:
+    way = f" --preprocess {preprocess}" if preprocess else ""
     lines = [f"{result.steps:,} updates"]
     for row in result.judged:
         mark = "  <- best" if row["step"] == result.best_step else ""
         lines.append(f"  update {row['step']:>7,}: accuracy {row['accuracy']:.4f}, nll {row['nll']:.4f}{mark}")
     lines += [
-        f"{result.best}  (featcache encode DATA --model local-dir:{result.best})",
+        f"{result.best}  (featcache encode DATA --model local-dir:{result.best}{way})",
         f"{result.best_head}  (featcache evaluate {result.best_head} --on STORE)",
     ]
     return "\n".join(lines)

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.commands import model_arguments, show
+from featcache.commands import model_arguments, preprocess_argument, show
 from featcache.datasets.base import Dataset, SampleIndex
 from featcache.embed_text import embed_prompts
 from featcache.encoders import load_encoder
@@ -38,6 +38,7 @@ def fisher_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawn labels (default: 0)")
     model_arguments(parser)
+    preprocess_argument(parser)
 
 
 def fisher(args: argparse.Namespace) -> int:
@@ -53,6 +54,7 @@ def fisher(args: argparse.Namespace) -> int:
         passes=args.passes,
         seed=args.seed,
         device=args.device,
+        preprocess=args.preprocess,
         progress=Silent() if args.quiet else Printed(),
     )
     path = write_fisher(values, args.output)

@@ -5,6 +5,9 @@ image at a time: that is the Fisher information, and what wise-ft computes; with
 empirical Fisher, another matrix. Gradients of single images come from `torch.func` in small groups, which is the same
 number.
 
+The head is a layer as the others are: its weight and bias, logit scale included, have a Fisher information too, and
+``featcache wise --fisher F0 F1 --heads H0 H1`` merges both heads by it.
+
 Paper: Matena and Raffel, Merging models with Fisher-weighted averaging (arXiv 2111.09832).
 """
 
@@ -26,6 +29,7 @@ from featcache.progress import Progress, Silent
 from ft.checkpoint import write_state
 from ft.errors import TrainingError
 from ft.regularizers.base import unit
+from ft.wise_heads import HEAD_BIAS, HEAD_WEIGHT
 from heads import LinearHead
 
 __all__ = ["diagonal_fisher", "fisher", "write_fisher"]
@@ -83,13 +87,17 @@ def fisher(
     passes: int = 1,
     seed: int = 0,
     device: str | None = None,
+    preprocess: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Fisher information of an image tower's parameters, under the names of open_clip's state dict.
+    """Fisher information of an image tower's parameters and of its head's.
+
+    Names are those of open_clip's state dict, ``visual.proj`` and so on; the head's are ``head.weight`` (C, D) and
+    ``head.bias`` (C,), zero biases of zero-shot heads included.
 
     Parameters
     ----------
-    model, pretrained, device
+    model, pretrained, device, preprocess
         See `featcache.encoders.load_encoder`.
     dataset : Dataset
         Its images without augmentation; the labels have no part in it.
@@ -107,7 +115,7 @@ def fisher(
     ImageReadError
         An image cannot be read.
     """
-    encoder = load_encoder(model, pretrained, device=device)
+    encoder = load_encoder(model, pretrained, device=device, preprocess=preprocess)
     if not isinstance(encoder, OpenClipEncoder):
         raise EncoderError(f"model {model}: the Fisher information is taken of open_clip models")
     if head.dim != encoder.dim or head.classnames != dataset.index.classnames:
@@ -116,18 +124,20 @@ def fisher(
             f"({encoder.dim}) and {dataset.name} ({len(dataset.index.classnames)} classes)"
         )
     visual: Any = encoder.model.visual
-    weights, bias = (torch.from_numpy(values).to(encoder.device) for values in (head.weights, head.bias))
+    tower = {name: value.detach() for name, value in visual.named_parameters() if value.requires_grad}
+    layer = {HEAD_WEIGHT: torch.from_numpy(head.weights), HEAD_BIAS: torch.from_numpy(head.bias)}
 
     def log_probabilities(values: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-        features = torch.func.functional_call(visual, values, (pixels,))
-        return (unit(features) @ weights.T + bias).log_softmax(-1)
+        own = {name: values[f"{VISUAL}{name}"] for name in tower}
+        features = torch.func.functional_call(visual, own, (pixels,))
+        return (unit(features) @ values[HEAD_WEIGHT].T + values[HEAD_BIAS]).log_softmax(-1)
 
-    parameters = {name: value.detach() for name, value in visual.named_parameters() if value.requires_grad}
+    parameters = {f"{VISUAL}{name}": value for name, value in tower.items()}
+    parameters |= {name: value.to(encoder.device) for name, value in layer.items()}
     batches = _batches(encoder, dataset, passes, seed, progress or Silent())
     # fused attention has no batching rule for single-sample gradients; the plain one computes the same
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        found = diagonal_fisher(log_probabilities, parameters, batches)
-    return {f"{VISUAL}{name}": value for name, value in found.items()}
+        return diagonal_fisher(log_probabilities, parameters, batches)
 
 
 def write_fisher(values: dict[str, torch.Tensor], out: str | Path) -> Path:

@@ -84,6 +84,9 @@ class FinetuneOptions:
     ema_decay : float
     swa_start : float
         Share of the run after which the plain mean begins, one model an epoch.
+    preprocess : str, optional
+        How pictures are prepared where they are not augmented, as for `featcache.encoders.load_encoder`: heads then
+        belong to the features that ``featcache encode --preprocess`` of the same name makes.
     augment : str
         Views of the training images: a name of `featcache.augment`.
     seed : int
@@ -142,6 +145,7 @@ class FinetuneOptions:
     average: str = "none"
     ema_decay: float = 0.9999
     swa_start: float = 0.75
+    preprocess: str | None = None
     augment: str = "wise_ft"
     seed: int = 0
     shuffle: bool = True

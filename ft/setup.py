@@ -75,7 +75,9 @@ def prepare(
         Whatever cannot be had as asked: model, head, data, options that do not fit together.
     """
     _check(dataset, val, options, place)
-    encoder = load_encoder(model, pretrained, device=place.device, precision=options.precision)
+    encoder = load_encoder(
+        model, pretrained, device=place.device, precision=options.precision, preprocess=options.preprocess
+    )
     if not isinstance(encoder, OpenClipEncoder):
         raise EncoderError(f"model {model}: only open_clip models can be fine-tuned")
     order = Order(len(dataset.index), options.batch_size, options.seed, options.shuffle, place.rank, place.world)

@@ -20,6 +20,7 @@ from ft.errors import TrainingError
 from ft.formats.flax import is_flax, read_lipsum
 from ft.interpolate import FISHER_FLOOR, interpolate, soup
 from ft.state import State
+from ft.wise_heads import tower_part
 
 __all__ = ["folder_name", "read_tuned", "weights_of", "wise"]
 
@@ -49,7 +50,8 @@ def wise(
     out : str or Path
         Folder of the new folders.
     fisher : two paths, optional
-        Checkpoint files with the diagonal Fisher information of the two models, parameter name -> tensor.
+        Checkpoint files with the diagonal Fisher information of the two models, parameter name -> tensor; what
+        they hold of heads has no part here: see `ft.wise_sweep.sweep`.
     floor : float
         Least Fisher information of an element.
     overwrite : bool
@@ -76,7 +78,7 @@ def wise(
     theta0 = read_state(files[0])
     others = [read_tuned(file, theta0) for file in files[1:]]
     theta1 = others[0] if len(others) == 1 else soup(others)
-    fishers = [read_state(path) for path in fisher or ()]
+    fishers = [tower_part(read_state(path)) for path in fisher or ()]
     record = _record(files, fisher, floor)
     for alpha, target in targets.items():
         state = interpolate(theta0, theta1, alpha, *fishers, floor=floor)

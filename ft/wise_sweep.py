@@ -1,8 +1,9 @@
 """WiSE-FT judged: every merged model encoded into its own stores, the best one on a selection split kept.
 
 A merged model is judged as any other is: its folder is encoded (once: the store is found again), its head is evaluated
-on the store. The head of alpha is ``(1 - a) W0 + a W1`` where the models have heads of their own, as in WiSE-FT, whose
-classifier is a layer like the others; otherwise it is the zero-shot head of the merged model's own texts.
+on the store. Where the models have heads of their own, the head of alpha is merged as the weights are, plainly or by
+Fisher information: in WiSE-FT the classifier is a layer like the others. Otherwise it is the zero-shot head of the
+merged model's own texts.
 
 Soups of several fine-tuned models: `uniform` averages all; `greedy` takes them from best to worst on the selection
 split and keeps each that does not make the average worse there (Wortsman et al., arXiv 2203.05482).
@@ -13,8 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from featcache.datasets.base import Dataset
 from featcache.embed_text import embed_prompts
@@ -28,7 +27,9 @@ from ft.checkpoint import model_folder, read_state, write_model_folder
 from ft.errors import TrainingError
 from ft.interpolate import FISHER_FLOOR, soup
 from ft.start import encoder_key
+from ft.state import State
 from ft.wise import read_tuned, weights_of, wise
+from ft.wise_heads import head_part, merged_head
 from heads import LinearHead, ZeroShot, evaluate, load, save
 from heads.checks import split_id
 from heads.evaluate import best_of
@@ -65,16 +66,21 @@ class Sweep:
     ingredients: list[int]
 
 
+@dataclass
 class _Judge:
     """Heads and stores of model folders."""
 
-    def __init__(
-        self, heads: Sequence[LinearHead] | None, templates: str, root: Any, device: str | None, select: Dataset
-    ) -> None:
-        self.heads, self.templates, self.root, self.device, self.selection = heads, templates, root, device, select
+    selection: Dataset
+    templates: str
+    root: Any
+    device: str | None
+    preprocess: str | None
+    floor: float
+    fishers: Sequence[State]
+    heads: list[LinearHead] | None = None
 
     def encoder(self, folder: Path) -> OpenClipEncoder:
-        encoder = load_encoder(f"local-dir:{folder}", device=self.device)
+        encoder = load_encoder(f"local-dir:{folder}", device=self.device, preprocess=self.preprocess)
         if not isinstance(encoder, OpenClipEncoder):
             raise EncoderError(f"{folder}: expected a model folder of open_clip")
         return encoder
@@ -90,28 +96,27 @@ class _Judge:
         stores = [self.store(encoder, dataset) for dataset in on]
         return row | (evaluate([head], stores)[0] if stores else {})
 
-    def head(self, encoder: OpenClipEncoder, shares: Sequence[float], alpha: float | None) -> LinearHead:
-        """Head of a model that mixes the given ones (the zero-shot one first) in these shares."""
+    def head(self, encoder: OpenClipEncoder, alpha: float | None, chosen: Sequence[int] = ()) -> LinearHead:
+        """Head of a merged model: of its own texts, or from the zero-shot one and the chosen fine-tuned ones."""
         names = self.selection.index.classnames
         if self.heads is None:
             texts = embed_prompts(names, self.templates, encoder, name=self.selection.name, root=self.root).store
             return replace(ZeroShot().fit(texts).linear(), name="wise", alpha=alpha)
-        parts = list(zip(shares, self.heads, strict=True))
+        at, tuned = 1.0 if alpha is None else alpha, [self.heads[1 + k] for k in chosen]
+        weights, bias = merged_head(self.heads[0], tuned, at, self.fishers, self.floor)
+        used = [*([self.heads[0]] if at != 1 else []), *(tuned if at != 0 else [])]
+        weighted: dict[str, Any] = {"fisher_floor": self.floor} if any(self.fishers) else {}
         provenance = {
             "head": "wise",
-            "params": {"alpha": alpha, "heads": [head.name for head in self.heads]},
+            "params": {"alpha": alpha, "heads": [head.name for head in self.heads], **weighted},
             "encoder_key": encoder_key(encoder),
             "text_digest": None,
             "classnames": list(names),
-            "fitted_on": [entry for share, head in parts if share for entry in head.provenance.get("fitted_on", [])],
-            "chosen_on": [entry for share, head in parts if share for entry in head.provenance.get("chosen_on", [])],
+            "fitted_on": [entry for head in used for entry in head.provenance.get("fitted_on", [])],
+            "chosen_on": [entry for head in used for entry in head.provenance.get("chosen_on", [])],
             "featcache": __version__,
         }
-        weights, bias = (
-            sum(np.float64(share) * getattr(head, name).astype(np.float64) for share, head in parts if share)
-            for name in ("weights", "bias")
-        )
-        return LinearHead(np.asarray(weights), np.asarray(bias), names, "wise", provenance, alpha)
+        return LinearHead(weights, bias, names, "wise", provenance, alpha)
 
 
 def sweep(
@@ -131,6 +136,7 @@ def sweep(
     floor: float = FISHER_FLOOR,
     root: str | Path | None = None,
     device: str | None = None,
+    preprocess: str | None = None,
     overwrite: bool = False,
 ) -> Sweep:
     """Merge, encode and judge models for every alpha; keep the best on the selection split as one checkpoint.
@@ -144,14 +150,16 @@ def sweep(
     on : sequence of Dataset
         Other splits, to report.
     heads : paths, optional
-        Heads of the zero-shot model and of each fine-tuned one, interpolated with the weights; the first may be
-        ``zero_shot``. None: zero-shot heads from `templates`.
+        Heads of the zero-shot model and of each fine-tuned one, merged as the weights are, by Fisher information where
+        the files of `fisher` hold it; the first may be ``zero_shot``. None: zero-shot heads from `templates`.
     metric : str
         What is compared: ``top1``, ``nll``, ...; ties go to the lower NLL, then to the smaller alpha.
     soup_kind : {"uniform", "greedy"}
         How several fine-tuned models are averaged.
     best_only : bool
         Encode and judge the other splits with the best model alone.
+    preprocess : str, optional
+        How the models' pictures are prepared: see `featcache.encoders.load_encoder`.
 
     Raises
     ------
@@ -164,7 +172,8 @@ def sweep(
         raise TrainingError(f"soup {soup_kind!r}: expected one of {', '.join(SOUPS)}")
     if (out / BEST).exists() and not overwrite:
         raise EncoderError(f"{out / BEST}: there already; name another folder, or replace it (--overwrite)")
-    judge = _Judge(None, templates, root, device, select)
+    fishers = [head_part(read_state(path)) for path in fisher or ()]
+    judge = _Judge(select, templates, root, device, preprocess, floor, fishers)
     judge.heads = _load_heads(heads, len(tuned), judge, model_folder(zero_shot))
     value = _value_of(select, metric)
     chosen = list(range(len(tuned)))
@@ -174,8 +183,7 @@ def sweep(
     heads_of, rows = [], []
     for alpha, folder in zip(steps, folders, strict=True):
         encoder = judge.encoder(folder)
-        shares = [1 - alpha, *(alpha / len(chosen) if k in chosen else 0.0 for k in range(len(tuned)))]
-        heads_of.append(judge.head(encoder, shares, alpha))
+        heads_of.append(judge.head(encoder, alpha, chosen))
         rows.append(judge.row(heads_of[-1], encoder, () if best_only else on))
     place, choice = _choice(rows, steps, select, metric)
     row = dict(rows[place])
@@ -224,7 +232,7 @@ def _greedy_soup(
     def of(chosen: list[int]) -> float:
         write_model_folder(source, soup([states[k] for k in chosen]), folder, overwrite=True)
         encoder = judge.encoder(folder)
-        head = judge.head(encoder, [0.0, *(float(k in chosen) / len(chosen) for k in range(len(tuned)))], None)
+        head = judge.head(encoder, None, chosen)
         return value(judge.row(head, encoder, ()))
 
     try:
@@ -255,8 +263,7 @@ def _load_heads(
             "zero-shot model's first (`zero_shot` makes it from the templates)"
         )
     loaded = [
-        judge.head(judge.encoder(source), [], None) if str(path) == "zero_shot" else load(path).linear()
-        for path in heads
+        judge.head(judge.encoder(source), None) if str(path) == "zero_shot" else load(path).linear() for path in heads
     ]
     names = judge.selection.index.classnames
     if wrong := [head.name for head in loaded if head.classnames != names]:

@@ -5,7 +5,7 @@ import csv
 import sys
 from typing import Any
 
-from featcache.commands import show
+from featcache.commands import preprocess_argument, show
 from featcache.errors import HeadError
 from heads.cli_classes import class_arguments, class_subset
 from heads.io import load
@@ -31,6 +31,7 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="the head's encoder, where the head cannot tell how to load it")
     parser.add_argument("--pretrained", help="open_clip tag or checkpoint file, with --model")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the head's")
+    preprocess_argument(parser)
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: 64)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
@@ -43,7 +44,8 @@ def predict(args: argparse.Namespace) -> int:
         raise HeadError("--csv and --json print different things; give one of them")
     head = load(args.head)
     images = find_images(args.images)
-    encoder = encoder_of(head, args.model, args.pretrained, device=args.device, precision=args.precision)
+    settings = {"device": args.device, "precision": args.precision, "preprocess": args.preprocess}
+    encoder = encoder_of(head, args.model, args.pretrained, **settings)
     chosen = _restricted(head, args)
     options = {"top": args.top, "batch_size": args.batch_size, "workers": args.workers}
     found = list(predict_images(chosen, images, encoder, **options))

@@ -115,8 +115,11 @@ def encoder_of(
     *,
     device: str | None = None,
     precision: str | None = None,
+    preprocess: str | None = None,
 ) -> Encoder:
     """Load the encoder that a head belongs to: the one that is named, else the one in its record.
+
+    Pictures are prepared as `preprocess` says, else as the record does.
 
     Raises
     ------
@@ -137,8 +140,9 @@ def encoder_of(
         )
     known: dict[str, Any] = dict(source or {}) if model is None else {"model": model, "pretrained": pretrained}
     wanted = precision or known.pop("precision", None) or "fp32"
+    way = preprocess or (source or {}).get("preprocess")
     try:
-        encoder = load_encoder(known["model"], known["pretrained"], device=device, precision=wanted)
+        encoder = load_encoder(known["model"], known["pretrained"], device=device, precision=wanted, preprocess=way)
     except (EncoderError, OSError) as error:
         if model is not None:
             raise

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from featcache.encoders.base import Batch, Encoder
+from featcache.encoders.preparation import PREPARATIONS, prepared_by
 from featcache.encoders.source import remember_source, source_of
 
 ENCODERS: dict[str, str] = {
@@ -13,11 +14,16 @@ ENCODERS: dict[str, str] = {
 }
 """Model name, or what stands before its first colon -> loader; else the name is taken as one of open_clip's."""
 
-__all__ = ["ENCODERS", "Batch", "Encoder", "load_encoder", "source_of"]
+__all__ = ["ENCODERS", "PREPARATIONS", "Batch", "Encoder", "load_encoder", "source_of"]
 
 
 def load_encoder(
-    model: str = "tiny", pretrained: str | None = None, *, device: str | None = None, precision: str = "fp32"
+    model: str = "tiny",
+    pretrained: str | None = None,
+    *,
+    device: str | None = None,
+    precision: str = "fp32",
+    preprocess: str | None = None,
 ) -> Encoder:
     """Load an encoder.
 
@@ -32,12 +38,17 @@ def load_encoder(
         Default: ``cuda`` where there is one, else ``cpu``.
     precision : {"fp32", "bf16", "fp16"}
         Type of the towers' products.
+    preprocess : str, optional
+        ``central-crop`` (see `featcache.encoders.preparation`): pictures prepared otherwise than the model says. It is
+        part of the image identity, and of no text's.
 
     Raises
     ------
     EncoderError
-        The model cannot be loaded; the message says why and what to do.
+        The model cannot be loaded, or takes no other preparation; the message says why and what to do.
     """
     module, _, function = ENCODERS.get(model.partition(":")[0], ENCODERS["open_clip"]).partition(":")
     encoder: Encoder = getattr(import_module(module), function)(model, pretrained, device, precision)
-    return remember_source(encoder, model, pretrained, precision)
+    if preprocess is not None:
+        encoder = prepared_by(encoder, preprocess)
+    return remember_source(encoder, model, pretrained, precision, preprocess)

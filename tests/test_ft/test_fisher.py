@@ -1,11 +1,13 @@
 """Diagonal Fisher information: against one backward pass an image, and in an ensemble."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import featcache
 from featcache.augment import view_uniforms
 from featcache.cli import main
 from featcache.datasets import open_dataset
@@ -15,7 +17,7 @@ from featcache.errors import MismatchError
 from ft.checkpoint import read_state
 from ft.errors import TrainingError
 from ft.fisher import diagonal_fisher, fisher
-from heads import LinearHead, save
+from heads import LinearHead, ZeroShot, load, save
 
 
 class Few:
@@ -41,24 +43,27 @@ def test_one_backward_pass_an_image_gives_the_same(tmp_path: Path) -> None:
     found = fisher("tiny", None, data, head, passes=2, seed=3, device="cpu")
     encoder = load_encoder("tiny", device="cpu")
     tower = encoder.model.visual
-    trained = {name: value for name, value in tower.named_parameters() if value.requires_grad}
+    weight, bias = (torch.from_numpy(value.copy()).requires_grad_() for value in (head.weights, head.bias))
+    trained = {f"visual.{name}": value for name, value in tower.named_parameters() if value.requires_grad}
+    trained |= {"head.weight": weight, "head.bias": bias}
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in trained.items()}
     for turn in range(2):
         for row in range(12):
             image = encoder.prepare(data.decode(data.read(row), row))
             features = tower(encoder.pixels(torch.from_numpy(image[None])))
-            logits = (features / features.norm()) @ torch.from_numpy(head.weights).T + torch.from_numpy(head.bias)
+            logits = (features / features.norm()) @ weight.T + bias
             p = logits.detach().softmax(-1)[0].double().numpy()
             drawn = view_uniforms(3, turn, data.index.ids[row], 1)[0]
             label = int(np.searchsorted(np.cumsum(p), drawn, side="right"))
-            tower.zero_grad()
+            for value in trained.values():
+                value.grad = None
             torch.nn.functional.cross_entropy(logits, torch.tensor([label])).backward()
             for name, value in trained.items():
                 sums[name] += value.grad.double().square() / 24
-    assert found.keys() == {f"visual.{name}" for name in sums}
+    assert found.keys() == sums.keys()
     for name, value in sums.items():
         scale = value.max().item()
-        assert (found[f"visual.{name}"].double() - value).abs().max() <= 1e-4 * scale + 1e-12, name
+        assert (found[name].double() - value).abs().max() <= 1e-4 * scale + 1e-12, name
 
 
 def test_labels_are_drawn_from_the_models_own_prediction() -> None:
@@ -79,9 +84,46 @@ def test_the_command_line_feeds_the_ensemble(tmp_path: Path, capsys: pytest.Capt
     assert main(["fisher", "digits:val", "--limit", "8", "--templates", "digits", "-o", str(names[1]), "--quiet"]) == 0
     one, two = (read_state(name) for name in names)
     assert one.keys() == two.keys()
-    assert all(key.startswith("visual.") and (value >= 0).all() for key, value in one.items())
+    assert {key for key in one if not key.startswith("visual.")} == {"head.weight", "head.bias"}
+    assert all((value >= 0).all() for value in one.values())
+    assert one["head.weight"].shape == (10, 128)
     command = ["wise", "tiny", "tiny", "--alpha", "0.5", "-o", str(tmp_path / "out"), "--fisher", *map(str, names)]
     assert main(command) == 0
+    command = ["wise", "tiny", "tiny", "--alpha", "0.5", "-o", str(tmp_path / "judged"), "--fisher", *map(str, names)]
+    command += ["--select", "digits:val", "--heads", "zero_shot", str(head), "--templates", "digits"]
+    assert main([*command, "--results", str(tmp_path / "results.jsonl")]) == 0
+    texts = featcache.embed_text(open_dataset("digits", "val").index.classnames, "digits")
+    first, second = ZeroShot().fit(texts).linear(), load(head).linear()
+    merged = load(tmp_path / "judged" / "best_head.safetensors").linear()
+    for name, values in (("head.weight", "weights"), ("head.bias", "bias")):
+        f0, f1 = (np.maximum(state[name].double().numpy(), 1e-8) for state in (one, two))
+        wanted = (f0 * getattr(first, values) + f1 * getattr(second, values)) / (f0 + f1)
+        np.testing.assert_allclose(getattr(merged, values), wanted, rtol=1e-5, atol=1e-5)
+    assert merged.provenance["params"]["fisher_floor"] == 1e-8
+
+
+class Cropped(Few):
+    """The same, cut before any encoder sees them."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        whole = self.decode
+
+        def cut(content: Any, row: int) -> Any:
+            pixels = np.asarray(whole(content, row))
+            side = 7 * len(pixels) // 8
+            start = (len(pixels) - side + 1) // 2
+            return pixels[start : start + side, start : start + side]
+
+        self.decode = cut
+
+
+def test_pictures_are_prepared_as_asked() -> None:
+    asked = fisher("tiny", None, Few(4), some_head(), device="cpu", preprocess="central-crop")
+    by_hand = fisher("tiny", None, Cropped(), some_head(), device="cpu")
+    own = fisher("tiny", None, Few(4), some_head(), device="cpu")
+    assert all(torch.equal(asked[name], by_hand[name]) for name in own)
+    assert not torch.equal(asked["visual.proj"], own["visual.proj"])
 
 
 def test_refusals() -> None:

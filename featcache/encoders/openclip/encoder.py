@@ -19,6 +19,7 @@ from featcache.datasets.base import Picture
 from featcache.encoders.base import Batch, FloatArray
 from featcache.encoders.checkpoints import tower_digest
 from featcache.encoders.openclip.pre_projection import pre_projection_dim, with_pre_projection
+from featcache.encoders.preparation import PREPARATIONS
 from featcache.encoders.taps import PRE_PROJECTION, PROJECTED
 from featcache.encoders.torch_images import Scaling, autocast, check_precision, prepare_picture, torch_provenance
 from featcache.errors import EncoderError, PromptError
@@ -60,6 +61,7 @@ class OpenClipEncoder:
         transforms = open_clip.transform.image_transform_v2(self._preprocess, is_train=False).transforms
         self._geometry = torchvision.transforms.Compose(transforms[:-3])  # not: to RGB, to tensor, normalise
         self._scaling = Scaling(self._preprocess.mean, self._preprocess.std, device)
+        self.preparation: str | None = None  # of pictures, before the geometry: see `featcache.encoders.preparation`
         self.model: Any = model.to(device).eval()
         self.rehash()
 
@@ -116,6 +118,7 @@ class OpenClipEncoder:
     @property
     def image_identity(self) -> dict[str, Any]:
         """Architecture and weights of the image tower, activation, preprocessing, precision."""
+        other = {} if self.preparation is None else {"preparation": self.preparation}
         return {
             "library": "open_clip",
             "tower": "image",
@@ -123,7 +126,7 @@ class OpenClipEncoder:
             "embed_dim": self.dim,
             "activation": self._activation,
             "weights": self._image_weights,
-            "preprocess": _jsonable(asdict(self._preprocess)),
+            "preprocess": _jsonable(asdict(self._preprocess)) | other,
             "precision": self.precision,
         }
 
@@ -167,7 +170,9 @@ class OpenClipEncoder:
         return versions | torch_provenance(self.device)
 
     def prepare(self, picture: Picture) -> Batch:
-        """Resize and crop one picture as open_clip does; see `prepare_picture`."""
+        """Resize and crop one picture as open_clip does, what `preparation` cuts of it; see `prepare_picture`."""
+        if self.preparation is not None:
+            picture = PREPARATIONS[self.preparation](picture)
         return prepare_picture(self._geometry, picture)
 
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
