@@ -18,12 +18,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from featcache import encoders
-from featcache.encoders.checkpoints import OPENAI_EXTRAS, is_torchscript
+from featcache.encoders.checkpoints import NOT_WEIGHTS, is_torchscript
 from featcache.errors import EncoderError
 from featcache.store.atomic import sync_folder
 from ft.state import Shapes, State, check_shapes, shapes_of
 
-__all__ = ["model_folder", "read_config", "read_state", "weights_file", "write_model_folder", "write_state"]
+__all__ = [
+    "model_folder",
+    "read_config",
+    "read_state",
+    "stored_shapes",
+    "weights_file",
+    "write_model_folder",
+    "write_state",
+]
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -71,7 +79,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch's readers meet broken files with KeyError, IndexError and more
         raise EncoderError(
             f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({str(error)[:200]}); "
-            "pickled modules are not read: save their state_dict()"
+            "pickled modules are not read here: save their state_dict(), or see featcache convert --trust"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -92,7 +100,7 @@ def _load(file: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch means to drop it; OpenAI's files will stay as they are
         archive = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
-    return {key: value for key, value in archive.state_dict().items() if key not in OPENAI_EXTRAS}
+    return {key: value for key, value in archive.state_dict().items() if key not in NOT_WEIGHTS}
 
 
 def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
@@ -198,7 +206,7 @@ def write_model_folder(
         A model folder, or ``tiny``; or the configuration itself (``model_cfg`` and ``preprocess_cfg``) of a model that
         came by name, whose tokenizer open_clip finds by the configuration.
     state : mapping of name -> tensor
-        With the keys and shapes of the source's weights.
+        With the keys and shapes of the source's weights; a configuration alone has none to compare with.
     out : str or Path
         The new folder; it appears when it is complete.
     provenance : JSON-able mapping, optional
@@ -211,12 +219,12 @@ def write_model_folder(
     EncoderError
         `source` is no model folder, or `out` exists.
     MismatchError
-        Keys or shapes are not those of the source's architecture.
+        Keys or shapes are not those of the weights of the source, where it is a folder.
     """
     out = Path(out)
     folder = None if isinstance(source, Mapping) else model_folder(source)
     if folder is not None:
-        check_shapes(_stored_shapes(weights_file(folder)), shapes_of(state), (str(folder), "the new state dict"))
+        check_shapes(stored_shapes(weights_file(folder)), shapes_of(state), (str(folder), "the new state dict"))
     if out.exists() and (not overwrite or (folder is not None and out.resolve() == folder.resolve())):
         raise EncoderError(f"{out} exists already; name another folder, or overwrite it (never the source itself)")
     partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
@@ -247,7 +255,8 @@ def _write_configuration(source: str | Path | Mapping[str, Any], folder: Path) -
         shutil.copyfile(path, folder / path.name)
 
 
-def _stored_shapes(file: Path) -> Shapes:
+def stored_shapes(file: Path) -> Shapes:
+    """Shapes of the tensors of a checkpoint file; of safetensors without reading the tensors."""
     if file.suffix != ".safetensors":
         return shapes_of(read_state(file))
     with safe_open(file, framework="pt") as stored:

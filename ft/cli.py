@@ -19,7 +19,12 @@ __all__ = ["wise", "wise_arguments"]
 
 def wise_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache wise``."""
-    parser.add_argument("zero_shot", metavar="ZERO_SHOT", help="model folder of the zero-shot model, or `tiny`")
+    parser.add_argument(
+        "zero_shot",
+        metavar="ZERO_SHOT",
+        help="the zero-shot model: a model folder, `tiny`, RUN/start (what a run of finetune began with), or an "
+        "open_clip architecture with --pretrained",
+    )
     parser.add_argument(
         "fine_tuned",
         metavar="FINE_TUNED",
@@ -53,6 +58,7 @@ def wise_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fisher-floor", type=float, default=FISHER_FLOOR, metavar="F", help="least Fisher information (default: 1e-8)"
     )
+    parser.add_argument("--pretrained", help="weights of ZERO_SHOT, an architecture: open_clip tag or checkpoint file")
     parser.add_argument("--overwrite", action="store_true", help="replace folders that are already there")
     _judging_arguments(parser)
 
@@ -86,7 +92,12 @@ def _judging_arguments(parser: argparse.ArgumentParser) -> None:
 def wise(args: argparse.Namespace) -> int:
     """``featcache wise ZERO_SHOT FINE_TUNED... --alpha A... --out DIR [--select DATASET:SPLIT]``."""
     fisher = (args.fisher[0], args.fisher[1]) if args.fisher else None
-    settings = {"fisher": fisher, "floor": args.fisher_floor, "overwrite": args.overwrite}
+    settings = {
+        "pretrained": args.pretrained,
+        "fisher": fisher,
+        "floor": args.fisher_floor,
+        "overwrite": args.overwrite,
+    }
     if args.select:
         return _sweep(args, settings)
     if args.on or args.heads or args.best_only or args.soup != "uniform" or args.preprocess:

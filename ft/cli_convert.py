@@ -21,8 +21,10 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="gives configuration, tokenizer and missing towers: a model folder, tiny, or an open_clip architecture",
+        help="gives configuration, activation, tokenizer and missing towers: a model folder, tiny, RUN/start (what a "
+        "run of finetune began with), or an open_clip architecture",
     )
+    parser.add_argument("--pretrained", help="weights of --base, an architecture: open_clip tag or checkpoint file")
     parser.add_argument("--to", default="open_clip", choices=LAYOUTS, help="layout of a folder (default: open_clip)")
     parser.add_argument("--classes", metavar="FILE", help="class names of its head, one a line, or `imagenet`")
     parser.add_argument(
@@ -35,17 +37,24 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """``featcache convert FILE OUT [--base MODEL] [--to huggingface] [--trust]``."""
+    """``featcache convert FILE OUT [--base MODEL [--pretrained TAG]] [--to huggingface] [--trust]``."""
     done = run_convert(
         args.source,
         args.out,
         base=args.base,
+        pretrained=args.pretrained,
         layout=args.to,
         trust=args.trust,
         classnames=load_classnames(args.classes) if args.classes else None,
         overwrite=args.overwrite,
     )
-    record = {"out": str(done.out), "head": None if done.head is None else str(done.head), "tensors": done.tensors}
+    record = {
+        "out": str(done.out),
+        "head": None if done.head is None else str(done.head),
+        "tensors": done.tensors,
+        "from_base": done.from_base,
+    }
+    taken = f", {done.from_base} of them from {args.base}" if done.from_base else ""
     head = "" if done.head is None else f"\n{done.head}  (its head, for featcache evaluate)"
-    show(record, f"{done.out}: {done.tensors} tensors{head}", args.json)
+    show(record, f"{done.out}: {done.tensors} tensors{taken}{head}", args.json)
     return 0

@@ -7,9 +7,11 @@ written                a safetensors state dict (``OUT.safetensors``), a model f
                        Hugging Face's CLIPModel; a classification head beside it, where there is one
 =====================  ==========================================================================================
 
-Lipsum-FT saves the image tower alone: the text tower comes from the base model.
+Lipsum-FT saves the image tower alone: the text tower comes from the base model. The base gives the activation, too:
+where a checkpoint is known to want another one it is refused, and what is assumed is logged as a warning.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +21,20 @@ import torch
 
 from featcache.encoders import load_encoder
 from featcache.encoders.checkpoints import NOT_WEIGHTS
-from featcache.encoders.openclip import OpenClipEncoder
-from featcache.errors import EncoderError
-from ft.checkpoint import CONFIG, model_folder, read_config, read_state, weights_file, write_model_folder, write_state
+from featcache.errors import EncoderError, MismatchError
+from ft.checkpoint import CONFIG, model_folder, read_config, read_state, write_model_folder, write_state
+from ft.formats.activation import Told, assumption, check_told, told_by_config, told_by_file, told_by_module
 from ft.formats.flax import is_flax, read_lipsum
 from ft.formats.huggingface import write_huggingface
-from ft.formats.pickled import read_pickled
+from ft.formats.pickled import is_pickled, read_pickled
+from ft.parents import Parent, parent_of
 from ft.start import encoder_key
+from ft.state import State, check_shapes, shapes_of
 from heads import LinearHead, save
 
 __all__ = ["LAYOUTS", "Checkpoint", "Converted", "convert", "read_checkpoint"]
 
+LOG = logging.getLogger(__name__)
 LAYOUTS = ("open_clip", "huggingface")
 HEAD = "classification_head."
 TOWERS = ("image_encoder.model.", "model.")
@@ -42,6 +47,8 @@ class Checkpoint(NamedTuple):
     weights: torch.Tensor | None = None
     """(C, D), the logit scale included."""
     bias: torch.Tensor | None = None
+    told: Told = Told("a state dict")
+    """What the file tells of its activation."""
 
 
 class Converted(NamedTuple):
@@ -50,6 +57,8 @@ class Converted(NamedTuple):
     out: Path
     head: Path | None
     tensors: int
+    from_base: int
+    """How many of them the checkpoint lacked."""
 
 
 def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
@@ -70,17 +79,21 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     if file.is_file() and is_flax(file):
         state, cls = read_lipsum(file)
         scale = float(state["logit_scale"].double().exp()) if "logit_scale" in state else 1.0
-        return Checkpoint(state, None if cls is None else scale * cls)
+        return Checkpoint(state, None if cls is None else scale * cls, told=told_by_file(file))
+    if file.is_dir() or str(path) == "tiny":
+        folder = model_folder(path)
+        return _split_head(read_state(folder), told_by_config(read_config(folder)))
     try:
-        state = read_state(model_folder(path) if file.is_dir() or str(path) == "tiny" else file)
-    except EncoderError:
-        if not (trust and file.is_file()):
+        return _split_head(read_state(file), told_by_file(file))
+    except EncoderError as error:
+        refused = error.__cause__ is not None  # by torch, that is: the file was not merely of something else
+        if not file.is_file() or not (trust or (refused and is_pickled(file))):
             raise
-        state = read_pickled(file, trust=trust)
-    return _split_head(state)
+    pickled = read_pickled(file, trust=trust)
+    return _split_head(pickled.state, told_by_module(pickled.quick_gelu))
 
 
-def _split_head(state: dict[str, torch.Tensor]) -> Checkpoint:
+def _split_head(state: State, told: Told) -> Checkpoint:
     """wise-ft's classifier beside its image encoder; prefixes of the encoder taken off."""
     head = {key.removeprefix(HEAD): value for key, value in state.items() if key.startswith(HEAD)}
     rest = {key: value for key, value in state.items() if not key.startswith(HEAD)}
@@ -88,7 +101,7 @@ def _split_head(state: dict[str, torch.Tensor]) -> Checkpoint:
         if rest and all(key.startswith(prefix) for key in rest):
             rest = {key.removeprefix(prefix): value for key, value in rest.items()}
     rest = {key: value for key, value in rest.items() if key not in NOT_WEIGHTS}
-    return Checkpoint(rest, head.get("weight"), head.get("bias"))
+    return Checkpoint(rest, head.get("weight"), head.get("bias"), told)
 
 
 def convert(
@@ -96,6 +109,7 @@ def convert(
     out: str | Path,
     *,
     base: str | None = None,
+    pretrained: str | None = None,
     layout: str = "open_clip",
     trust: bool = False,
     classnames: Sequence[str] | None = None,
@@ -110,8 +124,11 @@ def convert(
     out : str or Path
         A ``.safetensors`` file for the state dict alone, or the new folder.
     base : str, optional
-        The model that gives configuration, tokenizer, and tensors that the checkpoint lacks: a model folder, ``tiny``,
-        or an open_clip architecture (configuration alone). Default: the source, where it is a model folder.
+        The model that gives configuration, activation, tokenizer, and tensors that the checkpoint lacks: a model
+        folder, ``tiny``, ``RUN/start``, or an architecture of open_clip, which has tensors with `pretrained` alone; see
+        `ft.parents.parent_of`. Default: the source, where it is a model folder.
+    pretrained : str, optional
+        Weights of a base that is an architecture: a tag of open_clip or a checkpoint file.
     layout : {"open_clip", "huggingface"}
         Of a folder.
     trust : bool
@@ -124,48 +141,71 @@ def convert(
     ------
     EncoderError
         A checkpoint that cannot be read, is not whole, or has no place in the layout; an `out` that exists.
+    ActivationMismatchError
+        Weights that are known to want another activation than the base has, such as OpenAI's without QuickGELU.
     MismatchError
-        Tensors that are not those of the base's architecture.
+        Tensors that are not those of the base's architecture, or not all of them; names that are not as many as the
+        classes of the head. Nothing is written then.
     """
     out = Path(out)
     if layout not in LAYOUTS:
         raise EncoderError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     if out.exists() and not overwrite:
         raise EncoderError(f"{out} exists already; name another place, or overwrite it (--overwrite)")
-    found = read_checkpoint(source, trust=trust)
-    folder, configuration = _base(source, base)
-    state = found.state
-    if folder is not None and base is not None and not state.keys() >= (known := read_state(folder)).keys():
-        extra = sorted(state.keys() - known.keys())
-        if extra:
-            raise EncoderError(f"{source}: {', '.join(extra[:3])} are no tensors of {base}; name the right base")
-        state = {**known, **state}
-    if out.suffix == ".safetensors":
-        write_state(state, out)
-    elif configuration is None:
+    parent = _base(source, base, pretrained)
+    if parent is None and out.suffix != ".safetensors":
         raise EncoderError(f"{source}: a folder needs a configuration; name the architecture with --base")
+    found = read_checkpoint(source, trust=trust)
+    _check_classnames(found, classnames)
+    state = found.state
+    if parent is not None:
+        check_told(str(source), found.told, parent.config, parent.named[0])
+        state = state if base is None else _whole(source, state, parent)
+        if note := assumption(str(source), found.told, parent.config, parent.name):
+            LOG.warning(note)
+    if parent is None or out.suffix == ".safetensors":
+        write_state(state, out)
     elif layout == "huggingface":
-        write_huggingface(configuration, state, out, overwrite=overwrite)
+        write_huggingface(parent.config, state, out, overwrite=overwrite)
     else:
-        target = folder if folder is not None else configuration
-        write_model_folder(target, state, out, {"converted_from": Path(source).name}, overwrite=overwrite)
-    return Converted(out, _write_head(found, out, layout, classnames), len(state))
+        write_model_folder(parent.source, state, out, {"converted_from": Path(source).name}, overwrite=overwrite)
+    head = _write_head(found, out, layout, classnames)
+    return Converted(out, head, len(state), len(state) - len(found.state))
 
 
-def _base(source: str | Path, base: str | None) -> tuple[Path | None, dict[str, Any] | None]:
-    """Folder and configuration of the base model."""
-    name = str(source if base is None else base)
-    folder = Path(name.removeprefix("local-dir:"))
-    if name == "tiny" or (folder / CONFIG).is_file():
-        found = model_folder(name)
-        weights_file(found)
-        return found, read_config(found)
-    if base is None:
-        return None, None
-    encoder = load_encoder(name, "random", device="cpu")
-    if not isinstance(encoder, OpenClipEncoder):
-        raise EncoderError(f"base {base}: expected a model folder, `tiny`, or an architecture of open_clip")
-    return None, encoder.configuration()
+def _base(source: str | Path, base: str | None, pretrained: str | None) -> Parent | None:
+    if base is not None:
+        return parent_of(base, pretrained, architecture=True)
+    if pretrained is not None:
+        raise EncoderError(f"--pretrained {pretrained}: the weights of which architecture? Name it with --base")
+    folder = Path(str(source).removeprefix("local-dir:"))
+    return parent_of(source) if str(source) == "tiny" or (folder / CONFIG).is_file() else None
+
+
+def _whole(source: str | Path, state: dict[str, torch.Tensor], parent: Parent) -> dict[str, torch.Tensor]:
+    """The whole model: tensors that the checkpoint lacks come from the base, and all have the base's shapes."""
+    known, given = parent.shapes(), shapes_of(state)
+    if extra := sorted(given.keys() - known.keys()):
+        raise MismatchError(f"{source}: {_first(extra)} are no tensors of {parent.name}; name the right --base")
+    missing = sorted(known.keys() - given.keys())
+    if missing and not parent.has_weights:
+        raise MismatchError(
+            f"{source} lacks {_first(missing)} of {parent.name}, which is an architecture without weights; give a "
+            "model folder as --base, or the base's weights with --pretrained"
+        )
+    check_shapes({key: known[key] for key in given}, given, (parent.name, str(source)))
+    return {**parent.state(), **state} if missing else state
+
+
+def _first(keys: Sequence[str]) -> str:
+    return f"{len(keys)} tensors ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+
+
+def _check_classnames(found: Checkpoint, classnames: Sequence[str] | None) -> None:
+    if found.weights is not None and classnames and len(classnames) != len(found.weights):
+        raise MismatchError(
+            f"{len(classnames)} class names for a head of {len(found.weights)} classes; give its own, in its order"
+        )
 
 
 def _write_head(found: Checkpoint, out: Path, layout: str, classnames: Sequence[str] | None) -> Path | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from featcache.datasets import dataset_key, labels_digest
 from featcache.datasets.base import Dataset
+from featcache.encoders import source_of
 from featcache.store.atomic import put
 from featcache.version import __version__
 from ft.checkpoint import write_model_folder
@@ -39,10 +40,16 @@ def open_folder(out: Path, overwrite: bool) -> None:
 
 
 def write_options(run: Run, out: Path) -> None:
-    """``options.json``: what the run was asked to do, on what."""
+    """``options.json``: what the run was asked to do, on what, and where the weights that it began with came from."""
+    source = source_of(run.encoder) or {}
     record = {
         "featcache": __version__,
         "model": run.encoder.name,
+        "start": {
+            "model": source.get("model"),
+            "pretrained": source.get("pretrained"),
+            "weights": run.identity["model"],
+        },
         "dataset": _split(run.dataset),
         "val": None if run.val is None else _split(run.val),
         "steps": run.total,

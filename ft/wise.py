@@ -5,7 +5,6 @@ parents share come back bit for bit, fine-tuning the image tower leaves every te
 alpha 0 and 1 are cache hits on the stores of the parents.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,8 +16,10 @@ from featcache.errors import EncoderError, MismatchError
 from featcache.version import __version__
 from ft.checkpoint import model_folder, read_config, read_state, weights_file, write_model_folder
 from ft.errors import TrainingError
+from ft.formats.activation import check_told, told_by_file
 from ft.formats.flax import is_flax, read_lipsum
 from ft.interpolate import FISHER_FLOOR, interpolate, soup
+from ft.parents import Parent, account_of, parent_of
 from ft.state import State
 from ft.wise_heads import tower_part
 
@@ -26,11 +27,12 @@ __all__ = ["folder_name", "read_tuned", "weights_of", "wise"]
 
 
 def wise(
-    folder0: str | Path,
+    model0: str | Path | Parent,
     folder1: str | Path | Sequence[str | Path],
     alphas: Iterable[float],
     out: str | Path,
     *,
+    pretrained: str | None = None,
     fisher: tuple[str | Path, str | Path] | None = None,
     floor: float = FISHER_FLOOR,
     overwrite: bool = False,
@@ -42,13 +44,16 @@ def wise(
 
     Parameters
     ----------
-    folder0 : str or Path
-        Model folder of the zero-shot model (alpha 0), or ``tiny``; gives configuration and tokenizer.
+    model0 : str, Path or Parent
+        The zero-shot model (alpha 0), which gives configuration and tokenizer: a model folder, ``tiny``, ``RUN/start``
+        (what a run of ``featcache finetune`` began with), or an architecture of open_clip; see `ft.parents.parent_of`.
     folder1 : str, Path, or several of them
         The fine-tuned model (alpha 1): a model folder or a checkpoint file. Several are averaged first (a soup).
     alphas : iterable of float
     out : str or Path
         Folder of the new folders.
+    pretrained : str, optional
+        Weights of an architecture: a tag of open_clip or a checkpoint file.
     fisher : two paths, optional
         Checkpoint files with the diagonal Fisher information of the two models, parameter name -> tensor; what
         they hold of heads has no part here: see `ft.wise_sweep.sweep`.
@@ -64,25 +69,27 @@ def wise(
     Raises
     ------
     EncoderError
-        A model or a Fisher that cannot be read; a folder that exists already.
+        A model or a Fisher that cannot be read; a folder that exists already; an archive of OpenAI's beside a model
+        without QuickGELU.
     MismatchError
         Models with different keys, shapes, architectures or preprocessing.
     TrainingError
         No alphas, repeated or infinite ones, no fine-tuned model.
     """
-    source, targets = model_folder(folder0), _targets(Path(out), alphas, fisher is not None, overwrite)
+    targets = _targets(Path(out), alphas, fisher is not None, overwrite)
     tuned = [folder1] if isinstance(folder1, str | Path) else list(folder1)
     if not tuned:
         raise TrainingError("no fine-tuned model was given; expected at least one")
-    files = [weights_file(source), *(weights_of(source, name) for name in tuned)]
-    theta0 = read_state(files[0])
-    others = [read_tuned(file, theta0) for file in files[1:]]
+    parent = parent_of(model0, pretrained)
+    files = [weights_of(parent, name) for name in tuned]
+    theta0 = parent.state()
+    others = [read_tuned(file, theta0) for file in files]
     theta1 = others[0] if len(others) == 1 else soup(others)
     fishers = [tower_part(read_state(path)) for path in fisher or ()]
-    record = _record(files, fisher, floor)
+    record = _record(parent, files, fisher, floor)
     for alpha, target in targets.items():
         state = interpolate(theta0, theta1, alpha, *fishers, floor=floor)
-        write_model_folder(source, state, target, {**record, "alpha": alpha}, overwrite=overwrite)
+        write_model_folder(parent.source, state, target, {**record, "alpha": alpha}, overwrite=overwrite)
     return list(targets.values())
 
 
@@ -117,34 +124,27 @@ def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool
     return targets
 
 
-def weights_of(source: Path, name: str | Path) -> Path:
-    """Weights file of a fine-tuned model; a folder must agree with the zero-shot one in all but the weights."""
+def weights_of(parent: Parent, name: str | Path) -> Path:
+    """Weights file of a fine-tuned model; a folder must agree with the zero-shot model in all but the weights."""
     path = Path(str(name).removeprefix("local-dir:"))
     if path.is_file():
+        check_told(str(name), told_by_file(path), parent.config, parent.named[0], "ZERO_SHOT")
         return path
     folder = model_folder(name)
-    one, two = read_config(source), read_config(folder)
+    one, two = parent.config, read_config(folder)
     if differing := [part for part in ("model_cfg", "preprocess_cfg") if one.get(part) != two.get(part)]:
         raise MismatchError(
-            f"{source} and {folder} differ in {' and '.join(differing)}; merge models of one architecture and "
+            f"{parent.name} and {folder} differ in {' and '.join(differing)}; merge models of one architecture and "
             "preprocessing, or give the weights file itself to use the zero-shot model's configuration"
         )
     return weights_file(folder)
 
 
-def _record(files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: float) -> dict[str, Any]:
-    accounts = [_account(file) for file in files]
+def _record(parent: Parent, files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: float) -> dict[str, Any]:
     return {
         "featcache": __version__,
-        "zero_shot": accounts[0],
-        "fine_tuned": accounts[1:],
-        "fisher": [_account(Path(path)) for path in fisher] if fisher else None,
+        "zero_shot": parent.account(),
+        "fine_tuned": [account_of(file) for file in files],
+        "fisher": [account_of(Path(path)) for path in fisher] if fisher else None,
         "fisher_floor": floor if fisher else None,
     }
-
-
-def _account(file: Path) -> dict[str, Any]:
-    """Where weights come from: folder, file name and sha256."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"file": f"{file.resolve().parent.name}/{file.name}", "sha256": digest}

@@ -23,9 +23,10 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.errors import EncoderError, HeadError, MismatchError
 from featcache.store import ImageStore
 from featcache.version import __version__
-from ft.checkpoint import model_folder, read_state, write_model_folder
+from ft.checkpoint import read_state, write_model_folder
 from ft.errors import TrainingError
 from ft.interpolate import FISHER_FLOOR, soup
+from ft.parents import Parent, parent_of
 from ft.start import encoder_key
 from ft.state import State
 from ft.wise import read_tuned, weights_of, wise
@@ -120,11 +121,12 @@ class _Judge:
 
 
 def sweep(
-    zero_shot: str | Path,
+    zero_shot: str | Path | Parent,
     fine_tuned: str | Path | Sequence[str | Path],
     alphas: Iterable[float],
     out: str | Path,
     *,
+    pretrained: str | None = None,
     select: Dataset,
     on: Sequence[Dataset] = (),
     heads: Sequence[str | Path] | None = None,
@@ -143,7 +145,7 @@ def sweep(
 
     Parameters
     ----------
-    zero_shot, fine_tuned, alphas, out, fisher, floor, overwrite
+    zero_shot, fine_tuned, alphas, out, pretrained, fisher, floor, overwrite
         See `ft.wise.wise`; beside its folders ``out/best`` and ``out/best_head.safetensors`` are written.
     select : Dataset
         Selection split: alphas (and ingredients of a greedy soup) are compared here.
@@ -174,12 +176,13 @@ def sweep(
         raise EncoderError(f"{out / BEST}: there already; name another folder, or replace it (--overwrite)")
     fishers = [head_part(read_state(path)) for path in fisher or ()]
     judge = _Judge(select, templates, root, device, preprocess, floor, fishers)
-    judge.heads = _load_heads(heads, len(tuned), judge, model_folder(zero_shot))
+    parent = parent_of(zero_shot, pretrained)
+    judge.heads = _load_heads(heads, len(tuned), judge, parent)
     value = _value_of(select, metric)
     chosen = list(range(len(tuned)))
     if soup_kind == "greedy" and len(tuned) > 1:
-        chosen = _greedy_soup(zero_shot, tuned, out, judge, value)
-    folders = wise(zero_shot, [tuned[k] for k in chosen], steps, out, fisher=fisher, floor=floor, overwrite=overwrite)
+        chosen = _greedy_soup(parent, tuned, out, judge, value)
+    folders = wise(parent, [tuned[k] for k in chosen], steps, out, fisher=fisher, floor=floor, overwrite=overwrite)
     heads_of, rows = [], []
     for alpha, folder in zip(steps, folders, strict=True):
         encoder = judge.encoder(folder)
@@ -218,19 +221,18 @@ def greedy(n: int, value: Callable[[list[int]], float]) -> list[int]:
 
 
 def _greedy_soup(
-    zero_shot: str | Path,
+    parent: Parent,
     tuned: Sequence[str | Path],
     out: Path,
     judge: _Judge,
     value: Callable[[dict[str, Any]], float],
 ) -> list[int]:
-    source = model_folder(zero_shot)
-    theta0 = read_state(source)
-    states = [read_tuned(weights_of(source, name), theta0) for name in tuned]
+    theta0 = parent.state()
+    states = [read_tuned(weights_of(parent, name), theta0) for name in tuned]
     folder = out / ".soup"
 
     def of(chosen: list[int]) -> float:
-        write_model_folder(source, soup([states[k] for k in chosen]), folder, overwrite=True)
+        write_model_folder(parent.source, soup([states[k] for k in chosen]), folder, overwrite=True)
         encoder = judge.encoder(folder)
         head = judge.head(encoder, None, chosen)
         return value(judge.row(head, encoder, ()))
@@ -253,7 +255,7 @@ def _value_of(select: Dataset, metric: str) -> Callable[[dict[str, Any]], float]
 
 
 def _load_heads(
-    heads: Sequence[str | Path] | None, n_tuned: int, judge: _Judge, source: Path
+    heads: Sequence[str | Path] | None, n_tuned: int, judge: _Judge, parent: Parent
 ) -> list[LinearHead] | None:
     if heads is None:
         return None
@@ -263,7 +265,8 @@ def _load_heads(
             "zero-shot model's first (`zero_shot` makes it from the templates)"
         )
     loaded = [
-        judge.head(judge.encoder(source), None) if str(path) == "zero_shot" else load(path).linear() for path in heads
+        judge.head(parent.load(judge.device), None) if str(path) == "zero_shot" else load(path).linear()
+        for path in heads
     ]
     names = judge.selection.index.classnames
     if wrong := [head.name for head in loaded if head.classnames != names]:

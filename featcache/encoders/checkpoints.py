@@ -40,17 +40,28 @@ def tower_digest(model: torch.nn.Module, *, image: bool) -> str:
     return state_digest(model, lambda name: name.startswith("visual.") is image)
 
 
-def check_activation(model: str, pretrained: str, quick_gelu: bool, wanted: bool | None) -> None:
+def check_activation(
+    model: str,
+    pretrained: str,
+    quick_gelu: bool,
+    wanted: bool | None,
+    flag: str = "--model",
+    remedy: str | None = None,
+) -> None:
     """Refuse weights whose activation is not the architecture's.
 
     Parameters
     ----------
     model, pretrained : str
-        As the user named them.
+        Architecture and weights, as the user named them.
     quick_gelu : bool
         What the architecture computes.
     wanted : bool or None
         What the weights were trained with; None where nothing is known of them.
+    flag : str
+        The flag that names `model`.
+    remedy : str, optional
+        What to use instead; default: the flag with the architecture's other name.
 
     Raises
     ------
@@ -62,8 +73,8 @@ def check_activation(model: str, pretrained: str, quick_gelu: bool, wanted: bool
     base = model.removesuffix(SUFFIX)
     trained, built = ("QuickGELU", "GELU") if wanted else ("GELU", "QuickGELU")
     raise ActivationMismatchError(
-        f"--model {model} --pretrained {pretrained}: these weights were trained with {trained}, {model} computes "
-        f"{built}: accuracy would drop by points without an error; use --model {base + SUFFIX if wanted else base}"
+        f"weights {pretrained} in {model}: they were trained with {trained}, {model} computes {built}: accuracy would "
+        f"drop by points without an error; use {remedy or f'{flag} {base + SUFFIX if wanted else base}'}"
     )
 
 

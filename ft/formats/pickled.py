@@ -4,24 +4,50 @@ Unpickling runs code. No check of the file can tell whether that code is harmles
 this one's memory, not the machine: so nothing is unpickled unless it was asked for by name (``convert --trust``).
 """
 
+import logging
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from featcache.encoders.checkpoints import is_torchscript
 from featcache.errors import EncoderError
 from ft.formats import __file__ as package_file
 
-__all__ = ["read_pickled"]
+__all__ = ["Pickled", "is_pickled", "read_pickled"]
 
+LOG = logging.getLogger(__name__)
 SCRIPT = Path(package_file).with_name("trusted.py")
+ACTIVATIONS = {"QuickGELU": True, "GELU": False}
+PICKLE = b"\x80"
+"""First byte of a pickle since protocol 2, and so of what torch saved before its zip archives."""
 
 
-def read_pickled(path: str | Path, *, trust: bool) -> dict[str, torch.Tensor]:
-    """The tensors of a pickled module or state dict.
+class Pickled(NamedTuple):
+    """What was unpickled."""
+
+    state: dict[str, torch.Tensor]
+    quick_gelu: bool | None
+    """Activation of the module's layers; None of a state dict, or where there are several or none."""
+
+
+def is_pickled(file: Path) -> bool:
+    """Whether a file is a pickle, or an archive of torch's around one."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return not is_torchscript(file) and any(name.endswith("data.pkl") for name in archive.namelist())
+    with file.open("rb") as stream:
+        return stream.read(1) == PICKLE
+
+
+def read_pickled(path: str | Path, *, trust: bool) -> Pickled:
+    """The tensors of a pickled module or state dict, and a line in the log that its code runs.
 
     Parameters
     ----------
@@ -37,9 +63,11 @@ def read_pickled(path: str | Path, *, trust: bool) -> dict[str, torch.Tensor]:
     file = Path(path).resolve()
     if not trust:
         raise EncoderError(
-            f"{path}: a pickled Python object; unpickling runs whatever code the file holds, with your rights. If you "
-            "trust whoever made it: featcache convert --trust FILE OUT"
+            f"{path}: a pickled Python object, which is not read: unpickling runs whatever code the file holds. If you "
+            "trust whoever made it, --trust (featcache convert --trust FILE OUT) runs that code, in a process of its "
+            "own but with your rights, and takes the tensors"
         )
+    LOG.warning("%s: --trust runs the code in this file, in a process of its own but with your rights", path)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tensors.safetensors"
         command = [sys.executable, "-I", str(SCRIPT), str(file), str(out)]
@@ -47,4 +75,6 @@ def read_pickled(path: str | Path, *, trust: bool) -> dict[str, torch.Tensor]:
         if run.returncode or not out.exists():
             said = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise EncoderError(f"{path}: cannot be unpickled ({said[:300]}); expected a saved module or state dict")
-        return load_file(out)
+        with safe_open(str(out), framework="pt") as written:
+            activation = (written.metadata() or {}).get("activation", "")
+        return Pickled(load_file(out), ACTIVATIONS.get(activation))

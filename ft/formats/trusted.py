@@ -1,7 +1,8 @@
 """The one place that unpickles: a script that `ft.formats.pickled` runs in a process of its own, never imported.
 
 ``python -I trusted.py FILE OUT`` unpickles FILE, which **runs whatever code the file asks for**, takes the tensors of
-the module or state dict in it, and writes them to OUT as safetensors. Classes that are not installed (wise-ft pickles
+the module or state dict in it, and writes them to OUT as safetensors, the class of a module's activation in the header.
+Classes that are not installed (wise-ft pickles
 its own) become empty shells of `torch.nn.Module`: their tensors are all that is wanted.
 """
 
@@ -40,6 +41,13 @@ def tensors_of(content: Any) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
 
 
+def activation_of(content: Any) -> str:
+    """``QuickGELU`` or ``GELU``, where all layers of a module that have one have the same; else empty."""
+    layers = content.modules() if isinstance(content, torch.nn.Module) else ()
+    found = {type(layer).__name__ for layer in layers} & {"QuickGELU", "GELU"}
+    return found.pop() if len(found) == 1 else ""
+
+
 def main(source: str, out: str) -> None:
     """Unpickle `source`, write its tensors to `out`."""
     door = types.ModuleType("door")
@@ -48,7 +56,7 @@ def main(source: str, out: str) -> None:
     tensors = tensors_of(content)
     if not tensors:
         raise SystemExit("holds no tensor")
-    save_file(tensors, out)
+    save_file(tensors, out, metadata={"activation": activation_of(content)})
 
 
 if __name__ == "__main__":

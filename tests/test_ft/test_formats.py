@@ -3,7 +3,6 @@
 import json
 import pickle
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from foreign_checkpoints import pack, pickled_classifier, write_ckpt
 
 from featcache.cli import main
 from featcache.encoders import load_encoder
@@ -93,69 +93,6 @@ def test_what_clipmodel_has_not_is_refused(tmp_path: Path) -> None:
             huggingface_config({"model_cfg": model_cfg, "preprocess_cfg": {}})
 
 
-def pack(tree: Any) -> bytes:
-    """Flax's serialization of a tree of arrays, by its description."""
-
-    def array(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            name = str(value.dtype).removeprefix("torch.")
-            content = value.contiguous().view(torch.uint8 if value.ndim else value.dtype).numpy().tobytes()
-            return msgpack.ExtType(1, msgpack.packb((list(value.shape), name, content)))
-        raise TypeError(type(value))
-
-    return msgpack.packb(tree, default=array)
-
-
-def flax_layer(state: Any, name: str) -> dict[str, torch.Tensor]:
-    """A linear layer: kernel (in, out)."""
-    return {"kernel": state[f"{name}.weight"].T.contiguous(), "bias": state[f"{name}.bias"]}
-
-
-def norm(state: Any, name: str) -> dict[str, torch.Tensor]:
-    return {"scale": state[f"{name}.weight"], "bias": state[f"{name}.bias"]}
-
-
-def flax_vision(state: Any, n_layers: int = 2) -> dict[str, Any]:
-    """The vision tower as FlaxCLIPVisionModel holds it, written out from open_clip's tensors."""
-    layers = {}
-    for number in range(n_layers):
-        block = f"visual.transformer.resblocks.{number}"
-        weights, biases = (state[f"{block}.attn.in_proj_{kind}"].chunk(3) for kind in ("weight", "bias"))
-        attention = {
-            f"{part}_proj": {"kernel": weight.T.contiguous(), "bias": bias}
-            for part, weight, bias in zip("qkv", weights, biases, strict=True)
-        }
-        layers[str(number)] = {
-            "self_attn": {**attention, "out_proj": flax_layer(state, f"{block}.attn.out_proj")},
-            "layer_norm1": norm(state, f"{block}.ln_1"),
-            "mlp": {"fc1": flax_layer(state, f"{block}.mlp.c_fc"), "fc2": flax_layer(state, f"{block}.mlp.c_proj")},
-            "layer_norm2": norm(state, f"{block}.ln_2"),
-        }
-    return {
-        "embeddings": {
-            "class_embedding": state["visual.class_embedding"],
-            "patch_embedding": {"kernel": state["visual.conv1.weight"].permute(2, 3, 1, 0).contiguous()},
-            "position_embedding": {"embedding": state["visual.positional_embedding"]},
-        },
-        "pre_layrnorm": norm(state, "visual.ln_pre"),
-        "encoder": {"layers": layers},
-        "post_layernorm": norm(state, "visual.ln_post"),
-    }
-
-
-def write_ckpt(path: Path, state: Any, *, nested: bool = False) -> torch.Tensor:
-    """A best_acc.ckpt of a model; returns its cls (D, C)."""
-    cls = torch.nn.functional.normalize(torch.randn(24, 5, generator=torch.Generator().manual_seed(2)), dim=0)
-    projection = {"kernel": state["visual.proj"]} if nested else state["visual.proj"]
-    extractor = {
-        "vision_model": flax_vision(state),
-        "visual_projection": projection,
-        "logit_scale": state["logit_scale"],
-    }
-    path.write_bytes(pack({"cls": cls, "ext": extractor}))
-    return cls
-
-
 @pytest.mark.parametrize("nested", [False, True])
 def test_lipsums_checkpoint_gives_the_model_it_was_made_of(tmp_path: Path, nested: bool) -> None:
     base, tuned = clip_models.make_model(0), clip_models.make_model(0)
@@ -209,24 +146,6 @@ def test_arrays_of_every_type_come_as_they_were(tmp_path: Path) -> None:
     found = read_flax(tmp_path / "a.ckpt")
     assert all(torch.equal(found[key], tree[key]) and found[key].dtype == tree[key].dtype for key in "fhb")
     assert torch.equal(found["n"]["i"], IDS)
-
-
-def pickled_classifier(path: Path, model: torch.nn.Module) -> torch.nn.Linear:
-    """What wise-ft saves: a module of classes that are not installed here."""
-    gone = types.ModuleType("src_models_modeling")
-    for name in ("ImageClassifier", "ImageEncoder"):
-        setattr(gone, name, type(name, (torch.nn.Module,), {"__module__": gone.__name__}))
-    sys.modules[gone.__name__] = gone
-    try:
-        encoder, whole = gone.ImageEncoder(), gone.ImageClassifier()
-        encoder.model = model
-        encoder.preprocess = print
-        whole.image_encoder, whole.classification_head = encoder, torch.nn.Linear(24, 5)
-        whole.process_images = True
-        torch.save(whole, path)
-    finally:
-        del sys.modules[gone.__name__]
-    return whole.classification_head  # type: ignore[no-any-return]
 
 
 def test_a_pickled_classifier_is_read_only_on_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
