@@ -5,10 +5,11 @@ a quarter of the step. Views are deterministic (`featcache.augment`), so a secon
 precision and augmentation meets the same views; with `StoredPrior` it reads what the first one computed, in float32,
 and follows the same trajectory bit for bit.
 
-There is one store an epoch, with one row a sample. Rows come in the order of training, chunks are rows in the order of
-the data set, so rows are written to a journal first: a sparse file of features and one of checksums, shared by all
-processes of a machine. A row counts if its checksum fits, so a kill or a power cut loses the rows in flight and nothing
-else. When the epoch is over its rows become chunks with markers and a manifest, as in every store.
+There is one store an epoch (one for all where they show the same view), with one row a sample. Rows come in the order
+of training, chunks are rows in the order of the data set, so rows are written to a journal first: a sparse file of
+features and one of checksums, shared by all processes of a machine. A row counts if its checksum fits, so a kill or a
+power cut loses the rows in flight and nothing else. When the epoch is over its rows become chunks with markers and a
+manifest, as in every store.
 """
 
 from collections.abc import Callable, Mapping
@@ -93,6 +94,8 @@ class StoredPrior:
         Folder of all stores.
     name : str
         What listings call it; the epoch is put behind.
+    one_view : bool
+        All epochs show the same view: they share the store of epoch 0, and the second reads what the first recorded.
 
     Attributes
     ----------
@@ -108,8 +111,11 @@ class StoredPrior:
         dim: int,
         root: str | Path | None = None,
         name: str = "prior",
+        *,
+        one_view: bool = False,
     ) -> None:
         self._tower, self._shape, self._name = tower, (n_rows, dim), name
+        self._one_view, self._epoch = one_view, -1
         self._encoder = {"tower": identity["tower"], "stored": "float32"}
         self._dataset = {key: value for key, value in identity.items() if key not in self._encoder} | {"rows": n_rows}
         folder = resolve_root(root) / PriorStore.kind / content_key(self._encoder)
@@ -123,7 +129,7 @@ class StoredPrior:
     def features(self, rows: Rows, epoch: int, images: torch.Tensor) -> torch.Tensor:
         """See `Prior.features`."""
         self._record()
-        views = self._views(epoch)
+        views = self._shared_views(epoch) if self._one_view else self._views(epoch)
         known = views.known(rows)
         if known.all():
             self.read += len(rows)
@@ -131,7 +137,10 @@ class StoredPrior:
         with torch.no_grad():
             features = self._tower(images).float()
         self.computed += len(rows)
-        self._waiting.append((views, rows[~known], features[torch.from_numpy(~known).to(features.device)]))
+        new = torch.from_numpy(~known).to(features.device)
+        self._waiting.append((views, rows[~known], features[new]))
+        if known.any():  # a later run will read them: it must see the same digits
+            features[~new] = torch.from_numpy(views.gather(rows[known])).to(features.device)
         return features
 
     def settle(self) -> None:
@@ -153,6 +162,15 @@ class StoredPrior:
         for views, rows, features in self._waiting:
             views.record(rows, features.cpu().numpy())
         self._waiting.clear()
+
+    def _shared_views(self, epoch: int) -> PriorViews:
+        """The one view of all epochs; each begins with what all processes recorded in those before it."""
+        views = self._views(0)
+        if epoch != self._epoch and _n_processes() > 1:
+            _wait()
+            views.refresh()
+        self._epoch = epoch
+        return views
 
     def _views(self, epoch: int) -> PriorViews:
         if epoch not in self._epochs:
@@ -178,6 +196,8 @@ def make_prior(
     dim: int,
     root: str | Path | None = None,
     name: str = "prior",
+    *,
+    one_view: bool = False,
 ) -> Prior:
     """The prior of that kind; see `OnlinePrior` and `StoredPrior`.
 
@@ -188,7 +208,9 @@ def make_prior(
     """
     if kind not in PRIORS:
         raise TrainingError(f"prior {kind!r}: expected one of {', '.join(PRIORS)}")
-    return OnlinePrior(tower) if kind == "online" else StoredPrior(tower, identity, n_rows, dim, root, name)
+    if kind == "online":
+        return OnlinePrior(tower)
+    return StoredPrior(tower, identity, n_rows, dim, root, name, one_view=one_view)
 
 
 def _n_processes() -> int:
@@ -197,3 +219,8 @@ def _n_processes() -> int:
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _wait() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

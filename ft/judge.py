@@ -22,7 +22,8 @@ BATCH = 128
 def judge(model: Trainable, objective: Objective, dataset: Dataset, place: Place, workers: int) -> dict[str, float]:
     """``accuracy``, a fraction, and ``nll`` in nats on the images of a data set without augmentation.
 
-    Each process takes every world-th batch.
+    Each process takes every world-th batch. The model leaves as it came, running statistics of batch normalisation
+    included: nothing of the selection split gets into it.
 
     Raises
     ------
@@ -35,13 +36,15 @@ def judge(model: Trainable, objective: Objective, dataset: Dataset, place: Place
     batches = [range(start, min(start + BATCH, n)) for start in range(0, n, BATCH)][place.rank :: place.world]
     sums = torch.zeros(2, dtype=torch.float64)
     encoder: Any = model.encoder
-    for batch in prepared_batches(dataset, encoder, batches, workers, default_ahead(encoder)):
-        if bad := [item for item in batch if item.image is None]:
-            raise ImageReadError(f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); mend or remove it")
-        images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
-        logits = unit(model.image_features(images.to(encoder.device))) @ weights.T + bias
-        truth = labels[[item.row for item in batch]].to(logits.device)
-        sums[0] += (logits.argmax(dim=1) == truth).sum().cpu()
-        sums[1] += torch.nn.functional.cross_entropy(logits, truth, reduction="sum").double().cpu()
+    with model.evaluating():
+        for batch in prepared_batches(dataset, encoder, batches, workers, default_ahead(encoder)):
+            if bad := [item for item in batch if item.image is None]:
+                name = dataset.index.ids[bad[0].row]
+                raise ImageReadError(f"{name} cannot be read ({bad[0].error}); mend or remove it")
+            images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
+            logits = unit(model.image_features(images.to(encoder.device))) @ weights.T + bias
+            truth = labels[[item.row for item in batch]].to(logits.device)
+            sums[0] += (logits.argmax(dim=1) == truth).sum().cpu()
+            sums[1] += torch.nn.functional.cross_entropy(logits, truth, reduction="sum").double().cpu()
     right, loss = total(sums.to(place.device if place.world > 1 else "cpu")).tolist()
     return {"accuracy": right / n, "nll": loss / n}

@@ -73,8 +73,9 @@ class FinetuneOptions:
     freeze_layers : int
         Image tower: the embedding and the first layers that stay as they are (0: none, 1: the embedding and one).
     batch_norm : bool
-        Whether batch normalisation (ResNets) uses and updates batch statistics; not under several processes or
-        micro-batches.
+        Whether batch normalisation (ResNets) uses and updates batch statistics while it trains; judging and the frozen
+        model use running ones, and layers that are not trained keep theirs. Not under several processes, with
+        micro-batches, or with `checkpoint_activations`.
     precision : {"fp32", "bf16", "fp16"}
         Of the towers' products (autocast); weights, heads and losses are float32.
     compile, checkpoint_activations : bool
@@ -192,6 +193,11 @@ class FinetuneOptions:
             raise TrainingError("schedule lipsum warms up over a tenth of the run; leave warmup out, or take wise_ft")
         if self.batch_norm and self.accumulate > 1:
             raise TrainingError("batch_norm needs the whole batch at once; leave accumulate at 1")
+        if self.batch_norm and self.checkpoint_activations:
+            raise TrainingError(
+                "batch_norm with checkpoint_activations: layers that are computed twice would count each batch twice "
+                "in their running statistics; leave one of the two off"
+            )
 
     def _check_parts(self) -> None:
         if wrong := [part for part in self.train if part not in PARTS]:
@@ -207,6 +213,12 @@ class FinetuneOptions:
             raise TrainingError("label_smoothing belongs to the objective cross_entropy; leave it out")
         if contrastive and "logit_distillation" in self.regularizers:
             raise TrainingError("logit_distillation needs a head; take the objective cross_entropy, or `car`")
+        if self.head == "zeros" and "logit_distillation" in self.regularizers:
+            raise TrainingError(
+                "logit_distillation with head 'zeros': the initial model would give every class the same probability, "
+                "and the trained one be pulled there; expected a head that predicts something: zero_shot, ridge, "
+                "logistic or a file, or take feature_distillation"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -77,6 +77,10 @@ class PriorViews:
             self._writer()  # its header makes the folder a store that is not finished
         self._journal.write(rows, features)
 
+    def refresh(self) -> None:
+        """Learn which rows other processes have recorded since."""
+        self._journal.scan()
+
     def flush(self) -> None:
         """Hand what was recorded to the disk."""
         self._journal.flush()
@@ -132,8 +136,12 @@ class PriorViews:
         else:
             features, valid = (self._chunk(writer, name, chunk) for name in ("features", "valid"))
         new = self._journal.known[rows] & (valid == 0)
-        if not new.any() and writer.marker(chunk) is not None:
-            return
+        if writer.marker(chunk) is not None:
+            if not new.any():
+                return
+            self._journal.write(rows[valid == 1], features[valid == 1])  # for a kill before the new chunk is there
+            self._journal.flush()
+            writer.drop(chunk)
         features[new], valid[new] = self._journal.read(rows[new]), 1
         writer.write_chunk(chunk, {"features": features, "valid": valid})
 
@@ -174,9 +182,7 @@ class _Journal:
         self.known = np.zeros(shape[0], dtype=bool)
         self._rows: Any = None
         self._marks: Any = None
-        if self.exists:
-            self._map()
-            self.scan()
+        self.scan()
 
     @property
     def exists(self) -> bool:
@@ -185,6 +191,8 @@ class _Journal:
 
     def scan(self) -> None:
         """Learn which rows are whole, those of other processes included."""
+        if self._rows is None and self.exists:
+            self._map()
         if self._rows is not None:
             written = np.flatnonzero(self._marks)
             self.known[written] = [_mark(self._rows[row]) == self._marks[row] for row in written]

@@ -123,7 +123,6 @@ def _stepper(
     encoder: OpenClipEncoder, dataset: Dataset, view: View, options: FinetuneOptions, root: str | Path | None
 ) -> Stepper:
     head = None if options.objective == "contrastive" else starting_head(options, encoder, dataset, root)
-    identity = {"tower": encoder.image_identity, "view": view.identity, "dataset": dataset_key(dataset.index)}
     model = Trainable(encoder, head, options)
     kinds = {name: REGULARIZERS[name] for name in options.regularizers}
     frozen = model.frozen() if any(kind.needs & FROZEN for kind in kinds.values()) else None
@@ -142,7 +141,7 @@ def _stepper(
         scaler=torch.amp.GradScaler(encoder.device.partition(":")[0], enabled=options.precision == "fp16"),
         options=options,
         generator=setting.generator,
-        prior=_prior(frozen, options, identity, len(dataset.index), encoder.dim, root),
+        prior=None if frozen is None else _prior(frozen, encoder, dataset, view, options, root),
         frozen_head=None if frozen is None else frozen.head,
         initial=_initial(model, options) if any("initial_parameters" in kind.needs for kind in kinds.values()) else {},
     )
@@ -154,16 +153,18 @@ def _weighted(kind: type[Regularizer], setting: RunSetting, given: Mapping[str, 
 
 
 def _prior(
-    frozen: Frozen | None,
+    frozen: Frozen,
+    encoder: OpenClipEncoder,
+    dataset: Dataset,
+    view: View,
     options: FinetuneOptions,
-    identity: dict[str, Any],
-    n_rows: int,
-    dim: int,
     root: str | Path | None,
-) -> Prior | None:
-    if frozen is None:
-        return None
-    return make_prior(options.prior, frozen.image_features, identity, n_rows, dim, root)
+) -> Prior:
+    """v0; a compiled tower rounds in its own way, so it has stores of its own."""
+    tower = encoder.image_identity | ({"compiled": True} if options.compile else {})
+    identity = {"tower": tower, "view": view.identity, "dataset": dataset_key(dataset.index)}
+    n_rows, one_view = len(dataset.index), options.augment == "none"
+    return make_prior(options.prior, frozen.image_features, identity, n_rows, encoder.dim, root, one_view=one_view)
 
 
 def _initial(model: Trainable, options: FinetuneOptions) -> dict[str, torch.Tensor]:

@@ -80,7 +80,8 @@ class Trainable(nn.Module):
         self.eval()  # no dropout, and batch normalisation as it is
         if options.batch_norm:
             for module in encoder.model.visual.modules():
-                module.train("BatchNorm" in type(module).__name__)
+                trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+                module.training = trained and "BatchNorm" in type(module).__name__
         self._encode_image = self._compiled(encoder.model)
 
     def _choose_trained(self, options: FinetuneOptions) -> None:
@@ -132,6 +133,7 @@ class Trainable(nn.Module):
         """The model as it is now, for ever; parameters that are not trained are shared and cost no memory."""
         shared = {id(value): value for value in self.parameters() if not value.requires_grad}
         model, head = copy.deepcopy((self.encoder.model, self.head), shared)
+        model.eval()  # features of an image must not depend on the batch that it comes in, nor on how often it comes
         return Frozen(self.encoder, model, self._compiled(model), head)
 
     def trained(self) -> dict[str, torch.Tensor]:
@@ -146,6 +148,17 @@ class Trainable(nn.Module):
         """Overwrite what `trained` names."""
         for name, value in self.trained().items():
             value.copy_(state[name])
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside the block batch normalisation uses its running statistics, as the saved model will, and keeps them."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     @contextmanager
     def holding(self, state: State | None) -> Iterator[None]:

@@ -46,6 +46,13 @@ def views(epoch: int) -> torch.Tensor:
     return torch.randn(N, PIXELS, generator=torch.Generator().manual_seed(100 + epoch))
 
 
+class Uneven(Tower):
+    """Its last digits depend on the size of the batch, as those of real towers may."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return super().__call__(images) + 1e-6 * len(images)
+
+
 def batches(epoch: int, drop_last: bool = False) -> list[np.ndarray]:
     order = np.random.default_rng(epoch).permutation(N)
     found = [order[start : start + BATCH] for start in range(0, N, BATCH)]
@@ -74,8 +81,8 @@ def train(prior: Prior, epochs: int = 3, drop_last: bool = False) -> list[float]
     return losses
 
 
-def stored(root: Path, network: Tower | None = None, **changes: object) -> StoredPrior:
-    return StoredPrior(network or Tower(), IDENTITY | changes, N, DIM, root)
+def stored(root: Path, network: Tower | None = None, one_view: bool = False, **changes: object) -> StoredPrior:
+    return StoredPrior(network or Tower(), IDENTITY | changes, N, DIM, root, one_view=one_view)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -124,6 +131,9 @@ def test_a_batch_with_unknown_rows_goes_through_the_tower_whole_and_is_completed
     prior = stored(tmp_path, tower)
     assert train(prior, 1) == train(OnlinePrior(Tower()), 1)
     assert (prior.read, prior.computed, tower.images) == (48, 2, 2)
+    prior = stored(tmp_path, tower := Tower())
+    assert train(prior, 1) == train(OnlinePrior(Tower()), 1)
+    assert (prior.read, tower.images) == (50, 0)
     mixed = np.arange(10)
     prior = stored(tmp_path / "other", tower := Tower())
     prior.features(mixed[:4], 0, views(0)[:4])
@@ -132,6 +142,61 @@ def test_a_batch_with_unknown_rows_goes_through_the_tower_whole_and_is_completed
     assert torch.equal(features, Tower()(views(0)[:10]))
     prior.close()
     assert open_prior_store(list_stores(tmp_path / "other")[0].path).valid.sum() == 10
+
+
+def test_rows_that_are_known_keep_their_digits_in_a_batch_with_others(tmp_path: Path) -> None:
+    """So that the run that records and those that read see the same."""
+    rows = np.arange(10)
+    prior = stored(tmp_path, Uneven())
+    few = prior.features(rows[:4], 0, views(0)[:4])
+    mixed = prior.features(rows, 0, views(0)[:10])
+    assert torch.equal(mixed[:4], few)
+    assert torch.equal(mixed[4:], Uneven()(views(0)[:10])[4:])
+    prior.close()
+    later = stored(tmp_path, tower := Uneven())
+    assert torch.equal(later.features(rows, 0, views(0)[:10]), mixed)
+    assert tower.images == 0
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_epochs_that_show_the_same_view_share_one_store(tmp_path: Path, drop_last: bool) -> None:
+    towers, seen = [Uneven(), Uneven()], []
+    for tower in towers:
+        prior = stored(tmp_path, tower, one_view=True)
+        steps = [(epoch, rows) for epoch in range(3) for rows in batches(epoch, drop_last)]
+        seen.append([prior.features(rows, epoch, views(0)[rows]) for epoch, rows in steps])
+        prior.close()
+    (entry,) = list_stores(tmp_path)
+    assert entry.reference == "priors/prior-epoch0@frozen"
+    assert open_prior_store(entry.path).valid.all()
+    assert all(torch.equal(one, two) for one, two in zip(*seen, strict=True))
+    assert towers[0].images == N if not drop_last else N < towers[0].images < 3 * 48
+    assert towers[1].images == 0
+
+
+def test_one_view_is_the_first_epoch_of_many(tmp_path: Path) -> None:
+    train(stored(tmp_path), 1)
+    tower = Tower()
+    prior = stored(tmp_path, tower, one_view=True)
+    prior.features(np.arange(N), 7, views(0))
+    assert tower.images == 0
+
+
+def test_a_kill_while_a_chunk_is_completed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(stored(tmp_path), 1, drop_last=True)
+    prior = stored(tmp_path)
+    prior.features(batches(0)[-1], 0, views(0)[batches(0)[-1]])
+
+    def killed(*arguments: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("featcache.store.writer.StoreWriter.write_chunk", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prior.close()
+    tower = Tower()
+    assert train(stored(tmp_path, tower), 1) == train(OnlinePrior(Tower()), 1)
+    assert tower.images == 0
 
 
 def test_features_get_no_gradient(tmp_path: Path) -> None:
@@ -209,6 +274,37 @@ def test_two_processes_of_one_machine_record_together(tmp_path: Path, monkeypatc
     assert not list_stores(tmp_path)[0].finished
     monkeypatch.setattr("ft.frozen._rank", lambda: 0)
     priors[0].close()
+    assert open_prior_store(list_stores(tmp_path)[0].path).valid.all()
+
+
+def test_processes_learn_at_each_epoch_what_the_others_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ft.frozen._n_processes", lambda: 2)
+    towers = [Uneven(), Uneven()]
+    first, second = (stored(tmp_path, tower, one_view=True) for tower in towers)
+    shares = np.arange(0, N, 2), np.arange(1, N, 2)
+    told = [prior.features(rows, 0, views(0)[rows]) for prior, rows in zip((first, second), shares, strict=True)]
+    for prior in (first, second):
+        prior.settle()
+    assert torch.equal(second.features(shares[0], 1, views(0)[::2]), told[0])
+    assert torch.equal(first.features(shares[1], 1, views(0)[1::2]), told[1])
+    assert [tower.images for tower in towers] == [N // 2, N // 2]
+
+
+def test_the_first_process_keeps_what_the_others_recorded_though_it_recorded_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = stored(tmp_path)
+    prior.features(np.arange(40), 0, views(0)[:40])
+    prior.close()
+    monkeypatch.setattr("ft.frozen._n_processes", lambda: 2)
+    first, second = stored(tmp_path), stored(tmp_path)
+    first.features(np.arange(10), 0, views(0)[:10])
+    second.features(np.arange(40, N), 0, views(0)[40:])
+    for prior in (first, second):
+        prior.settle()
+    first.close()
     assert open_prior_store(list_stores(tmp_path)[0].path).valid.all()
 
 
