@@ -55,7 +55,7 @@ def device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         dest="rows_device",  # other verbs have a device for the encoder
-        help="bring features into the memory of this device, such as cuda, and work there (default: stream, on the CPU)",
+        help="hold features in the memory of this device, such as cuda, and work there (default: stream, on the CPU)",
     )
 
 

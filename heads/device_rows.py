@@ -1,7 +1,7 @@
 """Rows that lie on a GPU, for the fits that work where the features are.
 
-The rule is that of evaluation: tensors on a device, and stores that `heads.resident` brought there, are worked on there;
-arrays, and stores on disk, on the CPU. There is no switch beside it.
+The rule is that of evaluation: tensors on a device, and stores that `heads.resident` brought there, are worked on
+there; arrays, and stores on disk, on the CPU. There is no switch beside it.
 """
 
 from __future__ import annotations
