@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
     parser.add_argument("--rows", type=int, help="N, instead of 50,000")
-    parser.add_argument("--spread", type=float, default=2.5, help="standard deviations of the rows within a class")
+    parser.add_argument("--spread", type=float, default=3.0, help="standard deviations of the rows within a class")
     parser.add_argument("--real", nargs="*", default=[], metavar="NAME", help=f"also these: {', '.join(REAL)}")
     parser.add_argument("--data", type=Path, help="folder with clip-vit-b32-features/*.npz")
     parser.add_argument("--threads", type=int, help="threads of each solver; on a busy machine 1 is the steadiest")

@@ -125,9 +125,7 @@ class LPPlusPlus(LinearClassifier):
         self.intercept_, self.temperature_ = state.bias.astype(np.float64), 1.0
         params = {"steps": self.steps_, "metric": self.metric, "selection": how}
         chosen = None if held_out is None else held_out.store
-        self.provenance_ = self._provenance(
-            params, samples.store, chosen, **text_identity(text, text.classnames)
-        )
+        self.provenance_ = self._provenance(params, samples.store, chosen, **text_identity(text, text.classnames))
         return self
 
     def _judged(self, pairs: list[tuple[_Rows, _Rows]]) -> tuple[Float, Float]:
