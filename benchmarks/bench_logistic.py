@@ -6,8 +6,8 @@ clear test prediction may differ from the optimum's either; scikit-learn with it
 decades, warm-started from the C before; only the attempt that succeeds counts), float64 first, then float32 until it
 fails or has taken longer. With --enough it stops once it has taken that many times as long as ours: the ratio is then a
 lower bound, and is called one. Features are in memory; ours are float16, scikit-learn's converted before the clock
-starts. A relative gap of 1e-6 leaves logits as far as sqrt(2 gap f*) from the optimum's, far more than 1e-3: predictions are
-compared with those of the optimum, not with another solver's.
+starts. A relative gap of 1e-6 leaves logits as far as sqrt(2 gap f*) from the optimum's, far more than 1e-3:
+predictions are compared with those of the optimum, not with another solver's.
 
 Rows are drawn from class means and one within-class covariance, made wider until test accuracy is below 90%: those of
 real CLIP features where --data (or FEATCACHE_TEST_DATA, or ../shared/data) has them, else of `bench_ridge.draw`. With
