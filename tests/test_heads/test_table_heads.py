@@ -53,4 +53,5 @@ def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.Captur
     assert page.strip() in shown
     assert "imagenet, discriminant, alpha by folds: " in shown  # a line a fit, as it is done
     assert " ± " in page
-    assert "95% paired bootstrap interval" in page
+    assert "95% paired bootstrap intervals" in page
+    assert "not told apart from zero_shot: " in page
