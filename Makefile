@@ -33,7 +33,7 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 	$(BIN)/python -m benchmarks.bench_ridge --out benchmarks/results/ridge.json
 	$(BIN)/python -m benchmarks.bench_himalaya --out benchmarks/results/himalaya.json
 	$(BIN)/python -m benchmarks.bench_nll --out benchmarks/results/nll.json
-	$(BIN)/python -m benchmarks.bench_logistic --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
+	$(BIN)/python -m benchmarks.bench_logistic --enough 12 --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
 	$(BIN)/python -m benchmarks.bench_finetune --out benchmarks/results/finetune.json
 
 gpu: $(READY)  ## everything marked gpu

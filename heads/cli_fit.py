@@ -10,7 +10,7 @@ from featcache.commands import root_argument, show
 from featcache.errors import HeadError
 from featcache.store import ImageStore, TextStore, check_deep, find_store, resolve_root
 from heads import HEADS, load, save
-from heads.fitting import Material, fit_head, head_class, parameters_of, takes_selection
+from heads.fitting import Material, fit_head, head_class, parameters_of, takes_prior, takes_selection
 from heads.logits import as_head
 from heads.resident_store import resident
 
@@ -78,7 +78,7 @@ def fit(args: argparse.Namespace) -> int:
         selection=open_reference(args.select, args) if args.select else None,
         prior=prior_head(args.prior, args) if args.prior else None,
     )
-    if material.prior is not None and "prior" not in head_class(args.head)().get_params():
+    if material.prior is not None and not takes_prior(args.head):
         raise HeadError(f"--prior: {args.head} shrinks towards nothing; leave it out")
     fitted = as_head(fit_head(args.head, material, parameters))
     path = save(fitted, args.output)
