@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.common import interleaved, report
 from featcache import EncodeOptions, encode_dataset, load_encoder
 from featcache.datasets import Dataset, open_dataset
-from featcache.pipeline import batches_of, default_workers
+from featcache.encoding.pipeline import batches_of, default_workers
 
 BAR = 1.10
 

@@ -34,13 +34,13 @@ from benchmarks.bench_encode import write_jpegs
 from benchmarks.common import interleaved, report
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset, SampleIndex
-from featcache.pipeline import default_workers
-from ft.data import training_batches
+from featcache.encoding.pipeline import default_workers
 from ft.distributed import Place
-from ft.frozen import make_prior
-from ft.options import FinetuneOptions
+from ft.prior.prior import make_prior
 from ft.regularizers.lipsum import Lipsum
-from ft.setup import Run, prepare
+from ft.training.data import training_batches
+from ft.training.options import FinetuneOptions
+from ft.training.setup import Run, prepare
 
 EXACT_BAR, STORED_BAR = 1.02, 1.05
 CLASSES, BANK = 1000, 4096

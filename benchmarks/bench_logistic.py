@@ -36,7 +36,8 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.common import median, report
 from benchmarks.logistic_cases import REAL, Data, Float, Point, disagreements, drawn, minima, objective, real
-from heads.solvers.logistic_path import Rows, fit_path
+from heads.solvers.logistic.path import fit_path
+from heads.solvers.logistic.rows import Rows
 
 BAR, GAP = 5.0, 1e-6
 FULL = {"N": 50_000, "D": 512, "C": 100}

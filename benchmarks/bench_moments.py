@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from benchmarks.common import interleaved, ratio, report
 from featcache.store import ImageStore, StoreWriter, open_image_store
 from featcache.store.layout import image_arrays, labels_array
-from featcache.store.samples import SAMPLES, samples_bytes
-from heads.store_moments import store_moments
+from featcache.store.sidecars import SAMPLES, samples_bytes
+from heads.estimators.kept_moments import store_moments
 
 CHUNK_ROWS = 4096
 PEER_BLOCK = 65_536
@@ -91,7 +91,7 @@ def peak_bytes(path: Path, folds: int) -> tuple[int, int]:
     code = (
         "import sys, resource\n"
         "from featcache.store import open_image_store\n"
-        "from heads.store_moments import store_moments\n"
+        "from heads.estimators.kept_moments import store_moments\n"
         "from benchmarks.bench_moments import own_peak\n"
         "store = open_image_store(sys.argv[1]); store.labels; store.valid\n"
         "before = own_peak()\n"

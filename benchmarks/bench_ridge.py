@@ -20,9 +20,9 @@ from sklearn.linear_model import RidgeCV
 
 from benchmarks.common import interleaved, median, ratio, report
 from heads import Ridge
-from heads.solvers.eigh_path import Spectrum, decompose
-from heads.solvers.leave_one_out import leave_one_out_errors
-from heads.solvers.moments import Moments
+from heads.solvers.ridge.leave_one_out import leave_one_out_errors
+from heads.solvers.ridge.moments import Moments
+from heads.solvers.ridge.spectrum import Spectrum, decompose
 
 BARS = {20: 10.0, 100: 35.0}  # alphas: how many times faster than RidgeCV
 FULL = {"N": 50_000, "D": 512, "C": 100}

@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 
 from benchmarks.common import median, report
 from benchmarks.gpu_common import ceilings, device_facts, peak_mib, turns
-from heads.solvers import ridge_device
-from heads.solvers.eigh_path import Spectrum, decompose
-from heads.solvers.logistic_path import Fitted, PathSolver, Rows, fit_path
-from heads.solvers.moments import Moments
-from heads.solvers.multinomial_device import DeviceRows
+from heads.solvers.logistic.device import DeviceRows
+from heads.solvers.logistic.path import Fitted, PathSolver, fit_path
+from heads.solvers.logistic.rows import Rows
+from heads.solvers.ridge import device as ridge_device
+from heads.solvers.ridge.moments import Moments
+from heads.solvers.ridge.spectrum import Spectrum, decompose
 
 FULL = {"N": 1_281_167, "D": 512, "C": 1000, "alphas": 100, "Cs": 45}
 TINY = {"N": 1_500, "D": 24, "C": 6, "alphas": 20, "Cs": 5}

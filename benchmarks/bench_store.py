@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.common import report
 from featcache.store.layout import ArraySpec, zarr_metadata
-from featcache.store.reader import MappedReader, ZarrReader
+from featcache.store.readers import MappedReader, ZarrReader
 
 Contestant = Callable[[], object]
 

@@ -24,9 +24,10 @@ import torch
 
 from benchmarks.common import report
 from featcache.errors import MissingExtraError
-from featcache.store import StoreWriter, atomic
+from featcache.store import StoreWriter
 from featcache.store.layout import ArraySpec
-from featcache.store.reader import MappedReader
+from featcache.store.places import local as atomic
+from featcache.store.readers import MappedReader
 
 Rows = np.ndarray
 Write = Callable[[Path, Rows], None]

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench_ridge import draw as draw_clip_like
-from heads.solvers.logistic_path import Rows, fit_path
+from heads.solvers.logistic.path import fit_path
+from heads.solvers.logistic.rows import Rows
 
 REAL = ("oxford_pets", "oxford_flowers", "ucf101")
 

@@ -25,9 +25,9 @@ import heads
 from benchmarks.common import machine_facts, write_json
 from benchmarks.table_digits_text import markdown
 from featcache.datasets import open_dataset
-from featcache.datasets.digits import DOMAINS
-from ft.train import finetune
-from ft.wise_sweep import sweep
+from featcache.datasets.sources.digits import DOMAINS
+from ft.merging.sweep import sweep
+from ft.training.loop import finetune
 
 TEMPLATES = "digits"
 TESTS = ["digits", *(f"digits:{domain}" for domain in DOMAINS if domain != "clean")]

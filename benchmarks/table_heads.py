@@ -29,7 +29,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 import heads
 from benchmarks.common import machine_facts
 from heads import LinearHead, Material, ResidentStore, fit_head
-from heads.compare import compare
+from heads.evaluation.compare import compare
 from heads.sweeps import HeadGrid, Splits, SweepPlan, run_sweep
 
 SETS = ("oxford_pets", "oxford_flowers", "ucf101")

@@ -1,18 +1,70 @@
-"""featcache: encode images and texts once, then fit and judge heads from the stored features.
+"""featcache: encode images and texts once, then fit and evaluate heads from the stored features.
 
 >>> import featcache
 >>> featcache.__version__
 '0.1.0'
 
-Public names are those of featcache/api.py, imported when they are first asked for.
+The public names are those of featcache/api.py. They are imported on first use, so that ``import heads.kernels.cuda``
+needs neither zarr nor pyarrow, and ``featcache --help`` needs no torch. `featcache.heads` and `featcache.ft` are the
+packages `heads` and `ft`.
 """
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from featcache.lazy import lazy_package
-from featcache.version import __version__ as __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    import ft as ft
+    import heads as heads
     from featcache.api import *  # noqa: F403
 
-lazy_package(__name__, "featcache.api", functions=frozenset({"embed_text", "encode"}))
+SIBLINGS = ("heads", "ft")
+
+
+def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` (PEP 562) of a package whose public names are those of its module `api`."""
+
+    def get(name: str) -> Any:
+        if package == "featcache" and name in SIBLINGS:
+            return sibling(name)
+        if name == "__all__" or not name.startswith("__"):
+            api = import_module(f"{package}.api")
+            if name == "__all__" or name in api.__all__:
+                return getattr(api, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    def names() -> list[str]:
+        also = SIBLINGS if package == "featcache" else ()
+        return sorted({*vars(sys.modules[package]), *import_module(f"{package}.api").__all__, *also})
+
+    return get, names
+
+
+def sibling(name: str) -> ModuleType:
+    """The package `heads` or `ft` that was installed with featcache.
+
+    Raises
+    ------
+    ImportError
+        If another module answers to that name, such as a user's own ``heads.py`` beside the script.
+    """
+    found = sys.modules.get(name)
+    spec = found.__spec__ if found else find_spec(name)
+    origin = None if spec is None else spec.origin
+    expected = Path(__file__).resolve().parents[1] / name / "__init__.py"
+    if origin is None or Path(origin).resolve() != expected:
+        raise ImportError(
+            f"'import {name}' finds {origin or 'nothing'}, expected {expected}; "
+            f"rename that file, or run from a folder that holds no {name}.py and no folder {name}"
+        )
+    return import_module(name)
+
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__)

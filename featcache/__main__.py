@@ -2,7 +2,7 @@
 
 import sys
 
-from featcache.cli import main
+from featcache.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,12 @@
 """The public names of `featcache`."""
 
-from featcache.embed_text import embed_text
-from featcache.encode import EncodeOptions, EncodeResult, encode, encode_dataset
+from featcache import __version__
 from featcache.encoders import load_encoder
+from featcache.encoding.images import EncodeResult, encode, encode_dataset
+from featcache.encoding.options import EncodeOptions
+from featcache.encoding.texts import embed_text
 from featcache.errors import FeatcacheError
 from featcache.store import ImageStore, TextStore, find_store, list_stores, open_store
-from featcache.version import __version__
 
 __all__ = [
     "EncodeOptions",

@@ -12,27 +12,9 @@ code meaning
 4    stored bytes are damaged: `verify` names the chunks
 5    a mismatch is refused: other encoder, other class list, edited labels
 ==== =====================================================================
-"""
 
-__all__ = [
-    "ActivationMismatchError",
-    "ContentChangedError",
-    "DatasetError",
-    "EncoderError",
-    "FeatcacheError",
-    "HeadError",
-    "ImageReadError",
-    "LabelsChangedError",
-    "MismatchError",
-    "MissingExtraError",
-    "PromptError",
-    "ShardDoneError",
-    "StoreCorruptError",
-    "StoreIncompleteError",
-    "StoreNotFoundError",
-    "StoreSchemaError",
-    "StoreWriteError",
-]
+The errors of training that no other part of featcache has.
+"""
 
 
 class FeatcacheError(Exception):
@@ -113,3 +95,11 @@ class LabelsChangedError(MismatchError):
 
 class ContentChangedError(MismatchError):
     """Source files changed after they were encoded, with the same ids and sizes."""
+
+
+class TrainingError(FeatcacheError, ValueError):
+    """A training run, a loss or a schedule that cannot be set up as asked."""
+
+
+class DivergedError(TrainingError):
+    """A loss or gradient that is NaN or infinite; checkpoints made before it are kept."""

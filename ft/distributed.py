@@ -14,8 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["PATIENCE", "Place", "average_gradients", "gather", "is_first", "processes", "total"]
-
 BUCKET = 2**22  # elements of one all-reduce: large enough for the network, small beside the model
 PATIENCE = timedelta(hours=24)
 """How long processes wait for each other. All others wait while the first encodes the training split for a probe

@@ -1,18 +1,14 @@
-"""Heads: classifiers fitted from stores, evaluated without touching an image again.
+"""Heads: classifiers that are fitted from stores and evaluated without opening an image again.
 
-A head is one file and one line in `HEADS` (heads/api.py, where all public names are); the contract tests and the
-command line pick it up from there. Names are imported when they are first asked for.
+The public names are those of heads/api.py, imported on first use. A head is one file in heads/estimators and one line
+in the table `HEADS` there; the contract tests and the command line pick it up.
 """
 
 from typing import TYPE_CHECKING
 
-from featcache.lazy import lazy_package
+from featcache import lazy_names
 
 if TYPE_CHECKING:
     from heads.api import *  # noqa: F403
-
-lazy_package(
-    __name__,
-    "heads.api",
-    functions=frozenset({"bootstrap", "compare", "ensemble", "evaluate", "few_shot", "interpolate", "judge"}),
-)
+else:
+    __getattr__, __dir__ = lazy_names(__name__)

@@ -1,40 +1,35 @@
 """The public names of `heads`, and the table of heads."""
 
-from heads.alpha_by_folds import interpolate_by_folds
-from heads.base import HeadClassifier, LinearClassifier
-from heads.bootstrap import bootstrap, bootstrap_groups
-from heads.calibration import calibrate
-from heads.checks import subset_by_name
-from heads.compare import add_intervals, compare
-from heads.discriminant import LinearDiscriminant, NearestMean
-from heads.ensemble import blend, ensemble, stack
-from heads.evaluate import choose, evaluate
-from heads.few_shot import few_shot
-from heads.fitting import Material, fit_head, settled
-from heads.interpolate import interpolate
-from heads.io import load, save
-from heads.joint import join
-from heads.judge import Judgement, judge
-from heads.knn import KNN
-from heads.linear import LinearHead
-from heads.logistic import Logistic
-from heads.logits import LogitHead
-from heads.lp_plus_plus import LPPlusPlus
-from heads.metrics import Metrics
-from heads.prediction import predict_images
-from heads.projections import Projection, load_projection
-from heads.prompt_weights import score_templates, template_weights
-from heads.regression import RidgeRegression
-from heads.resident_store import ResidentStore, resident
-from heads.results import append_rows
-from heads.retrieval import retrieval_ranks, retrieve
-from heads.ridge import Ridge
-from heads.row_stream import RowStream
+from heads.combine.calibrate import calibrate
+from heads.combine.ensemble import blend, ensemble, stack
+from heads.combine.interpolate import interpolate, interpolate_by_folds
+from heads.estimators.base import HeadClassifier, LinearClassifier
+from heads.estimators.discriminant import LinearDiscriminant, NearestMean
+from heads.estimators.fit import Material, fit_head, settled
+from heads.estimators.knn import KNN
+from heads.estimators.logistic import Logistic
+from heads.estimators.lp_plus_plus import LPPlusPlus
+from heads.estimators.ridge import Ridge
+from heads.estimators.ridge_regression import RidgeRegression
+from heads.estimators.tip_adapter import TipAdapter, TipAdapterF
+from heads.estimators.zero_shot import ZeroShot, score_templates, template_weights
+from heads.evaluation.bootstrap import bootstrap, bootstrap_groups
+from heads.evaluation.compare import add_intervals, compare
+from heads.evaluation.evaluate import Judgement, choose, evaluate, judge
+from heads.evaluation.metrics import Metrics
+from heads.evaluation.predict import predict_images
+from heads.evaluation.projections import Projection, load_projection
+from heads.evaluation.retrieval import retrieval_ranks, retrieve
+from heads.fitted.base import LogitHead
+from heads.fitted.files import load, save
+from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import subset_by_name
+from heads.report.results import append_rows
+from heads.rows.few_shot import few_shot
+from heads.rows.in_memory import ResidentStore, RowStream, resident
+from heads.rows.joint import join
 from heads.search.leaks import leaks
-from heads.temperature import fit_temperature
-from heads.tip_adapter import TipAdapter
-from heads.tip_adapter_f import TipAdapterF
-from heads.zero_shot import ZeroShot
+from heads.solvers.temperature import fit_temperature
 
 __all__ = [
     "HEADS",

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from featcache.datasets.base import Dataset, SampleIndex
-from ft.data import training_batches
 from ft.distributed import Place
-from ft.options import FinetuneOptions
-from ft.setup import Run, prepare
-from ft.train import FinetuneResult, finetune
+from ft.training.data import training_batches
+from ft.training.loop import FinetuneResult, finetune
+from ft.training.options import FinetuneOptions
+from ft.training.setup import Run, prepare
 
 N, BATCH = 24, 8
 HERE = Place(0, 1, "cpu")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from featcache.cli import main
+from featcache.cli.main import main
 from featcache.encoders.openclip import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -241,7 +241,8 @@ def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path) -> N
     demo = [
         sys.executable,
         "-c",
-        "import featcache, sys; from featcache.cli import main; print(featcache.__file__); sys.exit(main(['demo']))",
+        "import featcache, sys; from featcache.cli.main import main; "
+        "print(featcache.__file__); sys.exit(main(['demo']))",
     ]
     ran = subprocess.run(demo, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from heads import LinearHead, interpolate
+from heads.evaluation.passes import Job, all_logits
 from heads.kernels import linear_cross_entropy, linear_nll
-from heads.metrics import row_statistics
-from heads.scoring import Job, all_logits
-from heads.solvers.eigh_path import Spectrum, decompose
-from heads.solvers.leave_one_out import leave_one_out_errors, squared_errors
-from heads.solvers.moments import Moments
+from heads.kernels.tally import row_statistics
+from heads.solvers.ridge.leave_one_out import leave_one_out_errors, squared_errors
+from heads.solvers.ridge.moments import Moments
+from heads.solvers.ridge.spectrum import Spectrum, decompose
 
 seeds = st.integers(0, 2**32 - 1)
 ALPHAS = np.logspace(-3, 3, 9)

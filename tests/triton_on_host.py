@@ -59,7 +59,7 @@ def compiled(kind: str, precision: str, shape: Any) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from heads.kernels.triton_nll import nll_fused
+    from heads.kernels.triton import nll_fused
 
     inputs = {"features": f"*{kind}", "weights": f"*{kind}", "bias": "*fp32", "scale": "*fp32", "labels": "*i64"}
     outputs = {"nll": "*fp32", "rank": "*i32", "confidence": "*fp32", "brier": "*fp32", "predicted": "*i32"}

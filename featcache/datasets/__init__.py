@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, labels_digest
-from featcache.datasets.metadata import metadata_digest
 from featcache.errors import DatasetError
+from featcache.store.columns import metadata_digest
 
 __all__ = [
     "DATASETS",
@@ -28,18 +28,18 @@ __all__ = [
 
 COLLECTION = "collection"
 DATASETS: dict[str, str | Callable[..., Dataset]] = {
-    "arrays": "featcache.datasets.arrays:open_arrays",
-    "collection": "featcache.datasets.domains:open_domain",
-    "coop": "featcache.datasets.coop:open_coop",
-    "digits": "featcache.datasets.digits:open_digits",
-    "hf": "featcache.datasets.huggingface:open_huggingface",
-    "imagefolder": "featcache.datasets.image_folder:open_image_folder",
-    "imagenet": "featcache.datasets.imagenet:open_imagenet",
-    "list": "featcache.datasets.list_file:open_list_file",
-    "table": "featcache.datasets.table:open_table",
-    "tfds": "featcache.datasets.tfds:open_tfds",
-    "torchvision": "featcache.datasets.torchvision:open_torchvision",
-    "webdataset": "featcache.datasets.webdataset:open_webdataset",
+    "arrays": "featcache.datasets.sources.arrays:open_arrays",
+    "collection": "featcache.datasets.sources.collection:open_domain",
+    "coop": "featcache.datasets.sources.coop:open_coop",
+    "digits": "featcache.datasets.sources.digits:open_digits",
+    "hf": "featcache.datasets.sources.huggingface:open_huggingface",
+    "imagefolder": "featcache.datasets.sources.image_folder:open_image_folder",
+    "imagenet": "featcache.datasets.sources.imagenet:open_imagenet",
+    "list": "featcache.datasets.sources.list_file:open_list_file",
+    "table": "featcache.datasets.sources.table:open_table",
+    "tfds": "featcache.datasets.sources.tfds:open_tfds",
+    "torchvision": "featcache.datasets.sources.torchvision:open_torchvision",
+    "webdataset": "featcache.datasets.sources.webdataset:open_webdataset",
 }
 """Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
 
@@ -141,7 +141,7 @@ def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | N
     """
     source, _, argument = spec.partition(":")
     if source == COLLECTION:
-        from featcache.datasets.domains import open_collection
+        from featcache.datasets.sources.collection import open_collection
 
         return list(open_collection(argument, split, labels=labels, name=name))
     return [open_dataset(spec, split, labels=labels, name=name)]

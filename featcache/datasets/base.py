@@ -9,7 +9,7 @@ Two digests (xxh3-128 in hexadecimal):
 ``dataset_key``   of the ordered sample ids and sizes: the data set's half of a store's path.
 ``labels_digest`` of the labels and the class names: editing labels never re-encodes, and never goes unnoticed.
 
-Metadata columns have a third (`featcache.datasets.metadata`).
+Metadata columns have a third (`featcache.store.columns`).
 """
 
 from collections import Counter
@@ -22,8 +22,8 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
-from featcache.datasets.metadata import as_columns, feed_int64, feed_texts
 from featcache.errors import DatasetError
+from featcache.store.columns import as_columns, feed_int64, feed_texts
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 """A decoded image: PIL (any mode), uint8 (H, W, 3), or float32 (H, W, 3) with values 0-255."""
@@ -83,7 +83,7 @@ class SampleIndex:
     classnames : tuple of C str
         A list, never a dict: two ImageNet classes share a name with others.
     metadata : mapping of name to (N,) int64, or object holding str
-        What else is known of the samples (region, year, caption); see `featcache.datasets.metadata`.
+        What else is known of the samples (region, year, caption); see `featcache.store.columns`.
 
     Raises
     ------

@@ -14,8 +14,6 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from featcache.datasets.base import Picture
 from featcache.errors import DatasetError, ImageReadError
 
-__all__ = ["decode_image", "to_rgb"]
-
 
 def decode_image(content: bytes | memoryview, name: str = "image") -> Image.Image:
     """Decode one image file, whole: a truncated or damaged file is an error, never a half-grey picture.

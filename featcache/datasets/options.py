@@ -10,8 +10,6 @@ from collections.abc import Collection
 
 from featcache.errors import DatasetError
 
-__all__ = ["split_list", "split_options"]
-
 OPTION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 

@@ -1,6 +1,6 @@
 """Files at ``http://``, ``https://`` and ``s3://`` addresses, read by ranges: sources' only door to obstore.
 
-s3 takes region, endpoint and credentials from the environment, as stores do (`featcache.store.s3`).
+s3 takes region, endpoint and credentials from the environment, as stores do (`featcache.store.places.s3`).
 """
 
 import io
@@ -10,8 +10,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from featcache.errors import DatasetError, MissingExtraError
-
-__all__ = ["BLOCK", "RemoteReader", "is_remote", "open_remote", "read_range", "read_remote", "stat_remote"]
 
 SCHEMES = ("http", "https", "s3")
 BLOCK = 1 << 20
@@ -39,7 +37,7 @@ def _place(url: str) -> tuple[Any, str]:
     if parts.query or parts.fragment or not parts.netloc:
         raise DatasetError(f"{url}: expected scheme://host/path, without '?' or '#'; download the file instead")
     if parts.scheme == "s3":
-        from featcache.store.s3 import client
+        from featcache.store.places.s3 import client
 
         return client(parts.netloc), unquote(parts.path).lstrip("/")
     return _http_client(parts.scheme, parts.netloc), unquote(parts.path).lstrip("/")

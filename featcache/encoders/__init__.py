@@ -2,9 +2,8 @@
 
 from importlib import import_module
 
-from featcache.encoders.base import Batch, Encoder
+from featcache.encoders.base import Batch, Encoder, remember_source, source_of
 from featcache.encoders.preparation import PREPARATIONS, prepared_by
-from featcache.encoders.source import remember_source, source_of
 
 ENCODERS: dict[str, str] = {
     "tiny": "featcache.encoders.openclip:load_tiny",

@@ -17,8 +17,6 @@ from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import Batch, Encoder, FloatArray
 from featcache.errors import EncoderError
 
-__all__ = ["CallableEncoder", "load_python"]
-
 NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_images", "encode_texts")
 
 

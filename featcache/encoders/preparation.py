@@ -20,8 +20,6 @@ from featcache.datasets.base import Picture
 from featcache.encoders.base import Encoder
 from featcache.errors import EncoderError
 
-__all__ = ["PREPARATIONS", "Box", "central_crop", "central_square", "cut", "prepared_by"]
-
 Box: TypeAlias = tuple[int, int, int, int]
 
 EVAL_FRACTION = 224 / (224 + 32)

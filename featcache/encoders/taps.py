@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from featcache.encoders.base import Batch, Encoder, FloatArray
 from featcache.errors import EncoderError
 
-__all__ = ["PRE_PROJECTION", "PROJECTED", "encode_outputs", "tap_dim", "taps_of"]
-
 PROJECTED = "projected"
 PRE_PROJECTION = "pre_projection"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")

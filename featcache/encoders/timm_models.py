@@ -14,7 +14,6 @@ import timm
 import torch
 import torchvision
 from timm.data.config import resolve_model_data_config
-from timm.data.imagenet_info import ImageNetInfo
 from timm.data.transforms_factory import create_transform
 
 from featcache.datasets.base import Picture
@@ -29,8 +28,6 @@ from featcache.encoders.torch_images import (
     torch_provenance,
 )
 from featcache.errors import EncoderError
-
-__all__ = ["TimmEncoder", "imagenet_synsets", "load_timm"]
 
 RANDOM = "random"
 NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
@@ -165,8 +162,3 @@ def _load_weights(network: torch.nn.Module, file: Path, name: str) -> None:
             f"timm:{name}: {file} lacks {len(missing)} tensors ({lacks}) and has {len(unexpected)} that the model does "
             f"not know ({more}); expected a checkpoint of {name} in timm's names"
         )
-
-
-def imagenet_synsets() -> tuple[str, ...]:
-    """The WordNet ids of ImageNet's 1,000 classes, in label order."""
-    return tuple(ImageNetInfo().label_names())  # type: ignore[no-untyped-call]

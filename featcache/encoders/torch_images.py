@@ -14,8 +14,6 @@ from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import Batch
 from featcache.errors import EncoderError
 
-__all__ = ["Scaling", "autocast", "check_precision", "default_device", "prepare_picture", "torch_provenance"]
-
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -9,8 +9,8 @@ DomainNet's keep their underscores and capitals, and replacing them changes the 
 
 from featcache.prompts.objectnet import ObjectNet, load_objectnet
 from featcache.prompts.prompt_files import load_prompt_file, prompts_of
-from featcache.prompts.subsets import load_subset, subset_names
 from featcache.prompts.templates import fill, load_classnames, load_templates, template_names
+from featcache.prompts.wordnet import load_subset, subset_names
 
 __all__ = [
     "ObjectNet",

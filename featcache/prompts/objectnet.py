@@ -12,10 +12,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.datasets.files import read_lines
 from featcache.errors import DatasetError
-
-__all__ = ["ObjectNet", "load_objectnet"]
+from featcache.prompts.text_files import read_lines
 
 FOLDERS = "folder_to_objectnet_label.json"
 COUNTERPARTS = "objectnet_to_imagenet_1k.json"

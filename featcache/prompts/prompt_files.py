@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featcache.datasets.files import read_lines
 from featcache.errors import DatasetError, PromptError
 from featcache.prompts.templates import PLACEHOLDER
-
-__all__ = ["load_prompt_file", "prompts_of"]
+from featcache.prompts.text_files import read_lines
 
 
 def load_prompt_file(path: str | Path) -> dict[str, list[str]]:

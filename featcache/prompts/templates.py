@@ -7,10 +7,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from featcache.datasets.files import read_class_file, read_lines
 from featcache.errors import DatasetError, PromptError
-
-__all__ = ["fill", "load_classnames", "load_templates", "template_names"]
+from featcache.prompts.text_files import read_class_file, read_lines
 
 PLACEHOLDER = re.compile(r"\{c?\}")
 OPENAI = "openai-imagenet"
@@ -42,7 +40,7 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
     ('a photo of the number: "{}".',)
     """
     if name_or_file == OPENAI:
-        from featcache.encoders.openclip import openai_imagenet_templates
+        from featcache.prompts.imagenet import openai_imagenet_templates
 
         return tuple(openai_imagenet_templates())
     if str(name_or_file) in _named():
@@ -120,7 +118,7 @@ def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:
         Where there is no such file, or no class in it.
     """
     if name_or_file == IMAGENET:
-        from featcache.encoders.openclip import imagenet_classnames
+        from featcache.prompts.imagenet import imagenet_classnames
 
         return tuple(imagenet_classnames())
     if not Path(name_or_file).is_file():

@@ -5,10 +5,10 @@ where and `writer` for the protocol that survives a kill at any moment.
 """
 
 from featcache.store.catalogue import Entry, find_path, find_store, list_stores
-from featcache.store.derived import BankStore, PriorStore, open_bank_store, open_prior_store
+from featcache.store.images import ImageStore, TextStore, open_image_store, open_store, open_text_store
 from featcache.store.key import content_key, resolve_root
 from featcache.store.manifest import BadRow, Manifest, Marker, read_manifest
-from featcache.store.stores import ImageStore, TextStore, open_image_store, open_store, open_text_store
+from featcache.store.texts import BankStore, PriorStore, open_bank_store, open_prior_store
 from featcache.store.verify import Report, check_deep, repair, verify
 from featcache.store.writer import StoreWriter
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import FeatcacheError, StoreNotFoundError, StoreSchemaError
-from featcache.store.header import existing_header
+from featcache.store.aliases import names_in
+from featcache.store.images import KINDS, ImageStore, find_part, open_store
 from featcache.store.layout import MANIFEST, SCHEMA
-from featcache.store.manifest import read_manifest
-from featcache.store.names import names_in
-from featcache.store.parts import find_part, finished_parts
+from featcache.store.manifest import existing_header, read_manifest
+from featcache.store.parts import finished_parts
 from featcache.store.places import File, StorePath, files, location, stat
-from featcache.store.stores import KINDS, ImageStore, open_store
 
 NEAREST, CUTOFF = 5, 0.75
 

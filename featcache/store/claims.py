@@ -8,8 +8,8 @@ or that was not renewed for `STALE_SECONDS`, counts for nothing, and two writers
 import time
 from collections.abc import Callable
 
-from featcache.store.atomic import is_alive, owner
 from featcache.store.places import StorePath, create, files, put, read_or_none, remove, stat
+from featcache.store.places.local import is_alive, owner
 
 FOLDER = "claims"
 RENEW_SECONDS = 20.0

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.errors import FeatcacheError, StoreSchemaError
-from featcache.store.atomic import PARTIAL_SUFFIX, abandoned_partials
 from featcache.store.catalogue import store_folders
 from featcache.store.claims import FOLDER, STALE_SECONDS
-from featcache.store.header import existing_header
 from featcache.store.layout import MANIFEST, MARKERS
-from featcache.store.manifest import read_manifest
+from featcache.store.manifest import existing_header, read_manifest
 from featcache.store.parts import Part
 from featcache.store.places import REQUESTS, File, StorePath, files, remove, stat
+from featcache.store.places.local import PARTIAL_SUFFIX, abandoned_partials
 
 MOMENTS = "moments"
 

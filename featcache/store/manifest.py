@@ -2,20 +2,78 @@
 
 Both are JSON written atomically. A chunk without a marker is not done, whatever its files look like; a store without
 a manifest is not finished, and readers refuse it.
+
+What the ``info`` of a manifest must say, by kind of store, so that readers never trip over it.
+
+The header of a store: what its group metadata says from the first moment on, finished or not.
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError, StoreSchemaError
-from featcache.store.info import check_info
 from featcache.store.key import canonical_json, checksum, pretty_json
 from featcache.store.layout import HEADER, MANIFEST, MARKERS, SCHEMA, ArraySpec, P
 from featcache.store.places import StorePath, files, read_or_none
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _number_or_none(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
+
+
+COMMON: dict[str, Callable[[Any], bool]] = {
+    "name": _text,
+    "classnames": _texts,
+    "encoder_name": _text,
+    "dim": lambda value: type(value) is int and value > 0,
+    "text_digests": _texts,
+    "logit_scale": _number_or_none,
+    "logit_bias": _number_or_none,
+}
+INFO: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "images": COMMON | {"split": _text, "labels_digest": _text, "bad": lambda value: isinstance(value, list)},
+    "parts": {"name": _text, "split": _text, "encoder_name": _text, "dim": COMMON["dim"]},
+    "texts": COMMON | {"templates": lambda value: value is None or _texts(value)},
+}
+
+
+def check_info(kind: str, info: Mapping[str, Any], shapes: Shapes) -> None:
+    """ValueError where the info of a store of images or texts lacks something, or does not fit its arrays.
+
+    Other kinds of store look after their own.
+    """
+    for name, fits in INFO.get(kind, {}).items():
+        if name not in info or not fits(info[name]):
+            raise ValueError(f"info says {name!r}: {info.get(name, 'nothing')!r}")
+    if kind == "parts" and _expected(shapes, info["dim"]) != {**shapes, "labels": shapes["features"][:1]}:
+        raise ValueError(f"arrays of a tap or view have the shapes {dict(shapes)}, with a width of {info['dim']}")
+    if kind == "images" and _expected(shapes, info["dim"]) != dict(shapes):
+        raise ValueError(f"arrays of images have the shapes {dict(shapes)}, with a width of {info['dim']}")
+    if kind == "texts" and shapes.get("cls") != (len(info["classnames"]), info["dim"]):
+        raise ValueError(f"{len(info['classnames'])} class names, {info['dim']} wide, for arrays of {dict(shapes)}")
+
+
+def _expected(shapes: Shapes, dim: int) -> dict[str, tuple[int, ...]]:
+    """The shapes with those of the arrays that every store of images has put right; more arrays may have joined."""
+    rows = shapes.get("features", (0,))[0]
+    known = {"features": (rows, dim), "norm": (rows,), "valid": (rows,), "content": (rows, 16), "labels": (rows,)}
+    return dict(shapes) | known
+
 
 MARKER_NAME = re.compile(r"[0-9]{6,12}\.json")
 
@@ -221,3 +279,33 @@ def _not_finished(store: StorePath) -> Exception:
     numbers = [int(name.removesuffix(".json")) for name in files(store / MARKERS) if MARKER_NAME.fullmatch(name)]
     done = sum(max(0, min(chunk_rows, rows - number * chunk_rows)) for number in numbers)
     return StoreIncompleteError(f"{store}: {done:,} of {rows:,} rows; run the same {verb} command again to resume")
+
+
+def existing_header(store: StorePath) -> dict[str, Any] | None:
+    """The header in the group metadata of a store that was begun, None where there is none or it is damaged.
+
+    One of another schema is returned as it is.
+    """
+    try:
+        header = dict(parse_json(read_or_none(store / HEADER) or b"")["attributes"]["featcache"])
+        numbers = [header["rows"], header["chunk_rows"]] if header["schema"] == SCHEMA else []
+        texts = [header["kind"], header["key"], header["verb"]] if header["schema"] == SCHEMA else []
+    except (ValueError, KeyError, TypeError):
+        return None
+    whole = all(type(number) is int and number > 0 for number in numbers)
+    return header if whole and all(isinstance(text, str) for text in texts) else None
+
+
+def begun_chunk_rows(store: StorePath, default: int) -> int:
+    """Rows of a chunk of a store that was begun, `default` where there is none.
+
+    Raises
+    ------
+    StoreSchemaError
+        It was begun by another version of featcache.
+    """
+    begun = existing_header(store)
+    if begun is None:
+        return default
+    check_schema(begun["schema"], store)
+    return int(begun["chunk_rows"])

@@ -13,12 +13,12 @@ import numpy as np
 from featcache.errors import StoreCorruptError
 from featcache.store.layout import ArraySpec
 from featcache.store.places import REQUESTS
-from featcache.store.reader import REMEDY, Array, Rows, check_range, checked_rows, copy_rows, row_buffer
-from featcache.store.s3 import ObjectPath
+from featcache.store.places.s3 import ObjectPath
+from featcache.store.readers import REMEDY, Array, Rows, check_range, checked_rows, copy_rows, row_buffer
 
 
 class ObjectReader:
-    """Rows of one array of a store in an object store; see `featcache.store.reader.Reader`.
+    """Rows of one array of a store in an object store; see `featcache.store.readers.Reader`.
 
     Parameters
     ----------

@@ -17,25 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featcache.errors import FeatcacheError, MismatchError, StoreNotFoundError
+from featcache.errors import MismatchError
 from featcache.store.layout import MANIFEST
 from featcache.store.manifest import Manifest, read_manifest
-from featcache.store.opened import READERS, check_sizes
-from featcache.store.places import StorePath, files
-from featcache.store.reader import Reader
-from featcache.store.stores import ImageStore
-
-__all__ = [
-    "KIND",
-    "Part",
-    "PartStore",
-    "find_part",
-    "finished_parts",
-    "open_part",
-    "part_manifest",
-    "parts_of",
-    "the_augmentation",
-]
+from featcache.store.places import StorePath
 
 KIND = "parts"
 TAP = re.compile(r"tap-([a-z][a-z0-9_]*)")
@@ -85,90 +70,6 @@ class Part:
         return part if part and part.name == name else None  # numbers without leading zeros
 
 
-class PartStore(ImageStore):
-    """A tap or a view of an image store, which heads take as an image store: its own features, the store's labels.
-
-    Parameters
-    ----------
-    base : ImageStore
-    part : Part
-    manifest : Manifest
-        The part's own.
-    """
-
-    def __init__(self, base: ImageStore, part: Part, manifest: Manifest) -> None:
-        self.base, self.part, self.folder = base, part, base.path / part.name
-        found = files(self.folder)
-        for spec in manifest.arrays.values():
-            check_sizes(self.folder, spec, found)
-        checksums = manifest.checksums | {name: base.manifest.checksums[name] for name in base.manifest.whole}
-        info = base.info | manifest.info
-        self.manifest = replace(
-            manifest,
-            kind=base.kind,
-            whole=base.manifest.whole,
-            files=base.manifest.files,
-            checksums=checksums,
-            info=info,
-        )
-        self.path, self._reader_name = base.path, base._reader_name
-        self._readers: dict[str, Reader] = {}
-
-    def reader(self, name: str) -> Reader:
-        """Reader of one of the part's arrays; of labels, the store's own."""
-        if name not in self.manifest.arrays:
-            return self.base.reader(name)
-        if name not in self._readers:
-            self._readers[name] = READERS[self._reader_name](self.folder, self.manifest.arrays[name])
-        return self._readers[name]
-
-    @property
-    def dataset_key(self) -> str:
-        """The store's: a tap or a view is of the same samples."""
-        return self.base.dataset_key
-
-    @property
-    def view_id(self) -> str | None:
-        """What tells rows of a view from others of the same samples; None for a tap of the images as they are."""
-        return f"{self.part.whole_view.name} {self.manifest.key.split('/')[1]}" if self.part.augmentation else None
-
-    def tap(self, name: str) -> ImageStore:
-        """A tap of this view."""
-        return open_part(self.base, replace(self.part, tap=name))
-
-    def view(self, view: int, augmentation: str | None = None, seed: int | None = None) -> ImageStore:
-        """A view, of the same tap."""
-        return open_part(self.base, Part(self.part.tap, *the_augmentation(self.base, augmentation, seed), view))
-
-    def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> Any:
-        """All views, of the same tap."""
-        return self.base.views(augmentation, seed, tap or self.part.tap)
-
-
-def open_part(base: ImageStore, part: Part) -> ImageStore:
-    """A part of an image store; the store itself for ``Part()``.
-
-    Raises
-    ------
-    StoreNotFoundError
-        The store has no such part; the message names those that it has.
-    StoreIncompleteError, StoreCorruptError
-        It was not finished, or is damaged.
-    MismatchError
-        It was made from other contents than the store now holds.
-    """
-    if part == Part():
-        return base
-    try:
-        return PartStore(base, part, part_manifest(base.manifest, base.path, part))
-    except StoreNotFoundError:
-        named = ", ".join(other.label for other in parts_of(base)) or "none"
-        raise StoreNotFoundError(
-            f"{base.name}/{base.split}@{base.encoder_name}: no {part.label!r} in {base.path}; it has: {named}; "
-            f"{_remedy(part)} adds it"
-        ) from None
-
-
 def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
     """The manifest of a finished part, checked against that of its store; raises as `open_part` does."""
     manifest = read_manifest(path / part.name)
@@ -179,11 +80,6 @@ def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
             f"{path / part.name}: made from other images than the store now holds; {_remedy(part)} makes it anew"
         )
     return manifest
-
-
-def parts_of(store: ImageStore) -> list[Part]:
-    """The finished parts of a store, in order."""
-    return finished_parts(files(store.path))
 
 
 def finished_parts(held: Mapping[str, Any]) -> list[Part]:
@@ -197,32 +93,3 @@ def _remedy(part: Part) -> str:
     tap = f" --tap {part.tap}" if part.tap else ""
     views = f" --views {part.view + 1} --augmentation {part.augmentation} --view-seed {part.seed}"
     return f"the encode command with{views if part.augmentation else ''}{tap}"
-
-
-def find_part(base: ImageStore, label: str) -> Any:
-    """What stands behind ``#`` in a reference: a tap, the name of a part, or ``views`` for all of them.
-
-    Raises
-    ------
-    StoreNotFoundError
-        There is no such part.
-    """
-    name, _, tap = label.partition(":")
-    if name == "views":
-        return base.views(tap=tap or None)
-    return open_part(base, Part.parse(label) or Part(label))
-
-
-def the_augmentation(store: ImageStore, augmentation: str | None, seed: int | None) -> tuple[str, int]:
-    """Augmentation and seed of the stored views that are meant; they need not be named where there is one alone."""
-    known = sorted({(part.augmentation, part.seed) for part in parts_of(store) if part.augmentation})
-    meant = [(a, s) for a, s in known if augmentation in (None, a) and seed in (None, s)]
-    if len(meant) == 1:
-        return str(meant[0][0]), meant[0][1]
-    named = ", ".join(f"{name} with seed {number}" for name, number in known) or "none"
-    what = "no such views" if not meant else "several kinds of views; name augmentation and seed"
-    error: type[FeatcacheError] = FeatcacheError if meant else StoreNotFoundError
-    raise error(
-        f"{store.name}/{store.split}@{store.encoder_name}: {what}; it has: {named}; the encode command with --views K "
-        "--augmentation NAME adds some"
-    )

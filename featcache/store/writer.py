@@ -20,13 +20,13 @@ from typing import Any
 import numpy.typing as npt
 
 from featcache.errors import FeatcacheError, MismatchError, StoreIncompleteError
-from featcache.store import atomic, places
+from featcache.store import places
 from featcache.store.claims import Claims
-from featcache.store.header import existing_header
 from featcache.store.key import checksum, pretty_json
 from featcache.store.layout import HEADER, MANIFEST, SCHEMA, ArraySpec, zarr_metadata
-from featcache.store.manifest import BadRow, Manifest, Marker, check_schema, read_manifest
+from featcache.store.manifest import BadRow, Manifest, Marker, check_schema, existing_header, read_manifest
 from featcache.store.places import File, StorePath
+from featcache.store.places import local as atomic
 
 PROVENANCE = "provenance.json"
 THREADS = 2

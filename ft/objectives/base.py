@@ -1,12 +1,55 @@
 """What an objective is: a loss of a batch's image features, and the classifier that a run ends with."""
 
+import itertools
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from ft.data import TrainingBatch
+from featcache.errors import TrainingError
 
-__all__ = ["Objective"]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """One batch of this process, on the device.
+
+    Parameters
+    ----------
+    rows : (B,) int64 array
+        Rows of the data set.
+    images : (B, H, W, 3) tensor
+        uint8, or float32 0-255.
+    labels : (B,) int64 tensor
+    """
+
+    step: int
+    epoch: int
+    rows: Rows
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def parts(self, number: int) -> list["TrainingBatch"]:
+        """The batch in `number` parts of nearly equal size.
+
+        Raises
+        ------
+        TrainingError
+            There are fewer rows than parts.
+        """
+        if number > len(self):
+            raise TrainingError(f"accumulate {number}: a process has only {len(self)} images an update")
+        cuts = np.linspace(0, len(self), number + 1).round().astype(int).tolist()
+        return [self._slice(slice(a, b)) for a, b in itertools.pairwise(cuts)] if number > 1 else [self]
+
+    def _slice(self, where: slice) -> "TrainingBatch":
+        return TrainingBatch(self.step, self.epoch, self.rows[where], self.images[where], self.labels[where])
 
 
 class Objective(Protocol):

@@ -1,11 +1,16 @@
-"""Cross entropy over a head, with label smoothing."""
+"""Cross entropy over a head, with label smoothing.
+
+The cross entropy of a run: over the head that is trained with the tower.
+"""
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from ft.errors import TrainingError
-
-__all__ = ["cross_entropy"]
+from featcache.errors import TrainingError
+from ft.objectives.base import TrainingBatch
+from ft.objectives.head import Head
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
@@ -42,3 +47,28 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
         raise TrainingError(f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}: expected (N, C) and (N,)")
     wide = logits.float() if logits.itemsize < 4 else logits
     return F.cross_entropy(wide, labels, label_smoothing=smoothing)
+
+
+class OverHead:
+    """`cross_entropy` of the head's logits.
+
+    Parameters
+    ----------
+    head : Head
+    smoothing : float
+        Label smoothing.
+    """
+
+    separable: ClassVar[bool] = True
+
+    def __init__(self, head: Head, smoothing: float) -> None:
+        self.head, self.smoothing = head, smoothing
+
+    def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `Objective`."""
+        logits = self.head(features)
+        return cross_entropy(logits, batch.labels, self.smoothing), logits
+
+    def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The head."""
+        return self.head.linear()

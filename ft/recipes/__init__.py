@@ -1,6 +1,7 @@
 """Recipes: options of published runs as TOML files, their source and results in the comment at the top of each.
 
-A recipe holds options of `ft.options.FinetuneOptions` under their own names and nothing else: what is not in it keeps
+A recipe holds options of `ft.training.options.FinetuneOptions` under their own names and nothing else: what is not
+in it keeps
 its default, and flags given on the command line win over it. A new recipe is one file in this folder.
 """
 
@@ -8,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ft.errors import TrainingError
+from featcache.errors import TrainingError
 
 __all__ = ["RECIPES", "load_recipe", "recipe_header"]
 

@@ -7,9 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 import torch.nn.functional as F
 
-from ft.errors import TrainingError
-
-__all__ = ["Constant", "Regularizer", "Setting", "Step", "build", "kl_to_frozen", "pair", "unit", "wide"]
+from featcache.errors import TrainingError
 
 
 @dataclass(frozen=True)

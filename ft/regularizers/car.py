@@ -14,10 +14,8 @@ from typing import ClassVar, Self
 
 import torch
 
-from ft.errors import TrainingError
+from featcache.errors import TrainingError
 from ft.regularizers.base import Constant, Setting, Step, kl_to_frozen, pair, unit, wide
-
-__all__ = ["ContextDistillation", "context_divergence"]
 
 
 def context_divergence(v: torch.Tensor, v0: torch.Tensor, ctx: torch.Tensor, logit_scale: float) -> torch.Tensor:

@@ -12,10 +12,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ft.errors import TrainingError
+from featcache.errors import TrainingError
 from ft.regularizers.base import Step, kl_to_frozen, pair, unit
-
-__all__ = ["FeatureDistillation", "LogitDistillation", "cosine_distance", "logit_divergence"]
 
 
 def cosine_distance(features: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,9 @@ from typing import ClassVar
 
 import torch
 
-from featcache.errors import MismatchError
-from ft.errors import TrainingError
+from featcache.errors import MismatchError, TrainingError
+from ft.checkpoints.state import check_shapes, shapes_of
 from ft.regularizers.base import Step, wide
-from ft.state import check_shapes, shapes_of
-
-__all__ = ["L2SP", "l2sp"]
 
 
 def l2sp(

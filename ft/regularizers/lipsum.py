@@ -21,11 +21,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from featcache.random_texts import SecondMoment, random_texts, second_moment
-from ft.errors import TrainingError
+from featcache.encoding.banks import SecondMoment, random_texts, second_moment
+from featcache.errors import TrainingError
 from ft.regularizers.base import Constant, Setting, Step, pair, unit, wide
-
-__all__ = ["Lipsum", "SecondMoment", "over_moment", "over_texts", "random_texts", "second_moment"]
 
 M = 80
 LENGTH = 8

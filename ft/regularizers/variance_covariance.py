@@ -18,11 +18,9 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from featcache.errors import TrainingError
 from ft.distributed import gather
-from ft.errors import TrainingError
 from ft.regularizers.base import Step, wide
-
-__all__ = ["VarianceCovariance", "VarianceCovarianceTerms", "variance_covariance"]
 
 EPS = 1e-7
 

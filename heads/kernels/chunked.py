@@ -15,8 +15,6 @@ from heads.kernels.problem import Problem
 from heads.kernels.reference import row_values
 from heads.kernels.tally import RowValues, Tally
 
-__all__ = ["block_logits", "require", "run"]
-
 CELLS = {"cpu": 2**19, "cuda": 2**24}
 """Logits of one block: 2 MiB in float32, which a core's caches hold, or 64 MiB on a GPU."""
 

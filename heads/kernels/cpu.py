@@ -1,25 +1,198 @@
-"""Products by BLAS into tiles that stay in the cache, and one fused pass over each (`heads.kernels.cpu_rows`).
+"""Products by BLAS into tiles that stay in the cache, and one fused pass over each (`heads.kernels.cpu`).
 
 Pieces of rows run side by side, one BLAS thread and one tile each. Half-precision inputs are widened piece by piece:
 their products are then exact in float32, where torch's own half-precision product on a CPU rounds its result.
+
+The fused pass over tiles of logits, compiled by numba: maximum, rank, log-sum-exp, bins and Brier score of each row.
+
+A row is read twice while it lies in the first-level cache: for its maximum and the rank of its label, then for the
+sums of ``exp(z - maximum)`` and of its square. libm's exponential is 2.5 times slower than the polynomial here
+(Cody and Waite 1980: ``exp(x) = 2**n * exp(r)``, n the nearest integer to x / ln 2, and exp(r) by minimax), which LLVM
+vectorises. Reordering of sums is allowed, NaN and infinity keep their meaning: a row with a NaN or +inf logit, or with
+nothing but -inf, has NaN for its sums. (The comparisons for the maximum may ignore NaN, since the sums do not.)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MissingExtraError
 from heads.kernels.problem import Problem
-from heads.kernels.tally import Tally
+from heads.kernels.tally import CAP, Tally
 from heads.solvers.parallel import one_blas_thread
 
-__all__ = ["require", "run"]
+LANES = np.uint64(64)
+_CHUNK = np.uint64(1024)
+"""Logits whose exponentials are summed in float32; the sums of chunks add up in float64."""
+
+
+class Counts(NamedTuple):
+    """Sums of one piece of rows, (H, ...) as in `heads.kernels.tally.Tally`; numba takes it as it is.
+
+    `sums` holds NLL, capped NLL and Brier score; those of the last three that are not asked for are empty.
+    """
+
+    sums: NDArray[np.float64]
+    top5: NDArray[np.int64]
+    class_hits: NDArray[np.int64]
+    bin_rows: NDArray[np.int64]
+    bin_hits: NDArray[np.int64]
+    bin_confidence: NDArray[np.float64]
+    row_nll: NDArray[np.float64]
+    row_rank: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+
+def _unary(name: str, source: Any, result: Any, code: Any) -> Any:
+    """A numba function of one number that is one LLVM instruction."""
+
+    def typed(context: Any, x: Any) -> Any:
+        return result(source), lambda _context, builder, _signature, args: code(builder, args[0])
+
+    typed.__name__ = name
+    return intrinsic(typed)
+
+
+def _maxnum(context: Any, x: Any, y: Any) -> Any:
+    def code(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.FloatType()
+        maxnum = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(maxnum, args, fastmath=("nnan", "nsz"))
+
+    return types.float32(types.float32, types.float32), code
+
+
+_bits = _unary("bits", types.float32, types.int32, lambda builder, x: builder.bitcast(x, ir.IntType(32)))
+_from_bits = _unary("from_bits", types.int32, types.float32, lambda builder, x: builder.bitcast(x, ir.FloatType()))
+_larger: Any = intrinsic(_maxnum)  # as a comparison and a choice, LLVM does not vectorise the maximum of a row
+
+
+@njit(fastmath={"contract"}, cache=True)
+def _exp(x: Any) -> Any:
+    """exp(x) in float32 for x <= 0, within 2 units in the last place; NaN stays NaN, below -87 it is exp(-87)."""
+    x = np.float32(-87.0) if x < np.float32(-87.0) else x
+    shifted = x * np.float32(1.44269504) + np.float32(12582912.0)  # 1.5 * 2**23: the nearest integer, in the low bits
+    n = shifted - np.float32(12582912.0)
+    r = x - n * np.float32(0.693359375)
+    r = r + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * (r * r) + r + np.float32(1.0)
+    power = _from_bits(np.int32((_bits(shifted) << np.int32(23)) + np.int32(0x3F800000)))
+    return p * power
+
+
+@njit(fastmath={"nnan", "nsz", "reassoc", "contract"}, cache=True)
+def _largest_and_rank(z: Any, y: Any) -> Any:
+    """Maximum of a row, and how many logits come before that of class y; of equal ones the lower classes do."""
+    target = z[y]
+    largest = np.float32(-np.inf)
+    ahead = np.int32(0)
+    y, end = np.uint64(y), np.uint64(z.size)
+    first = y - y % LANES
+    for c in range(np.uint64(0), first):
+        v = z[c]
+        largest = _larger(largest, v)
+        ahead += np.int32(v >= target)
+    for c in range(first, first + LANES):
+        v = z[c]
+        largest = _larger(largest, v)
+        ahead += np.int32(v > target) + np.int32((v == target) & (c < y))
+    for c in range(first + LANES, end):
+        v = z[c]
+        largest = _larger(largest, v)
+        ahead += np.int32(v > target)
+    return largest, ahead
+
+
+@njit(fastmath={"nsz", "reassoc", "contract"}, cache=True)
+def _sums(z: Any, largest: Any) -> Any:
+    """Sum of ``exp(z - largest)``, and of its square."""
+    total, squares = 0.0, 0.0
+    end = np.uint64(z.size)
+    for start in range(np.uint64(0), end, _CHUNK):
+        part, square = np.float32(0.0), np.float32(0.0)
+        for c in range(start, min(start + _CHUNK, end)):
+            e = _exp(z[c] - largest)
+            part += e
+            square += e * e
+        total += np.float64(part)
+        squares += np.float64(square)
+    return total, squares
+
+
+@njit(cache=True)
+def _judge(z: Any, y: Any, n_classes: Any, head: Any, row: Any, out: Any) -> None:
+    """Add a row of logits, padded with -inf, to the sums and counts of a head."""
+    largest, ahead = _largest_and_rank(z, y)
+    total, squares = _sums(z, largest)
+    nll = math.log(total) + (np.float64(largest) - np.float64(z[y]))
+    own, confidence = math.exp(-nll), 1.0 / total
+    out.sums[head, 0] += nll
+    out.sums[head, 1] -= math.log(own + CAP)
+    out.sums[head, 2] += squares * confidence * confidence - 2.0 * own + 1.0
+    hit = ahead == 0
+    n_bins = out.bin_rows.shape[1]
+    place = min(max(math.ceil(confidence * n_bins) - 1, 0), n_bins - 1) if confidence > 0.0 else 0
+    out.bin_rows[head, place] += 1
+    out.bin_confidence[head, place] += confidence
+    if hit:
+        out.class_hits[head, y] += 1
+        out.bin_hits[head, place] += 1
+    if ahead < 5:
+        out.top5[head] += 1
+    if out.row_nll.size:
+        out.row_nll[head, row] = nll
+        out.row_rank[head, row] = ahead
+    if out.predicted.size:
+        best = 0
+        while best < n_classes - 1 and z[best] != largest:
+            best += 1
+        out.predicted[head, row] = best
+
+
+@njit(cache=True, nogil=True)
+def tally_tile(tile: Any, width: Any, scale: Any, bias: Any, labels: Any, head: Any, out: Any) -> None:
+    """Add the rows of a tile of products (n, >= width) of one head; logits are ``scale * tile + bias``, in place.
+
+    Columns from C = bias.size to `width` are -inf; that is a multiple of `LANES`, so that no loop has a remainder.
+    """
+    for row in range(labels.size):
+        z = tile[row][:width]
+        for c in range(bias.size):
+            z[c] = z[c] * scale + bias[c]
+        _judge(z, labels[row], bias.size, head, row, out)
+
+
+@njit(cache=True, nogil=True)
+def tally_path(first: Any, second: Any, width: Any, factors: Any, biases: Any, labels: Any, out: Any) -> None:
+    """Add the rows of K interpolations of two tiles, one row for all of them before the next.
+
+    Logits of head k are ``factors[k, 0] * first + factors[k, 1] * second + biases[k]``; each has its own maximum.
+    """
+    z = np.full(width, -np.inf, np.float32)
+    for row in range(labels.size):
+        one, two = first[row], second[row]
+        for head in range(factors.shape[0]):
+            a, b, bias = factors[head, 0], factors[head, 1], biases[head]
+            for c in range(bias.size):
+                z[c] = a * one[c] + b * two[c] + bias[c]
+            _judge(z, labels[row], bias.size, head, row, out)
+
 
 _TILE = 2**20
 """Logits of a tile: 4 MiB. Larger ones gain nothing; smaller ones pay for BLAS packing the weights each time."""
@@ -55,7 +228,6 @@ class _Run:
     """One problem, its tiles, and its counts so far."""
 
     def __init__(self, problem: Problem) -> None:
-        from heads.kernels.cpu_rows import LANES
 
         self.problem = problem
         self.labels = np.ascontiguousarray(problem.labels.numpy())
@@ -121,8 +293,6 @@ class _Run:
 
     def _piece(self, first: int) -> Any:
         """Counts of one piece; its tiles go back to the pool."""
-        from heads.kernels.cpu_rows import tally_path, tally_tile
-
         labels = self.labels[first : first + self.rows]
         out = self._counts(len(labels))
         x = self.problem.features[first : first + self.rows].float().numpy()
@@ -148,8 +318,6 @@ class _Run:
 
     def _counts(self, rows: int) -> Any:
         """Zeros, and room for what is asked of each row."""
-        from heads.kernels.cpu_rows import Counts
-
         problem, heads = self.problem, self.problem.n_heads
         bins = (heads, problem.n_bins)
         kept = (heads, rows if problem.per_sample else 0)

@@ -23,10 +23,8 @@ import torch
 
 from featcache.errors import HeadError, MissingExtraError
 from heads.kernels.problem import Problem
-from heads.kernels.products import wide_product
 from heads.kernels.tally import RowValues, Tally
-
-__all__ = ["TILE_BYTES", "Packed", "Tiling", "blocks", "kernel_source", "pack", "require", "row_values", "run"]
+from heads.solvers.products import wide_product
 
 TILE_BYTES = 24 * 2**20
 """Bytes of a tile of logits. The L2 caches of an A100, H100 and H200 hold 40 to 60 MB, weights and features too."""

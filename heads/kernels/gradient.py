@@ -17,8 +17,6 @@ from torch.autograd.function import once_differentiable
 from featcache.errors import HeadError
 from heads.kernels.problem import pose
 
-__all__ = ["linear_cross_entropy"]
-
 _CELLS = 2**22
 """Logits of one block: 16 MiB in float32."""
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 
-__all__ = ["Problem", "pose"]
-
 Tensors = tuple[torch.Tensor, ...]
 
 
@@ -30,7 +28,7 @@ class Problem:
     scales : H numbers, already exponentiated; ``logits = scale * features @ weights.T + bias``
     alphas : K coefficients of the two heads, or None
     mean_probabilities : whether the H heads are one head whose probabilities are their mean
-    n_bins, per_sample, confusion : as in `heads.kernels.linear_nll`
+    n_bins, per_sample, confusion : as in `linear_nll`
     """
 
     features: torch.Tensor
@@ -92,7 +90,7 @@ def pose(
     per_sample: bool = False,
     confusion: bool = False,
 ) -> Problem:
-    """The `Problem` of the arguments of `heads.kernels.linear_nll`, which says what they are and what is refused."""
+    """The `Problem` of the arguments of `linear_nll`, which says what they are and what is refused."""
     X = _tensor(features, "features")
     if X.ndim != 2 or not len(X):
         raise HeadError(f"features are {tuple(X.shape)}, expected (N, D) with at least one row")

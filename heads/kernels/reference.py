@@ -13,8 +13,6 @@ import torch
 from heads.kernels.problem import Problem
 from heads.kernels.tally import RowValues, Tally
 
-__all__ = ["head_logits", "require", "row_values", "run"]
-
 
 def require(problem: Problem) -> None:
     """It runs anywhere."""

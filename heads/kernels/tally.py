@@ -1,4 +1,7 @@
-"""`Tally`: what is kept of rows that were judged: a few sums and counts a head, which add up over blocks of rows."""
+"""`Tally`: what is kept of rows that were judged: a few sums and counts a head, which add up over blocks of rows.
+
+Tallies without a kernel: of no rows, and of rows whose statistics are known.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.kernels.problem import Problem
-
-__all__ = ["CAP", "RowValues", "Tally"]
 
 CAP = 1e-8
 """Added to a probability before its logarithm: Lipsum-FT's test NLL, at most 18.42 a row."""
@@ -108,7 +109,7 @@ class Tally:
         return self if other == 0 else NotImplemented  # `sum` starts there
 
     def results(self) -> list[dict[str, float]]:
-        """Metrics of each head: those of `heads.metrics.METRICS` and ``brier``; fractions in [0, 1], NLL in nats."""
+        """Metrics of each head, the keys of `METRICS` and ``brier``; fractions in [0, 1], NLL in nats."""
         present = self.class_rows > 0
         recall = (self.class_hits[:, present] / self.class_rows[present]).mean(axis=1)
         columns = {
@@ -167,3 +168,111 @@ _SUMS = (
     "bin_hits",
     "bin_confidence",
 )
+
+
+BINS = 15
+
+
+def empty_tally(n_heads: int, n_classes: int, *, confusion: bool = False) -> Tally:
+    """The tally of H heads over no rows: what one of several processes may be left with."""
+    return Tally(
+        n=0,
+        nll=np.zeros(n_heads),
+        nll_capped=np.zeros(n_heads),
+        brier=np.zeros(n_heads),
+        top1=np.zeros(n_heads, np.int64),
+        top5=np.zeros(n_heads, np.int64),
+        class_rows=np.zeros(n_classes, np.int64),
+        class_hits=np.zeros((n_heads, n_classes), np.int64),
+        bin_rows=np.zeros((n_heads, BINS), np.int64),
+        bin_hits=np.zeros((n_heads, BINS), np.int64),
+        bin_confidence=np.zeros((n_heads, BINS)),
+        confusion=np.zeros((n_heads, n_classes, n_classes), np.int64) if confusion else None,
+    )
+
+
+def tally_of(
+    heads: Sequence[RowStatistics],
+    labels: NDArray[np.integer],
+    n_classes: int,
+    *,
+    per_sample: bool = False,
+    confusion: bool = False,
+) -> Tally:
+    """The tally of H heads over rows with labels (n,) whose statistics are known.
+
+    Examples
+    --------
+    >>> from heads.evaluation.metrics import row_statistics
+    >>> labels = np.array([0, 1])
+    >>> tally_of([row_statistics(np.eye(2), labels)], labels, n_classes=2).results()[0]["top1"]
+    1.0
+    """
+    tally = empty_tally(len(heads), n_classes, confusion=confusion)
+    tally.n = len(labels)
+    tally.class_rows += np.bincount(labels, minlength=n_classes)
+    for h, rows in enumerate(heads):
+        hit = rows.rank == 0
+        places = np.clip(np.ceil(rows.confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        tally.nll[h], tally.brier[h] = rows.nll.sum(), rows.brier.sum()
+        tally.nll_capped[h] = -np.log(np.exp(-rows.nll) + CAP).sum()
+        tally.top1[h], tally.top5[h] = hit.sum(), (rows.rank < 5).sum()
+        tally.class_hits[h] = np.bincount(labels[hit], minlength=n_classes)
+        tally.bin_rows[h] = np.bincount(places, minlength=BINS)
+        tally.bin_hits[h] = np.bincount(places[hit], minlength=BINS)
+        tally.bin_confidence[h] = np.bincount(places, weights=rows.confidence, minlength=BINS)
+        if tally.confusion is not None:
+            pairs = np.bincount(labels * n_classes + rows.best, minlength=n_classes**2)
+            tally.confusion[h] = pairs.reshape(n_classes, n_classes)
+    if per_sample:
+        tally.row_nll = np.stack([rows.nll for rows in heads])
+        tally.row_rank = np.stack([rows.rank for rows in heads]).astype(np.int64)
+    return tally
+
+
+class RowStatistics(NamedTuple):
+    """Per row: NLL in nats, rank of the label (0 is best), largest probability and its class, Brier score."""
+
+    nll: NDArray[np.float64]
+    rank: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    best: NDArray[np.int64]
+    brier: NDArray[np.float64]
+
+
+def row_statistics(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> RowStatistics:
+    """NLL, rank, confidence and the rest of each row of logits (n, C), from one exponential a logit.
+
+    float16 and bfloat16 logits are widened first: at logit scale 100 they move the NLL visibly. Minus infinity masks a
+    class out.
+
+    Raises
+    ------
+    HeadError
+        If a row has a NaN or +inf logit, or nothing but -inf.
+
+    Examples
+    --------
+    >>> row_statistics(np.array([[2.0, 2.0, 0.0]]), np.array([1])).rank.tolist()   # the tie goes to class 0
+    [1]
+    """
+    if logits.dtype.itemsize < 4:
+        logits = logits.astype(np.float32)
+    rows = np.arange(len(labels))
+    target = logits[rows, labels]
+    best = logits.argmax(axis=1)  # of a NaN row the NaN's place
+    largest = logits[rows, best]
+    if not np.isfinite(largest).all() or np.isnan(target).any():
+        bad = np.flatnonzero(~np.isfinite(largest))[:10].tolist()
+        raise HeadError(f"logits of rows {bad} are NaN, +inf, or all masked; check the features and the class subset")
+    exponentials = np.exp(logits - largest[:, None])
+    total = exponentials.sum(axis=1).astype(np.float64)
+    nll = np.log(total) + (largest.astype(np.float64) - target)
+    squares = np.einsum("nc,nc->n", exponentials, exponentials).astype(np.float64) / total**2
+    brier = np.maximum(squares - 2.0 * np.exp(-nll) + 1.0, 0.0)  # a sure row's terms cancel to a rounding error
+    rank = (logits > target[:, None]).sum(axis=1)
+    tied = (logits == target[:, None]).sum(axis=1) > 1
+    if tied.any():
+        earlier = np.arange(logits.shape[1]) < labels[tied, None]
+        rank[tied] += ((logits[tied] == target[tied, None]) & earlier).sum(axis=1)
+    return RowStatistics(nll, rank, 1.0 / total, best, brier)

@@ -7,8 +7,6 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PLACES", "Box", "drawable", "expit", "logit", "percent_ticks", "place_labels", "spread"]
-
 Floats = npt.NDArray[np.float64]
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, bottom, right, top."""

@@ -7,8 +7,6 @@ from heads.report.plots import plot_nll_against_alpha, plot_robustness
 from heads.report.rows import METRICS, Row, alpha_of, choose_datasets, datasets_of, paths_of
 from heads.report.tables import markdown_table
 
-__all__ = ["write_report"]
-
 PAGE = "report.md"
 ROBUSTNESS = "accuracy.png"
 NLL = "nll-{}.png"

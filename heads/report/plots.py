@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_nll_against_alpha", "plot_robustness"]
 
 Floats = npt.NDArray[np.float64]
 Label = tuple[Point, str, str]  # where, what, in which colour

@@ -10,26 +10,6 @@ import numpy.typing as npt
 
 from featcache.errors import HeadError
 
-__all__ = [
-    "METRICS",
-    "Metric",
-    "Point",
-    "Row",
-    "alpha_of",
-    "choice_text",
-    "choose_datasets",
-    "curve_of",
-    "datasets_of",
-    "format_value",
-    "label_of",
-    "mean_of",
-    "metric_of",
-    "name_of",
-    "paths_of",
-    "point_of",
-    "value_of",
-]
-
 Row: TypeAlias = Mapping[str, Any]
 Point: TypeAlias = tuple[float, float]
 

@@ -2,18 +2,7 @@
 
 from collections.abc import Sequence
 
-from heads.report.rows import (
-    Metric,
-    Row,
-    choose_datasets,
-    format_value,
-    label_of,
-    mean_of,
-    metric_of,
-    value_of,
-)
-
-__all__ = ["markdown_table", "table_text"]
+from heads.report.rows import Metric, Row, choose_datasets, format_value, label_of, mean_of, metric_of, value_of
 
 MEAN = "shifted mean"
 GAP = "    "

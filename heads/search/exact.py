@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.samples import to_numpy
+from heads.rows.samples import to_numpy
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ExactIndex"]
 
 _QUERY_ROWS = 1024
 _BANK_ROWS = 16384  # 1024 x 16384 similarities in float32 are 64 MiB, whatever N is

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MissingExtraError
-from heads.samples import to_numpy
-
-__all__ = ["FaissIndex"]
+from heads.rows.samples import to_numpy
 
 _LINKS, _EFFORT = 32, 200
 """HNSW: links of a row in every layer, and candidates that are weighed when one is added."""

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError, MismatchError
 from heads.search.exact import ExactIndex
 
-__all__ = ["leaks"]
-
 
 def leaks(train: Any, test: Any, threshold: float = 0.95, per_row: int = 5) -> list[dict[str, Any]]:
     """Pairs of a test and a training row whose cosine is at least `threshold`, most similar first.

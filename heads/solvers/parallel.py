@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-__all__ = ["PIECE_ROWS", "Blocks", "map_pieces", "one_blas_thread"]
-
 PIECE_ROWS = 2048
 """Rows a piece: 2048 x 512 doubles are 8 MiB, near the cache and far from the memory's size."""
 

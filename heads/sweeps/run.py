@@ -9,23 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from featcache import __version__
 from featcache.errors import HeadError
 from featcache.store import content_key
-from featcache.version import __version__
-from heads.alpha_by_folds import interpolate_by_folds
-from heads.base import HeadClassifier
-from heads.checks import split_id
-from heads.evaluate import choose, evaluate
-from heads.few_shot import FewShotStore, few_shot
-from heads.fitting import Material, fit_head, settled
-from heads.interpolate import interpolate
-from heads.linear import LinearHead
-from heads.logits import LogitHead, as_head
-from heads.results import append_rows
+from heads.combine.interpolate import interpolate, interpolate_by_folds
+from heads.estimators.base import HeadClassifier
+from heads.estimators.fit import Material, fit_head, settled
+from heads.estimators.zero_shot import ZeroShot
+from heads.evaluation.evaluate import choose, evaluate
+from heads.fitted.base import LogitHead, as_head
+from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import split_id
+from heads.report.results import append_rows
+from heads.rows.few_shot import FewShotStore, few_shot
 from heads.sweeps.plan import PAPERS, Job, Splits, SweepPlan, split_setting
-from heads.zero_shot import ZeroShot
-
-__all__ = ["known_jobs", "run_sweep"]
 
 Open = Callable[[str], Any]
 Say = Callable[[str], None]

@@ -11,8 +11,6 @@ import numpy as np
 
 from heads.report.rows import datasets_of, metric_of
 
-__all__ = ["Summary", "picks", "summarise", "sweep_table"]
-
 LOWER = ("nll", "nll_capped", "ece", "brier")
 
 

@@ -1,4 +1,4 @@
-"""Lazy packages: submodules that need little import little, and public names win over submodules of the same name."""
+"""Public names are imported on first use, and submodules that need little import little."""
 
 import importlib
 import os
@@ -25,16 +25,37 @@ def test_public_names_are_the_public_objects(package: ModuleType) -> None:
         assert getattr(package, name) is getattr(api, name)
 
 
-@pytest.mark.parametrize("name", ["featcache", "heads"])
-def test_a_function_is_not_hidden_by_its_module(name: str) -> None:
-    """In whatever order they are imported; a public name that a submodule has too must be in ``functions``."""
-    package = importlib.import_module(name)
-    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    shared = sorted(modules & set(package.__all__))
-    assert shared
-    checks = "; ".join(f"import {name}.{both}; assert callable({name}.{both}), {both!r}" for both in shared)
-    done = subprocess.run([sys.executable, "-c", checks], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("package", [featcache, heads])
+def test_no_public_name_is_that_of_a_module(package: ModuleType) -> None:
+    """Else the import system would put the module in the name's place, depending on the order of imports."""
+    assert not {module.name for module in pkgutil.iter_modules(package.__path__)} & set(package.__all__)
+
+
+def test_heads_and_ft_answer_as_parts_of_featcache() -> None:
+    import ft
+
+    assert featcache.heads is heads
+    assert featcache.ft is ft
+    assert {"heads", "ft", "encode"} <= set(dir(featcache))
+
+
+@pytest.mark.parametrize("name", ["heads.py", "ft/__init__.py"])
+def test_a_file_that_takes_the_name_of_a_package_of_ours_is_named(name: str, tmp_path: Path) -> None:
+    other = tmp_path / name
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("answer = 42\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    package = name.partition("/")[0].removesuffix(".py")
+    for arguments in (
+        ["-m", "featcache", {"heads": "fit", "ft": "wise"}[package], "--help"],
+        ["-c", f"import featcache; featcache.{package}"],
+    ):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+        assert done.returncode == (2 if arguments[0] == "-m" else 1)
+        assert str(other) in done.stderr.splitlines()[-1]
+        assert "rename that file" in done.stderr.splitlines()[-1]
+        assert arguments[0] == "-c" or "Traceback" not in done.stderr
 
 
 def test_names_that_are_not_there() -> None:

@@ -29,9 +29,10 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_ridge_is_that_of_arrays(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
-    from heads.solvers import leave_one_out, ridge_device
-    from heads.solvers.eigh_path import decompose
-    from heads.solvers.moments import Moments
+    from heads.solvers.ridge import device as ridge_device
+    from heads.solvers.ridge import leave_one_out
+    from heads.solvers.ridge.moments import Moments
+    from heads.solvers.ridge.spectrum import decompose
 
     X, y = rows
     arrays = X.cpu().numpy(), y.cpu().numpy()
@@ -48,8 +49,8 @@ def test_ridge_is_that_of_arrays(rows: tuple[torch.Tensor, torch.Tensor]) -> Non
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_logistic_value_and_gradient_whatever_tf32(rows: tuple[torch.Tensor, torch.Tensor], allowed: bool) -> None:
-    from heads.solvers.multinomial import Multinomial
-    from heads.solvers.multinomial_device import DeviceMultinomial
+    from heads.solvers.logistic.device import DeviceMultinomial
+    from heads.solvers.logistic.objective import Multinomial
 
     X, y = rows
     theta = 30 * torch.randn(CLASSES, 65, generator=torch.Generator().manual_seed(1)).cuda()
@@ -63,8 +64,9 @@ def test_logistic_value_and_gradient_whatever_tf32(rows: tuple[torch.Tensor, tor
 
 
 def test_a_logistic_path_ends_where_the_host_s_does(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
-    from heads.solvers.logistic_path import Rows, fit_path
-    from heads.solvers.multinomial_device import DeviceRows
+    from heads.solvers.logistic.device import DeviceRows
+    from heads.solvers.logistic.path import fit_path
+    from heads.solvers.logistic.rows import Rows
 
     X, y = rows
     Cs = [1e-3, 1.0, 1e3]
@@ -79,7 +81,7 @@ def test_a_logistic_path_ends_where_the_host_s_does(rows: tuple[torch.Tensor, to
 
 def test_memory_is_a_piece_and_the_blocks(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Logits of all rows would be 1.6 GB; a piece is 256 MiB, and there are a few of its size."""
-    from heads.solvers.multinomial_device import DeviceMultinomial
+    from heads.solvers.logistic.device import DeviceMultinomial
 
     X = rows[0].repeat(20, 1)
     y = torch.arange(len(X), device="cuda") % 1000

@@ -2,8 +2,11 @@
 
 Pictures are resized and cropped by open_clip's own transforms in
 worker threads; scaling and normalising happen once a batch, on the device, with the same float32 operations.
+
+What an image tower of open_clip has just before its projection, and the projection of it, from one forward pass.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -14,16 +17,39 @@ import numpy as np
 import open_clip
 import torch
 import torchvision
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 
 from featcache.datasets.base import Picture
 from featcache.encoders.base import Batch, FloatArray
 from featcache.encoders.checkpoints import tower_digest
-from featcache.encoders.openclip.pre_projection import pre_projection_dim, with_pre_projection
 from featcache.encoders.preparation import PREPARATIONS
 from featcache.encoders.taps import PRE_PROJECTION, PROJECTED
 from featcache.encoders.torch_images import Scaling, autocast, check_precision, prepare_picture, torch_provenance
 from featcache.errors import EncoderError, PromptError
 from featcache.store.key import checksum
+
+
+def pre_projection_dim(model: Any) -> int | None:
+    """Width before the projection; None where the tower ends otherwise (attention pooling of ResNets), or in tokens."""
+    visual = model.visual
+    if isinstance(visual, VisionTransformer) and not visual.output_tokens:
+        return None if visual.proj is None else int(visual.proj.shape[0])
+    if isinstance(visual, TimmModel) and [name for name, _ in visual.head.named_children()] in (["drop", "proj"],):
+        return int(visual.head.proj.in_features)
+    return None
+
+
+def with_pre_projection(visual: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tower's output without its projection (B, width), and with it (B, D), as the tower itself computes it."""
+    if isinstance(visual, TimmModel):
+        before = visual.trunk(pixels)
+        return before, visual.head(before)
+    trunk = copy.copy(visual)  # shares every tensor; the original is never without its projection
+    trunk._parameters = {**visual._parameters, "proj": None}
+    before = trunk(pixels)
+    return before, before @ visual.proj
+
 
 TEXT_BATCH = 256
 

@@ -123,13 +123,3 @@ def _create(model: str, pretrained: str | None) -> torch.nn.Module:
     finally:
         logging.disable(logging.NOTSET)
     return network
-
-
-def imagenet_classnames() -> list[str]:
-    """The 1000 ImageNet class names of the field, in label order (two names occur twice)."""
-    return list(open_clip.IMAGENET_CLASSNAMES)
-
-
-def openai_imagenet_templates() -> list[str]:
-    """OpenAI's 80 ImageNet templates, with ``{}`` for the class name."""
-    return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]

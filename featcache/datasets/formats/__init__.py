@@ -1,0 +1,1 @@
+"""File formats that several data sources read."""

@@ -1,0 +1,211 @@
+"""Reading a table, Parquet, CSV, TSV or JSON lines, into columns of plain Python values.
+
+A cell is a text, a whole number, or None where it is empty. Floating-point cells become whole numbers where they are
+some (pandas turns a column of years with one gap into floats), else texts. In CSV and TSV, which have no types, a
+column is of whole numbers if every cell that is not empty is written as one (``007`` is a text). A column with a cell
+that holds anything else, such as a list, is left out.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from featcache.errors import DatasetError
+from featcache.prompts.text_files import read_lines
+
+Cell: TypeAlias = str | int | None
+Table: TypeAlias = dict[str, list[Cell]]
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+
+
+class _Nested(ValueError):
+    """A cell that is neither text nor number."""
+
+
+def read_table(path: Path) -> Table:
+    """Read a table by its extension, one of `FORMATS`.
+
+    Returns
+    -------
+    dict of column name to list of N cells
+        Columns with nested cells are left out.
+
+    Raises
+    ------
+    DatasetError
+        Where it cannot be read as what its extension says, with ``file:line`` where there are lines.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise DatasetError(f"{path}: expected a table with one of the extensions {' '.join(FORMATS)}")
+    return FORMATS[path.suffix.lower()](path)
+
+
+def parse_delimited(lines: Sequence[str], source: str, delimiter: str = ",") -> Table:
+    """Parse a CSV or TSV table with a header.
+
+    Parameters
+    ----------
+    lines : sequence of str
+        Without line ends; a quoted cell may go over several.
+    source : str
+        The file's name, for errors.
+    delimiter : str
+
+    Raises
+    ------
+    DatasetError
+        Where the header is missing or names a column twice, a row has too many or too few cells, or quotes are wrong.
+
+    Examples
+    --------
+    >>> parse_delimited(["file,year", "'a.jpg',2016", "b.jpg,"], "t.csv")
+    {'file': ["'a.jpg'", 'b.jpg'], 'year': [2016, None]}
+    """
+    rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+    filled = (cells for cells in rows if cells)
+    try:
+        header = next(filled, [])
+        _check_header(header, source)
+        columns: dict[str, list[str]] = {name: [] for name in header}
+        for cells in filled:
+            if len(cells) != len(header):
+                raise DatasetError(
+                    f"{source}:{rows.line_num}: got {len(cells)} cells, the header has {len(header)} columns; "
+                    "quote cells that hold the delimiter"
+                )
+            for name, cell in zip(header, cells, strict=True):
+                columns[name].append(cell)
+    except csv.Error as error:
+        raise DatasetError(f"{source}:{rows.line_num}: {error}; check the quotes of the cells") from error
+    return {name: _typed(cells) for name, cells in columns.items()}
+
+
+def _check_header(header: Sequence[str], source: str) -> None:
+    if not header:
+        raise DatasetError(f"{source}: empty; expected a line of column names, then one line a sample")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice or "" in header:
+        shown = ", ".join(repr(name) for name in twice) or "''"
+        raise DatasetError(f"{source}:1: column {shown} occurs twice or has no name; name each column once")
+
+
+def _typed(cells: list[str]) -> list[Cell]:
+    if any(cells) and all(not cell or INTEGER.fullmatch(cell) for cell in cells):
+        return [int(cell) if cell else None for cell in cells]
+    return [cell or None for cell in cells]
+
+
+def parse_json_lines(lines: Sequence[str], source: str) -> Table:
+    """Parse JSON lines: one object a line; a key that a line lacks is an empty cell.
+
+    Raises
+    ------
+    DatasetError
+        Where a line is no JSON object, or names a key twice.
+
+    Examples
+    --------
+    >>> parse_json_lines(['{"file": "a.jpg", "year": 2016}', '{"file": "b.jpg"}'], "t.jsonl")
+    {'file': ['a.jpg', 'b.jpg'], 'year': [2016, None]}
+    """
+    columns: dict[str, list[Any]] = {}
+    count = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        for name, value in _json_object(line, f"{source}:{number}").items():
+            cells = columns.setdefault(name, [])
+            cells += [None] * (count - len(cells))
+            cells.append(value)
+        count += 1
+    if not count:
+        raise DatasetError(f"{source}: empty; expected one JSON object a line")
+    return _plain({name: cells + [None] * (count - len(cells)) for name, cells in columns.items()}, source)
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) != len(names):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
+    try:
+        found = json.loads(line, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f'{where}: not a JSON object ({error}); expected {{"path": ..., ...}}') from error
+    if not isinstance(found, dict):
+        raise DatasetError(f"{where}: got {type(found).__name__}; expected one JSON object a line")
+    return found
+
+
+def _plain(columns: dict[str, list[Any]], source: str) -> Table:
+    table: Table = {}
+    for name, cells in columns.items():
+        try:
+            table[name] = [_cell(cell) for cell in cells]
+        except _Nested:
+            continue
+    if not table:
+        raise DatasetError(f"{source}: no column of texts or numbers; expected at least a path and a label")
+    return table
+
+
+def _cell(value: Any) -> Cell:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool | int):
+        return int(value)
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, str):
+        return value
+    raise _Nested
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(path)
+        flat = [field.name for field in schema if not pa.types.is_nested(field.type) and not _is_bytes(pa, field.type)]
+        table = parquet.read_table(path, columns=flat)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{path}: cannot be read as Parquet ({error}); check the path and the file") from error
+    if len(set(table.column_names)) != len(table.column_names):
+        raise DatasetError(f"{path}: a column name occurs twice; name each column once")
+    texts = {name: _as_python(pa, table[name]) for name in table.column_names}
+    return _plain(texts, str(path))
+
+
+def _is_bytes(pa: Any, kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _as_python(pa: Any, column: Any) -> list[Any]:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    simple = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if not simple and not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+        column = column.cast(pa.string())  # dates and decimals as they are written
+    found: list[Any] = column.to_pylist()
+    return found
+
+
+def _read_text(parse: Callable[..., Table], *more: str) -> Callable[[Path], Table]:
+    return lambda path: parse(read_lines(path), str(path), *more)
+
+
+FORMATS: dict[str, Callable[[Path], Table]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_text(parse_delimited),
+    ".tsv": _read_text(parse_delimited, "\t"),
+    ".jsonl": _read_text(parse_json_lines),
+}
+"""Extension -> reader."""

@@ -1,0 +1,215 @@
+"""What lies where in a tar file: names and offsets are read once, contents afterwards at random.
+
+Nothing is ever unpacked. A name that leads upwards or is absolute, a link and a compressed archive are refused all the
+same, as is an archive that ends within a member or is damaged between two: Python's tarfile takes that for the end.
+
+From ``DIR``, ``shards/train-{000..127}.tar`` or ``*.tar`` to a list of shards, local or remote.
+"""
+
+import glob
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from featcache.datasets.files import local_path
+from featcache.datasets.remote import is_remote, open_remote, read_range, read_remote, stat_remote
+from featcache.datasets.sources.image_folder import WHOLE
+from featcache.datasets.sources.list_file import PLACEHOLDER
+from featcache.errors import DatasetError
+
+BLOCK = 512
+SMALL = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file in a tar file: its name, where its content starts and how long it is; content if it was read."""
+
+    name: str
+    offset: int
+    size: int
+    content: bytes | None = None
+
+
+def tar_members(place: str, read: frozenset[str] = frozenset()) -> Iterator[Member]:
+    """Yield the regular files of a tar file, in its order.
+
+    Parameters
+    ----------
+    place : str
+        A local path or an address.
+    read : frozenset of str
+        Extensions, lower case, of members whose content is wanted at once (labels, captions).
+
+    Raises
+    ------
+    DatasetError
+        Where the file is no uncompressed tar file, damaged, or holds a name that is refused.
+    """
+    try:
+        with open_remote(place) if is_remote(place) else open(place, "rb") as file:
+            yield from _members(file, place, read)
+    except tarfile.TarError as error:
+        raise DatasetError(
+            f"{place}: not a whole, uncompressed tar file ({error}); unpack a compressed one, restore a damaged one"
+        ) from error
+    except OSError as error:
+        remote = is_remote(place)  # those errors say all of it already
+        raise DatasetError(str(error) if remote else f"{place}: cannot be read ({error}); check the pattern") from error
+
+
+def _members(file: IO[bytes], place: str, read: frozenset[str]) -> Iterator[Member]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (entry := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every entry
+            if entry.isdir():
+                continue
+            _check(entry, place)
+            content = None
+            if entry.name.rpartition(".")[2].lower() in read:
+                content = _small(file, entry, place)
+            yield Member(entry.name, entry.offset_data, entry.size, content)
+        file.seek(archive.offset)
+        end = file.read(BLOCK)
+        if any(end) or len(end) < BLOCK:
+            what = "damaged" if any(end) else "cut off, or its writer was never closed,"
+            raise tarfile.ReadError(f"{what} at byte {archive.offset:,}")
+
+
+def _check(entry: tarfile.TarInfo, place: str) -> None:
+    if not entry.isreg() or entry.sparse is not None:
+        raise DatasetError(f"{place}: {entry.name!r} is a link or a special file; pack the files themselves (tar -h)")
+    if entry.name.startswith("/") or ".." in entry.name.split("/") or "\0" in entry.name:
+        raise DatasetError(f"{place}: {entry.name!r} leads out of the archive; pack the files with relative names")
+
+
+def _small(file: IO[bytes], entry: tarfile.TarInfo, place: str) -> bytes:
+    if entry.size > SMALL:
+        raise DatasetError(
+            f"{place}: {entry.name!r} has {entry.size:,} bytes; expected a label or text of at most {SMALL:,}"
+        )
+    file.seek(entry.offset_data)
+    return file.read(entry.size)
+
+
+def read_member(place: str, offset: int, size: int) -> bytes:
+    """The content of one member; OSError where it cannot be read whole."""
+    if is_remote(place):
+        return read_range(place, offset, size)
+    with open(place, "rb", buffering=0) as file:
+        content = os.pread(file.fileno(), size, offset)
+    if len(content) != size:
+        raise OSError(f"{place}: got {len(content):,} bytes at {offset:,}, expected {size:,}: the file was cut short")
+    return content
+
+
+def tar_stamp(place: str) -> int:
+    """Time of the last modification of a tar file, in ns."""
+    return stat_remote(place)[1] if is_remote(place) else Path(place).stat().st_mtime_ns
+
+
+BRACE = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+MAX_SHARDS = 1_000_000
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand ``{000..127}`` and ``{a,b}`` as shells do; numbers keep their leading zeros.
+
+    Raises
+    ------
+    DatasetError
+        Where a brace is left alone, or there are more than a million shards.
+
+    Examples
+    --------
+    >>> expand_braces("{a,b}-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
+    """
+    found = BRACE.search(pattern)
+    if not found:
+        if "{" in pattern or "}" in pattern:
+            raise DatasetError(f"{pattern}: a brace without its partner; expected {{000..127}} or {{a,b}}")
+        return [pattern]
+    rest = expand_braces(pattern[found.end() :])
+    middle = _alternatives(found[1], pattern)
+    if len(rest) * len(middle) > MAX_SHARDS:
+        raise DatasetError(f"{pattern}: more than {MAX_SHARDS:,} shards; correct the range")
+    head = pattern[: found.start()]
+    if "{" in head or "}" in head:
+        raise DatasetError(f"{pattern}: braces within braces; expected {{000..127}} or {{a,b}}")
+    return [head + part + tail for part in middle for tail in rest]
+
+
+def _alternatives(inner: str, pattern: str) -> list[str]:
+    found = RANGE.fullmatch(inner)
+    if not found:
+        if "," not in inner:
+            raise DatasetError(f"{pattern}: got {{{inner}}}; expected {{000..127}} or {{a,b}}")
+        return inner.split(",")
+    first, last = int(found[1][-18:]), int(found[2][-18:])
+    if not first <= last <= first + MAX_SHARDS:
+        raise DatasetError(f"{pattern}: got {{{inner}}}; expected a range from a smaller to a larger number")
+    width = len(found[1]) if found[1].startswith("0") or len(found[1]) == len(found[2]) else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]
+
+
+def expand_shards(pattern: str, split: str) -> list[str]:
+    """The shards of a split, in order.
+
+    Parameters
+    ----------
+    pattern : str
+        A folder, whose shards are ``SPLIT/*.tar`` (for ``all``: ``*.tar``; at an address as many as
+        ``SPLIT/nshards.txt`` says, ``0.tar`` on); or file names with ``{split}``, ``{000..127}``, ``{a,b}`` and,
+        locally, ``*``.
+    split : str
+
+    Raises
+    ------
+    DatasetError
+        Where there is none.
+    """
+    if not pattern:
+        raise DatasetError("webdataset: expected a folder or a pattern of tar files after the colon")
+    places = expand_braces(pattern.replace(PLACEHOLDER, split))
+    if is_remote(places[0]):
+        return [shard for place in places for shard in _remote(place.rstrip("/"), split)]
+    shards = [shard for place in places for shard in _local(str(local_path("webdataset", place)), split)]
+    if not shards:
+        raise DatasetError(f"webdataset:{pattern}: no tar file for split {split!r}; looked for {places[0]}")
+    return shards
+
+
+def _remote(place: str, split: str) -> list[str]:
+    if place.endswith(".tar"):
+        return [place]
+    try:
+        count = int(read_remote(f"{place}/{split}/nshards.txt"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{place}: expected addresses of tar files, such as {place}/{{000..127}}.tar, or a folder with "
+            f"{split}/nshards.txt ({error})"
+        ) from error
+    return [f"{place}/{split}/{number}.tar" for number in range(count)]
+
+
+def _local(place: str, split: str) -> list[str]:
+    if os.path.isdir(place):
+        folder = Path(place) if split == WHOLE else Path(place) / split
+        return sorted(map(str, folder.glob("*.tar")), key=_natural)
+    if os.path.isfile(place):
+        return [place]
+    if not glob.has_magic(place):
+        raise DatasetError(f"{place}: no such file; check the pattern, or fetch the missing shard")
+    return sorted(glob.glob(place), key=_natural)
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """2.tar comes before 10.tar."""
+    parts = re.split(r"([0-9]+)", path)
+    return [(int(part), part) if place % 2 else (-1, part) for place, part in enumerate(parts)]

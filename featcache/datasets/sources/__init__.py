@@ -1,0 +1,1 @@
+"""Data sources, one per file; the table `DATASETS` of featcache.datasets names them."""

@@ -1,0 +1,181 @@
+"""``arrays:DIR``: images and labels in two numpy files a split.
+
+``{split}_images.npy``: (N, H, W, 3), or grey (N, H, W) or (N, H, W, 1), which become three equal channels. uint8, or
+float with values 0-255 (not 0-1, not standardised): float values are never rounded through uint8, and a bicubic
+overshoot a little beyond 0-255 is kept. Memory-mapped: only the rows that are read are touched.
+
+``{split}_labels.npy``: (N,) integers.
+
+Class order. The integers are the classes; their names are the lines of ``DIR/classes.txt``, or else "0", "1", ... up
+to the largest label. Sample ids are ``test/0000041``: the split and the row.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.datasets.base import Picture, SampleIndex
+from featcache.datasets.files import check_name, check_split, default_name, local_path, warn_empty_classes
+from featcache.errors import DatasetError, ImageReadError
+from featcache.prompts.text_files import CLASS_FILE, read_class_file
+
+Array = npt.NDArray[Any]
+SAMPLED = 64
+"""Images looked at, evenly spread, to recognise a wrong range of values."""
+OVERSHOOT = 128.0
+"""How far beyond 0-255 bicubic resizing may lead; standardised or 16-bit values are much further off."""
+
+
+@dataclass(frozen=True)
+class ArrayDataset:
+    """A data set whose samples are rows of one array.
+
+    Parameters
+    ----------
+    name, split : str
+    index : SampleIndex
+    images : (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 or float
+    """
+
+    name: str
+    split: str
+    index: SampleIndex
+    images: Array
+
+    def read(self, row: int) -> bytes:
+        """The row's values as bytes, in C order."""
+        return bytes(self.images[row].tobytes())
+
+    @property
+    def decoding(self) -> str:
+        """Bytes of one type and shape are one picture."""
+        return f"array {self.images.dtype.str} {self.images.shape[1:]}"
+
+    def decode(self, content: bytes | memoryview, row: int) -> Picture:
+        """(H, W, 3) uint8, or float32 where the file holds float; ImageReadError at values that are not finite."""
+        height, width, *channels = self.images.shape[1:]
+        image = np.frombuffer(content, self.images.dtype).reshape(height, width, *(channels or [1]))
+        if channels != [3]:
+            image = np.repeat(image, 3, axis=2)
+        if image.dtype == np.uint8:
+            return image
+        if not np.isfinite(image).all():
+            raise ImageReadError(f"{self.index.ids[row]}: values that are not finite; restore the row")
+        return image.astype(np.float32)
+
+
+def open_arrays(folder: str, split: str, *, labels: str = "names", name: str | None = None) -> ArrayDataset:
+    """Open one split of a folder of numpy files.
+
+    Parameters
+    ----------
+    folder : str
+        DIR of the module's docstring.
+    split : str
+        First part of the file names.
+    labels : str
+        ``names`` or ``int``: no difference here, labels are integers.
+    name : str, optional
+        The data set's name; default: that of the folder.
+
+    Returns
+    -------
+    ArrayDataset
+
+    Raises
+    ------
+    DatasetError
+        Where a file is missing, of a wrong type, shape or range, or a label has no class.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/test_images.npy", np.full((2, 4, 4, 3), 200, np.uint8))
+    ...     np.save(f"{folder}/test_labels.npy", np.array([1, 0]))
+    ...     data = open_arrays(folder, "test", name="plain")
+    >>> data.index.ids, data.index.classnames, data.decode(data.read(0), 0).shape
+    (['test/0000000', 'test/0000001'], ('0', '1'), (4, 4, 3))
+    """
+    if labels not in ("names", "int"):
+        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
+    base = local_path("arrays", folder)
+    path = base / f"{check_split(split)}_images.npy"
+    images = _load(path)
+    _check_images(images, path)
+    targets = _labels(base / f"{split}_labels.npy", len(images))
+    row_bytes = images.itemsize * int(np.prod(images.shape[1:]))
+    index = SampleIndex(
+        [f"{split}/{row:07d}" for row in range(len(images))],
+        np.full(len(images), row_bytes, np.int64),
+        np.full(len(images), path.stat().st_mtime_ns, np.int64),
+        targets,
+        _classnames(base, targets),
+    )
+    warn_empty_classes(index, f"arrays:{folder} split {split}")
+    return ArrayDataset(check_name(name or default_name(base.name)), split, index, images)
+
+
+def _load(path: Path) -> Array:
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        held = ", ".join(sorted(p.name for p in path.parent.glob("*.npy"))[:10]) or "no .npy file"
+        raise DatasetError(f"{path}: no such file; {path.parent} holds {held}: check the folder and split") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(f"{path}: not a numpy array file ({error}); write it with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise DatasetError(f"{path}: an archive of several arrays; expected one array, written with numpy.save")
+    return array
+
+
+def _check_images(images: Array, path: Path) -> None:
+    got = f"{path}: got {images.dtype} {images.shape}"
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise DatasetError(f"{got}; expected uint8 or float with values 0-255: convert the array")
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        raise DatasetError(f"{got}, channels first; expected (N, H, W, 3): save images.transpose(0, 2, 3, 1)")
+    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
+        raise DatasetError(f"{got}; expected (N, H, W, 3), or grey (N, H, W) or (N, H, W, 1)")
+    if 0 in images.shape:
+        raise DatasetError(f"{got}: no image; expected at least one")
+    if images.dtype.kind == "f":
+        _check_range(images, path)
+
+
+def _check_range(images: Array, path: Path) -> None:
+    rows = np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).astype(np.int64)
+    values = np.asarray(images[rows], np.float64)
+    values = values[np.isfinite(values)]  # a damaged row is named when it is decoded
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    got = f"{path}: values of {len(rows)} images range from {low:.4g} to {high:.4g}"
+    if low >= 0 and 0 < high <= 1:
+        raise DatasetError(f"{got}; expected 0-255: multiply by 255")
+    if low < 0 and high <= 16:
+        raise DatasetError(f"{got}, which looks standardised; expected 0-255: undo mean and standard deviation")
+    if low < -OVERSHOOT or high > 255 + OVERSHOOT:
+        raise DatasetError(f"{got}; expected 0-255: rescale the array")
+
+
+def _labels(path: Path, samples: int) -> npt.NDArray[np.int64]:
+    labels = _load(path)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DatasetError(f"{path}: got {labels.dtype} {labels.shape}; expected integers of shape (N,)")
+    if len(labels) != samples:
+        raise DatasetError(f"{path}: got {len(labels):,} labels for {samples:,} images; expected one a row")
+    return np.asarray(labels).astype(np.int64)
+
+
+def _classnames(base: Path, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    path = base / CLASS_FILE
+    if path.is_file():
+        return tuple(display for _, display in read_class_file(path, unique=False))
+    largest = max(int(labels.max()), 0)
+    if largest >= 1_000_000:
+        raise DatasetError(
+            f"{base}: largest label {largest:,}; expected classes 0 to C-1: check the labels, or write classes.txt"
+        )
+    return tuple(str(c) for c in range(largest + 1))

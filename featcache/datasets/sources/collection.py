@@ -1,0 +1,211 @@
+"""``collection:NAME:ROOT``: every domain of a collection as a data set of its own, all with one class list.
+
+NAME is one of `COLLECTIONS` (``pacs``, ``officehome``, ``office31``, ``vlcs``, ``domainnet``, ``terraincognita``,
+``visda``), or ``domains`` for any folder of domain folders of class folders. ``,domain=real+sketch`` behind ROOT takes
+some of the domains; one that is missing is an error.
+
+Domains. Folders of ROOT or of ``ROOT/kfold`` (PACS). Names are compared without case, spaces, ``_`` and ``-``, so that
+``RealWorld``, ``Real World`` and ``real_world`` are one. ``<domain>/images/<class>`` (Office-31) is taken as
+``<domain>/<class>``. The data sets are called ``pacs-sketch`` and so on.
+
+Ids start with the domain, ``sketch/dog/1.png``: the same names and sizes in two domains are two data sets.
+
+Splits. ``all`` takes the whole domain, as transfer papers do. Any other split is a list file ``<domain>_<split>.txt``
+with a line ``<domain>/<class>/<image> number`` a sample, as DomainNet and PACS publish them, or the folder
+``<domain>/<split>/<class>``. In a list the folder is the class; the numbers must name the classes one to one.
+
+Class order. ``ROOT/classes.txt`` if there is one (one folder a line, or ``folder<TAB>display name``), else the class
+folders of all domains sorted by code point, as torchvision's ImageFolder does; but DomainNet's as its published lists
+number them: by the lower-cased name, letters and digits alone. Names are kept as they are, ``_`` and capitals included.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.datasets.files import (
+    FileDataset,
+    check_name,
+    check_split,
+    default_name,
+    file_index,
+    local_path,
+    refuse_int_labels,
+    size_and_stamp,
+)
+from featcache.datasets.options import split_list, split_options
+from featcache.datasets.sources.image_folder import WHOLE, class_folder_index, class_folders
+from featcache.datasets.sources.list_file import ListRow, check_found, parse_list
+from featcache.errors import DatasetError
+from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What is known of a collection: its domains, the number of its classes, whether DomainNet's order holds."""
+
+    domains: tuple[str, ...] = ()
+    classes: int = 0
+    plain_order: bool = False
+
+
+COLLECTIONS = {
+    "pacs": Collection(("art_painting", "cartoon", "photo", "sketch"), 7),
+    "officehome": Collection(("Art", "Clipart", "Product", "Real World"), 65),
+    "office31": Collection(("amazon", "dslr", "webcam"), 31),
+    "vlcs": Collection(("Caltech101", "LabelMe", "SUN09", "VOC2007"), 5),
+    "domainnet": Collection(("clipart", "infograph", "painting", "quickdraw", "real", "sketch"), 345, plain_order=True),
+    "terraincognita": Collection(("location_38", "location_43", "location_46", "location_100"), 10),
+    "visda": Collection(("train", "validation", "test"), 12),
+    "domains": Collection(),
+}
+"""NAME -> what is known of it; 0 classes: any number."""
+
+
+def open_collection(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> list[FileDataset]:
+    """Open one split of every domain.
+
+    Parameters
+    ----------
+    argument : str
+        ``NAME:ROOT`` or ``NAME:ROOT,domain=A+B``.
+    split : str
+        ``all``, or the name of a list or folder.
+    labels : str
+        ``names``.
+    name : str, optional
+        First part of the data sets' names; default: NAME, or the folder's name for ``domains``.
+
+    Returns
+    -------
+    list of FileDataset
+        One a domain, in the order of `COLLECTIONS` or of ``domain=``; all have the same class names.
+
+    Raises
+    ------
+    DatasetError
+        Where a domain, split or class is missing.
+    """
+    refuse_int_labels("collection:NAME:ROOT", labels)
+    kind, colon, rest = argument.partition(":")
+    if kind not in COLLECTIONS or not colon:
+        raise DatasetError(
+            f"collection:{argument}: expected collection:NAME:ROOT with one of the names {', '.join(COLLECTIONS)}"
+        )
+    root, options = split_options("collection", rest, ("domain",))
+    base = local_path("collection:" + kind, root)
+    folders = _domain_folders(base, kind)
+    classes = _classes(base, kind, folders)
+    prefix = name or (default_name(base.name) if kind == "domains" else kind)
+    wanted = _wanted(kind, folders, split_list(options.get("domain", "")), base)
+    return [_open(folders[domain], check_split(split), classes, f"{prefix}-{domain}") for domain in wanted]
+
+
+def open_domain(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open one split of the one domain that ``domain=`` picks; DatasetError where there are more."""
+    datasets = open_collection(argument, split, labels=labels, name=name)
+    if len(datasets) > 1:
+        raise DatasetError(
+            f"collection:{argument}: holds {len(datasets)} domains ({', '.join(d.name for d in datasets)}); expected "
+            "one here: add ,domain=NAME"
+        )
+    return datasets[0]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def _domain_folders(base: Path, kind: str) -> dict[str, Path]:
+    """Domain name -> its folder, for all domains that are there."""
+    if not base.is_dir():
+        raise DatasetError(f"{base}: no such folder; expected one that holds the domains of {kind}")
+    parent = base / "kfold" if kind == "pacs" and (base / "kfold").is_dir() else base
+    there = {folder: parent / folder for folder in class_folders(parent)}
+    if kind != "domains":
+        plain = {_plain(folder): path for folder, path in there.items()}
+        there = {domain: plain[_plain(domain)] for domain in COLLECTIONS[kind].domains if _plain(domain) in plain}
+    if not there:
+        expected = ", ".join(COLLECTIONS[kind].domains) or "folders, one a domain"
+        raise DatasetError(f"{parent}: no domain of {kind} in it; expected {expected}: check the path")
+    return there
+
+
+def _wanted(kind: str, folders: dict[str, Path], picked: Sequence[str], base: Path) -> list[str]:
+    known = {_plain(domain): domain for domain in folders}
+    wanted = list(picked) or list(COLLECTIONS[kind].domains) or list(folders)
+    missing = [domain for domain in wanted if _plain(domain) not in known]
+    if missing:
+        raise DatasetError(
+            f"{base}: no domain {', '.join(missing)}; there are {', '.join(folders)}: add the missing folders, or pick "
+            f"some with ,domain={'+'.join(folders)}"
+        )
+    return [known[_plain(domain)] for domain in wanted]
+
+
+def _content(folder: Path) -> Path:
+    """The folder of class folders of a domain: Office-31 has ``images`` in between."""
+    return folder / "images" if class_folders(folder) == ["images"] else folder
+
+
+def _classes(base: Path, kind: str, folders: dict[str, Path]) -> list[tuple[str, str]]:
+    """The (folder, display name) of every class of the collection, in order."""
+    if (base / CLASS_FILE).is_file():
+        return read_class_file(base / CLASS_FILE)
+    collection = COLLECTIONS[kind]
+    names = {name for folder in folders.values() for name in class_folders(_content(folder))}
+    if collection.classes and len(names) != collection.classes:
+        shown = ", ".join(sorted(names)[:5])
+        raise DatasetError(
+            f"{base}: the domains have {len(names)} class folders ({shown}, ...), {kind} has {collection.classes} "
+            "classes: check the path; for a part of it write classes.txt there, or take collection:domains:ROOT"
+        )
+    ordered = sorted(names, key=lambda name: (_plain(name), name)) if collection.plain_order else sorted(names)
+    return [(name, name) for name in ordered]
+
+
+def _open(folder: Path, split: str, classes: list[tuple[str, str]], name: str) -> FileDataset:
+    label = {known: number for number, (known, _) in enumerate(classes)}
+    displays = [display for _, display in classes]
+    listed = folder.parent / f"{folder.name}_{split}.txt"
+    name = check_name(default_name(name))
+    if split != WHOLE and listed.is_file():
+        return _open_list(listed, split, label, displays, name)
+    inner = folder if split == WHOLE else folder / split
+    root = _content(inner) if inner.is_dir() else inner
+    if not root.is_dir():
+        raise DatasetError(f"{folder}: no split {split!r}: looked for {listed} and {root}/<class>; pass 'all'?")
+    unknown = sorted(set(class_folders(root)) - set(label))
+    if unknown:
+        raise DatasetError(f"{root}: folders {', '.join(unknown[:5])} are no classes of the collection; remove them")
+    prefix = f"{root.relative_to(folder.parent).as_posix()}/"
+    return FileDataset(name, split, class_folder_index(root, label, displays, name, prefix=prefix), folder.parent)
+
+
+def _open_list(file: Path, split: str, label: dict[str, int], displays: list[str], name: str) -> FileDataset:
+    rows = parse_list(read_lines(file), str(file))
+    labels, numbers = [], dict[str, str]()
+    for row in rows:
+        folder = _class_of(row, file)
+        if folder not in label:
+            raise DatasetError(f"{file}:{row.line}: class {folder!r} has no folder in any domain; add it or the line")
+        if numbers.setdefault(row.label, folder) != folder:
+            raise DatasetError(
+                f"{file}:{row.line}: number {row.label} stands for {numbers[row.label]!r} above and {folder!r} here; "
+                "restore the published list"
+            )
+        labels.append(label[folder])
+    if len(set(numbers.values())) != len(numbers):
+        raise DatasetError(f"{file}: a class has more than one number; restore the published list")
+    files = [size_and_stamp(file.parent / row.path) for row in rows]
+    check_found(rows, files, file)
+    index = file_index([row.path for row in rows], files, labels, displays, str(file))
+    return FileDataset(name, split, index, file.parent)
+
+
+def _class_of(row: ListRow, file: Path) -> str:
+    parts = row.path.split("/")
+    if len(parts) < 2:
+        raise DatasetError(f"{file}:{row.line}: got {row.path!r}; expected <domain>/<class>/<image>")
+    return parts[-2]

@@ -1,0 +1,152 @@
+"""``coop:FILE``: the splits of CoOp's data sets (``split_zhou_OxfordPets.json``, ...), which few-shot papers share.
+
+FILE is JSON, ``{"train": [[path, label, class name], ...], "val": [...], "test": [...]}``. Paths start from
+``root=DIR`` (``coop:FILE,root=DIR``), by default the folder of FILE; CoOp keeps the images of each data set in a folder
+of their own beside it. A path is the sample's id. Labels are indices, and the class of an index has one name in all
+splits; the class list is that of the whole file, in the order of its indices.
+
+k shots are drawn by `heads.few_shot` or ``featcache sweep --shots 1 2 4 8 16 --select-shots 4`` (min(k, 4) rows a
+class to choose on, as CoOp has it). CoOp's own draws follow Python's generator in the state that its training script
+happens to be in, and lie in pickles; they are not read.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from featcache.datasets.files import (
+    FileDataset,
+    check_name,
+    check_path,
+    check_split,
+    default_name,
+    file_index,
+    local_path,
+    refuse_int_labels,
+    size_and_stamp,
+)
+from featcache.datasets.options import split_options
+from featcache.datasets.sources.list_file import MAX_CLASSES
+from featcache.errors import DatasetError
+
+Item = tuple[str, int, str]
+
+
+def open_coop(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open one split of a CoOp split file.
+
+    Parameters
+    ----------
+    argument : str
+        ``FILE`` or ``FILE,root=DIR``.
+    split : str
+        A split of the file, or ``all``.
+    labels : str
+        ``names``: the file says both.
+    name : str, optional
+        The data set's name; default: that of the file without ``split_zhou_``.
+
+    Raises
+    ------
+    DatasetError
+        Where the file is no such file, names no such split, or none of the images exists.
+    """
+    refuse_int_labels("coop", labels)
+    file, options = split_options("coop", argument, ("root",))
+    path = local_path("coop", file)
+    splits = parse_splits(_read(path), str(path))
+    check_split(split)
+    if split != "all" and split not in splits:
+        raise DatasetError(f"{path}: no split {split!r}; it has {', '.join(splits)}, or take all")
+    items = [item for part in splits.values() for item in part] if split == "all" else splits[split]
+    root = local_path("coop", options["root"]) if "root" in options else path.parent
+    files = [size_and_stamp(root / item[0]) for item in items]
+    if items and all(facts == (0, 0) for facts in files):
+        raise DatasetError(
+            f"{path}: none of the {len(items):,} images of {split} exists below {root} (looked for "
+            f"{root / items[0][0]}); name their folder: coop:{file},root=DIR"
+        )
+    classnames = class_list(splits, str(path))
+    index = file_index([item[0] for item in items], files, [item[1] for item in items], classnames, str(path))
+    return FileDataset(check_name(name or default_name(path.stem.removeprefix("split_zhou_"))), split, index, root)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}); expected a split file of CoOp") from error
+
+
+def parse_splits(record: Any, source: str) -> dict[str, list[Item]]:
+    """Check the content of a split file.
+
+    Parameters
+    ----------
+    record : what the JSON holds
+    source : the file's name, for errors
+
+    Returns
+    -------
+    Split -> list of (path, label, class name); no path occurs twice.
+
+    Raises
+    ------
+    DatasetError
+        Naming the entry, what was got and what was expected.
+
+    Examples
+    --------
+    >>> parse_splits({"train": [["a.jpg", 0, "cat"]], "test": [["b.jpg", 0, "cat"]]}, "x.json")
+    {'train': [('a.jpg', 0, 'cat')], 'test': [('b.jpg', 0, 'cat')]}
+    """
+    if not isinstance(record, Mapping) or not record:
+        raise DatasetError(f"{source}: got a JSON {type(record).__name__}, expected splits: {{'train': [...], ...}}")
+    seen: set[str] = set()
+    splits: dict[str, list[Item]] = {}
+    for split, entries in record.items():
+        if not isinstance(entries, list):
+            raise DatasetError(f"{source}: {split!r} is a {type(entries).__name__}, expected a list of samples")
+        splits[split] = [_item(entry, f"{source}: {split}[{k}]", seen) for k, entry in enumerate(entries)]
+    if not any(splits.values()):
+        raise DatasetError(f"{source}: names no sample; expected [path, label, class name] entries")
+    return splits
+
+
+def _item(entry: Any, where: str, seen: set[str]) -> Item:
+    match entry:
+        case [str(path), int(label), str(name)] if path and name and not isinstance(label, bool):
+            pass
+        case _:
+            raise DatasetError(f"{where}: got {entry!r}, expected [path, label (a whole number), class name]")
+    if not 0 <= label < MAX_CLASSES:
+        raise DatasetError(f"{where}: label {label}, expected 0 to {MAX_CLASSES - 1:,}")
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise DatasetError(f"{where}: {error}") from error
+    if path in seen:
+        raise DatasetError(f"{where}: {path!r} occurs twice in the file; a sample belongs to one split")
+    seen.add(path)
+    return path, label, name
+
+
+def class_list(splits: Mapping[str, Sequence[Item]], source: str) -> list[str]:
+    """Class names by label, over all splits.
+
+    Raises
+    ------
+    DatasetError
+        Where a label has two names, or a label below the largest has none.
+    """
+    names: dict[int, str] = {}
+    for item in (item for part in splits.values() for item in part):
+        if names.setdefault(item[1], item[2]) != item[2]:
+            raise DatasetError(
+                f"{source}: label {item[1]} is both {names[item[1]]!r} and {item[2]!r}; expected one name"
+            )
+    missing = [label for label in range(max(names) + 1) if label not in names]
+    if missing:
+        raise DatasetError(f"{source}: labels reach {max(names)}, and {missing[:5]} have no sample in any split")
+    return [names[label] for label in range(len(names))]

@@ -1,0 +1,297 @@
+"""``hf:PLACE``: Hugging Face datasets, the one file that imports their library (extra ``hf``).
+
+PLACE is a folder that ``save_to_disk`` wrote, a folder of data files, or a name on the hub (``cifar10``,
+``zh-plus/tiny-imagenet``). Images are taken as the undecoded files that the data set holds, so that they are decoded as
+those of every other source.
+
+========== ======================================================== ================================================
+option     what                                                     default
+========== ======================================================== ================================================
+image=     column of images                                         the only one with an image feature
+label=     class labels, whole numbers or names                     the only ClassLabel, else ``label`` or ``labels``
+id=        column that names each sample, once                      the split and the row: ``test/0000041``
+metadata=  columns that go into the store: ``metadata=region+year`` none
+config=    configuration of a data set that has several             its only one
+streaming= ``yes``: keep nothing on the disk. The data set is read  ``no``
+           once for its index, and again, in order, for its images
+========== ======================================================== ================================================
+
+Class order. That of the ClassLabel feature; else as in ``webdataset:``.
+"""
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from featcache.datasets.base import IMAGE_FILE, SampleIndex
+from featcache.datasets.decode import decode_image
+from featcache.datasets.files import check_name, check_split, default_name, file_index, size_and_stamp
+from featcache.datasets.labels import classes_of
+from featcache.datasets.options import split_list, split_options
+from featcache.errors import DatasetError, MissingExtraError
+
+OPTIONS = ("image", "label", "id", "metadata", "config", "streaming")
+BATCH = 1000
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HuggingFaceDataset:
+    """A data set of the library; `item` gives an image's ``{"bytes": ..., "path": ...}`` by row."""
+
+    decoding: ClassVar[str] = IMAGE_FILE
+    name: str
+    split: str
+    index: SampleIndex
+    item: Callable[[int], Item]
+
+    def read(self, row: int) -> bytes:
+        """The image's file; OSError where it cannot be read."""
+        item = self.item(row)
+        if item.get("bytes") is not None:
+            return bytes(item["bytes"])
+        if not item.get("path"):
+            raise FileNotFoundError(f"{self.index.ids[row]}: no image in this row")
+        with open(item["path"], "rb") as file:
+            return file.read()
+
+    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
+        """The picture in its own mode; ImageReadError names a damaged sample."""
+        return decode_image(content, self.index.ids[row])
+
+
+class Window:
+    """Random access to a stream, cheap as long as rows are asked for roughly in order.
+
+    Parameters
+    ----------
+    start : callable
+        ``start(row)`` gives an iterator over the items from that row on.
+    size : int
+        Items that are kept behind the furthest one; a row before them starts the stream again.
+    """
+
+    def __init__(self, start: Callable[[int], Iterator[Item]], size: int = 1024) -> None:
+        self._start, self._size, self._lock = start, size, threading.Lock()
+        self._held: dict[int, Item] = {}
+        self._next, self._stream = 0, iter(())  # type: tuple[int, Iterator[Item]]
+        self._begun = False
+
+    def __call__(self, row: int) -> Item:
+        """The item of a row; OSError where the stream has ended before it."""
+        with self._lock:
+            if row not in self._held and (row < self._next or row > self._next + self._size or not self._begun):
+                self._held, self._next, self._stream, self._begun = {}, row, self._start(row), True
+            while self._next <= row:
+                self._held[self._next] = self._advance()
+                self._held.pop(self._next - self._size, None)
+                self._next += 1
+            return self._held[row]
+
+    def _advance(self) -> Item:
+        for item in self._stream:
+            return item
+        raise OSError(f"the stream ended before row {self._next:,}: the data set has changed since it was indexed")
+
+
+def open_huggingface(
+    argument: str, split: str, *, labels: str = "names", name: str | None = None
+) -> HuggingFaceDataset:
+    """Open one split of a Hugging Face data set.
+
+    Parameters
+    ----------
+    argument : str
+        PLACE and options of the module's docstring.
+    split : str
+        Name of the split; ``all`` where what was saved has no splits.
+    labels : str
+        ``names``, or ``int`` to insist on whole numbers.
+    name : str, optional
+        The data set's name; default: the last part of PLACE.
+
+    Returns
+    -------
+    HuggingFaceDataset
+
+    Raises
+    ------
+    DatasetError
+        Where it cannot be loaded, or its columns do not tell image and label.
+    MissingExtraError
+        Without the library.
+    """
+    place, options = split_options("hf", argument, OPTIONS)
+    if not place:
+        raise DatasetError("hf: expected a folder or a name on the hub after the colon")
+    data = _load(place, check_split(split), options)
+    image, label = _image_column(data, options, place), _label_column(data, options, place)
+    columns = split_list(options.get("metadata", ""))
+    wanted = [*dict.fromkeys([label, *columns, *([options["id"]] if "id" in options else [])])]
+    _check_columns(data, wanted, place)
+    streamed = options.get("streaming", "no") == "yes"
+    files, cells = _scan_stream(data, image, wanted) if streamed else _scan(data, image, wanted)
+    ids = [str(value) for value in cells[options["id"]]] if "id" in options else _row_ids(split, len(files))
+    targets, classnames = _classes(data.features[label], cells[label], ids, labels)
+    index = file_index(ids, files, targets, classnames, f"hf:{place}", {c: _metadata(cells[c]) for c in columns})
+    name = check_name(name or default_name(Path(place).name))
+    return HuggingFaceDataset(name, split, index, _access(data, image, streamed))
+
+
+def _load(place: str, split: str, options: dict[str, str]) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("hf: needs Hugging Face's datasets: pip install 'featcache[hf]'") from error
+    if options.get("streaming", "no") not in ("yes", "no"):
+        raise DatasetError(f"hf:{place}: streaming={options['streaming']}; expected yes or no")
+    folder = Path(place).expanduser()
+    _check_place(place, folder)
+    saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    try:
+        if not saved:
+            return _load_quietly(folder, place, split, options)
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises its own, huggingface_hub's, httpx's and Arrow's kinds
+        nowhere = "" if folder.exists() else f" (there is no folder {folder.absolute()})"
+        raise DatasetError(
+            f"hf:{place}: split {split!r} cannot be loaded ({type(error).__name__}: {error}); check the name, "
+            f"the split, config=, and that this machine reaches the hub{nowhere}"
+        ) from error
+    if "streaming" in options:
+        raise DatasetError(f"hf:{place}: lies on this disk; leave out streaming=")
+    if (folder / "state.json").is_file():
+        return found
+    if split not in found:
+        raise DatasetError(f"hf:{place}: no split {split!r}; expected one of {', '.join(found)}")
+    return found[split]
+
+
+def _check_place(place: str, folder: Path) -> None:
+    """DatasetError where only a folder can be meant, and there is none."""
+    if not folder.exists() and not HUB_NAME.fullmatch(place):
+        raise DatasetError(
+            f"hf:{place}: {folder.absolute()} does not exist, and this is no name on the hub (NAME or WHO/NAME); "
+            "check the path"
+        )
+
+
+def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str]) -> Any:
+    """Data files in a folder or from the hub, whose client otherwise prints a stack of lines for every retry."""
+    import datasets
+
+    if not folder.exists():
+        logging.getLogger(__name__).warning("hf:%s: no folder %s; asking the hub", place, folder.absolute())
+    where = str(folder) if folder.is_dir() else place
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        return datasets.load_dataset(
+            where, options.get("config"), split=split, streaming=options.get("streaming") == "yes"
+        )
+    finally:
+        client.setLevel(level)
+
+
+def _image_column(data: Any, options: dict[str, str], place: str) -> str:
+    import datasets
+
+    images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
+    if options.get("image", images[0] if len(images) == 1 else None) not in images:
+        raise DatasetError(f"hf:{place}: image columns are {', '.join(images) or 'none'}; name one with image=")
+    return str(options.get("image", images[0]))
+
+
+def _label_column(data: Any, options: dict[str, str], place: str) -> str:
+    import datasets
+
+    classes = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
+    usual = classes if len(classes) == 1 else [column for column in ("label", "labels") if column in data.features]
+    if "label" not in options and not usual:
+        raise DatasetError(f"hf:{place}: no label column among {', '.join(data.features)}; name one with label=")
+    return str(options.get("label") or usual[0])
+
+
+def _check_columns(data: Any, columns: Iterable[str], place: str) -> None:
+    missing = [column for column in columns if column not in data.features]
+    if missing:
+        raise DatasetError(f"hf:{place}: no column {', '.join(missing)}; there are {', '.join(data.features)}")
+
+
+def _row_ids(split: str, rows: int) -> list[str]:
+    return [f"{split}/{row:07d}" for row in range(rows)]
+
+
+def _scan(data: Any, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], dict[str, list[Any]]]:
+    """(bytes, stamp) of every image and the values of some columns, with no image copied."""
+    import pyarrow.compute as pc
+
+    stamp = max((size_and_stamp(Path(file["filename"]))[1] for file in data.cache_files), default=0)
+    files: list[tuple[int, int]] = []
+    cells: dict[str, list[Any]] = {column: [] for column in columns}
+    for batch in data.select_columns([image, *columns]).with_format("arrow").iter(BATCH):
+        struct = batch[image].combine_chunks()
+        lengths = pc.binary_length(struct.field("bytes")).to_pylist()
+        paths = struct.field("path").to_pylist()
+        files += [
+            _outside(path) if length is None else (length, stamp) for length, path in zip(lengths, paths, strict=True)
+        ]
+        for column in columns:
+            cells[column] += batch[column].to_pylist()
+    return files, cells
+
+
+def _scan_stream(data: Any, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], dict[str, list[Any]]]:
+    files: list[tuple[int, int]] = []
+    cells: dict[str, list[Any]] = {column: [] for column in columns}
+    for item in _undecoded(data, image):
+        picture = item[image] or {}
+        content = picture.get("bytes")
+        files.append((len(content), 0) if content is not None else _outside(picture.get("path")))
+        for column in columns:
+            cells[column].append(item[column])
+    return files, cells
+
+
+def _outside(path: str | None) -> tuple[int, int]:
+    """Size and stamp of an image that lies beside the table, zeros where there is none."""
+    return size_and_stamp(Path(path)) if path else (0, 0)
+
+
+def _undecoded(data: Any, image: str) -> Any:
+    import datasets
+
+    return data.cast_column(image, datasets.Image(decode=False))
+
+
+def _access(data: Any, image: str, streamed: bool) -> Callable[[int], Item]:
+    if streamed:
+        undecoded = _undecoded(data, image).select_columns([image])
+        return Window(lambda row: (item[image] or {} for item in undecoded.skip(row)))
+    table = data.select_columns([image]).with_format("arrow")
+    return lambda row: dict(table[row][image][0].as_py() or {})
+
+
+def _classes(kind: Any, values: Sequence[Any], ids: Sequence[str], labels: str) -> tuple[Any, Sequence[str]]:
+    import datasets
+
+    if any(value is None for value in values):
+        raise DatasetError(f"{ids[values.index(None)]}: no label; expected one for every sample: leave the sample out")
+    if isinstance(kind, datasets.ClassLabel):
+        return np.array(values, np.int64), list(kind.names)
+    return classes_of([(where, str(value)) for where, value in zip(ids, values, strict=True)], None, labels)
+
+
+def _metadata(values: Sequence[Any]) -> list[Any]:
+    if all(isinstance(value, int) for value in values):
+        return list(values)
+    return ["" if value is None else str(value) for value in values]

@@ -1,0 +1,190 @@
+"""``imagefolder:DIR``: one folder a class.
+
+Layout. The images of split S lie in ``DIR/S/<class>/...``, at any depth; ``val`` is also looked for as ``validation``
+and ``val_in_folder``. With split ``all`` the class folders lie directly in DIR: a whole domain, as in Office-Home.
+
+Class order. The names of the class folders sorted by code point, as torchvision's ImageFolder does. A file
+``DIR/classes.txt`` overrides order and names: one folder a line, or ``folder<TAB>display name``; it may list classes
+that have no folder in this split, and must list every folder there is. A class without an image stays in the
+list (splits share one) and is warned of.
+
+Samples. Files with an image's extension, sorted by code point of their path; the id is that path below the split
+folder, with ``/``. Names that start with a dot are skipped (``.ipynb_checkpoints``, ``._photo.jpg``). Links to files
+are followed, and a class folder may be a link; a linked folder deeper down is refused, since it can lead in circles.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from featcache.datasets.base import SampleIndex
+from featcache.datasets.files import (
+    FileDataset,
+    check_name,
+    check_split,
+    default_name,
+    file_index,
+    local_path,
+    refuse_int_labels,
+    size_and_stamp,
+)
+from featcache.errors import DatasetError
+from featcache.prompts.text_files import CLASS_FILE, read_class_file
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+WHOLE = "all"
+VALIDATION = ("val", "validation", "val_in_folder")
+SPLIT_NAMES = {"train", "training", "test", "testing", "valid", *VALIDATION}
+
+
+def open_image_folder(folder: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open one split of a tree of class folders.
+
+    Parameters
+    ----------
+    folder : str
+        DIR of the module's docstring.
+    split : str
+        Name of the split folder, or ``all``.
+    labels : str
+        ``names``; folders have no other labels.
+    name : str, optional
+        The data set's name; default: that of the folder.
+
+    Returns
+    -------
+    FileDataset
+
+    Raises
+    ------
+    DatasetError
+        Where there is no such folder or no image in it, or ``classes.txt`` does not fit the folders.
+    """
+    refuse_int_labels("imagefolder:DIR", labels)
+    base = local_path("imagefolder", folder)
+    root = split_folder(base, check_split(split))
+    found = class_folders(root)
+    if split == WHOLE and found and set(found) <= SPLIT_NAMES:
+        raise DatasetError(
+            f"imagefolder:{folder}: split 'all' takes the folders in it as classes, but {', '.join(found)} "
+            f"look like splits; pass one of them as the split"
+        )
+    classes = _classes(base, root, found)
+    index = class_folder_index(
+        root,
+        {name: c for c, (name, _) in enumerate(classes)},
+        [display for _, display in classes],
+        f"imagefolder:{folder} split {split}",
+        found,
+    )
+    return FileDataset(check_name(name or default_name(base.name)), split, index, root)
+
+
+def split_folder(base: Path, split: str) -> Path:
+    """The folder of a split that holds class folders; DatasetError where there is none."""
+    if not base.is_dir():
+        raise DatasetError(f"imagefolder:{base}: no such folder; check the path")
+    if split == WHOLE:
+        return base
+    names = (split, *(n for n in VALIDATION if n != split)) if split in VALIDATION else (split,)
+    there = [base / n for n in names if (base / n).is_dir()]
+    # ImageNet's `val` often is one flat folder of files beside a sorted `val_in_folder`.
+    usable = [folder for folder in there if class_folders(folder)]
+    if usable:
+        return usable[0]
+    if there:
+        raise DatasetError(
+            f"{there[0]}: no class folder in it; expected {there[0]}/<class>/<image>, one folder a class"
+        )
+    held = ", ".join(class_folders(base)[:10]) or "no folder"
+    if base.name in SPLIT_NAMES and (base.name == split or split in class_folders(base.parent)):
+        raise DatasetError(
+            f"{base}: no split {split!r} in it, but it looks like a split itself: name its parent, "
+            f"{base.parent}, with --split {split}"
+        )
+    raise DatasetError(
+        f"{base}: no split {split!r}: looked for {' and '.join(f'{n}/' for n in names)}, found {held}; pass another "
+        f"split, or 'all' where the class folders lie directly in it"
+    )
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted by code point; hidden ones are left out."""
+    with os.scandir(root) as entries:
+        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+
+
+def _classes(base: Path, root: Path, found: list[str]) -> list[tuple[str, str]]:
+    """The (folder, display name) of every class, in order."""
+    path = base / CLASS_FILE
+    if not path.is_file():
+        return [(folder, folder) for folder in found]
+    classes = read_class_file(path)
+    unlisted = sorted(set(found) - {folder for folder, _ in classes})
+    if unlisted:
+        raise DatasetError(
+            f"{path}: {len(unlisted)} class folders of {root} are not in it: {', '.join(unlisted[:5])}; "
+            "add a line for each, or remove the folders"
+        )
+    return classes
+
+
+def class_folder_index(
+    root: Path,
+    label: Mapping[str, int],
+    classnames: Sequence[str],
+    where: str,
+    found: Sequence[str] | None = None,
+    prefix: str = "",
+) -> SampleIndex:
+    """The index of a folder of class folders.
+
+    Parameters
+    ----------
+    root : Path
+    label : mapping of folder name to class index
+        Holds every folder in `found`.
+    classnames : sequence of C str
+    where : str
+        What to call the data set in a warning.
+    found : sequence of str, optional
+        The class folders; default: those that lie in `root`.
+    prefix : str
+        What ids start with, before the class folder.
+
+    Raises
+    ------
+    DatasetError
+        Where there is no image in them.
+    """
+    found = class_folders(root) if found is None else found
+    samples = sorted(
+        (sample, size, stamp, label[folder])
+        for folder in found
+        for sample, size, stamp in _images(os.path.join(root, folder), f"{prefix}{folder}/")
+    )
+    if not samples:
+        raise DatasetError(
+            f"{root}: no image in its {len(found)} class folders; looked for <class>/**/*"
+            f" with the extensions {' '.join(EXTENSIONS)}"
+        )
+    ids = [sample for sample, *_ in samples]
+    files = [(size, stamp) for _, size, stamp, _ in samples]
+    return file_index(ids, files, [number for *_, number in samples], classnames, where)
+
+
+def _images(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
+    """Yield (id, bytes, mtime in ns) of all images below a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                if entry.is_symlink():
+                    raise DatasetError(
+                        f"{entry.path}: a link to a folder inside a class; it could lead in circles or out of the "
+                        "data set: link the class folder itself, or the files"
+                    )
+                yield from _images(entry.path, f"{prefix}{entry.name}/")
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield prefix + entry.name, *size_and_stamp(entry)

@@ -1,0 +1,106 @@
+"""``imagenet:DIR`` and its shifted versions: folders of WordNet ids, labelled with the field's class indices and names.
+
+=========================== ====================================================== ==================================
+source                      images                                                 classes
+=========================== ====================================================== ==================================
+``imagenet:DIR``            ``DIR/<split>/<WordNet id>/``; for ``val`` also        1,000
+                            ``val_in_folder`` and ``validation``
+``imagenet:sketch:DIR``     ``DIR/<WordNet id>/`` (ImageNet-Sketch)                1,000
+``imagenet:v2:DIR``         ``DIR/<class index>/`` (ImageNetV2: 0 to 999)          1,000
+``imagenet:r:DIR``          ``DIR/<WordNet id>/`` (ImageNet-R)                     its 200: `load_subset` of imagenet-r
+``imagenet:a:DIR``          ``DIR/<WordNet id>/`` (ImageNet-A)                     its 200: `load_subset` of imagenet-a
+``imagenet:objectnet:DIR``  ``DIR/images/<folder>/``, with ``DIR/mappings/``       the 113 that ImageNet knows
+=========================== ====================================================== ==================================
+
+The shifted versions have one split, ``test`` (or ``all``). Class indices do not depend on which folders are there;
+ImageFolder would number those of a part of ImageNet from 0, and ImageNetV2's as texts: 0, 1, 10, 100, 101, ... A folder
+that is no class is an error, except ObjectNet's 200 that ImageNet does not know.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from featcache.datasets.files import FileDataset, check_name, check_split, default_name, local_path, refuse_int_labels
+from featcache.datasets.sources.image_folder import WHOLE, class_folder_index, class_folders, split_folder
+from featcache.errors import DatasetError
+from featcache.prompts.objectnet import load_objectnet
+from featcache.prompts.wordnet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
+
+VERSIONS = {
+    "": "imagenet",
+    **{kind: f"imagenet-{kind}" for kind in ("sketch", "v2", "r", "a")},
+    "objectnet": "objectnet",
+}
+"""What stands before DIR -> the data set's name."""
+
+
+def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open one split of ImageNet, or a shifted version of it.
+
+    Parameters
+    ----------
+    argument : str
+        ``DIR``, or a version and ``DIR``: ``v2:DIR``.
+    split : str
+        ``train`` or ``val``; ``test`` or ``all`` for the shifted versions.
+    labels : str
+        ``names``.
+    name : str, optional
+        The data set's name; default: one of `VERSIONS`.
+
+    Returns
+    -------
+    FileDataset
+
+    Raises
+    ------
+    DatasetError
+        Where there is no such folder, or a folder in it is no class.
+    """
+    refuse_int_labels("imagenet:DIR", labels)
+    first, colon, rest = argument.partition(":")
+    kind, place = (first, rest) if colon and first in VERSIONS else ("", argument)
+    base = local_path("imagenet", place)
+    if not base.is_dir():
+        raise DatasetError(
+            f"imagenet:{argument}: {base} does not exist or is no folder; expected DIR, or one of {_known()} before DIR"
+        )
+    label, classnames = _classes(kind, base)
+    root = _root(kind, base, check_split(split))
+    found = class_folders(root)
+    unknown = [folder for folder in found if folder not in label]
+    if unknown and kind != "objectnet":
+        raise DatasetError(
+            f"{root}: {', '.join(unknown[:5])} {'is' if len(unknown) == 1 else 'are'} no class of {VERSIONS[kind]}, "
+            f"expected folders such as {next(iter(label))}: check DIR and the version ({_known()} before DIR)"
+        )
+    wanted = [folder for folder in found if folder in label]
+    index = class_folder_index(root, label, classnames, f"imagenet:{argument} split {split}", wanted)
+    return FileDataset(check_name(default_name(name or VERSIONS[kind])), split, index, root)
+
+
+def _known() -> str:
+    return ", ".join(f"{kind}:" for kind in VERSIONS if kind)
+
+
+def _classes(kind: str, base: Path) -> tuple[Mapping[str, int], Sequence[str]]:
+    """Class folder -> label, and the class names."""
+    if kind == "objectnet":
+        mapping = load_objectnet(base)
+        return _numbered(mapping.folders), mapping.classnames
+    if kind in ("r", "a"):
+        return _numbered(subset_wnids(VERSIONS[kind])), subset_names_of(VERSIONS[kind])
+    folders = tuple(map(str, range(1000))) if kind == "v2" else imagenet_wnids()
+    return _numbered(folders), imagenet_names()
+
+
+def _numbered(folders: Sequence[str]) -> dict[str, int]:
+    return {folder: number for number, folder in enumerate(folders)}
+
+
+def _root(kind: str, base: Path, split: str) -> Path:
+    if kind == "":
+        return split_folder(base, split)
+    if split not in ("test", WHOLE):
+        raise DatasetError(f"{base}: {VERSIONS[kind]} has one split; expected 'test' or 'all', got {split!r}")
+    return base / "images" if kind == "objectnet" and (base / "images").is_dir() else base

@@ -1,0 +1,205 @@
+"""``list:FILE``: a text file that names one sample a line.
+
+Line. ``path<TAB>label``, or without a tab ``path label`` split at the last space; so paths may hold spaces, and a
+label with a space needs the tab. Blank lines and lines that start with ``#`` are skipped. UTF-8.
+
+Paths are relative to the list file's folder; the path as it is written is the sample's id, and the rows are in the
+file's order. Absolute paths are allowed (the id, and with it the data set's key, then depends on where the data lie);
+``..`` is refused: a list cannot reach out of its folder unseen.
+
+Class order. Labels are class names, sorted by code point, unless ``classes.txt`` beside the list says otherwise (one
+name a line, or ``label<TAB>display name``; it must hold every label of the list). With ``labels="int"`` they are
+indices 0 to C-1: into ``classes.txt``, or else named "0", "1", ... up to the largest in the list.
+
+``{split}`` in FILE is replaced by the split's name; a FILE without it has the split as a mere label.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.datasets.base import SHOWN
+from featcache.datasets.files import (
+    FileDataset,
+    check_name,
+    check_path,
+    check_split,
+    default_name,
+    file_index,
+    local_path,
+    size_and_stamp,
+)
+from featcache.errors import DatasetError
+from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
+
+EXPECTED = "expected 'path<TAB>label' or 'path label'"
+MAX_CLASSES = 1_000_000
+PLACEHOLDER = "{split}"
+
+
+@dataclass(frozen=True)
+class ListRow:
+    """One sample of a list: its line number (from 1), path as written, label as written."""
+
+    line: int
+    path: str
+    label: str
+    tab: bool
+
+
+def open_list_file(file: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open the samples that a list file names.
+
+    Parameters
+    ----------
+    file : str
+        FILE of the module's docstring.
+    split : str
+        Replaces ``{split}`` in `file`.
+    labels : str
+        ``names`` or ``int``.
+    name : str, optional
+        The data set's name; default: that of the file, or of its folder where the file is named by the split.
+
+    Returns
+    -------
+    FileDataset
+
+    Raises
+    ------
+    DatasetError
+        With ``file:line``, what was got and what was expected; or where no listed image exists.
+    """
+    path = local_path("list", file.replace(PLACEHOLDER, check_split(split)))
+    rows = parse_list(read_lines(path), str(path))
+    if labels == "int":
+        indices, classnames = _int_labels(rows, path)
+    elif labels == "names":
+        indices, classnames = _named_labels(rows, path)
+    else:
+        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
+    files = [size_and_stamp(path.parent / row.path) for row in rows]
+    check_found(rows, files, path)
+    index = file_index([row.path for row in rows], files, indices, classnames, str(path))
+    stem = Path(file).stem.replace(PLACEHOLDER, "").strip("-_. ")
+    return FileDataset(check_name(name or default_name(stem or path.parent.name)), split, index, path.parent)
+
+
+def parse_list(lines: list[str], source: str) -> list[ListRow]:
+    """Parse the lines of a list file; paths occur once.
+
+    Parameters
+    ----------
+    lines : list of str
+        Without line ends.
+    source : str
+        The file's name, for errors.
+
+    Returns
+    -------
+    list of ListRow
+
+    Raises
+    ------
+    DatasetError
+        Where a line has no path or no label, more than one tab, or a path that is refused or occurs twice;
+        or where no line names a sample.
+
+    Examples
+    --------
+    >>> [(row.path, row.label) for row in parse_list(["my cat.jpg cat", f"a.jpg{chr(9)}tabby cat"], "pets.txt")]
+    [('my cat.jpg', 'cat'), ('a.jpg', 'tabby cat')]
+    """
+    rows: list[ListRow] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            path, label = parse_line(line)
+        except ValueError as error:
+            raise DatasetError(f"{source}:{number}: {error}") from None
+        if path in seen:
+            raise DatasetError(f"{source}:{number}: {path!r} is already on line {seen[path]}; list each image once")
+        seen[path] = number
+        rows.append(ListRow(number, path, label, "\t" in line))
+    if not rows:
+        raise DatasetError(f"{source}: no sample in {len(lines):,} lines; {EXPECTED}, one sample a line")
+    return rows
+
+
+def parse_line(line: str) -> tuple[str, str]:
+    """Split one line into (path, label); ValueError says what is wrong with it.
+
+    Examples
+    --------
+    >>> parse_line("digits/a 7.png zero")
+    ('digits/a 7.png', 'zero')
+    """
+    if line.count("\t") > 1:
+        raise ValueError(f"got {line.count(chr(9))} tabs in {line!r}; {EXPECTED} with one tab")
+    if "\t" in line:
+        path, label = (part.strip() for part in line.split("\t"))
+    else:
+        path, _, label = (part.strip() for part in line.strip().rpartition(" "))
+    if not path or not label:
+        raise ValueError(f"got {line!r} without a {'label' if path else 'path or a label'}; {EXPECTED}")
+    check_path(path)
+    return path, label
+
+
+def _named_labels(rows: list[ListRow], path: Path) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    file = path.parent / CLASS_FILE
+    if file.is_file():
+        pairs = read_class_file(file)
+    else:
+        pairs = [(label, label) for label in sorted({row.label for row in rows})]
+    index = {label: c for c, (label, _) in enumerate(pairs)}
+    for row in rows:
+        if row.label not in index:
+            raise DatasetError(
+                f"{path}:{row.line}: label {row.label!r} is not among the {len(index)} classes of {file}; "
+                "correct the label or add the class"
+            )
+    return np.array([index[row.label] for row in rows], np.int64), tuple(display for _, display in pairs)
+
+
+def _int_labels(rows: list[ListRow], path: Path) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    file = path.parent / CLASS_FILE
+    names = [display for _, display in read_class_file(file, unique=False)] if file.is_file() else None
+    limit = MAX_CLASSES if names is None else len(names)
+    labels: list[int] = []
+    for row in rows:
+        # At most nine digits: Python refuses to convert very long ones, and none is a class index.
+        label = int(row.label) if re.fullmatch(r"[0-9]{1,9}", row.label) else limit
+        if label >= limit:
+            raise DatasetError(
+                f"{path}:{row.line}: got label {row.label!r}; expected an integer 0 to {limit - 1:,}"
+                f"{f', a line of {file}' if names is not None else ''}: correct it, or leave out --labels int"
+            )
+        labels.append(label)
+    return np.array(labels, np.int64), tuple(names or map(str, range(max(labels) + 1)))
+
+
+def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path) -> None:
+    """Refuse a list whose images are elsewhere, and lines that may have been split at the wrong space.
+
+    Other missing images keep their row, so that encoding names them and may be told to go on without.
+    """
+    missing = [row for row, facts in zip(rows, files, strict=True) if facts == (0, 0)]
+    if len(missing) == len(rows):
+        examples = ", ".join(repr(os.path.join(path.parent, row.path)) for row in missing[:SHOWN])
+        raise DatasetError(
+            f"{path}: none of its {len(rows):,} images exists: looked for {examples}; "
+            "paths are relative to the list file's folder, and a label with a space needs a tab before it"
+        )
+    for row in missing:
+        if not row.tab and " " in row.path:
+            raise DatasetError(
+                f"{path}:{row.line}: no file {row.path!r} (label {row.label!r}); the line was split at its last "
+                "space: put a tab before a label that holds spaces"
+            )

@@ -1,0 +1,189 @@
+"""``table:FILE``: a table with a row a sample: path, label, and whatever else is known of it.
+
+FILE is Parquet, CSV, TSV or JSON lines (``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``); ``{split}`` in it is replaced by
+the split's name. Options behind it, ``table:FILE,path=image,label=breed``, say which column is which; they are needed
+only where the names are not the usual ones:
+
+========= ============================================================= ============================================
+option    what                                                          default: the first column of these names
+========= ============================================================= ============================================
+path=     the image, from the table's folder on; it is the sample's id  path, file_name, filename, filepath, file
+label=    class name; class index where all are whole numbers           label, class, target, category
+split=    the row's split; without such a column all rows are taken     split
+metadata= columns that go into the store: ``metadata=region+year``      all other columns of texts or numbers
+root=     the folder that paths start from                              the table's
+========= ============================================================= ============================================
+
+Class order. The names of the whole table, of all its splits, sorted by code point, unless ``classes.txt`` beside it
+says otherwise; whole numbers are indices, into ``classes.txt`` or named "0", "1", ... up to the largest. Split ``all``
+takes every row. A metadata column of whole numbers with an empty cell becomes one of texts, ``""`` where it is empty.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from featcache.datasets.files import (
+    FileDataset,
+    check_name,
+    check_path,
+    check_split,
+    default_name,
+    file_index,
+    local_path,
+    size_and_stamp,
+)
+from featcache.datasets.formats.tables import Cell, Table, read_table
+from featcache.datasets.options import split_list, split_options
+from featcache.datasets.sources.image_folder import WHOLE
+from featcache.datasets.sources.list_file import MAX_CLASSES, PLACEHOLDER
+from featcache.errors import DatasetError
+from featcache.prompts.text_files import CLASS_FILE, read_class_file
+
+USUAL = {
+    "path": ("path", "file_name", "filename", "filepath", "file"),
+    "label": ("label", "class", "target", "category"),
+    "split": ("split",),
+}
+OPTIONS = (*USUAL, "metadata", "root")
+
+
+def open_table(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open one split of a table.
+
+    Parameters
+    ----------
+    argument : str
+        FILE and options, as the module's docstring says.
+    split : str
+        Value of the split column, or ``all``.
+    labels : str
+        ``names``, or ``int`` to insist on whole numbers.
+    name : str, optional
+        The data set's name; default: that of the file, or of its folder where the file is named by the split.
+
+    Returns
+    -------
+    FileDataset
+
+    Raises
+    ------
+    DatasetError
+        With the row, what was got and what was expected; or where no image of the table exists.
+    """
+    if labels not in ("names", "int"):
+        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
+    written, options = split_options("table", argument, OPTIONS)
+    file = local_path("table", written.replace(PLACEHOLDER, check_split(split)))
+    table = read_table(file)
+    columns = {role: _column_of(role, table, options, file) for role in USUAL}
+    rows = _rows_of(table, columns["split"], split, file)
+    targets, classnames = _classes(table[str(columns["label"])], file, str(columns["label"]), labels)
+    paths = _paths(table[str(columns["path"])], rows, str(columns["path"]), file)
+    root = local_path("table,root=", options["root"]) if "root" in options else file.parent
+    files = [size_and_stamp(root / path) for path in paths]
+    if not any(stamp for _, stamp in files):
+        raise DatasetError(f"{file}: none of its {len(rows):,} images exists, such as {root / paths[0]}; give root=DIR")
+    metadata = {column: _metadata(table[column], rows) for column in _carried(table, columns, options, file)}
+    index = file_index(paths, files, [targets[row] for row in rows], classnames, str(file), metadata)
+    stem = Path(written).stem.replace(PLACEHOLDER, "").strip("-_. ")
+    return FileDataset(check_name(name or default_name(stem or file.parent.name)), split, index, root)
+
+
+def _column_of(role: str, table: Table, options: dict[str, str], file: Path) -> str | None:
+    """The column that plays a role; None for a split column that nobody named."""
+    names = (options[role],) if role in options else USUAL[role]
+    for column in names:
+        if column in table:
+            return column
+    if role == "split" and role not in options:
+        return None
+    raise DatasetError(
+        f"{file}: no column {' or '.join(names)} for {role}=; there are {_shown(table)}: name one of them"
+    )
+
+
+def _shown(names: Sequence[str] | Table) -> str:
+    shown = list(names)
+    return ", ".join(shown[:10]) + (", ..." if len(shown) > 10 else "")
+
+
+def _rows_of(table: Table, column: str | None, split: str, file: Path) -> list[int]:
+    count = len(next(iter(table.values())))
+    if column is None or split == WHOLE:
+        rows = list(range(count))
+    else:
+        rows = [row for row, cell in enumerate(table[column]) if str(cell) == split]
+    if not rows:
+        there = sorted({str(cell) for cell in table[column]}) if column else []
+        raise DatasetError(
+            f"{file}: no row of split {split!r} among {count:,}; column {column} holds {_shown(there) or 'nothing'}"
+        )
+    return rows
+
+
+def _paths(cells: Sequence[Cell], rows: Sequence[int], column: str, file: Path) -> list[str]:
+    paths: dict[str, int] = {}
+    for row in rows:
+        cell = cells[row]
+        if cell is None:
+            raise DatasetError(f"{file}: row {row + 1} has no {column}; expected a path")
+        try:
+            path = check_path(str(cell))
+        except ValueError as error:
+            raise DatasetError(f"{file}: row {row + 1}, {column}: {error}") from None
+        if path in paths:
+            raise DatasetError(
+                f"{file}: row {row + 1}: {path!r} is already in row {paths[path] + 1}; list each image once"
+            )
+        paths[path] = row
+    return list(paths)
+
+
+def _classes(cells: Sequence[Cell], file: Path, column: str, labels: str) -> tuple[list[int], Sequence[str]]:
+    """The class index of every row of the table, and the class names."""
+    path = file.parent / CLASS_FILE
+    for row, cell in enumerate(cells):
+        if cell is None:
+            raise DatasetError(f"{file}: row {row + 1} has no {column}; expected a label: fill it in, or drop the row")
+    if all(isinstance(cell, int) for cell in cells):
+        return _indices([int(cell or 0) for cell in cells], file, column, path)
+    if labels == "int":
+        odd = next(cell for cell in cells if not isinstance(cell, int))
+        raise DatasetError(f"{file}: column {column} holds {odd!r}; expected whole numbers: leave out --labels int")
+    names = [str(cell) for cell in cells]
+    pairs = read_class_file(path) if path.is_file() else [(name, name) for name in sorted(set(names))]
+    index = {name: number for number, (name, _) in enumerate(pairs)}
+    for row, label in enumerate(names):
+        if label not in index:
+            raise DatasetError(
+                f"{file}: row {row + 1}: label {label!r} is not among the {len(index)} classes of {path}; "
+                "correct the label or add the class"
+            )
+    return [index[label] for label in names], [display for _, display in pairs]
+
+
+def _indices(numbers: list[int], file: Path, column: str, path: Path) -> tuple[list[int], Sequence[str]]:
+    names = [display for _, display in read_class_file(path, unique=False)] if path.is_file() else None
+    limit = MAX_CLASSES if names is None else len(names)
+    for row, number in enumerate(numbers):
+        if not 0 <= number < limit:
+            raise DatasetError(
+                f"{file}: row {row + 1}: {column} is {number}; expected a class index, 0 to {limit - 1:,}: correct it"
+            )
+    return numbers, names or [str(number) for number in range(max(numbers) + 1)]
+
+
+def _carried(table: Table, columns: dict[str, str | None], options: dict[str, str], file: Path) -> list[str]:
+    if "metadata" not in options:
+        return [column for column in table if column not in columns.values()]
+    wanted = split_list(options["metadata"])
+    missing = [column for column in wanted if column not in table]
+    if missing:
+        raise DatasetError(f"{file}: no column {', '.join(missing)} of texts or numbers; there are {_shown(table)}")
+    return wanted
+
+
+def _metadata(cells: list[Cell], rows: Sequence[int]) -> list[str] | list[int]:
+    if all(isinstance(cell, int) for cell in cells):  # of the whole table, so that its splits agree
+        return [int(cells[row] or 0) for row in rows]
+    return ["" if (cell := cells[row]) is None else str(cell) for row in rows]

@@ -1,0 +1,251 @@
+"""``torchvision:CLASS:ROOT``: any of torchvision's labelled image data sets, as it lies on the disk.
+
+CLASS is a name in ``torchvision.datasets``: ``CIFAR10``, ``MNIST``, ``Food101``, ``DTD``, ``GTSRB``, ... The split
+goes to the class's ``split=``, or is ``train`` or ``test`` for its ``train=``; for a class that knows neither it is
+``all``. Whatever else the class wants stands behind ROOT: ``torchvision:EMNIST:ROOT,split=letters``. Nothing is
+downloaded unless ``download=yes`` stands there.
+
+Contents. Where the class keeps a list of image files, these are read as files; that they give the pictures that the
+class gives is checked on the first. Else a sample's content is its picture's mode, size and pixels, as the class
+returns it.
+
+Class order. The class's own: its ``classes``, or else "0", "1", ... up to the largest label.
+"""
+
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from featcache.datasets.base import IMAGE_FILE, SampleIndex
+from featcache.datasets.decode import decode_image, to_rgb
+from featcache.datasets.files import (
+    check_name,
+    check_split,
+    default_name,
+    file_index,
+    local_path,
+    refuse_int_labels,
+    size_and_stamp,
+)
+from featcache.datasets.options import split_options
+from featcache.datasets.sources.image_folder import WHOLE
+from featcache.errors import DatasetError, ImageReadError
+
+FILE_LISTS = ("samples", "_samples", "_image_files", "_images", "images", "data")
+LABEL_LISTS = ("targets", "_labels", "labels", "y", "samples", "_samples")
+WORDS: dict[str, Any] = {"yes": True, "no": False}
+
+
+@dataclass(frozen=True)
+class PicturesOfClass:
+    """A data set whose samples are the pictures that a torchvision data set returns."""
+
+    decoding: ClassVar[str] = "mode, size and pixels"
+    name: str
+    split: str
+    index: SampleIndex
+    source: Any
+
+    def read(self, row: int) -> bytes:
+        """Mode, size and pixels of the picture; whatever the class raises where it cannot be read."""
+        return _to_content(self.source[row][0])
+
+    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
+        """The picture."""
+        head, _, pixels = bytes(content).partition(b"\n")
+        mode, width, height = head.decode().split(" ")
+        return Image.frombytes(mode, (int(width), int(height)), pixels)
+
+
+@dataclass(frozen=True)
+class FilesOfClass:
+    """A data set whose samples are the image files that a torchvision data set lists."""
+
+    decoding: ClassVar[str] = IMAGE_FILE
+    name: str
+    split: str
+    index: SampleIndex
+    paths: Sequence[str]
+
+    def read(self, row: int) -> bytes:
+        """The file's content; OSError where it cannot be read."""
+        return Path(self.paths[row]).read_bytes()
+
+    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
+        """The picture in its own mode; ImageReadError names a damaged sample."""
+        return decode_image(content, self.index.ids[row])
+
+
+def open_torchvision(
+    argument: str, split: str, *, labels: str = "names", name: str | None = None
+) -> FilesOfClass | PicturesOfClass:
+    """Open one split of a torchvision data set.
+
+    Parameters
+    ----------
+    argument : str
+        ``CLASS:ROOT`` and options, as the module's docstring says.
+    split : str
+        What the class calls its split; ``all`` where it has none.
+    labels : str
+        ``names``; the class says what its labels are.
+    name : str, optional
+        The data set's name; default: that of the class in lower case.
+
+    Returns
+    -------
+    FilesOfClass or PicturesOfClass
+
+    Raises
+    ------
+    DatasetError
+        Where there is no such class, it cannot be made from ROOT, or its targets are no class indices.
+    """
+    refuse_int_labels("torchvision:CLASS:ROOT", labels)
+    kind, colon, rest = argument.partition(":")
+    place, options = split_options("torchvision", rest, None)
+    if not colon or not place:
+        raise DatasetError(f"torchvision:{argument}: expected torchvision:CLASS:ROOT, such as torchvision:CIFAR10:DIR")
+    root = local_path("torchvision:" + kind, place)
+    source = _make(kind, root, check_split(split), options)
+    title = check_name(name or default_name(kind.lower()))
+    paths = _files(source, root)
+    if paths:
+        ids = [_id(path, root) for path in paths]
+        files = [size_and_stamp(Path(path)) for path in paths]
+        index = file_index(ids, files, _labels(source, kind), _classnames(source, kind), argument)
+        return FilesOfClass(title, split, index, paths)
+    return PicturesOfClass(title, split, _picture_index(source, kind, split, argument), source)
+
+
+def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> Any:
+    """The torchvision data set."""
+    from torchvision import datasets
+
+    factory = getattr(datasets, kind, None)
+    if not inspect.isclass(factory) or not issubclass(factory, datasets.VisionDataset):
+        known = [name for name in datasets.__all__ if isinstance(getattr(datasets, name), type)]
+        raise DatasetError(f"torchvision:{kind}: no such data set; expected one of {', '.join(known)}")
+    accepted = inspect.signature(factory).parameters
+    given: dict[str, Any] = {key: WORDS.get(value, value) for key, value in options.items()}
+    unknown = sorted(set(given) - set(accepted))
+    if unknown:
+        raise DatasetError(f"torchvision:{kind}: takes no {', '.join(unknown)}; expected {', '.join(accepted)}")
+    given |= _split_arguments(kind, split, set(accepted) - set(given))
+    if "root" in accepted:
+        given["root"] = str(root)
+    try:
+        return factory(**given)
+    except (RuntimeError, ValueError, TypeError, OSError, ImportError) as error:
+        raise DatasetError(
+            f"torchvision:{kind}:{root}: split {split!r} cannot be opened ({error}); check the folder and split, "
+            "or let the class fetch its files with ,download=yes"
+        ) from error
+
+
+def _split_arguments(kind: str, split: str, accepted: set[str]) -> dict[str, Any]:
+    if "split" in accepted:
+        return {"split": split}
+    if "train" in accepted:
+        if split not in ("train", "test"):
+            raise DatasetError(f"torchvision:{kind}: split {split!r}; expected train or test")
+        return {"train": split == "train"}
+    if split != WHOLE:
+        raise DatasetError(f"torchvision:{kind}: has no splits; pass 'all'")
+    return {}
+
+
+def _files(source: Any, root: Path) -> list[str]:
+    """The image files of a data set that lists them; none where it does not, or makes other pictures of them."""
+    for attribute in FILE_LISTS:
+        listed = getattr(source, attribute, None)
+        if not isinstance(listed, list | tuple) or len(listed) != len(source) or not listed:
+            continue
+        paths = [item[0] if isinstance(item, tuple | list) and item else item for item in listed]
+        if all(isinstance(path, str | os.PathLike) for path in paths):
+            absolute = [os.path.join(root, path) for path in paths]
+            return absolute if _same_picture(source, absolute[0]) else []
+    return []
+
+
+def _same_picture(source: Any, path: str) -> bool:
+    try:
+        ours = to_rgb(decode_image(Path(path).read_bytes(), path))
+        theirs = to_rgb(source[0][0])
+    except (OSError, ImageReadError):
+        return False
+    return np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def _id(path: str, root: Path) -> str:
+    return os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _labels(source: Any, kind: str) -> list[int]:
+    """The labels, without opening an image where the class lists them."""
+    for attribute in LABEL_LISTS:
+        listed = getattr(source, attribute, None)
+        if listed is None or len(listed) != len(source):
+            continue
+        values = [item[-1] if isinstance(item, tuple) else item for item in listed]
+        if all(_is_whole(value) for value in values) and _same_label(source, values):
+            return [int(value) for value in values]
+    return [_label(source[row][1], row, kind) for row in range(len(source))]
+
+
+def _same_label(source: Any, values: list[Any]) -> bool:
+    """Whether the listed labels are those that the class returns, looked up at its first and last sample."""
+    try:
+        return all(
+            _is_whole(source[row][1]) and int(source[row][1]) == int(values[row]) for row in {0, len(values) - 1}
+        )
+    except OSError:
+        return True  # an unreadable image is named when it is encoded
+
+
+def _is_whole(value: Any) -> bool:
+    scalar = getattr(value, "ndim", None) == 0
+    return isinstance(value, int | np.integer) or (scalar and float(value).is_integer())
+
+
+def _label(target: Any, row: int, kind: str) -> int:
+    if not _is_whole(target):
+        raise DatasetError(f"torchvision:{kind}: sample {row} has the target {target!r:.60}; expected a class index")
+    return int(target)
+
+
+def _classnames(source: Any, kind: str) -> list[str]:
+    names = getattr(source, "classes", None)
+    if names:
+        return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
+    return [str(number) for number in range(max(_labels(source, kind), default=-1) + 1)]
+
+
+def _picture_index(source: Any, kind: str, split: str, where: str) -> SampleIndex:
+    """Ids by row; sizes from the array of all pictures where there is one, else from the pictures themselves."""
+    rows = range(len(source))
+    if not rows:
+        raise DatasetError(f"torchvision:{where}: no sample in split {split!r}")
+    shape = getattr(getattr(source, "data", None), "shape", None)
+    uniform = shape is not None and len(shape) >= 3 and shape[0] == len(source)
+    first = len(_to_content(source[0][0]))
+    sizes = [first] * len(rows) if uniform else [len(_to_content(source[row][0])) for row in rows]
+    ids = [f"{kind}/{split}/{row:07d}" for row in rows]
+    files = [(size, 0) for size in sizes]
+    return file_index(ids, files, _labels(source, kind), _classnames(source, kind), where)
+
+
+def _to_content(picture: Any) -> bytes:
+    """Mode, size and pixels."""
+    if not isinstance(picture, Image.Image):
+        raise ImageReadError(f"got {type(picture).__name__}; expected a PIL image, as torchvision's data sets return")
+    if picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA")
+    head = f"{picture.mode} {picture.width} {picture.height}\n"
+    return head.encode() + bytes(picture.tobytes())

@@ -1,0 +1,227 @@
+"""``webdataset:PATTERN``: tar shards as WebDataset and CLIP_benchmark write them, local or at http and s3 addresses.
+
+PATTERN is a folder with ``SPLIT/*.tar`` (CLIP_benchmark's layout), or tar files: ``DIR/train-{000..127}.tar``,
+``DIR/{split}/*.tar``, ``https://host/{a,b}.tar``, ``s3://bucket/{split}-{0..9}.tar``. The shards are gone through once,
+for names and offsets; images are then read at random. Remote shards need the extra ``s3``, local ones nothing.
+
+Samples. Members that follow each other and have the same name up to the first dot of its last part, as WebDataset
+groups them: ``cat7.jpg``, ``cat7.cls``, ``cat7.json``, ``cat7.txt``. The id is ``shard.tar/cat7``; a name that comes
+again is refused. Hidden files and ``__meta__`` files are left out.
+
+Options. ``label=`` the extension that holds the label (``cls``), or a field of the ``json``; ``image=`` the image's
+extension, where a sample has several; ``metadata=region+year`` fields of the ``json`` that go into the store. A
+``txt`` becomes the metadata column ``caption``.
+
+Class order. Whole numbers are class indices, into ``classnames.txt`` (one name a line) in the shards' folder or the one
+above it, or else named "0", "1", ...; other labels are class names, in that file's order or else sorted by code point.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from featcache.datasets.base import IMAGE_FILE, SampleIndex
+from featcache.datasets.decode import decode_image
+from featcache.datasets.files import check_name, check_split, default_name, file_index
+from featcache.datasets.formats.tar import Member, expand_shards, read_member, tar_members, tar_stamp
+from featcache.datasets.labels import classes_of
+from featcache.datasets.options import split_list, split_options
+from featcache.datasets.remote import is_remote, read_remote
+from featcache.datasets.sources.image_folder import EXTENSIONS
+from featcache.errors import DatasetError
+
+CLASSNAMES = "classnames.txt"
+KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+META = re.compile(r"__[^/]*__(/|$)")
+
+
+@dataclass(frozen=True)
+class ShardDataset:
+    """A data set whose samples are members of tar files.
+
+    Parameters
+    ----------
+    name, split : str
+    index : SampleIndex
+    shards : sequence of str
+    places : sequence of N (shard number, offset)
+    """
+
+    decoding: ClassVar[str] = IMAGE_FILE
+    name: str
+    split: str
+    index: SampleIndex
+    shards: Sequence[str]
+    places: Sequence[tuple[int, int]]
+
+    def read(self, row: int) -> bytes:
+        """The image's file; OSError where it cannot be read."""
+        shard, offset = self.places[row]
+        return read_member(self.shards[shard], offset, int(self.index.sizes[row]))
+
+    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
+        """The picture in its own mode; ImageReadError names a damaged sample."""
+        return decode_image(content, self.index.ids[row])
+
+
+@dataclass
+class _Sample:
+    """The members of one sample, by extension."""
+
+    where: str
+    shard: int
+    members: dict[str, Member] = field(default_factory=dict)
+
+    def image(self, extension: str | None) -> Member:
+        found = [m for ext, m in self.members.items() if ext == extension or (not extension and _is_image(ext))]
+        if len(found) != 1:
+            raise DatasetError(
+                f"{self.where}: {len(found)} images among {', '.join(self.members)}; expected one: name its extension "
+                "with image="
+            )
+        return found[0]
+
+    def text(self, extension: str) -> str | None:
+        member = self.members.get(extension)
+        if member is None or member.content is None:
+            return None
+        try:
+            return member.content.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{self.where}.{extension}: byte {error.start} is not UTF-8") from error
+
+    def fields(self) -> dict[str, Any]:
+        text = self.text("json")
+        try:
+            found = json.loads(text) if text is not None else {}
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{self.where}.json: not JSON ({error})") from error
+        return found if isinstance(found, dict) else {}
+
+
+def _is_image(extension: str) -> bool:
+    return f".{extension}".endswith(EXTENSIONS)
+
+
+def open_webdataset(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ShardDataset:
+    """Open one split of a sharded data set.
+
+    Parameters
+    ----------
+    argument : str
+        PATTERN and options of the module's docstring.
+    split : str
+        Folder of the split, or what ``{split}`` stands for.
+    labels : str
+        ``names``, or ``int`` to insist on whole numbers.
+    name : str, optional
+        The data set's name; default: that of the folder, or of the shards without their numbers.
+
+    Returns
+    -------
+    ShardDataset
+
+    Raises
+    ------
+    DatasetError
+        Where a shard is missing or damaged, or a sample has no image, no label or a name that occurs twice.
+    """
+    pattern, options = split_options("webdataset", argument, ("label", "image", "metadata"))
+    shards = expand_shards(pattern, check_split(split))
+    label = options.get("label", "cls")
+    columns = split_list(options.get("metadata", ""))
+    base = _common_folder(shards)
+    samples = [sample for number, place in enumerate(shards) for sample in _samples(number, place, base, label)]
+    if not samples:
+        raise DatasetError(f"webdataset:{pattern}: no sample in {len(shards)} shards; expected members such as 7.jpg")
+    images = [sample.image(options.get("image")) for sample in samples]
+    names = _classnames(base)
+    targets, classnames = classes_of([(s.where, _label(s, label)) for s in samples], names, labels)
+    stamps = [tar_stamp(place) for place in shards]
+    files = [(image.size, stamps[sample.shard]) for sample, image in zip(samples, images, strict=True)]
+    index = file_index([s.where for s in samples], files, targets, classnames, pattern, _metadata(samples, columns))
+    places = [(sample.shard, image.offset) for sample, image in zip(samples, images, strict=True)]
+    return ShardDataset(check_name(name or _name(pattern, base)), split, index, shards, places)
+
+
+def _common_folder(shards: Sequence[str]) -> str:
+    folders = {shard.rpartition("/")[0] for shard in shards}
+    return folders.pop() if len(folders) == 1 else os.path.commonpath(list(folders)).replace(":/", "://", 1)
+
+
+def _samples(number: int, place: str, base: str, label: str) -> Iterator[_Sample]:
+    """Yield the samples of one shard."""
+    shard = place.removeprefix(base).lstrip("/")
+    seen: set[str] = set()
+    sample = None
+    for member in tar_members(place, frozenset({"cls", "json", "txt", label.lower()})):
+        found = KEY.fullmatch(member.name.removeprefix("./"))
+        if not found or META.match(member.name):
+            continue
+        key, extension = found[1], found[2].lower()
+        where = f"{shard}/{key}"
+        if sample is None or sample.where != where:
+            if sample is not None:
+                yield sample
+            if key in seen:
+                raise DatasetError(
+                    f"{place}: sample {key!r} comes again further down; give every sample a name of its own"
+                )
+            seen.add(key)
+            sample = _Sample(where, number)
+        if extension in sample.members:
+            raise DatasetError(f"{place}: {member.name!r} is there twice; give every sample a name of its own")
+        sample.members[extension] = member
+    if sample is not None:
+        yield sample
+
+
+def _label(sample: _Sample, label: str) -> str:
+    text = sample.text(label)
+    if text is None and label != "cls":
+        value = sample.fields().get(label)
+        text = None if value is None or isinstance(value, dict | list) else str(value)
+    if not text:
+        held = ", ".join([*sample.members, *(f"json field {name}" for name in sample.fields())])
+        raise DatasetError(
+            f"{sample.where}: no label {label!r} among {held}; name an extension or json field with label="
+        )
+    return text
+
+
+def _classnames(base: str) -> list[str] | None:
+    """The lines of classnames.txt in the shards' folder or above it, None where there is no such file."""
+    for folder in (base, base.rpartition("/")[0]):
+        place = f"{folder}/{CLASSNAMES}"
+        try:
+            content = read_remote(place) if is_remote(place) else Path(place).read_bytes()
+            names = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
+        except (OSError, DatasetError):
+            continue
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{place}: byte {error.start} is not UTF-8; write the class names in UTF-8") from error
+        return [name for name in names if name]
+    return None
+
+
+def _metadata(samples: Sequence[_Sample], columns: Sequence[str]) -> dict[str, list[Any]]:
+    metadata: dict[str, list[Any]] = {}
+    for column in columns:
+        cells = [sample.fields().get(column) for sample in samples]
+        whole = all(isinstance(cell, int) for cell in cells)
+        metadata[column] = cells if whole else ["" if cell is None else str(cell) for cell in cells]
+    if any("txt" in sample.members for sample in samples):
+        metadata.setdefault("caption", [sample.text("txt") or "" for sample in samples])
+    return metadata
+
+
+def _name(pattern: str, base: str) -> str:
+    stem = re.sub(r"\{[^}]*\}|[*?\[\]0-9]+$", "", pattern.rstrip("/").rpartition("/")[2].removesuffix(".tar"))
+    stem = re.sub(r"[-_. 0-9*?]+$", "", stem)
+    return default_name(stem or base.rpartition("/")[2])

@@ -1,0 +1,1 @@
+"""Encoding: a data set, an encoder and options in; a finished store out."""

@@ -1,0 +1,311 @@
+"""Random texts x encoder -> text bank: their features, and the second-moment matrix that says all Lipsum needs of them.
+
+The texts are `featcache.encoding.banks.random_texts`: M sequences of start, `length` ids drawn uniformly, end. A
+bank is
+a store like any other (`BankStore`): its path is the text tower and the texts' token ids, it survives a kill, and
+``featcache verify`` checks it. With it are stored ``G = T^T T / M`` (float64, from the stored float32 rows), M, and the
+standard error of G as an estimate over all random texts.
+
+Random texts, and what a bank of their features says about all of them.
+
+Lipsum-FT (arXiv 2404.00860) compares images with texts of random tokens; see `ft.regularizers.lipsum`.
+
+Stored banks of random texts, as Lipsum takes them: rows to draw from, or their second moment alone.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from featcache.encoders import Encoder
+from featcache.encoding.chunks import normalise
+from featcache.errors import (
+    EncoderError,
+    MismatchError,
+    PromptError,
+    StoreCorruptError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+)
+from featcache.progress import Progress, Silent
+from featcache.store import BankStore, StoreWriter, check_deep, content_key, find_path, open_bank_store, resolve_root
+from featcache.store.key import checksum
+from featcache.store.layout import DEFAULT_CHUNK_ROWS, ArraySpec
+from featcache.store.manifest import existing_header
+from featcache.store.places import StorePath, read
+
+
+class SecondMoment(NamedTuple):
+    """Second-moment matrix of a text bank, with its size and error."""
+
+    matrix: torch.Tensor
+    """(D, D) float64, ``T^T T / K``."""
+    size: int
+    """K, the number of texts."""
+    error: float
+    """Standard error in relative Frobenius norm, as an estimate of the matrix over all random texts."""
+
+
+def second_moment(texts: torch.Tensor) -> SecondMoment:
+    """``T^T T / K`` of K text features (K, D), in float64.
+
+    The error is ``sqrt((mean_k |t_k|^4 - |G|_F^2) / (K - 1)) / |G|_F``: the summed variance of the entries of the mean
+    of K independent ``t t^T``, relative to its norm; infinite for a single text.
+
+    Raises
+    ------
+    PromptError
+        No texts, or not a matrix.
+
+    Examples
+    --------
+    >>> moment = second_moment(torch.eye(2))
+    >>> moment.matrix.tolist(), moment.size, moment.error
+    ([[0.5, 0.0], [0.0, 0.5]], 2, 1.0)
+    """
+    if texts.ndim != 2 or not len(texts):
+        raise PromptError(f"texts of shape {tuple(texts.shape)}: expected (K, D) with K >= 1")
+    rows = texts.detach().double()
+    matrix = rows.T @ rows / len(rows)
+    norm = matrix.square().sum()
+    spread = (rows.square().sum(-1).square().mean() - norm).clamp(min=0)
+    error = (spread / (len(rows) - 1)).sqrt() / norm.sqrt() if len(rows) > 1 else torch.tensor(torch.inf)
+    return SecondMoment(matrix, len(rows), float(error))
+
+
+def random_texts(
+    n: int,
+    length: int,
+    sot: int,
+    eot: int,
+    generator: torch.Generator | None = None,
+    *,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
+) -> torch.Tensor:
+    """Token ids of random texts, each ``[sot, length ids, eot]``, the ids independent and uniform.
+
+    Parameters
+    ----------
+    n, length : int
+        Number of texts (80 in the paper) and of random ids in each (8 in the paper).
+    sot, eot : int
+        Start and end of text (49406 and 49407 in CLIP's vocabulary); never drawn in between.
+    generator : torch.Generator, optional
+        A CPU generator; seeded alike, it draws alike on every process.
+    vocab_size : int, optional
+        Ids are drawn from 0 .. vocab_size - 1 without the two; default: up to the larger of the two, which gives
+        CLIP's 0 .. 49405.
+    context_length : int, optional
+        Pad with zeros up to this length, for towers that take no shorter text; a causal tower that pools at `eot`
+        gives the same feature either way.
+
+    Returns
+    -------
+    (n, length + 2) int64, or (n, context_length).
+
+    Raises
+    ------
+    PromptError
+        Nothing to draw from, or no room for the texts.
+
+    Examples
+    --------
+    >>> random_texts(2, 3, 5, 6, torch.Generator().manual_seed(0))
+    tensor([[5, 4, 4, 3, 6],
+            [5, 0, 3, 4, 6]])
+    """
+    low, high = sorted((sot, eot))
+    size = high + 1 if vocab_size is None else vocab_size
+    room = length + 2 if context_length is None else context_length
+    if n < 1 or length < 0 or low < 0 or low == high or size <= high or size < 3:
+        raise PromptError(
+            f"{n} texts of {length} ids from a vocabulary of {size} with start {sot} and end {eot}: expected at least "
+            "one text, two different marks inside the vocabulary, and an id beside them"
+        )
+    if room < length + 2:
+        raise PromptError(f"context length {room} has no room for {length} ids, start and end; use {room - 2} ids")
+    ids = torch.randint(0, size - 2, (n, length), generator=generator)
+    ids += ids >= low  # skip the two marks wherever they stand
+    ids += ids >= high
+    texts = torch.zeros((n, room), dtype=torch.int64)
+    texts[:, 0], texts[:, 1 : length + 1], texts[:, length + 1] = sot, ids, eot
+    return texts
+
+
+LENGTH = 8
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class BankResult:
+    """What an `embed_random_texts` run did: `hit` means that no text was encoded."""
+
+    store: BankStore
+    hit: bool
+    encoded_rows: int
+    seconds: float
+
+
+def embed_random_texts(
+    m: int,
+    encoder: Encoder,
+    *,
+    length: int = LENGTH,
+    seed: int = 0,
+    name: str | None = None,
+    root: str | StorePath | None = None,
+    progress: Progress | None = None,
+) -> BankResult:
+    """Embed `m` random texts, or find them in the cache.
+
+    Parameters
+    ----------
+    m : int
+        M, number of texts.
+    encoder : Encoder
+        With CLIP's tokenizer, or one that names its start and end of text.
+    length : int
+        Random ids of a text (8 in Lipsum-FT, arXiv 2404.00860).
+    seed : int
+    name : str, optional
+        What listings call it, default ``random-M``.
+    root : str or Path, optional
+        Folder of all stores.
+
+    Raises
+    ------
+    PromptError
+        No texts, or texts longer than the model's context.
+    EncoderError
+        A model without text side, or whose tokenizer names no start and end of text.
+    """
+    if not hasattr(encoder, "special_tokens") or encoder.text_identity is None:
+        raise EncoderError(f"{encoder.name} has no text side that takes token ids; name a CLIP-style model")
+    job = _BankJob(m, length, seed, encoder, name or f"random-{m}", resolve_root(root))
+    return job.run(progress or Silent())
+
+
+class _BankJob:
+    def __init__(self, m: int, length: int, seed: int, encoder: Any, name: str, root: StorePath) -> None:
+        sot, eot, vocabulary, context = encoder.special_tokens
+        if length > context - 2:
+            raise PromptError(f"length {length}: {encoder.name} takes texts of {context - 2} ids at most")
+        generator = torch.Generator().manual_seed(seed)
+        self.ids = random_texts(m, length, sot, eot, generator, vocab_size=vocabulary, context_length=context)
+        self.encoder, self.name = encoder, name
+        self.drawn = {"random_texts": m, "length": length, "seed": seed}
+        self.identity = {
+            "encoder": encoder.text_identity,
+            "dataset": {**self.drawn, "tokens": checksum(self.ids.numpy().astype("<i8").tobytes())},
+        }
+        self.key = f"{content_key(self.identity['encoder'])}/{content_key(self.identity['dataset'])}"
+        self.path = root / BankStore.kind / self.key
+
+    def run(self, progress: Progress) -> BankResult:
+        began = time.perf_counter()
+        try:
+            return BankResult(open_bank_store(self.path), True, 0, time.perf_counter() - began)
+        except (StoreNotFoundError, StoreIncompleteError, StoreCorruptError):
+            pass
+        writer = self._writer()
+        writer.reopen()
+        encoded = self._encode(writer, progress)
+        if damaged := writer.drop_damaged():
+            raise StoreCorruptError(
+                f"{self.path}: {len(damaged)} chunk(s) differ from their markers right after they were written; "
+                "run the same command again, and check the disk if it persists"
+            )
+        self._finalise(writer)
+        return BankResult(open_bank_store(self.path), False, encoded, time.perf_counter() - began)
+
+    def _writer(self) -> StoreWriter:
+        m, dim, nan = len(self.ids), self.encoder.dim, float("nan")
+        begun = existing_header(self.path)
+        rows = int(begun["chunk_rows"]) if begun else min(DEFAULT_CHUNK_ROWS, m)
+        specs = {"features": ArraySpec("features", "<f4", (m, dim), rows, nan)}
+        whole = {"moment": ArraySpec("moment", "<f8", (dim, dim), dim, nan)}
+        return StoreWriter(self.path, BankStore.kind, self.key, self.identity, specs, whole, {}, verb="text --random")
+
+    def _encode(self, writer: StoreWriter, progress: Progress) -> int:
+        pending = writer.pending()
+        rows_of = writer.rows_spec.rows_of
+        total = sum(len(rows_of(chunk)) for chunk in pending)
+        progress.start(f"banks/{self.name} with {self.encoder.name}", len(self.ids), len(self.ids) - total)
+        for chunk in pending:
+            parts = []
+            for ids in torch.split(self.ids[rows_of(chunk).start : rows_of(chunk).stop], TEXT_BATCH):
+                parts.append(normalise(self.encoder.encode_tokens(ids))[0])
+                progress.advance(len(ids))
+            features = np.concatenate(parts)
+            if not np.isfinite(features).all():
+                raise EncoderError(f"{self.encoder.name} made NaN or infinite text features; use --precision fp32")
+            writer.write_chunk(chunk, {"features": features})
+        progress.finish()
+        return total
+
+    def _finalise(self, writer: StoreWriter) -> None:
+        spec = writer.specs["features"]
+        chunks = [spec.chunk_array(read(spec.chunk_path(self.path, chunk))) for chunk in range(spec.n_chunks)]
+        moment = second_moment(torch.from_numpy(np.concatenate(chunks)[: len(self.ids)]))
+        info = {
+            "name": self.name,
+            "classnames": [],
+            "encoder_name": self.encoder.name,
+            "dim": self.encoder.dim,
+            "text_digests": [self.encoder.text_digest],
+            "logit_scale": self.encoder.logit_scale,
+            "logit_bias": self.encoder.logit_bias,
+            "error": moment.error if len(self.ids) > 1 else None,
+            **self.drawn,
+        }
+        written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        writer.finalise({"moment": moment.matrix.numpy()}, info, self.encoder.provenance | {"written": written})
+
+
+def open_bank(reference: str | int, encoder: Encoder, root: str | StorePath | None = None) -> BankStore:
+    """The bank that a reference means.
+
+    Parameters
+    ----------
+    reference : str or int
+        A number of texts (the bank is made where there is none yet, with seed 0), a store's folder, its key, or
+        ``banks/NAME``.
+    encoder : Encoder
+        Whose text tower the bank must come from.
+    root : str or Path, optional
+        Folder of all stores.
+
+    Raises
+    ------
+    MismatchError
+        A bank of another text tower, or a store that is no bank.
+    StoreNotFoundError, StoreCorruptError
+        No such store, or a damaged one.
+    """
+    if isinstance(reference, int) or reference.isdigit():
+        path: StorePath = embed_random_texts(int(reference), encoder, root=root).store.path
+    else:
+        path = find_path(reference, resolve_root(root))
+    check_deep(path)
+    store = open_bank_store(path)
+    if encoder.text_digest not in store.text_digests:
+        raise MismatchError(
+            f"{reference}: random texts of {store.encoder_name}, with another text tower than {encoder.name}; make a "
+            f"bank with `featcache text --random {len(store)} --model ...`"
+        )
+    return store
+
+
+def load_bank(reference: str | int, encoder: Encoder, root: str | StorePath | None = None) -> torch.Tensor:
+    """Features (K, D) float32 of the texts of a bank, unit rows; see `open_bank`."""
+    return torch.from_numpy(open_bank(reference, encoder, root).features)
+
+
+def load_moment(reference: str | int, encoder: Encoder, root: str | StorePath | None = None) -> SecondMoment:
+    """Second-moment matrix (D, D) float64 of a bank, its size and error; see `open_bank`."""
+    store = open_bank(reference, encoder, root)
+    return SecondMoment(torch.from_numpy(store.moment), len(store), store.error)

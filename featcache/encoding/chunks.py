@@ -1,0 +1,266 @@
+"""Rows of a data set to the values of whole chunks: batches that never straddle a chunk, bad rows named.
+
+A chunk is encoded from its first row on, in batches of one size, so that a resumed run makes the same bytes as an
+undisturbed one (equal device, threads and batch size assumed). Each image is decoded once, and goes once through the
+model for each view; every output of a pass is kept. Unreadable images keep their row: NaN features, label -1,
+``valid`` 0.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from featcache.datasets.base import Dataset
+from featcache.encoders import Batch, Encoder
+from featcache.encoders.openclip import OpenClipEncoder
+from featcache.encoders.taps import PROJECTED, encode_outputs, tap_dim
+from featcache.encoding.augment import View, view_of
+from featcache.encoding.options import EncodeOptions
+from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, worked_batches
+from featcache.encoding.reuse import Donors, Place
+from featcache.errors import ContentChangedError, EncoderError
+from featcache.store import BadRow
+from featcache.store.key import content_key
+from featcache.store.layout import ArraySpec
+from featcache.store.parts import Part
+
+Float = TypeVar("Float", np.float32, np.float64)
+
+
+def normalise(features: npt.NDArray[Float]) -> tuple[npt.NDArray[Float], npt.NDArray[Float]]:
+    """Unit rows (N, D) and the lengths (N,) that they had, in their own precision; a row of zeros stays zero."""
+    norm = np.sqrt(np.einsum("nd,nd->n", features, features))
+    return features / np.maximum(norm, np.finfo(np.float32).tiny)[:, None], norm
+
+
+def stored_identity(encoder: Encoder, tap: str | None = None) -> dict[str, Any]:
+    """The encoder's half of a store's key, or of a tap's: `content_key` of it is the ``encoder_key``."""
+    stored = encoder.image_identity | {"stored": "float16, L2-normalised in float32"}
+    return stored if tap is None else stored | {"stored_tap": tap}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One chunk and the parts of it that are to be made.
+
+    Where the store itself has the chunk already, `content` (n, 16) is what it was made of and `bad` its bad rows: a
+    part that joins later must be of the same images.
+    """
+
+    chunk: int
+    parts: tuple[Part, ...]
+    content: npt.NDArray[np.uint8] | None = None
+    bad: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """The rows of one chunk, ready to be written, by part; and how many of them were copied from other stores."""
+
+    chunk: int
+    values: Mapping[Part, Mapping[str, npt.NDArray[Any]]]
+    bad: list[BadRow]
+    copied: int
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample on its way: an image a view, or why there is none, or where its rows are known."""
+
+    work: Work
+    row: int
+    content: bytes
+    images: Mapping[Part, Batch] = field(default_factory=dict)
+    error: str | None = None
+    place: Place | None = None
+
+
+class ChunkEncoder:
+    """Encodes chunks of one data set with one encoder.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    encoder : Encoder
+    options : EncodeOptions
+    donors : Donors
+        Other stores from which rows of known content are copied.
+    advance : callable
+        Told of the number of rows of every batch that is done.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        encoder: Encoder,
+        options: EncodeOptions,
+        donors: Donors,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._dataset, self._encoder, self._options, self._advance = dataset, encoder, options, advance
+        self._donors = donors
+        self._ids = dataset.index.ids
+        self._views: dict[Part, View] = {}
+
+    def encode(self, works: Iterable[Work], spec: ArraySpec) -> Iterator[EncodedChunk]:
+        """Encode chunks in the order in which they come; the next ones are fetched ahead of need.
+
+        Parameters
+        ----------
+        works : iterable of Work
+            Taken one by one, when the first batch of each is about to be read.
+        spec : ArraySpec
+            Any array of the store: it says which rows a chunk holds.
+
+        Raises
+        ------
+        ContentChangedError
+            An image of a part that joins later is no longer the one that the store was made of.
+        """
+        size, options = self._options.batch_size, self._options
+        tasks = (
+            [(work, row) for row in batch] for work in works for batch in batches_of(spec.rows_of(work.chunk), size)
+        )
+        ahead = default_ahead(self._encoder) if options.ahead is None else options.ahead
+        batches = worked_batches(self._samples, tasks, options.workers or default_workers(), ahead)
+        chunk: _Chunk | None = None
+        for batch in batches:
+            work = batch[0].work
+            if chunk is None:
+                chunk = _Chunk(work, spec.rows_of(work.chunk), self._encoder)
+            chunk.add(batch)
+            while len(chunk.waiting) >= size or (chunk.waiting and chunk.is_whole):
+                self._forward(chunk, size)
+            self._advance(len(batch))
+            if chunk.is_whole:
+                yield self._encoded(chunk)
+                chunk = None
+
+    def _samples(self, tasks: Sequence[tuple[Work, int]]) -> list[_Sample]:
+        return [self._sample(work, row) for work, row in tasks]
+
+    def _sample(self, work: Work, row: int) -> _Sample:
+        """Read, hash, and decode one image; runs in worker threads. Unreadable ones become an error text."""
+        if row in work.bad and work.content is not None:
+            return _Sample(work, row, work.content[row % len(work.content)].tobytes(), error=work.bad[row])
+        digest = bytes(16)
+        try:
+            content = self._dataset.read(row)
+            digest = xxhash.xxh3_128_digest(content)
+            place = self._donors.find(digest, self._ids[row], work.parts)
+            picture = None if place else self._dataset.decode(content, row)
+        except Exception as error:  # decoders raise anything on damaged files; the row is reported by name
+            return _Sample(work, row, digest, error=f"{type(error).__name__}: {error}")
+        if picture is None:
+            return _Sample(work, row, digest, place=place)
+        views = {part.whole_view for part in work.parts}
+        images = {view: self._view(view)(picture, view.view, self._ids[row]) for view in sorted(views, key=str)}
+        return _Sample(work, row, digest, images)
+
+    def _view(self, view: Part) -> View:
+        if view not in self._views:
+            self._views[view] = view_of(view, self._encoder)
+        return self._views[view]
+
+    def _forward(self, chunk: "_Chunk", size: int) -> None:
+        """One pass of the model a view, over the next images that wait."""
+        batch, chunk.waiting = chunk.waiting[:size], chunk.waiting[size:]
+        places = [sample.row - chunk.rows.start for sample in batch]
+        for view in dict.fromkeys(part.whole_view for part in chunk.work.parts):
+            parts = [part for part in chunk.work.parts if part.whole_view == view]
+            taps = [part.tap for part in parts if part.tap]
+            found = encode_outputs(self._encoder, [sample.images[view] for sample in batch], taps)
+            for part in parts:
+                chunk.made[part][places] = found[part.tap or PROJECTED]
+
+    def _encoded(self, chunk: "_Chunk") -> EncodedChunk:
+        bad = [BadRow(row, self._ids[row], error) for row, error in chunk.errors.items()]
+        valid = np.ones(len(chunk.rows), dtype=np.uint8)
+        valid[[item.row - chunk.rows.start for item in bad]] = 0
+        copied = np.array([sample.row - chunk.rows.start for sample in chunk.known], dtype=np.int64)
+        fresh = valid.copy()
+        fresh[copied] = 0
+        values: dict[Part, Mapping[str, npt.NDArray[Any]]] = {}
+        for part, features in chunk.made.items():
+            self._check_finite(features, fresh, chunk.rows)
+            unit, norm = normalise(features)
+            stored = unit.astype(np.float16)
+            if len(copied):
+                places = [sample.place for sample in chunk.known if sample.place is not None]
+                stored[copied], norm[copied] = self._donors.values(part, places)
+            values[part] = {"features": stored, "norm": norm, "valid": valid, "content": chunk.content}
+        self._check_same(chunk)
+        return EncodedChunk(chunk.work.chunk, values, bad, len(copied))
+
+    def _check_same(self, chunk: "_Chunk") -> None:
+        """ContentChangedError where a part that joins a store found other images than the store was made of."""
+        known = chunk.work.content
+        if known is None:
+            return
+        differs = (chunk.content != known[: len(chunk.content)]).any(axis=1)
+        rows = {chunk.rows.start + int(row) for row in np.flatnonzero(differs)} | (
+            set(chunk.errors) - set(chunk.work.bad)
+        )
+        if rows:
+            raise ContentChangedError(
+                f"{self._dataset.name}/{self._dataset.split}: {len(rows)} image(s) are no longer what the store was "
+                f"made of, first {self._ids[min(rows)]}; taps and views must be of the same images: restore them, or "
+                "delete the store's folder and encode it anew"
+            )
+
+    def _check_finite(self, features: npt.NDArray[np.float32], valid: npt.NDArray[np.uint8], rows: range) -> None:
+        broken = np.flatnonzero(~np.isfinite(features).all(axis=1) & (valid == 1))
+        if len(broken):
+            raise EncoderError(
+                f"{self._encoder.name} made NaN or infinite features for {len(broken)} image(s), first "
+                f"{self._ids[rows.start + int(broken[0])]}; with fp16 that is an overflow: take --precision bf16"
+            )
+
+
+class _Chunk:
+    """A chunk that is being made."""
+
+    def __init__(self, work: Work, rows: range, encoder: Encoder) -> None:
+        self.work, self.rows = work, rows
+        self.content = np.zeros((len(rows), 16), dtype=np.uint8)
+        self.made = {
+            part: np.full((len(rows), tap_dim(encoder, part.tap)), np.nan, dtype=np.float32) for part in work.parts
+        }
+        self.waiting: list[_Sample] = []
+        self.known: list[_Sample] = []
+        self.errors: dict[int, str] = {}
+        self._seen = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its rows were read."""
+        return self._seen == len(self.rows)
+
+    def add(self, batch: Sequence[_Sample]) -> None:
+        """Take samples that were read, in row order."""
+        for sample in batch:
+            self.content[sample.row - self.rows.start] = np.frombuffer(sample.content, dtype=np.uint8)
+            if sample.error is not None:
+                self.errors[sample.row] = sample.error
+            elif sample.place is not None:
+                self.known.append(sample)
+            else:
+                self.waiting.append(sample)
+        self._seen += len(batch)
+
+
+def as_stored(encoder: OpenClipEncoder) -> OpenClipEncoder:
+    """The same model computing in float32, as ``featcache encode`` does by default: its stores are found again."""
+    stored = copy.copy(encoder)
+    stored.precision = "fp32"
+    return stored
+
+
+def encoder_key(encoder: OpenClipEncoder) -> str:
+    """Key of the stores that ``featcache encode`` makes with this model; fitted heads are bound to it."""
+    return content_key(stored_identity(as_stored(encoder)))

@@ -1,0 +1,131 @@
+"""How to encode, and which part of the work is this process's own; none of it is part of a key."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from featcache.errors import FeatcacheError
+from featcache.store.parts import Part
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part `index` of `count` of the chunks: those whose number leaves the rest `index`.
+
+    Parameters
+    ----------
+    index, count : int
+        From 0 to count - 1, as torchrun's RANK and WORLD_SIZE.
+    only : bool
+        Do no other chunk and wait for nobody (a job of an array); otherwise help with what is left when the own part
+        is done, and wait until the store is finished (a rank).
+
+    >>> Share(1, 3).order(range(7))
+    [1, 4, 2, 5, 0, 3, 6]
+    >>> Share(1, 3, only=True).order(range(7))
+    [1, 4]
+    """
+
+    index: int = 0
+    count: int = 1
+    only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.index < self.count:
+            raise FeatcacheError(
+                f"part {self.index} of {self.count}: expected a part from 0 to one less than the number of parts"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """From ``i/n`` with i from 0 to n - 1, as ``$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT``.
+
+        Raises
+        ------
+        FeatcacheError
+            It is written otherwise, or i is not below n.
+        """
+        if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
+            raise FeatcacheError(f"--shard {text}: expected i/n with i from 0 to n-1, such as 0/4")
+        index, _, count = text.partition("/")
+        return cls(int(index), int(count), only=True)
+
+    @classmethod
+    def from_environment(cls) -> "Share":
+        """The rank that torchrun gave this process; all of the work where there is none."""
+        rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+        return cls(int(rank), int(world)) if rank.isdecimal() and world.isdecimal() else cls()
+
+    def order(self, chunks: Iterable[int]) -> list[int]:
+        """The chunks of this part first, then those of the next parts, unless only its own are asked for."""
+        turns = sorted((((chunk - self.index) % self.count), chunk) for chunk in chunks)
+        return [chunk for turn, chunk in turns if not (self.only and turn)]
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How to encode; none of it is part of a key.
+
+    Parameters
+    ----------
+    batch_size : int
+        Images a forward pass.
+    chunk_rows : int, optional
+        Rows of a chunk, default 4096 or N if that is less; a store that was begun keeps its own.
+    workers : int, optional
+        Threads that read and decode, default one a core.
+    ahead : int, optional
+        Batches decoded in advance, default 0 on a CPU and 4 on a GPU.
+    max_bad : int
+        Unreadable images to put up with.
+    update_labels : bool
+        Where the labels of the source changed: write the new ones (features are kept) instead of raising.
+    refresh : bool
+        Where source files changed: encode their chunks again instead of raising.
+    share : Share, optional
+        The part of this process among several; default: what torchrun says (RANK, WORLD_SIZE), else all of it.
+    taps : sequence of str
+        More outputs of the encoder to store, such as ``pre_projection``; see `featcache.encoders.taps`.
+    views : int
+        Augmented views of every image to store, numbers 0 to `views` - 1.
+    augmentation : str
+        How views are made: one of `featcache.encoding.augment.AUGMENTATIONS`.
+    view_seed : int
+        Seed of the views.
+    reuse : bool
+        Copy rows whose content another finished store of the same encoder holds; see `featcache.encoding.reuse`.
+    """
+
+    batch_size: int = 64
+    chunk_rows: int | None = None
+    workers: int | None = None
+    ahead: int | None = None
+    max_bad: int = 0
+    update_labels: bool = False
+    refresh: bool = False
+    share: Share | None = None
+    taps: Sequence[str] = ()
+    views: int = 0
+    augmentation: str = "plain"
+    view_seed: int = 0
+    reuse: bool = True
+
+    @property
+    def parts(self) -> list[Part]:
+        """The taps and views that are asked for, each tap of every view too, none twice."""
+        taps = list(dict.fromkeys(self.taps))
+        views = [Part(tap, self.augmentation, self.view_seed, k) for k in range(self.views) for tap in (None, *taps)]
+        return [Part(tap) for tap in taps] + views
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("batch_size", self.batch_size, 1),
+            ("chunk_rows", self.chunk_rows or 1, 1),
+            ("workers", self.workers or 1, 1),
+            ("max_bad", self.max_bad, 0),
+            ("views", self.views, 0),
+            ("view_seed", self.view_seed, 0),
+        ):
+            if value < least:
+                raise FeatcacheError(f"{name} is {value}, expected at least {least}")

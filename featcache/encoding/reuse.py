@@ -1,0 +1,162 @@
+"""Rows that need no encoding, because another finished store of the same encoder holds them.
+
+The content of every image is hashed while it is read. Where the hash stands in the content array of another store
+below the same ``<root>/images/<encoder_key>/``, decoding and the forward pass are skipped and the row is copied, bit
+for bit: a data set that grew, was reordered or shares images with another encodes only what is new. Only content that
+the two data sets decode in the same way counts (`Dataset.decoding`), and a chunk is believed only after its bytes
+agree with the checksum in the donor's manifest.
+
+Finding donors costs 16 bytes a row of the sibling stores: their content arrays are joined into one index, sorted by
+the first half of the hash.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import FeatcacheError
+from featcache.store import ImageStore, open_image_store
+from featcache.store.images import PartStore, open_part
+from featcache.store.key import checksum
+from featcache.store.layout import MANIFEST
+from featcache.store.parts import Part
+from featcache.store.places import StorePath, files, read_or_none
+
+VALUES = ("features", "norm")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of a donor."""
+
+    donor: int
+    row: int
+
+
+class Donors:
+    """The finished stores beside one of the same encoder.
+
+    Parameters
+    ----------
+    path : StorePath
+        Folder of the store that is to be encoded.
+    decoding : str, optional
+        How its data set decodes; None, and there are no donors.
+    """
+
+    def __init__(self, path: StorePath, decoding: str | None) -> None:
+        self._path, self._decoding = path, decoding
+        self._parts: dict[tuple[int, Part], ImageStore | None] = {}
+        self._sound: dict[tuple[int, Part, str, int], bool] = {}
+        self._lock = Lock()
+
+    @cached_property
+    def stores(self) -> list[ImageStore]:
+        """The donors, in the order of their keys."""
+        return [] if self._decoding is None else list(self._open())
+
+    def _open(self) -> Iterator[ImageStore]:
+        parent = self._path.parent
+        names = sorted(name for name in files(parent) if name.endswith(f"/{MANIFEST}") and name.count("/") == 1)
+        for name in names:
+            folder = name.partition("/")[0]
+            if folder != self._path.name:
+                with suppress(FeatcacheError):  # damaged, or of another version: no donor
+                    store = open_image_store(parent / folder)
+                    if store.info.get("decoding") == self._decoding:
+                        yield store
+
+    @cached_property
+    def _index(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """Both halves of the hashes, sorted by the first, and (donor, row) of each."""
+        halves: list[npt.NDArray[np.uint64]] = [np.empty((0, 2), np.uint64)]
+        places: list[npt.NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
+        for donor, store in enumerate(self.stores):
+            for chunk in range(store.manifest.arrays["content"].n_chunks):
+                content, valid = (self._checked(donor, Part(), name, chunk) for name in ("content", "valid"))
+                if content is None or valid is None:
+                    continue
+                rows = store.manifest.arrays["content"].rows_of(chunk)
+                kept = np.flatnonzero(valid[: len(rows)])
+                halves.append(np.ascontiguousarray(content[kept]).view("<u8"))
+                places.append(np.stack([np.full(len(kept), donor), kept + rows.start], axis=1))
+        hashes, found = np.concatenate(halves), np.concatenate(places)
+        order = np.argsort(hashes[:, 0], kind="stable")
+        return hashes[order, 0], hashes[order, 1], found[order]
+
+    def prepare(self) -> None:
+        """Read the content arrays now, before threads ask for rows."""
+        _ = self._index
+
+    def find(self, digest: bytes, sample_id: str, parts: Sequence[Part]) -> Place | None:
+        """A sound row of that content with all of some parts; views depend on the sample's id, too."""
+        firsts, seconds, places = self._index
+        if not len(firsts):
+            return None
+        first, second = np.frombuffer(digest, "<u8")
+        viewed = any(part.augmentation for part in parts)
+        for number in range(int(np.searchsorted(firsts, first)), int(np.searchsorted(firsts, first, side="right"))):
+            if seconds[number] != second:
+                continue
+            donor, row = places[number].tolist()
+            if (not viewed or self._ids(donor)[row] == sample_id) and self._has(donor, row, parts):
+                return Place(donor, row)
+        return None
+
+    def values(self, part: Part, places: Sequence[Place]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Features (n, D) float16 and norms (n,) of some rows that `find` found."""
+        found: list[npt.NDArray[Any]] = []
+        for name in VALUES:
+            values: npt.NDArray[Any] | None = None
+            for donor in {place.donor for place in places}:
+                numbers = [number for number, place in enumerate(places) if place.donor == donor]
+                reader = self._part(donor, part).reader(name)  # type: ignore[union-attr]  # `find` has looked
+                rows = reader.gather(np.array([places[number].row for number in numbers]))
+                values = np.empty((len(places), *rows.shape[1:]), rows.dtype) if values is None else values
+                values[numbers] = rows
+            found.append(values)  # type: ignore[arg-type]
+        return found[0], found[1]
+
+    def _ids(self, donor: int) -> list[str]:
+        with self._lock:
+            return self.stores[donor].ids
+
+    def _has(self, donor: int, row: int, parts: Sequence[Part]) -> bool:
+        """Whether all parts are there, and their bytes around a row as they were written."""
+        for part in parts:
+            store = self._part(donor, part)
+            if store is None:
+                return False
+            for name in VALUES:
+                key = (donor, part, name, row // store.manifest.arrays[name].chunk_rows)
+                if key not in self._sound:
+                    self._sound[key] = self._checked(*key) is not None
+                if not self._sound[key]:
+                    return False
+        return True
+
+    def _part(self, donor: int, part: Part) -> ImageStore | None:
+        with self._lock:
+            if (donor, part) not in self._parts:
+                self._parts[donor, part] = None
+                with suppress(FeatcacheError):
+                    self._parts[donor, part] = open_part(self.stores[donor], part)
+            return self._parts[donor, part]
+
+    def _checked(self, donor: int, part: Part, name: str, chunk: int) -> npt.NDArray[Any] | None:
+        """One chunk of an array, None where its bytes are not those that were written."""
+        store = self._part(donor, part)
+        if store is None:
+            return None
+        spec = store.manifest.arrays[name]
+        folder = store.folder if isinstance(store, PartStore) else store.path
+        content = read_or_none(spec.chunk_path(folder, chunk))
+        if content is None or checksum(content) != store.manifest.checksums[name][chunk]:
+            return None
+        return spec.chunk_array(content)

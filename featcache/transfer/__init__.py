@@ -1,0 +1,1 @@
+"""Transfer: stores to files of other formats, and features that others computed into stores."""

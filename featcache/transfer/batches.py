@@ -1,0 +1,228 @@
+"""Feeding a torch training loop from a store: batches on the device of a tensor, read ahead while it computes.
+
+Two roads give the same batches. Where the store fits, its rows lie on the device and a batch is one gather there.
+Where it does not, rows are read into two staging buffers in turn (pinned for a GPU, copied on a stream of their own)
+by a thread that stays one batch ahead. Which device is that of the tensor given as `like`: nothing here asks for a
+current device, and nothing is moved without being asked to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from featcache.errors import FeatcacheError
+from featcache.store.images import ImageStore
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+RESIDENT_SHARE = 0.5
+"""Largest share of the free memory that `resident=None` lets a store take."""
+
+
+class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
+    """The valid rows of an image store as a map-style data set: item i is (features (D,), label).
+
+    `torch.utils.data.DataLoader` fetches a batch with one gather (`__getitems__`). Features keep the stored dtype
+    (float16) unless `dtype` says otherwise.
+
+    Examples
+    --------
+    >>> from featcache import encode
+    >>> import tempfile
+    >>> store = encode("digits", "test", root=tempfile.mkdtemp())
+    >>> x, y = FeatureDataset(store)[3]
+    >>> x.shape, x.dtype, y == int(store.labels[3])
+    (torch.Size([128]), torch.float16, True)
+    """
+
+    def __init__(self, store: ImageStore, dtype: torch.dtype = torch.float16) -> None:
+        self.store, self.dtype = store, dtype
+        self.rows = np.flatnonzero(store.valid)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+        rows = self.rows[np.asarray(indices, dtype=np.int64)]
+        features = torch.from_numpy(self.store.gather(rows)).to(self.dtype)
+        return list(zip(features, self.store.labels[rows].tolist(), strict=True))
+
+
+@dataclass
+class FeatureBatches:
+    """Batches ``(features (B, D), labels (B,) int64)`` of the valid rows of an image store, epoch by epoch.
+
+    Iterating gives one epoch, and the next time the next one; `epoch` may be set. With `shuffle` the order is a
+    permutation by (seed, epoch), equal on every device and with every way of reading.
+
+    Parameters
+    ----------
+    store : ImageStore
+    batch_size : int
+    like : torch.Tensor
+        Batches have its device and dtype: a parameter of the model, ``torch.empty(0, device="cuda:1")``.
+    shuffle, seed
+        Order of the rows; without `shuffle` the store's.
+    drop_last : bool
+        Leave out a last batch of fewer rows.
+    resident : bool, optional
+        Keep all rows on the device; None decides by its free memory.
+
+    Raises
+    ------
+    FeatcacheError
+        For a batch size below 1 or a dtype that is not floating; when iterating, if `resident` asks for more memory
+        than there is.
+
+    Notes
+    -----
+    A batch that was read ahead (not resident) is good until the next one is asked for: its memory is used again.
+
+    Examples
+    --------
+    >>> from featcache import encode
+    >>> import tempfile
+    >>> store = encode("digits", "test", root=tempfile.mkdtemp())
+    >>> batches = FeatureBatches(store, 128, like=torch.zeros(0), shuffle=False)
+    >>> [tuple(x.shape) for x, y in batches]
+    [(128, 128), (128, 128), (128, 128), (116, 128)]
+    """
+
+    store: ImageStore
+    batch_size: int
+    like: torch.Tensor
+    shuffle: bool = True
+    seed: int = 0
+    drop_last: bool = False
+    resident: bool | None = None
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise FeatcacheError(f"batch_size is {self.batch_size}, expected at least 1")
+        if not self.like.is_floating_point():
+            raise FeatcacheError(f"like has dtype {self.like.dtype}; features are floating, give a floating tensor")
+        self.rows = np.flatnonzero(self.store.valid)
+        self._held: Batch | None = None
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.rows), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order, self.epoch = self._order(self.epoch), self.epoch + 1
+        parts = [order[k * self.batch_size : (k + 1) * self.batch_size] for k in range(len(self))]
+        held = self._resident()
+        return self._read_ahead(parts) if held is None else self._from_device(held, parts)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Places among the valid rows, in the order of an epoch."""
+        if not self.shuffle:
+            return np.arange(len(self.rows))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+
+    def _resident(self) -> Batch | None:
+        """All rows on the device, loaded at the first epoch; None where batches are read one by one."""
+        if self._held is None and self.resident is not False:
+            needed = len(self.rows) * self.store.dim * self.like.element_size()
+            if self.resident is None and needed > RESIDENT_SHARE * free_memory(self.like.device):
+                return None
+            self._held = self._loaded(needed)
+        return self._held
+
+    def _loaded(self, needed: int) -> Batch:
+        try:
+            features = self.like.new_empty((len(self.rows), self.store.dim))
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            raise FeatcacheError(
+                f"{self.store.name}/{self.store.split}: {needed:,} bytes do not fit on {self.like.device}; leave "
+                "resident out, and batches are read from the store"
+            ) from error
+        done = 0
+        for block, labels in self.store.blocks(dtype=np.float16):
+            features[done : done + len(labels)] = torch.from_numpy(np.ascontiguousarray(block)).to(features.device)
+            done += len(labels)
+        return features, torch.from_numpy(self.store.labels[self.rows]).to(features.device)
+
+    def _from_device(self, held: Batch, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+        features, labels = held
+        for part in parts:
+            places = torch.from_numpy(part).to(features.device, non_blocking=True)
+            yield features.index_select(0, places), labels.index_select(0, places)
+
+    def _read_ahead(self, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+        """The next batch is read, and on its way to the device, while the caller works on this one."""
+        stages = [_Stage(self) for _ in range(2)]
+        with ThreadPoolExecutor(1) as reader:
+            coming: list[Future[_Stage]] = []
+            for number, part in enumerate(parts):
+                stages[number % 2].release()
+                coming.append(reader.submit(stages[number % 2].fill, part))
+                if number:
+                    yield coming.pop(0).result().batch()
+            for last in coming:
+                yield last.result().batch()
+
+
+class _Stage:
+    """One of the two buffers. For a GPU rows are gathered into pinned memory and copied on a stream of their own."""
+
+    def __init__(self, batches: FeatureBatches) -> None:
+        like, shape = batches.like, (batches.batch_size, batches.store.dim)
+        self.store, self.rows = batches.store, batches.rows
+        self.out, self.out_labels = like.new_empty(shape), like.new_empty(shape[0], dtype=torch.int64)
+        self.features, self.labels = self.out, self.out_labels
+        self.stream: Any = None
+        self.used: Any = None
+        self.n = 0
+        if like.device.type == "cuda":
+            self.stream = torch.cuda.Stream(like.device)  # type: ignore[no-untyped-call]
+            self.features = torch.empty(shape, dtype=torch.float16, pin_memory=True)
+            self.labels = torch.empty(shape[0], dtype=torch.int64, pin_memory=True)
+
+    def release(self) -> None:
+        """The caller is done with the last batch of this buffer once its kernels so far have run."""
+        if self.stream is not None:
+            self.used = torch.cuda.current_stream(self.out.device).record_event()
+
+    def fill(self, part: npt.NDArray[np.int64]) -> _Stage:
+        """Read the rows of one batch and send them off; runs in the reader's thread."""
+        rows, self.n = self.rows[part], len(part)
+        if self.stream is not None:
+            self.stream.synchronize()  # the copy out of the pinned buffers may still run
+        self.features[: self.n].copy_(torch.from_numpy(self.store.gather(rows)))
+        self.labels[: self.n].copy_(torch.from_numpy(self.store.labels[rows]))
+        if self.stream is not None:
+            self.stream.wait_event(self.used)
+            with torch.cuda.stream(self.stream):
+                self.out[: self.n].copy_(self.features[: self.n], non_blocking=True)
+                self.out_labels[: self.n].copy_(self.labels[: self.n], non_blocking=True)
+        return self
+
+    def batch(self) -> Batch:
+        """The batch, ready for the caller's stream."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.out.device).wait_stream(self.stream)
+        return self.out[: self.n], self.out_labels[: self.n]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; for the CPU, of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 1 << 32

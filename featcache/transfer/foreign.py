@@ -1,0 +1,210 @@
+"""Reading features that others computed: arrays and tables of the kinds that the field leaves behind.
+
+=================================  ====================================================================
+what                               where from
+=================================  ====================================================================
+``FILE.npz``                       keys ``features``, ``labels`` (or their usual other names)
+``FILE.npy``                       features; labels in ``labels.npy`` beside it, or named
+``FILE.pt``                        a tensor, or a dict of them; labels in ``labels.pt`` or named
+``FILE.safetensors``, ``.parquet`` as `featcache.transfer.export` writes them
+``FILE.csv``                       with a header as `featcache.transfer.export` writes it, or plain numbers, label last
+``FOLDER``                         ``features.npy`` + ``labels.npy`` (export), ``features.pt`` + ``labels.pt``
+                                   (WiSE-FT), or ``features_SPLIT.pt`` + ``targets_SPLIT.pt`` (CLIP_benchmark)
+=================================  ====================================================================
+
+Nothing that is read can run code: torch files are loaded with ``weights_only=True``, npy files without pickle.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import DatasetError
+
+FEATURES = ("features", "image_features", "feats", "embeddings", "x", "X", "data")
+LABELS = ("labels", "targets", "label", "target", "y")
+
+
+@dataclass
+class Foreign:
+    """Features (N, D) with what else was found beside them."""
+
+    features: npt.NDArray[Any]
+    labels: npt.NDArray[Any] | None = None
+    ids: list[str] | None = None
+    classnames: list[str] | None = None
+
+
+def read_foreign(source: str | Path, split: str = "train") -> Foreign:
+    """Read features, and labels, ids and class names where they are to be found.
+
+    Parameters
+    ----------
+    source : str or Path
+        A file or folder; see the table above.
+    split : str
+        Which of ``features_SPLIT.pt`` is read from a folder.
+
+    Raises
+    ------
+    DatasetError
+        Nothing there, an unknown kind of file, or one that is damaged or holds no features.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path, split)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None or not path.is_file():
+        why = "no such file" if reader else "unknown kind of file"
+        raise DatasetError(f"{path}: {why}; expected a folder or a file that ends in {', '.join(READERS)}")
+    try:
+        found = reader(path, FEATURES)
+    except DatasetError:
+        raise
+    except Exception as error:  # readers raise anything on damaged files
+        raise DatasetError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    if found.labels is None:
+        beside = path.with_name(path.name.replace("features", "labels"))
+        found.labels = _beside(path, beside, path.with_name(path.name.replace("features", "targets")))
+    return found
+
+
+def read_array(source: str | Path) -> npt.NDArray[Any]:
+    """One array: the labels in a npy, npz, pt or text file (one a line)."""
+    path = Path(source)
+    if path.suffix.lower() in (".txt", ".csv"):
+        return np.loadtxt(path, ndmin=1, delimiter=",")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DatasetError(f"{path}: expected labels in a .npy, .npz, .pt, .txt or .csv file")
+    return reader(path, LABELS).features
+
+
+def _beside(features: Path, *candidates: Path) -> npt.NDArray[Any] | None:
+    there = [path for path in candidates if path != features and path.is_file()]
+    return read_array(there[0]) if there else None
+
+
+def _folder(folder: Path, split: str) -> Foreign:
+    for name in (f"features_{split}.pt", "features.pt", "features.npy", f"features_{split}.npy"):
+        if (folder / name).is_file():
+            found = read_foreign(folder / name, split)
+            found.ids = _lines(folder / "ids.txt") or found.ids
+            found.classnames = _lines(folder / "classes.txt") or found.classnames
+            return found
+    raise DatasetError(
+        f"{folder}: no features in it; expected features.npy, features.pt or features_{split}.pt; pass --split"
+    )
+
+
+def _lines(path: Path) -> list[str] | None:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
+
+
+def _pick(found: Mapping[str, Any], names: tuple[str, ...], path: Path) -> Any:
+    for name in names:
+        if name in found:
+            return found[name]
+    raise DatasetError(f"{path}: holds {', '.join(map(repr, found)) or 'nothing'}; expected one of {', '.join(names)}")
+
+
+def _numpy(value: Any) -> npt.NDArray[Any]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+    return np.asarray(value)
+
+
+def _of_mapping(found: Mapping[str, Any], names: tuple[str, ...], path: Path) -> Foreign:
+    features = _numpy(_pick(found, names, path))
+    labels = next((_numpy(found[name]) for name in LABELS if name in found), None)
+    ids = found.get("ids", found.get("image_paths"))
+    classes = found.get("classnames", found.get("classes"))
+    return Foreign(features, labels, *(None if part is None else list(map(str, part)) for part in (ids, classes)))
+
+
+def _npz(path: Path, names: tuple[str, ...]) -> Foreign:
+    with np.load(path, allow_pickle=False) as found:
+        return _of_mapping({name: found[name] for name in found.files}, names, path)
+
+
+def _npy(path: Path, names: tuple[str, ...]) -> Foreign:
+    return Foreign(np.load(path, allow_pickle=False))
+
+
+def _torch(path: Path, names: tuple[str, ...]) -> Foreign:
+    import torch
+
+    with torch.serialization.safe_globals(_numpy_globals()):
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    return _of_mapping(found, names, path) if isinstance(found, dict) else Foreign(_numpy(found))
+
+
+def _numpy_globals() -> list[Any]:
+    """What a pickled numpy array of numbers is made of: WiSE-FT saves arrays, not tensors."""
+    import _codecs
+
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i8", "i4")]
+    rebuild = np.empty(0).__reduce__()[0]
+    old = [(rebuild, "numpy.core.multiarray._reconstruct"), (rebuild, "numpy._core.multiarray._reconstruct")]
+    return [*old, _codecs.encode, np.ndarray, np.dtype, *kinds]
+
+
+def _safetensors(path: Path, names: tuple[str, ...]) -> Foreign:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        facts, keys = file.metadata() or {}, list(file.keys())
+        found: dict[str, Any] = {key: file.get_tensor(key) for key in keys if key in (*FEATURES, *LABELS)}
+    found |= {key: json.loads(facts[key]) for key in ("ids", "classnames") if key in facts}
+    return _of_mapping(found, names, path)
+
+
+def _parquet(path: Path, names: tuple[str, ...]) -> Foreign:
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    column = _pick({name: table[name] for name in table.column_names}, names, path)
+    features = np.stack(column.to_numpy()) if len(table) else np.empty((0, 0), np.float32)
+    facts = (table.schema.metadata or {}).get(b"featcache.classnames")
+    labels = next((table[name].to_numpy() for name in LABELS if name in table.column_names), None)
+    ids = table["id"].to_pylist() if "id" in table.column_names else None
+    return Foreign(features, labels, ids, json.loads(facts) if facts else None)
+
+
+def _csv(path: Path, names: tuple[str, ...]) -> Foreign:
+    text = path.read_text(encoding="utf-8")
+    first = text.partition("\n")[0]
+    if first.startswith("id,label,class,"):
+        return _own_csv(text)
+    numbers = np.loadtxt(io.StringIO(text), delimiter="," if "," in first else None, ndmin=2, dtype=np.float64)
+    return Foreign(numbers[:, :-1].astype(np.float32), numbers[:, -1])
+
+
+def _own_csv(text: str) -> Foreign:
+    header, *rows = csv.reader(io.StringIO(text))
+    features = np.array([row[3:] for row in rows], dtype=np.float32).reshape(len(rows), len(header) - 3)
+    labels = np.array([int(row[1]) for row in rows], dtype=np.int64)
+    names = {int(row[1]): row[2] for row in rows}
+    classes = [names.get(label, f"class {label}") for label in range(max(names, default=-1) + 1)]
+    return Foreign(features, labels, [row[0] for row in rows], classes)
+
+
+READERS: dict[str, Callable[[Path, tuple[str, ...]], Foreign]] = {
+    ".npz": _npz,
+    ".npy": _npy,
+    ".pt": _torch,
+    ".pth": _torch,
+    ".safetensors": _safetensors,
+    ".parquet": _parquet,
+    ".csv": _csv,
+}

@@ -1,0 +1,219 @@
+"""A store made of features that others computed, so that heads fit on them like on any other.
+
+What made the features is known by name only: the identity of the encoder is the name and the digest that the user
+gives, and stores with equal ones fit together (a head fitted on an imported train split judges an imported test
+split). The content of the features is in the other half of the key, with their name and split: there are no sample
+files that would tell two data sets apart, so other features, and the same ones under another name, are another store.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
+from featcache.encoding.chunks import normalise
+from featcache.errors import (
+    DatasetError,
+    LabelsChangedError,
+    StoreCorruptError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+)
+from featcache.store import ImageStore, StoreWriter, content_key, open_image_store, resolve_root
+from featcache.store.key import checksum
+from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
+from featcache.store.places import StorePath
+from featcache.store.sidecars import SAMPLES, samples_bytes
+from featcache.transfer.foreign import Foreign
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where imported features come from.
+
+    Parameters
+    ----------
+    encoder_name : str
+        The model, as people call it.
+    digest : str, optional
+        What tells its weights from others of that name: a checksum of the checkpoint, a commit, a date.
+    text_digest : str, optional
+        Digest of the text tower that belongs to it (``featcache info`` of a text store shows it), for zero-shot heads.
+    logit_scale : float, optional
+        Exponentiated factor on cosine similarities.
+    """
+
+    encoder_name: str
+    digest: str | None = None
+    text_digest: str | None = None
+    logit_scale: float | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The encoder's half of the key of stores of these features (with their width)."""
+        return {"imported": self.encoder_name, "digest": self.digest, "stored": "float16, L2-normalised in float32"}
+
+
+def import_features(
+    found: Foreign,
+    source: Source,
+    *,
+    name: str,
+    split: str = "train",
+    classnames: Sequence[str] | None = None,
+    root: str | StorePath | None = None,
+    update_labels: bool = False,
+) -> ImageStore:
+    """Make a store of foreign features, or find it.
+
+    Parameters
+    ----------
+    found : Foreign
+        Features (N, D), of any float type, normalised or not; labels (N,), integers from 0.
+    source : Source
+    name, split : str
+        What the store is called; part of its key.
+    classnames : sequence of C str, optional
+        Default: those in `found`, else ``class 0``, ``class 1``, ...
+    root : str, Path or ObjectPath, optional
+        Place of all stores.
+    update_labels : bool
+        Whether a store of these features under this name and split takes labels, class names, text digest and logit
+        scale over where they differ.
+
+    Returns
+    -------
+    ImageStore
+        Unit rows in float16, the lengths that they had in ``norm``.
+
+    Raises
+    ------
+    DatasetError
+        No labels, other shapes than (N, D) and (N,), NaN or infinite features, labels out of range.
+    LabelsChangedError
+        The store is there and says something else, and `update_labels` is False; nothing is written.
+    """
+    features, index = _checked(found, classnames)
+    digest = checksum(features.data)
+    identity = {
+        "encoder": source.identity | {"dim": features.shape[1]},
+        "dataset": {"rows": len(index), "samples": dataset_key(index), "features": digest}
+        | {"name": name, "split": split},
+    }
+    key = f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
+    path = resolve_root(root) / ImageStore.kind / key
+    info = _info(source, index, features.shape[1]) | {"name": name, "split": split}
+    store = _finished(path)
+    difference = "" if store is None else _difference(store, info, index)
+    if store is not None and difference and not update_labels:
+        raise LabelsChangedError(
+            f"{store.reference} holds these features already, and {difference}; nothing was written. Run again with "
+            f"--update-labels to replace what {path} says, or with another --name or --split to keep both"
+        )
+    if store is None or difference:
+        kept = {} if store is None else {key: store.info[key] for key in _unsaid(info)}
+        _write(path, key, identity, features, index, info | kept)
+    return open_image_store(path)
+
+
+def _info(source: Source, index: SampleIndex, dim: int) -> dict[str, Any]:
+    return {
+        "classnames": list(index.classnames),
+        "labels_digest": labels_digest(index.labels, index.classnames),
+        "metadata_digest": metadata_digest({}),
+        "encoder_name": source.encoder_name,
+        "dim": dim,
+        "text_digests": [] if source.text_digest is None else [source.text_digest],
+        "logit_scale": source.logit_scale,
+        "logit_bias": None,
+        "bad": [],
+    }
+
+
+def _unsaid(info: Mapping[str, Any]) -> list[str]:
+    """What this import does not say, and so does not change."""
+    return [key for key in ("text_digests", "logit_scale") if not info[key]]
+
+
+def _difference(store: ImageStore, info: Mapping[str, Any], index: SampleIndex) -> str:
+    """What differs from the store, in words; nothing where nothing does."""
+    if store.classnames != index.classnames:
+        pairs = zip(store.classnames, index.classnames, strict=False)
+        counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
+        return f"its class names differ ({next((f'{a!r} there, {b!r} now' for a, b in pairs if a != b), counts)})"
+    rows = np.flatnonzero(store.labels != index.labels)
+    if len(rows):
+        return f"{len(rows):,} of {len(index):,} labels differ (first: {index.ids[rows[0]]})"
+    changed = [key for key in ("text_digests", "logit_scale") if info[key] and info[key] != store.info[key]]
+    return ", ".join(f"its {key} was {store.info[key]}, now {info[key]}" for key in changed)
+
+
+def _finished(path: StorePath) -> ImageStore | None:
+    try:
+        return open_image_store(path)
+    except (StoreNotFoundError, StoreIncompleteError, StoreCorruptError):
+        return None
+
+
+def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDArray[np.float32], SampleIndex]:
+    features = np.ascontiguousarray(found.features, dtype=np.float32)
+    if features.ndim != 2 or not features.size:
+        raise DatasetError(f"features have shape {found.features.shape}; expected (N, D), one row a sample")
+    broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(broken):
+        raise DatasetError(f"{len(broken):,} rows hold NaN or infinite features, first row {broken[0]}; leave them out")
+    labels = _labels(found.labels, len(features))
+    names = classnames or found.classnames or [f"class {label}" for label in range(int(labels.max()) + 1)]
+    ids = found.ids or [f"row-{row:08d}" for row in range(len(features))]
+    sizes = np.full(len(features), features.itemsize * features.shape[1], np.int64)
+    return features, SampleIndex(ids, sizes, np.zeros_like(sizes), labels, tuple(names))
+
+
+def _labels(labels: npt.NDArray[Any] | None, n: int) -> npt.NDArray[np.int64]:
+    if labels is None:
+        raise DatasetError("no labels found beside the features; name their file with --labels")
+    if labels.shape != (n,) or labels.dtype.kind not in "iufb" or not np.array_equal(labels, np.rint(labels)):
+        raise DatasetError(
+            f"labels are {labels.dtype} {labels.shape}; expected {n:,} whole numbers, one a row of the features"
+        )
+    return labels.astype(np.int64)
+
+
+def _write(
+    path: StorePath,
+    key: str,
+    identity: dict[str, Any],
+    features: npt.NDArray[np.float32],
+    index: SampleIndex,
+    info: dict[str, Any],
+) -> None:
+    n, dim = features.shape
+    rows = min(DEFAULT_CHUNK_ROWS, n)
+    sidecar = {SAMPLES: samples_bytes(index.ids, index.sizes)}
+    whole = {"labels": labels_array(n, rows)}
+    writer = StoreWriter(path, ImageStore.kind, key, identity, image_arrays(n, dim, rows), whole, sidecar, "import")
+    writer.reopen()
+    writer.drop_damaged()
+
+    def values_of(chunk: int) -> dict[str, npt.NDArray[Any]]:
+        part = writer.rows_spec.rows_of(chunk)
+        raw = features[part.start : part.stop]
+        unit, norm = normalise(raw)
+        content = np.stack([np.frombuffer(xxhash.xxh3_128_digest(row), np.uint8) for row in raw])
+        valid = np.ones(len(raw), np.uint8)
+        return {"features": unit.astype(np.float16), "norm": norm, "valid": valid, "content": content}
+
+    writer.write_chunks(writer.pending(), values_of)
+    written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    writer.finalise({"labels": index.labels}, info, {"imported": True, "written": written})
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """Class names, one a line."""
+    return Path(path).read_text(encoding="utf-8").splitlines()

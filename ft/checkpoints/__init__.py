@@ -1,0 +1,1 @@
+"""Checkpoints: model folders, their parents, and conversion from and to other layouts."""

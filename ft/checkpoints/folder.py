@@ -1,0 +1,259 @@
+"""Checkpoint files and model folders: how weights come in and go out, without pickle and without open_clip.
+
+A model folder is what open_clip calls ``local-dir:FOLDER``: its configuration, one weights file, and the tokenizer's
+files where the model has its own. `write_model_folder` makes one from another folder and a state dict, so that a
+fine-tuned or merged model goes straight to ``featcache encode --model local-dir:FOLDER``.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from featcache import encoders
+from featcache.encoders.checkpoints import NOT_WEIGHTS, is_torchscript
+from featcache.errors import EncoderError
+from featcache.store.places.local import sync_folder
+from ft.checkpoints.state import Shapes, State, check_shapes, shapes_of
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+PROVENANCE = "provenance.json"
+
+# open_clip's order of preference among the weights files of a folder
+WEIGHTS_NAMES = tuple(
+    f"{stem}.{suffix}"
+    for stem in ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
+    for suffix in ("safetensors", "bin", "pth")
+)
+TOKENIZER_FILES = (
+    "bpe_*.txt.gz",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+    "spiece.model",
+    "sentencepiece*.model",
+)
+PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from a file, or from the weights file of a model folder.
+
+    Takes safetensors, torch files (read with ``weights_only=True``, so that no code in them runs; open_clip's training
+    checkpoints, whose weights are under ``state_dict``, too) and OpenAI's TorchScript archives. Prefixes that
+    DistributedDataParallel and torch.compile put before every key are taken off.
+
+    Raises
+    ------
+    EncoderError
+        No such file, or one that cannot be read like that.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = weights_file(file)
+    if not file.is_file():
+        raise EncoderError(f"{file}: no such checkpoint; give a safetensors or torch file, or a model folder")
+    try:
+        content = _load(file)
+    except Exception as error:  # torch's readers meet broken files with KeyError, IndexError and more
+        raise EncoderError(
+            f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({str(error)[:200]}); "
+            "pickled modules are not read here: save their state_dict(), or see featcache convert --trust"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
+        raise EncoderError(f"{file}: holds no state dict (name -> tensor); save one with model.state_dict()")
+    state = dict(content)
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _load(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    if not is_torchscript(file):
+        return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch means to drop it; OpenAI's files will stay as they are
+        archive = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+    return {key: value for key, value in archive.state_dict().items() if key not in NOT_WEIGHTS}
+
+
+def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a state dict as safetensors: a reader sees the old file or the new one, whole, also after a power cut.
+
+    Parameters
+    ----------
+    state : mapping of name -> tensor
+        Tensors may share memory and sit on any device.
+    path : str or Path
+    metadata : mapping of str -> str, optional
+        Kept in the file's header.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(_separate(state), partial, metadata={"format": "pt", **(metadata or {})})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return path
+
+
+def _separate(state: State) -> dict[str, torch.Tensor]:
+    """Contiguous CPU tensors, each with memory of its own: safetensors refuses tied weights."""
+    seen: set[int] = set()
+    separate = {}
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        separate[key] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return separate
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder meant by ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``.
+
+    Raises
+    ------
+    EncoderError
+        It is no model folder.
+    """
+    text = str(name).removeprefix("local-dir:")
+    folder = Path(encoders.__file__).parent / "tiny" if text == "tiny" and not Path(text).exists() else Path(text)
+    if not (folder / CONFIG).is_file():
+        raise EncoderError(f"{folder}: no {CONFIG}; give a model folder as open_clip's local-dir: takes it, or `tiny`")
+    return folder
+
+
+def weights_file(folder: str | Path) -> Path:
+    """The weights file of a model folder: the one that open_clip would load.
+
+    Raises
+    ------
+    EncoderError
+        There is none.
+    """
+    folder = Path(folder)
+    found = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
+    others = sorted(path for suffix in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{suffix}"))
+    others.sort(key=lambda path: path.suffix != ".safetensors")
+    if not found and not others:
+        raise EncoderError(f"{folder}: no weights; expected {WEIGHTS}")
+    return (found or others)[0]
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Configuration of a model folder: ``model_cfg`` and ``preprocess_cfg``.
+
+    Raises
+    ------
+    EncoderError
+        It is no JSON object with a ``model_cfg``.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{path}: cannot be read as JSON ({error}); give a model folder") from error
+    if not isinstance(config, dict) or "model_cfg" not in config:
+        raise EncoderError(f"{path}: no model_cfg; expected open_clip's configuration")
+    return config
+
+
+def write_model_folder(
+    source: str | Path | Mapping[str, Any],
+    state: State,
+    out: str | Path,
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model folder: configuration and tokenizer of `source`, weights of `state`.
+
+    Parameters
+    ----------
+    source : str, Path or mapping
+        A model folder, or ``tiny``; or the configuration itself (``model_cfg`` and ``preprocess_cfg``) of a model that
+        came by name, whose tokenizer open_clip finds by the configuration.
+    state : mapping of name -> tensor
+        With the keys and shapes of the source's weights; a configuration alone has none to compare with.
+    out : str or Path
+        The new folder; it appears when it is complete.
+    provenance : JSON-able mapping, optional
+        Where the weights come from; written beside them as ``provenance.json``.
+    overwrite : bool
+        Replace a folder that is already there.
+
+    Raises
+    ------
+    EncoderError
+        `source` is no model folder, or `out` exists.
+    MismatchError
+        Keys or shapes are not those of the weights of the source, where it is a folder.
+    """
+    out = Path(out)
+    folder = None if isinstance(source, Mapping) else model_folder(source)
+    if folder is not None:
+        check_shapes(stored_shapes(weights_file(folder)), shapes_of(state), (str(folder), "the new state dict"))
+    if out.exists() and (not overwrite or (folder is not None and out.resolve() == folder.resolve())):
+        raise EncoderError(f"{out} exists already; name another folder, or overwrite it (never the source itself)")
+    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
+    try:
+        partial.mkdir(parents=True)
+        _write_configuration(source if folder is None else folder, partial)
+        if provenance is not None:
+            (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+        write_state(state, partial / WEIGHTS)
+        if out.exists():
+            os.replace(out, old)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(out.parent)
+    return out
+
+
+def _write_configuration(source: str | Path | Mapping[str, Any], folder: Path) -> None:
+    """Configuration, and tokenizer files where the source has its own."""
+    if isinstance(source, Mapping):
+        if not {"model_cfg", "preprocess_cfg"} <= source.keys():
+            raise EncoderError(f"configuration with {', '.join(source)}: expected model_cfg and preprocess_cfg")
+        (folder / CONFIG).write_text(json.dumps(dict(source), indent=2) + "\n", encoding="utf-8")
+        return
+    for path in [Path(source) / CONFIG, *(path for names in TOKENIZER_FILES for path in Path(source).glob(names))]:
+        shutil.copyfile(path, folder / path.name)
+
+
+def stored_shapes(file: Path) -> Shapes:
+    """Shapes of the tensors of a checkpoint file; of safetensors without reading the tensors."""
+    if file.suffix != ".safetensors":
+        return shapes_of(read_state(file))
+    with safe_open(file, framework="pt") as stored:
+        return {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118 - not a dict
+
+
+START, LAST, BEST = "start", "last", "best"
+
+
+OPTIONS, LOG = "options.json", "log.jsonl"

@@ -1,0 +1,78 @@
+"""Pickled modules, as wise-ft saves them: read only where the user trusts the file, and in a process of their own.
+
+Unpickling runs code. No check of the file can tell whether that code is harmless, and a process of its own protects
+this one's memory, not the machine: so nothing is unpickled unless it was asked for by name (``convert --trust``).
+"""
+
+import logging
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from featcache.encoders.checkpoints import is_torchscript
+from featcache.errors import EncoderError
+from ft.checkpoints.formats import __file__ as package_file
+
+LOG = logging.getLogger(__name__)
+SCRIPT = Path(package_file).with_name("trusted.py")
+ACTIVATIONS = {"QuickGELU": True, "GELU": False}
+PICKLE = b"\x80"
+"""First byte of a pickle since protocol 2, and so of what torch saved before its zip archives."""
+
+
+class Pickled(NamedTuple):
+    """What was unpickled."""
+
+    state: dict[str, torch.Tensor]
+    quick_gelu: bool | None
+    """Activation of the module's layers; None of a state dict, or where there are several or none."""
+
+
+def is_pickled(file: Path) -> bool:
+    """Whether a file is a pickle, or an archive of torch's around one."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return not is_torchscript(file) and any(name.endswith("data.pkl") for name in archive.namelist())
+    with file.open("rb") as stream:
+        return stream.read(1) == PICKLE
+
+
+def read_pickled(path: str | Path, *, trust: bool) -> Pickled:
+    """The tensors of a pickled module or state dict, and a line in the log that its code runs.
+
+    Parameters
+    ----------
+    path : str or Path
+    trust : bool
+        Whether the code in the file may run, with the rights of the user.
+
+    Raises
+    ------
+    EncoderError
+        Without `trust`, or a file that cannot be unpickled or holds no tensors.
+    """
+    file = Path(path).resolve()
+    if not trust:
+        raise EncoderError(
+            f"{path}: a pickled Python object, which is not read: unpickling runs whatever code the file holds. If you "
+            "trust whoever made it, --trust (featcache convert --trust FILE OUT) runs that code, in a process of its "
+            "own but with your rights, and takes the tensors"
+        )
+    LOG.warning("%s: --trust runs the code in this file, in a process of its own but with your rights", path)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "tensors.safetensors"
+        command = [sys.executable, "-I", str(SCRIPT), str(file), str(out)]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        if run.returncode or not out.exists():
+            said = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise EncoderError(f"{path}: cannot be unpickled ({said[:300]}); expected a saved module or state dict")
+        with safe_open(str(out), framework="pt") as written:
+            activation = (written.metadata() or {}).get("activation", "")
+        return Pickled(load_file(out), ACTIVATIONS.get(activation))

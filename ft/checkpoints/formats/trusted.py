@@ -1,0 +1,64 @@
+"""The one place that unpickles: a script that `ft.checkpoints.formats.pickled` runs in a process of its own, never
+imported.
+
+``python -I trusted.py FILE OUT`` unpickles FILE, which **runs whatever code the file asks for**, takes the tensors of
+the module or state dict in it, and writes them to OUT as safetensors, the class of a module's activation in the header.
+Classes that are not installed (wise-ft pickles
+its own) become empty shells of `torch.nn.Module`: their tensors are all that is wanted.
+"""
+
+import pickle
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+
+class Unpickler(pickle.Unpickler):
+    """Unpickles, with shells in the place of classes that cannot be imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class of that name, or a shell."""
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            return type(
+                name, (torch.nn.Module,), {"__module__": module, "__init__": lambda self, *args, **kwargs: None}
+            )
+
+
+def tensors_of(content: Any) -> dict[str, torch.Tensor]:
+    """The state dict of a module, or the tensors of a mapping."""
+    if isinstance(content, torch.nn.Module):
+        content = content.state_dict()
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise SystemExit(f"holds {type(content).__name__}; expected a module or a state dict")
+    found = {str(key): value for key, value in content.items() if torch.is_tensor(value)}
+    return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
+
+
+def activation_of(content: Any) -> str:
+    """``QuickGELU`` or ``GELU``, where all layers of a module that have one have the same; else empty."""
+    layers = content.modules() if isinstance(content, torch.nn.Module) else ()
+    found = {type(layer).__name__ for layer in layers} & {"QuickGELU", "GELU"}
+    return found.pop() if len(found) == 1 else ""
+
+
+def main(source: str, out: str) -> None:
+    """Unpickle `source`, write its tensors to `out`."""
+    door = types.ModuleType("door")
+    door.Unpickler, door.load, door.loads = Unpickler, pickle.load, pickle.loads  # type: ignore[attr-defined]
+    content = torch.load(source, map_location="cpu", weights_only=False, pickle_module=door)
+    tensors = tensors_of(content)
+    if not tensors:
+        raise SystemExit("holds no tensor")
+    save_file(tensors, out, metadata={"activation": activation_of(content)})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,178 @@
+"""Models that others are made from: the zero-shot model of an interpolation, the base of a conversion.
+
+A model folder, or ``tiny``, is read as it lies. An architecture of open_clip, with a tag or a checkpoint file, is
+loaded as ``featcache encode`` loads it, so that its activation is checked. ``RUN/start`` is the model that a run of
+``featcache finetune`` began with: a run keeps the head that it began with (``start_head.safetensors``) and where its
+weights came from, not a copy of them, so they are loaded again and must have the digests that the run wrote down.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featcache.encoders import load_encoder
+from featcache.encoders.openclip import OpenClipEncoder
+from featcache.errors import EncoderError, MismatchError
+from ft.checkpoints.folder import (
+    CONFIG,
+    OPTIONS,
+    START,
+    model_folder,
+    read_config,
+    read_state,
+    stored_shapes,
+    weights_file,
+)
+from ft.checkpoints.state import Shapes, shapes_of
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model to make others from; `parent_of` finds it.
+
+    Parameters
+    ----------
+    name : str
+        As the user gave it.
+    named : (str, str or None)
+        Model and weights as `featcache.encoders.load_encoder` takes them.
+    source : Path or dict
+        Its folder, or the configuration of a model that came by name: what
+        `ft.checkpoints.folder.write_model_folder` takes.
+    config : dict
+        ``model_cfg`` and ``preprocess_cfg``.
+    encoder : OpenClipEncoder, optional
+        The model that came by name, on the CPU.
+    has_weights : bool
+        False for an architecture alone, which has shapes only.
+    """
+
+    name: str
+    named: tuple[str, str | None]
+    source: Path | dict[str, Any]
+    config: dict[str, Any]
+    encoder: OpenClipEncoder | None = None
+    has_weights: bool = True
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Its state dict, under open_clip's names."""
+        return dict(self.encoder.model.state_dict()) if self.encoder is not None else read_state(self._folder)
+
+    def shapes(self) -> Shapes:
+        """Shapes of its tensors."""
+        if self.encoder is not None:
+            return shapes_of(self.encoder.model.state_dict())
+        return stored_shapes(weights_file(self._folder))
+
+    def account(self) -> dict[str, Any]:
+        """For provenance: the file and its sha256, or the name and the digests of both towers."""
+        if self.encoder is None:
+            return account_of(weights_file(self._folder))
+        return {"model": self.encoder.name, "weights": _digests(self.encoder)}
+
+    def load(self, device: str | None = None) -> OpenClipEncoder:
+        """It as an encoder on a device."""
+        return _open_clip(*self.named, device)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.named[0].removeprefix("local-dir:"))
+
+
+def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, architecture: bool = False) -> Parent:
+    """The model of that name.
+
+    Parameters
+    ----------
+    name : str, Path or Parent
+        A model folder, ``tiny``, ``RUN/start``, ``hf-hub:ORG/REPO``, or an architecture of open_clip.
+    pretrained : str, optional
+        Weights of an architecture: a tag of open_clip or a checkpoint file.
+    architecture : bool
+        Whether an architecture without weights will do.
+
+    Raises
+    ------
+    EncoderError
+        There is no such model, or an architecture has no weights.
+    ActivationMismatchError
+        Weights that want another activation than the architecture has.
+    MismatchError
+        The weights that a run began with are not there any more.
+    """
+    if isinstance(name, Parent):
+        return name
+    text = str(name)
+    path = Path(text.removeprefix("local-dir:"))
+    if text == "tiny" or (path / CONFIG).is_file():
+        if pretrained is not None:
+            raise EncoderError(f"--pretrained {pretrained}: {text} has weights of its own; leave --pretrained out")
+        return _in_folder(text)
+    if pretrained is None and path.name == START and (path.parent / OPTIONS).is_file():
+        return _start_of(path.parent, text)
+    if pretrained is None and not architecture and not text.startswith("hf-hub:"):
+        raise EncoderError(
+            f"{text}: no model folder ({CONFIG} is not there); expected one, `tiny`, RUN/{START} (what a run began "
+            "with), or an architecture of open_clip with --pretrained"
+        )
+    has_weights = pretrained is not None or text.startswith("hf-hub:")
+    named = (text, pretrained if has_weights else "random")
+    return _by_name(text, named, _open_clip(*named, "cpu"), has_weights)
+
+
+def account_of(file: Path) -> dict[str, Any]:
+    """Where weights come from: folder, file name and sha256."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"file": f"{file.resolve().parent.name}/{file.name}", "sha256": digest}
+
+
+def _in_folder(name: str) -> Parent:
+    folder = model_folder(name)
+    weights_file(folder)
+    return Parent(name, (f"local-dir:{folder}", None), folder, read_config(folder))
+
+
+def _by_name(name: str, named: tuple[str, str | None], encoder: OpenClipEncoder, has_weights: bool = True) -> Parent:
+    config: dict[str, Any] = json.loads(json.dumps(encoder.configuration()))  # as it is read from a folder
+    return Parent(name, named, config, config, encoder, has_weights)
+
+
+def _start_of(run: Path, name: str) -> Parent:
+    """The model that a run began with, from what the run wrote down."""
+    try:
+        start = json.loads((run / OPTIONS).read_text(encoding="utf-8"))["start"]
+        model, pretrained, weights = start["model"], start["pretrained"], start["weights"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderError(
+            f"{run}: its {OPTIONS} does not say which weights it began with; run its finetune command again, which "
+            "adds that, or name the model itself: a folder, or an architecture with --pretrained"
+        ) from error
+    try:
+        encoder = _open_clip(model, pretrained, "cpu")
+    except EncoderError as error:
+        raise EncoderError(f"{run} began with {model}, which cannot be loaded again: {error}") from error
+    if _digests(encoder) != weights:
+        raise MismatchError(
+            f"{run} began with other weights than {encoder.name} has now (digests {', '.join(weights)} against "
+            f"{', '.join(_digests(encoder))}); name the model that it began with"
+        )
+    if model == "tiny" or model.startswith("local-dir:"):
+        return _in_folder(model)
+    return _by_name(name, (model, pretrained), encoder)
+
+
+def _open_clip(model: str, pretrained: str | None, device: str | None) -> OpenClipEncoder:
+    encoder = load_encoder(model, pretrained, device=device)
+    if not isinstance(encoder, OpenClipEncoder):
+        raise EncoderError(f"{model}: expected a model folder, `tiny`, or an architecture of open_clip")
+    return encoder
+
+
+def _digests(encoder: OpenClipEncoder) -> list[str]:
+    """As a run writes them down: image tower, then text tower."""
+    return [str(encoder.image_identity["weights"]), encoder.text_digest]

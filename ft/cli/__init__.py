@@ -1,0 +1,1 @@
+"""The verbs that fine-tune, interpolate and convert models."""

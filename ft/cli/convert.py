@@ -1,0 +1,58 @@
+"""The verb convert."""
+
+import argparse
+
+from featcache.cli.arguments import show
+from featcache.prompts import load_classnames
+from ft.checkpoints.convert import LAYOUTS
+from ft.checkpoints.convert import convert as run_convert
+
+
+def convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache convert``."""
+    parser.add_argument(
+        "source",
+        metavar="FILE",
+        help="safetensors, torch state dict, OpenAI archive, model folder, Lipsum-FT's .ckpt; a pickled module",
+    )
+    parser.add_argument("out", metavar="OUT", help="a .safetensors file, or a folder")
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="gives configuration, activation, tokenizer and missing towers: a model folder, tiny, RUN/start (what a "
+        "run of finetune began with), or an open_clip architecture",
+    )
+    parser.add_argument("--pretrained", help="weights of --base, an architecture: open_clip tag or checkpoint file")
+    parser.add_argument("--to", default="open_clip", choices=LAYOUTS, help="layout of a folder (default: open_clip)")
+    parser.add_argument("--classes", metavar="FILE", help="class names of its head, one a line, or `imagenet`")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="unpickle a file that is nothing else (wise-ft's): this RUNS WHATEVER CODE IT HOLDS, in a process of "
+        "its own but with your rights; only for files of people you trust",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def convert(args: argparse.Namespace) -> int:
+    """``featcache convert FILE OUT [--base MODEL [--pretrained TAG]] [--to huggingface] [--trust]``."""
+    done = run_convert(
+        args.source,
+        args.out,
+        base=args.base,
+        pretrained=args.pretrained,
+        layout=args.to,
+        trust=args.trust,
+        classnames=load_classnames(args.classes) if args.classes else None,
+        overwrite=args.overwrite,
+    )
+    record = {
+        "out": str(done.out),
+        "head": None if done.head is None else str(done.head),
+        "tensors": done.tensors,
+        "from_base": done.from_base,
+    }
+    taken = f", {done.from_base} of them from {args.base}" if done.from_base else ""
+    head = "" if done.head is None else f"\n{done.head}  (its head, for featcache evaluate)"
+    show(record, f"{done.out}: {done.tensors} tensors{taken}{head}", args.json)
+    return 0

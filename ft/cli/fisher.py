@@ -1,0 +1,80 @@
+"""The verb fisher."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from featcache.cli.arguments import model_arguments, preprocess_argument, show
+from featcache.datasets.base import Dataset, SampleIndex
+from featcache.encoders import load_encoder
+from featcache.encoding.texts import embed_prompts
+from featcache.progress import Printed, Silent
+from ft.merging.fisher import fisher as compute
+from ft.merging.fisher import write_fisher
+from ft.training.loop import open_split
+from heads import LinearHead, ZeroShot, load
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first samples of a data set."""
+
+    base: Any
+    index: SampleIndex
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+
+def fisher_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache fisher``."""
+    parser.add_argument("data", metavar="DATASET:SPLIT", help="whose images, usually those of the training")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where it goes (safetensors)")
+    parser.add_argument("--head", metavar="FILE", help="the model's head; default: zero-shot from --templates")
+    parser.add_argument("--templates", default="simple", help="of the zero-shot head (default: simple)")
+    parser.add_argument("--passes", type=int, default=1, metavar="N", help="labels drawn for each image (default: 1)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawn labels (default: 0)")
+    model_arguments(parser)
+    preprocess_argument(parser)
+
+
+def fisher(args: argparse.Namespace) -> int:
+    """``featcache fisher DATASET:SPLIT --model M -o FILE``."""
+    dataset = open_split(args.data)
+    if args.limit:
+        dataset = _first(dataset, args.limit)
+    values = compute(
+        args.model,
+        args.pretrained,
+        dataset,
+        _head(args, dataset),
+        passes=args.passes,
+        seed=args.seed,
+        device=args.device,
+        preprocess=args.preprocess,
+        progress=Silent() if args.quiet else Printed(),
+    )
+    path = write_fisher(values, args.output)
+    n = len(dataset.index)
+    show(
+        {"file": str(path), "images": n, "tensors": len(values)},
+        f"{path}: Fisher information of {len(values)} tensors over {n:,} images (featcache wise ... --fisher F0 F1)",
+        args.json,
+    )
+    return 0
+
+
+def _head(args: argparse.Namespace, dataset: Dataset) -> LinearHead:
+    if args.head:
+        return load(args.head).linear()
+    encoder = load_encoder(args.model, args.pretrained, device=args.device)
+    names = dataset.index.classnames
+    texts = embed_prompts(names, args.templates, encoder, name=dataset.name, root=args.root).store
+    return ZeroShot().fit(texts).linear()
+
+
+def _first(dataset: Dataset, n: int) -> Any:
+    index = dataset.index
+    kept = SampleIndex(index.ids[:n], index.sizes[:n], index.stamps[:n], index.labels[:n], index.classnames)
+    return _First(dataset, kept)

@@ -1,0 +1,1 @@
+"""Merging models in weight space: interpolation, soups, Fisher-weighted averages."""

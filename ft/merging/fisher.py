@@ -1,0 +1,159 @@
+"""Diagonal Fisher information of a model on a data set, for Fisher-weighted ensembles.
+
+``F_k = mean_n (d/d theta_k log p(y_n | x_n))^2`` with the label y_n **drawn from the model's own prediction**, one
+image at a time: that is the Fisher information, and what wise-ft computes; with the true labels it would be the
+empirical Fisher, another matrix. Gradients of single images come from `torch.func` in small groups, which is the same
+number.
+
+The head is a layer as the others are: its weight and bias, logit scale included, have a Fisher information too, and
+``featcache wise --fisher F0 F1 --heads H0 H1`` merges both heads by it.
+
+Paper: Matena and Raffel, Merging models with Fisher-weighted averaging (arXiv 2111.09832).
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from featcache.datasets.base import Dataset
+from featcache.encoders import load_encoder
+from featcache.encoders.openclip import OpenClipEncoder
+from featcache.encoding.augment import view_uniforms
+from featcache.encoding.pipeline import batches_of, default_workers, prepared_batches
+from featcache.errors import EncoderError, ImageReadError, MismatchError, TrainingError
+from featcache.progress import Progress, Silent
+from ft.checkpoints.folder import write_state
+from ft.merging.wise import HEAD_BIAS, HEAD_WEIGHT
+from ft.regularizers.base import unit
+from heads import LinearHead
+
+GROUP = 8
+VISUAL = "visual."
+
+
+def diagonal_fisher(
+    log_probabilities: Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor],
+    parameters: dict[str, torch.Tensor],
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """Mean squared gradient of single samples, float32, summed in float64.
+
+    Parameters
+    ----------
+    log_probabilities : callable
+        Parameters and one batch (B, ...) to log p (B, C).
+    parameters : mapping of name -> tensor
+    batches : iterator of (inputs (B, ...), uniforms (B,))
+        The uniform number of a sample draws its label: the first class where the cumulated probability exceeds it.
+
+    Raises
+    ------
+    TrainingError
+        No sample.
+    """
+
+    def loss(values: dict[str, torch.Tensor], sample: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        logp = log_probabilities(values, sample[None])[0]
+        below = (logp.detach().exp().cumsum(0) <= uniform).sum()
+        return F.nll_loss(logp[None], below.clamp(max=len(logp) - 1)[None])
+
+    of_samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
+    count = 0
+    for samples, uniforms in batches:
+        for start in range(0, len(samples), GROUP):
+            part, drawn = samples[start : start + GROUP], uniforms[start : start + GROUP]
+            for name, gradient in of_samples(parameters, part, drawn).items():
+                sums[name] += gradient.double().square().sum(0)
+            count += len(part)
+    if not count:
+        raise TrainingError("the Fisher information of no images; give a split with some")
+    return {name: (total / count).float() for name, total in sums.items()}
+
+
+def fisher(
+    model: str,
+    pretrained: str | None,
+    dataset: Dataset,
+    head: LinearHead,
+    *,
+    passes: int = 1,
+    seed: int = 0,
+    device: str | None = None,
+    preprocess: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """Fisher information of an image tower's parameters and of its head's.
+
+    Names are those of open_clip's state dict, ``visual.proj`` and so on; the head's are ``head.weight`` (C, D) and
+    ``head.bias`` (C,), zero biases of zero-shot heads included.
+
+    Parameters
+    ----------
+    model, pretrained, device, preprocess
+        See `featcache.encoders.load_encoder`.
+    dataset : Dataset
+        Its images without augmentation; the labels have no part in it.
+    head : LinearHead
+        Logits of unit features (N, D), the model's own head.
+    passes : int
+        Times that a label is drawn for every image.
+    seed : int
+        Of the drawn labels, which depend on seed, pass and sample id alone.
+
+    Raises
+    ------
+    EncoderError, MismatchError
+        No open_clip model; a head of another width or class list.
+    ImageReadError
+        An image cannot be read.
+    """
+    encoder = load_encoder(model, pretrained, device=device, preprocess=preprocess)
+    if not isinstance(encoder, OpenClipEncoder):
+        raise EncoderError(f"model {model}: the Fisher information is taken of open_clip models")
+    if head.dim != encoder.dim or head.classnames != dataset.index.classnames:
+        raise MismatchError(
+            f"head {head.name} ({len(head.classnames)} classes of {head.dim} features) does not fit {encoder.name} "
+            f"({encoder.dim}) and {dataset.name} ({len(dataset.index.classnames)} classes)"
+        )
+    visual: Any = encoder.model.visual
+    tower = {name: value.detach() for name, value in visual.named_parameters() if value.requires_grad}
+    layer = {HEAD_WEIGHT: torch.from_numpy(head.weights), HEAD_BIAS: torch.from_numpy(head.bias)}
+
+    def log_probabilities(values: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        own = {name: values[f"{VISUAL}{name}"] for name in tower}
+        features = torch.func.functional_call(visual, own, (pixels,))
+        return (unit(features) @ values[HEAD_WEIGHT].T + values[HEAD_BIAS]).log_softmax(-1)
+
+    parameters = {f"{VISUAL}{name}": value for name, value in tower.items()}
+    parameters |= {name: value.to(encoder.device) for name, value in layer.items()}
+    batches = _batches(encoder, dataset, passes, seed, progress or Silent())
+    # fused attention has no batching rule for single-sample gradients; the plain one computes the same
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return diagonal_fisher(log_probabilities, parameters, batches)
+
+
+def write_fisher(values: dict[str, torch.Tensor], out: str | Path) -> Path:
+    """Write it as safetensors, as ``featcache wise --fisher`` takes it."""
+    return write_state(values, out, {"content": "diagonal Fisher information"})
+
+
+def _batches(
+    encoder: OpenClipEncoder, dataset: Dataset, passes: int, seed: int, progress: Progress
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Prepared pixels and the number that draws the label, sample by sample."""
+    n = len(dataset.index)
+    progress.start(f"fisher of {encoder.name} on {dataset.name}/{dataset.split}", n * passes, 0)
+    for turn in range(passes):
+        for batch in prepared_batches(dataset, encoder, batches_of(range(n), 4 * GROUP), default_workers(), 0):
+            if bad := [item for item in batch if item.image is None]:
+                raise ImageReadError(f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); mend it")
+            images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
+            drawn = [view_uniforms(seed, turn, dataset.index.ids[item.row], 1)[0] for item in batch]
+            yield encoder.pixels(images.to(encoder.device)), torch.tensor(drawn, device=encoder.device)
+            progress.advance(len(batch))
+    progress.finish()

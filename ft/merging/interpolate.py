@@ -1,0 +1,151 @@
+"""Weight-space ensembles: WiSE-FT, plain or Fisher-weighted, and soups of several models.
+
+Every key takes part, as in the original: unused text parameters, logit scale and BatchNorm statistics included.
+Products are float64 and rounded once, and tensors that all models share come back bit for bit: an untouched text tower
+keeps its digest, so its text stores stay valid for every merged model, and both ends of a path are the models
+themselves.
+
+Papers: Wortsman et al., Robust fine-tuning of zero-shot models (arXiv 2109.01903); Wortsman et al., Model soups
+(arXiv 2203.05482); Matena and Raffel, Merging models with Fisher-weighted averaging (arXiv 2111.09832).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+
+from featcache.errors import MismatchError, TrainingError
+from ft.checkpoints.state import State, check_shapes, shapes_of
+
+FISHER_FLOOR = 1e-8
+COUNTER = "num_batches_tracked"
+
+
+def interpolate(
+    theta0: State,
+    theta1: State,
+    alpha: float,
+    fisher0: State | None = None,
+    fisher1: State | None = None,
+    *,
+    floor: float = FISHER_FLOOR,
+) -> dict[str, torch.Tensor]:
+    """Interpolate two models in weight space.
+
+    ``theta(a) = (1 - a) theta0 + a theta1``, or with Fisher information, element by element,
+    ``theta(a) = ((1 - a) f0 theta0 + a f1 theta1) / ((1 - a) f0 + a f1)`` with ``f = max(F, floor)``, and ``f = 1``
+    for a key that neither side has a Fisher of.
+
+    Parameters
+    ----------
+    theta0, theta1 : state dicts with the same keys and shapes
+        The result has the wider of the two dtypes. Integer buffers must be equal; only BatchNorm's batch counters,
+        which no prediction reads, are taken from `theta1`.
+    alpha : float
+        0 gives `theta0`, 1 gives `theta1`, bit for bit. Without Fisher any finite number will do (extrapolation).
+    fisher0, fisher1 : state dicts, optional
+        Diagonal Fisher information of some or all keys; a key must be in both or in neither.
+    floor : float
+        Least Fisher information of an element.
+
+    Raises
+    ------
+    MismatchError
+        Keys, shapes, integer buffers or the keys of the Fishers differ.
+    TrainingError
+        An alpha that is not finite, or outside [0, 1] with Fisher; a floor that is not positive.
+
+    Examples
+    --------
+    >>> one, three = {"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}
+    >>> round(interpolate(one, three, 0.3)["w"].item(), 6)
+    1.6
+    >>> f0, f1 = {"w": torch.tensor(0.5)}, {"w": torch.tensor(2.0)}
+    >>> round(interpolate(one, three, 0.3, f0, f1)["w"].item(), 6)
+    2.263158
+    """
+    check_shapes(shapes_of(theta0), shapes_of(theta1), ("theta0", "theta1"))
+    if not math.isfinite(alpha):
+        raise TrainingError(f"alpha {alpha!r}: expected a finite number")
+    weights = [1.0 - alpha, alpha]
+    fishers = _checked_fishers(theta0, fisher0 or {}, fisher1 or {}, alpha, floor)
+    merged = {}
+    for key in theta0:
+        known = [fisher[key] for fisher in fishers if key in fisher]
+        merged[key] = _blend(key, [theta0[key], theta1[key]], weights, known, floor)
+    return merged
+
+
+def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
+    """Average several models in weight space: ``sum_k w_k theta_k / sum_k w_k``.
+
+    Parameters
+    ----------
+    states : K state dicts with the same keys and shapes
+        Integer buffers must be equal, but for BatchNorm's batch counters, which come from the last one.
+    weights : K floats, optional
+        Relative weights; default: all equal.
+
+    Raises
+    ------
+    MismatchError
+        Keys, shapes or integer buffers differ.
+    TrainingError
+        No state dict, or weights that are not K finite numbers with a sum other than zero.
+
+    Examples
+    --------
+    >>> models = [{"w": torch.tensor([0.0, 1.0])}, {"w": torch.tensor([1.0, 1.0])}]
+    >>> soup(models)["w"].tolist(), soup(models, [3, 1])["w"].tolist()
+    ([0.5, 1.0], [0.25, 1.0])
+    """
+    if not states:
+        raise TrainingError("a soup of no models; expected at least one state dict")
+    for number, state in enumerate(states[1:], start=2):
+        check_shapes(shapes_of(states[0]), shapes_of(state), ("model 1", f"model {number}"))
+    shares = [1.0] * len(states) if weights is None else [float(weight) for weight in weights]
+    total = math.fsum(shares)
+    if len(shares) != len(states) or not math.isfinite(total) or total == 0:
+        raise TrainingError(f"weights {shares} for {len(states)} models; expected as many finite numbers, sum not zero")
+    shares = [share / total for share in shares]
+    return {key: _blend(key, [state[key] for state in states], shares) for key in states[0]}
+
+
+def _checked_fishers(theta: State, fisher0: State, fisher1: State, alpha: float, floor: float) -> list[State]:
+    if not (fisher0 or fisher1):
+        return []
+    if not 0 <= alpha <= 1:
+        raise TrainingError(f"alpha {alpha!r} with Fisher weights; expected a number in [0, 1]")
+    if not (floor > 0 and math.isfinite(floor)):
+        raise TrainingError(f"Fisher floor {floor!r}: expected a positive number")
+    check_shapes(shapes_of(fisher0), shapes_of(fisher1), ("the Fisher of theta0", "the Fisher of theta1"))
+    known = {key: tuple(theta[key].shape) for key in fisher0 if key in theta}
+    check_shapes(known, shapes_of(fisher0), ("the model", "its Fisher"))
+    return [fisher0, fisher1]
+
+
+def _blend(
+    key: str,
+    tensors: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    fishers: Sequence[torch.Tensor] = (),
+    floor: float = FISHER_FLOOR,
+) -> torch.Tensor:
+    """Weighted mean of one key; a tensor that all models with a weight share is copied, not computed."""
+    dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    chosen = [tensor.detach().to(dtype) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0]
+    if all(torch.equal(chosen[0], tensor) for tensor in chosen[1:]):
+        return chosen[0].clone()
+    if not dtype.is_floating_point:
+        if key.rpartition(".")[2] == COUNTER:
+            return chosen[-1].clone()
+        raise MismatchError(f"integer buffer {key} differs between the models; merge models of one architecture")
+    if not fishers:
+        terms = [weight * tensor.detach().double() for tensor, weight in zip(tensors, weights, strict=True)]
+        return reduce(torch.add, terms).to(dtype)
+    shares = [
+        weight * fisher.detach().double().clamp(min=floor) for fisher, weight in zip(fishers, weights, strict=True)
+    ]
+    products = [share * tensor.detach().double() for tensor, share in zip(tensors, shares, strict=True)]
+    return (reduce(torch.add, products) / reduce(torch.add, shares)).to(dtype)

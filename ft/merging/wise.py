@@ -1,0 +1,213 @@
+"""WiSE-FT on model folders: one merged model for each alpha, ready to encode.
+
+``featcache encode DATA --model local-dir:OUT/alpha=0.500`` gives a merged model its own store; since towers that the
+parents share come back bit for bit, fine-tuning the image tower leaves every text store valid for every alpha, and
+alpha 0 and 1 are cache hits on the stores of the parents.
+
+Heads of merged models: two more keys of the weights, merged by the same formula.
+
+In WiSE-FT the classifier is a layer of the model: ``theta(a) = (1 - a) theta0 + a theta1`` holds for its weight (C, D)
+and bias (C,) as for all other keys, and so does the Fisher-weighted form where the Fisher information has them.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache import __version__
+from featcache.errors import EncoderError, MismatchError, TrainingError
+from ft.checkpoints.folder import model_folder, read_config, read_state, weights_file, write_model_folder
+from ft.checkpoints.formats.activation import check_told, told_by_file
+from ft.checkpoints.formats.flax import is_flax, read_lipsum
+from ft.checkpoints.parents import Parent, account_of, parent_of
+from ft.checkpoints.state import State
+from ft.merging.interpolate import FISHER_FLOOR, interpolate, soup
+from heads import LinearHead
+
+HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+
+
+def merged_head(
+    first: LinearHead,
+    tuned: Sequence[LinearHead],
+    alpha: float,
+    fishers: Sequence[State] = (),
+    floor: float = FISHER_FLOOR,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weights (C, D) and bias (C,) of the head between two models, in float64.
+
+    Parameters
+    ----------
+    first : LinearHead
+        Of the zero-shot model (alpha 0).
+    tuned : sequence of LinearHead
+        Of the fine-tuned models, which are averaged first (alpha 1).
+    alpha : float
+    fishers : two state dicts, or none
+        Diagonal Fisher information of both heads, by the names `HEAD_WEIGHT` and `HEAD_BIAS`; where both lack them, as
+        files of older versions do, the heads are merged plainly.
+    floor : float
+        Least Fisher information of an element.
+
+    Raises
+    ------
+    MismatchError
+        Heads of different shapes; a Fisher of one head alone, or of another shape.
+    TrainingError
+        See `ft.merging.interpolate.interpolate`.
+
+    Examples
+    --------
+    >>> one, three = (LinearHead(np.full((1, 1), x), np.full(1, x), ("cat",)) for x in (1.0, 3.0))
+    >>> half, two = ({HEAD_WEIGHT: torch.full((1, 1), f), HEAD_BIAS: torch.full((1,), f)} for f in (0.5, 2.0))
+    >>> merged_head(one, [three], 0.3, [half, two])[0].item()
+    2.263157894736842
+    """
+    theta0, theta1 = _state(first), soup([_state(head) for head in tuned])
+    merged = interpolate(theta0, theta1, alpha, *fishers, floor=floor)
+    return merged[HEAD_WEIGHT].numpy(), merged[HEAD_BIAS].numpy()
+
+
+def head_part(state: State) -> dict[str, torch.Tensor]:
+    """What a state dict holds of a head."""
+    return {name: value for name, value in state.items() if name in (HEAD_WEIGHT, HEAD_BIAS)}
+
+
+def tower_part(state: State) -> dict[str, torch.Tensor]:
+    """What a state dict holds of a model without its head."""
+    return {name: value for name, value in state.items() if name not in (HEAD_WEIGHT, HEAD_BIAS)}
+
+
+def _state(head: LinearHead) -> dict[str, torch.Tensor]:
+    values = {HEAD_WEIGHT: head.weights, HEAD_BIAS: head.bias}
+    return {name: torch.from_numpy(value.astype(np.float64)) for name, value in values.items()}
+
+
+def wise(
+    model0: str | Path | Parent,
+    folder1: str | Path | Sequence[str | Path],
+    alphas: Iterable[float],
+    out: str | Path,
+    *,
+    pretrained: str | None = None,
+    fisher: tuple[str | Path, str | Path] | None = None,
+    floor: float = FISHER_FLOOR,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write a merged model folder ``out/alpha=0.500`` for each alpha.
+
+    ``theta(a) = (1 - a) theta0 + a theta1`` over every key, Fisher-weighted where Fishers are given: see
+    `ft.merging.interpolate.interpolate`. Everything that can be refused is refused before anything is written.
+
+    Parameters
+    ----------
+    model0 : str, Path or Parent
+        The zero-shot model (alpha 0), which gives configuration and tokenizer: a model folder, ``tiny``, ``RUN/start``
+        (what a run of ``featcache finetune`` began with), or an architecture of open_clip; see
+        `ft.checkpoints.parents.parent_of`.
+    folder1 : str, Path, or several of them
+        The fine-tuned model (alpha 1): a model folder or a checkpoint file. Several are averaged first (a soup).
+    alphas : iterable of float
+    out : str or Path
+        Folder of the new folders.
+    pretrained : str, optional
+        Weights of an architecture: a tag of open_clip or a checkpoint file.
+    fisher : two paths, optional
+        Checkpoint files with the diagonal Fisher information of the two models, parameter name -> tensor; what
+        they hold of heads has no part here: see `ft.merging.sweep.sweep`.
+    floor : float
+        Least Fisher information of an element.
+    overwrite : bool
+        Replace folders that are already there.
+
+    Returns
+    -------
+    The folders, in the order of the alphas.
+
+    Raises
+    ------
+    EncoderError
+        A model or a Fisher that cannot be read; a folder that exists already; an archive of OpenAI's beside a model
+        without QuickGELU.
+    MismatchError
+        Models with different keys, shapes, architectures or preprocessing.
+    TrainingError
+        No alphas, repeated or infinite ones, no fine-tuned model.
+    """
+    targets = _targets(Path(out), alphas, fisher is not None, overwrite)
+    tuned = [folder1] if isinstance(folder1, str | Path) else list(folder1)
+    if not tuned:
+        raise TrainingError("no fine-tuned model was given; expected at least one")
+    parent = parent_of(model0, pretrained)
+    files = [weights_of(parent, name) for name in tuned]
+    theta0 = parent.state()
+    others = [read_tuned(file, theta0) for file in files]
+    theta1 = others[0] if len(others) == 1 else soup(others)
+    fishers = [tower_part(read_state(path)) for path in fisher or ()]
+    record = _record(parent, files, fisher, floor)
+    for alpha, target in targets.items():
+        state = interpolate(theta0, theta1, alpha, *fishers, floor=floor)
+        write_model_folder(parent.source, state, target, {**record, "alpha": alpha}, overwrite=overwrite)
+    return list(targets.values())
+
+
+def read_tuned(file: Path, theta0: State) -> dict[str, torch.Tensor]:
+    """State dict of a fine-tuned model; what Lipsum-FT's ``.ckpt`` leaves out (the frozen text tower) is `theta0`'s."""
+    return {**theta0, **read_lipsum(file).state} if is_flax(file) else read_state(file)
+
+
+def folder_name(alpha: float) -> str:
+    """``alpha=0.500``: three decimals, more where the number has more.
+
+    Examples
+    --------
+    >>> folder_name(0.5), folder_name(1), folder_name(0.0625)
+    ('alpha=0.500', 'alpha=1.000', 'alpha=0.0625')
+    """
+    rounded = f"{alpha:.3f}"
+    return f"alpha={rounded if float(rounded) == alpha else repr(float(alpha))}"
+
+
+def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool) -> dict[float, Path]:
+    """The folder of each alpha; everything that can be refused is refused before the first is written."""
+    steps = [float(alpha) for alpha in alphas]
+    if not steps or len(set(steps)) != len(steps):
+        raise TrainingError(f"alphas {steps}: expected at least one, each once")
+    lowest, highest = (0.0, 1.0) if weighted else (-math.inf, math.inf)
+    if wrong := [alpha for alpha in steps if not math.isfinite(alpha) or not lowest <= alpha <= highest]:
+        raise TrainingError(f"alphas {wrong}: expected finite numbers{', in [0, 1] with Fishers' if weighted else ''}")
+    targets = {alpha: out / folder_name(alpha) for alpha in steps}
+    if existing := [str(target) for target in targets.values() if target.exists() and not overwrite]:
+        raise EncoderError(f"{', '.join(existing)}: there already; name another folder, or replace them (--overwrite)")
+    return targets
+
+
+def weights_of(parent: Parent, name: str | Path) -> Path:
+    """Weights file of a fine-tuned model; a folder must agree with the zero-shot model in all but the weights."""
+    path = Path(str(name).removeprefix("local-dir:"))
+    if path.is_file():
+        check_told(str(name), told_by_file(path), parent.config, parent.named[0], "ZERO_SHOT")
+        return path
+    folder = model_folder(name)
+    one, two = parent.config, read_config(folder)
+    if differing := [part for part in ("model_cfg", "preprocess_cfg") if one.get(part) != two.get(part)]:
+        raise MismatchError(
+            f"{parent.name} and {folder} differ in {' and '.join(differing)}; merge models of one architecture and "
+            "preprocessing, or give the weights file itself to use the zero-shot model's configuration"
+        )
+    return weights_file(folder)
+
+
+def _record(parent: Parent, files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: float) -> dict[str, Any]:
+    return {
+        "featcache": __version__,
+        "zero_shot": parent.account(),
+        "fine_tuned": [account_of(file) for file in files],
+        "fisher": [account_of(Path(path)) for path in fisher] if fisher else None,
+        "fisher_floor": floor if fisher else None,
+    }

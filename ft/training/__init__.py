@@ -1,0 +1,1 @@
+"""The training loop: data, model and options in; checkpoints and logs out."""

@@ -1,0 +1,150 @@
+"""Averages of the weights along a run: exponential moving average and stochastic weight averaging.
+
+Both are ``average += w (theta - average)``: EMA with a constant w = 1 - decay, SWA with w = 1 / (number of models).
+Averages are kept in float32 or wider, whatever the precision of the weights: at a decay of 0.9999 a bfloat16 average
+would never move. Integer buffers are those of the latest model.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from featcache.errors import TrainingError
+from ft.checkpoints.state import State, check_shapes, shapes_of
+
+COUNT = "number of updates"
+
+
+class _Average:
+    """Wide copies of a state dict, moved towards each new one."""
+
+    def __init__(self, state: State, weight: Callable[[int], float]) -> None:
+        self.count, self._weight = 0, weight
+        self._dtypes = {key: value.dtype for key, value in state.items()}
+        self._averages = {key: _wide(value).clone() for key, value in state.items()}
+
+    @torch.no_grad()
+    def update(self, state: State) -> None:
+        """Take one more model in.
+
+        Raises
+        ------
+        MismatchError
+            Its keys or shapes are not those of the first.
+        """
+        check_shapes(shapes_of(self._averages), shapes_of(state), ("the average", "the new model"))
+        weight = self._weight(self.count)
+        for key, value in state.items():
+            average, wide = self._averages[key], _wide(value).to(self._averages[key].device)
+            if average.is_floating_point() and weight < 1:
+                average.lerp_(wide, weight)
+            else:
+                average.copy_(wide)
+        self.count += 1
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The average in the dtypes of the model, as copies."""
+        return {key: value.to(self._dtypes[key], copy=True) for key, value in self._averages.items()}
+
+    @contextmanager
+    def swapped_into(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+        """`model` with the averaged weights inside the block (to evaluate it), with its own again after it."""
+        own = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        try:
+            model.load_state_dict(self.state_dict())
+            yield model
+        finally:
+            model.load_state_dict(own)
+
+    def resume_state(self) -> dict[str, torch.Tensor]:
+        """Everything that a resumed run needs to continue bit for bit, as tensors for one safetensors file."""
+        return {COUNT: torch.tensor(self.count)} | {key: value.clone() for key, value in self._averages.items()}
+
+    def resume(self, saved: State) -> None:
+        """Continue from `resume_state` of an average over the same model.
+
+        Raises
+        ------
+        TrainingError
+            It was not made by `resume_state`.
+        MismatchError
+            It is of another model.
+        """
+        if COUNT not in saved:
+            raise TrainingError(f"no {COUNT!r} in the saved average; expected what resume_state() gave")
+        averages = {key: value for key, value in saved.items() if key != COUNT}
+        check_shapes(shapes_of(self._averages), shapes_of(averages), ("the average", "the saved one"))
+        for key, value in averages.items():
+            self._averages[key].copy_(value)
+        self.count = int(saved[COUNT])
+
+
+class EMA(_Average):
+    """Exponential moving average: ``average = d average + (1 - d) theta`` after each update.
+
+    Parameters
+    ----------
+    state : state dict
+        The start of the average; usually the zero-shot weights.
+    decay : float
+        d in [0, 1).
+    warmup : bool
+        Use ``min(d, (1 + t) / (10 + t))`` at update t = 0, 1, ...: a short run then forgets its start sooner.
+
+    Raises
+    ------
+    TrainingError
+        A decay outside [0, 1).
+
+    Examples
+    --------
+    >>> ema = EMA({"w": torch.tensor(0.0)}, decay=0.5)
+    >>> for _ in range(3):
+    ...     ema.update({"w": torch.tensor(8.0)})
+    >>> ema.state_dict()["w"].item()
+    7.0
+    """
+
+    def __init__(self, state: State, decay: float = 0.9999, *, warmup: bool = False) -> None:
+        if not 0 <= decay < 1:
+            raise TrainingError(f"EMA decay {decay!r}: expected a number in [0, 1)")
+        super().__init__(state, lambda t: 1 - (min(decay, (1 + t) / (10 + t)) if warmup else decay))
+
+
+class SWA(_Average):
+    """Stochastic weight averaging: the plain mean of every model given to `update` (arXiv 1803.05407).
+
+    Parameters
+    ----------
+    state : state dict
+        Says keys, shapes and dtypes; it is no part of the mean.
+
+    Examples
+    --------
+    >>> swa = SWA({"w": torch.tensor(0.0)})
+    >>> for value in (1.0, 2.0, 6.0):
+    ...     swa.update({"w": torch.tensor(value)})
+    >>> swa.state_dict()["w"].item()
+    3.0
+    """
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state, lambda t: 1 / (t + 1))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The mean in the dtypes of the model, as copies.
+
+        Raises
+        ------
+        TrainingError
+            Nothing was averaged yet.
+        """
+        if not self.count:
+            raise TrainingError("mean of no models; call update() at least once")
+        return super().state_dict()
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    detached = value.detach()
+    return detached.float() if detached.is_floating_point() and detached.itemsize < 4 else detached

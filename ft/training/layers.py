@@ -1,0 +1,66 @@
+"""How far each parameter of a CLIP model stands from its tower's output: for freezing and layer-wise learning rates."""
+
+import re
+from collections.abc import Iterable
+
+# The part of a name that comes first decides: convolutions inside a patch embedding have stages of their own, and
+# blocks have parts that are called like the end of a tower. ResNets count their stages from one.
+PLACE = re.compile(
+    r"(?:^|\.)(?:(?P<embedding>patch_embed|stem)|(?:resblocks|blocks|block|layers|layer|stages)\.(?P<block>\d+)"
+    r"|layer(?P<stage>\d+))\."
+)
+LAST = ("ln_post", "proj", "attnpool", "attn_pool", "fc_norm", "norm", "head", "final_conv", "text_projection")
+LAST_OF_TEXT = ("ln_final", "final_layer_norm")
+LAST_OF_ALL = ("logit_scale", "logit_bias")
+
+
+def depths(names: Iterable[str]) -> dict[str, int]:
+    """Layer of each parameter of one tower: 0 the embedding, 1 to L the blocks, L + 1 what follows them.
+
+    Stages count as blocks where a network has them (ResNets, ConvNeXt, Swin, FastViT).
+
+    Parameters
+    ----------
+    names : iterable of str
+        Parameter names of one tower, as open_clip (or timm or transformers inside it) calls them.
+
+    Examples
+    --------
+    >>> depths(["conv1.weight", "transformer.resblocks.0.ln_1.bias", "transformer.resblocks.1.ln_1.bias", "proj"])
+    {'conv1.weight': 0, 'transformer.resblocks.0.ln_1.bias': 1, 'transformer.resblocks.1.ln_1.bias': 2, 'proj': 3}
+    >>> depths(["trunk.patch_embed.proj.weight", "trunk.blocks.0.attn.proj.weight", "trunk.norm.weight"])
+    {'trunk.patch_embed.proj.weight': 0, 'trunk.blocks.0.attn.proj.weight': 1, 'trunk.norm.weight': 2}
+    >>> depths(["bn1.weight", "layer1.0.bn1.weight", "layer2.0.downsample.1.weight", "attnpool.c_proj.weight"])
+    {'bn1.weight': 0, 'layer1.0.bn1.weight': 1, 'layer2.0.downsample.1.weight': 2, 'attnpool.c_proj.weight': 3}
+    """
+    places = {name: _place(name) for name in names}
+    last = max((place for place in places.values() if place is not None), default=0) + 1
+    after = (*LAST, *LAST_OF_TEXT, *LAST_OF_ALL)
+    found = {}
+    for name, place in places.items():
+        outside = last if any(part in after for part in name.split(".")) else 0
+        found[name] = outside if place is None else place
+    return found
+
+
+def lr_factors(names: Iterable[str], decay: float) -> dict[str, float]:
+    """Factor on the learning rate, ``decay ** (distance from the output)``, of each parameter of one tower.
+
+    Examples
+    --------
+    >>> lr_factors(["conv1.weight", "transformer.resblocks.0.ln_1.bias", "proj"], 0.5)
+    {'conv1.weight': 0.25, 'transformer.resblocks.0.ln_1.bias': 0.5, 'proj': 1.0}
+    """
+    layers = depths(names)
+    last = max(layers.values(), default=0)
+    return {name: decay ** (last - layer) for name, layer in layers.items()}
+
+
+def _place(name: str) -> int | None:
+    """Layer of a parameter of the embedding or of a block; None for one that stands in neither by its name."""
+    match = PLACE.search(name)
+    if match is None:
+        return None
+    if match["embedding"]:
+        return 0
+    return int(match["stage"]) if match["block"] is None else int(match["block"]) + 1

@@ -1,0 +1,169 @@
+"""The module that is trained: a CLIP model and, for the cross entropy, a head over its image features."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from featcache.encoders.openclip import OpenClipEncoder
+from featcache.errors import TrainingError
+from ft.checkpoints.state import State
+from ft.objectives.head import Head
+from ft.regularizers.base import wide
+from ft.training.layers import depths
+from ft.training.options import FinetuneOptions
+
+
+class Trainable(nn.Module):
+    """Both towers of an encoder and a head, with only what is to be trained requiring gradients.
+
+    Parameters
+    ----------
+    encoder : OpenClipEncoder
+        Its model is trained in place.
+    head : Head, optional
+    options : FinetuneOptions
+    """
+
+    def __init__(self, encoder: OpenClipEncoder, head: Head | None, options: FinetuneOptions) -> None:
+        super().__init__()
+        self.encoder, self._options = encoder, options
+        self.clip: nn.Module = encoder.model
+        self.head = None if head is None else head.to(encoder.device)
+        self._largest_scale = max(math.log(100.0), float(encoder.model.logit_scale.detach()))
+        self._choose_trained(options)
+        if options.checkpoint_activations:
+            encoder.model.set_grad_checkpointing(True)
+        self.eval()  # no dropout, and batch normalisation as it is
+        if options.batch_norm:
+            for module in encoder.model.visual.modules():
+                trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+                module.training = trained and "BatchNorm" in type(module).__name__
+        self._encode_image = self._compiled(encoder.model)
+
+    def _choose_trained(self, options: FinetuneOptions) -> None:
+        layers = self.layers("image")
+        if options.freeze_layers >= max(layers.values()):
+            raise TrainingError(
+                f"freeze_layers {options.freeze_layers}: the image tower has {max(layers.values()) - 1} blocks; "
+                "to train the head alone take --train head"
+            )
+        for name, parameter in self.named_parameters():
+            part = part_of(name)
+            frozen = options.freeze_layers and part == "image" and layers[name] <= options.freeze_layers
+            parameter.requires_grad_(part in options.train and not frozen)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise TrainingError(f"nothing to train: {', '.join(options.train)} without {options.head!r}")
+
+    def _compiled(self, model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        encode: Callable[[torch.Tensor], torch.Tensor] = model.encode_image
+        return torch.compile(encode) if self._options.compile else encode
+
+    def layers(self, part: str) -> dict[str, int]:
+        """Layer of each parameter of a part; see `ft.training.layers.depths`."""
+        return depths(name for name, _ in self.named_parameters() if part_of(name) == part)
+
+    def image_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) float32, not normalised, of prepared images (B, H, W, 3)."""
+        with self.encoder.autocast():
+            return wide(self._encode_image(self.encoder.pixels(images)))
+
+    def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Features (M, D) float32, not normalised, of token ids (M, L)."""
+        with self.encoder.autocast():
+            return wide(self.encoder.model.encode_text(tokens))
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """Exponential of the model's parameter."""
+        scale: torch.Tensor = self.encoder.model.logit_scale.exp()
+        return scale
+
+    @torch.no_grad()
+    def clip_logit_scale(self) -> None:
+        """Keep a trained logit scale at 100 at most (or at its start, if that is more), as CLIP's training does."""
+        parameter: torch.Tensor = self.encoder.model.logit_scale
+        if parameter.requires_grad:
+            parameter.clamp_(max=self._largest_scale)
+
+    def frozen(self) -> "Frozen":
+        """The model as it is now, for ever; parameters that are not trained are shared and cost no memory."""
+        shared = {id(value): value for value in self.parameters() if not value.requires_grad}
+        model, head = copy.deepcopy((self.encoder.model, self.head), shared)
+        model.eval()  # features of an image must not depend on the batch that it comes in, nor on how often it comes
+        return Frozen(self.encoder, model, self._compiled(model), head)
+
+    def trained(self) -> dict[str, torch.Tensor]:
+        """What training changes: trained parameters, and the statistics of trained batch normalisation."""
+        values: dict[str, torch.Tensor] = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        if self._options.batch_norm:
+            values |= {n: b for n, b in self.named_buffers() if part_of(n) == "image"}
+        return {name: value.detach() for name, value in values.items()}
+
+    @torch.no_grad()
+    def take(self, state: State) -> None:
+        """Overwrite what `trained` names."""
+        for name, value in self.trained().items():
+            value.copy_(state[name])
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside the block batch normalisation uses its running statistics, as the saved model will, and keeps them."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextmanager
+    def holding(self, state: State | None) -> Iterator[None]:
+        """The model with other trained values inside the block (an average of them), with its own after it."""
+        if state is None:
+            yield
+            return
+        own = {name: value.clone() for name, value in self.trained().items()}
+        try:
+            self.take(state)
+            yield
+        finally:
+            self.take(own)
+
+
+class Frozen:
+    """The initial model: image features, text features and logits, without gradients."""
+
+    def __init__(self, encoder: OpenClipEncoder, model: Any, encode_image: Any, head: Head | None) -> None:
+        self._encoder, self._model, self._encode_image, self.head = encoder, model, encode_image, head
+
+    @torch.no_grad()
+    def image_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) float32, not normalised, of prepared images (B, H, W, 3)."""
+        with self._encoder.autocast():
+            return wide(self._encode_image(self._encoder.pixels(images)))
+
+    @torch.no_grad()
+    def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Features (M, D) float32, not normalised, of token ids (M, L), which may lie on the CPU."""
+        with self._encoder.autocast():
+            return wide(self._model.encode_text(tokens.to(self._encoder.device)))
+
+
+def part_of(name: str) -> str:
+    """Part of the model that a parameter belongs to: ``image``, ``text``, ``head`` or ``logit_scale``.
+
+    Examples
+    --------
+    >>> part_of("clip.visual.proj"), part_of("clip.logit_scale"), part_of("head.weight"), part_of("clip.ln_final.bias")
+    ('image', 'logit_scale', 'head', 'text')
+    """
+    if name.startswith("head."):
+        return "head"
+    if name.startswith("clip.visual."):
+        return "image"
+    return "logit_scale" if name in ("clip.logit_scale", "clip.logit_bias") else "text"

@@ -1,0 +1,130 @@
+"""The optimiser, and the learning-rate schedules of the two recipes as pure functions of the step."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from featcache.errors import TrainingError
+from ft.training.layers import lr_factors
+from ft.training.model import Trainable, part_of
+from ft.training.options import FinetuneOptions
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
+def lipsum_schedule(step: int, lr: float, n_iters: int) -> float:
+    """Learning rate of Lipsum-FT (arXiv 2404.00860): linear warm-up over 10 % of the run, cosine over 90 %.
+
+    With ``W = floor(0.1 n_iters)`` and ``K = floor(0.9 n_iters)``: ``lr t / W`` for t < W, else
+    ``lr (1 + cos(pi min(t - W, K) / K)) / 2``. The first update has a rate of exactly 0, and so has everything
+    from step ``W + K`` on.
+
+    Parameters
+    ----------
+    step : int
+        Number t of updates made before this one, from 0.
+    lr : float
+        Peak rate.
+    n_iters : int
+        Length of the run in updates, at least 2.
+
+    Raises
+    ------
+    TrainingError
+        A negative step, or a run of fewer than two updates.
+
+    Examples
+    --------
+    >>> [lipsum_schedule(step, 1e-5, 5000) for step in (0, 250, 500, 5000)]
+    [0.0, 5e-06, 1e-05, 0.0]
+    """
+    if step < 0 or n_iters < 2:
+        raise TrainingError(f"step {step} of {n_iters}: expected step >= 0 and at least 2 updates")
+    warmup, decay = n_iters // 10, 9 * n_iters // 10
+    if step < warmup:
+        return lr * step / warmup
+    return lr * _cosine(min(step - warmup, decay) / decay)
+
+
+def wise_ft_schedule(step: int, lr: float, warmup: int, total: int) -> float:
+    """Learning rate of WiSE-FT (arXiv 2109.01903): linear warm-up, cosine to zero.
+
+    ``lr (t + 1) / warmup`` for t < warmup, else ``lr (1 + cos(pi (t - warmup) / (total - warmup))) / 2``. Unlike
+    Lipsum-FT's, the first update already moves, the peak is reached at the last warm-up step, and the last
+    update (t = total - 1) is still above zero.
+
+    Parameters
+    ----------
+    step : int
+        Number t of updates made before this one, from 0; from `total` on the rate is 0.
+    lr : float
+        Peak rate.
+    warmup : int
+        Updates of the warm-up (500 in the recipe), 0 for none.
+    total : int
+        Length of the run in updates: epochs times steps an epoch.
+
+    Raises
+    ------
+    TrainingError
+        Negative step or warm-up, or a run without updates.
+
+    Examples
+    --------
+    >>> [f"{wise_ft_schedule(step, 3e-5, 500, 25020):.3g}" for step in (0, 249, 499, 500, 12760, 25019)]
+    ['6e-08', '1.5e-05', '3e-05', '3e-05', '1.5e-05', '1.23e-13']
+    """
+    if step < 0 or warmup < 0 or total < 1:
+        raise TrainingError(f"step {step}, warm-up {warmup}, total {total}: expected step, warm-up >= 0, total >= 1")
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return 0.0 if step >= total else lr * _cosine((step - warmup) / (total - warmup))
+
+
+def _cosine(fraction: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def rates(options: FinetuneOptions, total: int) -> Callable[[int], float]:
+    """Learning rate of step 0, 1, ... of a run of `total` updates."""
+    if options.schedule == "lipsum":
+        return lambda step: lipsum_schedule(step, options.lr, total)
+    if options.schedule == "wise_ft":
+        return lambda step: wise_ft_schedule(step, options.lr, options.warmup, total)
+    return lambda step: options.lr * min(1.0, (step + 1) / max(options.warmup, 1))
+
+
+def make_optimizer(model: Trainable, options: FinetuneOptions) -> torch.optim.Optimizer:
+    """The optimiser of what is trained: one group a learning-rate factor, weight decay on all of it.
+
+    With ``layer_decay`` d the factor is d to the power of a parameter's distance from its tower's output; heads and
+    logit scale keep the full rate.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    factors = dict.fromkeys(names, 1.0)
+    if options.layer_decay < 1:
+        for part in ("image", "text"):
+            tower = lr_factors(model.layers(part), options.layer_decay)
+            factors |= {name: tower[name] for name in names if part_of(name) == part}
+    parameters = dict(model.named_parameters())
+    groups = [
+        {"params": [parameters[name] for name in names if factors[name] == factor], "factor": factor}
+        for factor in sorted(set(factors.values()))
+    ]
+    kind: Any = OPTIMIZERS[options.optimizer]
+    settings: dict[str, Any] = {
+        "lr": options.lr,
+        "betas": options.betas,
+        "eps": options.eps,
+        "weight_decay": options.weight_decay,
+    }
+    made: torch.optim.Optimizer = kind(groups, fused=True, **settings)  # one pass over each tensor instead of ten
+    return made
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its learning rate: `rate` times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]

@@ -1,0 +1,137 @@
+"""A run's state in one file, so that a killed run goes on as if nothing had happened.
+
+Trained weights, optimiser, average and the numbers of the run stand in one safetensors file with JSON in its header,
+which is replaced whole. Nothing random is saved: order, views, captions and random texts follow from seed and step.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from featcache.errors import MismatchError, TrainingError
+from ft.checkpoints.folder import write_state
+from ft.checkpoints.state import State, check_shapes, shapes_of
+from ft.training.averages import EMA, SWA
+from ft.training.step import Stepper
+
+RESUME = "resume.safetensors"
+FORMAT = "featcache-finetune-1"
+
+
+@dataclass
+class Progression:
+    """How far a run is.
+
+    Parameters
+    ----------
+    step : int
+        Updates made.
+    best : float or None
+        Best value on the selection split, and the step that had it.
+    best_step : int or None
+    seconds : float
+        Time spent, of all attempts together.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write_resume(
+    path: Path, stepper: Stepper, average: EMA | SWA | None, progression: Progression, identity: Mapping[str, Any]
+) -> None:
+    """Replace the state file with the run as it is now."""
+    record = {
+        "format": FORMAT,
+        "progression": asdict(progression),
+        "identity": dict(identity),
+        "scaler": stepper.scaler.state_dict(),
+    }
+    state = _prefixed("model", stepper.model.trained()) | _optimizer_state(stepper)
+    if average is not None:
+        state |= _prefixed("average", average.resume_state())
+    write_state(state, path, {"run": json.dumps(record)})
+
+
+def read_resume(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """The record and the tensors of a state file; None where there is none.
+
+    Raises
+    ------
+    MismatchError
+        It is of a run with other options, data or model.
+    TrainingError
+        It cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            record: dict[str, Any] = json.loads((file.metadata() or {}).get("run", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, ValueError) as error:
+        raise TrainingError(f"{path}: cannot be read ({error}); start anew with --overwrite") from error
+    if record.get("format") != FORMAT:
+        raise TrainingError(f"{path}: no state of a run that this version can resume; start anew with --overwrite")
+    known, given = record["identity"], json.loads(json.dumps(dict(identity)))
+    if differing := [name for name in sorted(known.keys() | given.keys()) if known.get(name) != given.get(name)]:
+        changes = ", ".join(f"{name} {known.get(name)!r} -> {given.get(name)!r}" for name in differing[:5])
+        raise MismatchError(
+            f"{path.parent} holds a run that differs: {changes}; resume it as it was begun, name another --out, or "
+            "start anew with --overwrite"
+        )
+    return record, tensors
+
+
+def restore(stepper: Stepper, average: EMA | SWA | None, record: Mapping[str, Any], tensors: State) -> Progression:
+    """Bring a fresh run to the state that was read.
+
+    Raises
+    ------
+    MismatchError
+        Its tensors are not those of this run.
+    """
+    groups = {key: _unprefixed(key, tensors) for key in ("model", "optimizer", "average")}
+    check_shapes(shapes_of(stepper.model.trained()), shapes_of(groups["model"]), ("the model", "the saved state"))
+    stepper.model.take(groups["model"])
+    _restore_optimizer(stepper, groups["optimizer"])
+    if average is not None:
+        average.resume(groups["average"])
+    stepper.scaler.load_state_dict(record["scaler"])
+    return Progression(**record["progression"])
+
+
+def _prefixed(prefix: str, state: State) -> dict[str, torch.Tensor]:
+    return {f"{prefix}/{name}": value for name, value in state.items()}
+
+
+def _unprefixed(prefix: str, state: State) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(f"{prefix}/"): value for name, value in state.items() if name.startswith(f"{prefix}/")}
+
+
+def _optimizer_state(stepper: Stepper) -> dict[str, torch.Tensor]:
+    """``optimizer/NAME/exp_avg`` and so on; a parameter that never had a gradient has none."""
+    return {
+        f"optimizer/{name}/{key}": value
+        for name, parameter in stepper.parameters.items()
+        for key, value in stepper.optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimizer(stepper: Stepper, saved: State) -> None:
+    optimizer = stepper.optimizer
+    names = {id(parameter): name for name, parameter in stepper.parameters.items()}
+    ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for full_name, value in saved.items():
+        name, _, key = full_name.rpartition("/")
+        states.setdefault(ordered.index(name), {})[key] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,159 @@
+"""One update: features, objective, regularisers, gradients, optimiser.
+
+A large batch can be made of micro-batches, and the update is that of the whole batch either way. Terms that are means
+over rows (cross entropy, Lipsum, distillation) are simply added up. Terms that look at the batch as a whole (the
+contrastive loss, variance-covariance) get theirs through the features: all features first without a graph, then the
+loss and its gradient with respect to them, then each micro-batch again to carry that gradient into the tower (Gao et
+al., arXiv 2101.06983), which costs one more forward pass.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ft.distributed import average_gradients
+from ft.objectives.base import Objective, TrainingBatch
+from ft.objectives.head import Head
+from ft.prior.prior import Prior
+from ft.regularizers import Regularizer, Step
+from ft.training.model import Trainable
+from ft.training.optim import set_rate
+from ft.training.options import FinetuneOptions
+
+FROZEN = frozenset({"frozen_features", "frozen_logits"})
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update was: weighted terms of the loss (their sum is the loss), gradient norm, learning rate."""
+
+    terms: Mapping[str, torch.Tensor]
+    gradient_norm: torch.Tensor
+    rate: float
+
+
+@dataclass
+class Stepper:
+    """Everything that an update needs.
+
+    Parameters
+    ----------
+    model : Trainable
+    objective : Objective
+    regularizers : mapping of name -> (lambda, Regularizer)
+    optimizer : torch.optim.Optimizer
+    scaler : torch.amp.GradScaler
+        Enabled with fp16 only.
+    options : FinetuneOptions
+    generator : torch.Generator
+        The one that regularisers draw from.
+    prior : Prior, optional
+        Where a regulariser needs frozen features.
+    frozen_head : Head, optional
+        Where one needs frozen logits.
+    initial : mapping of name -> tensor
+        Trained parameters as they began, where one needs them.
+    """
+
+    model: Trainable
+    objective: Objective
+    regularizers: Mapping[str, tuple[float, Regularizer]]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    options: FinetuneOptions
+    generator: torch.Generator
+    prior: Prior | None
+    frozen_head: Head | None
+    initial: Mapping[str, torch.Tensor]
+
+    def __post_init__(self) -> None:
+        self._needs = frozenset().union(*(term.needs for _, term in self.regularizers.values()))
+        separable = [term.separable for _, term in self.regularizers.values()]
+        self._separable = self.objective.separable and all(separable)
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def update(self, batch: TrainingBatch, rate: float) -> Update:
+        """Train on one batch."""
+        torch.manual_seed(_seed(self.options.seed, batch.step))  # whatever draws: a resumed run draws the same
+        set_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = batch.parts(self.options.accumulate)
+        if len(parts) == 1 or self._separable:
+            terms = self._add_up(parts, len(batch))
+        else:
+            terms = self._through_features(batch, parts)
+        average_gradients(self.parameters.values())
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.model.clip_logit_scale()
+        return Update(terms, norm, rate)
+
+    def terms(self, features: torch.Tensor, frozen: torch.Tensor | None, batch: TrainingBatch) -> dict[str, Any]:
+        """The objective and each regulariser times its lambda, for features (N, D) of a batch."""
+        objective, logits = self.objective(features, batch)
+        step = Step(
+            features=features,
+            frozen_features=frozen,
+            logits=logits,
+            frozen_logits=self.frozen_head(frozen) if self.frozen_head is not None and frozen is not None else None,
+            parameters=self.parameters,
+            initial_parameters=self.initial,
+        )
+        terms = {self.options.objective: objective}
+        for name, (weight, regularizer) in self.regularizers.items():
+            self.generator.manual_seed(_seed(self.options.seed, batch.step))
+            terms[name] = weight * regularizer(step)
+        return terms
+
+    def _frozen(self, batch: TrainingBatch) -> torch.Tensor | None:
+        if self.prior is None or not self._needs & FROZEN:
+            return None
+        return self.prior.features(batch.rows, batch.epoch, batch.images)
+
+    def _add_up(self, parts: list[TrainingBatch], rows: int) -> dict[str, torch.Tensor]:
+        """Backward pass part by part: each counts by its rows."""
+        totals: dict[str, torch.Tensor] = {}
+        for part in parts:
+            frozen = self._frozen(part)
+            terms = self.terms(self.model.image_features(part.images), frozen, part)
+            shares = {name: term * (len(part) / rows) for name, term in terms.items()}
+            self.scaler.scale(_sum(shares)).backward()  # type: ignore[no-untyped-call]
+            totals = {name: totals.get(name, 0.0) + share.detach() for name, share in shares.items()}
+        return totals
+
+    def _through_features(self, batch: TrainingBatch, parts: list[TrainingBatch]) -> dict[str, torch.Tensor]:
+        """Backward pass from the loss of the whole batch to its features, and from those into the tower."""
+        frozen = [self._frozen(part) for part in parts]
+        with torch.no_grad():
+            values = torch.cat([self.model.image_features(part.images) for part in parts])
+        features = values.requires_grad_()
+        known = [rows for rows in frozen if rows is not None]
+        terms = self.terms(features, torch.cat(known) if known else None, batch)
+        self.scaler.scale(_sum(terms)).backward()  # type: ignore[no-untyped-call]
+        gradients = features.grad if features.grad is not None else torch.zeros_like(features)
+        for part, gradient in zip(parts, torch.split(gradients, [len(part) for part in parts]), strict=True):
+            again = self.model.image_features(part.images)
+            if again.requires_grad:  # the tower may be frozen
+                again.backward(gradient)  # type: ignore[no-untyped-call]
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _clip(self) -> torch.Tensor:
+        """Norm of the whole gradient, which is scaled down to `clip` where it is longer."""
+        if self.options.clip is not None:
+            return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.options.clip)
+        norms = [torch.linalg.vector_norm(p.grad) for p in self.parameters.values() if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(math.nan)
+
+
+def _seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _sum(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([term.float() for term in terms.values()]).sum()

@@ -1,0 +1,1 @@
+"""The verbs that fit, evaluate and compare heads."""

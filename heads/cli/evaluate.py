@@ -1,0 +1,166 @@
+"""The verb ``featcache evaluate``: heads judged on stores."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from featcache.cli.arguments import show
+from featcache.errors import HeadError
+from featcache.processes import process_group
+from heads import Judgement, LogitHead, add_intervals, append_rows, choose, interpolate, judge, save
+from heads.cli.arguments import device_argument, load_heads, open_images, store_arguments
+from heads.cli.classes import class_arguments, class_subset
+from heads.evaluation.bootstrap import DRAWS
+from heads.evaluation.evaluate import store_labels
+from heads.report import table_text, write_report
+from heads.report.results import write_confusion, write_samples
+from heads.report.rows import choice_text, label_of
+
+RESULTS = "results.jsonl"
+
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache evaluate``."""
+    parser.add_argument("heads", metavar="HEAD", nargs="+", help="files written by `featcache fit`")
+    parser.add_argument("--on", metavar="STORE", nargs="+", required=True, help="image stores to judge them on")
+    parser.add_argument(
+        "--alphas",
+        type=float,
+        nargs="+",
+        metavar="A",
+        help="with two heads: also their interpolations, 0 being the first head and 1 the second",
+    )
+    parser.add_argument(
+        "--select", metavar="STORE", help="choose the best alpha on this split and report that head too"
+    )
+    parser.add_argument(
+        "--metric", default="top1", help="what --select compares (default: top1); ties go to the lower NLL"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="save the head that --select chose")
+    class_arguments(parser)
+    _robustness_arguments(parser)
+    parser.add_argument(
+        "--results", default=RESULTS, metavar="FILE", help=f"grows by one row a head (default: {RESULTS})"
+    )
+    parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
+    device_argument(parser)
+    store_arguments(parser)
+
+
+def _robustness_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--group", nargs="+", metavar="COLUMN", help="also by the values of these metadata columns (`label`: by class)"
+    )
+    parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
+    parser.add_argument(
+        "--intervals", nargs="?", type=int, const=DRAWS, metavar="DRAWS", help="bootstrap intervals of top1 and NLL"
+    )
+    parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank of every sample: .npz or .parquet")
+    parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """``featcache evaluate HEAD... --on STORE...``; processes of torchrun share the rows, and the first one tells."""
+    with process_group() as (rank, size):
+        heads = load_heads(args.heads)
+        stores = [open_images(reference, args) for reference in args.on]
+        path, chosen = _interpolations(heads, args, distributed=size > 1)
+        judgement = judge(
+            [*heads, *path, *chosen],
+            stores,
+            class_subset=class_subset(args, heads[0], [store.name for store in stores]),
+            groups=args.group,
+            reference=args.reference,
+            per_sample=bool(args.per_sample or args.intervals),
+            confusion=bool(args.confusion),
+            distributed=size > 1,
+        )
+    if rank == 0:
+        if args.output:
+            save(chosen[0], args.output)
+        _tell(args, judgement, len(heads) + len(path), [*map(describe_choice, chosen), *_seen(heads, stores)], stores)
+    return 0
+
+
+def _tell(
+    args: argparse.Namespace, judgement: Judgement, shown: int, remarks: Sequence[str], stores: Sequence[Any]
+) -> None:
+    """Files and what is printed."""
+    rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
+    append_rows(args.results, rows)
+    lines = [
+        table_text(rows[:shown]),
+        *_intervals(rows),
+        *_worst(rows),
+        *remarks,
+        f"{len(rows)} row(s) appended to {args.results}",
+    ]
+    if args.per_sample:
+        ids = dict(zip(store_labels(stores), (store.ids for store in stores), strict=True))
+        lines.append(f"samples: {write_samples(judgement, args.per_sample, ids)}")
+    if args.confusion:
+        lines.append(f"confusion counts: {write_confusion(judgement, args.confusion)}")
+    if args.report:
+        lines.append("report: " + ", ".join(str(path) for path in write_report(rows, args.report)))
+    show(rows, "\n".join(lines), args.json)
+
+
+def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The interval of each accuracy and NLL, where there are any."""
+    lines = []
+    for row in rows:
+        for key in row:
+            if key.endswith(":top1_interval"):
+                store = key.removesuffix(":top1_interval")
+                top1 = " to ".join(f"{100 * end:.1f}" for end in row[key])
+                nll = " to ".join(f"{end:.3f}" for end in row[f"{store}:nll_interval"])
+                lines.append(f"95 % interval of {label_of(row)} on {store}: top1 {top1} %, nll {nll}")
+    return lines
+
+
+def _worst(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Worst domain and worst groups of each head, where there is a choice."""
+    lines = []
+    for row in rows:
+        domain = row.get("shifted_worst_domain")
+        if domain is not None and row["shifted_worst_top1"] < row["shifted_mean_top1"]:
+            lines.append(f"worst domain of {label_of(row)}: {domain}, {100 * row['shifted_worst_top1']:.1f} %")
+        for key in row:
+            if key.endswith(":worst_group"):
+                worst = 100 * row[f"{key}_top1"]
+                lines.append(f"worst group of {label_of(row)} on {key.partition(':')[0]}: {row[key]}, {worst:.1f} %")
+    return lines
+
+
+def describe_choice(head: LogitHead) -> str:
+    """One line on which alpha was chosen, where, and how well it did there."""
+    choice = head.provenance["chosen_on"][-1]
+    return f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} ({choice_text(choice)})"
+
+
+def _seen(heads: Sequence[LogitHead], stores: Sequence[Any]) -> list[str]:
+    """A warning for every head that is judged on rows it was fitted on."""
+    return [
+        f"note: {head.name} was fitted on {store.name}/{store.split}; its figures there are those of training rows"
+        for head in heads
+        for store in stores
+        if any(entry.get("dataset_key") == store.dataset_key for entry in head.provenance.get("fitted_on", []))
+    ]
+
+
+def _interpolations(
+    heads: Sequence[LogitHead], args: argparse.Namespace, distributed: bool
+) -> tuple[list[LogitHead], list[LogitHead]]:
+    """The interpolations asked for, and the one that the selection split chose."""
+    if args.output and not args.select:
+        raise HeadError("-o saves the head that --select chose; give --select STORE and --alphas")
+    if args.alphas is None:
+        if args.select:
+            raise HeadError("--select goes with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1")
+        return [], []
+    if len(heads) != 2:
+        raise HeadError(f"--alphas interpolates two heads, got {len(heads)}; name two")
+    path: list[LogitHead] = [*interpolate(heads[0], heads[1], args.alphas)]
+    if not args.select:
+        return path, []
+    return path, [choose(path, open_images(args.select, args), metric=args.metric, distributed=distributed)]

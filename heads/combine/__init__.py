@@ -1,0 +1,1 @@
+"""Combining fitted heads: interpolation, ensembles, calibration."""

@@ -1,0 +1,86 @@
+"""A temperature for a head that has none of its own, or for rows of another kind than it was fitted on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.fitted.base import LogitHead, as_head
+from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import split_id, was_fitted_on
+from heads.rows.samples import Samples, is_store
+from heads.rows.selection import selection_samples, thinned
+from heads.solvers.temperature import fit_temperature
+
+
+def calibrate(head: Any, selection: Any) -> LogitHead:
+    """The head with its logits divided by the temperature of maximum likelihood on a selection split.
+
+    Predictions stay, probabilities become honest: CLIP's own logit scale is too sharp or too flat for most data sets,
+    and a ridge's temperature is that of its training rows. See `heads.fit_temperature`.
+
+    Parameters
+    ----------
+    head : fitted head, linear or not
+    selection
+        Store, or ``(X, y)`` with labels as the head predicts them. Rows of classes that the head never saw are left
+        out.
+
+    Returns
+    -------
+    A head of the same kind; ``temperature_after`` is among its ``params``, and the split among ``chosen_on``, so that
+    `heads.evaluate` does not report on it.
+
+    Raises
+    ------
+    MismatchError
+        If the head and the split differ in encoder, text tower or class list.
+    HeadError
+        If the head was fitted on the split, or no row is left.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> head = LinearHead(30 * np.eye(3), np.zeros(3), ("ant", "bee", "cow"))   # thrice too sure
+    >>> X = rng.normal(size=(4000, 3)) / 5
+    >>> y = (10 * X + rng.gumbel(size=X.shape)).argmax(axis=1)
+    >>> round(calibrate(head, (X, y)).provenance["params"]["temperature_after"], 1)
+    3.0
+    """
+    frozen = as_head(head)
+    held_out = _rows_of(frozen, selection)
+    known = np.ones(len(frozen.classnames), bool)
+    if isinstance(frozen, LinearHead):
+        known[list(frozen.absent)] = False
+    places = np.cumsum(known) - 1
+    scores: list[NDArray[np.float32]] = []
+    labels: list[NDArray[np.int64]] = []
+    for features, found in thinned(held_out):
+        rows = known[found]
+        scores.append(frozen.logits(features[rows])[:, known])
+        labels.append(places[found[rows]])
+    if not sum(map(len, labels)):
+        raise HeadError(f"{frozen.name}: the selection split has no row of a class that it knows; take another split")
+    calibrated = frozen.with_temperature(fit_temperature(np.concatenate(scores), np.concatenate(labels)))
+    if held_out.store is None:
+        return calibrated
+    record = calibrated.provenance
+    entry = {**split_id(held_out.store), "metric": "nll", "fitted": "temperature"}
+    return calibrated.with_provenance({**record, "chosen_on": [*record.get("chosen_on", []), entry]})
+
+
+def _rows_of(head: LogitHead, selection: Any) -> Samples:
+    """The selection rows over the head's classes; a store only if the head belongs to it, and was not fitted on it."""
+    if is_store(selection):
+        head.check(selection)
+    if is_store(selection) and was_fitted_on(head.provenance, selection):
+        raise HeadError(
+            f"{head.name} was fitted on {selection.name}/{selection.split}, where it is surer than elsewhere; "
+            "calibrate on a split that it was not fitted on"
+        )
+    classes = np.arange(len(head.classnames)) if head.classes is None else head.classes
+    nothing = np.zeros((0, head.dim)), np.zeros(0, np.int64)  # the rows that fitted the head, which are not at hand
+    return selection_samples(selection, Samples(head.dim, classes, head.classnames, nothing))

@@ -1,0 +1,258 @@
+"""Weighted sums of linear heads: several models, prompts or probes as one head, with weights in closed form.
+
+Logits of one model add up as its weights do (`blend`); logits of several models add up on their features side by side
+(`ensemble`, for `heads.join`). Either way the result is an ordinary `LinearHead`: evaluation, interpolation, files and
+predictions need nothing new. Of a class that a member never saw a row of, the members that know it speak in its place
+(`heads.fitted.missing_classes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from featcache import __version__
+from featcache.errors import HeadError, MismatchError
+from heads.fitted.linear import LinearHead
+from heads.fitted.missing_classes import ABSENT, absences, known_by_others
+from heads.fitted.provenance import merged, split_id, was_fitted_on
+from heads.rows.joint import joint_key
+from heads.rows.samples import is_store
+from heads.rows.selection import RowSampler
+from heads.solvers.temperature import fit_temperature
+
+Float = NDArray[np.float64]
+
+
+def blend(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name: str = "blend") -> LinearHead:
+    """One head whose logits are ``sum_m w_m logits_m`` of M linear heads on the same features.
+
+    Parameters
+    ----------
+    heads : M fitted linear heads of one encoder and class list
+    weights : (M,), None weighs them alike (1/M)
+
+    Raises
+    ------
+    MismatchError
+        If class lists, widths, encoders or text towers differ.
+    HeadError
+        For weights that do not fit.
+
+    Examples
+    --------
+    >>> names = ("cat", "dog")
+    >>> a, b = LinearHead(np.eye(2), np.zeros(2), names), LinearHead(3 * np.eye(2), np.ones(2), names)
+    >>> blend([a, b]).weights.tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
+    """
+    members = [head.linear() for head in heads]
+    shares = _shares(weights, members)
+    return _blended(members, shares, name, shares)
+
+
+def _blended(members: Sequence[LinearHead], shares: Float, name: str, votes: Float | None) -> LinearHead:
+    keys = {key: _one(members, key) for key in ("encoder_key", "text_digest")}
+    if len({head.dim for head in members}) != 1:
+        raise MismatchError(f"heads of {[head.dim for head in members]} features; blend heads of one encoder")
+    return _made([head.weights for head in members], members, shares, name, keys, votes)
+
+
+def ensemble(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name: str = "ensemble") -> LinearHead:
+    """One head whose logits are ``sum_m w_m logits_m`` of M linear heads, each on the features of its own encoder.
+
+    It takes the features of `heads.join` of stores in the same order.
+
+    Parameters
+    ----------
+    heads : M fitted linear heads of one class list: all zero-shot (bound to text towers), or all fitted on images
+    weights : (M,), None weighs them alike (1/M)
+
+    Raises
+    ------
+    MismatchError
+        If class lists differ.
+    HeadError
+        For weights that do not fit, or members of which only some are bound to an image encoder.
+    """
+    members = [head.linear() for head in heads]
+    shares = _shares(weights, members)
+    return _side_by_side(members, shares, name, shares)
+
+
+def _side_by_side(members: Sequence[LinearHead], shares: Float, name: str, votes: Float | None) -> LinearHead:
+    keys = {}
+    for key in ("encoder_key", "text_digest"):
+        found = [head.provenance.get(key) or "" for head in members]
+        if any(found) != all(found) and key == "encoder_key":
+            raise HeadError(
+                f"only some of {', '.join(head.name for head in members)} were fitted on images; an ensemble knows its "
+                "encoders by all of its members: make all zero-shot, or fit all"
+            )
+        keys[key] = joint_key(found) if all(found) else None
+    ends = np.cumsum([0, *(head.dim for head in members)])
+    wide = [np.zeros((len(head.weights), ends[-1]), np.float32) for head in members]
+    for weights, head, start in zip(wide, members, ends[:-1], strict=True):
+        weights[:, start : start + head.dim] = head.weights
+    return _made(wide, members, shares, name, keys, votes)
+
+
+def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> LinearHead:
+    """The `blend` or `ensemble` with weights in closed form and a temperature, both from a selection split.
+
+    The weights are ``argmin_{w >= 0} || Y - sum_m w_m L_m ||^2`` over rows, with L_m the logits (N, C) of head m and Y
+    the one-hot labels, both less their mean over classes (a softmax does not see it): non-negative least squares from M
+    x M moments, one pass over the split (stacked regression, Breiman 1996). The temperature is that of maximum
+    likelihood. Classes that no head ever saw, and rows of them, are left out.
+
+    Parameters
+    ----------
+    heads : M fitted linear heads, none of them fitted on the selection split
+    selection : a store for heads of one encoder, or a list of M stores of the same samples, one a head
+
+    Raises
+    ------
+    HeadError
+        If a head was fitted on the selection split, or no head helps to tell its classes apart.
+    """
+    members = [head.linear() for head in heads]
+    if is_store(selection):
+        stores, combine = [selection] * len(members), _blended
+    else:
+        stores, combine = list(selection), _side_by_side
+    if len(stores) != len(members):
+        raise HeadError(f"{len(members)} heads and {len(stores)} stores; give one store, or one a head")
+    _shares(None, members)
+    for head, store in zip(members, stores, strict=True):
+        head.check(store)
+        if was_fitted_on(head.provenance, store):
+            raise HeadError(f"{head.name} was fitted on {store.name}/{store.split}; stack on a split that fitted none")
+    gram, target, kept = _moments(members, stores)
+    weights, _ = nnls(gram, target)
+    if not weights.any():
+        raise HeadError(
+            f"no head tells the classes of {stores[0].name}/{stores[0].split} apart; check labels and order"
+        )
+    logits = np.einsum("m,mnc->nc", weights, kept[0])
+    stacked = combine(members, weights, name or "stack", None).with_temperature(fit_temperature(logits, kept[1]))
+    chosen = [{**split_id(store), "metric": "squared error", "candidates": len(members)} for store in stores[:1]]
+    return stacked.with_provenance({**stacked.provenance, "chosen_on": [*stacked.provenance["chosen_on"], *chosen]})
+
+
+def _moments(
+    members: Sequence[LinearHead], stores: Sequence[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """A root R (M, M) of the logits' moments with the matching right side, and a bounded share of logits and labels."""
+    m, absent = len(members), absences(members)
+    known = np.asarray(~absent.all(axis=0))
+    gram, cross = np.zeros((m, m)), np.zeros(m)
+    keep = RowSampler(_bound(stores[0]), int(known.sum()))
+    logits_kept: list[NDArray[np.float64]] = []
+    labels_kept: list[NDArray[np.int64]] = []
+    for parts in zip(*(_pieces(store) for store in stores), strict=True):
+        ours = known[parts[0][1]]
+        labels = (np.cumsum(known) - 1)[parts[0][1][ours]]
+        logits = _centred([head.logits(x[ours]) for head, (x, _) in zip(members, parts, strict=True)], absent)
+        gram += np.einsum("anc,bnc->ab", logits, logits, optimize=True)
+        cross += logits[:, np.arange(len(labels)), labels].sum(axis=1)
+        rows = keep(len(labels))
+        logits_kept.append(logits[:, rows])
+        labels_kept.append(np.asarray(labels[rows], np.int64))
+    values, vectors = np.linalg.eigh(gram)
+    sound = values > values.max(initial=0.0) * 1e-12
+    root = np.sqrt(values[sound])
+    factor = root[:, None] * vectors[:, sound].T
+    right = (vectors[:, sound].T @ cross) / root
+    return factor, right, (np.concatenate(logits_kept, axis=1), np.concatenate(labels_kept))
+
+
+def _centred(logits: Sequence[NDArray[np.float32]], absent: NDArray[np.bool_]) -> Float:
+    """Logits (M, n, C') of each head over the classes that any head knows, less their mean over these."""
+    found = np.stack([one.astype(np.float64) for one in logits])
+    if absent.any():
+        filled = known_by_others(found.transpose(0, 2, 1), absent)
+        found = filled.transpose(0, 2, 1)[:, :, ~absent.all(axis=0)]
+    found -= found.mean(axis=2, keepdims=True)
+    return found
+
+
+def _bound(store: Any) -> int:
+    """Number of rows, or somewhat more; of what does not say it, by counting."""
+    return len(store) if hasattr(store, "__len__") else sum(len(labels) for _, labels in store.blocks())
+
+
+def _pieces(store: Any, rows: int = 2048) -> Any:
+    """Blocks small enough that logits of many heads fit."""
+    for features, labels in store.blocks():
+        for start in range(0, len(labels), rows):
+            yield features[start : start + rows], labels[start : start + rows]
+
+
+def _shares(weights: Sequence[float] | None, members: Sequence[LinearHead]) -> NDArray[np.float64]:
+    if not members:
+        raise HeadError("got no heads; give at least one")
+    shares = np.full(len(members), 1.0 / len(members)) if weights is None else np.asarray(weights, np.float64)
+    if shares.shape != (len(members),) or not np.isfinite(shares).all():
+        raise HeadError(f"weights must be {len(members)} finite numbers, one a head, got {weights!r}")
+    first = members[0]
+    for other in members[1:]:
+        if other.classnames != first.classnames:
+            raise MismatchError(
+                f"{first.name} has {len(first.classnames)} classes, {other.name} has {len(other.classnames)}, and "
+                "their names or order differ; make both from the same class list"
+            )
+    return shares
+
+
+def _one(members: Sequence[LinearHead], key: str) -> str | None:
+    """The encoder or text tower that members are bound to, which must be one."""
+    found = list(dict.fromkeys(str(head.provenance[key]) for head in members if head.provenance.get(key)))
+    if len(found) > 1:
+        raise MismatchError(f"heads belong to {key} {' and '.join(found)}; `heads.ensemble` takes heads of many models")
+    return found[0] if found else None
+
+
+def _made(
+    weights: Sequence[NDArray[np.float32]],
+    members: Sequence[LinearHead],
+    shares: Float,
+    name: str,
+    keys: Any,
+    votes: Float | None,
+) -> LinearHead:
+    """The sum of the members, whose `weights` (C, D) are on the same features; `votes` speak for absent classes."""
+    pairs = zip(weights, members, strict=True)
+    tables = [np.column_stack([rows, head.bias]).astype(np.float64) for rows, head in pairs]
+    absent = absences(members)
+    filled = known_by_others(np.stack(tables), absent, votes) if absent.any() else tables
+    total = np.asarray(sum(w * table for w, table in zip(shares, filled, strict=True)))
+    nowhere = np.flatnonzero(absent.all(axis=0))
+    total[nowhere, :-1], total[nowhere, -1] = 0.0, ABSENT
+    records = [head.provenance for head in members]
+    known = [record["encoder"] for record in records if record.get("encoder")]
+    provenance = {
+        "head": name,
+        "params": {
+            "weights": shares.tolist(),
+            "members": [{"head": head.name, **head.provenance.get("params", {})} for head in members],
+        },
+        "encoder": known[0] if known and all(encoder == known[0] for encoder in known) else None,
+        "classnames": list(members[0].classnames),
+        "fitted_on": merged(*(record.get("fitted_on", []) for record in records)),
+        "chosen_on": merged(*(record.get("chosen_on", []) for record in records)),
+        "featcache": __version__,
+        **keys,
+    }
+    return LinearHead(
+        total[:, :-1].astype(np.float32),
+        total[:, -1].astype(np.float32),
+        members[0].classnames,
+        name=name,
+        provenance=provenance,
+        absent=tuple(nowhere.tolist()),
+        classes=next((head.classes for head in members if head.classes is not None), None),
+    )

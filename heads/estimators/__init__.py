@@ -1,0 +1,1 @@
+"""Estimators: training rows in, fitted heads and their hyper-parameter paths out."""

@@ -1,0 +1,204 @@
+"""What the estimators share: prediction, checks, and the way to a `LinearHead` or another `LogitHead`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from featcache import __version__
+from featcache.errors import HeadError
+from heads.fitted.base import LogitHead, label_values
+from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import encoder_record, split_id, with_splits_of
+from heads.rows.samples import Samples, as_samples, feature_blocks, is_store, to_numpy
+
+
+class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
+    """Base of every head; a subclass sets `classes_` (C,), `classnames_`, `provenance_` and the rest.
+
+    `fits_on` says what its `fit` takes, "images" or "texts"; `takes_texts`, that it also takes ``texts=``.
+    """
+
+    name: ClassVar[str]
+    fits_on: ClassVar[str] = "images"
+    takes_texts: ClassVar[bool] = False
+
+    classes_: NDArray[Any]
+    classnames_: tuple[str, ...]
+    n_features_in_: int
+    provenance_: dict[str, Any]
+
+    @abstractmethod
+    def frozen(self) -> LogitHead:
+        """The fitted head, for evaluation and files."""
+
+    def path_heads(self) -> Sequence[LogitHead]:
+        """Every setting that one fit gave, as heads for `heads.evaluate`, which takes them at once; here the one.
+
+        Nothing is chosen among them: ``chosen_on`` of their records is empty, unless a number that they share (a
+        temperature) was fitted on the selection split.
+        """
+        return [self.frozen()]
+
+    @abstractmethod
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Label (N,) of the best class; ties go to the lower index."""
+
+    def check(self, store: Any) -> None:
+        """Refuse a store of another encoder, text tower or class list (MismatchError)."""
+        self.frozen().check(store)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Accuracy, a fraction in [0, 1]; a store brings its own labels."""
+        self.frozen()
+        if not is_store(X):
+            if y is None:
+                raise HeadError("arrays need labels: score(X, y); only a store brings its own")
+            return float((self.predict(X) == to_numpy(y)).mean())
+        samples = as_samples(X)
+        labels = np.concatenate([labels for _, labels in samples.blocks()])
+        return float((self.predict(X) == self.classes_[labels]).mean())
+
+    def save(self, path: Any) -> Any:
+        """Write the head to a safetensors file; see `heads.fitted.files.save`."""
+        return self.frozen().save(path)
+
+    def _set_classes(self, samples: Samples) -> Self:
+        self.classes_, self.classnames_ = samples.classes, samples.classnames
+        self.n_features_in_ = samples.dim
+        return self
+
+    def _provenance(
+        self,
+        params: dict[str, Any],
+        fitted: Any | None,
+        chosen: Any | None = None,
+        parent: LinearHead | None = None,
+        **identity: Any,
+    ) -> dict[str, Any]:
+        """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays.
+
+        `parent` is the head that this one begins from: what it was fitted and chosen on, this one was, too.
+        """
+        record = {
+            "head": self.name,
+            "params": params,
+            "encoder_key": getattr(fitted, "encoder_key", None),
+            "text_digest": None,
+            "encoder": encoder_record(fitted),
+            "classnames": list(self.classnames_),
+            "fitted_on": [] if fitted is None else [split_id(fitted)],
+            "chosen_on": [] if chosen is None else [split_id(chosen)],
+            "featcache": __version__,
+            **identity,
+        }
+        return record if parent is None else with_splits_of(record, parent.provenance)
+
+
+class LinearClassifier(HeadClassifier):
+    """Base of heads with ``scores = X @ coef_.T + intercept_`` and ``logits = scores / temperature_``.
+
+    A subclass fits and sets `coef_` (C, D) float64, `intercept_` (C,), `temperature_`, `classes_` (C,), `classnames_`,
+    `n_features_in_` and `provenance_`; everything here follows.
+    """
+
+    coef_: NDArray[np.float64]
+    intercept_: NDArray[np.float64]
+    temperature_: float
+    _absent: tuple[int, ...] = ()  # classes without a row, where their logit says so
+
+    def linear(self) -> LinearHead:
+        """The fitted head as logits: scale and temperature folded in, float32."""
+        check_is_fitted(self, "coef_")
+        return LinearHead(
+            (self.coef_ / self.temperature_).astype(np.float32),
+            (self.intercept_ / self.temperature_).astype(np.float32),
+            self.classnames_,
+            name=self.name,
+            provenance=self.provenance_,
+            absent=self._absent,
+            classes=label_values(self.classes_),
+        )
+
+    def frozen(self) -> LinearHead:
+        """`linear`, under the name that every fitted estimator has."""
+        return self.linear()
+
+    def _on_path(
+        self,
+        weights: NDArray[np.float64],
+        intercepts: NDArray[np.float64],
+        temperature: float,
+        name: str,
+        **record: Any,
+    ) -> LinearHead:
+        """A head of the path, as `linear` makes the chosen one; `record` replaces parts of its provenance."""
+        return LinearHead(
+            (weights / temperature).astype(np.float32),
+            (intercepts / temperature).astype(np.float32),
+            self.classnames_,
+            name=f"{self.name} {name}",
+            provenance={**self.provenance_, **record},
+            absent=self._absent,
+            classes=label_values(self.classes_),
+        )
+
+    def scores(self, X: Any) -> NDArray[np.float64]:
+        """Scores (N, C) before the temperature, in float64; of a store, its valid rows."""
+        check_is_fitted(self, "coef_")
+        if is_store(X):
+            self.check(X)
+        parts: list[NDArray[np.float64]] = []
+        done = 0
+        for features in feature_blocks(X):
+            if features.shape[1] != self.n_features_in_:
+                raise HeadError(
+                    f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
+                    f"{self.n_features_in_} features as input"
+                )
+            wide = features.astype(np.float64)
+            if not np.isfinite(wide).all():
+                bad = (np.flatnonzero(~np.isfinite(wide).all(axis=1))[:10] + done).tolist()
+                raise HeadError(f"features hold NaN or infinity (inf), for instance in rows {bad}; drop these rows")
+            done += len(wide)
+            parts.append(wide @ self.coef_.T + self.intercept_)
+        return np.concatenate(parts)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Label (N,) of the best class; ties go to the lower index."""
+        best = self.scores(X).argmax(axis=1)
+        return np.asarray(self.classes_[best])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities (N, C): softmax of the logits."""
+        logits = self.scores(X) / self.temperature_
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=1, keepdims=True)
+        return logits
+
+
+class NonlinearClassifier(HeadClassifier):
+    """Base of heads without class weights: a subclass fits and sets `head_`, whose logits are everything."""
+
+    head_: LogitHead
+
+    def frozen(self) -> LogitHead:
+        """The fitted head, for evaluation and files."""
+        check_is_fitted(self, "head_")
+        return self.head_
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Label (N,) of the best class; ties go to the lower index."""
+        best = self.frozen().predict_index(X)
+        return np.asarray(self.classes_[best])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Probabilities (N, C): softmax of the logits."""
+        return self.frozen().predict_proba(X)

@@ -1,0 +1,180 @@
+"""Fitting any head of `HEADS` by its name, from what it says it needs; the verbs `fit` and `sweep` go through here."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.utils.validation import check_is_fitted
+
+from featcache.errors import HeadError
+from heads.estimators.base import HeadClassifier
+from heads.estimators.zero_shot import ZeroShot
+from heads.fitted.base import as_head
+from heads.fitted.linear import LinearHead
+
+CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_"}
+"""Parameters that list values to choose from, and where a fitted head keeps the one that it chose."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to fit from.
+
+    Attributes
+    ----------
+    train : image store (or one that acts as such, `FewShotStore`), None where there are only texts
+    texts : text stores of one class list and text tower; several make an ensemble
+    selection : image store on which hyper-parameters are chosen, None lets a head use its own folds
+    prior : fitted linear head that weights shrink towards, None for zero
+    """
+
+    train: Any = None
+    texts: Sequence[Any] = ()
+    selection: Any = None
+    prior: Any = None
+
+    def text_head(self) -> LinearHead:
+        """The zero-shot head of the texts."""
+        return as_head(ZeroShot().fit(list(self.texts))).linear()
+
+
+def head_class(name: str) -> type[HeadClassifier]:
+    """The class of a head.
+
+    Raises
+    ------
+    HeadError
+        For a name that `HEADS` lacks.
+    """
+    from heads import HEADS
+
+    if name not in HEADS:
+        near = difflib.get_close_matches(name, HEADS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise HeadError(f"unknown head {name!r}; expected one of {', '.join(sorted(HEADS))}{hint}")
+    return HEADS[name]
+
+
+def parameters_of(name: str) -> list[str]:
+    """Names of a head's parameters that a setting may give: all but `prior`, which is a head itself."""
+    return sorted(set(head_class(name)().get_params()) - {"prior"})
+
+
+def make_head(name: str, parameters: Mapping[str, Any], prior: Any = None) -> HeadClassifier:
+    """An unfitted head.
+
+    Raises
+    ------
+    HeadError
+        For parameters that it does not have, a prior included.
+    """
+    known = parameters_of(name)
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise HeadError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}")
+    head: HeadClassifier = head_class(name)(**parameters)
+    if prior is not None:
+        if "prior" not in head.get_params():
+            raise HeadError(f"{name} shrinks towards nothing; leave the prior out, or fit a head that takes one")
+        head.set_params(prior=prior)
+    return head
+
+
+def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None = None) -> HeadClassifier:
+    """Fit one head.
+
+    Parameters
+    ----------
+    name : key of `HEADS`
+    material : what to fit from; parts that the head does not take are not touched
+    parameters : of its constructor
+
+    Raises
+    ------
+    HeadError
+        If the head needs texts or labelled rows and there are none, or does not have a parameter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> texts = SimpleNamespace(name="t", raw=np.eye(2, dtype=np.float32)[:, None], counts=np.array([1, 1]), dim=2,
+    ...     classnames=("cat", "dog"), templates=None, text_key="k", text_digest="d", logit_scale=100.0,
+    ...     logit_bias=None, encoder_name="tiny")
+    >>> fit_head("zero_shot", Material(texts=[texts])).predict([[0.6, 0.8]]).tolist()
+    [1]
+    """
+    kind = head_class(name)
+    head = make_head(name, parameters or {}, material.prior if takes_prior(name) else None)
+    if (kind.fits_on == "texts" or kind.takes_texts) and not material.texts:
+        raise HeadError(f"{name} needs a text store; name one that `featcache text` wrote (texts/NAME)")
+    if kind.fits_on == "texts":
+        return _fitted(head, list(material.texts))
+    if material.train is None:
+        raise HeadError(f"{name} fits from labelled rows; name an image store that `featcache encode` wrote")
+    options: dict[str, Any] = {"texts": material.text_head()} if kind.takes_texts else {}
+    if material.selection is not None and takes_selection(name):
+        options["selection"] = material.selection
+    return _fitted(head, material.train, **options, **_groups(kind, material))
+
+
+def _groups(kind: Any, material: Material) -> dict[str, Any]:
+    """Rows that are views of one image, which nothing may hold out apart; see `featcache.store.images`."""
+    groups = getattr(material.train, "groups", None)
+    if groups is None:
+        return {}
+    if "groups" in inspect.signature(kind.fit).parameters:
+        return {"groups": groups}
+    if material.selection is None:
+        raise HeadError(
+            f"{kind.name} would hold out views of images that it fits on; give a selection split, or take a head that "
+            "leaves rows out by group, such as ridge"
+        )
+    return {}
+
+
+def _fitted(head: Any, X: Any, **options: Any) -> HeadClassifier:
+    """`head.fit`, whose keywords differ from head to head."""
+    fitted: HeadClassifier = head.fit(X, **options)
+    return fitted
+
+
+def takes_selection(name: str) -> bool:
+    """Whether a head chooses hyper-parameters, for which it can be given a split."""
+    kind: Any = head_class(name)
+    return "selection" in inspect.signature(kind.fit).parameters
+
+
+def takes_prior(name: str) -> bool:
+    """Whether a head's weights can shrink towards those of another head."""
+    return "prior" in head_class(name)().get_params()
+
+
+def unfitted(head: HeadClassifier) -> HeadClassifier:
+    """A copy without its fit, with the same parameters; unlike scikit-learn's `clone` it keeps the fit of a prior."""
+    found: HeadClassifier = type(head)(**head.get_params(deep=False))
+    return found
+
+
+def settled(head: HeadClassifier) -> HeadClassifier:
+    """An unfitted copy of a fitted head with the penalty (and other values of lists) that it chose.
+
+    What a head chooses beside them, such as LP++ its steps, it chooses again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from heads import Ridge
+    >>> ridge = Ridge([0.1, 1.0, 10.0]).fit(np.eye(4)[[0, 1, 0, 1]], [0, 1, 0, 1])
+    >>> settled(ridge).get_params()["alphas"] == [ridge.alpha_]
+    True
+    """
+    check_is_fitted(head)
+    copy = unfitted(head)
+    values = {name: [getattr(head, CHOSEN[name])] for name in CHOSEN if name in head.get_params(deep=False)}
+    copy.set_params(**values)
+    return copy

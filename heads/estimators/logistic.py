@@ -1,0 +1,235 @@
+"""Multinomial logistic regression: scikit-learn's objective, a warm path over C, a penalty towards zero or a prior."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+
+from featcache.errors import HeadError
+from heads.estimators.base import LinearClassifier
+from heads.estimators.logistic_choice import METRICS, Choice, logistic_rows
+from heads.estimators.text_prior import checked_prior, prior_record
+from heads.fitted.linear import LinearHead
+from heads.fitted.missing_classes import ABSENT
+from heads.fitted.provenance import split_id
+from heads.rows.samples import Samples, as_samples
+from heads.rows.selection import selection_samples
+from heads.solvers.logistic.path import Fitted, PathSolver
+from heads.solvers.logistic.rows import AnyRows
+
+Float = NDArray[np.float64]
+
+CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
+"""Default path: 13 values from 1e-2 to 1e4, two a decade."""
+
+
+class Logistic(LinearClassifier):
+    """Softmax regression with an L2 penalty, C chosen on rows that did not fit.
+
+    Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
+    prior's weights. With W0 = 0 and three classes or more this is the objective, and the C, of
+    ``sklearn.linear_model.LogisticRegression``. Two classes keep two weight vectors; scikit-learn then fits one vector
+    w, and ``LogisticRegression(C=2 * C)`` is the same model: ``w = W[1] - W[0]``, its intercept ``b[1] - b[0]``, equal
+    probabilities (at the optimum ``W[0] = -W[1] = -w/2``, so that ``1/2 ||W||² = 1/4 ||w||²``).
+
+    Parameters
+    ----------
+    C
+        Inverse penalty; a path of them to choose from; or "search", the CLIP paper's: 96 values from 1e-6 to 1e6,
+        coarse then fine (`heads.estimators.logistic_choice`). Its protocol is ``Logistic(C="search", metric="top1",
+        refit=True)``.
+        Where no class has two rows nothing can be held out: without a selection split the C nearest to 1 is then
+        taken (on the log scale, the smaller of two), with a warning.
+    fit_intercept
+        Whether to fit an unpenalised intercept (in addition to the prior's).
+    prior
+        A fitted head on the logit scale (`LinearHead`, or a fitted `ZeroShot`) that weights are pulled to; as C goes
+        to 0, W is the prior's. scikit-learn's `clone` keeps a `LinearHead`, but strips an estimator of its fit.
+    metric
+        What chooses C: "nll" (smallest mean) or "top1" (largest share); the smaller C on ties.
+    tol
+        Largest distance from the minimum, over the objective, as the solver estimates it.
+    max_iter
+        Iterations for one C.
+    refit
+        Whether the head of the chosen C, or of the one C given, is fitted once more, on training and selection rows
+        together. The heads of `path` have seen the training rows alone.
+    in_memory
+        Whether rows are held (True), or read anew for every evaluation (False, out of core). None holds arrays always,
+        and stores that take up to half of the machine's memory.
+
+    Attributes
+    ----------
+    coef_ : (C, D) float64
+    intercept_ : (C,) float64; sums to zero beyond the prior's
+    C_ : float
+        The chosen inverse penalty.
+    Cs_ : (A,) float64, ascending
+    cv_scores_ : (A,) float64
+        `metric` on the selection split, or over the held-out rows of 5 folds; empty where there was one C, or where
+        nothing could be held out.
+        (With "search", Cs_ are those it came to.)
+    objectives_ : (A,) float64
+        Minima, in scikit-learn's scale.
+    n_iter_ : (A,) int64
+    temperature_ : 1.0; logistic scores are logits
+    classes_, classnames_, n_features_in_, provenance_
+
+    Notes
+    -----
+    Memory, in memory: the rows as one float32 matrix, ``4 N D`` bytes, filled block by block (half as much again where
+    the CPU multiplies bfloat16, for large problems), up to 1 GiB of logits (above, they are made anew by blocks), and
+    ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB.
+    Out of core: a block, 16,384 sampled rows, the labels, and the preconditioner.
+    Rows that lie on a GPU (CUDA tensors, `heads.resident`) are fitted and scored there, in the type that they have, and
+    no logits are kept.
+
+    With an intercept a class without a training row is never predicted (its optimal intercept is minus infinity, here
+    -1e4). Without one it is a class like any other: the penalty alone places its weights, at the prior's if nothing
+    speaks against them.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.integers(0, 3, 200)
+    >>> X = np.eye(3)[y] + 0.3 * rng.normal(size=(200, 3))
+    >>> head = Logistic(C=[0.1, 1.0, 10.0]).fit(X, y)
+    >>> head.score(X, y) > 0.9, head.coef_.shape
+    (True, (3, 3))
+    """
+
+    name = "logistic"
+
+    C_: float
+    Cs_: Float
+    cv_scores_: Float
+    objectives_: Float
+    n_iter_: NDArray[np.int64]
+
+    def __init__(
+        self,
+        C: float | str | Sequence[float] = CS,
+        fit_intercept: bool = True,
+        prior: Any = None,
+        metric: str = "nll",
+        tol: float = 1e-8,
+        max_iter: int = 1000,
+        refit: bool = False,
+        in_memory: bool | None = None,
+    ) -> None:
+        self.C = C
+        self.fit_intercept = fit_intercept
+        self.prior = prior
+        self.metric = metric
+        self.tol = tol
+        self.max_iter = max_iter
+        self.refit = refit
+        self.in_memory = in_memory
+
+    def fit(self, X: Any, y: Any = None, *, selection: Any = None, classnames: Sequence[str] | None = None) -> Self:
+        """Fit on arrays, tensors or an image store; without `refit` the head has seen the training rows alone.
+
+        Parameters
+        ----------
+        X
+            Image store (streamed once, or out of core), or array-like (N, D).
+        y
+            Labels (N,), with arrays.
+        selection
+            Store, or ``(X, y)``, on which C is chosen; None uses 5 folds of the training rows.
+        classnames
+            With arrays: the C names; y then holds class indices, and classes may lack rows.
+
+        Raises
+        ------
+        HeadError
+            For fewer than two classes with rows, NaN or infinite features (naming rows), labels or parameters out of
+            range, a prior of another shape.
+        MismatchError
+            If the selection store or the prior belongs to another encoder or class list.
+        """
+        Cs = self._checked()
+        samples = as_samples(X, y, classnames=classnames)
+        self._set_classes(samples)
+        prior = checked_prior(self.prior, samples)
+        held_out = None if selection is None else selection_samples(selection, samples)
+        rows = logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
+        choice = Choice(rows, lambda chosen, keep: self._solver(chosen, prior, keep), self.metric, held_out)
+        self._path, scores = choice.searched() if Cs is None else choice.along(Cs)
+        self.Cs_, self.cv_scores_ = np.array([f.C for f in self._path]), scores
+        final = self._path[choice.best(self._path, scores)]
+        again = held_out if self.refit else None
+        if again is not None:
+            both = logistic_rows([samples, again], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
+            final = self._solver(both, prior, None).fit(final.C)
+        self._take(final, samples, choice.how, held_out, prior, again)
+        return self
+
+    def path(self) -> tuple[Float, Float]:
+        """Weights (A, C, D) and intercepts (A, C) of every C of `Cs_`: logits."""
+        check_is_fitted(self, "coef_")
+        return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
+
+    def path_heads(self) -> list[LinearHead]:
+        """Every C as a `LinearHead`, for `heads.evaluate`, which takes them at once; all of the training rows alone."""
+        check_is_fitted(self, "coef_")
+        record = {**self._path_record}
+        params = record.pop("params")
+        heads = []
+        for f in self._path:
+            head = self._on_path(f.weights, f.intercepts, 1.0, f"C={f.C:.6g}", params={**params, "C": f.C}, **record)
+            heads.append(replace(head, absent=tuple(np.flatnonzero(f.intercepts == ABSENT).tolist())))
+        return heads
+
+    def _checked(self) -> Float | None:
+        """Parameters in range; Cs ascending, None for the search."""
+        if self.metric not in METRICS:
+            raise HeadError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
+            raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
+        if isinstance(self.C, str) and self.C == "search":
+            return None
+        Cs = np.zeros(0) if isinstance(self.C, str) else np.unique(np.asarray(self.C, dtype=np.float64))
+        if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
+            what = "positive finite numbers or 'search'"
+            raise HeadError(f"C must be {what}, got {self.C!r}; try numpy.logspace(-2, 4, 13)")
+        return Cs
+
+    def _solver(self, rows: AnyRows, prior: LinearHead | None, keep: NDArray[np.bool_] | None) -> PathSolver:
+        shift = None if prior is None else (prior.weights.astype(np.float64), prior.bias.astype(np.float64))
+        return PathSolver(rows, keep=keep, prior=shift, absent=ABSENT, tol=self.tol, max_iter=self.max_iter)
+
+    def _take(
+        self,
+        final: Fitted,
+        samples: Samples,
+        how: str,
+        held_out: Samples | None,
+        prior: LinearHead | None,
+        again: Samples | None,
+    ) -> None:
+        """Keep the chosen head, and say where it comes from."""
+        slow = [f"{f.C:.3g}" for f in [*self._path, *([] if again is None else [final])] if not f.converged]
+        if slow:
+            what = f"no convergence to tol={self.tol} in {self.max_iter} iterations at C = {', '.join(slow)}"
+            warnings.warn(f"{what}; raise max_iter, or tol", ConvergenceWarning, stacklevel=3)
+        self.coef_, self.intercept_, self.C_, self.temperature_ = final.weights, final.intercepts, final.C, 1.0
+        self._absent = tuple(np.flatnonzero(final.intercepts == ABSENT).tolist())
+        self.objectives_ = np.array([f.objective for f in self._path])
+        self.n_iter_ = np.array([f.iterations for f in self._path])
+        params = {"C": self.C_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric, "selection": how}
+        chosen_on = held_out.store if how == "split" and held_out is not None else None
+        params["prior"] = prior_record(prior)
+        self._path_record = self._provenance(dict(params), samples.store, parent=prior)
+        identity: dict[str, Any] = {}
+        if again is not None:
+            params["refit"] = True
+            identity["fitted_on"] = [split_id(s.store) for s in (samples, again) if s.store is not None]
+        self.provenance_ = self._provenance(params, samples.store, chosen_on, prior, **identity)

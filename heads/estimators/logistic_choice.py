@@ -1,0 +1,277 @@
+"""Choosing C: a path or a search, scored on a selection split or over folds of the training rows.
+
+The hyper-parameter search of the CLIP paper's linear probes: coarse, then finer around the best.
+
+Radford et al. 2021, appendix A.3: 96 logarithmically spaced strengths in [1e-6, 1e6]; seven of them first, two decades
+apart, then the interval around the best is halved until neighbours on the grid have been tried. About 15 fits
+instead of 96. Where the score has one peak along the grid, the result is that of the whole grid.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.kernels import linear_nll
+from heads.kernels.tally import row_statistics
+from heads.rows.device import chosen_rows, device_rows
+from heads.rows.samples import Samples, require_finite
+from heads.solvers.logistic.device import DeviceRows
+from heads.solvers.logistic.path import Fitted, PathSolver, held_out_logits
+from heads.solvers.logistic.rows import AnyRows, Rows, StreamedRows
+from heads.solvers.ridge.moments import FOLDS, FoldAssigner
+
+GRID = np.logspace(-6, 6, 96)
+"""Values of C; those of the penalty 1 / C are the same numbers, in the other order."""
+
+
+def search(score: Callable[[float], float], grid: NDArray[np.float64] = GRID) -> dict[float, float]:
+    """Scores (larger is better) of the values that the search came to, by value, in the order in which they came.
+
+    The best of them is the result; on ties the smallest value.
+
+    Examples
+    --------
+    >>> found = search(lambda C: -abs(np.log10(C) - 0.3))
+    >>> round(max(found, key=found.get), 2), len(found)
+    (2.07, 15)
+    """
+    decades = np.log10(grid)
+    places = np.abs(decades[:, None] - np.linspace(decades[0], decades[-1], 7)).argmin(axis=0)
+    found: dict[int, float] = {}
+
+    def best() -> int:
+        return max(found, key=lambda place: (found[place], -place))
+
+    for place in places.tolist():
+        found[place] = score(float(grid[place]))
+    span = int(np.diff(places).max()) // 2
+    while span:
+        centre = best()
+        for place in (centre - span, centre + span):
+            if 0 <= place < len(grid) and place not in found:
+                found[place] = score(float(grid[place]))
+        span //= 2
+    return {float(grid[place]): value for place, value in found.items()}
+
+
+Float = NDArray[np.float64]
+Solver = Callable[[AnyRows, NDArray[np.bool_] | None], PathSolver]
+
+METRICS = ("nll", "top1")
+
+
+@dataclass
+class Choice:
+    """Fits on the training rows, and their scores on rows that did not fit.
+
+    Attributes
+    ----------
+    rows : the training rows
+    solver : gives the path solver of rows, or of those that a mask keeps
+    metric : "nll" (smallest mean) or "top1" (largest share)
+    held_out : selection split, or None for folds
+    how : "none", "split" or "folds", set by a choice
+    """
+
+    rows: AnyRows
+    solver: Solver
+    metric: str
+    held_out: Samples | None
+    how: str = "none"
+
+    def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
+        """Every C ascending, and their scores; no scores for a single C, or where no row can be held out."""
+        solver = self.solver(self.rows, None)
+        path = [solver.fit(C) for C in Cs.tolist()]
+        if len(path) == 1:
+            return path, np.zeros(0)
+        self.how = "folds" if self.held_out is None else "split"
+        if self.held_out is not None:
+            return path, self._split_scores(path, self.held_out)
+        total, n = np.zeros(len(path)), 0
+        for keep, scored in self._folds():
+            fold = self.solver(self.rows, keep)
+            sums, rows = self._fold_sums(scored, [fold.fit(C) for C in Cs.tolist()])
+            total, n = total + sums, n + rows
+        if n:
+            return path, total / n
+        return path, self._nothing_held_out()
+
+    def searched(self) -> tuple[list[Fitted], Float]:
+        """The CLIP paper's search; the path of the C that it came to, ascending, and their scores.
+
+        Where no row can be held out there is nothing to search by: the C of the grid that is nearest to 1.
+        """
+        solver, fitted, scores = self.solver(self.rows, None), {}, {}
+        folds = [(self.solver(self.rows, keep), scored) for keep, scored in self._folds()] if not self.held_out else []
+        if self.held_out is None and not folds:
+            return [solver.fit(float(GRID[_nearest_to_one(GRID)]))], self._nothing_held_out()
+        self.how = "folds" if self.held_out is None else "split"
+
+        def score(C: float) -> float:
+            fitted[C] = solver.fit(C)
+            if self.held_out is not None:
+                scores[C] = float(self._split_scores([fitted[C]], self.held_out)[0])
+            else:
+                parts = [self._fold_sums(scored, [fold.fit(C)]) for fold, scored in folds]
+                scores[C] = float(sum(sums[0] for sums, _ in parts)) / max(sum(n for _, n in parts), 1)
+            return -scores[C] if self.metric == "nll" else scores[C]
+
+        Cs = sorted(search(score))
+        return [fitted[C] for C in Cs], np.array([scores[C] for C in Cs])
+
+    def best(self, path: Sequence[Fitted], scores: Float) -> int:
+        """Position of the best score, the smaller C on ties; without scores that of the C nearest to 1."""
+        if not scores.size:
+            return _nearest_to_one(np.array([f.C for f in path]))
+        if not np.isfinite(scores).all():
+            raise HeadError("the selection rows give no finite score: they hold NaN or infinity; drop these rows")
+        return int(scores.argmin() if self.metric == "nll" else scores.argmax())
+
+    def _nothing_held_out(self) -> Float:
+        """No scores, and a warning of it."""
+        self.how = "none"
+        what = "nothing chooses C: no class has two rows, so that none can be held out; the C nearest to 1 is taken"
+        warnings.warn(f"{what} (give a selection split, or one C)", UserWarning, stacklevel=4)
+        return np.zeros(0)
+
+    def _split_scores(self, path: Sequence[Fitted], held_out: Samples) -> Float:
+        """`metric` of some heads on the selection split, in one pass over it."""
+        there = device_rows(held_out)
+        if there is not None:
+            return self._kernel_sums(*there, path) / max(len(there[1]), 1)
+        wide = ((features.astype(np.float64), labels) for features, labels in held_out.blocks())
+        total, n = self._sums(([x @ f.weights.T + f.intercepts for f in path], labels) for x, labels in wide)
+        return total / max(n, 1)
+
+    def _folds(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+        """Rows that fit and rows that are scored; those whose class the other folds lack are not."""
+        rows = self.rows
+        folds = FoldAssigner(rows.n_classes)(rows.y)
+        for fold in range(FOLDS):
+            keep = folds != fold
+            known = np.unique(rows.y[keep])
+            scored = ~keep & np.isin(rows.y, known)
+            if scored.any() and len(known) > 1:
+                yield keep, scored
+
+    def _fold_sums(self, scored: NDArray[np.bool_], fitted: Sequence[Fitted]) -> tuple[Float, int]:
+        """Sums of `metric` over rows of one fold, one a head, and the number of rows."""
+        if not isinstance(self.rows, DeviceRows):
+            return self._sums(held_out_logits(self.rows, scored, fitted))
+        chosen = chosen_rows((self.rows.X, self.rows.labels), scored)
+        return self._kernel_sums(*chosen, fitted), int(scored.sum())
+
+    def _kernel_sums(self, X: torch.Tensor, labels: torch.Tensor, fitted: Sequence[Fitted]) -> Float:
+        """Sums of `metric` over rows that lie on a device, there, in float32."""
+        weights = [f.weights.astype(np.float32) for f in fitted]
+        bias = [f.intercepts.astype(np.float32) for f in fitted]
+        found = linear_nll(X, weights, labels, bias=bias)
+        return np.asarray(found.nll if self.metric == "nll" else found.top1, np.float64)
+
+    def _sums(self, blocks: Iterator[tuple[list[Float], NDArray[np.integer]]]) -> tuple[Float, int]:
+        """Sums of `metric` over rows, one a head, and the number of rows."""
+        total, n = np.zeros(1), 0
+        for logits, labels in blocks:
+            total = total + np.array([self._total(of_head, labels) for of_head in logits])
+            n += len(labels)
+        return total, n
+
+    def _total(self, logits: Float, labels: NDArray[np.integer]) -> float:
+        found = row_statistics(logits, labels)
+        return float(found.nll.sum()) if self.metric == "nll" else float((found.rank == 0).sum())
+
+
+def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None) -> AnyRows:
+    """The rows of one or two splits, in memory or not (None decides by size), checked; on a GPU if they lie there.
+
+    Raises
+    ------
+    HeadError
+        For NaN or infinity (naming rows), or fewer than two classes with rows.
+    """
+    first = parts[0]
+    there = None if in_memory is False else device_rows(first)
+    if there is not None:
+        return _on_device(there, parts, fit_intercept=fit_intercept)
+    if in_memory is None:
+        needed = 4 * first.dim * sum(_capacity(part) for part in parts if part.store is not None)
+        in_memory = needed <= _memory() // 2
+    if in_memory:
+        X, y = _resident(parts)
+        _check(parts, X.sum(axis=0, dtype=np.float64), y)
+        return Rows(X, y, len(first.classnames), fit_intercept=fit_intercept)
+
+    def blocks() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        for part in parts:
+            yield from part.blocks()
+
+    rows = StreamedRows(blocks, first.dim, len(first.classnames), fit_intercept=fit_intercept)
+    _check(parts, rows.sums, rows.y)
+    return rows
+
+
+def _on_device(
+    first: tuple[torch.Tensor, torch.Tensor], parts: Sequence[Samples], *, fit_intercept: bool
+) -> DeviceRows:
+    """Rows on the device of the first part; others are brought there."""
+    others = [device_rows(part) or tuple(map(torch.from_numpy, _resident([part]))) for part in parts[1:]]
+    device = first[0].device
+    X, y = (torch.cat([column.to(device) for column in columns]) for columns in zip(first, *others, strict=True))
+    _require_classes(np.unique(y.cpu().numpy()))
+    rows = X.float() if X.dtype == torch.float64 else X
+    return DeviceRows(rows, y, len(parts[0].classnames), fit_intercept=fit_intercept)
+
+
+def _check(parts: Sequence[Samples], sums: Float, y: NDArray[np.int64]) -> None:
+    if not np.isfinite(sums).all():
+        for part in parts:
+            with np.errstate(invalid="ignore", over="ignore"):
+                own = np.sum([features.sum(axis=0, dtype=np.float64) for features, _ in part.blocks()], axis=0)
+            require_finite(part, own)
+    _require_classes(np.unique(y))
+
+
+def _require_classes(found: NDArray[np.int64]) -> None:
+    if len(found) < 2:
+        raise HeadError(f"{len(found)} class has rows, expected at least 2; add rows of another class")
+
+
+def _resident(parts: Sequence[Samples]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """All rows as one float32 matrix (N, D) and labels (N,), filled block by block."""
+    capacity = sum(_capacity(part) for part in parts)
+    X, y, n = np.empty((capacity, parts[0].dim), np.float32), np.empty(capacity, np.int64), 0
+    with np.errstate(over="ignore"):
+        for part in parts:
+            for features, labels in part.blocks():
+                X[n : n + len(labels)], y[n : n + len(labels)] = features, labels
+                n += len(labels)
+    return X[:n], y[:n]
+
+
+def _capacity(part: Samples) -> int:
+    """At least as many rows as there are."""
+    if part.store is None:
+        return len(part.source[1])
+    if hasattr(part.store, "__len__"):
+        return len(part.store)
+    return sum(len(labels) for _, labels in part.blocks())
+
+
+def _nearest_to_one(Cs: Float) -> int:
+    """Position of the C nearest to 1 on the log scale, the smaller on ties."""
+    return int(np.abs(np.log10(Cs)).round(9).argmin())
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,264 @@
+"""Ridge regression on number targets: the same path, leave-one-out, folds and groups as `heads.estimators.ridge`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.utils.validation import check_is_fitted
+
+from featcache import __version__
+from featcache.errors import HeadError, MismatchError
+from heads.estimators.ridge import ALPHAS
+from heads.fitted.files import read_head, write_head
+from heads.fitted.provenance import check_encoder, encoder_record, split_id
+from heads.rows.samples import feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
+from heads.rows.selection import SELECTION
+from heads.rows.weights import checked_weights, group_ids
+from heads.solvers.ridge.leave_one_out import squared_errors
+from heads.solvers.ridge.problem import RidgeProblem, best_alpha, folds_of
+from heads.solvers.ridge.spectrum import Spectrum, check_alphas
+
+Float = NDArray[np.float64]
+
+_KIND = "ridge_regression"
+
+
+class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
+    """Least squares to number targets (N,) or (N, K) with an L2 penalty: ages, counts, embeddings of another model.
+
+    Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²``; equals ``sklearn.linear_model.Ridge(alpha)``, and chooses the alpha
+    of ``RidgeCV(alphas)``.
+
+    Parameters
+    ----------
+    alphas
+        Path of positive penalties.
+    fit_intercept
+        Whether to fit an unpenalised intercept.
+    cv
+        "loo" (exact; by group where `fit` gets groups), a number of folds, or the fold of every row (N,).
+
+    Attributes
+    ----------
+    coef_ : (K, D) float64, or (D,) for targets (N,)
+    intercept_ : (K,) float64, or a number
+    alpha_ : float
+    alphas_ : (A,) float64
+    cv_errors_ : (A,) float64
+        Mean over rows and targets of the squared error of rows that did not fit.
+    n_features_in_, spectrum_
+    provenance_ : dict
+        Parameters, encoder, and the splits that it was fitted and chosen on; a store of another encoder is refused.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(100, 3))
+    >>> model = RidgeRegression().fit(X, X @ [1.0, -2.0, 0.5] + 3.0)
+    >>> model.score(X, X @ [1.0, -2.0, 0.5] + 3.0) > 0.999, model.coef_.shape
+    (True, (3,))
+    """
+
+    coef_: Float
+    intercept_: Any
+    alpha_: float
+    alphas_: Float
+    cv_errors_: Float
+    n_features_in_: int
+    spectrum_: Spectrum
+    provenance_: dict[str, Any]
+
+    def __init__(self, alphas: Sequence[float] = ALPHAS, fit_intercept: bool = True, cv: Any = "loo") -> None:
+        self.alphas = alphas
+        self.fit_intercept = fit_intercept
+        self.cv = cv
+
+    def fit(
+        self, X: Any, y: Any = None, sample_weight: Any = None, *, groups: Any = None, selection: Any = None
+    ) -> Self:
+        """Fit on arrays, tensors or an image store, with targets beside its valid rows.
+
+        Parameters
+        ----------
+        X
+            Image store (streamed; its labels are not used), or array-like (N, D).
+        y
+            Targets (N,) or (N, K), numbers.
+        sample_weight
+            Weights (N,), as in scikit-learn.
+        groups
+            Group (N,) of every row: rows that are left out together.
+        selection
+            ``(X, y)`` on which alpha is chosen; None uses `cv`.
+
+        Raises
+        ------
+        HeadError
+            For NaN or infinity (naming rows), shapes that do not fit, alphas <= 0.
+        MismatchError
+            If the selection split has another number of features or of targets, or another encoder.
+        """
+        alphas = check_alphas(self.alphas)
+        targets, source, dim = _rows(X, y)
+        wide = targets.reshape(len(targets), -1)
+        groups = group_ids(groups, len(wide))
+        weights = None if sample_weight is None else checked_weights(sample_weight, len(wide))
+        if weights is not None and not weights.any():
+            raise HeadError("every row has a weight of zero; give at least one row a positive weight")
+        folds = folds_of(self.cv, np.zeros(len(wide), np.int64), 1, groups) if selection is None else None
+        problem = RidgeProblem(
+            source=lambda: _beside(source(), wide),
+            dim=dim,
+            n_targets=wide.shape[1],
+            rows=len(wide),
+            fit_intercept=bool(self.fit_intercept),
+            numbers=True,
+            weights=weights,
+            groups=groups,
+            folds=folds,
+        )
+        if not np.isfinite(problem.diagonal()).all():
+            raise_not_finite(source())
+        self.n_features_in_ = dim
+        self.provenance_ = _record(X, None if selection is None else selection[0])
+        self.spectrum_ = problem.spectrum()
+        self.alphas_ = alphas
+        self.cv_errors_ = self._errors(problem, alphas, selection) / wide.shape[1]
+        self.alpha_ = best_alpha(alphas, self.cv_errors_)
+        weights, intercepts = self.spectrum_.solve(self.alpha_)
+        self.coef_, self.intercept_ = (weights, intercepts) if targets.ndim == 2 else (weights[0], float(intercepts[0]))
+        self.provenance_["params"] = {"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept)}
+        return self
+
+    def path(self) -> tuple[Float, Float]:
+        """Weights (A, K, D) and intercepts (A, K) of every alpha of `alphas_`."""
+        check_is_fitted(self, "coef_")
+        if not hasattr(self, "spectrum_"):
+            raise HeadError("a model from a file keeps the chosen alpha alone; fit it again for the path")
+        return self.spectrum_.path(self.alphas_)
+
+    def predict(self, X: Any) -> Float:
+        """Targets (N,) or (N, K), as they were in `fit`; X is a store or array-like."""
+        check_is_fitted(self, "coef_")
+        if is_store(X):
+            check_encoder(self.provenance_, self.n_features_in_, X)
+        parts = []
+        for features in feature_blocks(X):
+            if features.shape[1] != self.n_features_in_:
+                raise HeadError(
+                    f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
+                    f"{self.n_features_in_} features as input"
+                )
+            if not np.isfinite(features).all():
+                raise_not_finite([features])
+            parts.append(features.astype(np.float64) @ self.coef_.T + self.intercept_)
+        return np.concatenate(parts)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R² of the predictions, as `sklearn.metrics.r2_score`; X is a store or array-like, y may be a tensor."""
+        weights = None if sample_weight is None else to_numpy(sample_weight)
+        return float(super().score(X, to_numpy(y), weights))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model of the chosen alpha to a safetensors file, which `load` reads."""
+        check_is_fitted(self, "coef_")
+        tensors = {"weights": np.ascontiguousarray(self.coef_), "intercepts": np.atleast_1d(self.intercept_)}
+        tensors |= {"alphas": self.alphas_, "cv_errors": self.cv_errors_}
+        return write_head(path, tensors, {"kind": _KIND, "alpha": self.alpha_, "provenance": self.provenance_})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """A fitted model from a file of `save`: it predicts, and knows where it comes from.
+
+        Raises
+        ------
+        HeadError
+            If the file is missing, or was not written by `save`.
+        """
+        tensors, record = read_head(path)
+        if record.get("kind") != _KIND:
+            raise HeadError(f"{path}: a head of classes, not a regression; read it with heads.load")
+        model = cls(tensors["alphas"].tolist(), record["provenance"]["params"]["fit_intercept"])
+        model.coef_, model.alpha_ = tensors["weights"], record["alpha"]
+        intercepts = tensors["intercepts"]
+        model.intercept_ = intercepts if model.coef_.ndim == 2 else float(intercepts[0])
+        model.alphas_, model.cv_errors_ = tensors["alphas"], tensors["cv_errors"]
+        model.n_features_in_, model.provenance_ = model.coef_.shape[-1], record["provenance"]
+        return model
+
+    def _errors(self, problem: RidgeProblem, alphas: Float, selection: Any) -> Float:
+        if selection is None:
+            return problem.errors(self.spectrum_, alphas)
+        targets, source, dim = _rows(*selection)
+        wide = targets.reshape(len(targets), -1)
+        if (dim, wide.shape[1]) != (problem.dim, problem.n_targets):
+            raise MismatchError(
+                f"the selection split has {dim} features and {wide.shape[1]} targets, training has {problem.dim} and "
+                f"{problem.n_targets}; give rows of the same encoder and the same targets"
+            )
+        if not len(wide):
+            raise HeadError("the selection split has no row; choose on another split, or on none")
+        blocks = lambda: finite_blocks(lambda: _beside(source(), wide), SELECTION)  # noqa: E731 - a pass over it
+        return squared_errors(self.spectrum_, blocks, alphas, dtype=np.float64)
+
+
+def _record(X: Any, chosen: Any) -> dict[str, Any]:
+    """Provenance of rows, and of those of a selection split, which must be of one encoder where both are stores."""
+    fitted = X if is_store(X) else None
+    record = {
+        "head": _KIND,
+        "encoder_key": getattr(fitted, "encoder_key", None),
+        "encoder": encoder_record(fitted),
+        "fitted_on": [] if fitted is None else [split_id(fitted)],
+        "chosen_on": [split_id(chosen)] if is_store(chosen) else [],
+        "featcache": __version__,
+    }
+    if fitted is not None and is_store(chosen):
+        check_encoder(record, int(X.dim), chosen)
+    return record
+
+
+def _rows(X: Any, y: Any) -> tuple[Float, Any, int]:
+    """Targets, what gives blocks of features, and D."""
+    if y is None:
+        raise HeadError("regression requires y to be passed, but the target y is None; give numbers (N,) or (N, K)")
+    targets = to_numpy(y)
+    if targets.dtype.kind == "c":
+        raise HeadError("Complex data not supported: targets must be real; pass y.real or y.imag")
+    if targets.dtype.kind not in "biuf" or targets.ndim not in (1, 2):
+        try:
+            targets = targets.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise HeadError(f"targets must be numbers (N,) or (N, K), got dtype {targets.dtype}") from error
+    if not np.isfinite(targets).all():
+        bad = np.flatnonzero(~np.isfinite(targets.reshape(len(targets), -1)).all(axis=1))[:10].tolist()
+        raise HeadError(f"targets hold NaN or infinity, for instance in rows {bad}; drop these rows")
+    if is_store(X):
+        return targets.astype(np.float64), lambda: feature_blocks(X), int(X.dim)
+    (features,) = feature_blocks(X)
+    if len(features) != len(targets):
+        raise HeadError(f"X has {len(features)} rows and y has {len(targets)} targets; they must be equal")
+    return targets.astype(np.float64), lambda: iter([features]), features.shape[1]
+
+
+def _beside(blocks: Any, targets: Float) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Blocks of features with their targets.
+
+    Raises
+    ------
+    HeadError
+        If there are fewer or more rows than targets.
+    """
+    done = 0
+    for features in blocks:
+        mine = targets[done : done + len(features)]
+        done += len(features)
+        if len(mine) == len(features):
+            yield features, mine
+    if done != len(targets):
+        raise HeadError(f"X has {done} valid rows and y has {len(targets)} targets; they must be equal")

@@ -1,0 +1,72 @@
+"""What heads share that begin from a zero-shot head and labelled rows: the text head, the rows, and their record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featcache.errors import HeadError, MismatchError
+from heads.estimators.zero_shot import ZeroShot
+from heads.fitted.base import as_head
+from heads.fitted.linear import LinearHead
+from heads.fitted.missing_classes import without_opinion
+from heads.rows.samples import Samples, as_samples
+
+
+def text_head(texts: Any) -> LinearHead:
+    """The linear head of a text store (`ZeroShot` of all its prompts), or the one given."""
+    return as_head(ZeroShot().fit(texts) if hasattr(texts, "raw") else texts).linear()
+
+
+def samples_of(X: Any, y: Any, text: LinearHead) -> Samples:
+    """The training rows over the classes of the text head, which must belong to their encoder."""
+    samples = as_samples(X, y, classnames=None if y is None else text.classnames)
+    if samples.store is not None:
+        text.check(samples.store)
+    elif samples.dim != text.dim:
+        raise MismatchError(f"X has {samples.dim} features, and the texts have {text.dim}; encode both with one model")
+    return samples
+
+
+def checked_prior(prior: Any, samples: Samples) -> LinearHead | None:
+    """The linear head of a prior, if it belongs to these rows; None of None.
+
+    Raises
+    ------
+    HeadError
+        For something that is no fitted linear head, or has another shape.
+    MismatchError
+        For a prior of another encoder or class list.
+    """
+    if prior is None:
+        return None
+    if not hasattr(prior, "linear"):
+        raise HeadError(f"prior must be a fitted linear head, got {type(prior).__name__}; fit one, or load it")
+    head: LinearHead = prior.linear()
+    if samples.store is not None:
+        head.check(samples.store)
+    expected = (len(samples.classnames), samples.dim)
+    if head.weights.shape != expected:
+        raise HeadError(
+            f"prior {head.name!r} has weights {head.weights.shape}, the training rows need {expected}; pass "
+            "classnames if some classes have no row, or restrict the prior to the classes at hand"
+        )
+    return without_opinion(head)
+
+
+def prior_record(prior: LinearHead | None) -> dict[str, Any] | None:
+    """What the parameters in provenance say of a prior; the splits that it knows are among those of the new head."""
+    if prior is None:
+        return None
+    record = prior.provenance
+    return {"head": prior.name, "text_digest": record.get("text_digest"), "params": record.get("params", {})}
+
+
+def text_identity(text: LinearHead, classnames: tuple[str, ...]) -> dict[str, Any]:
+    """Provenance that the text head adds: the head is bound to the text tower, too."""
+    record = text.provenance
+    return {
+        "parent": text,
+        "text_digest": record.get("text_digest"),
+        "classnames": list(classnames),
+        "base": {"head": record.get("head", text.name), "params": record.get("params", {})},
+    }

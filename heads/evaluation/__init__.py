@@ -1,0 +1,1 @@
+"""Evaluation: fitted heads and stores in; metrics, intervals, confusion counts and predictions out."""

@@ -1,0 +1,112 @@
+"""Two heads on the same rows: paired differences with intervals, and whether chance explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.evaluation.bootstrap import DRAWS, bootstrap, bootstrap_groups, sign_test
+from heads.evaluation.evaluate import Judgement, SampleTable, judge, store_labels
+from heads.evaluation.groups import groups_of
+from heads.evaluation.passes import ClassSubset
+
+
+def compare(
+    head_a: Any,
+    head_b: Any,
+    stores: Sequence[Any],
+    *,
+    class_subset: ClassSubset = None,
+    allow_chosen: bool = False,
+    groups: Sequence[str] | None = None,
+    clusters: Sequence[str] | None = None,
+    draws: int = DRAWS,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Compare two heads on each store, row by row.
+
+    Parameters
+    ----------
+    head_a, head_b, stores, class_subset, allow_chosen, groups
+        As in `heads.evaluate`; with groups, differences are also given by group.
+    clusters
+        Metadata columns: rows that agree in all of them are drawn together (see `heads.bootstrap.bootstrap`).
+    draws, level, seed
+        Of the percentile bootstrap.
+
+    Returns
+    -------
+    One dict a store: ``store``, ``n``, ``level``, ``heads``; for ``top1`` and ``nll`` each ``a``, ``b`` and
+    ``difference`` (b less a), each ``[value, low, high]``; ``mcnemar``: rows that only a, only b has right, and the
+    exact two-sided ``p``; ``sign_nll``: rows where a, where b has the smaller NLL, and ``p``; with groups ``groups``:
+    rows and ``top1`` difference of each, and ``worst_group_top1`` of a and b.
+
+    Raises
+    ------
+    MismatchError, HeadError
+        As `heads.evaluate`.
+    """
+    judgement = judge([head_a, head_b], stores, class_subset=class_subset, allow_chosen=allow_chosen, per_sample=True)
+    names = [row["head"] for row in judgement.rows]
+    options: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
+    found = []
+    for store, label in zip(stores, store_labels(stores), strict=True):
+        table = judgement.samples[label]
+        codes = None if clusters is None else groups_of(store, clusters).codes
+        record = {"store": label, "n": len(table.rows), "level": level, "heads": names}
+        found.append({**record, **_differences(table, codes, options)})
+        if groups is not None:
+            found[-1].update(_by_group(table, groups_of(store, groups), options))
+    return found
+
+
+def add_intervals(
+    judgement: Judgement, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Rows of a judgement with ``"<store>:top1_interval"`` and ``"<store>:nll_interval"``, each [low, high].
+
+    Raises
+    ------
+    HeadError
+        If the judgement kept no samples.
+    """
+    if not judgement.samples:
+        raise HeadError("intervals are made of single samples; call heads.judge with per_sample=True")
+    rows = [dict(row) for row in judgement.rows]
+    for label, table in judgement.samples.items():
+        for metric, values in (("top1", table.rank == 0), ("nll", table.nll)):
+            for row, interval in zip(rows, bootstrap(values, draws=draws, level=level, seed=seed), strict=True):
+                row[f"{label}:{metric}_interval"] = [interval.low, interval.high]
+    return rows
+
+
+def _differences(table: SampleTable, clusters: NDArray[np.int64] | None, options: dict[str, Any]) -> dict[str, Any]:
+    hits, nll = (table.rank == 0).astype(np.float64), table.nll.astype(np.float64)
+    found: dict[str, Any] = {}
+    for metric, (a, b) in (("top1", hits), ("nll", nll)):
+        intervals = bootstrap([a, b, b - a], clusters=clusters, **options)
+        found[metric] = dict(zip(("a", "b", "difference"), map(list, intervals), strict=True))
+    only_a, only_b, p = sign_test(hits[0], hits[1])
+    found["mcnemar"] = {"only_a": only_a, "only_b": only_b, "p": p}
+    worse, better, p = sign_test(nll[0], nll[1])
+    found["sign_nll"] = {"a_smaller": better, "b_smaller": worse, "p": p}
+    return found
+
+
+def _by_group(table: SampleTable, groups: Any, options: dict[str, Any]) -> dict[str, Any]:
+    hits = (table.rank == 0).astype(np.float64)
+    differences, _ = bootstrap_groups(hits[1] - hits[0], groups.codes, **options)
+    rows = np.bincount(groups.codes)
+    worst = {who: list(bootstrap_groups(hits[h], groups.codes, **options)[1]) for h, who in enumerate("ab")}
+    return {
+        "groups": {
+            name: {"rows": int(count), "top1_difference": list(interval)}
+            for name, count, interval in zip(groups.names, rows, differences, strict=True)
+        },
+        "worst_group_top1": worst,
+    }

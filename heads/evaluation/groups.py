@@ -1,0 +1,164 @@
+"""Groups of rows inside a store, and stores side by side: what is worst, and what is the mean.
+
+Robustness benchmarks judge a head by its worst group (WILDS, Koh et al. 2021; Waterbirds: background x class) and by
+its mean and worst over shifted domains. Groups are metadata columns of a store, or combinations of some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
+
+LABEL = "label"
+"""The column that every store has: its class names."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The group of each valid row of a store.
+
+    Attributes
+    ----------
+    codes : (N',) group indices, in the order of the store's valid rows
+    names : what each group is called: its value, or ``column=value, ...`` for combinations
+    """
+
+    codes: NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+def groups_of(store: Any, columns: Sequence[str]) -> Groups:
+    """Groups by the values of one or more metadata columns; ``label`` is the class.
+
+    Raises
+    ------
+    HeadError
+        For a column that the store has not, naming those it has.
+    """
+    keep = getattr(store, "valid", None)
+    rows = slice(None) if keep is None else np.asarray(keep, bool)
+    values = [_column(store, column)[rows] for column in columns]
+    if not values:
+        raise HeadError(f"no group column was named; {_known(store)}")
+    parts = [np.unique(column, return_inverse=True) for column in values]
+    combined = np.ravel_multi_index([codes for _, codes in parts], [len(seen) for seen, _ in parts])
+    present, codes = np.unique(combined, return_inverse=True)
+    places = np.unravel_index(present, [len(seen) for seen, _ in parts])
+    named = [[str(seen[i]) for i in place] for (seen, _), place in zip(parts, places, strict=True)]
+    if len(columns) == 1:
+        return Groups(codes.astype(np.int64), tuple(named[0]))
+    pairs = (", ".join(f"{c}={v}" for c, v in zip(columns, values, strict=True)) for values in zip(*named, strict=True))
+    return Groups(codes.astype(np.int64), tuple(pairs))
+
+
+def _column(store: Any, column: str) -> NDArray[Any]:
+    """A metadata column (N,), all rows."""
+    metadata: Mapping[str, Any] = getattr(store, "metadata", None) or {}
+    if column in metadata:
+        return np.asarray(metadata[column])
+    if column != LABEL:
+        raise HeadError(f"{store.name!r} has no metadata column {column!r}; {_known(store)}")
+    names: NDArray[Any] = np.asarray([*store.classnames, ""], object)  # an invalid row's label is -1
+    of_rows: NDArray[Any] = names[np.asarray(store.labels)]
+    return of_rows
+
+
+def _known(store: Any) -> str:
+    columns = [*(getattr(store, "metadata", None) or {}), LABEL]
+    return f"expected one of {', '.join(columns)} (metadata columns come with the data when it is encoded)"
+
+
+class GroupSums:
+    """Rows, hits and NLL of H heads by group, added up block by block.
+
+    Examples
+    --------
+    >>> sums = GroupSums(Groups(np.array([0, 0, 1]), ("day", "night")), n_heads=1)
+    >>> sums.add(slice(0, 3), np.array([[0.1, 0.3, 2.0]]), np.array([[0, 0, 1]]))
+    >>> found = sums.results()[0]
+    >>> found["group_top1"], found["worst_group"]
+    ({'day': 1.0, 'night': 0.0}, 'night')
+    """
+
+    def __init__(self, groups: Groups, n_heads: int) -> None:
+        self.groups = groups
+        self.rows = np.zeros(len(groups.names), np.int64)
+        self.hits = np.zeros((n_heads, len(groups.names)), np.int64)
+        self.nll = np.zeros((n_heads, len(groups.names)))
+
+    def add(self, places: slice, nll: NDArray[np.floating], rank: NDArray[np.integer]) -> None:
+        """Add a block: its places among the valid rows, NLL and rank (H, n)."""
+        codes, size = self.groups.codes[places], len(self.rows)
+        self.rows += np.bincount(codes, minlength=size)
+        for head in range(len(nll)):
+            self.hits[head] += np.bincount(codes[rank[head] == 0], minlength=size)
+            self.nll[head] += np.bincount(codes, weights=nll[head], minlength=size)
+
+    @property
+    def sums(self) -> list[NDArray[Any]]:
+        """The accumulators themselves, which add up over processes."""
+        return [self.rows, self.hits, self.nll]
+
+    def results(self) -> list[dict[str, Any]]:
+        """For each head: accuracy, NLL and rows by group, and the worst group; the first one on ties."""
+        top1, nll = self.hits / self.rows, self.nll / self.rows  # `groups_of` names no group without rows
+        names = self.groups.names
+        return [
+            {
+                "worst_group_top1": float(top1[h].min()),
+                "worst_group": names[int(top1[h].argmin())],
+                "worst_group_nll": float(nll[h].max()),
+                "group_top1": dict(zip(names, top1[h].tolist(), strict=True)),
+                "group_nll": dict(zip(names, nll[h].tolist(), strict=True)),
+                "group_rows": dict(zip(names, self.rows.tolist(), strict=True)),
+            }
+            for h in range(len(nll))
+        ]
+
+
+def over_domains(row: Mapping[str, Any], domains: Sequence[str], reference: str | None = None) -> dict[str, Any]:
+    """Mean and worst of every metric over the shifted domains of a results row.
+
+    Parameters
+    ----------
+    row : with ``"<domain>:<metric>"``
+    domains : names of the stores, in order
+    reference : the in-distribution one, which does not count; None is the first
+
+    Returns
+    -------
+    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1);
+    nothing where no shifted domain is left.
+
+    Raises
+    ------
+    HeadError
+        If `reference` is none of the domains.
+
+    Examples
+    --------
+    >>> row = {f"{d}:{m}": v for d, v in (("a", 0.9), ("b", 0.7), ("c", 0.5)) for m in METRICS}
+    >>> found = over_domains(row, ["a", "b", "c"])
+    >>> found["shifted_mean_top1"], found["shifted_worst_top1"], found["shifted_worst_domain"]
+    (0.6, 0.5, 'c')
+    """
+    if reference is not None and reference not in domains:
+        raise HeadError(f"reference {reference!r} is none of the stores {', '.join(domains)}")
+    first = domains[0] if reference is None else reference
+    shifted = [domain for domain in domains if domain != first]
+    if not shifted:
+        return {}
+    found: dict[str, Any] = {}
+    for metric in METRICS:
+        values = [float(row[f"{domain}:{metric}"]) for domain in shifted]
+        found[f"shifted_mean_{metric}"] = sum(values) / len(values)
+        found[f"shifted_worst_{metric}"] = max(values) if metric in LOWER_IS_BETTER else min(values)
+    worst = min(shifted, key=lambda domain: row[f"{domain}:top1"])
+    return {**found, "shifted_worst_domain": worst}

@@ -1,0 +1,218 @@
+"""One pass over a store for many heads: a tally a block of rows; logits of all rows and heads never exist.
+
+Class weights go through `heads.kernels`, all heads of a block at once, and interpolations of one pair as two heads and
+their alphas. Heads without class weights give logits for a few thousand rows at a time; those that share work (numbers
+of neighbours in one bank) have it done once. What is made of the tallies is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError, MismatchError
+from heads.evaluation.projections import Projection
+from heads.fitted.base import LogitHead
+from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import check_classes, check_encoder
+from heads.kernels import Tally, linear_nll
+from heads.kernels.tally import row_statistics, tally_of
+from heads.rows.few_shot import FewShotStore
+from heads.rows.samples import to_numpy
+from heads.solvers.parallel import map_pieces
+
+ClassSubset = Sequence[int] | Projection | Mapping[str, Sequence[int] | Projection] | None
+
+Scored = tuple[list[Tally], NDArray[np.integer]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A head as one store sees it: its classes, and where the store's labels lie among them."""
+
+    head: LogitHead
+    sharing: Hashable | None  # of the head before any restriction: whose work it shares
+    lookup: NDArray[np.int64] | None  # position of each of the store's labels, -1 if masked; None is the identity
+
+    def positions(self, labels: NDArray[np.integer], store: Any) -> NDArray[np.integer]:
+        """Columns of this head that the labels mean."""
+        if self.lookup is None:
+            return labels
+        found: NDArray[np.int64] = self.lookup[labels]
+        if (found < 0).any():
+            outside = sorted({store.classnames[i] for i in labels[found < 0].tolist()})[:5]
+            raise MismatchError(
+                f"{store.name!r} has rows of classes outside class_subset ({', '.join(outside)}); "
+                "add these classes, or evaluate a store without them"
+            )
+        return found
+
+
+def jobs_for(heads: Sequence[LogitHead], store: Any, class_subset: ClassSubset) -> list[Job]:
+    """What each head has to do on a store; every refusal happens here, before a row is read."""
+    subset = class_subset.get(store.name) if isinstance(class_subset, Mapping) else class_subset
+    jobs = [_job(head, store, subset) for head in heads]
+    if len({None if job.lookup is None else job.lookup.tobytes() for job in jobs}) > 1:
+        raise MismatchError(
+            f"the labels of {store.name!r} are class indices of some heads and of the class subset for others; "
+            "judge heads over all classes and heads over the subset one after the other"
+        )
+    return jobs
+
+
+def _job(head: LogitHead, store: Any, subset: Sequence[int] | Projection | None) -> Job:
+    check_encoder({"head": head.name, **head.provenance}, head.dim, store)
+    if subset is None:
+        check_classes(head.classnames, store, head.name)
+        return Job(head, head.sharing, None)
+    full = tuple(store.classnames) == head.classnames  # labels in the full index space
+    if isinstance(subset, Projection):
+        kept = subset.of(head)
+        lookup = subset.lookup(head.classnames) if full and kept is not head else None
+    else:
+        kept, lookup = head.restrict(subset), None
+        if full:
+            lookup = np.full(len(head.classnames), -1, np.int64)
+            lookup[np.asarray(subset)] = np.arange(len(subset))
+    if lookup is None:
+        check_classes(kept.classnames, store, f"{head.name} over class_subset")
+    return Job(kept, head.sharing, lookup)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Jobs, one after another, that are done by one call.
+
+    Attributes
+    ----------
+    jobs : the jobs
+    first : place of the first among all jobs
+    kind : "path" (interpolations of one pair), "linear" (class weights), "logits" (anything else)
+    """
+
+    jobs: tuple[Job, ...]
+    first: int
+    kind: str
+
+    @property
+    def places(self) -> slice:
+        """Places of the jobs among all jobs."""
+        return slice(self.first, self.first + len(self.jobs))
+
+    def tally(self, X: Any, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
+        """Sums and counts of these heads over a block of rows (n, D) with labels (n,)."""
+        heads = [job.head for job in self.jobs]
+        if self.kind == "logits":
+            return self._of_logits(X, positions, per_sample=per_sample, confusion=confusion)
+        alphas = None
+        if self.kind == "path":
+            alphas = [float(head.alpha or 0.0) for head in heads]
+            heads = list(_parents(heads[0]))
+        linear = [head.linear() for head in heads]
+        weights, bias = [head.weights for head in linear], [head.bias for head in linear]
+        return linear_nll(X, weights, positions, bias=bias, alphas=alphas, per_sample=per_sample, confusion=confusion)
+
+    def _of_logits(self, X: Any, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
+        """By way of the logits of a few thousand rows of one head at a time."""
+        n_classes = len(self.jobs[0].head.classnames)
+
+        def of_piece(x: NDArray[np.floating], y: NDArray[np.integer]) -> Tally:
+            found = [row_statistics(logits, y) for logits in all_logits(self.jobs, x)]
+            return tally_of(found, y, n_classes, per_sample=per_sample, confusion=confusion)
+
+        return Tally.joined(map_pieces([(to_numpy(X), np.asarray(positions))], of_piece))
+
+
+def units_of(jobs: Sequence[Job]) -> list[Unit]:
+    """The jobs in as few calls as their order allows.
+
+    Examples
+    --------
+    >>> from heads.fitted.linear import LinearHead
+    >>> head = LinearHead(np.eye(2), np.zeros(2), ("cat", "dog"))
+    >>> [(unit.kind, len(unit.jobs)) for unit in units_of([Job(head, None, None)] * 3)]
+    [('linear', 3)]
+    """
+    grouped = groupby(jobs, key=lambda job: (_kind(job), job.sharing if _kind(job) != "linear" else None))
+    units: list[Unit] = []
+    for (kind, sharing), members in grouped:
+        found = tuple(members)
+        first = units[-1].places.stop if units else 0
+        if kind == "logits" and sharing is None:
+            units += [Unit((job,), first + place, kind) for place, job in enumerate(found)]
+        else:
+            units.append(Unit(found, first, kind))
+    return units
+
+
+def _kind(job: Job) -> str:
+    if not isinstance(job.head, LinearHead):
+        return "logits"
+    return "linear" if job.sharing is None or job.head.parents is None else "path"
+
+
+def _parents(head: LogitHead) -> tuple[LogitHead, LogitHead]:
+    found: tuple[LogitHead, LogitHead] = head.linear().parents  # type: ignore[assignment]  # `_kind` saw them
+    return found
+
+
+def score(
+    units: Sequence[Unit], store: Any, rows: Any, *, per_sample: bool = False, confusion: bool = False
+) -> Iterator[Scored]:
+    """The tally of each unit on each block of a store, in row order, with the block's labels as columns of the heads.
+
+    Parameters
+    ----------
+    units : of `units_of`
+    store : the image store
+    rows : the store, or one of some of its rows (`rows_of_rank`)
+    per_sample, confusion : as in `linear_nll`
+
+    Raises
+    ------
+    HeadError
+        If logits are not finite, or labels lie outside the class list.
+    """
+    n_classes = len(units[0].jobs[0].head.classnames)
+    blocks = rows.tensor_blocks if hasattr(rows, "tensor_blocks") else rows.blocks  # resident features stay in place
+    for X, labels in blocks():
+        if not len(labels):
+            continue
+        positions = units[0].jobs[0].positions(to_numpy(labels), store)
+        if not 0 <= positions.min() <= positions.max() < n_classes:
+            raise HeadError(
+                f"labels of {store.name!r} lie in [{positions.min()}, {positions.max()}], expected "
+                f"[0, {n_classes - 1}]; encode the data again with its class list"
+            )
+        yield [unit.tally(X, positions, per_sample=per_sample, confusion=confusion) for unit in units], positions
+
+
+def all_logits(jobs: Sequence[Job], x: NDArray[np.floating]) -> Iterator[NDArray[np.float32]]:
+    """Logits of each job, in order; consecutive heads of one `sharing` have its work done once."""
+    sharing: Hashable | None = None
+    prepared: Any = None
+    for job in jobs:
+        if job.sharing is None:
+            yield job.head.logits(x)
+            continue
+        if sharing != job.sharing:
+            sharing, prepared = job.sharing, job.head.prepare(x)
+        yield job.head.finish(prepared)
+
+
+def valid_rows(store: Any) -> NDArray[np.int64]:
+    """Rows of a store whose image could be read: the rows of its blocks, in order."""
+    valid = getattr(store, "valid", None)
+    return np.arange(len(store)) if valid is None else np.flatnonzero(np.asarray(valid)).astype(np.int64)
+
+
+def rows_of_rank(store: Any, rank: int, size: int) -> tuple[Any, slice]:
+    """One process's share of a store's valid rows, a run of them: as a store, and as places among the valid rows."""
+    rows = valid_rows(store)
+    share = slice(len(rows) * rank // size, len(rows) * (rank + 1) // size)
+    return FewShotStore(store, rows[share], {}), share

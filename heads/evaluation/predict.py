@@ -1,0 +1,253 @@
+"""Images in, classes out: a head and the encoder that it belongs to, in one.
+
+An image takes the road of a stored one: prepared and encoded in batches, normalised, cast to float16. So predictions
+are those of evaluation on the same images' store.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.datasets.base import SampleIndex
+from featcache.datasets.files import FileDataset
+from featcache.datasets.sources.image_folder import EXTENSIONS
+from featcache.encoders import Encoder, load_encoder
+from featcache.encoders.taps import PROJECTED, encode_outputs, tap_dim, taps_of
+from featcache.encoding.chunks import normalise, stored_identity
+from featcache.encoding.pipeline import Prepared, batches_of, default_ahead, default_workers, prepared_batches
+from featcache.errors import DatasetError, EncoderError, HeadError, MismatchError
+from featcache.prompts.text_files import read_lines
+from featcache.store import content_key
+from heads.fitted.base import LogitHead, as_head
+
+MISSING = "no such file; expected a file, a folder, a pattern or @LIST (one path a line)"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head says of one image.
+
+    Attributes
+    ----------
+    image : its path
+    classes : (k,) class indices, the most probable first; empty where the image could not be read
+    probabilities : (k,)
+    error : why the image could not be read, else ""
+    """
+
+    image: str
+    classes: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    error: str = ""
+
+
+def predict_images(
+    head: Any,
+    images: Iterable[str | Path],
+    encoder: Encoder | None = None,
+    *,
+    top: int = 5,
+    batch_size: int = 64,
+    workers: int | None = None,
+) -> Iterator[Prediction]:
+    """Classify image files, in order; damaged ones are reported and do not stop the others.
+
+    Parameters
+    ----------
+    head : fitted head
+    images : paths (`find_images` makes them of folders and patterns)
+    encoder : the encoder whose features the head takes; None loads the one that the head names
+    top : classes an image
+    batch_size : images a forward pass
+    workers : threads that read and decode, default one a core
+
+    Yields
+    ------
+    A `Prediction` for each image. Probabilities are the softmax of the head's logits, its temperature included.
+
+    Raises
+    ------
+    HeadError
+        If `top` or `batch_size` is not positive, or the head does not know its encoder.
+    MismatchError
+        If the encoder is not the one that the head belongs to.
+    """
+    if top < 1 or batch_size < 1:
+        raise HeadError(f"top = {top} and batch_size = {batch_size}, expected at least 1")
+    fitted = as_head(head)
+    model = encoder_of(fitted) if encoder is None else encoder
+    check_head_encoder(fitted, model)
+    dataset = _files([str(path) for path in images])
+    batches = batches_of(range(len(dataset.index)), batch_size)
+    for batch in prepared_batches(dataset, model, batches, workers or default_workers(), default_ahead(model)):
+        yield from _predicted(fitted, model, batch, dataset.index.ids, top)
+
+
+def top_classes(logits: NDArray[np.floating], top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The `top` most probable classes (n, k) and their probabilities (n, k): softmax; ties go to the lower index.
+
+    Examples
+    --------
+    >>> classes, probabilities = top_classes(np.log([[0.2, 0.5, 0.3]]), 2)
+    >>> classes.tolist(), probabilities.round(3).tolist()
+    ([[1, 2]], [[0.5, 0.3]])
+    """
+    wide = logits.astype(np.float64)
+    order = np.argsort(-wide, axis=1, kind="stable")[:, :top]
+    wide -= wide.max(axis=1, keepdims=True)
+    np.exp(wide, out=wide)
+    wide /= wide.sum(axis=1, keepdims=True)
+    return order, np.take_along_axis(wide, order, axis=1)
+
+
+def encoder_of(
+    head: LogitHead,
+    model: str | None = None,
+    pretrained: str | None = None,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    preprocess: str | None = None,
+) -> Encoder:
+    """Load the encoder that a head belongs to: the one that is named, else the one in its record.
+
+    Pictures are prepared as `preprocess` says, else as the record does.
+
+    Raises
+    ------
+    HeadError
+        If the head's record does not say how to load its encoder.
+    EncoderError
+        If it cannot be loaded.
+    MismatchError
+        If another model is loaded than the head belongs to.
+    """
+    record: Mapping[str, Any] = head.provenance.get("encoder") or {}
+    source: Mapping[str, Any] | None = record.get("source")
+    if model is None and source is None:
+        named = f" ({record['name']})" if record.get("name") else ""
+        raise HeadError(
+            f"{head.name} does not say how to load its encoder{named}: {_identity(head)}; "
+            "pass --model and --pretrained (in Python: encoder=featcache.load_encoder(...))"
+        )
+    known: dict[str, Any] = dict(source or {}) if model is None else {"model": model, "pretrained": pretrained}
+    wanted = precision or known.pop("precision", None) or "fp32"
+    way = preprocess or (source or {}).get("preprocess")
+    try:
+        encoder = load_encoder(known["model"], known["pretrained"], device=device, precision=wanted, preprocess=way)
+    except (EncoderError, OSError) as error:
+        if model is not None:
+            raise
+        raise EncoderError(
+            f"{head.name} was made with --model {known['model']} --pretrained {known['pretrained']}, which cannot be "
+            f"loaded here ({error}); pass --model and --pretrained with where it lies now"
+        ) from error
+    check_head_encoder(head, encoder)
+    return encoder
+
+
+def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
+    """Refuse an encoder whose features a head was not made for.
+
+    Raises
+    ------
+    MismatchError
+        If the image encoder's key, the text tower or the width differ.
+    """
+    fitted, text = head.provenance.get("encoder_key"), head.provenance.get("text_digest")
+    tap = tap_of(head, encoder)
+    key, dim = content_key(stored_identity(encoder, tap)), tap_dim(encoder, tap)
+    remedy = "pass --model, --pretrained and --precision of the model that the head was made with"
+    if fitted is not None and fitted != key:
+        raise MismatchError(
+            f"{head.name} was fitted on features of encoder {fitted}, {encoder.name} is {key}; {remedy}"
+        )
+    if text is not None and text != encoder.text_digest:
+        raise MismatchError(
+            f"{head.name} was made with text tower {text}, that of {encoder.name} is {encoder.text_digest}; {remedy}"
+        )
+    if head.dim != dim:
+        raise MismatchError(f"{head.name} takes {head.dim} features, {encoder.name} makes {dim}; {remedy}")
+
+
+def tap_of(head: LogitHead, encoder: Encoder) -> str | None:
+    """The tap of an encoder that a head was fitted on, such as ``pre_projection``; None for the features."""
+    fitted = head.provenance.get("encoder_key")
+    return next((tap for tap in taps_of(encoder) if content_key(stored_identity(encoder, tap)) == fitted), None)
+
+
+def find_images(places: Sequence[str]) -> list[str]:
+    """Image files of folders (and what lies below them), patterns, lists and paths, each once, in order.
+
+    Parameters
+    ----------
+    places
+        A folder; a pattern with ``*``, ``?`` or ``[``; ``@FILE`` with one path a line, relative to the file's folder;
+        or an image's path. A path that does not exist is reported among the others as such.
+
+    Raises
+    ------
+    DatasetError
+        If no path exists, a folder, pattern or list names no image, or a list cannot be read.
+    """
+    found: dict[str, None] = {}
+    for place in places:
+        paths = _at(place)
+        if not paths:
+            raise DatasetError(f"{place}: no image there; expected files ending in {' '.join(EXTENSIONS)}")
+        found |= dict.fromkeys(paths)
+    if found and not any(Path(image).exists() for image in found):
+        raise DatasetError(f"{next(iter(found))}: {MISSING}")
+    return list(found)
+
+
+def _at(place: str) -> list[str]:
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return sorted(str(file) for file in path.rglob("*") if file.name.lower().endswith(EXTENSIONS))
+    if place.startswith("@") and not path.exists():
+        listing = Path(place[1:]).expanduser()
+        if not listing.exists():
+            raise DatasetError(f"{place}: no such list file: {listing}")
+        return [str(listing.parent / line.strip()) for line in read_lines(listing) if line.strip()]
+    if glob.has_magic(place) and not path.exists():
+        return sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+    return [str(path)]
+
+
+def _files(paths: list[str]) -> FileDataset:
+    """The images as a data set without labels worth the name."""
+    zeros = np.zeros(len(paths), np.int64)
+    return FileDataset("predict", "all", SampleIndex(paths, zeros, zeros, zeros, ("image",)), Path())
+
+
+def _predicted(
+    head: LogitHead, encoder: Encoder, batch: Sequence[Prepared], ids: Sequence[str], top: int
+) -> Iterator[Prediction]:
+    good = [item.image for item in batch if item.image is not None]
+    found: Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]] = iter(())
+    if good:
+        tap = tap_of(head, encoder)
+        made = encode_outputs(encoder, good, [tap] if tap else [])
+        unit, _ = normalise(made[tap or PROJECTED])
+        logits = head.logits(unit.astype(np.float16).astype(np.float32))
+        found = zip(*top_classes(logits, top), strict=True)
+    for item in batch:
+        if item.image is None:
+            error = item.error if Path(ids[item.row]).exists() else MISSING
+            yield Prediction(ids[item.row], np.zeros(0, np.int64), np.zeros(0), error)
+        else:
+            yield Prediction(ids[item.row], *next(found))
+
+
+def _identity(head: LogitHead) -> str:
+    key, text = head.provenance.get("encoder_key"), head.provenance.get("text_digest")
+    parts = [f"encoder {key}"] * (key is not None) + [f"text tower {text}"] * (text is not None)
+    return "it belongs to " + " and ".join(parts) if parts else "it was fitted on bare arrays"

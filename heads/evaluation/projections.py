@@ -1,0 +1,237 @@
+"""Class lists that a head was not made for: some of its classes, or new ones that each stand for several of its own.
+
+A data set may show 200 of ImageNet's classes (ImageNet-R, -A: a class subset), or classes that are unions of ImageNet's
+(ObjectNet: 113 classes over 125 ImageNet ids; ImageNet-Vid-Robust and YTBB-Robust: 30 classes). The field takes the
+largest logit of the ids that a class maps to (WiSE-FT's evaluation of these sets; Taori et al. 2020), and the softmax
+runs over the new classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError, MismatchError
+from heads.fitted.base import LogitHead, cooled_record, positions_of
+from heads.fitted.provenance import subset_by_name
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """New classes, each of which is the largest logit of some classes of a head.
+
+    Parameters
+    ----------
+    classnames : the C' new names, in label order
+    groups : for each new class, indices of the head's classes that it stands for (or their names, all of them)
+
+    Raises
+    ------
+    HeadError
+        For fewer than two classes, a class that stands for nothing, or negative or repeated indices in one class.
+
+    Examples
+    --------
+    >>> from heads.fitted.linear import LinearHead
+    >>> head = LinearHead(np.eye(3), np.zeros(3), ("tabby", "tiger cat", "pug"))
+    >>> pets = Projection(("cat", "dog"), [["tabby", "tiger cat"], ["pug"]])
+    >>> pets.of(head).logits(np.array([[0.1, 0.7, 0.4]])).round(1).tolist()
+    [[0.699999988079071, 0.4000000059604645]]
+    """
+
+    classnames: tuple[str, ...]
+    groups: tuple[tuple[int, ...] | tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classnames", tuple(map(str, self.classnames)))
+        object.__setattr__(self, "groups", tuple(map(_group, self.groups)))
+        if len(self.classnames) != len(self.groups) or len(self.groups) < 2:
+            raise HeadError(
+                f"got {len(self.classnames)} class names and {len(self.groups)} groups of classes; give at least two "
+                "of each, as many names as groups"
+            )
+        for name, group in zip(self.classnames, self.groups, strict=True):
+            if not group or len(set(group)) < len(group):
+                raise HeadError(f"class {name!r} maps to {list(group)}; give at least one class of the head, each once")
+
+    def indices(self, classnames: Sequence[str]) -> list[list[int]]:
+        """Class indices of each group among a head's classes.
+
+        Raises
+        ------
+        MismatchError
+            Naming the classes that map to something the head has not.
+        """
+        wrong, found = [], []
+        for name, group in zip(self.classnames, self.groups, strict=True):
+            places = [i for i in group if isinstance(i, int)]
+            if places and not 0 <= min(places) <= max(places) < len(classnames):
+                wrong.append(name)
+            found.append(places or subset_by_name(classnames, [str(member) for member in group]))
+        if wrong:
+            shown = ", ".join([*wrong[:5], *(["..."] if len(wrong) > 5 else [])])
+            raise MismatchError(
+                f"{len(wrong)} classes ({shown}) map to indices outside the head's 0 to {len(classnames) - 1}; "
+                "use a head over the class list that the mapping means"
+            )
+        return found
+
+    def of(self, head: LogitHead) -> LogitHead:
+        """The head over the new classes; one that has just these classes stays as it is."""
+        if head.classnames == self.classnames:
+            return head
+        groups = self.indices(head.classnames)
+        if all(len(group) == 1 for group in groups) and len({group[0] for group in groups}) == len(groups):
+            kept = head.restrict([group[0] for group in groups])
+            # Heads are data classes; the new classes are known by their places.
+            return replace(kept, classnames=self.classnames, classes=None)  # type: ignore[type-var]
+        flat = [index for group in groups for index in group]
+        used = np.unique(flat)
+        if len(used) < 2:
+            raise HeadError(
+                f"every class maps to {head.classnames[flat[0]]!r}; classes must differ in what they map to"
+            )
+        columns, starts = np.searchsorted(used, flat), np.cumsum([0, *(len(group) for group in groups[:-1])])
+        base = head.restrict(used)
+        return ProjectedHead(base, columns, starts, self.classnames, head.name, head.provenance, head.alpha)
+
+    def lookup(self, classnames: Sequence[str]) -> Int64:
+        """For each class of a head the new class that it belongs to, -1 for none.
+
+        Raises
+        ------
+        MismatchError
+            If one belongs to two new classes: labels in the head's own classes then mean two things.
+        """
+        found = np.full(len(classnames), -1, np.int64)
+        for place, group in enumerate(self.indices(classnames)):
+            twice = [index for index in group if found[index] >= 0]
+            if twice:
+                raise MismatchError(
+                    f"{classnames[twice[0]]!r} belongs to {self.classnames[found[twice[0]]]!r} and "
+                    f"{self.classnames[place]!r}; label the data with the {len(self.classnames)} classes of the mapping"
+                )
+            found[group] = place
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedHead(LogitHead):
+    """``max over the columns of a group`` of another head's logits.
+
+    Attributes
+    ----------
+    base : the head over every class that is used
+    columns : for all groups in turn, columns of `base`
+    starts : (C',) where each group begins in `columns`
+    """
+
+    kind: ClassVar[str] = "projected"
+
+    base: LogitHead
+    columns: Int64
+    starts: Int64
+    classnames: tuple[str, ...]
+    name: str = "projected"
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    alpha: float | None = None
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return self.base.dim
+
+    def logits(self, X: Any) -> NDArray[np.float32]:
+        """Logits (n, C')."""
+        return self._merged(self.base.logits(X))
+
+    @property
+    def sharing(self) -> Hashable | None:
+        """What the base shares."""
+        return self.base.sharing
+
+    def prepare(self, X: NDArray[np.floating]) -> Any:
+        """What the base prepares."""
+        return self.base.prepare(X)
+
+    def finish(self, prepared: Any) -> NDArray[np.float32]:
+        """The base's logits, merged."""
+        return self._merged(self.base.finish(prepared))
+
+    def _merged(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        merged: NDArray[np.float32] = np.maximum.reduceat(logits[:, self.columns], self.starts, axis=1)
+        return merged
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The groups of some of the new classes."""
+        index = positions_of(class_subset, self)
+        groups = np.split(self.columns, self.starts[1:])
+        kept = [groups[i] for i in index.tolist()]
+        starts = np.cumsum([0, *map(len, kept[:-1])])
+        names = tuple(self.classnames[i] for i in index.tolist())
+        return replace(self, columns=np.concatenate(kept), starts=starts, classnames=names)
+
+    def with_temperature(self, temperature: float) -> Self:
+        """The largest of logits that are divided by a positive temperature."""
+        base = self.base.with_temperature(temperature)
+        return replace(self, base=base, provenance=cooled_record(self.provenance, temperature))
+
+    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """A projection is made where it is used: the head itself goes to the file."""
+        raise HeadError(f"{self.name}: save the head itself; a projection is given to `evaluate` and `predict` again")
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+        """No file holds one."""
+        raise HeadError("a projected head stands in no file; load the head and project it")
+
+
+def load_projection(path: str | Path) -> Projection:
+    """A mapping file: JSON, ``{new class: [class of the head, ...], ...}`` in label order.
+
+    The head's classes are indices, or names where these are unique.
+
+    Raises
+    ------
+    HeadError
+        If the file cannot be read as such a mapping.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
+    except (OSError, ValueError) as error:
+        raise HeadError(f"{path}: cannot be read as a mapping of classes ({error}); {_EXPECTED}") from error
+    if not isinstance(found, Mapping) or not all(isinstance(group, int | str | list) for group in found.values()):
+        raise HeadError(f"{path}: no mapping of classes; {_EXPECTED}")
+    return Projection(tuple(found), tuple(_group(g if isinstance(g, list) else [g]) for g in found.values()))
+
+
+_EXPECTED = 'expected JSON such as {"cat": [281, 282], "dog": ["pug", "boxer"]}'
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys occur once: JSON would keep the last of two silently."""
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"classes {twice[:5]} stand there twice")
+    return dict(pairs)
+
+
+def _group(members: Sequence[int] | Sequence[str]) -> tuple[int, ...] | tuple[str, ...]:
+    """Indices, or names; a mixture means nothing."""
+    if all(isinstance(member, str) for member in members):
+        return tuple(map(str, members))
+    if not all(isinstance(member, int | np.integer) and not isinstance(member, bool) for member in members):
+        raise HeadError(f"a class maps to {list(members)!r}; give class indices, or names, of the head's classes")
+    indices = tuple(map(int, members))
+    if min(indices) < 0:
+        raise HeadError(f"a class maps to {list(members)!r}; class indices count from 0")
+    return indices

@@ -1,0 +1,1 @@
+"""Fitted heads: features in, logits out; their files and their provenance."""

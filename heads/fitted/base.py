@@ -1,0 +1,210 @@
+"""`LogitHead`: what evaluation, files and predictions need of a fitted head, linear or not."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.fitted.provenance import check_classes, check_encoder
+from heads.rows.samples import feature_blocks, is_store, to_numpy
+
+if TYPE_CHECKING:
+    from heads.fitted.linear import LinearHead
+
+
+class LogitHead(ABC):
+    """A fitted head: features (n, D) in, logits (n, C) out, with a record of where it comes from.
+
+    Heads that differ in cheap last steps alone (interpolations of one pair, numbers of neighbours in one bank) share
+    the work before: `sharing` tells which, `prepare` does it once for a block of rows, `finish` makes a head's logits
+    of it. The general path is `logits`.
+
+    `classes` (C,) are the label values that `predict` returns, those of the ``y`` that the head was fitted on; None
+    stands for class indices.
+    """
+
+    kind: ClassVar[str]
+    classnames: tuple[str, ...]
+    name: str
+    provenance: dict[str, Any]
+    alpha: float | None = None
+    classes: NDArray[Any] | None = None
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Feature dimension D."""
+
+    @abstractmethod
+    def logits(self, X: Any) -> NDArray[np.float32]:
+        """Logits (n, C) of features (n, D), as float32."""
+
+    @abstractmethod
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The same head over some classes only, in the order given."""
+
+    @abstractmethod
+    def with_temperature(self, temperature: float) -> Self:
+        """The same head with its logits divided by a positive temperature."""
+
+    @abstractmethod
+    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Tensors and JSON-able settings, for `heads.save`."""
+
+    @classmethod
+    @abstractmethod
+    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+        """The head of `to_file`; `common` holds name, classnames, provenance, and label values where there are any."""
+
+    @property
+    def sharing(self) -> Hashable | None:
+        """Equal for heads that share `prepare`; None for a head that shares nothing."""
+        return None
+
+    def prepare(self, X: NDArray[np.floating]) -> Any:
+        """The work on features (n, D) that heads of one `sharing` have in common."""
+        raise HeadError(f"{self.name} shares no work with other heads; take its logits")
+
+    def finish(self, prepared: Any) -> NDArray[np.float32]:
+        """Logits (n, C) from what `prepare` gave to any head of the same `sharing`."""
+        raise HeadError(f"{self.name} shares no work with other heads; take its logits")
+
+    def predict_index(self, X: Any) -> NDArray[np.int64]:
+        """Class index (n,) of the largest logit, of arrays or a store's valid rows; ties go to the lower index."""
+        return np.concatenate([logits.argmax(axis=1) for logits in self._all_logits(X)])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Label (n,) of the largest logit, as in the ``y`` of `fit`; a class index of heads fitted on stores."""
+        index = self.predict_index(X)
+        return index if self.classes is None else np.asarray(self.classes[index])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Softmax of the logits (n, C), of arrays or a store's valid rows."""
+        logits = np.concatenate(list(self._all_logits(X)))
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=1, keepdims=True)
+        return logits
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Accuracy, a fraction in [0, 1]; `y` holds labels as `predict` returns them, a store class indices."""
+        if is_store(X):
+            return float((self.predict_index(X) == np.concatenate([labels for _, labels in X.blocks()])).mean())
+        if y is None:
+            raise HeadError("arrays need labels: score(X, y); only a store brings its own")
+        return float((self.predict(X) == to_numpy(y)).mean())
+
+    def linear(self) -> LinearHead:
+        """The head as class weights, which only a linear one has."""
+        raise HeadError(f"{self.name} is not linear: it has no class weights to interpolate; evaluate it as it is")
+
+    def check(self, store: Any) -> None:
+        """Refuse a store of another encoder, text tower or class list (MismatchError)."""
+        check_encoder({"head": self.name, **self.provenance}, self.dim, store)
+        check_classes(self.classnames, store, self.name)
+
+    def with_provenance(self, provenance: dict[str, Any]) -> Self:
+        """The same head with another record."""
+        other = copy(self)
+        object.__setattr__(other, "provenance", provenance)  # heads are frozen data classes
+        return other
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file; see `heads.fitted.files.save`."""
+        from heads.fitted.files import save
+
+        return save(self, path)
+
+    def _features(self, X: Any) -> NDArray[np.floating]:
+        """Features as an array (n, D), checked."""
+        features = to_numpy(X)
+        if features.ndim != 2:
+            raise HeadError(f"head {self.name!r} takes features (n, {self.dim}), got {features.shape}")
+        if features.shape[1] != self.dim:
+            raise HeadError(
+                f"X has {features.shape[1]} features, but {self.name} is expecting {self.dim} features as input"
+            )
+        return features
+
+    def _all_logits(self, X: Any) -> Iterator[NDArray[np.float32]]:
+        """Logits block by block, refused where they are not finite."""
+        if is_store(X):
+            self.check(X)
+        done = 0
+        for features in feature_blocks(X):
+            logits = self.logits(features)
+            if not np.isfinite(logits).all():
+                bad = (np.flatnonzero(~np.isfinite(logits).all(axis=1))[:10] + done).tolist()
+                raise HeadError(f"features hold NaN or infinity, for instance in rows {bad}; drop these rows")
+            done += len(logits)
+            yield logits
+
+
+def label_values(classes: NDArray[Any]) -> NDArray[Any] | None:
+    """The label values (C,) that a head has to keep: None where they are the class indices.
+
+    Examples
+    --------
+    >>> label_values(np.array([0, 1, 2])), label_values(np.array([1, 3]))
+    (None, array([1, 3]))
+    """
+    values = np.asarray(classes)
+    return None if values.dtype.kind in "iu" and np.array_equal(values, np.arange(len(values))) else values
+
+
+def values_at(classes: NDArray[Any] | None, index: NDArray[np.integer]) -> NDArray[Any] | None:
+    """Label values of some classes."""
+    return None if classes is None else classes[index]
+
+
+def checked_temperature(temperature: float) -> float:
+    """A positive number (HeadError)."""
+    if not np.isfinite(temperature) or temperature <= 0:
+        raise HeadError(f"temperature must be a positive number, got {temperature!r}")
+    return float(temperature)
+
+
+def cooled_record(provenance: dict[str, Any], temperature: float) -> dict[str, Any]:
+    """Provenance of a head whose logits are divided by a temperature, on top of what was done before."""
+    params = dict(provenance.get("params", {}))
+    total = float(temperature) * params.get("temperature_after", 1.0)
+    return {**provenance, "params": {**params, "temperature_after": total}}
+
+
+def as_head(value: Any) -> LogitHead:
+    """The `LogitHead` of a fitted estimator, or the head itself."""
+    if isinstance(value, LogitHead):
+        return value
+    if not hasattr(value, "frozen"):
+        raise HeadError(
+            f"{type(value).__name__} is no head of classes; give a fitted one of heads.HEADS (a RidgeRegression has "
+            "predict, save and load of its own)"
+        )
+    head: LogitHead = value.frozen()
+    return head
+
+
+def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitHead) -> NDArray[np.integer]:
+    """Class indices to keep, checked against a head's classes.
+
+    Raises
+    ------
+    HeadError
+        For indices outside [0, C), repeated ones, or fewer than two.
+    """
+    index = np.asarray(class_subset)
+    if index.ndim != 1 or index.dtype.kind not in "iu" or len(set(index.tolist())) != index.size or index.size < 2:
+        raise HeadError(f"class_subset must be at least two different class indices, got {class_subset!r}")
+    if index.min() < 0 or index.max() >= len(head.classnames):
+        raise HeadError(
+            f"class_subset reaches from {index.min()} to {index.max()}; "
+            f"head {head.name!r} has classes 0 to {len(head.classnames) - 1}"
+        )
+    return index

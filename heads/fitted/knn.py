@@ -1,0 +1,162 @@
+"""Labelled rows that vote: the bank of a kNN head, the vote, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.fitted.base import LogitHead, checked_temperature, cooled_record, positions_of, values_at
+from heads.rows.samples import to_numpy
+from heads.search import INDEXES, NeighbourIndex
+
+FLOOR = 1e-8
+"""Added to every vote share before the logarithm: a class without a vote costs 18.42 nats, as in `nll_capped`."""
+
+Neighbours = tuple[NDArray[np.floating], NDArray[np.int64]]
+
+
+class NeighbourBank:
+    """Labelled rows to search, by cosine; shared by the heads of every k.
+
+    Parameters
+    ----------
+    features : (N, D), in the type they are to be kept in; for exact search also a tensor, searched where it lies
+    labels : (N,) class indices
+    index : key of `heads.search.INDEXES`
+    depth : the largest k that will be asked for
+    probes : how far an index of `heads.search.PROBED` looks, None for its default
+
+    Attributes
+    ----------
+    searched_on : the device
+    """
+
+    def __init__(
+        self, features: Any, labels: NDArray[np.int64], index: str, depth: int, probes: int | None = None
+    ) -> None:
+        self.features, self.labels, self.index, self.depth, self.probes = features, labels, index, depth, probes
+        further = {} if probes is None else {"probes": probes}
+        self._search: NeighbourIndex = INDEXES[index](features, cosine=True, **further)
+        self.searched_on = self._search.device
+
+    def neighbours(self, X: NDArray[np.floating], k: int) -> Neighbours:
+        """Cosines (n, k), descending, and labels (n, k) of the nearest rows; -inf where the index found fewer.
+
+        Cosines of a query with NaN or infinity are NaN, whatever the index makes of it (faiss finds nothing, which
+        looks like a row without votes): its logits then are NaN too, and predictions name the row.
+        """
+        bad = ~np.isfinite(X).all(axis=1)
+        cosines, rows = self._search.search(np.where(bad[:, None], 0, X) if bad.any() else X, k)
+        cosines[bad] = np.nan
+        return cosines, self.labels[rows]
+
+    def others(self, rows: NDArray[np.intp], k: int) -> Neighbours:
+        """The same of the bank's own rows, each without itself."""
+        cosines, found = self._search.search(self.features[rows], k + 1)
+        own = found == rows[:, None]
+        own[~own.any(axis=1), -1] = True  # crowded out by its duplicates: the farthest of these goes instead
+        shape = (len(rows), k)
+        return cosines[~own].reshape(shape), self.labels[found[~own]].reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class KNNHead(LogitHead):
+    """A bank and a number of neighbours; logits are log vote shares.
+
+    Attributes
+    ----------
+    bank : the rows
+    n_neighbors, temperature : k and T of the vote
+    columns : (C,) class indices of the bank that `classnames` are
+    classes : (C,) the label values that `predict` returns; None for class indices
+    scale : what the log vote shares are multiplied by: 1 / T of a temperature that was fitted afterwards
+    """
+
+    kind: ClassVar[str] = "knn"
+
+    bank: NeighbourBank
+    n_neighbors: int
+    temperature: float
+    columns: NDArray[np.int64]
+    classnames: tuple[str, ...]
+    name: str = "knn"
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    classes: NDArray[Any] | None = field(default=None, repr=False)
+    scale: float = 1.0
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return int(self.bank.features.shape[1])
+
+    def logits(self, X: Any) -> NDArray[np.float32]:
+        """Logits (n, C): ``log(share + 1e-8)`` of the vote."""
+        return self.finish(self.bank.neighbours(self._features(X), self.n_neighbors))
+
+    @property
+    def sharing(self) -> Hashable:
+        """Every k of one bank is served by one search."""
+        return id(self.bank)
+
+    def prepare(self, X: NDArray[np.floating]) -> Neighbours:
+        """As many neighbours as any head of this bank wants."""
+        return self.bank.neighbours(self._features(X), self.bank.depth)
+
+    def finish(self, prepared: Neighbours) -> NDArray[np.float32]:
+        """Logits (n, C) from neighbours (n, >= k)."""
+        cosines, labels = prepared[0][:, : self.n_neighbors], prepared[1][:, : self.n_neighbors]
+        shares = vote(cosines, labels, self.temperature, int(self.columns.max()) + 1)[:, self.columns]
+        total = shares.sum(axis=1, keepdims=True)  # below 1 where votes went to classes that are masked here
+        np.divide(shares, total, out=shares, where=total > 0)
+        return (self.scale * np.log(shares + FLOOR)).astype(np.float32)
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The same neighbours, of which those of other classes do not vote."""
+        index = positions_of(class_subset, self)
+        names = tuple(self.classnames[i] for i in index.tolist())
+        classes = values_at(self.classes, index)
+        return replace(self, columns=self.columns[index], classnames=names, classes=classes)
+
+    def with_temperature(self, temperature: float) -> Self:
+        """The same votes, their logarithms divided by a positive temperature."""
+        scale = self.scale / checked_temperature(temperature)
+        return replace(self, scale=scale, provenance=cooled_record(self.provenance, temperature))
+
+    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The rows themselves, in their own type: the file needs no store."""
+        tensors = {"features": to_numpy(self.bank.features), "labels": self.bank.labels, "columns": self.columns}
+        settings = {"n_neighbors": self.n_neighbors, "temperature": self.temperature, "index": self.bank.index}
+        settings["scale"] = self.scale
+        return tensors, settings if self.bank.probes is None else {**settings, "probes": self.bank.probes}
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+        """The head of `to_file`; its index is built again."""
+        depth, probes = settings["n_neighbors"], settings.get("probes")
+        bank = NeighbourBank(tensors["features"], tensors["labels"], settings["index"], depth, probes)
+        common["scale"] = settings.get("scale", 1.0)  # files of before do not say
+        return cls(bank, settings["n_neighbors"], settings["temperature"], tensors["columns"], **common)
+
+
+def vote(
+    cosines: NDArray[np.floating], labels: NDArray[np.int64], temperature: float, n_classes: int
+) -> NDArray[np.float64]:
+    """Vote shares (n, C'): each neighbour has ``exp(cosine / temperature)`` votes for its class.
+
+    Examples
+    --------
+    >>> vote(np.array([[0.9, 0.9, 0.5]]), np.array([[0, 1, 1]]), temperature=0.07, n_classes=2).round(3).tolist()
+    [[0.499, 0.501]]
+    """
+    nearest = cosines[:, :1].astype(np.float64)  # weights relative to the nearest: no overflow at any temperature
+    weights = np.exp((cosines - np.where(np.isneginf(nearest), 0.0, nearest)) / temperature)
+    width = max(n_classes, int(labels.max(initial=0)) + 1)
+    cells = np.arange(len(labels))[:, None] * width + labels
+    votes = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=len(labels) * width)
+    total = weights.sum(axis=1, keepdims=True)
+    shares: NDArray[np.float64] = votes.reshape(-1, width) / np.where(total == 0, 1.0, total)  # NaN makes all NaN
+    return shares

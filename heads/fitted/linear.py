@@ -1,0 +1,139 @@
+"""`LinearHead`: class weights whose outputs are logits, with a record of where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.fitted.base import LogitHead, checked_temperature, cooled_record, positions_of, values_at
+from heads.rows.samples import to_numpy
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead(LogitHead):
+    """Logits = X @ weights.T + bias; logit scale and temperature are folded in, so their cross entropy is the NLL.
+
+    Parameters
+    ----------
+    weights : (C, D) float32
+        One row a class (scikit-learn's ``coef_``; open_clip's zero-shot matrix is the transpose).
+    bias : (C,) float32
+    classnames : C names; they may repeat
+    name : how results rows call it
+    provenance : JSON-able: head, params, encoder_key, text_digest, classnames, fitted_on, featcache
+    alpha : interpolation coefficient, None for a head that is no interpolation
+    parents : the two heads that an interpolation lies between; evaluation then needs two products for a whole path
+    absent : class indices that the head never saw a row of (their logit is -10,000); heads that it is combined with
+        speak for them
+    classes : (C,) the label values that `predict` returns; None for class indices
+
+    Examples
+    --------
+    >>> head = LinearHead(np.eye(2), np.zeros(2), ("cat", "dog"))
+    >>> head.predict(np.array([[0.2, 0.9], [0.8, 0.1]])).tolist()
+    [1, 0]
+    """
+
+    kind: ClassVar[str] = "linear"
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    classnames: tuple[str, ...]
+    name: str = "linear"
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    alpha: float | None = None
+    parents: tuple[LinearHead, LinearHead] | None = field(default=None, repr=False)
+    absent: tuple[int, ...] = ()
+    classes: NDArray[Any] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for key in ("weights", "bias"):
+            object.__setattr__(self, key, np.ascontiguousarray(to_numpy(getattr(self, key)), np.float32))
+        object.__setattr__(self, "classnames", tuple(self.classnames))
+        object.__setattr__(self, "absent", tuple(map(int, self.absent)))
+        classes = len(self.classnames)
+        if self.classes is not None and len(self.classes) != classes:
+            raise HeadError(f"{len(self.classes)} label values and {classes} class names; give one label a class")
+        if self.weights.ndim != 2 or len(self.weights) != classes or self.bias.shape != (classes,):
+            raise HeadError(
+                f"weights {self.weights.shape}, bias {self.bias.shape} and {classes} class names do not fit; "
+                "expected (C, D), (C,) and C names"
+            )
+        if not (np.isfinite(self.weights).all() and np.isfinite(self.bias).all()):
+            raise HeadError(f"head {self.name!r} has NaN or infinite weights; fit it again on finite features")
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return int(self.weights.shape[1])
+
+    def logits(self, X: Any) -> NDArray[np.float32]:
+        """Logits (n, C) of features (n, D), as float32."""
+        return self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias
+
+    @property
+    def sharing(self) -> Hashable | None:
+        """Interpolations of one pair share its two products: logits interpolate as weights do."""
+        return None if self.parents is None or self.alpha is None else (id(self.parents[0]), id(self.parents[1]))
+
+    def prepare(self, X: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits of the first parent, and the step to the second."""
+        first, second = self.parents or (self, self)
+        base = first.logits(X)
+        return base, second.logits(X) - base
+
+    def finish(self, prepared: tuple[NDArray[np.float32], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Base plus alpha steps."""
+        base, step = prepared
+        return base + np.float32(self.alpha or 0.0) * step
+
+    def linear(self) -> LinearHead:
+        """Itself: every head answers `linear`."""
+        return self
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> LinearHead:
+        """The same head over some classes only, in the order given (ImageNet-R and -A keep 200 of 1000).
+
+        Raises
+        ------
+        HeadError
+            For indices outside [0, C), repeated ones, or fewer than two.
+        """
+        index = positions_of(class_subset, self)
+        names = tuple(self.classnames[i] for i in index.tolist())
+        parents = self.parents and (self.parents[0].restrict(index), self.parents[1].restrict(index))
+        absent = tuple(place for place, old in enumerate(index.tolist()) if old in self.absent)
+        rows: dict[str, Any] = {"weights": self.weights[index], "bias": self.bias[index]}
+        rows["classes"] = values_at(self.classes, index)
+        return replace(self, **rows, classnames=names, parents=parents, absent=absent)
+
+    def with_temperature(self, temperature: float) -> LinearHead:
+        """The same head with its logits divided by a positive temperature, but for those of classes it never saw."""
+        divisor = np.full(len(self.bias), checked_temperature(temperature), np.float32)
+        divisor[list(self.absent)] = 1.0
+        parents = self.parents and (
+            self.parents[0].with_temperature(temperature),
+            self.parents[1].with_temperature(temperature),
+        )
+        return replace(
+            self,
+            weights=self.weights / divisor[:, None],
+            bias=self.bias / divisor,
+            provenance=cooled_record(self.provenance, temperature),
+            parents=parents,
+        )
+
+    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Weights and bias; the interpolation coefficient, and the classes without a row."""
+        return {"weights": self.weights, "bias": self.bias}, {"alpha": self.alpha, "absent": list(self.absent)}
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+        """The head of `to_file`; the parents of an interpolation stay behind."""
+        absent = tuple(settings.get("absent", ()))  # files of before do not say
+        return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], absent=absent, **common)

@@ -1,0 +1,87 @@
+"""Classes that a head never saw a row of, and what heads that are combined make of them.
+
+Alone, such a head must not predict the class: its logit is -10,000. In a sum of heads that number would drown what the
+other heads know of the class. So a head that is combined with others takes their word there: relative to the classes
+that both know, it says of the class what they say. Weights and bias are filled in as logits are, and the sum stays
+linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.fitted.linear import LinearHead
+
+Float = NDArray[np.float64]
+
+ABSENT = -1e4
+"""Logit of a class without a training row: it is never predicted, and its probability is zero in any precision."""
+
+
+def absences(heads: Sequence[LinearHead]) -> NDArray[np.bool_]:
+    """Which classes (M, C) each of M heads of C classes never saw."""
+    found = np.zeros((len(heads), len(heads[0].classnames)), bool)
+    for row, head in zip(found, heads, strict=True):
+        row[list(head.absent)] = True
+    return found
+
+
+def known_by_others(tables: Float, absent: NDArray[np.bool_], votes: Sequence[float] | Float | None = None) -> Float:
+    """Tables of M heads with the classes that a head lacks filled in from the heads that know them.
+
+    With K_j the classes that head j knows, ``T_m[c]`` becomes the mean over the heads j that know c of
+    ``T_j[c] + mean_{k in K_m and K_j} (T_m[k] - T_j[k])``: a constant in a row of logits, which no softmax sees, does
+    not matter. What no head knows stays.
+
+    Parameters
+    ----------
+    tables : (M, C, ...) logits, or weights and biases
+    absent : (M, C)
+    votes : (M,) weights of the mean; None, or none of the voters above zero, weighs them alike
+
+    Examples
+    --------
+    >>> logits = np.array([[5.0, 6.0, -1e4], [0.0, 1.0, 2.0]])   # the first head never saw class 2
+    >>> known_by_others(logits, np.array([[False, False, True], [False] * 3])).tolist()
+    [[5.0, 6.0, 7.0], [0.0, 1.0, 2.0]]
+    """
+    gaps = absent & ~absent.all(axis=0)
+    if not gaps.any():
+        return tables
+    heard = np.ones(len(tables)) if votes is None else np.maximum(np.asarray(votes, np.float64), 0.0)
+    weights = np.where(absent, 0.0, heard[:, None])
+    unheard = weights.sum(axis=0) == 0
+    weights[:, unheard] = ~absent[:, unheard]
+    filled = tables.copy()
+    for m in np.flatnonzero(gaps.any(axis=1)):
+        filled[m, gaps[m]] = 0.0
+        for j in range(len(tables)):
+            new = gaps[m] & (weights[j] > 0)
+            both = ~absent[m] & ~absent[j]
+            if new.any():
+                shift = (tables[m, both] - tables[j, both]).mean(axis=0) if both.any() else 0.0
+                shares = weights[j, new] / weights[:, new].sum(axis=0)
+                filled[m, new] += shares.reshape(-1, *[1] * (tables.ndim - 2)) * (tables[j, new] + shift)
+    return filled
+
+
+def without_opinion(head: LinearHead) -> LinearHead:
+    """The head as a prior of others: of a class that it never saw it says the mean of the classes that it knows.
+
+    Examples
+    --------
+    >>> head = LinearHead(np.eye(3), np.array([0.0, 1.0, ABSENT]), ("ant", "bee", "cow"), absent=(2,))
+    >>> prior = without_opinion(head)
+    >>> prior.weights[2].tolist(), float(prior.bias[2])
+    ([0.5, 0.5, 0.0], 0.5)
+    """
+    if not head.absent:
+        return head
+    known = ~absences([head])[0]
+    weights, bias = head.weights.copy(), head.bias.copy()
+    weights[~known], bias[~known] = weights[known].mean(axis=0), bias[known].mean()
+    return replace(head, weights=weights, bias=bias, absent=(), parents=None)

@@ -1,0 +1,155 @@
+"""Rows whose votes are added to a linear head's logits: the bank of a Tip-Adapter, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.fitted.base import LogitHead, checked_temperature, cooled_record, positions_of, values_at
+from heads.fitted.linear import LinearHead
+
+Float32 = NDArray[np.float32]
+
+QUERY_ROWS = 256
+"""Queries at a time: 256 x 16,000 affinities are 16 MiB."""
+
+
+class KeyBank:
+    """Labelled rows whose votes fall with the distance to the query, all of a class summed.
+
+    Parameters
+    ----------
+    features : (M, D), in the type a file is to hold them in
+    labels : (M,) class indices
+    n_classes : C of the votes
+    free : keep the rows' lengths (trained keys) instead of taking the unit rows
+    """
+
+    def __init__(
+        self, features: NDArray[np.floating], labels: NDArray[np.int64], n_classes: int, free: bool = False
+    ) -> None:
+        order = np.argsort(labels, kind="stable")
+        self.features, self.labels, self.n_classes, self.free = features[order], labels[order], n_classes, free
+        self._rows = self.features.astype(np.float32, copy=False) if free else unit_rows(self.features)
+        self._classes, self._starts = np.unique(self.labels, return_index=True)
+
+    def affinities(self, X: NDArray[np.floating]) -> Float32:
+        """Cosines less one (n, M)."""
+        return np.asarray(unit_rows(X) @ self._rows.T - np.float32(1.0))
+
+    def votes(self, affinities: Float32, beta: float, kept: NDArray[np.bool_] | None = None) -> Float32:
+        """Sum of ``exp(beta (cosine - 1))`` over the keys of each class (n, C), over those that are `kept` (n, M)."""
+        weights = np.exp(np.float32(beta) * affinities)
+        if kept is not None:
+            weights *= kept
+        votes = np.zeros((len(affinities), self.n_classes), np.float32)
+        votes[:, self._classes] = np.add.reduceat(weights, self._starts, axis=1)
+        return votes
+
+
+@dataclass
+class Near:
+    """Base logits (n, C) and affinities (n, M) of some rows, and the votes of the sharpness last asked for."""
+
+    base: Float32
+    affinities: Float32
+    _last: tuple[float, Float32] | None = None
+
+    def votes(self, bank: KeyBank, sharpness: float) -> Float32:
+        """Votes (n, C); heads of one sharpness, one after another, have them summed once."""
+        if self._last is None or self._last[0] != sharpness:
+            self._last = sharpness, bank.votes(self.affinities, sharpness)
+        return self._last[1]
+
+
+@dataclass(frozen=True, eq=False)
+class TipAdapterHead(LogitHead):
+    """``base.logits(X) + strength * sum over keys of the class of exp(-sharpness (1 - cosine))``.
+
+    Attributes
+    ----------
+    base : the zero-shot head over `classnames`
+    bank : the labelled rows
+    strength, sharpness : the paper's alpha and beta
+    columns : (C,) class indices of the bank that `classnames` are
+    classes : (C,) the label values that `predict` returns; None for class indices
+    """
+
+    kind: ClassVar[str] = "tip_adapter"
+
+    base: LinearHead
+    bank: KeyBank
+    strength: float
+    sharpness: float
+    columns: NDArray[np.int64]
+    classnames: tuple[str, ...]
+    name: str = "tip_adapter"
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    classes: NDArray[Any] | None = field(default=None, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return self.base.dim
+
+    def logits(self, X: Any) -> Float32:
+        """Logits (n, C), float32."""
+        features = self._features(X)
+        starts = range(0, len(features), QUERY_ROWS)
+        parts = [self.finish(self.prepare(features[start : start + QUERY_ROWS])) for start in starts]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classnames)), np.float32)
+
+    @property
+    def sharing(self) -> Hashable:
+        """Heads of the same rows and base share affinities and base logits."""
+        return id(self.bank), id(self.base)
+
+    def prepare(self, X: NDArray[np.floating]) -> Near:
+        """Base logits and affinities."""
+        features = self._features(X)
+        return Near(self.base.logits(features), self.bank.affinities(features))
+
+    def finish(self, prepared: Near) -> Float32:
+        """Logits (n, C)."""
+        votes = prepared.votes(self.bank, self.sharpness)[:, self.columns]
+        return prepared.base + np.float32(self.strength) * votes
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The same logits of some classes only: keys of one class do not touch another's."""
+        index = positions_of(class_subset, self)
+        names = tuple(self.classnames[i] for i in index.tolist())
+        fields: dict[str, Any] = {"columns": self.columns[index], "classes": values_at(self.classes, index)}
+        return replace(self, base=self.base.restrict(index), classnames=names, **fields)
+
+    def with_temperature(self, temperature: float) -> Self:
+        """Base logits and the strength of the votes divided by a positive temperature."""
+        strength = self.strength / checked_temperature(temperature)
+        record = cooled_record(self.provenance, temperature)
+        return replace(self, base=self.base.with_temperature(temperature), strength=strength, provenance=record)
+
+    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Base and rows themselves: the file needs no store."""
+        tensors: dict[str, NDArray[Any]] = {"weights": self.base.weights, "bias": self.base.bias}
+        settings = {"strength": self.strength, "sharpness": self.sharpness, "bank_classes": self.bank.n_classes}
+        settings |= {"free": self.bank.free}
+        tensors.update(columns=self.columns, features=self.bank.features, labels=self.bank.labels)
+        return tensors, settings
+
+    @classmethod
+    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+        """The head of `to_file`."""
+        base = LinearHead(tensors["weights"], tensors["bias"], common["classnames"], name="zero_shot")
+        bank = KeyBank(tensors["features"], tensors["labels"], settings["bank_classes"], settings.get("free", False))
+        return cls(base, bank, settings["strength"], settings["sharpness"], tensors["columns"], **common)
+
+
+def unit_rows(X: NDArray[np.floating]) -> Float32:
+    """Rows (n, D) of length 1, float32; a row of zeros stays."""
+    rows = X.astype(np.float32, copy=False)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # rows that are not finite are found, and named, in the logits
+        return np.asarray(rows / np.where(lengths == 0, 1.0, lengths), np.float32)

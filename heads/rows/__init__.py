@@ -1,0 +1,1 @@
+"""Rows: arrays, tensors, stores and streams in; blocks of (features, labels) out."""

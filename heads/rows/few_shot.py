@@ -1,0 +1,150 @@
+"""k-shot samples with fixed seeds: rows drawn per class without replacement, as a store that heads fit from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from featcache.errors import HeadError
+from heads.rows.samples import to_numpy
+
+
+def draw_shots(
+    labels: ArrayLike, shots: int, seed: int = 0, *, n_classes: int | None = None, allow_fewer: bool = False
+) -> NDArray[np.int64]:
+    """Rows of `shots` samples of every class, without replacement, class after class.
+
+    Each class is shuffled by a generator of its own, seeded by (seed, class), and the first `shots` are taken. The
+    draw of a class therefore does not depend on the other classes, and the draws of one seed are nested: those of 4
+    shots are among those of 8.
+
+    Parameters
+    ----------
+    labels : (N,) class indices; negative ones (invalid rows) are never drawn
+    shots
+        Rows a class, k.
+    seed
+        Equal seeds draw equal rows, on every machine.
+    n_classes
+        C; None is the largest label plus one.
+    allow_fewer
+        Take what there is of classes with fewer rows; classes without rows stay out.
+
+    Returns
+    -------
+    Rows (k C,), int64.
+
+    Raises
+    ------
+    HeadError
+        If a class has fewer rows than `shots`, naming classes; if `shots` is below 1.
+
+    Examples
+    --------
+    >>> labels = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    >>> two = draw_shots(labels, 2, seed=3)
+    >>> labels[two].tolist(), set(draw_shots(labels, 1, seed=3)) <= set(two)
+    ([0, 0, 1, 1], True)
+    """
+    classes = to_numpy(labels)
+    if classes.ndim != 1 or classes.dtype.kind not in "iu":
+        raise HeadError(f"labels are {classes.shape} {classes.dtype}, expected class indices (N,)")
+    if shots < 1 or seed < 0:
+        raise HeadError(f"shots {shots} and seed {seed}; expected at least 1 shot and a seed from 0")
+    if n_classes is None:
+        n_classes = int(classes.max(initial=-1)) + 1
+    counts = np.bincount(classes[classes >= 0], minlength=n_classes)
+    few = np.flatnonzero(counts < shots)
+    if len(few) and not allow_fewer:
+        shown = ", ".join(f"class {c} has {counts[c]}" for c in few[:5].tolist())
+        raise HeadError(
+            f"{len(few)} of {n_classes} classes have fewer than {shots} rows ({shown}); ask for fewer shots, or pass "
+            "allow_fewer=True to take what there is"
+        )
+    order = np.argsort(classes, kind="stable")[(classes < 0).sum() :]
+    firsts = np.cumsum(counts) - counts
+    drawn = [
+        order[firsts[c] + np.random.default_rng([seed, c]).permutation(counts[c])[:shots]] for c in range(len(counts))
+    ]
+    return np.concatenate(drawn).astype(np.int64) if drawn else np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class FewShotStore:
+    """Some rows of an image store, which heads take as the store itself.
+
+    It keeps the store's identity (name, split, keys), so that a head that was fitted on a few rows of a split is still
+    one that was fitted on that split; provenance adds `sample`.
+
+    Attributes
+    ----------
+    store : the image store
+    rows : (n,) its rows, all valid
+    sample : how they were drawn: shots and seed; and their number, `rows`, where classes had fewer than the shots
+    """
+
+    store: Any
+    rows: NDArray[np.int64]
+    sample: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "store":  # while it is being copied there is no store to ask
+            raise AttributeError(name)
+        return getattr(self.store, name)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels (n,)."""
+        return np.asarray(self.store.labels)[self.rows]
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(n,), all true."""
+        return np.ones(len(self.rows), bool)
+
+    @property
+    def ids(self) -> list[str]:
+        """The n sample ids."""
+        ids = self.store.ids
+        return [ids[row] for row in self.rows.tolist()]
+
+    def blocks(
+        self, rows: int = 65_536, dtype: DTypeLike = np.float32
+    ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """Features (n, D) and labels (n,), block by block."""
+        for start in range(0, len(self.rows), rows):
+            part = self.rows[start : start + rows]
+            yield self.store.gather(part).astype(dtype, copy=False), np.asarray(self.store.labels)[part]
+
+    def numpy(self, dtype: DTypeLike = np.float32) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Features (n, D) and labels (n,) in memory."""
+        return self.gather(np.arange(len(self.rows))).astype(dtype, copy=False), self.labels
+
+    def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+        """Features of the given ones of these rows, in that order."""
+        return np.asarray(self.store.gather(self.rows[rows]))
+
+
+def few_shot(store: Any, shots: int, seed: int = 0, *, allow_fewer: bool = False) -> FewShotStore:
+    """A store of `shots` rows of every class of an image store; see `draw_shots`.
+
+    Raises
+    ------
+    HeadError
+        If a class has fewer rows than `shots` and `allow_fewer` is false; if no row is left; for views, whose rows are
+        not images.
+    """
+    if getattr(store, "groups", None) is not None:
+        raise HeadError(f"{store.name!r}: rows are views, and shots are images; draw them from the store itself")
+    rows = draw_shots(store.labels, shots, seed, n_classes=len(store.classnames), allow_fewer=allow_fewer)
+    if not len(rows):
+        raise HeadError(f"{store.name!r} has no valid row to draw from")
+    fewer = {"rows": len(rows)} if len(rows) < shots * len(store.classnames) else {}
+    return FewShotStore(store, rows, {"shots": int(shots), "seed": int(seed), **fewer})

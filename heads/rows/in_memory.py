@@ -1,0 +1,226 @@
+"""Image stores in memory: on a GPU, or where arrays never were a store.
+
+A resident store keeps the identity of the store that it was read from (keys, labels, class list, metadata), so that
+every check still holds; evaluation of linear heads happens where the features lie.
+
+Rows from anywhere, block by block: what a store is to a head, from a function that gives blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.rows.samples import to_numpy
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class ResidentStore:
+    """Features and labels in memory that heads and evaluation take as an image store.
+
+    Parameters
+    ----------
+    features : (N, D) tensor on any device; an array becomes one on the CPU
+    labels : (N,) class indices
+    classnames : C names
+    name, split : how results rows call it
+    encoder_key, text_digests, encoder_name, dataset_key, labels_digest
+        Identity of encoder, text towers, samples and labels. A store without an encoder key of its own is refused by
+        every head that was fitted on a store.
+    metadata : group columns (N,)
+    provenance : how the features were made
+
+    Examples
+    --------
+    >>> store = ResidentStore(torch.eye(3), np.arange(3), ("ant", "bee", "cow"), name="tiny-set")
+    >>> [(x.shape, y.tolist()) for x, y in store.tensor_blocks(2)]
+    [(torch.Size([2, 3]), [0, 1]), (torch.Size([1, 3]), [2])]
+    """
+
+    features: torch.Tensor
+    labels: NDArray[np.int64]
+    classnames: tuple[str, ...]
+    name: str = "arrays"
+    split: str = "all"
+    encoder_key: str | None = None
+    text_digests: tuple[str, ...] = ()
+    encoder_name: str = "arrays"
+    dataset_key: str | None = None
+    labels_digest: str | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+    ids: Sequence[str] = field(default=(), repr=False)
+    metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        features = self.features if isinstance(self.features, torch.Tensor) else torch.as_tensor(self.features)
+        labels = to_numpy(self.labels)
+        if features.ndim != 2 or labels.shape != (len(features),) or labels.dtype.kind not in "iu":
+            raise HeadError(
+                f"features are {tuple(features.shape)} and labels {labels.dtype} {labels.shape}; "
+                "expected (N, D) and (N,) class indices"
+            )
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classnames):
+            raise HeadError(
+                f"labels lie in [{labels.min()}, {labels.max()}], expected [0, {len(self.classnames) - 1}]; "
+                "leave rows without a label out"
+            )
+        object.__setattr__(self, "features", features.detach())
+        object.__setattr__(self, "labels", labels.astype(np.int64))
+        object.__setattr__(self, "classnames", tuple(map(str, self.classnames)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def dim(self) -> int:
+        """D, the feature width."""
+        return int(self.features.shape[1])
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(N,), all true: only valid rows are brought into memory."""
+        return np.ones(len(self), bool)
+
+    @property
+    def text_digest(self) -> str | None:
+        """The first of `text_digests`."""
+        return self.text_digests[0] if self.text_digests else None
+
+    def blocks(self, rows: int = 65_536, dtype: Any = np.float32) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """Features (n, D) on the host and labels (n,), block by block, as every image store gives them."""
+        for part, labels in self.tensor_blocks(rows):
+            yield to_numpy(part).astype(dtype, copy=False), labels
+
+    def tensor_blocks(self, rows: int = 65_536) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
+        """Features (n, D) where they lie, as views, and labels (n,)."""
+        for start in range(0, len(self), rows):
+            yield self.features[start : start + rows], self.labels[start : start + rows]
+
+    def numpy(self, dtype: Any = np.float32) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Features (N, D) and labels (N,) as arrays on the host."""
+        return to_numpy(self.features).astype(dtype), self.labels
+
+    def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+        """Features of the given rows, in that order, on the host."""
+        return to_numpy(self.features[torch.as_tensor(rows, device=self.features.device)])
+
+
+def resident(store: Any, device: str | None = None, dtype: str = "float16") -> ResidentStore:
+    """Read an image store's valid rows into the memory of a device.
+
+    Parameters
+    ----------
+    store : image store
+    device : such as "cuda"; default: cuda where there is one, else cpu
+    dtype : {"float16", "bfloat16", "float32"}
+        Type to keep the features in; a store holds float16.
+
+    Raises
+    ------
+    HeadError
+        For an unknown dtype or device, a device that is not there, or a store without a valid row.
+    """
+    if dtype not in DTYPES:
+        raise HeadError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    place = _checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    valid = getattr(store, "valid", None)
+    keep = np.flatnonzero(np.ones(len(store), bool) if valid is None else np.asarray(valid, bool))
+    if not len(keep):
+        raise HeadError(f"{store.name!r} has no valid row")
+    features = torch.empty((len(keep), store.dim), dtype=DTYPES[dtype], device=place)
+    labels, done = np.empty(len(keep), np.int64), 0
+    for block, found in store.blocks():
+        features[done : done + len(found)] = torch.from_numpy(np.ascontiguousarray(block)).to(place)
+        labels[done : done + len(found)] = found
+        done += len(found)
+    kept = ("name", "split", "encoder_key", "text_digests", "encoder_name", "dataset_key", "labels_digest")
+    identity = {key: getattr(store, key) for key in (*kept, "logit_scale", "logit_bias")}
+    ids, metadata = list(getattr(store, "ids", [])), getattr(store, "metadata", None) or {}
+    return ResidentStore(
+        features,
+        labels,
+        tuple(store.classnames),
+        **identity,
+        ids=[ids[row] for row in keep.tolist()] if ids else [],
+        provenance=getattr(store, "provenance", {}),
+        metadata={column: np.asarray(values)[keep] for column, values in metadata.items()},
+    )
+
+
+def _checked_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says it in several ways, and at length
+        reason = str(error).partition("\n")[0]
+        raise HeadError(f"device {name!r} cannot be used: {reason}; expected such as cuda, cuda:1 or cpu") from error
+    return device
+
+
+@dataclass(frozen=True, eq=False)
+class RowStream:
+    """Labelled rows larger than memory that lie in no store; every head takes one where it takes an image store.
+
+    Parameters
+    ----------
+    source
+        Function without arguments that gives the blocks ``(X (n, D), y (n,) class indices)`` anew at every call (a
+        generator function; not a generator, which is empty after its first pass). A block is used before the next one
+        is asked for, so that blocks may share one buffer.
+    dim
+        D.
+    classnames
+        C names.
+    name, split, encoder_key, encoder_name, text_digests
+        Identity, for provenance and for the checks of priors and selection splits; optional.
+
+    Examples
+    --------
+    >>> from heads import Ridge
+    >>> def blocks():
+    ...     rng = np.random.default_rng(0)
+    ...     for _ in range(3):
+    ...         y = rng.integers(0, 2, 100)
+    ...         yield np.eye(2)[y] + 0.1 * rng.normal(size=(100, 2)), y
+    >>> Ridge().fit(RowStream(blocks, dim=2, classnames=("cat", "dog"))).predict([[1.0, 0.0]]).tolist()
+    [0]
+    """
+
+    source: Callable[[], Iterable[tuple[NDArray[Any], NDArray[Any]]]]
+    dim: int
+    classnames: tuple[str, ...]
+    name: str = "stream"
+    split: str = "train"
+    encoder_key: str | None = None
+    encoder_name: str | None = None
+    text_digests: tuple[str, ...] = ()
+    dataset_key: str | None = None
+    labels_digest: str | None = None
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64]]]:
+        """The blocks, from the first.
+
+        Raises
+        ------
+        HeadError
+            For a block of another width, or labels that are no class indices.
+        """
+        if not callable(self.source):
+            raise HeadError(f"source must be a function that gives blocks, got {type(self.source).__name__}")
+        for X, y in self.source():
+            features, labels = to_numpy(X), to_numpy(y).astype(np.int64, copy=False)
+            if features.shape != (len(labels), self.dim):
+                raise HeadError(f"a block has features {features.shape}, expected ({len(labels)}, {self.dim})")
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classnames):
+                raise HeadError(f"labels lie in [{labels.min()}, {labels.max()}], expected class indices")
+            yield features, labels

@@ -1,0 +1,125 @@
+"""Row weights and groups as estimators take them: scikit-learn's `sample_weight` and `class_weight`, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.rows.samples import Samples, to_numpy
+
+Float = NDArray[np.float64]
+
+
+def class_weights(
+    class_weight: Any, labels: NDArray[np.integer], classes: NDArray[Any], classnames: Sequence[str] = ()
+) -> Float:
+    """Weight of each class (C,): "balanced" is N / (C n_c) over the classes that have rows, as in scikit-learn.
+
+    A mapping gives weights by label, by class name, or by a label in digits, as the keys of JSON are (1 where it is
+    silent; what is both a name and digits is the name); a sequence by class index.
+
+    Raises
+    ------
+    HeadError
+        For weights that are negative, not finite, or of another number; keys that mean no class, several, or the same.
+
+    Examples
+    --------
+    >>> class_weights("balanced", np.array([0, 0, 0, 1]), np.arange(3)).round(3).tolist()
+    [0.667, 2.0, 1.0]
+    >>> class_weights({"cat": 3.0, "1": 0.5}, np.array([0, 1, 2]), np.arange(3), ("cat", "dog", "emu")).tolist()
+    [3.0, 0.5, 1.0]
+    """
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise HeadError(f"class_weight is {class_weight!r}, expected 'balanced', a mapping or one number a class")
+        counts = np.bincount(labels, minlength=len(classes))
+        present = counts > 0
+        found = np.ones(len(classes))
+        found[present] = len(labels) / (present.sum() * counts[present])
+        return found
+    if isinstance(class_weight, Mapping):
+        class_weight = _by_class(class_weight, classes.tolist(), classnames)
+    found = to_numpy(class_weight).astype(np.float64)
+    if found.shape != classes.shape or not (np.isfinite(found) & (found >= 0)).all():
+        raise HeadError(f"class_weight needs {len(classes)} finite numbers, at least 0; got {class_weight!r}")
+    return found
+
+
+def _by_class(weights: Mapping[Any, Any], labels: list[Any], classnames: Sequence[str]) -> list[Any]:
+    """The weights of a mapping in class order."""
+    names, digits = list(classnames), [str(label) for label in labels]
+    found: list[Any] = [1.0] * len(labels)
+    places: dict[int, Any] = {}
+    for key, weight in weights.items():
+        known = next((column for column in (labels, names, digits) if key in column), None)
+        if known is None:
+            some = ", ".join(map(repr, (names or labels)[:5])) + (", ..." if len(labels) > 5 else "")
+            raise HeadError(f"class_weight has {key!r}, which is no label or class name; the classes are {some}")
+        if known.count(key) > 1:
+            raise HeadError(f"class_weight has {key!r}, the name of {known.count(key)} classes; give their labels")
+        place = known.index(key)
+        if place in places:
+            raise HeadError(f"class_weight has {places[place]!r} and {key!r}, which are the same class; give one")
+        places[place], found[place] = key, weight
+    return found
+
+
+def row_weights(samples: Samples, class_weight: Any, sample_weight: Any) -> Float | None:
+    """Weights (N,) of the rows, the product of both; None where neither is given.
+
+    Raises
+    ------
+    HeadError
+        For weights that are negative, not finite, of another number, or all zero.
+    """
+    if class_weight is None and sample_weight is None:
+        return None
+    labels = samples.labels()
+    found = np.ones(len(labels)) if sample_weight is None else checked_weights(sample_weight, len(labels))
+    if class_weight is not None:
+        found = found * class_weights(class_weight, labels, samples.classes, samples.classnames)[labels]
+    if not found.any():
+        raise HeadError("every row has a weight of zero; give at least one row a positive weight")
+    return found
+
+
+def checked_weights(sample_weight: Any, rows: int) -> Float:
+    """Weights (N,) of rows, one number standing for all."""
+    found = to_numpy(sample_weight).astype(np.float64)
+    if found.ndim == 0:
+        found = np.full(rows, float(found))
+    if found.shape != (rows,) or not (np.isfinite(found) & (found >= 0)).all():
+        raise HeadError(
+            f"sample_weight must be 1D with {rows} finite numbers, at least 0, one for each valid row; got shape "
+            f"{found.shape}"
+        )
+    return found
+
+
+def group_ids(groups: Any, rows: int) -> NDArray[np.int64] | None:
+    """Groups (N,) as numbers from 0, of any values that `numpy.unique` sorts (a store's metadata column, names).
+
+    Raises
+    ------
+    HeadError
+        If their number is not that of the rows, or there is one group alone.
+
+    Examples
+    --------
+    >>> group_ids(["b", "a", "b"], 3).tolist()
+    [1, 0, 1]
+    """
+    if groups is None:
+        return None
+    values = to_numpy(groups)
+    if values.shape != (rows,):
+        raise HeadError(f"groups must have one entry for each of the {rows} valid rows, got shape {values.shape}")
+    _, found = np.unique(values, return_inverse=True)
+    if not found.any():
+        raise HeadError("all rows are of one group: nothing remains when it is left out; give two groups or more")
+    return np.asarray(found, np.int64)

@@ -1,0 +1,1 @@
+"""Multinomial logistic regression: objective, preconditioner, L-BFGS and the path over C."""

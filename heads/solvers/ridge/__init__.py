@@ -1,0 +1,1 @@
+"""Ridge regression: moments, one eigendecomposition for every alpha, exact leave-one-out."""

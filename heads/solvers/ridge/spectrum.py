@@ -1,0 +1,226 @@
+"""Ridge for every alpha from one eigendecomposition of the Gram matrix (primal form).
+
+With X̃, Ỹ centred (or not, without an intercept) and S = X̃ᵀX̃ = V diag(s) Vᵀ, the minimiser of
+``||Ỹ - X̃ Wᵀ||² + alpha ||W||²`` is
+
+    Wᵀ = V diag(1 / (s + alpha)) Vᵀ X̃ᵀỸ
+
+so after one O(D³) decomposition each alpha costs O(D² C). The intercept is not penalised:
+``b = ȳ - W x̄``. ``alpha`` is scikit-learn's (it multiplies a sum of squares against a sum, not a mean).
+
+Shrinkage towards base weights B, ``alpha ||W - B||²``, is ridge on the residuals ``Ỹ - X̃ Bᵀ`` with B added afterwards:
+the moments of the residuals follow from those of the rows.
+
+When N < D (`heads.solvers.ridge.spectrum` is then the quicker way), or columns are constant or repeated, S is
+singular. Its null
+directions come out of the decomposition as eigenvalues around ±1e-16 of the largest; they are clipped at zero, and the
+targets have no component there beyond the same rounding, so W stays right as long as ``alpha`` is well above
+``1e-16 * max(s)``; ``alpha > 0`` is required.
+
+The dual form of ridge, for fewer rows than features: N x N instead of D x D.
+
+With rows scaled by the roots of their weights, X̃ X̃ᵀ = U diag(s) Uᵀ has the nonzero eigenvalues of X̃ᵀ X̃, and its
+eigenvectors there are ``V = X̃ᵀ U diag(s)^-1/2``. That is the primal problem's decomposition without its null space,
+to which no row and no target has a component: weights, leverages and residuals follow by the same formulas. It takes
+O(N² D + N³) operations instead of O(N D² + D³).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featcache.errors import HeadError
+from heads.solvers.parallel import one_blas_thread
+from heads.solvers.ridge.moments import Centred, Moments  # noqa: F401
+
+
+class HasCentred(Protocol):
+    """Moments of labelled rows, or of rows with number targets."""
+
+    def centred(self, fit_intercept: bool = True) -> Centred:
+        """The least-squares problem that the rows pose."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The decomposed least-squares problem, from which any alpha follows.
+
+    Attributes
+    ----------
+    eigenvalues : (R,) float64, ascending, clipped at 0; R = D, or the rank in the dual form
+    vectors : (D, R) float64, eigenvectors in columns
+    projected : (R, C) float64, ``V.T @ X̃.T @ Ỹ``, less ``diag(s) @ V.T @ base.T``
+    mean_x, mean_y : (D,), (C,) float64; zeros without an intercept
+    n : rows behind it, or the sum of their weights
+    fit_intercept : whether X and Y were centred
+    base : (C, D) float64, weights that the penalty pulls to; None for zero
+    rows : rows behind it
+    """
+
+    eigenvalues: NDArray[np.float64]
+    vectors: NDArray[np.float64]
+    projected: NDArray[np.float64]
+    mean_x: NDArray[np.float64]
+    mean_y: NDArray[np.float64]
+    n: float
+    fit_intercept: bool
+    base: NDArray[np.float64] | None = None
+    rows: int = 0
+
+    def solve(self, alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (C, D) and intercept (C,) for one alpha; equals ``sklearn.linear_model.Ridge(alpha)``."""
+        (alpha,) = check_alphas([alpha])
+        weights = (self.vectors @ (self.projected / (self.eigenvalues + alpha)[:, None])).T
+        if self.base is not None:
+            weights = weights + self.base
+        return weights, self.mean_y - weights @ self.mean_x
+
+    def path(self, alphas: Sequence[float] | ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (A, C, D) and intercepts (A, C) for every alpha, as one batched product."""
+        values = check_alphas(alphas)
+        shrunk = self.projected / (self.eigenvalues + values[:, None])[:, :, None]  # (A, R, C)
+        weights = np.swapaxes(self.vectors @ shrunk, 1, 2)
+        if self.base is not None:
+            weights = weights + self.base
+        return weights, self.mean_y - weights @ self.mean_x
+
+    def pulled_to(self, base: NDArray[np.float64]) -> Spectrum:
+        """The same rows with the penalty ``alpha ||W - base||²``: ridge on what `base` (C, D) leaves over."""
+        if self.base is not None:
+            raise HeadError("these weights are pulled to a prior already; decompose the moments again")
+        projected = self.projected - self.eigenvalues[:, None] * (base @ self.vectors).T
+        return replace(self, projected=projected, base=base)
+
+    def scale_of(self, base: NDArray[np.float64]) -> float:
+        """The s that minimises ``||Ỹ - s X̃ baseᵀ||²``, at least 0: what brings a prior to the scale of the targets."""
+        inner = (base @ self.vectors).T
+        power = float((self.eigenvalues[:, None] * inner**2).sum())
+        return max(float((self.projected * inner).sum()) / power, 0.0) if power > 0 else 0.0
+
+    def columns(self, index: Sequence[int] | NDArray[np.integer]) -> Spectrum:
+        """The same rows with some target columns only, in the order given; no pass over the rows.
+
+        Examples
+        --------
+        >>> X, y = np.array([[0.0], [1.0], [2.0]]), np.array([0, 1, 2])
+        >>> spectrum = decompose(Moments.from_blocks([(X, y)], dim=1, n_classes=3))
+        >>> np.array_equal(spectrum.columns([2, 0]).solve(1.0)[0], spectrum.solve(1.0)[0][[2, 0]])
+        True
+        """
+        keep = np.asarray(index)
+        base = None if self.base is None else self.base[keep]
+        return replace(self, projected=self.projected[:, keep], mean_y=self.mean_y[keep], base=base)
+
+
+def decompose(moments: HasCentred, *, fit_intercept: bool = True) -> Spectrum:
+    """Eigendecomposition of the (centred) Gram matrix; centring is a rank-one update of the moments.
+
+    Raises
+    ------
+    HeadError
+        If there are no rows, or the moments hold NaN or infinity.
+
+    Examples
+    --------
+    >>> X = np.array([[0.0], [1.0], [2.0]]); y = np.array([0, 1, 1])
+    >>> spectrum = decompose(Moments.from_blocks([(X, y)], dim=1, n_classes=2))
+    >>> weights, intercept = spectrum.solve(alpha=2.0)
+    >>> np.round(weights.ravel(), 6).tolist(), np.round(intercept, 6).tolist()
+    ([-0.25, 0.25], [0.583333, 0.416667])
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is refused in the next lines
+        found = moments.centred(fit_intercept)
+    if not found.total > 0:
+        raise HeadError("no rows to fit on; give a store or arrays with at least one labelled row of positive weight")
+    if not (np.isfinite(found.gram).all() and np.isfinite(found.cross).all()):
+        raise HeadError("the moments hold NaN or infinity; drop the rows that are not finite and sum again")
+    eigenvalues, vectors = steady_eigh(found.gram)
+    return Spectrum(
+        np.maximum(eigenvalues, 0.0),
+        vectors,
+        vectors.T @ found.cross.T,
+        found.mean_x,
+        found.mean_y,
+        found.total,
+        fit_intercept,
+        rows=found.rows,
+    )
+
+
+def steady_eigh(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``numpy.linalg.eigh`` of a symmetric matrix (D, D), on one thread up to D = 1024.
+
+    LAPACK's threads meet at thousands of barriers: up to this size one is about as fast, and far steadier under load.
+    """
+    with one_blas_thread() if len(matrix) <= 1024 else nullcontext():
+        eigenvalues, vectors = np.linalg.eigh(matrix)
+    return eigenvalues, vectors
+
+
+def check_alphas(alphas: Sequence[float] | ArrayLike) -> NDArray[np.float64]:
+    """Alphas as a float64 vector (A,); each must be finite and positive."""
+    values = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
+    if values.ndim != 1 or not values.size or not (np.isfinite(values) & (values > 0)).all():
+        raise HeadError(f"alphas must be positive finite numbers, got {alphas!r}; try numpy.logspace(-3, 3, 20)")
+    return values
+
+
+Float = NDArray[np.float64]
+
+
+def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float | None = None, *, fit_intercept: bool) -> Spectrum:
+    """The `Spectrum` of rows in memory, of rank R <= N.
+
+    Parameters
+    ----------
+    X : (N, D)
+    Y : (N, K)
+        Targets.
+    weights : (N,), or None for ones
+
+    Raises
+    ------
+    HeadError
+        If no row has weight, or features are not finite.
+
+    Examples
+    --------
+    >>> X, Y = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]]), np.eye(2)
+    >>> W, _ = decompose_rows(X, Y, fit_intercept=False).solve(1.0)
+    >>> bool(np.allclose(W.T, np.linalg.solve(X.T @ X + np.eye(3), X.T @ Y)))
+    True
+    """
+    share = np.ones(len(X)) if weights is None else weights
+    total = float(share.sum())
+    if not total > 0:
+        raise HeadError("no rows to fit on; give a store or arrays with at least one labelled row of positive weight")
+    x, y = X.astype(np.float64), Y
+    if not np.isfinite(x).all():
+        raise HeadError("the rows hold NaN or infinity; drop the rows that are not finite")
+    mean_x, mean_y = np.zeros(x.shape[1]), np.zeros(y.shape[1])
+    if fit_intercept:
+        mean_x, mean_y = share @ x / total, share @ y / total
+    root = np.sqrt(share)[:, None]
+    x, y = (x - mean_x) * root, (y - mean_y) * root
+    values, vectors = steady_eigh(x @ x.T)
+    # Centring takes one dimension, repeated rows take more: what is zero comes out as rounding of the largest.
+    kept = values > len(x) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
+    values, vectors = values[kept], vectors[:, kept]
+    lengths = np.sqrt(values)
+    return Spectrum(
+        values,
+        (x.T @ vectors) / lengths,
+        lengths[:, None] * (vectors.T @ y),
+        mean_x,
+        mean_y,
+        total,
+        fit_intercept,
+        rows=len(x),
+    )

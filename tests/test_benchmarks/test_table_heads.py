@@ -1,0 +1,57 @@
+"""The tables of heads run on drawn features: every head is there, beside scikit-learn's."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import table_heads
+from heads.combine.interpolate import ALPHAS
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Features of three classes with a text head, in the files' form."""
+    rng = np.random.default_rng(0)
+    means = np.linalg.qr(rng.normal(size=(8, 3)))[0].T
+
+    def split(name: str, per_class: int) -> dict[str, np.ndarray]:
+        labels = np.repeat(np.arange(3), per_class)
+        rows = means[labels] + 0.3 * rng.normal(size=(len(labels), 8))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return {f"{name}_features": rows.astype(np.float16), f"{name}_labels": labels}
+
+    np.savez(tmp_path / "toys.npz", **split("train", 16), **split("val", 8), **split("test", 30))
+    text = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+    np.savez(tmp_path / "imagenet_fewshot.npz", **split("train", 8), **split("test", 40), text_weights=text)
+    return tmp_path
+
+
+def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "out"
+    table_heads.main([str(folder), "--out", str(out), "--sets", "toys", "--shots", "2", "4", "--seeds", "0", "1"])
+    record = json.loads((out / "heads-table.json").read_text())
+    by_head = {row["head"]: row for row in record["full"]}
+    assert set(table_heads.IMAGE_HEADS) < set(by_head)
+    assert abs(by_head["ridge"]["top1"] - by_head["scikit-learn RidgeClassifierCV"]["top1"]) < 0.03
+    assert len(record["few_shot"]) == 5 * 2 * 2
+    combined = [row for row in record["imagenet"] if "against zero_shot" in row]
+    assert len(combined) == 9
+    alone = {row["head"] for row in record["imagenet"]} - {row["head"] for row in combined}
+    assert alone == {"zero_shot", "ridge", "logistic", "discriminant", "nearest_mean"}
+    for name in ("ridge", "logistic", "discriminant", "nearest_mean"):  # beside its parents, alpha by folds of train
+        (row,) = (row for row in combined if row["head"] == f"{name}, alpha by folds")
+        assert {key for key in row if key.startswith("against ")} == {"against zero_shot", f"against {name}"}
+        assert (row["params"]["selection"], row["params"]["folds"], row["params"]["candidates"]) == ("folds", 5, 21)
+        assert row["alpha"] in ALPHAS
+    for row in combined:
+        low, high = row["against zero_shot"]["top1"][1:]
+        assert low <= row["against zero_shot"]["top1"][0] <= high
+    page = (out / "heads-table.md").read_text()
+    shown = capsys.readouterr().out
+    assert page.strip() in shown
+    assert "imagenet, discriminant, alpha by folds: " in shown  # a line a fit, as it is done
+    assert " ± " in page
+    assert "95% paired bootstrap intervals" in page
+    assert "not told apart from zero_shot: " in page

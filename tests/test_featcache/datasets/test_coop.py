@@ -1,0 +1,110 @@
+"""CoOp's split files: samples, class list and splits as they say, and no file makes a traceback of ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from featcache.datasets import open_dataset
+from featcache.datasets.sources.coop import class_list, parse_splits
+from featcache.errors import DatasetError
+
+SPLITS = {
+    "train": [["pets/b 1.jpg", 1, "wire fox"], ["pets/a1.jpg", 0, "abyssinian"]],
+    "val": [["pets/a2.jpg", 0, "abyssinian"]],
+    "test": [["pets/c1.jpg", 2, "pug"], ["pets/a3.jpg", 0, "abyssinian"]],
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A split file with its images beside it."""
+    (tmp_path / "pets").mkdir()
+    for part in SPLITS.values():
+        for path, label, _ in part:
+            Image.new("RGB", (8, 8), (label * 50, 0, 0)).save(tmp_path / path)
+    path = tmp_path / "split_zhou_OxfordPets.json"
+    path.write_text(json.dumps(SPLITS))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image")
+def test_splits_labels_and_names_are_the_files(file: Path) -> None:
+    train = open_dataset(f"coop:{file}", "train")
+    assert (train.name, train.split) == ("OxfordPets", "train")
+    assert train.index.ids == ["pets/b 1.jpg", "pets/a1.jpg"]
+    assert train.index.labels.tolist() == [1, 0]
+    assert train.index.classnames == ("abyssinian", "wire fox", "pug")
+    assert open_dataset(f"coop:{file}", "test").index.labels.tolist() == [2, 0]
+    assert len(open_dataset(f"coop:{file}", "all").index) == 5
+    assert train.decode(train.read(0), 0).size == (8, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image")
+def test_images_may_lie_elsewhere(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "pets").rename(tmp_path / "images" / "pets")
+    with pytest.raises(DatasetError, match="root=DIR"):
+        open_dataset(f"coop:{file}", "train")
+    assert open_dataset(f"coop:{file},root={tmp_path / 'images'}", "train").index.sizes.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "expected splits"),
+        ({}, "expected splits"),
+        ({"train": {}}, "expected a list of samples"),
+        ({"train": []}, "names no sample"),
+        ({"train": [["a.jpg", 0]]}, r"train\[0\]"),
+        ({"train": [["a.jpg", "0", "cat"]]}, "a whole number"),
+        ({"train": [["a.jpg", True, "cat"]]}, "a whole number"),
+        ({"train": [["", 0, "cat"]]}, r"train\[0\]"),
+        ({"train": [["a.jpg", -1, "cat"]]}, "label -1"),
+        ({"train": [["../a.jpg", 0, "cat"]]}, "'..' is refused"),
+        ({"train": [["a.jpg", 0, "cat"]], "test": [["a.jpg", 0, "cat"]]}, "occurs twice"),
+    ],
+)
+def test_a_wrong_entry_is_named(record: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        parse_splits(record, "x.json")
+
+
+def test_labels_and_names_go_together() -> None:
+    with pytest.raises(DatasetError, match="both 'cat' and 'dog'"):
+        class_list({"train": [("a", 0, "cat"), ("b", 0, "dog")]}, "x.json")
+    with pytest.raises(DatasetError, match=r"\[1\] have no sample"):
+        class_list({"train": [("a", 0, "cat"), ("b", 2, "dog")]}, "x.json")
+
+
+def test_no_such_split_or_file(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="it has train, val, test"):
+        open_dataset(f"coop:{file}", "dev")
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(DatasetError, match="cannot be read as JSON"):
+        open_dataset(f"coop:{tmp_path / 'x.json'}", "train")
+    with pytest.raises(DatasetError, match="integer labels"):
+        open_dataset(f"coop:{file}", "train", labels="int")
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6)
+JSON = st.recursive(
+    LEAVES, lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(max_size=5), parts, max_size=4)
+)
+ENTRY = st.tuples(st.text(max_size=8), st.integers(-1, 4), st.sampled_from(["cat", "dog"])).map(list)
+
+
+@given(JSON | st.dictionaries(st.sampled_from(["train", "test"]), st.lists(ENTRY, max_size=6)))
+def test_any_json_is_read_right_or_refused(record: Any) -> None:
+    try:
+        splits = parse_splits(record, "x.json")
+        names = class_list(splits, "x.json")
+    except DatasetError:
+        return
+    for split, items in splits.items():
+        assert [list(item) for item in items] == record[split]
+        assert all(names[label] == name for _, label, name in items)

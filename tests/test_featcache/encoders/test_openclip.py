@@ -1,0 +1,204 @@
+"""open_clip models through every door, against open_clip's own pipeline."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from clip_models import CONFIG, PREPROCESS, make_model, write_folder
+from PIL import Image
+
+from featcache import encode, load_encoder
+from featcache.datasets import open_dataset
+from featcache.encoders import openclip
+from featcache.encoders.checkpoints import is_openai_file, tower_digest
+from featcache.errors import ActivationMismatchError, EncoderError, PromptError
+from featcache.prompts import imagenet
+from featcache.store import content_key
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    chance = np.random.default_rng(0)
+    return [
+        Image.fromarray(chance.integers(0, 256, size, dtype=np.uint8))
+        for size in ((40, 60, 3), (32, 32, 3), (90, 20, 3))
+    ]
+
+
+def test_a_model_folder_gives_open_clips_own_features(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    name = write_folder(tmp_path / "model", make_model())
+    encoder = load_encoder(name)
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    tokens = open_clip.get_tokenizer(name)(["a cat", "two dogs"])
+    with torch.inference_mode():
+        images = model.eval().encode_image(torch.stack([transform(picture) for picture in pictures])).numpy()
+        texts = model.encode_text(tokens).numpy()
+    np.testing.assert_array_equal(encoder.encode_images([encoder.prepare(picture) for picture in pictures]), images)
+    np.testing.assert_array_equal(encoder.encode_texts(["a cat", "two dogs"]), texts)
+    assert encoder.image_identity["preprocess"]["mean"] == PREPROCESS["mean"]
+    assert encoder.image_identity["preprocess"]["resize_mode"] == "squash"
+    assert encoder.dim == 24
+
+
+def test_the_logit_scale_is_exponentiated(tmp_path: Path) -> None:
+    encoder = load_encoder(write_folder(tmp_path / "model", make_model()))
+    assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-6)
+    assert encoder.logit_bias is None
+    biased = load_encoder(write_folder(tmp_path / "siglip", make_model(init_logit_bias=-10.0), init_logit_bias=-10.0))
+    assert biased.logit_bias == -10.0
+
+
+def test_each_tower_has_its_own_identity(tmp_path: Path) -> None:
+    model = make_model()
+    base = load_encoder(write_folder(tmp_path / "base", model))
+    with torch.no_grad():
+        model.visual.proj += 1e-3
+    image = load_encoder(write_folder(tmp_path / "image", model))
+    with torch.no_grad():
+        model.logit_scale += 0.1
+    scale = load_encoder(write_folder(tmp_path / "scale", model))
+    assert content_key(base.image_identity) != content_key(image.image_identity)
+    assert base.text_identity == image.text_identity
+    assert base.text_digest == image.text_digest
+    assert image.image_identity == scale.image_identity
+    assert image.text_digest != scale.text_digest
+
+
+def test_activation_and_precision_are_part_of_the_key(tmp_path: Path) -> None:
+    gelu = load_encoder(write_folder(tmp_path / "gelu", make_model()))
+    quick = load_encoder(write_folder(tmp_path / "quick", make_model(quick_gelu=True), quick_gelu=True))
+    half = load_encoder(f"local-dir:{tmp_path / 'gelu'}", precision="bf16")
+    keys = {content_key(encoder.image_identity) for encoder in (gelu, quick, half)}
+    assert len(keys) == 3
+
+
+def test_bf16_stays_close_and_returns_float32(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    name = write_folder(tmp_path / "model", make_model())
+    full, half = load_encoder(name), load_encoder(name, precision="bf16")
+    images = [full.prepare(picture) for picture in pictures]
+    expected, found = full.encode_images(images), half.encode_images(images)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_checkpoint_file_is_loaded_into_its_architecture(tmp_path: Path) -> None:
+    model = open_clip.create_model("RN50", pretrained=None)
+    file = tmp_path / "mine.pt"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, file)
+    encoder = load_encoder("RN50", str(file))
+    assert encoder.name == "RN50/mine"
+    assert encoder.text_digest == tower_digest(model, image=False)
+
+
+def test_random_weights_are_the_same_every_time() -> None:
+    state = torch.random.get_rng_state()
+    one, two = (load_encoder("RN50", "random") for _ in range(2))
+    assert one.image_identity == two.image_identity
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "remedy"),
+    [("ViT-B-16", "openai", "ViT-B-16-quickgelu"), ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "ViT-B-32")],
+)
+def test_a_tag_of_the_other_activation_is_an_error_that_names_the_model(model: str, tag: str, remedy: str) -> None:
+    if tag not in open_clip.pretrained.list_pretrained_tags_by_model(model):
+        with pytest.raises(EncoderError):
+            load_encoder(model, tag)
+        return
+    with pytest.raises(ActivationMismatchError, match=rf"use --model {remedy}$"):
+        load_encoder(model, tag)
+
+
+def openai_archive(folder: Path) -> Path:
+    """A TorchScript archive with the three extra entries of OpenAI's files."""
+    model = make_model()
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        vars(model).pop(name, None)
+        model.register_buffer(name, torch.tensor(32))
+    file = folder / "archive.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace_module(model, {"encode_image": torch.zeros(1, 3, 32, 32)}), str(file))
+    return file
+
+
+def test_an_archive_in_openais_layout_wants_quickgelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = openai_archive(tmp_path)
+    assert is_openai_file(file, set())
+    for name, quick in (("small", False), ("small-quickgelu", True)):
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, CONFIG | {"quick_gelu": quick})
+    with pytest.raises(ActivationMismatchError, match=r"trained with QuickGELU.*use --model small-quickgelu"):
+        load_encoder("small", str(file))
+    encoder = load_encoder("small-quickgelu", str(file))
+    assert encoder.image_identity["activation"] == "quick_gelu"
+    assert encoder.text_digest == tower_digest(make_model(), image=False)
+
+
+def test_openais_files_are_known_by_digest() -> None:
+    digests = openclip.openai_file_digests()
+    assert len(digests) == 9
+    assert all(len(digest) == 64 for digest in digests)
+    known = digests["5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"]
+    assert known.removesuffix("-quickgelu") == "ViT-B-16"
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "message"),
+    [
+        ("ViT-B-33", "openai", "open_clip knows no such architecture; expected `tiny`"),
+        ("ViT-B-32", None, "needs weights; give a checkpoint file, `random`, or one of the tags"),
+        ("ViT-B-32", "opemai", "needs weights; give a checkpoint file, `random`, or one of the tags"),
+        ("local-dir:/nowhere", None, "no readable open_clip_config.json"),
+        ("tiny", "openai", "carries its own weights"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(model: str, pretrained: str | None, message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(model, pretrained)
+
+
+def test_float_pixels_are_never_rounded(tmp_path: Path) -> None:
+    encoder = load_encoder(write_folder(tmp_path / "model", make_model()))
+    pixels = np.full((8, 8, 3), 100.4, dtype=np.float32)
+    prepared = encoder.prepare(pixels)
+    assert prepared.dtype == np.float32
+    np.testing.assert_allclose(prepared, 100.4, rtol=1e-6)
+    assert prepared.shape == (32, 32, 3)
+
+
+def test_float_and_uint8_pixels_agree_but_for_rounding(tmp_path: Path) -> None:
+    encoder = load_encoder(write_folder(tmp_path / "model", make_model()))
+    pixels = np.random.default_rng(0).integers(60, 200, (40, 50, 3), dtype=np.uint8)
+    rounded, exact = encoder.prepare(pixels), encoder.prepare(pixels.astype(np.float32))
+    assert rounded.dtype == np.uint8
+    assert np.abs(rounded.astype(np.float32) - exact).max() <= 1.0
+
+
+def test_a_text_that_would_be_cut_is_refused(tmp_path: Path) -> None:
+    encoder = load_encoder(write_folder(tmp_path / "model", make_model()))
+    encoder.encode_texts(["word " * 14])
+    with pytest.raises(PromptError, match=r"text of 17 tokens, .* takes 16"):
+        encoder.encode_texts(["fine", "word " * 15])
+
+
+def test_imagenet_names_and_templates_are_the_fields() -> None:
+    assert len(imagenet.imagenet_classnames()) == 1000
+    templates = imagenet.openai_imagenet_templates()
+    assert len(templates) == 80
+    assert templates[0] == "a bad photo of a {}."
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_features_from_cuda_stay_close_to_the_cpus(tmp_path: Path, precision: str) -> None:
+    data = open_dataset("digits", "val")
+    cpu = encode(data, model=load_encoder("tiny", device="cpu"), root=tmp_path / "cpu").numpy()[0]
+    cuda = encode(data, model=load_encoder("tiny", device="cuda", precision=precision), root=tmp_path / "cuda").numpy()[
+        0
+    ]
+    assert np.einsum("nd,nd->n", cpu, cuda).min() > (0.9999 if precision == "fp32" else 0.99)

@@ -1,0 +1,149 @@
+"""Finding stores by folder, key and short name; the root; progress lines."""
+
+import io
+from pathlib import Path
+
+import pytest
+from fakes import NumpyDataset, NumpyEncoder
+
+from featcache import EncodeOptions, encode_dataset, find_store, list_stores
+from featcache.cli.main import main
+from featcache.encoding.texts import embed_prompts
+from featcache.errors import FeatcacheError, ImageReadError, StoreNotFoundError, StoreWriteError
+from featcache.progress import Printed
+from featcache.store import TextStore, resolve_root, verify
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    encode_dataset(NumpyDataset(), NumpyEncoder(0), root=tmp_path)
+    embed_prompts(["ant", "bee"], ["a {}"], NumpyEncoder(), name="animals", root=tmp_path)
+    return tmp_path
+
+
+def test_a_store_is_found_by_folder_key_and_name(root: Path) -> None:
+    [entry, texts] = list_stores(root)
+    encoder, dataset = entry.key.split("/")
+    for reference in (entry.path, entry.key, f"{encoder[:6]}/{dataset[:4]}", "fake/train", "fake/train@numpy"):
+        assert find_store(reference, root).path == entry.path
+    assert isinstance(find_store("texts/animals", root), TextStore)
+    assert (entry.reference, texts.reference) == ("fake/train@numpy", "texts/animals@numpy")
+    assert (entry.rows, entry.finished, entry.split, texts.split) == (40, True, "train", None)
+
+
+def named(encoder: NumpyEncoder, name: str) -> NumpyEncoder:
+    encoder.name = name  # type: ignore[misc]
+    return encoder
+
+
+def test_several_models_stores_are_told_apart_by_their_references(root: Path) -> None:
+    encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "best"), root=root)
+    with pytest.raises(StoreNotFoundError) as caught:
+        find_store("fake/train", root)
+    assert str(caught.value) == "fake/train: 2 stores match; write one of: fake/train@best, fake/train@numpy"
+    assert find_store("fake/train@best", root).encoder_name == "best"
+
+
+def test_equal_weights_are_found_under_every_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, digest = find_store("fake/train", root), (find_store("fake/train", root).path / "manifest.json").read_bytes()
+    for name in ("alpha=1.000", "best", "x/y"):
+        assert encode_dataset(NumpyDataset(), named(NumpyEncoder(0), name), root=root).hit
+        assert embed_prompts(["ant", "bee"], ["a {}"], named(NumpyEncoder(), name), root=root).hit
+        assert find_store(f"fake/train@{name}", root).path == store.path
+        assert find_store(f"texts/animals@{name}", root).path == find_store("texts/animals@numpy", root).path
+    assert (store.path / "manifest.json").read_bytes() == digest
+    assert [entry.other_models for entry in list_stores(root)] == [("alpha=1.000", "best", "x/y")] * 2
+    assert verify(store.path, deep=True).ok
+    assert main(["info", "fake/train@best", "--root", str(root)]) == main(["list", "--root", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert "also found   @alpha=1.000, @best, @x/y" in said
+    assert "= @best" in said
+
+
+def test_a_name_that_two_models_bear_is_avoided_in_the_advice(root: Path) -> None:
+    encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "old"), root=root)
+    for seed in (0, 1):
+        encode_dataset(NumpyDataset(), named(NumpyEncoder(seed), "best"), root=root)
+    with pytest.raises(StoreNotFoundError, match=r"write one of: fake/train@numpy, fake/train@old$"):
+        find_store("fake/train@best", root)
+
+
+def test_a_hit_on_a_store_that_cannot_be_written_records_no_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: bytes) -> bool:
+        raise StoreWriteError(f"cannot write {path}")
+
+    monkeypatch.setattr("featcache.store.aliases.create", refuse)
+    assert encode_dataset(NumpyDataset(), named(NumpyEncoder(0), "best"), root=root).hit
+    assert list_stores(root)[0].other_models == ()
+
+
+def test_several_matches_are_listed(root: Path) -> None:
+    encode_dataset(NumpyDataset(), NumpyEncoder(1), root=root)
+    with pytest.raises(
+        StoreNotFoundError, match=r"2 stores match.*name one by its folder(.|\n)*fake/train@numpy, written 20"
+    ):
+        find_store("fake/train", root)
+
+
+def test_no_match_names_what_there_is(root: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match=r"nearest: fake/train@numpy; `featcache list` shows all 2$"):
+        find_store("fake/test", root)
+    with pytest.raises(StoreNotFoundError, match=r"nearest: texts/animals@numpy; "):
+        find_store("texts/animal", root)
+    with pytest.raises(StoreNotFoundError, match=rf"no store of that name below {root}; `featcache list` shows all 2$"):
+        find_store("other/test", root)
+    with pytest.raises(StoreNotFoundError, match=r"there is none at all$"):
+        find_store("fake/test", root / "empty")
+
+
+def test_nothing_is_suggested_for_deleting(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gc", "fake/tran", "--root", str(root)]) == 3
+    assert "nearest: fake/train@numpy" in capsys.readouterr().err
+    assert main(["gc", "fake/tran", "--delete", "--root", str(root)]) == 3
+    assert "nearest" not in capsys.readouterr().err
+
+
+def test_a_data_folder_of_the_same_name_does_not_hide_a_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    (root / "fake" / "train").mkdir(parents=True)
+    assert find_store("fake/train", root).path == list_stores(root)[0].path
+    (root / "fake" / "test").mkdir()
+    with pytest.raises(StoreNotFoundError, match=r"fake/test: holds no store, .* nearest: fake/train@numpy"):
+        find_store("fake/test", root)
+
+
+def test_unfinished_and_damaged_stores_are_listed_as_such(root: Path) -> None:
+    with pytest.raises(ImageReadError):
+        encode_dataset(NumpyDataset(50, broken=[3]), NumpyEncoder(), root=root, options=EncodeOptions(chunk_rows=8))
+    finished = find_store("fake/train", root).path
+    (finished / "manifest.json").write_text("{")
+    names = sorted(entry.name for entry in list_stores(root) if not entry.finished)
+    assert names == ["(damaged)", "(unfinished)"]
+
+
+def test_the_root_is_the_flag_then_the_environment_then_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path / "mine"))
+    assert resolve_root(tmp_path / "flag") == tmp_path / "flag"
+    assert resolve_root() == tmp_path / "mine"
+    monkeypatch.delenv("FEATCACHE_ROOT")
+    assert resolve_root() == tmp_path / "cache"
+    (tmp_path / "file").touch()
+    with pytest.raises(FeatcacheError, match="expected a folder, got a file"):
+        resolve_root(tmp_path / "file")
+
+
+def test_progress_counts_rows_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Printed(stream)
+    progress.start("digits/train", total=100, done=40)
+    for _ in range(3):
+        now[0] += 10.0
+        progress.advance(15)
+    assert stream.getvalue().splitlines()[-1].strip() == "digits/train: 85/100 rows, 2 rows/s, 10.0 s left"
+    now[0] += 10.0
+    progress.advance(15)
+    progress.finish()
+    assert stream.getvalue().splitlines()[-1].strip() == "digits/train: 100/100 rows, 2 rows/s, 40.0 s"

@@ -1,0 +1,135 @@
+"""Stopping the process anywhere loses nothing: after every step of the write protocol, and by SIGKILL at random."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes import NumpyDataset, NumpyEncoder
+
+from featcache import EncodeOptions, encode_dataset
+from featcache.store import verify
+from featcache.store.places import local as atomic
+
+CHUNKS, CHUNK_ROWS = 8, 4
+ROWS = CHUNKS * CHUNK_ROWS - 1  # the last chunk is short
+PATHS = os.pathsep.join(
+    str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])
+)
+NOT_DATA = {"provenance.json"}  # says when and by whom; everything else is bit-identical
+
+
+def encode_fake(root: Path) -> Path:
+    options = EncodeOptions(chunk_rows=CHUNK_ROWS, batch_size=3, workers=1, max_bad=1)
+    return encode_dataset(NumpyDataset(ROWS, broken=[5]), NumpyEncoder(), root=root, options=options).store.path
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    files = (path for path in store.rglob("*") if path.is_file() and path.name not in NOT_DATA)
+    return {path.relative_to(store).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return contents(encode_fake(tmp_path_factory.mktemp("whole")))
+
+
+def count_steps(root: Path) -> int:
+    steps = []
+    atomic.after_step, before = steps.append, atomic.after_step
+    try:
+        encode_fake(root)
+    finally:
+        atomic.after_step = before
+    return len(steps)
+
+
+def run_and_die_after(step: int, root: Path) -> int:
+    """Encode in a child that stops dead after that many steps of the protocol; returns its exit status."""
+    child = os.fork()
+    if child == 0:
+        steps = 0
+
+        def stop(_: str) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == step:
+                os._exit(9)
+
+        atomic.after_step = stop
+        try:
+            encode_fake(root)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: hundreds of runs, each of which syncs a hundred files."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+def stop_after_every_step(root: Path) -> None:
+    """The whole sweep; run in an interpreter of its own, because forking a test runner is slow."""
+    undisturbed = contents(encode_fake(root / "whole"))
+    total = count_steps(root / "count")
+    assert total > CHUNKS * 5 * 6  # chunks x (arrays + marker) x steps of a put
+    for step in range(1, total + 1):
+        folder = root / f"step{step}"
+        assert run_and_die_after(step, folder) == 9
+        assert contents(encode_fake(folder)) == undisturbed, f"differs after a stop at step {step} of {total}"
+        shutil.rmtree(folder)
+    print(f"{total} steps")
+
+
+def test_a_stop_after_every_single_step_is_recovered_bit_by_bit(memory: Path) -> None:
+    command = [sys.executable, __file__, str(memory)]
+    sweep = subprocess.run(command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True)
+    assert sweep.returncode == 0, sweep.stderr
+    assert int(sweep.stdout.split()[0]) > 300
+
+
+SLOW_ENCODE = """
+import sys, time
+from collections.abc import Iterator
+from pathlib import Path
+from featcache.store.places import local as atomic
+from test_faults import encode_fake
+atomic.after_step = lambda step: time.sleep(0.002)
+print("ready", flush=True)
+encode_fake(Path(sys.argv[1]))
+"""
+
+
+def test_five_kills_at_random_are_recovered_bit_by_bit(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    chance = random.Random(7)
+    environment = os.environ | {"PYTHONPATH": PATHS}
+    killed = 0
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW_ENCODE, str(tmp_path)], stdout=subprocess.PIPE, env=environment
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(chance.uniform(0.02, 0.3))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    assert killed == 5
+    store = encode_fake(tmp_path)
+    assert contents(store) == undisturbed
+    assert verify(store, deep=True).ok
+
+
+if __name__ == "__main__":
+    stop_after_every_step(Path(sys.argv[1]))

@@ -1,0 +1,344 @@
+"""Many writers of one store: ranks, shards and strangers share the chunks, die, come back in another number."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import NumpyDataset, NumpyEncoder, projected
+
+from featcache import EncodeOptions, encode_dataset
+from featcache.encoding.chunks import normalise
+from featcache.encoding.options import Share
+from featcache.errors import FeatcacheError, MismatchError, ShardDoneError, StoreIncompleteError, StoreSchemaError
+from featcache.store import ImageStore, StoreWriter, open_store, places, verify
+from featcache.store.claims import STALE_SECONDS, Claims
+from featcache.store.manifest import Marker
+from featcache.store.places import create, put
+from featcache.store.places import local as atomic
+
+ROWS, CHUNK_ROWS = 95, 4
+PATHS = os.pathsep.join(
+    str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])
+)
+NOT_DATA = {"provenance.json"}
+
+
+def encode(root: Path, share: Share | None = None, encoder: NumpyEncoder | None = None, n: int = ROWS) -> ImageStore:
+    options = EncodeOptions(chunk_rows=CHUNK_ROWS, batch_size=3, workers=1, max_bad=1, share=share)
+    dataset = NumpyDataset(n, broken=[5])
+    return encode_dataset(dataset, encoder or NumpyEncoder(), root=root, options=options).store
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    files = (path for path in Path(store).rglob("*") if path.is_file() and path.name not in NOT_DATA)
+    return {path.relative_to(store).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return contents(encode(tmp_path_factory.mktemp("whole")).path)
+
+
+def test_parts_cover_every_chunk_once() -> None:
+    for count in (1, 2, 3, 7):
+        parts = [Share(index, count, only=True).order(range(20)) for index in range(count)]
+        assert sorted(chunk for part in parts for chunk in part) == list(range(20))
+        for index in range(count):
+            assert sorted(Share(index, count).order(range(20))) == list(range(20))
+            assert Share(index, count).order(range(20))[: len(parts[index])] == parts[index]
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "-1/2", "a/b", "1/0", "1/2/3", ""])
+def test_senseless_shards_are_refused(text: str) -> None:
+    with pytest.raises(FeatcacheError, match="expected"):
+        Share.parse(text)
+
+
+def test_torchrun_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Share.from_environment() == Share(0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Share.from_environment() == Share(2, 4)
+
+
+def test_shards_do_their_stride_and_the_last_one_finishes(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    encoders = [NumpyEncoder() for _ in range(3)]
+    for index in (2, 0):
+        with pytest.raises(
+            ShardDoneError, match=rf"shard {index}/3 is done; \d+ of 24 chunks are done by others or not"
+        ):
+            encode(tmp_path, Share(index, 3, only=True), encoders[index])
+    store = encode(tmp_path, Share(1, 3, only=True), encoders[1])
+    assert contents(store.path) == undisturbed
+    assert [encoder.images for encoder in encoders] == [32, 31, 31]  # row 5 is broken, the last chunk is short
+
+
+def test_a_rank_alone_does_what_is_left_of_the_others(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    assert contents(encode(tmp_path, Share(3, 4)).path) == undisturbed
+
+
+def run(root: Path, code: str = "", **environment: str) -> "subprocess.Popen[bytes]":
+    """A process that encodes, once told to by a byte on its standard input."""
+    script = f"""
+import sys, time
+from pathlib import Path
+from featcache.store.places import local as atomic
+from test_many_writers import *
+{code}
+print("ready", flush=True)
+sys.stdin.read(1)
+try:
+    encode(Path({str(root)!r}))
+except ShardDoneError:
+    pass
+"""
+    env = os.environ | {"PYTHONPATH": PATHS, "FEATCACHE_FSYNC": "0"} | environment
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", script], env=env, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdout is not None
+    return process
+
+
+def start(processes: list["subprocess.Popen[bytes]"]) -> None:
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b".")
+        process.stdin.flush()
+
+
+def finish(process: "subprocess.Popen[bytes]") -> None:
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors.decode()
+
+
+def test_strangers_share_the_work_and_both_find_the_store(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    slow = "import fakes\nplain = NumpyEncoder.encode_images\n"
+    slow += "NumpyEncoder.encode_images = lambda self, images: (time.sleep(0.01), plain(self, images))[1]\n"
+    slow += "import atexit, featcache.encoding.job as job\nrows = []\nencode_chunks = job.ImageJob._encode_chunks\n"
+    slow += "job.ImageJob._encode_chunks = lambda *a: (rows.append(encode_chunks(*a)), rows[-1])[1]\n"
+    slow += "atexit.register(lambda: print(sum(rows)))\n"
+    pair = [run(tmp_path, slow) for _ in range(2)]
+    start(pair)
+    done = []
+    for process in pair:
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+        done.append(int(output))
+    assert contents(next(tmp_path.glob("images/*/*"))) == undisturbed
+    assert min(done) > ROWS // 4
+    assert sum(done) <= ROWS + 2 * CHUNK_ROWS  # no work twice, but for a claim that was let go at the wrong moment
+
+
+def kill_and_restart(root: Path, kills: int, seed: int) -> int:
+    """Ranks of changing number, each killed at a random moment until so many have died; returns the number killed."""
+    chance, killed = random.Random(seed), 0
+    slow = "atomic.after_step = lambda step: time.sleep(0.002)"
+    while killed < kills:
+        world = chance.choice([1, 2, 3, 4])
+        ranks = [run(root, slow, RANK=str(rank), WORLD_SIZE=str(world)) for rank in range(world)]
+        start(ranks)
+        for rank in chance.sample(ranks, world):
+            time.sleep(chance.uniform(0.0, 0.15))
+            rank.send_signal(signal.SIGKILL)
+        for rank in ranks:
+            rank.communicate()
+            killed += rank.returncode == -signal.SIGKILL
+        finished = list(root.glob("images/*/*/manifest.json"))
+        if finished:  # start over, half way: some chunks stay
+            finished[0].unlink()
+            for marker in finished[0].parent.glob("done/*[02468].json"):
+                marker.unlink()
+    return killed
+
+
+def check_chaos(root: Path, undisturbed: dict[str, bytes]) -> None:
+    for store in root.glob("images/*/*"):
+        for path in store.glob("done/*.json"):
+            content = Marker.from_bytes(
+                path.read_bytes(),
+                int(path.stem),
+                {"features", "norm", "valid", "content"},
+                range(4 * int(path.stem), min(ROWS, 4 * int(path.stem) + 4)),
+            )
+            assert content is not None  # a marker is whole, or it is not there
+    store = encode(root)
+    assert {name: text for name, text in contents(store.path).items() if "partial" not in name} == undisturbed
+    features, _ = store.numpy()
+    expected = np.delete(projected(NumpyDataset(ROWS), NumpyEncoder()), 5, axis=0)
+    assert np.abs(features - expected).max() <= 2.0**-11
+    assert verify(store.path, deep=True).ok
+
+
+def test_ranks_that_die_and_come_back_in_another_number_lose_nothing(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    assert kill_and_restart(tmp_path, 5, seed=1) >= 5
+    check_chaos(tmp_path, undisturbed)
+
+
+@pytest.mark.nightly
+def test_a_hundred_kills_lose_nothing(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    assert kill_and_restart(tmp_path, 100, seed=2) >= 100
+    check_chaos(tmp_path, undisturbed)
+
+
+def test_claims_are_exclusive_until_their_holder_dies_or_falls_silent(tmp_path: Path) -> None:
+    now = [time.time()]
+    mine, yours = Claims(tmp_path, lambda: now[0]), Claims(tmp_path, lambda: now[0])
+    assert mine.take(3)
+    assert not yours.take(3)
+    assert yours.take(4)
+    mine.release(3)
+    assert yours.take(3)
+    now[0] += STALE_SECONDS + 5
+    assert mine.take(3)
+    put(tmp_path / "claims" / "7", f"{atomic.HOST}-999999999-x".encode())  # no such process
+    now[0] = time.time()
+    assert mine.take(7)
+    put(tmp_path / "claims" / "8", b"another host-1")
+    assert not mine.take(8)
+    mine.release_all()
+    yours.clear()
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_a_claim_that_is_renewed_stays(tmp_path: Path) -> None:
+    now = [time.time()]
+    mine = Claims(tmp_path, lambda: now[0])
+    mine.take(1)
+    os.utime(tmp_path / "claims" / "1", (now[0] - 1000, now[0] - 1000))
+    now[0] += 21
+    mine.renew()
+    assert not Claims(tmp_path, lambda: now[0]).take(1)
+
+
+def test_two_runs_that_begin_at_once_agree_on_the_size_of_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run creates the store between our look at it and our own creation."""
+    import featcache.encoding.job as image_job
+
+    real, raced = image_job.begun_chunk_rows, []
+
+    def look(path: Path, default: int) -> int:
+        found = real(path, default)
+        if found == default and not raced:
+            raced.append(True)
+            with pytest.raises(ShardDoneError):
+                encode(tmp_path, Share(0, 30, only=True))
+        return found
+
+    monkeypatch.setattr(image_job, "begun_chunk_rows", look)
+    options = EncodeOptions(chunk_rows=16, max_bad=1)
+    store = encode_dataset(NumpyDataset(ROWS, broken=[5]), NumpyEncoder(), root=tmp_path, options=options).store
+    assert store.manifest.arrays["features"].chunk_rows == CHUNK_ROWS
+    assert raced
+
+
+class Moody(NumpyEncoder):
+    """An encoder whose every run differs in the last bits, as on a GPU."""
+
+    def __init__(self, mood: float) -> None:
+        super().__init__()
+        self.mood = np.float32(1 + mood)
+
+    def encode_images(self, images: object) -> np.ndarray:
+        return super().encode_images(images) + self.mood  # type: ignore[arg-type]
+
+
+def unit_rows(encoder: Moody) -> np.ndarray:
+    return normalise(encoder.encode_images(list(NumpyDataset(ROWS).pixels)))[0]
+
+
+def test_a_late_writer_of_other_bytes_has_the_manifest_made_anew(tmp_path: Path) -> None:
+    """B looked before A finished the store, and writes its chunk after: no store is ever wrong for it."""
+    late: list[int] = []
+    real = StoreWriter.marker
+
+    def marker(self: StoreWriter, chunk: int) -> Marker | None:
+        if chunk == 7 and len(late) < 2:
+            late.append(chunk)
+            if len(late) == 2:  # B is about to write
+                late.append(chunk)
+                patch.setattr(StoreWriter, "marker", real)
+                whole = encode(tmp_path, encoder=Moody(0))  # A does the rest and finishes
+                assert verify(whole.path, deep=True).ok
+            return None  # what B saw a moment ago
+        return real(self, chunk)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoreWriter, "marker", marker)
+        patch.setattr(Claims, "take", lambda self, what: True)
+        store = encode(tmp_path, encoder=Moody(0.01))
+    assert len(late) == 3
+    assert verify(store.path, deep=True).ok
+    moods = [unit_rows(Moody(mood)).astype(np.float16)[7 * CHUNK_ROWS : 8 * CHUNK_ROWS] for mood in (0, 0.01)]
+    found = store.gather(np.arange(7 * CHUNK_ROWS, 8 * CHUNK_ROWS))
+    assert not np.array_equal(moods[0], moods[1])
+    np.testing.assert_array_equal(found, moods[1])  # the last one to write it
+
+
+def test_a_finaliser_that_was_overtaken_takes_its_manifest_back(tmp_path: Path) -> None:
+    real, raced = places.create, []
+
+    def overtaken(path: Path, content: bytes) -> bool:
+        done = real(path, content)
+        if path.name == "manifest.json" and not raced:
+            raced.append(True)
+            (path.parent / "done" / "000002.json").unlink()
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places, "create", overtaken)
+        store = encode(tmp_path)
+    assert raced
+    assert verify(store.path, deep=True).ok
+    assert len(list(Path(store.path).glob("done/*.json"))) == -(-ROWS // CHUNK_ROWS)
+
+
+def test_a_store_of_another_schema_is_left_alone(tmp_path: Path) -> None:
+    store = encode(tmp_path)
+    manifest = Path(store.path) / "manifest.json"
+    newer = manifest.read_bytes().replace(b'"schema": 1', b'"schema": 2')
+    manifest.write_bytes(newer)
+    with pytest.raises(StoreSchemaError, match="store schema 2, this featcache reads schema 1"):
+        encode(tmp_path)
+    assert manifest.read_bytes() == newer
+    manifest.unlink()
+    header = Path(store.path) / "zarr.json"
+    header.write_bytes(header.read_bytes().replace(b'"schema": 1', b'"schema": 2'))
+    before = contents(store.path)
+    with pytest.raises(StoreSchemaError, match="store schema 2"):
+        encode(tmp_path)
+    assert contents(store.path) == before
+    with pytest.raises(StoreIncompleteError):
+        open_store(store.path)
+
+
+def test_a_store_moved_by_hand_is_refused(tmp_path: Path) -> None:
+    store = Path(encode(tmp_path).path)
+    (store / "manifest.json").unlink()
+    header = store / "zarr.json"
+    header.write_bytes(header.read_bytes().replace(b'"rows": 95', b'"rows": 94'))
+    with pytest.raises(MismatchError, match="another identity or chunk size"):
+        encode(tmp_path)
+
+
+def test_create_gives_way_to_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert create(tmp_path / "a", b"1")
+    assert not create(tmp_path / "a", b"2")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no hard links here")))
+    assert create(tmp_path / "b", b"3")
+    assert not create(tmp_path / "b", b"4")
+    assert (tmp_path / "b").read_bytes() == b"3"
+    assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,259 @@
+"""Out of stores and into them: every format comes back as it went, foreign files of the field are read, heads fit."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import CLASSES, NumpyDataset, NumpyEncoder
+
+from featcache import EncodeOptions, encode_dataset, list_stores
+from featcache.cli.main import main
+from featcache.errors import DatasetError, FeatcacheError, LabelsChangedError
+from featcache.store import ImageStore, find_store, verify
+from featcache.transfer.export import FORMATS, export
+from featcache.transfer.foreign import Foreign, read_array, read_foreign
+from featcache.transfer.import_features import Source, import_features
+
+N, D = 30, 6
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    options = EncodeOptions(chunk_rows=8, max_bad=1)
+    return encode_dataset(NumpyDataset(broken=[3]), NumpyEncoder(), root=tmp_path / "cache", options=options).store
+
+
+def features(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((N, D)).astype(np.float32) * 7
+
+
+LABELS = np.arange(N) % 3
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    wide = rows.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", list(FORMATS))
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_what_goes_out_comes_back(store: ImageStore, tmp_path: Path, kind: str, dtype: str) -> None:
+    target = export(store, tmp_path / f"out.{kind}", kind, dtype)
+    found = read_foreign(target)
+    rows, labels = store.numpy(np.dtype(dtype))
+    np.testing.assert_array_equal(found.features.astype(dtype), rows)
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.ids == [name for name in store.ids if name != "image-0003"]
+    assert tuple(found.classnames or ()) == CLASSES
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.transfer.export.BLOCK_ROWS", 7)
+    with open(export(store, tmp_path / "rows.csv"), encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    for row in table:
+        number = store.ids.index(row["id"])
+        assert row["class"] == CLASSES[store.labels[number]]
+        assert np.float32(row["f2"]) == np.float32(store.gather(np.array([number]))[0, 2])
+    assert len(table) == 39
+
+
+def test_exports_that_make_no_sense_are_refused(store: ImageStore, tmp_path: Path) -> None:
+    with pytest.raises(FeatcacheError, match=r"cannot export to 'xlsx'; expected one of npy, safetensors"):
+        export(store, tmp_path / "out.xlsx")
+    with pytest.raises(FeatcacheError, match="is a folder; name a file for csv"):
+        export(store, tmp_path, "csv")
+
+
+def write_npz(folder: Path) -> Path:
+    np.savez(folder / "a.npz", image_features=features(), targets=LABELS)
+    return folder / "a.npz"
+
+
+def write_npy(folder: Path) -> Path:
+    np.save(folder / "features.npy", features())
+    np.save(folder / "labels.npy", LABELS)
+    return folder / "features.npy"
+
+
+def write_tensor_dict(folder: Path) -> Path:
+    torch.save({"features": torch.from_numpy(features()), "labels": torch.from_numpy(LABELS)}, folder / "a.pt")
+    return folder / "a.pt"
+
+
+def write_wise_ft(folder: Path) -> Path:
+    torch.save(features(), folder / "features.pt")
+    torch.save(LABELS, folder / "labels.pt")
+    return folder
+
+
+def write_clip_benchmark(folder: Path) -> Path:
+    torch.save(torch.from_numpy(features()), folder / "features_train.pt")
+    torch.save(torch.from_numpy(LABELS), folder / "targets_train.pt")
+    torch.save(torch.from_numpy(features(1)), folder / "features_val.pt")
+    return folder
+
+
+def write_transferlearning(folder: Path) -> Path:
+    np.savetxt(folder / "fe_ViT-B_amazon.csv", np.column_stack([features(), LABELS]), fmt="%.4f")
+    return folder / "fe_ViT-B_amazon.csv"
+
+
+WRITERS = (write_npz, write_npy, write_tensor_dict, write_wise_ft, write_clip_benchmark, write_transferlearning)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_files_of_the_field_become_stores(tmp_path: Path, write: Any) -> None:
+    found = read_foreign(write(tmp_path), "train")
+    store = import_features(found, Source("ViT-B", "v1"), name="office", classnames=CLASSES, root=tmp_path / "cache")
+    rows, labels = store.numpy()
+    assert np.abs(rows - unit(features())).max() <= 2.0**-11 + (1e-4 if write is write_transferlearning else 0)
+    np.testing.assert_array_equal(labels, LABELS)
+    np.testing.assert_allclose(store.array("norm"), np.linalg.norm(features(), axis=1), rtol=1e-4)
+    assert (store.name, store.encoder_name, store.classnames) == ("office", "ViT-B", CLASSES)
+    assert verify(store.path, deep=True).ok
+
+
+def test_other_features_are_another_store_of_the_same_encoder(tmp_path: Path) -> None:
+    def bring(seed: int, digest: str, labels: np.ndarray = LABELS) -> ImageStore:
+        return import_features(Foreign(features(seed), labels), Source("m", digest), name="x", root=tmp_path)
+
+    one, two, three = bring(0, "a"), bring(1, "a"), bring(0, "b")
+    assert one.encoder_key == two.encoder_key != three.encoder_key
+    assert one.dataset_key == three.dataset_key != two.dataset_key
+    before = {path: path.stat().st_mtime_ns for path in Path(one.path).rglob("*")}
+    assert bring(0, "a").path == one.path
+    assert {path: path.stat().st_mtime_ns for path in Path(one.path).rglob("*")} == before
+
+
+def bring(root: Path, labels: np.ndarray = LABELS, name: str = "pets", split: str = "train", **more: Any) -> ImageStore:
+    classnames = more.pop("classnames", CLASSES)
+    source = Source("m", "a", more.pop("text_digest", None), more.pop("logit_scale", None))
+    return import_features(
+        Foreign(features(), labels), source, name=name, split=split, classnames=classnames, root=root, **more
+    )
+
+
+def test_the_same_features_under_another_name_or_split_are_another_store(tmp_path: Path) -> None:
+    pets, shifted = bring(tmp_path), (LABELS + 1) % 3
+    others = [bring(tmp_path, shifted, name="cb", split="test"), bring(tmp_path, shifted, split="test")]
+    assert len({store.path for store in (pets, *others)}) == 3
+    assert {store.encoder_key for store in others} == {pets.encoder_key}
+    assert [entry.reference for entry in list_stores(tmp_path)] == ["cb/test@m", "pets/test@m", "pets/train@m"]
+    assert find_store("pets/train", tmp_path).labels.tolist() == LABELS.tolist()
+    assert all(store.labels.tolist() == shifted.tolist() for store in others)
+
+
+def test_changed_labels_are_taken_over_only_when_asked(tmp_path: Path) -> None:
+    store, shifted = bring(tmp_path), (LABELS + 1) % 3
+    before = {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")}
+    with pytest.raises(LabelsChangedError, match=r"pets/train@m holds .*30 of 30 labels differ.*--update-labels"):
+        bring(tmp_path, shifted)
+    with pytest.raises(LabelsChangedError, match=r"class names differ \('cat' there, 'cow' now\)"):
+        bring(tmp_path, classnames=("ant", "bee", "cow"))
+    with pytest.raises(LabelsChangedError, match=r"class names differ \(3 there, 4 now\)"):
+        bring(tmp_path, classnames=(*CLASSES, "cow"))
+    assert {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")} == before
+    relabelled = bring(tmp_path, shifted, update_labels=True)
+    assert (relabelled.path, relabelled.labels.tolist()) == (store.path, shifted.tolist())
+    np.testing.assert_array_equal(relabelled.array("features"), store.array("features"))
+    assert verify(relabelled.path, deep=True).ok
+
+
+def test_what_an_import_does_not_say_stays(tmp_path: Path) -> None:
+    bring(tmp_path, text_digest="t", logit_scale=100.0)
+    store = bring(tmp_path, (LABELS + 1) % 3, update_labels=True)
+    assert (store.text_digest, store.logit_scale) == ("t", 100.0)
+    with pytest.raises(LabelsChangedError, match=r"its logit_scale was 100.0, now 50.0"):
+        bring(tmp_path, (LABELS + 1) % 3, logit_scale=50.0)
+
+
+def test_an_import_with_other_labels_exits_with_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", features=features(), labels=LABELS)
+    command = ["import", str(tmp_path / "a.npz"), "--encoder-name", "m", "--name", "x", "--root", str(tmp_path / "c")]
+    assert main(command) == main(command) == 0
+    np.savez(tmp_path / "a.npz", features=features(), labels=LABELS[::-1])
+    assert main(command) == 5
+    assert "LabelsChangedError: x/train@m holds these features already" in capsys.readouterr().err
+    assert main([*command, "--update-labels"]) == 0
+    assert find_store("x/train", tmp_path / "c").labels.tolist() == LABELS[::-1].tolist()
+
+
+BAD = {
+    "no labels found": Foreign(features()),
+    "labels are int64": Foreign(features(), LABELS[:-1]),
+    "whole numbers": Foreign(features(), LABELS + 0.5),
+    "expected \\(N, D\\)": Foreign(features()[0], LABELS),
+    "first row 4": Foreign(np.where(np.arange(N)[:, None] == 4, np.nan, features()), LABELS),
+    "out of range": Foreign(features(), LABELS - 1),
+    "occur more than once": Foreign(features(), LABELS, ["same"] * N),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_features_that_make_no_sense_are_refused(tmp_path: Path, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        import_features(BAD[message], Source("m"), name="x", root=tmp_path)
+    assert list_stores(tmp_path) == []
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("evil"),))
+
+
+def test_nothing_that_is_read_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"features": Evil()}, tmp_path / "a.pt")
+    np.save(tmp_path / "a.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    torch.save(np.array([Evil()], dtype=object), tmp_path / "b.pt")
+    for name in ("a.pt", "a.npy", "b.pt"):
+        with pytest.raises(DatasetError, match="cannot be read"):
+            read_foreign(tmp_path / name)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_what_is_not_there_or_no_features_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"PK no zip")
+    np.savez(tmp_path / "b.npz", other=LABELS)
+    cases = {"a.npz": "cannot be read", "b.npz": "holds 'other'; expected one of features", "c.npy": "no such file"}
+    for name, message in (cases | {"d.xls": "unknown kind", "": "no features in it"}).items():
+        with pytest.raises(DatasetError, match=message):
+            read_foreign(tmp_path / name)
+    with pytest.raises(DatasetError, match="expected labels in a"):
+        read_array(tmp_path / "labels.xls")
+
+
+def test_import_export_and_a_head_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    np.savez(tmp_path / "train.npz", features=features(), labels=LABELS)
+    np.save(tmp_path / "val.npy", features(1))
+    np.savetxt(tmp_path / "val.txt", LABELS, fmt="%d")
+    said = [
+        "--encoder-name",
+        "their-vit",
+        "--digest",
+        "abc",
+        "--name",
+        "theirs",
+        "--classes",
+        str(tmp_path / "classes.txt"),
+    ]
+    assert main(["import", str(tmp_path / "train.npz"), *said]) == 0
+    more = ["--split", "val", "--labels", str(tmp_path / "val.txt")]
+    assert main(["import", str(tmp_path / "val.npy"), *said, *more]) == 0
+    assert "theirs/val@their-vit: 30 x 6, imported from val.npy" in capsys.readouterr().out
+    assert main(["export", "theirs/val", str(tmp_path / "out.parquet")]) == 0
+    head = tmp_path / "ridge.safetensors"
+    assert main(["fit", "ridge", "theirs/train", "-o", str(head)]) == 0
+    assert main(["evaluate", str(head), "--on", "theirs/val"]) == 0
+
+
+def test_imports_find_their_place_in_the_listing(tmp_path: Path) -> None:
+    store = import_features(Foreign(features(), LABELS), Source("m"), name="x", split="val", root=tmp_path)
+    assert find_store("x/val@m", tmp_path).path == store.path
+    assert store.provenance["imported"] is True

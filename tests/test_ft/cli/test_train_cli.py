@@ -1,0 +1,148 @@
+"""``featcache finetune``, and the road from it: encode, evaluate, wise, on `tiny` and digits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featcache.cli.main import main
+from ft.cli.finetune import _options, finetune_arguments
+from ft.recipes import RECIPES, load_recipe
+from ft.training.loop import FinetuneResult
+from ft.training.options import FinetuneOptions
+
+FLAGS = ["--steps", "2", "--batch-size", "16", "--lr", "1e-4", "--augment", "none", "--workers", "1", "--quiet"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    code = main([*words, "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return json.loads(captured.out)
+
+
+def parsed(*words: str) -> FinetuneOptions:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    finetune_arguments(parser)
+    return _options(parser.parse_args(["digits", "--out", "run", *words]))
+
+
+def test_the_whole_road(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--val",
+        "digits:val",
+        "--out",
+        "run",
+        "--templates",
+        "digits",
+        "--regularizer",
+        "lipsum=0.1,mode=exact,bank=200",
+    ]
+    result = run(capsys, "finetune", "digits", *words, *FLAGS, "--tensorboard")
+    assert result["steps"] == 2
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    best = f"local-dir:{result['best']}"
+    run(capsys, "encode", "digits", "--split", "val", "--model", best, "--quiet")
+    rows = run(capsys, "evaluate", result["best_head"], "--on", "digits/val@best")
+    judged = next(row for row in result["judged"] if row["step"] == result["best_step"])
+    assert rows[0]["digits:top1"] == pytest.approx(judged["accuracy"], abs=0.5 / 297)
+    assert rows[0]["digits:nll"] == pytest.approx(judged["nll"], abs=2e-3)
+    (merged,) = run(capsys, "wise", "tiny", result["best"], "--alpha", "0.5", "--out", "wise")
+    run(capsys, "encode", "digits", "--split", "val", "--model", merged["model"], "--quiet")
+    texts = run(capsys, "text", "digits", "--templates", "digits", "--model", merged["model"], "--quiet")
+    assert texts["hit"]  # the text tower is that of `tiny`
+    run(capsys, "fit", "zero_shot", "texts/digits", "-o", "zero_shot.safetensors")
+    (row,) = run(capsys, "evaluate", "zero_shot.safetensors", "--on", "digits/val@alpha=0.500")
+    assert row["digits:top1"] > 0.8
+
+
+def test_a_run_from_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--recipe", "lipsum_domainnet", "--templates", "digits", "--out", str(tmp_path / "run")]
+    result = run(capsys, "finetune", "digits", *words, *FLAGS)
+    options = json.loads((tmp_path / "run" / "options.json").read_text())["options"]
+    assert options["regularizers"]["lipsum"]["weight"] == 1.0
+    assert (options["steps"], options["head_scale"], options["schedule"]) == (2, "separate", "lipsum")
+    assert result["best"] == result["last"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_flags_win_over_recipes(name: str) -> None:
+    recipe = load_recipe(name)
+    options = parsed("--recipe", name, "--lr", "0.25", "--seed", "9")
+    assert (options.lr, options.seed) == (0.25, 9)
+    same = {k: v for k, v in recipe.items() if k not in ("lr", "seed")}
+    made = FinetuneOptions(**same).to_dict()
+    assert {k: made[k] for k in same} == {k: options.to_dict()[k] for k in same}
+
+
+def test_a_length_given_replaces_the_recipes() -> None:
+    assert (parsed("--recipe", "wise_ft", "--steps", "7").steps, parsed("--recipe", "wise_ft").steps) == (7, None)
+
+
+def test_every_option_is_a_flag() -> None:
+    words = "--train image head --betas 0.8 0.9 --no-shuffle --clip 1 --compile --prompts p.json"
+    options = parsed(*words.split(" "))
+    assert options.train == ("image", "head")
+    assert options.betas == (0.8, 0.9)
+    assert (options.shuffle, options.clip, options.compile, options.prompts) == (False, 1.0, True, "p.json")
+    two = parsed("--regularizer", "l2sp=0.1", "--regularizer", "lipsum=2,mode=bank,bank=texts/x").regularizers
+    assert two == {"l2sp": {"weight": 0.1}, "lipsum": {"weight": 2, "mode": "bank", "bank": "texts/x"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--regularizer", "lipsum"], "expected NAME=LAMBDA"),
+        (["--regularizer", "ewc=1"], "expected one of lipsum"),
+        (["--val", "digits"], "expected DATASET:SPLIT"),
+        (["--recipe", "magic"], "expected one of flyp"),
+        (["--batch-size", "0"], "expected a positive number"),
+        (["--head", "probe"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_message(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", "digits", "--out", str(tmp_path / "run"), "--quiet", "--steps", "1", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_one_process_tells(
+    rank: str, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several that train together: two JSON objects would be none, and progress of two would mix."""
+    places = dict.fromkeys(("last", "best", "start_head", "last_head", "best_head"), Path("run"))
+
+    def trained(*_: Any, progress: Any, **__: Any) -> FinetuneResult:
+        progress.start("finetune", 1, 0)
+        progress.finish()
+        return FinetuneResult(**places, steps=2, best_step=None, judged=[])
+
+    monkeypatch.setattr("ft.cli.finetune.run_finetune", trained)
+    monkeypatch.setenv("RANK", rank)
+    assert main(["finetune", "digits", "--out", "run", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.out.count('"steps": 2') == told.err.count("finetune: 0/1 rows") == lines
+
+
+@pytest.mark.nightly
+def test_under_torchrun(tmp_path: Path) -> None:
+    """Two processes, a probe that the first one fits while the other waits, and one voice."""
+    words = [word for word in FLAGS if word != "--quiet"] + ["--head", "ridge", "--split", "val"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "featcache", "finetune"]
+    command += ["digits", "--out", str(tmp_path / "run"), "--json", "--device", "cpu", *words]
+    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
+    assert json.loads(done.stdout)["steps"] == 2
+    assert done.stderr.count("finetune tiny on digits/val: 32/32 rows") == 1
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["processes"] == 2
+    assert (tmp_path / "run" / "last" / "open_clip_model.safetensors").exists()

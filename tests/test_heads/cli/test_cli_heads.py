@@ -1,0 +1,163 @@
+"""The verbs fit, sweep and leaks on real stores of the embedded model, as a user runs them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import heads
+from featcache.cli.main import main
+from heads.sweeps import PAPERS
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits and their class names, encoded once for this file."""
+    root = tmp_path_factory.mktemp("root")
+    common = ["--root", str(root), "--quiet"]
+    assert main(["encode", "digits", "--split", "train", "val", "test", *common]) == 0
+    assert main(["text", "digits", "--templates", "digits", *common]) == 0
+    return root
+
+
+@pytest.fixture
+def cli(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run a verb; returns (exit code, JSON of stdout, text of stderr)."""
+    monkeypatch.setenv("FEATCACHE_ROOT", str(root))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+
+    def run(*arguments: str) -> tuple[int, Any, str]:
+        code = main([*arguments, "--json"])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out) if captured.out else None, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("head", sorted(set(heads.HEADS) - {"zero_shot", "lp_plus_plus", "logistic"}))
+def test_every_head_fits_and_is_judged_from_the_command_line(cli: Any, head: str) -> None:
+    texts = ["texts/digits@tiny"] if heads.HEADS[head].takes_texts else []
+    assert cli("fit", head, "digits/train@tiny", *texts, "-o", "h.safetensors")[0] == 0
+    code, rows, error = cli("evaluate", "h.safetensors", "--on", "digits/test")
+    assert code == 0, error
+    assert rows[0]["digits:top1"] > 0.9
+
+
+def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
+    few = ("--set", "C=1e-9", "--set", "fit_intercept=false")  # so strong a penalty that the prior is all there is
+    assert cli("fit", "logistic", "digits/train", "--prior", "texts/digits", "-o", "a.safetensors", *few)[0] == 0
+    assert cli("fit", "zero_shot", "texts/digits", "-o", "zs.safetensors")[0] == 0
+    assert cli("fit", "logistic", "digits/train", "--prior", "zs.safetensors", "-o", "b.safetensors", *few)[0] == 0
+    _, rows, _ = cli("evaluate", "a.safetensors", "b.safetensors", "zs.safetensors", "--on", "digits/test")
+    assert rows[0]["digits:nll"] == pytest.approx(rows[1]["digits:nll"], rel=1e-6)
+    assert rows[0]["digits:top1"] == pytest.approx(rows[2]["digits:top1"], abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "tip_adapter", "digits/train", "-o", "x"), "needs a text store"),
+        (("fit", "ridge", "digits/train", "texts/digits", "-o", "x"), "a store of texts"),
+        (("fit", "ridge", "texts/digits", "-o", "x"), "texts/digits is a store of texts; ridge fits from one store"),
+        (("fit", "rigde", "digits/train", "-o", "x"), "unknown head 'rigde'; expected one of "),
+        (("fit", "rigde", "digits/train", "-o", "x"), "; did you mean ridge?"),
+        (("fit", "ridge", "digits/train"), "required: -o/--output; see `featcache fit --help`"),
+        (("evaluate", "x", "--frob"), "see `featcache evaluate --help`"),
+        (("finetune", "digits"), "required: -o/--out; see `featcache finetune --help`"),
+        (("export", "texts/digits", "x.npz"), "only stores of images can be exported"),
+        (("fit", "zero_shot", "digits/train", "-o", "x"), "a store of images"),
+        (("fit", "ridge", "digits/train", "digits/val", "-o", "x"), "one store of images, got 2"),
+        (("fit", "knn", "digits/train", "--prior", "texts/digits", "-o", "x"), "shrinks towards nothing"),
+        (("fit", "zero_shot", "texts/digits", "--select", "digits/val", "-o", "x"), "chooses nothing"),
+        (("sweep", "ridge", "--on", "digits/test"), "name a train store"),
+        (("sweep", "ridge", "--train", "digits/train", "--on", "digits/test", "--shots", "few"), "--shots few"),
+        (("sweep", "ridge", "--grid", "knn.n_neighbors=[1]", "--on", "x"), "with one of the heads ridge"),
+        (("sweep", "ridge", "--grid", "ridge.alpha=[1]", "--on", "x"), "ridge.NAME=VALUE with one of alphas"),
+        (("sweep", "--file", "none.toml"), "cannot be read as a sweep"),
+        (("sweep", "--file", "none.toml", "--data", "digits"), "leave heads and stores out"),
+        (("sweep", "ridge", "--set", "ridge.prior='texts'", "--on", "x"), "is no JSON value; quote texts twice"),
+        (("sweep", "ridge", "--set", 'ridge.prior="texts"', "--data", "digits"), "name a text store"),
+        (("sweep", "knn", "--set", 'knn.prior="texts"', "--data", "digits"), "knn.NAME=VALUE with one of"),
+        (("sweep", "ridge", "--data", "a", "b", "--train", "c/train", "--on", "c/test"), "hold no {}"),
+        (("leaks", "digits/train", "texts/digits"), "a store of texts"),
+    ],
+)
+def test_what_cannot_be_done_is_said(cli: Any, arguments: tuple[str, ...], message: str) -> None:
+    code, _, error = cli(*arguments)
+    assert code == (5 if arguments[0] == "export" else 2)
+    assert len(error.splitlines()) == 1
+    assert message in json.loads(error.splitlines()[-1])["message"]
+
+
+def test_sweep_from_flags_and_from_a_file_are_one_sweep(cli: Any, tmp_path: Path) -> None:
+    flags = ["--train", "digits/train", "--select", "digits/val", "--on", "digits/test", "--texts", "texts/digits"]
+    flags += ["--shots", "1", "4", "--seeds", "0", "1", "--models", "tiny", "--set", "knn.temperature=0.1"]
+    code, rows, error = cli("sweep", "zero_shot", "ridge", "knn", *flags)
+    assert code == 0, error
+    assert len(rows) == 1 + 2 * 4
+    assert error.count("\n") == 9
+    (tmp_path / "sweep.toml").write_text(
+        'shots = [1, 4]\nseeds = [0, 1]\nmodels = ["tiny"]\n'
+        '[[data]]\ntrain = "digits/train"\nselect = "digits/val"\non = ["digits/test"]\ntexts = ["texts/digits"]\n'
+        '[[head]]\nname = "zero_shot"\n[[head]]\nname = "ridge"\n[[head]]\nname = "knn"\nset = { temperature = 0.1 }\n'
+    )
+    code, again, error = cli("sweep", "--file", "sweep.toml", "--quiet")
+    assert (code, error) == (0, "")
+    assert again == rows
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_sweeps_of_several_data_sets_priors_and_fewer_rows_by_flags(cli: Any) -> None:
+    flags = ["--data", "test", "val", "--train", "digits/train", "--on", "digits/{}", "--texts", "texts/digits"]
+    flags += ["--shots", "200", "--allow-fewer", "--grid", 'ridge.prior=["zero","texts"]', "--alphas", "0", "0.5", "1"]
+    code, rows, error = cli("sweep", "ridge", *flags, "--models", "tiny")
+    assert code == 0, error
+    assert [row["head"] for row in rows] == ["ridge", "zero_shot+ridge"] * 4
+    assert [row["setting"]["prior"] for row in rows] == ["zero", "zero", "texts", "texts"] * 2
+    _, (on_val,), _ = cli("sweep", "ridge", "--train", "digits/train", "--on", "digits/val")
+    assert rows[4]["digits:nll"] == pytest.approx(on_val["digits:nll"], rel=1e-6)
+    assert rows[0]["digits:nll"] != pytest.approx(on_val["digits:nll"], rel=1e-3)
+    assert {row["train_rows"] for row in rows} == {1000}  # of a thousand rows no digit has 200
+    assert {row["params"]["selection"] for row in rows[1::2]} == {"folds"}
+
+
+def test_a_paper_that_chooses_on_test_is_named_by_stderr_and_by_every_row(cli: Any, tmp_path: Path) -> None:
+    flags = ["--data", "digits", "--select", "{}/val", "--texts", "texts/digits", "--shots", "2", "--seeds", "0", "1"]
+    flags += ["--set", "tip_adapter.alphas=[1,5]", "--set", "tip_adapter.betas=[1,5.5]"]
+    code, rows, error = cli("sweep", "tip_adapter", "zero_shot", *flags, "--reproduce-paper", "tip-adapter")
+    assert code == 0, error
+    assert error.splitlines()[0] == f"leak reintroduced on purpose: {PAPERS['tip-adapter']}"
+    assert [row["leak"] for row in rows] == [PAPERS["tip-adapter"]] * 3
+    assert [row["chosen_on"][-1]["split"] for row in rows[:2]] == ["test", "test"]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_table_of_a_paper_s_sweep_says_where_it_was_picked(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "ridge", "--data", "digits", "--shots", "1", "--reproduce-paper", "regft", "--quiet"]) == 0
+    assert f"picked by top1 on the first reported split ({PAPERS['regft']})" in capsys.readouterr().out
+
+
+def test_leaks_names_pairs_of_images(cli: Any) -> None:
+    code, pairs, error = cli("leaks", "digits/train", "digits/train", "--threshold", "0.999", "--per-row", "1")
+    assert code == 0, error
+    assert len(pairs) == 1000  # every image is its own near-duplicate
+    assert cli("leaks", "digits/train", "digits/test", "--threshold", "1.0")[1] == []
+
+
+@pytest.mark.parametrize("verb", ["fit", "finetune", "encode"])
+def test_a_wrong_command_line_is_one_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert f"see `featcache {verb} --help`" in captured.err
+
+
+def test_help_of_export_names_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    shown = capsys.readouterr().out
+    assert "NAME/SPLIT" in shown
+    assert "texts/" not in shown

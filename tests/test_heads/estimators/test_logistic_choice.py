@@ -1,0 +1,161 @@
+"""How C is chosen: selection split, folds, the CLIP paper's search, and the fit on both splits afterwards."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from logistic_reference import objective, reference
+
+from featcache.errors import HeadError, MismatchError
+from heads import Logistic
+from heads.estimators.logistic_choice import GRID, search
+
+
+@pytest.mark.parametrize("metric", ["nll", "top1"])
+def test_selection_split_decides(images: Any, metric: str) -> None:
+    train = images(n=60, noise=0.5)
+    selection = images(n=400, seed=9, noise=0.5, split="val", dataset_key="data-9")
+    head = Logistic(np.logspace(-2, 4, 7), metric=metric).fit(train, selection=selection)
+    X, y = selection.numpy(np.float64)
+    scores = []
+    for weights, intercepts in zip(*head.path(), strict=True):
+        z = X @ weights.T + intercepts
+        nll = (np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1) - z[np.arange(len(y)), y]).mean()
+        scores.append(nll if metric == "nll" else (z.argmax(1) == y).mean())
+    np.testing.assert_allclose(head.cv_scores_, scores, rtol=1e-9)
+    assert head.Cs_[int(np.argmin(scores) if metric == "nll" else np.argmax(scores))] == head.C_
+    assert head.provenance_["chosen_on"][0]["split"] == "val"
+    assert head.provenance_["params"]["selection"] == "split"
+    with pytest.raises(MismatchError, match="enc-2"):
+        Logistic().fit(train, selection=images(encoder_key="enc-2"))
+
+
+def test_folds_decide_where_there_is_no_split(images: Any) -> None:
+    """Each fold's rows are scored by a fit on the others, as separate fits on subsets say."""
+    train = images(n=100, noise=0.6)
+    head = Logistic([0.1, 10.0, 1000.0]).fit(train)
+    X, y = train.numpy(np.float64)
+    folds = np.empty(len(y), int)
+    for c in range(5):
+        folds[y == c] = np.arange((y == c).sum()) % 5
+    total = np.zeros(3)
+    for fold in range(5):
+        held = folds == fold
+        for k, C in enumerate(head.Cs_):
+            part = Logistic(C).fit(X[~held], y[~held])
+            total[k] -= np.log(part.predict_proba(X[held])[np.arange(held.sum()), y[held]]).sum()
+    np.testing.assert_allclose(head.cv_scores_, total / len(y), rtol=1e-3)
+    assert head.Cs_[total.argmin()] == head.C_
+    np.testing.assert_allclose(head.coef_, Logistic(head.C_).fit(train).coef_, atol=1e-2)  # refitted on all rows
+    assert head.provenance_["chosen_on"] == []
+
+
+@pytest.mark.parametrize("peak", [1e-6, 3e-5, 0.02, 0.9, 17.0, 3e3, 1e6])
+def test_search_finds_the_peak_of_the_whole_grid(peak: float) -> None:
+    def score(C: float) -> float:
+        return -abs(np.log10(C / peak))
+
+    found = search(score)
+    assert max(found, key=lambda C: found[C]) == max(GRID.tolist(), key=score)
+    assert len(found) <= 16
+    assert len(GRID) == 96
+
+
+def test_search_prefers_the_smaller_C_on_ties() -> None:
+    assert max(search(lambda C: 0.0)) == pytest.approx(1e6)
+    flat = search(lambda C: float(C > 0.1))  # a plateau: its lower end
+    assert min(C for C, value in flat.items() if value) == min(GRID[GRID > 0.1])
+
+
+@pytest.mark.parametrize("metric", ["nll", "top1"])
+def test_search_chooses_what_the_whole_grid_would(images: Any, metric: str) -> None:
+    train = images(n=80, noise=0.6)
+    selection = images(n=500, seed=9, noise=0.6, split="val", dataset_key="data-9")
+    head = Logistic("search", metric=metric).fit(train, selection=selection)
+    assert set(head.Cs_) <= set(GRID)
+    assert len(head.Cs_) <= 16
+    whole = Logistic(GRID, metric=metric).fit(train, selection=selection)
+    best = (whole.cv_scores_.min() if metric == "nll" else -whole.cv_scores_.max()), 2e-3
+    mine = head.cv_scores_.min() if metric == "nll" else -head.cv_scores_.max()
+    assert mine <= best[0] + best[1]
+    assert head.Cs_[head.cv_scores_.argmin() if metric == "nll" else head.cv_scores_.argmax()] == head.C_
+    np.testing.assert_allclose(head.coef_, Logistic(head.C_).fit(train).coef_, atol=5e-3 * np.abs(head.coef_).max())
+
+
+def test_search_over_folds(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heads.estimators.logistic_choice.search", lambda score: search(score, GRID[32:64]))
+    train = images(n=60, noise=0.6)
+    head = Logistic("search").fit(train)
+    path = Logistic(head.Cs_).fit(train)
+    np.testing.assert_allclose(head.cv_scores_, path.cv_scores_, rtol=1e-3)
+    assert head.C_ == path.C_
+    assert 1e-2 < head.C_ < 1e2
+
+
+def test_refit_sees_both_splits(images: Any) -> None:
+    train, selection = images(n=80, noise=0.6), images(n=120, seed=9, noise=0.6, split="val", dataset_key="data-9")
+    once, twice = (
+        Logistic([0.1, 1.0, 10.0], refit=refit, tol=1e-10).fit(train, selection=selection) for refit in (False, True)
+    )
+    assert once.C_ == twice.C_
+    np.testing.assert_array_equal(once.path()[0], twice.path()[0])  # the path stays that of the training rows
+    X = np.concatenate([train.numpy(np.float64)[0], selection.numpy(np.float64)[0]])
+    y = np.concatenate([train.y, selection.y])
+    model = reference(X, y, twice.C_)
+    best = objective(X, y, twice.C_, model.coef_, model.intercept_)
+    assert objective(X, y, twice.C_, twice.coef_, twice.intercept_) == pytest.approx(best, rel=1e-6)
+    assert objective(X, y, once.C_, once.coef_, once.intercept_) > best * 1.001
+    assert [entry["split"] for entry in twice.provenance_["fitted_on"]] == ["train", "val"]
+    assert [entry["split"] for entry in once.provenance_["fitted_on"]] == ["train"]
+    with pytest.raises(HeadError, match="or 'search', got 'coarse'"):
+        Logistic("coarse").fit(train)
+
+
+def test_one_C_is_refitted_too(images: Any) -> None:
+    train, selection = images(n=80, noise=0.6), images(n=120, seed=9, noise=0.6, split="val", dataset_key="data-9")
+    head = Logistic(10.0, refit=True, tol=1e-10).fit(train, selection=selection)
+    once = Logistic(10.0, tol=1e-10).fit(train)
+    both = [np.concatenate(columns) for columns in zip(train.numpy(), selection.numpy(), strict=True)]
+    np.testing.assert_allclose(head.coef_, Logistic(10.0, tol=1e-10).fit(*both).coef_, atol=1e-2)
+    assert np.abs(head.coef_ - once.coef_).max() > 0.1
+    np.testing.assert_array_equal(head.path()[0][0], once.coef_)
+    assert [entry["split"] for entry in head.provenance_["fitted_on"]] == ["train", "val"]
+    assert (head.provenance_["params"]["selection"], head.provenance_["chosen_on"]) == ("none", [])
+
+
+@pytest.mark.parametrize("C", [10.0, [0.1, 10.0]])
+def test_the_path_of_a_refitted_head_has_seen_the_training_rows_alone(images: Any, C: Any) -> None:
+    train, selection = images(n=80, noise=0.6), images(n=120, seed=9, noise=0.6, split="val", dataset_key="data-9")
+    head = Logistic(C, refit=True).fit(train, selection=selection)
+    for k, (member, value) in enumerate(zip(head.path_heads(), head.Cs_, strict=True)):
+        np.testing.assert_array_equal(member.weights, head.path()[0][k].astype(np.float32))
+        assert [entry["split"] for entry in member.provenance["fitted_on"]] == ["train"]
+        assert member.provenance["chosen_on"] == []
+        assert "refit" not in member.provenance["params"]
+        assert member.provenance["params"]["C"] == value
+    assert head.provenance_["params"]["refit"]
+
+
+def test_one_row_a_class_takes_the_C_nearest_to_one(draw: Any) -> None:
+    """Nothing can be held out: scores of no rows must not choose."""
+    X, _ = draw(6, 20, 3)
+    y = np.arange(6)
+    for Cs, wanted in ((np.logspace(-2, 4, 13), 1.0), ([10.0, 0.1], 0.1), ([5.0, 30.0], 5.0)):
+        with pytest.warns(UserWarning, match="nothing chooses C: no class has two rows"):
+            head = Logistic(Cs).fit(X, y)
+        assert pytest.approx(wanted) == head.C_
+        assert (len(head.Cs_), len(head.cv_scores_)) == (len(Cs), 0)
+        assert head.provenance_["params"]["selection"] == "none"
+        np.testing.assert_allclose(head.coef_, Logistic(head.C_).fit(X, y).coef_, atol=1e-2)
+    with pytest.warns(UserWarning, match="nothing chooses C"):
+        head = Logistic("search").fit(X, y)
+    assert head.Cs_.tolist() == [head.C_] == [GRID[47]]
+    assert 0.8 < head.C_ < 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Logistic(50.0).fit(X, y).C_ == 50.0
+        split = Logistic([0.1, 10.0]).fit(X, y, selection=(X, y))
+        folds = Logistic([0.1, 10.0]).fit(np.concatenate([X, X[:1]]), np.append(y, 0))
+    assert [head.provenance_["params"]["selection"] for head in (split, folds)] == ["split", "folds"]
+    assert len(split.cv_scores_) == len(folds.cv_scores_) == 2

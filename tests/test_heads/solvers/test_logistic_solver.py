@@ -1,0 +1,215 @@
+"""The logistic solver's parts: gradients, kept logits, preconditioner, rows in passes, against autograd."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from logistic_reference import objective
+
+from heads.solvers.logistic.lbfgs import Minimiser
+from heads.solvers.logistic.objective import LowPrecision, Multinomial, side_by_side
+from heads.solvers.logistic.path import PathSolver, fit_path
+from heads.solvers.logistic.preconditioner import ClassBlocks
+from heads.solvers.logistic.rows import Rows, StreamedRows
+
+
+def problem(draw: Any, n: int = 50) -> tuple[Multinomial, torch.Tensor]:
+    X, y = draw(n, 7, 4)
+    offset = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    theta = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    rows = torch.from_numpy(X.astype(np.float64))
+    return Multinomial(rows, torch.from_numpy(y), 4, offset=offset, row_weights=weights), theta
+
+
+def test_gradient_is_autograds(draw: Any) -> None:
+    f, theta = problem(draw)
+    value, gradient = f.start(theta, lam=0.3)
+    point = theta.clone().requires_grad_()
+    whole = point + f.offset
+    nll = torch.nn.functional.cross_entropy(f.X @ whole[:, :-1].T + whole[:, -1], f.y, reduction="none")
+    expected = (f.row_weights * nll).sum() + 0.15 * point[:, :-1].square().sum()
+    expected.backward()
+    assert value == pytest.approx(float(expected.detach()), rel=1e-13)
+    torch.testing.assert_close(gradient, point.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_along_a_direction_value_and_gradient_are_those_of_the_point(draw: Any) -> None:
+    """Kept logits give what a fresh evaluation gives, over several accepted steps."""
+    f, theta = problem(draw)
+    fresh, _ = problem(draw)
+    f.start(theta, lam=0.3)
+    for step in (0.25, 1.0, 0.5):
+        direction = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+        at_one = f.probe(direction)
+        expected = fresh.start(theta + direction, lam=0.3)
+        assert at_one[0] == pytest.approx(expected[0], rel=1e-12)
+        torch.testing.assert_close(at_one[1], expected[1])
+        expected = fresh.start(theta + step * direction, lam=0.3)
+        assert f.value(step) == pytest.approx(expected[0], rel=1e-12)
+        torch.testing.assert_close(f.gradient(step)[1], expected[1])
+        theta = f.accept(step)
+        torch.testing.assert_close(f.logits() if step == 0.5 else fresh.logits(), fresh.logits())
+
+
+def test_blocks_are_the_inverses_of_the_hessians_diagonal_blocks(draw: Any) -> None:
+    f, theta = problem(draw, n=14)  # up to 2 D rows count exactly
+    f.start(theta, lam=0.3)
+    hessian = torch.autograd.functional.hessian(lambda point: nll_of(f, point), theta)  # type: ignore[no-untyped-call]
+    blocks = ClassBlocks(f, 0.3, torch.eye(8, dtype=torch.float64))
+    for c in range(4):
+        block = hessian[c, :, c, :] + 0.3 * torch.diag(torch.tensor([1.0] * 7 + [0.0], dtype=torch.float64))
+        torch.testing.assert_close(blocks.inverses[c] @ block, torch.eye(8, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def nll_of(f: Multinomial, theta: torch.Tensor) -> torch.Tensor:
+    whole = theta + f.offset
+    nll = torch.nn.functional.cross_entropy(f.X @ whole[:, :-1].T + whole[:, -1], f.y, reduction="none")
+    return (f.row_weights * nll).sum()
+
+
+def test_blocks_reach_the_same_optimum_in_fewer_iterations(draw: Any) -> None:
+    X, y = draw(400, 24, 6)
+    rows, labels = torch.from_numpy(X - X.mean(axis=0)).double(), torch.from_numpy(y)
+    found = []
+    for cost in (0.0, float("inf")):
+        minimiser = Minimiser(Multinomial(rows, labels, 6), tol=1e-10)
+        minimiser._build_cost = cost or 3.0
+        found.append(minimiser.solve(1e-3))
+        assert (minimiser.builds > 0) == (cost == 0.0)
+    assert found[0].value == pytest.approx(found[1].value, rel=1e-9)
+    assert found[0].iterations < found[1].iterations
+
+
+def test_pieces_side_by_side_equal_one_thread(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    f, theta = problem(draw)
+    whole = f.start(theta, lam=1.0)
+    monkeypatch.setattr("heads.solvers.logistic.objective._PIECE_ROWS", 7)
+    f.threads = 3
+    pieces = f.start(theta, lam=1.0)
+    assert pieces[0] == pytest.approx(whole[0], rel=1e-13)
+    torch.testing.assert_close(pieces[1], whole[1])
+    assert side_by_side(5, 2, lambda s: s.start, threads=2) == [0, 2, 4]
+
+
+def test_reaches_the_optimum_on_clip_features(real_features: Any) -> None:
+    X, y = real_features
+    X, y = X[::4], np.unique(y[::4], return_inverse=True)[1]
+    n_classes, Cs = int(y.max()) + 1, [1.0, 316.0]
+    exact = list(fit_path(Rows(X.astype(np.float64), y, n_classes), Cs, tol=1e-13))
+    for best, found in zip(exact, fit_path(Rows(X.astype(np.float32), y, n_classes), Cs, tol=1e-7), strict=True):
+        lowest = objective(X, y, best.C, best.weights, best.intercepts)
+        assert -1e-9 <= objective(X, y, best.C, found.weights, found.intercepts) / lowest - 1.0 <= 1e-6
+
+
+def streamed(X: Any, y: Any, n_classes: int, fit_intercept: bool = True, rows: int = 64) -> StreamedRows:
+    buffer = np.empty((rows, X.shape[1]), X.dtype)
+
+    def blocks() -> Any:
+        for first in range(0, len(y), rows):
+            part = X[first : first + rows]
+            buffer[: len(part)] = part
+            yield buffer[: len(part)], y[first : first + rows]
+
+    return StreamedRows(blocks, X.shape[1], n_classes, fit_intercept=fit_intercept, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("with_prior", [True, False])
+def test_rows_in_passes_reach_the_optimum_of_resident_rows(draw: Any, fit_intercept: bool, with_prior: bool) -> None:
+    X, y = draw(500, 24, 6)
+    rng, keep = np.random.default_rng(0), np.arange(500) % 5 != 0
+    prior = (rng.normal(size=(6, 24)), rng.normal(size=6)) if with_prior else None
+    whole = PathSolver(Rows(X.astype(float), y, 6, fit_intercept=fit_intercept), keep=keep, prior=prior, tol=1e-12)
+    passes = PathSolver(streamed(X, y, 6, fit_intercept), keep=keep, prior=prior, tol=1e-12)
+    for C in (0.1, 10.0, 1000.0):
+        a, b = whole.fit(C), passes.fit(C)
+        assert b.objective == pytest.approx(a.objective, rel=1e-10)
+        np.testing.assert_allclose(b.weights, a.weights, atol=1e-3 * np.abs(a.weights).max())
+    held = ~keep
+    for rows in (whole.rows, passes.rows):
+        centred = np.concatenate([x for x, _ in rows.centred(held)])
+        np.testing.assert_allclose(centred, X[held].astype(float) - rows.mean, atol=1e-12)
+        assert np.concatenate([labels for _, labels in rows.centred(held)]).tolist() == y[held].tolist()
+
+
+def test_passes_value_and_gradient_are_those_of_resident_rows(draw: Any) -> None:
+    X, y = draw(300, 7, 4)
+    f = Rows(X.astype(float), y, 4).problem(np.arange(4), 4, None, None)
+    g = streamed(X, y, 4).problem(np.arange(4), 4, None, None)
+    theta, direction = torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for name, argument in (("start", theta), ("probe", direction), ("gradient", 0.4)):
+        extra = (0.3,) if name == "start" else ()
+        a, b = getattr(f, name)(argument, *extra), getattr(g, name)(argument, *extra)
+        assert b[0] == pytest.approx(a[0], rel=1e-12)
+        torch.testing.assert_close(b[1], a[1])
+    assert g.value(0.7) == pytest.approx(f.value(0.7), rel=1e-12)
+    torch.testing.assert_close(g.accept(0.4), f.accept(0.4))
+    torch.testing.assert_close(g.sample().logits(), f.logits())  # few rows: the sample is all of them
+
+
+def test_logits_over_the_limit_are_not_kept(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = draw(400, 24, 6)
+    kept = PathSolver(Rows(X.astype(float), y, 6), tol=1e-12).fit(10.0)
+    monkeypatch.setattr("heads.solvers.logistic.rows.LOGIT_BYTES", 1000)
+    monkeypatch.setattr("heads.solvers.logistic.rows.SAMPLE_ROWS", 100)  # the preconditioner sees a quarter of the rows
+    solver = PathSolver(Rows(X.astype(float), y, 6), tol=1e-12)
+    assert not hasattr(solver.minimiser.problem, "Z")
+    assert len(solver.minimiser.problem.sample().X) == 100
+    assert solver.fit(10.0).objective == pytest.approx(kept.objective, rel=1e-10)
+
+
+def test_preconditioners_of_sampled_rows_save_passes(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = draw(3000, 24, 6)
+    monkeypatch.setattr("heads.solvers.logistic.rows.SAMPLE_ROWS", 600)
+    products = []
+    for cost in (float("inf"), 3.0):
+        solver = PathSolver(streamed(X, y, 6, rows=1000), tol=1e-9)
+        solver.minimiser._build_cost = cost
+        solver.fit(1000.0)
+        products.append(solver.minimiser.problem.products)
+    assert products[1] < 0.7 * products[0]
+
+
+def test_a_path_starts_from_the_nearest_solved_C(draw: Any) -> None:
+    X, y = draw(300, 16, 5)
+    solver = PathSolver(Rows(X.astype(float), y, 5), tol=1e-10)
+    first, _, again = solver.fit(1.0), solver.fit(1000.0), solver.fit(1.001)
+    assert again.iterations < first.iterations
+    assert again.objective == pytest.approx(PathSolver(Rows(X.astype(float), y, 5), tol=1e-10).fit(1.001).objective)
+
+
+def test_cheap_products_while_far_end_at_the_same_optimum(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = draw(600, 32, 6)
+    Cs = [0.1, 10.0, 1000.0]
+    exact = list(fit_path(Rows(X.astype(np.float64), y, 6), Cs, tol=1e-12))
+    monkeypatch.setattr("heads.solvers.logistic.rows.LOW_WORK", 0)
+    monkeypatch.setattr("heads.solvers.logistic.rows.has_bfloat16", lambda: True)
+    solver = PathSolver(Rows(X.astype(np.float32), y, 6), tol=1e-7)
+    assert isinstance(solver.minimiser.problem, LowPrecision)
+    for best in exact:
+        found = solver.fit(best.C)
+        assert not solver.minimiser.problem._lowered
+        lowest = objective(X, y, best.C, best.weights, best.intercepts)
+        assert -1e-9 <= objective(X, y, best.C, found.weights, found.intercepts) / lowest - 1.0 <= 1e-6
+    wide = PathSolver(Rows(X.astype(np.float64), y, 6)).minimiser.problem
+    assert not isinstance(wide, LowPrecision)  # float64 is asked for when float32 is not enough
+    assert not wide.lower(True)
+
+
+def test_cheap_products_are_near_the_exact_ones(draw: Any) -> None:
+    X, y = draw(300, 16, 4)
+    rows, labels = torch.from_numpy(X.astype(np.float32)), torch.from_numpy(y)
+    low, full = LowPrecision(rows, labels, 4), Multinomial(rows, labels, 4)
+    theta, direction = torch.randn(2, 4, 17, generator=torch.Generator().manual_seed(0))
+    for f in (low, full):
+        f.start(theta, 0.1)
+    low.lower(True)
+    (value, gradient), (expected, exact) = low.probe(direction), full.probe(direction)
+    assert value != expected
+    assert value == pytest.approx(expected, rel=1e-2)
+    assert float((gradient - exact).norm() / exact.norm()) < 2e-2
+    low.lower(False)
+    low.start(theta, 0.1)
+    torch.testing.assert_close(low.probe(direction)[1], exact)

@@ -1,0 +1,167 @@
+"""Solvers for rows that are resident on a device, on the one that every machine has: against the general ones."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from featcache.errors import HeadError
+from heads.solvers.logistic.device import DeviceMultinomial, DeviceRows
+from heads.solvers.logistic.objective import Multinomial
+from heads.solvers.logistic.path import fit_path
+from heads.solvers.logistic.preconditioner import BatchedBlocks, ClassBlocks
+from heads.solvers.ridge import device as ridge_device
+from heads.solvers.ridge import leave_one_out
+from heads.solvers.ridge.moments import Moments
+from heads.solvers.ridge.spectrum import decompose
+
+ALPHAS = np.logspace(-3, 3, 13)
+
+
+@pytest.fixture
+def rows(draw: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    X, y = draw(700, 24, 6)
+    return torch.from_numpy(X), torch.from_numpy(y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_moments_and_leave_one_out_are_those_of_arrays(
+    rows: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ridge_device, "_CELLS", 48 * 256)  # several pieces
+    X, y = rows[0].to(dtype), rows[1]
+    found = ridge_device.moments(X, y, 6)
+    truth = Moments.from_blocks([(X.numpy(), y.numpy())], dim=24, n_classes=6)
+    np.testing.assert_allclose(found.xtx, truth.xtx, rtol=1e-12)
+    np.testing.assert_allclose(found.class_sums, truth.class_sums, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(found.counts, truth.counts)
+    for intercept in (True, False):
+        spectrum = decompose(found, fit_intercept=intercept)
+        errors = ridge_device.leave_one_out_errors(spectrum, X, y, ALPHAS)
+        direct = leave_one_out.leave_one_out_errors(spectrum, lambda: [(X.numpy(), y.numpy())], ALPHAS)
+        np.testing.assert_allclose(errors, direct, rtol=1e-8)
+
+
+def test_leave_one_out_where_eigenvalues_crowd() -> None:
+    rng = np.random.default_rng(0)
+    X = torch.from_numpy(np.linalg.qr(rng.normal(size=(300, 40)))[0])
+    y = torch.from_numpy(rng.integers(0, 3, 300))
+    spectrum = decompose(ridge_device.moments(X, y, 3), fit_intercept=False)
+    errors = ridge_device.leave_one_out_errors(spectrum, X, y, ALPHAS)
+    direct = leave_one_out.leave_one_out_errors(spectrum, lambda: [(X.numpy(), y.numpy())], ALPHAS)
+    np.testing.assert_allclose(errors, direct, rtol=1e-8)
+
+
+def test_what_ridge_refuses(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    X, y = rows
+    with pytest.raises(HeadError, match=r"labels lie in \[0, 5\], expected \[0, 4\]"):
+        ridge_device.moments(X, y, 5)
+    with pytest.raises(HeadError, match="same device"):
+        ridge_device.moments(X, y[:5], 6)
+
+
+def test_errors_on_other_rows_and_shrinkage_towards_weights(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    X, y = rows
+    base = np.random.default_rng(2).normal(size=(6, 24))
+    spectrum = decompose(ridge_device.moments(X[:500], y[:500], 6)).pulled_to(base)
+    for part, of_device, of_arrays in (
+        (slice(500), ridge_device.leave_one_out_errors, leave_one_out.leave_one_out_errors),
+        (slice(500, None), ridge_device.squared_errors, leave_one_out.squared_errors),
+    ):
+        x, labels = X[part], y[part]
+        want = of_arrays(spectrum, lambda x=x, labels=labels: [(x.numpy(), labels.numpy())], ALPHAS)  # type: ignore[misc]
+        np.testing.assert_allclose(of_device(spectrum, x, labels, ALPHAS), want, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_value_and_gradient_are_float64_s(
+    rows: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, fit_intercept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-precision features are exact, and so are the two halves of the other factor: float32 errors, no larger."""
+    monkeypatch.setattr("heads.solvers.logistic.device._CELLS", 256 * 6)
+    X, y = rows[0].to(dtype), rows[1]
+    mean = X.double().mean(0) if fit_intercept else torch.zeros(24, dtype=torch.float64)
+    keep = (torch.arange(len(y)) % 3 > 0).float()
+    generator = torch.Generator().manual_seed(0)
+    theta = 30 * torch.randn(6, 25, generator=generator)
+    offset = torch.randn(6, 25, generator=generator)
+    if not fit_intercept:
+        theta[:, -1], offset[:, -1] = 0.0, 0.0
+    options: dict[str, Any] = {"fit_intercept": fit_intercept}
+    wide = Multinomial(X.double() - mean, y, 6, row_weights=keep.double(), offset=offset.double(), **options)
+    f = DeviceMultinomial(X, y, 6, mean.float(), row_weights=keep, offset=offset, **options)
+    step = theta / 7
+    for at_point in (lambda g, t: g.start(t, 0.1), lambda g, t: g.probe(t / 7), lambda g, t: g.gradient(0.5)):
+        want, slope = at_point(wide, theta.double())
+        got, found = at_point(f, theta)
+        assert got == pytest.approx(want, rel=1e-5)
+        assert float((found - slope).norm() / slope.norm()) < 2e-5
+    assert f.value(0.25) == pytest.approx(wide.value(0.25), rel=1e-5)
+    assert torch.equal(f.accept(0.5), theta + 0.5 * step)
+
+
+def test_halves_matter(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """With one half of the weights alone the value is off by a thousand times as much."""
+    X, y = rows
+    theta = 100 * torch.randn(6, 25, generator=torch.Generator().manual_seed(0))
+    want, _ = Multinomial(X.double(), y, 6).start(theta.double(), 0.0)
+    found, _ = DeviceMultinomial(X, y, 6, torch.zeros(24)).start(theta, 0.0)
+    rounded, _ = DeviceMultinomial(X, y, 6, torch.zeros(24)).start(theta.half().float(), 0.0)
+    assert abs(found - want) < 1e-3 * abs(rounded - want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_a_path_reaches_scikit_learn_s_optimum(
+    rows: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, fit_intercept: bool
+) -> None:
+    X, y = rows[0].to(dtype), rows[1]
+    Cs = [1e-3, 1.0, 300.0]
+    path = list(fit_path(DeviceRows(X, y, 6, fit_intercept=fit_intercept), Cs, tol=1e-7))
+    assert torch.equal(X, rows[0].to(dtype))  # never written to
+    for fitted in path:
+        model = LogisticRegression(C=fitted.C, fit_intercept=fit_intercept, tol=1e-9, max_iter=10_000)
+        model.fit(X.double().numpy(), y.numpy())
+        best = objective(X, y, fitted.C, model.coef_, model.intercept_)
+        assert objective(X, y, fitted.C, fitted.weights, fitted.intercepts) <= best * (1 + 1e-5)
+        assert fitted.converged
+
+
+def objective(X: torch.Tensor, y: torch.Tensor, C: float, weights: Any, intercepts: Any) -> float:
+    logits = X.double() @ torch.as_tensor(weights).T + torch.as_tensor(intercepts)
+    nll = torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+    return 0.5 * float((np.asarray(weights) ** 2).sum()) + C * float(nll)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_batched_blocks_are_the_blocks(draw: Any, fit_intercept: bool, weighted: bool) -> None:
+    X, y = (torch.from_numpy(a) for a in draw(300, 20, 7))
+    X = X.double() - X.double().mean(0)
+    weights = torch.rand(300, dtype=torch.float64) if weighted else None
+    problem = Multinomial(X, y, 7, fit_intercept=fit_intercept, row_weights=weights)
+    problem.start(3 * torch.randn(7, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 0.5)
+    wide = torch.cat([X, torch.ones(300, 1, dtype=torch.float64)], 1)
+    moment = wide.T @ wide / 300
+    one, all_at_once = (kind(problem, 0.5, moment) for kind in (ClassBlocks, BatchedBlocks))
+    torch.testing.assert_close(all_at_once.inverses, one.inverses, rtol=2e-3, atol=1e-6)  # the rest below 0.1% is kept
+
+
+def test_blocks_that_need_a_jitter() -> None:
+    """Two equal columns without a penalty to speak of: a factorisation fails at first."""
+    X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).repeat(1, 2) * 1e3
+    problem = Multinomial(X, torch.arange(50) % 4, 4)
+    problem.start(torch.zeros(4, 7), 1e-20)
+    blocks = BatchedBlocks(problem, 1e-20, torch.eye(7))
+    assert blocks.inverses.isfinite().all()
+    assert (blocks.inverses.diagonal(dim1=1, dim2=2) > 0).all()
+
+
+def test_rows_that_are_not_finite_are_named(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    X = rows[0].clone()
+    X[41] = torch.nan
+    with pytest.raises(HeadError, match="41"):
+        DeviceRows(X, rows[1], 6)
