@@ -17,6 +17,13 @@ from featcache.datasets.decode import decode_image
 from featcache.errors import DatasetError
 
 
+PLACEHOLDER = "{split}"
+"""What a file name holds where the name of the split belongs."""
+
+WHOLE = "all"
+"""The split that takes every sample of a data set without splits."""
+
+
 @dataclass(frozen=True)
 class FileDataset:
     """A data set whose samples are image files.

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from featcache.datasets.sources.list_file import MAX_CLASSES
 from featcache.errors import DatasetError
 
+MAX_CLASSES = 1_000_000
 NUMBER = re.compile(r"[0-9]{1,9}")
 
 

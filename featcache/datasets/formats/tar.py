@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from featcache.datasets.files import local_path
+from featcache.datasets.files import PLACEHOLDER, WHOLE, local_path
 from featcache.datasets.remote import is_remote, open_remote, read_range, read_remote, stat_remote
-from featcache.datasets.sources.image_folder import WHOLE
-from featcache.datasets.sources.list_file import PLACEHOLDER
 from featcache.errors import DatasetError
 
 BLOCK = 512

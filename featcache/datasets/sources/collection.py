@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.datasets.files import (
+    WHOLE,
     FileDataset,
     check_name,
     check_split,
@@ -35,7 +36,7 @@ from featcache.datasets.files import (
     size_and_stamp,
 )
 from featcache.datasets.options import split_list, split_options
-from featcache.datasets.sources.image_folder import WHOLE, class_folder_index, class_folders
+from featcache.datasets.sources.image_folder import class_folder_index, class_folders
 from featcache.datasets.sources.list_file import ListRow, check_found, parse_list
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines

@@ -26,8 +26,8 @@ from featcache.datasets.files import (
     refuse_int_labels,
     size_and_stamp,
 )
+from featcache.datasets.labels import MAX_CLASSES
 from featcache.datasets.options import split_options
-from featcache.datasets.sources.list_file import MAX_CLASSES
 from featcache.errors import DatasetError
 
 Item = tuple[str, int, str]

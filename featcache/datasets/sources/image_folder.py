@@ -19,6 +19,7 @@ from pathlib import Path
 
 from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import (
+    WHOLE,
     FileDataset,
     check_name,
     check_split,
@@ -32,7 +33,6 @@ from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-WHOLE = "all"
 VALIDATION = ("val", "validation", "val_in_folder")
 SPLIT_NAMES = {"train", "training", "test", "testing", "valid", *VALIDATION}
 

@@ -20,8 +20,16 @@ that is no class is an error, except ObjectNet's 200 that ImageNet does not know
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featcache.datasets.files import FileDataset, check_name, check_split, default_name, local_path, refuse_int_labels
-from featcache.datasets.sources.image_folder import WHOLE, class_folder_index, class_folders, split_folder
+from featcache.datasets.files import (
+    WHOLE,
+    FileDataset,
+    check_name,
+    check_split,
+    default_name,
+    local_path,
+    refuse_int_labels,
+)
+from featcache.datasets.sources.image_folder import class_folder_index, class_folders, split_folder
 from featcache.errors import DatasetError
 from featcache.prompts.objectnet import load_objectnet
 from featcache.prompts.wordnet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids

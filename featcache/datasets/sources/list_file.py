@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from featcache.datasets.base import SHOWN
 from featcache.datasets.files import (
+    PLACEHOLDER,
     FileDataset,
     check_name,
     check_path,
@@ -33,12 +34,11 @@ from featcache.datasets.files import (
     local_path,
     size_and_stamp,
 )
+from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
 EXPECTED = "expected 'path<TAB>label' or 'path label'"
-MAX_CLASSES = 1_000_000
-PLACEHOLDER = "{split}"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featcache.datasets.files import (
+    PLACEHOLDER,
+    WHOLE,
     FileDataset,
     check_name,
     check_path,
@@ -33,9 +35,8 @@ from featcache.datasets.files import (
     size_and_stamp,
 )
 from featcache.datasets.formats.tables import Cell, Table, read_table
+from featcache.datasets.labels import MAX_CLASSES
 from featcache.datasets.options import split_list, split_options
-from featcache.datasets.sources.image_folder import WHOLE
-from featcache.datasets.sources.list_file import MAX_CLASSES, PLACEHOLDER
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file
 

@@ -25,6 +25,7 @@ from PIL import Image
 from featcache.datasets.base import IMAGE_FILE, SampleIndex
 from featcache.datasets.decode import decode_image, to_rgb
 from featcache.datasets.files import (
+    WHOLE,
     check_name,
     check_split,
     default_name,
@@ -34,7 +35,6 @@ from featcache.datasets.files import (
     size_and_stamp,
 )
 from featcache.datasets.options import split_options
-from featcache.datasets.sources.image_folder import WHOLE
 from featcache.errors import DatasetError, ImageReadError
 
 FILE_LISTS = ("samples", "_samples", "_image_files", "_images", "images", "data")
