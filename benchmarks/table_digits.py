@@ -26,7 +26,7 @@ from benchmarks.common import machine_facts, write_json
 from benchmarks.table_digits_text import markdown
 from featcache.datasets import open_dataset
 from featcache.datasets.sources.digits import DOMAINS
-from ft.merging.sweep import sweep
+from ft.merging.sweep import WiseOptions, sweep
 from ft.training.loop import finetune
 
 TEMPLATES = "digits"
@@ -157,12 +157,7 @@ class Table:
         def make() -> dict[str, Any]:
             folder = self.train(options, f"FT, seed {seed}")["folder"]
             began = time.perf_counter()
-            found = sweep(
-                "tiny",
-                folder / "best",
-                self.alphas,
-                folder / "wise",
-                select=open_dataset("digits", "val"),
+            wise_options = WiseOptions(
                 on=[open_dataset(spec, "test") for spec in self.tests],
                 heads=["zero_shot", folder / "best_head.safetensors"],
                 templates=TEMPLATES,
@@ -170,6 +165,8 @@ class Table:
                 root=self.root,
                 overwrite=True,
             )
+            val = open_dataset("digits", "val")
+            found = sweep("tiny", folder / "best", self.alphas, folder / "wise", val, wise_options)
             shutil.rmtree(folder / "wise")
             return {"alpha": found.alpha, "seconds": time.perf_counter() - began} | self.metrics(found.best)
 

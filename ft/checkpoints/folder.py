@@ -1,8 +1,8 @@
-"""Checkpoint files and model folders: how weights come in and go out, without pickle and without open_clip.
+"""Reading and writing checkpoint files and model folders, without pickle and without open_clip.
 
-A model folder is what open_clip calls ``local-dir:FOLDER``: its configuration, one weights file, and the tokenizer's
-files where the model has its own. `write_model_folder` makes one from another folder and a state dict, so that a
-fine-tuned or merged model goes straight to ``featcache encode --model local-dir:FOLDER``.
+A model folder is what open_clip calls ``local-dir:FOLDER``: a configuration, one weights file, and tokenizer files
+where the model has its own tokenizer. `write_model_folder` makes one from another folder and a state dict, so that a
+fine-tuned or merged model can be encoded with ``featcache encode --model local-dir:FOLDER``.
 """
 
 import json
@@ -27,6 +27,10 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 PROVENANCE = "provenance.json"
 
+START, LAST, BEST = "start", "last", "best"
+OPTIONS, LOG = "options.json", "log.jsonl"
+"""Files of a run's folder, see `ft.training.output`."""
+
 # open_clip's order of preference among the weights files of a folder
 WEIGHTS_NAMES = tuple(
     f"{stem}.{suffix}"
@@ -50,14 +54,14 @@ PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torc
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict from a file, or from the weights file of a model folder.
 
-    Takes safetensors, torch files (read with ``weights_only=True``, so that no code in them runs; open_clip's training
-    checkpoints, whose weights are under ``state_dict``, too) and OpenAI's TorchScript archives. Prefixes that
-    DistributedDataParallel and torch.compile put before every key are taken off.
+    Takes safetensors, torch files (read with ``weights_only=True``, so that no code in them runs; including open_clip's
+    training checkpoints, which hold the weights under ``state_dict``) and OpenAI's TorchScript archives. Prefixes that
+    DistributedDataParallel and torch.compile put before every key are removed.
 
     Raises
     ------
     EncoderError
-        No such file, or one that cannot be read like that.
+        The file does not exist or cannot be read.
     """
     file = Path(path)
     if file.is_dir():
@@ -66,7 +70,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise EncoderError(f"{file}: no such checkpoint; give a safetensors or torch file, or a model folder")
     try:
         content = _load(file)
-    except Exception as error:  # torch's readers meet broken files with KeyError, IndexError and more
+    except Exception as error:  # torch's readers raise KeyError, IndexError and more on broken files
         raise EncoderError(
             f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({str(error)[:200]}); "
             "pickled modules are not read here: save their state_dict(), or see featcache convert --trust"
@@ -88,13 +92,13 @@ def _load(file: Path) -> Any:
     if not is_torchscript(file):
         return torch.load(file, map_location="cpu", weights_only=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch means to drop it; OpenAI's files will stay as they are
+        warnings.simplefilter("ignore", FutureWarning)  # torch plans to drop it; OpenAI's files need it
         archive = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
     return {key: value for key, value in archive.state_dict().items() if key not in NOT_WEIGHTS}
 
 
 def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a state dict as safetensors: a reader sees the old file or the new one, whole, also after a power cut.
+    """Write a state dict as safetensors, atomically: a reader sees the old file or the new one, also after a power cut.
 
     Parameters
     ----------
@@ -102,7 +106,7 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
         Tensors may share memory and sit on any device.
     path : str or Path
     metadata : mapping of str -> str, optional
-        Kept in the file's header.
+        Stored in the file's header.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +123,7 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
 
 
 def _separate(state: State) -> dict[str, torch.Tensor]:
-    """Contiguous CPU tensors, each with memory of its own: safetensors refuses tied weights."""
+    """Contiguous CPU tensors that share no memory: safetensors refuses tied weights."""
     seen: set[int] = set()
     separate = {}
     for key, value in state.items():
@@ -130,13 +134,18 @@ def _separate(state: State) -> dict[str, torch.Tensor]:
     return separate
 
 
+def head_path(out: Path, name: str) -> Path:
+    """File of the head that belongs to the model folder ``out/name``."""
+    return out / f"{name}_head.safetensors"
+
+
 def model_folder(name: str | Path) -> Path:
     """The folder meant by ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``.
 
     Raises
     ------
     EncoderError
-        It is no model folder.
+        It is not a model folder.
     """
     text = str(name).removeprefix("local-dir:")
     folder = Path(encoders.__file__).parent / "tiny" if text == "tiny" and not Path(text).exists() else Path(text)
@@ -151,7 +160,7 @@ def weights_file(folder: str | Path) -> Path:
     Raises
     ------
     EncoderError
-        There is none.
+        The folder has none.
     """
     folder = Path(folder)
     found = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
@@ -168,7 +177,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises
     ------
     EncoderError
-        It is no JSON object with a ``model_cfg``.
+        It is not a JSON object with a ``model_cfg``.
     """
     path = Path(folder) / CONFIG
     try:
@@ -194,22 +203,22 @@ def write_model_folder(
     ----------
     source : str, Path or mapping
         A model folder, or ``tiny``; or the configuration itself (``model_cfg`` and ``preprocess_cfg``) of a model that
-        came by name, whose tokenizer open_clip finds by the configuration.
+        was loaded by name: open_clip then finds the tokenizer from the configuration.
     state : mapping of name -> tensor
-        With the keys and shapes of the source's weights; a configuration alone has none to compare with.
+        With the keys and shapes of the source's weights; not checked for a configuration alone.
     out : str or Path
-        The new folder; it appears when it is complete.
+        The new folder, created atomically.
     provenance : JSON-able mapping, optional
-        Where the weights come from; written beside them as ``provenance.json``.
+        Origin of the weights; written next to them as ``provenance.json``.
     overwrite : bool
         Replace a folder that is already there.
 
     Raises
     ------
     EncoderError
-        `source` is no model folder, or `out` exists.
+        `source` is not a model folder, or `out` exists.
     MismatchError
-        Keys or shapes are not those of the weights of the source, where it is a folder.
+        Keys or shapes differ from the weights of a source folder.
     """
     out = Path(out)
     folder = None if isinstance(source, Mapping) else model_folder(source)
@@ -235,7 +244,7 @@ def write_model_folder(
 
 
 def _write_configuration(source: str | Path | Mapping[str, Any], folder: Path) -> None:
-    """Configuration, and tokenizer files where the source has its own."""
+    """Configuration, and the tokenizer files where the source has some."""
     if isinstance(source, Mapping):
         if not {"model_cfg", "preprocess_cfg"} <= source.keys():
             raise EncoderError(f"configuration with {', '.join(source)}: expected model_cfg and preprocess_cfg")
@@ -246,14 +255,8 @@ def _write_configuration(source: str | Path | Mapping[str, Any], folder: Path) -
 
 
 def stored_shapes(file: Path) -> Shapes:
-    """Shapes of the tensors of a checkpoint file; of safetensors without reading the tensors."""
+    """Shapes of the tensors of a checkpoint file; safetensors are not read for it."""
     if file.suffix != ".safetensors":
         return shapes_of(read_state(file))
     with safe_open(file, framework="pt") as stored:
         return {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118 - not a dict
-
-
-START, LAST, BEST = "start", "last", "best"
-
-
-OPTIONS, LOG = "options.json", "log.jsonl"

@@ -1,9 +1,9 @@
-"""Models that others are made from: the zero-shot model of an interpolation, the base of a conversion.
+"""Models that others are derived from: the zero-shot model of an interpolation, the base of a conversion.
 
-A model folder, or ``tiny``, is read as it lies. An architecture of open_clip, with a tag or a checkpoint file, is
-loaded as ``featcache encode`` loads it, so that its activation is checked. ``RUN/start`` is the model that a run of
-``featcache finetune`` began with: a run keeps the head that it began with (``start_head.safetensors``) and where its
-weights came from, not a copy of them, so they are loaded again and must have the digests that the run wrote down.
+A model folder, or ``tiny``, is read directly. An architecture of open_clip, with a tag or a checkpoint file, is loaded
+as ``featcache encode`` loads it, so that its activation is checked. ``RUN/start`` is the model that a run of
+``featcache finetune`` began with: the run recorded where its weights came from, not a copy, so they are loaded again
+and must have the recorded digests.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from ft.checkpoints.state import Shapes, shapes_of
 
 @dataclass(frozen=True)
 class Parent:
-    """A model to make others from; `parent_of` finds it.
+    """A model to derive others from; made by `parent_of`.
 
     Parameters
     ----------
@@ -41,12 +41,11 @@ class Parent:
     named : (str, str or None)
         Model and weights as `featcache.encoders.load_encoder` takes them.
     source : Path or dict
-        Its folder, or the configuration of a model that came by name: what
-        `ft.checkpoints.folder.write_model_folder` takes.
+        For `ft.checkpoints.folder.write_model_folder`: the folder, or the configuration of a model loaded by name.
     config : dict
         ``model_cfg`` and ``preprocess_cfg``.
     encoder : OpenClipEncoder, optional
-        The model that came by name, on the CPU.
+        A model loaded by name, on the CPU.
     has_weights : bool
         False for an architecture alone, which has shapes only.
     """
@@ -59,11 +58,11 @@ class Parent:
     has_weights: bool = True
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Its state dict, under open_clip's names."""
+        """The state dict, under open_clip's names."""
         return dict(self.encoder.model.state_dict()) if self.encoder is not None else read_state(self._folder)
 
     def shapes(self) -> Shapes:
-        """Shapes of its tensors."""
+        """Shapes of the tensors."""
         if self.encoder is not None:
             return shapes_of(self.encoder.model.state_dict())
         return stored_shapes(weights_file(self._folder))
@@ -75,8 +74,8 @@ class Parent:
         return {"model": self.encoder.name, "weights": _digests(self.encoder)}
 
     def load(self, device: str | None = None) -> OpenClipEncoder:
-        """It as an encoder on a device."""
-        return _open_clip(*self.named, device)
+        """The model as an encoder on a device."""
+        return load_open_clip(*self.named, device=device)
 
     @property
     def _folder(self) -> Path:
@@ -84,7 +83,7 @@ class Parent:
 
 
 def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, architecture: bool = False) -> Parent:
-    """The model of that name.
+    """Find the model of that name.
 
     Parameters
     ----------
@@ -93,16 +92,16 @@ def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, archi
     pretrained : str, optional
         Weights of an architecture: a tag of open_clip or a checkpoint file.
     architecture : bool
-        Whether an architecture without weights will do.
+        Accept an architecture without weights.
 
     Raises
     ------
     EncoderError
         There is no such model, or an architecture has no weights.
     ActivationMismatchError
-        Weights that want another activation than the architecture has.
+        The weights need another activation than the architecture has.
     MismatchError
-        The weights that a run began with are not there any more.
+        The weights that a run began with have changed.
     """
     if isinstance(name, Parent):
         return name
@@ -116,16 +115,37 @@ def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, archi
         return _start_of(path.parent, text)
     if pretrained is None and not architecture and not text.startswith("hf-hub:"):
         raise EncoderError(
-            f"{text}: no model folder ({CONFIG} is not there); expected one, `tiny`, RUN/{START} (what a run began "
+            f"{text}: not a model folder (no {CONFIG} in it); expected one, `tiny`, RUN/{START} (what a run began "
             "with), or an architecture of open_clip with --pretrained"
         )
     has_weights = pretrained is not None or text.startswith("hf-hub:")
     named = (text, pretrained if has_weights else "random")
-    return _by_name(text, named, _open_clip(*named, "cpu"), has_weights)
+    return _by_name(text, named, load_open_clip(*named, device="cpu"), has_weights)
+
+
+def load_open_clip(
+    model: str,
+    pretrained: str | None = None,
+    *,
+    device: str | None = None,
+    precision: str = "fp32",
+    preprocess: str | None = None,
+) -> OpenClipEncoder:
+    """`featcache.encoders.load_encoder` for what only open_clip's models can do: training and merging.
+
+    Raises
+    ------
+    EncoderError
+        The model is not one of open_clip's.
+    """
+    encoder = load_encoder(model, pretrained, device=device, precision=precision, preprocess=preprocess)
+    if not isinstance(encoder, OpenClipEncoder):
+        raise EncoderError(f"{model}: expected a model folder, `tiny`, or an architecture of open_clip")
+    return encoder
 
 
 def account_of(file: Path) -> dict[str, Any]:
-    """Where weights come from: folder, file name and sha256."""
+    """Provenance of weights: folder, file name and sha256."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"file": f"{file.resolve().parent.name}/{file.name}", "sha256": digest}
@@ -138,22 +158,22 @@ def _in_folder(name: str) -> Parent:
 
 
 def _by_name(name: str, named: tuple[str, str | None], encoder: OpenClipEncoder, has_weights: bool = True) -> Parent:
-    config: dict[str, Any] = json.loads(json.dumps(encoder.configuration()))  # as it is read from a folder
+    config: dict[str, Any] = json.loads(json.dumps(encoder.configuration()))  # as read from a folder
     return Parent(name, named, config, config, encoder, has_weights)
 
 
 def _start_of(run: Path, name: str) -> Parent:
-    """The model that a run began with, from what the run wrote down."""
+    """The model that a run began with, from its record."""
     try:
         start = json.loads((run / OPTIONS).read_text(encoding="utf-8"))["start"]
         model, pretrained, weights = start["model"], start["pretrained"], start["weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderError(
-            f"{run}: its {OPTIONS} does not say which weights it began with; run its finetune command again, which "
-            "adds that, or name the model itself: a folder, or an architecture with --pretrained"
+            f"{run}: its {OPTIONS} does not say which weights it began with; run its finetune command again to "
+            "add that, or name the model itself: a folder, or an architecture with --pretrained"
         ) from error
     try:
-        encoder = _open_clip(model, pretrained, "cpu")
+        encoder = load_open_clip(model, pretrained, device="cpu")
     except EncoderError as error:
         raise EncoderError(f"{run} began with {model}, which cannot be loaded again: {error}") from error
     if _digests(encoder) != weights:
@@ -166,13 +186,6 @@ def _start_of(run: Path, name: str) -> Parent:
     return _by_name(name, (model, pretrained), encoder)
 
 
-def _open_clip(model: str, pretrained: str | None, device: str | None) -> OpenClipEncoder:
-    encoder = load_encoder(model, pretrained, device=device)
-    if not isinstance(encoder, OpenClipEncoder):
-        raise EncoderError(f"{model}: expected a model folder, `tiny`, or an architecture of open_clip")
-    return encoder
-
-
 def _digests(encoder: OpenClipEncoder) -> list[str]:
-    """As a run writes them down: image tower, then text tower."""
+    """As a run records them: image tower, then text tower."""
     return [str(encoder.image_identity["weights"]), encoder.text_digest]

@@ -17,7 +17,7 @@ from featcache.cli.arguments import show
 from featcache.datasets import open_dataset
 from featcache.datasets.sources.digits import DOMAINS
 from featcache.progress import Printed, Silent, format_seconds
-from ft.merging.sweep import sweep
+from ft.merging.sweep import WiseOptions, sweep
 from ft.training.loop import finetune
 from heads import append_rows, evaluate, load
 from heads.cli.demo import demo_arguments as base_arguments
@@ -79,12 +79,7 @@ def _full(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any
     model = f"local-dir:{run.best}"
     stores = [featcache.encode(spec, "test", model=model, root=args.root) for spec in TESTS]
     tuned = evaluate([load(run.best_head)], stores)[0]
-    found = sweep(
-        "tiny",
-        run.best,
-        ALPHAS,
-        out / "wise",
-        select=open_dataset("digits", "val"),
+    settings = WiseOptions(
         on=[open_dataset(spec, "test") for spec in TESTS],
         heads=["zero_shot", run.best_head],
         templates="digits",
@@ -92,6 +87,7 @@ def _full(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any
         root=args.root,
         overwrite=True,
     )
+    found = sweep("tiny", run.best, ALPHAS, out / "wise", open_dataset("digits", "val"), settings)
     reported = {key: value for key, value in found.best.items() if not key.startswith("digits/val:")}
     shown = [rows[0], tuned, {**reported, "head": f"wise alpha={found.alpha:g}"}]
     append_rows(out / "results.jsonl", [tuned, *found.rows, found.best])

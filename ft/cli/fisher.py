@@ -6,9 +6,10 @@ from typing import Any
 
 from featcache.cli.arguments import model_arguments, preprocess_argument, show
 from featcache.datasets.base import Dataset, SampleIndex
-from featcache.encoders import load_encoder
+from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.texts import embed_prompts
 from featcache.progress import Printed, Silent
+from ft.checkpoints.parents import load_open_clip
 from ft.merging.fisher import fisher as compute
 from ft.merging.fisher import write_fisher
 from ft.training.loop import open_split
@@ -44,17 +45,10 @@ def fisher(args: argparse.Namespace) -> int:
     dataset = open_split(args.data)
     if args.limit:
         dataset = _first(dataset, args.limit)
-    values = compute(
-        args.model,
-        args.pretrained,
-        dataset,
-        _head(args, dataset),
-        passes=args.passes,
-        seed=args.seed,
-        device=args.device,
-        preprocess=args.preprocess,
-        progress=Silent() if args.quiet else Printed(),
-    )
+    encoder = load_open_clip(args.model, args.pretrained, device=args.device, preprocess=args.preprocess)
+    progress = Silent() if args.quiet else Printed()
+    head = _head(args, dataset, encoder)
+    values = compute(encoder, dataset, head, passes=args.passes, seed=args.seed, progress=progress)
     path = write_fisher(values, args.output)
     n = len(dataset.index)
     show(
@@ -65,10 +59,9 @@ def fisher(args: argparse.Namespace) -> int:
     return 0
 
 
-def _head(args: argparse.Namespace, dataset: Dataset) -> LinearHead:
+def _head(args: argparse.Namespace, dataset: Dataset, encoder: OpenClipEncoder) -> LinearHead:
     if args.head:
         return load(args.head).linear()
-    encoder = load_encoder(args.model, args.pretrained, device=args.device)
     names = dataset.index.classnames
     texts = embed_prompts(names, args.templates, encoder, name=dataset.name, root=args.root).store
     return ZeroShot().fit(texts).linear()

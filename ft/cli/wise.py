@@ -7,7 +7,7 @@ from typing import Any
 from featcache.cli.arguments import preprocess_argument, root_argument, show
 from featcache.errors import FeatcacheError
 from ft.merging.interpolate import FISHER_FLOOR
-from ft.merging.sweep import SOUPS, Sweep, sweep
+from ft.merging.sweep import SOUPS, Sweep, WiseOptions, sweep
 from ft.merging.wise import wise as merge
 from ft.training.loop import open_split
 from heads import append_rows
@@ -90,17 +90,20 @@ def _judging_arguments(parser: argparse.ArgumentParser) -> None:
 def wise(args: argparse.Namespace) -> int:
     """``featcache wise ZERO_SHOT FINE_TUNED... --alpha A... --out DIR [--select DATASET:SPLIT]``."""
     fisher = (args.fisher[0], args.fisher[1]) if args.fisher else None
-    settings = {
-        "pretrained": args.pretrained,
-        "fisher": fisher,
-        "floor": args.fisher_floor,
-        "overwrite": args.overwrite,
-    }
     if args.select:
-        return _sweep(args, settings)
+        return _sweep(args, fisher)
     if args.on or args.heads or args.best_only or args.soup != "uniform" or args.preprocess:
         raise FeatcacheError("--on, --heads, --best-only, --preprocess, --soup greedy judge models: give --select too")
-    folders = merge(args.zero_shot, args.fine_tuned, args.alpha, args.out, **settings)
+    folders = merge(
+        args.zero_shot,
+        args.fine_tuned,
+        args.alpha,
+        args.out,
+        pretrained=args.pretrained,
+        fisher=fisher,
+        floor=args.fisher_floor,
+        overwrite=args.overwrite,
+    )
     models = [
         {"alpha": alpha, "folder": str(folder), "model": f"local-dir:{folder}"}
         for alpha, folder in zip(args.alpha, folders, strict=True)
@@ -110,24 +113,23 @@ def wise(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sweep(args: argparse.Namespace, settings: dict[str, Any]) -> int:
-    found = sweep(
-        args.zero_shot,
-        args.fine_tuned,
-        args.alpha,
-        args.out,
-        select=open_split(args.select),
+def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
+    options = WiseOptions(
+        pretrained=args.pretrained,
+        fisher=fisher,
+        floor=args.fisher_floor,
+        overwrite=args.overwrite,
         on=[open_split(spec) for spec in args.on],
         heads=args.heads,
         templates=args.templates,
         metric=args.metric,
-        soup_kind=args.soup,
+        soup=args.soup,
         best_only=args.best_only,
         root=args.root,
         device=args.device,
         preprocess=args.preprocess,
-        **settings,
     )
+    found = sweep(args.zero_shot, args.fine_tuned, args.alpha, args.out, open_split(args.select), options)
     append_rows(args.results, [*found.rows, found.best])
     show(_record(found), _text(found, args), args.json)
     return 0

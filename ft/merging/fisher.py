@@ -1,30 +1,27 @@
 """Diagonal Fisher information of a model on a data set, for Fisher-weighted ensembles.
 
-``F_k = mean_n (d/d theta_k log p(y_n | x_n))^2`` with the label y_n **drawn from the model's own prediction**, one
-image at a time: that is the Fisher information, and what wise-ft computes; with the true labels it would be the
-empirical Fisher, another matrix. Gradients of single images come from `torch.func` in small groups, which is the same
-number.
+``F_k = mean_n (d/d theta_k log p(y_n | x_n))^2`` with the label y_n **drawn from the model's own prediction**, as in
+wise-ft; with the true labels it would be the empirical Fisher, another matrix. Per-sample gradients are computed by
+`torch.func` in small groups.
 
-The head is a layer as the others are: its weight and bias, logit scale included, have a Fisher information too, and
-``featcache wise --fisher F0 F1 --heads H0 H1`` merges both heads by it.
+The weight and bias of the head, logit scale included, have a Fisher information too, by which
+``featcache wise --fisher F0 F1 --heads H0 H1`` merges both heads.
 
 Paper: Matena and Raffel, Merging models with Fisher-weighted averaging (arXiv 2111.09832).
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from featcache.datasets.base import Dataset
-from featcache.encoders import load_encoder
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.augment import view_uniforms
 from featcache.encoding.pipeline import batches_of, default_workers, prepared_batches
-from featcache.errors import EncoderError, ImageReadError, MismatchError, TrainingError
+from featcache.errors import ImageReadError, MismatchError, TrainingError
 from featcache.progress import Progress, Silent
 from ft.checkpoints.folder import write_state
 from ft.merging.wise import HEAD_BIAS, HEAD_WEIGHT
@@ -40,7 +37,7 @@ def diagonal_fisher(
     parameters: dict[str, torch.Tensor],
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
-    """Mean squared gradient of single samples, float32, summed in float64.
+    """Mean squared per-sample gradient, float32, summed in float64.
 
     Parameters
     ----------
@@ -48,12 +45,12 @@ def diagonal_fisher(
         Parameters and one batch (B, ...) to log p (B, C).
     parameters : mapping of name -> tensor
     batches : iterator of (inputs (B, ...), uniforms (B,))
-        The uniform number of a sample draws its label: the first class where the cumulated probability exceeds it.
+        The label drawn for a sample is the first class at which the cumulative probability exceeds its uniform number.
 
     Raises
     ------
     TrainingError
-        No sample.
+        No samples.
     """
 
     def loss(values: dict[str, torch.Tensor], sample: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -71,56 +68,50 @@ def diagonal_fisher(
                 sums[name] += gradient.double().square().sum(0)
             count += len(part)
     if not count:
-        raise TrainingError("the Fisher information of no images; give a split with some")
+        raise TrainingError("the Fisher information of no images; give a split that has images")
     return {name: (total / count).float() for name, total in sums.items()}
 
 
 def fisher(
-    model: str,
-    pretrained: str | None,
+    encoder: OpenClipEncoder,
     dataset: Dataset,
     head: LinearHead,
     *,
     passes: int = 1,
     seed: int = 0,
-    device: str | None = None,
-    preprocess: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Fisher information of an image tower's parameters and of its head's.
+    """Fisher information of the parameters of an image tower and its head.
 
     Names are those of open_clip's state dict, ``visual.proj`` and so on; the head's are ``head.weight`` (C, D) and
-    ``head.bias`` (C,), zero biases of zero-shot heads included.
+    ``head.bias`` (C,), including the zero biases of zero-shot heads.
 
     Parameters
     ----------
-    model, pretrained, device, preprocess
-        See `featcache.encoders.load_encoder`.
+    encoder : OpenClipEncoder
+        See `ft.checkpoints.parents.load_open_clip`.
     dataset : Dataset
-        Its images without augmentation; the labels have no part in it.
+        Images, used without augmentation; labels are not used.
     head : LinearHead
-        Logits of unit features (N, D), the model's own head.
+        Logits of unit features (N, D): the head of the same model.
     passes : int
-        Times that a label is drawn for every image.
+        Labels drawn per image.
     seed : int
-        Of the drawn labels, which depend on seed, pass and sample id alone.
+        Seed of the drawn labels, which depend on seed, pass and sample id alone.
 
     Raises
     ------
-    EncoderError, MismatchError
-        No open_clip model; a head of another width or class list.
+    MismatchError
+        The head has another width or class list.
     ImageReadError
         An image cannot be read.
     """
-    encoder = load_encoder(model, pretrained, device=device, preprocess=preprocess)
-    if not isinstance(encoder, OpenClipEncoder):
-        raise EncoderError(f"model {model}: the Fisher information is taken of open_clip models")
     if head.dim != encoder.dim or head.classnames != dataset.index.classnames:
         raise MismatchError(
             f"head {head.name} ({len(head.classnames)} classes of {head.dim} features) does not fit {encoder.name} "
             f"({encoder.dim}) and {dataset.name} ({len(dataset.index.classnames)} classes)"
         )
-    visual: Any = encoder.model.visual
+    visual: torch.nn.Module = encoder.model.visual
     tower = {name: value.detach() for name, value in visual.named_parameters() if value.requires_grad}
     layer = {HEAD_WEIGHT: torch.from_numpy(head.weights), HEAD_BIAS: torch.from_numpy(head.bias)}
 
@@ -132,26 +123,28 @@ def fisher(
     parameters = {f"{VISUAL}{name}": value for name, value in tower.items()}
     parameters |= {name: value.to(encoder.device) for name, value in layer.items()}
     batches = _batches(encoder, dataset, passes, seed, progress or Silent())
-    # fused attention has no batching rule for single-sample gradients; the plain one computes the same
+    # fused attention has no batching rule for per-sample gradients; the plain one computes the same
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         return diagonal_fisher(log_probabilities, parameters, batches)
 
 
 def write_fisher(values: dict[str, torch.Tensor], out: str | Path) -> Path:
-    """Write it as safetensors, as ``featcache wise --fisher`` takes it."""
+    """Write Fisher information as safetensors, for ``featcache wise --fisher``."""
     return write_state(values, out, {"content": "diagonal Fisher information"})
 
 
 def _batches(
     encoder: OpenClipEncoder, dataset: Dataset, passes: int, seed: int, progress: Progress
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Prepared pixels and the number that draws the label, sample by sample."""
+    """Prepared pixels, and the uniform numbers that draw the labels."""
     n = len(dataset.index)
     progress.start(f"fisher of {encoder.name} on {dataset.name}/{dataset.split}", n * passes, 0)
     for turn in range(passes):
         for batch in prepared_batches(dataset, encoder, batches_of(range(n), 4 * GROUP), default_workers(), 0):
             if bad := [item for item in batch if item.image is None]:
-                raise ImageReadError(f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); mend it")
+                raise ImageReadError(
+                    f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); repair or remove it"
+                )
             images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
             drawn = [view_uniforms(seed, turn, dataset.index.ids[item.row], 1)[0] for item in batch]
             yield encoder.pixels(images.to(encoder.device)), torch.tensor(drawn, device=encoder.device)

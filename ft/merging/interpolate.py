@@ -1,9 +1,8 @@
 """Weight-space ensembles: WiSE-FT, plain or Fisher-weighted, and soups of several models.
 
-Every key takes part, as in the original: unused text parameters, logit scale and BatchNorm statistics included.
-Products are float64 and rounded once, and tensors that all models share come back bit for bit: an untouched text tower
-keeps its digest, so its text stores stay valid for every merged model, and both ends of a path are the models
-themselves.
+All keys are merged, as in the original, including unused text parameters, logit scale and BatchNorm statistics.
+Products are float64 and rounded once, and tensors that all models share are kept bit for bit: an untouched text tower
+keeps its digest, so its text stores stay valid for every merged model.
 
 Papers: Wortsman et al., Robust fine-tuning of zero-shot models (arXiv 2109.01903); Wortsman et al., Model soups
 (arXiv 2203.05482); Matena and Raffel, Merging models with Fisher-weighted averaging (arXiv 2111.09832).
@@ -35,19 +34,19 @@ def interpolate(
 
     ``theta(a) = (1 - a) theta0 + a theta1``, or with Fisher information, element by element,
     ``theta(a) = ((1 - a) f0 theta0 + a f1 theta1) / ((1 - a) f0 + a f1)`` with ``f = max(F, floor)``, and ``f = 1``
-    for a key that neither side has a Fisher of.
+    for a key without Fisher information.
 
     Parameters
     ----------
     theta0, theta1 : state dicts with the same keys and shapes
-        The result has the wider of the two dtypes. Integer buffers must be equal; only BatchNorm's batch counters,
-        which no prediction reads, are taken from `theta1`.
+        The result has the wider of the two dtypes. Integer buffers must be equal, except BatchNorm's batch counters,
+        which are taken from `theta1`.
     alpha : float
-        0 gives `theta0`, 1 gives `theta1`, bit for bit. Without Fisher any finite number will do (extrapolation).
+        0 gives `theta0`, 1 gives `theta1`, bit for bit. Without Fisher any finite number (extrapolation).
     fisher0, fisher1 : state dicts, optional
-        Diagonal Fisher information of some or all keys; a key must be in both or in neither.
+        Diagonal Fisher information of some or all keys, the same ones in both.
     floor : float
-        Least Fisher information of an element.
+        Smallest Fisher information of an element.
 
     Raises
     ------
@@ -83,7 +82,7 @@ def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dic
     Parameters
     ----------
     states : K state dicts with the same keys and shapes
-        Integer buffers must be equal, but for BatchNorm's batch counters, which come from the last one.
+        Integer buffers must be equal, except BatchNorm's batch counters, which come from the last model.
     weights : K floats, optional
         Relative weights; default: all equal.
 
@@ -132,7 +131,7 @@ def _blend(
     fishers: Sequence[torch.Tensor] = (),
     floor: float = FISHER_FLOOR,
 ) -> torch.Tensor:
-    """Weighted mean of one key; a tensor that all models with a weight share is copied, not computed."""
+    """Weighted mean of one key; a tensor shared by all models of nonzero weight is copied, not computed."""
     dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
     chosen = [tensor.detach().to(dtype) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0]
     if all(torch.equal(chosen[0], tensor) for tensor in chosen[1:]):

@@ -1,13 +1,10 @@
-"""WiSE-FT on model folders: one merged model for each alpha, ready to encode.
+"""WiSE-FT on model folders: one merged model per alpha, ready to encode.
 
-``featcache encode DATA --model local-dir:OUT/alpha=0.500`` gives a merged model its own store; since towers that the
-parents share come back bit for bit, fine-tuning the image tower leaves every text store valid for every alpha, and
-alpha 0 and 1 are cache hits on the stores of the parents.
+``featcache encode DATA --model local-dir:OUT/alpha=0.500`` gives a merged model its own store. Towers that both models
+share are kept bit for bit, so after fine-tuning the image tower alone every text store is valid for every alpha, and
+alpha 0 and 1 are cache hits on the stores of the two models.
 
-Heads of merged models: two more keys of the weights, merged by the same formula.
-
-In WiSE-FT the classifier is a layer of the model: ``theta(a) = (1 - a) theta0 + a theta1`` holds for its weight (C, D)
-and bias (C,) as for all other keys, and so does the Fisher-weighted form where the Fisher information has them.
+Heads are merged by the same formula as the weights: in WiSE-FT the classifier is a layer of the model.
 """
 
 import math
@@ -39,25 +36,25 @@ def merged_head(
     fishers: Sequence[State] = (),
     floor: float = FISHER_FLOOR,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Weights (C, D) and bias (C,) of the head between two models, in float64.
+    """Weights (C, D) and bias (C,) of the head of a merged model, in float64.
 
     Parameters
     ----------
     first : LinearHead
-        Of the zero-shot model (alpha 0).
+        Head of the zero-shot model (alpha 0).
     tuned : sequence of LinearHead
-        Of the fine-tuned models, which are averaged first (alpha 1).
+        Heads of the fine-tuned models, which are averaged first (alpha 1).
     alpha : float
     fishers : two state dicts, or none
-        Diagonal Fisher information of both heads, by the names `HEAD_WEIGHT` and `HEAD_BIAS`; where both lack them, as
+        Diagonal Fisher information of both heads, under `HEAD_WEIGHT` and `HEAD_BIAS`; where both lack these keys, as
         files of older versions do, the heads are merged plainly.
     floor : float
-        Least Fisher information of an element.
+        Smallest Fisher information of an element.
 
     Raises
     ------
     MismatchError
-        Heads of different shapes; a Fisher of one head alone, or of another shape.
+        Heads of different shapes; Fisher information of one head only, or of another shape.
     TrainingError
         See `ft.merging.interpolate.interpolate`.
 
@@ -74,12 +71,12 @@ def merged_head(
 
 
 def head_part(state: State) -> dict[str, torch.Tensor]:
-    """What a state dict holds of a head."""
+    """The head's keys of a state dict."""
     return {name: value for name, value in state.items() if name in (HEAD_WEIGHT, HEAD_BIAS)}
 
 
 def tower_part(state: State) -> dict[str, torch.Tensor]:
-    """What a state dict holds of a model without its head."""
+    """All keys of a state dict except the head's."""
     return {name: value for name, value in state.items() if name not in (HEAD_WEIGHT, HEAD_BIAS)}
 
 
@@ -101,29 +98,27 @@ def wise(
 ) -> list[Path]:
     """Write a merged model folder ``out/alpha=0.500`` for each alpha.
 
-    ``theta(a) = (1 - a) theta0 + a theta1`` over every key, Fisher-weighted where Fishers are given: see
-    `ft.merging.interpolate.interpolate`. Everything that can be refused is refused before anything is written.
+    ``theta(a) = (1 - a) theta0 + a theta1`` over every key, or its Fisher-weighted form: see
+    `ft.merging.interpolate.interpolate`. All checks run before anything is written.
 
     Parameters
     ----------
     model0 : str, Path or Parent
-        The zero-shot model (alpha 0), which gives configuration and tokenizer: a model folder, ``tiny``, ``RUN/start``
-        (what a run of ``featcache finetune`` began with), or an architecture of open_clip; see
-        `ft.checkpoints.parents.parent_of`.
+        The zero-shot model (alpha 0), which gives configuration and tokenizer; see `ft.checkpoints.parents.parent_of`.
     folder1 : str, Path, or several of them
         The fine-tuned model (alpha 1): a model folder or a checkpoint file. Several are averaged first (a soup).
     alphas : iterable of float
     out : str or Path
-        Folder of the new folders.
+        Parent of the new folders.
     pretrained : str, optional
         Weights of an architecture: a tag of open_clip or a checkpoint file.
     fisher : two paths, optional
-        Checkpoint files with the diagonal Fisher information of the two models, parameter name -> tensor; what
-        they hold of heads has no part here: see `ft.merging.sweep.sweep`.
+        Checkpoint files with the diagonal Fisher information of the two models, parameter name -> tensor; keys of
+        heads are ignored, see `ft.merging.sweep.sweep`.
     floor : float
-        Least Fisher information of an element.
+        Smallest Fisher information of an element.
     overwrite : bool
-        Replace folders that are already there.
+        Replace existing folders.
 
     Returns
     -------
@@ -132,7 +127,7 @@ def wise(
     Raises
     ------
     EncoderError
-        A model or a Fisher that cannot be read; a folder that exists already; an archive of OpenAI's beside a model
+        A model or a Fisher that cannot be read; a folder that exists already; OpenAI's weights merged with a model
         without QuickGELU.
     MismatchError
         Models with different keys, shapes, architectures or preprocessing.
@@ -157,7 +152,7 @@ def wise(
 
 
 def read_tuned(file: Path, theta0: State) -> dict[str, torch.Tensor]:
-    """State dict of a fine-tuned model; what Lipsum-FT's ``.ckpt`` leaves out (the frozen text tower) is `theta0`'s."""
+    """State dict of a fine-tuned model; the text tower, which Lipsum-FT's ``.ckpt`` leaves out, comes from `theta0`."""
     return {**theta0, **read_lipsum(file).state} if is_flax(file) else read_state(file)
 
 
@@ -174,7 +169,7 @@ def folder_name(alpha: float) -> str:
 
 
 def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool) -> dict[float, Path]:
-    """The folder of each alpha; everything that can be refused is refused before the first is written."""
+    """The folder of each alpha, with all checks that need no model."""
     steps = [float(alpha) for alpha in alphas]
     if not steps or len(set(steps)) != len(steps):
         raise TrainingError(f"alphas {steps}: expected at least one, each once")
@@ -188,7 +183,7 @@ def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool
 
 
 def weights_of(parent: Parent, name: str | Path) -> Path:
-    """Weights file of a fine-tuned model; a folder must agree with the zero-shot model in all but the weights."""
+    """Weights file of a fine-tuned model; a folder must agree with the zero-shot model in everything else."""
     path = Path(str(name).removeprefix("local-dir:"))
     if path.is_file():
         check_told(str(name), told_by_file(path), parent.config, parent.named[0], "ZERO_SHOT")

@@ -11,10 +11,10 @@ import featcache
 from featcache.cli.main import main
 from featcache.datasets import open_dataset
 from featcache.datasets.base import SampleIndex
-from featcache.encoders import load_encoder
 from featcache.encoding.augment import view_uniforms
 from featcache.errors import MismatchError, TrainingError
 from ft.checkpoints.folder import read_state
+from ft.checkpoints.parents import load_open_clip
 from ft.merging.fisher import diagonal_fisher, fisher
 from heads import LinearHead, ZeroShot, load, save
 
@@ -38,9 +38,8 @@ def some_head(scale: float = 5.0) -> LinearHead:
 
 
 def test_one_backward_pass_an_image_gives_the_same(tmp_path: Path) -> None:
-    data, head = Few(), some_head()
-    found = fisher("tiny", None, data, head, passes=2, seed=3, device="cpu")
-    encoder = load_encoder("tiny", device="cpu")
+    data, head, encoder = Few(), some_head(), load_open_clip("tiny", device="cpu")
+    found = fisher(encoder, data, head, passes=2, seed=3)
     tower = encoder.model.visual
     weight, bias = (torch.from_numpy(value.copy()).requires_grad_() for value in (head.weights, head.bias))
     trained = {f"visual.{name}": value for name, value in tower.named_parameters() if value.requires_grad}
@@ -118,15 +117,16 @@ class Cropped(Few):
 
 
 def test_pictures_are_prepared_as_asked() -> None:
-    asked = fisher("tiny", None, Few(4), some_head(), device="cpu", preprocess="central-crop")
-    by_hand = fisher("tiny", None, Cropped(), some_head(), device="cpu")
-    own = fisher("tiny", None, Few(4), some_head(), device="cpu")
+    tiny, cropping = (load_open_clip("tiny", device="cpu", preprocess=name) for name in (None, "central-crop"))
+    asked = fisher(cropping, Few(4), some_head())
+    by_hand = fisher(tiny, Cropped(), some_head())
+    own = fisher(tiny, Few(4), some_head())
     assert all(torch.equal(asked[name], by_hand[name]) for name in own)
     assert not torch.equal(asked["visual.proj"], own["visual.proj"])
 
 
 def test_refusals() -> None:
     with pytest.raises(MismatchError, match="does not fit"):
-        fisher("tiny", None, Few(), LinearHead(np.zeros((2, 128)), np.zeros(2), ("a", "b")), device="cpu")
+        fisher(load_open_clip("tiny"), Few(), LinearHead(np.zeros((2, 128)), np.zeros(2), ("a", "b")))
     with pytest.raises(TrainingError, match="no images"):
         diagonal_fisher(lambda values, x: x, {"w": torch.zeros(1)}, iter([]))

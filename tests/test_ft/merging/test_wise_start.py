@@ -143,7 +143,7 @@ def test_a_run_that_wrote_nothing_down_writes_it_when_it_is_called_again() -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["small", "x"], "no model folder (open_clip_config.json is not there)"),
+        (["small", "x"], "not a model folder (no open_clip_config.json in it)"),
         (["RUN/start", "x"], "an architecture of open_clip with --pretrained"),
         (["tiny", "x", "--pretrained", "openai"], "has weights of its own"),
         (["small", "x", "--pretrained", "zero.bin"], "give a checkpoint file"),

@@ -1,6 +1,7 @@
 """Merged models judged by their own stores: the sweep equals encoding and evaluating each by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from featcache.errors import EncoderError, HeadError, MismatchError, TrainingErr
 from featcache.store import list_stores
 from ft.checkpoints.folder import model_folder, read_state, weights_file, write_model_folder
 from ft.merging.interpolate import interpolate, soup
-from ft.merging.sweep import greedy, sweep
+from ft.merging.sweep import WiseOptions, greedy, sweep
 from heads import LinearHead, ZeroShot, evaluate, load, save
 
 ALPHAS = [0.0, 0.5, 1.0]
@@ -56,7 +57,9 @@ def by_hand(tuned: Path, alpha: float, dataset: Few, tmp_path: Path) -> dict:
 
 def test_a_sweep_is_encoding_and_evaluating_every_merged_model(tuned: Path, tmp_path: Path) -> None:
     val, test = Few("val"), Few("test")
-    found = sweep("tiny", tuned, ALPHAS, tmp_path / "out", select=val, on=[test], templates="digits", metric="nll")
+    found = sweep(
+        "tiny", tuned, ALPHAS, tmp_path / "out", val, WiseOptions(on=[test], templates="digits", metric="nll")
+    )
     assert [row["alpha"] for row in found.rows] == ALPHAS
     for row, alpha in zip(found.rows, ALPHAS, strict=True):
         for dataset in (val, test):
@@ -71,7 +74,9 @@ def test_a_sweep_is_encoding_and_evaluating_every_merged_model(tuned: Path, tmp_
 
 def test_the_best_is_left_as_one_checkpoint_with_its_head(tuned: Path, tmp_path: Path) -> None:
     val, test = Few("val"), Few("test")
-    found = sweep("tiny", tuned, ALPHAS, tmp_path / "out", select=val, on=[test], templates="digits", best_only=True)
+    found = sweep(
+        "tiny", tuned, ALPHAS, tmp_path / "out", val, WiseOptions(on=[test], templates="digits", best_only=True)
+    )
     head = load(found.head)
     store = featcache.encode(test, model=f"local-dir:{found.folder}")
     row = evaluate([head], [store])[0]
@@ -83,11 +88,11 @@ def test_the_best_is_left_as_one_checkpoint_with_its_head(tuned: Path, tmp_path:
 
 
 def test_a_second_sweep_encodes_nothing(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = {"select": Few("val"), "templates": "digits"}
-    first = sweep("tiny", tuned, ALPHAS, tmp_path / "out", **arguments)
+    val = Few("val")
+    first = sweep("tiny", tuned, ALPHAS, tmp_path / "out", val, WiseOptions(templates="digits"))
     stores = len(list_stores(tmp_path / "cache"))
     monkeypatch.setattr("featcache.encoders.openclip.OpenClipEncoder.encode_images", None)
-    again = sweep("tiny", tuned, ALPHAS, tmp_path / "out", overwrite=True, **arguments)
+    again = sweep("tiny", tuned, ALPHAS, tmp_path / "out", val, WiseOptions(templates="digits", overwrite=True))
     assert again.rows == first.rows
     assert len(list_stores(tmp_path / "cache")) == stores
 
@@ -98,11 +103,13 @@ def test_heads_are_interpolated_with_the_weights(tuned: Path, tmp_path: Path) ->
     names = val.index.classnames
     one, two = (LinearHead(rng.normal(size=(10, 128)), rng.normal(size=10), names, f"h{k}") for k in range(2))
     paths = [save(head, tmp_path / f"{head.name}.safetensors") for head in (one, two)]
-    found = sweep("tiny", tuned, [0.25], tmp_path / "out", select=val, heads=paths)
+    found = sweep("tiny", tuned, [0.25], tmp_path / "out", val, WiseOptions(heads=paths))
     head = load(found.head).linear()
     assert np.abs(head.weights - (0.75 * one.weights + 0.25 * two.weights)).max() < 1e-6
     assert np.abs(head.bias - (0.75 * one.bias + 0.25 * two.bias)).max() < 1e-6
-    mixed = sweep("tiny", tuned, [0.0], tmp_path / "zs", select=val, heads=["zero_shot", paths[1]], templates="digits")
+    mixed = sweep(
+        "tiny", tuned, [0.0], tmp_path / "zs", val, WiseOptions(heads=["zero_shot", paths[1]], templates="digits")
+    )
     text = featcache.embed_text(names, "digits")
     assert np.abs(load(mixed.head).linear().weights - ZeroShot().fit(text).linear().weights).max() < 1e-5
 
@@ -121,12 +128,12 @@ def test_greedy_takes_what_does_not_hurt() -> None:
 
 def test_a_greedy_soup_leaves_a_broken_model_out(tuned: Path, tmp_path: Path) -> None:
     models = [disturbed(tmp_path / "broken", 5, 30.0), tuned, disturbed(tmp_path / "good", 2, 0.05)]
-    settings = {"select": Few("val"), "templates": "digits", "metric": "nll"}
-    found = sweep("tiny", models, [1.0], tmp_path / "out", soup_kind="greedy", **settings)
+    val, options = Few("val"), WiseOptions(templates="digits", metric="nll")
+    found = sweep("tiny", models, [1.0], tmp_path / "out", val, replace(options, soup="greedy"))
     assert 0 not in found.ingredients
     expected = soup([read_state(weights_file(models[k])) for k in found.ingredients])
     assert all(torch.equal(value, expected[key]) for key, value in read_state(found.folder).items())
-    uniform = sweep("tiny", models, [1.0], tmp_path / "uniform", **settings)
+    uniform = sweep("tiny", models, [1.0], tmp_path / "uniform", val, options)
     assert uniform.ingredients == [0, 1, 2]
     assert found.best["few/val:nll"] < uniform.best["few/val:nll"]
     assert not (tmp_path / "out" / ".soup").exists()
@@ -177,7 +184,7 @@ def test_the_selection_split_is_no_shift(
 
 def test_ties_go_to_the_lower_nll_then_to_the_smaller_alpha(tuned: Path, tmp_path: Path) -> None:
     val = Few("val", 3)
-    found = sweep("tiny", tuned, [1.0, 0.0, 0.5], tmp_path / "out", select=val, templates="digits")
+    found = sweep("tiny", tuned, [1.0, 0.0, 0.5], tmp_path / "out", val, WiseOptions(templates="digits"))
     top1 = max(row["few/val:top1"] for row in found.rows)
     tied = [row for row in found.rows if row["few/val:top1"] == top1]
     assert len(tied) > 1
@@ -188,14 +195,14 @@ def test_ties_go_to_the_lower_nll_then_to_the_smaller_alpha(tuned: Path, tmp_pat
 def test_refusals(tuned: Path, tmp_path: Path) -> None:
     val, out = Few("val"), tmp_path / "out"
     with pytest.raises(TrainingError, match="uniform, greedy"):
-        sweep("tiny", tuned, ALPHAS, out, select=val, soup_kind="stew")
+        sweep("tiny", tuned, ALPHAS, out, val, WiseOptions(soup="stew"))
     with pytest.raises(TrainingError, match="expected 2"):
-        sweep("tiny", tuned, ALPHAS, out, select=val, heads=["zero_shot"])
+        sweep("tiny", tuned, ALPHAS, out, val, WiseOptions(heads=["zero_shot"]))
     other = save(LinearHead(np.zeros((2, 128)), np.zeros(2), ("a", "b")), tmp_path / "other.safetensors")
     with pytest.raises(MismatchError, match="other classes"):
-        sweep("tiny", tuned, ALPHAS, out, select=val, heads=["zero_shot", other])
+        sweep("tiny", tuned, ALPHAS, out, val, WiseOptions(heads=["zero_shot", other]))
     with pytest.raises(HeadError, match="unknown metric"):
-        sweep("tiny", tuned, [0.0], out, select=val, metric="luck")
+        sweep("tiny", tuned, [0.0], out, val, WiseOptions(metric="luck"))
     (out / "best").mkdir(parents=True)
     with pytest.raises(EncoderError, match="there already"):
-        sweep("tiny", tuned, ALPHAS, out, select=val)
+        sweep("tiny", tuned, ALPHAS, out, val)
