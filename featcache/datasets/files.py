@@ -16,7 +16,6 @@ from featcache.datasets.base import IMAGE_FILE, SHOWN, SampleIndex
 from featcache.datasets.decode import decode_image
 from featcache.errors import DatasetError
 
-
 PLACEHOLDER = "{split}"
 """What a file name holds where the name of the split belongs."""
 
