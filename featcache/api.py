@@ -7,11 +7,14 @@ from featcache.encoding.options import EncodeOptions
 from featcache.encoding.texts import embed_text
 from featcache.errors import FeatcacheError
 from featcache.store import ImageStore, TextStore, find_store, list_stores, open_store
+from featcache.transfer.batches import FeatureBatches, FeatureDataset
 
 __all__ = [
     "EncodeOptions",
     "EncodeResult",
     "FeatcacheError",
+    "FeatureBatches",
+    "FeatureDataset",
     "ImageStore",
     "TextStore",
     "__version__",

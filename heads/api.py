@@ -6,6 +6,7 @@ from heads.combine.interpolate import interpolate, interpolate_by_folds
 from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.discriminant import LinearDiscriminant, NearestMean
 from heads.estimators.fit import Material, fit_head, settled
+from heads.estimators.kept_moments import store_moments
 from heads.estimators.knn import KNN
 from heads.estimators.logistic import Logistic
 from heads.estimators.lp_plus_plus import LPPlusPlus
@@ -81,6 +82,7 @@ __all__ = [
     "score_templates",
     "settled",
     "stack",
+    "store_moments",
     "subset_by_name",
     "template_weights",
 ]
