@@ -24,7 +24,7 @@ import torch
 from featcache.errors import HeadError, MissingExtraError
 from heads.kernels.problem import Problem
 from heads.kernels.tally import RowValues, Tally
-from heads.solvers.products import wide_product
+from heads.solvers.primitives import wide_product
 
 TILE_BYTES = 24 * 2**20
 """Bytes of a tile of logits. The L2 caches of an A100, H100 and H200 hold 40 to 60 MB, weights and features too."""

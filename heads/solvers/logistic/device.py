@@ -21,7 +21,7 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from heads.solvers.logistic.streamed import SAMPLE_ROWS, StreamedMultinomial
-from heads.solvers.products import wide_product
+from heads.solvers.primitives import wide_product
 
 _CELLS = 2**26
 """Logits of a piece of rows: 256 MiB."""

@@ -1,0 +1,90 @@
+"""The operations of the solvers that differ by device or library; all else is plain torch, the same everywhere.
+
+On a CPU the products go through numpy. Measured on one thread (AVX-512, pieces of 2048 rows and 512 features):
+``X.T @ X`` in float64 takes 13 ms in numpy, which calls SYRK, and 27 ms in torch; a float32 product 22 ms and 26 ms.
+Conversions from float16 are torch's: 0.1 ms where numpy takes 2.2 ms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def as_tensor(values: NDArray[np.generic] | Tensor) -> Tensor:
+    """The tensor of an array, in the same memory where torch can use it: writable, of a type that torch has.
+
+    Examples
+    --------
+    >>> as_tensor(np.arange(3)).tolist(), as_tensor(np.ones(2, ">f4")).dtype
+    ([0, 1, 2], torch.float64)
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+    except (TypeError, ValueError):  # another byte order, wider than 64 bits, or negative strides
+        return torch.from_numpy(values.astype(np.float64 if values.dtype.kind == "f" else np.int64))
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a @ b``, into `out` if it is given.
+
+    Examples
+    --------
+    >>> product(torch.eye(2), torch.ones(2, 1)).tolist()
+    [[1.0], [1.0]]
+    """
+    if a.device.type != "cpu":
+        return torch.matmul(a, b, out=out)
+    with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are named by the caller
+        found = np.matmul(a.numpy(), b.numpy(), out=None if out is None else out.numpy())
+    return torch.from_numpy(found) if out is None else out
+
+
+def gram(x: Tensor) -> Tensor:
+    """``x.T @ x`` (D, D) of rows (n, D)."""
+    return product(x.T, x)  # numpy notices that both are one array, and computes one triangle
+
+
+def class_sums(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
+    """Sum of the rows (n, D) of each class (C, D), for class indices (n,): ``onehot(y).T @ x``.
+
+    An index-add on a CPU. On a GPU the order of its additions varies from run to run, so there it is the product.
+
+    Examples
+    --------
+    >>> class_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 0]), 2).tolist()
+    [[5.0], [2.0]]
+    """
+    if x.device.type == "cpu":
+        return x.new_zeros(n_classes, x.shape[1]).index_add_(0, y, x)
+    return class_sums_by_product(x, y, n_classes)
+
+
+def class_sums_by_product(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
+    """`class_sums` as a product with one-hot labels, whose additions have a fixed order on every device."""
+    onehot = x.new_zeros(len(x), n_classes).scatter_(1, y[:, None], 1.0)
+    return product(onehot.T, x)
+
+
+def wide_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """``a @ b.T`` into a float32 `out`, of float16, bfloat16 or float32 matrices of one type.
+
+    torch's own product of half-precision matrices rounds its result to half precision. Where torch has no product with
+    a wider result (before 2.8, and on a CPU) the inputs are widened: the same numbers, slower.
+
+    Examples
+    --------
+    >>> a = torch.tensor([[1.0, 2.0**-9]], dtype=torch.bfloat16)
+    >>> wide_product(a, torch.ones(1, 2, dtype=torch.bfloat16), torch.empty(1, 1)).item() == 1 + 2.0**-9
+    True
+    """
+    if a.dtype == torch.float32:
+        return torch.mm(a, b.T, out=out)
+    if a.is_cuda and hasattr(torch.ops.aten.mm, "dtype_out"):
+        torch.ops.aten.mm.dtype_out(a, b.T, torch.float32, out=out)
+        return out
+    return torch.mm(a.float(), b.float().T, out=out)
