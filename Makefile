@@ -4,13 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint nightly zarr-oldest bench gpu gpu-bare gpu-bench tiny clean
+.PHONY: demo test quick lint nightly zarr-oldest coverage docs release bench gpu gpu-bare gpu-bench tiny clean
+TESTS := -n 2 --dist worksteal
 
 demo: $(READY)  ## the main job on the embedded model, with its report in demo/
 	$(BIN)/featcache demo
 
 test: $(READY) lint  ## linters, types, layers, all tests but the nightly ones
-	$(BIN)/python -m pytest -m "not nightly and not gpu"
+	$(BIN)/python -m pytest $(TESTS) -m "not nightly and not gpu"
+
+quick: $(READY)  ## linters and the fast tests, in under two minutes: what to run while working
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(TESTS) -m "not slow and not nightly and not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -19,11 +24,27 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 nightly: $(READY) zarr-oldest  ## the long checks too
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(TESTS) -m "not gpu"
 
 zarr-oldest: $(READY)  ## the stores under the oldest zarr that is allowed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/zarr-oldest zarr==3.1.3 crc32c==2.9.post0
-	PYTHONPATH=build/zarr-oldest $(BIN)/python -m pytest tests/test_featcache/test_encode.py tests/test_featcache/test_readers.py
+	PYTHONPATH=build/zarr-oldest $(BIN)/python -m pytest tests/test_featcache/encoding/test_encode.py tests/test_featcache/store/test_readers.py
+
+coverage: $(READY)  ## line coverage of the three packages
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pytest-cov
+	$(BIN)/python -m pytest $(TESTS) -m "not nightly and not gpu" --cov=featcache --cov=heads --cov=ft --cov-report=term-missing:skip-covered
+
+docs: $(READY)  ## the documentation as a site, in build/site; broken links are errors
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt mkdocs
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+release: $(READY)  ## build the distribution, install it in a fresh environment, run the demo, and tag the commit
+	test -z "$$(git status --porcelain)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build
+	rm -rf dist build/release && $(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv build/release && build/release/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build && release/bin/featcache demo
+	git tag --annotate "v$$($(BIN)/python -c 'import featcache; print(featcache.__version__)')" --message "Release"
 
 bench: $(READY)  ## every benchmark at full size, results into benchmarks/results
 	$(BIN)/python -m benchmarks.bench_store --out benchmarks/results/store.json
