@@ -1,7 +1,7 @@
-"""Several processes (torchrun), one evaluation: which share is mine, and one sum over all shares at the end.
+"""Several processes started by torchrun: their ranks, waiting for each other, and sums over all of them.
 
-Counts are summed as float64, which holds whole numbers up to 2**53 exactly, so that they equal those of one process;
-sums of NLL differ by their rounding.
+Counts are summed as float64, which holds whole numbers up to 2**53 exactly, so they equal those of one process; sums of
+NLL may differ by rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -24,22 +25,43 @@ def rank_and_size() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-@contextmanager
-def process_group() -> Iterator[tuple[int, int]]:
-    """Rank and size of what torchrun started, with the process group up inside; (0, 1) without torchrun.
+def is_first() -> bool:
+    """Whether this process writes and prints for all, also before the process group is up and after it has ended."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return int(os.environ.get("RANK", "0")) == 0
 
-    nccl where every process has a CUDA device of its own, else gloo.
+
+def wait() -> None:
+    """Wait until all processes have come here."""
+    if rank_and_size()[1] > 1:
+        dist.barrier()
+
+
+@contextmanager
+def process_group(device: str | None = None, timeout: timedelta | None = None) -> Iterator[tuple[int, int]]:
+    """Rank and size of the processes that torchrun started, with the process group up inside; (0, 1) without torchrun.
+
+    Parameters
+    ----------
+    device : str, optional
+        Device of this process: nccl is used for ``cuda``, gloo for ``cpu``. Default: the CUDA device of its local rank
+        where the machine has one for every process.
+    timeout : timedelta, optional
+        How long processes wait for each other, by default as long as torch does.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size < 2 or dist.is_initialized():
         yield rank_and_size()
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    on_gpus = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if on_gpus:
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if on_gpus else "gloo")
+    if device is None and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    on_gpu = device is not None and device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
     try:
-        yield rank_and_size()
+        yield int(os.environ["RANK"]), size
     finally:
         dist.destroy_process_group()
 

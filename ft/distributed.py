@@ -1,4 +1,4 @@
-"""Several processes as one: rows of all of them in one tensor, gradients averaged, who does what.
+"""Training in several processes: the role of each, gradients averaged, and the rows of all processes in one tensor.
 
 ``torchrun --nproc-per-node 2 -m featcache finetune ...`` starts the processes. Each takes its share of every batch;
 after the backward pass gradients are averaged in buckets, so that every process makes the same update.
@@ -14,16 +14,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-BUCKET = 2**22  # elements of one all-reduce: large enough for the network, small beside the model
+from featcache.processes import process_group, rank_and_size, wait
+
+BUCKET = 2**22  # elements of one all-reduce: large enough for the network, small next to the model
 PATIENCE = timedelta(hours=24)
-"""How long processes wait for each other. All others wait while the first encodes the training split for a probe
-(LP-FT) or makes a bank of texts, which takes hours where torch's defaults are 10 (nccl) and 30 (gloo) minutes.
+"""How long processes wait for each other. While the first encodes the training split for a probe (LP-FT) or makes a
+bank of texts, all others wait for hours; torch's defaults are 10 (nccl) and 30 (gloo) minutes.
 """
 
 
 @dataclass(frozen=True)
 class Place:
-    """One process among its peers, and the device that it computes on."""
+    """Rank of a process, number of processes, and the device that this process computes on."""
 
     rank: int
     world: int
@@ -31,71 +33,37 @@ class Place:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.world > 1:
-            dist.barrier()
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """The block in the first process, then in all others: they find what it has put into the cache."""
+        """Run the block in the first process, then in all others, which find what it has put into the cache."""
         if not self.first:
-            self.wait()
+            wait()
         yield
         if self.first:
-            self.wait()
-
-
-def is_first() -> bool:
-    """Whether this process speaks for all, also before they have joined and after they have parted."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank() == 0
-    return _launched()[0] == 0
-
-
-def _launched() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torchrun says; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+            wait()
 
 
 @contextmanager
 def processes(device: str | None = None) -> Iterator[Place]:
-    """Join the processes that torchrun started, if it did; leave them at the end of the block.
+    """Join the processes that torchrun started, if any; leave them at the end of the block.
 
     Parameters
     ----------
     device : str, optional
-        Default: one CUDA device a process where there are some, else ``cpu``.
+        Default: the CUDA device of the local rank where CUDA is available, else ``cpu``.
     """
-    rank, world = _launched()
     if device is None:
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    if dist.is_available() and dist.is_initialized():  # by the caller, who also ends it
-        yield Place(dist.get_rank(), dist.get_world_size(), device)
-        return
-    if world == 1:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    with process_group(device, PATIENCE) as (rank, world):
         yield Place(rank, world, device)
-        return
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
-    try:
-        yield Place(rank, world, device)
-    finally:
-        dist.destroy_process_group()
-
-
-def _peers() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def average_gradients(parameters: Iterable[torch.Tensor]) -> None:
-    """Replace the gradient of each parameter by its mean over the processes; nothing to do without peers."""
-    world = _peers()
+    """Replace the gradient of each parameter by its mean over the processes."""
+    _, world = rank_and_size()
     if world == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -121,27 +89,28 @@ def _buckets(gradients: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 def total(values: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over the processes."""
-    if _peers() > 1:
+    if rank_and_size()[1] > 1:
         dist.all_reduce(values)
     return values
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """Rows (n_r, ...) of every process as one tensor (sum of n_r, ...), in rank order; `rows` itself without peers.
+    """Rows (n_r, ...) of all processes as one tensor (sum of n_r, ...), in rank order; `rows` itself in one process.
 
     A loss over gathered rows is the same number on every process. The backward pass sums its gradient over the
-    processes before it hands each one its own rows, so that the average which DistributedDataParallel then takes
-    over the parameters is exactly the gradient of that one loss: as if one process had held the whole batch.
+    processes before it returns to each its own rows. Averaging the parameters' gradients over the processes then gives
+    exactly the gradient of that one loss, as if one process had held the whole batch.
 
     Parameters
     ----------
     rows : (n_r, ...) tensor
         Processes may hold different numbers of rows (the end of an epoch).
     """
-    if _peers() == 1:
+    _, world = rank_and_size()
+    if world == 1:
         return rows
     count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    counts = [torch.empty_like(count) for _ in range(world)]
     dist.all_gather(counts, count)
     gathered: torch.Tensor = _Gather.apply(rows, [int(n) for n in counts])
     return gathered
@@ -161,5 +130,5 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
-        rank = dist.get_rank()
+        rank, _ = rank_and_size()
         return total.narrow(0, sum(ctx.counts[:rank]), ctx.counts[rank]), None

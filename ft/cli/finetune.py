@@ -7,8 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from featcache.cli.arguments import root_argument, show
 from featcache.datasets import DATASETS
+from featcache.processes import is_first
 from featcache.progress import Printed, Silent
-from ft.distributed import is_first
 from ft.recipes import RECIPES, load_recipe
 from ft.regularizers import REGULARIZERS
 from ft.training.loop import FinetuneResult

@@ -1,6 +1,12 @@
-"""One epoch of a stored prior: finished chunks, and the journal of rows that are not in chunks yet."""
+"""One epoch of a stored prior: finished chunks, and a journal of the rows that are not in chunks yet.
 
-import contextlib
+The store's writer writes whole chunks of consecutive rows, once. Training meets rows in random order, a few per step
+and possibly from several processes, and a killed run must not lose those it has computed. So rows go to a journal
+first: a sparse file of features and one of checksums, shared by all processes of a machine. A row counts if its
+checksum fits, so that a kill or a power cut loses only the rows in flight. Afterwards the rows become chunks with
+markers and a manifest, written and verified by `featcache.store.StoreWriter` as in every other store.
+"""
+
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,13 +36,13 @@ class PriorViews:
     path : Path
         Folder of the store.
     identity : mapping
-        Of the store, see `featcache.store.Manifest`.
+        Identity of the store, see `featcache.store.Manifest`.
     shape : (int, int)
         N and D.
     name : str
-        What listings call it.
+        Name in listings.
     tidy : bool
-        Make chunks of what a killed run left in its journal; only for a process that is alone with the store.
+        Make chunks of the journal that a killed run left; only for a process that is alone with the store.
 
     Raises
     ------
@@ -49,9 +55,12 @@ class PriorViews:
     ) -> None:
         self.path, self._identity, self._shape, self._name = path, dict(identity), shape, name
         self._journal = _Journal(path, shape)
-        if tidy and existing_header(path) is not None and (self._journal.exists or not self._is_finished()):
+        self._store = self._finished()
+        if tidy and existing_header(path) is not None and (self._journal.exists or self._store is None):
             self.tidy()
-        self._store = self._open()
+            self._store = self._finished()
+        if self._store is not None:
+            check_deep(path)
         self._in_store = np.zeros(shape[0], dtype=bool) if self._store is None else self._store.valid
 
     def known(self, rows: Rows) -> npt.NDArray[np.bool_]:
@@ -70,9 +79,9 @@ class PriorViews:
         return features
 
     def record(self, rows: Rows, features: Features) -> None:
-        """Remember features (n, D) of some rows."""
+        """Write features (n, D) of some rows to the journal."""
         if not self._journal.exists:
-            self._writer()  # its header makes the folder a store that is not finished
+            self._writer()  # its header makes the folder an unfinished store
         self._journal.write(rows, features)
 
     def refresh(self) -> None:
@@ -92,14 +101,15 @@ class PriorViews:
             Chunks differ from their markers right after they were written.
         """
         self._journal.scan()
-        if not self._journal.known.any() and self._is_finished():
+        if not self._journal.known.any() and self._finished() is not None:
             self._journal.remove()
             return
         writer = self._writer()
+        chunks = range(writer.rows_spec.n_chunks)
         for _ in range(ATTEMPTS):
             writer.drop_damaged()
             writer.reopen()
-            for chunk in range(writer.rows_spec.n_chunks):
+            for chunk in chunks:
                 self._write(writer, chunk)
             if not writer.drop_damaged():
                 break
@@ -108,36 +118,31 @@ class PriorViews:
                 f"{self.path}: chunks differ from their markers right after they were written; check the disk, and "
                 "that no other run records the same views"
             )
-        recorded = sum(int(self._chunk(writer, "valid", chunk).sum()) for chunk in range(writer.rows_spec.n_chunks))
+        recorded = sum(int(self._chunk(writer, "valid", chunk).sum()) for chunk in chunks)
         writer.finalise({}, self._info(recorded), {"torch": torch.__version__, "threads": torch.get_num_threads()})
         self._journal.remove()
 
-    def _is_finished(self) -> bool:
+    def _finished(self) -> PriorStore | None:
+        """The store; None while it is unfinished."""
         try:
-            open_prior_store(self.path)
+            return open_prior_store(self.path)
         except (StoreNotFoundError, StoreIncompleteError):
-            return False
-        return True
-
-    def _open(self) -> PriorStore | None:
-        if not self._is_finished():
             return None
-        check_deep(self.path)
-        return open_prior_store(self.path)
 
     def _write(self, writer: StoreWriter, chunk: int) -> None:
-        """A chunk with its old rows and those of the journal; a chunk that gains nothing stays as it is."""
+        """Write a chunk with its old rows and those of the journal, unless it gains none."""
+        done = writer.marker(chunk) is not None
         rows = np.arange(writer.rows_spec.rows_of(chunk).start, writer.rows_spec.rows_of(chunk).stop)
-        if writer.marker(chunk) is None:
+        if done:
+            features, valid = (self._chunk(writer, name, chunk) for name in ("features", "valid"))
+        else:
             features = np.full((len(rows), self._shape[1]), np.nan, dtype=np.float32)
             valid = np.zeros(len(rows), dtype=np.uint8)
-        else:
-            features, valid = (self._chunk(writer, name, chunk) for name in ("features", "valid"))
         new = self._journal.known[rows] & (valid == 0)
-        if writer.marker(chunk) is not None:
+        if done:
             if not new.any():
                 return
-            self._journal.write(rows[valid == 1], features[valid == 1])  # for a kill before the new chunk is there
+            self._journal.write(rows[valid == 1], features[valid == 1])  # kept if a kill comes before the new chunk
             self._journal.flush()
             writer.drop(chunk)
         features[new], valid[new] = self._journal.read(rows[new]), 1
@@ -145,8 +150,7 @@ class PriorViews:
 
     def _chunk(self, writer: StoreWriter, name: str, chunk: int) -> npt.NDArray[Any]:
         spec = writer.specs[name]
-        values = np.fromfile(spec.chunk_path(self.path, chunk), dtype=spec.dtype)
-        return values.reshape(spec.chunk_shape)[: len(spec.rows_of(chunk))]
+        return spec.chunk_array(spec.chunk_path(self.path, chunk).read_bytes())[: len(spec.rows_of(chunk))].copy()
 
     def _writer(self) -> StoreWriter:
         n_rows, dim = self._shape
@@ -178,8 +182,7 @@ class _Journal:
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
         self._files, self._shape = (folder / "journal.rows", folder / "journal.marks"), shape
         self.known = np.zeros(shape[0], dtype=bool)
-        self._rows: Any = None
-        self._marks: Any = None
+        self._maps: tuple[npt.NDArray[np.float32], npt.NDArray[np.uint64]] | None = None
         self.scan()
 
     @property
@@ -188,49 +191,50 @@ class _Journal:
         return all(file.exists() for file in self._files)
 
     def scan(self) -> None:
-        """Learn which rows are whole, those of other processes included."""
-        if self._rows is None and self.exists:
-            self._map()
-        if self._rows is not None:
-            written = np.flatnonzero(self._marks)
-            self.known[written] = [_mark(self._rows[row]) == self._marks[row] for row in written]
+        """Learn which rows are whole, including those of other processes."""
+        if self.exists or self._maps is not None:
+            features, marks = self._mapped()
+            written = np.flatnonzero(marks)
+            self.known[written] = [_mark(features[row]) == marks[row] for row in written]
 
     def write(self, rows: Rows, features: Features) -> None:
-        """Features first, then their checksums: a row that was torn by a kill does not count."""
-        if self._rows is None:
-            self._map()
+        """Write features before their checksums, so that a row torn by a kill does not count."""
         values = np.ascontiguousarray(features, dtype=np.float32)
-        self._rows[rows] = values
-        self._marks[rows] = [_mark(row) for row in values]
+        mapped, marks = self._mapped()
+        mapped[rows] = values
+        marks[rows] = [_mark(row) for row in values]
         self.known[rows] = True
 
     def read(self, rows: Rows) -> Features:
         """Features (n, D) of rows that are known."""
-        return np.asarray(self._rows[rows], dtype=np.float32) if len(rows) else np.empty((0, self._shape[1]), "f4")
+        return self._mapped()[0][rows] if len(rows) else np.empty((0, self._shape[1]), np.float32)
 
     def flush(self) -> None:
         """Hand the files to the disk."""
-        if self._rows is not None:
-            self._rows.flush()
-            self._marks.flush()
+        for mapped in self._maps or ():
+            if isinstance(mapped, np.memmap):
+                mapped.flush()
 
     def remove(self) -> None:
-        """Forget everything; another process that still maps the files keeps what it sees."""
+        """Delete the files; another process that still maps them keeps what it sees."""
         for file in self._files:
             file.unlink(missing_ok=True)
-        self._rows = self._marks = None
+        self._maps = None
         self.known[:] = False
 
-    def _map(self) -> None:
-        sizes = (4 * self._shape[0] * self._shape[1], 8 * self._shape[0])
-        for file, size in zip(self._files, sizes, strict=True):
-            descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
-            with contextlib.closing(os.fdopen(descriptor, "rb+")) as opened:
-                opened.truncate(size)  # sparse: zeros until they are written, and nothing where it has that size
-        self._rows = np.memmap(self._files[0], dtype="<f4", mode="r+", shape=self._shape)
-        self._marks = np.memmap(self._files[1], dtype="<u8", mode="r+", shape=self._shape[:1])
+    def _mapped(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint64]]:
+        if self._maps is None:
+            sizes = (4 * self._shape[0] * self._shape[1], 8 * self._shape[0])
+            for file, size in zip(self._files, sizes, strict=True):
+                file.touch(0o644)
+                os.truncate(file, size)  # sparse: zeros until they are written; keeps a file of that size
+            self._maps = (
+                np.memmap(self._files[0], dtype="<f4", mode="r+", shape=self._shape),
+                np.memmap(self._files[1], dtype="<u8", mode="r+", shape=self._shape[:1]),
+            )
+        return self._maps
 
 
 def _mark(row: Features) -> int:
-    """Checksum of a row, never the 0 of a row that was not written."""
+    """Checksum of a row; never 0, which stands for a row that was not written."""
     return max(1, xxhash.xxh3_64_intdigest(row.tobytes()))

@@ -17,6 +17,7 @@ from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
 from featcache.encoding.pipeline import default_ahead, default_workers
 from featcache.errors import DivergedError, TrainingError
+from featcache.processes import wait
 from featcache.progress import Progress, Silent
 from ft.checkpoints.folder import BEST, LAST, LOG, START
 from ft.distributed import Place, processes
@@ -129,7 +130,7 @@ def finetune(
     with processes(device) as place, _own_randomness(place):
         if place.first:
             open_folder(folder, overwrite)
-        place.wait()
+        wait()
         run = prepare(dataset, held_out, model, pretrained, chosen, place, root)
         return _Loop(run, folder, progress or Silent()).train()
 
@@ -161,7 +162,7 @@ class _Loop:
 
     def _resumed(self) -> Progression:
         found = read_resume(self.out / RESUME, self.run.identity)
-        self.place.wait()
+        wait()
         return Progression() if found is None else restore(self.stepper, self.run.average, *found)
 
     def train(self) -> FinetuneResult:
@@ -181,7 +182,7 @@ class _Loop:
                 self.progress.advance(self.options.batch_size)
             if self.stepper.prior is not None:
                 self.stepper.prior.settle()
-                self.place.wait()  # the first process tidies up what all have written down
+                wait()  # the first process tidies up what all have written down
         finally:
             for log in self.logs:
                 log.close()
@@ -213,7 +214,7 @@ class _Loop:
         if save_now and self.place.first:
             self.state.seconds = time.monotonic() - self._began
             write_resume(self.out / RESUME, self.stepper, self.run.average, self.state, self.run.identity)
-        self.place.wait()
+        wait()
 
     def _due(self, every: int) -> bool:
         step = self.state.step

@@ -263,15 +263,15 @@ def test_killed_runs_are_taken_up_by_the_next(tmp_path: Path, delay: float) -> N
 
 
 def test_two_processes_of_one_machine_record_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ft.prior.prior._n_processes", lambda: 2)
+    monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     priors = [stored(tmp_path), stored(tmp_path)]
     for rows in batches(0):
         for rank, prior in enumerate(priors):
             prior.features(rows[rank::2], 0, views(0)[rows[rank::2]])
-    monkeypatch.setattr("ft.prior.prior._rank", lambda: 1)
+    monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (1, 2))
     priors[1].close()
     assert not list_stores(tmp_path)[0].finished
-    monkeypatch.setattr("ft.prior.prior._rank", lambda: 0)
+    monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     priors[0].close()
     assert open_prior_store(list_stores(tmp_path)[0].path).valid.all()
 
@@ -279,7 +279,7 @@ def test_two_processes_of_one_machine_record_together(tmp_path: Path, monkeypatc
 def test_processes_learn_at_each_epoch_what_the_others_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ft.prior.prior._n_processes", lambda: 2)
+    monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     towers = [Uneven(), Uneven()]
     first, second = (stored(tmp_path, tower, one_view=True) for tower in towers)
     shares = np.arange(0, N, 2), np.arange(1, N, 2)
@@ -297,7 +297,7 @@ def test_the_first_process_keeps_what_the_others_recorded_though_it_recorded_not
     prior = stored(tmp_path)
     prior.features(np.arange(40), 0, views(0)[:40])
     prior.close()
-    monkeypatch.setattr("ft.prior.prior._n_processes", lambda: 2)
+    monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     first, second = stored(tmp_path), stored(tmp_path)
     first.features(np.arange(10), 0, views(0)[:10])
     second.features(np.arange(40, N), 0, views(0)[40:])
@@ -334,7 +334,7 @@ def test_a_process_that_comes_late_loses_nothing_where_all_settle_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last step's rows are in flight when training ends; the first process makes chunks of what it finds."""
-    monkeypatch.setattr("ft.prior.prior._n_processes", lambda: 2)
+    monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     priors = [stored(tmp_path), stored(tmp_path)]
     for rank, prior in enumerate(priors):
         prior.features(np.arange(rank, N, 2), 0, views(0)[rank::2])

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from golden import sines
 
-from ft.distributed import gather, is_first, processes
+from featcache.processes import is_first
+from ft.distributed import gather, processes
 from ft.objectives import contrastive
 from ft.regularizers import Step
 from ft.regularizers.variance_covariance import VarianceCovariance
@@ -54,7 +55,8 @@ def worker(rank: int, folder: Path) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     command = [sys.executable, __file__]
     # rank 0 runs here, rank 1 in a process of its own
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]), "OMP_NUM_THREADS": "1"}
     other = subprocess.Popen([*command, "1", str(tmp_path)], env=environment)
     worker(0, tmp_path)
     assert other.wait(timeout=60) == 0
