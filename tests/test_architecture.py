@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featcache", "heads", "ft")
-MAX_FUNCTION = 60
+MAX_FUNCTION, MAX_PARAMETERS = 60, 8
+MAX_TOP, MAX_ROOM, MAX_ANY = 12, 18, 300
+NOT_DOORS = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
+KERNELS = {"_tile", "nll_fused"}  # Triton kernels take pointers, strides and sizes one by one
 UNPICKLER = ROOT / "ft" / "checkpoints" / "formats" / "trusted.py"
 
 
@@ -46,6 +49,42 @@ def test_functions_stay_readable() -> None:
         if length(function) > MAX_FUNCTION
     }
     assert not long_functions
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return len([argument for argument in named if argument.arg not in ("self", "cls")])
+
+
+def test_functions_have_few_parameters() -> None:
+    many = {
+        f"{path.relative_to(ROOT)}:{function.name}": parameters(function)
+        for path in sources()
+        for function in functions(path)
+        if parameters(function) > MAX_PARAMETERS and function.name not in KERNELS
+    }
+    assert not many
+
+
+def test_rooms_have_few_doors() -> None:
+    """A newcomer reads the names in a folder before anything else."""
+    folders = [
+        path for package in PACKAGES for path in ((ROOT / package), *(ROOT / package).rglob("*/")) if path.is_dir()
+    ]
+    for folder in folders:
+        doors = [path.name for path in folder.iterdir() if path.name not in NOT_DOORS]
+        assert len(doors) <= (MAX_TOP if folder.parent == ROOT else MAX_ROOM), (folder, sorted(doors))
+
+
+def test_any_is_rare() -> None:
+    """`Any` stands at real boundaries alone: JSON, foreign libraries, what users pass."""
+    uses = sum(
+        isinstance(node, ast.Name) and node.id == "Any"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+    assert uses < MAX_ANY
 
 
 def test_public_functions_say_what_they_do() -> None:
