@@ -160,7 +160,7 @@ def test_workers_orders_and_processes_make_the_same_views() -> None:
         views = list(pool.map(lambda name: spec(image, 16, 3, 1, name), shuffled))
     assert all(np.array_equal(view, expected[name]) for name, view in zip(shuffled, views, strict=True))
     script = (
-        "import sys, xxhash; from test_featcache.test_augment import picture\n"
+        "import sys, xxhash; from test_featcache.encoding.test_augment import picture\n"
         "from featcache.encoding.augment import AUGMENTATIONS\n"
         f"for name in {ids!r}:\n"
         "    print(xxhash.xxh3_64_hexdigest(AUGMENTATIONS['lipsum'](picture(), 16, 3, 1, name).tobytes()))"

@@ -37,7 +37,7 @@ def test_equals_the_definition_with_the_same_draws(level: float) -> None:
 def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).normal(size=(2, 50))
     whole = bootstrap(values, draws=101)
-    monkeypatch.setattr(sys.modules["heads.bootstrap"], "_CELLS", 50 * 7)
+    monkeypatch.setattr(sys.modules["heads.evaluation.bootstrap"], "_CELLS", 50 * 7)
     for a, b in zip(bootstrap(values, draws=101), whole, strict=True):
         assert a == pytest.approx(b, rel=1e-12)
 
