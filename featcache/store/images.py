@@ -19,11 +19,12 @@ from featcache.store.base import READERS, Store, check_sizes
 from featcache.store.manifest import BadRow, Manifest, read_manifest
 from featcache.store.parts import Part, _remedy, finished_parts, part_manifest
 from featcache.store.places import StorePath, files, location
+from featcache.store.protocol import Derived, TableDefaults
 from featcache.store.readers import Array, Reader, Rows
 from featcache.store.sidecars import METADATA, read_columns, read_ids
 
 
-class ImageStore(Store):
+class ImageStore(Store, TableDefaults):
     """Image features (N, D) of one split under one encoder: float16, L2-normalised, sample i in row i."""
 
     kind = "images"
@@ -135,7 +136,7 @@ class ImageStore(Store):
 
         return open_part(self, Part(None, *the_augmentation(self, augmentation, seed), view))
 
-    def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> Any:
+    def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> "ViewStack":
         """All views of one kind as one store of K N rows, with `groups`; see `featcache.store.images`."""
         return stack_views(self, augmentation, seed, tap)
 
@@ -222,25 +223,7 @@ def open_text_store(path: str | StorePath, reader: str = "mapped") -> TextStore:
     return store
 
 
-SHARED = (
-    "name",
-    "split",
-    "encoder_key",
-    "encoder_name",
-    "classnames",
-    "text_digests",
-    "text_digest",
-    "logit_scale",
-    "logit_bias",
-    "dim",
-    "labels_digest",
-    "dataset_key",
-    "provenance",
-    "path",
-)
-
-
-class ViewStack:
+class ViewStack(Derived):
     """K views of N images: rows k N to (k + 1) N - 1 are view k; it has an image store's interface.
 
     Parameters
@@ -252,10 +235,15 @@ class ViewStack:
     def __init__(self, stores: Sequence[ImageStore]) -> None:
         self.stores = tuple(stores)
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in SHARED:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}")
-        return getattr(self.stores[0], name)
+    @property
+    def origin(self) -> ImageStore:
+        """The first view, whose identity all of them share."""
+        return self.stores[0]
+
+    @property
+    def path(self) -> StorePath:
+        """The store's folder."""
+        return self.origin.path
 
     def __len__(self) -> int:
         return sum(len(store) for store in self.stores)
@@ -266,7 +254,7 @@ class ViewStack:
     @property
     def view_id(self) -> str:
         """What tells these rows from others of the same samples."""
-        return ", ".join(str(getattr(store, "view_id", None)) for store in self.stores)
+        return ", ".join(str(store.view_id) for store in self.stores)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -392,7 +380,7 @@ class PartStore(ImageStore):
         """A view, of the same tap."""
         return open_part(self.base, Part(self.part.tap, *the_augmentation(self.base, augmentation, seed), view))
 
-    def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> Any:
+    def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> "ViewStack":
         """All views, of the same tap."""
         return self.base.views(augmentation, seed, tap or self.part.tap)
 
@@ -426,7 +414,7 @@ def parts_of(store: ImageStore) -> list[Part]:
     return finished_parts(files(store.path))
 
 
-def find_part(base: ImageStore, label: str) -> Any:
+def find_part(base: ImageStore, label: str) -> ImageStore | ViewStack:
     """What stands behind ``#`` in a reference: a tap, the name of a part, or ``views`` for all of them.
 
     Raises

@@ -57,7 +57,7 @@ def open_reference(reference: str, args: argparse.Namespace) -> Any:
     device = getattr(args, "rows_device", None)
     if device is None or isinstance(store, TextStore):
         return store
-    if getattr(store, "groups", None) is not None:
+    if store.groups is not None:
         raise HeadError(f"--device {device}: {reference} stacks views, which are streamed; leave --device out")
     return resident(store, device)
 

@@ -8,7 +8,7 @@ predictions need nothing new. Of a class that a member never saw a row of, the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
+from featcache.store.protocol import Block, FeatureSource
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT, absences, known_by_others
 from heads.fitted.provenance import merged, split_id, was_fitted_on
@@ -93,7 +94,7 @@ def _side_by_side(members: Sequence[LinearHead], shares: Float, name: str, votes
                 f"only some of {', '.join(head.name for head in members)} were fitted on images; an ensemble knows its "
                 "encoders by all of its members: make all zero-shot, or fit all"
             )
-        keys[key] = joint_key(found) if all(found) else None
+        keys[key] = joint_key(found)
     ends = np.cumsum([0, *(head.dim for head in members)])
     wide = [np.zeros((len(head.weights), ends[-1]), np.float32) for head in members]
     for weights, head, start in zip(wide, members, ends[:-1], strict=True):
@@ -144,7 +145,7 @@ def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> L
 
 
 def _moments(
-    members: Sequence[LinearHead], stores: Sequence[Any]
+    members: Sequence[LinearHead], stores: Sequence[FeatureSource]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """A root R (M, M) of the logits' moments with the matching right side, and a bounded share of logits and labels."""
     m, absent = len(members), absences(members)
@@ -180,12 +181,12 @@ def _centred(logits: Sequence[NDArray[np.float32]], absent: NDArray[np.bool_]) -
     return found
 
 
-def _bound(store: Any) -> int:
+def _bound(store: FeatureSource) -> int:
     """Number of rows, or somewhat more; of what does not say it, by counting."""
-    return len(store) if hasattr(store, "__len__") else sum(len(labels) for _, labels in store.blocks())
+    return store.n_rows if store.n_rows is not None else sum(len(labels) for _, labels in store.blocks())
 
 
-def _pieces(store: Any, rows: int = 2048) -> Any:
+def _pieces(store: FeatureSource, rows: int = 2048) -> Iterator[Block]:
     """Blocks small enough that logits of many heads fit."""
     for features, labels in store.blocks():
         for start in range(0, len(labels), rows):

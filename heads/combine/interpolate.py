@@ -225,7 +225,7 @@ def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -
 
 def _group_ids(estimator: Any, groups: Any, samples: Samples) -> NDArray[np.int64] | None:
     """Groups as numbers from 0, given or of the store."""
-    given = getattr(samples.store, "groups", None) if groups is None else groups
+    given = samples.groups if groups is None else groups
     if given is None:
         return None
     if "groups" not in inspect.signature(estimator.fit).parameters:

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache import __version__
 from featcache.errors import HeadError
+from featcache.store.protocol import Encoded, FeatureSource
 from heads.fitted.base import LogitHead, label_values
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import encoder_record, split_id, with_splits_of
@@ -50,7 +51,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def predict(self, X: Any) -> NDArray[Any]:
         """Label (N,) of the best class; ties go to the lower index."""
 
-    def check(self, store: Any) -> None:
+    def check(self, store: Encoded) -> None:
         """Refuse a store of another encoder, text tower or class list (MismatchError)."""
         self.frozen().check(store)
 
@@ -77,8 +78,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _provenance(
         self,
         params: dict[str, Any],
-        fitted: Any | None,
-        chosen: Any | None = None,
+        fitted: FeatureSource | None,
+        chosen: FeatureSource | None = None,
         parent: LinearHead | None = None,
         **identity: Any,
     ) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         record = {
             "head": self.name,
             "params": params,
-            "encoder_key": getattr(fitted, "encoder_key", None),
+            "encoder_key": None if fitted is None else fitted.encoder_key,
             "text_digest": None,
             "encoder": encoder_record(fitted),
             "classnames": list(self.classnames_),

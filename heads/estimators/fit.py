@@ -11,6 +11,7 @@ from typing import Any
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import HeadClassifier
 from heads.estimators.zero_shot import ZeroShot
 from heads.fitted.base import as_head
@@ -32,9 +33,9 @@ class Material:
     prior : fitted linear head that weights shrink towards, None for zero
     """
 
-    train: Any = None
-    texts: Sequence[Any] = ()
-    selection: Any = None
+    train: FeatureSource | None = None
+    texts: Sequence[TextSource] = ()
+    selection: FeatureSource | None = None
     prior: Any = None
 
     def text_head(self) -> LinearHead:
@@ -124,7 +125,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None
 
 def _groups(kind: Any, material: Material) -> dict[str, Any]:
     """Rows that are views of one image, which nothing may hold out apart; see `featcache.store.images`."""
-    groups = getattr(material.train, "groups", None)
+    groups = None if material.train is None else material.train.groups
     if groups is None:
         return {}
     if "groups" in inspect.signature(kind.fit).parameters:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from featcache.processes import rank_and_size, sum_over_ranks
 from featcache.store import ImageStore, content_key
 from featcache.store.key import checksum
 from featcache.store.places import local as atomic
+from featcache.store.protocol import FeatureSource, FeatureTable
 from heads.solvers.parallel import map_pieces
 from heads.solvers.ridge.moments import FOLDS, FoldAssigner, Moments
 
@@ -34,7 +35,9 @@ PIECE_ROWS = 8_192
 _FORMAT = 1
 
 
-def store_moments(store: Any, folds: int = FOLDS, *, cache: bool = True, distributed: bool = False) -> list[Moments]:
+def store_moments(
+    store: FeatureTable, folds: int = FOLDS, *, cache: bool = True, distributed: bool = False
+) -> list[Moments]:
     """Moments of each fold of the valid rows of an image store; their sum is the moments of all rows.
 
     Parameters
@@ -82,7 +85,7 @@ def store_moments(store: Any, folds: int = FOLDS, *, cache: bool = True, distrib
     return [Moments(gram[k], sums[k], counts[k].astype(np.int64)) for k in range(folds)]
 
 
-def worth_keeping(store: Any, folds: int = FOLDS) -> bool:
+def worth_keeping(store: FeatureSource | None, folds: int = FOLDS) -> TypeGuard[ImageStore]:
     """Whether a fit goes through kept moments: of a store's own rows, where they take less room than its features.
 
     Rows drawn from a store, views stacked and rows in memory carry a store's keys, too, and have other moments.
@@ -93,12 +96,12 @@ def worth_keeping(store: Any, folds: int = FOLDS) -> bool:
     return 2 * len(store) * dim > 8 * folds * (dim + n_classes) * dim
 
 
-def moments_path(store: Any, folds: int = FOLDS) -> Path | None:
+def moments_path(store: FeatureTable, folds: int = FOLDS) -> Path | None:
     """The file of a store's moments; None for what does not lie in a folder of this machine."""
-    path, manifest = getattr(store, "path", None), getattr(store, "manifest", None)
-    if not isinstance(path, Path) or manifest is None:
+    if not isinstance(store, ImageStore) or not isinstance(store.path, Path):
         return None
-    key = content_key({"manifest": checksum(manifest.to_bytes()), "folds": folds, "format": _FORMAT})
+    path = store.path
+    key = content_key({"manifest": checksum(store.manifest.to_bytes()), "folds": folds, "format": _FORMAT})
     root = path.parent.parent.parent
     return root / "moments" / path.parent.name / path.name / f"{key}.safetensors"
 
@@ -106,7 +109,7 @@ def moments_path(store: Any, folds: int = FOLDS) -> Path | None:
 Arrays = Sequence[NDArray[np.float64]]
 
 
-def _summed(store: Any, shape: tuple[int, int, int], share: tuple[int, int]) -> Arrays:
+def _summed(store: FeatureTable, shape: tuple[int, int, int], share: tuple[int, int]) -> Arrays:
     """Gram matrices (K, D, D), class sums (K, C, D) and counts (K, C) of this process's share of the rows."""
     folds, n_classes, dim = shape
     gram, sums, counts = np.zeros((folds, dim, dim)), np.zeros(shape), np.zeros((folds, n_classes))
@@ -124,7 +127,7 @@ def _summed(store: Any, shape: tuple[int, int, int], share: tuple[int, int]) -> 
     return gram, sums, counts
 
 
-def _blocks(store: Any, folds: int, share: tuple[int, int]) -> Iterator[tuple[NDArray[Any], ...]]:
+def _blocks(store: FeatureTable, folds: int, share: tuple[int, int]) -> Iterator[tuple[NDArray[Any], ...]]:
     """Features, labels and folds of the blocks of this process; folds count the rows of all."""
     assign = FoldAssigner(len(store.classnames), folds)
     rank, size = share
@@ -132,7 +135,7 @@ def _blocks(store: Any, folds: int, share: tuple[int, int]) -> Iterator[tuple[ND
         for features, labels in store.blocks(BLOCK_ROWS):
             yield features, labels, assign(labels)
         return
-    labels, valid = np.asarray(store.labels), np.asarray(store.valid)
+    labels, valid = store.labels, store.valid
     fold = np.full(len(labels), -1)
     fold[valid] = assign(labels[valid])
     for start in range(rank * BLOCK_ROWS, len(labels), size * BLOCK_ROWS):

@@ -262,8 +262,8 @@ def _capacity(part: Samples) -> int:
     """At least as many rows as there are."""
     if part.store is None:
         return len(part.source[1])
-    if hasattr(part.store, "__len__"):
-        return len(part.store)
+    if part.store.n_rows is not None:
+        return part.store.n_rows
     return sum(len(labels) for _, labels in part.blocks())
 
 

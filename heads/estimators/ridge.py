@@ -235,7 +235,6 @@ class Ridge(RidgePath):
         base = None if prior is None else prior.weights.astype(np.float64)
         folds = None if simple or not choose else folds_of(self.cv, labels, len(samples.classnames), found)
         number = int(self.cv) if folds is not None and isinstance(self.cv, Integral) and found is None else None
-        kept = weights is None and worth_keeping(samples.store, number or FOLDS)
         facts: dict[str, Any] = {
             "source": samples.blocks,
             "dim": samples.dim,
@@ -248,8 +247,10 @@ class Ridge(RidgePath):
         there = device_rows(samples)
         if there is not None and weights is None and found is None and facts["rows"] >= samples.dim:
             return DeviceRidgeProblem(**facts, there=there)
-        store = partial(store_moments, samples.store) if kept else None
-        return RidgeProblem(**facts, weights=weights, groups=found, kept=store, kept_folds=number)
+        kept = None
+        if weights is None and worth_keeping(samples.store, number or FOLDS):
+            kept = partial(store_moments, samples.store)
+        return RidgeProblem(**facts, weights=weights, groups=found, kept=kept, kept_folds=number)
 
     def _errors_on(self, held_out: Samples, alphas: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean squared errors on the selection rows, (A,); where these lie on a GPU, there."""
@@ -326,7 +327,7 @@ def _rows(samples: Samples) -> int:
     """Number of rows; of a store that does not say it, or drops invalid rows, by counting them."""
     if samples.store is None:
         return len(samples.source[1])
-    bound = len(samples.store) if hasattr(samples.store, "__len__") else samples.dim
+    bound = samples.store.n_rows or samples.dim
     if bound > samples.dim + 1:
         return bound  # invalid rows among them do not matter: the primal form is right for any number
     return sum(len(labels) for _, labels in samples.blocks())

@@ -212,7 +212,7 @@ def _record(X: Any, chosen: Any) -> dict[str, Any]:
     fitted = X if is_store(X) else None
     record = {
         "head": _KIND,
-        "encoder_key": getattr(fitted, "encoder_key", None),
+        "encoder_key": None if fitted is None else fitted.encoder_key,
         "encoder": encoder_record(fitted),
         "fitted_on": [] if fitted is None else [split_id(fitted)],
         "chosen_on": [split_id(chosen)] if is_store(chosen) else [],

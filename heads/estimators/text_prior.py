@@ -9,12 +9,12 @@ from heads.estimators.zero_shot import ZeroShot
 from heads.fitted.base import as_head
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import without_opinion
-from heads.rows.samples import Samples, as_samples
+from heads.rows.samples import Samples, as_samples, is_text
 
 
 def text_head(texts: Any) -> LinearHead:
     """The linear head of a text store (`ZeroShot` of all its prompts), or the one given."""
-    return as_head(ZeroShot().fit(texts) if hasattr(texts, "raw") else texts).linear()
+    return as_head(ZeroShot().fit(texts) if is_text(texts) else texts).linear()
 
 
 def samples_of(X: Any, y: Any, text: LinearHead) -> Samples:

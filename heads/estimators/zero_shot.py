@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
+from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import LinearClassifier
 from heads.fitted.provenance import encoder_record
+from heads.rows.samples import is_text
 from heads.solvers.parallel import map_pieces
 
 
@@ -81,7 +83,7 @@ class ZeroShot(LinearClassifier):
             If the stores differ in class names or text tower.
         """
         stores = list(X) if isinstance(X, (list, tuple)) else [X]
-        if not stores or not all(hasattr(store, "raw") for store in stores):
+        if not stores or not all(is_text(store) for store in stores):
             raise HeadError(
                 "ZeroShot fits from text stores: open_store(...) of what `featcache text` wrote. Class vectors in "
                 "arrays are a head already: LinearHead(weights, bias, classnames), with the logit scale in the weights"
@@ -90,37 +92,35 @@ class ZeroShot(LinearClassifier):
         first = stores[0]
         if len(first.classnames) < 2:
             raise HeadError(f"text store {first.name!r} has {len(first.classnames)} class, expected at least 2")
-        if first.logit_scale is None:
-            raise HeadError(f"text store {first.name!r} carries no logit scale; encode texts with a CLIP-style model")
         shares = _shares(self.weights, len(stores))
         vectors = [class_vectors(store, self.templates, self.template_weights) for store in stores]
         mixed = sum(w * rows for w, rows in zip(shares, vectors, strict=True))
         self.classnames_ = tuple(first.classnames)
         self.classes_ = np.arange(len(self.classnames_))
         self.n_features_in_ = int(first.dim)
-        self.coef_ = float(first.logit_scale) * _normalised(np.asarray(mixed))
+        self.coef_ = _logit_scale(first) * _normalised(np.asarray(mixed))
         self.intercept_ = np.full(len(self.classnames_), float(first.logit_bias or 0.0))
         self.temperature_ = 1.0
         self.provenance_ = self._record(stores, shares)
         return self
 
-    def _record(self, stores: list[Any], shares: NDArray[np.float64]) -> dict[str, Any]:
+    def _record(self, stores: list[TextSource], shares: NDArray[np.float64]) -> dict[str, Any]:
         """Provenance: bound to the text tower, fitted on text stores."""
         chosen = self.templates
         params = {
             "templates": None if chosen is None else [t if isinstance(t, str) else int(t) for t in chosen],
             "weights": shares.tolist(),
             "template_weights": None if self.template_weights is None else [float(w) for w in self.template_weights],
-            "logit_scale": float(stores[0].logit_scale),
+            "logit_scale": _logit_scale(stores[0]),
         }
         blank = {"split": None, "dataset_key": None, "labels_digest": None}
         fitted_on = [{"name": store.name, **blank, "text_key": store.text_key} for store in stores]
-        bound = {"text_digest": stores[0].text_digest, "encoder": encoder_record(stores[0])}
-        return self._provenance(params, None, fitted_on=fitted_on, **bound)
+        text_digest, encoder = stores[0].text_digest, encoder_record(stores[0])
+        return self._provenance(params, None, fitted_on=fitted_on, text_digest=text_digest, encoder=encoder)
 
 
 def class_vectors(
-    store: Any, templates: Sequence[int | str] | None = None, weights: Sequence[float] | None = None
+    store: TextSource, templates: Sequence[int | str] | None = None, weights: Sequence[float] | None = None
 ) -> NDArray[np.float64]:
     """Unit vector (C, D) of each class: the (weighted) mean of its chosen unit-length prompts, normalised."""
     raw, counts = np.asarray(store.raw), np.asarray(store.counts)
@@ -134,7 +134,7 @@ def class_vectors(
     return _normalised((picked * present[:, :, None]).sum(axis=1) / present.sum(axis=1, keepdims=True))
 
 
-def _template_indices(store: Any, templates: Sequence[int | str]) -> NDArray[np.int64]:
+def _template_indices(store: TextSource, templates: Sequence[int | str]) -> NDArray[np.int64]:
     """Positions of templates given as indices or strings."""
     known = list(store.templates or ())
     total = np.asarray(store.raw).shape[1]
@@ -163,7 +163,7 @@ def _shares(weights: Sequence[float] | None, n: int, what: str = "text store") -
     return np.asarray(shares / shares.sum())
 
 
-def _check_ensemble(stores: list[Any]) -> None:
+def _check_ensemble(stores: list[TextSource]) -> None:
     """Members must agree on classes and text tower; logit scale and bias then agree too."""
     first = stores[0]
     for other in stores[1:]:
@@ -179,6 +179,13 @@ def _check_ensemble(stores: list[Any]) -> None:
             )
 
 
+def _logit_scale(texts: TextSource) -> float:
+    """The exponentiated logit scale, which weights and scores need."""
+    if texts.logit_scale is None:
+        raise HeadError(f"text store {texts.name!r} carries no logit scale; encode texts with a CLIP-style model")
+    return float(texts.logit_scale)
+
+
 def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of unit length."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -187,7 +194,7 @@ def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(rows / norms)
 
 
-def score_templates(texts: Any, images: Any) -> NDArray[np.float64]:
+def score_templates(texts: TextSource, images: FeatureSource) -> NDArray[np.float64]:
     """Score (T,) of each template of a text store, in logits, from an unlabelled image store.
 
     ``score_t = s mean_i max_c (x_i - mean(x)) . e[c, t]`` for L2-normalised prompts e and logit scale s. Labels are not
@@ -221,10 +228,10 @@ def score_templates(texts: Any, images: Any) -> NDArray[np.float64]:
         return np.array([(centred @ raw[:, t].T).max(axis=1).sum(dtype=np.float64) for t in range(raw.shape[1])])
 
     total: NDArray[np.float64] = sum(map_pieces(images.blocks(), of_piece), np.zeros(raw.shape[1]))
-    return np.asarray(float(texts.logit_scale) * total / n)
+    return np.asarray(_logit_scale(texts) * total / n)
 
 
-def template_weights(texts: Any, images: Any) -> list[float]:
+def template_weights(texts: TextSource, images: FeatureSource) -> list[float]:
     """Softmax of `score_templates`: weights (T,) for `ZeroShot(template_weights=...)`, summing to one.
 
     Examples

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.store.protocol import FeatureTable
 from heads.evaluation.bootstrap import DRAWS, bootstrap, bootstrap_groups, sign_test
 from heads.evaluation.evaluate import Judgement, SampleTable, judge, store_labels
 from heads.evaluation.groups import groups_of
@@ -18,7 +19,7 @@ from heads.evaluation.passes import ClassSubset
 def compare(
     head_a: Any,
     head_b: Any,
-    stores: Sequence[Any],
+    stores: Sequence[FeatureTable],
     *,
     class_subset: ClassSubset = None,
     allow_chosen: bool = False,

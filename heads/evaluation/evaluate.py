@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.processes import rank_and_size, sum_over_ranks
+from featcache.store.protocol import FeatureTable
 from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
 from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
@@ -64,7 +65,7 @@ class Judgement:
 
 def judge(
     heads: Sequence[Any],
-    stores: Sequence[Any],
+    stores: Sequence[FeatureTable],
     *,
     class_subset: ClassSubset = None,
     allow_chosen: bool = False,
@@ -119,7 +120,7 @@ class _Pass:
     """All heads on one store."""
 
     def __init__(
-        self, jobs: Sequence[Job], store: Any, groups: Groups | None, per_sample: bool, confusion: bool
+        self, jobs: Sequence[Job], store: FeatureTable, groups: Groups | None, per_sample: bool, confusion: bool
     ) -> None:
         self.jobs, self.store, self.units = jobs, store, units_of(jobs)
         self._confusion = confusion
@@ -182,7 +183,7 @@ class _Pass:
         return np.concatenate([tally.confusion for tally in self.tallies])
 
 
-def store_labels(stores: Sequence[Any]) -> list[str]:
+def store_labels(stores: Sequence[FeatureTable]) -> list[str]:
     """Name of each store in rows' keys."""
     times = Counter(store.name for store in stores)
     labels = [store.name if times[store.name] == 1 else f"{store.name}/{store.split}" for store in stores]
@@ -192,7 +193,7 @@ def store_labels(stores: Sequence[Any]) -> list[str]:
     return labels
 
 
-def _describe(head: LogitHead, stores: Sequence[Any]) -> dict[str, Any]:
+def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> dict[str, Any]:
     """The part of a row that does not depend on results."""
     row: dict[str, Any] = {
         "head": head.name,
@@ -206,7 +207,7 @@ def _describe(head: LogitHead, stores: Sequence[Any]) -> dict[str, Any]:
     return row
 
 
-def refuse_chosen(heads: Sequence[LogitHead], store: Any) -> None:
+def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
     """HeadError if one of the heads was chosen on a store: its numbers there are too good."""
     for head in heads:
         if any(same_split(entry, store) for entry in head.provenance.get("chosen_on", [])):
@@ -218,7 +219,7 @@ def refuse_chosen(heads: Sequence[LogitHead], store: Any) -> None:
 
 def evaluate(
     heads: Sequence[Any],
-    stores: Sequence[Any],
+    stores: Sequence[FeatureTable],
     *,
     class_subset: ClassSubset = None,
     allow_chosen: bool = False,
@@ -283,7 +284,7 @@ def evaluate(
 
 def choose(
     heads: Sequence[Any],
-    selection: Any,
+    selection: FeatureTable,
     *,
     metric: str = "top1",
     class_subset: ClassSubset = None,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.store.protocol import FeatureTable
 from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
 
 LABEL = "label"
@@ -34,7 +35,7 @@ class Groups:
     names: tuple[str, ...]
 
 
-def groups_of(store: Any, columns: Sequence[str]) -> Groups:
+def groups_of(store: FeatureTable, columns: Sequence[str]) -> Groups:
     """Groups by the values of one or more metadata columns; ``label`` is the class.
 
     Raises
@@ -42,9 +43,7 @@ def groups_of(store: Any, columns: Sequence[str]) -> Groups:
     HeadError
         For a column that the store has not, naming those it has.
     """
-    keep = getattr(store, "valid", None)
-    rows = slice(None) if keep is None else np.asarray(keep, bool)
-    values = [_column(store, column)[rows] for column in columns]
+    values = [_column(store, column)[store.valid] for column in columns]
     if not values:
         raise HeadError(f"no group column was named; {_known(store)}")
     parts = [np.unique(column, return_inverse=True) for column in values]
@@ -58,20 +57,19 @@ def groups_of(store: Any, columns: Sequence[str]) -> Groups:
     return Groups(codes.astype(np.int64), tuple(pairs))
 
 
-def _column(store: Any, column: str) -> NDArray[Any]:
+def _column(store: FeatureTable, column: str) -> NDArray[Any]:
     """A metadata column (N,), all rows."""
-    metadata: Mapping[str, Any] = getattr(store, "metadata", None) or {}
-    if column in metadata:
-        return np.asarray(metadata[column])
+    if column in store.metadata:
+        return store.metadata[column]
     if column != LABEL:
         raise HeadError(f"{store.name!r} has no metadata column {column!r}; {_known(store)}")
     names: NDArray[Any] = np.asarray([*store.classnames, ""], object)  # an invalid row's label is -1
-    of_rows: NDArray[Any] = names[np.asarray(store.labels)]
+    of_rows: NDArray[Any] = names[store.labels]
     return of_rows
 
 
-def _known(store: Any) -> str:
-    columns = [*(getattr(store, "metadata", None) or {}), LABEL]
+def _known(store: FeatureTable) -> str:
+    columns = [*store.metadata, LABEL]
     return f"expected one of {', '.join(columns)} (metadata columns come with the data when it is encoded)"
 
 

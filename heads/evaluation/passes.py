@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
+from featcache.store.protocol import FeatureTable
 from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead
 from heads.fitted.linear import LinearHead
@@ -23,6 +24,7 @@ from heads.fitted.provenance import check_classes, check_encoder
 from heads.kernels import Tally, linear_nll
 from heads.kernels.tally import row_statistics, tally_of
 from heads.rows.few_shot import FewShotStore
+from heads.rows.in_memory import ResidentStore
 from heads.rows.samples import to_numpy
 from heads.solvers.parallel import map_pieces
 
@@ -39,7 +41,7 @@ class Job:
     sharing: Hashable | None  # of the head before any restriction: whose work it shares
     lookup: NDArray[np.int64] | None  # position of each of the store's labels, -1 if masked; None is the identity
 
-    def positions(self, labels: NDArray[np.integer], store: Any) -> NDArray[np.integer]:
+    def positions(self, labels: NDArray[np.integer], store: FeatureTable) -> NDArray[np.integer]:
         """Columns of this head that the labels mean."""
         if self.lookup is None:
             return labels
@@ -53,7 +55,7 @@ class Job:
         return found
 
 
-def jobs_for(heads: Sequence[LogitHead], store: Any, class_subset: ClassSubset) -> list[Job]:
+def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, class_subset: ClassSubset) -> list[Job]:
     """What each head has to do on a store; every refusal happens here, before a row is read."""
     subset = class_subset.get(store.name) if isinstance(class_subset, Mapping) else class_subset
     jobs = [_job(head, store, subset) for head in heads]
@@ -65,7 +67,7 @@ def jobs_for(heads: Sequence[LogitHead], store: Any, class_subset: ClassSubset) 
     return jobs
 
 
-def _job(head: LogitHead, store: Any, subset: Sequence[int] | Projection | None) -> Job:
+def _job(head: LogitHead, store: FeatureTable, subset: Sequence[int] | Projection | None) -> Job:
     check_encoder({"head": head.name, **head.provenance}, head.dim, store)
     if subset is None:
         check_classes(head.classnames, store, head.name)
@@ -162,7 +164,7 @@ def _parents(head: LogitHead) -> tuple[LogitHead, LogitHead]:
 
 
 def score(
-    units: Sequence[Unit], store: Any, rows: Any, *, per_sample: bool = False, confusion: bool = False
+    units: Sequence[Unit], store: FeatureTable, rows: FeatureTable, *, per_sample: bool = False, confusion: bool = False
 ) -> Iterator[Scored]:
     """The tally of each unit on each block of a store, in row order, with the block's labels as columns of the heads.
 
@@ -179,7 +181,7 @@ def score(
         If logits are not finite, or labels lie outside the class list.
     """
     n_classes = len(units[0].jobs[0].head.classnames)
-    blocks = rows.tensor_blocks if hasattr(rows, "tensor_blocks") else rows.blocks  # resident features stay in place
+    blocks = rows.tensor_blocks if isinstance(rows, ResidentStore) else rows.blocks  # resident features stay in place
     for X, labels in blocks():
         if not len(labels):
             continue
@@ -205,13 +207,12 @@ def all_logits(jobs: Sequence[Job], x: NDArray[np.floating]) -> Iterator[NDArray
         yield job.head.finish(prepared)
 
 
-def valid_rows(store: Any) -> NDArray[np.int64]:
+def valid_rows(store: FeatureTable) -> NDArray[np.int64]:
     """Rows of a store whose image could be read: the rows of its blocks, in order."""
-    valid = getattr(store, "valid", None)
-    return np.arange(len(store)) if valid is None else np.flatnonzero(np.asarray(valid)).astype(np.int64)
+    return np.flatnonzero(store.valid)
 
 
-def rows_of_rank(store: Any, rank: int, size: int) -> tuple[Any, slice]:
+def rows_of_rank(store: FeatureTable, rank: int, size: int) -> tuple[FeatureTable, slice]:
     """One process's share of a store's valid rows, a run of them: as a store, and as places among the valid rows."""
     rows = valid_rows(store)
     share = slice(len(rows) * rank // size, len(rows) * (rank + 1) // size)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
+from featcache.store.protocol import FeatureTable, TextSource
 from heads.rows.samples import to_numpy
 
 KS = (1, 5, 10)
@@ -66,7 +67,7 @@ def retrieval_ranks(images: Any, captions: Any, owners: Any) -> tuple[Int64, Int
     return _ranks(X, T, own), _ranks(T, X, rows.astype(np.int64)[:, None])
 
 
-def retrieve(images: Any, texts: Any, ks: Sequence[int] = KS) -> dict[str, Any]:
+def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) -> dict[str, Any]:
     """Recall@k of an image store with the captions in a text store, as one results row.
 
     Parameters
@@ -107,7 +108,7 @@ def retrieve(images: Any, texts: Any, ks: Sequence[int] = KS) -> dict[str, Any]:
     return row
 
 
-def captions_of(images: Any, texts: Any) -> tuple[NDArray[np.float32], Int64]:
+def captions_of(images: FeatureTable, texts: TextSource) -> tuple[NDArray[np.float32], Int64]:
     """Captions (M, D) of a text store, and the valid row (M,) of the image store that each describes.
 
     Raises

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.store.protocol import Encoded
 from heads.fitted.provenance import check_classes, check_encoder
 from heads.rows.samples import feature_blocks, is_store, to_numpy
 
@@ -105,7 +106,7 @@ class LogitHead(ABC):
         """The head as class weights, which only a linear one has."""
         raise HeadError(f"{self.name} is not linear: it has no class weights to interpolate; evaluate it as it is")
 
-    def check(self, store: Any) -> None:
+    def check(self, store: Encoded) -> None:
         """Refuse a store of another encoder, text tower or class list (MismatchError)."""
         check_encoder({"head": self.name, **self.provenance}, self.dim, store)
         check_classes(self.classnames, store, self.name)

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from featcache.errors import MismatchError
+from featcache.store.protocol import Encoded, FeatureSource, TextSource
 
 
-def check_encoder(provenance: dict[str, Any], dim: int, store: Any) -> None:
+def check_encoder(provenance: dict[str, Any], dim: int, store: Encoded) -> None:
     """Refuse a store of another encoder, another text tower or another width.
 
     Raises
@@ -20,7 +21,7 @@ def check_encoder(provenance: dict[str, Any], dim: int, store: Any) -> None:
     MismatchError
         With both identities and what to do.
     """
-    head, name = provenance.get("head", "head"), getattr(store, "name", "store")
+    head, name = provenance.get("head", "head"), store.name
     fitted, found = provenance.get("encoder_key"), store.encoder_key
     if fitted is not None and fitted != found:
         raise MismatchError(
@@ -39,7 +40,7 @@ def check_encoder(provenance: dict[str, Any], dim: int, store: Any) -> None:
         )
 
 
-def check_classes(classnames: Sequence[str], store: Any, head: str = "head") -> None:
+def check_classes(classnames: Sequence[str], store: Encoded, head: str = "head") -> None:
     """Refuse a store whose class list differs, in names or in order.
 
     Raises
@@ -96,36 +97,39 @@ def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int
     return [places[name][0] for name in subset]
 
 
-def encoder_record(store: Any) -> dict[str, Any] | None:
+def encoder_record(store: FeatureSource | TextSource | None) -> dict[str, Any] | None:
     """Name of a store's encoder and, where the store knows, how to load it again; None for arrays."""
     if store is None:
         return None
-    return {"name": store.encoder_name, "source": (getattr(store, "provenance", None) or {}).get("source")}
+    return {"name": store.encoder_name, "source": store.provenance.get("source")}
 
 
-def split_id(store: Any) -> dict[str, Any]:
+def split_id(store: FeatureSource) -> dict[str, Any]:
     """The identity of a labelled split, as recorded in provenance; of a few-shot sample also how it was drawn."""
-    sample = getattr(store, "sample", None)
-    identity = {key: getattr(store, key, None) for key in ("name", "split", "dataset_key", "labels_digest")}
-    view = getattr(store, "view_id", None)
-    if view is not None:  # augmented views of the split's samples: the same split, but other rows
-        identity["view"] = view
-    return identity if sample is None else {**identity, "sample": dict(sample)}
+    identity: dict[str, Any] = {
+        "name": store.name,
+        "split": store.split,
+        "dataset_key": store.dataset_key,
+        "labels_digest": store.labels_digest,
+    }
+    if store.view_id is not None:  # augmented views of the split's samples: the same split, but other rows
+        identity["view"] = store.view_id
+    return identity if store.sample is None else {**identity, "sample": dict(store.sample)}
 
 
-def same_split(entry: Mapping[str, Any], store: Any) -> bool:
+def same_split(entry: Mapping[str, Any], store: FeatureSource) -> bool:
     """Whether a record of `split_id` means this store's split, whatever became of its labels."""
     identity = split_id(store)
     return all(entry.get(key) == identity[key] for key in ("name", "split", "dataset_key"))
 
 
-def was_fitted_on(provenance: Mapping[str, Any], store: Any) -> bool:
+def was_fitted_on(provenance: Mapping[str, Any], store: FeatureSource) -> bool:
     """Whether a head with this record, or one that it was made from, was fitted on this store's split.
 
     Examples
     --------
-    >>> from types import SimpleNamespace
-    >>> stream = SimpleNamespace(name="rows", split="val", dataset_key=None)
+    >>> from heads import RowStream
+    >>> stream = RowStream(list, dim=2, classnames=("cat", "dog"), name="rows", split="val")
     >>> texts = {"name": "texts", "split": None, "dataset_key": None}   # what a zero-shot head is made of
     >>> was_fitted_on({"fitted_on": [texts]}, stream), was_fitted_on({"fitted_on": [split_id(stream)]}, stream)
     (False, True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
+from featcache.store.protocol import Block, Derived, FeatureTable
 from heads.rows.samples import to_numpy
 
 
@@ -74,7 +75,7 @@ def draw_shots(
 
 
 @dataclass(frozen=True)
-class FewShotStore:
+class FewShotStore(Derived):
     """Some rows of an image store, which heads take as the store itself.
 
     It keeps the store's identity (name, split, keys), so that a head that was fitted on a few rows of a split is still
@@ -87,14 +88,14 @@ class FewShotStore:
     sample : how they were drawn: shots and seed; and their number, `rows`, where classes had fewer than the shots
     """
 
-    store: Any
+    store: FeatureTable
     rows: NDArray[np.int64]
-    sample: dict[str, Any]
+    sample: Mapping[str, Any] | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "store":  # while it is being copied there is no store to ask
-            raise AttributeError(name)
-        return getattr(self.store, name)
+    @property
+    def origin(self) -> FeatureTable:
+        """The image store."""
+        return self.store
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -102,37 +103,40 @@ class FewShotStore:
     @property
     def labels(self) -> NDArray[np.int64]:
         """Labels (n,)."""
-        return np.asarray(self.store.labels)[self.rows]
-
-    @property
-    def valid(self) -> NDArray[np.bool_]:
-        """(n,), all true."""
-        return np.ones(len(self.rows), bool)
+        return self.store.labels[self.rows]
 
     @property
     def ids(self) -> list[str]:
         """The n sample ids."""
         ids = self.store.ids
-        return [ids[row] for row in self.rows.tolist()]
+        return [ids[row] for row in self.rows.tolist()] if ids else []
 
-    def blocks(
-        self, rows: int = 65_536, dtype: DTypeLike = np.float32
-    ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    @property
+    def metadata(self) -> dict[str, NDArray[Any]]:
+        """Group columns (n,)."""
+        return {column: values[self.rows] for column, values in self.store.metadata.items()}
+
+    @property
+    def view_id(self) -> str | None:
+        """The view of the store, where that is one."""
+        return self.store.view_id
+
+    def blocks(self, rows: int = 65_536, dtype: DTypeLike = np.float32) -> Iterator[Block]:
         """Features (n, D) and labels (n,), block by block."""
         for start in range(0, len(self.rows), rows):
             part = self.rows[start : start + rows]
-            yield self.store.gather(part).astype(dtype, copy=False), np.asarray(self.store.labels)[part]
+            yield self.store.gather(part).astype(dtype, copy=False), self.store.labels[part]
 
-    def numpy(self, dtype: DTypeLike = np.float32) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def numpy(self, dtype: DTypeLike = np.float32) -> Block:
         """Features (n, D) and labels (n,) in memory."""
         return self.gather(np.arange(len(self.rows))).astype(dtype, copy=False), self.labels
 
     def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
         """Features of the given ones of these rows, in that order."""
-        return np.asarray(self.store.gather(self.rows[rows]))
+        return self.store.gather(self.rows[rows])
 
 
-def few_shot(store: Any, shots: int, seed: int = 0, *, allow_fewer: bool = False) -> FewShotStore:
+def few_shot(store: FeatureTable, shots: int, seed: int = 0, *, allow_fewer: bool = False) -> FewShotStore:
     """A store of `shots` rows of every class of an image store; see `draw_shots`.
 
     Raises
@@ -141,7 +145,7 @@ def few_shot(store: Any, shots: int, seed: int = 0, *, allow_fewer: bool = False
         If a class has fewer rows than `shots` and `allow_fewer` is false; if no row is left; for views, whose rows are
         not images.
     """
-    if getattr(store, "groups", None) is not None:
+    if store.groups is not None:
         raise HeadError(f"{store.name!r}: rows are views, and shots are images; draw them from the store itself")
     rows = draw_shots(store.labels, shots, seed, n_classes=len(store.classnames), allow_fewer=allow_fewer)
     if not len(rows):

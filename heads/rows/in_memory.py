@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
+from featcache.store.protocol import Block, FeatureSource, FeatureTable, SourceDefaults, TableDefaults
 from heads.rows.samples import to_numpy
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, eq=False)
-class ResidentStore:
+class ResidentStore(TableDefaults):
     """Features and labels in memory that heads and evaluation take as an image store.
 
     Parameters
@@ -52,7 +53,7 @@ class ResidentStore:
     split: str = "all"
     encoder_key: str | None = None
     text_digests: tuple[str, ...] = ()
-    encoder_name: str = "arrays"
+    encoder_name: str | None = "arrays"
     dataset_key: str | None = None
     labels_digest: str | None = None
     logit_scale: float | None = None
@@ -87,16 +88,11 @@ class ResidentStore:
         return int(self.features.shape[1])
 
     @property
-    def valid(self) -> NDArray[np.bool_]:
-        """(N,), all true: only valid rows are brought into memory."""
-        return np.ones(len(self), bool)
-
-    @property
     def text_digest(self) -> str | None:
         """The first of `text_digests`."""
         return self.text_digests[0] if self.text_digests else None
 
-    def blocks(self, rows: int = 65_536, dtype: Any = np.float32) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    def blocks(self, rows: int = 65_536, dtype: DTypeLike = np.float32) -> Iterator[Block]:
         """Features (n, D) on the host and labels (n,), block by block, as every image store gives them."""
         for part, labels in self.tensor_blocks(rows):
             yield to_numpy(part).astype(dtype, copy=False), labels
@@ -106,7 +102,7 @@ class ResidentStore:
         for start in range(0, len(self), rows):
             yield self.features[start : start + rows], self.labels[start : start + rows]
 
-    def numpy(self, dtype: Any = np.float32) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def numpy(self, dtype: DTypeLike = np.float32) -> Block:
         """Features (N, D) and labels (N,) as arrays on the host."""
         return to_numpy(self.features).astype(dtype), self.labels
 
@@ -115,7 +111,7 @@ class ResidentStore:
         return to_numpy(self.features[torch.as_tensor(rows, device=self.features.device)])
 
 
-def resident(store: Any, device: str | None = None, dtype: str = "float16") -> ResidentStore:
+def resident(store: FeatureTable, device: str | None = None, dtype: str = "float16") -> ResidentStore:
     """Read an image store's valid rows into the memory of a device.
 
     Parameters
@@ -133,8 +129,7 @@ def resident(store: Any, device: str | None = None, dtype: str = "float16") -> R
     if dtype not in DTYPES:
         raise HeadError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     place = _checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    valid = getattr(store, "valid", None)
-    keep = np.flatnonzero(np.ones(len(store), bool) if valid is None else np.asarray(valid, bool))
+    keep = np.flatnonzero(store.valid)
     if not len(keep):
         raise HeadError(f"{store.name!r} has no valid row")
     features = torch.empty((len(keep), store.dim), dtype=DTYPES[dtype], device=place)
@@ -143,17 +138,23 @@ def resident(store: Any, device: str | None = None, dtype: str = "float16") -> R
         features[done : done + len(found)] = torch.from_numpy(np.ascontiguousarray(block)).to(place)
         labels[done : done + len(found)] = found
         done += len(found)
-    kept = ("name", "split", "encoder_key", "text_digests", "encoder_name", "dataset_key", "labels_digest")
-    identity = {key: getattr(store, key) for key in (*kept, "logit_scale", "logit_bias")}
-    ids, metadata = list(getattr(store, "ids", [])), getattr(store, "metadata", None) or {}
+    ids = store.ids
     return ResidentStore(
         features,
         labels,
-        tuple(store.classnames),
-        **identity,
+        store.classnames,
+        name=store.name,
+        split=store.split,
+        encoder_key=store.encoder_key,
+        text_digests=store.text_digests,
+        encoder_name=store.encoder_name,
+        dataset_key=store.dataset_key,
+        labels_digest=store.labels_digest,
+        logit_scale=store.logit_scale,
+        logit_bias=store.logit_bias,
         ids=[ids[row] for row in keep.tolist()] if ids else [],
-        provenance=getattr(store, "provenance", {}),
-        metadata={column: np.asarray(values)[keep] for column, values in metadata.items()},
+        metadata={column: values[keep] for column, values in store.metadata.items()},
+        provenance=store.provenance,
     )
 
 
@@ -168,7 +169,7 @@ def _checked_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True, eq=False)
-class RowStream:
+class RowStream(SourceDefaults):
     """Labelled rows larger than memory that lie in no store; every head takes one where it takes an image store.
 
     Parameters
@@ -206,8 +207,9 @@ class RowStream:
     text_digests: tuple[str, ...] = ()
     dataset_key: str | None = None
     labels_digest: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64]]]:
+    def blocks(self) -> Iterator[Block]:
         """The blocks, from the first.
 
         Raises
@@ -224,3 +226,7 @@ class RowStream:
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classnames):
                 raise HeadError(f"labels lie in [{labels.min()}, {labels.max()}], expected class indices")
             yield features, labels
+
+
+_SOURCES: tuple[type[FeatureSource], ...] = (ResidentStore, RowStream)
+_TABLES: tuple[type[FeatureTable], ...] = (ResidentStore,)

@@ -6,7 +6,7 @@ level), and a weighted sum of the members' logits is one linear head on it (`hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
+from featcache.store.protocol import Block, Derived, FeatureTable
 
 
-def joint_key(keys: Sequence[str]) -> str:
-    """Key of several encoders or text towers together, in order."""
-    return "+".join(keys)
+def joint_key(keys: Sequence[str | None]) -> str | None:
+    """Key of several encoders or text towers together, in order; None where one of them is not known."""
+    known = [key for key in keys if key is not None]
+    return "+".join(known) if len(known) == len(keys) else None
 
 
-class JointStore:
+class JointStore(Derived):
     """Image stores of one set of samples under M encoders, as one store of dimension ``D_1 + ... + D_M``.
 
     Parameters
@@ -41,7 +43,7 @@ class JointStore:
         If samples, labels, class names or readable rows differ.
     """
 
-    def __init__(self, stores: Sequence[Any]) -> None:
+    def __init__(self, stores: Sequence[FeatureTable]) -> None:
         if len(stores) < 2:
             raise HeadError(
                 f"got {len(stores)} store(s), expected at least two of the same images under several models"
@@ -49,26 +51,71 @@ class JointStore:
         _check_same_samples(stores)
         self.stores = tuple(stores)
         self.offsets = np.cumsum([0, *(store.dim for store in stores)])
-        first = self.stores[0]
-        self.name, self.split = first.name, first.split
-        self.classnames, self.dataset_key, self.labels_digest = first.classnames, first.dataset_key, first.labels_digest
-        self.encoder_key = joint_key([store.encoder_key for store in stores])
-        self.encoder_name = joint_key([store.encoder_name for store in stores])
-        self.text_digests = tuple(joint_key(digests) for digests in product(*(store.text_digests for store in stores)))
-        self.dim = int(self.offsets[-1])
 
-    def __getattr__(self, name: str) -> Any:
-        """Labels, ids and the rest are those of the first member."""
-        if name.startswith("_") or name == "stores":
-            raise AttributeError(name)
-        return getattr(self.stores[0], name)
+    @property
+    def origin(self) -> FeatureTable:
+        """The first member, which has the samples and labels of all."""
+        return self.stores[0]
+
+    @property
+    def encoder_key(self) -> str | None:
+        """Key of the encoders together."""
+        return joint_key([store.encoder_key for store in self.stores])
+
+    @property
+    def encoder_name(self) -> str | None:
+        """Names of the models together."""
+        return joint_key([store.encoder_name for store in self.stores])
+
+    @property
+    def text_digests(self) -> tuple[str, ...]:
+        """Digests of the text towers together."""
+        return tuple("+".join(digests) for digests in product(*(store.text_digests for store in self.stores)))
+
+    @property
+    def dim(self) -> int:
+        """D, the sum over the members."""
+        return int(self.offsets[-1])
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels (N,)."""
+        return self.origin.labels
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(N,) False where the image could not be read."""
+        return self.origin.valid
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The N sample ids."""
+        return self.origin.ids
+
+    @property
+    def metadata(self) -> Mapping[str, NDArray[Any]]:
+        """Group columns (N,)."""
+        return self.origin.metadata
+
+    @property
+    def sample(self) -> Mapping[str, Any] | None:
+        """How the rows were drawn, the same for all members."""
+        return self.origin.sample
+
+    @property
+    def view_id(self) -> str | None:
+        """Which augmented views the rows are, the same for all members."""
+        return self.origin.view_id
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """The image of each valid row where rows are views."""
+        return self.origin.groups
 
     def __len__(self) -> int:
         return len(self.stores[0])
 
-    def blocks(
-        self, rows: int = 16_384, dtype: DTypeLike = np.float32
-    ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    def blocks(self, rows: int = 16_384, dtype: DTypeLike = np.float32) -> Iterator[Block]:
         """Features (n, D) and labels (n,), block by block; a block is good until the next one."""
         buffer = np.empty((rows, self.dim), dtype)
         for parts in zip(*(store.blocks(rows, dtype) for store in self.stores), strict=True):
@@ -77,7 +124,7 @@ class JointStore:
                 buffer[: len(labels), start:stop] = features
             yield buffer[: len(labels)], labels
 
-    def numpy(self, dtype: DTypeLike = np.float32) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def numpy(self, dtype: DTypeLike = np.float32) -> Block:
         """Features (N, D) of the valid rows and their labels, in memory."""
         parts = [store.numpy(dtype) for store in self.stores]
         return np.concatenate([features for features, _ in parts], axis=1), parts[0][1]
@@ -87,28 +134,27 @@ class JointStore:
         return np.concatenate([store.gather(rows) for store in self.stores], axis=1)
 
 
-def join(stores: Sequence[Any]) -> JointStore:
+def join(stores: Sequence[FeatureTable]) -> JointStore:
     """Stores of the same samples under several models, as one; see `JointStore`."""
     return JointStore(stores)
 
 
-def _check_same_samples(stores: Sequence[Any]) -> None:
+def _check_same_samples(stores: Sequence[FeatureTable]) -> None:
     first = stores[0]
     for other in stores[1:]:
-        for key, what, remedy in (
-            ("dataset_key", "samples", "encode the same split with both models"),
-            ("classnames", "class names", "encode both with one class list"),
-            ("labels_digest", "labels", "run encode with --update-labels for both"),
+        pair = (
+            f"{first.name}/{first.split} of {first.encoder_name} and {other.name}/{other.split} of {other.encoder_name}"
+        )
+        for same, what, remedy in (
+            (first.dataset_key == other.dataset_key, "samples", "encode the same split with both models"),
+            (first.classnames == other.classnames, "class names", "encode both with one class list"),
+            (first.labels_digest == other.labels_digest, "labels", "run encode with --update-labels for both"),
         ):
-            if getattr(other, key) != getattr(first, key):
-                raise MismatchError(
-                    f"{first.name}/{first.split} of {first.encoder_name} and {other.name}/{other.split} of "
-                    f"{other.encoder_name} have different {what}; {remedy}"
-                )
-        ours, theirs = (np.asarray(getattr(store, "valid", True)) for store in (first, other))
-        if ours.ndim and theirs.ndim and (ours != theirs).any():
-            rows = np.flatnonzero(ours != theirs)[:5].tolist()
+            if not same:
+                raise MismatchError(f"{pair} have different {what}; {remedy}")
+        differ = np.flatnonzero(first.valid != other.valid)
+        if len(differ):
             raise MismatchError(
-                f"{first.name}/{first.split}: rows {rows} could be read for {first.encoder_name} or "
+                f"{first.name}/{first.split}: rows {differ[:5].tolist()} could be read for {first.encoder_name} or "
                 f"{other.encoder_name} alone; encode both again from the same files"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from sklearn.exceptions import DataConversionWarning
 
 from featcache.errors import HeadError
 from featcache.store import ImageStore
+from featcache.store.protocol import FeatureSource, TextSource
 
 Block = tuple[NDArray[np.floating], NDArray[np.int64]]
 
@@ -55,14 +56,24 @@ class Samples:
         return np.concatenate([np.zeros(0, np.int64), *(labels.copy() for _, labels in self.blocks())])
 
     @property
-    def store(self) -> Any | None:
+    def store(self) -> FeatureSource | None:
         """The store behind the rows, or None for arrays."""
         return None if isinstance(self.source, tuple) else self.source
 
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """The image of each row, where the store's rows are views."""
+        return None if self.store is None else self.store.groups
 
-def is_store(value: object) -> bool:
-    """Whether a value speaks the image store's interface."""
+
+def is_store(value: object) -> TypeGuard[FeatureSource]:
+    """Whether what a caller gave is a source of features, not an array."""
     return hasattr(value, "blocks") and hasattr(value, "classnames")
+
+
+def is_text(value: object) -> TypeGuard[TextSource]:
+    """Whether what a caller gave is a source of text embeddings."""
+    return hasattr(value, "raw")
 
 
 def lies_elsewhere(features: Any) -> bool:

@@ -51,7 +51,8 @@ def selection_samples(selection: Any, samples: Samples) -> Samples:
         held_out = as_samples(X, y, classnames=samples.classnames, classes=samples.classes)
     else:
         held_out = as_samples(selection)
-        theirs, ours = selection.encoder_key, getattr(samples.store, "encoder_key", selection.encoder_key)
+        theirs = selection.encoder_key
+        ours = theirs if samples.store is None else samples.store.encoder_key
         if theirs != ours or held_out.classnames != samples.classnames:
             raise MismatchError(
                 f"selection split {selection.name!r} has encoder {theirs} and {len(held_out.classnames)} classes, "

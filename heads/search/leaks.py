@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
+from featcache.store.protocol import FeatureTable
 from heads.search.exact import ExactIndex
 
 
-def leaks(train: Any, test: Any, threshold: float = 0.95, per_row: int = 5) -> list[dict[str, Any]]:
+def leaks(train: FeatureTable, test: FeatureTable, threshold: float = 0.95, per_row: int = 5) -> list[dict[str, Any]]:
     """Pairs of a test and a training row whose cosine is at least `threshold`, most similar first.
 
     Parameters
@@ -45,14 +45,14 @@ def leaks(train: Any, test: Any, threshold: float = 0.95, per_row: int = 5) -> l
         )
     features, labels = train.numpy(np.float16)
     index = ExactIndex(features, cosine=True)
-    train_rows, test_rows = _valid_rows(train), _valid_rows(test)
+    train_rows, test_rows = np.flatnonzero(train.valid), np.flatnonzero(test.valid)
     found: list[dict[str, Any]] = []
     done = 0
     for block, block_labels in test.blocks():
         cosines, rows = index.search(block, min(per_row, len(labels)))
         for i, j in np.argwhere(cosines >= threshold).tolist():
             near = int(rows[i, j])
-            pair = {
+            pair: dict[str, Any] = {
                 "test_row": int(test_rows[done + i]),
                 "train_row": int(train_rows[near]),
                 "similarity": float(cosines[i, j]),
@@ -62,13 +62,8 @@ def leaks(train: Any, test: Any, threshold: float = 0.95, per_row: int = 5) -> l
             found.append(pair)
         done += len(block_labels)
     for side, store in (("test", test), ("train", train)):
-        if hasattr(store, "ids"):
+        ids = store.ids
+        if ids:
             for pair in found:
-                pair[f"{side}_id"] = store.ids[pair[f"{side}_row"]]
+                pair[f"{side}_id"] = ids[pair[f"{side}_row"]]
     return sorted(found, key=lambda pair: -pair["similarity"])
-
-
-def _valid_rows(store: Any) -> NDArray[np.int64]:
-    """Row in the store of each of its valid rows, which are what `blocks` gives."""
-    valid = getattr(store, "valid", None)
-    return np.arange(len(store)) if valid is None else np.flatnonzero(valid)

@@ -12,6 +12,7 @@ from typing import Any
 from featcache import __version__
 from featcache.errors import HeadError
 from featcache.store import content_key
+from featcache.store.protocol import FeatureTable, TextSource
 from heads.combine.interpolate import interpolate, interpolate_by_folds
 from heads.estimators.base import HeadClassifier
 from heads.estimators.fit import Material, fit_head, settled
@@ -22,6 +23,7 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import split_id
 from heads.report.results import append_rows
 from heads.rows.few_shot import FewShotStore, few_shot
+from heads.rows.samples import is_store
 from heads.sweeps.plan import PAPERS, Job, Splits, SweepPlan, split_setting
 
 Open = Callable[[str], Any]
@@ -32,10 +34,10 @@ Say = Callable[[str], None]
 class _Stores:
     """The opened stores of one data set under one model."""
 
-    train: Any
-    select: Any
-    on: tuple[Any, ...]
-    texts: tuple[Any, ...]
+    train: FeatureTable | None
+    select: FeatureTable | None
+    on: tuple[FeatureTable, ...]
+    texts: tuple[TextSource, ...]
 
     def identity(self) -> dict[str, Any]:
         """What all jobs on these stores depend on."""
@@ -196,7 +198,7 @@ def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> _Stores:
     select = on[0] if plan.paper is not None else None if splits.select is None else open_store(splits.select)
     train = None if splits.train is None else open_store(splits.train)
     for store in (train, select, *on):
-        if store is not None and not hasattr(store, "blocks"):
+        if store is not None and not is_store(store):
             raise HeadError(f"{store.name}: a store of texts where images are expected; name NAME/SPLIT")
     return _Stores(train, select, on, tuple(open_store(reference) for reference in splits.texts))
 

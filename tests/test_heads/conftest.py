@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from featcache.store.protocol import TableDefaults
 from heads import HEADS, Material, fit_head
 
 CLASSNAMES = ("ant", "bee", "cow", "dog", "elk")
@@ -18,7 +19,7 @@ DIM = 12
 
 
 @dataclass
-class FakeImageStore:
+class FakeImageStore(TableDefaults):
     """What heads read of an image store; blocks reuse one buffer, as the real one does."""
 
     X: NDArray[Any]
@@ -34,6 +35,10 @@ class FakeImageStore:
     logit_scale: float | None = 20.0
     logit_bias: float | None = None
     block_rows: int = 37
+    metadata: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    view_id: str | None = None
+    groups: NDArray[np.int64] | None = None
 
     @property
     def dim(self) -> int:
@@ -43,7 +48,11 @@ class FakeImageStore:
     def labels(self) -> NDArray[np.int64]:
         return self.y
 
-    @cached_property  # which tests may replace
+    @cached_property  # which tests may replace, as `ids`
+    def valid(self) -> NDArray[np.bool_]:
+        return np.ones(len(self), bool)
+
+    @cached_property
     def ids(self) -> list[str]:
         return [f"id-{i}" for i in range(len(self))]
 
@@ -81,6 +90,7 @@ class FakeTextStore:
     encoder_name: str = "tiny"
     logit_scale: float | None = 20.0
     logit_bias: float | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.counts.size:
