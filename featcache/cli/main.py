@@ -17,7 +17,7 @@ from featcache.errors import FeatcacheError
 
 VERBS: dict[str, tuple[str, str]] = {
     "encode": ("featcache.cli.encode:encode", "encode splits of a data set into image stores"),
-    "text": ("featcache.cli.encode:text", "embed class names x templates, or a prompt file, into a text store"),
+    "text": ("featcache.cli.text:text", "embed class names x templates, or a prompt file, into a text store"),
     "list": ("featcache.cli.stores:list_", "list the stores"),
     "info": ("featcache.cli.stores:info", "show what a store holds and where it comes from"),
     "verify": ("featcache.cli.stores:verify", "check a store against its checksums"),
