@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 
 from benchmarks.common import median, report
 from benchmarks.gpu_common import ceilings, device_facts, peak_mib, turns
-from heads.solvers.logistic.device import DeviceRows
 from heads.solvers.logistic.path import Fitted, PathSolver, fit_path
-from heads.solvers.logistic.rows import Rows
+from heads.solvers.logistic.rows import DeviceRows, Rows
 from heads.solvers.ridge import device as ridge_device
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.ridge.spectrum import Spectrum, decompose

@@ -22,7 +22,7 @@ from heads.fitted.provenance import split_id
 from heads.rows.samples import Samples, as_samples
 from heads.rows.selection import selection_samples
 from heads.solvers.logistic.path import Fitted, PathSolver
-from heads.solvers.logistic.rows import AnyRows
+from heads.solvers.logistic.rows import TrainingRows
 
 Float = NDArray[np.float64]
 
@@ -202,9 +202,9 @@ class Logistic(LinearClassifier):
             raise HeadError(f"C must be {what}, got {self.C!r}; try numpy.logspace(-2, 4, 13)")
         return Cs
 
-    def _solver(self, rows: AnyRows, prior: LinearHead | None, keep: NDArray[np.bool_] | None) -> PathSolver:
+    def _solver(self, rows: TrainingRows, prior: LinearHead | None, keep: NDArray[np.bool_] | None) -> PathSolver:
         shift = None if prior is None else (prior.weights.astype(np.float64), prior.bias.astype(np.float64))
-        return PathSolver(rows, keep=keep, prior=shift, absent=ABSENT, tol=self.tol, max_iter=self.max_iter)
+        return PathSolver(rows, keep=keep, prior=shift, missing_intercept=ABSENT, tol=self.tol, max_iter=self.max_iter)
 
     def _take(
         self,

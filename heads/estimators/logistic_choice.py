@@ -24,9 +24,8 @@ from heads.kernels import linear_nll
 from heads.kernels.tally import row_statistics
 from heads.rows.device import chosen_rows, device_rows
 from heads.rows.samples import Samples, require_finite
-from heads.solvers.logistic.device import DeviceRows
-from heads.solvers.logistic.path import Fitted, PathSolver, held_out_logits
-from heads.solvers.logistic.rows import AnyRows, Rows, StreamedRows
+from heads.solvers.logistic.path import Fitted, PathSolver, validation_logits
+from heads.solvers.logistic.rows import DeviceRows, Rows, StreamedRows, TrainingRows
 from heads.solvers.ridge.moments import FOLDS, FoldAssigner
 
 GRID = np.logspace(-6, 6, 96)
@@ -64,7 +63,7 @@ def search(score: Callable[[float], float], grid: NDArray[np.float64] = GRID) ->
 
 
 Float = NDArray[np.float64]
-Solver = Callable[[AnyRows, NDArray[np.bool_] | None], PathSolver]
+Solver = Callable[[TrainingRows, NDArray[np.bool_] | None], PathSolver]
 
 METRICS = ("nll", "top1")
 
@@ -82,7 +81,7 @@ class Choice:
     how : "none", "split" or "folds", set by a choice
     """
 
-    rows: AnyRows
+    rows: TrainingRows
     solver: Solver
     metric: str
     held_out: Samples | None
@@ -167,8 +166,8 @@ class Choice:
     def _fold_sums(self, scored: NDArray[np.bool_], fitted: Sequence[Fitted]) -> tuple[Float, int]:
         """Sums of `metric` over rows of one fold, one a head, and the number of rows."""
         if not isinstance(self.rows, DeviceRows):
-            return self._sums(held_out_logits(self.rows, scored, fitted))
-        chosen = chosen_rows((self.rows.X, self.rows.labels), scored)
+            return self._sums(validation_logits(self.rows, scored, fitted))
+        chosen = chosen_rows((self.rows.X, torch.from_numpy(self.rows.y).to(self.rows.X.device)), scored)
         return self._kernel_sums(*chosen, fitted), int(scored.sum())
 
     def _kernel_sums(self, X: torch.Tensor, labels: torch.Tensor, fitted: Sequence[Fitted]) -> Float:
@@ -191,7 +190,7 @@ class Choice:
         return float(found.nll.sum()) if self.metric == "nll" else float((found.rank == 0).sum())
 
 
-def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None) -> AnyRows:
+def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None) -> TrainingRows:
     """The rows of one or two splits, in memory or not (None decides by size), checked; on a GPU if they lie there.
 
     Raises

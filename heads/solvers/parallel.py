@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
@@ -54,3 +55,31 @@ def map_pieces(blocks: Blocks, function: Callable[..., Result], *, rows: int = P
                 stop = min(first + 8 * threads * rows, total)
                 pieces = [slice(start, min(start + rows, stop)) for start in range(first, stop, rows)]
                 yield from executor.map(function, *([column[piece] for piece in pieces] for column in block))
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[int]:
+    """Keep torch to one thread inside; gives the number that it was allowed before, for `side_by_side`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def side_by_side(n: int, size: int, function: Callable[[slice], Result], threads: int = 1) -> Iterator[Result]:
+    """`function` of each slice of `size` of ``range(n)``, in order, `threads` at once.
+
+    Examples
+    --------
+    >>> list(side_by_side(5, 2, lambda piece: piece.stop - piece.start, threads=2))
+    [2, 2, 1]
+    """
+    pieces = [slice(first, min(first + size, n)) for first in range(0, n, size)]
+    if threads == 1 or len(pieces) == 1:
+        yield from map(function, pieces)
+        return
+    with ThreadPoolExecutor(threads) as executor:
+        for first in range(0, len(pieces), 16 * threads):  # bounds the results that wait to be taken
+            yield from executor.map(function, pieces[first : first + 16 * threads])

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_JITTER_TRIES = 8
+
 
 def as_tensor(values: NDArray[np.generic] | Tensor) -> Tensor:
     """The tensor of an array, in the same memory where torch can use it: writable, of a type that torch has.
@@ -88,3 +90,52 @@ def wide_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         torch.ops.aten.mm.dtype_out(a, b.T, torch.float32, out=out)
         return out
     return torch.mm(a.float(), b.float().T, out=out)
+
+
+def softmax_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy (n,) of logits (n, C), and its derivative by the logits, ``softmax(logits) - onehot(labels)``.
+
+    Where the label is likely, both come from q, the sum of the other probabilities: ``-log1p(-q)`` and -q keep their
+    relative precision as q goes to 0, where ``log p`` and ``p - 1`` lose it.
+
+    Examples
+    --------
+    >>> loss, residual = softmax_residual(torch.zeros(1, 2), torch.tensor([1]))
+    >>> round(loss.item(), 6), residual.tolist()
+    (0.693147, [[0.5, -0.5]])
+    """
+    labels = labels[:, None]
+    logs = torch.log_softmax(logits, dim=1)
+    direct = logs.gather(1, labels)[:, 0].neg_()
+    residual = logs.exp_().scatter_(1, labels, 0.0)
+    others = residual.sum(dim=1)
+    loss = torch.where(others < 0.5, torch.log1p(-others).neg_(), direct)
+    return loss, residual.scatter_(1, labels, -others[:, None])
+
+
+def batched_spd_inverse(matrices: Tensor, scale: Tensor) -> Tensor:
+    """Inverses (B, W, W) of symmetric positive semi-definite matrices, which are overwritten.
+
+    Rounding may leave a matrix without a Cholesky factor. Its diagonal then grows, from ten times the machine epsilon
+    of its `scale` (B,) on, until there is one; a matrix that still has none gets the inverse of its diagonal.
+
+    Examples
+    --------
+    >>> found = batched_spd_inverse(torch.diag(torch.tensor([2.0, 4.0]))[None], torch.tensor([1.0]))
+    >>> found[0].diagonal()
+    tensor([0.5000, 0.2500])
+    """
+    diagonal = matrices.diagonal(dim1=1, dim2=2)
+    jitter = 10.0 * torch.finfo(matrices.dtype).eps * scale
+    diagonal.add_(jitter[:, None])
+    for _ in range(_JITTER_TRIES):
+        factors, info = torch.linalg.cholesky_ex(matrices)
+        failed = info > 0
+        if not bool(failed.any()):
+            return torch.cholesky_inverse(factors)
+        jitter = jitter * 30.0
+        diagonal.add_(torch.where(failed, jitter, 0.0)[:, None])
+    failed = failed[:, None, None]
+    of_diagonal = torch.diag_embed(1.0 / diagonal.clamp_min(scale[:, None]))
+    factors = torch.where(failed, torch.eye(matrices.shape[1]).to(factors), factors)
+    return torch.where(failed, of_diagonal, torch.cholesky_inverse(factors))

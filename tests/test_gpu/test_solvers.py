@@ -49,24 +49,24 @@ def test_ridge_is_that_of_arrays(rows: tuple[torch.Tensor, torch.Tensor]) -> Non
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_logistic_value_and_gradient_whatever_tf32(rows: tuple[torch.Tensor, torch.Tensor], allowed: bool) -> None:
-    from heads.solvers.logistic.device import DeviceMultinomial
-    from heads.solvers.logistic.objective import Multinomial
+    from heads.solvers.logistic.objective import Objective
+    from heads.solvers.logistic.rows import DeviceRows, RowSource
 
     X, y = rows
     theta = 30 * torch.randn(CLASSES, 65, generator=torch.Generator().manual_seed(1)).cuda()
-    mean = X.double().mean(0)
-    wide = Multinomial(X.double() - mean, y, CLASSES)
-    want, slope = wide.start(theta.double(), 0.1)
+    device = DeviceRows(X, y, CLASSES)
+    mean = torch.from_numpy(device.mean).cuda()
+    want, slope = Objective(RowSource.in_memory(X.double() - mean, y), CLASSES).value_and_gradient(theta.double())
     with gpu_cases.tf32(allowed):
-        got, found = DeviceMultinomial(X, y, CLASSES, mean.float()).start(theta, 0.1)
+        source = device.source(np.arange(CLASSES), CLASSES, None)
+        got, found = Objective(source, CLASSES).value_and_gradient(theta)
     assert got == pytest.approx(want, rel=1e-6)
     assert float((found - slope).norm() / slope.norm()) < 1e-5
 
 
 def test_a_logistic_path_ends_where_the_host_s_does(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
-    from heads.solvers.logistic.device import DeviceRows
     from heads.solvers.logistic.path import fit_path
-    from heads.solvers.logistic.rows import Rows
+    from heads.solvers.logistic.rows import DeviceRows, Rows
 
     X, y = rows
     Cs = [1e-3, 1.0, 1e3]
@@ -81,13 +81,14 @@ def test_a_logistic_path_ends_where_the_host_s_does(rows: tuple[torch.Tensor, to
 
 def test_memory_is_a_piece_and_the_blocks(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Logits of all rows would be 1.6 GB; a piece is 256 MiB, and there are a few of its size."""
-    from heads.solvers.logistic.device import DeviceMultinomial
+    from heads.solvers.logistic.objective import Objective
+    from heads.solvers.logistic.rows import DeviceRows
 
     X = rows[0].repeat(20, 1)
     y = torch.arange(len(X), device="cuda") % 1000
-    problem = DeviceMultinomial(X, y, 1000, X.float().mean(0))
+    objective = Objective(DeviceRows(X, y, 1000).source(np.arange(1000), 1000, None), 1000)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    problem.start(torch.zeros(1000, 65, device="cuda"), 1.0)
+    objective.value_and_gradient(objective.zeros())
     assert torch.cuda.max_memory_allocated() - before < 1.5 * 2**30

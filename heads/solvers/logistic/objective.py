@@ -1,287 +1,307 @@
-"""Multinomial logistic regression as an objective: value and gradient near the matrix-product limit.
+"""The objective of a linear model: where features meet a pointwise loss and a penalty.
 
-For weights ``V = W - W0`` (W0 a prior, or zero), intercepts b and row weights s, with ``z_i = W x_i + b``:
+For parameters theta = (V, b), with V (K, D) the shift of the weights from the prior's and b (K,) the intercepts, row
+weights s and logits ``z_i = (W0 + V) x_i + b0 + b``:
 
-    f(V, b) = sum_i s_i (logsumexp(z_i) - z_i[y_i]) + lam / 2 ||V||²,    lam = 1 / C
+    f(theta)            = sum_i s_i l(z_i, y_i) + penalty(V)
+    gradient            = [Rᵀ X + penalty'(V), Rᵀ 1],      R (N, K) the derivative of s_i l by z_i
+    curvature product   = the same with R the derivative's change along ``dz_i = dV x_i + db``
 
-which is scikit-learn's objective divided by C. Three things make it cheap:
+`Objective` knows neither which loss it is (`heads.solvers.logistic.losses`), nor where rows are (`...rows`), nor how
+they are multiplied (`...precision`). Every method takes logits that are known already, as a function of a piece of
+rows, and computes them by a product otherwise.
 
-- logits are linear in the parameters. The logits Z of the current point and dZ of the search direction are kept, so an
-  iteration takes two products (dZ, and the gradient), and a line search none;
-- each piece of rows goes through both products and the softmax while it is in the cache, one thread a piece
-  (`heads.solvers.parallel` says why), and nothing else of size (N, C) exists;
-- with an intercept, features are centred. ``W x + b = W (x - m) + (b + W m)`` is the same model with the same penalty,
-  and takes the large common direction of CLIP features out of the Hessian (measured: half the iterations).
-
-Scalars add up in float64.
-
-The logistic objective with bfloat16 products while the minimum is far, on CPUs that multiply them natively.
-
-Such CPUs (AVX-512 BF16, AMX) form bfloat16 products 2.3 times as fast as float32 ones. What they round is small where
-it matters: logits of the point are kept in float32 and only their change along the direction is a bfloat16 product,
-which shrinks with the steps; residuals and softmax stay float32. Measured on rows of CLIP's means and covariance
-(N = 6,000, C = 100): to within 1e-4 of the minimum in bfloat16 and on in float32 takes as many iterations as float32
-alone, to the same gaps, and evaluations cost 1.44 times less in all.
+`Line` uses this: logits are linear in the parameters, so with the logits Z of a point and dZ of a direction kept, an
+iteration takes two products (dZ, and the gradient), and a line search none. Each piece of rows goes through both
+products and the loss while it is in the cache. Where logits are not kept, a pass computes them piece by piece and
+forgets them; it takes the same two products, and only a line search that backtracks costs more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TypeVar
+from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-_PIECE_ROWS = 2048
+from heads.solvers.logistic.losses import Multinomial, PointwiseLoss
+from heads.solvers.logistic.penalties import L2, Penalty
+from heads.solvers.logistic.rows import Block, RowSource
+from heads.solvers.parallel import side_by_side
+
+PIECE_ROWS = 2048
+"""Rows per piece on a CPU."""
+_PIECE_LOGITS = 2**26
+"""Logits per piece on a GPU: 256 MiB."""
+
 Result = TypeVar("Result")
 
 
-@contextmanager
-def one_torch_thread() -> Iterator[int]:
-    """Keep torch to one thread inside; gives the number that it was allowed before, for `side_by_side`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
+class Piece(NamedTuple):
+    """Rows of a block, and which of its rows they are."""
+
+    rows: slice
+    block: Block
 
 
-def side_by_side(n: int, size: int, function: Callable[[slice], Result], threads: int = 1) -> list[Result]:
-    """`function` of each slice of `size` of ``range(n)``, in order, `threads` at once.
-
-    Examples
-    --------
-    >>> side_by_side(5, 2, lambda piece: piece.stop - piece.start, threads=2)
-    [2, 2, 1]
-    """
-    pieces = [slice(first, min(first + size, n)) for first in range(0, n, size)]
-    if threads == 1 or len(pieces) == 1:
-        return [function(piece) for piece in pieces]
-    with ThreadPoolExecutor(threads) as executor:
-        return list(executor.map(function, pieces))
+Logits = Callable[[Piece], Tensor]
+"""Logits (n, K) of a piece of rows."""
 
 
-class Multinomial:
-    """The objective on resident rows, at a current point and along a direction from it.
+class Sample(NamedTuple):
+    """Rows behind a preconditioner: centred features (m, D), weights (m,) or None, and logits (m, K) at a point."""
 
-    Parameters are one tensor theta (C, D + 1): V, then the intercepts of the centred features.
+    X: Tensor
+    weights: Tensor | None
+    logits: Tensor
+
+
+class Objective:
+    """Value, gradient and curvature products of a linear model; parameters are one tensor theta (K, D + 1), [V, b].
 
     Parameters
     ----------
-    X
-        Features (N, D), float32 or float64; centred by the caller or not.
-    y
-        Class indices (N,) int64.
-    n_classes
-        C.
+    rows
+        Features, targets and row weights.
+    n_outputs
+        K: logits per row.
+    loss
+        Of the logits.
     fit_intercept
         Whether the last column of theta is free; else it stays zero.
-    row_weights
-        Weights s (N,), or None for ones; rows of weight 0 have logits and nothing else.
     offset
-        What is added to theta to make logits, (C, D + 1): prior weights and their intercept on these features.
+        What is added to theta to make logits, (K, D + 1): the prior's weights and intercepts on centred features.
 
-    Notes
-    -----
-    Memory beside X: Z and dZ, ``2 * N * C`` numbers.
+    Attributes
+    ----------
+    penalty : of V; ``L2(1.0)`` until another is set
+    precision : of the products, now
+    products : products with all rows so far
+    threads : pieces that are worked on at once; the caller keeps torch itself to one thread each
 
     Examples
     --------
-    >>> X = torch.tensor([[1.0], [-1.0]])
-    >>> f = Multinomial(X, torch.tensor([0, 1]), 2, fit_intercept=False)
-    >>> value, gradient = f.start(torch.zeros(2, 2), lam=1.0)
+    >>> rows = RowSource.in_memory(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]))
+    >>> f = Objective(rows, 2, fit_intercept=False)
+    >>> value, gradient = f.value_and_gradient(torch.zeros(2, 2))
     >>> round(value, 6), gradient[:, 0].tolist()       # 2 ln 2
     (1.386294, [-1.0, 1.0])
     """
 
     def __init__(
         self,
-        X: Tensor,
-        y: Tensor,
-        n_classes: int,
+        rows: RowSource,
+        n_outputs: int,
+        loss: PointwiseLoss | None = None,
         *,
         fit_intercept: bool = True,
-        row_weights: Tensor | None = None,
         offset: Tensor | None = None,
     ) -> None:
-        self.X, self.y, self.n_classes = X, y, n_classes
-        self.fit_intercept, self.row_weights, self.offset = fit_intercept, row_weights, offset
-        self.Z = X.new_empty(len(X), n_classes)
-        self._dZ = torch.empty_like(self.Z)
-        self._pending = 0.0  # step along dZ that Z has not taken yet
-        self._lam = 1.0
-        self._theta = X.new_zeros(n_classes, X.shape[1] + 1)
-        self._direction = torch.zeros_like(self._theta)
-        self.products = 0
-        self.threads = 1  # pieces at once; the caller keeps torch itself to one thread each
-
-    @property
-    def rows(self) -> int:
-        """N."""
-        return len(self.X)
+        self.rows, self.n_outputs, self.fit_intercept = rows, n_outputs, fit_intercept
+        self.loss: PointwiseLoss = loss or Multinomial()
+        self.offset = None if offset is None else offset.to(rows.sample.X.device)
+        self.penalty: Penalty = L2(1.0)
+        self.precision = rows.precision
+        self.products, self.threads = 0, 1
 
     @property
     def dim(self) -> int:
         """D."""
-        return int(self.X.shape[1])
+        return int(self.rows.sample.X.shape[1])
 
-    def sample(self) -> Multinomial:
-        """Rows with kept logits at the current point, from which preconditioners are built: here all of them."""
-        return self
+    @cached_property
+    def mean_square(self) -> Tensor:
+        """Mean of x² (D,) over the rows behind preconditioners."""
+        X = self.rows.sample.X
+        length: Tensor = torch.linalg.vector_norm(X, dim=0)
+        return length.square() / len(X)
 
-    def lower(self, on: bool) -> bool:
-        """Switch to cheaper products while the minimum is far, and back; whether there are any."""
-        return False
+    @cached_property
+    def second_moment(self) -> Tensor:
+        """Mean of ``[x, 1] [x, 1]ᵀ`` (D + 1, D + 1) over the rows behind preconditioners."""
+        X = self.rows.sample.X
+        moment = X.new_ones(self.dim + 1, self.dim + 1)
+        moment[:-1, :-1] = X.T @ X / len(X)
+        moment[:-1, -1] = moment[-1, :-1] = X.mean(dim=0)
+        return moment
 
-    def start(self, theta: Tensor, lam: float) -> tuple[float, Tensor]:
-        """Set the point and the penalty; value and gradient (C, D + 1) there."""
-        self._theta, self._lam, self._pending = theta.clone(), lam, 0.0
-        whole = theta if self.offset is None else theta + self.offset
+    def zeros(self) -> Tensor:
+        """Parameters (K, D + 1), all zero: the prior."""
+        return self.rows.sample.X.new_zeros(self.n_outputs, self.dim + 1)
+
+    def value(self, theta: Tensor, logits: Logits | None = None) -> float:
+        """f(theta), summed in float64; one product, or none with logits."""
+        of = logits or self.product(theta)
+        losses = self._pieces(lambda piece: self._loss(piece.block, of(piece))[0])
+        return sum(losses) + self.penalty.value(theta[:, :-1])
+
+    def gradient(self, theta: Tensor, logits: Logits | None = None) -> Tensor:
+        """Gradient (K, D + 1); as many products as `value_and_gradient`."""
+        return self.value_and_gradient(theta, logits)[1]
+
+    def value_and_gradient(self, theta: Tensor, logits: Logits | None = None) -> tuple[float, Tensor]:
+        """f(theta) and its gradient (K, D + 1); two products, or one with logits."""
+        of = logits or self.product(theta)
+
+        def residuals(piece: Piece) -> tuple[float, Tensor]:
+            return self._loss(piece.block, of(piece))
+
+        value, gradient = self._backward(residuals)
+        gradient[:, :-1] += self.penalty.gradient(theta[:, :-1])
+        return value + self.penalty.value(theta[:, :-1]), gradient
+
+    def curvature_product(self, theta: Tensor, direction: Tensor, logits: Logits | None = None) -> Tensor:
+        """The Hessian at theta times a direction (K, D + 1); three products, or two with the logits of theta."""
+        of, along = logits or self.product(theta), self.product(direction, change=True)
+
+        def residuals(piece: Piece) -> tuple[float, Tensor]:
+            return 0.0, _times(self.loss.curvature_product(of(piece), along(piece)), piece.block.weights)
+
+        _, product = self._backward(residuals)
+        product[:, :-1] += self.penalty.curvature_product(theta[:, :-1], direction[:, :-1])
+        return product
+
+    def product(self, theta: Tensor, *, change: bool = False, out: Tensor | None = None) -> Logits:
+        """Logits of parameters, or their `change` along a direction, as products; kept in `out` (N, K) if given."""
+        whole = theta if change or self.offset is None else theta + self.offset
         weights, intercepts = whole[:, :-1].contiguous(), whole[:, -1]
-
-        def piece(rows: slice) -> None:
-            torch.addmm(intercepts, self.X[rows], weights.T, out=self.Z[rows])
-
-        self._each(piece)
+        if self.rows.mean is not None:
+            intercepts = intercepts - weights @ self.rows.mean
+        forward = self.precision.forward(weights, intercepts)
         self.products += 1
-        return self._finish(self._each(lambda rows: self._loss_and_gradient(rows, self.Z[rows])), theta)
+
+        def of(piece: Piece) -> Tensor:
+            X = piece.block.X
+            return forward(X, weights.new_empty(len(X), len(weights)) if out is None else out[piece.rows])
+
+        return of
+
+    def sample(self, theta: Tensor) -> Sample:
+        """The rows behind a preconditioner, with their logits at theta."""
+        X, _, weights = self.rows.sample
+        whole = theta if self.offset is None else theta + self.offset
+        return Sample(X, weights, torch.addmm(whole[:, -1], X, whole[:, :-1].T))
+
+    def _pieces(self, function: Callable[[Piece], Result]) -> Iterator[Result]:
+        """`function` of each piece of the rows, in order."""
+        on_cpu = self.rows.sample.X.device.type == "cpu"
+        size = PIECE_ROWS if on_cpu else max(_PIECE_LOGITS // self.n_outputs, 256)
+        for block in self.rows.read(self.precision):
+
+            def of(rows: slice, block: Block = block) -> Result:
+                return function(Piece(rows, block.piece(rows)))
+
+            yield from side_by_side(len(block.X), size, of, self.threads)
+
+    def _loss(self, block: Block, logits: Tensor) -> tuple[float, Tensor]:
+        """Weighted loss of some rows, and its derivative (n, K) by their logits."""
+        losses, residual = self.loss.value_and_residual(logits, block.y)
+        total = _times(losses, block.weights).sum(dtype=torch.float64)
+        return float(total), _times(residual, block.weights)
+
+    def _backward(self, residuals: Callable[[Piece], tuple[float, Tensor]]) -> tuple[float, Tensor]:
+        """Sum of values, and ``[Rᵀ X, Rᵀ 1]`` (K, D + 1), over the pieces that `residuals` gives R of."""
+
+        def of(piece: Piece) -> tuple[float, Tensor, Tensor]:
+            value, residual = residuals(piece)
+            sums = residual.sum(dim=0)  # first, as the product may overwrite the residuals
+            return value, self.precision.backward(residual, piece.block.X), sums
+
+        total, theta = 0.0, self.zeros()
+        for value, products, sums in self._pieces(of):
+            total += value
+            theta[:, :-1] += products
+            theta[:, -1] += sums
+        self.products += 1
+        if self.rows.mean is not None:
+            theta[:, :-1] -= torch.outer(theta[:, -1], self.rows.mean)
+        if not self.fit_intercept:
+            theta[:, -1] = 0.0
+        return total, theta
+
+
+class Line:
+    """The objective at a point that moves, and along the last direction from it.
+
+    Examples
+    --------
+    >>> rows = RowSource.in_memory(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]))
+    >>> line = Line(Objective(rows, 2, fit_intercept=False))
+    >>> value, gradient = line.start(torch.zeros(2, 2))
+    >>> at_one, _ = line.probe(-gradient)
+    >>> line.value(0.25) < at_one < value
+    True
+    >>> line.accept(0.25)[:, 0].tolist()
+    [0.25, -0.25]
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.theta, self.direction = objective.zeros(), objective.zeros()
+        n = len(objective.rows.sample.X) if objective.rows.keep_logits else 0
+        self._Z = self.theta.new_empty(n, objective.n_outputs)
+        self._dZ = torch.empty_like(self._Z)
+        self._pending = 0.0  # step along dZ that Z has not taken yet
+
+    def start(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Set the point; value and gradient (K, D + 1) at it."""
+        self.theta, self._pending = theta.clone(), 0.0
+        f = self.objective
+        return f.value_and_gradient(theta, f.product(theta, out=self._Z) if f.rows.keep_logits else None)
 
     def probe(self, direction: Tensor) -> tuple[float, Tensor]:
         """Set the direction; value and gradient after a whole step along it (the one nearly always taken)."""
-        weights, intercepts = direction[:, :-1].contiguous(), direction[:, -1]
+        f, self.direction = self.objective, direction
+        if not f.rows.keep_logits:
+            return f.value_and_gradient(self.theta + direction)
+        change, pending, self._pending = f.product(direction, change=True, out=self._dZ), self._pending, 0.0
 
-        def piece(rows: slice) -> tuple[float, Tensor, Tensor]:
-            self.Z[rows].add_(self._dZ[rows], alpha=self._pending) if self._pending else None
-            self._forward(rows, weights, intercepts, self._dZ[rows])
-            return self._loss_and_gradient(rows, self.Z[rows] + self._dZ[rows])
+        def logits(piece: Piece) -> Tensor:
+            Z = self._Z[piece.rows]
+            if pending:  # the step accepted last, while the piece is in the cache anyway
+                Z.add_(self._dZ[piece.rows], alpha=pending)
+            return Z + change(piece)
 
-        parts = self._each(piece)
-        self.products += 2
-        self._pending, self._direction = 0.0, direction
-        return self._finish(parts, self._theta + direction)
+        return f.value_and_gradient(self.theta + direction, logits)
 
     def value(self, step: float) -> float:
-        """Value after another step along the direction; no product."""
+        """Value after another step along the direction."""
+        return self.objective.value(self.theta + step * self.direction, self._after(step))
 
-        def piece(rows: slice) -> float:
-            return self._loss(rows, torch.add(self.Z[rows], self._dZ[rows], alpha=step))[0]
-
-        theta = self._theta + step * self._direction
-        return sum(self._each(piece)) + self._penalty(theta)
-
-    def gradient(self, step: float) -> tuple[float, Tensor]:
-        """Value and gradient after another step along the direction; one product."""
-
-        def piece(rows: slice) -> tuple[float, Tensor, Tensor]:
-            return self._loss_and_gradient(rows, torch.add(self.Z[rows], self._dZ[rows], alpha=step))
-
-        self.products += 1
-        return self._finish(self._each(piece), self._theta + step * self._direction)
+    def value_and_gradient(self, step: float) -> tuple[float, Tensor]:
+        """Value and gradient after another step along the direction."""
+        return self.objective.value_and_gradient(self.theta + step * self.direction, self._after(step))
 
     def accept(self, step: float) -> Tensor:
         """Move to the point after `step`; gives its parameters."""
         self._settle()
-        self._theta = self._theta + step * self._direction
-        self._pending = step
-        return self._theta
+        self.theta, self._pending = self.theta + step * self.direction, step
+        return self.theta
 
-    def logits(self) -> Tensor:
-        """Logits (N, C) of the current point."""
+    def sample(self) -> Sample:
+        """The rows behind a preconditioner, with their logits at the point."""
+        if not self.objective.rows.keep_logits:
+            return self.objective.sample(self.theta)
         self._settle()
-        return self.Z
+        X, _, weights = self.objective.rows.sample
+        return Sample(X, weights, self._Z)
+
+    def _after(self, step: float) -> Logits | None:
+        """Logits after a step, from those that are kept."""
+        if not self.objective.rows.keep_logits:
+            return None
+        return lambda piece: torch.add(self._Z[piece.rows], self._dZ[piece.rows], alpha=step)
 
     def _settle(self) -> None:
-        if self._pending:
-            self.Z.add_(self._dZ, alpha=self._pending)
-            self._pending = 0.0
-
-    def _each(self, function: Callable[[slice], Result]) -> list[Result]:
-        rows = _PIECE_ROWS if self.X.device.type == "cpu" else 16 * _PIECE_ROWS
-        return side_by_side(len(self.X), rows, function, self.threads)
-
-    def _loss(self, rows: slice, logits: Tensor) -> tuple[float, Tensor]:
-        """Weighted NLL of a piece, and its residuals p - onehot (not weighted).
-
-        Where the label is likely, both come from q, the sum of the other probabilities: ``-log1p(-q)`` and -q keep
-        their relative precision as q goes to 0, where ``log p`` and ``p - 1`` lose it.
-        """
-        labels = self.y[rows, None]
-        logs = torch.log_softmax(logits, dim=1)
-        direct = logs.gather(1, labels)[:, 0].neg_()
-        residual = logs.exp_().scatter_(1, labels, 0.0)
-        others = residual.sum(dim=1)
-        nll = torch.where(others < 0.5, torch.log1p(-others).neg_(), direct)
-        if self.row_weights is not None:
-            nll *= self.row_weights[rows]
-        return float(nll.sum(dtype=torch.float64)), residual.scatter_(1, labels, -others[:, None])
-
-    def _forward(self, rows: slice, weights: Tensor, intercepts: Tensor, out: Tensor) -> None:
-        """Change of the logits of a piece along a direction."""
-        torch.addmm(intercepts, self.X[rows], weights.T, out=out)
-
-    def _backward(self, rows: slice, residual: Tensor) -> Tensor:
-        """Gradient (C, D) of a piece."""
-        return residual.T @ self.X[rows]
-
-    def _loss_and_gradient(self, rows: slice, logits: Tensor) -> tuple[float, Tensor, Tensor]:
-        loss, residual = self._loss(rows, logits)
-        if self.row_weights is not None:
-            residual *= self.row_weights[rows, None]
-        return loss, self._backward(rows, residual), residual.sum(dim=0)
-
-    def _finish(self, parts: list[tuple[float, Tensor, Tensor]], theta: Tensor) -> tuple[float, Tensor]:
-        """Sum over pieces, and add the penalty."""
-        gradient = torch.empty_like(theta)
-        gradient[:, :-1] = torch.stack([part[1] for part in parts]).sum(dim=0)
-        gradient[:, :-1].add_(theta[:, :-1], alpha=self._lam)
-        gradient[:, -1] = torch.stack([part[2] for part in parts]).sum(dim=0) if self.fit_intercept else 0.0
-        return sum(part[0] for part in parts) + self._penalty(theta), gradient
-
-    def _penalty(self, theta: Tensor) -> float:
-        return 0.5 * self._lam * float(theta[:, :-1].square().sum(dtype=torch.float64))
+        if self._pending and self.objective.rows.keep_logits:
+            self._Z.add_(self._dZ, alpha=self._pending)
+        self._pending = 0.0
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively."""
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in asked)
-
-
-class LowPrecision(Multinomial):
-    """Resident float32 rows with a bfloat16 copy; `lower` switches the products.
-
-    Examples
-    --------
-    >>> X = torch.tensor([[1.0], [-1.0]])
-    >>> f = LowPrecision(X, torch.tensor([0, 1]), 2, fit_intercept=False)
-    >>> _ = f.start(torch.zeros(2, 2), lam=1.0)
-    >>> f.lower(True)
-    True
-    >>> value, gradient = f.probe(torch.tensor([[0.25, 0.0], [-0.25, 0.0]]))
-    >>> abs(value - (2 * 0.474077 + 0.0625)) < 1e-5
-    True
-    """
-
-    _low: Tensor | None = None
-    _lowered = False
-
-    def lower(self, on: bool) -> bool:
-        """Use bfloat16 products, or float32 ones again."""
-        if on and self._low is None:
-            self._low = self.X.bfloat16()
-        self._lowered = on
-        return True
-
-    def _forward(self, rows: slice, weights: Tensor, intercepts: Tensor, out: Tensor) -> None:
-        if self._lowered and self._low is not None:
-            torch.add(self._low[rows] @ weights.bfloat16().T, intercepts, out=out)
-        else:
-            super()._forward(rows, weights, intercepts, out)
-
-    def _backward(self, rows: slice, residual: Tensor) -> Tensor:
-        if self._lowered and self._low is not None:
-            return (residual.bfloat16().T @ self._low[rows]).float()
-        return super()._backward(rows, residual)
+def _times(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """Row weights applied in place to (n,) or (n, K)."""
+    if weights is None:
+        return rows
+    return rows.mul_(weights if rows.ndim == 1 else weights[:, None])

@@ -1,4 +1,4 @@
-"""A path of multinomial logistic regressions over C: warm starts, priors, absent classes."""
+"""A path of multinomial logistic regressions over C: warm starts, priors, classes without rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heads.solvers.logistic.lbfgs import Minimiser
-from heads.solvers.logistic.rows import AnyRows
-
-Float = NDArray[np.float64]
+from heads.solvers.logistic.objective import Objective
+from heads.solvers.logistic.penalties import L2
+from heads.solvers.logistic.rows import Float, Mask, TrainingRows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Fitted:
 
 
 class PathSolver:
-    """Fits one C after another, each from the solved C that is nearest to it (on the log scale).
+    """Minimises ``1/2 ||W - W0||² + C sum_i NLL_i`` for one C after another, each from the nearest C solved before.
+
+    Nearest is meant on the log scale. The objective is solved divided by C, with the penalty ``1 / C``.
 
     Parameters
     ----------
@@ -39,45 +41,49 @@ class PathSolver:
         Rows (N,) that count; None for all.
     prior
         Weights W0 (C, D), and intercepts b0 (C,) that fitted ones add to; None for zero.
-    absent
+    missing_intercept
         Intercept of a class without a row that counts, where intercepts are fitted: its optimum is minus infinity.
     tol, max_iter
-        As in `heads.solvers.logistic.lbfgs`.
+        As of `heads.solvers.logistic.lbfgs.Minimiser`.
     """
 
     def __init__(
         self,
-        rows: AnyRows,
+        rows: TrainingRows,
         *,
-        keep: NDArray[np.bool_] | None = None,
+        keep: Mask | None = None,
         prior: tuple[Float, Float] | None = None,
-        absent: float = -np.inf,
+        missing_intercept: float = -np.inf,
         tol: float = 1e-8,
         max_iter: int = 1000,
     ) -> None:
-        self.rows, self.absent = rows, absent
+        self.rows, self.missing_intercept = rows, missing_intercept
         counts = np.bincount(rows.y if keep is None else rows.y[keep], minlength=rows.n_classes)
-        # A penalty alone places the weights of an absent class.
+        # Without intercepts a missing class takes part: the penalty alone places its weights.
         self.present = (counts > 0) | (not rows.fit_intercept)
         self.prior = (np.zeros((rows.n_classes, len(rows.mean))), np.zeros(rows.n_classes)) if prior is None else prior
-        # A row of an absent class has weight zero; any class will do for it.
-        places = np.maximum(np.cumsum(self.present) - 1, 0)
-        offset = None if prior is None else self._offset(prior)
-        problem = rows.problem(places, int(self.present.sum()), keep, offset)
-        self.minimiser = Minimiser(problem, tol=tol, max_iter=max_iter)
+        # Place of each class among those present; a row of a missing class has weight zero, so any place will do.
+        places, n_classes = np.maximum(np.cumsum(self.present) - 1, 0), int(self.present.sum())
+        objective = Objective(
+            rows.source(places, n_classes, keep),
+            n_classes,
+            fit_intercept=rows.fit_intercept,
+            offset=None if prior is None else self._offset(prior),
+        )
+        self.minimiser = Minimiser(objective, tol=tol, max_iter=max_iter)
         self._solved: dict[float, Tensor] = {}
 
     def fit(self, C: float) -> Fitted:
         """The optimum for one C."""
         if self._solved:
             self.minimiser.theta = self._solved[min(self._solved, key=lambda other: abs(np.log(other / C)))]
-        optimum = self.minimiser.solve(1.0 / C)
+        optimum = self.minimiser.solve(L2(1.0 / C))
         self._solved[C] = optimum.theta
         theta, present = optimum.theta.double().cpu().numpy(), self.present
-        weights, intercepts = self.prior[0].copy(), np.full(self.rows.n_classes, self.absent)
+        weights, intercepts = self.prior[0].copy(), np.full(self.rows.n_classes, self.missing_intercept)
         weights[present] += theta[:, :-1]
         intercepts[present] = self.prior[1][present]
-        if self.rows.fit_intercept:
+        if self.rows.fit_intercept:  # back from centred features; a common constant is free, and taken out
             free = theta[:, -1] - theta[:, :-1] @ self.rows.mean
             intercepts[present] += free - free.mean()
         return Fitted(C, weights, intercepts, C * optimum.value, optimum.iterations, optimum.converged)
@@ -90,32 +96,26 @@ class PathSolver:
 
 
 def fit_path(
-    rows: AnyRows,
-    Cs: Sequence[float] | Float,
-    *,
-    keep: NDArray[np.bool_] | None = None,
-    prior: tuple[Float, Float] | None = None,
-    absent: float = -np.inf,
-    tol: float = 1e-8,
-    max_iter: int = 1000,
+    rows: TrainingRows, Cs: Sequence[float] | Float, *, tol: float = 1e-8, max_iter: int = 1000
 ) -> Iterator[Fitted]:
-    """Minimise ``1/2 ||W - W0||² + C sum_i NLL_i`` for each C (ascending is cheapest), as `PathSolver` does.
+    """Every C in turn (ascending is cheapest), as `PathSolver` fits it.
 
     Examples
     --------
+    >>> from heads.solvers.logistic.rows import Rows
     >>> rows = Rows(np.array([[0.0], [1.0], [3.0]]), np.array([0, 1, 1]), 2)
     >>> heads = list(fit_path(rows, [0.1, 1.0]))
     >>> [head.weights.shape for head in heads], bool(heads[1].weights[1, 0] > heads[0].weights[1, 0] > 0)
     ([(2, 1), (2, 1)], True)
     """
-    solver = PathSolver(rows, keep=keep, prior=prior, absent=absent, tol=tol, max_iter=max_iter)
+    solver = PathSolver(rows, tol=tol, max_iter=max_iter)
     for C in Cs:
         yield solver.fit(float(C))
 
 
-def held_out_logits(
-    rows: AnyRows, where: NDArray[np.bool_], fitted: Sequence[Fitted]
+def validation_logits(
+    rows: TrainingRows, where: Mask, fitted: Sequence[Fitted]
 ) -> Iterator[tuple[list[Float], NDArray[np.integer]]]:
-    """Logits (n, C) of some rows under each head, with labels, block by block."""
+    """Logits (n, C) of the rows where a mask says so under each head, with labels, block by block."""
     for centred, labels in rows.centred(where):
         yield [centred @ f.weights.T + (f.intercepts + f.weights @ rows.mean) for f in fitted], labels

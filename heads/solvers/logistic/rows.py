@@ -1,32 +1,84 @@
-"""Rows of a logistic problem, in memory or read anew for every evaluation, centred either way.
+"""Training rows of a logistic problem: in memory, on a GPU, or read anew for every pass.
 
-Centring makes an equivalent problem that is easier to solve where there is an intercept; `multinomial` says why.
+Where there is an intercept, features are centred: ``W x + b = W (x - m) + (b + W m)`` is the same model with the same
+penalty, and takes the large common direction of CLIP features out of the Hessian (measured: half the iterations).
+Arrays are centred in place and blocks of a stream as they are read. Rows on a GPU are neither widened nor written to:
+the objective moves their mean into the other factor of each product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heads.solvers.logistic.objective import LowPrecision, Multinomial, has_bfloat16
-from heads.solvers.logistic.streamed import SAMPLE_ROWS, StreamedMultinomial
+from featcache.errors import HeadError
+from heads.solvers.logistic.precision import BFLOAT16, FLOAT16_HALVES, FLOAT32, Precision, has_bfloat16
 
 Float = NDArray[np.float64]
-Block = tuple[NDArray[np.floating], NDArray[np.integer]]
+Mask = NDArray[np.bool_]
+ArrayBlock = tuple[NDArray[np.floating], NDArray[np.integer]]
 
 LOGIT_BYTES = 2**30
-"""Above this the logits of resident rows are not kept: they are made anew, class by class of a block."""
+"""The most that kept logits may take; above it they are computed anew in every pass."""
 
 LOW_WORK = 10**9
 """From this N·D·C on, products take long enough for bfloat16 to be worth a copy of the rows."""
 
+SAMPLE_ROWS = 16384
+"""Rows behind a preconditioner where logits are not kept. They decide how good it is, never where the optimum is."""
 
-class AnyRows(Protocol):
+_READ_ROWS = 8192
+
+
+class Block(NamedTuple):
+    """Rows: features X (n, D), targets y (n, ...), and weights (n,), or None for ones."""
+
+    X: Tensor
+    y: Tensor
+    weights: Tensor | None = None
+
+    def piece(self, rows: slice) -> Block:
+        """Some of the rows."""
+        return Block(self.X[rows], self.y[rows], None if self.weights is None else self.weights[rows])
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows as the objective reads them.
+
+    Attributes
+    ----------
+    read : gives the blocks of one pass, features in the type of a precision where the rows are kept in it
+    n : number of rows that count
+    sample : rows behind the preconditioners, centred, in the type of the parameters; all of them if logits are kept
+    mean : (D,), which the objective subtracts from every row; None where rows come centred
+    precision : of the products
+    cheaper : another one while the minimum is far; None if there is none
+    keep_logits : whether logits are kept from one pass to the next; `read` then gives one block
+    """
+
+    read: Callable[[Precision], Iterator[Block]]
+    n: int
+    sample: Block
+    mean: Tensor | None = None
+    precision: Precision = FLOAT32
+    cheaper: Precision | None = None
+    keep_logits: bool = False
+
+    @classmethod
+    def in_memory(cls, X: Tensor, y: Tensor, weights: Tensor | None = None) -> RowSource:
+        """Rows that are held whole, centred or to be taken as they are."""
+        block = Block(X, y, weights)
+        return cls(lambda precision: iter([block]), len(X), block, precision=Precision(X.dtype), keep_logits=True)
+
+
+class TrainingRows(Protocol):
     """What `heads.solvers.logistic.path` needs of rows."""
 
     n_classes: int
@@ -35,24 +87,22 @@ class AnyRows(Protocol):
     y: NDArray[np.int64]
     dtype: torch.dtype
 
-    def problem(
-        self, places: NDArray[np.int64], n_classes: int, keep: NDArray[np.bool_] | None, offset: Tensor | None
-    ) -> Multinomial:
-        """The objective over `n_classes` classes; `places` (C,) says which of them a class is."""
+    def source(self, places: NDArray[np.int64], n_classes: int, keep: Mask | None) -> RowSource:
+        """The rows that `keep` (N,) counts, of `n_classes` classes; `places` (C,) says which of them each class is."""
         ...
 
-    def centred(self, where: NDArray[np.bool_]) -> Iterator[Block]:
+    def centred(self, where: Mask) -> Iterator[ArrayBlock]:
         """Centred float64 rows where a mask (N,) says so, with labels, block by block."""
         ...
 
 
 class Rows:
-    """Resident rows, centred once in place if there is an intercept.
+    """Rows in memory, centred in place if there is an intercept.
 
     Parameters
     ----------
     X
-        Features (N, D), float32 or float64, that this object may overwrite; or a tensor, on any device.
+        Features (N, D), float32 or float64, which are overwritten; an array, or a tensor on any device.
     y
         Class indices (N,).
     n_classes
@@ -61,58 +111,117 @@ class Rows:
         Whether intercepts are fitted.
     """
 
+    keep_logits = True  # where they are small enough
+
     def __init__(
         self, X: NDArray[np.floating] | Tensor, y: NDArray[np.integer], n_classes: int, *, fit_intercept: bool = True
     ) -> None:
         self.n_classes, self.fit_intercept = n_classes, fit_intercept
         self.X = X if isinstance(X, Tensor) else torch.from_numpy(X)
+        self.y = np.asarray(y, dtype=np.int64)
         self.dtype = self.X.dtype
+        self.precision = Precision(self.dtype)
         self.mean: Float = np.zeros(self.X.shape[1])
-        if fit_intercept:
+        self._to_subtract: Tensor | None = None  # what still separates X from centred rows
+        self._narrow: Tensor | None = None
+        self._centre()
+
+    def _centre(self) -> None:
+        if self.fit_intercept:
             mean = self.X.mean(dim=0, dtype=torch.float64).to(self.dtype)
             self.X -= mean
             self.mean = mean.double().cpu().numpy()
-        self.y = np.asarray(y, dtype=np.int64)
 
-    def problem(
-        self, places: NDArray[np.int64], n_classes: int, keep: NDArray[np.bool_] | None, offset: Tensor | None
-    ) -> Multinomial:
-        """The objective, with kept logits where they are small enough."""
-        device = self.X.device
-        labels = torch.from_numpy(places[self.y]).to(device)
+    def source(self, places: NDArray[np.int64], n_classes: int, keep: Mask | None) -> RowSource:
+        """The rows that `keep` (N,) counts, of `n_classes` classes; `places` (C,) says which of them each class is."""
+        device, dim = self.X.device, int(self.X.shape[1])
+        y = torch.from_numpy(places[self.y]).to(device)
         weights = None if keep is None else torch.from_numpy(keep).to(device, self.dtype)
-        offset = None if offset is None else offset.to(device)
-        if 2 * len(self.X) * n_classes * self.X.element_size() <= LOGIT_BYTES:
-            work = len(self.X) * int(self.X.shape[1]) * n_classes
-            low = device.type == "cpu" and self.dtype == torch.float32 and work >= LOW_WORK and has_bfloat16()
-            return (LowPrecision if low else Multinomial)(
-                self.X, labels, n_classes, fit_intercept=self.fit_intercept, row_weights=weights, offset=offset
-            )
-        some = _sampled(self.y, keep)
-        return StreamedMultinomial(
-            lambda: iter([(self.X, labels, weights)]),
-            rows=len(self.X) if keep is None else int(keep.sum()),
-            dim=int(self.X.shape[1]),
-            n_classes=n_classes,
-            sample=(self.X[some], labels[some]),
-            fit_intercept=self.fit_intercept,
-            offset=offset,
+        kept = self.keep_logits and 2 * len(self.X) * n_classes * self.X.element_size() <= LOGIT_BYTES
+        low = kept and device.type == "cpu" and self.dtype == torch.float32
+        low = low and len(self.X) * dim * n_classes >= LOW_WORK and has_bfloat16()
+
+        def read(precision: Precision) -> Iterator[Block]:
+            yield Block(self._in(precision), y, weights)
+
+        return RowSource(
+            read,
+            n=len(self.X) if keep is None else int(keep.sum()),
+            sample=Block(self.X, y, weights) if kept else self._sample(y, keep),
+            mean=self._to_subtract,
+            precision=self.precision,
+            cheaper=BFLOAT16 if low else None,
+            keep_logits=kept,
         )
 
-    def centred(self, where: NDArray[np.bool_]) -> Iterator[Block]:
+    def centred(self, where: Mask) -> Iterator[ArrayBlock]:
         """Centred float64 rows where a mask (N,) says so, with labels, block by block."""
         rows = np.flatnonzero(where)
-        for first in range(0, len(rows), 8192):
-            chosen = rows[first : first + 8192]
-            yield self.X[torch.from_numpy(chosen)].double().cpu().numpy(), self.y[chosen]
+        for first in range(0, len(rows), _READ_ROWS):
+            chosen = rows[first : first + _READ_ROWS]
+            X = self.X[torch.from_numpy(chosen).to(self.X.device)].double()
+            yield (X if self._to_subtract is None else X - self._to_subtract).cpu().numpy(), self.y[chosen]
+
+    def _in(self, precision: Precision) -> Tensor:
+        """The features, or a copy in bfloat16 that is kept."""
+        if precision != BFLOAT16:
+            return self.X
+        if self._narrow is None:
+            self._narrow = self.X.bfloat16()
+        return self._narrow
+
+    def _sample(self, y: Tensor, keep: Mask | None) -> Block:
+        chosen = _sampled(len(y), keep)
+        some = torch.from_numpy(chosen).to(y.device)
+        X = self.X[some].to(self.dtype)
+        return _weighted(X if self._to_subtract is None else X - self._to_subtract, y[some], len(y), keep)
 
 
-class StreamedRows:
-    """Rows that are read for every evaluation: memory is a block, a sample of rows and the labels.
+class DeviceRows(Rows):
+    """Rows on a device, which are never written to; their logits are computed faster than they could be read back.
 
     Parameters
     ----------
-    source
+    X
+        Features (N, D), float16 (products of float16 halves), bfloat16 or float32 (float32 products).
+    y
+        Class indices (N,) int64, on the same device.
+    n_classes, fit_intercept
+        As of `Rows`.
+
+    Raises
+    ------
+    HeadError
+        If shapes or devices do not fit, or features are not finite.
+    """
+
+    keep_logits = False
+
+    def __init__(self, X: Tensor, y: Tensor, n_classes: int, *, fit_intercept: bool = True) -> None:
+        if X.ndim != 2 or y.shape != X.shape[:1] or y.device != X.device or not len(X):
+            raise HeadError(
+                f"features are {tuple(X.shape)} on {X.device} and labels {tuple(y.shape)} on {y.device}; expected "
+                "(N, D) and (N,) on one device, N at least 1"
+            )
+        super().__init__(X, y.cpu().numpy(), n_classes, fit_intercept=fit_intercept)
+        self.dtype = torch.float32
+        self.precision = FLOAT16_HALVES if X.dtype == torch.float16 else FLOAT32
+
+    def _centre(self) -> None:
+        mean = self.X.mean(dim=0, dtype=torch.float32)
+        if not bool(torch.isfinite(mean).all()):
+            bad = (~torch.isfinite(self.X).all(dim=1)).nonzero()[:10, 0].tolist()
+            raise HeadError(f"features hold NaN or infinity in rows {bad}; drop these rows or encode the images again")
+        if self.fit_intercept:
+            self.mean, self._to_subtract = mean.double().cpu().numpy(), mean
+
+
+class StreamedRows:
+    """Rows that are read for every pass: memory is a block, a sample of rows and the labels.
+
+    Parameters
+    ----------
+    read
         Called for every pass: blocks ``(X (n, D), y (n,))``, the same at every call; blocks may share one buffer.
     dim, n_classes, fit_intercept
         D, C, whether intercepts are fitted.
@@ -126,67 +235,63 @@ class StreamedRows:
 
     def __init__(
         self,
-        source: Callable[[], Iterator[tuple[NDArray[Any], NDArray[Any]]]],
+        read: Callable[[], Iterator[ArrayBlock]],
         dim: int,
         n_classes: int,
         *,
         fit_intercept: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._source, self.dim = source, dim
+        self._read = read
         self.n_classes, self.fit_intercept, self.dtype = n_classes, fit_intercept, dtype
         self.sums, labels = np.zeros(dim), [np.zeros(0, np.int64)]
         with np.errstate(invalid="ignore", over="ignore"):
-            for features, y in source():
+            for features, y in read():
                 self.sums += features.sum(axis=0, dtype=np.float64)
                 labels.append(np.array(y, np.int64))
         self.y = np.concatenate(labels)
         self.mean: Float = np.zeros(dim)
         if fit_intercept and len(self.y):
-            wide = torch.from_numpy(self.sums / len(self.y)).to(dtype)
-            self.mean = wide.double().numpy()
+            self.mean = torch.from_numpy(self.sums / len(self.y)).to(dtype).double().numpy()
 
-    def problem(
-        self, places: NDArray[np.int64], n_classes: int, keep: NDArray[np.bool_] | None, offset: Tensor | None
-    ) -> Multinomial:
-        """The objective, evaluated in passes."""
+    def source(self, places: NDArray[np.int64], n_classes: int, keep: Mask | None) -> RowSource:
+        """The rows that `keep` (N,) counts, of `n_classes` classes; `places` (C,) says which of them each class is."""
         chosen = np.zeros(len(self.y), bool)
-        chosen[_sampled(self.y, keep)] = True
+        chosen[_sampled(len(self.y), keep)] = True
         picked = list(self.centred(chosen))
-        x = torch.from_numpy(np.concatenate([x for x, _ in picked])).to(self.dtype)
+        X = torch.from_numpy(np.concatenate([x for x, _ in picked])).to(self.dtype)
         y = torch.from_numpy(places[np.concatenate([y for _, y in picked])])
-        return StreamedMultinomial(
-            lambda: self._tensors(places, keep),
-            rows=len(self.y) if keep is None else int(keep.sum()),
-            dim=self.dim,
-            n_classes=n_classes,
-            sample=(x, y),
-            fit_intercept=self.fit_intercept,
-            offset=offset,
-        )
+        mean = torch.from_numpy(self.mean).to(self.dtype)
 
-    def centred(self, where: NDArray[np.bool_]) -> Iterator[Block]:
+        def read(precision: Precision) -> Iterator[Block]:
+            done = 0
+            for features, y in self._read():
+                weights = None if keep is None else torch.from_numpy(keep[done : done + len(y)]).to(self.dtype)
+                done += len(y)
+                yield Block(torch.as_tensor(features).to(self.dtype) - mean, torch.from_numpy(places[y]), weights)
+
+        n = len(self.y) if keep is None else int(keep.sum())
+        return RowSource(read, n, _weighted(X, y, len(self.y), keep), precision=Precision(self.dtype))
+
+    def centred(self, where: Mask) -> Iterator[ArrayBlock]:
         """Centred float64 rows where a mask (N,) says so, with labels, block by block."""
         done = 0
-        for features, y in self._source():
+        for features, y in self._read():
             mine = where[done : done + len(y)]
             done += len(y)
             if mine.any():
                 yield features[mine].astype(np.float64) - self.mean, np.asarray(y, np.int64)[mine]
 
-    def _tensors(
-        self, places: NDArray[np.int64], keep: NDArray[np.bool_] | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        mean, done = torch.from_numpy(self.mean).to(self.dtype), 0
-        for features, y in self._source():
-            weights = None if keep is None else torch.from_numpy(keep[done : done + len(y)]).to(self.dtype)
-            done += len(y)
-            yield torch.as_tensor(features).to(self.dtype) - mean, torch.from_numpy(places[y]), weights
 
-
-def _sampled(y: NDArray[np.int64], keep: NDArray[np.bool_] | None) -> NDArray[np.intp]:
-    """Positions of up to `SAMPLE_ROWS` rows that count, ascending."""
-    rows = np.arange(len(y)) if keep is None else np.flatnonzero(keep)
+def _sampled(n: int, keep: Mask | None) -> NDArray[np.intp]:
+    """Positions of up to `SAMPLE_ROWS` of the rows that count, ascending."""
+    rows = np.arange(n) if keep is None else np.flatnonzero(keep)
     if len(rows) > SAMPLE_ROWS:
         rows = np.sort(np.random.default_rng(0).choice(rows, SAMPLE_ROWS, replace=False))
     return rows
+
+
+def _weighted(X: Tensor, y: Tensor, n: int, keep: Mask | None) -> Block:
+    """A sample of the rows that count, with weights that make its sums those of all of them."""
+    share = (n if keep is None else int(keep.sum())) / len(X)
+    return Block(X, y, X.new_full((len(X),), share))

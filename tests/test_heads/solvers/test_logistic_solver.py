@@ -1,5 +1,6 @@
 """The logistic solver's parts: gradients, kept logits, preconditioner, rows in passes, against autograd."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,89 +9,123 @@ import torch
 from logistic_reference import objective
 
 from heads.solvers.logistic.lbfgs import Minimiser
-from heads.solvers.logistic.objective import LowPrecision, Multinomial, side_by_side
+from heads.solvers.logistic.objective import Line, Logits, Objective
 from heads.solvers.logistic.path import PathSolver, fit_path
+from heads.solvers.logistic.penalties import L2
+from heads.solvers.logistic.precision import BFLOAT16, FLOAT32, Precision
 from heads.solvers.logistic.preconditioner import ClassBlocks
-from heads.solvers.logistic.rows import Rows, StreamedRows
+from heads.solvers.logistic.rows import Block, Rows, RowSource, StreamedRows
+from heads.solvers.parallel import side_by_side
 
 
-def problem(draw: Any, n: int = 50) -> tuple[Multinomial, torch.Tensor]:
+def problem(draw: Any, n: int = 50) -> tuple[Line, torch.Tensor]:
     X, y = draw(n, 7, 4)
     offset = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weights = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     theta = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     rows = torch.from_numpy(X.astype(np.float64))
-    return Multinomial(rows, torch.from_numpy(y), 4, offset=offset, row_weights=weights), theta
+    f = Objective(RowSource.in_memory(rows, torch.from_numpy(y), weights), 4, offset=offset)
+    f.penalty = L2(0.3)
+    return Line(f), theta
+
+
+def penalised(f: Objective, theta: torch.Tensor, strength: float = 0.3) -> torch.Tensor:
+    return nll_of(f, theta) + 0.5 * strength * theta[:, :-1].square().sum()
+
+
+def nll_of(f: Objective, theta: torch.Tensor) -> torch.Tensor:
+    X, y, weights = f.rows.sample
+    assert f.offset is not None
+    assert weights is not None
+    whole = theta + f.offset
+    nll = torch.nn.functional.cross_entropy(X @ whole[:, :-1].T + whole[:, -1], y, reduction="none")
+    return (weights * nll).sum()
 
 
 def test_gradient_is_autograds(draw: Any) -> None:
-    f, theta = problem(draw)
-    value, gradient = f.start(theta, lam=0.3)
+    line, theta = problem(draw)
+    value, gradient = line.start(theta)
     point = theta.clone().requires_grad_()
-    whole = point + f.offset
-    nll = torch.nn.functional.cross_entropy(f.X @ whole[:, :-1].T + whole[:, -1], f.y, reduction="none")
-    expected = (f.row_weights * nll).sum() + 0.15 * point[:, :-1].square().sum()
-    expected.backward()
+    expected = penalised(line.objective, point)
+    expected.backward()  # type: ignore[no-untyped-call]
     assert value == pytest.approx(float(expected.detach()), rel=1e-13)
     torch.testing.assert_close(gradient, point.grad, rtol=1e-12, atol=1e-12)
 
 
+def test_methods_take_logits_that_are_known(draw: Any) -> None:
+    """Value, gradient and curvature product, with and without logits, against autograd; logits save products."""
+    line, theta = problem(draw)
+    f = line.objective
+    direction = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    logits = torch.empty(50, 4, dtype=torch.float64)
+    for _ in f._pieces(f.product(theta, out=logits)):
+        pass
+    torch.testing.assert_close(logits, f.sample(theta).logits)
+    value, gradient = f.value_and_gradient(theta)
+    _, product = torch.autograd.functional.hvp(lambda point: penalised(f, point), theta, direction)  # type: ignore[no-untyped-call]
+    known: dict[int, Logits | None] = {0: None, 1: lambda piece: logits[piece.rows]}
+    for saved, of in known.items():
+        f.products = 0
+        assert f.value(theta, of) == pytest.approx(value, rel=1e-13)
+        assert f.products == 1 - saved
+        torch.testing.assert_close(f.gradient(theta, of), gradient)
+        assert f.products == 3 - 2 * saved
+        torch.testing.assert_close(f.curvature_product(theta, direction, of), product)
+        assert f.products == 6 - 3 * saved
+
+
 def test_along_a_direction_value_and_gradient_are_those_of_the_point(draw: Any) -> None:
     """Kept logits give what a fresh evaluation gives, over several accepted steps."""
-    f, theta = problem(draw)
+    line, theta = problem(draw)
     fresh, _ = problem(draw)
-    f.start(theta, lam=0.3)
+    line.start(theta)
     for step in (0.25, 1.0, 0.5):
         direction = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-        at_one = f.probe(direction)
-        expected = fresh.start(theta + direction, lam=0.3)
+        at_one = line.probe(direction)
+        expected = fresh.start(theta + direction)
         assert at_one[0] == pytest.approx(expected[0], rel=1e-12)
         torch.testing.assert_close(at_one[1], expected[1])
-        expected = fresh.start(theta + step * direction, lam=0.3)
-        assert f.value(step) == pytest.approx(expected[0], rel=1e-12)
-        torch.testing.assert_close(f.gradient(step)[1], expected[1])
-        theta = f.accept(step)
-        torch.testing.assert_close(f.logits() if step == 0.5 else fresh.logits(), fresh.logits())
+        expected = fresh.start(theta + step * direction)
+        assert line.value(step) == pytest.approx(expected[0], rel=1e-12)
+        torch.testing.assert_close(line.value_and_gradient(step)[1], expected[1])
+        theta = line.accept(step)
+        if step == 0.5:
+            torch.testing.assert_close(line.sample().logits, fresh.sample().logits)
 
 
 def test_blocks_are_the_inverses_of_the_hessians_diagonal_blocks(draw: Any) -> None:
-    f, theta = problem(draw, n=14)  # up to 2 D rows count exactly
-    f.start(theta, lam=0.3)
+    line, theta = problem(draw, n=14)  # up to 2 D rows count exactly
+    f = line.objective
+    line.start(theta)
     hessian = torch.autograd.functional.hessian(lambda point: nll_of(f, point), theta)  # type: ignore[no-untyped-call]
-    blocks = ClassBlocks(f, 0.3, torch.eye(8, dtype=torch.float64))
+    blocks = ClassBlocks(f, line.sample(), theta)
     for c in range(4):
         block = hessian[c, :, c, :] + 0.3 * torch.diag(torch.tensor([1.0] * 7 + [0.0], dtype=torch.float64))
         torch.testing.assert_close(blocks.inverses[c] @ block, torch.eye(8, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
-def nll_of(f: Multinomial, theta: torch.Tensor) -> torch.Tensor:
-    whole = theta + f.offset
-    nll = torch.nn.functional.cross_entropy(f.X @ whole[:, :-1].T + whole[:, -1], f.y, reduction="none")
-    return (f.row_weights * nll).sum()
-
-
 def test_blocks_reach_the_same_optimum_in_fewer_iterations(draw: Any) -> None:
     X, y = draw(400, 24, 6)
-    rows, labels = torch.from_numpy(X - X.mean(axis=0)).double(), torch.from_numpy(y)
+    rows = RowSource.in_memory(torch.from_numpy(X - X.mean(axis=0)).double(), torch.from_numpy(y))
     found = []
     for cost in (0.0, float("inf")):
-        minimiser = Minimiser(Multinomial(rows, labels, 6), tol=1e-10)
+        minimiser = Minimiser(Objective(rows, 6), tol=1e-10)
         minimiser._build_cost = cost or 3.0
-        found.append(minimiser.solve(1e-3))
+        found.append(minimiser.solve(L2(1e-3)))
         assert (minimiser.builds > 0) == (cost == 0.0)
     assert found[0].value == pytest.approx(found[1].value, rel=1e-9)
     assert found[0].iterations < found[1].iterations
 
 
 def test_pieces_side_by_side_equal_one_thread(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    f, theta = problem(draw)
-    whole = f.start(theta, lam=1.0)
-    monkeypatch.setattr("heads.solvers.logistic.objective._PIECE_ROWS", 7)
-    f.threads = 3
-    pieces = f.start(theta, lam=1.0)
+    line, theta = problem(draw)
+    whole = line.start(theta)
+    monkeypatch.setattr("heads.solvers.logistic.objective.PIECE_ROWS", 7)
+    line.objective.threads = 3
+    pieces = line.start(theta)
     assert pieces[0] == pytest.approx(whole[0], rel=1e-13)
     torch.testing.assert_close(pieces[1], whole[1])
-    assert side_by_side(5, 2, lambda s: s.start, threads=2) == [0, 2, 4]
+    assert list(side_by_side(5, 2, lambda s: s.start, threads=2)) == [0, 2, 4]
 
 
 def test_reaches_the_optimum_on_clip_features(real_features: Any) -> None:
@@ -136,17 +171,17 @@ def test_rows_in_passes_reach_the_optimum_of_resident_rows(draw: Any, fit_interc
 
 def test_passes_value_and_gradient_are_those_of_resident_rows(draw: Any) -> None:
     X, y = draw(300, 7, 4)
-    f = Rows(X.astype(float), y, 4).problem(np.arange(4), 4, None, None)
-    g = streamed(X, y, 4).problem(np.arange(4), 4, None, None)
+    both = Rows(X.astype(float), y, 4), streamed(X, y, 4)
+    f, g = (Line(Objective(rows.source(np.arange(4), 4, None), 4)) for rows in both)
     theta, direction = torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for name, argument in (("start", theta), ("probe", direction), ("gradient", 0.4)):
-        extra = (0.3,) if name == "start" else ()
-        a, b = getattr(f, name)(argument, *extra), getattr(g, name)(argument, *extra)
+    steps: list[Any] = [Line.start, Line.probe, Line.value_and_gradient]
+    for step, argument in zip(steps, (theta, direction, 0.4), strict=True):
+        a, b = step(f, argument), step(g, argument)
         assert b[0] == pytest.approx(a[0], rel=1e-12)
         torch.testing.assert_close(b[1], a[1])
     assert g.value(0.7) == pytest.approx(f.value(0.7), rel=1e-12)
     torch.testing.assert_close(g.accept(0.4), f.accept(0.4))
-    torch.testing.assert_close(g.sample().logits(), f.logits())  # few rows: the sample is all of them
+    torch.testing.assert_close(g.sample().logits, f.sample().logits)  # few rows: the sample is all of them
 
 
 def test_logits_over_the_limit_are_not_kept(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +190,8 @@ def test_logits_over_the_limit_are_not_kept(draw: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr("heads.solvers.logistic.rows.LOGIT_BYTES", 1000)
     monkeypatch.setattr("heads.solvers.logistic.rows.SAMPLE_ROWS", 100)  # the preconditioner sees a quarter of the rows
     solver = PathSolver(Rows(X.astype(float), y, 6), tol=1e-12)
-    assert not hasattr(solver.minimiser.problem, "Z")
-    assert len(solver.minimiser.problem.sample().X) == 100
+    assert not solver.minimiser.objective.rows.keep_logits
+    assert len(solver.minimiser.objective.rows.sample.X) == 100
     assert solver.fit(10.0).objective == pytest.approx(kept.objective, rel=1e-10)
 
 
@@ -168,7 +203,7 @@ def test_preconditioners_of_sampled_rows_save_passes(draw: Any, monkeypatch: pyt
         solver = PathSolver(streamed(X, y, 6, rows=1000), tol=1e-9)
         solver.minimiser._build_cost = cost
         solver.fit(1000.0)
-        products.append(solver.minimiser.problem.products)
+        products.append(solver.minimiser.objective.products)
     assert products[1] < 0.7 * products[0]
 
 
@@ -187,29 +222,40 @@ def test_cheap_products_while_far_end_at_the_same_optimum(draw: Any, monkeypatch
     monkeypatch.setattr("heads.solvers.logistic.rows.LOW_WORK", 0)
     monkeypatch.setattr("heads.solvers.logistic.rows.has_bfloat16", lambda: True)
     solver = PathSolver(Rows(X.astype(np.float32), y, 6), tol=1e-7)
-    assert isinstance(solver.minimiser.problem, LowPrecision)
+    f = solver.minimiser.objective
+    used: list[Precision] = []
+    read = f.rows.read
+
+    def recorded(precision: Precision) -> Any:
+        used.append(precision)
+        return read(precision)
+
+    f.rows = replace(f.rows, read=recorded)
     for best in exact:
         found = solver.fit(best.C)
-        assert not solver.minimiser.problem._lowered
+        assert f.precision == FLOAT32
         lowest = objective(X, y, best.C, best.weights, best.intercepts)
         assert -1e-9 <= objective(X, y, best.C, found.weights, found.intercepts) / lowest - 1.0 <= 1e-6
-    wide = PathSolver(Rows(X.astype(np.float64), y, 6)).minimiser.problem
-    assert not isinstance(wide, LowPrecision)  # float64 is asked for when float32 is not enough
-    assert not wide.lower(True)
+    assert {FLOAT32, BFLOAT16} == set(used)
+    wide = PathSolver(Rows(X.astype(np.float64), y, 6)).minimiser.objective
+    assert wide.rows.cheaper is None  # float64 is asked for when float32 is not enough
 
 
 def test_cheap_products_are_near_the_exact_ones(draw: Any) -> None:
     X, y = draw(300, 16, 4)
     rows, labels = torch.from_numpy(X.astype(np.float32)), torch.from_numpy(y)
-    low, full = LowPrecision(rows, labels, 4), Multinomial(rows, labels, 4)
+    source = RowSource.in_memory(rows, labels)
+    source = replace(source, read=lambda precision: iter([Block(rows.to(precision.dtype), labels)]))
+    low, full = Line(Objective(source, 4)), Line(Objective(source, 4))
     theta, direction = torch.randn(2, 4, 17, generator=torch.Generator().manual_seed(0))
-    for f in (low, full):
-        f.start(theta, 0.1)
-    low.lower(True)
+    for line in (low, full):
+        line.objective.penalty = L2(0.1)
+        line.start(theta)
+    low.objective.precision = BFLOAT16
     (value, gradient), (expected, exact) = low.probe(direction), full.probe(direction)
     assert value != expected
     assert value == pytest.approx(expected, rel=1e-2)
     assert float((gradient - exact).norm() / exact.norm()) < 2e-2
-    low.lower(False)
-    low.start(theta, 0.1)
+    low.objective.precision = FLOAT32
+    low.start(theta)
     torch.testing.assert_close(low.probe(direction)[1], exact)

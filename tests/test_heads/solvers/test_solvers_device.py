@@ -1,5 +1,6 @@
 """Solvers for rows that are resident on a device, on the one that every machine has: against the general ones."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from featcache.errors import HeadError
-from heads.solvers.logistic.device import DeviceMultinomial, DeviceRows
-from heads.solvers.logistic.objective import Multinomial
+from heads.solvers.logistic.objective import Line, Objective
 from heads.solvers.logistic.path import fit_path
-from heads.solvers.logistic.preconditioner import BatchedBlocks, ClassBlocks
+from heads.solvers.logistic.penalties import L2
+from heads.solvers.logistic.precision import FLOAT16, FLOAT16_HALVES
+from heads.solvers.logistic.preconditioner import ClassBlocks
+from heads.solvers.logistic.rows import DeviceRows, RowSource
 from heads.solvers.ridge import device as ridge_device
 from heads.solvers.ridge import leave_one_out
 from heads.solvers.ridge.moments import Moments
@@ -81,36 +84,48 @@ def test_value_and_gradient_are_float64_s(
     rows: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, fit_intercept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half-precision features are exact, and so are the two halves of the other factor: float32 errors, no larger."""
-    monkeypatch.setattr("heads.solvers.logistic.device._CELLS", 256 * 6)
+    monkeypatch.setattr("heads.solvers.logistic.objective.PIECE_ROWS", 256)
     X, y = rows[0].to(dtype), rows[1]
-    mean = X.double().mean(0) if fit_intercept else torch.zeros(24, dtype=torch.float64)
-    keep = (torch.arange(len(y)) % 3 > 0).float()
+    keep = np.arange(len(y)) % 3 > 0
     generator = torch.Generator().manual_seed(0)
     theta = 30 * torch.randn(6, 25, generator=generator)
     offset = torch.randn(6, 25, generator=generator)
     if not fit_intercept:
         theta[:, -1], offset[:, -1] = 0.0, 0.0
-    options: dict[str, Any] = {"fit_intercept": fit_intercept}
-    wide = Multinomial(X.double() - mean, y, 6, row_weights=keep.double(), offset=offset.double(), **options)
-    f = DeviceMultinomial(X, y, 6, mean.float(), row_weights=keep, offset=offset, **options)
+    device = DeviceRows(X, y, 6, fit_intercept=fit_intercept)
+    wide = RowSource.in_memory(X.double() - torch.from_numpy(device.mean), y, torch.from_numpy(keep).double())
+    exact = line(wide, 0.1, fit_intercept=fit_intercept, offset=offset.double())
+    f = line(device.source(np.arange(6), 6, keep), 0.1, fit_intercept=fit_intercept, offset=offset)
     step = theta / 7
-    for at_point in (lambda g, t: g.start(t, 0.1), lambda g, t: g.probe(t / 7), lambda g, t: g.gradient(0.5)):
-        want, slope = at_point(wide, theta.double())
-        got, found = at_point(f, theta)
+    steps: list[Any] = [Line.start, Line.probe, Line.value_and_gradient]
+    for at_point, argument in zip(steps, (theta, step, torch.tensor(0.5)), strict=True):
+        want, slope = at_point(exact, argument.double())
+        got, found = at_point(f, argument)
         assert got == pytest.approx(want, rel=1e-5)
         assert float((found - slope).norm() / slope.norm()) < 2e-5
-    assert f.value(0.25) == pytest.approx(wide.value(0.25), rel=1e-5)
+    assert f.value(0.25) == pytest.approx(exact.value(0.25), rel=1e-5)
     assert torch.equal(f.accept(0.5), theta + 0.5 * step)
+
+
+def line(rows: RowSource, strength: float, **options: Any) -> Line:
+    f = Objective(rows, 6, **options)
+    f.penalty = L2(strength)
+    return Line(f)
 
 
 def test_halves_matter(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     """With one half of the weights alone the value is off by a thousand times as much."""
     X, y = rows
     theta = 100 * torch.randn(6, 25, generator=torch.Generator().manual_seed(0))
-    want, _ = Multinomial(X.double(), y, 6).start(theta.double(), 0.0)
-    found, _ = DeviceMultinomial(X, y, 6, torch.zeros(24)).start(theta, 0.0)
-    rounded, _ = DeviceMultinomial(X, y, 6, torch.zeros(24)).start(theta.half().float(), 0.0)
+    device = DeviceRows(X, y, 6, fit_intercept=False).source(np.arange(6), 6, None)
+    assert device.precision == FLOAT16_HALVES
+    want, _ = line(RowSource.in_memory(X.double(), y), 0.0).start(theta.double())
+    found, _ = line(device, 0.0).start(theta)
+    rounded, _ = line(device, 0.0).start(theta.half().float())
     assert abs(found - want) < 1e-3 * abs(rounded - want)
+    single, slope = line(replace(device, precision=FLOAT16), 0.0).start(theta)
+    assert abs(single - rounded) < 1e-3 * abs(rounded - want)  # one part of float16 rounds the weights, and no more
+    assert float((slope - line(device, 0.0).start(theta.half().float())[1]).norm() / slope.norm()) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -142,20 +157,21 @@ def test_batched_blocks_are_the_blocks(draw: Any, fit_intercept: bool, weighted:
     X, y = (torch.from_numpy(a) for a in draw(300, 20, 7))
     X = X.double() - X.double().mean(0)
     weights = torch.rand(300, dtype=torch.float64) if weighted else None
-    problem = Multinomial(X, y, 7, fit_intercept=fit_intercept, row_weights=weights)
-    problem.start(3 * torch.randn(7, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 0.5)
-    wide = torch.cat([X, torch.ones(300, 1, dtype=torch.float64)], 1)
-    moment = wide.T @ wide / 300
-    one, all_at_once = (kind(problem, 0.5, moment) for kind in (ClassBlocks, BatchedBlocks))
-    torch.testing.assert_close(all_at_once.inverses, one.inverses, rtol=2e-3, atol=1e-6)  # the rest below 0.1% is kept
+    f = Objective(RowSource.in_memory(X, y, weights), 7, fit_intercept=fit_intercept)
+    f.penalty = L2(0.5)
+    theta = 3 * torch.randn(7, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, three, all_at_once = (ClassBlocks(f, f.sample(theta), theta, batch) for batch in (1, 3, 7))
+    torch.testing.assert_close(all_at_once.inverses, one.inverses, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(three.inverses, one.inverses, rtol=1e-9, atol=1e-12)
 
 
-def test_blocks_that_need_a_jitter() -> None:
+@pytest.mark.parametrize("batch", [1, 4])
+def test_blocks_that_need_a_jitter(batch: int) -> None:
     """Two equal columns without a penalty to speak of: a factorisation fails at first."""
     X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).repeat(1, 2) * 1e3
-    problem = Multinomial(X, torch.arange(50) % 4, 4)
-    problem.start(torch.zeros(4, 7), 1e-20)
-    blocks = BatchedBlocks(problem, 1e-20, torch.eye(7))
+    f = Objective(RowSource.in_memory(X, torch.arange(50) % 4), 4)
+    f.penalty = L2(1e-20)
+    blocks = ClassBlocks(f, f.sample(f.zeros()), f.zeros(), batch)
     assert blocks.inverses.isfinite().all()
     assert (blocks.inverses.diagonal(dim1=1, dim2=2) > 0).all()
 
