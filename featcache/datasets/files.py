@@ -23,9 +23,20 @@ WHOLE = "all"
 """The split that takes every sample of a data set without splits."""
 
 
+class ImageFiles:
+    """What data sets share whose samples are the contents of image files, wherever they are read from."""
+
+    decoding: ClassVar[str] = IMAGE_FILE
+    index: SampleIndex
+
+    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
+        """The image in its own mode; ImageReadError, a ValueError, names a damaged sample."""
+        return decode_image(content, self.index.ids[row])
+
+
 @dataclass(frozen=True)
-class FileDataset:
-    """A data set whose samples are image files.
+class FileDataset(ImageFiles):
+    """A data set whose samples are image files on disk.
 
     Parameters
     ----------
@@ -35,7 +46,6 @@ class FileDataset:
         The sample ids are paths below it; an absolute id stands for itself.
     """
 
-    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex
@@ -49,10 +59,6 @@ class FileDataset:
         """The file's content; OSError where it cannot be read."""
         with open(self.path(row), "rb") as file:
             return file.read()
-
-    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
-        """The picture in its own mode; ImageReadError, a ValueError, names a damaged sample."""
-        return decode_image(content, self.index.ids[row])
 
 
 def file_index(
@@ -128,6 +134,11 @@ def check_path(path: str) -> str:
 def default_name(text: str) -> str:
     """A data set's name made from a file's or folder's: ``Real World`` becomes ``Real-World``."""
     return re.sub(r"[\s:/\\]+", "-", text).strip("-") or "data"
+
+
+def name_of_file(file: str, folder: Path) -> str:
+    """A data set's name from a list's or table's file name, or its folder's where the file is named by the split."""
+    return default_name(Path(file).stem.replace(PLACEHOLDER, "").strip("-_. ") or folder.name)
 
 
 def refuse_int_labels(source: str, labels: str) -> None:

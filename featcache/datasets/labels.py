@@ -1,71 +1,98 @@
 """From labels as a source writes them, whole numbers or names, to class indices and class names."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from featcache.errors import DatasetError
 
 MAX_CLASSES = 1_000_000
-NUMBER = re.compile(r"[0-9]{1,9}")
+NUMBER = re.compile(r"[0-9]{1,9}")  # Python refuses to convert very long numbers, and none is a class index
+
+Where = Callable[[int], str]
+"""Names the sample of a row in errors."""
+
+
+def check_labels_option(labels: str) -> None:
+    """DatasetError for ``labels=`` other than ``names`` and ``int``."""
+    if labels not in ("names", "int"):
+        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
 
 
 def classes_of(
-    labels: Sequence[tuple[str, str]], names: Sequence[str] | None = None, wanted: str = "names"
+    labels: Sequence[str], where: Where, names: Sequence[str] | None = None, wanted: str = "names"
 ) -> tuple[list[int], Sequence[str]]:
-    """Class indices and names of labels that are all whole numbers, or are names.
+    """Class indices and class names of labels that are either all whole numbers or names.
 
     Parameters
     ----------
-    labels : sequence of N (where, label)
-        `where` names the sample in errors.
+    labels : sequence of N str
+    where : callable
+        Names the sample of a row in errors.
     names : sequence of C str, optional
-        The class list: numbers are indices into it, other labels one of its names. Default: "0", "1", ... up to the
-        largest number; or the labels sorted by code point.
+        The class list: numbers index it, and other labels are names in it. Default: "0", "1", ... up to the largest
+        number; or the distinct labels, sorted by code point.
     wanted : str
         ``int`` to insist on numbers.
-
-    Returns
-    -------
-    (list of N int, sequence of C str)
 
     Raises
     ------
     DatasetError
-        Where a number is out of range or a name not in the list, with the sample.
+        For a number out of range or a name that is not in the list.
 
     Examples
     --------
-    >>> classes_of([("a", "2"), ("b", "0")])
+    >>> classes_of(["2", "0"], str)
     ([2, 0], ['0', '1', '2'])
-    >>> classes_of([("a", "dog"), ("b", "cat")])
+    >>> classes_of(["dog", "cat"], str)
     ([1, 0], ['cat', 'dog'])
     """
-    if wanted not in ("names", "int"):
-        raise DatasetError(f"labels={wanted!r}: expected 'names' or 'int'")
-    odd = next(((where, label) for where, label in labels if not NUMBER.fullmatch(label)), None)
+    check_labels_option(wanted)
+    odd = next((row for row, label in enumerate(labels) if not NUMBER.fullmatch(label)), None)
     if odd is None:
-        return _indices(labels, names)
-    if wanted == "int" or re.fullmatch(r"-[0-9]+", odd[1]):
-        raise DatasetError(f"{odd[0]}: got label {odd[1]!r}; expected a class index from 0 on")
-    known = list(names) if names is not None else sorted({label for _, label in labels})
-    index: dict[str, int] = {}
-    for number, name in enumerate(known):
-        if index.setdefault(name, number) != number:
-            raise DatasetError(
-                f"the class list names {name!r} twice, so that the label {name!r} is ambiguous; use numbers"
-            )
-    for where, label in labels:
+        return by_number(labels, where, names)
+    if wanted == "int" or re.fullmatch(r"-[0-9]+", labels[odd]):
+        raise DatasetError(f"{where(odd)}: got label {labels[odd]!r}; expected a class index from 0 on")
+    if names is not None and (twice := [name for k, name in enumerate(names) if name in names[:k]]):
+        raise DatasetError(
+            f"the class list names {twice[0]!r} twice, so that the label {twice[0]!r} is ambiguous; use numbers"
+        )
+    return by_name(labels, where, None if names is None else [(name, name) for name in names], "the class list")
+
+
+def by_name(
+    labels: Sequence[str], where: Where, classes: Sequence[tuple[str, str]] | None, listed: object
+) -> tuple[list[int], Sequence[str]]:
+    """Class indices and display names of labels that are names.
+
+    Parameters
+    ----------
+    labels : sequence of N str
+    where : callable
+    classes : sequence of C (label, display name), optional
+        In class order. Default: the distinct labels, sorted by code point.
+    listed
+        Where `classes` are listed, for errors.
+    """
+    pairs = [(label, label) for label in sorted(set(labels))] if classes is None else classes
+    index = {label: number for number, (label, _) in enumerate(pairs)}
+    for row, label in enumerate(labels):
         if label not in index:
             raise DatasetError(
-                f"{where}: label {label!r} is not among the {len(known)} classes of the class list; add it"
+                f"{where(row)}: label {label!r} is not among the {len(index)} classes of {listed}; "
+                "correct the label or add the class"
             )
-    return [index[label] for _, label in labels], known
+    return [index[label] for label in labels], [display for _, display in pairs]
 
 
-def _indices(labels: Sequence[tuple[str, str]], names: Sequence[str] | None) -> tuple[list[int], Sequence[str]]:
+def by_number(
+    labels: Sequence[str | int], where: Where, names: Sequence[str] | None, remedy: str = "correct it"
+) -> tuple[list[int], Sequence[str]]:
+    """Class indices and class names of labels that are indices; `names` default to "0", "1", ... up to the largest."""
     limit = MAX_CLASSES if names is None else len(names)
-    for where, label in labels:
-        if int(label) >= limit:
-            raise DatasetError(f"{where}: got label {label}; expected a class index, 0 to {limit - 1:,}: correct it")
-    numbers = [int(label) for _, label in labels]
+    numbers: list[int] = []
+    for row, label in enumerate(labels):
+        number = int(label) if NUMBER.fullmatch(str(label)) else limit
+        if number >= limit:
+            raise DatasetError(f"{where(row)}: got label {label}; expected a class index, 0 to {limit - 1:,}: {remedy}")
+        numbers.append(number)
     return numbers, names if names is not None else [str(number) for number in range(max(numbers) + 1)]

@@ -70,20 +70,7 @@ class ArrayDataset:
 def open_arrays(folder: str, split: str, *, labels: str = "names", name: str | None = None) -> ArrayDataset:
     """Open one split of a folder of numpy files.
 
-    Parameters
-    ----------
-    folder : str
-        DIR of the module's docstring.
-    split : str
-        First part of the file names.
-    labels : str
-        ``names`` or ``int``: no difference here, labels are integers.
-    name : str, optional
-        The data set's name; default: that of the folder.
-
-    Returns
-    -------
-    ArrayDataset
+    See `open_dataset`; the default name is that of the folder.
 
     Raises
     ------

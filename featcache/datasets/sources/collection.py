@@ -67,21 +67,8 @@ COLLECTIONS = {
 def open_collection(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> list[FileDataset]:
     """Open one split of every domain.
 
-    Parameters
-    ----------
-    argument : str
-        ``NAME:ROOT`` or ``NAME:ROOT,domain=A+B``.
-    split : str
-        ``all``, or the name of a list or folder.
-    labels : str
-        ``names``.
-    name : str, optional
-        First part of the data sets' names; default: NAME, or the folder's name for ``domains``.
-
-    Returns
-    -------
-    list of FileDataset
-        One a domain, in the order of `COLLECTIONS` or of ``domain=``; all have the same class names.
+    See `open_dataset`. Each data set is called ``NAME-DOMAIN``; for ``domains`` the folder's name replaces NAME. There
+    is one data set per domain, in the order of `COLLECTIONS` or of ``domain=``, and all have the same class names.
 
     Raises
     ------

@@ -36,16 +36,7 @@ Item = tuple[str, int, str]
 def open_coop(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open one split of a CoOp split file.
 
-    Parameters
-    ----------
-    argument : str
-        ``FILE`` or ``FILE,root=DIR``.
-    split : str
-        A split of the file, or ``all``.
-    labels : str
-        ``names``: the file says both.
-    name : str, optional
-        The data set's name; default: that of the file without ``split_zhou_``.
+    See `open_dataset`; the default name is that of the file without ``split_zhou_``.
 
     Raises
     ------

@@ -77,20 +77,7 @@ class DigitsDataset:
 def open_digits(domain: str, split: str, *, labels: str = "names", name: str | None = None) -> DigitsDataset:
     """Open one split of the digits.
 
-    Parameters
-    ----------
-    domain : str
-        One of `DOMAINS`; empty means ``clean``.
-    split : str
-        One of `SPLITS`.
-    labels : str
-        ``names``.
-    name : str, optional
-        Default: ``digits`` for the clean domain, else ``digits-<domain>``.
-
-    Returns
-    -------
-    DigitsDataset
+    See `open_dataset`; the default name is ``digits`` for the clean domain, else ``digits-<domain>``.
 
     Raises
     ------

@@ -25,14 +25,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from featcache.datasets.base import IMAGE_FILE, SampleIndex
-from featcache.datasets.decode import decode_image
-from featcache.datasets.files import check_name, check_split, default_name, file_index, size_and_stamp
+from featcache.datasets.base import SampleIndex
+from featcache.datasets.files import ImageFiles, check_name, check_split, default_name, file_index, size_and_stamp
 from featcache.datasets.labels import classes_of
 from featcache.datasets.options import split_list, split_options
 from featcache.errors import DatasetError, MissingExtraError
@@ -44,10 +42,9 @@ Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class HuggingFaceDataset:
+class HuggingFaceDataset(ImageFiles):
     """A data set of the library; `item` gives an image's ``{"bytes": ..., "path": ...}`` by row."""
 
-    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex
@@ -62,10 +59,6 @@ class HuggingFaceDataset:
             raise FileNotFoundError(f"{self.index.ids[row]}: no image in this row")
         with open(item["path"], "rb") as file:
             return file.read()
-
-    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
-        """The picture in its own mode; ImageReadError names a damaged sample."""
-        return decode_image(content, self.index.ids[row])
 
 
 class Window:
@@ -107,20 +100,7 @@ def open_huggingface(
 ) -> HuggingFaceDataset:
     """Open one split of a Hugging Face data set.
 
-    Parameters
-    ----------
-    argument : str
-        PLACE and options of the module's docstring.
-    split : str
-        Name of the split; ``all`` where what was saved has no splits.
-    labels : str
-        ``names``, or ``int`` to insist on whole numbers.
-    name : str, optional
-        The data set's name; default: the last part of PLACE.
-
-    Returns
-    -------
-    HuggingFaceDataset
+    See `open_dataset`; the default name is the last part of PLACE.
 
     Raises
     ------
@@ -288,7 +268,7 @@ def _classes(kind: Any, values: Sequence[Any], ids: Sequence[str], labels: str) 
         raise DatasetError(f"{ids[values.index(None)]}: no label; expected one for every sample: leave the sample out")
     if isinstance(kind, datasets.ClassLabel):
         return np.array(values, np.int64), list(kind.names)
-    return classes_of([(where, str(value)) for where, value in zip(ids, values, strict=True)], None, labels)
+    return classes_of([str(value) for value in values], lambda row: ids[row], None, labels)
 
 
 def _metadata(values: Sequence[Any]) -> list[Any]:

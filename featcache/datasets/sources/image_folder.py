@@ -40,20 +40,7 @@ SPLIT_NAMES = {"train", "training", "test", "testing", "valid", *VALIDATION}
 def open_image_folder(folder: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open one split of a tree of class folders.
 
-    Parameters
-    ----------
-    folder : str
-        DIR of the module's docstring.
-    split : str
-        Name of the split folder, or ``all``.
-    labels : str
-        ``names``; folders have no other labels.
-    name : str, optional
-        The data set's name; default: that of the folder.
-
-    Returns
-    -------
-    FileDataset
+    See `open_dataset`; the default name is that of the folder.
 
     Raises
     ------

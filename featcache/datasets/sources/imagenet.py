@@ -45,20 +45,7 @@ VERSIONS = {
 def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open one split of ImageNet, or a shifted version of it.
 
-    Parameters
-    ----------
-    argument : str
-        ``DIR``, or a version and ``DIR``: ``v2:DIR``.
-    split : str
-        ``train`` or ``val``; ``test`` or ``all`` for the shifted versions.
-    labels : str
-        ``names``.
-    name : str, optional
-        The data set's name; default: one of `VERSIONS`.
-
-    Returns
-    -------
-    FileDataset
+    See `open_dataset`; the default name is one of `VERSIONS`.
 
     Raises
     ------

@@ -15,12 +15,9 @@ indices 0 to C-1: into ``classes.txt``, or else named "0", "1", ... up to the la
 """
 
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from featcache.datasets.base import SHOWN
 from featcache.datasets.files import (
@@ -29,12 +26,12 @@ from featcache.datasets.files import (
     check_name,
     check_path,
     check_split,
-    default_name,
     file_index,
     local_path,
+    name_of_file,
     size_and_stamp,
 )
-from featcache.datasets.labels import MAX_CLASSES
+from featcache.datasets.labels import by_name, by_number, check_labels_option
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
@@ -54,20 +51,7 @@ class ListRow:
 def open_list_file(file: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open the samples that a list file names.
 
-    Parameters
-    ----------
-    file : str
-        FILE of the module's docstring.
-    split : str
-        Replaces ``{split}`` in `file`.
-    labels : str
-        ``names`` or ``int``.
-    name : str, optional
-        The data set's name; default: that of the file, or of its folder where the file is named by the split.
-
-    Returns
-    -------
-    FileDataset
+    See `open_dataset`; the default name is that of the file, or of its folder where the file is named by the split.
 
     Raises
     ------
@@ -75,18 +59,13 @@ def open_list_file(file: str, split: str, *, labels: str = "names", name: str | 
         With ``file:line``, what was got and what was expected; or where no listed image exists.
     """
     path = local_path("list", file.replace(PLACEHOLDER, check_split(split)))
+    check_labels_option(labels)
     rows = parse_list(read_lines(path), str(path))
-    if labels == "int":
-        indices, classnames = _int_labels(rows, path)
-    elif labels == "names":
-        indices, classnames = _named_labels(rows, path)
-    else:
-        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
+    indices, classnames = _classes(rows, path, labels)
     files = [size_and_stamp(path.parent / row.path) for row in rows]
     check_found(rows, files, path)
     index = file_index([row.path for row in rows], files, indices, classnames, str(path))
-    stem = Path(file).stem.replace(PLACEHOLDER, "").strip("-_. ")
-    return FileDataset(check_name(name or default_name(stem or path.parent.name)), split, index, path.parent)
+    return FileDataset(check_name(name or name_of_file(file, path.parent)), split, index, path.parent)
 
 
 def parse_list(lines: list[str], source: str) -> list[ListRow]:
@@ -152,37 +131,19 @@ def parse_line(line: str) -> tuple[str, str]:
     return path, label
 
 
-def _named_labels(rows: list[ListRow], path: Path) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def _classes(rows: list[ListRow], path: Path, labels: str) -> tuple[list[int], Sequence[str]]:
+    """Class indices and class names: by the names in ``classes.txt`` or in the list, or by number."""
     file = path.parent / CLASS_FILE
-    if file.is_file():
-        pairs = read_class_file(file)
-    else:
-        pairs = [(label, label) for label in sorted({row.label for row in rows})]
-    index = {label: c for c, (label, _) in enumerate(pairs)}
-    for row in rows:
-        if row.label not in index:
-            raise DatasetError(
-                f"{path}:{row.line}: label {row.label!r} is not among the {len(index)} classes of {file}; "
-                "correct the label or add the class"
-            )
-    return np.array([index[row.label] for row in rows], np.int64), tuple(display for _, display in pairs)
+    listed = read_class_file(file, unique=labels == "names") if file.is_file() else None
+    written = [row.label for row in rows]
 
+    def where(row: int) -> str:
+        return f"{path}:{rows[row].line}"
 
-def _int_labels(rows: list[ListRow], path: Path) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    file = path.parent / CLASS_FILE
-    names = [display for _, display in read_class_file(file, unique=False)] if file.is_file() else None
-    limit = MAX_CLASSES if names is None else len(names)
-    labels: list[int] = []
-    for row in rows:
-        # At most nine digits: Python refuses to convert very long ones, and none is a class index.
-        label = int(row.label) if re.fullmatch(r"[0-9]{1,9}", row.label) else limit
-        if label >= limit:
-            raise DatasetError(
-                f"{path}:{row.line}: got label {row.label!r}; expected an integer 0 to {limit - 1:,}"
-                f"{f', a line of {file}' if names is not None else ''}: correct it, or leave out --labels int"
-            )
-        labels.append(label)
-    return np.array(labels, np.int64), tuple(names or map(str, range(max(labels) + 1)))
+    if labels == "names":
+        return by_name(written, where, listed, file)
+    names = None if listed is None else [display for _, display in listed]
+    return by_number(written, where, names, "correct it, or leave out --labels int")
 
 
 def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path) -> None:

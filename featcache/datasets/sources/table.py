@@ -29,13 +29,13 @@ from featcache.datasets.files import (
     check_name,
     check_path,
     check_split,
-    default_name,
     file_index,
     local_path,
+    name_of_file,
     size_and_stamp,
 )
 from featcache.datasets.formats.tables import Cell, Table, read_table
-from featcache.datasets.labels import MAX_CLASSES
+from featcache.datasets.labels import by_name, by_number, check_labels_option
 from featcache.datasets.options import split_list, split_options
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file
@@ -51,28 +51,14 @@ OPTIONS = (*USUAL, "metadata", "root")
 def open_table(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open one split of a table.
 
-    Parameters
-    ----------
-    argument : str
-        FILE and options, as the module's docstring says.
-    split : str
-        Value of the split column, or ``all``.
-    labels : str
-        ``names``, or ``int`` to insist on whole numbers.
-    name : str, optional
-        The data set's name; default: that of the file, or of its folder where the file is named by the split.
-
-    Returns
-    -------
-    FileDataset
+    See `open_dataset`; the default name is that of the file, or of its folder where the file is named by the split.
 
     Raises
     ------
     DatasetError
         With the row, what was got and what was expected; or where no image of the table exists.
     """
-    if labels not in ("names", "int"):
-        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
+    check_labels_option(labels)
     written, options = split_options("table", argument, OPTIONS)
     file = local_path("table", written.replace(PLACEHOLDER, check_split(split)))
     table = read_table(file)
@@ -86,8 +72,7 @@ def open_table(argument: str, split: str, *, labels: str = "names", name: str | 
         raise DatasetError(f"{file}: none of its {len(rows):,} images exists, such as {root / paths[0]}; give root=DIR")
     metadata = {column: _metadata(table[column], rows) for column in _carried(table, columns, options, file)}
     index = file_index(paths, files, [targets[row] for row in rows], classnames, str(file), metadata)
-    stem = Path(written).stem.replace(PLACEHOLDER, "").strip("-_. ")
-    return FileDataset(check_name(name or default_name(stem or file.parent.name)), split, index, root)
+    return FileDataset(check_name(name or name_of_file(written, file.parent)), split, index, root)
 
 
 def _column_of(role: str, table: Table, options: dict[str, str], file: Path) -> str | None:
@@ -146,32 +131,15 @@ def _classes(cells: Sequence[Cell], file: Path, column: str, labels: str) -> tup
     for row, cell in enumerate(cells):
         if cell is None:
             raise DatasetError(f"{file}: row {row + 1} has no {column}; expected a label: fill it in, or drop the row")
+    listed = read_class_file(path, unique=False) if path.is_file() else None
     if all(isinstance(cell, int) for cell in cells):
-        return _indices([int(cell or 0) for cell in cells], file, column, path)
+        names = None if listed is None else [display for _, display in listed]
+        return by_number([int(cell or 0) for cell in cells], lambda row: f"{file}: row {row + 1}, {column}", names)
     if labels == "int":
         odd = next(cell for cell in cells if not isinstance(cell, int))
         raise DatasetError(f"{file}: column {column} holds {odd!r}; expected whole numbers: leave out --labels int")
-    names = [str(cell) for cell in cells]
-    pairs = read_class_file(path) if path.is_file() else [(name, name) for name in sorted(set(names))]
-    index = {name: number for number, (name, _) in enumerate(pairs)}
-    for row, label in enumerate(names):
-        if label not in index:
-            raise DatasetError(
-                f"{file}: row {row + 1}: label {label!r} is not among the {len(index)} classes of {path}; "
-                "correct the label or add the class"
-            )
-    return [index[label] for label in names], [display for _, display in pairs]
-
-
-def _indices(numbers: list[int], file: Path, column: str, path: Path) -> tuple[list[int], Sequence[str]]:
-    names = [display for _, display in read_class_file(path, unique=False)] if path.is_file() else None
-    limit = MAX_CLASSES if names is None else len(names)
-    for row, number in enumerate(numbers):
-        if not 0 <= number < limit:
-            raise DatasetError(
-                f"{file}: row {row + 1}: {column} is {number}; expected a class index, 0 to {limit - 1:,}: correct it"
-            )
-    return numbers, names or [str(number) for number in range(max(numbers) + 1)]
+    listed = read_class_file(path) if listed else None  # names are looked up, so they must be unique
+    return by_name([str(cell) for cell in cells], lambda row: f"{file}: row {row + 1}", listed, path)
 
 
 def _carried(table: Table, columns: dict[str, str | None], options: dict[str, str], file: Path) -> list[str]:

@@ -18,13 +18,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from PIL import Image
-
-from featcache.datasets.base import IMAGE_FILE, SampleIndex
-from featcache.datasets.decode import decode_image
-from featcache.datasets.files import check_name, check_split, default_name, file_index, local_path, refuse_int_labels
+from featcache.datasets.base import SampleIndex
+from featcache.datasets.files import (
+    ImageFiles,
+    check_name,
+    check_split,
+    default_name,
+    file_index,
+    local_path,
+    refuse_int_labels,
+)
 from featcache.datasets.formats.tfrecord import Record, parse_example, read_record, scan_records
 from featcache.datasets.options import split_options
 from featcache.datasets.sources.image_folder import VALIDATION
@@ -38,10 +43,9 @@ SUBSETS = {"imagenet_a": "imagenet-a", "imagenet_r": "imagenet-r"}
 
 
 @dataclass(frozen=True)
-class TfdsDataset:
+class TfdsDataset(ImageFiles):
     """A data set whose samples are records: `places` holds the shard, the record and the image's start in it."""
 
-    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex
@@ -52,10 +56,6 @@ class TfdsDataset:
         """The image's file; OSError where the record differs from its checksum."""
         shard, record, start = self.places[row]
         return read_record(str(self.shards[shard]), record)[start : start + int(self.index.sizes[row])]
-
-    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
-        """The picture in its own mode; ImageReadError names a damaged sample."""
-        return decode_image(content, self.index.ids[row])
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,7 @@ class _Sample:
 def open_tfds(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> TfdsDataset:
     """Open one split of a data set that TensorFlow Datasets prepared.
 
-    Parameters
-    ----------
-    argument : str
-        ``NAME:DIR`` and options, as the module's docstring says.
-    split : str
-        Name of the split.
-    labels : str
-        ``names``.
-    name : str, optional
-        The data set's name; default: NAME with ``-`` for ``/``.
-
-    Returns
-    -------
-    TfdsDataset
+    See `open_dataset`; the default name is NAME with ``-`` for ``/``.
 
     Raises
     ------

@@ -22,10 +22,11 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import IMAGE_FILE, SampleIndex
+from featcache.datasets.base import SampleIndex
 from featcache.datasets.decode import decode_image, to_rgb
 from featcache.datasets.files import (
     WHOLE,
+    ImageFiles,
     check_name,
     check_split,
     default_name,
@@ -64,10 +65,9 @@ class PicturesOfClass:
 
 
 @dataclass(frozen=True)
-class FilesOfClass:
+class FilesOfClass(ImageFiles):
     """A data set whose samples are the image files that a torchvision data set lists."""
 
-    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex
@@ -77,30 +77,13 @@ class FilesOfClass:
         """The file's content; OSError where it cannot be read."""
         return Path(self.paths[row]).read_bytes()
 
-    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
-        """The picture in its own mode; ImageReadError names a damaged sample."""
-        return decode_image(content, self.index.ids[row])
-
 
 def open_torchvision(
     argument: str, split: str, *, labels: str = "names", name: str | None = None
 ) -> FilesOfClass | PicturesOfClass:
     """Open one split of a torchvision data set.
 
-    Parameters
-    ----------
-    argument : str
-        ``CLASS:ROOT`` and options, as the module's docstring says.
-    split : str
-        What the class calls its split; ``all`` where it has none.
-    labels : str
-        ``names``; the class says what its labels are.
-    name : str, optional
-        The data set's name; default: that of the class in lower case.
-
-    Returns
-    -------
-    FilesOfClass or PicturesOfClass
+    See `open_dataset`; the default name is that of the class in lower case.
 
     Raises
     ------

@@ -22,13 +22,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from PIL import Image
-
-from featcache.datasets.base import IMAGE_FILE, SampleIndex
-from featcache.datasets.decode import decode_image
-from featcache.datasets.files import check_name, check_split, default_name, file_index
+from featcache.datasets.base import SampleIndex
+from featcache.datasets.files import ImageFiles, check_name, check_split, default_name, file_index
 from featcache.datasets.formats.tar import Member, expand_shards, read_member, tar_members, tar_stamp
 from featcache.datasets.labels import classes_of
 from featcache.datasets.options import split_list, split_options
@@ -42,7 +39,7 @@ META = re.compile(r"__[^/]*__(/|$)")
 
 
 @dataclass(frozen=True)
-class ShardDataset:
+class ShardDataset(ImageFiles):
     """A data set whose samples are members of tar files.
 
     Parameters
@@ -53,7 +50,6 @@ class ShardDataset:
     places : sequence of N (shard number, offset)
     """
 
-    decoding: ClassVar[str] = IMAGE_FILE
     name: str
     split: str
     index: SampleIndex
@@ -64,10 +60,6 @@ class ShardDataset:
         """The image's file; OSError where it cannot be read."""
         shard, offset = self.places[row]
         return read_member(self.shards[shard], offset, int(self.index.sizes[row]))
-
-    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
-        """The picture in its own mode; ImageReadError names a damaged sample."""
-        return decode_image(content, self.index.ids[row])
 
 
 @dataclass
@@ -112,20 +104,7 @@ def _is_image(extension: str) -> bool:
 def open_webdataset(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ShardDataset:
     """Open one split of a sharded data set.
 
-    Parameters
-    ----------
-    argument : str
-        PATTERN and options of the module's docstring.
-    split : str
-        Folder of the split, or what ``{split}`` stands for.
-    labels : str
-        ``names``, or ``int`` to insist on whole numbers.
-    name : str, optional
-        The data set's name; default: that of the folder, or of the shards without their numbers.
-
-    Returns
-    -------
-    ShardDataset
+    See `open_dataset`; the default name is that of the folder, or of the shards without their numbers.
 
     Raises
     ------
@@ -142,7 +121,7 @@ def open_webdataset(argument: str, split: str, *, labels: str = "names", name: s
         raise DatasetError(f"webdataset:{pattern}: no sample in {len(shards)} shards; expected members such as 7.jpg")
     images = [sample.image(options.get("image")) for sample in samples]
     names = _classnames(base)
-    targets, classnames = classes_of([(s.where, _label(s, label)) for s in samples], names, labels)
+    targets, classnames = classes_of([_label(s, label) for s in samples], lambda row: samples[row].where, names, labels)
     stamps = [tar_stamp(place) for place in shards]
     files = [(image.size, stamps[sample.shard]) for sample, image in zip(samples, images, strict=True)]
     index = file_index([s.where for s in samples], files, targets, classnames, pattern, _metadata(samples, columns))

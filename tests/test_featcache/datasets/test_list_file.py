@@ -62,13 +62,13 @@ def test_int_labels(folder):
     with pytest.warns(UserWarning, match="owl"):
         assert open_dataset(spec, "test", labels="int").index.classnames == ("missile", "owl", "missile")
     (folder / "classes.txt").write_text("missile\nowl\n")
-    with pytest.raises(DatasetError, match=r"pets\.txt:1: got label '2'; expected an integer 0 to 1"):
+    with pytest.raises(DatasetError, match=r"pets\.txt:1: got label 2; expected a class index, 0 to 1"):
         open_dataset(spec, "test", labels="int")
 
 
 @pytest.mark.parametrize("label", ["-1", "1.0", "cat", "٣", "9" * 30, "9" * 5000, "1000000", "+1"])
 def test_what_is_no_class_index(folder, label):
-    with pytest.raises(DatasetError, match=r"pets\.txt:1: got label .* expected an integer"):
+    with pytest.raises(DatasetError, match=r"pets\.txt:1: got label .* expected a class index"):
         open_dataset(write(folder, f"a.png {label}"), "test", labels="int")
 
 

@@ -81,7 +81,7 @@ def test_whole_numbers_are_class_indices(folder):
     assert data.index.classnames == ("0", "1", "2", "3")
     assert list(data.index.metadata) == ["region"]
     (folder / "classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(DatasetError, match="row 3: y is 3; expected a class index, 0 to 1"):
+    with pytest.raises(DatasetError, match="row 3, y: got label 3; expected a class index, 0 to 1"):
         open_dataset(f"table:{folder}/t.csv,label=y", "all", labels="int")
     with pytest.raises(DatasetError, match="column species holds 'wolf'; expected whole numbers"):
         open_dataset(f"table:{folder}/t.csv,label=species", "all", labels="int")
@@ -126,7 +126,7 @@ def test_missing_images_keep_their_row(folder):
         ("file,label\na\0.png,cat\n", "cannot hold a NUL|NUL"),
         ("file,label\na.png,x\na.png,x\n", "row 2: 'a.png' is already in row 1"),
         ("file,label\nb.png,x\n", "none of its 1 images exists"),
-        ("file,label\na.png,-1\n", "row 1: label is -1; expected a class index"),
+        ("file,label\na.png,-1\n", "row 1, label: got label -1; expected a class index"),
         ("file,label,split\na.png,x,test\n", "no row of split 'train' among 1; column split holds test"),
     ],
 )
