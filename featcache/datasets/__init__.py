@@ -79,10 +79,6 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     name : str, optional
         Short name of the data set in results rows; by default taken from the folder or file.
 
-    Returns
-    -------
-    Dataset
-
     Raises
     ------
     DatasetError

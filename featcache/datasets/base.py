@@ -146,10 +146,6 @@ def dataset_key(index: SampleIndex) -> str:
     The bytes that are hashed cannot be read in two ways: the number of samples, the byte length of each id, the ids
     in UTF-8 one after another, the sizes; every number as little-endian int64.
 
-    Parameters
-    ----------
-    index : SampleIndex
-
     Returns
     -------
     str

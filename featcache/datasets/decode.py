@@ -90,10 +90,6 @@ def to_rgb(picture: Picture) -> Picture:
     picture : PIL image of any mode, or array (H, W, 3)
         Arrays are RGB by definition and come back as they are.
 
-    Returns
-    -------
-    PIL.Image.Image of mode RGB, or the array
-
     Raises
     ------
     ImageReadError

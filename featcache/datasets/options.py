@@ -25,10 +25,6 @@ def split_options(source: str, argument: str, known: Collection[str] | None) -> 
     known : collection of str, or None
         Names of the options there are; None lets every name through.
 
-    Returns
-    -------
-    (str, dict of str to str)
-
     Raises
     ------
     DatasetError

@@ -48,10 +48,6 @@ def load_objectnet(folder: str | Path) -> ObjectNet:
     folder : str or Path
         ObjectNet's folder, or its ``mappings/``.
 
-    Returns
-    -------
-    ObjectNet
-
     Raises
     ------
     DatasetError

@@ -71,10 +71,6 @@ def prompts_of(prompts: Mapping[str, Sequence[str]], classnames: Sequence[str]) 
     prompts : mapping of class name to sentences
     classnames : sequence of C str
 
-    Returns
-    -------
-    list of C lists of str
-
     Raises
     ------
     PromptError

@@ -76,10 +76,6 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
     replace_underscores : bool
         Turn ``_`` in class names into spaces. Off: the published DomainNet numbers keep them.
 
-    Returns
-    -------
-    list of C lists of T str
-
     Raises
     ------
     PromptError
@@ -107,10 +103,6 @@ def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:
     ----------
     name_or_file : str or Path
         A file has one class a line, in label order; of ``folder<TAB>display name`` the display name counts.
-
-    Returns
-    -------
-    tuple of C str
 
     Raises
     ------

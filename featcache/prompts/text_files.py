@@ -21,10 +21,6 @@ def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]
         Whether the first column is looked up, and so must not hold a name twice. (Display names may
         repeat, and so may plain names where labels are integers: ImageNet has two missiles.)
 
-    Returns
-    -------
-    list of (folder, display name)
-
     Raises
     ------
     DatasetError

@@ -23,10 +23,6 @@ def load_subset(name: str) -> tuple[int, ...]:
     name : str
         ``imagenet-r`` (Hendrycks et al., arXiv:2006.16241) or ``imagenet-a`` (arXiv:1907.07174).
 
-    Returns
-    -------
-    tuple of int
-
     Raises
     ------
     PromptError

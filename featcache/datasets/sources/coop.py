@@ -73,11 +73,6 @@ def _read(path: Path) -> Any:
 def parse_splits(record: Any, source: str) -> dict[str, list[Item]]:
     """Check the content of a split file.
 
-    Parameters
-    ----------
-    record : what the JSON holds
-    source : the file's name, for errors
-
     Returns
     -------
     Split -> list of (path, label, class name); no path occurs twice.

@@ -78,10 +78,6 @@ def parse_list(lines: list[str], source: str) -> list[ListRow]:
     source : str
         The file's name, for errors.
 
-    Returns
-    -------
-    list of ListRow
-
     Raises
     ------
     DatasetError
