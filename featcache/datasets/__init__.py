@@ -1,4 +1,4 @@
-"""Labelled images from many sources: one file a source, one line in `DATASETS`.
+"""Labelled images from many sources: one file per source, one line in `DATASETS`.
 
 >>> data = open_dataset("digits:sketch", "test")
 >>> data.name, len(data.index), data.index.classnames[:3]
@@ -60,7 +60,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     spec : str
         ``source:argument``. Each source's module says more:
 
-        ``imagefolder:DIR``             a folder a class (`image_folder`)
+        ``imagefolder:DIR``             one folder per class (`image_folder`)
         ``list:FILE``                   lines of path and label (`list_file`)
         ``table:FILE``                  Parquet, CSV, TSV or JSON lines, with metadata columns (`table`)
         ``coop:FILE``                   CoOp's split files of few-shot papers (`coop`)
@@ -114,7 +114,7 @@ def _check_bare_path(spec: str) -> None:
         return
     if source:
         what = "a folder" if source == "imagefolder" else "a file"
-        raise DatasetError(f"{spec!r} is {what}, and no source stands before it; did you mean {source}:{spec}?")
+        raise DatasetError(f"{spec!r} is {what}, without a source; did you mean {source}:{spec}?")
 
 
 def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | None = None) -> list[Dataset]:
@@ -123,7 +123,7 @@ def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | N
     Parameters
     ----------
     spec, split, labels, name
-        As in `open_dataset`; ``collection:NAME:ROOT`` opens one data set a domain, called ``name-domain``.
+        As in `open_dataset`; ``collection:NAME:ROOT`` opens one data set per domain, called ``name-domain``.
 
     Returns
     -------

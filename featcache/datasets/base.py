@@ -32,8 +32,8 @@ Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float3
 class Dataset(Protocol):
     """A split of a labelled image data set.
 
-    It may have an attribute ``decoding: str`` besides: equal texts say that equal bytes decode to equal pictures, also
-    in other data sets, so that rows may be copied between their stores. See `decoding_of`.
+    It may also have an attribute ``decoding: str``. Equal values mean that equal bytes decode to equal images, in
+    other data sets too, so that rows can be copied between their stores. See `decoding_of`.
     """
 
     @property
@@ -72,11 +72,11 @@ class SampleIndex:
     Parameters
     ----------
     ids : sequence of N str
-        Stable, unique sample ids: they do not depend on where the data set lies.
+        Stable, unique sample ids: they do not depend on the location of the data set.
     sizes : (N,) int64
         Bytes of each sample's undecoded content.
     stamps : (N,) int64
-        Modification times in ns (0 where there is no such thing). Never part of a key: a changed
+        Modification times in ns (0 if unknown). Never part of a key: a changed
         stamp only says that the content must be hashed again before a cache hit counts.
     labels : (N,) int64
         Class indices into `classnames`.
@@ -88,7 +88,7 @@ class SampleIndex:
     Raises
     ------
     DatasetError
-        Where the lengths differ, an id occurs twice, a label is no index into `classnames`, or a metadata column
+        Where the lengths differ, an id occurs twice, a label is not an index into `classnames`, or a metadata column
         holds neither whole numbers nor texts.
     """
 
@@ -119,7 +119,7 @@ class SampleIndex:
         twice = [f"{sample!r} ({n} times)" for sample, n in Counter(self.ids).most_common() if n > 1]
         raise DatasetError(
             f"{len(twice):,} sample ids occur more than once: {', '.join(twice[:SHOWN])}"
-            f"{', ...' if len(twice) > SHOWN else ''}; every sample needs an id of its own: name each image once"
+            f"{', ...' if len(twice) > SHOWN else ''}; every sample needs a unique id: list each image once"
         )
 
     def _check_labels(self) -> None:

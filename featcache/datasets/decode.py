@@ -1,9 +1,9 @@
-"""Undecoded bytes to pictures, and pictures to RGB, in the way the field does it.
+"""Encoded bytes to images, and images to RGB, as open_clip and torchvision do it.
 
 What "the field" does (open_clip, torchvision): ``PIL.Image.open(...).convert("RGB")``. So alpha is dropped and not
 composited, a palette is looked up, CMYK goes through PIL's conversion, an animation shows its first frame, and the EXIF
 rotation is not applied. Where PIL's conversion is plainly wrong, this module differs: 16-bit grey is scaled to 8 bits
-(PIL clips it, so that nearly all of it turns white), and 32-bit pictures, whose scale nobody can know, are refused.
+(PIL clips it, so that nearly all of it turns white), and 32-bit images, whose scale is unknown, are refused.
 """
 
 import io
@@ -16,7 +16,7 @@ from featcache.errors import DatasetError, ImageReadError
 
 
 def decode_image(content: bytes | memoryview, name: str = "image") -> Image.Image:
-    """Decode one image file, whole: a truncated or damaged file is an error, never a half-grey picture.
+    """Decode one whole image file: a truncated or damaged file is an error, never a half-grey image.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def decode_image(content: bytes | memoryview, name: str = "image") -> Image.Imag
     Raises
     ------
     ImageReadError
-        Where the bytes are no image, damaged, cut short, or a decompression bomb: more pixels than
+        If the bytes are not an image, are damaged or truncated, or are a decompression bomb: more pixels than
         ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million).
 
     Examples
@@ -83,7 +83,7 @@ def _refuse_bomb(picture: Image.Image) -> None:
 
 
 def to_rgb(picture: Picture) -> Picture:
-    """RGB of a decoded picture: what ``convert("RGB")`` gives, and 16-bit grey scaled by 1/257.
+    """RGB of a decoded image: what ``convert("RGB")`` gives, and 16-bit grey scaled by 1/257.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def to_rgb(picture: Picture) -> Picture:
         return _from_16_bit(picture)
     if picture.mode == "F":
         raise ImageReadError(
-            "a 32-bit float picture has no known scale; save it with 8 bits, or use arrays:DIR with values 0-255"
+            "a 32-bit float image has no known scale; save it with 8 bits, or use arrays:DIR with values 0-255"
         )
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
         picture = picture.convert("RGBA")  # the same colours, without PIL's warning about the dropped alpha
@@ -120,7 +120,7 @@ def _from_16_bit(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ImageReadError(
-            f"a 32-bit integer picture with values {values.min()} to {values.max()} has no known scale; "
+            f"a 32-bit integer image with values {values.min()} to {values.max()} has no known scale; "
             "save it with 8 or 16 bits"
         )
     grey = ((values + 128) // 257).astype(np.uint8)  # round(v / 257): 65535 -> 255

@@ -43,7 +43,7 @@ class FileDataset(ImageFiles):
     name, split : str
     index : SampleIndex
     root : Path
-        The sample ids are paths below it; an absolute id stands for itself.
+        The sample ids are paths below it; an absolute id is used as it is.
     """
 
     name: str
@@ -52,7 +52,7 @@ class FileDataset(ImageFiles):
     root: Path
 
     def path(self, row: int) -> str:
-        """Where a sample lies on the disk."""
+        """Path of a sample's file."""
         return os.path.join(self.root, self.index.ids[row])
 
     def read(self, row: int) -> bytes:
@@ -90,7 +90,7 @@ def file_index(
 
 
 def local_path(source: str, argument: str) -> Path:
-    """The absolute path after a source's colon; DatasetError where there is none."""
+    """The absolute path after a source's colon; DatasetError if there is none."""
     if not argument or "\0" in argument:
         raise DatasetError(f"{source}:{argument}: expected a path after the colon")
     return Path(argument).expanduser().absolute()
@@ -106,7 +106,7 @@ def size_and_stamp(file: "os.DirEntry[str] | Path") -> tuple[int, int]:
 
 
 def check_name(name: str) -> str:
-    """A data set's name as it may stand in results rows; DatasetError otherwise."""
+    """A valid data set name for results rows; DatasetError otherwise."""
     if not name or re.search(r"[\s:/\\]", name):
         raise DatasetError(
             f"data set name {name!r}: expected a short name without spaces, ':' or '/', "
@@ -116,7 +116,7 @@ def check_name(name: str) -> str:
 
 
 def check_split(split: str) -> str:
-    """A split's name, which stands in paths; DatasetError where it could lead elsewhere."""
+    """A split's name, which becomes part of paths; DatasetError if it could point elsewhere."""
     if not split or split in (".", "..") or re.search(r"[/\\\0]", split):
         raise DatasetError(f"split {split!r}: expected a plain name such as train, val, test or all")
     return split

@@ -29,7 +29,7 @@ def load_prompt_file(path: str | Path) -> dict[str, list[str]]:
     Raises
     ------
     PromptError
-        Where it is no JSON (with the line), a class occurs twice or has no sentence, or a sentence is no text,
+        If it is not JSON (with the line), a class occurs twice or has no sentence, or a sentence is not text,
         empty, or a template (``{}``). Names the class.
 
     Examples

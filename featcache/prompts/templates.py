@@ -21,7 +21,7 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
     Parameters
     ----------
     name_or_file : str or Path
-        One of `template_names`; or a file: ``.json`` with a list of strings, else text with one template a line
+        One of `template_names`; or a file: ``.json`` with a list of strings, else text with one template per line
         (blank lines and lines that start with ``#`` are skipped). The name wins over a file of that name.
 
     Returns
@@ -32,7 +32,7 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
     Raises
     ------
     PromptError
-        Where there is no such set or file, or a template has no place for the class name.
+        If there is no such set or file, or a template has no ``{}`` for the class name.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
     Raises
     ------
     PromptError
-        Where there is no template or class name, or a template has no place for the class name.
+        If there is no template or class name, or a template has no ``{}`` for the class name.
 
     Examples
     --------
@@ -102,12 +102,12 @@ def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:
     Parameters
     ----------
     name_or_file : str or Path
-        A file has one class a line, in label order; of ``folder<TAB>display name`` the display name counts.
+        A file has one class per line, in label order; of ``folder<TAB>display name`` the display name counts.
 
     Raises
     ------
     PromptError
-        Where there is no such file, or no class in it.
+        If there is no such file, or no class in it.
     """
     if name_or_file == IMAGENET:
         from featcache.prompts.imagenet import imagenet_classnames

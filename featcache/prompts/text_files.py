@@ -10,7 +10,7 @@ CLASS_FILE = "classes.txt"
 
 
 def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]:
-    """Read a class file: one class a line, in order, ``name`` or ``folder<TAB>display name``.
+    """Read a class file: one class per line, in order, ``name`` or ``folder<TAB>display name``.
 
     Blank lines and lines that start with ``#`` are skipped.
 

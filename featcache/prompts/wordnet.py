@@ -97,7 +97,7 @@ def subset_labels(subset: str, numbers: Sequence[int]) -> tuple[list[int], tuple
     Raises
     ------
     DatasetError
-        Where a label is no class of the subset.
+        If a label is not a class of the subset.
 
     Examples
     --------

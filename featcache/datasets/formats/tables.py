@@ -86,7 +86,7 @@ def parse_delimited(lines: Sequence[str], source: str, delimiter: str = ",") -> 
 
 def _check_header(header: Sequence[str], source: str) -> None:
     if not header:
-        raise DatasetError(f"{source}: empty; expected a line of column names, then one line a sample")
+        raise DatasetError(f"{source}: empty; expected a line of column names, then one line per sample")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice or "" in header:
         shown = ", ".join(repr(name) for name in twice) or "''"
@@ -100,7 +100,7 @@ def _typed(cells: list[str]) -> list[Cell]:
 
 
 def parse_json_lines(lines: Sequence[str], source: str) -> Table:
-    """Parse JSON lines: one object a line; a key that a line lacks is an empty cell.
+    """Parse JSON lines: one object per line; a key that a line lacks is an empty cell.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What lies where in a tar file: names and offsets are read once, contents afterwards at random.
+"""Positions of the members of a tar file: names and offsets are read once, contents afterwards at random.
 
 Nothing is ever unpacked. A name that leads upwards or is absolute, a link and a compressed archive are refused all the
 same, as is an archive that ends within a member or is damaged between two: Python's tarfile takes that for the end.
@@ -46,7 +46,7 @@ def tar_members(place: str, read: frozenset[str] = frozenset()) -> Iterator[Memb
     Raises
     ------
     DatasetError
-        Where the file is no uncompressed tar file, damaged, or holds a name that is refused.
+        If the file is not an uncompressed tar file, damaged, or holds a name that is refused.
     """
     try:
         with open_remote(place) if is_remote(place) else open(place, "rb") as file:

@@ -23,7 +23,7 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature's values: whole numbers, or where its byte strings lie in the record."""
+    """A feature's values: whole numbers, or the positions of its byte strings in the record."""
 
     numbers: list[int] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Record:
-    """Where a record's bytes lie in its file."""
+    """Position of a record's bytes in its file."""
 
     offset: int
     size: int
@@ -87,7 +87,7 @@ def parse_example(content: memoryview) -> dict[str, Feature]:
     Raises
     ------
     ValueError
-        Where it is no such protocol buffer.
+        If it is not such a protocol buffer.
     """
     features: dict[str, Feature] = {}
     for entry in _fields(content, 0, len(content), 1):
@@ -123,12 +123,12 @@ def _signed(value: int) -> int:
 
 
 def _one(content: memoryview, span: tuple[int, int], wanted: int) -> tuple[int, int]:
-    """The last field of that number, as protocol buffers read it; empty where there is none."""
+    """The last field of that number, as protocol buffers read it; empty if there is none."""
     return next(reversed(list(_fields(content, *span, wanted))), (0, 0))
 
 
 def _fields(content: memoryview, start: int, stop: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Yield where the contents of all fields of one number lie, those that have a length."""
+    """Yield the positions of the contents of all length-delimited fields with one number."""
     for number, kind, value in _walk(content, start, stop):
         if number == wanted and kind == LENGTH:
             yield value

@@ -51,7 +51,7 @@ class ArrayDataset:
 
     @property
     def decoding(self) -> str:
-        """Bytes of one type and shape are one picture."""
+        """Arrays of one dtype and shape decode the same way."""
         return f"array {self.images.dtype.str} {self.images.shape[1:]}"
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:

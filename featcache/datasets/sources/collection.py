@@ -1,11 +1,11 @@
-"""``collection:NAME:ROOT``: every domain of a collection as a data set of its own, all with one class list.
+"""``collection:NAME:ROOT``: each domain of a collection as a separate data set, all with one class list.
 
 NAME is one of `COLLECTIONS` (``pacs``, ``officehome``, ``office31``, ``vlcs``, ``domainnet``, ``terraincognita``,
 ``visda``), or ``domains`` for any folder of domain folders of class folders. ``,domain=real+sketch`` behind ROOT takes
 some of the domains; one that is missing is an error.
 
 Domains. Folders of ROOT or of ``ROOT/kfold`` (PACS). Names are compared without case, spaces, ``_`` and ``-``, so that
-``RealWorld``, ``Real World`` and ``real_world`` are one. ``<domain>/images/<class>`` (Office-31) is taken as
+``RealWorld``, ``Real World`` and ``real_world`` are one. ``<domain>/images/<class>`` (Office-31) is read as
 ``<domain>/<class>``. The data sets are called ``pacs-sketch`` and so on.
 
 Ids start with the domain, ``sketch/dog/1.png``: the same names and sizes in two domains are two data sets.
@@ -14,7 +14,7 @@ Splits. ``all`` takes the whole domain, as transfer papers do. Any other split i
 with a line ``<domain>/<class>/<image> number`` a sample, as DomainNet and PACS publish them, or the folder
 ``<domain>/<split>/<class>``. In a list the folder is the class; the numbers must name the classes one to one.
 
-Class order. ``ROOT/classes.txt`` if there is one (one folder a line, or ``folder<TAB>display name``), else the class
+Class order. ``ROOT/classes.txt`` if there is one (one folder per line, or ``folder<TAB>display name``), else the class
 folders of all domains sorted by code point, as torchvision's ImageFolder does; but DomainNet's as its published lists
 number them: by the lower-cased name, letters and digits alone. Names are kept as they are, ``_`` and capitals included.
 """
@@ -166,7 +166,7 @@ def _open(folder: Path, split: str, classes: list[tuple[str, str]], name: str) -
         raise DatasetError(f"{folder}: no split {split!r}: looked for {listed} and {root}/<class>; pass 'all'?")
     unknown = sorted(set(class_folders(root)) - set(label))
     if unknown:
-        raise DatasetError(f"{root}: folders {', '.join(unknown[:5])} are no classes of the collection; remove them")
+        raise DatasetError(f"{root}: folders {', '.join(unknown[:5])} are not classes of the collection; remove them")
     prefix = f"{root.relative_to(folder.parent).as_posix()}/"
     return FileDataset(name, split, class_folder_index(root, label, displays, name, prefix=prefix), folder.parent)
 
@@ -180,7 +180,7 @@ def _open_list(file: Path, split: str, label: dict[str, int], displays: list[str
             raise DatasetError(f"{file}:{row.line}: class {folder!r} has no folder in any domain; add it or the line")
         if numbers.setdefault(row.label, folder) != folder:
             raise DatasetError(
-                f"{file}:{row.line}: number {row.label} stands for {numbers[row.label]!r} above and {folder!r} here; "
+                f"{file}:{row.line}: number {row.label} means {numbers[row.label]!r} above and {folder!r} here; "
                 "restore the published list"
             )
         labels.append(label[folder])

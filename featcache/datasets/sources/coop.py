@@ -41,7 +41,7 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
     Raises
     ------
     DatasetError
-        Where the file is no such file, names no such split, or none of the images exists.
+        If the file is not a CoOp split file, has no such split, or none of its images exists.
     """
     refuse_int_labels("coop", labels)
     file, options = split_options("coop", argument, ("root",))

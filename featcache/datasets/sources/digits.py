@@ -48,7 +48,7 @@ NOISE = 64.0
 
 @dataclass(frozen=True)
 class DigitsDataset:
-    """One split of the digits in one domain; pictures are made when they are read."""
+    """One split of the digits in one domain; images are generated when they are read."""
 
     name: str
     split: str
@@ -58,14 +58,14 @@ class DigitsDataset:
     """(N,) positions among scikit-learn's 1,797 images."""
 
     def read(self, row: int) -> bytes:
-        """The picture as little-endian float32 (H, W, 3)."""
+        """The image as little-endian float32 (H, W, 3)."""
         original = int(self.originals[row])
         picture = DOMAINS[self.domain](_images()[original], original)
         return np.repeat(picture[..., None], 3, axis=2).astype("<f4").tobytes()
 
     @property
     def decoding(self) -> str:
-        """Bytes of one size are one picture."""
+        """All samples decode the same way."""
         return f"array <f4 {_side(self.domain)}"
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:

@@ -1,8 +1,8 @@
 """``hf:PLACE``: Hugging Face datasets, the one file that imports their library (extra ``hf``).
 
 PLACE is a folder that ``save_to_disk`` wrote, a folder of data files, or a name on the hub (``cifar10``,
-``zh-plus/tiny-imagenet``). Images are taken as the undecoded files that the data set holds, so that they are decoded as
-those of every other source.
+``zh-plus/tiny-imagenet``). Images are read as the encoded files that the data set holds, and decoded as in every other
+source.
 
 ========== ======================================================== ================================================
 option     what                                                     default
@@ -147,7 +147,7 @@ def _load(place: str, split: str, options: dict[str, str]) -> Any:
             f"the split, config=, and that this machine reaches the hub{nowhere}"
         ) from error
     if "streaming" in options:
-        raise DatasetError(f"hf:{place}: lies on this disk; leave out streaming=")
+        raise DatasetError(f"hf:{place}: is on this disk; leave out streaming=")
     if (folder / "state.json").is_file():
         return found
     if split not in found:
@@ -156,10 +156,10 @@ def _load(place: str, split: str, options: dict[str, str]) -> Any:
 
 
 def _check_place(place: str, folder: Path) -> None:
-    """DatasetError where only a folder can be meant, and there is none."""
+    """DatasetError if only a folder can be meant and it does not exist."""
     if not folder.exists() and not HUB_NAME.fullmatch(place):
         raise DatasetError(
-            f"hf:{place}: {folder.absolute()} does not exist, and this is no name on the hub (NAME or WHO/NAME); "
+            f"hf:{place}: {folder.absolute()} does not exist, and this is not a name on the hub (NAME or WHO/NAME); "
             "check the path"
         )
 
@@ -243,7 +243,7 @@ def _scan_stream(data: Any, image: str, columns: Sequence[str]) -> tuple[list[tu
 
 
 def _outside(path: str | None) -> tuple[int, int]:
-    """Size and stamp of an image that lies beside the table, zeros where there is none."""
+    """Size and stamp of an image file beside the table; zeros if there is none."""
     return size_and_stamp(Path(path)) if path else (0, 0)
 
 

@@ -1,10 +1,10 @@
-"""``imagefolder:DIR``: one folder a class.
+"""``imagefolder:DIR``: one folder per class.
 
-Layout. The images of split S lie in ``DIR/S/<class>/...``, at any depth; ``val`` is also looked for as ``validation``
-and ``val_in_folder``. With split ``all`` the class folders lie directly in DIR: a whole domain, as in Office-Home.
+Layout. The images of split S lie in ``DIR/S/<class>/...``, at any depth; ``val`` may also be called ``validation``
+and ``val_in_folder``. With split ``all`` the class folders are directly in DIR: a whole domain, as in Office-Home.
 
 Class order. The names of the class folders sorted by code point, as torchvision's ImageFolder does. A file
-``DIR/classes.txt`` overrides order and names: one folder a line, or ``folder<TAB>display name``; it may list classes
+``DIR/classes.txt`` overrides order and names: one folder per line, or ``folder<TAB>display name``; it may list classes
 that have no folder in this split, and must list every folder there is. A class without an image stays in the
 list (splits share one) and is warned of.
 
@@ -45,7 +45,7 @@ def open_image_folder(folder: str, split: str, *, labels: str = "names", name: s
     Raises
     ------
     DatasetError
-        Where there is no such folder or no image in it, or ``classes.txt`` does not fit the folders.
+        If the folder does not exist or holds no image, or ``classes.txt`` does not match the folders.
     """
     refuse_int_labels("imagefolder:DIR", labels)
     base = local_path("imagefolder", folder)
@@ -68,7 +68,7 @@ def open_image_folder(folder: str, split: str, *, labels: str = "names", name: s
 
 
 def split_folder(base: Path, split: str) -> Path:
-    """The folder of a split that holds class folders; DatasetError where there is none."""
+    """The folder of a split that holds class folders; DatasetError if there is none."""
     if not base.is_dir():
         raise DatasetError(f"imagefolder:{base}: no such folder; check the path")
     if split == WHOLE:
@@ -81,7 +81,7 @@ def split_folder(base: Path, split: str) -> Path:
         return usable[0]
     if there:
         raise DatasetError(
-            f"{there[0]}: no class folder in it; expected {there[0]}/<class>/<image>, one folder a class"
+            f"{there[0]}: no class folder in it; expected {there[0]}/<class>/<image>, one folder per class"
         )
     held = ", ".join(class_folders(base)[:10]) or "no folder"
     if base.name in SPLIT_NAMES and (base.name == split or split in class_folders(base.parent)):
@@ -91,7 +91,7 @@ def split_folder(base: Path, split: str) -> Path:
         )
     raise DatasetError(
         f"{base}: no split {split!r}: looked for {' and '.join(f'{n}/' for n in names)}, found {held}; pass another "
-        f"split, or 'all' where the class folders lie directly in it"
+        f"split, or 'all' if it holds the class folders directly"
     )
 
 
@@ -135,14 +135,14 @@ def class_folder_index(
     where : str
         What to call the data set in a warning.
     found : sequence of str, optional
-        The class folders; default: those that lie in `root`.
+        The class folders; default: those in `root`.
     prefix : str
         What ids start with, before the class folder.
 
     Raises
     ------
     DatasetError
-        Where there is no image in them.
+        If there is no image in them.
     """
     found = class_folders(root) if found is None else found
     samples = sorted(

@@ -14,7 +14,7 @@ source                      images                                              
 
 The shifted versions have one split, ``test`` (or ``all``). Class indices do not depend on which folders are there;
 ImageFolder would number those of a part of ImageNet from 0, and ImageNetV2's as texts: 0, 1, 10, 100, 101, ... A folder
-that is no class is an error, except ObjectNet's 200 that ImageNet does not know.
+that is not a class is an error, except for ObjectNet's 200 classes outside ImageNet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ VERSIONS = {
     **{kind: f"imagenet-{kind}" for kind in ("sketch", "v2", "r", "a")},
     "objectnet": "objectnet",
 }
-"""What stands before DIR -> the data set's name."""
+"""Prefix of DIR -> the data set's name."""
 
 
 def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
@@ -50,7 +50,7 @@ def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str
     Raises
     ------
     DatasetError
-        Where there is no such folder, or a folder in it is no class.
+        If there is no such folder, or a folder in it is not a class.
     """
     refuse_int_labels("imagenet:DIR", labels)
     first, colon, rest = argument.partition(":")
@@ -58,7 +58,7 @@ def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str
     base = local_path("imagenet", place)
     if not base.is_dir():
         raise DatasetError(
-            f"imagenet:{argument}: {base} does not exist or is no folder; expected DIR, or one of {_known()} before DIR"
+            f"imagenet:{argument}: {base} is not a folder; expected DIR, or one of {_known()} before DIR"
         )
     label, classnames = _classes(kind, base)
     root = _root(kind, base, check_split(split))

@@ -1,11 +1,11 @@
-"""``list:FILE``: a text file that names one sample a line.
+"""``list:FILE``: a text file that names one sample per line.
 
 Line. ``path<TAB>label``, or without a tab ``path label`` split at the last space; so paths may hold spaces, and a
 label with a space needs the tab. Blank lines and lines that start with ``#`` are skipped. UTF-8.
 
 Paths are relative to the list file's folder; the path as it is written is the sample's id, and the rows are in the
-file's order. Absolute paths are allowed (the id, and with it the data set's key, then depends on where the data lie);
-``..`` is refused: a list cannot reach out of its folder unseen.
+file's order. Absolute paths are allowed (the id, and with it the data set's key, then depends on the location of the
+data); ``..`` is refused: a list cannot reach out of its folder unseen.
 
 Class order. Labels are class names, sorted by code point, unless ``classes.txt`` beside the list says otherwise (one
 name a line, or ``label<TAB>display name``; it must hold every label of the list). With ``labels="int"`` they are
@@ -103,7 +103,7 @@ def parse_list(lines: list[str], source: str) -> list[ListRow]:
         seen[path] = number
         rows.append(ListRow(number, path, label, "\t" in line))
     if not rows:
-        raise DatasetError(f"{source}: no sample in {len(lines):,} lines; {EXPECTED}, one sample a line")
+        raise DatasetError(f"{source}: no sample in {len(lines):,} lines; {EXPECTED}, one sample per line")
     return rows
 
 
@@ -145,7 +145,8 @@ def _classes(rows: list[ListRow], path: Path, labels: str) -> tuple[list[int], S
 def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path) -> None:
     """Refuse a list whose images are elsewhere, and lines that may have been split at the wrong space.
 
-    Other missing images keep their row, so that encoding names them and may be told to go on without.
+    Other missing images keep their row, so that encoding can report them and, with ``--max-bad``, continue without
+    them.
     """
     missing = [row for row, facts in zip(rows, files, strict=True) if facts == (0, 0)]
     if len(missing) == len(rows):

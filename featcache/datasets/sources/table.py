@@ -1,4 +1,4 @@
-"""``table:FILE``: a table with a row a sample: path, label, and whatever else is known of it.
+"""``table:FILE``: a table with one row per sample: path, label, and any other columns.
 
 FILE is Parquet, CSV, TSV or JSON lines (``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``); ``{split}`` in it is replaced by
 the split's name. Options behind it, ``table:FILE,path=image,label=breed``, say which column is which; they are needed

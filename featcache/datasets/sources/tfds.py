@@ -1,8 +1,8 @@
-"""``tfds:NAME:DIR``: data sets of TensorFlow Datasets as they lie on the disk, without TensorFlow.
+"""``tfds:NAME:DIR``: data sets that TensorFlow Datasets prepared on disk, read without TensorFlow.
 
 NAME as there: ``imagenet2012``, ``domainnet/real``, with a version behind it where the newest is not wanted,
 ``imagenet2012/5.1.0``. DIR is the folder that TensorFlow Datasets calls ``data_dir`` (default: ``$TFDS_DATA_DIR``, else
-``~/tensorflow_datasets``). Images are taken as the files that the records hold; the records' checksums are checked.
+``~/tensorflow_datasets``). Images are the encoded files in the records; the records' checksums are verified.
 
 The split is the data set's: ``train``, ``validation`` (or ``val``), ``test``. ``image=`` and ``label=`` name the
 features where there are several. Ids are the records' ``file_name`` where all differ, else shard and number.
@@ -173,7 +173,7 @@ def _samples(shard: int, path: Path, expected: int, image: str, label: str) -> I
             file_name = bytes(content[slice(*named[0])]).decode() if named else ""
         except (ValueError, KeyError, IndexError) as error:
             raise DatasetError(
-                f"{path}: record {count} is no example with {image!r} and {label!r} ({error})"
+                f"{path}: record {count} is not an example with {image!r} and {label!r} ({error})"
             ) from error
         yield _Sample(shard, count, record, start, stop - start, number, file_name)
         count += 1

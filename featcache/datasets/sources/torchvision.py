@@ -1,9 +1,9 @@
-"""``torchvision:CLASS:ROOT``: any of torchvision's labelled image data sets, as it lies on the disk.
+"""``torchvision:CLASS:ROOT``: any of torchvision's labelled image data sets on disk.
 
 CLASS is a name in ``torchvision.datasets``: ``CIFAR10``, ``MNIST``, ``Food101``, ``DTD``, ``GTSRB``, ... The split
 goes to the class's ``split=``, or is ``train`` or ``test`` for its ``train=``; for a class that knows neither it is
-``all``. Whatever else the class wants stands behind ROOT: ``torchvision:EMNIST:ROOT,split=letters``. Nothing is
-downloaded unless ``download=yes`` stands there.
+``all``. Other arguments of the class follow ROOT: ``torchvision:EMNIST:ROOT,split=letters``. Nothing is
+downloaded unless ``download=yes`` is given.
 
 Contents. Where the class keeps a list of image files, these are read as files; that they give the pictures that the
 class gives is checked on the first. Else a sample's content is its picture's mode, size and pixels, as the class
@@ -45,7 +45,7 @@ WORDS: dict[str, Any] = {"yes": True, "no": False}
 
 @dataclass(frozen=True)
 class PicturesOfClass:
-    """A data set whose samples are the pictures that a torchvision data set returns."""
+    """A data set whose samples are the images that a torchvision data set returns."""
 
     decoding: ClassVar[str] = "mode, size and pixels"
     name: str
@@ -54,11 +54,11 @@ class PicturesOfClass:
     source: Any
 
     def read(self, row: int) -> bytes:
-        """Mode, size and pixels of the picture; whatever the class raises where it cannot be read."""
+        """Mode, size and pixels of the image; raises what the class raises if it cannot be read."""
         return _to_content(self.source[row][0])
 
     def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
-        """The picture."""
+        """The image."""
         head, _, pixels = bytes(content).partition(b"\n")
         mode, width, height = head.decode().split(" ")
         return Image.frombytes(mode, (int(width), int(height)), pixels)
@@ -88,7 +88,7 @@ def open_torchvision(
     Raises
     ------
     DatasetError
-        Where there is no such class, it cannot be made from ROOT, or its targets are no class indices.
+        If there is no such class, it cannot be opened at ROOT, or its targets are not class indices.
     """
     refuse_int_labels("torchvision:CLASS:ROOT", labels)
     kind, colon, rest = argument.partition(":")
@@ -145,7 +145,7 @@ def _split_arguments(kind: str, split: str, accepted: set[str]) -> dict[str, Any
 
 
 def _files(source: Any, root: Path) -> list[str]:
-    """The image files of a data set that lists them; none where it does not, or makes other pictures of them."""
+    """The image files that a data set lists; none if it lists none, or returns other images than they hold."""
     for attribute in FILE_LISTS:
         listed = getattr(source, attribute, None)
         if not isinstance(listed, list | tuple) or len(listed) != len(source) or not listed:
@@ -211,7 +211,7 @@ def _classnames(source: Any, kind: str) -> list[str]:
 
 
 def _picture_index(source: Any, kind: str, split: str, where: str) -> SampleIndex:
-    """Ids by row; sizes from the array of all pictures where there is one, else from the pictures themselves."""
+    """Ids by row; sizes from the array of all images if there is one, else from the images themselves."""
     rows = range(len(source))
     if not rows:
         raise DatasetError(f"torchvision:{where}: no sample in split {split!r}")

@@ -12,8 +12,9 @@ Options. ``label=`` the extension that holds the label (``cls``), or a field of 
 extension, where a sample has several; ``metadata=region+year`` fields of the ``json`` that go into the store. A
 ``txt`` becomes the metadata column ``caption``.
 
-Class order. Whole numbers are class indices, into ``classnames.txt`` (one name a line) in the shards' folder or the one
-above it, or else named "0", "1", ...; other labels are class names, in that file's order or else sorted by code point.
+Class order. Whole numbers are class indices, into ``classnames.txt`` (one name per line) in the shards' folder or the
+one above it, or else named "0", "1", ...; other labels are class names, in that file's order or else sorted by code
+point.
 """
 
 import json
@@ -149,13 +150,11 @@ def _samples(number: int, place: str, base: str, label: str) -> Iterator[_Sample
             if sample is not None:
                 yield sample
             if key in seen:
-                raise DatasetError(
-                    f"{place}: sample {key!r} comes again further down; give every sample a name of its own"
-                )
+                raise DatasetError(f"{place}: sample {key!r} occurs again; give every sample a unique name")
             seen.add(key)
             sample = _Sample(where, number)
         if extension in sample.members:
-            raise DatasetError(f"{place}: {member.name!r} is there twice; give every sample a name of its own")
+            raise DatasetError(f"{place}: {member.name!r} occurs twice; give every sample a unique name")
         sample.members[extension] = member
     if sample is not None:
         yield sample
@@ -175,7 +174,7 @@ def _label(sample: _Sample, label: str) -> str:
 
 
 def _classnames(base: str) -> list[str] | None:
-    """The lines of classnames.txt in the shards' folder or above it, None where there is no such file."""
+    """The lines of classnames.txt in the shards' folder or above it, None if there is no such file."""
     for folder in (base, base.rpartition("/")[0]):
         place = f"{folder}/{CLASSNAMES}"
         try:

@@ -114,8 +114,8 @@ GOOD = [("a.png", PNG), ("a.cls", b"0")]
     [
         ([("../../etc/a.png", PNG)], "leads out of the archive"),
         ([("/etc/a.png", PNG)], "leads out of the archive"),
-        ([*GOOD, ("b.png", PNG), ("b.cls", b"0"), *GOOD], "sample 'a' comes again further down"),
-        ([*GOOD, ("a.png", PNG)], "'a.png' is there twice"),
+        ([*GOOD, ("b.png", PNG), ("b.cls", b"0"), *GOOD], "sample 'a' occurs again"),
+        ([*GOOD, ("a.png", PNG)], "'a.png' occurs twice"),
         ([("a.png", PNG)], "no label 'cls' among png"),
         ([("a.png", PNG), ("a.cls", b"")], "no label 'cls' among png, cls"),
         ([("a.cls", b"0")], "0 images among cls"),
