@@ -62,7 +62,7 @@ def timers(
         return [(features, labels)]
 
     def moments() -> Moments:
-        kept["moments"] = Moments.from_blocks(blocks(), dim=features.shape[1], n_classes=n_classes)
+        kept["moments"] = Moments.from_blocks(blocks(), dim=features.shape[1], n_targets=n_classes)
         return kept["moments"]
 
     def spectrum() -> Spectrum:

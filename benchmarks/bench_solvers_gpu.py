@@ -29,7 +29,7 @@ from benchmarks.common import median, report
 from benchmarks.gpu_common import ceilings, device_facts, peak_mib, turns
 from heads.solvers.logistic.path import Fitted, PathSolver, fit_path
 from heads.solvers.logistic.rows import DeviceRows, Rows
-from heads.solvers.ridge import device as ridge_device
+from heads.solvers.ridge.leave_one_out import leave_one_out_errors
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.ridge.spectrum import Spectrum, decompose
 
@@ -90,7 +90,8 @@ class Ridge:
 
     def moments(self) -> Moments:
         """XᵀX, class sums, counts."""
-        self.found = ridge_device.moments(self.X, self.y, self.n_classes)
+        blocks = [(self.X, self.y)]
+        self.found = Moments.from_blocks(blocks, dim=self.X.shape[1], n_targets=self.n_classes)
         return self.found
 
     def decomposition(self) -> Spectrum:
@@ -101,7 +102,7 @@ class Ridge:
     def leave_one_out(self) -> NDArray[np.float64]:
         """Errors (A,) at every alpha."""
         spectrum = self.spectrum or self.decomposition()
-        self.errors = ridge_device.leave_one_out_errors(spectrum, self.X, self.y, self.alphas)
+        self.errors = leave_one_out_errors(spectrum, lambda: [(self.X, self.y)], self.alphas)
         return self.errors
 
     def whole(self) -> None:

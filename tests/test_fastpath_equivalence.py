@@ -34,7 +34,7 @@ def unit_rows(rng: np.random.Generator, n: int, dim: int, decay: float) -> NDArr
 
 
 def moments_of(X: NDArray[Any], y: NDArray[Any], n_classes: int) -> Moments:
-    return Moments.from_blocks([(X, y)], dim=X.shape[1], n_classes=n_classes)
+    return Moments.from_blocks([(X, y)], dim=X.shape[1], n_targets=n_classes)
 
 
 def reference_errors(
@@ -72,25 +72,25 @@ def test_leave_one_out_for_all_alphas(
     X, y = unit_rows(rng, n, dim, decay), rng.integers(0, n_classes, n)
     spectrum = decompose(moments_of(X, y, n_classes), fit_intercept=fit_intercept)
     truth = reference_errors(X, y, spectrum, leave_out=True)
-    for dtype, tolerance in ((None, 1e-9), (np.float64, 1e-7), (np.float32, 1e-5)):
+    for dtype, tolerance in ((None, 1e-9), (torch.float64, 1e-7), (torch.float32, 1e-5)):
         found = leave_one_out_errors(spectrum, lambda: [(X, y)], ALPHAS, dtype=dtype)
-        naive = reference_errors(X, y, spectrum, True, np.float32) if dtype == np.float32 else truth
+        naive = reference_errors(X, y, spectrum, True, np.float32) if dtype == torch.float32 else truth
         assert relative(found, truth) <= min(relative(naive, truth), 1e-3) + tolerance
 
 
 @settings(max_examples=20, deadline=None)
-@given(seeds, st.integers(1, 60), st.integers(2, 30), st.sampled_from([np.float32, np.float64]))
+@given(seeds, st.integers(1, 60), st.integers(2, 30), st.sampled_from([torch.float32, torch.float64]))
 def test_squared_errors_on_other_rows(seed: int, n_other: int, dim: int, dtype: Any) -> None:
     rng = np.random.default_rng(seed)
     X, y = unit_rows(rng, 80 + n_other, dim, 2.0), rng.integers(0, 4, 80 + n_other)
     spectrum = decompose(moments_of(X[:80], y[:80], 4))
     truth = reference_errors(X[80:], y[80:], spectrum, leave_out=False)
-    naive = reference_errors(X[80:], y[80:], spectrum, False, dtype)
+    naive = reference_errors(X[80:], y[80:], spectrum, False, np.float32 if dtype == torch.float32 else np.float64)
     found = squared_errors(spectrum, lambda: [(X[80:], y[80:])], ALPHAS, dtype=dtype)
-    assert relative(found, truth) <= relative(naive, truth) + (1e-5 if dtype == np.float32 else 1e-7)
+    assert relative(found, truth) <= relative(naive, truth) + (1e-5 if dtype == torch.float32 else 1e-7)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-6, 1e-4, 3e-3, 1e-2])
 def test_leave_one_out_where_eigenvalues_crowd(spread: float, dtype: Any) -> None:
     """All eigenvalues within `spread` of each other: where the difference quotient of the fast path cancels."""
@@ -101,7 +101,7 @@ def test_leave_one_out_where_eigenvalues_crowd(spread: float, dtype: Any) -> Non
     spectrum = decompose(moments_of(X, y, 5), fit_intercept=False)
     truth = reference_errors(X, y, spectrum, leave_out=True)
     found = leave_one_out_errors(spectrum, lambda: [(X, y)], ALPHAS, dtype=dtype)
-    assert relative(found, truth) <= (1e-5 if dtype == np.float32 else 1e-9)
+    assert relative(found, truth) <= (1e-5 if dtype == torch.float32 else 1e-9)
 
 
 def test_leave_one_out_with_steep_rows_and_exact_fits() -> None:
@@ -111,12 +111,12 @@ def test_leave_one_out_with_steep_rows_and_exact_fits() -> None:
     y = rng.integers(0, 3, len(X))
     steep = decompose(moments_of(X, y, 3))
     truth = reference_errors(X, y, steep, leave_out=True)
-    assert relative(leave_one_out_errors(steep, lambda: [(X, y)], ALPHAS, dtype=np.float32), truth) <= 1e-5
+    assert relative(leave_one_out_errors(steep, lambda: [(X, y)], ALPHAS, dtype=torch.float32), truth) <= 1e-5
     exact = np.eye(4)[y := rng.integers(0, 4, 500)] + 1e-4 * rng.normal(size=(500, 4))
     spectrum = decompose(moments_of(exact, y, 4), fit_intercept=False)
     truth = reference_errors(exact, y, spectrum, leave_out=True)
     assert truth[0] < 1e-6
-    assert relative(leave_one_out_errors(spectrum, lambda: [(exact, y)], ALPHAS, dtype=np.float32), truth) <= 1e-5
+    assert relative(leave_one_out_errors(spectrum, lambda: [(exact, y)], ALPHAS, dtype=torch.float32), truth) <= 1e-5
 
 
 @settings(max_examples=20, deadline=None)
@@ -126,7 +126,7 @@ def test_moments_streamed_and_subtracted(seed: int, n: int, dim: int, cut: int) 
     X, y = unit_rows(rng, n, dim, 1.0), rng.integers(0, 3, n)
     wide, onehot = X.astype(np.float64), np.eye(3)[y]
     blocks = [(X[i : i + cut], y[i : i + cut]) for i in range(0, n, cut)]
-    found = Moments.from_blocks(blocks, dim=dim, n_classes=3)
+    found = Moments.from_blocks(blocks, dim=dim, n_targets=3)
     np.testing.assert_allclose(found.xtx, wide.T @ wide, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.class_sums, onehot.T @ wide, rtol=1e-12, atol=1e-12)
     rest = found - moments_of(X[:cut], y[:cut], 3)

@@ -28,7 +28,7 @@ from heads.fitted.provenance import merged
 from heads.rows.device import chosen_rows, device_rows
 from heads.rows.samples import Samples, gathered, to_numpy
 from heads.rows.weights import group_ids
-from heads.solvers.ridge.moments import FOLDS, FoldAssigner, group_folds
+from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
 
 
 def interpolate(head0: Any, head1: Any, alphas: Iterable[float]) -> list[LinearHead]:

@@ -1,9 +1,7 @@
-"""The base of heads that are closed forms of the moments.
+"""Classifiers that are closed forms of the moments: nearest class mean, and the Gaussian discriminant.
 
 One pass gives the moments by fold, hence the head; a second one scores each fold's rows by the head of the other
 folds, for the temperature.
-
-Classifiers that are closed forms of the moments: nearest class mean, and the Gaussian discriminant.
 """
 
 from __future__ import annotations
@@ -19,14 +17,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from heads.estimators.base import LinearClassifier
-from heads.estimators.kept_moments import store_moments, worth_keeping
+from heads.estimators.kept_moments import blocks_in_place, moments_by_fold
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
-from heads.rows.device import chosen_rows, device_rows, rows_on_host
-from heads.rows.samples import Samples, as_samples, require_finite, to_numpy
+from heads.rows.samples import Samples, as_samples, require_finite
 from heads.rows.selection import RowSampler, selection_samples, thinned
-from heads.solvers.ridge import device as ridge_device
-from heads.solvers.ridge.moments import FOLDS, FoldAssigner, Moments, fold_moments, fold_rows
+from heads.solvers.folds import in_folds, sampled_rows
+from heads.solvers.ridge.moments import Moments
 from heads.solvers.ridge.spectrum import steady_eigh
 from heads.solvers.temperature import fit_temperature
 
@@ -74,33 +71,35 @@ class MomentClassifier(LinearClassifier):
         """
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
-        parts = _parts(samples)
+        parts = moments_by_fold(samples)
         self.moments_ = sum(parts, Moments.zeros(samples.dim, len(samples.classnames)))
         require_finite(samples, self.moments_.xtx.diagonal())
         present = self.moments_.counts > 0
         if present.sum() < 2:
             raise HeadError(f"{present.sum()} class has rows, expected at least 2; add rows of another class")
-        held_out = None if selection is None else selection_samples(selection, samples)
-        solved = self._solve(of_classes(self.moments_, present))
+        validation = None if selection is None else selection_samples(selection, samples)
+        solved = self._solve(_restricted(self.moments_, present))
         self.coef_, self.intercept_ = np.zeros((len(present), samples.dim)), np.zeros(len(present))
         self.coef_[present], self.intercept_[present] = solved.weights, solved.intercepts
-        if held_out is None:
+        if validation is None:
             scored = list(self._fold_scores(samples, parts))
         else:
-            scored = list(self._scores_of(thinned(held_out), present))
+            scored = list(self._scores_of(thinned(validation), present))
         self.temperature_ = self._temperature(scored, samples, present)
         self.intercept_[~present] = ABSENT * self.temperature_
         self._absent = tuple(np.flatnonzero(~present).tolist())
-        by = "folds" if held_out is None else "split"
+        by = "folds" if validation is None else "split"
         how = {"temperature": self.temperature_, "selection": by if any(len(y) for _, y in scored) else "none"}
-        chosen = None if held_out is None else held_out.store
+        chosen = None if validation is None else validation.store
         self.provenance_ = self._provenance({**solved.params, **how}, samples.store, chosen)
         return self
 
     def _fold_scores(self, samples: Samples, parts: list[Moments]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
         """Scores of a share of the rows, each by the head of the other folds, and their labels."""
         solved = [self._without(part) for part in parts]
-        for fold, features, labels in _sampled(samples, self.moments_.n):
+        n_classes = len(samples.classnames)
+        blocks = in_folds(blocks_in_place(samples), n_classes)
+        for fold, features, labels, _ in sampled_rows(blocks, RowSampler(self.moments_.n, n_classes)):
             weights, intercepts, present = solved[fold]
             rows = np.flatnonzero(present[labels])
             if present.sum() < 2 or not len(rows):
@@ -117,8 +116,8 @@ class MomentClassifier(LinearClassifier):
         rest = self.moments_ - part
         present = rest.counts > 0
         if present.sum() < 2:
-            return np.zeros((0, rest.dim)), np.zeros(0), present
-        solved = self._solve(of_classes(rest, present))
+            return np.zeros((0, len(rest.xtx))), np.zeros(0), present
+        solved = self._solve(_restricted(rest, present))
         return solved.weights, solved.intercepts, present
 
     def _scores_of(self, blocks: Any, present: NDArray[np.bool_]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
@@ -138,38 +137,9 @@ class MomentClassifier(LinearClassifier):
         return float(own.std(axis=1).mean()) or 1.0
 
 
-def _sampled(samples: Samples, n: int) -> Iterator[tuple[int, NDArray[np.floating], NDArray[np.integer]]]:
-    """A share of the n rows, as pieces ``(fold, X, y)`` on the host."""
-    n_classes = len(samples.classnames)
-    keep, there = RowSampler(n, n_classes), device_rows(samples)
-    if there is None:
-        for fold, features, labels in fold_rows(samples.blocks(), n_classes=n_classes):
-            rows = keep(len(labels))
-            yield fold, features[rows], labels[rows]
-        return
-    rows = keep(n)
-    features, labels = rows_on_host(there, rows)
-    folds = FoldAssigner(n_classes)(to_numpy(there[1]))[rows]
-    for fold in range(FOLDS):
-        yield fold, features[folds == fold], labels[folds == fold]
-
-
-def _parts(samples: Samples) -> list[Moments]:
-    """Moments of the rows by fold; those of a large store are kept beside it, so that the next fit reads no feature."""
-    there = device_rows(samples)
-    if there is not None:
-        folds = FoldAssigner(len(samples.classnames))(to_numpy(there[1]))
-        zeros = Moments.zeros(samples.dim, len(samples.classnames))
-        pieces = [chosen_rows(there, folds == fold) for fold in range(FOLDS)]
-        return [ridge_device.moments(x, y, zeros.n_classes) if len(y) else zeros for x, y in pieces]
-    if worth_keeping(samples.store):
-        return store_moments(samples.store)
-    return fold_moments(samples.blocks(), dim=samples.dim, n_classes=len(samples.classnames))
-
-
-def of_classes(moments: Moments, present: NDArray[np.bool_]) -> Moments:
+def _restricted(moments: Moments, present: NDArray[np.bool_]) -> Moments:
     """The same rows without the classes that have none."""
-    return Moments(moments.xtx, moments.class_sums[present], moments.counts[present])
+    return replace(moments, cross=moments.cross[present], sum_y=moments.sum_y[present])
 
 
 SHRINKAGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -311,7 +281,7 @@ class LinearDiscriminant(MomentClassifier):
             For other shrinkages.
         """
         own, present = self.linear(), self.moments_.counts > 0
-        moments = of_classes(self.moments_, present)
+        moments = _restricted(self.moments_, present)
         spread = _spread(self.coef_[present], self.intercept_[present], moments)
         found: dict[float, LinearHead] = {}
         for weights, intercepts, solved in self._solved(moments, [*shrinkages, self.shrinkage_]):
@@ -336,7 +306,7 @@ class LinearDiscriminant(MomentClassifier):
         for wanted in shrinkages:
             spectrum, shrinkage = _shrunk(np.maximum(eigenvalues, 0.0), moments, wanted)
             # S is a difference of moments: what is zero in it is rounding of X.T X.
-            usable = spectrum > np.finfo(np.float64).eps * moments.xtx.trace() / moments.n * moments.dim
+            usable = spectrum > np.finfo(np.float64).eps * moments.xtx.trace() / moments.n * len(moments.xtx)
             inverse = np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=usable)
             weights = ((means @ vectors) * inverse) @ vectors.T
             intercepts = self._log_priors(moments.counts) - (weights * means).sum(axis=1) / 2
@@ -353,13 +323,13 @@ class LinearDiscriminant(MomentClassifier):
 def _shrunk(eigenvalues: Float, moments: Moments, wanted: float | str) -> tuple[Float, float]:
     """Eigenvalues of the shrunk covariance, and the shrinkage."""
     variance = float(eigenvalues.mean())
-    power = float(moments.xtx.trace()) / moments.n / moments.dim
+    power = float(moments.xtx.trace()) / moments.n / len(moments.xtx)
     if variance > 1e-13 * power:
         shrinkage = _shrinkage(eigenvalues, moments.n, wanted)
         return (1 - shrinkage) * eigenvalues + shrinkage * variance, shrinkage
     # Only rounding: the rows of each class are all the same.
-    variance = power - float((moments.sum_x**2).sum()) / moments.n**2 / moments.dim
-    return np.full(moments.dim, variance if variance > 1e-13 * power else 1.0), 1.0
+    variance = power - float((moments.sum_x**2).sum()) / moments.n**2 / len(moments.xtx)
+    return np.full(len(moments.xtx), variance if variance > 1e-13 * power else 1.0), 1.0
 
 
 def _shrinkage(eigenvalues: Float, n: int, wanted: float | str) -> float:

@@ -8,8 +8,7 @@ gives another file. A damaged or torn file is made again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -25,13 +24,14 @@ from featcache.store import ImageStore, content_key
 from featcache.store.key import checksum
 from featcache.store.places import local as atomic
 from featcache.store.protocol import FeatureSource, FeatureTable
-from heads.solvers.parallel import map_pieces
-from heads.solvers.ridge.moments import FOLDS, FoldAssigner, Moments
+from heads.rows.device import device_rows
+from heads.rows.samples import Samples
+from heads.solvers.folds import FOLDS, FoldAssigner, in_folds
+from heads.solvers.parallel import Blocks
+from heads.solvers.ridge.moments import Moments, fold_moments
 
 BLOCK_ROWS = 32_768
 """Rows read at a time, in float32: 64 MiB at D = 512."""
-PIECE_ROWS = 8_192
-"""Rows a thread takes at a time, in float64: 32 MiB at D = 512; its K Gram matrices cost little to add up beside it."""
 _FORMAT = 1
 
 
@@ -44,7 +44,7 @@ def store_moments(
     ----------
     store : image store
     folds : K
-        Folds are stratified as `heads.solvers.ridge.moments.FoldAssigner` deals them out: row r of a class is in
+        Folds are stratified as `heads.solvers.folds.FoldAssigner` deals them out: row r of a class is in
         fold r mod K.
     cache
         Read the moments from their file where there is one, and write it otherwise (stores on this machine alone).
@@ -53,7 +53,7 @@ def store_moments(
 
     Returns
     -------
-    K `Moments`, float64. Memory: two float64 pieces, one block, and ``8 K (D² + C D)`` bytes a few times.
+    K `Moments`, float64. Memory: one float64 piece per thread, one block, and ``8 K (D² + C D)`` bytes a few times.
 
     Raises
     ------
@@ -71,18 +71,40 @@ def store_moments(
     if folds < 1:
         raise HeadError(f"folds is {folds}, expected at least 1")
     path = moments_path(store, folds) if cache else None
-    shape = (folds, len(store.classnames), int(store.dim))
-    found = None if path is None else _read(path, shape)
+    dim, n_classes = int(store.dim), len(store.classnames)
+    found = None if path is None else _read(path, (folds, n_classes, dim))
     if found is None:
-        found = _summed(store, shape, rank_and_size() if distributed else (0, 1))
+        rank, size = rank_and_size() if distributed else (0, 1)
+        blocks = _blocks(store, folds, rank, size)
+        parts = fold_moments(blocks, dim=dim, n_targets=n_classes, folds=folds)
+        found = [np.stack([part.xtx for part in parts]), np.stack([part.class_sums for part in parts])]
+        found.append(np.stack([part.counts for part in parts]).astype(np.float64))
         if distributed:
             sum_over_ranks(found)
-        if path is not None and (not distributed or rank_and_size()[0] == 0):
+        if path is not None and rank == 0:
             _write(path, found)
     gram, sums, counts = found
     if not counts.any():
         raise HeadError(f"{store.name}/{store.split} has no valid row; encode images that can be read")
-    return [Moments(gram[k], sums[k], counts[k].astype(np.int64)) for k in range(folds)]
+    return [Moments.of_classes(gram[k], sums[k], counts[k].astype(np.int64)) for k in range(folds)]
+
+
+def moments_by_fold(samples: Samples) -> list[Moments]:
+    """Moments of labelled rows by stratified fold; those of a large store are kept, so that the next fit reads none."""
+    if worth_keeping(samples.store):
+        return store_moments(samples.store)
+    n_classes = len(samples.classnames)
+    blocks = in_folds(blocks_in_place(samples), n_classes)
+    return fold_moments(blocks, dim=samples.dim, n_targets=n_classes, folds=FOLDS)
+
+
+def blocks_in_place(samples: Samples) -> Blocks:
+    """Blocks ``(X, y)``: of rows on a GPU one block of tensors, which stay there."""
+    resident = device_rows(samples)
+    if resident is None:
+        yield from samples.blocks()
+    else:
+        yield resident
 
 
 def worth_keeping(store: FeatureSource | None, folds: int = FOLDS) -> TypeGuard[ImageStore]:
@@ -109,38 +131,18 @@ def moments_path(store: FeatureTable, folds: int = FOLDS) -> Path | None:
 Arrays = Sequence[NDArray[np.float64]]
 
 
-def _summed(store: FeatureTable, shape: tuple[int, int, int], share: tuple[int, int]) -> Arrays:
-    """Gram matrices (K, D, D), class sums (K, C, D) and counts (K, C) of this process's share of the rows."""
-    folds, n_classes, dim = shape
-    gram, sums, counts = np.zeros((folds, dim, dim)), np.zeros(shape), np.zeros((folds, n_classes))
-
-    def of_piece(x: NDArray[np.floating], y: NDArray[np.integer], fold: NDArray[np.integer]) -> Arrays:
-        order = np.argsort(fold, kind="stable")
-        ends = np.searchsorted(fold[order], np.arange(folds + 1))
-        wide, labels = x[order].astype(np.float64), y[order]
-        parts = [Moments.of_wide(wide[a:b], labels[a:b], n_classes) for a, b in pairwise(ends.tolist())]
-        return [np.stack([getattr(part, key) for part in parts]) for key in ("xtx", "class_sums", "counts")]
-
-    for piece in map_pieces(_blocks(store, folds, share), of_piece, rows=PIECE_ROWS):
-        for total, part in zip((gram, sums, counts), piece, strict=True):
-            total += part
-    return gram, sums, counts
-
-
-def _blocks(store: FeatureTable, folds: int, share: tuple[int, int]) -> Iterator[tuple[NDArray[Any], ...]]:
+def _blocks(store: FeatureTable, folds: int, rank: int, size: int) -> Blocks:
     """Features, labels and folds of the blocks of this process; folds count the rows of all."""
-    assign = FoldAssigner(len(store.classnames), folds)
-    rank, size = share
+    n_classes = len(store.classnames)
     if size == 1:
-        for features, labels in store.blocks(BLOCK_ROWS):
-            yield features, labels, assign(labels)
+        yield from in_folds(store.blocks(BLOCK_ROWS), n_classes, folds)
         return
     labels, valid = store.labels, store.valid
     fold = np.full(len(labels), -1)
-    fold[valid] = assign(labels[valid])
+    fold[valid] = FoldAssigner(n_classes, folds)(labels[valid])
     for start in range(rank * BLOCK_ROWS, len(labels), size * BLOCK_ROWS):
         rows = start + np.flatnonzero(valid[start : start + BLOCK_ROWS])
-        yield store.gather(rows).astype(np.float32), labels[rows], fold[rows]
+        yield store.gather(rows).astype(np.float32), labels[rows], None, fold[rows]
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Arrays | None:

@@ -24,9 +24,9 @@ from heads.kernels import linear_nll
 from heads.kernels.tally import row_statistics
 from heads.rows.device import chosen_rows, device_rows
 from heads.rows.samples import Samples, require_finite
+from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.logistic.path import Fitted, PathSolver, validation_logits
 from heads.solvers.logistic.rows import DeviceRows, Rows, StreamedRows, TrainingRows
-from heads.solvers.ridge.moments import FOLDS, FoldAssigner
 
 GRID = np.logspace(-6, 6, 96)
 """Values of C; those of the penalty 1 / C are the same numbers, in the other order."""

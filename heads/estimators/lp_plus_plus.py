@@ -16,7 +16,7 @@ from heads.fitted.linear import LinearHead
 from heads.kernels.tally import row_statistics
 from heads.rows.samples import gathered, require_finite
 from heads.rows.selection import selection_samples
-from heads.solvers.ridge.moments import FOLDS, FoldAssigner
+from heads.solvers.folds import FOLDS, FoldAssigner
 
 Float = NDArray[np.float64]
 

@@ -1,11 +1,8 @@
-"""Ridge classification on one-hot targets: the whole alpha path and exact leave-one-out from one pass of moments.
-
-What a fitted ridge gives beside its head: every alpha, and some of the target columns, without a pass over rows.
-"""
+"""Ridge classification on one-hot targets: the whole alpha path and exact leave-one-out from one pass of moments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from numbers import Integral
@@ -16,20 +13,61 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.estimators.base import LinearClassifier
-from heads.estimators.kept_moments import store_moments, worth_keeping
+from heads.estimators.kept_moments import blocks_in_place, store_moments, worth_keeping
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.base import positions_of
 from heads.fitted.linear import LinearHead
-from heads.rows.device import device_rows
 from heads.rows.samples import Samples, as_samples, require_finite, to_numpy
-from heads.rows.selection import selection_samples, thinned
+from heads.rows.selection import RowSampler, selection_samples, thinned
 from heads.rows.weights import class_weights, group_ids, row_weights
-from heads.solvers.ridge import device as ridge_device
+from heads.solvers.folds import FOLDS, folds_of
+from heads.solvers.parallel import Blocks
+from heads.solvers.primitives import as_tensor
 from heads.solvers.ridge.leave_one_out import Scored, squared_errors
-from heads.solvers.ridge.moments import FOLDS
-from heads.solvers.ridge.problem import DeviceRidgeProblem, RidgeProblem, best_alpha, folds_of
+from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 from heads.solvers.temperature import fit_temperature
+
+ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
+"""Default path: 25 values from 1e-3 to 1e3, four a decade."""
+
+
+def choose_alpha(
+    problem: RidgeProblem,
+    spectrum: Spectrum,
+    alphas: NDArray[np.float64],
+    validation: Callable[[], Blocks] | None = None,
+) -> tuple[float, NDArray[np.float64]]:
+    """The alpha of the smallest mean squared error on rows that did not fit (the first one on ties), and all errors.
+
+    Parameters
+    ----------
+    problem
+        The training rows. Without a validation split they choose: by its folds if it has some, else by exact
+        leave-one-out, of whole groups if it has some.
+    spectrum
+        Decomposition of all training rows.
+    alphas : (A,)
+    validation
+        Gives the blocks of a validation split at every call.
+
+    Returns
+    -------
+    alpha, and errors (A,): means over rows and targets.
+
+    Raises
+    ------
+    HeadError
+        If no error is finite.
+    """
+    errors = problem.errors(spectrum, alphas) if validation is None else squared_errors(spectrum, validation, alphas)
+    errors = errors / problem.n_targets
+    if not np.isfinite(errors).any():
+        raise HeadError(
+            "no alpha has a finite error: the selection rows hold NaN, or every row is fitted exactly; "
+            "drop bad rows, or use larger alphas"
+        )
+    return float(alphas[np.nanargmin(errors)]), errors
 
 
 class RidgePath(LinearClassifier):
@@ -85,10 +123,6 @@ class RidgePath(LinearClassifier):
         return found
 
 
-ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
-"""Default path: 25 values from 1e-3 to 1e3, four a decade."""
-
-
 class Ridge(RidgePath):
     """Least squares to one-hot targets (0/1) with an L2 penalty, alpha chosen on rows that did not fit.
 
@@ -138,8 +172,8 @@ class Ridge(RidgePath):
     rows (centred, if there is an intercept): the prior's, less what targets of zero take from them.
     Fewer rows than features are solved in the dual form (`heads.solvers.ridge.spectrum`). A store is never held in
     memory.
-    Rows that lie on a GPU (CUDA tensors, `heads.resident`) are passed over there; with weights, groups, or fewer rows
-    than features the passes are on the host.
+    Rows on a GPU (CUDA tensors, `heads.resident`) are passed over there; with groups, or fewer rows than features, on
+    the host.
 
     Examples
     --------
@@ -205,22 +239,20 @@ class Ridge(RidgePath):
         MismatchError
             If the selection store or the prior has another encoder or class list.
         """
-        alphas = check_alphas(self.alphas)
+        self.alphas_ = check_alphas(self.alphas)
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
         prior = checked_prior(self.prior, samples)
-        held_out = None if selection is None else selection_samples(selection, samples)
-        problem = self._problem(samples, sample_weight, groups, prior, choose=held_out is None)
+        validation = None if selection is None else selection_samples(selection, samples)
+        problem = self._problem(samples, sample_weight, groups, prior, choose=validation is None)
         require_finite(samples, problem.diagonal())
         self.spectrum_ = problem.spectrum()
-        self.alphas_ = alphas
-        errors = problem.errors(self.spectrum_, alphas) if held_out is None else self._errors_on(held_out, alphas)
-        self.cv_errors_ = errors / len(samples.classnames)
-        self.alpha_ = best_alpha(alphas, self.cv_errors_)
+        blocks = None if validation is None else partial(self._weighted, validation)
+        self.alpha_, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, blocks)
         self.coef_, self.intercept_ = self.spectrum_.solve(self.alpha_)
         self.prior_scale_ = 0.0 if problem.base is None else self._scale(problem.base)
-        self.temperature_ = self._temperature(problem, held_out)
-        self._record(samples, held_out, prior, problem)
+        self.temperature_ = self._temperature(problem, validation)
+        self._record(samples, validation, prior, problem)
         return self
 
     def _problem(
@@ -228,59 +260,56 @@ class Ridge(RidgePath):
     ) -> RidgeProblem:
         """The rows with weights, groups and folds beside them; `choose` says that they choose alpha, too."""
         weights = row_weights(samples, self.class_weight, sample_weight)
-        # Only what needs the labels beforehand takes a pass for them.
-        simple = isinstance(self.cv, str) and self.cv == "loo" and groups is None
-        labels = np.zeros(0, np.int64) if simple or not choose else samples.labels()
-        found = group_ids(groups, len(labels)) if choose else None
-        base = None if prior is None else prior.weights.astype(np.float64)
-        folds = None if simple or not choose else folds_of(self.cv, labels, len(samples.classnames), found)
-        number = int(self.cv) if folds is not None and isinstance(self.cv, Integral) and found is None else None
-        facts: dict[str, Any] = {
-            "source": samples.blocks,
-            "dim": samples.dim,
-            "n_targets": len(samples.classnames),
-            "rows": _rows(samples),
-            "fit_intercept": bool(self.fit_intercept),
-            "folds": folds,
-            "base": None if base is None else base - base.mean(axis=0),
-        }
-        there = device_rows(samples)
-        if there is not None and weights is None and found is None and facts["rows"] >= samples.dim:
-            return DeviceRidgeProblem(**facts, there=there)
-        kept = None
-        if weights is None and worth_keeping(samples.store, number or FOLDS):
-            kept = partial(store_moments, samples.store)
-        return RidgeProblem(**facts, weights=weights, groups=found, kept=kept, kept_folds=number)
+        ids = folds = number = None
+        if choose and not (isinstance(self.cv, str) and self.cv == "loo" and groups is None):
+            labels = samples.labels()  # of what streams, this takes a pass
+            ids = group_ids(groups, len(labels))
+            folds = folds_of(self.cv, labels, len(samples.classnames), ids)
+            number = int(self.cv) if isinstance(self.cv, Integral) and ids is None else None
+        kept = None  # moments kept by stratified folds; where folds do not matter, any number of them will do
+        if weights is None and (folds is None or number is not None) and worth_keeping(samples.store, number or FOLDS):
+            kept = partial(store_moments, samples.store, number or FOLDS)
+        rows, base = _rows(samples), None if prior is None else prior.weights.astype(np.float64)
+        return RidgeProblem(
+            source=samples.blocks if ids is not None or rows < samples.dim else partial(blocks_in_place, samples),
+            dim=samples.dim,
+            n_targets=len(samples.classnames),
+            rows=rows,
+            fit_intercept=bool(self.fit_intercept),
+            weights=weights,
+            groups=ids,
+            folds=folds,
+            base=None if base is None else base - base.mean(axis=0),
+            kept=kept,
+        )
 
-    def _errors_on(self, held_out: Samples, alphas: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Mean squared errors on the selection rows, (A,); where these lie on a GPU, there."""
-        there = device_rows(held_out)
-        if there is not None and self.class_weight is None:
-            return ridge_device.squared_errors(self.spectrum_, *there, alphas)
-        return squared_errors(self.spectrum_, lambda: self._weighted(held_out), alphas)
-
-    def _weighted(self, held_out: Samples) -> Iterator[tuple[NDArray[Any], ...]]:
-        """The selection rows, weighted by class as those that fit."""
-        weights = None if self.class_weight is None else self._class_weights(held_out)
-        for features, labels in held_out.blocks():
-            yield (features, labels) if weights is None else (features, labels, weights[labels])
+    def _weighted(self, validation: Samples) -> Blocks:
+        """The rows of the validation split, weighted by class as the training rows are."""
+        weights = None if self.class_weight is None else self._class_weights(validation)
+        for features, labels in blocks_in_place(validation):
+            yield features, labels, None if weights is None else weights[as_tensor(labels).cpu().numpy()]
 
     def _scale(self, base: NDArray[np.float64]) -> float:
-        """The s of the prior: what the base of the spectrum is of it."""
+        """The s of the prior: the spectrum's base is s times `base`."""
         found = self.spectrum_.base
         power = float((base**2).sum())
         return float((found * base).sum()) / power if found is not None and power > 0 else 0.0
 
-    def _temperature(self, problem: RidgeProblem, held_out: Samples | None) -> float:
+    def _temperature(self, problem: RidgeProblem, validation: Samples | None) -> float:
         """Temperature by `fit_temperature` on rows that did not fit the scores, weighted as those that did."""
-        blocks = problem.scores(self.spectrum_, self.alpha_) if held_out is None else self._held_out_scores(held_out)
+        if validation is None:
+            rows = problem.rows if problem.weights is None else int(np.count_nonzero(problem.weights))
+            keep = RowSampler(rows, problem.n_targets)
+            blocks = problem.scores(self.spectrum_, self.alpha_, keep)
+        else:
+            blocks = self._validation_scores(validation)
         scores, labels, weights = (np.concatenate(column) for column in zip(*blocks, strict=True))
         return fit_temperature(scores, labels, weights=weights)
 
-    def _held_out_scores(self, held_out: Samples) -> Iterator[Scored]:
-        """Scores of a share of the selection rows, their labels, and the weights of their classes."""
-        weights = self._class_weights(held_out)
-        for x, y in thinned(held_out):
+    def _validation_scores(self, validation: Samples) -> Iterator[Scored]:
+        """Scores of a share of the validation split, labels, and the weights of their classes."""
+        weights = self._class_weights(validation)
+        for x, y in thinned(validation):
             yield x.astype(np.float64) @ self.coef_.T + self.intercept_, y, weights[y]
 
     def _class_weights(self, samples: Samples) -> NDArray[np.float64]:
@@ -290,18 +319,17 @@ class Ridge(RidgePath):
         return class_weights(self.class_weight, samples.labels(), samples.classes, samples.classnames)
 
     def _record(
-        self, samples: Samples, held_out: Samples | None, prior: LinearHead | None, problem: RidgeProblem
+        self, samples: Samples, validation: Samples | None, prior: LinearHead | None, problem: RidgeProblem
     ) -> None:
-        """Provenance."""
-        how = "split" if held_out is not None else "leave-one-out" if isinstance(self.cv, str) else "folds"
+        how = "split" if validation is not None else "leave-one-out" if isinstance(self.cv, str) else "folds"
         params: dict[str, Any] = {
             "alpha": self.alpha_,
             "fit_intercept": bool(self.fit_intercept),
             "temperature": self.temperature_,
             "selection": how,
         }
-        if held_out is None:
-            params["cv"] = self.cv if isinstance(self.cv, str) else int(problem.fold_ids.max()) + 1
+        if validation is None:
+            params["cv"] = self.cv if isinstance(self.cv, str) else problem.n_folds
         if problem.groups is not None:
             params["groups"] = len(np.unique(problem.groups))
         if problem.weights is not None:
@@ -310,7 +338,7 @@ class Ridge(RidgePath):
             params["class_weight"] = _plain_weights(self.class_weight)
         if prior is not None:
             params |= {"prior": prior_record(prior), "prior_scale": self.prior_scale_}
-        chosen = None if held_out is None else held_out.store
+        chosen = None if validation is None else validation.store
         self.provenance_ = self._provenance(params, samples.store, chosen, prior)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,14 +13,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
-from heads.estimators.ridge import ALPHAS
+from heads.estimators.ridge import ALPHAS, choose_alpha
 from heads.fitted.files import read_head, write_head
 from heads.fitted.provenance import check_encoder, encoder_record, split_id
 from heads.rows.samples import feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
 from heads.rows.selection import SELECTION
 from heads.rows.weights import checked_weights, group_ids
-from heads.solvers.ridge.leave_one_out import squared_errors
-from heads.solvers.ridge.problem import RidgeProblem, best_alpha, folds_of
+from heads.solvers.folds import folds_of
+from heads.solvers.parallel import Blocks
+from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
 Float = NDArray[np.float64]
@@ -103,7 +104,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         MismatchError
             If the selection split has another number of features or of targets, or another encoder.
         """
-        alphas = check_alphas(self.alphas)
+        self.alphas_ = check_alphas(self.alphas)
         targets, source, dim = _rows(X, y)
         wide = targets.reshape(len(targets), -1)
         groups = group_ids(groups, len(wide))
@@ -117,7 +118,6 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
             n_targets=wide.shape[1],
             rows=len(wide),
             fit_intercept=bool(self.fit_intercept),
-            numbers=True,
             weights=weights,
             groups=groups,
             folds=folds,
@@ -127,9 +127,8 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         self.n_features_in_ = dim
         self.provenance_ = _record(X, None if selection is None else selection[0])
         self.spectrum_ = problem.spectrum()
-        self.alphas_ = alphas
-        self.cv_errors_ = self._errors(problem, alphas, selection) / wide.shape[1]
-        self.alpha_ = best_alpha(alphas, self.cv_errors_)
+        validation = None if selection is None else _validation_blocks(problem, *selection)
+        self.alpha_, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, validation)
         weights, intercepts = self.spectrum_.solve(self.alpha_)
         self.coef_, self.intercept_ = (weights, intercepts) if targets.ndim == 2 else (weights[0], float(intercepts[0]))
         self.provenance_["params"] = {"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept)}
@@ -191,20 +190,19 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         model.n_features_in_, model.provenance_ = model.coef_.shape[-1], record["provenance"]
         return model
 
-    def _errors(self, problem: RidgeProblem, alphas: Float, selection: Any) -> Float:
-        if selection is None:
-            return problem.errors(self.spectrum_, alphas)
-        targets, source, dim = _rows(*selection)
-        wide = targets.reshape(len(targets), -1)
-        if (dim, wide.shape[1]) != (problem.dim, problem.n_targets):
-            raise MismatchError(
-                f"the selection split has {dim} features and {wide.shape[1]} targets, training has {problem.dim} and "
-                f"{problem.n_targets}; give rows of the same encoder and the same targets"
-            )
-        if not len(wide):
-            raise HeadError("the selection split has no row; choose on another split, or on none")
-        blocks = lambda: finite_blocks(lambda: _beside(source(), wide), SELECTION)  # noqa: E731 - a pass over it
-        return squared_errors(self.spectrum_, blocks, alphas, dtype=np.float64)
+
+def _validation_blocks(problem: RidgeProblem, X: Any, y: Any) -> Callable[[], Blocks]:
+    """Gives blocks of a validation split, which must fit the training rows and be finite."""
+    targets, source, dim = _rows(X, y)
+    wide = targets.reshape(len(targets), -1)
+    if (dim, wide.shape[1]) != (problem.dim, problem.n_targets):
+        raise MismatchError(
+            f"the selection split has {dim} features and {wide.shape[1]} targets, training has {problem.dim} and "
+            f"{problem.n_targets}; give rows of the same encoder and the same targets"
+        )
+    if not len(wide):
+        raise HeadError("the selection split has no row; choose on another split, or on none")
+    return lambda: finite_blocks(lambda: _beside(source(), wide), SELECTION)
 
 
 def _record(X: Any, chosen: Any) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead, unit_r
 from heads.kernels.tally import row_statistics
 from heads.rows.samples import Samples, gathered, require_finite
 from heads.rows.selection import selection_samples
+from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.parallel import map_pieces
-from heads.solvers.ridge.moments import FOLDS, FoldAssigner
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0, 5.0, 9.0, 16.0)
 BETAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.5, 7.0, 10.0, 15.0, 22.0)

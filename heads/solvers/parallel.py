@@ -1,4 +1,4 @@
-"""Passes over rows, several pieces at a time.
+"""Passes over rows in pieces: several at a time on a CPU, one after another on a GPU.
 
 A pass is products and elementwise steps on pieces of a few thousand rows. One BLAS thread a piece, with the pieces side
 by side, beats many BLAS threads on one piece after another: the elementwise steps run in parallel too, and no product
@@ -14,14 +14,20 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-PIECE_ROWS = 2048
-"""Rows a piece: 2048 x 512 doubles are 8 MiB, near the cache and far from the memory's size."""
+from heads.solvers.primitives import on_gpu
 
-Blocks = Iterable[tuple[NDArray[Any], ...]]
-"""Features (n, D), then columns with one entry a row: labels (n,), perhaps weights (n,)."""
+PIECE_ROWS = 2048
+"""Rows per piece on a CPU: 2048 x 512 doubles are 8 MiB, near the cache and far from the memory's size."""
+
+DEVICE_NUMBERS = 2**24
+"""Numbers in the widest array of a piece on a GPU: 128 MiB of float64."""
+
+Block = tuple[Any, ...]
+"""Features (n, D), targets (n,) or (n, K), then perhaps weights (n,) and folds (n,): arrays, tensors, or None."""
+
+Blocks = Iterable[Block]
 
 Result = TypeVar("Result")
 
@@ -35,11 +41,33 @@ def one_blas_thread() -> Iterator[int]:
         yield threads
 
 
-def map_pieces(blocks: Blocks, function: Callable[..., Result], *, rows: int = PIECE_ROWS) -> Iterator[Result]:
+@contextmanager
+def one_torch_thread() -> Iterator[int]:
+    """Keep torch to one thread inside; gives the number of threads that it was allowed before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def map_pieces(
+    blocks: Blocks, function: Callable[..., Result], *, rows: int = PIECE_ROWS, width: int = 1
+) -> Iterator[Result]:
     """`function(X (n, D), *columns (n, ...))` of each piece of each block, in order.
 
-    As many pieces run at once as BLAS was allowed threads. All pieces of a block are done before the next block is
-    asked for, so that blocks may share one buffer.
+    On a CPU as many pieces run at once as BLAS was allowed threads. All pieces of a block are done before the next
+    block is asked for, so that blocks may share one buffer.
+
+    Parameters
+    ----------
+    blocks
+        Arrays, or tensors that lie on one device.
+    rows
+        Rows per piece on a CPU.
+    width
+        Numbers per row of the widest array that `function` makes; on a GPU it decides the size of a piece.
 
     Examples
     --------
@@ -48,24 +76,25 @@ def map_pieces(blocks: Blocks, function: Callable[..., Result], *, rows: int = P
     >>> list(map_pieces([(X, y)], lambda x, _: len(x)))
     [2048, 2048, 2048, 2048, 1808]
     """
-    with one_blas_thread() as threads, ThreadPoolExecutor(threads) as executor:
+    with one_blas_thread() as threads, one_torch_thread(), ThreadPoolExecutor(threads) as executor:
         for block in blocks:
-            total = len(block[0])
-            for first in range(0, total, 8 * threads * rows):  # bounds the results that wait to be taken
-                stop = min(first + 8 * threads * rows, total)
-                pieces = [slice(start, min(start + rows, stop)) for start in range(first, stop, rows)]
-                yield from executor.map(function, *([column[piece] for piece in pieces] for column in block))
+            if on_gpu(block[0]):
+                yield from (function(*piece) for piece in cut(block, max(DEVICE_NUMBERS // width, 256)))
+                continue
+            for part in cut(block, 8 * threads * rows):  # bounds the results that wait to be taken
+                yield from executor.map(lambda piece: function(*piece), list(cut(part, rows)))
 
 
-@contextmanager
-def one_torch_thread() -> Iterator[int]:
-    """Keep torch to one thread inside; gives the number that it was allowed before, for `side_by_side`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
+def cut(block: Block, rows: int) -> Iterator[Block]:
+    """A block as pieces of at most `rows` rows.
+
+    Examples
+    --------
+    >>> list(cut(("abc", None), 2))
+    [('ab', None), ('c', None)]
+    """
+    for start in range(0, len(block[0]), rows):
+        yield tuple(None if column is None else column[start : start + rows] for column in block)
 
 
 def side_by_side(n: int, size: int, function: Callable[[slice], Result], threads: int = 1) -> Iterator[Result]:

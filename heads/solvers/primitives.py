@@ -12,10 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Column = NDArray[np.generic] | Tensor
+
 _JITTER_TRIES = 8
 
 
-def as_tensor(values: NDArray[np.generic] | Tensor) -> Tensor:
+def on_gpu(column: Column) -> bool:
+    """Whether a column is a tensor on another device than the CPU."""
+    return isinstance(column, Tensor) and column.device.type != "cpu"
+
+
+def as_tensor(values: Column) -> Tensor:
     """The tensor of an array, in the same memory where torch can use it: writable, of a type that torch has.
 
     Examples
@@ -39,7 +46,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     >>> product(torch.eye(2), torch.ones(2, 1)).tolist()
     [[1.0], [1.0]]
     """
-    if a.device.type != "cpu":
+    if on_gpu(a):
         return torch.matmul(a, b, out=out)
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are named by the caller
         found = np.matmul(a.numpy(), b.numpy(), out=None if out is None else out.numpy())
@@ -61,15 +68,29 @@ def class_sums(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
     >>> class_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 0]), 2).tolist()
     [[5.0], [2.0]]
     """
-    if x.device.type == "cpu":
-        return x.new_zeros(n_classes, x.shape[1]).index_add_(0, y, x)
-    return class_sums_by_product(x, y, n_classes)
+    if on_gpu(x):
+        return class_sums_by_product(x, y, n_classes)
+    return x.new_zeros(n_classes, x.shape[1]).index_add_(0, y, x)
 
 
 def class_sums_by_product(x: Tensor, y: Tensor, n_classes: int) -> Tensor:
     """`class_sums` as a product with one-hot labels, whose additions have a fixed order on every device."""
     onehot = x.new_zeros(len(x), n_classes).scatter_(1, y[:, None], 1.0)
     return product(onehot.T, x)
+
+
+def wide_targets(targets: Tensor, n_targets: int) -> Tensor:
+    """Targets (n, K) float64: one-hot rows of labels (n,), numbers as they are.
+
+    Examples
+    --------
+    >>> wide_targets(torch.tensor([1, 0]), 2).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    if targets.ndim == 2:
+        return targets.double()
+    wide = torch.zeros(len(targets), n_targets, dtype=torch.float64, device=targets.device)
+    return wide.scatter_(1, targets.long()[:, None], 1.0)
 
 
 def wide_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

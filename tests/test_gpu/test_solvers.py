@@ -29,21 +29,19 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_ridge_is_that_of_arrays(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
-    from heads.solvers.ridge import device as ridge_device
-    from heads.solvers.ridge import leave_one_out
+    from heads.solvers.ridge.leave_one_out import leave_one_out_errors
     from heads.solvers.ridge.moments import Moments
     from heads.solvers.ridge.spectrum import decompose
 
     X, y = rows
     arrays = X.cpu().numpy(), y.cpu().numpy()
-    found = ridge_device.moments(X, y, CLASSES)
-    truth = Moments.from_blocks([arrays], dim=64, n_classes=CLASSES)
+    found, truth, again = (Moments.from_blocks([b], dim=64, n_targets=CLASSES) for b in (rows, arrays, rows))
     np.testing.assert_allclose(found.xtx, truth.xtx, rtol=1e-11)
     np.testing.assert_allclose(found.class_sums, truth.class_sums, rtol=1e-10, atol=1e-9)
-    assert np.array_equal(ridge_device.moments(X, y, CLASSES).class_sums, found.class_sums)  # to the bit
+    assert np.array_equal(again.class_sums, found.class_sums)  # to the bit
     spectrum = decompose(found)
-    errors = ridge_device.leave_one_out_errors(spectrum, X, y, ALPHAS)
-    direct = leave_one_out.leave_one_out_errors(spectrum, lambda: [arrays], ALPHAS, dtype=np.float64)
+    errors = leave_one_out_errors(spectrum, lambda: [rows], ALPHAS)
+    direct = leave_one_out_errors(spectrum, lambda: [arrays], ALPHAS, dtype=torch.float64)
     np.testing.assert_allclose(errors, direct, rtol=1e-7)
 
 

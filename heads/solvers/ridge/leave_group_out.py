@@ -1,14 +1,13 @@
 """Exact leave-one-group-out of ridge for every alpha: no row is predicted by views of its own image.
 
-Where several rows are views of one image (crops, flips, prompts), leaving out single rows lets the others tell the
-answer. Leaving out the rows g of a group changes their residuals to the solution of
+Where several rows are views of one image (crops, flips, prompts), leaving out single rows lets the others give the
+answer away. Leaving out the rows g of a group changes their residuals to the solution of
 
     (I - K W) e = r,     K = 1/n + X̃_g (S + alpha I)⁻¹ X̃_gᵀ,     r = Y_g - Ŷ_g,     W = diag(weights)
 
 (1/n, the inverse of the weights' sum, only with an unpenalised intercept), so no group is ever refitted. A group of one
 row is `heads.solvers.ridge.leave_one_out`. Groups of one size are solved together; rows wait in memory until their
-group is
-complete, so a store whose views are neighbours streams.
+group is complete, so a store streams if views of one image are neighbours.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from heads.solvers.parallel import Blocks
-from heads.solvers.ridge.leave_one_out import Scored, intercept_leverage
+from heads.solvers.primitives import as_tensor, wide_targets
+from heads.solvers.ridge.leave_one_out import Scored
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
-from heads.solvers.ridge.targets import wide_targets
 
 Float = NDArray[np.float64]
 Batch = tuple[NDArray[Any], NDArray[Any], Float]
@@ -61,7 +60,7 @@ def leave_group_out_scores(
     """``(scores (n, C), y (n,), weights (n,))``: what the ridge fitted without a row's group predicts; by group."""
     for x, y, share in _complete(blocks, groups):
         z, rest = _rotated(spectrum, x, y)
-        wide = wide_targets(y.reshape(-1), rest.shape[-1])
+        wide = wide_targets(as_tensor(y.reshape(-1)), rest.shape[-1]).numpy()
         yield wide - _left_out(spectrum, z, rest, share, alpha).reshape(wide.shape), y.reshape(-1), share.reshape(-1)
 
 
@@ -70,7 +69,7 @@ def _rotated(spectrum: Spectrum, x: NDArray[Any], y: NDArray[Any]) -> tuple[Floa
     centred = x.astype(np.float64) - spectrum.mean_x
     n_targets = len(spectrum.mean_y)
     flat = y.reshape(-1) if y.ndim == 2 else y.reshape(-1, n_targets)
-    rest = wide_targets(flat, n_targets).reshape(*x.shape[:2], n_targets) - spectrum.mean_y
+    rest = wide_targets(as_tensor(flat), n_targets).numpy().reshape(*x.shape[:2], n_targets) - spectrum.mean_y
     if spectrum.base is not None:
         rest -= centred @ spectrum.base.T
     return centred @ spectrum.vectors, rest
@@ -80,7 +79,7 @@ def _left_out(spectrum: Spectrum, z: Float, rest: Float, share: Float, alpha: fl
     """Residuals (G, m, K) of each group under the fit without it."""
     shrunk = z / (spectrum.eigenvalues + alpha)
     residual = rest - shrunk @ spectrum.projected
-    system = -(shrunk @ np.swapaxes(z, 1, 2) + intercept_leverage(spectrum)) * share[:, None, :]
+    system = -(shrunk @ np.swapaxes(z, 1, 2) + spectrum.intercept_leverage) * share[:, None, :]
     system += np.eye(z.shape[1])
     return np.asarray(np.linalg.solve(system, residual), np.float64)
 
@@ -92,7 +91,7 @@ def _complete(blocks: Blocks, groups: NDArray[np.integer]) -> Iterator[Batch]:
     waiting: list[tuple[NDArray[Any], ...]] = []
     for block in blocks:
         features, y = block[0], block[1]
-        weights = block[2] if len(block) > 2 else np.ones(len(features))
+        weights = np.ones(len(features)) if len(block) < 3 or block[2] is None else block[2]
         mine = groups[done : done + len(features)]
         done += len(features)
         seen += np.bincount(mine, minlength=len(sizes))

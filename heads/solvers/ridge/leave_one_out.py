@@ -5,21 +5,12 @@ with an unpenalised intercept), so the squared error of row i, summed over class
 
     e_i(alpha) = ||y_i - ȳ - W x̃_i||² / (1 - h_i)².
 
-Directly that is a product of N·D·C operations for every alpha (`_direct`); for large problems
-`heads.solvers.ridge.leave_one_out`
-needs two products of N·D·D operations for all alphas together.
+With row weights w the leverage is w_i times as large, and the average over rows is weighted. Equals
+``RidgeCV(alphas, store_cv_results=True).cv_results_`` summed over targets and averaged over rows.
 
-float32 is used where it is safe: rows whose leverage exceeds one half (at most 2 D of them, for leverages sum to at
-most D + 1) are redone in float64, and so is everything if residuals come out so small that float32 could not resolve
-them.
-Equals ``RidgeCV(alphas, store_cv_results=True).cv_results_`` summed over targets and averaged over rows. With row
-weights w the leverage is w_i times as large, and the average is weighted.
-
-Squared residuals and leverages of ridge for every alpha at once, from two products.
-
-Computed directly, the residuals of N rows cost a product of N·D·C operations for every alpha. Here two products of
-N·D·D operations serve *all* alphas and any number of classes. In the eigenbasis, with z = Vᵀx̃, F_d = 1 / (s_d + alpha),
-P = VᵀX̃ᵀỸ (D, C) and K = P Pᵀ:
+Computed directly, the residuals of N rows cost a product of N·D·C operations for every alpha (`_Direct`). Two products
+of N·D·D operations serve *all* alphas and any number of classes (`_Coupled`). In the eigenbasis, with z = Vᵀx̃,
+F_d = 1 / (s_d + alpha), P = VᵀX̃ᵀỸ (D, C) and K = P Pᵀ:
 
     h         = 1/n + Σ_d F_d z_d²
     <y, W x̃>  = Σ_d F_d z_d (P y)_d
@@ -36,139 +27,35 @@ Everything that depends on alpha is now a product of an (n, D) array with a (D, 
 
 Shrinkage towards base weights B adds ``-B x̃`` to y in the first two lines: one more term in the product that gives u,
 and ||y - B x̃||² from a product of N·D·C operations once. Number targets take the place of one-hot y likewise.
+
+float32 is used where it is safe: rows whose leverage exceeds one half (at most 2 D of them, for leverages sum to at
+most D + 1) are redone in float64, and so is everything if residuals come out so small that float32 could not resolve
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+from heads.solvers.folds import by_fold
 from heads.solvers.parallel import Blocks, map_pieces
+from heads.solvers.primitives import Column, as_tensor, on_gpu, product, wide_targets
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
-from heads.solvers.ridge.targets import wide_targets
 
-# Near pairs: rounding is amplified by 1/gap, the near formula errs by gap²/2; these balance the two.
-_GAP = {np.dtype(np.float32): 4e-3, np.dtype(np.float64): 1e-6}
+Float = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What the fast path needs of a spectrum, in one dtype: everything here is independent of the rows."""
-
-    mean: NDArray[np.floating]  # (D,)
-    rotate: NDArray[np.floating]  # (D, 2 R): V and 2 V @ coupling (+ 2 Bᵀ Pᵀ) side by side: one product
-    near: list[tuple[slice, slice, NDArray[np.floating]]]  # blocks of columns of the near part of K
-    diagonal: NDArray[np.floating]  # (D,), the diagonal of K; used alone when no pair is near
-    target: NDArray[np.floating]  # (C, D): rows 2 P (y - ȳ), one a class
-    size: NDArray[np.floating]  # (C,): ||y - ȳ||², one a class
-    shrink: NDArray[np.floating]  # (D, A): F
-    intercept_leverage: float
-    smallest: int  # index of the smallest alpha: where the leverage is largest
-    spectrum: Spectrum
-
-    @classmethod
-    def of(cls, spectrum: Spectrum, alphas: NDArray[np.float64], dtype: np.dtype[np.floating]) -> Plan:
-        """Split the pairs of eigenvalues into far and near, and cast."""
-        s, p = spectrum.eigenvalues, spectrum.projected
-        kernel = p @ p.T  # K (D, D)
-        difference = s[:, None] - s[None, :]  # [e, d] = s_e - s_d
-        near = np.abs(difference) <= _GAP[dtype] * (np.minimum(s[:, None], s[None, :]) + alphas.min())
-        coupling = np.where(near, 0.0, kernel / np.where(near, 1.0, difference))
-        second = 2.0 * spectrum.vectors @ coupling
-        if spectrum.base is not None:
-            second += 2.0 * spectrum.base.T @ p.T
-        rotate = np.hstack([spectrum.vectors, second])
-        target = 2.0 * (p.T - p @ spectrum.mean_y)
-        size = 1.0 - 2.0 * spectrum.mean_y + spectrum.mean_y @ spectrum.mean_y
-        return cls(
-            mean=spectrum.mean_x.astype(dtype),
-            rotate=rotate.astype(dtype),
-            near=_near_blocks(near, kernel, dtype),
-            diagonal=np.diag(kernel).astype(dtype),
-            target=target.astype(dtype),
-            size=size.astype(dtype),
-            shrink=(1.0 / (s[:, None] + alphas[None, :])).astype(dtype),
-            intercept_leverage=intercept_leverage(spectrum),
-            smallest=int(alphas.argmin()),
-            spectrum=spectrum,
-        )
-
-    def rows(
-        self, features: NDArray[np.floating], targets: NDArray[np.integer] | NDArray[np.floating]
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Squared residuals (n, A) of the full fit and leverages (n, A)."""
-        x = features.astype(self.rotate.dtype)
-        x -= self.mean
-        rank = self.rotate.shape[1] // 2
-        rotated = x @ self.rotate  # (n, 2 R)
-        z, u = rotated[:, :rank], rotated[:, rank:]
-        size = self._targets(u, x, targets)
-        u *= z
-        error = u @ self.shrink
-        error += size[:, None]
-        near = self._near_product(z)
-        near *= z
-        error += near @ self.shrink**2
-        z *= z
-        leverage = z @ self.shrink
-        leverage += self.intercept_leverage
-        return error, leverage
-
-    def _targets(
-        self, u: NDArray[np.floating], x: NDArray[np.floating], targets: NDArray[np.integer] | NDArray[np.floating]
-    ) -> NDArray[np.floating]:
-        """Subtract ``2 P (y - ȳ)`` from u in place; ||y - ȳ - B x̃||² (n,)."""
-        base, mean = self.spectrum.base, self.spectrum.mean_y
-        if targets.ndim == 1:
-            labels = targets.astype(np.intp, copy=False)
-            u -= np.take(self.target, labels, axis=0)  # np.take lets other threads run
-            if base is None:
-                return np.asarray(self.size[labels])
-        rest = wide_targets(targets, len(mean)) - mean
-        if targets.ndim == 2:
-            u -= (2.0 * rest @ self.spectrum.projected.T).astype(u.dtype)
-        if base is not None:
-            rest -= x @ base.T.astype(x.dtype)
-        size: NDArray[np.floating] = np.einsum("ij,ij->i", rest, rest).astype(u.dtype)
-        return size
-
-    def _near_product(self, z: NDArray[np.floating]) -> NDArray[np.floating]:
-        """``z @ K_near`` (n, D): the diagonal, or a few narrow products when eigenvalues crowd."""
-        if not self.near:
-            return z * self.diagonal
-        out = np.empty(z.shape, z.dtype)
-        for rows, columns, block in self.near:
-            np.matmul(z[:, rows], block, out=out[:, columns])
-        return out
-
-
-def _near_blocks(
-    near: NDArray[np.bool_], kernel: NDArray[np.float64], dtype: np.dtype[np.floating], width: int = 32
-) -> list[tuple[slice, slice, NDArray[np.floating]]]:
-    """Column blocks of the banded matrix ``where(near, K, 0)``; none if it is diagonal. s is sorted: it is a band."""
-    if near.sum() == len(near):
-        return []
-    blocks = []
-    for start in range(0, len(near), width):
-        columns = slice(start, start + width)
-        touched = np.flatnonzero(near[:, columns].any(axis=1))
-        rows = slice(int(touched[0]), int(touched[-1]) + 1)
-        blocks.append((rows, columns, np.where(near, kernel, 0.0)[rows, columns].astype(dtype)))
-    return blocks
-
-
-def intercept_leverage(spectrum: Spectrum) -> float:
-    """The unpenalised intercept's share of every leverage (of a row of weight 1): 1/n."""
-    return 1.0 / spectrum.n if spectrum.fit_intercept else 0.0
-
-
-Scored = tuple[NDArray[np.float64], NDArray[np.integer], NDArray[np.float64]]
+Scored = tuple[Float, NDArray[np.integer], Float]
 """Scores (n, C) of rows under fits without them, their labels (n,) and weights (n,)."""
 
+# Near pairs: rounding is amplified by 1/gap, the near formula errs by gap²/2; these balance the two.
+_GAP = {torch.float32: 4e-3, torch.float64: 1e-6}
 # Below this many multiply-adds the direct form in float64 takes well under a second, and needs no approximation.
 _DIRECT_WORK = 4e9
 # float32 residuals are good to about 1e-7 of the targets' sum of squares: ask for four digits more than that.
@@ -176,13 +63,9 @@ _FLOAT32_FLOOR = 0.02
 
 
 def leave_one_out_errors(
-    spectrum: Spectrum,
-    blocks: Callable[[], Blocks],
-    alphas: ArrayLike,
-    *,
-    dtype: np.dtype[np.floating] | type | None = None,
-) -> NDArray[np.float64]:
-    """Mean over rows of the leave-one-out squared error (summed over classes) for every alpha.
+    spectrum: Spectrum, blocks: Callable[[], Blocks], alphas: ArrayLike, *, dtype: torch.dtype | None = None
+) -> Float:
+    """Mean over rows of the leave-one-out squared error (summed over targets) for every alpha.
 
     Parameters
     ----------
@@ -190,27 +73,33 @@ def leave_one_out_errors(
         Decomposition of the moments of exactly these rows.
     blocks
         Called for each pass; yields ``(X (n, D), y)``, or ``(X, y, weights (n,))``: labels y (n,), or numbers (n, K).
+        Tensors on a GPU are passed over there.
     alphas
         A positive values.
     dtype
-        None chooses: exact float64 for small problems, float32 products with float64 repairs for large ones.
+        None chooses: the direct form for small problems; else float64 on a GPU and for number targets, and float32
+        products with float64 repairs for labels on a CPU.
 
     Returns
     -------
     (A,) float64; divide by C for the mean over rows and targets that scikit-learn's ``best_score_`` negates.
     """
-    return _errors(spectrum, blocks, check_alphas(alphas), dtype, leave_out=True)
+    return _errors([spectrum], blocks, check_alphas(alphas), dtype, leave_out=True)
 
 
 def squared_errors(
-    spectrum: Spectrum,
+    spectrum: Spectrum | Sequence[Spectrum],
     blocks: Callable[[], Blocks],
     alphas: ArrayLike,
     *,
-    dtype: np.dtype[np.floating] | type | None = None,
-) -> NDArray[np.float64]:
-    """Mean squared error (summed over classes) on *other* rows, a selection split: the same pass with h = 0."""
-    return _errors(spectrum, blocks, check_alphas(alphas), dtype, leave_out=False)
+    dtype: torch.dtype | None = None,
+) -> Float:
+    """Mean squared error (summed over targets) on *other* rows, such as a validation split: the same with h = 0.
+
+    With a spectrum for each fold, blocks ``(X, y, weights or None, fold (n,))`` say which one scores a row.
+    """
+    spectra = [spectrum] if isinstance(spectrum, Spectrum) else spectrum
+    return _errors(spectra, blocks, check_alphas(alphas), dtype, leave_out=False)
 
 
 def leave_one_out_scores(spectrum: Spectrum, blocks: Blocks, alpha: float) -> Iterator[Scored]:
@@ -221,15 +110,12 @@ def leave_one_out_scores(spectrum: Spectrum, blocks: Blocks, alpha: float) -> It
     weights, intercept = spectrum.solve(alpha)
     shrink = 1.0 / (spectrum.eigenvalues + alpha)
 
-    def of_piece(
-        features: NDArray[np.floating], labels: NDArray[np.integer], share: NDArray[np.float64] | None = None
-    ) -> Scored:
+    def of_piece(features: NDArray[np.floating], labels: NDArray[np.integer], share: Float | None = None) -> Scored:
         x = features.astype(np.float64)
         scores = x @ weights.T + intercept
         z = (x - spectrum.mean_x) @ spectrum.vectors
-        leverage = z**2 @ shrink + intercept_leverage(spectrum)
         weight = np.ones(len(labels)) if share is None else share
-        leverage *= weight
+        leverage = (z**2 @ shrink + spectrum.intercept_leverage) * weight
         scores[np.arange(len(labels)), labels] -= leverage
         return scores / (1.0 - leverage)[:, None], labels, weight
 
@@ -237,94 +123,206 @@ def leave_one_out_scores(spectrum: Spectrum, blocks: Blocks, alpha: float) -> It
 
 
 def _errors(
-    spectrum: Spectrum,
+    spectra: Sequence[Spectrum],
     blocks: Callable[[], Blocks],
-    alphas: NDArray[np.float64],
-    dtype: np.dtype[np.floating] | type | None,
+    alphas: Float,
+    dtype: torch.dtype | None,
     *,
     leave_out: bool,
-) -> NDArray[np.float64]:
-    """Choose the arrangement, run the pass, divide by the number of rows."""
-    work = spectrum.rows * spectrum.projected.size * len(alphas)
-    if dtype is None and work <= _DIRECT_WORK:
-        return _direct(spectrum, blocks(), alphas, leave_out=leave_out)
-    chosen = np.dtype(np.float32 if dtype is None else dtype)
-    errors = _coupled(spectrum, blocks(), alphas, chosen, leave_out=leave_out)
-    if chosen == np.float32 and errors.min() < _FLOAT32_FLOOR * _target_size(spectrum):
-        errors = _coupled(spectrum, blocks(), alphas, np.dtype(np.float64), leave_out=leave_out)
-    return errors
+) -> Float:
+    """Choose the form and the precision, run the pass, and run it again where float32 was too coarse."""
+    stream = iter(blocks())
+    first = next(stream, None)
+    if first is None:
+        return np.zeros(len(alphas))
+    rows, gpu, labels = chain([first], stream), on_gpu(first[0]), first[1].ndim == 1
+    device = first[0].device if gpu else torch.device("cpu")
+    work = max(spectrum.rows * spectrum.projected.size for spectrum in spectra) * len(alphas)
+    if dtype is None and not gpu and work <= _DIRECT_WORK:
+        return _mean_errors([_Direct.of(spectrum, alphas) for spectrum in spectra], rows, leave_out)
+    exact = [_Coupled.of(spectrum, alphas, torch.float64, device) for spectrum in spectra]
+    if dtype == torch.float64 or (dtype is None and (gpu or not labels)):
+        return _mean_errors(exact, rows, leave_out)
+    quick = [_Coupled.of(spectrum, alphas, torch.float32, device) for spectrum in spectra]
+    errors = _mean_errors(quick, rows, leave_out, exact)
+    # The squared error of predicting the class frequencies is the size of one-hot targets.
+    size = min(1.0 - float(spectrum.mean_y @ spectrum.mean_y) for spectrum in spectra)
+    return errors if errors.min() >= _FLOAT32_FLOOR * size else _mean_errors(exact, blocks(), leave_out)
 
 
-def _direct(spectrum: Spectrum, blocks: Blocks, alphas: NDArray[np.float64], *, leave_out: bool) -> NDArray[np.float64]:
-    """The definition, in float64: one residual matrix an alpha."""
-
-    def of_piece(
-        features: NDArray[np.floating], y: NDArray[Any], weights: NDArray[np.float64] | None = None
-    ) -> tuple[NDArray[np.float64], float]:
-        x = features.astype(np.float64) - spectrum.mean_x
-        z = x @ spectrum.vectors
-        targets = wide_targets(y, len(spectrum.mean_y)) - spectrum.mean_y
-        if spectrum.base is not None:
-            targets -= x @ spectrum.base.T
-        share = np.ones(len(x)) if weights is None else weights
-        errors = np.empty(len(alphas))
-        for k, alpha in enumerate(alphas):
-            shrink = 1.0 / (spectrum.eigenvalues + alpha)
-            residual = targets - z @ (spectrum.projected * shrink[:, None])
-            remaining = 1.0 - (share * (z**2 @ shrink + intercept_leverage(spectrum)) if leave_out else 0.0)
-            errors[k] = (share * (residual**2).sum(axis=1) / remaining**2).sum()
-        return errors, float(share.sum())
-
-    return mean_errors(map_pieces(blocks, of_piece), len(alphas))
-
-
-def mean_errors(parts: Iterable[tuple[NDArray[np.float64], float]], n_alphas: int) -> NDArray[np.float64]:
-    """Mean over rows of sums that come with their numbers of rows, or sums of weights."""
-    total, count = np.zeros(n_alphas), 0.0
-    for errors, rows in parts:
-        total += errors
-        count += rows
-    return total / count if count else total
-
-
-def _coupled(
-    spectrum: Spectrum,
-    blocks: Blocks,
-    alphas: NDArray[np.float64],
-    dtype: np.dtype[np.floating],
-    *,
-    leave_out: bool,
-) -> NDArray[np.float64]:
-    """The fast path of the module's docstring in `dtype`, with steep rows redone in float64."""
-    plan = Plan.of(spectrum, alphas, dtype)
-    exact = plan if dtype == np.float64 else Plan.of(spectrum, alphas, np.dtype(np.float64))
+def _mean_errors(
+    forms: Sequence[_Direct | _Coupled], blocks: Blocks, leave_out: bool, exact: Sequence[_Coupled] = ()
+) -> Float:
+    """The pass: weighted mean over rows of residual² / (1 - leverage)², steep rows redone in the `exact` form."""
 
     def of_piece(
-        features: NDArray[np.floating], y: NDArray[Any], weights: NDArray[np.float64] | None = None
-    ) -> tuple[NDArray[np.float64], float]:
-        error, leverage = plan.rows(features, y)
-        share = np.ones(len(features)) if weights is None else weights
-        if not leave_out:
-            return share @ error, float(share.sum())
+        features: Column, targets: Column, weights: Column | None = None, fold: Column | None = None
+    ) -> list[tuple[Tensor, float]]:
+        X = as_tensor(features)
+        y = as_tensor(targets).to(X.device)
+        share = None if weights is None else as_tensor(weights).to(X.device, torch.float64)
+        found = []
+        for k, rows in by_fold(None if fold is None else as_tensor(fold).to(X.device)):
+            part = None if share is None else share[rows]
+            total = _total(forms[k], X[rows], y[rows], part, leave_out, exact[k] if exact else None)
+            found.append((total, float(len(y[rows])) if part is None else float(part.sum())))
+        return found
+
+    total, count = torch.zeros(forms[0].shrink.shape[1], dtype=torch.float64), 0.0
+    for piece in map_pieces(blocks, of_piece, width=2 * len(forms[0].shrink)):
+        for errors, rows in piece:
+            total = total.to(errors.device).add_(errors)
+            count += rows
+    return np.asarray(total.cpu().numpy() / count if count else total.cpu().numpy())
+
+
+def _total(
+    form: _Direct | _Coupled, X: Tensor, y: Tensor, weights: Tensor | None, leave_out: bool, exact: _Coupled | None
+) -> Tensor:
+    """Weighted sum over a piece of rows of the squared errors, (A,) float64."""
+    error, leverage = form.rows(X, y)
+    steep = None
+    if leave_out:
         if weights is not None:
-            leverage *= share[:, None].astype(leverage.dtype)
-        remaining = np.subtract(1.0, leverage, out=leverage)
-        steep = np.flatnonzero(remaining[:, plan.smallest] < 0.5) if exact is not plan else np.zeros(0, np.intp)
-        np.square(remaining, out=remaining)
-        np.divide(error, remaining, out=error)
-        error[steep] = 0.0
-        total = error.sum(axis=0, dtype=np.float64) if weights is None else share @ error
-        if len(steep):
-            error64, leverage64 = exact.rows(features[steep], y[steep])
-            total += share[steep] @ (error64 / (1.0 - share[steep, None] * leverage64) ** 2)
-        return total, float(share.sum())
-
-    return mean_errors(map_pieces(blocks, of_piece), len(alphas))
+            leverage *= weights[:, None].to(leverage.dtype)
+        remaining = leverage.neg_().add_(1.0)
+        if exact is not None:
+            steep = torch.nonzero(remaining[:, exact.smallest] < 0.5)[:, 0]
+        error /= remaining.square_()
+        if steep is not None:
+            error[steep] = 0.0
+    total = error.sum(dim=0, dtype=torch.float64) if weights is None else weights @ error.double()
+    if exact is not None and steep is not None and len(steep):
+        total += _total(exact, X[steep], y[steep], None if weights is None else weights[steep], True, None)
+    return total
 
 
-def _target_size(spectrum: Spectrum) -> float:
-    """Mean over the training rows of ||y - ȳ||²: the squared error of predicting the class frequencies.
+@dataclass(frozen=True)
+class _Direct:
+    """The definition, in float64 on a CPU: one residual matrix per alpha."""
 
-    Number targets have another size, which the moments do not say: `Ridge`'s callers ask for float64 there.
-    """
-    return float(1.0 - spectrum.mean_y @ spectrum.mean_y)
+    mean: Tensor  # (D,)
+    vectors: Tensor  # (D, R)
+    projected: Tensor  # (R, K)
+    shrink: Tensor  # (R, A): F
+    mean_y: Tensor  # (K,) float64
+    base: Tensor | None  # (K, D): B
+    intercept_leverage: float
+
+    @classmethod
+    def of(cls, spectrum: Spectrum, alphas: Float) -> _Direct:
+        return cls(
+            mean=as_tensor(spectrum.mean_x),
+            vectors=as_tensor(spectrum.vectors),
+            projected=as_tensor(spectrum.projected),
+            shrink=as_tensor(1.0 / (spectrum.eigenvalues[:, None] + alphas)),
+            mean_y=as_tensor(spectrum.mean_y),
+            base=None if spectrum.base is None else as_tensor(spectrum.base),
+            intercept_leverage=spectrum.intercept_leverage,
+        )
+
+    def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared residuals (n, A) of the full fit and leverages (n, A)."""
+        x = features.double() - self.mean
+        z = product(x, self.vectors)
+        rest = wide_targets(targets, len(self.mean_y)) - self.mean_y
+        if self.base is not None:
+            rest -= product(x, self.base.T)
+        residuals = (rest - product(z, self.projected * column[:, None]) for column in self.shrink.T)
+        error = torch.stack([residual.square_().sum(dim=1) for residual in residuals], dim=1)
+        return error, product(z.square_(), self.shrink).add_(self.intercept_leverage)
+
+
+@dataclass(frozen=True)
+class _Coupled:
+    """The two products for all alphas, in one dtype on one device; every field is independent of the rows."""
+
+    mean: Tensor  # (D,)
+    rotate: Tensor  # (D, 2 R): V and 2 V @ coupling (+ 2 Bᵀ Pᵀ) side by side: one product
+    near: list[tuple[slice, slice, Tensor]]  # blocks of columns of the near part of K
+    diagonal: Tensor  # (R,), the diagonal of K; used alone when no pair is near
+    label_rows: Tensor  # (K, R): 2 P (y - ȳ) of each class
+    label_size: Tensor  # (K,): ||y - ȳ||² of each class
+    projected: Tensor  # (R, K) float64: P
+    shrink: Tensor  # (R, A): F
+    mean_y: Tensor  # (K,) float64
+    base: Tensor | None  # (K, D): B
+    intercept_leverage: float
+    smallest: int  # index of the smallest alpha, where leverages are largest
+
+    @classmethod
+    def of(cls, spectrum: Spectrum, alphas: Float, dtype: torch.dtype, device: torch.device) -> _Coupled:
+        """Split the pairs of eigenvalues into far and near; in float64 on the host, then cast and move."""
+
+        def placed(array: Float) -> Tensor:
+            return as_tensor(np.ascontiguousarray(array)).to(device, dtype)
+
+        s, p, mean_y = spectrum.eigenvalues, spectrum.projected, spectrum.mean_y
+        kernel = p @ p.T  # K (R, R)
+        difference = s[:, None] - s[None, :]  # [e, d] = s_e - s_d
+        near = np.abs(difference) <= _GAP[dtype] * (np.minimum(s[:, None], s[None, :]) + alphas.min())
+        coupling = np.where(near, 0.0, kernel / np.where(near, 1.0, difference))
+        second = 2.0 * spectrum.vectors @ coupling
+        if spectrum.base is not None:
+            second += 2.0 * spectrum.base.T @ p.T
+        return cls(
+            mean=placed(spectrum.mean_x),
+            rotate=placed(np.hstack([spectrum.vectors, second])),
+            near=[(rows, columns, placed(block)) for rows, columns, block in _near_blocks(near, kernel)],
+            diagonal=placed(np.diag(kernel)),
+            label_rows=placed(2.0 * (p.T - p @ mean_y)),
+            label_size=placed(1.0 - 2.0 * mean_y + mean_y @ mean_y),
+            projected=as_tensor(p).to(device),
+            shrink=placed(1.0 / (s[:, None] + alphas)),
+            mean_y=as_tensor(mean_y).to(device),
+            base=None if spectrum.base is None else placed(spectrum.base),
+            intercept_leverage=spectrum.intercept_leverage,
+            smallest=int(alphas.argmin()),
+        )
+
+    def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared residuals (n, A) of the full fit and leverages (n, A)."""
+        x = features.to(self.rotate.dtype, copy=True).sub_(self.mean)
+        rank = len(self.shrink)
+        # Step 1: one product rotates the rows to z and couples the far pairs, u.
+        rotated = product(x, self.rotate)
+        z, u = rotated[:, :rank], rotated[:, rank:]
+        # Step 2: less 2 P (y - ȳ), so that u holds both terms linear in F: ||W x̃||² of far pairs and -2 <y, W x̃>.
+        if targets.ndim == 1:
+            labels = targets.long()
+            u -= self.label_rows[labels]
+            size = self.label_size[labels]
+        if targets.ndim == 2 or self.base is not None:
+            rest = wide_targets(targets, len(self.mean_y)) - self.mean_y
+            if targets.ndim == 2:
+                u -= 2.0 * product(rest, self.projected.T).to(u.dtype)
+            if self.base is not None:
+                rest -= product(x, self.base.T)
+            size = rest.square_().sum(dim=1).to(u.dtype)
+        # Step 3: everything that depends on alpha is a product with F, or with F² for the near pairs.
+        error = product(u.mul_(z), self.shrink).add_(size[:, None])
+        error += product(self._near_product(z).mul_(z), self.shrink.square())
+        # Step 4: leverages, for which z is squared in place.
+        return error, product(z.square_(), self.shrink).add_(self.intercept_leverage)
+
+    def _near_product(self, z: Tensor) -> Tensor:
+        """``z @ K_near`` (n, R): the diagonal, or a few narrow products when eigenvalues crowd."""
+        if not self.near:
+            return z * self.diagonal
+        out = torch.empty_like(z)
+        for rows, columns, block in self.near:
+            product(z[:, rows], block, out=out[:, columns])
+        return out
+
+
+def _near_blocks(near: NDArray[np.bool_], kernel: Float, width: int = 32) -> list[tuple[slice, slice, Float]]:
+    """Column blocks of the banded matrix ``where(near, K, 0)``; none if it is diagonal. s is sorted: it is a band."""
+    if near.sum() == len(near):
+        return []
+    blocks = []
+    for start in range(0, len(near), width):
+        columns = slice(start, start + width)
+        touched = np.flatnonzero(near[:, columns].any(axis=1))
+        rows = slice(int(touched[0]), int(touched[-1]) + 1)
+        blocks.append((rows, columns, np.where(near, kernel, 0.0)[rows, columns]))
+    return blocks

@@ -1,271 +1,236 @@
 """Moments: everything a least-squares head needs to know of the training rows, in one pass.
 
-For features ``X (N, D)`` and labels ``y (N,)`` with one-hot targets ``Y (N, C)``:
+For features ``X (N, D)``, targets ``Y (N, K)`` and row weights w (ones if there are none), W = diag(w):
 
-========== ======== ==============================================
-xtx        (D, D)   X.T @ X
-class_sums (C, D)   Y.T @ X, an index-add: no product is formed
-counts     (C,)     Y.sum(0), so ``counts.sum() == N``
-sum_x      (D,)     X.sum(0) == class_sums.sum(0)
-========== ======== ==============================================
+===== ====== ============= ==========================================================
+xtx   (D, D) X.T @ W @ X
+cross (K, D) Y.T @ W @ X   for labels the class sums, an index-add: no product is formed
+sum_y (K,)   Y.T @ w       for labels the class counts
+sum_x (D,)   X.T @ w       for labels ``cross.sum(0)``
+===== ====== ============= ==========================================================
 
-With row weights every sum is weighted (``X.T @ diag(w) @ X`` and so on), counts are sums of weights, and `rows` keeps
-the number of rows; scikit-learn's `sample_weight` means the same.
+Y is the one-hot matrix of labels (K = C classes), or numbers. scikit-learn's `sample_weight` means the same.
 
-Moments add, so blocks, files and ranks can be summed; they also subtract, so the moments of "all folds but
-one" cost a subtraction. Features come as float16 or float32, but the Gram product is float64: a float32 Gram
-matrix is wrong by about 1e-4 in the weights at small alpha on real CLIP features.
-
-K folds that come by subtraction: moments are summed by fold once, and a fold's training moments are total - fold.
-
-Folds are stratified without knowing the labels beforehand: the r-th row of a class, in order, goes to fold ``r mod K``.
-Of k rows in every class each fold then holds equally many of every class, so that held-out scores do not favour the
-classes that lost no row.
+Moments add, so blocks, files and ranks can be summed; they also subtract, so the moments of "all folds but one" cost a
+subtraction. Features come as float16 or float32, but the Gram product is float64: a float32 Gram matrix is wrong by
+about 1e-4 in the weights at small alpha on real CLIP features. (GPUs that hold a data set multiply float64 as fast as
+float32.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.sparse import csc_array
+from torch import Tensor
 
 from featcache.errors import HeadError
-from heads.solvers.parallel import Blocks, map_pieces
+from heads.solvers.folds import by_fold
+from heads.solvers.parallel import PIECE_ROWS, Blocks, map_pieces
+from heads.solvers.primitives import Column, as_tensor, class_sums, gram, product
+
+Float = NDArray[np.float64]
+Sums = tuple[Tensor, Tensor, Tensor]
+"""xtx, cross and sum_y of some rows, where the rows lie."""
+
+FOLD_PIECE_ROWS = 4 * PIECE_ROWS
+"""Rows per piece on a CPU with several folds: adding up a Gram matrix of each costs little beside so many rows."""
 
 
 class Centred(NamedTuple):
     """A least-squares problem in moments: Gram matrix (D, D), cross products (K, D), means, weights' sum, rows."""
 
-    gram: NDArray[np.float64]
-    cross: NDArray[np.float64]
-    mean_x: NDArray[np.float64]
-    mean_y: NDArray[np.float64]
+    gram: Float
+    cross: Float
+    mean_x: Float
+    mean_y: Float
     total: float
     rows: int
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over labelled rows; see the module's table for the fields.
+    """Sums over rows with targets; see the module's table for the fields. `total` is the sum of the weights.
 
     Examples
     --------
     >>> X = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]); y = np.array([0, 1, 0])
-    >>> total = Moments.from_blocks([(X, y)], dim=2, n_classes=2)
-    >>> total.xtx.tolist(), total.class_sums.tolist(), total.n
+    >>> total = Moments.from_blocks([(X, y)], dim=2, n_targets=2)
+    >>> total.xtx.tolist(), total.cross.tolist(), total.rows
     ([[10.0, 0.0], [0.0, 4.0]], [[4.0, 0.0], [0.0, 2.0]], 3)
-    >>> rest = total - Moments.from_blocks([(X[:1], y[:1])], dim=2, n_classes=2)
-    >>> rest.counts.tolist()
+    >>> rest = total - Moments.from_blocks([(X[:1], y[:1])], dim=2, n_targets=2)
+    >>> rest.sum_y.tolist()
     [1, 1]
+    >>> numbers = Moments.from_blocks([(X, np.array([[2.0], [4.0], [6.0]]))], dim=2, n_targets=1)
+    >>> numbers.cross.tolist(), numbers.sum_x.tolist(), numbers.sum_y.tolist()
+    ([[20.0, 8.0]], [4.0, 2.0], [12.0])
     """
 
-    xtx: NDArray[np.float64]
-    class_sums: NDArray[np.float64]
-    counts: NDArray[np.int64] | NDArray[np.float64]
-    rows: int | None = None
+    xtx: Float
+    cross: Float
+    sum_y: NDArray[np.int64] | Float  # int64: counts of rows without weights
+    sum_x: Float
+    total: float
+    rows: int
+
+    @property
+    def class_sums(self) -> Float:
+        """`cross` of labelled rows, (C, D)."""
+        return self.cross
+
+    @property
+    def counts(self) -> NDArray[np.int64] | Float:
+        """`sum_y` of labelled rows, (C,)."""
+        return self.sum_y
 
     @property
     def n(self) -> int:
-        """Number of rows N."""
-        return int(self.counts.sum()) if self.rows is None else self.rows
-
-    @property
-    def total(self) -> float:
-        """Sum of the row weights; N without weights."""
-        return float(self.counts.sum())
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension D."""
-        return int(self.xtx.shape[0])
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes C, those without a row included."""
-        return int(self.counts.shape[0])
-
-    @property
-    def sum_x(self) -> NDArray[np.float64]:
-        """Sum of the rows (D,): every row has one class, so it is the sum of the class sums."""
-        return np.asarray(self.class_sums.sum(axis=0))
-
-    def centred(self, fit_intercept: bool = True) -> Centred:
-        """The least-squares problem that these rows pose, centred if there is an intercept."""
-        mean_x, mean_y, gram, cross = np.zeros(self.dim), np.zeros(self.n_classes), self.xtx, self.class_sums
-        if fit_intercept:
-            mean_x, mean_y = self.sum_x / self.total, self.counts / self.total
-            gram = gram - self.total * np.outer(mean_x, mean_x)
-            cross = cross - np.outer(self.counts, mean_x)
-        return Centred(gram, cross, mean_x, mean_y, self.total, self.n)
+        """Number of rows N, whatever their weights."""
+        return self.rows
 
     @classmethod
-    def zeros(cls, dim: int, n_classes: int) -> Moments:
-        """Moments of no rows: the neutral element of the sum."""
-        return cls(np.zeros((dim, dim)), np.zeros((n_classes, dim)), np.zeros(n_classes, np.int64))
+    def zeros(cls, dim: int, n_targets: int) -> Moments:
+        """Moments of no rows."""
+        return cls.of_classes(np.zeros((dim, dim)), np.zeros((n_targets, dim)), np.zeros(n_targets, np.int64))
 
     @classmethod
-    def from_blocks(cls, blocks: Blocks, *, dim: int, n_classes: int) -> Moments:
-        """Accumulate blocks ``(X (n, D) float16/32/64, y (n,))``, or ``(X, y, weights (n,))``.
+    def of_classes(cls, xtx: Float, sums: Float, counts: NDArray[np.int64] | Float, rows: int | None = None) -> Moments:
+        """Moments of labelled rows from class sums (C, D) and counts (C,), which add up to the sums of all rows."""
+        total = counts.sum()
+        return cls(xtx, sums, counts, sums.sum(axis=0), float(total), int(total) if rows is None else rows)
 
-        Each block may be overwritten after use.
+    @classmethod
+    def from_blocks(cls, blocks: Blocks, *, dim: int, n_targets: int) -> Moments:
+        """Moments of blocks ``(X (n, D) float16/32/64, y)``, or ``(X, y, weights (n,))``, in one pass.
+
+        y is class indices (n,) or numbers (n, K). A block may be overwritten once the next one is asked for. Tensors on
+        a GPU are summed there.
 
         Raises
         ------
         HeadError
             If a block has another width, or a label outside [0, C).
         """
-
-        def of_piece(
-            features: NDArray[np.floating], labels: NDArray[np.integer], weights: NDArray[np.float64] | None = None
-        ) -> Moments:
-            _check_block(features, labels, dim, n_classes)
-            return cls.of_wide(features.astype(np.float64), labels, n_classes, weights)
-
-        total = cls.zeros(dim, n_classes)
-        for piece in map_pieces(blocks, of_piece):
-            np.add(total.xtx, piece.xtx, out=total.xtx)
-            np.add(total.class_sums, piece.class_sums, out=total.class_sums)
-            total = replace(total, counts=total.counts + piece.counts, rows=_added(total, piece))
-        return total
-
-    @classmethod
-    def of_wide(
-        cls,
-        x: NDArray[np.float64],
-        y: NDArray[np.integer],
-        n_classes: int,
-        weights: NDArray[np.float64] | None = None,
-    ) -> Moments:
-        """Moments of a few thousand rows, in float64."""
-        # One-hot Y.T as a sparse column per row: scipy's kernel is then exactly an index-add, without a sort.
-        ones = np.ones(len(y)) if weights is None else weights
-        onehot = csc_array((ones, y, np.arange(len(y) + 1)), shape=(n_classes, len(y)))
-        sums, counts = np.asarray(onehot @ x), np.bincount(y, weights, minlength=n_classes)
-        if weights is not None:
-            x = x * np.sqrt(weights)[:, None]
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN rows are found, and named, by who asked for moments
-            xtx = x.T @ x  # numpy sends this to SYRK: half the operations of a product
-        return cls(xtx, sums, counts, None if weights is None else len(y))
-
-    def __add__(self, other: Moments) -> Moments:
-        self._check_same(other)
-        counts = self.counts + other.counts
-        return Moments(self.xtx + other.xtx, self.class_sums + other.class_sums, counts, _added(self, other))
-
-    def __sub__(self, other: Moments) -> Moments:
-        self._check_same(other)
-        counts, rows = self.counts - other.counts, _added(self, other, -1)
-        rounding = 0.0 if rows is None else 1e-12 * self.total
-        if (counts < -rounding).any():
-            raise HeadError(
-                f"cannot subtract {other.n} rows from {self.n}: some class would have a negative count; "
-                "subtract a fold from the moments that contain it"
-            )
-        if rows is not None:
-            counts = np.where(counts <= rounding, 0.0, counts)  # a class that is gone is gone
-        return Moments(self.xtx - other.xtx, self.class_sums - other.class_sums, counts, rows)
-
-    def _check_same(self, other: Moments) -> None:
-        if self.class_sums.shape != other.class_sums.shape:
-            raise HeadError(
-                f"moments of (C, D) = {self.class_sums.shape} and {other.class_sums.shape} do not combine; "
-                "take both from the same encoder and class list"
-            )
-
-
-def _added(a: Moments, b: Moments, sign: int = 1) -> int | None:
-    """Number of rows of a sum; None where neither is weighted: the counts then say it."""
-    return None if a.rows is None and b.rows is None else a.n + sign * b.n
-
-
-def _check_block(features: NDArray[np.floating], labels: NDArray[np.integer], dim: int, n_classes: int) -> None:
-    """Shapes and label range of one block."""
-    if features.ndim != 2 or features.shape != (len(labels), dim):
-        raise HeadError(f"a block has features {features.shape}, expected ({len(labels)}, {dim})")
-    if len(labels) and (labels.min() < 0 or labels.max() >= n_classes):
-        raise HeadError(f"labels lie in [{labels.min()}, {labels.max()}], expected [0, {n_classes - 1}]")
-
-
-FOLDS = 5
-"""Number of folds K of every cross-validated number."""
-
-
-class FoldAssigner:
-    """Folds (n,) of consecutive blocks of labels; two passes over the same rows give the same folds.
-
-    Examples
-    --------
-    >>> assign = FoldAssigner(n_classes=2, folds=2)
-    >>> assign(np.array([0, 0, 1])).tolist(), assign(np.array([0, 1, 1])).tolist()
-    ([0, 1, 0], [0, 1, 0])
-    """
-
-    def __init__(self, n_classes: int, folds: int = FOLDS) -> None:
-        self.folds = folds
-        self._seen = np.zeros(n_classes, np.int64)
-
-    def __call__(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Fold of each row of the next block."""
-        counts = np.bincount(labels, minlength=len(self._seen))
-        order = np.argsort(labels, kind="stable")
-        firsts = np.cumsum(counts) - counts  # where each class begins among the sorted labels
-        ranks = np.empty(len(labels), np.int64)
-        ranks[order] = np.arange(len(labels)) - firsts[labels[order]]
-        found: NDArray[np.int64] = (ranks + self._seen[labels]) % self.folds
-        self._seen += counts
+        (found,) = fold_moments(blocks, dim=dim, n_targets=n_targets, folds=1)
         return found
 
+    def __add__(self, other: Moments) -> Moments:
+        return self._combined(other, 1)
 
-def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.int64]:
-    """Folds (n,) that keep the rows of a group together; groups (n,) from 0, the largest dealt out first.
+    def __sub__(self, other: Moments) -> Moments:
+        found = self._combined(other, -1)
+        if found.rows < 0 or (found.sum_y.dtype == np.int64 and (found.sum_y < 0).any()):
+            raise HeadError(
+                f"cannot subtract {other.rows} rows from {self.rows}: some class would have a negative count; "
+                "subtract a fold from the moments that contain it"
+            )
+        return found
 
-    Examples
-    --------
-    >>> group_folds(np.array([0, 1, 1, 2]), folds=2).tolist()
-    [1, 0, 0, 0]
-    """
-    sizes = np.bincount(groups)
-    fold_of = np.empty(len(sizes), np.int64)
-    fold_of[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes)) % folds
-    return np.asarray(fold_of[groups])
+    def _combined(self, other: Moments, sign: int) -> Moments:
+        if self.cross.shape != other.cross.shape:
+            raise HeadError(
+                f"moments of (C, D) = {self.cross.shape} and {other.cross.shape} do not combine; "
+                "take both from the same encoder and class list"
+            )
+        return Moments(
+            self.xtx + sign * other.xtx,
+            self.cross + sign * other.cross,
+            self.sum_y + sign * other.sum_y,
+            self.sum_x + sign * other.sum_x,
+            self.total + sign * other.total,
+            self.rows + sign * other.rows,
+        )
+
+    def centred(self, fit_intercept: bool = True) -> Centred:
+        """The least-squares problem that these rows pose, centred if there is an intercept."""
+        mean_x, mean_y, xtx, cross = np.zeros(len(self.sum_x)), np.zeros(len(self.sum_y)), self.xtx, self.cross
+        if fit_intercept:
+            mean_x, mean_y = self.sum_x / self.total, self.sum_y / self.total
+            xtx = xtx - self.total * np.outer(mean_x, mean_x)
+            cross = cross - np.outer(self.sum_y, mean_x)
+        return Centred(xtx, cross, mean_x, mean_y, self.total, self.rows)
 
 
-def fold_moments(
-    blocks: Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]],
-    *,
-    dim: int,
-    n_classes: int,
-    folds: int = FOLDS,
-) -> list[Moments]:
+def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> list[Moments]:
     """Moments of each fold, in one pass; their sum is the moments of all rows.
+
+    Parameters
+    ----------
+    blocks
+        ``(X, y, weights or None, fold (n,))`` with folds from 0 to `folds` - 1; see `Moments.from_blocks`.
 
     Examples
     --------
     >>> X, y = np.arange(8.0).reshape(4, 2), np.array([0, 0, 1, 1])
-    >>> parts = fold_moments([(X, y)], dim=2, n_classes=2, folds=2)
-    >>> [part.class_sums.tolist() for part in parts]
+    >>> parts = fold_moments([(X, y, None, np.array([0, 1, 0, 1]))], dim=2, n_targets=2, folds=2)
+    >>> [part.cross.tolist() for part in parts]
     [[[0.0, 1.0], [4.0, 5.0]], [[2.0, 3.0], [6.0, 7.0]]]
     """
-    assign = FoldAssigner(n_classes, folds)
-    parts = [Moments.zeros(dim, n_classes) for _ in range(folds)]
-    for features, labels in blocks:
-        fold = assign(labels)
-        for k in range(folds):
-            rows = fold == k
-            parts[k] += Moments.from_blocks([(features[rows], labels[rows])], dim=dim, n_classes=n_classes)
-    return parts
+
+    def of_piece(
+        features: Column, targets: Column, weights: Column | None = None, fold: Column | None = None
+    ) -> dict[int, tuple[Sums, int]]:
+        X = as_tensor(features)
+        y = as_tensor(targets).to(X.device)
+        w = None if weights is None else as_tensor(weights).to(X.device, torch.float64)
+        found = {}
+        for k, rows in by_fold(None if fold is None else as_tensor(fold).to(X.device)):
+            x = X[rows].double()
+            found[k] = _sums(x, y[rows], None if w is None else w[rows], n_targets), len(x)
+        return found
+
+    totals: dict[int, Sums] = {}
+    rows = [0] * folds
+    piece_rows = PIECE_ROWS if folds == 1 else FOLD_PIECE_ROWS
+    for piece in map_pieces(_checked(blocks, dim, n_targets), of_piece, rows=piece_rows, width=dim + n_targets):
+        for k, (sums, count) in piece.items():
+            rows[k] += count
+            if k not in totals:
+                totals[k] = sums
+                continue
+            for total, part in zip(totals[k], sums, strict=True):
+                total += part
+    zeros = Moments.zeros(dim, n_targets)
+    return [_moments(totals[k], rows[k], n_targets) if k in totals else zeros for k in range(folds)]
 
 
-def fold_rows(
-    blocks: Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]], *, n_classes: int, folds: int = FOLDS
-) -> Iterator[tuple[int, NDArray[np.floating], NDArray[np.integer]]]:
-    """The rows again, as ``(fold, X, y)`` pieces of one fold each, in the folds of `fold_moments`."""
-    assign = FoldAssigner(n_classes, folds)
-    for features, labels in blocks:
-        fold = assign(labels)
-        for k in np.unique(fold).tolist():
-            yield k, features[fold == k], labels[fold == k]
+def _sums(x: Tensor, y: Tensor, weights: Tensor | None, n_targets: int) -> Sums:
+    """Sums of a piece of rows x (n, D) float64, of few thousand rows."""
+    weighted = x if weights is None else x * weights[:, None]
+    if y.ndim == 2:
+        # One-hot rows add up to one, number targets do not: a column of ones gives sum_x and the sum of the weights.
+        y = torch.cat([y.double(), y.new_ones(len(y), 1, dtype=torch.float64)], dim=1)
+        cross, sum_y = product(y.T, weighted), y.sum(dim=0) if weights is None else weights @ y
+    else:
+        y = y.long()
+        cross = class_sums(weighted, y, n_targets)
+        if weights is None:
+            sum_y = torch.bincount(y, minlength=n_targets)
+        else:
+            sum_y = class_sums(weights[:, None], y, n_targets)[:, 0]
+    return gram(x if weights is None else x * weights.sqrt()[:, None]), cross, sum_y
+
+
+def _moments(sums: Sums, rows: int, n_targets: int) -> Moments:
+    """Moments on the host; the row of the column of ones, where there is one, taken apart."""
+    xtx, cross, sum_y = (part.cpu().numpy() for part in sums)
+    if len(cross) == n_targets:
+        return Moments.of_classes(xtx, cross, sum_y, rows)
+    return Moments(xtx, cross[:-1], sum_y[:-1], cross[-1], float(sum_y[-1]), rows)
+
+
+def _checked(blocks: Blocks, dim: int, n_targets: int) -> Blocks:
+    """The blocks, refused where shapes or labels are not those of the moments."""
+    for block in blocks:
+        features, targets = block[:2]
+        if tuple(features.shape) != (len(targets), dim):
+            raise HeadError(f"a block has features {tuple(features.shape)}, expected ({len(targets)}, {dim})")
+        if targets.ndim == 2 and targets.shape[1] != n_targets:
+            raise HeadError(f"a block has targets {tuple(targets.shape)}, expected ({len(targets)}, {n_targets})")
+        if targets.ndim == 1 and len(targets) and (targets.min() < 0 or targets.max() >= n_targets):
+            low, high = int(targets.min()), int(targets.max())
+            raise HeadError(f"labels lie in [{low}, {high}], expected [0, {n_targets - 1}]")
+        yield block

@@ -1,4 +1,4 @@
-"""Ridge for every alpha from one eigendecomposition of the Gram matrix (primal form).
+"""Ridge for every alpha from one eigendecomposition.
 
 With X̃, Ỹ centred (or not, without an intercept) and S = X̃ᵀX̃ = V diag(s) Vᵀ, the minimiser of
 ``||Ỹ - X̃ Wᵀ||² + alpha ||W||²`` is
@@ -11,18 +11,15 @@ so after one O(D³) decomposition each alpha costs O(D² C). The intercept is no
 Shrinkage towards base weights B, ``alpha ||W - B||²``, is ridge on the residuals ``Ỹ - X̃ Bᵀ`` with B added afterwards:
 the moments of the residuals follow from those of the rows.
 
-When N < D (`heads.solvers.ridge.spectrum` is then the quicker way), or columns are constant or repeated, S is
-singular. Its null
-directions come out of the decomposition as eigenvalues around ±1e-16 of the largest; they are clipped at zero, and the
-targets have no component there beyond the same rounding, so W stays right as long as ``alpha`` is well above
-``1e-16 * max(s)``; ``alpha > 0`` is required.
+When columns are constant or repeated, S is singular. Its null directions come out of the decomposition as eigenvalues
+around ±1e-16 of the largest; they are clipped at zero, and the targets have no component there beyond the same
+rounding, so W stays right as long as ``alpha`` is well above ``1e-16 * max(s)``; ``alpha > 0`` is required.
 
-The dual form of ridge, for fewer rows than features: N x N instead of D x D.
-
-With rows scaled by the roots of their weights, X̃ X̃ᵀ = U diag(s) Uᵀ has the nonzero eigenvalues of X̃ᵀ X̃, and its
-eigenvectors there are ``V = X̃ᵀ U diag(s)^-1/2``. That is the primal problem's decomposition without its null space,
-to which no row and no target has a component: weights, leverages and residuals follow by the same formulas. It takes
-O(N² D + N³) operations instead of O(N D² + D³).
+Fewer rows than features are solved in the dual form, N x N instead of D x D (`decompose_rows`). With rows scaled by the
+roots of their weights, X̃ X̃ᵀ = U diag(s) Uᵀ has the nonzero eigenvalues of X̃ᵀ X̃, and its eigenvectors there are
+``V = X̃ᵀ U diag(s)^-1/2``. That is the primal problem's decomposition without its null space, to which no row and no
+target has a component: weights, leverages and residuals follow by the same formulas. It takes O(N² D + N³) operations
+instead of O(N D² + D³).
 """
 
 from __future__ import annotations
@@ -30,22 +27,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from heads.solvers.parallel import one_blas_thread
-from heads.solvers.ridge.moments import Centred, Moments  # noqa: F401
+from heads.solvers.ridge.moments import Moments
 
-
-class HasCentred(Protocol):
-    """Moments of labelled rows, or of rows with number targets."""
-
-    def centred(self, fit_intercept: bool = True) -> Centred:
-        """The least-squares problem that the rows pose."""
-        ...
+Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -64,17 +54,22 @@ class Spectrum:
     rows : rows behind it
     """
 
-    eigenvalues: NDArray[np.float64]
-    vectors: NDArray[np.float64]
-    projected: NDArray[np.float64]
-    mean_x: NDArray[np.float64]
-    mean_y: NDArray[np.float64]
+    eigenvalues: Float
+    vectors: Float
+    projected: Float
+    mean_x: Float
+    mean_y: Float
     n: float
     fit_intercept: bool
-    base: NDArray[np.float64] | None = None
+    base: Float | None = None
     rows: int = 0
 
-    def solve(self, alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @property
+    def intercept_leverage(self) -> float:
+        """The unpenalised intercept's share of every leverage (of a row of weight 1): 1/n."""
+        return 1.0 / self.n if self.fit_intercept else 0.0
+
+    def solve(self, alpha: float) -> tuple[Float, Float]:
         """Weights (C, D) and intercept (C,) for one alpha; equals ``sklearn.linear_model.Ridge(alpha)``."""
         (alpha,) = check_alphas([alpha])
         weights = (self.vectors @ (self.projected / (self.eigenvalues + alpha)[:, None])).T
@@ -82,7 +77,7 @@ class Spectrum:
             weights = weights + self.base
         return weights, self.mean_y - weights @ self.mean_x
 
-    def path(self, alphas: Sequence[float] | ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def path(self, alphas: Sequence[float] | ArrayLike) -> tuple[Float, Float]:
         """Weights (A, C, D) and intercepts (A, C) for every alpha, as one batched product."""
         values = check_alphas(alphas)
         shrunk = self.projected / (self.eigenvalues + values[:, None])[:, :, None]  # (A, R, C)
@@ -91,14 +86,14 @@ class Spectrum:
             weights = weights + self.base
         return weights, self.mean_y - weights @ self.mean_x
 
-    def pulled_to(self, base: NDArray[np.float64]) -> Spectrum:
+    def pulled_to(self, base: Float) -> Spectrum:
         """The same rows with the penalty ``alpha ||W - base||²``: ridge on what `base` (C, D) leaves over."""
         if self.base is not None:
             raise HeadError("these weights are pulled to a prior already; decompose the moments again")
         projected = self.projected - self.eigenvalues[:, None] * (base @ self.vectors).T
         return replace(self, projected=projected, base=base)
 
-    def scale_of(self, base: NDArray[np.float64]) -> float:
+    def scale_of(self, base: Float) -> float:
         """The s that minimises ``||Ỹ - s X̃ baseᵀ||²``, at least 0: what brings a prior to the scale of the targets."""
         inner = (base @ self.vectors).T
         power = float((self.eigenvalues[:, None] * inner**2).sum())
@@ -110,7 +105,7 @@ class Spectrum:
         Examples
         --------
         >>> X, y = np.array([[0.0], [1.0], [2.0]]), np.array([0, 1, 2])
-        >>> spectrum = decompose(Moments.from_blocks([(X, y)], dim=1, n_classes=3))
+        >>> spectrum = decompose(Moments.from_blocks([(X, y)], dim=1, n_targets=3))
         >>> np.array_equal(spectrum.columns([2, 0]).solve(1.0)[0], spectrum.solve(1.0)[0][[2, 0]])
         True
         """
@@ -119,7 +114,7 @@ class Spectrum:
         return replace(self, projected=self.projected[:, keep], mean_y=self.mean_y[keep], base=base)
 
 
-def decompose(moments: HasCentred, *, fit_intercept: bool = True) -> Spectrum:
+def decompose(moments: Moments, *, fit_intercept: bool = True) -> Spectrum:
     """Eigendecomposition of the (centred) Gram matrix; centring is a rank-one update of the moments.
 
     Raises
@@ -130,7 +125,7 @@ def decompose(moments: HasCentred, *, fit_intercept: bool = True) -> Spectrum:
     Examples
     --------
     >>> X = np.array([[0.0], [1.0], [2.0]]); y = np.array([0, 1, 1])
-    >>> spectrum = decompose(Moments.from_blocks([(X, y)], dim=1, n_classes=2))
+    >>> spectrum = decompose(Moments.from_blocks([(X, y)], dim=1, n_targets=2))
     >>> weights, intercept = spectrum.solve(alpha=2.0)
     >>> np.round(weights.ravel(), 6).tolist(), np.round(intercept, 6).tolist()
     ([-0.25, 0.25], [0.583333, 0.416667])
@@ -154,7 +149,7 @@ def decompose(moments: HasCentred, *, fit_intercept: bool = True) -> Spectrum:
     )
 
 
-def steady_eigh(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def steady_eigh(matrix: Float) -> tuple[Float, Float]:
     """``numpy.linalg.eigh`` of a symmetric matrix (D, D), on one thread up to D = 1024.
 
     LAPACK's threads meet at thousands of barriers: up to this size one is about as fast, and far steadier under load.
@@ -164,7 +159,7 @@ def steady_eigh(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     return eigenvalues, vectors
 
 
-def check_alphas(alphas: Sequence[float] | ArrayLike) -> NDArray[np.float64]:
+def check_alphas(alphas: Sequence[float] | ArrayLike) -> Float:
     """Alphas as a float64 vector (A,); each must be finite and positive."""
     values = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
     if values.ndim != 1 or not values.size or not (np.isfinite(values) & (values > 0)).all():
@@ -172,10 +167,7 @@ def check_alphas(alphas: Sequence[float] | ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-Float = NDArray[np.float64]
-
-
-def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float | None = None, *, fit_intercept: bool) -> Spectrum:
+def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float, *, fit_intercept: bool) -> Spectrum:
     """The `Spectrum` of rows in memory, of rank R <= N.
 
     Parameters
@@ -183,7 +175,7 @@ def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float | None = No
     X : (N, D)
     Y : (N, K)
         Targets.
-    weights : (N,), or None for ones
+    weights : (N,)
 
     Raises
     ------
@@ -193,12 +185,11 @@ def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float | None = No
     Examples
     --------
     >>> X, Y = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]]), np.eye(2)
-    >>> W, _ = decompose_rows(X, Y, fit_intercept=False).solve(1.0)
+    >>> W, _ = decompose_rows(X, Y, np.ones(2), fit_intercept=False).solve(1.0)
     >>> bool(np.allclose(W.T, np.linalg.solve(X.T @ X + np.eye(3), X.T @ Y)))
     True
     """
-    share = np.ones(len(X)) if weights is None else weights
-    total = float(share.sum())
+    total = float(weights.sum())
     if not total > 0:
         raise HeadError("no rows to fit on; give a store or arrays with at least one labelled row of positive weight")
     x, y = X.astype(np.float64), Y
@@ -206,8 +197,8 @@ def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float | None = No
         raise HeadError("the rows hold NaN or infinity; drop the rows that are not finite")
     mean_x, mean_y = np.zeros(x.shape[1]), np.zeros(y.shape[1])
     if fit_intercept:
-        mean_x, mean_y = share @ x / total, share @ y / total
-    root = np.sqrt(share)[:, None]
+        mean_x, mean_y = weights @ x / total, weights @ y / total
+    root = np.sqrt(weights)[:, None]
     x, y = (x - mean_x) * root, (y - mean_y) * root
     values, vectors = steady_eigh(x @ x.T)
     # Centring takes one dimension, repeated rows take more: what is zero comes out as rounding of the largest.

@@ -11,7 +11,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.errors import HeadError, MismatchError
 from heads import LinearDiscriminant, NearestMean
-from heads.solvers.ridge.moments import FoldAssigner, Moments, fold_moments, fold_rows
+from heads.solvers.folds import FoldAssigner, in_folds, sampled_rows
+from heads.solvers.ridge.moments import Moments, fold_moments
 from heads.solvers.temperature import fit_temperature
 
 BOTH = pytest.mark.parametrize("kind", [NearestMean, LinearDiscriminant])
@@ -115,15 +116,16 @@ def test_streamed_equals_in_memory_and_a_selection_split_calibrates(kind: Any, i
 
 def test_folds_are_stratified_and_sum_to_all_rows(draw: Any) -> None:
     X, y = draw(103, 6, 3)
-    parts = fold_moments([(X[:50], y[:50]), (X[50:], y[50:])], dim=6, n_classes=3)
-    total, whole = sum(parts, Moments.zeros(6, 3)), Moments.from_blocks([(X, y)], dim=6, n_classes=3)
+    blocks = [(X[:50], y[:50]), (X[50:], y[50:])]
+    parts = fold_moments(in_folds(blocks, 3), dim=6, n_targets=3, folds=5)
+    total, whole = sum(parts, Moments.zeros(6, 3)), Moments.from_blocks([(X, y)], dim=6, n_targets=3)
     np.testing.assert_allclose(total.xtx, whole.xtx, rtol=1e-12)
     assert total.counts.tolist() == whole.counts.tolist()
     counts = np.stack([part.counts for part in parts])
     assert (counts.max(axis=0) - counts.min(axis=0) <= 1).all()
     again = [Moments.zeros(6, 3)] * 5
-    for k, features, labels in fold_rows([(X[:50], y[:50]), (X[50:], y[50:])], n_classes=3):
-        again[k] += Moments.from_blocks([(features, labels)], dim=6, n_classes=3)
+    for k, features, labels, _ in sampled_rows(in_folds(blocks, 3), np.arange):
+        again[k] += Moments.from_blocks([(features, labels)], dim=6, n_targets=3)
     for part, same in zip(parts, again, strict=True):
         np.testing.assert_allclose(part.class_sums, same.class_sums, rtol=1e-12)
 

@@ -10,7 +10,7 @@ import torch
 import heads
 from featcache.errors import HeadError, MismatchError
 from heads import LPPlusPlus, ZeroShot
-from heads.solvers.ridge.moments import FoldAssigner
+from heads.solvers.folds import FoldAssigner
 
 
 def reference(X: Any, y: Any, T: Any, steps: int) -> list[tuple[Any, Any]]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn import linear_model
 from sklearn.model_selection import KFold
@@ -122,17 +123,17 @@ def test_weights_equal_scikit_learns(draw: Any, n: int) -> None:
     np.testing.assert_allclose(in_groups.cv_errors_, in_folds.cv_errors_, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_fast_pass_knows_weights_and_a_prior(draw: Any, dtype: Any) -> None:
     """`coupled` against refits without each row."""
     X, y = draw(60, 10, 3)
     weights, base = np.random.default_rng(0).exponential(size=60), np.random.default_rng(1).normal(size=(3, 10))
     blocks = [(X, y, weights)]
-    spectrum = decompose(Moments.from_blocks(blocks, dim=10, n_classes=3)).pulled_to(base)
+    spectrum = decompose(Moments.from_blocks(blocks, dim=10, n_targets=3)).pulled_to(base)
     found = leave_one_out_errors(spectrum, lambda: blocks, ALPHAS, dtype=dtype)
     wide, rest = X.astype(float), np.eye(3)[y] - X.astype(float) @ base.T
     expected = refit_errors(wide, rest, np.arange(60), weights)
-    np.testing.assert_allclose(found, expected, rtol=1e-4 if dtype is np.float32 else 1e-8)
+    np.testing.assert_allclose(found, expected, rtol=1e-4 if dtype is torch.float32 else 1e-8)
     np.testing.assert_allclose(leave_one_out_errors(spectrum, lambda: blocks, ALPHAS), expected, rtol=1e-8)
     np.testing.assert_allclose(leave_group_out_errors(spectrum, blocks, np.arange(60), ALPHAS), expected, rtol=1e-8)
 
@@ -215,7 +216,7 @@ def test_dual_equals_primal(draw: Any, fit_intercept: bool) -> None:
     X = np.vstack([X, X[:4]])  # repeated rows: the rank is below N
     y = np.concatenate([y, y[:4]])
     weights = np.random.default_rng(0).exponential(size=34)
-    primal = decompose(Moments.from_blocks([(X, y, weights)], dim=100, n_classes=5), fit_intercept=fit_intercept)
+    primal = decompose(Moments.from_blocks([(X, y, weights)], dim=100, n_targets=5), fit_intercept=fit_intercept)
     dual = decompose_rows(X, np.eye(5)[y], weights, fit_intercept=fit_intercept)
     assert dual.vectors.shape == (100, 29 if fit_intercept else 30)
     for alpha in ALPHAS:

@@ -11,12 +11,14 @@ import pytest
 from fakes import NumpyDataset, NumpyEncoder
 
 import heads.estimators.kept_moments
+import heads.solvers.ridge.moments
 from featcache.encoding.images import EncodeOptions, encode_dataset
 from featcache.errors import HeadError
 from featcache.progress import Silent
 from featcache.store import ImageStore
 from heads.estimators.kept_moments import moments_path, store_moments
-from heads.solvers.ridge.moments import FoldAssigner, Moments
+from heads.solvers.folds import FoldAssigner
+from heads.solvers.ridge.moments import Moments
 
 ROOT = Path(__file__).parents[3]
 
@@ -56,7 +58,8 @@ def test_moments_are_the_products(
     store: ImageStore, folds: int, block: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads.estimators.kept_moments, "BLOCK_ROWS", block)
-    monkeypatch.setattr(heads.estimators.kept_moments, "PIECE_ROWS", piece)
+    monkeypatch.setattr(heads.solvers.ridge.moments, "PIECE_ROWS", piece)
+    monkeypatch.setattr(heads.solvers.ridge.moments, "FOLD_PIECE_ROWS", piece)
     assert_equal(store_moments(store, folds, cache=False), reference(store, folds))
 
 
@@ -118,7 +121,9 @@ def test_two_processes_sum_to_the_same(store: ImageStore, tmp_path: Path) -> Non
     subprocess.run([*launch, str(tmp_path / "run.py"), str(store.path), str(tmp_path)], check=True, env=environment)
     for rank in range(2):
         with np.load(tmp_path / f"{rank}.npz") as file:
-            parts = [Moments(*parts) for parts in zip(file["xtx"], file["sums"], file["counts"], strict=True)]
+            parts = [
+                Moments.of_classes(*parts) for parts in zip(file["xtx"], file["sums"], file["counts"], strict=True)
+            ]
         assert_equal(parts, reference(store, 5))
 
 

@@ -10,7 +10,7 @@ import pytest
 import heads
 from featcache.errors import HeadError, MismatchError
 from heads import LinearHead, TipAdapter, ZeroShot
-from heads.solvers.ridge.moments import FoldAssigner
+from heads.solvers.folds import FoldAssigner
 
 
 def unit(rows: Any) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn import linear_model
 
@@ -16,7 +17,7 @@ ALPHAS = np.logspace(-3, 3, 7)
 
 
 def moments_of(X: NDArray[Any], y: NDArray[Any], n_classes: int) -> Moments:
-    return Moments.from_blocks([(X, y)], dim=X.shape[1], n_classes=n_classes)
+    return Moments.from_blocks([(X, y)], dim=X.shape[1], n_targets=n_classes)
 
 
 def close(found: Any, wanted: Any) -> float:
@@ -31,13 +32,14 @@ def test_moments_are_the_sums_they_say(draw: Any) -> None:
     np.testing.assert_allclose(found.class_sums, onehot.T @ wide, rtol=1e-12)
     np.testing.assert_allclose(found.sum_x, wide.sum(0), rtol=1e-12)
     np.testing.assert_array_equal(found.counts, onehot.sum(0))
-    assert (found.n, found.dim, found.n_classes) == (500, 16, 6)
+    assert (found.n, found.rows, found.total) == (500, 500, 500.0)
+    assert (found.class_sums.shape, found.counts.shape) == ((6, 16), (6,))
 
 
 def test_moments_of_blocks_equal_those_of_the_whole(draw: Any) -> None:
     X, y = draw(10_000, 8, 5)
     blocks = [(X[i : i + 333], y[i : i + 333]) for i in range(0, len(y), 333)]
-    streamed, whole = Moments.from_blocks(blocks, dim=8, n_classes=5), moments_of(X, y, 5)
+    streamed, whole = Moments.from_blocks(blocks, dim=8, n_targets=5), moments_of(X, y, 5)
     np.testing.assert_allclose(streamed.xtx, whole.xtx, rtol=1e-13)
     np.testing.assert_allclose(streamed.class_sums, whole.class_sums, rtol=1e-12)
 
@@ -63,7 +65,7 @@ def test_moments_that_do_not_combine_are_refused() -> None:
     with pytest.raises(HeadError, match=r"labels lie in \[0, 5\]"):
         moments_of(np.ones((2, 3)), np.array([0, 5]), 2)
     with pytest.raises(HeadError, match=r"expected \(2, 3\)"):
-        Moments.from_blocks([(np.ones((2, 4)), np.array([0, 1]))], dim=3, n_classes=2)
+        Moments.from_blocks([(np.ones((2, 4)), np.array([0, 1]))], dim=3, n_targets=2)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -90,7 +92,7 @@ def test_leave_one_out_equals_ridge_cv(real_features: Any, fit_intercept: bool) 
     model = linear_model.RidgeCV(ALPHAS, fit_intercept=fit_intercept, store_cv_results=True).fit(wide, onehot)
     spectrum = decompose(moments_of(X, y, n_classes), fit_intercept=fit_intercept)
     wanted = model.cv_results_.sum(axis=1).mean(axis=0)
-    for dtype in (None, np.float32, np.float64):
+    for dtype in (None, torch.float32, torch.float64):
         errors = leave_one_out_errors(spectrum, lambda: [(X, y)], ALPHAS, dtype=dtype)
         np.testing.assert_allclose(errors, wanted, rtol=1e-5)
         assert ALPHAS[errors.argmin()] == model.alpha_
@@ -111,7 +113,7 @@ def test_leave_one_out_equals_refits_without_each_row(draw: Any, fit_intercept: 
         np.testing.assert_allclose(scores[i], model.predict(wide[i : i + 1])[0], atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [None, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
 def test_errors_on_other_rows(draw: Any, dtype: Any) -> None:
     X, y = draw(700, 20, 4)
     spectrum = decompose(moments_of(X[:400], y[:400], 4))

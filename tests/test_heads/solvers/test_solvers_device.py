@@ -9,15 +9,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from featcache.errors import HeadError
+from heads.solvers import parallel, primitives
 from heads.solvers.logistic.objective import Line, Objective
 from heads.solvers.logistic.path import fit_path
 from heads.solvers.logistic.penalties import L2
 from heads.solvers.logistic.precision import FLOAT16, FLOAT16_HALVES
 from heads.solvers.logistic.preconditioner import ClassBlocks
 from heads.solvers.logistic.rows import DeviceRows, RowSource
-from heads.solvers.ridge import device as ridge_device
+from heads.solvers.primitives import class_sums, class_sums_by_product
 from heads.solvers.ridge import leave_one_out
-from heads.solvers.ridge.moments import Moments
+from heads.solvers.ridge.leave_one_out import leave_one_out_errors, squared_errors
+from heads.solvers.ridge.moments import Moments, fold_moments
 from heads.solvers.ridge.spectrum import decompose
 
 ALPHAS = np.logspace(-3, 3, 13)
@@ -29,53 +31,85 @@ def rows(draw: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(X), torch.from_numpy(y)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes over tensors, class sums and products are those of a GPU: in small pieces, one after another."""
+    for module in (parallel, primitives, leave_one_out):
+        monkeypatch.setattr(module, "on_gpu", lambda column: isinstance(column, torch.Tensor))
+    monkeypatch.setattr(parallel, "DEVICE_NUMBERS", 48 * 256)  # several pieces
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_moments_and_leave_one_out_are_those_of_arrays(
-    rows: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    rows: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, weighted: bool
 ) -> None:
-    monkeypatch.setattr(ridge_device, "_CELLS", 48 * 256)  # several pieces
     X, y = rows[0].to(dtype), rows[1]
-    found = ridge_device.moments(X, y, 6)
-    truth = Moments.from_blocks([(X.numpy(), y.numpy())], dim=24, n_classes=6)
+    weights = torch.rand(len(y), dtype=torch.float64) if weighted else None
+    tensors = (X, y, weights)
+    arrays = (X.numpy(), y.numpy(), None if weights is None else weights.numpy())
+    found, truth = (Moments.from_blocks([block], dim=24, n_targets=6) for block in (tensors, arrays))
     np.testing.assert_allclose(found.xtx, truth.xtx, rtol=1e-12)
     np.testing.assert_allclose(found.class_sums, truth.class_sums, rtol=1e-12, atol=1e-12)
-    np.testing.assert_array_equal(found.counts, truth.counts)
+    np.testing.assert_allclose(found.counts, truth.counts, rtol=0 if weights is None else 1e-12)
     for intercept in (True, False):
         spectrum = decompose(found, fit_intercept=intercept)
-        errors = ridge_device.leave_one_out_errors(spectrum, X, y, ALPHAS)
-        direct = leave_one_out.leave_one_out_errors(spectrum, lambda: [(X.numpy(), y.numpy())], ALPHAS)
+        errors, direct = (leave_one_out_errors(spectrum, lambda b=b: [b], ALPHAS) for b in (tensors, arrays))  # type: ignore[misc]
         np.testing.assert_allclose(errors, direct, rtol=1e-8)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_moments_and_errors_by_fold_are_those_of_arrays(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+    X, y = rows
+    fold = np.arange(len(y)) % 3
+    both = [(X, y, None, fold), (X.numpy(), y.numpy(), None, fold)]
+    found, truth = (fold_moments([block], dim=24, n_targets=6, folds=3) for block in both)
+    for part, want in zip(found, truth, strict=True):
+        np.testing.assert_allclose(part.xtx, want.xtx, rtol=1e-12)
+        np.testing.assert_allclose(part.class_sums, want.class_sums, rtol=1e-12, atol=1e-12)
+        np.testing.assert_array_equal(part.counts, want.counts)
+    spectra = [decompose(part) for part in found]
+    errors, direct = (squared_errors(spectra, lambda b=b: [b], ALPHAS) for b in both)  # type: ignore[misc]
+    np.testing.assert_allclose(errors, direct, rtol=1e-8)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_leave_one_out_where_eigenvalues_crowd() -> None:
     rng = np.random.default_rng(0)
     X = torch.from_numpy(np.linalg.qr(rng.normal(size=(300, 40)))[0])
     y = torch.from_numpy(rng.integers(0, 3, 300))
-    spectrum = decompose(ridge_device.moments(X, y, 3), fit_intercept=False)
-    errors = ridge_device.leave_one_out_errors(spectrum, X, y, ALPHAS)
-    direct = leave_one_out.leave_one_out_errors(spectrum, lambda: [(X.numpy(), y.numpy())], ALPHAS)
+    spectrum = decompose(Moments.from_blocks([(X, y)], dim=40, n_targets=3), fit_intercept=False)
+    errors = leave_one_out_errors(spectrum, lambda: [(X, y)], ALPHAS)
+    direct = leave_one_out_errors(spectrum, lambda: [(X.numpy(), y.numpy())], ALPHAS)
     np.testing.assert_allclose(errors, direct, rtol=1e-8)
 
 
-def test_what_ridge_refuses(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_tensors_that_ridge_refuses(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     X, y = rows
     with pytest.raises(HeadError, match=r"labels lie in \[0, 5\], expected \[0, 4\]"):
-        ridge_device.moments(X, y, 5)
-    with pytest.raises(HeadError, match="same device"):
-        ridge_device.moments(X, y[:5], 6)
+        Moments.from_blocks([(X, y)], dim=24, n_targets=5)
+    with pytest.raises(HeadError, match=r"features \(700, 24\), expected \(5, 24\)"):
+        Moments.from_blocks([(X, y[:5])], dim=24, n_targets=6)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_errors_on_other_rows_and_shrinkage_towards_weights(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
     X, y = rows
     base = np.random.default_rng(2).normal(size=(6, 24))
-    spectrum = decompose(ridge_device.moments(X[:500], y[:500], 6)).pulled_to(base)
-    for part, of_device, of_arrays in (
-        (slice(500), ridge_device.leave_one_out_errors, leave_one_out.leave_one_out_errors),
-        (slice(500, None), ridge_device.squared_errors, leave_one_out.squared_errors),
-    ):
+    spectrum = decompose(Moments.from_blocks([(X[:500], y[:500])], dim=24, n_targets=6)).pulled_to(base)
+    for part, errors in ((slice(500), leave_one_out_errors), (slice(500, None), squared_errors)):
         x, labels = X[part], y[part]
-        want = of_arrays(spectrum, lambda x=x, labels=labels: [(x.numpy(), labels.numpy())], ALPHAS)  # type: ignore[misc]
-        np.testing.assert_allclose(of_device(spectrum, x, labels, ALPHAS), want, rtol=1e-8)
+        want = errors(spectrum, lambda x=x, labels=labels: [(x.numpy(), labels.numpy())], ALPHAS)  # type: ignore[misc]
+        found = errors(spectrum, lambda x=x, labels=labels: [(x, labels)], ALPHAS)  # type: ignore[misc]
+        np.testing.assert_allclose(found, want, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_class_sums_by_product_are_the_index_add(rows: tuple[torch.Tensor, torch.Tensor], kind: torch.dtype) -> None:
+    X, y = rows[0].to(kind), rows[1]
+    torch.testing.assert_close(class_sums_by_product(X, y, 9), class_sums(X, y, 9), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

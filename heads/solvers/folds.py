@@ -1,0 +1,155 @@
+"""Folds of rows for cross-validation: stratified by class, by whole groups, or as the user gives them.
+
+Folds are stratified without knowing the labels beforehand: the r-th row of a class, in order, goes to fold ``r mod K``.
+Of k rows in every class each fold then holds equally many of every class, so that held-out scores do not favour the
+classes that lost no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featcache.errors import HeadError
+from heads.solvers.parallel import Blocks
+from heads.solvers.primitives import as_tensor
+
+FOLDS = 5
+"""Number of folds K where the user gives none."""
+
+
+class FoldAssigner:
+    """Folds (n,) of consecutive blocks of labels; two passes over the same rows give the same folds.
+
+    Examples
+    --------
+    >>> assign = FoldAssigner(n_classes=2, folds=2)
+    >>> assign(np.array([0, 0, 1])).tolist(), assign(np.array([0, 1, 1])).tolist()
+    ([0, 1, 0], [0, 1, 0])
+    """
+
+    def __init__(self, n_classes: int, folds: int = FOLDS) -> None:
+        self.folds = folds
+        self._seen = np.zeros(n_classes, np.int64)
+
+    def __call__(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Fold of each row of the next block."""
+        counts = np.bincount(labels, minlength=len(self._seen))
+        order = np.argsort(labels, kind="stable")
+        firsts = np.cumsum(counts) - counts  # where each class begins among the sorted labels
+        ranks = np.empty(len(labels), np.int64)
+        ranks[order] = np.arange(len(labels)) - firsts[labels[order]]
+        found: NDArray[np.int64] = (ranks + self._seen[labels]) % self.folds
+        self._seen += counts
+        return found
+
+
+def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.int64]:
+    """Folds (n,) that keep the rows of a group together; groups (n,) from 0, the largest dealt out first.
+
+    Examples
+    --------
+    >>> group_folds(np.array([0, 1, 1, 2]), folds=2).tolist()
+    [1, 0, 0, 0]
+    """
+    sizes = np.bincount(groups)
+    fold_of = np.empty(len(sizes), np.int64)
+    fold_of[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes)) % folds
+    return np.asarray(fold_of[groups])
+
+
+def folds_of(
+    cv: Any, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None
+) -> NDArray[np.int64] | None:
+    """Folds (N,) that scikit-learn's parameter `cv` asks for.
+
+    None for "loo"; stratified by class, or whole groups, for a number; else the folds or splits that it gives.
+
+    Raises
+    ------
+    HeadError
+        For anything else, or a fold that leaves no row to fit on.
+
+    Examples
+    --------
+    >>> folds_of(2, np.array([0, 0, 1, 1]), 2, None).tolist()
+    [0, 1, 0, 1]
+    """
+    if isinstance(cv, str) and cv == "loo":
+        if len(labels) == 1:
+            raise HeadError("leave-one-out needs 2 rows or more, got n_samples=1; give a selection split")
+        return None
+    pairs = isinstance(cv, list | tuple) and all(isinstance(split, tuple) and len(split) == 2 for split in cv)
+    found = _of_splits(cv, len(labels)) if pairs else np.asarray(cv.cpu() if isinstance(cv, Tensor) else cv)
+    if found.ndim == 0 and found.dtype.kind in "iu" and 2 <= found <= len(labels):
+        return FoldAssigner(n_classes, int(found))(labels) if groups is None else group_folds(groups, int(found))
+    if found.shape == labels.shape:
+        numbered = np.unique(found, return_inverse=True)[1].astype(np.int64)
+        if numbered.any():
+            return numbered
+    what = f"'loo', a number of folds from 2 to N={len(labels)}, the fold of every row, or splits that partition them"
+    raise HeadError(f"cv must be {what}; got {cv!r}")
+
+
+def _of_splits(splits: Any, rows: int) -> NDArray[np.int64]:
+    """Folds (N,) of scikit-learn's ``(train, test)`` index pairs; of another shape if they are no partition."""
+    found = np.full(rows, -1)
+    for fold, (train, test) in enumerate(splits):
+        if len(train) + len(test) == rows and (found[test] < 0).all():
+            found[test] = fold
+    return found if (found >= 0).all() else np.zeros((0, 2), np.int64)
+
+
+def in_folds(blocks: Blocks, n_classes: int, folds: int = FOLDS) -> Blocks:
+    """Blocks ``(X, y)`` with two more columns: no weights, and the stratified fold of every row."""
+    assign = FoldAssigner(n_classes, folds)
+    for features, labels in blocks:
+        yield features, labels, None, assign(as_tensor(labels).cpu().numpy())
+
+
+def by_fold(fold: Tensor | None) -> Iterator[tuple[int, Tensor | slice]]:
+    """Each fold that has rows, and which; fold 0 with all rows where `fold` (n,) is None.
+
+    Examples
+    --------
+    >>> [(k, rows.tolist()) for k, rows in by_fold(torch.tensor([2, 0, 2]))]
+    [(0, [1]), (2, [0, 2])]
+    """
+    if fold is None:
+        yield 0, slice(None)
+        return
+    order = torch.argsort(fold, stable=True)
+    ends = [0, *torch.bincount(fold).cumsum(0).tolist()]
+    for k, (start, stop) in enumerate(pairwise(ends)):
+        if stop > start:
+            yield k, order[start:stop]
+
+
+def sampled_rows(
+    blocks: Blocks, keep: Callable[[int], NDArray[np.intp]]
+) -> Iterator[tuple[int, NDArray[np.floating], NDArray[np.int64], NDArray[np.float64]]]:
+    """``(fold, X, labels, weights)`` of a share of the rows, one fold at a time, as arrays.
+
+    `keep` gives the positions to take of the next n rows; rows of weight 0 do not count.
+    """
+    for block in blocks:
+        features, labels, weights, fold = (*block, None, None)[:4]
+        share = np.ones(len(features)) if weights is None else weights
+        for k, rows in by_fold(None if fold is None else as_tensor(fold)):
+            places = torch.arange(len(features))[rows].numpy()
+            heavy = places[share[places] > 0]
+            taken = heavy[keep(len(heavy))]
+            yield k, _on_host(features, taken), _on_host(labels, taken), share[taken]
+
+
+def _on_host(column: Any, rows: NDArray[np.integer]) -> NDArray[Any]:
+    if not isinstance(column, Tensor):
+        return np.asarray(column[rows])
+    found = column[torch.from_numpy(rows).to(column.device)].cpu()
+    return np.asarray((found.double() if found.is_floating_point() else found).numpy())
