@@ -39,7 +39,7 @@ class Solved(NamedTuple):
 
 
 class MomentClassifier(LinearClassifier):
-    """Base of heads whose weights are a function of `Moments`; fits, calibrates and keeps absent classes out."""
+    """Base of heads whose weights are a function of `Moments`; missing classes are left out of the fit."""
 
     moments_: Moments
 
@@ -106,13 +106,13 @@ class MomentClassifier(LinearClassifier):
                 continue
             scores = np.empty((len(rows), len(present)))
             scores[:, present] = features[rows].astype(np.float64) @ weights.T + intercepts
-            # A class that has no row outside of this fold ranks last here.
+            # A class without a row outside of this fold ranks last.
             scores[:, ~present] = scores[:, present].min(axis=1, keepdims=True)
             everywhere = self.moments_.counts > 0
             yield scores[:, everywhere], (np.cumsum(everywhere) - 1)[labels[rows]]
 
     def _without(self, part: Moments) -> tuple[Float, Float, NDArray[np.bool_]]:
-        """The head of all rows but one fold's, and which classes it has."""
+        """The head without the rows of one fold, and which classes it has."""
         rest = self.moments_ - part
         present = rest.counts > 0
         if present.sum() < 2:
@@ -121,7 +121,7 @@ class MomentClassifier(LinearClassifier):
         return solved.weights, solved.intercepts, present
 
     def _scores_of(self, blocks: Any, present: NDArray[np.bool_]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
-        """Scores over the present classes of those rows that are of one."""
+        """Scores over the classes that have training rows, for the rows of these classes, and their labels."""
         for features, labels in blocks:
             rows = present[labels]
             scores = features[rows].astype(np.float64) @ self.coef_[present].T + self.intercept_[present]
@@ -130,7 +130,7 @@ class MomentClassifier(LinearClassifier):
     def _temperature(
         self, scored: list[tuple[Float, NDArray[np.integer]]], samples: Samples, present: NDArray[np.bool_]
     ) -> float:
-        """By likelihood on held-out rows; where none can be held out (one row a class), logits get a spread of one."""
+        """By likelihood on held-out rows; with one row per class, none can be held out: logits get a spread of one."""
         if sum(len(labels) for _, labels in scored):
             return fit_temperature(np.concatenate([s for s, _ in scored]), np.concatenate([y for _, y in scored]))
         own = np.concatenate([scores for scores, _ in self._scores_of(thinned(samples, self.moments_.n), present)])
@@ -138,16 +138,16 @@ class MomentClassifier(LinearClassifier):
 
 
 def _restricted(moments: Moments, present: NDArray[np.bool_]) -> Moments:
-    """The same rows without the classes that have none."""
+    """The same moments without the classes that have no row."""
     return replace(moments, cross=moments.cross[present], sum_y=moments.sum_y[present])
 
 
 SHRINKAGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""What `LinearDiscriminant.path_heads` gives beside the fitted head."""
+"""Shrinkages of `LinearDiscriminant.path_heads` beside that of the fitted head."""
 
 
 class NearestMean(MomentClassifier):
-    """The class whose mean points most nearly the same way (Snell et al. 2017 call the means prototypes).
+    """Nearest class mean by cosine similarity (Snell et al. 2017 call the means prototypes).
 
     ``score_c = x . m_c / ||m_c||`` with m_c the mean of the class's rows: for unit rows the largest score is the
     nearest normalised mean. Without `normalize`, ``score_c = x . m_c - ||m_c||² / 2``: the nearest mean itself,
@@ -156,7 +156,7 @@ class NearestMean(MomentClassifier):
     Parameters
     ----------
     normalize
-        Whether class means are brought to unit length.
+        Whether class means are scaled to unit length.
 
     Attributes
     ----------
@@ -168,8 +168,8 @@ class NearestMean(MomentClassifier):
 
     Notes
     -----
-    A class without a training row has zero weights and the logit -10,000. With one row in every class nothing can be
-    held out: the logits then get a standard deviation of one over the classes.
+    A class without a training row has zero weights and the logit -10,000. With one row per class nothing can be held
+    out: the logits then get a standard deviation of one over the classes.
 
     References
     ----------
@@ -213,10 +213,9 @@ class LinearDiscriminant(MomentClassifier):
     shrinkage
         A number s in [0, 1]; "auto", ``s = D / (N - 1 + D)``: the empirical Bayes estimator of Wang et al., after
         Kubokawa and Srivastava 2008; or "oas", the oracle approximating shrinkage of Chen et al. 2010: that of
-        ``sklearn.covariance.OAS(assume_centered=True)`` on rows less their class mean. Both need the moments alone.
-        (scikit-learn's "auto" is Ledoit-Wolf class by class, which does not come from moments. On CLIP features of
-        flowers, pets, actions and few-shot ImageNet "auto" had the lower NLL and an accuracy at least as high within
-        0.1 points as "oas".)
+        ``sklearn.covariance.OAS(assume_centered=True)`` on rows less their class mean. Both need only the moments.
+        (scikit-learn's "auto" is Ledoit-Wolf class by class, which needs the rows. On CLIP features of flowers, pets,
+        actions and few-shot ImageNet "auto" had a lower NLL than "oas", and its accuracy within 0.1 points or higher.)
     priors
         "empirical", the training frequencies, or "uniform" (S stays pooled over rows, where scikit-learn would
         weigh the classes' covariances by the priors).
@@ -227,15 +226,15 @@ class LinearDiscriminant(MomentClassifier):
     intercept_ : (C,) float64
     shrinkage_ : float
     temperature_ : float
-        Scores divided by it are logits; by NLL on the selection split, or on 5 folds. The Gaussian model alone would
-        have it 1, which is overconfident where rows are few.
+        Scores divided by it are logits; by NLL on the selection split, or on 5 folds. In the Gaussian model it is 1,
+        which is overconfident where rows are few.
     classes_, classnames_, n_features_in_, provenance_, moments_
 
     Notes
     -----
-    A class without a training row has zero weights and the logit -10,000. With one row in every class there is no
-    within-class scatter: S is then the variance of all rows times the identity, so that the head is the nearest mean.
-    Where S_s is singular (s = 0 and N < D) its pseudo-inverse stands in (scikit-learn would invert the rounding).
+    A class without a training row has zero weights and the logit -10,000. With one row per class there is no
+    within-class scatter: S is then the variance of all rows times the identity, and the head is the nearest mean.
+    Where S_s is singular (s = 0 and N < D) its pseudo-inverse is used (scikit-learn would invert the rounding).
 
     References
     ----------
@@ -266,9 +265,8 @@ class LinearDiscriminant(MomentClassifier):
     def path_heads(self, shrinkages: Sequence[float | str] = SHRINKAGES) -> list[LinearHead]:
         """The fitted head and those of other shrinkages, ascending, from the moments and one decomposition.
 
-        Accuracies are each shrinkage's own. Temperatures of their own would take another pass over held-out rows: each
-        head gets the one at which its logits spread as far over the classes, on the training rows, as the fitted
-        head's do.
+        Accuracies are exact. Fitting each temperature would take another pass over held-out rows: each head gets the
+        one at which its logits spread as far over the classes, on the training rows, as those of the fitted head.
 
         Parameters
         ----------
@@ -305,7 +303,7 @@ class LinearDiscriminant(MomentClassifier):
         eigenvalues, vectors = steady_eigh(within)
         for wanted in shrinkages:
             spectrum, shrinkage = _shrunk(np.maximum(eigenvalues, 0.0), moments, wanted)
-            # S is a difference of moments: what is zero in it is rounding of X.T X.
+            # S is a difference of moments: where it should be zero it has the rounding of X.T X.
             usable = spectrum > np.finfo(np.float64).eps * moments.xtx.trace() / moments.n * len(moments.xtx)
             inverse = np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=usable)
             weights = ((means @ vectors) * inverse) @ vectors.T

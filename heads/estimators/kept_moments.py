@@ -1,16 +1,15 @@
 """Moments of an image store by fold: one streamed pass, kept beside the stores, summed over processes.
 
-The file lies at ``<root>/moments/<encoder_key>/<dataset_key>/<key>.safetensors``, its key a hash of the store's
-manifest (which holds the checksums of features and labels) and the number of folds: whatever changes a row or a label
-gives another file. A damaged or torn file is made again.
+The file is ``<root>/moments/<encoder_key>/<dataset_key>/<key>.safetensors``, its key a hash of the store's
+manifest (which holds the checksums of features and labels) and the number of folds: a changed row or label gives
+another file. A damaged file is written again.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,8 @@ from heads.solvers.folds import FOLDS, FoldAssigner, in_folds
 from heads.solvers.parallel import Blocks
 from heads.solvers.ridge.moments import Moments, fold_moments
 
+Arrays = list[NDArray[np.float64]]
+"""Gram matrices (K, D, D), class sums (K, C, D) and counts (K, C)."""
 BLOCK_ROWS = 32_768
 """Rows read at a time, in float32: 64 MiB at D = 512."""
 _FORMAT = 1
@@ -44,12 +45,11 @@ def store_moments(
     ----------
     store : image store
     folds : K
-        Folds are stratified as `heads.solvers.folds.FoldAssigner` deals them out: row r of a class is in
-        fold r mod K.
+        Stratified folds: row r of a class is in fold r mod K (`heads.solvers.folds.FoldAssigner`).
     cache
         Read the moments from their file where there is one, and write it otherwise (stores on this machine alone).
     distributed
-        Under a process group every process sums the blocks ``rank, rank + size, ...`` and one all-reduce adds them up.
+        In a process group each process sums the blocks ``rank, rank + size, ...``, and one all-reduce adds them up.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def store_moments(
 
 
 def moments_by_fold(samples: Samples) -> list[Moments]:
-    """Moments of labelled rows by stratified fold; those of a large store are kept, so that the next fit reads none."""
+    """Moments of labelled rows by stratified fold: kept ones for a large store, else from one pass."""
     if worth_keeping(samples.store):
         return store_moments(samples.store)
     n_classes = len(samples.classnames)
@@ -99,7 +99,7 @@ def moments_by_fold(samples: Samples) -> list[Moments]:
 
 
 def blocks_in_place(samples: Samples) -> Blocks:
-    """Blocks ``(X, y)``: of rows on a GPU one block of tensors, which stay there."""
+    """Blocks ``(X, y)``; rows on a GPU are one block of tensors there."""
     resident = device_rows(samples)
     if resident is None:
         yield from samples.blocks()
@@ -108,9 +108,9 @@ def blocks_in_place(samples: Samples) -> Blocks:
 
 
 def worth_keeping(store: FeatureSource | None, folds: int = FOLDS) -> TypeGuard[ImageStore]:
-    """Whether a fit goes through kept moments: of a store's own rows, where they take less room than its features.
+    """Whether a fit uses kept moments: of an image store, if they are smaller than its features.
 
-    Rows drawn from a store, views stacked and rows in memory carry a store's keys, too, and have other moments.
+    Rows drawn from a store, stacked views and rows in memory have the keys of a store, but other moments.
     """
     if not isinstance(store, ImageStore):
         return False
@@ -119,20 +119,16 @@ def worth_keeping(store: FeatureSource | None, folds: int = FOLDS) -> TypeGuard[
 
 
 def moments_path(store: FeatureTable, folds: int = FOLDS) -> Path | None:
-    """The file of a store's moments; None for what does not lie in a folder of this machine."""
+    """The file of a store's moments; None if the store is not in a local folder."""
     if not isinstance(store, ImageStore) or not isinstance(store.path, Path):
         return None
     path = store.path
     key = content_key({"manifest": checksum(store.manifest.to_bytes()), "folds": folds, "format": _FORMAT})
-    root = path.parent.parent.parent
-    return root / "moments" / path.parent.name / path.name / f"{key}.safetensors"
-
-
-Arrays = Sequence[NDArray[np.float64]]
+    return path.parents[2] / "moments" / path.parent.name / path.name / f"{key}.safetensors"
 
 
 def _blocks(store: FeatureTable, folds: int, rank: int, size: int) -> Blocks:
-    """Features, labels and folds of the blocks of this process; folds count the rows of all."""
+    """The blocks of this process with folds, which count the rows of all processes."""
     n_classes = len(store.classnames)
     if size == 1:
         yield from in_folds(store.blocks(BLOCK_ROWS), n_classes, folds)
@@ -146,7 +142,7 @@ def _blocks(store: FeatureTable, folds: int, rank: int, size: int) -> Blocks:
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Arrays | None:
-    """The arrays in a file; None where there is none, or it is not whole."""
+    """The arrays in a file; None if there is none, or it is damaged."""
     folds, n_classes, dim = shape
     try:
         tensors = from_bytes(path.read_bytes())
@@ -159,8 +155,8 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write the file, whole or not at all; where nobody may write, the moments are simply made again next time."""
-    if not os.access(path.parent.parent.parent.parent, os.W_OK):
+    """Write the file, whole or not at all; in a folder that is read-only, moments are summed again next time."""
+    if not os.access(path.parents[3], os.W_OK):
         return
     tensors = dict(zip(("xtx", "class_sums", "counts"), arrays, strict=True))
     digest = np.frombuffer(_digest(arrays).encode(), np.uint8)

@@ -70,60 +70,7 @@ def choose_alpha(
     return float(alphas[np.nanargmin(errors)]), errors
 
 
-class RidgePath(LinearClassifier):
-    """Base of `Ridge`, which fits and sets `spectrum_`, `alphas_` (A,) and the chosen `alpha_`."""
-
-    alpha_: float
-    alphas_: NDArray[np.float64]
-    spectrum_: Spectrum
-
-    def path(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights (A, C, D) and intercepts (A, C) of every alpha of `alphas_`: scores, before any temperature."""
-        if not hasattr(self, "spectrum_"):
-            raise HeadError("this Ridge is not fitted yet; call fit first")
-        return self.spectrum_.path(self.alphas_)
-
-    def path_heads(self) -> list[LinearHead]:
-        """Every alpha, ascending, as logits for `heads.evaluate`, which takes them at once.
-
-        Accuracies are each alpha's own. All scores are divided by the chosen alpha's `temperature_`, which is not
-        the best one for the NLL of the others: a temperature each would take the held-out scores of every alpha.
-        """
-        params, heads = self.linear().provenance["params"], []
-        for alpha in np.union1d(self.alphas_, [self.alpha_]).tolist():
-            own, name = {**params, "alpha": alpha}, f"alpha={alpha:.6g}"
-            heads.append(self._on_path(*self.spectrum_.solve(alpha), self.temperature_, name, params=own))
-        return heads
-
-    def restrict(self, class_subset: Sequence[int], alpha: float | None = None) -> Self:
-        """A fitted copy with some target columns only, in the order given; no pass over the rows.
-
-        Rows of the other classes stay in the fit, as rows of none of these. The temperature stays.
-
-        Parameters
-        ----------
-        class_subset
-            Class indices, at least two, none twice.
-        alpha
-            Another penalty than `alpha_`.
-
-        Raises
-        ------
-        HeadError
-            Before fit, for indices outside [0, C), or repeated ones.
-        """
-        index = positions_of(class_subset, self.linear())
-        found = copy(self)
-        found.alpha_ = self.alpha_ if alpha is None else float(alpha)
-        found.spectrum_ = self.spectrum_.columns(index)
-        found.coef_, found.intercept_ = found.spectrum_.solve(found.alpha_)
-        found.classes_, found.classnames_ = self.classes_[index], tuple(self.classnames_[i] for i in index.tolist())
-        params = {**self.provenance_["params"], "alpha": found.alpha_, "of_classes": len(self.classnames_)}
-        found.provenance_ = {**self.provenance_, "params": params, "classnames": list(found.classnames_)}
-        return found
-
-
-class Ridge(RidgePath):
+class Ridge(LinearClassifier):
     """Least squares to one-hot targets (0/1) with an L2 penalty, alpha chosen on rows that did not fit.
 
     Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²`` (sums, b unpenalised), scikit-learn's meaning of alpha.
@@ -137,25 +84,25 @@ class Ridge(RidgePath):
     fit_intercept
         Whether to fit an unpenalised intercept.
     cv
-        Rows that choose alpha where there is no selection split: "loo", exact leave-one-out (by group, where `fit`
-        gets groups); a number of folds, stratified by class or made of whole groups; or the fold of every row (N,).
-        Folds come by subtracting their moments.
+        How alpha is chosen without a selection split: "loo", exact leave-one-out (leave-one-group-out, where `fit` gets
+        groups); a number of folds, stratified by class, or of whole groups; the fold of every row (N,); or
+        scikit-learn's list of splits. The moments of each fold are subtracted from those of all rows.
     class_weight
-        None, "balanced", or weights by class, as in scikit-learn: a sequence, or a mapping of labels, class names or
-        digits as JSON has them. They also weigh the errors that choose alpha, and the temperature's rows.
+        None, "balanced", or weights by class, as in scikit-learn: a sequence, or a mapping from labels, class names or
+        digits (the keys of JSON). They also weight the errors that choose alpha, and the rows of the temperature.
     prior
         A fitted linear head W0 (`LinearHead`, `ZeroShot`) that the weights shrink to instead of zero: the penalty is
-        ``alpha ||W - s W0||²``. W0 loses its mean over classes, which changes no prediction, and s brings its scores
-        to the scale of the targets (least squares; `prior_scale_`). Its bias is not used. s is fitted on all training
-        rows, and leave-one-out, by group too, is exact for that s: the one number s has seen the row that is left out.
-        Folds have an s of their own, from their training rows; a selection split takes no part in s.
+        ``alpha ||W - s W0||²``. The mean over classes is subtracted from W0, which changes no prediction, and s brings
+        its scores to the scale of the targets (least squares; `prior_scale_`). Its bias is not used. s is fitted on all
+        training rows, and leave-one-out, of groups too, is exact given that s: the number s alone has seen the row that
+        is left out. With folds, s is fitted on the training rows of each; a selection split is not used for s.
 
     Attributes
     ----------
     coef_ : (C, D) float64
     intercept_ : (C,) float64
     alpha_ : float
-        The chosen penalty: smallest of `cv_errors_`, the first one on ties.
+        The chosen penalty, of the smallest `cv_errors_`; see `choose_alpha`.
     alphas_ : (A,) float64
     cv_errors_ : (A,) float64
         Mean over rows and classes of the squared error: by `cv`, or on the selection split.
@@ -167,11 +114,10 @@ class Ridge(RidgePath):
 
     Notes
     -----
-    A class without a training row (a store's, or one of `classnames`) has targets of zero alone: without a prior its
-    weights and intercept are zero; with one its weights are ``alpha (S + alpha I)^-1 s W0_c``, S the Gram matrix of the
-    rows (centred, if there is an intercept): the prior's, less what targets of zero take from them.
-    Fewer rows than features are solved in the dual form (`heads.solvers.ridge.spectrum`). A store is never held in
-    memory.
+    A class without a training row (of a store, or of `classnames`) has targets of zero. Without a prior its weights and
+    intercept are zero; with one its weights are ``alpha (S + alpha I)^-1 s W0_c``, S the Gram matrix of the rows
+    (centred, if there is an intercept).
+    Fewer rows than features are solved in the dual form (`heads.solvers.ridge.spectrum`). Stores are streamed.
     Rows on a GPU (CUDA tensors, `heads.resident`) are passed over there; with groups, or fewer rows than features, on
     the host.
 
@@ -187,8 +133,11 @@ class Ridge(RidgePath):
 
     name = "ridge"
 
+    alpha_: float
+    alphas_: NDArray[np.float64]
     cv_errors_: NDArray[np.float64]
     prior_scale_: float
+    spectrum_: Spectrum
 
     def __init__(
         self,
@@ -223,9 +172,9 @@ class Ridge(RidgePath):
         y
             Labels (N,), with arrays.
         sample_weight
-            Weights (N,) of the (valid) rows, as in scikit-learn.
+            Weights (N,) of the valid rows, as in scikit-learn.
         groups
-            Group (N,) of every (valid) row, of any values: rows that are views of one image are left out together.
+            Group (N,) of every valid row, of any values: rows that are views of one image are left out together.
         selection
             Store, or ``(X, y)``, on which alpha and temperature are chosen; None uses `cv`.
         classnames
@@ -250,15 +199,60 @@ class Ridge(RidgePath):
         blocks = None if validation is None else partial(self._weighted, validation)
         self.alpha_, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, blocks)
         self.coef_, self.intercept_ = self.spectrum_.solve(self.alpha_)
-        self.prior_scale_ = 0.0 if problem.base is None else self._scale(problem.base)
+        self.prior_scale_ = problem.prior_scale()
         self.temperature_ = self._temperature(problem, validation)
         self._record(samples, validation, prior, problem)
         return self
 
+    def path(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (A, C, D) and intercepts (A, C) of every alpha of `alphas_`: scores, before any temperature."""
+        if "spectrum_" not in vars(self):
+            raise HeadError("this Ridge is not fitted yet; call fit first")
+        return self.spectrum_.path(self.alphas_)
+
+    def path_heads(self) -> list[LinearHead]:
+        """Every alpha, ascending, as logits for `heads.evaluate`, which takes them at once.
+
+        Accuracies are exact. All scores are divided by the `temperature_` of the chosen alpha, which is not the best
+        one for the NLL of the others: to fit those would take held-out scores of every alpha.
+        """
+        params, heads = self.linear().provenance["params"], []
+        for alpha in np.union1d(self.alphas_, [self.alpha_]).tolist():
+            own, name = {**params, "alpha": alpha}, f"alpha={alpha:.6g}"
+            heads.append(self._on_path(*self.spectrum_.solve(alpha), self.temperature_, name, params=own))
+        return heads
+
+    def restrict(self, class_subset: Sequence[int], alpha: float | None = None) -> Self:
+        """A fitted copy with some target columns only, in the order given; no pass over the rows.
+
+        Rows of the other classes stay in the fit, with targets of zero. The temperature stays.
+
+        Parameters
+        ----------
+        class_subset
+            Class indices, at least two, none twice.
+        alpha
+            Another penalty than `alpha_`.
+
+        Raises
+        ------
+        HeadError
+            Before fit, for indices outside [0, C), or repeated ones.
+        """
+        index = positions_of(class_subset, self.linear())
+        found = copy(self)
+        found.alpha_ = self.alpha_ if alpha is None else float(alpha)
+        found.spectrum_ = self.spectrum_.columns(index)
+        found.coef_, found.intercept_ = found.spectrum_.solve(found.alpha_)
+        found.classes_, found.classnames_ = self.classes_[index], tuple(self.classnames_[i] for i in index.tolist())
+        params = {**self.provenance_["params"], "alpha": found.alpha_, "of_classes": len(self.classnames_)}
+        found.provenance_ = {**self.provenance_, "params": params, "classnames": list(found.classnames_)}
+        return found
+
     def _problem(
         self, samples: Samples, sample_weight: Any, groups: Any, prior: LinearHead | None, *, choose: bool
     ) -> RidgeProblem:
-        """The rows with weights, groups and folds beside them; `choose` says that they choose alpha, too."""
+        """The rows with weights, groups and folds beside them; `choose` if they also choose alpha."""
         weights = row_weights(samples, self.class_weight, sample_weight)
         ids = folds = number = None
         if choose and not (isinstance(self.cv, str) and self.cv == "loo" and groups is None):
@@ -288,12 +282,6 @@ class Ridge(RidgePath):
         weights = None if self.class_weight is None else self._class_weights(validation)
         for features, labels in blocks_in_place(validation):
             yield features, labels, None if weights is None else weights[as_tensor(labels).cpu().numpy()]
-
-    def _scale(self, base: NDArray[np.float64]) -> float:
-        """The s of the prior: the spectrum's base is s times `base`."""
-        found = self.spectrum_.base
-        power = float((base**2).sum())
-        return float((found * base).sum()) / power if found is not None and power > 0 else 0.0
 
     def _temperature(self, problem: RidgeProblem, validation: Samples | None) -> float:
         """Temperature by `fit_temperature` on rows that did not fit the scores, weighted as those that did."""
@@ -343,7 +331,7 @@ class Ridge(RidgePath):
 
 
 def _plain_weights(class_weight: Any) -> Any:
-    """Class weights as JSON has them."""
+    """Class weights for a JSON record."""
     if isinstance(class_weight, str):
         return class_weight
     if isinstance(class_weight, Mapping):
@@ -352,7 +340,7 @@ def _plain_weights(class_weight: Any) -> Any:
 
 
 def _rows(samples: Samples) -> int:
-    """Number of rows; of a store that does not say it, or drops invalid rows, by counting them."""
+    """Number of rows; counted where a store does not know it, and where invalid rows could make it less than D."""
     if samples.store is None:
         return len(samples.source[1])
     bound = samples.store.n_rows or samples.dim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from heads.rows.samples import feature_blocks, finite_blocks, is_store, raise_no
 from heads.rows.selection import SELECTION
 from heads.rows.weights import checked_weights, group_ids
 from heads.solvers.folds import folds_of
-from heads.solvers.parallel import Blocks
+from heads.solvers.parallel import Block, Blocks
 from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
@@ -42,7 +42,8 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     fit_intercept
         Whether to fit an unpenalised intercept.
     cv
-        "loo" (exact; by group where `fit` gets groups), a number of folds, or the fold of every row (N,).
+        How alpha is chosen without a selection split: "loo", exact leave-one-out (leave-one-group-out, where `fit` gets
+        groups); a number of folds, the fold of every row (N,), or scikit-learn's list of splits.
 
     Attributes
     ----------
@@ -54,7 +55,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         Mean over rows and targets of the squared error of rows that did not fit.
     n_features_in_, spectrum_
     provenance_ : dict
-        Parameters, encoder, and the splits that it was fitted and chosen on; a store of another encoder is refused.
+        Parameters, encoder, and the splits used to fit and to choose alpha; a store of another encoder is refused.
 
     Examples
     --------
@@ -66,7 +67,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     """
 
     coef_: Float
-    intercept_: Any
+    intercept_: Float | float
     alpha_: float
     alphas_: Float
     cv_errors_: Float
@@ -105,32 +106,31 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
             If the selection split has another number of features or of targets, or another encoder.
         """
         self.alphas_ = check_alphas(self.alphas)
-        targets, source, dim = _rows(X, y)
-        wide = targets.reshape(len(targets), -1)
-        groups = group_ids(groups, len(wide))
-        weights = None if sample_weight is None else checked_weights(sample_weight, len(wide))
+        rows = _Rows.of(X, y)
+        ids = group_ids(groups, len(rows.targets))
+        weights = None if sample_weight is None else checked_weights(sample_weight, len(rows.targets))
         if weights is not None and not weights.any():
             raise HeadError("every row has a weight of zero; give at least one row a positive weight")
-        folds = folds_of(self.cv, np.zeros(len(wide), np.int64), 1, groups) if selection is None else None
+        no_classes = np.zeros(len(rows.targets), np.int64)
         problem = RidgeProblem(
-            source=lambda: _beside(source(), wide),
-            dim=dim,
-            n_targets=wide.shape[1],
-            rows=len(wide),
+            source=rows.blocks,
+            dim=rows.dim,
+            n_targets=rows.targets.shape[1],
+            rows=len(rows.targets),
             fit_intercept=bool(self.fit_intercept),
             weights=weights,
-            groups=groups,
-            folds=folds,
+            groups=ids,
+            folds=folds_of(self.cv, no_classes, 1, ids) if selection is None else None,
         )
         if not np.isfinite(problem.diagonal()).all():
-            raise_not_finite(source())
-        self.n_features_in_ = dim
+            raise_not_finite(rows.features())
+        self.n_features_in_ = rows.dim
         self.provenance_ = _record(X, None if selection is None else selection[0])
         self.spectrum_ = problem.spectrum()
         validation = None if selection is None else _validation_blocks(problem, *selection)
         self.alpha_, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, validation)
-        weights, intercepts = self.spectrum_.solve(self.alpha_)
-        self.coef_, self.intercept_ = (weights, intercepts) if targets.ndim == 2 else (weights[0], float(intercepts[0]))
+        coef, intercepts = self.spectrum_.solve(self.alpha_)
+        self.coef_, self.intercept_ = (coef[0], float(intercepts[0])) if rows.single else (coef, intercepts)
         self.provenance_["params"] = {"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept)}
         return self
 
@@ -172,7 +172,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """A fitted model from a file of `save`: it predicts, and knows where it comes from.
+        """A fitted model, with its provenance, from a file that `save` wrote.
 
         Raises
         ------
@@ -191,38 +191,40 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         return model
 
 
-def _validation_blocks(problem: RidgeProblem, X: Any, y: Any) -> Callable[[], Blocks]:
-    """Gives blocks of a validation split, which must fit the training rows and be finite."""
-    targets, source, dim = _rows(X, y)
-    wide = targets.reshape(len(targets), -1)
-    if (dim, wide.shape[1]) != (problem.dim, problem.n_targets):
-        raise MismatchError(
-            f"the selection split has {dim} features and {wide.shape[1]} targets, training has {problem.dim} and "
-            f"{problem.n_targets}; give rows of the same encoder and the same targets"
-        )
-    if not len(wide):
-        raise HeadError("the selection split has no row; choose on another split, or on none")
-    return lambda: finite_blocks(lambda: _beside(source(), wide), SELECTION)
+class _Rows(NamedTuple):
+    """Rows with number targets beside them; `single` where the user gave these as a vector."""
+
+    targets: Float  # (N, K)
+    single: bool
+    features: Callable[[], Iterator[NDArray[np.floating]]]  # gives blocks (n, D) at every call
+    dim: int
+
+    @classmethod
+    def of(cls, X: Any, y: Any) -> _Rows:
+        """Checked rows of a store or an array-like."""
+        targets = _checked_targets(y)
+        wide, single = targets.astype(np.float64).reshape(len(targets), -1), targets.ndim == 1
+        if is_store(X):
+            return cls(wide, single, lambda: feature_blocks(X), int(X.dim))
+        (features,) = feature_blocks(X)
+        if len(features) != len(targets):
+            raise HeadError(f"X has {len(features)} rows and y has {len(targets)} targets; they must be equal")
+        return cls(wide, single, lambda: iter([features]), features.shape[1])
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks ``(X, y)``; a HeadError if there are more or fewer rows than targets."""
+        done = 0
+        for features in self.features():
+            targets = self.targets[done : done + len(features)]
+            done += len(features)
+            if len(targets) == len(features):
+                yield features, targets
+        if done != len(self.targets):
+            raise HeadError(f"X has {done} valid rows and y has {len(self.targets)} targets; they must be equal")
 
 
-def _record(X: Any, chosen: Any) -> dict[str, Any]:
-    """Provenance of rows, and of those of a selection split, which must be of one encoder where both are stores."""
-    fitted = X if is_store(X) else None
-    record = {
-        "head": _KIND,
-        "encoder_key": None if fitted is None else fitted.encoder_key,
-        "encoder": encoder_record(fitted),
-        "fitted_on": [] if fitted is None else [split_id(fitted)],
-        "chosen_on": [split_id(chosen)] if is_store(chosen) else [],
-        "featcache": __version__,
-    }
-    if fitted is not None and is_store(chosen):
-        check_encoder(record, int(X.dim), chosen)
-    return record
-
-
-def _rows(X: Any, y: Any) -> tuple[Float, Any, int]:
-    """Targets, what gives blocks of features, and D."""
+def _checked_targets(y: Any) -> NDArray[Any]:
+    """Finite real targets (N,) or (N, K)."""
     if y is None:
         raise HeadError("regression requires y to be passed, but the target y is None; give numbers (N,) or (N, K)")
     targets = to_numpy(y)
@@ -236,27 +238,34 @@ def _rows(X: Any, y: Any) -> tuple[Float, Any, int]:
     if not np.isfinite(targets).all():
         bad = np.flatnonzero(~np.isfinite(targets.reshape(len(targets), -1)).all(axis=1))[:10].tolist()
         raise HeadError(f"targets hold NaN or infinity, for instance in rows {bad}; drop these rows")
-    if is_store(X):
-        return targets.astype(np.float64), lambda: feature_blocks(X), int(X.dim)
-    (features,) = feature_blocks(X)
-    if len(features) != len(targets):
-        raise HeadError(f"X has {len(features)} rows and y has {len(targets)} targets; they must be equal")
-    return targets.astype(np.float64), lambda: iter([features]), features.shape[1]
+    return targets
 
 
-def _beside(blocks: Any, targets: Float) -> Iterator[tuple[NDArray[Any], ...]]:
-    """Blocks of features with their targets.
+def _validation_blocks(problem: RidgeProblem, X: Any, y: Any) -> Callable[[], Blocks]:
+    """Gives blocks of a validation split, which must fit the training rows and be finite."""
+    rows = _Rows.of(X, y)
+    n_targets = rows.targets.shape[1]
+    if (rows.dim, n_targets) != (problem.dim, problem.n_targets):
+        raise MismatchError(
+            f"the selection split has {rows.dim} features and {n_targets} targets, training has {problem.dim} and "
+            f"{problem.n_targets}; give rows of the same encoder and the same targets"
+        )
+    if not len(rows.targets):
+        raise HeadError("the selection split has no row; choose on another split, or on none")
+    return lambda: finite_blocks(rows.blocks, SELECTION)
 
-    Raises
-    ------
-    HeadError
-        If there are fewer or more rows than targets.
-    """
-    done = 0
-    for features in blocks:
-        mine = targets[done : done + len(features)]
-        done += len(features)
-        if len(mine) == len(features):
-            yield features, mine
-    if done != len(targets):
-        raise HeadError(f"X has {done} valid rows and y has {len(targets)} targets; they must be equal")
+
+def _record(X: Any, chosen: Any) -> dict[str, Any]:
+    """Provenance of the training rows and the selection split; two stores must have one encoder."""
+    fitted = X if is_store(X) else None
+    record = {
+        "head": _KIND,
+        "encoder_key": None if fitted is None else fitted.encoder_key,
+        "encoder": encoder_record(fitted),
+        "fitted_on": [] if fitted is None else [split_id(fitted)],
+        "chosen_on": [split_id(chosen)] if is_store(chosen) else [],
+        "featcache": __version__,
+    }
+    if fitted is not None and is_store(chosen):
+        check_encoder(record, int(X.dim), chosen)
+    return record

@@ -5,11 +5,10 @@ Ridge scores estimate one-hot targets; they rank classes well, but taken as logi
 likelihood on rows that did not fit the scores repairs that (Guo et al. 2017, "On Calibration of Modern Neural
 Networks").
 
-Where every row is right the likelihood has no maximum, and nearly none where there are few: fitted on ten rows, all
-right, probabilities are certain, and the first wrong row costs hundreds of nats. N rows cannot support a claim of less
-than about 1/N errors; so half a row more is counted, on which the class of the second largest score is right: half a
-confusion, as in the estimate (k + 1/2) / (N + 1) of a share (Krichevsky and Trofimov 1981, from Jeffreys' prior).
-Its weight falls as 1/N.
+If every row is classified correctly the likelihood has no maximum: fitted on ten such rows, probabilities become
+certain, and the first error costs hundreds of nats. N rows cannot support an error rate much below 1/N. So half a row
+is added to them, whose class is the one of the second largest score: half a confusion, as in the estimate
+(k + 1/2) / (N + 1) of a proportion (Krichevsky and Trofimov 1981, from Jeffreys' prior). Its weight falls as 1/N.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from heads.rows.samples import to_numpy
 
-# Bounds of the inverse temperature in units of 1 / (spread of the scores). The upper one is met only without
-# `prior_rows`, when every row is classified right and the likelihood grows for ever; the lower one when the scores
+# Bounds of the inverse temperature in units of 1 / (spread of the scores). The upper one is reached only without
+# `prior_rows`, when every row is classified correctly and the likelihood has no maximum; the lower one when the scores
 # carry no information.
 _BOUNDS = (1e-3, 1e3)
 
@@ -33,7 +32,7 @@ PRIOR_ROWS = 0.5
 
 
 def fit_temperature(scores: Any, labels: Any, *, weights: Any = None, prior_rows: float = PRIOR_ROWS) -> float:
-    """Temperature T > 0 that minimises the mean NLL of ``softmax(scores / T)``, with `prior_rows` confusions more.
+    """Temperature T > 0 that minimises the mean NLL of ``softmax(scores / T)``, with `prior_rows` confusions added.
 
     With ``e = prior_rows / (N + prior_rows)`` minimised is the (weighted) mean over rows of
     ``(1 - e) nll(label) + e nll(class of the second largest score)``: the maximum a posteriori. In b = 1/T it is
@@ -45,9 +44,9 @@ def fit_temperature(scores: Any, labels: Any, *, weights: Any = None, prior_rows
     scores : (N, C), array or tensor
     labels : (N,) class indices
     weights
-        (N,), not negative: a row of weight w is one that is there w times, and N is then their sum. None is ones.
+        (N,), not negative: a row of weight w counts as w rows, and N is their sum. None is ones.
     prior_rows
-        Confusions that are counted besides the rows, spread over them; 0 is maximum likelihood.
+        Confusions that are added, spread over the rows; 0 is maximum likelihood.
 
     Raises
     ------
@@ -61,7 +60,7 @@ def fit_temperature(scores: Any, labels: Any, *, weights: Any = None, prior_rows
     >>> labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)   # drawn from softmax(logits)
     >>> round(fit_temperature(logits * 10, labels), 0)
     10.0
-    >>> certain = fit_temperature(np.eye(4), np.arange(4), prior_rows=0)  # all right: as sharp as the bounds let it be
+    >>> certain = fit_temperature(np.eye(4), np.arange(4), prior_rows=0)  # all right: the upper bound
     >>> sane = fit_temperature(np.eye(4), np.arange(4))                   # 0.5 / 4.5 of a row is not
     >>> certain < 0.01, round(float(np.exp(1 / sane) / (np.exp(1 / sane) + 3)), 3)
     (True, 0.889)
@@ -100,14 +99,14 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, scores: Any, labels: Any, weights: Any) -> _Rows:
-        """Arrays of what was given, checked."""
+        """Checked arrays."""
         scores, labels = to_numpy(scores), to_numpy(labels)
         if not len(scores) or len(scores) != len(labels):
             raise HeadError(f"a temperature needs labelled rows, got scores {scores.shape} and {len(labels)} labels")
         found = np.ones(len(labels)) if weights is None else to_numpy(weights).astype(np.float64)
         if found.shape != labels.shape or not (np.isfinite(found) & (found >= 0)).all() or not found.any():
             raise HeadError(
-                f"weights {found.shape} of {len(labels)} rows; expected one finite number a row, at least 0, not all 0"
+                f"weights {found.shape} of {len(labels)} rows; expected a finite number per row, at least 0, not all 0"
             )
         return cls(scores, labels, found, float(found.sum()))
 

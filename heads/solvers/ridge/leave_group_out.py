@@ -13,7 +13,6 @@ group is complete, so a store streams if views of one image are neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +23,8 @@ from heads.solvers.ridge.leave_one_out import Scored
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
 Float = NDArray[np.float64]
-Batch = tuple[NDArray[Any], NDArray[Any], Float]
+Array = NDArray[np.generic]
+Batch = tuple[Array, Array, Float]
 
 _NUMBERS = 2**22  # largest array of a batch
 
@@ -60,11 +60,12 @@ def leave_group_out_scores(
     """``(scores (n, C), y (n,), weights (n,))``: what the ridge fitted without a row's group predicts; by group."""
     for x, y, share in _complete(blocks, groups):
         z, rest = _rotated(spectrum, x, y)
-        wide = wide_targets(as_tensor(y.reshape(-1)), rest.shape[-1]).numpy()
-        yield wide - _left_out(spectrum, z, rest, share, alpha).reshape(wide.shape), y.reshape(-1), share.reshape(-1)
+        labels = y.reshape(-1).astype(np.int64, copy=False)
+        wide = wide_targets(as_tensor(labels), rest.shape[-1]).numpy()
+        yield wide - _left_out(spectrum, z, rest, share, alpha).reshape(wide.shape), labels, share.reshape(-1)
 
 
-def _rotated(spectrum: Spectrum, x: NDArray[Any], y: NDArray[Any]) -> tuple[Float, Float]:
+def _rotated(spectrum: Spectrum, x: Array, y: Array) -> tuple[Float, Float]:
     """Rows (G, m, R) in the eigenbasis, and targets less means and base scores (G, m, K)."""
     centred = x.astype(np.float64) - spectrum.mean_x
     n_targets = len(spectrum.mean_y)
@@ -88,7 +89,7 @@ def _complete(blocks: Blocks, groups: NDArray[np.integer]) -> Iterator[Batch]:
     """Batches ``(X (G, m, D), y (G, m, ...), weights (G, m))`` of whole groups of one size m."""
     sizes = np.bincount(groups)
     seen, done = np.zeros_like(sizes), 0
-    waiting: list[tuple[NDArray[Any], ...]] = []
+    waiting: list[tuple[Array, ...]] = []
     for block in blocks:
         features, y = block[0], block[1]
         weights = np.ones(len(features)) if len(block) < 3 or block[2] is None else block[2]
@@ -102,7 +103,7 @@ def _complete(blocks: Blocks, groups: NDArray[np.integer]) -> Iterator[Batch]:
         waiting = [tuple(column[~ready] for column in columns)]
 
 
-def _batches(columns: list[NDArray[Any]], sizes: NDArray[np.integer]) -> Iterator[Batch]:
+def _batches(columns: list[Array], sizes: NDArray[np.integer]) -> Iterator[Batch]:
     """Whole groups, sorted by size and cut so that a batch stays small."""
     x, y, weights, groups = columns
     order = np.lexsort((groups, sizes[groups]))

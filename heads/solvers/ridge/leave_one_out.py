@@ -139,7 +139,8 @@ def _errors(
     device = first[0].device if gpu else torch.device("cpu")
     work = max(spectrum.rows * spectrum.projected.size for spectrum in spectra) * len(alphas)
     if dtype is None and not gpu and work <= _DIRECT_WORK:
-        return _mean_errors([_Direct.of(spectrum, alphas) for spectrum in spectra], rows, leave_out)
+        direct = [_Direct(s, as_tensor(1.0 / (s.eigenvalues[:, None] + alphas))) for s in spectra]
+        return _mean_errors(direct, rows, leave_out)
     exact = [_Coupled.of(spectrum, alphas, torch.float64, device) for spectrum in spectra]
     if dtype == torch.float64 or (dtype is None and (gpu or not labels)):
         return _mean_errors(exact, rows, leave_out)
@@ -201,36 +202,21 @@ def _total(
 class _Direct:
     """The definition, in float64 on a CPU: one residual matrix per alpha."""
 
-    mean: Tensor  # (D,)
-    vectors: Tensor  # (D, R)
-    projected: Tensor  # (R, K)
+    spectrum: Spectrum
     shrink: Tensor  # (R, A): F
-    mean_y: Tensor  # (K,) float64
-    base: Tensor | None  # (K, D): B
-    intercept_leverage: float
-
-    @classmethod
-    def of(cls, spectrum: Spectrum, alphas: Float) -> _Direct:
-        return cls(
-            mean=as_tensor(spectrum.mean_x),
-            vectors=as_tensor(spectrum.vectors),
-            projected=as_tensor(spectrum.projected),
-            shrink=as_tensor(1.0 / (spectrum.eigenvalues[:, None] + alphas)),
-            mean_y=as_tensor(spectrum.mean_y),
-            base=None if spectrum.base is None else as_tensor(spectrum.base),
-            intercept_leverage=spectrum.intercept_leverage,
-        )
 
     def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Squared residuals (n, A) of the full fit and leverages (n, A)."""
-        x = features.double() - self.mean
-        z = product(x, self.vectors)
-        rest = wide_targets(targets, len(self.mean_y)) - self.mean_y
-        if self.base is not None:
-            rest -= product(x, self.base.T)
-        residuals = (rest - product(z, self.projected * column[:, None]) for column in self.shrink.T)
+        spectrum = self.spectrum
+        x = features.double() - as_tensor(spectrum.mean_x)
+        z = product(x, as_tensor(spectrum.vectors))
+        rest = wide_targets(targets, len(spectrum.mean_y)) - as_tensor(spectrum.mean_y)
+        if spectrum.base is not None:
+            rest -= product(x, as_tensor(spectrum.base).T)
+        projected = as_tensor(spectrum.projected)
+        residuals = (rest - product(z, projected * column[:, None]) for column in self.shrink.T)
         error = torch.stack([residual.square_().sum(dim=1) for residual in residuals], dim=1)
-        return error, product(z.square_(), self.shrink).add_(self.intercept_leverage)
+        return error, product(z.square_(), self.shrink).add_(spectrum.intercept_leverage)
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,18 @@ class RidgeProblem:
         with np.errstate(invalid="ignore", over="ignore"):
             return np.asarray(sum(block[0].sum(axis=0, dtype=np.float64) for block in self.blocks()))
 
+    @cached_property
+    def plain_spectrum(self) -> Spectrum:
+        """The decomposition of all rows, before the penalty is pulled to a prior."""
+        return self._dual_spectrum(None) if self.dual else self._primal_spectrum(self.total)
+
     def spectrum(self) -> Spectrum:
         """The decomposition of all rows."""
-        return self._pulled(self._dual_spectrum(None) if self.dual else self._primal_spectrum(self.total))
+        return self._pulled(self.plain_spectrum)
+
+    def prior_scale(self) -> float:
+        """The factor that brings the scores of `base` to the scale of the targets; 0 without a base."""
+        return 0.0 if self.base is None else self.plain_spectrum.scale_of(self.base)
 
     @cached_property
     def fold_spectra(self) -> list[Spectrum]:

@@ -131,7 +131,7 @@ def test_folds_are_stratified_and_sum_to_all_rows(draw: Any) -> None:
 
 
 @BOTH
-def test_one_row_a_class(kind: Any, draw: Any) -> None:
+def test_one_row_per_class(kind: Any, draw: Any) -> None:
     X, _ = draw(6, 20, 3)
     head = kind().fit(X, np.arange(6))
     assert head.score(X, np.arange(6)) == 1.0

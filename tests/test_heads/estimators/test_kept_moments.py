@@ -83,7 +83,7 @@ def test_one_file_serves_ridge_and_discriminants(store: ImageStore) -> None:
     assert [file.stat().st_mtime_ns for file in path.parent.iterdir()] == [written]
 
 
-def test_other_rows_weights_and_groups_do_not_take_them(store: ImageStore) -> None:
+def test_other_rows_weights_and_groups_do_not_use_kept_moments(store: ImageStore) -> None:
     Ridge().fit(store)
     X, y = store.numpy(np.float64)
     few = few_shot(store, 20, seed=0)

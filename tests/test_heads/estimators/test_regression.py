@@ -58,7 +58,7 @@ def test_folds_groups_and_selection_equal_refits(draw: Any) -> None:
     np.testing.assert_allclose(chosen.cv_errors_, split, rtol=1e-7)
 
 
-def test_the_fast_pass_knows_number_targets(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coupled_form_with_number_targets(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, Y = problem(draw)
     direct = RidgeRegression(ALPHAS).fit(X, Y)
     fast = RidgeRegression(ALPHAS)

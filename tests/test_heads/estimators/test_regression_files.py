@@ -30,7 +30,7 @@ def test_a_store_of_another_encoder_is_refused(images: Any) -> None:
     assert RidgeRegression().fit(*store.numpy()).predict(other).shape == (200,)  # arrays have no encoder
 
 
-def test_it_says_where_it_comes_from(images: Any) -> None:
+def test_provenance(images: Any) -> None:
     store, val = images(), images(seed=6, split="val", dataset_key="data-3")
     model = RidgeRegression().fit(store, targets(store, 1), selection=(val, targets(val, 1)))
     record = model.provenance_
@@ -58,7 +58,7 @@ def test_saved_and_loaded_is_the_same_model(images: Any, tmp_path: Path, k: int)
         loaded.path()
 
 
-def test_the_two_kinds_of_file_are_not_taken_for_each_other(images: Any, tmp_path: Path) -> None:
+def test_each_loader_refuses_the_other_kind_of_file(images: Any, tmp_path: Path) -> None:
     store = images()
     regression = RidgeRegression().fit(store, targets(store, 1)).save(tmp_path / "regression.safetensors")
     classes = Ridge().fit(store).save(tmp_path / "classes.safetensors")

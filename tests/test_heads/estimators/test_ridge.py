@@ -91,7 +91,7 @@ def test_fewer_rows_than_features(draw: Any) -> None:
             assert np.linalg.norm(head.path()[0][k] - exact) <= 1e-8 * np.linalg.norm(exact)
 
 
-def test_one_row_a_class(draw: Any) -> None:
+def test_one_row_per_class(draw: Any) -> None:
     X, _ = draw(6, 20, 3)
     head = Ridge([1e-3]).fit(X, np.arange(6))
     assert head.score(X, np.arange(6)) == 1.0

@@ -46,8 +46,8 @@ def test_leaving_out_groups_equals_refits(draw: Any, fit_intercept: bool, n: int
     np.testing.assert_allclose(singles.cv_errors_, Ridge(ALPHAS, fit_intercept).fit(X, y).cv_errors_, rtol=1e-7)
 
 
-def test_views_of_one_image_do_not_vouch_for_each_other(draw: Any) -> None:
-    """Copies of a row make single leave-one-out look far better than it is."""
+def test_views_of_one_image_are_left_out_together(draw: Any) -> None:
+    """With copies of each row, leaving out single rows makes errors look far smaller than they are."""
     X, y = draw(100, 40, 5)
     views, labels, groups = np.repeat(X, 3, axis=0), np.repeat(y, 3), np.repeat(np.arange(100), 3)
     rows, whole = Ridge(ALPHAS).fit(views, labels), Ridge(ALPHAS).fit(views, labels, groups=groups)
@@ -99,7 +99,7 @@ def test_a_number_of_folds_is_stratified_or_whole_groups(images: Any) -> None:
 @pytest.mark.parametrize(
     "bad", [1, 0, 61, "kfold", None, np.zeros(60, int), np.arange(59), [(np.arange(30), [1])], 2.5]
 )
-def test_folds_that_are_none_are_refused(draw: Any, bad: Any) -> None:
+def test_other_values_of_cv_are_refused(draw: Any, bad: Any) -> None:
     X, y = draw(60, 8, 3)
     with pytest.raises(HeadError, match="number of folds from 2 to N=60"):
         Ridge(cv=bad).fit(X, y)
@@ -124,8 +124,8 @@ def test_weights_equal_scikit_learns(draw: Any, n: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_fast_pass_knows_weights_and_a_prior(draw: Any, dtype: Any) -> None:
-    """`coupled` against refits without each row."""
+def test_coupled_form_with_weights_and_a_prior(draw: Any, dtype: Any) -> None:
+    """The form for large problems against refits without each row."""
     X, y = draw(60, 10, 3)
     weights, base = np.random.default_rng(0).exponential(size=60), np.random.default_rng(1).normal(size=(3, 10))
     blocks = [(X, y, weights)]
@@ -155,7 +155,7 @@ def test_balanced_classes_equal_scikit_learns(images: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [[1.0, 2.0], -np.ones(60), np.full(60, np.nan), np.zeros(60)])
-def test_weights_that_are_none_are_refused(draw: Any, bad: Any) -> None:
+def test_invalid_weights_and_groups_are_refused(draw: Any, bad: Any) -> None:
     X, y = draw(60, 8, 3)
     with pytest.raises(HeadError, match=r"sample_weight must|weight of zero"):
         Ridge().fit(X, y, bad)
@@ -235,7 +235,7 @@ def test_dual_equals_primal(draw: Any, fit_intercept: bool) -> None:
     np.testing.assert_allclose(head.cv_errors_, direct, rtol=1e-7)
 
 
-def test_one_row_a_class_and_two_rows(draw: Any) -> None:
+def test_one_row_per_class_and_two_rows(draw: Any) -> None:
     X, _ = draw(6, 20, 3)
     head = Ridge(ALPHAS).fit(X, np.arange(6))
     assert head.score(X, np.arange(6)) == 1.0

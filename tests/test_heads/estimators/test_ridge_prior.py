@@ -1,4 +1,4 @@
-"""What a prior's scale has seen, and what becomes of classes that only the prior knows."""
+"""Which rows fit the scale of a prior, and classes that have no training row beside it."""
 
 from typing import Any
 

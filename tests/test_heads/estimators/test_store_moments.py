@@ -73,7 +73,7 @@ def test_the_second_time_reads_no_feature(store: ImageStore, monkeypatch: pytest
     assert_equal(again, [(part.xtx, part.class_sums, part.counts) for part in first])
 
 
-def test_other_labels_or_features_are_another_file(store: ImageStore, tmp_path: Path) -> None:
+def test_other_labels_or_features_get_another_file(store: ImageStore, tmp_path: Path) -> None:
     path = moments_path(store)
     dataset = NumpyDataset(200, broken=(3, 77), labels=[0] * 199 + [1])
     relabelled = encoded(dataset, tmp_path, update_labels=True)
@@ -83,7 +83,7 @@ def test_other_labels_or_features_are_another_file(store: ImageStore, tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
-def test_a_damaged_file_is_made_again(store: ImageStore, damage: str) -> None:
+def test_a_damaged_file_is_written_again(store: ImageStore, damage: str) -> None:
     store_moments(store)
     path = moments_path(store)
     assert path is not None
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_made_again(store: ImageStore, damage: str) -> None:
     assert_equal(store_moments(store), reference(store, 5))
 
 
-def test_a_root_that_cannot_be_written_is_no_obstacle(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_root_is_no_error(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads.estimators.kept_moments.os, "access", lambda *_: False)
     assert_equal(store_moments(store), reference(store, 5))
     path = moments_path(store)

@@ -1,4 +1,4 @@
-"""Solvers for rows that are resident on a device, on the one that every machine has: against the general ones."""
+"""Solvers for rows on a GPU, run on the CPU: against the general forms."""
 
 from dataclasses import replace
 from typing import Any
@@ -114,7 +114,7 @@ def test_class_sums_by_product_are_the_index_add(rows: tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_value_and_gradient_are_float64_s(
+def test_value_and_gradient_equal_those_in_float64(
     rows: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, fit_intercept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half-precision features are exact, and so are the two halves of the other factor: float32 errors, no larger."""
