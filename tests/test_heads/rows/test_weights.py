@@ -30,8 +30,8 @@ def test_a_row_of_weight_w_is_w_rows(prior_rows: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.ones(299), -np.ones(300), np.full(300, np.nan), np.zeros(300)])
-def test_weights_of_a_temperature_that_are_none(bad: Any) -> None:
-    with pytest.raises(HeadError, match="of 300 rows; expected one finite number a row, at least 0"):
+def test_invalid_weights_of_a_temperature(bad: Any) -> None:
+    with pytest.raises(HeadError, match="of 300 rows; expected a finite number per row, at least 0"):
         fit_temperature(np.eye(300), np.arange(300), weights=bad)
 
 
