@@ -51,7 +51,7 @@ def test_published_lists_are_splits(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("sketch/house/pic 1.png 1\nsketch/dog/pic 1.png 1\n", "number 1 stands for 'house' above and 'dog' here"),
+        ("sketch/house/pic 1.png 1\nsketch/dog/pic 1.png 1\n", "number 1 means 'house' above and 'dog' here"),
         ("sketch/house/pic 1.png 1\nsketch/house/../house/pic 1.png 1\n", r"'\.\.' is refused"),
         ("sketch/cow/pic 1.png 1\n", "class 'cow' has no folder"),
         ("pic 1.png 1\n", "expected <domain>/<class>/<image>"),
@@ -130,5 +130,5 @@ def test_errors_say_what_is_there(tmp_path):
     with pytest.raises(DatasetError, match="no such folder"):
         open_collection(f"pacs:{root}/nowhere", "all")
     (root / "classes.txt").write_text("\n".join(PACS))
-    with pytest.raises(DatasetError, match="folders cow are no classes"):
+    with pytest.raises(DatasetError, match="folders cow are not classes"):
         open_dataset(f"collection:pacs:{root},domain=sketch", "all")

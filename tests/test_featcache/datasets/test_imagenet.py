@@ -161,9 +161,9 @@ def test_damaged_objectnet(objectnet, file, content, message):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(DatasetError, match=r"does not exist or is no folder; expected DIR, or one of sketch:, v2:"):
+    with pytest.raises(DatasetError, match=r"is not a folder; expected DIR, or one of sketch:, v2:"):
         open_dataset(f"imagenet:v3:{tmp_path}", "test")
-    with pytest.raises(DatasetError, match=rf"imagenet:objectnet:~/nowhere: {Path.home()}/nowhere does not exist"):
+    with pytest.raises(DatasetError, match=rf"imagenet:objectnet:~/nowhere: {Path.home()}/nowhere is not a folder"):
         open_dataset("imagenet:objectnet:~/nowhere", "test")
     with pytest.raises(DatasetError, match="no image in its 0 class folders"):
         open_dataset(f"imagenet:v2:{tmp_path}", "test")
