@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from featcache.datasets.base import SampleIndex
+from featcache.encoders.base import ImageEncoder
 
 CLASSES = ("ant", "bee", "cat")
 TAP = "hidden"
@@ -39,8 +40,8 @@ class NumpyDataset:
         return np.frombuffer(content, dtype=np.uint8).reshape(4, 4, 3)
 
 
-class NumpyEncoder:
-    """A fixed random projection of the pixels; the digest follows the seed."""
+class NumpyEncoder(ImageEncoder):
+    """A fixed random projection of the pixels, with a text side; the digest follows the seed."""
 
     name, dim, logit_scale, logit_bias = "numpy", 16, 10.0, None
 

@@ -1,8 +1,9 @@
-"""Models that turn images and texts into features; one line a family in `ENCODERS`."""
+"""Models that turn images and texts into features; a family of models is one line in `ENCODERS`."""
 
+from collections.abc import Callable
 from importlib import import_module
 
-from featcache.encoders.base import Batch, Encoder, remember_source, source_of
+from featcache.encoders.base import Batch, Encoder, loading_arguments
 from featcache.encoders.preparation import PREPARATIONS, prepared_by
 
 ENCODERS: dict[str, str] = {
@@ -11,9 +12,9 @@ ENCODERS: dict[str, str] = {
     "timm": "featcache.encoders.timm_models:load_timm",
     "python": "featcache.encoders.callables:load_python",
 }
-"""Model name, or what stands before its first colon -> loader; else the name is taken as one of open_clip's."""
+"""Prefix of a model's name, up to the first colon -> loader; other names are open_clip's."""
 
-__all__ = ["ENCODERS", "PREPARATIONS", "Batch", "Encoder", "load_encoder", "source_of"]
+__all__ = ["ENCODERS", "PREPARATIONS", "Batch", "Encoder", "load_encoder"]
 
 
 def load_encoder(
@@ -38,16 +39,18 @@ def load_encoder(
     precision : {"fp32", "bf16", "fp16"}
         Type of the towers' products.
     preprocess : str, optional
-        ``central-crop`` (see `featcache.encoders.preparation`): pictures prepared otherwise than the model says. It is
-        part of the image identity, and of no text's.
+        ``central-crop`` (see `featcache.encoders.preparation`): another preparation of pictures than the model's own.
+        It is part of the image identity, not of the text identity.
 
     Raises
     ------
     EncoderError
-        The model cannot be loaded, or takes no other preparation; the message says why and what to do.
+        The model cannot be loaded, or does not support the preparation.
     """
     module, _, function = ENCODERS.get(model.partition(":")[0], ENCODERS["open_clip"]).partition(":")
-    encoder: Encoder = getattr(import_module(module), function)(model, pretrained, device, precision)
+    load: Callable[..., Encoder] = vars(import_module(module))[function]
+    encoder = load(model, pretrained, device, precision)
     if preprocess is not None:
         encoder = prepared_by(encoder, preprocess)
-    return remember_source(encoder, model, pretrained, precision, preprocess)
+    encoder.source = loading_arguments(model, pretrained, precision, preprocess)
+    return encoder

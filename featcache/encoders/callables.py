@@ -1,4 +1,4 @@
-"""Any Python function as an image encoder, told apart by a digest that its author gives.
+"""Any Python function as an image encoder, identified by a digest that its author gives.
 
 ``python:MODULE:FUNCTION`` on the command line calls ``FUNCTION(device=..., precision=...)`` of a module that Python can
 import, which returns a `CallableEncoder` or any other `Encoder`.
@@ -14,13 +14,11 @@ import numpy as np
 
 from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
-from featcache.encoders.base import Batch, Encoder, FloatArray
+from featcache.encoders.base import Batch, Encoder, FloatArray, ImageEncoder, whole_encoder
 from featcache.errors import EncoderError
 
-NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_images", "encode_texts")
 
-
-class CallableEncoder:
+class CallableEncoder(ImageEncoder):
     """A function from images to features; it has no text side.
 
     Parameters
@@ -31,21 +29,21 @@ class CallableEncoder:
         D.
     preprocess : callable, optional
         ``preprocess(picture) -> (H, W, 3)``, uint8 or float32, of a PIL image in RGB or an array; called in several
-        threads. Default: the picture's pixels as they are, so that all need one size.
+        threads. Default: the pixels unchanged, for pictures of one size.
     digest : str
-        Says all that changes the features: weights, preprocessing, precision. Features of one digest are taken for
-        features of one model; so a digest of the weights file is better than a name. `digest_of` helps.
+        Stands for all that changes the features: weights, preprocessing, precision. Features with equal digests count
+        as features of the same model, so a digest of the weights file is better than a name; see `digest_of`.
     name : str, optional
-        What people call it; default: the function's name.
+        Default: the function's name.
     device : str
-        Where the function computes; on a GPU, batches are decoded ahead.
+        Where the function computes; for a GPU, batches are decoded ahead.
     provenance : mapping, optional
         What is recorded but not keyed.
 
     Raises
     ------
     EncoderError
-        Where `dim` is not positive, the digest is empty, or the function's features are of another shape.
+        `dim` is not positive, the digest is empty, or the function returns features of another shape.
 
     Examples
     --------
@@ -53,11 +51,6 @@ class CallableEncoder:
     >>> encoder.encode_images([np.full((4, 4, 3), 7, np.uint8)])
     array([[7., 7., 7.]], dtype=float32)
     """
-
-    text_identity: dict[str, Any] | None = None
-    text_digest: str | None = None
-    logit_scale: float | None = None
-    logit_bias: float | None = None
 
     def __init__(
         self,
@@ -101,10 +94,6 @@ class CallableEncoder:
             raise EncoderError(f"{self.name}: features {features.shape}; expected {(len(images), self.dim)}")
         return features.astype(np.float32, copy=False)
 
-    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
-        """EncoderError: there is no text side."""
-        raise EncoderError(f"{self.name} has no text side; fit a head on image features instead: featcache fit ridge")
-
     @staticmethod
     def digest_of(*parts: bytes | str) -> str:
         """sha256 (128 bits, hexadecimal) of some parts, such as the bytes of a weights file and a version.
@@ -130,14 +119,14 @@ def load_python(
     ----------
     model : str
     pretrained : str, optional
-        Given to the function as ``pretrained=`` if it is not None.
+        Passed to the function as ``pretrained=`` unless None.
     device, precision : str
-        Given to the function.
+        Passed to the function.
 
     Raises
     ------
     EncoderError
-        Where there is no such function, or it returns no encoder.
+        There is no such function, or it does not return an encoder.
     """
     place, colon, function = model.removeprefix("python:").partition(":")
     if not place or not colon or not function:
@@ -148,13 +137,7 @@ def load_python(
         raise EncoderError(f"--model {model}: {error}; is the module's folder on PYTHONPATH?") from error
     more = {} if pretrained is None else {"pretrained": pretrained}
     try:
-        encoder: Encoder = factory(device=device or "cpu", precision=precision, **more)
-    except Exception as error:  # whatever the user's function raises
+        found: object = factory(device=device or "cpu", precision=precision, **more)
+    except Exception as error:  # a user's function may raise anything
         raise EncoderError(f"--model {model}: {function} raised {type(error).__name__}: {error}") from error
-    missing = [name for name in NEEDED if not hasattr(encoder, name)]
-    if missing:
-        raise EncoderError(
-            f"--model {model}: returned {type(encoder).__name__} without {', '.join(missing)}; expected an encoder, "
-            "such as featcache.encoders.callables.CallableEncoder"
-        )
-    return encoder
+    return whole_encoder(found, f"--model {model}: returned")

@@ -1,7 +1,7 @@
-"""Other preparations of pictures than a model's own, by name: one function a line in `PREPARATIONS`.
+"""Other preparations of pictures than a model's own, by name; each is one line in `PREPARATIONS`.
 
-A model says how pictures are resized and cropped for it. Published figures were sometimes taken otherwise, and differ
-by points for that reason alone: with the same weights and prompts, CLIP ViT-B/16 has 49.92 % on ImageNet-A and 77.64 %
+A model comes with its way to resize and crop pictures. Some published figures used another one, and differ by points
+for that reason alone: with the same weights and prompts, CLIP ViT-B/16 has 49.92 % on ImageNet-A and 77.64 %
 on ImageNet-R as OpenAI prepares pictures, and 52.00 % and 76.35 % on Lipsum-FT's arrays.
 
 `central-crop`
@@ -11,7 +11,7 @@ on ImageNet-R as OpenAI prepares pictures, and 52.00 % and 76.35 % on Lipsum-FT'
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -38,7 +38,7 @@ def central_square(width: int, height: int) -> Box:
 
 
 def cut(picture: Picture, box: Box) -> Picture:
-    """A piece of a picture: a PIL image of 8-bit ones, an array of float arrays."""
+    """A piece of a picture: a PIL image for 8-bit pictures, an array for float pictures."""
     left, top, width, height = box
     if isinstance(picture, Image.Image):
         return picture.crop((left, top, left + width, top + height))
@@ -53,33 +53,18 @@ def central_crop(picture: Picture) -> Picture:
 
 
 PREPARATIONS: Mapping[str, Callable[[Picture], Picture]] = {"central-crop": central_crop}
-"""Name -> what is done to a picture before the model's own resizing, which then has nothing left to crop."""
+"""Name -> what happens to a picture before the model's own resizing, which then has nothing left to crop."""
 
 
 def prepared_by(encoder: Encoder, name: str) -> Encoder:
-    """The encoder with its pictures prepared otherwise; its identity and its name say so.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        One with an attribute ``preparation``, of square images: open_clip models. It is changed in place.
-    name : str
-        One of `PREPARATIONS`.
+    """The encoder, changed in place to prepare pictures by one of `PREPARATIONS`; its identity and name say so.
 
     Raises
     ------
     EncoderError
-        No such preparation, or an encoder that takes none.
+        No such preparation, or the encoder does not support it: only open_clip models of square images do.
     """
     if name not in PREPARATIONS:
-        raise EncoderError(f"preprocess {name!r}: expected one of {', '.join(PREPARATIONS)}; none: as the model says")
-    changed: Any = encoder
-    if not hasattr(encoder, "preparation"):
-        raise EncoderError(
-            f"preprocess {name}: {encoder.name} prepares pictures in its own way alone; expected an open_clip model"
-        )
-    if len(set(changed.image_size)) > 1:
-        raise EncoderError(f"preprocess {name}: {encoder.name} takes {changed.image_size}, no square; leave it out")
-    changed.preparation = name
-    changed.name = f"{encoder.name}/{name}"
+        raise EncoderError(f"preprocess {name!r}: expected one of {', '.join(PREPARATIONS)}, or leave it out")
+    encoder.use_preparation(name)
     return encoder

@@ -1,28 +1,22 @@
-"""Several outputs of one forward pass: the features of the shared embedding, and what some encoders give on the way.
+"""Further outputs of an image forward pass besides the features, such as what comes before the last projection.
 
-An encoder that has more outputs says so with two members, and needs no other declaration::
-
-    taps: Mapping[str, int]                             name -> width, such as {"pre_projection": 768}
-    encode_outputs(images, taps) -> {name: (B, D)}      the taps asked for, and the features under `PROJECTED`
-
-The CLIP paper's linear probes (Radford et al. 2021, arXiv 2103.00020) are fitted on `pre_projection`.
+An encoder lists them in `Encoder.taps`, name -> width, and computes them in `Encoder.encode_outputs`. The linear probes
+of the CLIP paper (Radford et al. 2021, arXiv 2103.00020) are fitted on `pre_projection`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from featcache.encoders.base import Batch, Encoder, FloatArray
+from featcache.encoders.base import PROJECTED, Batch, Encoder, FloatArray
 from featcache.errors import EncoderError
 
-PROJECTED = "projected"
 PRE_PROJECTION = "pre_projection"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 
 
 def taps_of(encoder: Encoder) -> dict[str, int]:
-    """The taps of an encoder besides its features, name -> width; often none."""
-    found: Mapping[str, int] = getattr(encoder, "taps", None) or {}
-    return {name: int(dim) for name, dim in found.items() if NAME.fullmatch(name)}
+    """The taps of an encoder whose names can be part of a store, name -> width."""
+    return {name: int(dim) for name, dim in encoder.taps.items() if NAME.fullmatch(name)}
 
 
 def tap_dim(encoder: Encoder, tap: str | None) -> int:
@@ -31,7 +25,7 @@ def tap_dim(encoder: Encoder, tap: str | None) -> int:
     Raises
     ------
     EncoderError
-        The encoder has no such tap; the message names those that it has.
+        The encoder has no such tap.
     """
     if tap is None:
         return encoder.dim
@@ -43,11 +37,8 @@ def tap_dim(encoder: Encoder, tap: str | None) -> int:
 
 
 def encode_outputs(encoder: Encoder, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
-    """The features (B, D) float32 of B prepared images under `PROJECTED`, and each of some taps, from one pass.
+    """Features (B, D) float32 of B prepared images under `PROJECTED`, and the given taps, from one forward pass.
 
     The features equal those of ``encoder.encode_images(images)`` bit for bit.
     """
-    if not taps:
-        return {PROJECTED: encoder.encode_images(images)}
-    found: dict[str, FloatArray] = encoder.encode_outputs(images, taps)  # type: ignore[attr-defined]  # see taps_of
-    return found
+    return encoder.encode_outputs(images, taps) if taps else {PROJECTED: encoder.encode_images(images)}

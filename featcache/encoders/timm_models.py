@@ -17,7 +17,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
 from featcache.datasets.base import Picture
-from featcache.encoders.base import Batch, FloatArray
+from featcache.encoders.base import Batch, Encoder, FloatArray, ImageEncoder
 from featcache.encoders.checkpoints import state_digest
 from featcache.encoders.torch_images import (
     Scaling,
@@ -33,7 +33,7 @@ RANDOM = "random"
 NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
 
 
-class TimmEncoder:
+class TimmEncoder(ImageEncoder):
     """A timm image model without its classifier; it has no text side.
 
     Parameters
@@ -41,16 +41,11 @@ class TimmEncoder:
     model : torch.nn.Module
         A timm model in float32, made with ``num_classes=0``.
     name : str
-        What people call it.
+        Short name for people.
     device : str
     precision : {"fp32", "bf16", "fp16"}
         Type of the model's products (autocast); weights and outputs are float32.
     """
-
-    text_identity: dict[str, Any] | None = None
-    text_digest: str | None = None
-    logit_scale: float | None = None
-    logit_bias: float | None = None
 
     def __init__(self, model: torch.nn.Module, name: str, device: str = "cpu", precision: str = "fp32") -> None:
         self.name, self.device, self.precision = name, device, check_precision(precision)
@@ -96,14 +91,8 @@ class TimmEncoder:
         features: FloatArray = found.float().cpu().numpy()
         return features
 
-    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
-        """EncoderError: there is no text side."""
-        raise EncoderError(f"{self.name} has no text side; fit a head on image features instead: featcache fit ridge")
 
-
-def load_timm(
-    model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
-) -> TimmEncoder:
+def load_timm(model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32") -> Encoder:
     """Load ``timm:NAME`` or ``timm:NAME,CHECKPOINT``.
 
     Parameters

@@ -25,12 +25,12 @@ def check_precision(precision: str) -> str:
 
 
 def default_device(device: str | None) -> str:
-    """The device that was asked for, else ``cuda`` where there is one, else ``cpu``."""
+    """The given device, else ``cuda`` where there is one, else ``cpu``."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """The block in which a model on `device` computes in `precision`."""
+    """Context in which a model on `device` computes in `precision`."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.partition(":")[0], dtype=dtype)
 
@@ -55,7 +55,7 @@ def prepare_picture(geometry: Callable[[Any], Any], picture: Picture) -> Batch:
 
 
 class Scaling:
-    """Prepared images with values 0-255 to what a model takes: values 0-1, less a mean, by a standard deviation."""
+    """Scales prepared images to the input of a model: ``(pixels / 255 - mean) / std``."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: str) -> None:
         self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)

@@ -243,7 +243,7 @@ class View:
         return self.make(picture, epoch, sample_id)
 
 
-def make_view(name: str, encoder: Any, seed: int) -> View:
+def make_view(name: str, encoder: Encoder, seed: int) -> View:
     """The augmentation of that name, for the image size of an encoder.
 
     Parameters
@@ -251,32 +251,32 @@ def make_view(name: str, encoder: Any, seed: int) -> View:
     name : str
         ``none`` (the encoder's own preparation) or one of `AUGMENTATIONS`.
     encoder : Encoder
-        Its ``image_size`` (height, width) is used, or its ``prepare``.
     seed : int
-        Of all views.
 
     Raises
     ------
     DatasetError
         There is no such augmentation.
+    EncoderError
+        The encoder does not say the size of its images.
     """
     if name == "none":
         return View({"kind": "none"}, lambda picture, epoch, sample_id: encoder.prepare(picture))
     if name not in AUGMENTATIONS:
         raise DatasetError(f"augmentation {name!r}: expected one of none, {', '.join(AUGMENTATIONS)}")
-    spec, size = AUGMENTATIONS[name], (int(encoder.image_size[0]), int(encoder.image_size[1]))
+    if encoder.image_size is None:
+        raise EncoderError(f"{encoder.name} does not say the size of its images (image_size); views need it")
+    spec, size = AUGMENTATIONS[name], encoder.image_size
     identity = spec.identity | {"seed": seed, "size": list(size)}
     return View(identity, lambda picture, epoch, sample_id: spec(picture, size, seed, epoch, sample_id))
 
 
 def check_views(views: int, augmentation: str, encoder: Encoder) -> None:
     """FeatcacheError where these views cannot be made for this encoder."""
-    if not views:
-        return
-    if augmentation not in AUGMENTATIONS:
+    if views and augmentation not in AUGMENTATIONS:
         raise FeatcacheError(f"--augmentation {augmentation}: expected one of {', '.join(AUGMENTATIONS)}")
-    if not hasattr(encoder, "image_size"):
-        raise EncoderError(f"{encoder.name} does not say the size of its images (image_size); views need it")
+    if views:
+        make_view(augmentation, encoder, seed=0)
 
 
 def view_of(part: Part, encoder: Encoder) -> View:

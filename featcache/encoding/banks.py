@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from featcache.encoders import Encoder
+from featcache.encoders.base import whole_encoder
 from featcache.encoding.chunks import normalise
 from featcache.errors import (
     EncoderError,
@@ -183,7 +184,8 @@ def embed_random_texts(
     EncoderError
         A model without text side, or whose tokenizer names no start and end of text.
     """
-    if not hasattr(encoder, "special_tokens") or encoder.text_identity is None:
+    encoder = whole_encoder(encoder, "encoder:")
+    if encoder.text_identity is None or encoder.special_tokens is None:
         raise EncoderError(f"{encoder.name} has no text side that takes token ids; name a CLIP-style model")
     job = _BankJob(m, length, seed, encoder, name or f"random-{m}", resolve_root(root))
     return job.run(progress or Silent())

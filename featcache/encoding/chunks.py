@@ -17,8 +17,9 @@ import xxhash
 
 from featcache.datasets.base import Dataset
 from featcache.encoders import Batch, Encoder
+from featcache.encoders.base import PROJECTED
 from featcache.encoders.openclip import OpenClipEncoder
-from featcache.encoders.taps import PROJECTED, encode_outputs, tap_dim
+from featcache.encoders.taps import encode_outputs, tap_dim
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, worked_batches

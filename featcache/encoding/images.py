@@ -15,6 +15,7 @@ import numpy as np
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
 from featcache.encoders import Encoder, load_encoder
+from featcache.encoders.base import whole_encoder
 from featcache.encoding.changes import changed_rows
 from featcache.encoding.job import ImageJob
 from featcache.encoding.options import EncodeOptions
@@ -176,6 +177,7 @@ def encode_dataset(
     progress: Progress | None = None,
 ) -> EncodeResult:
     """`encode` for an opened data set and a loaded encoder, with an account of what was done."""
+    encoder = whole_encoder(encoder, "encoder:")
     job = ImageJob(dataset, encoder, resolve_root(root), options or EncodeOptions(), progress or Silent())
     began = time.perf_counter()
     store = job.finished_store()

@@ -12,7 +12,7 @@ from typing import Any
 
 from featcache.datasets import dataset_key, labels_digest, metadata_digest
 from featcache.datasets.base import Dataset, decoding_of
-from featcache.encoders import Encoder, source_of
+from featcache.encoders import Encoder
 from featcache.encoders.taps import tap_dim
 from featcache.encoding.augment import check_views, view_identity
 from featcache.encoding.changes import changed_rows
@@ -283,7 +283,7 @@ class ImageJob:
 
     def _provenance(self, encoded: int) -> dict[str, Any]:
         return self.encoder.provenance | {
-            "source": source_of(self.encoder),
+            "source": self.encoder.source,
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "rows_encoded_last": encoded,
             "rows_copied_last": self.copied,

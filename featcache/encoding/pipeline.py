@@ -39,7 +39,7 @@ def default_workers() -> int:
 
 def default_ahead(encoder: Encoder) -> int:
     """Batches to decode in advance: none on a CPU, where decoding and the model share the cores."""
-    return 0 if str(getattr(encoder, "device", "cpu")).startswith("cpu") else AHEAD_ON_GPU
+    return 0 if encoder.device.startswith("cpu") else AHEAD_ON_GPU
 
 
 def prepare_rows(dataset: Dataset, prepare: Callable[[Picture], Batch], rows: Iterable[int]) -> list[Prepared]:

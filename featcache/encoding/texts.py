@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.encoders import Encoder, load_encoder, source_of
+from featcache.encoders import Encoder, load_encoder
+from featcache.encoders.base import whole_encoder
 from featcache.encoding.chunks import Float, normalise
 from featcache.errors import (
     EncoderError,
@@ -109,6 +110,7 @@ def embed_prompts(
         templates = load_templates(templates)
     templates = None if prompts is not None else tuple(templates or ("a photo of a {}.",))
     sentences = prompts_of(prompts, classnames) if prompts is not None else fill(templates or (), classnames)
+    encoder = whole_encoder(encoder, "encoder:")
     if encoder.text_identity is None:
         raise EncoderError(f"{encoder.name} has no text side; name a CLIP-style model")
     job = _TextJob(tuple(classnames), templates, sentences, encoder, name, resolve_root(root))
@@ -209,7 +211,7 @@ class _TextJob:
             chunks = [specs.chunk_array(read(specs.chunk_path(self.path, i))) for i in range(specs.n_chunks)]
             whole["ctx"] = context_means(np.concatenate(chunks)[: len(self.classnames)])
         written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        writer.finalise(whole, info, self.encoder.provenance | {"source": source_of(self.encoder), "written": written})
+        writer.finalise(whole, info, self.encoder.provenance | {"source": self.encoder.source, "written": written})
 
 
 def class_means(raw: npt.NDArray[Float]) -> npt.NDArray[Float]:

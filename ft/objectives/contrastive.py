@@ -173,7 +173,7 @@ class OverPairs:
         texts = unit((self._all_features() if self._fixed is None else self._fixed).double())
         means = torch.stack([texts[torch.from_numpy(places)].mean(dim=0) for places in self._captions.of_class])
         weights = (self._model.logit_scale.detach() * unit(means)).float()
-        bias = getattr(self._model.encoder, "logit_bias", None)
+        bias = self._model.encoder.logit_bias
         return weights, torch.full_like(weights[:, 0], bias or 0.0)
 
     def _features(self, numbers: torch.Tensor) -> torch.Tensor:

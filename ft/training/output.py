@@ -7,7 +7,6 @@ from typing import Any
 from featcache import __version__
 from featcache.datasets import dataset_key, labels_digest
 from featcache.datasets.base import Dataset
-from featcache.encoders import source_of
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import TrainingError
 from featcache.store.places.local import put
@@ -37,7 +36,7 @@ def open_folder(out: Path, overwrite: bool) -> None:
 
 def write_options(run: Run, out: Path) -> None:
     """``options.json``: what the run was asked to do, on what, and where the weights that it began with came from."""
-    source = source_of(run.encoder) or {}
+    source = run.encoder.source or {}
     record = {
         "featcache": __version__,
         "model": run.encoder.name,

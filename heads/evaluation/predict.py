@@ -19,7 +19,8 @@ from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import FileDataset
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.encoders import Encoder, load_encoder
-from featcache.encoders.taps import PROJECTED, encode_outputs, tap_dim, taps_of
+from featcache.encoders.base import PROJECTED, whole_encoder
+from featcache.encoders.taps import encode_outputs, tap_dim, taps_of
 from featcache.encoding.chunks import normalise, stored_identity
 from featcache.encoding.pipeline import Prepared, batches_of, default_ahead, default_workers, prepared_batches
 from featcache.errors import DatasetError, EncoderError, HeadError, MismatchError
@@ -82,7 +83,7 @@ def predict_images(
     if top < 1 or batch_size < 1:
         raise HeadError(f"top = {top} and batch_size = {batch_size}, expected at least 1")
     fitted = as_head(head)
-    model = encoder_of(fitted) if encoder is None else encoder
+    model = encoder_of(fitted) if encoder is None else whole_encoder(encoder, "encoder:")
     check_head_encoder(fitted, model)
     dataset = _files([str(path) for path in images])
     batches = batches_of(range(len(dataset.index)), batch_size)

@@ -1,9 +1,7 @@
-"""The open_clip encoder: images and texts to features, with an identity for each tower.
+"""The open_clip encoder.
 
-Pictures are resized and cropped by open_clip's own transforms in
-worker threads; scaling and normalising happen once a batch, on the device, with the same float32 operations.
-
-What an image tower of open_clip has just before its projection, and the projection of it, from one forward pass.
+Pictures are resized and cropped by open_clip's own transforms in worker threads; scaling and normalising happen once
+per batch, on the device, with the same float32 operations.
 """
 
 import copy
@@ -21,17 +19,17 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from featcache.datasets.base import Picture
-from featcache.encoders.base import Batch, FloatArray
+from featcache.encoders.base import PROJECTED, Batch, FloatArray, SpecialTokens
 from featcache.encoders.checkpoints import tower_digest
 from featcache.encoders.preparation import PREPARATIONS
-from featcache.encoders.taps import PRE_PROJECTION, PROJECTED
+from featcache.encoders.taps import PRE_PROJECTION
 from featcache.encoders.torch_images import Scaling, autocast, check_precision, prepare_picture, torch_provenance
 from featcache.errors import EncoderError, PromptError
 from featcache.store.key import checksum
 
 
 def pre_projection_dim(model: Any) -> int | None:
-    """Width before the projection; None where the tower ends otherwise (attention pooling of ResNets), or in tokens."""
+    """Width before the last projection; None where there is no such output (attention pooling of ResNets, tokens)."""
     visual = model.visual
     if isinstance(visual, VisionTransformer) and not visual.output_tokens:
         return None if visual.proj is None else int(visual.proj.shape[0])
@@ -66,7 +64,7 @@ class OpenClipEncoder:
     tokenizer : callable
         Texts to token ids (B, L).
     name : str
-        What people call it.
+        Short name for people.
     device : str
     precision : {"fp32", "bf16", "fp16"}
         Type of the towers' products (autocast); weights and outputs are float32.
@@ -87,12 +85,13 @@ class OpenClipEncoder:
         transforms = open_clip.transform.image_transform_v2(self._preprocess, is_train=False).transforms
         self._geometry = torchvision.transforms.Compose(transforms[:-3])  # not: to RGB, to tensor, normalise
         self._scaling = Scaling(self._preprocess.mean, self._preprocess.std, device)
-        self.preparation: str | None = None  # of pictures, before the geometry: see `featcache.encoders.preparation`
+        self.preparation: str | None = None  # one of PREPARATIONS, before the geometry
+        self.source: Mapping[str, str | None] | None = None
         self.model: Any = model.to(device).eval()
         self.rehash()
 
     def rehash(self) -> None:
-        """Take the identity of the weights as they are now: training changes them in place."""
+        """Compute the digests of the weights again: training changes them in place."""
         self._image_weights, self._text_digest = (tower_digest(self.model, image=image) for image in (True, False))
 
     @cached_property
@@ -122,24 +121,32 @@ class OpenClipEncoder:
         """How pictures are resized: ``bicubic``, ``bilinear`` or ``random``."""
         return str(self._preprocess.interpolation)
 
+    def use_preparation(self, name: str) -> None:
+        """See `featcache.encoders.preparation.prepared_by`."""
+        if len(set(self.image_size)) > 1:
+            raise EncoderError(
+                f"preprocess {name}: {self.name} takes {self.image_size}, which is not a square; leave it out"
+            )
+        self.preparation, self.name = name, f"{self.name}/{name}"
+
     def configuration(self) -> dict[str, Any]:
         """What open_clip writes as ``open_clip_config.json``: ``model_cfg`` and ``preprocess_cfg``."""
         return {"model_cfg": self._config, "preprocess_cfg": _jsonable(asdict(self._preprocess))}
 
     @property
-    def special_tokens(self) -> tuple[int, int, int, int]:
-        """Token ids of the start and the end of a text, size of the vocabulary, tokens of a padded text.
+    def special_tokens(self) -> SpecialTokens:
+        """See `Encoder.special_tokens`.
 
         Raises
         ------
         EncoderError
-            The tokenizer names none (Hugging Face tokenizers that pool elsewhere).
+            The tokenizer has no start and end of text (Hugging Face tokenizers that pool elsewhere).
         """
         ids = [getattr(self._tokenizer, name, None) for name in ("sot_token_id", "eot_token_id", "vocab_size")]
         if None in ids:
             raise EncoderError(f"{self.name}: its tokenizer has no start and end of text; random texts need CLIP's own")
         sot, eot, size = (int(number) for number in ids if number is not None)
-        return sot, eot, size, int(self._tokenizer.context_length)
+        return SpecialTokens(sot, eot, size, int(self._tokenizer.context_length))
 
     @property
     def image_identity(self) -> dict[str, Any]:
@@ -196,7 +203,7 @@ class OpenClipEncoder:
         return versions | torch_provenance(self.device)
 
     def prepare(self, picture: Picture) -> Batch:
-        """Resize and crop one picture as open_clip does, what `preparation` cuts of it; see `prepare_picture`."""
+        """Resize and crop one picture as open_clip does, after `preparation`; see `prepare_picture`."""
         if self.preparation is not None:
             picture = PREPARATIONS[self.preparation](picture)
         return prepare_picture(self._geometry, picture)
@@ -210,12 +217,12 @@ class OpenClipEncoder:
 
     @cached_property
     def taps(self) -> dict[str, int]:
-        """``pre_projection`` and its width where the image tower ends in a projection (vision transformers)."""
+        """``pre_projection`` and its width, if the image tower ends in a projection (vision transformers)."""
         width = pre_projection_dim(self.model)
         return {} if width is None else {PRE_PROJECTION: width}
 
     def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
-        """Features and taps of B prepared images from one forward pass, by name; see `featcache.encoders.taps`."""
+        """Features and taps of B prepared images from one forward pass, by name."""
         batch = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
         with torch.inference_mode(), self.autocast():
             before, after = with_pre_projection(self.model.visual, self.pixels(batch))
@@ -223,7 +230,7 @@ class OpenClipEncoder:
         return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """What the image tower takes, (B, 3, H, W) float32, of prepared images (B, H, W, 3) on the device."""
+        """Input of the image tower, (B, 3, H, W) float32, from prepared images (B, H, W, 3) on the device."""
         return self._scaling(images)
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
@@ -239,7 +246,7 @@ class OpenClipEncoder:
         return np.concatenate(features) if features else np.empty((0, self.dim), dtype=np.float32)
 
     def encode_tokens(self, ids: torch.Tensor) -> FloatArray:
-        """Features (B, D) float32, not normalised, of B token sequences (B, L), which may lie on the CPU."""
+        """Features (B, D) float32, not normalised, of B token sequences (B, L) on any device."""
         with torch.inference_mode(), self.autocast():
             features: FloatArray = self.model.encode_text(ids.to(self.device)).float().cpu().numpy()
         return features
@@ -265,7 +272,7 @@ class OpenClipEncoder:
         return len(self._tokenizer.tokenizer(clean(text))["input_ids"])
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The block in which the towers compute in `precision`."""
+        """Context in which the towers compute in `precision`."""
         return autocast(self.device, self.precision)
 
 

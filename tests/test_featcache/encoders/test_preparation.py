@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import clip_models
 import numpy as np
 import open_clip
 import pytest
@@ -14,7 +14,6 @@ from PIL import Image
 
 from featcache import encode, find_store, load_encoder
 from featcache.cli.main import main
-from featcache.encoders import source_of
 from featcache.encoders.callables import CallableEncoder
 from featcache.encoders.preparation import PREPARATIONS, prepared_by
 from featcache.encoding.texts import embed_prompts
@@ -90,8 +89,8 @@ def test_only_what_is_prepared_otherwise_has_another_key(cropping: Any) -> None:
     assert cropping.image_identity["preprocess"] == own.image_identity["preprocess"] | {"preparation": CROP}
     assert cropping.text_identity == own.text_identity
     assert cropping.name == "tiny/central-crop"
-    assert source_of(own) == {"model": "tiny", "pretrained": None, "precision": "fp32"}
-    assert source_of(cropping) == {"model": "tiny", "pretrained": None, "precision": "fp32", "preprocess": CROP}
+    assert own.source == {"model": "tiny", "pretrained": None, "precision": "fp32"}
+    assert cropping.source == {"model": "tiny", "pretrained": None, "precision": "fp32", "preprocess": CROP}
 
 
 def test_the_command_line_makes_a_store_of_its_own(
@@ -139,13 +138,15 @@ def test_texts_are_shared(cropping: Any) -> None:
     assert [result.hit for result in results] == [False, True]
 
 
-def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EncoderError, match=f"expected one of {', '.join(PREPARATIONS)}"):
         load_encoder("tiny", preprocess="luck")
-    with pytest.raises(EncoderError, match="mean colour prepares pictures in its own way alone"):
+    with pytest.raises(EncoderError, match="mean colour prepares pictures in its own way only"):
         prepared_by(CallableEncoder(lambda x: x.mean((1, 2)), 3, digest="1", name="mean colour"), CROP)
-    with pytest.raises(EncoderError, match=r"takes \(32, 48\), no square"):
-        prepared_by(SimpleNamespace(name="wide", preparation=None, image_size=(32, 48)), CROP)  # type: ignore[arg-type]
+    vision = clip_models.CONFIG["vision_cfg"] | {"image_size": [32, 48]}
+    wide = clip_models.write_folder(tmp_path / "wide", clip_models.make_model(vision_cfg=vision), vision_cfg=vision)
+    with pytest.raises(EncoderError, match=r"wide takes \(32, 48\), which is not a square"):
+        load_encoder(wide, device="cpu", preprocess=CROP)
     with pytest.raises(EncoderError, match="test_vit/random prepares"):
         load_encoder("timm:test_vit", "random", device="cpu", preprocess=CROP)
     assert main(["encode", "digits", "--preprocess", "luck"]) == 2

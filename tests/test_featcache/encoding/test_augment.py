@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
+from featcache.encoders.base import ImageEncoder
 from featcache.encoding.augment import AUGMENTATIONS, Augmentation, make_view, view_uniforms
 from featcache.errors import DatasetError
 
@@ -185,7 +186,7 @@ def test_identity_tells_augmentations_apart() -> None:
     assert AUGMENTATIONS["wise_ft"].identity != AUGMENTATIONS["plain"].identity
 
 
-class Square:
+class Square(ImageEncoder):
     """What a view needs of an encoder."""
 
     image_size = (20, 24)
