@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from heads.kernels.plain import head_logits
 from heads.kernels.problem import Problem, pose
-from heads.kernels.reference import head_logits, row_values
-from heads.kernels.tally import RowValues
+from heads.kernels.tally import RowStats, row_stats
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ def wide(problem: Problem) -> Problem:
     )
 
 
-def assert_close(found: RowValues, problem: Problem, tolerance: float = 2e-6) -> None:
+def assert_close(found: RowStats, problem: Problem, tolerance: float = 2e-6) -> None:
     """Error at most that of the definition in float32, plus a tolerance relative to the largest logit.
 
     Ranks and best columns are compared where no other logit comes near the label's, or the largest, without a tie.
     """
     exact = wide(problem)
-    logits = torch.stack(head_logits(exact))  # (H, N, C)
-    truth = RowValues.stack([row_values(z, exact.labels, True) for z in logits])
+    logits = torch.stack(list(head_logits(exact)))  # (H, N, C)
+    truth = RowStats.stack([row_stats(z, exact.labels, predicted=True) for z in logits])
     on_cpu = pose(
         problem.features.cpu().float(),
         [w.cpu().float() for w in problem.weights],
@@ -127,7 +127,7 @@ def assert_close(found: RowValues, problem: Problem, tolerance: float = 2e-6) ->
         logit_scale=problem.scales,
         alphas=problem.alphas,
     )
-    naive = RowValues.stack([row_values(z, exact.labels) for z in head_logits(on_cpu)])
+    naive = RowStats.stack([row_stats(z, exact.labels) for z in head_logits(on_cpu)])
     size = max(float(logits[logits.isfinite()].abs().max()), 1.0)
     for name in ("nll", "confidence", "brier"):
         want, got = getattr(truth, name), getattr(found, name).cpu().double()
@@ -137,7 +137,7 @@ def assert_close(found: RowValues, problem: Problem, tolerance: float = 2e-6) ->
 
 
 def assert_same_order(
-    found: RowValues, truth: RowValues, logits: torch.Tensor, labels: torch.Tensor, near: float
+    found: RowStats, truth: RowStats, logits: torch.Tensor, labels: torch.Tensor, near: float
 ) -> None:
     """Ranks and best columns, where they are clear; at least half of the rows have to be."""
     own = logits.gather(2, labels.expand(len(logits), -1)[:, :, None])

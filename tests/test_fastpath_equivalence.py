@@ -18,7 +18,7 @@ from scipy.special import log_softmax, softmax
 from heads import LinearHead, interpolate
 from heads.evaluation.passes import Job, all_logits
 from heads.kernels import linear_cross_entropy, linear_nll
-from heads.kernels.tally import row_statistics
+from heads.kernels.tally import stats_of_arrays
 from heads.solvers.ridge.leave_one_out import leave_one_out_errors, squared_errors
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.ridge.spectrum import Spectrum, decompose
@@ -136,7 +136,7 @@ def test_moments_streamed_and_subtracted(seed: int, n: int, dim: int, cut: int) 
 
 @settings(max_examples=40, deadline=None)
 @given(seeds, st.integers(1, 40), st.integers(2, 30), st.sampled_from([1e-3, 1.0, 100.0]), st.booleans(), st.booleans())
-def test_row_statistics(seed: int, n: int, n_classes: int, scale: float, ties: bool, masked: bool) -> None:
+def test_row_stats(seed: int, n: int, n_classes: int, scale: float, ties: bool, masked: bool) -> None:
     rng = np.random.default_rng(seed)
     logits, labels = scale * rng.normal(size=(n, n_classes)), rng.integers(0, n_classes, n)
     if ties:
@@ -148,11 +148,12 @@ def test_row_statistics(seed: int, n: int, n_classes: int, scale: float, ties: b
     rows = np.arange(n)
     truth = -log_softmax(narrow.astype(np.float64), axis=1)[rows, labels]
     naive = -log_softmax(narrow, axis=1)[rows, labels]
-    found = row_statistics(narrow, labels)
-    assert np.abs(found.nll - truth).max() <= np.abs(naive - truth).max() + 1e-6
-    assert np.abs(found.confidence - softmax(narrow.astype(np.float64), axis=1).max(1)).max() <= 1e-5
+    rows_found = stats_of_arrays(narrow, labels)
+    nll, confidence, rank = (part.numpy() for part in (rows_found.nll, rows_found.confidence, rows_found.rank))
+    assert np.abs(nll - truth).max() <= np.abs(naive - truth).max() + 1e-6
+    assert np.abs(confidence - softmax(narrow.astype(np.float64), axis=1).max(1)).max() <= 1e-5
     order = np.argsort(-narrow, axis=1, kind="stable")
-    np.testing.assert_array_equal(found.rank, (order == labels[:, None]).argmax(axis=1))
+    np.testing.assert_array_equal(rank, (order == labels[:, None]).argmax(axis=1))
 
 
 @settings(max_examples=20, deadline=None)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.kernels import linear_nll
-from heads.kernels.tally import row_statistics
+from heads.kernels.tally import stats_of_arrays
 from heads.rows.device import chosen_rows, device_rows
 from heads.rows.samples import Samples, require_finite
 from heads.solvers.folds import FOLDS, FoldAssigner
@@ -186,7 +186,7 @@ class Choice:
         return total, n
 
     def _total(self, logits: Float, labels: NDArray[np.integer]) -> float:
-        found = row_statistics(logits, labels)
+        found = stats_of_arrays(logits, labels)
         return float(found.nll.sum()) if self.metric == "nll" else float((found.rank == 0).sum())
 
 

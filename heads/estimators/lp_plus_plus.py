@@ -13,7 +13,7 @@ from featcache.errors import HeadError
 from heads.estimators.base import LinearClassifier
 from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.linear import LinearHead
-from heads.kernels.tally import row_statistics
+from heads.kernels.tally import stats_of_arrays
 from heads.rows.samples import gathered, require_finite
 from heads.rows.selection import selection_samples
 from heads.solvers.folds import FOLDS, FoldAssigner
@@ -132,8 +132,8 @@ class LPPlusPlus(LinearClassifier):
         for fitting, judging in pairs:
             n += len(judging.labels)
             for step, state in zip(range(self.steps), _descent(fitting), strict=False):
-                statistics = row_statistics(judging.logits(state), judging.labels)
-                sums[:, step] += (statistics.rank == 0).sum(), statistics.nll.sum()
+                rows = stats_of_arrays(judging.logits(state), judging.labels)
+                sums[:, step] += int((rows.rank == 0).sum()), float(rows.nll.sum())
         return sums[0] / max(n, 1), sums[1] / max(n, 1)
 
     def _best(self) -> int:

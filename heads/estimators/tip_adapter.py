@@ -19,7 +19,7 @@ from heads.estimators.base import NonlinearClassifier
 from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.linear import LinearHead
 from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead, unit_rows
-from heads.kernels.tally import row_statistics
+from heads.kernels.tally import stats_of_arrays
 from heads.rows.samples import Samples, gathered, require_finite
 from heads.rows.selection import selection_samples
 from heads.solvers.folds import FOLDS, FoldAssigner
@@ -232,8 +232,8 @@ def scored(
             for b, beta in enumerate(betas.tolist()):
                 votes = bank.votes(affinities, beta, kept)
                 for a, alpha in enumerate(alphas.tolist()):
-                    statistics = row_statistics(base + np.float32(alpha) * votes, labels)
-                    sums[:, a, b] += (statistics.rank == 0).sum(), statistics.nll.sum()
+                    rows = stats_of_arrays(base + np.float32(alpha) * votes, labels)
+                    sums[:, a, b] += int((rows.rank == 0).sum()), float(rows.nll.sum())
         return sums
 
     total, n = np.zeros((2, len(alphas), len(betas))), 0

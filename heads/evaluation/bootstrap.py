@@ -8,7 +8,7 @@ draws, and a difference of two heads is drawn pair by pair.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,25 @@ from featcache.errors import HeadError
 DRAWS = 2000
 """Default number of draws: the ends of a 95% interval are then known to about a tenth of its width."""
 
+LEVEL = 0.95
+"""Default share of the draws between the ends of an interval."""
+
 _CELLS = 1 << 22  # counts held at a time: 32 MiB
+
+
+class DrawOptions(TypedDict, total=False):
+    """Keywords of every percentile bootstrap; all are optional.
+
+    Attributes
+    ----------
+    draws : number of draws. Default: `DRAWS`
+    level : share of the draws between the ends. Default: `LEVEL`
+    seed : of `numpy.random.default_rng`. Default: 0
+    """
+
+    draws: int
+    level: float
+    seed: int
 
 
 class Interval(NamedTuple):
@@ -34,7 +52,7 @@ def bootstrap(
     *,
     clusters: ArrayLike | None = None,
     draws: int = DRAWS,
-    level: float = 0.95,
+    level: float = LEVEL,
     seed: int = 0,
 ) -> list[Interval]:
     """Intervals of the means of H series over the same rows.
@@ -44,15 +62,13 @@ def bootstrap(
     values : (H, N), or (N,) for one series
     clusters : (N,) integers
         Rows of one cluster (views of one image, patches of one slide) are drawn together, so that their dependence
-        does not narrow the interval; None draws rows. The mean remains one over rows.
-    draws : number of draws
-    level : share of the draws between the ends
-    seed : of `numpy.random.default_rng`
+        does not narrow the interval. Default: rows are drawn one by one. The mean is over rows either way.
+    draws, level, seed : as in `DrawOptions`
 
     Returns
     -------
-    One `Interval` a series: its mean, and the ``(1 -+ level) / 2`` quantiles of its means under the draws; about those
-    of ``scipy.stats.bootstrap(method="percentile")``.
+    One `Interval` per series: its mean, and the ``(1 -+ level) / 2`` quantiles of its means under the draws; close to
+    ``scipy.stats.bootstrap(method="percentile")``.
 
     Raises
     ------
@@ -74,18 +90,18 @@ def bootstrap(
 
 
 def bootstrap_groups(
-    values: ArrayLike, codes: ArrayLike, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
+    values: ArrayLike, codes: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
 ) -> tuple[list[Interval], Interval]:
     """Intervals of one series by group, and of its smallest group mean (worst-group accuracy).
 
     Every draw draws within each group, so that groups keep their sizes. The smallest of several noisy means is biased
-    downwards, and the interval shows it: with groups of few rows it may lie below the value.
+    downwards, and the interval shows it: with groups of few rows it may be below the value.
 
     Parameters
     ----------
     values : (N,)
-    codes : (N,) group indices 0 to G-1, each of which occurs
-    draws, level, seed : as in `bootstrap`
+    codes : (N,) group indices 0 to G-1, each with at least one row
+    draws, level, seed : as in `DrawOptions`
 
     Returns
     -------
@@ -94,7 +110,7 @@ def bootstrap_groups(
     (series,) = _series(values, draws, level)
     groups = np.asarray(codes)
     if groups.shape != series.shape or groups.min() < 0 or (np.bincount(groups) == 0).any():
-        raise HeadError(f"group codes are {groups.shape}, expected {series.shape} with 0 to G-1, none of them missing")
+        raise HeadError(f"group codes are {groups.shape}, expected {series.shape} with 0 to G-1, each at least once")
     rng = np.random.default_rng(seed)
     members = [series[groups == group] for group in range(int(groups.max()) + 1)]
     drawn = np.stack(

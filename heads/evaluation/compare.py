@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureTable
-from heads.evaluation.bootstrap import DRAWS, bootstrap, bootstrap_groups, sign_test
+from heads.evaluation.bootstrap import LEVEL, DrawOptions, bootstrap, bootstrap_groups, sign_test
 from heads.evaluation.evaluate import Judgement, SampleTable, judge, store_labels
-from heads.evaluation.groups import groups_of
+from heads.evaluation.groups import Groups, groups_of
 from heads.evaluation.passes import ClassSubset
 
 
@@ -25,9 +25,7 @@ def compare(
     allow_chosen: bool = False,
     groups: Sequence[str] | None = None,
     clusters: Sequence[str] | None = None,
-    draws: int = DRAWS,
-    level: float = 0.95,
-    seed: int = 0,
+    **options: Unpack[DrawOptions],
 ) -> list[dict[str, Any]]:
     """Compare two heads on each store, row by row.
 
@@ -36,16 +34,16 @@ def compare(
     head_a, head_b, stores, class_subset, allow_chosen, groups
         As in `heads.evaluate`; with groups, differences are also given by group.
     clusters
-        Metadata columns: rows that agree in all of them are drawn together (see `heads.bootstrap.bootstrap`).
-    draws, level, seed
-        Of the percentile bootstrap.
+        Metadata columns: rows that agree in all of them are drawn together (see `heads.bootstrap`).
+    **options
+        `draws`, `level`, `seed` of the percentile bootstrap.
 
     Returns
     -------
-    One dict a store: ``store``, ``n``, ``level``, ``heads``; for ``top1`` and ``nll`` each ``a``, ``b`` and
-    ``difference`` (b less a), each ``[value, low, high]``; ``mcnemar``: rows that only a, only b has right, and the
-    exact two-sided ``p``; ``sign_nll``: rows where a, where b has the smaller NLL, and ``p``; with groups ``groups``:
-    rows and ``top1`` difference of each, and ``worst_group_top1`` of a and b.
+    One dict per store: ``store``, ``n``, ``level``, ``heads``; for ``top1`` and ``nll`` each ``a``, ``b`` and
+    ``difference`` (b less a), each ``[value, low, high]``; ``mcnemar``: rows that only a, only b predicts correctly,
+    and the exact two-sided ``p``; ``sign_nll``: rows where a, where b has the smaller NLL, and ``p``; with groups
+    ``groups``: rows and ``top1`` difference of each, and ``worst_group_top1`` of a and b.
 
     Raises
     ------
@@ -54,7 +52,7 @@ def compare(
     """
     judgement = judge([head_a, head_b], stores, class_subset=class_subset, allow_chosen=allow_chosen, per_sample=True)
     names = [row["head"] for row in judgement.rows]
-    options: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
+    level = options.get("level", LEVEL)
     found = []
     for store, label in zip(stores, store_labels(stores), strict=True):
         table = judgement.samples[label]
@@ -66,10 +64,8 @@ def compare(
     return found
 
 
-def add_intervals(
-    judgement: Judgement, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Rows of a judgement with ``"<store>:top1_interval"`` and ``"<store>:nll_interval"``, each [low, high].
+def add_intervals(judgement: Judgement, **options: Unpack[DrawOptions]) -> list[dict[str, Any]]:
+    """Rows of `heads.judge` with ``"<store>:top1_interval"`` and ``"<store>:nll_interval"``, each [low, high].
 
     Raises
     ------
@@ -77,16 +73,16 @@ def add_intervals(
         If the judgement kept no samples.
     """
     if not judgement.samples:
-        raise HeadError("intervals are made of single samples; call heads.judge with per_sample=True")
+        raise HeadError("intervals need single samples; call heads.judge with per_sample=True")
     rows = [dict(row) for row in judgement.rows]
     for label, table in judgement.samples.items():
         for metric, values in (("top1", table.rank == 0), ("nll", table.nll)):
-            for row, interval in zip(rows, bootstrap(values, draws=draws, level=level, seed=seed), strict=True):
+            for row, interval in zip(rows, bootstrap(values, **options), strict=True):
                 row[f"{label}:{metric}_interval"] = [interval.low, interval.high]
     return rows
 
 
-def _differences(table: SampleTable, clusters: NDArray[np.int64] | None, options: dict[str, Any]) -> dict[str, Any]:
+def _differences(table: SampleTable, clusters: NDArray[np.int64] | None, options: DrawOptions) -> dict[str, Any]:
     hits, nll = (table.rank == 0).astype(np.float64), table.nll.astype(np.float64)
     found: dict[str, Any] = {}
     for metric, (a, b) in (("top1", hits), ("nll", nll)):
@@ -99,7 +95,7 @@ def _differences(table: SampleTable, clusters: NDArray[np.int64] | None, options
     return found
 
 
-def _by_group(table: SampleTable, groups: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _by_group(table: SampleTable, groups: Groups, options: DrawOptions) -> dict[str, Any]:
     hits = (table.rank == 0).astype(np.float64)
     differences, _ = bootstrap_groups(hits[1] - hits[0], groups.codes, **options)
     rows = np.bincount(groups.codes)

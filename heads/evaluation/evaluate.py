@@ -1,16 +1,14 @@
-"""Judge many heads on many stores in one pass over each; choose one on a selection split, never on a reported one.
+"""Evaluate many heads on many stores in one pass over each; choose one on a selection split, never on a reported one.
 
-Everything that one pass over each store tells of many heads: metrics, groups, and on request single samples.
-
-`heads.evaluate` gives its rows alone.
+`judge` does it all: metrics, groups, and on request single samples and confusion counts. `evaluate` returns its rows.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +17,41 @@ from featcache.errors import HeadError
 from featcache.processes import rank_and_size, sum_over_ranks
 from featcache.store.protocol import FeatureTable
 from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
-from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
+from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.provenance import same_split, split_id
 from heads.kernels import Tally
-from heads.kernels.tally import empty_tally
+
+
+class EvaluateOptions(TypedDict, total=False):
+    """Keywords of `heads.evaluate` and `heads.judge`; all are optional.
+
+    Attributes
+    ----------
+    class_subset
+        Class indices of the heads to keep, for all stores or by store name: only these logits exist, and the
+        softmax runs over them. The store's labels are then read by its class list: if it names the heads' full
+        class list, labels are full indices (each must be in the subset); if it names the subset's classes in the
+        subset's order, they are positions in the subset (ImageNet-R and -A, whose labels are 0..199). A `Projection`
+        makes new classes, each the largest logit of some of the heads' (ObjectNet).
+    allow_chosen : bool
+        Report even on a split that a head was chosen on: a leak, for reproducing papers.
+    groups : sequence of str
+        Metadata columns of the stores (``label`` is the class): accuracy and NLL are also reported for each of their
+        values, or combinations of values.
+    reference : str
+        Name of the in-distribution store, which does not count as a shifted domain. Default: the first.
+    distributed : bool
+        The processes of torchrun's process group share the rows. Every process must make the same call, and gets the
+        results of all rows.
+    """
+
+    class_subset: ClassSubset
+    allow_chosen: bool
+    groups: Sequence[str] | None
+    reference: str | None
+    distributed: bool
 
 
 @dataclass(frozen=True)
@@ -34,7 +61,7 @@ class SampleTable:
     Attributes
     ----------
     rows : (N',) rows of the store
-    labels : (N',) class indices, as the heads' classes count
+    labels : (N',) class indices among the heads' classes
     nll : (H, N') float32, nats
     rank : (H, N') int64 rank of the label, 0 is best; ties by class index
     """
@@ -51,10 +78,10 @@ class Judgement:
 
     Attributes
     ----------
-    rows : one results row a head, as `heads.evaluate` returns them
+    rows : one results row per head, as `heads.evaluate` returns them
     samples : for each store, by its name in the rows, what every head did on every sample; empty unless asked for
     confusion : for each store (H, C, C) counts, [label, predicted class]; empty unless asked for
-    classnames : for each store the C classes that labels and counts mean
+    classnames : for each store the C classes that labels and counts refer to
     """
 
     rows: list[dict[str, Any]]
@@ -63,41 +90,77 @@ class Judgement:
     classnames: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+def evaluate(
+    heads: Sequence[Any], stores: Sequence[FeatureTable], **options: Unpack[EvaluateOptions]
+) -> list[dict[str, Any]]:
+    """One row per head, with every metric on every store.
+
+    Linear heads are evaluated together by `linear_nll`, block by block, without an array of logits; heads of one
+    interpolation share two products, since logits interpolate as weights do. Numbers of neighbours in one bank share
+    its search. `heads.judge` also keeps single samples and confusion counts.
+
+    Parameters
+    ----------
+    heads
+        Fitted estimators or their `LogitHead`: linear heads, and others that give logits. Every setting of one fit is
+        ``fitted.path_heads()``.
+    stores
+        Image stores (their valid rows count), on a disk or, from `heads.resident`, in memory or on a GPU.
+    **options
+        `class_subset`, `allow_chosen`, `groups`, `reference`, `distributed`: see `EvaluateOptions`.
+
+    Returns
+    -------
+    Rows with ``head``, ``encoder``, ``params``, ``fitted_on``, ``chosen_on``, ``alpha`` (interpolations only) and
+    ``"<store.name>:<metric>"``; the name is ``<name>/<split>`` where two of the stores share a name. With groups
+    also ``"<name>:worst_group_top1"``, ``worst_group``, ``worst_group_nll`` and, by group, ``group_top1``,
+    ``group_nll``, ``group_rows``. For two or more stores also ``shifted_mean_<metric>``, ``shifted_worst_<metric>``
+    and ``shifted_worst_domain``.
+
+    Raises
+    ------
+    MismatchError
+        If a head and a store differ in encoder, text tower or class list.
+    HeadError
+        If a head was chosen on one of the stores, a group column is missing, or there is nothing to evaluate.
+    """
+    return judge(heads, stores, **options).rows
+
+
 def judge(
     heads: Sequence[Any],
     stores: Sequence[FeatureTable],
     *,
-    class_subset: ClassSubset = None,
-    allow_chosen: bool = False,
-    groups: Sequence[str] | None = None,
-    reference: str | None = None,
     per_sample: bool = False,
     confusion: bool = False,
-    distributed: bool = False,
+    **options: Unpack[EvaluateOptions],
 ) -> Judgement:
-    """Judge heads on stores; see `heads.evaluate` for what the arguments mean and what is refused.
+    """Evaluate heads on stores, and keep more than the rows; see `heads.evaluate` for the rest.
 
     Parameters
     ----------
     per_sample
         Also keep NLL and rank of every head on every sample.
     confusion
-        Also count (label, predicted class) pairs: H C² numbers a store.
-    distributed
-        Each process of the process group takes its share of the rows; all of them get the results of all rows.
-        Every process must call this with the same heads and stores.
+        Also count (label, predicted class) pairs: H C² numbers per store.
     """
-    judged = [as_head(head) for head in heads]
-    if not judged or not stores:
-        raise HeadError(f"got {len(judged)} heads and {len(stores)} stores; give at least one of each")
+    known = EvaluateOptions.__annotations__
+    if unknown := sorted(options.keys() - known.keys()):
+        raise TypeError(f"unexpected keyword arguments {unknown}; expected {', '.join(known)}")
+    fitted = [as_head(head) for head in heads]
+    if not fitted or not stores:
+        raise HeadError(f"got {len(fitted)} heads and {len(stores)} stores; give at least one of each")
     labels = store_labels(stores)
-    rows = [_describe(head, stores) for head in judged]
+    rows = [_describe(head, stores) for head in fitted]
     passes = []
-    for store in stores:
-        if not allow_chosen:
-            refuse_chosen(judged, store)
-        jobs = jobs_for(judged, store, class_subset)
-        passes.append(_Pass(jobs, store, None if groups is None else groups_of(store, groups), per_sample, confusion))
+    for store in stores:  # every refusal comes before the first pass
+        if not options.get("allow_chosen", False):
+            refuse_chosen(fitted, store)
+        columns = options.get("groups")
+        groups = None if columns is None else groups_of(store, columns)
+        jobs = jobs_for(fitted, store, options.get("class_subset"))
+        passes.append(_Pass(jobs, store, groups, per_sample=per_sample, confusion=confusion))
+    distributed = options.get("distributed", False)
     for one in passes:
         one.run(*(rank_and_size() if distributed else (0, 1)))
     if distributed:
@@ -106,7 +169,7 @@ def judge(
         for row, result in zip(rows, one.results(), strict=True):
             row.update({f"{label}:{key}": value for key, value in result.items()})
     for row in rows:
-        row.update(over_domains(row, labels, reference))
+        row.update(over_domains(row, labels, options.get("reference")))
     named = dict(zip(labels, passes, strict=True))
     return Judgement(
         rows,
@@ -120,13 +183,12 @@ class _Pass:
     """All heads on one store."""
 
     def __init__(
-        self, jobs: Sequence[Job], store: FeatureTable, groups: Groups | None, per_sample: bool, confusion: bool
+        self, jobs: Sequence[Job], store: FeatureTable, groups: Groups | None, *, per_sample: bool, confusion: bool
     ) -> None:
         self.jobs, self.store, self.units = jobs, store, units_of(jobs)
         self._confusion = confusion
-        self.tallies = [
-            empty_tally(len(unit.jobs), len(jobs[0].head.classnames), confusion=confusion) for unit in self.units
-        ]
+        n_classes = len(jobs[0].head.classnames)
+        self.tallies = [Tally.zeros(len(unit.jobs), n_classes, confusion=confusion) for unit in self.units]
         self.groups = None if groups is None else GroupSums(groups, len(jobs))
         self.samples: SampleTable | None = None
         if per_sample:
@@ -141,17 +203,17 @@ class _Pass:
         if size > 1:
             share, places = rows_of_rank(self.store, rank, size)
             done = places.start
-        wanted = {"per_sample": self.samples is not None or self.groups is not None, "confusion": self._confusion}
-        for tallies, labels in score(self.units, self.store, share, **wanted):
+        per_sample = self.samples is not None or self.groups is not None
+        for tallies, labels in score(self.units, self.store, share, per_sample=per_sample, confusion=self._confusion):
             self._add(tallies, labels, slice(done, done + len(labels)))
             done += len(labels)
 
     def _add(self, tallies: Sequence[Tally], labels: NDArray[np.integer], places: slice) -> None:
-        self.tallies = [a + replace(b, row_nll=None, row_rank=None) for a, b in zip(self.tallies, tallies, strict=True)]
+        self.tallies = [a + b for a, b in zip(self.tallies, tallies, strict=True)]
         if self.samples is None and self.groups is None:
             return
-        nll = np.concatenate([tally.row_nll for tally in tallies])
-        rank = np.concatenate([tally.row_rank for tally in tallies])
+        nll = np.concatenate([tally.row_nll for tally in tallies if tally.row_nll is not None])
+        rank = np.concatenate([tally.row_rank for tally in tallies if tally.row_rank is not None])
         if self.groups is not None:
             self.groups.add(places, nll, rank)
         if self.samples is not None:
@@ -159,28 +221,23 @@ class _Pass:
             self.samples.nll[:, places], self.samples.rank[:, places] = nll, rank
 
     def sums(self) -> list[NDArray[Any]]:
-        """Every accumulator as an array that may be replaced, in place, by its sum over processes."""
-        for tally in self.tallies:
-            tally.n = np.asarray(tally.n)  # type: ignore[assignment]
-        names = [entry.name for entry in fields(Tally)]
-        found = [getattr(tally, name) for tally in self.tallies for name in names]
+        """Every array that is to be replaced, in place, by its sum over processes."""
+        found = [array for tally in self.tallies for array in tally.sums.values()]
         found += self.groups.sums if self.groups is not None else []
-        found += [] if self.samples is None else [self.samples.labels, self.samples.nll, self.samples.rank]
-        return [array for array in found if array is not None]
+        return found + ([] if self.samples is None else [self.samples.labels, self.samples.nll, self.samples.rank])
 
     def results(self) -> list[dict[str, Any]]:
         """Metrics of each head, with those of groups."""
-        if not int(self.tallies[0].n):
+        if not self.tallies[0].n:
             raise HeadError(f"no rows were evaluated; {self.store.name!r} has no valid row")
-        found: list[dict[str, Any]] = [result for tally in self.tallies for result in tally.results()]
-        found = [{metric: result[metric] for metric in METRICS} for result in found]
+        found: list[dict[str, Any]] = [{**result} for tally in self.tallies for result in tally.results()]
         if self.groups is not None:
             found = [{**one, **other} for one, other in zip(found, self.groups.results(), strict=True)]
         return found
 
     def confusion(self) -> NDArray[np.int64]:
         """Counts (H, C, C)."""
-        return np.concatenate([tally.confusion for tally in self.tallies])
+        return np.concatenate([tally.confusion for tally in self.tallies if tally.confusion is not None])
 
 
 def store_labels(stores: Sequence[FeatureTable]) -> list[str]:
@@ -217,71 +274,6 @@ def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
             )
 
 
-def evaluate(
-    heads: Sequence[Any],
-    stores: Sequence[FeatureTable],
-    *,
-    class_subset: ClassSubset = None,
-    allow_chosen: bool = False,
-    groups: Sequence[str] | None = None,
-    reference: str | None = None,
-    distributed: bool = False,
-) -> list[dict[str, Any]]:
-    """One row a head, with every metric on every store.
-
-    Linear heads are judged together by `linear_nll`, block by block, without an array of logits; heads of
-    one interpolation share two products, since logits interpolate as weights do. Numbers of neighbours in one bank
-    share its search. `heads.judge` also keeps single samples and confusion counts.
-
-    Parameters
-    ----------
-    heads
-        Fitted estimators, or the `LogitHead` of such: linear heads, and others that give logits. Every setting of one
-        fit is ``fitted.path_heads()``.
-    stores
-        Image stores (their valid rows count), on a disk or, of `heads.resident`, in memory or on a GPU.
-    class_subset
-        Class indices of the heads to keep, for all stores or by store name: only these logits exist, and the
-        softmax runs over them. The store's labels are then read by its class list: if it names the heads' full
-        class list, labels are full indices (each must be in the subset); if it names the subset's classes in the
-        subset's order, they are positions in the subset (ImageNet-R and -A, whose labels are 0..199). A `Projection`
-        makes new classes, each the largest logit of some of the heads' (ObjectNet).
-    allow_chosen
-        Report even on a split that a head was chosen on: a leak, for reproducing papers.
-    groups
-        Metadata columns of the stores (``label`` is the class) by whose values, or combinations of values, accuracy
-        and NLL are also reported.
-    reference
-        Name of the in-distribution store, which does not count as a shifted domain; None is the first.
-    distributed
-        The processes of torchrun's process group share the rows; every one must call this alike, and gets all rows.
-
-    Returns
-    -------
-    Rows with ``head``, ``encoder``, ``params``, ``fitted_on``, ``chosen_on``, ``alpha`` (interpolations only) and
-    ``"<store.name>:<metric>"``; the name is ``<name>/<split>`` where two of the stores share a name. With groups
-    also ``"<name>:worst_group_top1"``, ``worst_group``, ``worst_group_nll`` and, by group, ``group_top1``,
-    ``group_nll``, ``group_rows``. Of two or more stores also ``shifted_mean_<metric>``, ``shifted_worst_<metric>`` and
-    ``shifted_worst_domain``.
-
-    Raises
-    ------
-    MismatchError
-        If a head and a store differ in encoder, text tower or class list.
-    HeadError
-        If a head was chosen on one of the stores, a group column is missing, or there is nothing to evaluate.
-    """
-    return judge(
-        heads,
-        stores,
-        class_subset=class_subset,
-        allow_chosen=allow_chosen,
-        groups=groups,
-        reference=reference,
-        distributed=distributed,
-    ).rows
-
-
 def choose(
     heads: Sequence[Any],
     selection: FeatureTable,
@@ -301,26 +293,25 @@ def choose(
     HeadError
         For an unknown metric, or a selection split that one of the heads was fitted on.
     """
-    if metric not in METRICS:
-        raise HeadError(f"unknown metric {metric!r}; expected one of {', '.join(METRICS)}")
-    judged = [as_head(head) for head in heads]
-    for head in judged:
+    metric_of(metric)
+    fitted = [as_head(head) for head in heads]
+    for head in fitted:
         if any(same_split(entry, selection) for entry in head.provenance.get("fitted_on", [])):
             raise HeadError(
                 f"{head.name} was fitted on {selection.name}/{selection.split}, where it looks better than it is; "
                 "choose on a split that fitted none of the heads"
             )
-    rows = evaluate(judged, [selection], class_subset=class_subset, allow_chosen=True, distributed=distributed)
+    rows = evaluate(fitted, [selection], class_subset=class_subset, allow_chosen=True, distributed=distributed)
     values = [row[f"{selection.name}:{metric}"] for row in rows]
     best, found = best_of(values, [row[f"{selection.name}:nll"] for row in rows], metric)
     entry = {**split_id(selection), **found}
-    provenance = judged[best].provenance
+    provenance = fitted[best].provenance
     chosen_on = [*provenance.get("chosen_on", []), entry]
-    return judged[best].with_provenance({**provenance, "chosen_on": chosen_on})
+    return fitted[best].with_provenance({**provenance, "chosen_on": chosen_on})
 
 
 def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple[int, dict[str, Any]]:
-    """Place of the best value of a metric, ties going to the lower NLL, then to the earlier; and a record of it.
+    """Position of the best value of a metric, and its record; ties go to the lower NLL, then to the earlier.
 
     Examples
     --------

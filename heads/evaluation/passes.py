@@ -1,8 +1,8 @@
-"""One pass over a store for many heads: a tally a block of rows; logits of all rows and heads never exist.
+"""One pass over a store for many heads: one tally per block of rows; logits of all rows and heads never exist.
 
 Class weights go through `heads.kernels`, all heads of a block at once, and interpolations of one pair as two heads and
 their alphas. Heads without class weights give logits for a few thousand rows at a time; those that share work (numbers
-of neighbours in one bank) have it done once. What is made of the tallies is the caller's.
+of neighbours in one bank) do it once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heads.fitted.base import LogitHead
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import check_classes, check_encoder
 from heads.kernels import Tally, linear_nll
-from heads.kernels.tally import row_statistics, tally_of
+from heads.kernels.tally import RowStats, stats_of_arrays
 from heads.rows.few_shot import FewShotStore
 from heads.rows.in_memory import ResidentStore
 from heads.rows.samples import to_numpy
@@ -62,7 +62,7 @@ def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, class_subset: Clas
     if len({None if job.lookup is None else job.lookup.tobytes() for job in jobs}) > 1:
         raise MismatchError(
             f"the labels of {store.name!r} are class indices of some heads and of the class subset for others; "
-            "judge heads over all classes and heads over the subset one after the other"
+            "evaluate heads over all classes and heads over the subset one after the other"
         )
     return jobs
 
@@ -124,8 +124,8 @@ class Unit:
         n_classes = len(self.jobs[0].head.classnames)
 
         def of_piece(x: NDArray[np.floating], y: NDArray[np.integer]) -> Tally:
-            found = [row_statistics(logits, y) for logits in all_logits(self.jobs, x)]
-            return tally_of(found, y, n_classes, per_sample=per_sample, confusion=confusion)
+            rows = [stats_of_arrays(logits, y, predicted=confusion) for logits in all_logits(self.jobs, x)]
+            return Tally.of_rows(RowStats.stack(rows), y, n_classes, per_sample=per_sample)
 
         return Tally.joined(map_pieces([(to_numpy(X), np.asarray(positions))], of_piece))
 

@@ -1,15 +1,14 @@
-"""Products by BLAS into tiles that stay in the cache, and one fused pass over each (`heads.kernels.cpu`).
+"""Products by BLAS into tiles that stay in the cache, and one fused pass over each tile, compiled by numba.
 
-Pieces of rows run side by side, one BLAS thread and one tile each. Half-precision inputs are widened piece by piece:
-their products are then exact in float32, where torch's own half-precision product on a CPU rounds its result.
+Pieces of rows run side by side, with one BLAS thread and one tile each. Half-precision inputs are widened piece by
+piece: their products are then exact in float32, where torch's own half-precision product on a CPU rounds its result.
 
-The fused pass over tiles of logits, compiled by numba: maximum, rank, log-sum-exp, bins and Brier score of each row.
-
-A row is read twice while it lies in the first-level cache: for its maximum and the rank of its label, then for the
-sums of ``exp(z - maximum)`` and of its square. libm's exponential is 2.5 times slower than the polynomial here
-(Cody and Waite 1980: ``exp(x) = 2**n * exp(r)``, n the nearest integer to x / ln 2, and exp(r) by minimax), which LLVM
-vectorises. Reordering of sums is allowed, NaN and infinity keep their meaning: a row with a NaN or +inf logit, or with
-nothing but -inf, has NaN for its sums. (The comparisons for the maximum may ignore NaN, since the sums do not.)
+The fused pass reads each row of logits twice while it is in the first-level cache: for its maximum and the rank of its
+label, then for the sums of ``exp(z - maximum)`` and of its square. The polynomial for the exponential is 2.5 times
+faster than libm's (Cody and Waite 1980: ``exp(x) = 2**n * exp(r)``, n the nearest integer to x / ln 2, and exp(r) by
+minimax), since LLVM vectorises it. Reordering of sums is allowed, NaN and infinity keep their meaning: a row with a NaN
+or +inf logit, or with nothing but -inf, has NaN sums. (The comparisons for the maximum may ignore NaN, since the sums
+do not.)
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,10 +25,15 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError, MissingExtraError
+from featcache.errors import HeadError
 from heads.kernels.problem import Problem
 from heads.kernels.tally import CAP, Tally
 from heads.solvers.parallel import one_blas_thread
+
+Matrix = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Number: TypeAlias = Any
+"""A number inside numba: Python's or numpy's, of the width that the code gives it."""
 
 LANES = np.uint64(64)
 _CHUNK = np.uint64(1024)
@@ -39,7 +43,7 @@ _CHUNK = np.uint64(1024)
 class Counts(NamedTuple):
     """Sums of one piece of rows, (H, ...) as in `heads.kernels.tally.Tally`; numba takes it as it is.
 
-    `sums` holds NLL, capped NLL and Brier score; those of the last three that are not asked for are empty.
+    `sums` (H, 3) holds NLL, capped NLL and Brier score. The last three are per row, and empty unless asked for.
     """
 
     sums: NDArray[np.float64]
@@ -78,7 +82,7 @@ _larger: Any = intrinsic(_maxnum)  # as a comparison and a choice, LLVM does not
 
 
 @njit(fastmath={"contract"}, cache=True)
-def _exp(x: Any) -> Any:
+def _exp(x: Number) -> Number:
     """exp(x) in float32 for x <= 0, within 2 units in the last place; NaN stays NaN, below -87 it is exp(-87)."""
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
     shifted = x * np.float32(1.44269504) + np.float32(12582912.0)  # 1.5 * 2**23: the nearest integer, in the low bits
@@ -97,8 +101,8 @@ def _exp(x: Any) -> Any:
 
 
 @njit(fastmath={"nnan", "nsz", "reassoc", "contract"}, cache=True)
-def _largest_and_rank(z: Any, y: Any) -> Any:
-    """Maximum of a row, and how many logits come before that of class y; of equal ones the lower classes do."""
+def _largest_and_rank(z: Matrix, y: Number) -> tuple[Number, Number]:
+    """Maximum of a row (C,), and the number of logits that rank before that of class y; ties rank by class index."""
     target = z[y]
     largest = np.float32(-np.inf)
     ahead = np.int32(0)
@@ -120,7 +124,7 @@ def _largest_and_rank(z: Any, y: Any) -> Any:
 
 
 @njit(fastmath={"nsz", "reassoc", "contract"}, cache=True)
-def _sums(z: Any, largest: Any) -> Any:
+def _sums(z: Matrix, largest: Number) -> tuple[Number, Number]:
     """Sum of ``exp(z - largest)``, and of its square."""
     total, squares = 0.0, 0.0
     end = np.uint64(z.size)
@@ -136,7 +140,7 @@ def _sums(z: Any, largest: Any) -> Any:
 
 
 @njit(cache=True)
-def _judge(z: Any, y: Any, n_classes: Any, head: Any, row: Any, out: Any) -> None:
+def _add_row(z: Matrix, y: Number, n_classes: int, head: int, row: int, out: Counts) -> None:
     """Add a row of logits, padded with -inf, to the sums and counts of a head."""
     largest, ahead = _largest_and_rank(z, y)
     total, squares = _sums(z, largest)
@@ -166,7 +170,7 @@ def _judge(z: Any, y: Any, n_classes: Any, head: Any, row: Any, out: Any) -> Non
 
 
 @njit(cache=True, nogil=True)
-def tally_tile(tile: Any, width: Any, scale: Any, bias: Any, labels: Any, head: Any, out: Any) -> None:
+def tally_tile(tile: Matrix, width: int, scale: Number, bias: Matrix, labels: Labels, head: int, out: Counts) -> None:
     """Add the rows of a tile of products (n, >= width) of one head; logits are ``scale * tile + bias``, in place.
 
     Columns from C = bias.size to `width` are -inf; that is a multiple of `LANES`, so that no loop has a remainder.
@@ -175,11 +179,13 @@ def tally_tile(tile: Any, width: Any, scale: Any, bias: Any, labels: Any, head: 
         z = tile[row][:width]
         for c in range(bias.size):
             z[c] = z[c] * scale + bias[c]
-        _judge(z, labels[row], bias.size, head, row, out)
+        _add_row(z, labels[row], bias.size, head, row, out)
 
 
 @njit(cache=True, nogil=True)
-def tally_path(first: Any, second: Any, width: Any, factors: Any, biases: Any, labels: Any, out: Any) -> None:
+def tally_path(
+    first: Matrix, second: Matrix, width: int, factors: Matrix, biases: Matrix, labels: Labels, out: Counts
+) -> None:
     """Add the rows of K interpolations of two tiles, one row for all of them before the next.
 
     Logits of head k are ``factors[k, 0] * first + factors[k, 1] * second + biases[k]``; each has its own maximum.
@@ -191,7 +197,7 @@ def tally_path(first: Any, second: Any, width: Any, factors: Any, biases: Any, l
             a, b, bias = factors[head, 0], factors[head, 1], biases[head]
             for c in range(bias.size):
                 z[c] = a * one[c] + b * two[c] + bias[c]
-            _judge(z, labels[row], bias.size, head, row, out)
+            _add_row(z, labels[row], bias.size, head, row, out)
 
 
 _TILE = 2**20
@@ -201,15 +207,9 @@ _FEWEST, _MOST = 256, 2048
 """Rows of a tile. At C = 21,843 a tile of 48 rows would cost twice the bare product, one of 256 costs 1.2 times that;
 only from 32,768 classes on are there fewer, so that no tile exceeds 32 MiB (and 16 rows)."""
 
-Matrix = NDArray[np.float32]
-
 
 def require(problem: Problem) -> None:
     """It takes float32 and half precision on the CPU."""
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("the CPU kernel needs numba; install it: pip install numba") from error
     if problem.features.device.type != "cpu" or problem.dtype != torch.float32:
         raise HeadError(
             f"features are {problem.dtype} on {problem.features.device}; impl='cpu' takes float32, float16 and "
@@ -228,14 +228,12 @@ class _Run:
     """One problem, its tiles, and its counts so far."""
 
     def __init__(self, problem: Problem) -> None:
-
         self.problem = problem
         self.labels = np.ascontiguousarray(problem.labels.numpy())
         n, n_classes = len(self.labels), problem.n_classes
         rows = min(max(_TILE // n_classes, _FEWEST), max(8 * _TILE // n_classes, 16), _MOST)
-        turns = -(
-            -n // (8 * rows)
-        )  # pieces of one size, a multiple of 8 of them, keep 2, 4 or 8 threads busy to the end
+        # Pieces of one size, a multiple of 8 of them, keep 2, 4 or 8 threads busy to the end.
+        turns = -(-n // (8 * rows))
         self.rows = max(min(128, rows), -(-n // (8 * turns)))
         padded = -(-n_classes // int(LANES)) * int(LANES)
         self.width = padded
@@ -255,13 +253,13 @@ class _Run:
         return (ends * self.problem.scales).astype(np.float32), biases.astype(np.float32)
 
     def tally(self) -> Tally:
-        """Sums over pieces in their order, whatever thread took them."""
+        """Sums over pieces in their order, so that the number of threads changes nothing."""
         problem = self.problem
         total, parts = self._counts(0), []
         confusion = np.zeros((problem.n_heads, problem.n_classes**2), np.int64) if problem.confusion else None
         for first, part in self._parts():
             for mine, other in zip(total[:6], part[:6], strict=True):
-                mine += other
+                np.add(mine, other, out=mine)
             if problem.per_sample:
                 parts.append(part)
             if confusion is not None:
@@ -269,11 +267,9 @@ class _Run:
                 for counts, pair in zip(confusion, pairs, strict=True):
                     counts += np.bincount(pair, minlength=counts.size)
         return Tally(
-            n=len(self.labels),
             nll=total.sums[:, 0],
             nll_capped=total.sums[:, 1],
             brier=total.sums[:, 2],
-            top1=total.class_hits.sum(axis=1),
             top5=total.top5,
             class_rows=np.bincount(self.labels, minlength=problem.n_classes),
             class_hits=total.class_hits,
@@ -285,13 +281,13 @@ class _Run:
             row_rank=np.concatenate([part.row_rank for part in parts], axis=1) if parts else None,
         )
 
-    def _parts(self) -> Iterator[tuple[int, Any]]:
+    def _parts(self) -> Iterator[tuple[int, Counts]]:
         """First row and counts of each piece, in order; as many pieces at once as BLAS was allowed threads."""
         starts = range(0, len(self.labels), self.rows)
         with one_blas_thread() as threads, ThreadPoolExecutor(threads) as executor:
             yield from zip(starts, executor.map(self._piece, starts), strict=True)
 
-    def _piece(self, first: int) -> Any:
+    def _piece(self, first: int) -> Counts:
         """Counts of one piece; its tiles go back to the pool."""
         labels = self.labels[first : first + self.rows]
         out = self._counts(len(labels))
@@ -316,8 +312,8 @@ class _Run:
         np.matmul(x, weights.float().numpy().T, out=tile[: len(x), : len(weights)])
         return tile
 
-    def _counts(self, rows: int) -> Any:
-        """Zeros, and room for what is asked of each row."""
+    def _counts(self, rows: int) -> Counts:
+        """Zero sums, and space for the statistics of each row that are asked for."""
         problem, heads = self.problem, self.problem.n_heads
         bins = (heads, problem.n_bins)
         kept = (heads, rows if problem.per_sample else 0)

@@ -23,7 +23,7 @@ import torch
 
 from featcache.errors import HeadError, MissingExtraError
 from heads.kernels.problem import Problem
-from heads.kernels.tally import RowValues, Tally
+from heads.kernels.tally import RowStats, Tally
 from heads.solvers.primitives import wide_product
 
 TILE_BYTES = 24 * 2**20
@@ -108,8 +108,7 @@ def kernel_source() -> str:
 
 def _run(problem: Problem, launch: Launch, tile_bytes: int | None = None) -> Tally:
     packed = pack(problem)
-    values = ((row_values(block, packed, launch, tile_bytes), block) for block in blocks(problem))
-    return Tally.joined(Tally.of_rows(rows, block) for rows, block in values)
+    return Tally.joined(block.tally(row_values(block, packed, launch, tile_bytes)) for block in blocks(problem))
 
 
 def blocks(problem: Problem) -> Iterator[Problem]:
@@ -138,7 +137,7 @@ def pack(problem: Problem) -> Packed:
     return Packed(weights.view(n_heads * stride, dim), bias, scale, stride)
 
 
-def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int | None = None) -> RowValues:
+def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int | None = None) -> RowStats:
     """Statistics (H or K, n) of the rows, tile by tile of `TILE_BYTES`, or as many as given."""
     n, n_given = len(problem.labels), len(packed.scale)
     together = problem.alphas is not None
@@ -154,7 +153,7 @@ def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int
             weights = packed.weights[head * packed.stride : head * packed.stride + width]
             wide_product(x, weights, tile[: len(x) * width].view(len(x), width))
             pass_(tile, start, len(x), head, count)
-    return RowValues(*out)
+    return RowStats(*out)
 
 
 @dataclass(frozen=True)

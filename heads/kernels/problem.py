@@ -4,15 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
+from heads.kernels.tally import CALIBRATION_BINS, RowStats, Tally
+
+Values: TypeAlias = ArrayLike | torch.Tensor
+"""What callers pass: a tensor, or anything that numpy reads as an array."""
 
 Tensors = tuple[torch.Tensor, ...]
+
+
+class NLLOptions(TypedDict, total=False):
+    """Keywords of `heads.kernels.linear_nll`; all are optional.
+
+    Attributes
+    ----------
+    bias : (C,), (H, C) or a list of H entries (C,) or None
+        Added to the logits; -inf masks a class out. Default: none.
+    logit_scale : float or H of them
+        Factor on the products, already exponentiated. Default: 1.
+    class_subset : (S,) indices
+        Classes to keep, in this order: the softmax runs over them alone, and classes of the result are positions in
+        this list.
+    alphas : K numbers
+        The result has K heads, ``(1 - a) * logits of head 0 + a * logits of head 1`` of exactly two heads, at the
+        price of two products.
+    ensemble : {"logits", "probabilities"}
+        The H heads (of T templates, say) become one: the mean of their logits, or of their softmax probabilities.
+    n_bins : int
+        Calibration bins. Default: `CALIBRATION_BINS`.
+    per_sample : bool
+        Also keep NLL and rank of each row, (H, N).
+    confusion : bool
+        Also count (label, predicted class) pairs, (H, C, C).
+    """
+
+    bias: Values | Sequence[Values | None] | None
+    logit_scale: float | Sequence[float] | None
+    class_subset: Values | None
+    alphas: Sequence[float] | None
+    ensemble: Literal["logits", "probabilities"] | None
+    n_bins: int
+    per_sample: bool
+    confusion: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +67,7 @@ class Problem:
     scales : H numbers, already exponentiated; ``logits = scale * features @ weights.T + bias``
     alphas : K coefficients of the two heads, or None
     mean_probabilities : whether the H heads are one head whose probabilities are their mean
-    n_bins, per_sample, confusion : as in `linear_nll`
+    n_bins, per_sample, confusion : as in `NLLOptions`
     """
 
     features: torch.Tensor
@@ -38,7 +77,7 @@ class Problem:
     scales: tuple[float, ...]
     alphas: tuple[float, ...] | None = None
     mean_probabilities: bool = False
-    n_bins: int = 15
+    n_bins: int = CALIBRATION_BINS
     per_sample: bool = False
     confusion: bool = False
 
@@ -64,7 +103,11 @@ class Problem:
         """The same heads on some of the rows."""
         return replace(self, features=self.features[start:stop], labels=self.labels[start:stop])
 
-    def refuse_unordered(self, nll: NDArray[np.float64]) -> None:
+    def tally(self, rows: RowStats) -> Tally:
+        """The tally of the statistics (H, N) of these rows."""
+        return Tally.of_rows(rows, self.labels, self.n_classes, n_bins=self.n_bins, per_sample=self.per_sample)
+
+    def refuse_nan(self, nll: NDArray[np.float64]) -> None:
         """Raise where the NLL sum (H,) of a head is NaN, naming rows of features that are not finite."""
         if not np.isnan(nll).any():
             return
@@ -77,43 +120,44 @@ class Problem:
 
 
 def pose(
-    features: Any,
-    weights: Any,
-    labels: Any,
-    *,
-    bias: Any = None,
-    logit_scale: float | Sequence[float] | None = None,
-    class_subset: Any = None,
-    alphas: Sequence[float] | None = None,
-    ensemble: str | None = None,
-    n_bins: int = 15,
-    per_sample: bool = False,
-    confusion: bool = False,
+    features: Values, weights: Values | Sequence[Values], labels: Values, **options: Unpack[NLLOptions]
 ) -> Problem:
-    """The `Problem` of the arguments of `linear_nll`, which says what they are and what is refused."""
-    X = _tensor(features, "features")
+    """The `Problem` of the arguments of `linear_nll`, which documents them and what is refused."""
+    known = NLLOptions.__annotations__
+    if unknown := sorted(options.keys() - known.keys()):
+        raise TypeError(f"unexpected keyword arguments {unknown}; expected {', '.join(known)}")
+    X = _floating(features, "features")
     if X.ndim != 2 or not len(X):
         raise HeadError(f"features are {tuple(X.shape)}, expected (N, D) with at least one row")
     heads = _heads(weights, X)
-    biases = _biases(bias, heads)
-    if class_subset is not None:
-        index = _subset(class_subset, heads[0].shape[0], X.device)
+    biases = _biases(options.get("bias"), heads)
+    targets, subset = _labels(labels, X), options.get("class_subset")
+    if subset is not None:
+        index = _subset(subset, heads[0].shape[0], X.device)
         heads = tuple(w[index] for w in heads)
         biases = tuple(None if b is None else b[index] for b in biases)
-        targets = _positions(_labels(labels, X), index)
+        targets = _positions(targets, index)
     else:
-        targets = _labels(labels, X)
         _check_range(targets, heads[0].shape[0])
-    if n_bins < 1:
-        raise HeadError(f"expected at least 1 calibration bin, got {n_bins}")
-    scales = _scales(logit_scale, len(heads))
-    problem = Problem(X, heads, targets, biases, scales, None, False, n_bins, per_sample, confusion)
+    problem = Problem(
+        X,
+        heads,
+        targets,
+        biases,
+        scales=_scales(options.get("logit_scale"), len(heads)),
+        n_bins=options.get("n_bins", CALIBRATION_BINS),
+        per_sample=options.get("per_sample", False),
+        confusion=options.get("confusion", False),
+    )
+    if problem.n_bins < 1:
+        raise HeadError(f"expected at least 1 calibration bin, got {problem.n_bins}")
+    alphas, ensemble = options.get("alphas"), options.get("ensemble")
     if ensemble is not None:
         return _ensemble(problem, ensemble, alphas)
     return problem if alphas is None else replace(problem, alphas=_alphas(alphas, problem))
 
 
-def _tensor(value: Any, what: str) -> torch.Tensor:
+def _floating(value: object, what: str) -> torch.Tensor:
     """A detached floating tensor of any array-like; arrays are shared, not copied, where torch can."""
     tensor = value.detach() if isinstance(value, torch.Tensor) else _shared(np.asarray(value))
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -121,8 +165,8 @@ def _tensor(value: Any, what: str) -> torch.Tensor:
     return tensor
 
 
-def _shared(array: NDArray[Any]) -> torch.Tensor:
-    """A tensor on an array's memory; nothing here writes to it, so memory maps and broadcasts are welcome."""
+def _shared(array: NDArray[np.generic]) -> torch.Tensor:
+    """A tensor on the memory of an array, which may be a read-only map or a broadcast: nothing is written to it."""
     if array.dtype.kind not in "fiu" or not array.dtype.isnative or any(step < 0 for step in array.strides):
         array = array.astype(array.dtype.newbyteorder("=")) if array.dtype.kind in "fiu" else array
         array = np.ascontiguousarray(array)
@@ -135,22 +179,22 @@ def _shared(array: NDArray[Any]) -> torch.Tensor:
 
 
 class _Writeable:
-    """The memory of an array, said to be writeable."""
+    """An array whose memory is declared writeable."""
 
-    def __init__(self, array: NDArray[Any]) -> None:
+    def __init__(self, array: NDArray[np.generic]) -> None:
         self.array = array  # keeps the memory
         interface = array.__array_interface__
         self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
-def _heads(weights: Any, X: torch.Tensor) -> Tensors:
+def _heads(weights: Values | Sequence[Values], X: torch.Tensor) -> Tensors:
     """H matrices (C, D) on the device of the features."""
     if not isinstance(weights, list | tuple):
-        whole = _tensor(weights, "weights")
+        whole = _floating(weights, "weights")
         if whole.ndim not in (2, 3):
             raise HeadError(f"weights are {tuple(whole.shape)}, expected (C, D), (H, C, D) or a list of (C, D)")
         weights = [whole] if whole.ndim == 2 else list(whole)
-    heads = tuple(_tensor(w, "weights").to(X.device) for w in weights)
+    heads = tuple(_floating(w, "weights").to(X.device) for w in weights)
     if not heads:
         raise HeadError("got no head; give weights (C, D), (H, C, D) or a list of (C, D)")
     shapes = {tuple(w.shape) for w in heads}
@@ -162,15 +206,15 @@ def _heads(weights: Any, X: torch.Tensor) -> Tensors:
     return heads
 
 
-def _biases(bias: Any, heads: Tensors) -> tuple[torch.Tensor | None, ...]:
-    """One bias (C,) or None a head."""
+def _biases(bias: Values | Sequence[Values | None] | None, heads: Tensors) -> tuple[torch.Tensor | None, ...]:
+    """One bias (C,) or None per head."""
     if bias is None:
         return (None,) * len(heads)
     if not isinstance(bias, list | tuple):
-        whole = _tensor(bias, "bias")
+        whole = _floating(bias, "bias")
         bias = [whole] * len(heads) if whole.ndim == 1 else list(whole)
     wide = torch.float64 if any(w.dtype == torch.float64 for w in heads) else torch.float32
-    biases = tuple(None if b is None else _tensor(b, "bias").to(heads[0].device, wide) for b in bias)
+    biases = tuple(None if b is None else _floating(b, "bias").to(heads[0].device, wide) for b in bias)
     expected = (heads[0].shape[0],)
     if len(biases) != len(heads) or any(b is not None and tuple(b.shape) != expected for b in biases):
         got = [None if b is None else tuple(b.shape) for b in biases]
@@ -195,7 +239,7 @@ def _alphas(alphas: Sequence[float], problem: Problem) -> tuple[float, ...]:
 
 
 def _ensemble(problem: Problem, ensemble: str, alphas: Sequence[float] | None) -> Problem:
-    """One head of many: a mean of logits is the logits of mean weights, a mean of probabilities is not linear."""
+    """One head from many: a mean of logits is a head of mean weights, a mean of probabilities is not linear."""
     if ensemble not in ("logits", "probabilities") or alphas is not None:
         raise HeadError(f"got ensemble={ensemble!r}; expected 'logits' or 'probabilities', and no alphas with it")
     if ensemble == "probabilities":
@@ -210,7 +254,7 @@ def _ensemble(problem: Problem, ensemble: str, alphas: Sequence[float] | None) -
     return replace(problem, weights=(mean.to(kind),), biases=(bias,), scales=(1.0,))
 
 
-def _labels(labels: Any, X: torch.Tensor) -> torch.Tensor:
+def _labels(labels: Values, X: torch.Tensor) -> torch.Tensor:
     tensor = labels.detach() if isinstance(labels, torch.Tensor) else _shared(np.asarray(labels))
     if tensor.is_floating_point() or tensor.dtype == torch.bool or tuple(tensor.shape) != (len(X),):
         raise HeadError(f"labels are {tuple(tensor.shape)} {tensor.dtype}, expected ({len(X)},) class indices")
@@ -223,7 +267,7 @@ def _check_range(labels: torch.Tensor, n_classes: int) -> None:
         raise HeadError(f"labels lie in [{low}, {high}], expected [0, {n_classes - 1}]; drop rows without a label")
 
 
-def _subset(class_subset: Any, n_classes: int, device: torch.device) -> torch.Tensor:
+def _subset(class_subset: Values, n_classes: int, device: torch.device) -> torch.Tensor:
     index = np.asarray(class_subset.cpu() if isinstance(class_subset, torch.Tensor) else class_subset)
     if index.ndim != 1 or index.dtype.kind not in "iu" or index.size < 2 or len(np.unique(index)) != index.size:
         raise HeadError(f"class_subset must be at least two different class indices, got {class_subset!r}")

@@ -5,25 +5,20 @@ are carried from one to the next. The price is that the label's logit must be kn
 with the labels' own weights, BLOCK_N columns beside every C.
 
 Interpolation grids are left to the cuda implementation, whose pass over two tiles serves all alphas.
-
-The Triton kernel: a block of rows against one head, its logits in registers and nowhere else.
-
-Imported by `heads.kernels.triton` when it runs; the only file that imports Triton.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from featcache.errors import HeadError, MissingExtraError
+from featcache.errors import HeadError
 from heads.kernels.cuda import Packed, blocks, pack
 from heads.kernels.problem import Problem
-from heads.kernels.tally import RowValues, Tally
+from heads.kernels.tally import RowStats, Tally
 
 
 @triton.jit
@@ -84,17 +79,17 @@ def nll_fused(
     """
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = row < n
+    inside = row < n
     x_rows = features + row.to(tl.int64) * feature_stride
     w_head = weights + head * stride * D
     factor = tl.load(scale + head)
-    label = tl.load(labels + row, mask=there, other=0)
+    label = tl.load(labels + row, mask=inside, other=0)
 
-    own = _tile(x_rows, there, w_head + label * D, there, D, BLOCK_D, BLOCK_N, BLOCK_N, PRECISION)
+    own = _tile(x_rows, inside, w_head + label * D, inside, D, BLOCK_D, BLOCK_N, BLOCK_N, PRECISION)
     lane = tl.arange(0, BLOCK_N)
     target = tl.sum(tl.where(lane[:, None] == lane[None, :], own, 0.0), 1) * factor
     if HAS_BIAS:
-        target += tl.load(bias + head * stride + label, mask=there, other=0.0)
+        target += tl.load(bias + head * stride + label, mask=inside, other=0.0)
 
     top = tl.full((BLOCK_N,), -3.4028234e38, tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
@@ -105,7 +100,7 @@ def nll_fused(
         column = first + tl.arange(0, BLOCK_C)
         valid = column < classes
         w_rows = w_head + column.to(tl.int64) * D
-        z = _tile(x_rows, there, w_rows, valid, D, BLOCK_D, BLOCK_N, BLOCK_C, PRECISION) * factor
+        z = _tile(x_rows, inside, w_rows, valid, D, BLOCK_D, BLOCK_N, BLOCK_C, PRECISION) * factor
         if HAS_BIAS:
             z += tl.load(bias + head * stride + column, mask=valid, other=0.0)[None, :]
         z = tl.where(valid[None, :], z, float("-inf"))
@@ -114,11 +109,11 @@ def nll_fused(
         before = before & (column[None, :] != label[:, None])
         above += tl.sum(before.to(tl.int32), 1)
         if PREDICT:
-            here, at = tl.max(z, 1, return_indices=True)
-            best = tl.where(here > top, first + at, best)
+            block_top, at = tl.max(z, 1, return_indices=True)
+            best = tl.where(block_top > top, first + at, best)
         else:
-            here = tl.max(z, 1)
-        new = tl.maximum(top, here)
+            block_top = tl.max(z, 1)
+        new = tl.maximum(top, block_top)
         shrink = tl.exp(top - new)
         share = tl.exp(z - new[:, None])
         total = total * shrink + tl.sum(share, 1)
@@ -128,12 +123,12 @@ def nll_fused(
     whole = 1.0 / total
     likely = tl.exp(target - top) * whole
     place = head * n + row
-    tl.store(nll + place, tl.log(total) + (top - target), mask=there)
-    tl.store(rank + place, above, mask=there)
-    tl.store(confidence + place, whole, mask=there)
-    tl.store(brier + place, square * whole * whole + (1.0 - 2.0 * likely), mask=there)
+    tl.store(nll + place, tl.log(total) + (top - target), mask=inside)
+    tl.store(rank + place, above, mask=inside)
+    tl.store(confidence + place, whole, mask=inside)
+    tl.store(brier + place, square * whole * whole + (1.0 - 2.0 * likely), mask=inside)
     if PREDICT:
-        tl.store(predicted + place, best, mask=there)
+        tl.store(predicted + place, best, mask=inside)
 
 
 @dataclass(frozen=True)
@@ -152,8 +147,7 @@ HALF, SINGLE = Shape(), Shape(rows=64, classes=128, features=32)
 
 
 def require(problem: Problem) -> None:
-    """CUDA features of capability 8.0 and up, float32 at the widest, linear heads without a grid, and Triton."""
-    _kernel()
+    """CUDA features of capability 8.0 and up, float32 at the widest and linear heads without a grid."""
     device = problem.features.device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise HeadError(f"features are on {device}; the triton implementation takes them from an Ampere GPU or later")
@@ -166,10 +160,10 @@ def require(problem: Problem) -> None:
 def run(problem: Problem) -> Tally:
     """The tally, over blocks of rows whose statistics are summed on the GPU."""
     packed = pack(problem)
-    return Tally.joined(Tally.of_rows(row_values(block, packed), block) for block in blocks(problem))
+    return Tally.joined(block.tally(row_values(block, packed)) for block in blocks(problem))
 
 
-def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> RowValues:
+def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> RowStats:
     """Statistics (H, n) of the rows, from one launch on torch's current stream."""
     n, dim = problem.features.shape
     features = problem.features.to(packed.weights.dtype)
@@ -178,7 +172,7 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
     shape = shape or (HALF if half else SINGLE)
     out = [torch.empty(problem.n_heads, n, dtype=kind, device=features.device) for kind in _KINDS]
     with _on(features.device):
-        _kernel()[(-(-n // shape.rows), problem.n_heads)](
+        nll_fused[(-(-n // shape.rows), problem.n_heads)](
             features,
             packed.weights,
             packed.scale if packed.bias is None else packed.bias,
@@ -199,22 +193,12 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
             num_warps=shape.warps,
             num_stages=shape.stages,
         )
-    return RowValues(out[0], out[1], out[2], out[3], out[4] if problem.confusion else None)
+    return RowStats(out[0], out[1], out[2], out[3], out[4] if problem.confusion else None)
 
 
 _KINDS = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int32)
 
 
-def _on(device: torch.device) -> Any:
+def _on(device: torch.device) -> torch.cuda.device:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(device if device.type == "cuda" else -1)  # -1: on a CPU, in Triton's interpreter
-
-
-def _kernel() -> Any:
-    try:
-        pass
-    except ImportError as error:
-        raise MissingExtraError(
-            "the triton implementation needs Triton, which torch brings on Linux; pip install triton"
-        ) from error
-    return nll_fused

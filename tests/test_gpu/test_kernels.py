@@ -15,7 +15,7 @@ from featcache.errors import HeadError
 from heads.kernels import linear_nll
 from heads.kernels.cuda import _launcher, pack
 from heads.kernels.problem import Problem
-from heads.kernels.tally import RowValues
+from heads.kernels.tally import RowStats
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +25,7 @@ HALVES = [torch.float16, torch.bfloat16]
 MIB = 2**20
 
 
-def values(impl: str, problem: Problem) -> RowValues:
+def values(impl: str, problem: Problem) -> RowStats:
     module = import_module(f"heads.kernels.{impl}")
     module.require(problem)
     if impl == "triton":

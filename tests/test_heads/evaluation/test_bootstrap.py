@@ -110,7 +110,7 @@ def test_what_has_no_interval(values: Any, options: Any, message: str) -> None:
 
 
 def test_group_codes_without_rows_are_refused() -> None:
-    with pytest.raises(HeadError, match="none of them missing"):
+    with pytest.raises(HeadError, match="each at least once"):
         bootstrap_groups(np.zeros(3), [0, 2, 2])
 
 

@@ -14,7 +14,7 @@ from featcache.cli.main import main
 from featcache.processes import sum_over_ranks
 from heads import KNN, LinearHead, Ridge, evaluate, interpolate, judge, save
 from heads.evaluation.passes import jobs_for, rows_of_rank, score, units_of, valid_rows
-from heads.kernels.tally import empty_tally
+from heads.kernels import Tally
 
 
 def encoded(root: Any, n: int = 150, broken: tuple[int, ...] = ()) -> ImageStore:
@@ -80,7 +80,7 @@ def test_shares_of_processes_cover_each_valid_row_once(tmp_path: Path, size: int
     heads = heads_on(store)
     units = units_of(jobs_for([head.frozen() if hasattr(head, "frozen") else head for head in heads], store, None))
     whole = judge(heads, [store], per_sample=True)
-    totals, ranks, seen = [empty_tally(len(unit.jobs), 3) for unit in units], [], []
+    totals, ranks, seen = [Tally.zeros(len(unit.jobs), 3) for unit in units], [], []
     for rank in range(size):
         rows, places = rows_of_rank(store, rank, size)
         seen += valid_rows(store)[places].tolist()

@@ -10,7 +10,7 @@ from sklearn.metrics import brier_score_loss, log_loss, recall_score, top_k_accu
 from featcache.errors import HeadError
 from heads import Metrics
 from heads.evaluation.metrics import METRICS
-from heads.kernels.tally import row_statistics
+from heads.kernels.tally import stats_of_arrays
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, block: int = 10**9, **options: int) -> dict[str, float]:
@@ -71,7 +71,7 @@ def test_ties_rank_by_index_as_argmax_does() -> None:
     logits = np.random.default_rng(0).integers(0, 3, size=(500, 8)).astype(np.float32)
     y = np.random.default_rng(1).integers(0, 8, 500)
     order = np.argsort(-logits, axis=1, kind="stable")
-    np.testing.assert_array_equal(row_statistics(logits, y).rank, (order == y[:, None]).argmax(1))
+    np.testing.assert_array_equal(stats_of_arrays(logits, y).rank, (order == y[:, None]).argmax(1))
 
 
 def test_calibration_error_by_its_definition() -> None:

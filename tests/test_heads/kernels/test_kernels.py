@@ -315,6 +315,7 @@ def test_the_numba_pass_is_chosen_where_it_runs_and_said_to_be_missing(monkeypat
     assert "cpu" not in available(pose(X.astype(np.float64), W, Y))
     expected = linear_nll(X, W, Y).nll
     monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "heads.kernels.cpu")
     assert "cpu" not in available(problem)
     with pytest.raises(MissingExtraError, match="pip install numba"):
         linear_nll(X, W, Y, impl="cpu")

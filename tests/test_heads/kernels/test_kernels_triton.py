@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from featcache.errors import HeadError, MissingExtraError
-from heads.kernels import available
+from heads.kernels import available, linear_nll
 from heads.kernels.triton import require
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
@@ -63,4 +63,4 @@ def test_what_it_does_not_take() -> None:
 def test_without_triton_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "heads.kernels.triton", None)
     with pytest.raises(MissingExtraError, match="pip install triton"):
-        require(gpu_cases.posed(gpu_cases.CASES["ties"], torch.float32))
+        linear_nll(torch.eye(2), torch.eye(2), [0, 1], impl="triton")
