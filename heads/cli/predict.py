@@ -13,6 +13,9 @@ from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead
 from heads.fitted.files import load
 
+CSV_COLUMNS = ("image", "place", "class", "index", "probability", "error")
+"""What ``--csv`` prints: one line per predicted class, `place` counting from 1, or one per unreadable image."""
+
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache predict``."""
@@ -25,7 +28,7 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
         "images", metavar="IMAGES", nargs="+", help="files, folders, patterns, or @FILE with one path a line"
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes an image (default: 5)")
-    parser.add_argument("--csv", action="store_true", help="print CSV: image, place, class, index, probability, error")
+    parser.add_argument("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")
     parser.add_argument("--model", help="the head's encoder, where the head cannot tell how to load it")
     parser.add_argument("--pretrained", help="open_clip tag or checkpoint file, with --model")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the head's")
@@ -84,7 +87,7 @@ def _line(one: Prediction, names: tuple[str, ...]) -> str:
 
 def _print_csv(found: list[Prediction], names: tuple[str, ...]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "place", "class", "index", "probability", "error"])
+    writer.writerow(CSV_COLUMNS)
     for one in found:
         if one.error:
             writer.writerow([one.image, "", "", "", "", one.error])

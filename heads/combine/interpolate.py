@@ -21,7 +21,7 @@ from featcache.errors import HeadError, MismatchError
 from heads.estimators.fit import unfitted
 from heads.estimators.text_prior import samples_of
 from heads.evaluation.evaluate import best_of
-from heads.evaluation.metrics import METRICS, Metrics
+from heads.evaluation.metrics import Metrics, metric_of
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import absences, known_by_others
 from heads.fitted.provenance import merged
@@ -215,8 +215,7 @@ def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -
     name = getattr(estimator, "name", type(estimator).__name__)
     if getattr(estimator, "fits_on", None) != "images" or not hasattr(estimator, "linear"):
         raise HeadError(f"{name} is no linear head that fits on rows; give one, such as heads.Ridge([1.0])")
-    if metric not in METRICS:
-        raise HeadError(f"unknown metric {metric!r}; expected one of {', '.join(METRICS)}")
+    metric_of(metric)
     path = sorted({float(alpha) for alpha in alphas})
     if not path or not np.isfinite(path).all() or folds < 2:
         raise HeadError(f"alphas {path} and {folds} folds; expected one finite number or more, and at least two folds")

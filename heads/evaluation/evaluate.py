@@ -241,7 +241,7 @@ class _Pass:
 
 
 def store_labels(stores: Sequence[FeatureTable]) -> list[str]:
-    """Name of each store in rows' keys."""
+    """Name of each store in the keys of rows."""
     times = Counter(store.name for store in stores)
     labels = [store.name if times[store.name] == 1 else f"{store.name}/{store.split}" for store in stores]
     repeated = [label for label, count in Counter(labels).items() if count > 1]
@@ -265,11 +265,11 @@ def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> dict[str, Any]
 
 
 def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
-    """HeadError if one of the heads was chosen on a store: its numbers there are too good."""
+    """HeadError if one of the heads was chosen on a store, where its results are optimistic."""
     for head in heads:
         if any(same_split(entry, store) for entry in head.provenance.get("chosen_on", [])):
             raise HeadError(
-                f"{head.name} was chosen on {store.name}/{store.split}, so its numbers there are too good; "
+                f"{head.name} was chosen on {store.name}/{store.split}, so its results there are optimistic; "
                 "report on another split (in Python, allow_chosen=True reproduces papers that do not)"
             )
 
@@ -298,8 +298,8 @@ def choose(
     for head in fitted:
         if any(same_split(entry, selection) for entry in head.provenance.get("fitted_on", [])):
             raise HeadError(
-                f"{head.name} was fitted on {selection.name}/{selection.split}, where it looks better than it is; "
-                "choose on a split that fitted none of the heads"
+                f"{head.name} was fitted on {selection.name}/{selection.split}, where its results are optimistic; "
+                "choose on a split that none of the heads was fitted on"
             )
     rows = evaluate(fitted, [selection], class_subset=class_subset, allow_chosen=True, distributed=distributed)
     values = [row[f"{selection.name}:{metric}"] for row in rows]

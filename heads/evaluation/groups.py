@@ -1,7 +1,7 @@
-"""Groups of rows inside a store, and stores side by side: what is worst, and what is the mean.
+"""Worst-group metrics within a store; mean and worst over several stores.
 
-Robustness benchmarks judge a head by its worst group (WILDS, Koh et al. 2021; Waterbirds: background x class) and by
-its mean and worst over shifted domains. Groups are metadata columns of a store, or combinations of some.
+Robustness benchmarks rate a head by its worst group (WILDS, Koh et al. 2021; Waterbirds: background x class) and by
+its mean and worst over shifted domains. A group is a value of a metadata column, or a combination of values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from featcache.store.protocol import FeatureTable
 from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
 
 LABEL = "label"
-"""The column that every store has: its class names."""
+"""The column that every store has: the class names of its rows."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Groups:
     Attributes
     ----------
     codes : (N',) group indices, in the order of the store's valid rows
-    names : what each group is called: its value, or ``column=value, ...`` for combinations
+    names : name of each group: its value, or ``column=value, ...`` for combinations
     """
 
     codes: NDArray[np.int64]
@@ -41,7 +41,7 @@ def groups_of(store: FeatureTable, columns: Sequence[str]) -> Groups:
     Raises
     ------
     HeadError
-        For a column that the store has not, naming those it has.
+        For a column that the store lacks, with the ones that it has.
     """
     values = [_column(store, column)[store.valid] for column in columns]
     if not values:
@@ -101,7 +101,7 @@ class GroupSums:
 
     @property
     def sums(self) -> list[NDArray[Any]]:
-        """The accumulators themselves, which add up over processes."""
+        """The accumulators, which add up over processes."""
         return [self.rows, self.hits, self.nll]
 
     def results(self) -> list[dict[str, Any]]:
@@ -128,17 +128,17 @@ def over_domains(row: Mapping[str, Any], domains: Sequence[str], reference: str 
     ----------
     row : with ``"<domain>:<metric>"``
     domains : names of the stores, in order
-    reference : the in-distribution one, which does not count; None is the first
+    reference : the in-distribution one, which is left out; None is the first
 
     Returns
     -------
     ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1);
-    nothing where no shifted domain is left.
+    empty if there is no shifted domain.
 
     Raises
     ------
     HeadError
-        If `reference` is none of the domains.
+        If `reference` is not one of the domains.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def over_domains(row: Mapping[str, Any], domains: Sequence[str], reference: str 
     (0.6, 0.5, 'c')
     """
     if reference is not None and reference not in domains:
-        raise HeadError(f"reference {reference!r} is none of the stores {', '.join(domains)}")
+        raise HeadError(f"reference {reference!r} is not one of the stores {', '.join(domains)}")
     first = domains[0] if reference is None else reference
     shifted = [domain for domain in domains if domain != first]
     if not shifted:

@@ -35,14 +35,14 @@ Scored = tuple[list[Tally], NDArray[np.integer]]
 
 @dataclass(frozen=True)
 class Job:
-    """A head as one store sees it: its classes, and where the store's labels lie among them."""
+    """A head over the classes that one store asks for."""
 
     head: LogitHead
-    sharing: Hashable | None  # of the head before any restriction: whose work it shares
-    lookup: NDArray[np.int64] | None  # position of each of the store's labels, -1 if masked; None is the identity
+    sharing: Hashable | None  # `LogitHead.sharing` before any restriction
+    lookup: NDArray[np.int64] | None  # head's class of each label of the store, -1 if masked; None: the label itself
 
     def positions(self, labels: NDArray[np.integer], store: FeatureTable) -> NDArray[np.integer]:
-        """Columns of this head that the labels mean."""
+        """Columns of this head's logits for labels of the store."""
         if self.lookup is None:
             return labels
         found: NDArray[np.int64] = self.lookup[labels]
@@ -56,7 +56,7 @@ class Job:
 
 
 def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, class_subset: ClassSubset) -> list[Job]:
-    """What each head has to do on a store; every refusal happens here, before a row is read."""
+    """One job per head; heads that do not fit the store are refused here, before a row is read."""
     subset = class_subset.get(store.name) if isinstance(class_subset, Mapping) else class_subset
     jobs = [_job(head, store, subset) for head in heads]
     if len({None if job.lookup is None else job.lookup.tobytes() for job in jobs}) > 1:
@@ -88,12 +88,12 @@ def _job(head: LogitHead, store: FeatureTable, subset: Sequence[int] | Projectio
 
 @dataclass(frozen=True)
 class Unit:
-    """Jobs, one after another, that are done by one call.
+    """Consecutive jobs that one call computes.
 
     Attributes
     ----------
     jobs : the jobs
-    first : place of the first among all jobs
+    first : position of the first among all jobs
     kind : "path" (interpolations of one pair), "linear" (class weights), "logits" (anything else)
     """
 
@@ -103,7 +103,7 @@ class Unit:
 
     @property
     def places(self) -> slice:
-        """Places of the jobs among all jobs."""
+        """Positions of the jobs among all jobs."""
         return slice(self.first, self.first + len(self.jobs))
 
     def tally(self, X: Any, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
@@ -120,7 +120,7 @@ class Unit:
         return linear_nll(X, weights, positions, bias=bias, alphas=alphas, per_sample=per_sample, confusion=confusion)
 
     def _of_logits(self, X: Any, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
-        """By way of the logits of a few thousand rows of one head at a time."""
+        """The same from logits, a few thousand rows of one head at a time."""
         n_classes = len(self.jobs[0].head.classnames)
 
         def of_piece(x: NDArray[np.floating], y: NDArray[np.integer]) -> Tally:
@@ -131,7 +131,7 @@ class Unit:
 
 
 def units_of(jobs: Sequence[Job]) -> list[Unit]:
-    """The jobs in as few calls as their order allows.
+    """The jobs in as few units as their order allows.
 
     Examples
     --------
@@ -170,15 +170,15 @@ def score(
 
     Parameters
     ----------
-    units : of `units_of`
+    units : from `units_of`
     store : the image store
-    rows : the store, or one of some of its rows (`rows_of_rank`)
+    rows : the store, or some of its rows (`rows_of_rank`)
     per_sample, confusion : as in `linear_nll`
 
     Raises
     ------
     HeadError
-        If logits are not finite, or labels lie outside the class list.
+        If logits are not finite, or labels are outside the class list.
     """
     n_classes = len(units[0].jobs[0].head.classnames)
     blocks = rows.tensor_blocks if isinstance(rows, ResidentStore) else rows.blocks  # resident features stay in place
@@ -195,7 +195,7 @@ def score(
 
 
 def all_logits(jobs: Sequence[Job], x: NDArray[np.floating]) -> Iterator[NDArray[np.float32]]:
-    """Logits of each job, in order; consecutive heads of one `sharing` have its work done once."""
+    """Logits of each job, in order; consecutive heads with the same `sharing` do its work once."""
     sharing: Hashable | None = None
     prepared: Any = None
     for job in jobs:
@@ -208,12 +208,12 @@ def all_logits(jobs: Sequence[Job], x: NDArray[np.floating]) -> Iterator[NDArray
 
 
 def valid_rows(store: FeatureTable) -> NDArray[np.int64]:
-    """Rows of a store whose image could be read: the rows of its blocks, in order."""
+    """Rows of a store with a readable image, in the order of its blocks."""
     return np.flatnonzero(store.valid)
 
 
 def rows_of_rank(store: FeatureTable, rank: int, size: int) -> tuple[FeatureTable, slice]:
-    """One process's share of a store's valid rows, a run of them: as a store, and as places among the valid rows."""
+    """One process's share of a store's valid rows: as a store, and as positions among the valid rows."""
     rows = valid_rows(store)
     share = slice(len(rows) * rank // size, len(rows) * (rank + 1) // size)
     return FewShotStore(store, rows[share], {}), share

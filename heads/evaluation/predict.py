@@ -1,7 +1,7 @@
-"""Images in, classes out: a head and the encoder that it belongs to, in one.
+"""Classes of image files, by a head and the encoder that it belongs to.
 
-An image takes the road of a stored one: prepared and encoded in batches, normalised, cast to float16. So predictions
-are those of evaluation on the same images' store.
+Images are prepared, encoded in batches, normalised and cast to float16 as for a store, so that predictions equal those
+of evaluation on a store of the same images.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from featcache.prompts.text_files import read_lines
 from featcache.store import content_key
 from heads.fitted.base import LogitHead, as_head
 
-MISSING = "no such file; expected a file, a folder, a pattern or @LIST (one path a line)"
+MISSING = "no such file; expected a file, a folder, a pattern or @LIST (one path per line)"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says of one image.
+    """Classes that a head predicts for one image.
 
     Attributes
     ----------
     image : its path
-    classes : (k,) class indices, the most probable first; empty where the image could not be read
+    classes : (k,) class indices, the most probable first; empty if the image could not be read
     probabilities : (k,)
     error : why the image could not be read, else ""
     """
@@ -58,16 +58,16 @@ def predict_images(
     batch_size: int = 64,
     workers: int | None = None,
 ) -> Iterator[Prediction]:
-    """Classify image files, in order; damaged ones are reported and do not stop the others.
+    """Classify image files, in order; unreadable ones are reported and do not stop the others.
 
     Parameters
     ----------
     head : fitted head
-    images : paths (`find_images` makes them of folders and patterns)
-    encoder : the encoder whose features the head takes; None loads the one that the head names
-    top : classes an image
-    batch_size : images a forward pass
-    workers : threads that read and decode, default one a core
+    images : paths (`find_images` expands folders and patterns)
+    encoder : the encoder that the head was fitted on; None loads the one in the head's record
+    top : classes per image
+    batch_size : images per forward pass
+    workers : threads that read and decode; default: one per core
 
     Yields
     ------
@@ -76,7 +76,7 @@ def predict_images(
     Raises
     ------
     HeadError
-        If `top` or `batch_size` is not positive, or the head does not know its encoder.
+        If `top` or `batch_size` is not positive, or the head's record has no encoder.
     MismatchError
         If the encoder is not the one that the head belongs to.
     """
@@ -117,14 +117,14 @@ def encoder_of(
     precision: str | None = None,
     preprocess: str | None = None,
 ) -> Encoder:
-    """Load the encoder that a head belongs to: the one that is named, else the one in its record.
+    """Load the encoder that a head belongs to: the named model, else the one in the head's record.
 
-    Pictures are prepared as `preprocess` says, else as the record does.
+    `precision` and `preprocess` default to the record's.
 
     Raises
     ------
     HeadError
-        If the head's record does not say how to load its encoder.
+        If no model is named and the head's record has none.
     EncoderError
         If it cannot be loaded.
     MismatchError
@@ -135,7 +135,7 @@ def encoder_of(
     if model is None and source is None:
         named = f" ({record['name']})" if record.get("name") else ""
         raise HeadError(
-            f"{head.name} does not say how to load its encoder{named}: {_identity(head)}; "
+            f"{head.name} has no record of how to load its encoder{named}: {_identity(head)}; "
             "pass --model and --pretrained (in Python: encoder=featcache.load_encoder(...))"
         )
     known: dict[str, Any] = dict(source or {}) if model is None else {"model": model, "pretrained": pretrained}
@@ -148,14 +148,14 @@ def encoder_of(
             raise
         raise EncoderError(
             f"{head.name} was made with --model {known['model']} --pretrained {known['pretrained']}, which cannot be "
-            f"loaded here ({error}); pass --model and --pretrained with where it lies now"
+            f"loaded ({error}); pass --model and --pretrained with its present location"
         ) from error
     check_head_encoder(head, encoder)
     return encoder
 
 
 def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
-    """Refuse an encoder whose features a head was not made for.
+    """Refuse an encoder that a head was not fitted on.
 
     Raises
     ------
@@ -185,13 +185,13 @@ def tap_of(head: LogitHead, encoder: Encoder) -> str | None:
 
 
 def find_images(places: Sequence[str]) -> list[str]:
-    """Image files of folders (and what lies below them), patterns, lists and paths, each once, in order.
+    """Image files of folders (searched recursively), patterns, lists and paths, each once, in order.
 
     Parameters
     ----------
     places
-        A folder; a pattern with ``*``, ``?`` or ``[``; ``@FILE`` with one path a line, relative to the file's folder;
-        or an image's path. A path that does not exist is reported among the others as such.
+        A folder; a pattern with ``*``, ``?`` or ``[``; ``@FILE`` with one path per line, relative to the file's folder;
+        or an image's path. A path that does not exist is kept, and reported when it is read.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def find_images(places: Sequence[str]) -> list[str]:
     for place in places:
         paths = _at(place)
         if not paths:
-            raise DatasetError(f"{place}: no image there; expected files ending in {' '.join(EXTENSIONS)}")
+            raise DatasetError(f"{place}: no image found; expected files ending in {' '.join(EXTENSIONS)}")
         found |= dict.fromkeys(paths)
     if found and not any(Path(image).exists() for image in found):
         raise DatasetError(f"{next(iter(found))}: {MISSING}")
@@ -224,7 +224,7 @@ def _at(place: str) -> list[str]:
 
 
 def _files(paths: list[str]) -> FileDataset:
-    """The images as a data set without labels worth the name."""
+    """The images as a data set, with labels of 0."""
     zeros = np.zeros(len(paths), np.int64)
     return FileDataset("predict", "all", SampleIndex(paths, zeros, zeros, zeros, ("image",)), Path())
 

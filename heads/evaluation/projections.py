@@ -1,4 +1,4 @@
-"""Class lists that a head was not made for: some of its classes, or new ones that each stand for several of its own.
+"""Class lists other than a head's own: some of its classes, or new ones that each cover several of its classes.
 
 A data set may show 200 of ImageNet's classes (ImageNet-R, -A: a class subset), or classes that are unions of ImageNet's
 (ObjectNet: 113 classes over 125 ImageNet ids; ImageNet-Vid-Robust and YTBB-Robust: 30 classes). The field takes the
@@ -26,17 +26,17 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Projection:
-    """New classes, each of which is the largest logit of some classes of a head.
+    """New classes, the logit of each being the largest logit of some classes of a head.
 
     Parameters
     ----------
     classnames : the C' new names, in label order
-    groups : for each new class, indices of the head's classes that it stands for (or their names, all of them)
+    groups : for each new class, the head's classes that it covers: all as indices, or all as names
 
     Raises
     ------
     HeadError
-        For fewer than two classes, a class that stands for nothing, or negative or repeated indices in one class.
+        For fewer than two classes, a class that covers none, or negative or repeated indices in one class.
 
     Examples
     --------
@@ -68,7 +68,7 @@ class Projection:
         Raises
         ------
         MismatchError
-            Naming the classes that map to something the head has not.
+            If classes map to something that the head lacks; the message names them.
         """
         wrong, found = [], []
         for name, group in zip(self.classnames, self.groups, strict=True):
@@ -80,18 +80,18 @@ class Projection:
             shown = ", ".join([*wrong[:5], *(["..."] if len(wrong) > 5 else [])])
             raise MismatchError(
                 f"{len(wrong)} classes ({shown}) map to indices outside the head's 0 to {len(classnames) - 1}; "
-                "use a head over the class list that the mapping means"
+                "use a head over the class list that the mapping was made for"
             )
         return found
 
     def of(self, head: LogitHead) -> LogitHead:
-        """The head over the new classes; one that has just these classes stays as it is."""
+        """The head over the new classes; a head that has exactly these classes is returned unchanged."""
         if head.classnames == self.classnames:
             return head
         groups = self.indices(head.classnames)
         if all(len(group) == 1 for group in groups) and len({group[0] for group in groups}) == len(groups):
             kept = head.restrict([group[0] for group in groups])
-            # Heads are data classes; the new classes are known by their places.
+            # Heads are data classes; the new classes have no label values.
             return replace(kept, classnames=self.classnames, classes=None)  # type: ignore[type-var]
         flat = [index for group in groups for index in group]
         used = np.unique(flat)
@@ -104,12 +104,12 @@ class Projection:
         return ProjectedHead(base, columns, starts, self.classnames, head.name, head.provenance, head.alpha)
 
     def lookup(self, classnames: Sequence[str]) -> Int64:
-        """For each class of a head the new class that it belongs to, -1 for none.
+        """For each class of a head the new class that covers it, -1 for none.
 
         Raises
         ------
         MismatchError
-            If one belongs to two new classes: labels in the head's own classes then mean two things.
+            If two new classes cover it: labels in the head's classes are then ambiguous.
         """
         found = np.full(len(classnames), -1, np.int64)
         for place, group in enumerate(self.indices(classnames)):
@@ -129,8 +129,8 @@ class ProjectedHead(LogitHead):
 
     Attributes
     ----------
-    base : the head over every class that is used
-    columns : for all groups in turn, columns of `base`
+    base : the head over every class that is covered
+    columns : the columns of `base` that each group covers, group after group
     starts : (C',) where each group begins in `columns`
     """
 
@@ -155,11 +155,11 @@ class ProjectedHead(LogitHead):
 
     @property
     def sharing(self) -> Hashable | None:
-        """What the base shares."""
+        """As the base."""
         return self.base.sharing
 
     def prepare(self, X: NDArray[np.floating]) -> Any:
-        """What the base prepares."""
+        """As the base."""
         return self.base.prepare(X)
 
     def finish(self, prepared: Any) -> NDArray[np.float32]:
@@ -185,19 +185,19 @@ class ProjectedHead(LogitHead):
         return replace(self, base=base, provenance=cooled_record(self.provenance, temperature))
 
     def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """A projection is made where it is used: the head itself goes to the file."""
-        raise HeadError(f"{self.name}: save the head itself; a projection is given to `evaluate` and `predict` again")
+        """Refused: the head itself is saved, and projected again when it is used."""
+        raise HeadError(f"{self.name}: save the head itself; pass the projection to `evaluate` and `predict` again")
 
     @classmethod
     def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
-        """No file holds one."""
-        raise HeadError("a projected head stands in no file; load the head and project it")
+        """Refused: no file holds a projected head."""
+        raise HeadError("no file holds a projected head; load the head and project it")
 
 
 def load_projection(path: str | Path) -> Projection:
     """A mapping file: JSON, ``{new class: [class of the head, ...], ...}`` in label order.
 
-    The head's classes are indices, or names where these are unique.
+    The head's classes are given by index, or by name if their names are unique.
 
     Raises
     ------
@@ -209,7 +209,7 @@ def load_projection(path: str | Path) -> Projection:
     except (OSError, ValueError) as error:
         raise HeadError(f"{path}: cannot be read as a mapping of classes ({error}); {_EXPECTED}") from error
     if not isinstance(found, Mapping) or not all(isinstance(group, int | str | list) for group in found.values()):
-        raise HeadError(f"{path}: no mapping of classes; {_EXPECTED}")
+        raise HeadError(f"{path}: not a mapping of classes; {_EXPECTED}")
     return Projection(tuple(found), tuple(_group(g if isinstance(g, list) else [g]) for g in found.values()))
 
 
@@ -217,16 +217,16 @@ _EXPECTED = 'expected JSON such as {"cat": [281, 282], "dog": ["pug", "boxer"]}'
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys occur once: JSON would keep the last of two silently."""
+    """A dict of pairs with unique keys: of two equal ones `json` would keep the last silently."""
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"classes {twice[:5]} stand there twice")
+        raise ValueError(f"classes {twice[:5]} occur twice")
     return dict(pairs)
 
 
 def _group(members: Sequence[int] | Sequence[str]) -> tuple[int, ...] | tuple[str, ...]:
-    """Indices, or names; a mixture means nothing."""
+    """All indices, or all names."""
     if all(isinstance(member, str) for member in members):
         return tuple(map(str, members))
     if not all(isinstance(member, int | np.integer) and not isinstance(member, bool) for member in members):

@@ -1,9 +1,9 @@
-"""Image-text retrieval: recall@k in both directions, from features that are already there.
+"""Image-text retrieval: recall@k in both directions, from stored features.
 
-Of each image the rank of its best caption among all captions, of each caption the rank of its image among all images;
+Each image has the rank of its best caption among all captions, each caption the rank of its image among all images;
 recall@k is the share of ranks below k (Karpathy & Fei-Fei 2015; CLIP's Flickr30k and MSCOCO tables). Similarities exist
-for one block of queries at a time, never for all pairs, and ties go to the lower index: a model that maps everything to
-one point finds what stands first, and nothing else.
+for one block of queries at a time, never for all pairs, and ties go to the lower index, so that a model that maps
+everything to one point retrieves the first item only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heads.rows.samples import to_numpy
 KS = (1, 5, 10)
 """The k of the field's tables."""
 
-_CELLS = 1 << 24  # similarities held at a time: 64 MiB in float32
+_CELLS = 1 << 24  # similarities in memory at a time: 64 MiB in float32
 
 Int64 = NDArray[np.int64]
 
@@ -40,7 +40,7 @@ def retrieval_ranks(images: Any, captions: Any, owners: Any) -> tuple[Int64, Int
     Returns
     -------
     ranks (N,) of images, 0 is best, -1 for an image without a caption; ranks (M,) of captions. With
-    ``s = images @ captions.T``, a caption's rank is the place of its owner in
+    ``s = images @ captions.T``, a caption's rank is the position of its owner in
     ``np.argsort(-s[:, j], kind="stable")``.
 
     Raises
@@ -73,9 +73,9 @@ def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) ->
     Parameters
     ----------
     images : image store
-    texts : text store of the same model whose "classes" are the images' sample ids and whose prompts are captions
-        (``featcache text`` with a prompt file ``{id: [caption, ...]}``). Captions of images that could not be read
-        are left out; images without a caption are only found by mistake.
+    texts : text store of the same model, with the images' sample ids as classes and their captions as prompts
+        (``featcache text`` with a prompt file ``{id: [caption, ...]}``). Captions of unreadable images are left out;
+        images without a caption stay in the gallery.
     ks : the k
 
     Returns
@@ -86,9 +86,9 @@ def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) ->
     Raises
     ------
     MismatchError
-        If the texts belong to another text tower, or name an image that the store has not.
+        If the texts belong to another text tower, or name an image that the store lacks.
     HeadError
-        If no caption is left, or a k is no positive number.
+        If no caption is left, or a k is not a positive number.
     """
     if not ks or any(k < 1 for k in ks):
         raise HeadError(f"got k = {list(ks)}, expected positive numbers")
@@ -114,7 +114,7 @@ def captions_of(images: FeatureTable, texts: TextSource) -> tuple[NDArray[np.flo
     Raises
     ------
     MismatchError
-        If a "class" of the texts is no sample id of the images.
+        If a class of the texts is not a sample id of the images.
     HeadError
         If no caption describes an image that could be read.
     """
@@ -122,7 +122,7 @@ def captions_of(images: FeatureTable, texts: TextSource) -> tuple[NDArray[np.flo
     unknown = [name for name in texts.classnames if name not in places]
     if unknown:
         raise MismatchError(
-            f"{texts.name!r} has captions of {len(unknown)} images that {images.name!r} has not ({unknown[:3]}); name "
+            f"{texts.name!r} has captions of {len(unknown)} images that {images.name!r} lacks ({unknown[:3]}); name "
             f"images by their sample ids, such as {images.ids[0]!r}"
         )
     valid = np.asarray(images.valid, bool)

@@ -30,10 +30,10 @@ TILE_BYTES = 24 * 2**20
 """Bytes of a tile of logits. The L2 caches of an A100, H100 and H200 hold 40 to 60 MB, weights and features too."""
 
 CELLS = 2**22
-"""Rows times heads whose statistics are held before they are summed: 80 MiB of them."""
+"""Rows times heads in memory as statistics before they are summed: 80 MiB."""
 
 ROWS = 2**18
-"""And rows at most: what may have to be widened, if features are narrower than weights."""
+"""And rows at most, since features narrower than the weights are widened."""
 
 _LANES, _THREADS = 32, 256
 _ALIGN = 8  # columns of a head; the kernel loads 4 logits at once, and cuBLAS likes 16-byte rows of half precision
@@ -47,7 +47,7 @@ Launch = Callable[..., None]
 
 @dataclass(frozen=True)
 class Packed:
-    """Heads side by side, as the product and the kernel want them.
+    """Heads side by side, in the layout of the product and the kernel.
 
     `weights` (H * stride, D) in the type of the product, `bias` (H, stride) float32 or None, `scale` (H,) float32;
     columns from C to `stride` of a head are zero.
@@ -112,7 +112,7 @@ def _run(problem: Problem, launch: Launch, tile_bytes: int | None = None) -> Tal
 
 
 def blocks(problem: Problem) -> Iterator[Problem]:
-    """The problem on as many rows at a time as have their statistics held."""
+    """The problem on as many rows at a time as `CELLS` and `ROWS` allow."""
     n, step = len(problem.labels), min(max(CELLS // problem.n_heads, 1), ROWS)
     return (problem.rows(start, min(start + step, n)) for start in range(0, n, step))
 
@@ -138,7 +138,7 @@ def pack(problem: Problem) -> Packed:
 
 
 def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int | None = None) -> RowStats:
-    """Statistics (H or K, n) of the rows, tile by tile of `TILE_BYTES`, or as many as given."""
+    """Statistics (H or K, n) of the rows, in tiles of `TILE_BYTES`, or of the bytes given."""
     n, n_given = len(problem.labels), len(packed.scale)
     together = problem.alphas is not None
     tiling = Tiling.of(n, n_given, packed.stride, together, tile_bytes or TILE_BYTES)
@@ -174,7 +174,7 @@ class _Pass:
         labels = np.uint64(self.labels.data_ptr() + start * self.labels.element_size())
         shape = [np.int32(self.n_classes), np.int32(packed.stride), np.int64(n)]
         out = [_pointer(values, head * n + start) for values in self.out]
-        out += [np.uint64(0)] * (5 - len(out))  # nobody asked for the best column
+        out += [np.uint64(0)] * (5 - len(out))  # no best column unless asked for
         if self.alphas is None:
             self.launch("nll_heads", rows * count, *ends, labels, np.int32(rows), np.int32(count), *shape, *out)
             return
@@ -222,7 +222,7 @@ def _module(device: int) -> Any:
 
 
 class _TorchStream:
-    """torch's current stream of a device, in the words of the CUDA stream protocol."""
+    """torch's current stream of a device, as an object of the CUDA stream protocol."""
 
     def __init__(self, device: torch.device) -> None:
         self.address = int(torch.cuda.current_stream(device).cuda_stream)
@@ -233,7 +233,7 @@ class _TorchStream:
 
 @contextmanager
 def _launcher(device: torch.device) -> Iterator[Launch]:
-    """Launches on a device, on the stream that is torch's when this is entered: once for many launches."""
+    """Launches on a device, on the stream that is torch's current one at the start."""
     cupy = _cupy()
     index = torch.cuda.current_device() if device.index is None else device.index
     module, torch_stream = _module(index), _TorchStream(device)

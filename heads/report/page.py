@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from heads.evaluation.metrics import METRICS
 from heads.report.plots import plot_nll_against_alpha, plot_robustness
-from heads.report.rows import METRICS, Row, alpha_of, choose_datasets, datasets_of, paths_of
+from heads.report.rows import Row, alpha_of, choose_datasets, datasets_of, paths_of
 from heads.report.tables import markdown_table
 
 PAGE = "report.md"
@@ -22,24 +23,24 @@ def write_report(
     title: str = "Evaluation",
     notes: str = "",
 ) -> list[Path]:
-    """Write ``report.md`` with a table for each metric and the plots that the rows allow.
+    """Write ``report.md`` with a table per metric and the plots that the rows allow.
 
     Parameters
     ----------
     rows : sequence of rows
-        One a head, as `heads.evaluate` returns them.
+        One per head, as `heads.evaluate` returns them.
     folder : str or Path
-        Made where it is missing; files of an earlier report are replaced.
+        Created if missing; files of an earlier report are replaced.
     datasets : sequence of str, optional
         Data sets to show, in order; default: all in the rows.
     reference : str, optional
         The in-distribution data set; default: the first.
     metrics : sequence of str
-        A table each.
+        One table for each.
     title : str
         Heading of the page.
     notes : str
-        Markdown between heading and tables: what was run, on what machine.
+        Markdown between heading and tables, such as what was run on which machine.
 
     Returns
     -------
@@ -50,7 +51,7 @@ def write_report(
     Raises
     ------
     HeadError
-        Where the rows do not hold what is asked for.
+        If the rows lack a data set or metric.
     """
     first, shifted = choose_datasets(rows, datasets, reference, metrics[0])
     folder = Path(folder)
@@ -74,7 +75,7 @@ def write_report(
 
 def _legend(first: str, shifted: Sequence[str]) -> str:
     if not shifted:
-        return f"Judged on `{first}`."
+        return f"Evaluated on `{first}`."
     return (
         f"In-distribution: `{first}`. Shifted: {', '.join(f'`{name}`' for name in shifted)}. "
         "*Shifted mean* is the unweighted mean over the shifted data sets, *drop* (for losses *rise*) the change from "

@@ -1,38 +1,40 @@
-"""`results.jsonl`: one JSON object a line, appended, never rewritten (the habit of WiSE-FT's plotting scripts).
+"""Results files: `results.jsonl`, one JSON object per line, appended and never rewritten; samples and confusion counts.
 
-Single samples and confusion counts as files: npz for numpy, Parquet for tables.
+Single samples and confusion counts are npz files for numpy, or Parquet tables.
 
 ========= =============================================================================================================
 ``.npz``    per sample: ``<store>/rows``, ``labels`` (N',), ``nll``, ``rank`` (H, N') and, where the store has them,
             ``ids``; confusion: ``<store>`` (H, C, C), [label, predicted], and ``<store>/classnames``. Both: ``heads``,
-            ``alphas`` (NaN for a head that is no interpolation)
-``.parquet`` one line a head and sample: store, head, alpha, row, id, label, nll, rank; or a head and a pair of classes
-            that occurs: store, head, alpha, label, predicted, count. Classes by name and by index
+            ``alphas`` (NaN for a head that is not an interpolation)
+``.parquet`` one line per head and sample: store, head, alpha, row, id, label, nll, rank; or per head and pair of
+            classes that occurs: store, head, alpha, label, predicted, count. Classes by name and by index
 ========= =============================================================================================================
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.store.places.local import put
 from heads.evaluation.evaluate import Judgement
 
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     r"""Append rows to a results file, whole or not at all, also when several processes append to it at once.
 
-    A lock, O_APPEND and a single write make the lines land together at the end of the file. A line that an earlier,
-    killed process left unfinished is closed first. Numbers that JSON lacks (infinity, NaN) become null.
+    A lock, O_APPEND and a single write keep the lines together at the end of the file. A line that a killed process
+    left unfinished is ended first. Numbers that JSON lacks (infinity, NaN) become null.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Value made of JSON's types: numpy scalars and arrays unpacked, non-finite numbers None."""
+    """The value in JSON's types: numpy scalars and arrays unpacked, non-finite numbers None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -80,7 +82,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-Columns = Mapping[str, Any]
+Block = tuple[str, Mapping[str, Any], int, dict[str, Any]]
+"""Lines of one head on one store: the store's name, the head's results row, number of lines, columns."""
 
 
 def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequence[str]] | None = None) -> Path:
@@ -88,8 +91,8 @@ def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequ
 
     Parameters
     ----------
-    judgement : of `heads.judge` with ``per_sample=True``
-    path : where to
+    judgement : from `heads.judge` with ``per_sample=True``
+    path : file to write
     ids : for each store in the judgement the sample ids of all its rows
 
     Raises
@@ -98,22 +101,22 @@ def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequ
         For another suffix, or a judgement without samples.
     """
     if not judgement.samples:
-        raise HeadError("no single samples were kept; judge with per_sample=True")
+        raise HeadError("no single samples were kept; call heads.judge with per_sample=True")
     known = {store: np.asarray(ids[store])[table.rows] for store, table in judgement.samples.items()} if ids else {}
-    if _suffix(path) == ".npz":
-        arrays: dict[str, Any] = _heads(judgement)
-        for store, table in judgement.samples.items():
-            named = {"rows": table.rows, "labels": table.labels, "nll": table.nll, "rank": table.rank}
-            arrays |= {f"{store}/{key}": value for key, value in named.items()}
-            arrays |= {f"{store}/ids": known[store]} if store in known else {}
-        return _write(path, lambda file: np.savez_compressed(file, **arrays))
-    parts = []
+    arrays: dict[str, NDArray[Any]] = {}
     for store, table in judgement.samples.items():
-        names = np.asarray(judgement.classnames[store], object)
-        for h, row in enumerate(judgement.rows):
-            own = {"row": table.rows, "id": known.get(store), "label": table.labels, "class": names[table.labels]}
-            parts.append(_block(store, row, len(table.rows), {**own, "nll": table.nll[h], "rank": table.rank[h]}))
-    return _write(path, lambda file: _parquet(parts, file))
+        named = {"rows": table.rows, "labels": table.labels, "nll": table.nll, "rank": table.rank}
+        arrays |= {f"{store}/{key}": value for key, value in named.items()}
+        arrays |= {f"{store}/ids": known[store]} if store in known else {}
+
+    def blocks() -> Iterator[Block]:
+        for store, table in judgement.samples.items():
+            names = np.asarray(judgement.classnames[store], object)
+            of_rows = {"row": table.rows, "id": known.get(store), "label": table.labels, "class": names[table.labels]}
+            for h, row in enumerate(judgement.rows):
+                yield store, row, len(table.rows), {**of_rows, "nll": table.nll[h], "rank": table.rank[h]}
+
+    return _write(Path(path), judgement, arrays, blocks)
 
 
 def write_confusion(judgement: Judgement, path: str | Path) -> Path:
@@ -125,61 +128,50 @@ def write_confusion(judgement: Judgement, path: str | Path) -> Path:
         For another suffix, or a judgement without counts.
     """
     if not judgement.confusion:
-        raise HeadError("no confusion counts were kept; judge with confusion=True")
-    if _suffix(path) == ".npz":
-        arrays: dict[str, Any] = {**_heads(judgement), **judgement.confusion}
-        arrays |= {f"{store}/classnames": np.asarray(names) for store, names in judgement.classnames.items()}
-        return _write(path, lambda file: np.savez_compressed(file, **arrays))
-    parts = []
-    for store, counts in judgement.confusion.items():
-        names = np.asarray(judgement.classnames[store], object)
-        for h, row in enumerate(judgement.rows):
-            label, predicted = np.nonzero(counts[h])
-            own = {"label": label, "class": names[label], "predicted": predicted, "predicted_class": names[predicted]}
-            parts.append(_block(store, row, len(label), {**own, "count": counts[h][label, predicted]}))
-    return _write(path, lambda file: _parquet(parts, file))
+        raise HeadError("no confusion counts were kept; call heads.judge with confusion=True")
+    classnames = {f"{store}/classnames": np.asarray(names) for store, names in judgement.classnames.items()}
+
+    def blocks() -> Iterator[Block]:
+        for store, counts in judgement.confusion.items():
+            names = np.asarray(judgement.classnames[store], object)
+            for row, of_head in zip(judgement.rows, counts, strict=True):
+                label, predicted = np.nonzero(of_head)
+                classes = {"label": label, "class": names[label], "predicted": predicted}
+                named = {"predicted_class": names[predicted], "count": of_head[label, predicted]}
+                yield store, row, len(label), {**classes, **named}
+
+    return _write(Path(path), judgement, judgement.confusion | classnames, blocks)
 
 
-def _suffix(path: str | Path) -> str:
-    suffix = Path(path).suffix
-    if suffix not in (".npz", ".parquet"):
+def _write(
+    path: Path, judgement: Judgement, arrays: dict[str, NDArray[Any]], blocks: Callable[[], Iterator[Block]]
+) -> Path:
+    """Write the arrays, or the blocks as one table, atomically: a reader sees the whole file or none."""
+    buffer = io.BytesIO()
+    if path.suffix == ".npz":
+        alphas = np.asarray([row.get("alpha", np.nan) for row in judgement.rows], np.float64)
+        names = np.asarray([row["head"] for row in judgement.rows])
+        named: dict[str, Any] = {"heads": names, "alphas": alphas} | arrays
+        np.savez_compressed(buffer, **named)
+    elif path.suffix == ".parquet":
+        _write_parquet(blocks(), buffer)
+    else:
         raise HeadError(f"{path}: the file's name must end in .npz or .parquet")
-    return suffix
+    put(path, buffer.getbuffer())
+    return path
 
 
-def _heads(judgement: Judgement) -> dict[str, NDArray[Any]]:
-    alphas = [row.get("alpha", np.nan) for row in judgement.rows]
-    return {"heads": np.asarray([row["head"] for row in judgement.rows]), "alphas": np.asarray(alphas, np.float64)}
-
-
-def _block(store: str, row: Mapping[str, Any], n: int, columns: Columns) -> dict[str, Any]:
-    """Columns of one head on one store."""
-    return {"store": [store] * n, "head": [row["head"]] * n, "alpha": [row.get("alpha")] * n, **columns}
-
-
-def _parquet(parts: Sequence[Columns], file: Any) -> None:
+def _write_parquet(blocks: Iterator[Block], file: BinaryIO) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     kinds = {"store": pa.string(), "head": pa.string(), "alpha": pa.float64(), "id": pa.string()}
-    tables = [
-        pa.table(
-            {
-                k: pa.nulls(len(part["store"]), kinds[k]) if v is None else pa.array(v, kinds.get(k))
-                for k, v in part.items()
-            }
-        )
-        for part in parts
-    ]
+
+    def column(name: str, values: Any, n: int) -> Any:
+        return pa.nulls(n, kinds[name]) if values is None else pa.array(values, kinds.get(name))
+
+    tables = []
+    for store, row, n, columns in blocks:
+        common = {"store": [store] * n, "head": [row["head"]] * n, "alpha": [row.get("alpha")] * n}
+        tables.append(pa.table({name: column(name, values, n) for name, values in (common | columns).items()}))
     parquet.write_table(pa.concat_tables(tables), file, compression="zstd")
-
-
-def _write(path: str | Path, write: Callable[[Any], None]) -> Path:
-    """Write a file atomically: a reader sees all of it or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-    os.replace(temporary, path)
-    return path

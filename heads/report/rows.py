@@ -1,50 +1,21 @@
-"""Results rows, read: one dict a head, with keys ``"<data set>:<metric>"`` and a float `alpha` for interpolations."""
+"""Reading results rows: one dict per head, with keys ``"<data set>:<metric>"``; interpolations have a float `alpha`."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import HeadError
+from heads.evaluation.metrics import Metric, metric_of
 
 Row: TypeAlias = Mapping[str, Any]
 Point: TypeAlias = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown: title, unit, factor onto the unit, digits, and which way is better."""
-
-    title: str
-    unit: str
-    factor: float
-    digits: int
-    higher_is_better: bool
-
-
-METRICS: dict[str, Metric] = {
-    "top1": Metric("Accuracy", "%", 100, 1, True),
-    "top5": Metric("Top-5 accuracy", "%", 100, 1, True),
-    "mean_per_class_recall": Metric("Mean per-class recall", "%", 100, 1, True),
-    "nll": Metric("NLL", "nats", 1, 3, False),
-    "nll_capped": Metric("NLL, capped", "nats", 1, 3, False),
-    "brier": Metric("Brier score", "0 to 2", 1, 3, False),
-    "ece": Metric("Calibration error", "%", 100, 1, False),
-}
-
-
-def metric_of(name: str) -> Metric:
-    """The metric of a row's key; HeadError lists the known ones."""
-    if name not in METRICS:
-        raise HeadError(f"metric {name!r}: expected one of {', '.join(METRICS)}")
-    return METRICS[name]
-
-
 def datasets_of(rows: Sequence[Row], metric: str = "top1") -> list[str]:
-    """Data sets with this metric, in order of appearance.
+    """Data sets that the rows have this metric of, in order of appearance.
 
     Examples
     --------
@@ -68,7 +39,7 @@ def choose_datasets(
     reference : str, optional
         The in-distribution data set; default: the first of them.
     metric : str
-        Whose keys tell what data sets there are.
+        The metric that the rows must have of them.
 
     Raises
     ------
@@ -99,7 +70,7 @@ def mean_of(row: Row, datasets: Sequence[str], metric: str) -> float | None:
 
 
 def point_of(row: Row, first: str, shifted: Sequence[str], metric: str) -> Point | None:
-    """A head's value in-distribution and its mean over the shifted data sets, None where one is missing."""
+    """A head's value in-distribution and its mean over the shifted data sets; None if one is missing."""
     x, y = value_of(row, first, metric), mean_of(row, shifted, metric)
     return None if x is None or y is None else (x, y)
 
@@ -132,12 +103,12 @@ def choice_text(entry: Row) -> str:
 
 
 def name_of(row: Row) -> str:
-    """What a row calls its head."""
+    """Name of the head of a row."""
     return str(row.get("head") or row.get("name") or "head")
 
 
 def alpha_of(row: Row) -> float | None:
-    """The interpolation coefficient of a row, None for a head that is no interpolation."""
+    """The interpolation coefficient of a row; None for a head that is not an interpolation."""
     alpha = row.get("alpha")
     return alpha if isinstance(alpha, float) else None
 
@@ -155,7 +126,7 @@ def label_of(row: Row) -> str:
 
 
 def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Interpolation rows by name, each path in ascending alpha; a head that stands twice in the rows counts once."""
+    """Interpolation rows by name, each path in ascending alpha; of repeated rows the first counts."""
     paths: dict[str, dict[float, Row]] = {}
     for row in rows:
         alpha = alpha_of(row)

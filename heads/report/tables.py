@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from heads.report.rows import Metric, Row, choose_datasets, format_value, label_of, mean_of, metric_of, value_of
+from heads.evaluation.metrics import Metric, metric_of
+from heads.report.rows import Row, choose_datasets, format_value, label_of, mean_of, value_of
 
 MEAN = "shifted mean"
 GAP = "    "
@@ -11,7 +12,7 @@ GAP = "    "
 def markdown_table(
     rows: Sequence[Row], datasets: Sequence[str] | None = None, *, metric: str = "top1", reference: str | None = None
 ) -> str:
-    r"""One metric as a Markdown table: a line a head, a column a data set, the best of each column bold.
+    r"""One metric as a Markdown table: one line per head, one column per data set, the best of each column bold.
 
     Two more columns where there are shifted data sets: their mean, and the change from the in-distribution data set
     to it (for accuracies the drop).
@@ -19,7 +20,7 @@ def markdown_table(
     Parameters
     ----------
     rows : sequence of rows
-        One a head, with keys such as ``"digits:top1"``.
+        One per head, with keys such as ``"digits:top1"``.
     datasets : sequence of str, optional
         Columns in order; default: all in the rows.
     metric : str
@@ -27,14 +28,10 @@ def markdown_table(
     reference : str, optional
         The in-distribution data set; default: the first.
 
-    Returns
-    -------
-    str
-
     Raises
     ------
     HeadError
-        Where the metric or a data set is unknown.
+        If the metric or a data set is unknown.
 
     Examples
     --------
@@ -66,7 +63,7 @@ def table_text(
     reference: str | None = None,
     width: int = 110,
 ) -> str:
-    """All metrics as plain text: a line a data set, a group of columns a head, ``*`` at the best head of each line.
+    """All metrics as plain text: one line per data set, a group of columns per head, ``*`` at the best of each line.
 
     Heads that do not fit into `width` characters go into further blocks.
 
@@ -77,16 +74,12 @@ def table_text(
     metrics : sequence of str
         Columns of each head.
     width : int
-        Characters a line.
-
-    Returns
-    -------
-    str
+        Characters per line.
 
     Raises
     ------
     HeadError
-        Where a metric or data set is unknown.
+        If a metric or data set is unknown.
 
     Examples
     --------
@@ -132,7 +125,7 @@ def _columns(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: st
 
 
 def _marked(values: Sequence[float | None], metric: Metric, title: str, *, best: str, other: str = "{}") -> list[str]:
-    """Values as text, in the form `best` for the best ones; equal as shown is equally good.
+    """Values as text, in the form `best` for the best ones; values that read the same tie.
 
     The best drop is not marked: a head that is bad everywhere has the smallest.
     """
@@ -161,7 +154,7 @@ def _aligned(name: str, lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _fitting(groups: Sequence[list[str]], width: int) -> list[list[list[str]]]:
-    """Groups dealt into blocks of at most `width` characters, at least one group a block."""
+    """Groups in blocks of at most `width` characters, at least one group per block."""
     blocks: list[list[list[str]]] = [[]]
     used = 0
     for group in groups:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from heads.report.rows import datasets_of, metric_of
+from heads.evaluation.metrics import metric_of
+from heads.report.rows import datasets_of
 
 LOWER = ("nll", "nll_capped", "ece", "brier")
 

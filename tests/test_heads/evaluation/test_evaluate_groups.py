@@ -87,7 +87,7 @@ def test_mean_and_worst_over_shifted_domains(images: Any) -> None:
     (other,) = evaluate([head], stores, reference="d3")
     assert other["shifted_mean_top1"] == pytest.approx(np.mean([row[f"d{s}:top1"] for s in (0, 1, 2)]))
     assert not any("shifted" in key for key in evaluate([head], stores[:1])[0])
-    with pytest.raises(HeadError, match="reference 'x' is none of the stores d0, d1"):
+    with pytest.raises(HeadError, match="reference 'x' is not one of the stores d0, d1"):
         evaluate([head], stores[:2], reference="x")
 
 

@@ -130,7 +130,7 @@ def test_mapping_files(tmp_path: Path, images: Any) -> None:
     assert found.indices(head.classnames) == [[3, 0], [1], [4, 2]]
     with pytest.raises(MismatchError, match="missing"):
         found.indices(("dog", "ant", "fox", "elk", "bee"))
-    for text, message in (("[1]", "no mapping"), ("{", "cannot be read"), ('{"a": 1, "a": 2}', "stand there twice")):
+    for text, message in (("[1]", "not a mapping"), ("{", "cannot be read"), ('{"a": 1, "a": 2}', "occur twice")):
         file.write_text(text)
         with pytest.raises(HeadError, match=message):
             load_projection(file)

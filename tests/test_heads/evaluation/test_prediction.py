@@ -152,7 +152,7 @@ def test_images_are_found_in_folders_patterns_and_lists(made: Any, tmp_path: Pat
     assert find_images([str(odd)]) == [str(odd)]  # a name that looks like a pattern, and is there
     (tmp_path / "empty").mkdir()
     for place in ("*.jpg", "empty"):
-        with pytest.raises(DatasetError, match="no image there"):
+        with pytest.raises(DatasetError, match="no image found"):
             find_images([str(tmp_path / place)])
     with pytest.raises(DatasetError, match=r"^@none\.txt: no such list file: none\.txt$"):
         find_images(["@none.txt"])
@@ -188,7 +188,7 @@ def test_a_model_of_ones_own_is_found_where_it_lay(made: Any, tmp_path: Path, mo
     monkeypatch.chdir(folder)
     assert len(list(predict_images(head, ["pets/one/01.png"]))) == 1
     (tmp_path / "own").rename(tmp_path / "moved")
-    with pytest.raises(EncoderError, match="pass --model and --pretrained with where it lies now"):
+    with pytest.raises(EncoderError, match="pass --model and --pretrained with its present location"):
         encoder_of(head)
     moved = f"local-dir:{tmp_path / 'moved'}"
     assert encoder_of(head, moved).name == "moved"

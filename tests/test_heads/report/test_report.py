@@ -1,17 +1,14 @@
 """Tables, plots and the page of an evaluation."""
 
-import itertools
 import re
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from featcache.errors import HeadError
 from heads.report import markdown_table, plot_nll_against_alpha, plot_robustness, table_text, write_report
-from heads.report.layout import PLACES, expit, logit, percent_ticks, place_labels, spread
+from heads.report.plots import percent_ticks
 from heads.report.rows import choose_datasets, datasets_of, mean_of, paths_of
 
 DATASETS = ("digits", "digits-noisy", "digits-rotated")
@@ -183,36 +180,14 @@ def test_report_keeps_its_reference_in_every_table(rows, tmp_path):
     assert len(headers) == 4
 
 
-def test_logit_scale():
-    p = np.array([0.001, 0.5, 0.9, 0.999])
-    assert np.allclose(expit(logit(p)), p)
-    assert np.isfinite(logit([0.0, 1.0])).all()
+def test_percent_ticks():
     assert percent_ticks(0.5, 0.99, most=4) == [0.5, 0.7, 0.9, 0.96]
     assert percent_ticks(0.501, 0.502) == []
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.05))
-def test_spread_keeps_order_and_distance(heights, gap):
-    placed = spread(heights, gap, 1.0)
-    for (a, x), (b, y) in itertools.combinations(zip(heights, placed, strict=True), 2):
-        assert abs(x - y) >= gap - 1e-9
-        assert a == b or (a < b) == (x < y)
-    assert max(placed) <= 1 + 1e-9
-    assert spread([0.2, 0.9], 0.05, 1.0) == [0.2, 0.9]
-
-
-def test_labels_keep_clear_of_each_other():
-    anchors = [(200.0, 200.0 + 3 * k) for k in range(8)]
-    chosen = place_labels(anchors, [(60.0, 12.0)] * 8, [], (0.0, 0.0, 400.0, 400.0), 1.0)
-    assert len(set(chosen)) == len(chosen)
-    boxes = []
-    for (x, y), place in zip(anchors, chosen, strict=True):
-        dx, dy, side = PLACES[place]
-        left = x + dx + {1: 0, 0: -30, -1: -60}[side]
-        boxes.append((left, y + dy - 6, left + 60, y + dy + 6))
-    for a, b in itertools.combinations(boxes, 2):
-        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
-
-
-def test_labels_stay_inside_the_frame():
-    assert PLACES[place_labels([(390.0, 200.0)], [(60.0, 12.0)], [], (0.0, 0.0, 400.0, 400.0), 1.0)[0]][2] == -1
+def test_every_head_and_data_set_is_in_a_legend(rows, tmp_path):
+    robustness = plot_robustness(rows, tmp_path / "a.svg").read_text()
+    for text in ("zero_shot", "ridge", "knn", "zero_shot+ridge, by α"):
+        assert f"<!-- {text} -->" in robustness
+    along = plot_nll_against_alpha(rows, tmp_path / "b.svg").read_text()
+    assert all(f"<!-- {name} -->" in along for name in DATASETS)
