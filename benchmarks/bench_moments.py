@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks.common import interleaved, ratio, report
 from featcache.store import ImageStore, StoreWriter, open_image_store
+from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.layout import image_arrays, labels_array
-from featcache.store.sidecars import SAMPLES, samples_bytes
 from heads.estimators.kept_moments import store_moments
 
 CHUNK_ROWS = 4096

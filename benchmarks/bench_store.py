@@ -70,7 +70,7 @@ def preadv_reader(folder: Path, spec: ArraySpec) -> Callable[[int, int, np.ndarr
 def contestants(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) -> dict[str, dict[str, Contestant]]:
     """Blocks into one preallocated buffer, and a random gather, by each reader."""
     n_rows = spec.shape[0]
-    mapped, through_zarr = MappedReader(folder, spec), ZarrReader.open(folder, spec)
+    mapped, through_zarr = MappedReader(folder, spec), ZarrReader(folder, spec)
     npy = np.load(folder / "features.npy", mmap_mode="r")
     buffer = np.empty((block_rows, spec.shape[1]), dtype=np.float16)
     wide = np.empty((block_rows, spec.shape[1]), dtype=np.float32)

@@ -11,8 +11,8 @@ from featcache.encoding.images import EncodeResult, encode_dataset
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.errors import ShardDoneError
 from featcache.progress import format_seconds
-from featcache.store.aliases import other_names
 from featcache.store.base import Store
+from featcache.store.catalogue import other_names
 from featcache.store.images import parts_of
 
 

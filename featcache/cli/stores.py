@@ -12,9 +12,9 @@ from featcache.errors import ContentChangedError, FeatcacheError, StoreCorruptEr
 from featcache.progress import format_age, format_seconds
 from featcache.store import ImageStore, find_path, find_store, list_stores, open_image_store, repair, resolve_root
 from featcache.store import verify as verify_store
-from featcache.store.aliases import other_names
-from featcache.store.garbage import delete, find_garbage
+from featcache.store.catalogue import other_names
 from featcache.store.images import parts_of
+from featcache.store.maintenance import delete, find_garbage
 from featcache.store.places import StorePath
 
 STORE_HELP = "folder, s3:// URL, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]; #TAP behind it for a tap or view"

@@ -35,7 +35,7 @@ from featcache.progress import Progress, Silent
 from featcache.store import BankStore, StoreWriter, check_deep, content_key, find_path, open_bank_store, resolve_root
 from featcache.store.key import checksum
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, ArraySpec
-from featcache.store.manifest import existing_header
+from featcache.store.manifest import begun_chunk_rows
 from featcache.store.places import StorePath, read
 
 
@@ -226,8 +226,7 @@ class _BankJob:
 
     def _writer(self) -> StoreWriter:
         m, dim, nan = len(self.ids), self.encoder.dim, float("nan")
-        begun = existing_header(self.path)
-        rows = int(begun["chunk_rows"]) if begun else min(DEFAULT_CHUNK_ROWS, m)
+        rows = begun_chunk_rows(self.path, min(DEFAULT_CHUNK_ROWS, m))
         specs = {"features": ArraySpec("features", "<f4", (m, dim), rows, nan)}
         whole = {"moment": ArraySpec("moment", "<f8", (dim, dim), dim, nan)}
         return StoreWriter(self.path, BankStore.kind, self.key, self.identity, specs, whole, {}, verb="text --random")

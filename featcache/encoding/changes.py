@@ -9,9 +9,9 @@ import xxhash
 from featcache.datasets.base import Dataset, dataset_key
 from featcache.errors import MismatchError, StoreWriteError
 from featcache.store import ImageStore
+from featcache.store.columns import read_stamps, write_stamps
 from featcache.store.layout import ArraySpec
 from featcache.store.places import StorePath, read
-from featcache.store.sidecars import read_stamps, write_stamps
 
 
 def changed_rows(dataset: Dataset, store: StorePath, content: ArraySpec, chunks: Iterable[int]) -> list[int]:

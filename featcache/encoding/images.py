@@ -22,7 +22,7 @@ from featcache.encoding.options import EncodeOptions
 from featcache.errors import ContentChangedError, LabelsChangedError
 from featcache.progress import Progress, Silent
 from featcache.store import ImageStore, open_image_store, resolve_root
-from featcache.store.aliases import add_name
+from featcache.store.catalogue import add_name
 from featcache.store.places import StorePath
 
 KEPT = ("name", "split", "encoder_name", "logit_scale", "logit_bias", "decoding")

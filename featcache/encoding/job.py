@@ -33,13 +33,12 @@ from featcache.errors import (
 from featcache.progress import Progress
 from featcache.store import BadRow, ImageStore, StoreWriter, content_key, open_image_store
 from featcache.store.claims import Claims
-from featcache.store.columns import metadata_bytes
+from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
 from featcache.store.manifest import begun_chunk_rows
 from featcache.store.parts import KIND as PARTS
 from featcache.store.parts import Part
 from featcache.store.places import StorePath, remove, stat
-from featcache.store.sidecars import METADATA, SAMPLES, STAMPS, samples_bytes, write_stamps
 
 FINALISE_ATTEMPTS = 3
 FINISH = "finish"

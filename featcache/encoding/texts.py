@@ -33,7 +33,7 @@ from featcache.errors import (
 from featcache.progress import Progress, Silent
 from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, content_key, open_text_store, resolve_root
-from featcache.store.aliases import add_name
+from featcache.store.catalogue import add_name
 from featcache.store.layout import ArraySpec
 from featcache.store.manifest import begun_chunk_rows
 from featcache.store.places import StorePath, read

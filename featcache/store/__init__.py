@@ -1,15 +1,25 @@
-"""Chunked, content-addressed, verified feature stores in zarr v3.
+"""Feature stores in zarr v3: chunked, addressed by content, verified by checksums.
 
-`StoreWriter` writes them, `open_store` and `find_store` read them, `verify` checks them; see `layout` for what lies
-where and `writer` for the protocol that survives a kill at any moment.
+`StoreWriter` writes them, `open_store` and `find_store` read them, `verify` checks them. Start with `layout` for the
+files of a store, and with `writer` for how a store is written and how a killed run resumes.
 """
 
-from featcache.store.catalogue import Entry, find_path, find_store, list_stores
-from featcache.store.images import ImageStore, TextStore, open_image_store, open_store, open_text_store
+from featcache.store.catalogue import (
+    Entry,
+    find_path,
+    find_store,
+    list_stores,
+    open_bank_store,
+    open_image_store,
+    open_prior_store,
+    open_store,
+    open_text_store,
+)
+from featcache.store.images import ImageStore
 from featcache.store.key import content_key, resolve_root
+from featcache.store.maintenance import Report, check_deep, repair, verify
 from featcache.store.manifest import BadRow, Manifest, Marker, read_manifest
-from featcache.store.texts import BankStore, PriorStore, open_bank_store, open_prior_store
-from featcache.store.verify import Report, check_deep, repair, verify
+from featcache.store.texts import BankStore, PriorStore, TextStore
 from featcache.store.writer import StoreWriter
 
 __all__ = [

@@ -1,27 +1,25 @@
 """What every kind of opened store shares: its manifest, its arrays, its readers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from featcache.errors import StoreCorruptError
-from featcache.store.layout import ArraySpec
+from featcache.store.layout import PROVENANCE, ArraySpec
 from featcache.store.manifest import Manifest, parse_json
-from featcache.store.object_reader import ObjectReader
-from featcache.store.places import File, StorePath, files, read_or_none
-from featcache.store.readers import Array, MappedReader, Reader, ZarrReader
-from featcache.store.writer import PROVENANCE
+from featcache.store.places import StorePath, files, read_or_none
+from featcache.store.readers import Array, MappedReader, ObjectReader, Reader, ZarrReader
 
 
-def _fast_reader(store: StorePath, spec: ArraySpec) -> Reader:
-    return MappedReader(store, spec) if isinstance(store, Path) else ObjectReader(store, spec)
+def _fast_reader(folder: StorePath, spec: ArraySpec) -> Reader:
+    return MappedReader(folder, spec) if isinstance(folder, Path) else ObjectReader(folder, spec)
 
 
-READERS: dict[str, Callable[[StorePath, ArraySpec], Reader]] = {"mapped": _fast_reader, "zarr": ZarrReader.open}
+READERS: dict[str, Callable[[StorePath, ArraySpec], Reader]] = {"mapped": _fast_reader, "zarr": ZarrReader}
 
 
 class Store:
-    """What both kinds of store share. Use `open_store`.
+    """An opened store; `open_store` makes them.
 
     Parameters
     ----------
@@ -30,17 +28,23 @@ class Store:
     manifest : Manifest
     reader : {"mapped", "zarr"}
         How rows are read; the results are equal.
+
+    Raises
+    ------
+    StoreCorruptError
+        A chunk file is missing or has the wrong size.
     """
 
-    kind = ""
+    kind: ClassVar[str]
+    made_by: ClassVar[str]
+    """The command that makes such stores."""
 
     def __init__(self, path: StorePath, manifest: Manifest, reader: str = "mapped") -> None:
         self.path, self.manifest = path, manifest
-        self._reader_name = reader
+        self.folder = path  # of the arrays; taps and views have their own folder in the store's
+        self.reader_name = reader
         self._readers: dict[str, Reader] = {}
-        found = files(path)
-        for spec in manifest.all_arrays.values():
-            check_sizes(path, spec, found)
+        check_sizes(path, manifest.all_arrays.values())
 
     @property
     def info(self) -> dict[str, Any]:
@@ -54,7 +58,7 @@ class Store:
 
     @property
     def encoder_name(self) -> str:
-        """The model, as people call it."""
+        """The model's everyday name."""
         return str(self.info["encoder_name"])
 
     @property
@@ -64,12 +68,12 @@ class Store:
 
     @property
     def text_digests(self) -> tuple[str, ...]:
-        """Digests of the text towers that belong to these features: one a model that was encoded with (or none)."""
+        """Digests of the text towers that were paired with the image encoder; empty if the model has no text side."""
         return tuple(self.info["text_digests"])
 
     @property
     def text_digest(self) -> str | None:
-        """The first of `text_digests`, None where the model has no text side."""
+        """The first of `text_digests`."""
         return self.text_digests[0] if self.text_digests else None
 
     @property
@@ -79,7 +83,7 @@ class Store:
 
     @property
     def logit_bias(self) -> float | None:
-        """The model's bias on scaled similarities (SigLIP), None where it has none."""
+        """The model's bias on scaled similarities (SigLIP), None for other models."""
         return None if self.info["logit_bias"] is None else float(self.info["logit_bias"])
 
     @property
@@ -89,7 +93,7 @@ class Store:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How and when the store was made; recorded, never keyed."""
+        """How and when the store was made; recorded, never part of a key."""
         try:
             return dict(parse_json(read_or_none(self.path / PROVENANCE) or b"{}"))
         except ValueError:
@@ -98,21 +102,23 @@ class Store:
     def reader(self, name: str) -> Reader:
         """Reader of one array, opened once."""
         if name not in self._readers:
-            self._readers[name] = READERS[self._reader_name](self.path, self.manifest.all_arrays[name])
+            self._readers[name] = READERS[self.reader_name](self.folder, self.manifest.all_arrays[name])
         return self._readers[name]
 
     def array(self, name: str) -> Array:
         """One whole array in memory, in the stored dtype."""
-        return self.reader(name).read(0, self.manifest.all_arrays[name].shape[0])
+        reader = self.reader(name)
+        return reader.read(0, reader.spec.shape[0])
 
 
-def check_sizes(path: StorePath, spec: ArraySpec, found: Mapping[str, File]) -> None:
-    """StoreCorruptError where a chunk file of an array is missing among those found, or of the wrong size."""
-    for chunk in range(spec.n_chunks):
-        file = found.get(spec.chunk_name(chunk))
-        if file is None or file.nbytes != spec.chunk_nbytes:
-            what = "is missing" if file is None else f"has {file.nbytes:,} bytes, expected {spec.chunk_nbytes:,}"
-            raise StoreCorruptError(
-                f"{spec.chunk_path(path, chunk)}: chunk file {what}; run the command that made {path} again: it redoes "
-                "damaged chunks and keeps the others"
-            )
+def check_sizes(folder: StorePath, specs: Iterable[ArraySpec]) -> None:
+    """StoreCorruptError if a chunk file of some arrays is missing or has the wrong size."""
+    found = files(folder)
+    for spec in specs:
+        for chunk in range(spec.n_chunks):
+            file = found.get(spec.chunk_name(chunk))
+            if problem := spec.chunk_problem(None if file is None else file.nbytes):
+                raise StoreCorruptError(
+                    f"{spec.chunk_path(folder, chunk)}: chunk file {problem}; run the command that made {folder} "
+                    "again: it redoes damaged chunks and keeps the others"
+                )

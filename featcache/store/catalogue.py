@@ -1,22 +1,77 @@
-"""All stores below a root: listing them, and finding one by a short name."""
+"""All stores below a root: opening one, listing them, and finding one by a short name."""
 
 import difflib
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
-from featcache.errors import FeatcacheError, StoreNotFoundError, StoreSchemaError
-from featcache.store.aliases import names_in
-from featcache.store.images import KINDS, ImageStore, find_part, open_store
-from featcache.store.layout import MANIFEST, SCHEMA
-from featcache.store.manifest import existing_header, read_manifest
+from featcache.errors import FeatcacheError, MismatchError, StoreNotFoundError, StoreSchemaError, StoreWriteError
+from featcache.store.base import Store
+from featcache.store.images import ImageStore, ViewStack, find_part
+from featcache.store.layout import MANIFEST
+from featcache.store.manifest import read_header, read_manifest
 from featcache.store.parts import finished_parts
-from featcache.store.places import File, StorePath, files, location, stat
+from featcache.store.places import File, StorePath, by_folder, create, files, location, stat
+from featcache.store.texts import BankStore, PriorStore, TextStore
 
+S = TypeVar("S", bound=Store)
+KINDS: dict[str, type[Store]] = {cls.kind: cls for cls in (ImageStore, TextStore, BankStore, PriorStore)}
 NEAREST, CUTOFF = 5, 0.75
+NAMES = "names"
+MAX_NAME_BYTES = 200  # file systems take 255; a temporary file adds a suffix
+
+
+def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
+    """Open a finished store.
+
+    Parameters
+    ----------
+    path : str, Path or ObjectPath
+        The store's folder.
+    reader : {"mapped", "zarr"}
+        "mapped" reads chunk files directly; "zarr" goes through zarr-python. The rows are equal.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreIncompleteError, StoreCorruptError
+        No store there; encoding has not finished; a file is missing or of the wrong size.
+    """
+    path = location(path)
+    manifest = read_manifest(path)
+    return KINDS[manifest.kind](path, manifest, reader)
+
+
+def _open_as(expected: type[S], path: str | StorePath, reader: str = "mapped") -> S:
+    store = open_store(path, reader)
+    if not isinstance(store, expected):
+        raise MismatchError(
+            f"{path}: a store of {store.kind}; expected a store of {expected.kind}, made by `{expected.made_by}`"
+        )
+    return store
+
+
+def open_image_store(path: str | StorePath, reader: str = "mapped") -> ImageStore:
+    """`open_store` for a store of images; MismatchError if it holds something else."""
+    return _open_as(ImageStore, path, reader)
+
+
+def open_text_store(path: str | StorePath, reader: str = "mapped") -> TextStore:
+    """`open_store` for a store of texts; MismatchError if it holds something else."""
+    return _open_as(TextStore, path, reader)
+
+
+def open_bank_store(path: str | StorePath) -> BankStore:
+    """`open_store` for a bank of random texts; MismatchError if it holds something else."""
+    return _open_as(BankStore, path)
+
+
+def open_prior_store(path: str | StorePath) -> PriorStore:
+    """`open_store` for a frozen prior; MismatchError if it holds something else."""
+    return _open_as(PriorStore, path)
 
 
 @dataclass(frozen=True)
@@ -42,23 +97,23 @@ class Entry:
 
     @property
     def age(self) -> float:
-        """Seconds since anything in it was written."""
+        """Seconds since its newest file was written."""
         return max(0.0, time.time() - self.modified)
 
     @property
-    def reference(self) -> str:
-        """The short name that finds it: ``digits/test@tiny``, ``texts/digits@tiny``."""
-        return f"{self.short}@{self.model}"
-
-    @property
     def short(self) -> str:
-        """The reference without the model."""
+        """The reference without the model: ``digits/test``, ``texts/digits``."""
         return f"{self.name}/{self.split}" if self.split else f"{self.kind}/{self.name}"
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The reference under every name of its encoder, that of the first encoding first."""
+        """The short names that find it, one per name of its encoder; that of the first encoding comes first."""
         return tuple(f"{self.short}@{model}" for model in (self.model, *self.other_models))
+
+    @property
+    def reference(self) -> str:
+        """The first of `references`: ``digits/test@tiny``, ``texts/digits@tiny``."""
+        return self.references[0]
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -72,46 +127,52 @@ def list_stores(root: StorePath) -> list[Entry]:
 
 
 def store_folders(root: StorePath) -> dict[StorePath, dict[str, File]]:
-    """Every folder where a store may lie, with all files in it by their relative names."""
-    folders: dict[StorePath, dict[str, File]] = {}
-    for kind in KINDS:
-        for name, file in files(root / kind).items():
-            encoder, _, rest = name.partition("/")
-            dataset, _, inside = rest.partition("/")
-            if inside:
-                folders.setdefault(root / kind / encoder / dataset, {})[inside] = file
-    return folders
+    """Every folder in the place of a store, ``<root>/<kind>/<encoder_key>/<dataset_key>``, with the files in it."""
+    return {root / kind / key: held for kind in KINDS for key, held in by_folder(files(root / kind), 2).items()}
 
 
 def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
-    size = sum(file.nbytes for file in held.values())
+    nbytes = sum(file.nbytes for file in held.values())
     modified = max(file.modified for file in held.values())
     kind, key = path.parent.parent.name, f"{path.parent.name}/{path.name}"
-    if MANIFEST in held:
-        try:
-            manifest = read_manifest(path)
-        except FeatcacheError as error:
-            name = "(other version)" if isinstance(error, StoreSchemaError) else "(damaged)"
-            return Entry(path, kind, key, name, None, "?", 0, size, False, modified)
-        info, rows = manifest.info, next(iter(manifest.arrays.values())).shape[0]
-        name, model = info["name"], info["encoder_name"]
-        parts = tuple(part.label for part in finished_parts(held))
-        split, others = info.get("split"), names_in(held)
-        return Entry(path, manifest.kind, manifest.key, name, split, model, rows, size, True, modified, parts, others)
-    header = existing_header(path)
-    if header is None:
-        return None
-    rows = header["rows"] if header["schema"] == SCHEMA else 0
-    return Entry(path, kind, key, "(unfinished)", None, "?", rows, size, False, modified)
+
+    def without_manifest(name: str, rows: int = 0) -> Entry:
+        return Entry(path, kind, key, name, None, "?", rows, nbytes, False, modified)
+
+    if MANIFEST not in held:
+        header = read_header(path)
+        if header is None:
+            return None
+        return without_manifest("(unfinished)", header.rows)
+    try:
+        manifest = read_manifest(path)
+    except StoreSchemaError:
+        return without_manifest("(other version)")
+    except FeatcacheError:
+        return without_manifest("(damaged)")
+    return Entry(
+        path,
+        manifest.kind,
+        manifest.key,
+        manifest.info["name"],
+        manifest.info.get("split"),
+        manifest.info["encoder_name"],
+        manifest.n_rows,
+        nbytes,
+        True,
+        modified,
+        parts=tuple(part.label for part in finished_parts(held)),
+        other_models=names_in(held),
+    )
 
 
-def find_store(reference: str | StorePath, root: StorePath) -> Any:
-    """Open the store that `find_path` finds; behind ``#``, one of its taps or views.
+def find_store(reference: str | StorePath, root: StorePath) -> Store | ViewStack:
+    """Open the store that `find_path` finds; after ``#``, one of its taps or views.
 
     ``NAME/SPLIT@MODEL#pre_projection`` is a tap, ``...#view-plain-0-3`` view 3 of the augmentation `plain` with seed 0,
-    ``...#views`` all views (where there is one kind), and ``...#views:pre_projection`` a tap of all views.
+    ``...#views`` all views (if they are of one kind), and ``...#views:pre_projection`` a tap of all views.
     """
-    whole, mark, part = str(reference).rpartition("#") if isinstance(reference, str) else (reference, "", "")
+    whole, mark, part = reference.rpartition("#") if isinstance(reference, str) else ("", "", "")
     if not mark or stat(location(reference) / MANIFEST) is not None:
         return open_store(find_path(reference, root))
     store = open_store(find_path(whole, root))
@@ -121,25 +182,24 @@ def find_store(reference: str | StorePath, root: StorePath) -> Any:
 
 
 def find_path(reference: str | StorePath, root: StorePath, *, suggest: bool = True) -> StorePath:
-    """Folder of a store, by its folder, its key (or the beginning of one), or its short name.
+    """Folder of a store, given the folder itself, the store's key (or the start of it), or its short name.
 
     Parameters
     ----------
     reference : str, Path or ObjectPath
         A folder; ``<encoder_key>/<dataset_key>`` or the beginnings of both; ``NAME/SPLIT[@MODEL]`` for images;
         ``texts/NAME[@MODEL]`` for texts.
-    root : Path
-        Where stores are looked for.
+    root : Path or ObjectPath
     suggest : bool
-        Whether the message names stores with nearly that name; not where the store is to be deleted.
+        Whether the error message suggests similar names; pass False if the store is to be deleted.
 
     Raises
     ------
     StoreNotFoundError
-        None matches, or several do; the message says what to write instead.
+        No store matches, or several do; the message says what to write instead.
     """
     folder = location(reference)
-    if stat(folder / MANIFEST) is not None or existing_header(folder) is not None:
+    if stat(folder / MANIFEST) is not None or read_header(folder) is not None:
         return folder
     wanted = str(reference)
     entries = list_stores(root)
@@ -151,27 +211,29 @@ def find_path(reference: str | StorePath, root: StorePath, *, suggest: bool = Tr
     raise _none_matches(wanted, root, entries, suggest)
 
 
+def _matches(entry: Entry, wanted: str) -> bool:
+    if wanted in (entry.short, *entry.references):
+        return entry.finished
+    encoder, _, dataset = wanted.partition("/")
+    own_encoder, _, own_dataset = entry.key.partition("/")
+    return len(encoder) >= 4 and own_encoder.startswith(encoder) and own_dataset.startswith(dataset)
+
+
 def _several_match(wanted: str, matches: list[Entry]) -> StoreNotFoundError:
     uses = Counter(reference for entry in matches for reference in entry.references)
-    own = [next((name for name in entry.references if uses[name] == 1), None) for entry in matches]
-    unique = [name for name in own if name is not None]
-    if len(unique) == len(matches) and all(entry.finished for entry in matches):
-        return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; write one of: {', '.join(unique)}")
+    unique = [next((name for name in entry.references if uses[name] == 1), None) for entry in matches]
+    if None not in unique and all(entry.finished for entry in matches):
+        return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; write one of: {', '.join(map(str, unique))}")
+    dated = [
+        (str(open_store(entry.path).provenance.get("written", "")) if entry.finished else "(not finished)", entry)
+        for entry in matches
+    ]
+    dated.sort(key=lambda pair: pair[0], reverse=True)  # the newest first
+    shown = "\n".join(f"  {entry.path}  {entry.reference}, written {written}" for written, entry in dated)
     return StoreNotFoundError(
         f"{wanted}: {len(matches)} stores match, of different samples, texts or weights, and not all have a name of "
-        f"their own; name one by its folder, and delete the folders that are no longer wanted:\n{_shown(matches)}"
+        f"their own; name one by its folder, and delete the folders that are no longer wanted:\n{shown}"
     )
-
-
-def _shown(entries: list[Entry]) -> str:
-    """One line a store, the newest first."""
-    dated = [(_written(entry), entry) for entry in entries]
-    dated.sort(key=lambda pair: pair[0], reverse=True)
-    return "\n".join(f"  {entry.path}  {entry.reference}, written {written}" for written, entry in dated)
-
-
-def _written(entry: Entry) -> str:
-    return str(open_store(entry.path).provenance.get("written", "")) if entry.finished else "(not finished)"
 
 
 def _none_matches(wanted: str, root: StorePath, entries: list[Entry], suggest: bool) -> StoreNotFoundError:
@@ -185,7 +247,7 @@ def _none_matches(wanted: str, root: StorePath, entries: list[Entry], suggest: b
 
 
 def _nearest(wanted: str, entries: list[Entry]) -> list[str]:
-    """References that look like the wanted one, then those of the same data set."""
+    """References similar to the wanted one, then those of the same data set."""
     names = {name: entry.reference for entry in entries for name in (entry.short, *entry.references)}
     alike = [names[name] for name in difflib.get_close_matches(wanted, names, n=NEAREST, cutoff=CUTOFF)]
     data, slash, _ = wanted.partition("/")
@@ -193,9 +255,31 @@ def _nearest(wanted: str, entries: list[Entry]) -> list[str]:
     return list(dict.fromkeys(alike + same))[:NEAREST]
 
 
-def _matches(entry: Entry, wanted: str) -> bool:
-    if wanted in (entry.short, *entry.references):
-        return entry.finished
-    encoder, _, dataset = wanted.partition("/")
-    own_encoder, _, own_dataset = entry.key.partition("/")
-    return len(encoder) >= 4 and own_encoder.startswith(encoder) and own_dataset.startswith(dataset)
+def add_name(store: Store, name: str) -> None:
+    """Record another name of the store's encoder: two checkpoints with equal towers share one store.
+
+    A name is an empty file ``names/<name, percent-encoded>`` in the store. Writing it leaves the manifest alone, a
+    listing finds it, and a lost one is written again by the next cache hit. A read-only store is left as it is.
+    """
+    file = quote(name, safe="")
+    if name == store.encoder_name or len(file) > MAX_NAME_BYTES or name in other_names(store.path):
+        return
+    try:
+        create(store.path / NAMES / file, b"")
+    except StoreWriteError:
+        return  # a cache hit needs no write access
+
+
+def other_names(path: StorePath) -> tuple[str, ...]:
+    """Further names of a store's encoder, besides the manifest's."""
+    return names_in(f"{NAMES}/{name}" for name in files(path / NAMES))
+
+
+def names_in(held: Iterable[str]) -> tuple[str, ...]:
+    """`other_names`, from the relative names of all files in a store.
+
+    >>> names_in(["manifest.json", "names/alpha%3D1.000", "names/x.1-2.partial"])
+    ('alpha=1.000',)
+    """
+    found = (name.partition("/")[2] for name in held if name.startswith(f"{NAMES}/"))
+    return tuple(sorted(unquote(name) for name in found if not name.endswith(".partial")))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from featcache.store.places import StorePath, create, files, put, read_or_none, remove, stat
 from featcache.store.places.local import is_alive, owner
 
-FOLDER = "claims"
+CLAIMS = "claims"
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 120.0
 
@@ -70,8 +70,8 @@ class Claims:
     def clear(self) -> None:
         """Delete all claims, whoever holds them: the store is finished."""
         self._held.clear()
-        for name in files(self._store / FOLDER):
-            remove(self._store / FOLDER / name)
+        for name in files(self._store / CLAIMS):
+            remove(self._store / CLAIMS / name)
 
     def _path(self, what: str) -> StorePath:
-        return self._store / FOLDER / what
+        return self._store / CLAIMS / what

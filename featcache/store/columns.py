@@ -1,12 +1,12 @@
-"""Metadata columns: what else is known of each sample (region, year, location, caption), in row order.
+"""What a store knows of each sample besides its features, in row order: ids, sizes, metadata columns, file times.
 
-A column is either whole numbers, int64, or texts, an object array of str in which ``""`` stands for an empty cell.
-Columns travel beside the labels into the store, where heads group by them; they are no part of a data set's key, and
-have a digest of their own, so that editing them never re-encodes and never goes unnoticed.
+Metadata columns (region, year, caption) hold either whole numbers, int64, or texts, an object array of str with ``""``
+for an empty cell. Heads group rows by them. They are not part of a data set's key but have their own digest, so that
+an edit is noticed and encodes nothing again.
 """
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,12 +15,16 @@ import numpy.typing as npt
 import xxhash
 
 from featcache.errors import DatasetError
+from featcache.store.places import StorePath, put, read, read_or_none
 
 Columns: TypeAlias = dict[str, npt.NDArray[Any]]
+SAMPLES = "samples.parquet"
+METADATA = "metadata.parquet"
+STAMPS = "stamps.bin"
 
 
 def as_columns(metadata: Mapping[str, Any], rows: int) -> Columns:
-    """Metadata in its one form.
+    """Metadata columns as int64 or object arrays.
 
     Parameters
     ----------
@@ -36,7 +40,7 @@ def as_columns(metadata: Mapping[str, Any], rows: int) -> Columns:
     Raises
     ------
     DatasetError
-        Where a column has another length, or values of another kind.
+        A column has another length, or holds values of another kind.
 
     Examples
     --------
@@ -65,11 +69,11 @@ def _column(name: str, values: Any) -> npt.NDArray[Any]:
         except OverflowError as error:
             raise DatasetError(f"metadata column {name!r} holds a number beyond 64 bits; give it as text") from error
     shown = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise DatasetError(f"metadata column {name!r} holds {shown}; expected whole numbers, or texts alone")
+    raise DatasetError(f"metadata column {name!r} holds {shown}; expected whole numbers only, or texts only")
 
 
 def metadata_digest(metadata: Mapping[str, Any]) -> str:
-    """Digest of the metadata columns, whatever their order.
+    """Digest of the metadata columns; their order does not matter.
 
     Parameters
     ----------
@@ -85,7 +89,7 @@ def metadata_digest(metadata: Mapping[str, Any]) -> str:
     Raises
     ------
     DatasetError
-        Where a text is not valid Unicode.
+        A text is not valid Unicode.
 
     Examples
     --------
@@ -127,18 +131,56 @@ def feed_texts(digest: xxhash.xxh3_128, texts: Iterable[str]) -> None:
 def metadata_bytes(metadata: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """The columns as a Parquet file."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     kinds = {name: pa.int64() if column.dtype == np.int64 else pa.large_string() for name, column in metadata.items()}
-    table = pa.table({name: pa.array(column, kinds[name]) for name, column in metadata.items()})
-    sink = io.BytesIO()
-    parquet.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    return _parquet({name: pa.array(column, kinds[name]) for name, column in metadata.items()})
 
 
 def metadata_from(path: Path | io.BytesIO) -> Columns:
-    """The columns of a Parquet file (or its content) that `metadata_bytes` made."""
+    """Inverse of `metadata_bytes`, from a file or its content."""
     from pyarrow import parquet
 
     table = parquet.read_table(path)
     return {name: _column(name, table[name].to_pylist()) for name in table.column_names}
+
+
+def read_columns(store: StorePath) -> Columns:
+    """The metadata columns of a store."""
+    return metadata_from(io.BytesIO(read(store / METADATA)))
+
+
+def samples_bytes(ids: Sequence[str], sizes: npt.NDArray[np.int64]) -> bytes:
+    """Ids and sizes as a Parquet file; zarr's string types are not stable yet."""
+    import pyarrow as pa
+
+    return _parquet({"id": pa.array(ids, pa.string()), "size": pa.array(sizes, pa.int64())})
+
+
+def _parquet(columns: Mapping[str, Any]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(columns), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_ids(store: StorePath) -> list[str]:
+    """The sample ids of a store."""
+    from pyarrow import parquet
+
+    ids: list[str] = parquet.read_table(io.BytesIO(read(store / SAMPLES)), columns=["id"])["id"].to_pylist()
+    return ids
+
+
+def write_stamps(store: StorePath, stamps: npt.NDArray[np.int64]) -> None:
+    """Record the modification times (N,) int64, in ns, at which the content hashes were right."""
+    put(store / STAMPS, np.ascontiguousarray(stamps, dtype="<i8").tobytes())
+
+
+def read_stamps(store: StorePath, n_rows: int) -> npt.NDArray[np.int64]:
+    """The recorded modification times; -1, which means to hash again, if there are none."""
+    content = read_or_none(store / STAMPS) or b""
+    if len(content) != 8 * n_rows:
+        return np.full(n_rows, -1, dtype=np.int64)
+    return np.frombuffer(content, dtype="<i8").astype(np.int64)

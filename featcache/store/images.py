@@ -1,39 +1,36 @@
-"""Opened stores: the features of a data set's split, and the text embeddings of a class list.
+"""Image features opened from disk: a store, its taps and views, and all its views as one.
 
-All augmented views of a store's images as one store of K N rows, for heads that learn from augmentations.
-
-Views of one image are no independent rows: `ViewStack.groups` names the image of every row, and what is left out to
-choose a hyper-parameter must be left out by image (``heads.Ridge().fit(views, groups=views.groups)``).
+`ImageFeatures` is what they have in common. An `ImageStore` is a whole store; a `PartStore` is a tap or a view, with
+features from its own folder and labels from the store's; a `ViewStack` puts the views of one augmentation behind one
+another, K N rows, for heads that learn from augmented images. Views of one image are not independent rows:
+`ViewStack.groups` tells which image each row shows, so that cross-validation can leave out whole images
+(``heads.Ridge().fit(views, groups=views.groups)``).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import FeatcacheError, MismatchError, StoreNotFoundError
-from featcache.store.base import READERS, Store, check_sizes
-from featcache.store.manifest import BadRow, Manifest, read_manifest
-from featcache.store.parts import Part, _remedy, finished_parts, part_manifest
-from featcache.store.places import StorePath, files, location
-from featcache.store.protocol import Derived, TableDefaults
-from featcache.store.readers import Array, Reader, Rows
-from featcache.store.sidecars import METADATA, read_columns, read_ids
+from featcache.errors import FeatcacheError, StoreNotFoundError
+from featcache.store.base import Store
+from featcache.store.columns import METADATA, Columns, metadata_digest, read_columns, read_ids
+from featcache.store.manifest import BadRow, Manifest
+from featcache.store.parts import Part, finished_parts, part_manifest
+from featcache.store.places import files
+from featcache.store.protocol import TableDefaults
+from featcache.store.readers import Array, Reader, Rows, StackedReader
+
+Labels = npt.NDArray[np.int64]
 
 
-class ImageStore(Store, TableDefaults):
-    """Image features (N, D) of one split under one encoder: float16, L2-normalised, sample i in row i."""
-
-    kind = "images"
+class ImageFeatures(Store, TableDefaults):
+    """Labelled features (N, D) of images under one encoder, float16 and L2-normalised; a `FeatureTable`."""
 
     def __len__(self) -> int:
-        return self.manifest.arrays["features"].shape[0]
-
-    def __repr__(self) -> str:
-        return f"ImageStore({self.name}/{self.split}: {len(self):,} x {self.dim}, {self.encoder_name}, {self.path})"
+        return self.reader("features").spec.shape[0]
 
     @property
     def split(self) -> str:
@@ -48,12 +45,12 @@ class ImageStore(Store, TableDefaults):
     @property
     def encoder_key(self) -> str:
         """Key of the image encoder's identity."""
-        return self.manifest.key.split("/")[0]
+        return self.manifest.encoder_key
 
     @property
     def dataset_key(self) -> str:
         """Key of the ordered sample ids and sizes."""
-        return self.manifest.key.split("/")[1]
+        return self.manifest.dataset_key
 
     @property
     def labels_digest(self) -> str:
@@ -63,17 +60,10 @@ class ImageStore(Store, TableDefaults):
     @property
     def metadata_digest(self) -> str:
         """Digest of the metadata columns; stores of the first version had none."""
-        from featcache.store.columns import metadata_digest
-
         return str(self.info.get("metadata_digest") or metadata_digest({}))
 
-    @property
-    def bad(self) -> tuple[BadRow, ...]:
-        """The samples that could not be read."""
-        return tuple(BadRow(int(row), str(name), str(error)) for row, name, error in self.info["bad"])
-
     @cached_property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Labels:
         """Labels (N,), -1 where the image could not be read."""
         return self.array("labels")
 
@@ -88,16 +78,14 @@ class ImageStore(Store, TableDefaults):
         return read_ids(self.path)
 
     @cached_property
-    def metadata(self) -> dict[str, npt.NDArray[Any]]:
+    def metadata(self) -> Columns:
         """Columns that came with the samples (region, year, ...), each (N,) int64 or object holding str; often none."""
         return read_columns(self.path) if METADATA in self.manifest.files else {}
 
-    def blocks(
-        self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32
-    ) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
+    def blocks(self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32) -> Iterator[tuple[Array, Labels]]:
         """Features (n, D) and labels (n,) of the valid rows, block by block.
 
-        The features lie in a buffer that is used again: they are good until the next block.
+        The buffer of the features is reused: a block is good until the next one.
         """
         rows = min(rows, len(self))
         buffer = np.empty((rows, self.dim), dtype=dtype)
@@ -110,7 +98,7 @@ class ImageStore(Store, TableDefaults):
             else:
                 yield block[keep], self.labels[start:stop][keep]
 
-    def numpy(self, dtype: npt.DTypeLike = np.float32) -> tuple[Array, npt.NDArray[np.int64]]:
+    def numpy(self, dtype: npt.DTypeLike = np.float32) -> tuple[Array, Labels]:
         """Features (N', D) and labels (N',) of the N' valid rows, in memory."""
         features = self.reader("features").read(0, len(self), np.empty((len(self), self.dim), dtype=dtype))
         if self.valid.all():
@@ -121,246 +109,87 @@ class ImageStore(Store, TableDefaults):
         """Features (n, D) float16 of the given rows, valid or not, in that order."""
         return self.reader("features").gather(rows)
 
+
+class ImageStore(ImageFeatures):
+    """Image features (N, D) of one split under one encoder: float16, L2-normalised, sample i in row i."""
+
+    kind, made_by = "images", "featcache encode"
+    part = Part()
+
+    def __repr__(self) -> str:
+        return f"ImageStore({self.name}/{self.split}: {len(self):,} x {self.dim}, {self.encoder_name}, {self.path})"
+
+    @property
+    def bad(self) -> tuple[BadRow, ...]:
+        """The samples that could not be read."""
+        return tuple(BadRow(int(row), str(name), str(error)) for row, name, error in self.info["bad"])
+
+    @property
+    def base(self) -> "ImageStore":
+        """The store that a tap or view belongs to; a store's base is the store itself."""
+        return self
+
     def tap(self, name: str) -> "ImageStore":
         """Another output of the encoder for the same images, such as ``pre_projection``; see `featcache.store.parts`.
 
-        It has a width and an encoder_key of its own: a head that is fitted on a tap fits that tap only.
+        It has its own width and encoder_key: a head that is fitted on a tap fits that tap only.
         """
-        from featcache.store.parts import Part
-
-        return open_part(self, Part(name))
+        return open_part(self.base, replace(self.part, tap=name))
 
     def view(self, view: int, augmentation: str | None = None, seed: int | None = None) -> "ImageStore":
-        """One augmented view of every image; augmentation and seed may be left out where there is one kind of views."""
-        from featcache.store.parts import Part
-
-        return open_part(self, Part(None, *the_augmentation(self, augmentation, seed), view))
+        """One augmented view of every image; name augmentation and seed if the store has several kinds of views."""
+        return open_part(self.base, Part(self.part.tap, *the_augmentation(self.base, augmentation, seed), view))
 
     def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> "ViewStack":
-        """All views of one kind as one store of K N rows, with `groups`; see `featcache.store.images`."""
-        return stack_views(self, augmentation, seed, tap)
+        """All views of one augmentation and seed, ordered by number, as one store of K N rows with `groups`.
 
-
-class TextStore(Store):
-    """Text embeddings of class names x prompts, L2-normalised prompt by prompt (Lipsum-FT's `raw`, `cls`, `ctx`)."""
-
-    kind = "texts"
-
-    def __len__(self) -> int:
-        return self.manifest.arrays["raw"].shape[0]
-
-    def __repr__(self) -> str:
-        prompts = self.manifest.arrays["raw"].shape[1]
-        return f"TextStore({self.name}: {len(self):,} classes x {prompts} prompts, {self.encoder_name}, {self.path})"
-
-    @property
-    def text_key(self) -> str:
-        """Key of the text encoder's identity."""
-        return self.manifest.key.split("/")[0]
-
-    @property
-    def templates(self) -> tuple[str, ...] | None:
-        """The T templates; None where the store was made from a prompt file."""
-        return None if self.info["templates"] is None else tuple(self.info["templates"])
-
-    @cached_property
-    def raw(self) -> npt.NDArray[np.float32]:
-        """(C, T, D): one unit vector a prompt, NaN where a class has fewer than T prompts."""
-        return self.array("raw")
-
-    @cached_property
-    def counts(self) -> npt.NDArray[np.int64]:
-        """(C,): prompts of each class."""
-        return self.array("counts")
-
-    @cached_property
-    def cls(self) -> npt.NDArray[np.float32]:
-        """(C, D): normalised mean over the prompts of a class: the zero-shot weights without the logit scale."""
-        return self.array("cls")
-
-    @cached_property
-    def ctx(self) -> npt.NDArray[np.float32] | None:
-        """(T, D): normalised mean over the classes of a template; None where the store comes from a prompt file."""
-        return self.array("ctx") if "ctx" in self.manifest.whole else None
-
-
-KINDS: dict[str, type[Store]] = {"images": ImageStore, "texts": TextStore}
-
-
-def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
-    """Open a finished store.
-
-    Parameters
-    ----------
-    path : str or Path
-        The store's folder.
-    reader : {"mapped", "zarr"}
-        "mapped" is the fast path for local files; "zarr" goes through zarr-python.
-
-    Raises
-    ------
-    StoreNotFoundError, StoreIncompleteError, StoreCorruptError
-        Nothing there; encoding has not finished; a file is missing or of the wrong size.
-    """
-    path = location(path)
-    manifest = read_manifest(path)
-    return KINDS[manifest.kind](path, manifest, reader)
-
-
-def open_image_store(path: str | StorePath, reader: str = "mapped") -> ImageStore:
-    """`open_store` for a store of images; MismatchError where it holds texts."""
-    store = open_store(path, reader)
-    if not isinstance(store, ImageStore):
-        raise MismatchError(f"{path}: a store of texts; expected a store of images, made by `featcache encode`")
-    return store
-
-
-def open_text_store(path: str | StorePath, reader: str = "mapped") -> TextStore:
-    """`open_store` for a store of texts; MismatchError where it holds images."""
-    store = open_store(path, reader)
-    if not isinstance(store, TextStore):
-        raise MismatchError(f"{path}: a store of images; expected a store of texts, made by `featcache text`")
-    return store
-
-
-class ViewStack(Derived):
-    """K views of N images: rows k N to (k + 1) N - 1 are view k; it has an image store's interface.
-
-    Parameters
-    ----------
-    stores : sequence of K image stores
-        Views of the same images.
-    """
-
-    def __init__(self, stores: Sequence[ImageStore]) -> None:
-        self.stores = tuple(stores)
-
-    @property
-    def origin(self) -> ImageStore:
-        """The first view, whose identity all of them share."""
-        return self.stores[0]
-
-    @property
-    def path(self) -> StorePath:
-        """The store's folder."""
-        return self.origin.path
-
-    def __len__(self) -> int:
-        return sum(len(store) for store in self.stores)
-
-    def __repr__(self) -> str:
-        return f"ViewStack({len(self.stores)} views of {len(self.stores[0]):,} images x {self.dim}, {self.name})"
-
-    @property
-    def view_id(self) -> str:
-        """What tells these rows from others of the same samples."""
-        return ", ".join(str(store.view_id) for store in self.stores)
-
-    @cached_property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Labels (K N,), -1 where the image could not be read."""
-        return np.concatenate([store.labels for store in self.stores])
-
-    @cached_property
-    def valid(self) -> npt.NDArray[np.bool_]:
-        """(K N,) False where the image could not be read."""
-        return np.concatenate([store.valid for store in self.stores])
-
-    @cached_property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """The image of every valid row, by its row in the store: equal for views of one image."""
-        return np.tile(np.arange(len(self.stores[0])), len(self.stores))[self.valid]
-
-    @property
-    def ids(self) -> list[str]:
-        """Sample ids of all rows, those of the views in turn."""
-        return self.stores[0].ids * len(self.stores)
-
-    @property
-    def metadata(self) -> dict[str, npt.NDArray[Any]]:
-        """The store's columns for all rows."""
-        return {name: np.tile(values, len(self.stores)) for name, values in self.stores[0].metadata.items()}
-
-    def blocks(
-        self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32
-    ) -> Iterator[tuple[Array, npt.NDArray[np.int64]]]:
-        """Features (n, D) and labels (n,) of the valid rows, view after view; see `ImageStore.blocks`."""
-        for store in self.stores:
-            yield from store.blocks(rows, dtype)
-
-    def numpy(self, dtype: npt.DTypeLike = np.float32) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Features and labels of all valid rows, in memory."""
-        parts = [store.numpy(dtype) for store in self.stores]
-        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
-
-    def gather(self, rows: Rows) -> Array:
-        """Features (n, D) float16 of the given rows, in that order."""
-        wanted, size = np.asarray(rows, dtype=np.int64), len(self.stores[0])
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"rows {wanted.min()}..{wanted.max()} asked for, the views hold 0..{len(self) - 1}")
-        out = np.empty((len(wanted), self.dim), np.float16)
-        for k in np.unique(wanted // size).tolist():
-            places = np.flatnonzero(wanted // size == k)
-            out[places] = self.stores[k].gather(wanted[places] - k * size)
-        return out
-
-
-def stack_views(store: ImageStore, augmentation: str | None, seed: int | None, tap: str | None) -> ViewStack:
-    """The stored views of one augmentation and seed, in the order of their numbers.
-
-    Raises
-    ------
-    StoreNotFoundError
-        There are none, or none with that tap.
-    FeatcacheError
-        There are several kinds; name one.
-    """
-    name, number = the_augmentation(store, augmentation, seed)
-    found = [part for part in parts_of(store) if (part.augmentation, part.seed, part.tap) == (name, number, tap)]
-    if not found:
-        raise StoreNotFoundError(
-            f"{store.name}/{store.split}@{store.encoder_name}: no views with the tap {tap!r}; the encode command with "
-            f"--views K --augmentation {name} --view-seed {number}{f' --tap {tap}' if tap else ''} adds them"
-        )
-    return ViewStack([open_part(store, part) for part in sorted(found, key=lambda part: part.view)])
+        Raises
+        ------
+        StoreNotFoundError
+            There are none, or none with that tap.
+        FeatcacheError
+            There are several kinds; name one.
+        """
+        tap = tap or self.part.tap
+        name, number = the_augmentation(self.base, augmentation, seed)
+        found = [part for part in parts_of(self) if (part.augmentation, part.seed, part.tap) == (name, number, tap)]
+        if not found:
+            raise StoreNotFoundError(
+                f"{self.base.reference}: no views with the tap {tap!r}; the encode command with --views K "
+                f"--augmentation {name} --view-seed {number}{f' --tap {tap}' if tap else ''} adds them"
+            )
+        return ViewStack([open_part(self.base, part) for part in sorted(found, key=lambda part: part.view)])
 
 
 class PartStore(ImageStore):
-    """A tap or a view of an image store, which heads take as an image store: its own features, the store's labels.
+    """A tap or a view of an image store, used like an image store: its own features, the store's labels and ids.
 
     Parameters
     ----------
     base : ImageStore
     part : Part
     manifest : Manifest
-        The part's own.
+        The part's manifest, as `part_manifest` returns it.
     """
 
     def __init__(self, base: ImageStore, part: Part, manifest: Manifest) -> None:
-        self.base, self.part, self.folder = base, part, base.path / part.name
-        found = files(self.folder)
-        for spec in manifest.arrays.values():
-            check_sizes(self.folder, spec, found)
-        checksums = manifest.checksums | {name: base.manifest.checksums[name] for name in base.manifest.whole}
-        info = base.info | manifest.info
+        super().__init__(base.path / part.name, manifest, base.reader_name)
+        self._base, self.part = base, part
+        self.path = base.path  # of ids, columns and provenance
+        labels = {name: base.manifest.checksums[name] for name in base.manifest.whole}
         self.manifest = replace(
             manifest,
             kind=base.kind,
             whole=base.manifest.whole,
             files=base.manifest.files,
-            checksums=checksums,
-            info=info,
+            checksums=manifest.checksums | labels,
+            info=base.info | manifest.info,
         )
-        self.path, self._reader_name = base.path, base._reader_name
-        self._readers: dict[str, Reader] = {}
 
-    def reader(self, name: str) -> Reader:
-        """Reader of one of the part's arrays; of labels, the store's own."""
-        if name not in self.manifest.arrays:
-            return self.base.reader(name)
-        if name not in self._readers:
-            self._readers[name] = READERS[self._reader_name](self.folder, self.manifest.arrays[name])
-        return self._readers[name]
+    @property
+    def base(self) -> ImageStore:
+        """The store that it belongs to."""
+        return self._base
 
     @property
     def dataset_key(self) -> str:
@@ -369,20 +198,66 @@ class PartStore(ImageStore):
 
     @property
     def view_id(self) -> str | None:
-        """What tells rows of a view from others of the same samples; None for a tap of the images as they are."""
-        return f"{self.part.whole_view.name} {self.manifest.key.split('/')[1]}" if self.part.augmentation else None
+        """What distinguishes the rows of a view from others of the same samples; None for a tap of the images."""
+        return f"{self.part.whole_view.name} {self.manifest.dataset_key}" if self.part.augmentation else None
 
-    def tap(self, name: str) -> ImageStore:
-        """A tap of this view."""
-        return open_part(self.base, replace(self.part, tap=name))
+    def reader(self, name: str) -> Reader:
+        """Reader of one of the part's arrays; that of the labels is the store's."""
+        return super().reader(name) if name in self.manifest.arrays else self.base.reader(name)
 
-    def view(self, view: int, augmentation: str | None = None, seed: int | None = None) -> ImageStore:
-        """A view, of the same tap."""
-        return open_part(self.base, Part(self.part.tap, *the_augmentation(self.base, augmentation, seed), view))
 
-    def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> "ViewStack":
-        """All views, of the same tap."""
-        return self.base.views(augmentation, seed, tap or self.part.tap)
+class ViewStack(ImageFeatures):
+    """K views of N images as one store of K N rows: rows k N to (k + 1) N - 1 are view k.
+
+    Parameters
+    ----------
+    stores : sequence of K image stores
+        Views of the same images.
+    """
+
+    def __init__(self, stores: Sequence[ImageStore]) -> None:
+        first = stores[0]
+        self.stores, self.path, self.manifest = tuple(stores), first.path, first.manifest
+        self._readers: dict[str, Reader] = {}
+
+    def __repr__(self) -> str:
+        return f"ViewStack({len(self.stores)} views of {len(self.stores[0]):,} images x {self.dim}, {self.name})"
+
+    @property
+    def dataset_key(self) -> str:
+        """The store's: all views are of the same samples."""
+        return self.stores[0].dataset_key
+
+    @property
+    def view_id(self) -> str:
+        """The `view_id` of every view."""
+        return ", ".join(str(store.view_id) for store in self.stores)
+
+    @cached_property
+    def groups(self) -> Labels:
+        """The image of every valid row, by its row in the store: equal for views of one image."""
+        return np.tile(np.arange(len(self.stores[0])), len(self.stores))[self.valid]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Sample ids of all K N rows."""
+        return self.stores[0].ids * len(self.stores)
+
+    @cached_property
+    def metadata(self) -> Columns:
+        """The store's columns for all K N rows."""
+        return {name: np.tile(values, len(self.stores)) for name, values in self.stores[0].metadata.items()}
+
+    def reader(self, name: str) -> Reader:
+        """Reader of one array of all views."""
+        if name not in self._readers:
+            self._readers[name] = StackedReader([store.reader(name) for store in self.stores])
+        return self._readers[name]
+
+    def blocks(self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32) -> Iterator[tuple[Array, Labels]]:
+        """See `ImageFeatures.blocks`; no block holds rows of two views."""
+        for store in self.stores:
+            yield from store.blocks(rows, dtype)
 
 
 def open_part(base: ImageStore, part: Part) -> ImageStore:
@@ -395,7 +270,7 @@ def open_part(base: ImageStore, part: Part) -> ImageStore:
     StoreIncompleteError, StoreCorruptError
         It was not finished, or is damaged.
     MismatchError
-        It was made from other contents than the store now holds.
+        It was made from other images than the store now holds.
     """
     if part == Part():
         return base
@@ -404,8 +279,7 @@ def open_part(base: ImageStore, part: Part) -> ImageStore:
     except StoreNotFoundError:
         named = ", ".join(other.label for other in parts_of(base)) or "none"
         raise StoreNotFoundError(
-            f"{base.name}/{base.split}@{base.encoder_name}: no {part.label!r} in {base.path}; it has: {named}; "
-            f"{_remedy(part)} adds it"
+            f"{base.reference}: no {part.label!r} in {base.path}; it has: {named}; {part.how_to_add} adds it"
         ) from None
 
 
@@ -414,8 +288,8 @@ def parts_of(store: ImageStore) -> list[Part]:
     return finished_parts(files(store.path))
 
 
-def find_part(base: ImageStore, label: str) -> ImageStore | ViewStack:
-    """What stands behind ``#`` in a reference: a tap, the name of a part, or ``views`` for all of them.
+def find_part(base: ImageStore, label: str) -> ImageFeatures:
+    """What follows ``#`` in a reference: a tap, the name of a part, or ``views`` for all views.
 
     Raises
     ------
@@ -429,15 +303,14 @@ def find_part(base: ImageStore, label: str) -> ImageStore | ViewStack:
 
 
 def the_augmentation(store: ImageStore, augmentation: str | None, seed: int | None) -> tuple[str, int]:
-    """Augmentation and seed of the stored views that are meant; they need not be named where there is one alone."""
+    """Augmentation and seed of the stored views; either may be None if the views leave only one choice."""
     known = sorted({(part.augmentation, part.seed) for part in parts_of(store) if part.augmentation})
     meant = [(a, s) for a, s in known if augmentation in (None, a) and seed in (None, s)]
     if len(meant) == 1:
-        return str(meant[0][0]), meant[0][1]
+        return meant[0]
     named = ", ".join(f"{name} with seed {number}" for name, number in known) or "none"
     what = "no such views" if not meant else "several kinds of views; name augmentation and seed"
     error: type[FeatcacheError] = FeatcacheError if meant else StoreNotFoundError
     raise error(
-        f"{store.name}/{store.split}@{store.encoder_name}: {what}; it has: {named}; the encode command with --views K "
-        "--augmentation NAME adds some"
+        f"{store.reference}: {what}; it has: {named}; the encode command with --views K --augmentation NAME adds some"
     )

@@ -32,6 +32,7 @@ DEFAULT_CHUNK_ROWS = 4096
 MANIFEST = "manifest.json"
 MARKERS = "done"
 HEADER = "zarr.json"
+PROVENANCE = "provenance.json"
 DTYPES = ("<f2", "<f4", "<f8", "<i8", "<i4", "<u2", "|u1", "|i1")
 NAME_LETTERS = frozenset(string.ascii_letters + string.digits + "._-")
 MAX_SIZE = 1 << 48
@@ -82,6 +83,12 @@ class ArraySpec:
     def chunk_path(self, store: P, chunk: int) -> P:
         """File of one chunk."""
         return cast(P, store / self.chunk_name(chunk))
+
+    def chunk_problem(self, nbytes: int | None) -> str:
+        """What is wrong with a chunk file of that size (None: there is no file); empty if nothing is."""
+        if nbytes == self.chunk_nbytes:
+            return ""
+        return "is missing" if nbytes is None else f"has {nbytes:,} bytes, expected {self.chunk_nbytes:,}"
 
     def rows_of(self, chunk: int) -> range:
         """The rows that a chunk holds."""

@@ -1,21 +1,19 @@
-"""Further outputs of a store's samples, joined to it: taps of the encoder, augmented views, taps of views.
+"""Taps and views: further outputs for a store's samples, added to the store at any time.
 
-A part is a group of its own in the store's folder, written by the same protocol as the store (markers, checksums, a
-manifest of its own last), so that it can join a finished store at any time, by any number of writers, while readers
-read on, and not a byte of what is there is written again::
+A part is a group in the store's folder, written by the same protocol as the store: chunks, markers, and its own
+manifest last. So it can join a finished store, by any number of writers, while others read, without rewriting a byte::
 
     <store>/tap-pre_projection/            features, norm, valid, content; done/, manifest.json
             view-plain-0-3/                view 3 of the augmentation `plain`, seed 0
             view-plain-0-3-pre_projection/ a tap of that view
 
-Ids, labels and columns are the store's own. A part's content hashes must be the store's: where images changed and
-the store was encoded again without the part, the part is refused until it is encoded again.
+Ids, labels and columns are the store's. The content hashes of a part must equal the store's: if images changed and the
+store was encoded again without the part, the part is refused until it is encoded again, too.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from featcache.errors import MismatchError
 from featcache.store.layout import MANIFEST
@@ -26,11 +24,12 @@ KIND = "parts"
 TAP = re.compile(r"tap-([a-z][a-z0-9_]*)")
 VIEW = re.compile(r"view-([a-z0-9_]+)-([0-9]{1,12})-([0-9]{1,9})(?:-([a-z][a-z0-9_]*))?")
 SHARED = ("valid", "content")
+"""Arrays that must equal those of the store."""
 
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """Which output: a tap or the features (None), of the images as they are or of one augmented view.
+    """Which output: a tap or the features (None), of the images themselves or of one augmented view.
 
     >>> Part.parse("view-plain-0-3-pre_projection")
     Part(tap='pre_projection', augmentation='plain', seed=0, view=3)
@@ -52,17 +51,24 @@ class Part:
 
     @property
     def label(self) -> str:
-        """What stands behind ``#`` in a reference: the name, short for a tap of the images themselves."""
+        """What follows ``#`` in a reference: the tap alone for the images themselves, else the name."""
         return self.tap if self.tap and self.augmentation is None else self.name
 
     @property
     def whole_view(self) -> "Part":
-        """The view that it is of, without the tap."""
+        """The same view without the tap."""
         return replace(self, tap=None)
+
+    @property
+    def how_to_add(self) -> str:
+        """The command that adds it, for error messages."""
+        views = f" --views {self.view + 1} --augmentation {self.augmentation} --view-seed {self.seed}"
+        tap = f" --tap {self.tap}" if self.tap else ""
+        return f"the encode command with{views if self.augmentation else ''}{tap}"
 
     @classmethod
     def parse(cls, name: str) -> "Part | None":
-        """The part with that folder name; None where it is none."""
+        """The part with that folder name; None if the name is not one."""
         if tapped := TAP.fullmatch(name):
             return cls(tapped[1])
         viewed = VIEW.fullmatch(name)
@@ -71,25 +77,26 @@ class Part:
 
 
 def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
-    """The manifest of a finished part, checked against that of its store; raises as `open_part` does."""
+    """The manifest of a finished part, checked against that of its store.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreIncompleteError, StoreCorruptError
+        As `read_manifest`.
+    MismatchError
+        It is not a part of this store, or was made from other images.
+    """
     manifest = read_manifest(path / part.name)
-    if manifest.kind != KIND or manifest.arrays["features"].shape[0] != base.arrays["features"].shape[0]:
-        raise MismatchError(f"{path / part.name}: no part of this store; delete that folder")
+    if manifest.kind != KIND or manifest.n_rows != base.n_rows:
+        raise MismatchError(f"{path / part.name}: not a part of this store; delete that folder")
     if any(manifest.checksums[name] != base.checksums[name] for name in SHARED):
         raise MismatchError(
-            f"{path / part.name}: made from other images than the store now holds; {_remedy(part)} makes it anew"
+            f"{path / part.name}: made from other images than the store now holds; {part.how_to_add} makes it anew"
         )
     return manifest
 
 
-def finished_parts(held: Mapping[str, Any]) -> list[Part]:
-    """The finished parts among the files of a store."""
+def finished_parts(held: Iterable[str]) -> list[Part]:
+    """The finished parts among the files of a store, given by their relative names."""
     folders = [name.removesuffix(f"/{MANIFEST}") for name in held if name.endswith(f"/{MANIFEST}")]
-    found = [part for name in folders if "/" not in name and (part := Part.parse(name)) is not None]
-    return sorted(found, key=lambda part: part.name)
-
-
-def _remedy(part: Part) -> str:
-    tap = f" --tap {part.tap}" if part.tap else ""
-    views = f" --views {part.view + 1} --augmentation {part.augmentation} --view-seed {part.seed}"
-    return f"the encode command with{views if part.augmentation else ''}{tap}"
+    return sorted((part for name in folders if (part := Part.parse(name))), key=lambda part: part.name)

@@ -1,22 +1,17 @@
-"""Readers of one array of a store: mapped (local files) and zarr (any place zarr can read).
+"""Readers of one array of a store: mapped (local files), object (s3), zarr (any place), stacked (several arrays).
 
-`featcache.store.object_reader` has a third, for object stores. All fill a buffer that the caller may preallocate, and
-gather random rows. The mapped reader skips the work whose result is known: an uncompressed chunk file holds the rows as
-they are. `tests/test_featcache/test_readers.py` holds the readers equal; `benchmarks/bench_store.py` times them.
-
-Chunk files as one array, without copying: the files are mapped at consecutive addresses.
-
-An uncompressed chunk file is a whole number of memory pages whenever rows x width is (4096 rows always are), so the
-files of an array, mapped one behind the other into one reserved range of addresses, *are* the array. Random rows then
-cost what they cost in a memory-mapped npy file. Other sizes get one map a chunk (see `reader`).
+All read ranges of rows, into a buffer that the caller may provide, and gather random rows. The first two skip work
+whose result is known: an uncompressed chunk file holds the rows as they are. The readers are held equal by
+`tests/test_featcache/store/test_readers.py` and timed by `benchmarks/bench_store.py`.
 """
 
 import ctypes
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -26,65 +21,19 @@ import numpy.typing as npt
 
 from featcache.errors import StoreCorruptError
 from featcache.store.layout import ArraySpec
-from featcache.store.places import StorePath
-from featcache.store.places.s3 import zarr_store
-
-MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap module does not name it
-MAP_FAILED = ctypes.c_void_p(-1).value
-_COPY_ON_WRITE = (mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | MAP_FIXED)
-MAX_MAPS = 16_384  # a process may hold 65,530 maps on Linux
-
-
-def can_stitch(chunk_nbytes: int, n_chunks: int) -> bool:
-    """Whether chunk files of this size can be mapped as one array on this system."""
-    return os.name == "posix" and chunk_nbytes % mmap.ALLOCATIONGRANULARITY == 0 and n_chunks <= MAX_MAPS
-
-
-@cache
-def _libc() -> Any:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return libc
-
-
-def _map(address: int | None, nbytes: int, protection: int, flags: int, descriptor: int) -> int:
-    mapped = _libc().mmap(address, nbytes, protection, flags, descriptor, 0)
-    if mapped == MAP_FAILED:
-        raise OSError(ctypes.get_errno(), f"mmap of {nbytes:,} bytes failed: {os.strerror(ctypes.get_errno())}")
-    return int(mapped)
-
-
-def stitch(files: Sequence[Path], chunk_nbytes: int) -> npt.NDArray[np.uint8]:
-    """Map files of `chunk_nbytes` each behind one another: uint8 (len(files) * chunk_nbytes,).
-
-    The pages are copied on write, so that nobody reaches the files through the array. The range is unmapped when the
-    last view of the array is gone.
-
-    Raises
-    ------
-    OSError
-        A file cannot be opened, or the address range cannot be had.
-    """
-    total = chunk_nbytes * len(files)
-    start = _map(None, total, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
-    memory = (ctypes.c_ubyte * total).from_address(start)
-    weakref.finalize(memory, _libc().munmap, start, total)
-    for position, file in enumerate(files):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            _map(start + position * chunk_nbytes, chunk_nbytes, *_COPY_ON_WRITE, descriptor)
-        finally:
-            os.close(descriptor)
-    return np.ctypeslib.as_array(memory)
-
+from featcache.store.places import REQUESTS, StorePath
+from featcache.store.places.local import Buffer
+from featcache.store.places.s3 import ObjectPath, zarr_store
 
 Array: TypeAlias = npt.NDArray[Any]
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
 PARALLEL_NBYTES = 1 << 23
 COPY_PIECES = 8
 REMEDY = "run `featcache verify STORE --deep --repair` and the same encode command again"
+
+MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap module does not name it
+MAP_FAILED = ctypes.c_void_p(-1).value
+MAX_MAPS = 16_384  # a process may hold 65,530 maps on Linux
 
 
 class Reader(Protocol):
@@ -93,21 +42,17 @@ class Reader(Protocol):
     spec: ArraySpec
 
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
-        """Rows start..stop-1 as (n, ...) in the stored dtype, into `out` where it is given."""
+        """Rows start..stop-1 as (n, ...) in the stored dtype, or converted into the wider dtype of `out`."""
 
     def gather(self, rows: Rows) -> Array:
         """The given rows (n,), in that order, as (n, ...) in the stored dtype."""
 
 
-def check_range(spec: ArraySpec, start: int, stop: int) -> None:
-    """IndexError where the rows asked for are not there."""
+def _buffer(spec: ArraySpec, start: int, stop: int, out: Array | None) -> Array:
+    """`out` if it fits rows start..stop-1, or a new buffer; IndexError for rows outside the array."""
     if not 0 <= start <= stop <= spec.shape[0]:
         raise IndexError(f"{spec.name}: rows {start}..{stop} asked for, the store holds rows 0..{spec.shape[0]}")
-
-
-def row_buffer(spec: ArraySpec, n: int, out: Array | None) -> Array:
-    """`out` if it can take n rows, or a new buffer for them."""
-    shape = (n, *spec.shape[1:])
+    shape = (stop - start, *spec.shape[1:])
     if out is None:
         return np.empty(shape, dtype=spec.dtype)
     same_kind = np.can_cast(np.dtype(spec.dtype), out.dtype, casting="same_kind")
@@ -119,70 +64,52 @@ def row_buffer(spec: ArraySpec, n: int, out: Array | None) -> Array:
     return out
 
 
-class MappedReader:
-    """Reads through a memory map of the chunk files of a local store.
+def _checked(spec: ArraySpec, rows: Rows) -> Rows:
+    """Row numbers as int64; IndexError for rows outside the array."""
+    rows = np.asarray(rows, dtype=np.int64)
+    if rows.size and (rows.min() < 0 or rows.max() >= spec.shape[0]):
+        raise IndexError(
+            f"{spec.name}: rows {rows.min()}..{rows.max()} asked for, the store holds rows 0..{spec.shape[0] - 1}"
+        )
+    return rows
 
-    `preadv` on two threads into the same buffer was 1.8 times slower where `benchmarks/bench_store.py` was measured,
-    and the one map serves blocks and random rows alike.
 
-    Parameters
-    ----------
-    store : Path
-        Folder of the store.
-    spec : ArraySpec
-        The array to read.
+def chunk_spans(start: int, stop: int, size: int) -> Iterator[tuple[int, slice, slice]]:
+    """Rows start..stop-1 by chunk of `size` rows: the chunk, the rows within it, and their place in the output.
 
-    Raises
-    ------
-    StoreCorruptError
-        A chunk file is missing or has another size than it must have.
+    >>> list(chunk_spans(3, 6, 4))
+    [(0, slice(3, 4, None), slice(0, 1, None)), (1, slice(0, 2, None), slice(1, 3, None))]
     """
-
-    def __init__(self, store: Path, spec: ArraySpec) -> None:
-        self.spec = spec
-        files = [store / spec.chunk_name(chunk) for chunk in range(spec.n_chunks)]
-        for file in files:
-            size = file.stat().st_size if file.exists() else None
-            if size != spec.chunk_nbytes:  # touching a map beyond the end of its file kills the process
-                found = "is missing" if size is None else f"has {size:,} bytes, expected {spec.chunk_nbytes:,}"
-                raise StoreCorruptError(f"{file}: chunk file {found}; {REMEDY}")
-        self._whole = _map_whole(files, spec) if can_stitch(spec.chunk_nbytes, spec.n_chunks) else None
-        self._chunks = [] if self._whole is not None else [_map_chunk(file, spec) for file in files]
-
-    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
-        """See `Reader.read`; `out` may have another float dtype, the rows are converted on the way."""
-        check_range(self.spec, start, stop)
-        out = row_buffer(self.spec, stop - start, out)
-        if self._whole is not None:
-            copy_rows(out, self._whole[start:stop])
-            return out
-        for chunk in range(start // self.spec.chunk_rows, -(-stop // self.spec.chunk_rows)):
-            rows = self.spec.rows_of(chunk)
-            first, last = max(rows.start, start), min(rows.stop, stop)
-            copy_rows(out[first - start : last - start], self._chunks[chunk][first - rows.start : last - rows.start])
-        return out
-
-    def gather(self, rows: Rows) -> Array:
-        """See `Reader.gather`."""
-        rows = checked_rows(self.spec, rows)
-        if self._whole is not None:
-            return self._whole[rows]
-        return gather_by_chunk(self.spec, rows, lambda chunk: self._chunks[chunk])
+    for chunk in range(start // size, -(-stop // size) if start < stop else 0):
+        first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
+        yield chunk, slice(first - chunk * size, last - chunk * size), slice(first - start, last - start)
 
 
-def _map_whole(files: list[Path], spec: ArraySpec) -> Array:
-    rows = spec.n_chunks * spec.chunk_rows
-    return stitch(files, spec.chunk_nbytes).view(spec.dtype).reshape(rows, *spec.shape[1:])
+def rows_by_chunk(rows: Rows, size: int) -> Iterator[tuple[int, Rows, Rows]]:
+    """Random rows by chunk of `size` rows, each chunk once: the chunk, the places in `rows`, the rows within the chunk.
+
+    >>> [(chunk, places.tolist(), within.tolist()) for chunk, places, within in rows_by_chunk(np.array([9, 2, 8]), 4)]
+    [(0, [1], [2]), (2, [0, 2], [1, 0])]
+    """
+    order = np.argsort(rows, kind="stable")
+    bounds = np.flatnonzero(np.diff(rows[order] // size)) + 1
+    for places in np.split(order, bounds) if len(rows) else ():
+        chunk = int(rows[places[0]] // size)
+        yield chunk, places, rows[places] - chunk * size
 
 
-def _map_chunk(file: Path, spec: ArraySpec) -> Array:
-    return np.memmap(file, dtype=spec.dtype, mode="c", shape=spec.chunk_shape)
+def gather_by_chunk(spec: ArraySpec, rows: Rows, size: int, rows_of: Callable[[int, Rows], Array]) -> Array:
+    """Random rows (n, ...), from `rows_of(chunk, rows within the chunk)`."""
+    out = np.empty((len(rows), *spec.shape[1:]), dtype=spec.dtype)
+    for chunk, places, within in rows_by_chunk(rows, size):
+        out[places] = rows_of(chunk, within)
+    return out
 
 
 def copy_rows(out: Array, rows: Array) -> None:
-    """Copy rows, converting floats where the types differ.
+    """Copy rows, converting floats if the types differ.
 
-    Big blocks go in pieces over two threads, so that a busy core does not hold up its half; the threads live for one
+    Big blocks go in pieces over two threads, so that a busy core does not hold up its half. The threads last for one
     call, since a pool would not survive a fork. torch converts float16 seven times faster than numpy.
     """
     if out.dtype != rows.dtype:
@@ -197,62 +124,210 @@ def copy_rows(out: Array, rows: Array) -> None:
             list(pool.map(np.copyto, np.array_split(out, COPY_PIECES), np.array_split(rows, COPY_PIECES)))
 
 
+class MappedReader:
+    """Reads through a memory map of the chunk files of a local store.
+
+    One map serves blocks and random rows alike; `preadv` on two threads into the same buffer was 1.8 times slower (see
+    `benchmarks/bench_store.py`).
+
+    Parameters
+    ----------
+    store : Path
+        Folder of the array's group.
+    spec : ArraySpec
+        The array to read.
+
+    Raises
+    ------
+    StoreCorruptError
+        A chunk file is missing or has the wrong size.
+    """
+
+    def __init__(self, store: Path, spec: ArraySpec) -> None:
+        self.spec = spec
+        files = [spec.chunk_path(store, chunk) for chunk in range(spec.n_chunks)]
+        for file in files:
+            # checked first: touching a map beyond the end of its file kills the process
+            if problem := spec.chunk_problem(file.stat().st_size if file.exists() else None):
+                raise StoreCorruptError(f"{file}: chunk file {problem}; {REMEDY}")
+        self._whole: Array | None = None
+        self._chunks: list[Array] = []
+        if can_stitch(spec.chunk_nbytes, spec.n_chunks):
+            shape = (spec.n_chunks * spec.chunk_rows, *spec.shape[1:])
+            self._whole = stitch(files, spec.chunk_nbytes).view(spec.dtype).reshape(shape)
+        else:
+            self._chunks = [np.memmap(file, dtype=spec.dtype, mode="c", shape=spec.chunk_shape) for file in files]
+
+    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
+        """See `Reader.read`."""
+        out = _buffer(self.spec, start, stop, out)
+        if self._whole is not None:
+            copy_rows(out, self._whole[start:stop])
+            return out
+        for chunk, within, place in chunk_spans(start, stop, self.spec.chunk_rows):
+            copy_rows(out[place], self._chunks[chunk][within])
+        return out
+
+    def gather(self, rows: Rows) -> Array:
+        """See `Reader.gather`."""
+        rows = _checked(self.spec, rows)
+        if self._whole is not None:
+            return self._whole[rows]
+        return gather_by_chunk(self.spec, rows, self.spec.chunk_rows, lambda chunk, within: self._chunks[chunk][within])
+
+
+def can_stitch(chunk_nbytes: int, n_chunks: int) -> bool:
+    """Whether `stitch` can map chunk files of this size: whole memory pages, which 4096 rows always are."""
+    return os.name == "posix" and chunk_nbytes % mmap.ALLOCATIONGRANULARITY == 0 and n_chunks <= MAX_MAPS
+
+
+def stitch(files: Sequence[Path], chunk_nbytes: int) -> npt.NDArray[np.uint8]:
+    """Map files of `chunk_nbytes` each at consecutive addresses: uint8 (len(files) * chunk_nbytes,), without a copy.
+
+    Chunk files of whole memory pages, mapped behind one another, *are* the array, so random rows cost what they cost in
+    a memory-mapped npy file. Pages are copied on write: the array cannot change the files. The range is unmapped when
+    the last view of the array is gone.
+
+    Raises
+    ------
+    OSError
+        A file cannot be opened, or there is no such range of addresses.
+    """
+    total = chunk_nbytes * len(files)
+    # Reserve the whole range of addresses, then put each file over its share of it.
+    start = _map(None, total, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+    memory = (ctypes.c_ubyte * total).from_address(start)
+    weakref.finalize(memory, _libc().munmap, start, total)
+    for position, file in enumerate(files):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            address, protection = start + position * chunk_nbytes, mmap.PROT_READ | mmap.PROT_WRITE
+            _map(address, chunk_nbytes, protection, mmap.MAP_PRIVATE | MAP_FIXED, descriptor)
+        finally:
+            os.close(descriptor)
+    return np.ctypeslib.as_array(memory)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+def _map(address: int | None, nbytes: int, protection: int, flags: int, descriptor: int) -> int:
+    mapped = _libc().mmap(address, nbytes, protection, flags, descriptor, 0)
+    if mapped == MAP_FAILED:
+        raise OSError(ctypes.get_errno(), f"mmap of {nbytes:,} bytes failed: {os.strerror(ctypes.get_errno())}")
+    return int(mapped)
+
+
+class ObjectReader:
+    """Reads byte ranges of chunk objects, many requests at a time: a random row does not cost its whole chunk.
+
+    Parameters
+    ----------
+    store : ObjectPath
+        Prefix of the array's group.
+    spec : ArraySpec
+        The array to read.
+    """
+
+    def __init__(self, store: ObjectPath, spec: ArraySpec) -> None:
+        self.spec, self._store = spec, store
+        self._row_nbytes = spec.chunk_nbytes // spec.chunk_rows
+
+    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
+        """See `Reader.read`: one request per chunk."""
+        filled = _buffer(self.spec, start, stop, out)
+
+        def read_chunk(span: tuple[int, slice, slice]) -> None:
+            chunk, within, place = span
+            copy_rows(filled[place], self._rows(chunk, [within.start], within.stop - within.start))
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(read_chunk, chunk_spans(start, stop, self.spec.chunk_rows)))
+        return filled
+
+    def gather(self, rows: Rows) -> Array:
+        """See `Reader.gather`: neighbouring rows of a chunk travel in one request, distant ones side by side."""
+        rows = _checked(self.spec, rows)
+        out = np.empty((len(rows), *self.spec.shape[1:]), dtype=self.spec.dtype)
+
+        def gather_chunk(chosen: tuple[int, Rows, Rows]) -> None:
+            chunk, places, within = chosen
+            wanted, which = np.unique(within, return_inverse=True)
+            out[places] = self._rows(chunk, wanted.tolist(), 1)[which]
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(gather_chunk, rows_by_chunk(rows, self.spec.chunk_rows)))
+        return out
+
+    def _rows(self, chunk: int, starts: list[int], n: int) -> Array:
+        """Ranges of n rows each of a chunk, behind one another."""
+        path = self.spec.chunk_path(self._store, chunk)
+        length = n * self._row_nbytes
+        try:
+            parts: list[Buffer] = path.place.read_ranges(path.key, [row * self._row_nbytes for row in starts], length)
+        except FileNotFoundError:
+            raise StoreCorruptError(f"{path}: chunk file is missing; {REMEDY}") from None
+        if any(len(part) != length for part in parts):
+            raise StoreCorruptError(f"{path}: chunk file is shorter than {self.spec.chunk_nbytes:,} bytes; {REMEDY}")
+        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        return np.frombuffer(whole, dtype=self.spec.dtype).reshape(-1, *self.spec.shape[1:])
+
+
 class ZarrReader:
     """Reads through zarr: any store that zarr can open, at the price of whole chunks for single rows.
 
     Parameters
     ----------
-    array : zarr.Array
-        The opened array.
+    store : StorePath
+        Folder or prefix of the array's group.
     spec : ArraySpec
-        What the manifest says of it.
+        What the manifest says of the array.
     """
 
-    def __init__(self, array: Any, spec: ArraySpec) -> None:
-        self.spec = spec
-        self._array = array
-
-    @classmethod
-    def open(cls, store: StorePath, spec: ArraySpec) -> "ZarrReader":
-        """Reader of one array of a store, wherever it lies."""
+    def __init__(self, store: StorePath, spec: ArraySpec) -> None:
         import zarr
 
+        self.spec = spec
         place = str(store) if isinstance(store, Path) else zarr_store(store)
-        return cls(zarr.open_array(place, path=spec.name, mode="r", zarr_format=3), spec)
+        self._array: Any = zarr.open_array(place, path=spec.name, mode="r", zarr_format=3)
 
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
         """See `Reader.read`."""
-        check_range(self.spec, start, stop)
-        out = row_buffer(self.spec, stop - start, out)
+        out = _buffer(self.spec, start, stop, out)
         if start < stop:
             copy_rows(out, self._array[start:stop])
         return out
 
     def gather(self, rows: Rows) -> Array:
         """See `Reader.gather`: each chunk that holds a wanted row is read once."""
-        rows = checked_rows(self.spec, rows)
-        size = self.spec.chunk_rows
-        return gather_by_chunk(self.spec, rows, lambda chunk: self._array[chunk * size : (chunk + 1) * size])
-
-
-def checked_rows(spec: ArraySpec, rows: Rows) -> Rows:
-    """The rows as int64; IndexError where one is not there."""
-    rows = np.asarray(rows, dtype=np.int64)
-    if rows.size and (rows.min() < 0 or rows.max() >= spec.shape[0]):
-        raise IndexError(
-            f"{spec.name}: rows {rows.min()}..{rows.max()} asked for, the store holds rows 0..{spec.shape[0] - 1}"
+        rows, size = _checked(self.spec, rows), self.spec.chunk_rows
+        return gather_by_chunk(
+            self.spec, rows, size, lambda chunk, within: self._array[chunk * size : (chunk + 1) * size][within]
         )
-    return rows
 
 
-def gather_by_chunk(spec: ArraySpec, rows: Rows, chunk_values: Callable[[int], Array]) -> Array:
-    """Random rows, one visit a chunk: (n, ...) from `chunk_values(chunk)` of (chunk_rows, ...)."""
-    out = np.empty((len(rows), *spec.shape[1:]), dtype=spec.dtype)
-    order = np.argsort(rows, kind="stable")
-    chunks = rows[order] // spec.chunk_rows
-    bounds = np.flatnonzero(np.diff(chunks)) + 1
-    for places in np.split(order, bounds):
-        if len(places):
-            chunk = int(rows[places[0]] // spec.chunk_rows)
-            out[places] = chunk_values(chunk)[rows[places] - chunk * spec.chunk_rows]
-    return out
+class StackedReader:
+    """Reads arrays of equal shape as one, the rows of one after those of another."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        first = readers[0].spec
+        self._readers, self._size = readers, first.shape[0]
+        self.spec = replace(first, shape=(len(readers) * self._size, *first.shape[1:]))
+
+    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
+        """See `Reader.read`."""
+        out = _buffer(self.spec, start, stop, out)
+        for k, within, place in chunk_spans(start, stop, self._size):
+            self._readers[k].read(within.start, within.stop, out[place])
+        return out
+
+    def gather(self, rows: Rows) -> Array:
+        """See `Reader.gather`."""
+        rows = _checked(self.spec, rows)
+        return gather_by_chunk(self.spec, rows, self._size, lambda k, within: self._readers[k].gather(within))

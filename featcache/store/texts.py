@@ -1,22 +1,61 @@
-"""Stores of what a model says of other things than data sets and prompts: banks of random texts, frozen priors."""
+"""Stores of prompt embeddings, banks of random texts, and recorded features of a frozen tower."""
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import MismatchError
 from featcache.store.base import Store
-from featcache.store.images import KINDS, open_store
-from featcache.store.places import StorePath
 from featcache.store.readers import Array, Rows
+
+
+class TextStore(Store):
+    """Text embeddings of class names x prompts, L2-normalised prompt by prompt (Lipsum-FT's `raw`, `cls`, `ctx`)."""
+
+    kind, made_by = "texts", "featcache text"
+
+    def __len__(self) -> int:
+        return self.manifest.arrays["raw"].shape[0]
+
+    def __repr__(self) -> str:
+        prompts = self.manifest.arrays["raw"].shape[1]
+        return f"TextStore({self.name}: {len(self):,} classes x {prompts} prompts, {self.encoder_name}, {self.path})"
+
+    @property
+    def text_key(self) -> str:
+        """Key of the text encoder's identity."""
+        return self.manifest.encoder_key
+
+    @property
+    def templates(self) -> tuple[str, ...] | None:
+        """The T templates; None if the store was made from a prompt file."""
+        return None if self.info["templates"] is None else tuple(self.info["templates"])
+
+    @cached_property
+    def raw(self) -> npt.NDArray[np.float32]:
+        """(C, T, D): one unit vector per prompt, NaN if a class has fewer than T prompts."""
+        return self.array("raw")
+
+    @cached_property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """(C,): number of prompts per class."""
+        return self.array("counts")
+
+    @cached_property
+    def cls(self) -> npt.NDArray[np.float32]:
+        """(C, D): normalised mean over the prompts of each class: the zero-shot weights without the logit scale."""
+        return self.array("cls")
+
+    @cached_property
+    def ctx(self) -> npt.NDArray[np.float32] | None:
+        """(T, D): normalised mean over the classes of each template; None if the store was made from a prompt file."""
+        return self.array("ctx") if "ctx" in self.manifest.whole else None
 
 
 class BankStore(Store):
     """Features (M, D) of M random texts, float32, L2-normalised, with their second-moment matrix."""
 
-    kind = "banks"
+    kind, made_by = "banks", "featcache text --random M"
 
     def __len__(self) -> int:
         return self.manifest.arrays["features"].shape[0]
@@ -26,7 +65,7 @@ class BankStore(Store):
 
     @cached_property
     def features(self) -> npt.NDArray[np.float32]:
-        """(M, D): one unit vector a text."""
+        """(M, D): one unit vector per text."""
         return self.array("features")
 
     @cached_property
@@ -42,9 +81,9 @@ class BankStore(Store):
 
 
 class PriorStore(Store):
-    """Features (N, D) of one augmented view of a split under a frozen tower: float32 as they came, not normalised."""
+    """Features (N, D) of one augmented view of a split under a frozen tower: float32, not normalised."""
 
-    kind = "priors"
+    kind, made_by = "priors", "featcache finetune"
 
     def __len__(self) -> int:
         return self.manifest.arrays["features"].shape[0]
@@ -54,28 +93,9 @@ class PriorStore(Store):
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """(N,) True where the view was recorded."""
+        """(N,) True for the views that were recorded."""
         return self.array("valid").astype(bool)
 
     def gather(self, rows: Rows) -> Array:
-        """Features (n, D) float32 of the given rows, NaN where they were not recorded."""
+        """Features (n, D) float32 of the given rows, NaN for views that were not recorded."""
         return self.reader("features").gather(rows)
-
-
-def open_bank_store(path: str | StorePath) -> BankStore:
-    """`open_store` for a bank of random texts; MismatchError where it holds something else."""
-    store: Any = open_store(path)
-    if not isinstance(store, BankStore):
-        raise MismatchError(f"{path}: a store of {store.kind}; expected one made by `featcache text --random M`")
-    return store
-
-
-def open_prior_store(path: str | StorePath) -> PriorStore:
-    """`open_store` for a frozen prior; MismatchError where it holds something else."""
-    store: Any = open_store(path)
-    if not isinstance(store, PriorStore):
-        raise MismatchError(f"{path}: a store of {store.kind}; expected one of priors, made by `featcache finetune`")
-    return store
-
-
-KINDS |= {BankStore.kind: BankStore, PriorStore.kind: PriorStore}

@@ -1,19 +1,30 @@
-"""Writing a store chunk by chunk, by any number of processes, so that a kill at any moment loses at most a chunk.
+"""Writing a store chunk by chunk, by any number of processes, so that a kill at any moment costs at most one chunk.
 
-The protocol, each file put atomically and synced:
+How a store is written
+    Every file is put atomically: temporary file, write, fsync, rename (`featcache.store.places.local`; on s3 a put is
+    atomic by itself). A `StoreWriter` puts them in this order:
 
-1. the group's zarr.json, which holds the keys and the chunk size, by whoever is first; other metadata, sidecars;
-2. for each chunk: the chunk file of every array, then the marker with their checksums;
-3. the finaliser re-hashes every chunk against its marker (two uncoordinated writers may have mixed them), has
-   mismatches redone, writes the labels, and the manifest last, if nobody else has.
+    1. `StoreWriter`: the group's zarr.json with the header, by whoever is first; it settles the chunk size. Then the
+       zarr.json of each array, and the sidecars.
+    2. `write_chunk`: the chunk file of every array, then the marker with their checksums.
+    3. `drop_damaged`: every chunk is hashed again and compared with its marker, since writers that did not know of each
+       other may have mixed their files; chunks that differ are to be written again.
+    4. `finalise`: the labels, and the manifest last, unless another writer has put one.
 
-Resuming is redoing the chunks that have no marker. Two writers of one chunk are harmless where the encoder is
-deterministic: they write the same bytes. Where it is not, a writer puts its marker and then looks for a manifest, and
-a finaliser puts the manifest and then looks at the markers: one sees the other, and the manifest is made anew.
+How a killed run resumes
+    The same command opens a `StoreWriter` on the same folder and encodes the chunks in `pending`: those without a
+    valid marker. Finished chunks are kept. Claims of dead processes expire (`featcache.store.claims`), and their
+    temporary files are deleted at the end or by ``featcache gc``.
+
+Why several writers are safe
+    If the encoder is deterministic, two writers of a chunk write the same bytes. If it is not, a writer puts its marker
+    and *then* looks for a manifest, and a finaliser puts the manifest and *then* looks at the markers: at least one of
+    them sees the other and takes the manifest away, and the store is finished anew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +34,15 @@ from featcache.errors import FeatcacheError, MismatchError, StoreIncompleteError
 from featcache.store import places
 from featcache.store.claims import Claims
 from featcache.store.key import checksum, pretty_json
-from featcache.store.layout import HEADER, MANIFEST, SCHEMA, ArraySpec, zarr_metadata
-from featcache.store.manifest import BadRow, Manifest, Marker, check_schema, existing_header, read_manifest
+from featcache.store.layout import HEADER, MANIFEST, PROVENANCE, SCHEMA, ArraySpec, zarr_metadata
+from featcache.store.manifest import BadRow, Header, Manifest, Marker, check_schema, read_header, read_manifest
 from featcache.store.places import File, StorePath
-from featcache.store.places import local as atomic
+from featcache.store.places.local import sweep_partials
 
-PROVENANCE = "provenance.json"
 THREADS = 2
+
+Values = Mapping[str, npt.NDArray[Any]]
+"""Rows (n, ...) by the name of the array."""
 
 
 class StoreWriter:
@@ -42,7 +55,7 @@ class StoreWriter:
     kind, key, identity
         As in `Manifest`.
     specs : dict of ArraySpec
-        The arrays written chunk by chunk; all share rows and chunk rows.
+        The arrays written chunk by chunk; all have the same rows and chunk rows.
     whole : dict of ArraySpec
         The arrays that `finalise` writes.
     files : dict of bytes
@@ -69,34 +82,29 @@ class StoreWriter:
         files: Mapping[str, bytes],
         verb: str = "encode",
     ) -> None:
-        self.store, self.kind, self.key, self.identity = store, kind, key, dict(identity)
+        self.store = store
         self.specs, self.whole, self.files = dict(specs), dict(whole), dict(files)
         self.rows_spec = next(iter(self.specs.values()))
-        self._verb = verb
+        rows, chunk_rows = self.rows_spec.shape[0], self.rows_spec.chunk_rows
+        self.header = Header(SCHEMA, kind, key, dict(identity), rows, chunk_rows, verb)
         self._known: dict[int, tuple[File, Marker | None]] = {}
-        self._create()
+        self._threads = THREADS if isinstance(store, Path) else places.REQUESTS
+        self._begin()
 
-    def _create(self) -> None:
-        header = {
-            "schema": SCHEMA,
-            "kind": self.kind,
-            "key": self.key,
-            "identity": self.identity,
-            "rows": self.rows_spec.shape[0],
-            "chunk_rows": self.rows_spec.chunk_rows,
-            "verb": self._verb,
-        }
+    def _begin(self) -> None:
         arrays = [*self.specs.values(), *self.whole.values()]
-        metadata = zarr_metadata(arrays, {"featcache": header})
-        if existing_header(self.store) is None:
+        metadata = zarr_metadata(arrays, {"featcache": asdict(self.header)})
+        # The header first, and only if there is none: of several writers that begin at once, one settles it.
+        if read_header(self.store) is None:
             created = places.create(self.store / HEADER, metadata[HEADER])
-            if not created and existing_header(self.store) is None:  # there is one, but damaged
+            if not created and read_header(self.store) is None:  # there is one, but it is damaged
                 places.put(self.store / HEADER, metadata[HEADER])
-        existing = existing_header(self.store)
-        if existing != header:
-            check_schema((existing or header).get("schema"), self.store)
+        header = read_header(self.store)
+        if header is not None:
+            check_schema(header.schema, self.store)
+        if header != self.header:
             raise MismatchError(
-                f"{self.store}: holds a store with another identity or chunk size than {self.key}; "
+                f"{self.store}: holds a store with another identity or chunk size than {self.header.key}; "
                 "it was moved by hand or is damaged: delete that folder, or use another --root"
             )
         for name, content in (self.files | metadata).items():
@@ -104,68 +112,72 @@ class StoreWriter:
                 places.put(self.store / name, content)
 
     def pending(self) -> list[int]:
-        """Chunks without a valid marker or with a file missing or of the wrong size, in order."""
+        """The chunks that are to be written, in order: no valid marker, or a file missing or of the wrong size."""
         done = {marker.chunk for marker in self.markers()}
         return [chunk for chunk in range(self.rows_spec.n_chunks) if chunk not in done]
 
     def markers(self) -> list[Marker]:
-        """The markers of the chunks that are done, in chunk order."""
+        """The markers of the chunks that are done, in chunk order; only new ones are read."""
         found = places.files(self.store)
-        whole = [chunk for chunk in range(self.rows_spec.n_chunks) if self._is_whole(chunk, found)]
+        whole = [
+            chunk
+            for chunk in range(self.rows_spec.n_chunks)
+            if Marker.name(chunk) in found and self._sizes_fit(chunk, found.get)
+        ]
         new = [chunk for chunk in whole if self._known.get(chunk, (None, None))[0] != found[Marker.name(chunk)]]
-        contents = places.read_many([Marker.path(self.store, chunk) for chunk in new])
+        contents = places.read_many([self.store / Marker.name(chunk) for chunk in new])
         for chunk, content in zip(new, contents, strict=True):
             self._known[chunk] = found[Marker.name(chunk)], self._parse(chunk, content)
         markers = [self._known[chunk][1] for chunk in whole]
         return [marker for marker in markers if marker is not None]
 
-    def _is_whole(self, chunk: int, found: Mapping[str, File]) -> bool:
-        sizes = [found[name].nbytes for spec in self.specs.values() if (name := spec.chunk_name(chunk)) in found]
-        return Marker.name(chunk) in found and sizes == [spec.chunk_nbytes for spec in self.specs.values()]
+    def marker(self, chunk: int) -> Marker | None:
+        """The marker of a chunk, None if the chunk is to be written."""
+        marker = self._parse(chunk, places.read_or_none(self.store / Marker.name(chunk)))
+        if marker is None or not self._sizes_fit(chunk, lambda name: places.stat(self.store / name)):
+            return None
+        return marker
+
+    def _sizes_fit(self, chunk: int, stat: Callable[[str], File | None]) -> bool:
+        found = [(spec, stat(spec.chunk_name(chunk))) for spec in self.specs.values()]
+        return all(file is not None and file.nbytes == spec.chunk_nbytes for spec, file in found)
 
     def _parse(self, chunk: int, content: bytes | None) -> Marker | None:
         rows = self.rows_spec.rows_of(chunk)
         return None if content is None else Marker.from_bytes(content, chunk, set(self.specs), rows)
 
-    def marker(self, chunk: int) -> Marker | None:
-        """The marker of a chunk, None where the chunk is to be (re)done."""
-        marker = self._parse(chunk, places.read_or_none(Marker.path(self.store, chunk)))
-        if marker is None:
-            return None
-        found = [places.stat(spec.chunk_path(self.store, chunk)) for spec in self.specs.values()]
-        sizes = [None if file is None else file.nbytes for file in found]
-        return marker if sizes == [spec.chunk_nbytes for spec in self.specs.values()] else None
-
-    def write_chunk(self, chunk: int, values: Mapping[str, npt.NDArray[Any]], bad: Sequence[BadRow] = ()) -> bool:
+    def write_chunk(self, chunk: int, values: Values, bad: Sequence[BadRow] = ()) -> bool:
         """Write one chunk of every array, then its marker.
 
         Parameters
         ----------
         chunk : int
         values : dict of array
-            For each array of the store the rows (n, ...) of this chunk.
+            For each of the `specs` the rows (n, ...) of this chunk.
         bad : sequence of BadRow
             The rows of this chunk that could not be read.
 
         Returns
         -------
         bool
-            False where another writer finished the chunk in the meantime; nothing is written then.
+            False, with nothing written, if another writer has finished the chunk in the meantime.
         """
         if self.marker(chunk) is not None:
             return False
-        checksums = {}
-        for name, spec in self.specs.items():
-            content = spec.chunk_bytes(values[name])
-            places.put(spec.chunk_path(self.store, chunk), content)
-            checksums[name] = checksum(content)
+        checksums = {name: self._put_chunk(spec, chunk, values[name]) for name, spec in self.specs.items()}
         marker = Marker(chunk, len(self.rows_spec.rows_of(chunk)), checksums, tuple(bad))
-        places.put(Marker.path(self.store, chunk), marker.to_bytes())
-        if places.stat(self.store / MANIFEST) is not None and not self._is_settled([marker], {}):
+        places.put(self.store / Marker.name(chunk), marker.to_bytes())
+        # A finaliser may have read an older marker of this chunk: its manifest is then wrong.
+        if places.stat(self.store / MANIFEST) is not None and not self._manifest_agrees([marker], {}):
             self.reopen()
         return True
 
-    def write_chunks(self, chunks: Sequence[int], values_of: Callable[[int], Mapping[str, npt.NDArray[Any]]]) -> None:
+    def _put_chunk(self, spec: ArraySpec, chunk: int, values: npt.NDArray[Any]) -> str:
+        content = spec.chunk_bytes(values)
+        places.put(spec.chunk_path(self.store, chunk), content)
+        return checksum(content)
+
+    def write_chunks(self, chunks: Sequence[int], values_of: Callable[[int], Values]) -> None:
         """`write_chunk` of several chunks, two at a time, for rows that are in memory already.
 
         Parameters
@@ -174,16 +186,16 @@ class StoreWriter:
         values_of : callable
             For a chunk, the rows (n, ...) of each array; called in the writing thread.
         """
-        with ThreadPoolExecutor(THREADS if isinstance(self.store, Path) else places.REQUESTS) as pool:
+        with ThreadPoolExecutor(self._threads) as pool:
             list(pool.map(lambda chunk: self.write_chunk(chunk, values_of(chunk)), chunks))
 
     def drop(self, chunk: int) -> None:
-        """Forget that a chunk is done."""
-        places.remove(Marker.path(self.store, chunk))
+        """Remove the marker of a chunk, so that the chunk is written again."""
+        places.remove(self.store / Marker.name(chunk))
 
     def drop_damaged(self) -> list[int]:
-        """Re-hash every chunk against its marker; drop the markers of mismatches and return those chunks."""
-        with ThreadPoolExecutor(THREADS if isinstance(self.store, Path) else places.REQUESTS) as pool:
+        """Hash every chunk and `drop` those that differ from their markers; returns them."""
+        with ThreadPoolExecutor(self._threads) as pool:
             sound = list(pool.map(self._is_sound, range(self.rows_spec.n_chunks)))
         damaged = [chunk for chunk, ok in enumerate(sound) if not ok]
         for chunk in damaged:
@@ -199,57 +211,68 @@ class StoreWriter:
 
     def finalise(
         self,
-        values: Mapping[str, npt.NDArray[Any]],
+        values: Values,
         info: Mapping[str, Any],
         provenance: Mapping[str, Any],
         extra: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write the whole arrays and, last, the manifest. Call it when `drop_damaged` returned nothing.
+        """Write the whole arrays and, last, the manifest. Call it when `drop_damaged` has returned an empty list.
 
         Parameters
         ----------
         values : dict of array
             For each of the whole arrays all its rows.
         info, provenance : dict
-            What the manifest says besides, and what is recorded without a checksum.
+            For the manifest (see `featcache.store.manifest.INFO`), and for a record without a checksum.
         extra : dict of bytes, optional
             More sidecar files, which may be replaced without encoding.
 
         Raises
         ------
         StoreIncompleteError
-            Another writer changed a chunk or the labels meanwhile; the manifest was taken away again: run again.
+            Another writer changed a chunk or the labels meanwhile; the manifest was removed: run again.
         """
-        markers, sidecars = self.markers(), dict(self.files) | dict(extra or {})
+        extra = dict(extra or {})
+        markers = self.markers()
         checksums = {name: [marker.checksums[name] for marker in markers] for name in self.specs}
-        whole = {name: self._write_whole(spec, values[name]) for name, spec in self.whole.items()}
-        for name, content in (extra or {}).items():
+        # Everything that the manifest vouches for, or that readers look for beside it.
+        whole = {
+            name: [
+                self._put_chunk(spec, chunk, values[name][spec.rows_of(chunk).start : spec.rows_of(chunk).stop])
+                for chunk in range(spec.n_chunks)
+            ]
+            for name, spec in self.whole.items()
+        }
+        for name, content in extra.items():
             places.put(self.store / name, content)
         places.put(self.store / PROVENANCE, pretty_json(dict(provenance)))
+        # What killed writers left behind.
         Claims(self.store).clear()
         if isinstance(self.store, Path):
-            atomic.sweep_partials(self.store)
+            sweep_partials(self.store)
+        # The manifest, unless a chunk was dropped meanwhile or another writer has put it.
         manifest = Manifest(
-            self.kind,
-            self.key,
-            self.identity,
+            self.header.kind,
+            self.header.key,
+            self.header.identity,
             self.specs,
             self.whole,
             checksums | whole,
-            {name: checksum(content) for name, content in sidecars.items()},
+            {name: checksum(content) for name, content in (self.files | extra).items()},
             dict(info),
         )
         if len(markers) == self.rows_spec.n_chunks:
             places.create(self.store / MANIFEST, manifest.to_bytes())
-        if not self._is_settled(self.markers(), whole):
+        # Chunks or labels that another writer changed after they were read here.
+        if not self._manifest_agrees(self.markers(), whole):
             self.reopen()
             raise StoreIncompleteError(
                 f"{self.store}: another run changed chunks or labels while the store was finished; run the same "
-                f"{self._verb} command again: finished chunks are kept"
+                f"{self.header.verb} command again: finished chunks are kept"
             )
 
-    def _is_settled(self, markers: Sequence[Marker], whole: Mapping[str, list[str]]) -> bool:
-        """Whether the manifest, whoever wrote it, agrees with these markers and whole arrays."""
+    def _manifest_agrees(self, markers: Sequence[Marker], whole: Mapping[str, list[str]]) -> bool:
+        """Whether the manifest, no matter which writer put it, agrees with these markers and whole arrays."""
         try:
             manifest = read_manifest(self.store)
         except FeatcacheError:
@@ -261,15 +284,6 @@ class StoreWriter:
         )
         return chunks and all(manifest.checksums.get(name) == value for name, value in whole.items())
 
-    def _write_whole(self, spec: ArraySpec, values: npt.NDArray[Any]) -> list[str]:
-        checksums = []
-        for chunk in range(spec.n_chunks):
-            rows = spec.rows_of(chunk)
-            content = spec.chunk_bytes(values[rows.start : rows.stop])
-            places.put(spec.chunk_path(self.store, chunk), content)
-            checksums.append(checksum(content))
-        return checksums
-
     def reopen(self) -> None:
-        """Take the manifest away: the store counts as unfinished until `finalise` has run again."""
+        """Remove the manifest: the store is unfinished until `finalise` has run again."""
         places.remove(self.store / MANIFEST)

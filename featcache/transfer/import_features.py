@@ -26,10 +26,10 @@ from featcache.errors import (
     StoreNotFoundError,
 )
 from featcache.store import ImageStore, StoreWriter, content_key, open_image_store, resolve_root
+from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import checksum
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
 from featcache.store.places import StorePath
-from featcache.store.sidecars import SAMPLES, samples_bytes
 from featcache.transfer.foreign import Foreign
 
 

@@ -18,10 +18,9 @@ import torch
 import xxhash
 
 from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError
-from featcache.store import StoreWriter, check_deep
+from featcache.store import PriorStore, StoreWriter, check_deep, open_prior_store
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, ArraySpec
-from featcache.store.manifest import existing_header
-from featcache.store.texts import PriorStore, open_prior_store
+from featcache.store.manifest import begun_chunk_rows, read_header
 
 Rows = npt.NDArray[np.int64]
 Features = npt.NDArray[np.float32]
@@ -56,7 +55,7 @@ class PriorViews:
         self.path, self._identity, self._shape, self._name = path, dict(identity), shape, name
         self._journal = _Journal(path, shape)
         self._store = self._finished()
-        if tidy and existing_header(path) is not None and (self._journal.exists or self._store is None):
+        if tidy and read_header(path) is not None and (self._journal.exists or self._store is None):
             self.tidy()
             self._store = self._finished()
         if self._store is not None:
@@ -154,8 +153,7 @@ class PriorViews:
 
     def _writer(self) -> StoreWriter:
         n_rows, dim = self._shape
-        begun = existing_header(self.path)
-        rows = int(begun["chunk_rows"]) if begun else min(DEFAULT_CHUNK_ROWS, n_rows)
+        rows = begun_chunk_rows(self.path, min(DEFAULT_CHUNK_ROWS, n_rows))
         specs = {
             "features": ArraySpec("features", "<f4", (n_rows, dim), rows, float("nan")),
             "valid": ArraySpec("valid", "|u1", (n_rows,), rows, 0),

@@ -8,7 +8,7 @@ protocol of `featcache.store.writer` asks for.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,3 +193,13 @@ def files(folder: StorePath) -> dict[str, File]:
     """Every file below a folder, by its name relative to it (with slashes)."""
     place, name = _place(folder)
     return {relative: File(nbytes, modified) for relative, nbytes, modified in place.files(name)}
+
+
+def by_folder(held: Mapping[str, File], depth: int) -> dict[str, dict[str, File]]:
+    """Files by the folder `depth` levels down that holds them, under their names in it; files above are left out."""
+    folders: dict[str, dict[str, File]] = {}
+    for name, file in held.items():
+        *parents, inside = name.split("/", depth)
+        if len(parents) == depth:
+            folders.setdefault("/".join(parents), {})[inside] = file
+    return folders

@@ -21,7 +21,7 @@ from featcache.errors import FeatcacheError, StoreWriteError
 from featcache.store import ImageStore, Manifest, verify
 from featcache.store.key import canonical_json, checksum
 from featcache.store.layout import ArraySpec
-from featcache.store.manifest import Marker, begun_chunk_rows, existing_header, parse_manifest
+from featcache.store.manifest import Marker, begun_chunk_rows, parse_manifest, read_header
 from featcache.store.places import local as atomic
 
 NAMES = {"features", "norm", "valid", "content"}
@@ -167,7 +167,7 @@ def test_deep_nesting_is_no_traceback(tmp_path: Path) -> None:
     assert parsed_or_refused(deep, tmp_path) is None
     assert Marker.from_bytes(deep, 0, NAMES, range(8)) is None
     (tmp_path / "zarr.json").write_bytes(deep)
-    assert existing_header(tmp_path) is None
+    assert read_header(tmp_path) is None
     with pytest.raises(FeatcacheError, match="holds no featcache store"):
         open_store(tmp_path)
 

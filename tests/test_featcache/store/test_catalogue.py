@@ -72,7 +72,7 @@ def test_a_hit_on_a_store_that_cannot_be_written_records_no_name(root: Path, mon
     def refuse(path: Path, content: bytes) -> bool:
         raise StoreWriteError(f"cannot write {path}")
 
-    monkeypatch.setattr("featcache.store.aliases.create", refuse)
+    monkeypatch.setattr("featcache.store.catalogue.create", refuse)
     assert encode_dataset(NumpyDataset(), named(NumpyEncoder(0), "best"), root=root).hit
     assert list_stores(root)[0].other_models == ()
 

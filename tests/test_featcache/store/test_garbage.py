@@ -12,7 +12,7 @@ from featcache.cli.main import main
 from featcache.cli.stores import parse_age
 from featcache.errors import FeatcacheError, ImageReadError
 from featcache.store import verify
-from featcache.store.garbage import delete, find_garbage
+from featcache.store.maintenance import delete, find_garbage
 from featcache.store.places import local as atomic
 
 DAY = 86_400.0

@@ -36,7 +36,7 @@ SHAPES = [(256, 32, 64), (250, 32, 64), (1, 32, 1), (100, 7, 24), (24, 7, 24), (
 def test_readers_agree_with_the_rows(tmp_path: Path, n: int, width: int, chunk_rows: int, dtype: str) -> None:
     spec, rows = write(tmp_path, n, width, chunk_rows, dtype)
     chosen = np.random.default_rng(0).integers(0, n, 50)
-    for reader in (MappedReader(tmp_path, spec), ZarrReader.open(tmp_path, spec)):
+    for reader in (MappedReader(tmp_path, spec), ZarrReader(tmp_path, spec)):
         for start, stop in ((0, n), (n // 3, n), (n // 2, n // 2), (0, min(1, n)), (n - 1, n)):
             np.testing.assert_array_equal(reader.read(start, stop), rows[start:stop])
         np.testing.assert_array_equal(reader.gather(chosen), rows[chosen])
@@ -59,7 +59,7 @@ def test_any_range_and_any_gather_agree(
     start = data.draw(st.integers(0, n))
     stop = data.draw(st.integers(start, n))
     chosen = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=20)), dtype=np.int64)
-    mapped, through_zarr = MappedReader(folder, spec), ZarrReader.open(folder, spec)
+    mapped, through_zarr = MappedReader(folder, spec), ZarrReader(folder, spec)
     np.testing.assert_array_equal(mapped.read(start, stop), through_zarr.read(start, stop))
     np.testing.assert_array_equal(mapped.gather(chosen), through_zarr.gather(chosen))
     np.testing.assert_array_equal(mapped.gather(chosen), rows[chosen])
@@ -68,7 +68,7 @@ def test_any_range_and_any_gather_agree(
 @pytest.mark.parametrize("reader", ["mapped", "zarr"])
 def test_rows_are_converted_on_the_way(tmp_path: Path, reader: str) -> None:
     spec, rows = write(tmp_path, 100, 32, 64)
-    opened = MappedReader(tmp_path, spec) if reader == "mapped" else ZarrReader.open(tmp_path, spec)
+    opened = MappedReader(tmp_path, spec) if reader == "mapped" else ZarrReader(tmp_path, spec)
     out = np.empty((90, 32), dtype=np.float32)
     assert opened.read(5, 95, out) is out
     np.testing.assert_array_equal(out, rows[5:95].astype(np.float32))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
 from featcache.errors import MismatchError, TrainingError
-from featcache.store.texts import PriorStore, open_prior_store
+from featcache.store import PriorStore, open_prior_store
 from ft.training.loop import finetune
 from ft.training.options import FinetuneOptions
 

@@ -1,0 +1,246 @@
+"""Looking after stores: checking them against their checksums, repairing them, and deleting what is of no use.
+
+A finished store is garbage only if the caller names it. Deleting begins with the manifest and the markers, so that
+a deletion cut short leaves an unfinished store, never a damaged one.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featcache.errors import FeatcacheError, StoreCorruptError, StoreSchemaError
+from featcache.store.catalogue import store_folders
+from featcache.store.claims import CLAIMS, STALE_SECONDS
+from featcache.store.key import checksum, content_key
+from featcache.store.layout import MANIFEST, MARKERS
+from featcache.store.manifest import Manifest, Marker, read_header, read_manifest
+from featcache.store.parts import Part, finished_parts, part_manifest
+from featcache.store.places import REQUESTS, File, StorePath, by_folder, files, read_or_none, remove, stat
+from featcache.store.places.local import PARTIAL_SUFFIX, abandoned_partials
+
+THREADS = 4
+MOMENTS = "moments"
+
+
+@dataclass
+class Report:
+    """What `verify` found: the files it checked, one line per problem, the chunks to encode again.
+
+    `parts` are the reports on taps and views; their problems are listed here, too.
+    """
+
+    store: StorePath
+    files: int = 0
+    nbytes: int = 0
+    problems: list[str] = field(default_factory=list)
+    damaged_chunks: set[int] = field(default_factory=set)
+    parts: list["Report"] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+
+def verify(store: StorePath, *, deep: bool = False) -> Report:
+    """Check a store with its taps and views.
+
+    Parameters
+    ----------
+    store : StorePath
+    deep : bool
+        Hash every file (over 1 GB/s); otherwise check keys, presence and sizes only.
+    """
+    manifest, found = read_manifest(store), files(store)
+    report = _verify_files(store, manifest, found, deep)
+    folders = by_folder(found, 1)
+    for part in finished_parts(found):
+        try:
+            inner = _verify_files(store / part.name, part_manifest(manifest, store, part), folders[part.name], deep)
+        except FeatcacheError as error:
+            inner = Report(store / part.name, problems=[str(error)])
+        report.parts.append(inner)
+        report.files, report.nbytes = report.files + inner.files, report.nbytes + inner.nbytes
+        report.problems += inner.problems
+    return report
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """A file that the manifest vouches for; `chunk` is None where encoding a chunk again would not restore it."""
+
+    name: str
+    checksum: str
+    nbytes: int | None = None
+    chunk: int | None = None
+
+
+def _verify_files(store: StorePath, manifest: Manifest, found: Mapping[str, File], deep: bool) -> Report:
+    report = Report(store)
+    for half, what, key in zip(("encoder", "dataset"), ("encoder", "data set"), manifest.key.split("/"), strict=True):
+        if content_key(manifest.identity[half]) != key:
+            report.problems.append(f"{what} identity does not hash to {key}: the manifest was edited")
+    expected = [
+        _Expected(spec.chunk_name(chunk), value, spec.chunk_nbytes, chunk if name in manifest.arrays else None)
+        for name, spec in manifest.all_arrays.items()
+        for chunk, value in enumerate(manifest.checksums[name])
+    ]
+    expected += [_Expected(name, value) for name, value in manifest.files.items()]
+    with ThreadPoolExecutor(THREADS) as pool:
+        problems = list(pool.map(lambda item: _problem(store, item, found.get(item.name), deep), expected))
+    report.files = len(expected)
+    report.nbytes = sum(found[item.name].nbytes for item in expected if item.name in found)
+    report.problems += [problem for problem in problems if problem]
+    damaged = zip(expected, problems, strict=True)
+    report.damaged_chunks = {item.chunk for item, problem in damaged if problem and item.chunk is not None}
+    return report
+
+
+def _problem(store: StorePath, item: _Expected, found: File | None, deep: bool) -> str:
+    shown = f"{store.parent.name}/{store.name}/{item.name}"
+    if found is None:
+        return f"{shown}: missing"
+    if item.nbytes is not None and found.nbytes != item.nbytes:
+        return f"{shown}: {found.nbytes:,} bytes, expected {item.nbytes:,}"
+    if deep and checksum(read_or_none(store / item.name) or b"") != item.checksum:
+        return f"{shown}: checksum differs"
+    return ""
+
+
+def check_deep(store: StorePath) -> None:
+    """Hash a whole store.
+
+    Raises
+    ------
+    StoreCorruptError
+        Naming the first damaged files, and what to do.
+    """
+    report = verify(store, deep=True)
+    if not report.ok:
+        shown = "; ".join(report.problems[:3])
+        raise StoreCorruptError(
+            f"{store}: {len(report.problems)} damaged file(s): {shown}; run `featcache verify {store} --deep --repair` "
+            "and then the command that made the store: it redoes damaged chunks and keeps the others"
+        )
+
+
+def repair(report: Report) -> None:
+    """Remove the markers of damaged chunks and the manifest, so that the command that made the store redoes them.
+
+    A damaged tap or view leaves the store itself as it is.
+    """
+    for part in report.parts:
+        if not part.ok:
+            repair(part)
+    if len(report.problems) > sum(len(part.problems) for part in report.parts):
+        remove(report.store / MANIFEST)
+        for chunk in report.damaged_chunks:
+            remove(report.store / Marker.name(chunk))
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Files of one store, some or all of them, and why they may go."""
+
+    path: StorePath
+    why: str
+    names: tuple[str, ...]
+    nbytes: int
+
+
+def find_garbage(root: StorePath, max_age: float, named: Sequence[StorePath] = ()) -> list[Garbage]:
+    """What may be deleted below a root, ordered by path.
+
+    Parameters
+    ----------
+    root : StorePath
+    max_age : float
+        Seconds; anything written since then is spared, because its writer may still be running.
+    named : sequence of StorePath
+        Stores to delete whatever their state and age.
+    """
+    now = time.time()
+    found = [_whole(path, files(path), "named") for path in named]
+    found += _orphaned_moments(root, now - max_age)
+    for path, held in store_folders(root).items():
+        if path in named:
+            continue
+        why = _why(path, held)
+        if why is not None and _is_older(held, now - max_age):
+            found.append(_whole(path, held, why))
+        else:
+            found += [_leftovers(path, held, now), *_unfinished_parts(path, held, now - max_age)]
+    return sorted((item for item in found if item.names), key=lambda item: str(item.path))
+
+
+def _whole(path: StorePath, held: Mapping[str, File], why: str) -> Garbage:
+    return Garbage(path, why, tuple(held), sum(file.nbytes for file in held.values()))
+
+
+def _is_older(held: Mapping[str, File], moment: float) -> bool:
+    return max(file.modified for file in held.values()) < moment
+
+
+def _why(path: StorePath, held: Mapping[str, File]) -> str | None:
+    """Why a whole store is garbage, None if it is not; a store of another featcache version is not."""
+    if MANIFEST not in held:
+        return "holds no store" if read_header(path) is None else "unfinished"
+    try:
+        read_manifest(path)
+    except StoreSchemaError:
+        return None
+    except FeatcacheError:
+        return "unreadable: its manifest is damaged"
+    return None
+
+
+def _orphaned_moments(root: StorePath, before: float) -> list[Garbage]:
+    """Moments that heads keep beside the stores, ``moments/<encoder_key>/<dataset_key>/``, of deleted stores."""
+    return [
+        _whole(root / MOMENTS / folder, held, "moments of a store that is gone")
+        for folder, held in by_folder(files(root / MOMENTS), 2).items()
+        if _is_older(held, before) and stat(root / "images" / folder / MANIFEST) is None
+    ]
+
+
+def _unfinished_parts(path: StorePath, held: Mapping[str, File], before: float) -> list[Garbage]:
+    """Taps and views of a finished store that were begun and never finished."""
+    return [
+        _whole(path / folder, inside, "unfinished tap or view")
+        for folder, inside in by_folder(held, 1).items()
+        if Part.parse(folder) and MANIFEST in held and MANIFEST not in inside and _is_older(inside, before)
+    ]
+
+
+def _leftovers(path: StorePath, held: Mapping[str, File], now: float) -> Garbage:
+    """Claims and temporary files of killed processes."""
+    names = [
+        name for name, file in held.items() if name.startswith(f"{CLAIMS}/") and now - file.modified > STALE_SECONDS
+    ]
+    if isinstance(path, Path):
+        names = [name for name in names if not name.endswith(PARTIAL_SUFFIX)]
+        names += [file.relative_to(path).as_posix() for file in abandoned_partials(path)]
+    nbytes = sum(held[name].nbytes for name in names if name in held)
+    return Garbage(path, "left by killed processes", tuple(names), nbytes)
+
+
+def delete(garbage: Garbage) -> None:
+    """Delete what `find_garbage` found: the manifest first, then the markers, then the rest."""
+    names = set(garbage.names)
+    markers = {name for name in names if name.startswith(f"{MARKERS}/")}
+    for group in (names & {MANIFEST}, markers, names - markers - {MANIFEST}):
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(lambda name: remove(garbage.path / name), group))
+    if isinstance(garbage.path, Path):
+        _remove_empty(garbage.path)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the empty folders of a store, and the encoder's folder if this was its last store."""
+    below = [Path(path) for path, _, _ in os.walk(folder, topdown=False)]
+    for path in [*below, folder.parent]:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
