@@ -1,8 +1,8 @@
-"""Claims: who works on which chunk, so that writers who know nothing of each other do not do the same work twice.
+"""Claims: who is working on which chunk, so that writers that do not know of each other share the work.
 
-A claim is a small file that only one writer can create. It is a courtesy, never a lock: a claim whose process has died,
-or that was not renewed for `STALE_SECONDS`, counts for nothing, and two writers of one chunk are harmless (see
-`featcache.store.writer`).
+A claim is a small file, ``claims/<chunk>``, that only one writer can create; it holds the writer's host and process.
+It is a courtesy, not a lock: a claim expires when its process has died, or when it was not renewed for
+`STALE_SECONDS`, and two writers of one chunk are harmless (see `featcache.store.writer`).
 """
 
 import time
@@ -23,20 +23,19 @@ class Claims:
     ----------
     store : StorePath
     clock : callable
-        Seconds since 1970; the tests give their own.
+        Seconds since 1970; replaced by the tests.
     """
 
     def __init__(self, store: StorePath, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._clock = store, clock
+        self._folder, self._clock = store / CLAIMS, clock
         self._held: dict[str, float] = {}
 
     def take(self, what: int | str) -> bool:
-        """Claim a chunk (or another piece of work); False where another live writer is at it."""
-        path = self._path(str(what))
-        mine = owner().encode()
+        """Claim a chunk (or another piece of work); False if a live writer holds it."""
+        path, mine = self._folder / str(what), owner().encode()
         taken = create(path, mine)
         if not taken and self._is_stale(path):
-            put(path, mine)
+            put(path, mine)  # two writers may both do this: harmless, as two writers of one chunk are
             taken = True
         if taken:
             self._held[str(what)] = self._clock()
@@ -46,21 +45,22 @@ class Claims:
         found, holder = stat(path), read_or_none(path)
         if found is None or holder is None:
             return True
+        # Only a process of this host can be seen to have died; other hosts' claims expire by their age.
         alive = is_alive(holder.decode(errors="replace"))
         return alive is False or self._clock() - found.modified > STALE_SECONDS
 
     def renew(self) -> None:
-        """Say that work goes on; cheap enough to call after every batch."""
+        """Keep the claims alive; cheap enough to call after every batch."""
         now = self._clock()
         for what, since in self._held.items():
             if now - since > RENEW_SECONDS:
-                put(self._path(what), owner().encode())
+                put(self._folder / what, owner().encode())
                 self._held[what] = now
 
     def release(self, what: int | str) -> None:
         """Give one claim back."""
         if self._held.pop(str(what), None) is not None:
-            remove(self._path(str(what)))
+            remove(self._folder / str(what))
 
     def release_all(self) -> None:
         """Give every claim back."""
@@ -68,10 +68,7 @@ class Claims:
             self.release(what)
 
     def clear(self) -> None:
-        """Delete all claims, whoever holds them: the store is finished."""
+        """Delete the claims of all writers: the store is finished."""
         self._held.clear()
-        for name in files(self._store / CLAIMS):
-            remove(self._store / CLAIMS / name)
-
-    def _path(self, what: str) -> StorePath:
-        return self._store / CLAIMS / what
+        for name in files(self._folder):
+            remove(self._folder / name)

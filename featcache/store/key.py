@@ -1,7 +1,7 @@
-"""Content keys: what a feature depends on, as canonical JSON, hashed.
+"""Content keys: everything a feature depends on, as canonical JSON, hashed.
 
-A store lies at ``<root>/<kind>/<encoder_key>/<dataset_key>``. Whatever changes a feature is in one of the two keys;
-library versions, decoders and TF32 settings are recorded beside the data instead (provenance).
+The folder of a store is ``<root>/<kind>/<encoder_key>/<dataset_key>``. Everything that changes a feature is in one of
+the two keys; library versions, decoders and TF32 settings are recorded beside the data instead (provenance).
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def pretty_json(value: Any) -> bytes:
-    """The JSON text of the files of a store: sorted, one space of indent, for people and diffs."""
+    """The JSON text of a store's files: sorted and indented, for people and diffs."""
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -45,12 +45,12 @@ def content_key(identity: Mapping[str, Any]) -> str:
 
 
 def checksum(content: bytes | bytearray | memoryview) -> str:
-    """xxh3-128 of some bytes, in hexadecimal: quick enough (over 10 GB/s) to check whole stores."""
+    """xxh3-128 in hexadecimal: fast enough (over 10 GB/s) to check whole stores."""
     return xxhash.xxh3_128_hexdigest(content)
 
 
 def resolve_root(root: str | StorePath | None = None) -> StorePath:
-    """The place of all stores: `root`, else ``$FEATCACHE_ROOT``, else ``./cache``; a folder or ``s3://bucket/prefix``."""
+    """The root of all stores, a folder or ``s3://bucket/prefix``: `root`, else ``$FEATCACHE_ROOT``, else ``./cache``."""
     chosen = location(root or os.environ.get(ROOT_VARIABLE) or "cache")
     if not isinstance(chosen, Path):
         return chosen

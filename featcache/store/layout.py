@@ -1,19 +1,22 @@
-"""Where everything in a store lies, and the zarr v3 metadata that describes it.
+"""The files of a store, and the zarr v3 metadata that describes them.
 
 ::
 
-    <store>/zarr.json               group; its attributes carry both keys
+    <store>/zarr.json               group; its attributes are the header: keys and chunk size
             features/zarr.json      float16 (N, D), chunks (rows, D), uncompressed little-endian bytes
             features/c/<i>/0        chunk i: rows i*rows ..., padded to the full chunk with the fill value
-            norm, valid, content    the other row arrays, on the same row grid
-            labels                  int64 (N,), written by the finaliser, replaced without re-encoding
-            samples.parquet         ids and sizes; stamps.bin: modification times, a mere cache
-            done/<i>.json           marker: chunk i is whole, with the checksum of each of its files
-            manifest.json           written last; without it there is no store
-            claims/                 who works on which chunk at the moment; empty when nobody does
-            tap-<name>/, view-.../  taps and views that joined: groups of their own, see `featcache.store.parts`
+            norm, valid, content    the other row arrays, in the same chunks
+            labels                  int64 (N,), written when the store is finished, replaced without encoding
+            samples.parquet         ids and sizes; metadata.parquet: columns; stamps.bin: file times, a mere cache
+            done/<i>.json           marker: chunk i is complete, with the checksum of each of its files
+            manifest.json           written last; readers refuse a store without one
+            provenance.json         how and when it was made, without a checksum
+            claims/                 which writer is working on which chunk; empty when none is
+            names/                  further names of the encoder, one empty file each
+            tap-<name>/, view-.../  taps and views that joined: groups like this one, see `featcache.store.parts`
 
-An uncompressed unsharded chunk file is the array's bytes: the fast reader relies on it, any zarr library can read it.
+An uncompressed, unsharded chunk file holds the array's bytes: the fast reader relies on that, and any zarr library can
+read it.
 """
 
 import string
@@ -48,11 +51,11 @@ class ArraySpec:
     dtype : str
         Little-endian numpy dtype, such as ``<f2``.
     shape : tuple of int
-        Full shape, fixed for ever; the first axis is the row axis.
+        Full shape, never changed; the first axis is that of the rows.
     chunk_rows : int
-        Rows of a chunk; all other axes are whole.
+        Rows per chunk; the other axes are not divided.
     fill : int or float
-        What zarr reads where a chunk file is missing: NaN or -1, so that a hole shows.
+        What zarr reads if a chunk file is missing: NaN or -1, so that a hole shows.
     """
 
     name: str
@@ -91,7 +94,7 @@ class ArraySpec:
         return "is missing" if nbytes is None else f"has {nbytes:,} bytes, expected {self.chunk_nbytes:,}"
 
     def rows_of(self, chunk: int) -> range:
-        """The rows that a chunk holds."""
+        """The rows of a chunk."""
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0]))
 
     def chunk_array(self, content: bytes) -> npt.NDArray[Any]:
@@ -114,7 +117,7 @@ class ArraySpec:
 
     @classmethod
     def from_json(cls, name: str, spec: Mapping[str, Any]) -> "ArraySpec":
-        """Inverse of `to_json`; ValueError or TypeError where it describes no array."""
+        """Inverse of `to_json`; ValueError or TypeError if it does not describe an array."""
         fill = float("nan") if spec["fill"] == "NaN" else spec["fill"]
         sizes = (*spec["shape"], spec["chunk_rows"])
         if len(sizes) < 2 or any(type(size) is not int or not 0 < size < MAX_SIZE for size in sizes):
@@ -129,8 +132,8 @@ class ArraySpec:
 def image_arrays(n_rows: int, dim: int, chunk_rows: int) -> dict[str, ArraySpec]:
     """The row arrays of an image store of N rows and width D.
 
-    ``features`` are L2-normalised, ``norm`` is the float32 length they had, ``valid`` is 0 where the image could not
-    be read, ``content`` is the xxh3-128 of the undecoded bytes.
+    ``features`` are L2-normalised, ``norm`` is their float32 length before, ``valid`` is 0 where the image could not be
+    read, ``content`` is the xxh3-128 of the undecoded bytes.
     """
     nan = float("nan")
     specs = (
@@ -148,10 +151,7 @@ def labels_array(n_rows: int, chunk_rows: int) -> ArraySpec:
 
 
 def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, Any]) -> dict[str, bytes]:
-    """The zarr.json files of a group with these arrays, path in the store -> content, made by zarr itself.
-
-    The group's own file comes first: whoever creates it has settled the size of the chunks.
-    """
+    """The zarr.json files of a group with these arrays, made by zarr itself: path in the store -> content."""
     import zarr
     from zarr.codecs import BytesCodec
     from zarr.storage import MemoryStore
@@ -170,4 +170,4 @@ def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, Any]) -> 
             serializer=BytesCodec(endian="little"),
             config={"write_empty_chunks": True},
         )
-    return {name: files[name].to_bytes() for name in sorted(files, key=lambda name: (name.count("/"), name))}
+    return {name: content.to_bytes() for name, content in files.items()}

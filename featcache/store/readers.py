@@ -22,7 +22,6 @@ import numpy.typing as npt
 from featcache.errors import StoreCorruptError
 from featcache.store.layout import ArraySpec
 from featcache.store.places import REQUESTS, StorePath
-from featcache.store.places.local import Buffer
 from featcache.store.places.s3 import ObjectPath, zarr_store
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -270,7 +269,7 @@ class ObjectReader:
         path = self.spec.chunk_path(self._store, chunk)
         length = n * self._row_nbytes
         try:
-            parts: list[Buffer] = path.place.read_ranges(path.key, [row * self._row_nbytes for row in starts], length)
+            parts = path.read_ranges([row * self._row_nbytes for row in starts], length)
         except FileNotFoundError:
             raise StoreCorruptError(f"{path}: chunk file is missing; {REMEDY}") from None
         if any(len(part) != length for part in parts):

@@ -1,14 +1,15 @@
-"""Whole files that either exist completely or not at all, also after a power cut.
+"""Files of this machine that exist completely or not at all, also after a power cut.
 
-`put` writes a temporary file, syncs it, renames it over the final name and syncs the folder. Every step ends with a
-call of `after_step`, a hook that does nothing here: the fault tests replace it and stop the process after each step.
+`put` writes a temporary file, syncs it, renames it to the final name and syncs the folder. Every step ends with a call
+of `after_step`, a hook that does nothing: the fault tests replace it and stop the process after each step.
 """
 
 import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,32 +24,27 @@ synced = os.environ.get("FEATCACHE_FSYNC", "1") != "0"
 after_step: Callable[[str], None] = lambda step: None  # noqa: E731 - a replaceable hook, not a function
 
 
-def put(path: Path, content: Buffer) -> None:
-    """Write `content` to `path` atomically and durably, replacing what was there.
+@dataclass(frozen=True)
+class File:
+    """A file in a listing: bytes, and the time of its last change in seconds since 1970."""
 
-    Parameters
-    ----------
-    path : Path
-        Final name; its folder is made where it is missing.
-    content : bytes-like
-        The whole file, contiguous.
+    nbytes: int
+    modified: float
+
+
+def put(path: Path, content: Buffer) -> None:
+    """Write `content` to `path` atomically and durably, replacing an existing file; missing folders are made.
 
     Raises
     ------
     OSError
-        The disk is full or read-only; nothing is left under the final name then.
+        The disk is full or read-only; an existing file is untouched.
     """
     _put(path, content, os.replace)
 
 
 def create(path: Path, content: Buffer) -> bool:
-    """Write `content` to `path` atomically and durably where there is no such file yet.
-
-    Returns
-    -------
-    bool
-        False where there was one, whoever made it; it is left as it is.
-    """
+    """`put` if there is no such file; False, and nothing written, if there is one."""
     if path.exists():
         return False
     try:
@@ -59,12 +55,12 @@ def create(path: Path, content: Buffer) -> bool:
 
 
 def _link(partial: Path, path: Path) -> None:
-    """Rename unless the name is taken: a rename replaces, a hard link does not."""
+    """Rename unless the name is taken: a rename would replace the file, a hard link does not."""
     try:
         os.link(partial, path)
     except FileExistsError:
         raise
-    except OSError:  # no hard links here (FAT, some network shares): the narrow race is left to the finaliser
+    except OSError:  # no hard links here (FAT, some network shares): the finaliser catches the narrow race
         if path.exists():
             raise FileExistsError(path) from None
         os.replace(partial, path)
@@ -77,7 +73,7 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
     try:
         try:
             _write(partial, content)
-        except FileNotFoundError:  # asked only now: most folders are there
+        except FileNotFoundError:  # looked at only now, since most folders exist
             path.parent.mkdir(parents=True, exist_ok=True)
             after_step("mkdir")
             _write(partial, content)
@@ -107,7 +103,7 @@ def _write(path: Path, content: Buffer) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file durably; a missing one is no error."""
+    """Delete a file durably; a missing one is not an error."""
     if not path.exists():
         return
     path.unlink(missing_ok=True)
@@ -116,7 +112,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable (a no-op where folders cannot be opened)."""
+    """Make renames in `folder` durable (nothing is done where folders cannot be opened)."""
     if not synced:
         return
     try:
@@ -130,30 +126,61 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_partials(folder: Path, max_age: float = 86_400.0) -> int:
-    """Delete the temporary files that killed processes left below `folder`; returns how many.
+def stat(path: Path) -> File | None:
+    """Size and age of a file, None if there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return File(found.st_size, found.st_mtime)
 
-    Files of processes that still run are left alone, and so are files of other hosts that are younger than
-    `max_age` seconds: another writer may be about to rename them.
-    """
-    stale = abandoned_partials(folder, max_age)
-    for path in stale:
+
+def files(folder: str, prefix: str = "") -> Iterator[tuple[str, File]]:
+    """Every file below a folder, with its name relative to the folder after `prefix`."""
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from files(entry.path, f"{prefix}{entry.name}/")
+            else:
+                found = entry.stat()
+                yield prefix + entry.name, File(found.st_size, found.st_mtime)
+        except FileNotFoundError:  # another process removed it just now
+            continue
+
+
+def sweep_partials(folder: Path) -> None:
+    """Delete the `abandoned_partials` below a folder."""
+    for path in abandoned_partials(folder):
         path.unlink(missing_ok=True)
-    return len(stale)
 
 
 def abandoned_partials(folder: Path, max_age: float = 86_400.0) -> list[Path]:
-    """What `sweep_partials` would delete."""
+    """Temporary files below a folder whose processes were killed.
+
+    Those of other hosts count as abandoned after `max_age` seconds: their writers may still be about to rename them.
+    """
     return [path for path in folder.rglob(f"*{PARTIAL_SUFFIX}") if _is_abandoned(path, max_age)]
 
 
+def _is_abandoned(path: Path, max_age: float) -> bool:
+    alive = is_alive(path.name.split(".")[-2])
+    try:
+        return time.time() - path.stat().st_mtime > max_age if alive is None else not alive
+    except OSError:
+        return False
+
+
 def owner() -> str:
-    """Who writes: this host and this process."""
+    """Name of this host and process, for temporary files and claims."""
     return f"{HOST}-{os.getpid()}"
 
 
 def is_alive(who: str) -> bool | None:
-    """Whether the process that `owner` named so still runs; None where it belongs to another host."""
+    """Whether the process that `owner` named is still running; None if it is of another host."""
     host, _, rest = who.partition("-")
     pid = rest.partition("-")[0]
     if host != HOST or not pid.isdigit():
@@ -165,11 +192,3 @@ def is_alive(who: str) -> bool | None:
     except OSError:
         return True
     return True
-
-
-def _is_abandoned(path: Path, max_age: float) -> bool:
-    alive = is_alive(path.name.split(".")[-2])
-    try:
-        return time.time() - path.stat().st_mtime > max_age if alive is None else not alive
-    except OSError:
-        return False

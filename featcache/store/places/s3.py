@@ -1,22 +1,39 @@
-"""``s3://bucket/prefix``: stores in Amazon S3 and whatever speaks its protocol (MinIO, Ceph, R2, ...).
+"""``s3://bucket/prefix``: stores in Amazon S3 and anything that speaks its protocol (MinIO, Ceph, R2, ...).
 
-This is the one file that imports obstore. Credentials, region and endpoint come from the environment:
-``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``
-(an ``http://`` endpoint is allowed as it is), or from the machine's role. A put of an object is atomic, and
-``If-None-Match: *`` creates only where there is none.
+The one file of the store that imports obstore. Credentials, region and endpoint come from the environment:
+``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL`` (an
+``http://`` endpoint is allowed), or from the machine's role. What the writer's protocol needs comes from S3 itself: a
+put of an object is atomic, and ``If-None-Match: *`` creates an object only if there is none.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from featcache.errors import FeatcacheError, MissingExtraError
-from featcache.store.places.local import Buffer
+from featcache.store.places.local import Buffer, File
 
 SCHEME = "s3://"
+T = TypeVar("T")
+
+
+@cache
+def _client(bucket: str, prefix: str, endpoint: str, process: int) -> Any:
+    """An obstore client, one per process: its threads would not survive a fork."""
+    try:
+        from obstore.store import S3Store
+    except ImportError as error:
+        raise MissingExtraError("s3:// needs obstore: pip install 'featcache[s3]'") from error
+    options = {"allow_http": True} if endpoint.startswith("http://") else {}
+    return S3Store(bucket, prefix=prefix or None, client_options=options)  # type: ignore[arg-type]
+
+
+def client(bucket: str, prefix: str = "") -> Any:
+    """An obstore client of a bucket, or of a prefix of it, configured by the environment."""
+    return _client(bucket, prefix, os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid())
 
 
 @dataclass(frozen=True)
@@ -52,152 +69,102 @@ class ObjectPath:
         return "" if self._key == PurePosixPath() else str(self._key)
 
     @property
-    def place(self) -> "ObjectPlace":
-        """The bucket that the bytes go to."""
-        return ObjectPlace(self.bucket)
-
-    @property
     def name(self) -> str:
         """Last part of the key."""
         return self._key.name
 
     @property
     def parent(self) -> "ObjectPath":
-        """The prefix that it lies in."""
+        """The prefix that holds it."""
         return ObjectPath(self.bucket, self._key.parent)
 
-    def joinpath(self, *parts: str) -> "ObjectPath":
-        """Something below this prefix."""
-        return ObjectPath(self.bucket, self._key.joinpath(*parts))
-
     def __truediv__(self, part: str) -> "ObjectPath":
-        return self.joinpath(part)
+        return ObjectPath(self.bucket, self._key / part)
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
 
-    def as_posix(self) -> str:
-        """The whole URL."""
-        return str(self)
+    def put(self, content: Buffer) -> None:
+        """Write the object, replacing an existing one; OSError if the object store refuses."""
+        self._put(content, "overwrite")
 
-
-@cache
-def _client(bucket: str, prefix: str, endpoint: str, process: int) -> Any:
-    """An obstore client of a bucket (or a prefix of it), one a process: its threads would not survive a fork."""
-    try:
-        from obstore.store import S3Store
-    except ImportError as error:
-        raise MissingExtraError("s3:// needs obstore: pip install 'featcache[s3]'") from error
-    options = {"allow_http": True} if endpoint.startswith("http://") else {}
-    return S3Store(bucket, prefix=prefix or None, client_options=options)  # type: ignore[arg-type]
-
-
-def client(bucket: str, prefix: str = "") -> Any:
-    """An obstore client of a bucket, or of a prefix of it, made from the environment."""
-    return _client(bucket, prefix, os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid())
-
-
-@dataclass(frozen=True)
-class ObjectPlace:
-    """The objects of a bucket; see `featcache.store.places.Place`."""
-
-    bucket: str
-
-    @property
-    def client(self) -> Any:
-        """The obstore client."""
-        return client(self.bucket)
-
-    def put(self, name: str, content: Buffer) -> None:
-        """See `Place.put`."""
-        self._put(name, content, "overwrite")
-
-    def create(self, name: str, content: Buffer) -> bool:
-        """See `Place.create`: ``If-None-Match: *``."""
+    def create(self, content: Buffer) -> bool:
+        """`put` if there is no such object; False, and nothing written, if there is one."""
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            self._put(name, content, "create")
+            self._put(content, "create")
         except AlreadyExistsError:
             return False
         return True
 
-    def _put(self, name: str, content: Buffer, mode: Literal["create", "overwrite"]) -> None:
+    def _put(self, content: Buffer, mode: Literal["create", "overwrite"]) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError
 
         try:
-            obstore.put(self.client, name, bytes(content), mode=mode, use_multipart=False)
+            obstore.put(client(self.bucket), self.key, bytes(content), mode=mode, use_multipart=False)
         except AlreadyExistsError:
             raise
         except (BaseError, FileNotFoundError) as error:  # not found: there is no such bucket
             raise self._failure(error) from error
 
-    def read(self, name: str) -> bytes:
-        """See `Place.read`."""
+    def read_bytes(self) -> bytes:
+        """The content of the object; FileNotFoundError if there is none."""
         import obstore
 
-        return bytes(self._found(name, lambda: obstore.get(self.client, name).bytes()))
+        return bytes(self._asked(lambda: obstore.get(client(self.bucket), self.key).bytes()))
 
-    def read_range(self, name: str, start: int, stop: int) -> Buffer:
-        """Bytes start..stop-1 of an object."""
+    def read_ranges(self, starts: Sequence[int], length: int) -> list[Buffer]:
+        """Several byte ranges of equal length; neighbouring ones travel in one request."""
         import obstore
 
-        found = self._found(name, lambda: obstore.get_range(self.client, name, start=start, end=stop))
-        return memoryview(found)
+        starts, lengths = list(starts), [length] * len(starts)
+        ranges = self._asked(lambda: obstore.get_ranges(client(self.bucket), self.key, starts=starts, lengths=lengths))
+        return [memoryview(part) for part in ranges]
 
-    def read_ranges(self, name: str, starts: Sequence[int], length: int) -> list[Buffer]:
-        """Several ranges of equal length; neighbours travel in one request."""
+    def remove(self) -> None:
+        """Delete the object; a missing one is not an error."""
         import obstore
 
-        lengths = [length] * len(starts)
-        found = self._found(name, lambda: obstore.get_ranges(self.client, name, starts=list(starts), lengths=lengths))
-        return [memoryview(part) for part in found]
+        try:
+            self._asked(lambda: obstore.delete(client(self.bucket), self.key))
+        except FileNotFoundError:
+            return
 
-    def _found(self, name: str, request: Any) -> Any:
+    def stat(self) -> File | None:
+        """Size and age of the object, None if there is none."""
+        import obstore
+
+        try:
+            found = self._asked(lambda: obstore.head(client(self.bucket), self.key))
+        except FileNotFoundError:
+            return None
+        return File(int(found["size"]), found["last_modified"].timestamp())
+
+    def files(self) -> Iterator[tuple[str, File]]:
+        """Every object below the prefix, by its name relative to it."""
+        import obstore
+
+        pages = self._asked(lambda: list(obstore.list(client(self.bucket), prefix=self.key or None)))
+        for item in (item for page in pages for item in page):
+            name = item["path"][len(self.key) :].lstrip("/")
+            if name:
+                yield name, File(int(item["size"]), item["last_modified"].timestamp())
+
+    def _asked(self, request: Callable[[], T]) -> T:
         from obstore.exceptions import BaseError
 
         try:
             return request()
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{SCHEME}{self.bucket}/{name}: no such object") from error
+            raise FileNotFoundError(f"{self}: no such object") from error
         except BaseError as error:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> OSError:
-        said = " ".join(str(error).partition("Debug source")[0].split())  # what follows is obstore's own data
+        said = " ".join(str(error).partition("Debug source")[0].split())  # what follows is obstore's internal data
         return OSError(f"{said}; check the bucket {self.bucket}, AWS_ENDPOINT_URL, AWS_REGION and the credentials")
-
-    def remove(self, name: str) -> None:
-        """See `Place.remove`."""
-        import obstore
-
-        try:
-            self._found(name, lambda: obstore.delete(self.client, name))
-        except FileNotFoundError:
-            return
-
-    def stat(self, name: str) -> tuple[int, float] | None:
-        """See `Place.stat`."""
-        import obstore
-
-        try:
-            found = self._found(name, lambda: obstore.head(self.client, name))
-        except FileNotFoundError:
-            return None
-        return int(found["size"]), found["last_modified"].timestamp()
-
-    def files(self, folder: str) -> Iterator[tuple[str, int, float]]:
-        """See `Place.files`."""
-        import obstore
-
-        def listed() -> list[Any]:
-            return [item for page in obstore.list(self.client, prefix=folder or None) for item in page]
-
-        for item in self._found(folder, listed):
-            name = item["path"][len(folder) :].lstrip("/")
-            if name:
-                yield name, int(item["size"]), item["last_modified"].timestamp()
 
 
 def zarr_store(path: ObjectPath) -> Any:
