@@ -11,8 +11,8 @@ from urllib.parse import quote, unquote
 
 from featcache.errors import FeatcacheError, MismatchError, StoreNotFoundError, StoreSchemaError, StoreWriteError
 from featcache.store.base import Store
-from featcache.store.images import ImageStore, ViewStack, find_part
-from featcache.store.layout import MANIFEST
+from featcache.store.images import ImageStore, find_part
+from featcache.store.layout import MANIFEST, SCHEMA
 from featcache.store.manifest import read_header, read_manifest
 from featcache.store.parts import finished_parts
 from featcache.store.places import File, StorePath, by_folder, create, files, location, stat
@@ -143,7 +143,7 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
         header = read_header(path)
         if header is None:
             return None
-        return without_manifest("(unfinished)", header.rows)
+        return without_manifest("(unfinished)", header.rows if header.schema == SCHEMA else 0)
     try:
         manifest = read_manifest(path)
     except StoreSchemaError:
@@ -166,7 +166,7 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
     )
 
 
-def find_store(reference: str | StorePath, root: StorePath) -> Store | ViewStack:
+def find_store(reference: str | StorePath, root: StorePath) -> Store:
     """Open the store that `find_path` finds; after ``#``, one of its taps or views.
 
     ``NAME/SPLIT@MODEL#pre_projection`` is a tap, ``...#view-plain-0-3`` view 3 of the augmentation `plain` with seed 0,

@@ -50,7 +50,7 @@ def checksum(content: bytes | bytearray | memoryview) -> str:
 
 
 def resolve_root(root: str | StorePath | None = None) -> StorePath:
-    """The root of all stores, a folder or ``s3://bucket/prefix``: `root`, else ``$FEATCACHE_ROOT``, else ``./cache``."""
+    """The root of all stores, a folder or s3 prefix: `root`, else ``$FEATCACHE_ROOT``, else ``./cache``."""
     chosen = location(root or os.environ.get(ROOT_VARIABLE) or "cache")
     if not isinstance(chosen, Path):
         return chosen

@@ -56,19 +56,18 @@ class Header:
 def read_header(store: StorePath) -> Header | None:
     """The header of a store that was begun; None if there is none, or it is damaged.
 
-    Of a store of another schema only the schema is known; the header has no rows.
+    One of another schema is not damaged: it is returned, and must not be overwritten (see `check_schema`).
     """
     try:
         found = dict(parse_json(read_or_none(store / HEADER) or b"")["attributes"]["featcache"])
-        if found["schema"] != SCHEMA:
-            return Header(found["schema"], "", "", {}, 0, 0, "")
-        texts = (found["kind"], found["key"], found["verb"])
-        numbers = (found["rows"], found["chunk_rows"])
+        fields: list[Any] = [found.get(name) for name in ("kind", "key", "identity", "rows", "chunk_rows", "verb")]
+        header = Header(found["schema"], *fields)
     except (ValueError, KeyError, TypeError):
         return None
-    if not all(isinstance(text, str) for text in texts) or not all(type(n) is int and n > 0 for n in numbers):
-        return None
-    return Header(SCHEMA, texts[0], texts[1], found.get("identity", {}), *numbers, texts[2])
+    texts, numbers = (header.kind, header.key, header.verb), (header.rows, header.chunk_rows)
+    if all(isinstance(text, str) for text in texts) and all(type(n) is int and n > 0 for n in numbers):
+        return header
+    return None if header.schema == SCHEMA else Header(header.schema, "", "", {}, 0, 1, "encode")
 
 
 def begun_chunk_rows(store: StorePath, default: int) -> int:

@@ -1,9 +1,8 @@
-"""Feeding a torch training loop from a store: batches on the device of a tensor, read ahead while it computes.
+"""Feeding a torch training loop from a store: batches on the device of a given tensor, read ahead while it computes.
 
-Two roads give the same batches. Where the store fits, its rows lie on the device and a batch is one gather there.
-Where it does not, rows are read into two staging buffers in turn (pinned for a GPU, copied on a stream of their own)
-by a thread that stays one batch ahead. Which device is that of the tensor given as `like`: nothing here asks for a
-current device, and nothing is moved without being asked to.
+Two ways give the same batches. If the store fits on the device, its rows are kept there and a batch is one gather. If
+not, a thread that stays one batch ahead reads rows into two staging buffers in turn; for a GPU these are pinned and
+copied on a separate stream.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from featcache.errors import FeatcacheError
-from featcache.store.images import ImageStore
+from featcache.store.protocol import FeatureTable
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -31,8 +29,7 @@ RESIDENT_SHARE = 0.5
 class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
     """The valid rows of an image store as a map-style data set: item i is (features (D,), label).
 
-    `torch.utils.data.DataLoader` fetches a batch with one gather (`__getitems__`). Features keep the stored dtype
-    (float16) unless `dtype` says otherwise.
+    `torch.utils.data.DataLoader` fetches a batch with one gather (`__getitems__`).
 
     Examples
     --------
@@ -44,7 +41,7 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
     (torch.Size([128]), torch.float16, True)
     """
 
-    def __init__(self, store: ImageStore, dtype: torch.dtype = torch.float16) -> None:
+    def __init__(self, store: FeatureTable, dtype: torch.dtype = torch.float16) -> None:
         self.store, self.dtype = store, dtype
         self.rows = np.flatnonzero(store.valid)
 
@@ -64,31 +61,31 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
 class FeatureBatches:
     """Batches ``(features (B, D), labels (B,) int64)`` of the valid rows of an image store, epoch by epoch.
 
-    Iterating gives one epoch, and the next time the next one; `epoch` may be set. With `shuffle` the order is a
-    permutation by (seed, epoch), equal on every device and with every way of reading.
+    Each iteration is one epoch; `epoch`, the number of the next one, may be set. With `shuffle` the order is a
+    permutation by (seed, epoch), equal on every device and for both ways of reading.
 
     Parameters
     ----------
-    store : ImageStore
+    store : FeatureTable
+        An image store, a tap, a view.
     batch_size : int
     like : torch.Tensor
-        Batches have its device and dtype: a parameter of the model, ``torch.empty(0, device="cuda:1")``.
+        Its device and dtype are those of the batches: a parameter of the model, ``torch.empty(0, device="cuda:1")``.
     shuffle, seed
-        Order of the rows; without `shuffle` the store's.
+        Order of the rows; without `shuffle` that of the store.
     drop_last : bool
-        Leave out a last batch of fewer rows.
+        Leave out a last batch with fewer rows.
     resident : bool, optional
-        Keep all rows on the device; None decides by its free memory.
+        Keep all rows on the device; by default, if they take at most half of its free memory.
 
     Raises
     ------
     FeatcacheError
-        For a batch size below 1 or a dtype that is not floating; when iterating, if `resident` asks for more memory
-        than there is.
+        For a batch size below 1 or a dtype that is not floating; when iterating, if `resident` rows do not fit.
 
     Notes
     -----
-    A batch that was read ahead (not resident) is good until the next one is asked for: its memory is used again.
+    Unless rows are resident, the memory of a batch is reused: it is good until the next one is asked for.
 
     Examples
     --------
@@ -100,7 +97,7 @@ class FeatureBatches:
     [(128, 128), (128, 128), (128, 128), (116, 128)]
     """
 
-    store: ImageStore
+    store: FeatureTable
     batch_size: int
     like: torch.Tensor
     shuffle: bool = True
@@ -122,19 +119,16 @@ class FeatureBatches:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        order, self.epoch = self._order(self.epoch), self.epoch + 1
+        order = np.arange(len(self.rows))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows))
+        self.epoch += 1
         parts = [order[k * self.batch_size : (k + 1) * self.batch_size] for k in range(len(self))]
         held = self._resident()
         return self._read_ahead(parts) if held is None else self._from_device(held, parts)
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Places among the valid rows, in the order of an epoch."""
-        if not self.shuffle:
-            return np.arange(len(self.rows))
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-
     def _resident(self) -> Batch | None:
-        """All rows on the device, loaded at the first epoch; None where batches are read one by one."""
+        """All rows on the device, loaded in the first epoch; None if batches are to be read from the store."""
         if self._held is None and self.resident is not False:
             needed = len(self.rows) * self.store.dim * self.like.element_size()
             if self.resident is None and needed > RESIDENT_SHARE * free_memory(self.like.device):
@@ -177,15 +171,15 @@ class FeatureBatches:
 
 
 class _Stage:
-    """One of the two buffers. For a GPU rows are gathered into pinned memory and copied on a stream of their own."""
+    """One of the two buffers; for a GPU, pinned memory and the stream that copies it to the device."""
 
     def __init__(self, batches: FeatureBatches) -> None:
         like, shape = batches.like, (batches.batch_size, batches.store.dim)
         self.store, self.rows = batches.store, batches.rows
         self.out, self.out_labels = like.new_empty(shape), like.new_empty(shape[0], dtype=torch.int64)
         self.features, self.labels = self.out, self.out_labels
-        self.stream: Any = None
-        self.used: Any = None
+        self.stream: torch.cuda.Stream | None = None
+        self.used: torch.cuda.Event | None = None
         self.n = 0
         if like.device.type == "cuda":
             self.stream = torch.cuda.Stream(like.device)  # type: ignore[no-untyped-call]
@@ -193,19 +187,20 @@ class _Stage:
             self.labels = torch.empty(shape[0], dtype=torch.int64, pin_memory=True)
 
     def release(self) -> None:
-        """The caller is done with the last batch of this buffer once its kernels so far have run."""
+        """Let the buffer be filled again, once the kernels that the caller has launched so far have run."""
         if self.stream is not None:
             self.used = torch.cuda.current_stream(self.out.device).record_event()
 
     def fill(self, part: npt.NDArray[np.int64]) -> _Stage:
-        """Read the rows of one batch and send them off; runs in the reader's thread."""
+        """Read the rows of one batch and start their copy to the device; runs in the reader's thread."""
         rows, self.n = self.rows[part], len(part)
         if self.stream is not None:
             self.stream.synchronize()  # the copy out of the pinned buffers may still run
         self.features[: self.n].copy_(torch.from_numpy(self.store.gather(rows)))
         self.labels[: self.n].copy_(torch.from_numpy(self.store.labels[rows]))
         if self.stream is not None:
-            self.stream.wait_event(self.used)
+            if self.used is not None:
+                self.stream.wait_event(self.used)
             with torch.cuda.stream(self.stream):
                 self.out[: self.n].copy_(self.features[: self.n], non_blocking=True)
                 self.out_labels[: self.n].copy_(self.labels[: self.n], non_blocking=True)
@@ -219,7 +214,7 @@ class _Stage:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; for the CPU, of this machine."""
+    """Free memory of a device in bytes; for the CPU, that of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

@@ -5,7 +5,7 @@ Only valid rows are written, in store order, float16 as stored or any other floa
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,19 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     store : ImageStore
     target : str or Path
     kind : str, optional
-        One of the above; default: by the target's ending, a folder of npy files where it has none.
+        One of the above; by default that of the target's suffix, ``npy`` if it has none.
     dtype : dtype
-        float16 (as stored), float32 or float64; CSV and Parquet hold the shortest text or the type itself.
+        float16 (as stored), float32 or float64; CSV holds the shortest text of each value.
 
     Returns
     -------
     Path
-        The file or folder; an existing file is replaced when the new one is whole.
+        The file or folder; an existing file is replaced once the new one is complete.
 
     Raises
     ------
     FeatcacheError
-        An unknown format, or the target is a folder where a file is to be written.
+        An unknown format, or a folder in place of a file.
     """
     path = Path(target)
     chosen = kind or path.suffix.removeprefix(".").lower() or "npy"
@@ -82,8 +82,8 @@ def _npy(store: ImageStore, folder: Path, dtype: np.dtype[Any]) -> None:
     _lines(folder / "classes.txt", store.classnames)
 
 
-def _lines(path: Path, lines: Any) -> None:
-    """One line an entry; line breaks within are written as spaces."""
+def _lines(path: Path, lines: Iterable[str]) -> None:
+    """One entry per line; line breaks within an entry become spaces."""
     path.write_text("".join(" ".join(line.splitlines()) + "\n" for line in lines), encoding="utf-8")
 
 

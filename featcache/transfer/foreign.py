@@ -1,7 +1,7 @@
-"""Reading features that others computed: arrays and tables of the kinds that the field leaves behind.
+"""Reading features computed by other programs, in the formats common in the field.
 
 =================================  ====================================================================
-what                               where from
+what                               contents
 =================================  ====================================================================
 ``FILE.npz``                       keys ``features``, ``labels`` (or their usual other names)
 ``FILE.npy``                       features; labels in ``labels.npy`` beside it, or named
@@ -12,7 +12,7 @@ what                               where from
                                    (WiSE-FT), or ``features_SPLIT.pt`` + ``targets_SPLIT.pt`` (CLIP_benchmark)
 =================================  ====================================================================
 
-Nothing that is read can run code: torch files are loaded with ``weights_only=True``, npy files without pickle.
+No file can run code: torch files are loaded with ``weights_only=True``, npy files without pickle.
 """
 
 import csv
@@ -34,7 +34,7 @@ LABELS = ("labels", "targets", "label", "target", "y")
 
 @dataclass
 class Foreign:
-    """Features (N, D) with what else was found beside them."""
+    """Features (N, D), with the labels, ids and class names that were found beside them."""
 
     features: npt.NDArray[Any]
     labels: npt.NDArray[Any] | None = None
@@ -43,7 +43,7 @@ class Foreign:
 
 
 def read_foreign(source: str | Path, split: str = "train") -> Foreign:
-    """Read features, and labels, ids and class names where they are to be found.
+    """Read features, with labels, ids and class names if there are any.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
     Raises
     ------
     DatasetError
-        Nothing there, an unknown kind of file, or one that is damaged or holds no features.
+        There is no such file, its kind is unknown, or it is damaged or holds no features.
     """
     path = Path(source)
     if path.is_dir():
@@ -77,7 +77,7 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
 
 
 def read_array(source: str | Path) -> npt.NDArray[Any]:
-    """One array: the labels in a npy, npz, pt or text file (one a line)."""
+    """One array: the labels in a npy, npz, pt or text file (one per line)."""
     path = Path(source)
     if path.suffix.lower() in (".txt", ".csv"):
         return np.loadtxt(path, ndmin=1, delimiter=",")
@@ -88,8 +88,8 @@ def read_array(source: str | Path) -> npt.NDArray[Any]:
 
 
 def _beside(features: Path, *candidates: Path) -> npt.NDArray[Any] | None:
-    there = [path for path in candidates if path != features and path.is_file()]
-    return read_array(there[0]) if there else None
+    found = [path for path in candidates if path != features and path.is_file()]
+    return read_array(found[0]) if found else None
 
 
 def _folder(folder: Path, split: str) -> Foreign:
@@ -150,7 +150,7 @@ def _torch(path: Path, names: tuple[str, ...]) -> Foreign:
 
 
 def _numpy_globals() -> list[Any]:
-    """What a pickled numpy array of numbers is made of: WiSE-FT saves arrays, not tensors."""
+    """What a pickled array of numbers refers to: WiSE-FT saves numpy arrays, not tensors."""
     import _codecs
 
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i8", "i4")]

@@ -1,9 +1,9 @@
-"""A store made of features that others computed, so that heads fit on them like on any other.
+"""Making a store of features that another program computed, so that heads fit on them as on any other.
 
-What made the features is known by name only: the identity of the encoder is the name and the digest that the user
-gives, and stores with equal ones fit together (a head fitted on an imported train split judges an imported test
-split). The content of the features is in the other half of the key, with their name and split: there are no sample
-files that would tell two data sets apart, so other features, and the same ones under another name, are another store.
+The encoder's identity is the name and the digest that the user gives; stores with equal ones fit together, so a head
+fitted on an imported train split can be evaluated on an imported test split. No sample files identify the data set, so
+the other half of the key holds the features themselves, with name and split: other features, or the same ones under
+another name, are another store.
 """
 
 import time
@@ -33,6 +33,10 @@ from featcache.store.places import StorePath
 from featcache.transfer.foreign import Foreign
 
 
+OPTIONAL = ("text_digests", "logit_scale")
+"""What the info of a store says only if the user gives it."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where imported features come from.
@@ -40,11 +44,11 @@ class Source:
     Parameters
     ----------
     encoder_name : str
-        The model, as people call it.
+        The model's everyday name.
     digest : str, optional
-        What tells its weights from others of that name: a checksum of the checkpoint, a commit, a date.
+        What identifies its weights among others of that name: a checksum of the checkpoint, a commit, a date.
     text_digest : str, optional
-        Digest of the text tower that belongs to it (``featcache info`` of a text store shows it), for zero-shot heads.
+        Digest of the paired text tower (``featcache info`` of a text store shows it), for zero-shot heads.
     logit_scale : float, optional
         Exponentiated factor on cosine similarities.
     """
@@ -70,7 +74,7 @@ def import_features(
     root: str | StorePath | None = None,
     update_labels: bool = False,
 ) -> ImageStore:
-    """Make a store of foreign features, or find it.
+    """Make a store of features, or find it.
 
     Parameters
     ----------
@@ -78,26 +82,25 @@ def import_features(
         Features (N, D), of any float type, normalised or not; labels (N,), integers from 0.
     source : Source
     name, split : str
-        What the store is called; part of its key.
+        Name of the store; part of its key.
     classnames : sequence of C str, optional
-        Default: those in `found`, else ``class 0``, ``class 1``, ...
+        By default those in `found`, else ``class 0``, ``class 1``, ...
     root : str, Path or ObjectPath, optional
         Place of all stores.
     update_labels : bool
-        Whether a store of these features under this name and split takes labels, class names, text digest and logit
-        scale over where they differ.
+        Whether to replace labels, class names, text digest and logit scale of an existing store if they differ.
 
     Returns
     -------
     ImageStore
-        Unit rows in float16, the lengths that they had in ``norm``.
+        Unit rows in float16; their former lengths are in ``norm``.
 
     Raises
     ------
     DatasetError
-        No labels, other shapes than (N, D) and (N,), NaN or infinite features, labels out of range.
+        No labels, shapes other than (N, D) and (N,), NaN or infinite features, labels out of range.
     LabelsChangedError
-        The store is there and says something else, and `update_labels` is False; nothing is written.
+        The store exists with other labels, and `update_labels` is False; nothing is written.
     """
     features, index = _checked(found, classnames)
     digest = checksum(features.data)
@@ -117,7 +120,8 @@ def import_features(
             f"--update-labels to replace what {path} says, or with another --name or --split to keep both"
         )
     if store is None or difference:
-        kept = {} if store is None else {key: store.info[key] for key in _unsaid(info)}
+        # What this import does not give stays as it is.
+        kept = {} if store is None else {key: store.info[key] for key in OPTIONAL if not info[key]}
         _write(path, key, identity, features, index, info | kept)
     return open_image_store(path)
 
@@ -136,13 +140,8 @@ def _info(source: Source, index: SampleIndex, dim: int) -> dict[str, Any]:
     }
 
 
-def _unsaid(info: Mapping[str, Any]) -> list[str]:
-    """What this import does not say, and so does not change."""
-    return [key for key in ("text_digests", "logit_scale") if not info[key]]
-
-
 def _difference(store: ImageStore, info: Mapping[str, Any], index: SampleIndex) -> str:
-    """What differs from the store, in words; nothing where nothing does."""
+    """What differs from the store, in words; empty if nothing does."""
     if store.classnames != index.classnames:
         pairs = zip(store.classnames, index.classnames, strict=False)
         counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
@@ -150,7 +149,7 @@ def _difference(store: ImageStore, info: Mapping[str, Any], index: SampleIndex) 
     rows = np.flatnonzero(store.labels != index.labels)
     if len(rows):
         return f"{len(rows):,} of {len(index):,} labels differ (first: {index.ids[rows[0]]})"
-    changed = [key for key in ("text_digests", "logit_scale") if info[key] and info[key] != store.info[key]]
+    changed = [key for key in OPTIONAL if info[key] and info[key] != store.info[key]]
     return ", ".join(f"its {key} was {store.info[key]}, now {info[key]}" for key in changed)
 
 
@@ -164,7 +163,7 @@ def _finished(path: StorePath) -> ImageStore | None:
 def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDArray[np.float32], SampleIndex]:
     features = np.ascontiguousarray(found.features, dtype=np.float32)
     if features.ndim != 2 or not features.size:
-        raise DatasetError(f"features have shape {found.features.shape}; expected (N, D), one row a sample")
+        raise DatasetError(f"features have shape {found.features.shape}; expected (N, D), one row per sample")
     broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(broken):
         raise DatasetError(f"{len(broken):,} rows hold NaN or infinite features, first row {broken[0]}; leave them out")
@@ -180,7 +179,7 @@ def _labels(labels: npt.NDArray[Any] | None, n: int) -> npt.NDArray[np.int64]:
         raise DatasetError("no labels found beside the features; name their file with --labels")
     if labels.shape != (n,) or labels.dtype.kind not in "iufb" or not np.array_equal(labels, np.rint(labels)):
         raise DatasetError(
-            f"labels are {labels.dtype} {labels.shape}; expected {n:,} whole numbers, one a row of the features"
+            f"labels are {labels.dtype} {labels.shape}; expected {n:,} whole numbers, one per row of the features"
         )
     return labels.astype(np.int64)
 
@@ -215,5 +214,5 @@ def _write(
 
 
 def read_classes(path: str | Path) -> list[str]:
-    """Class names, one a line."""
+    """Class names, one per line."""
     return Path(path).read_text(encoding="utf-8").splitlines()

@@ -12,6 +12,7 @@ from typing import Any
 from featcache.cli.arguments import root_argument
 from featcache.errors import HeadError
 from featcache.store import ImageStore, TextStore, check_deep, find_store, resolve_root
+from featcache.store.images import ImageFeatures
 from heads import LogitHead, load
 from heads.estimators.fit import Material
 from heads.rows.in_memory import ResidentStore, resident
@@ -55,7 +56,7 @@ def open_reference(reference: str, args: argparse.Namespace) -> Any:
     if not args.no_verify:
         check_deep(store.path)
     device = getattr(args, "rows_device", None)
-    if device is None or isinstance(store, TextStore):
+    if device is None or not isinstance(store, ImageFeatures):
         return store
     if store.groups is not None:
         raise HeadError(f"--device {device}: {reference} stacks views, which are streamed; leave --device out")

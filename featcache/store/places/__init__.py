@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 from featcache.errors import StoreWriteError
 from featcache.store.places import local
-from featcache.store.places.local import Buffer, File
+from featcache.store.places.local import Buffer
+from featcache.store.places.local import File as File
 from featcache.store.places.s3 import SCHEME, ObjectPath
 
 StorePath: TypeAlias = Path | ObjectPath

@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and records that are not what they should be: a clear error, nothing lost."""
+"""Full and read-only disks, damaged records: a clear error, and nothing is lost."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ def whole(store: ImageStore, n: int = 40) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few hundred kilobytes in memory, where this process may mount one."""
+    """A file system of 256 kB in memory, if this process may mount one."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
@@ -49,7 +49,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_said_and_what_was_finished_is_kept(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_finished_chunks_are_kept(small_disk: Path) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(bytes(150_000))
     encoder = NumpyEncoder()
@@ -107,7 +107,7 @@ def test_a_read_only_disk_serves_hits_and_refuses_the_rest(
     assert "Traceback" not in said
 
 
-def test_a_read_only_place_refuses_by_injection_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_place_refuses_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -127,7 +127,7 @@ JSON = st.recursive(
 
 
 def changed(record: Any, path: list[Any], value: Any) -> Any:
-    """A copy of a JSON value with one place in it replaced."""
+    """A copy of a JSON value with one value in it replaced."""
     if not path or not isinstance(record, dict | list):
         return value
     key = path[0]
@@ -137,7 +137,7 @@ def changed(record: Any, path: list[Any], value: Any) -> Any:
 
 
 def places_of(record: Any) -> list[list[Any]]:
-    """The path of every place in a JSON value."""
+    """The path of every value in a JSON value."""
     keys = record.keys() if isinstance(record, dict) else range(len(record)) if isinstance(record, list) else ()
     return [[], *([key, *rest] for key in keys for rest in places_of(record[key]))]
 
@@ -157,12 +157,12 @@ def parsed_or_refused(content: bytes, store: Path) -> Manifest | None:
 
 @settings(max_examples=300, deadline=None)
 @given(content=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_no_bytes_upset_the_parsers(content: bytes) -> None:
+def test_parsers_refuse_any_bytes(content: bytes) -> None:
     assert parsed_or_refused(content, Path("store")) is None
     assert Marker.from_bytes(content, 0, NAMES, range(8)) is None
 
 
-def test_deep_nesting_is_no_traceback(tmp_path: Path) -> None:
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
     deep = b"[" * 200_000 + b"]" * 200_000
     assert parsed_or_refused(deep, tmp_path) is None
     assert Marker.from_bytes(deep, 0, NAMES, range(8)) is None
@@ -177,7 +177,7 @@ def test_deep_nesting_is_no_traceback(tmp_path: Path) -> None:
 def test_a_manifest_changed_anywhere_is_refused_or_describes_an_array(
     manifest: tuple[Path, dict[str, Any]], data: st.DataObject, value: Any
 ) -> None:
-    """Even where the digest was made to fit: what is accepted has whole arrays, enough checksums, rows in range."""
+    """Even with a matching digest: an accepted manifest has whole arrays, enough checksums, and rows in range."""
     path, record = manifest
     rest = {name: part for name, part in record.items() if name != "digest"}
     edited = changed(rest, data.draw(st.sampled_from(places_of(rest))), value)
@@ -252,7 +252,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_manifests_that_do_not_hold_together_are_refused(manifest: tuple[Path, dict[str, Any]], edit: str) -> None:
+def test_inconsistent_manifests_are_refused(manifest: tuple[Path, dict[str, Any]], edit: str) -> None:
     path, record = manifest
     copy = json.loads(json.dumps({name: part for name, part in record.items() if name != "digest"}))
     EDITS[edit](copy)

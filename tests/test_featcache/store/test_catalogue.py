@@ -36,7 +36,7 @@ def named(encoder: NumpyEncoder, name: str) -> NumpyEncoder:
     return encoder
 
 
-def test_several_models_stores_are_told_apart_by_their_references(root: Path) -> None:
+def test_stores_of_several_models_have_different_references(root: Path) -> None:
     encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "best"), root=root)
     with pytest.raises(StoreNotFoundError) as caught:
         find_store("fake/train", root)
@@ -60,7 +60,7 @@ def test_equal_weights_are_found_under_every_name(root: Path, capsys: pytest.Cap
     assert "= @best" in said
 
 
-def test_a_name_that_two_models_bear_is_avoided_in_the_advice(root: Path) -> None:
+def test_ambiguous_names_are_not_suggested(root: Path) -> None:
     encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "old"), root=root)
     for seed in (0, 1):
         encode_dataset(NumpyDataset(), named(NumpyEncoder(seed), "best"), root=root)
@@ -68,7 +68,7 @@ def test_a_name_that_two_models_bear_is_avoided_in_the_advice(root: Path) -> Non
         find_store("fake/train@best", root)
 
 
-def test_a_hit_on_a_store_that_cannot_be_written_records_no_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hit_on_a_read_only_store_records_no_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, content: bytes) -> bool:
         raise StoreWriteError(f"cannot write {path}")
 
@@ -85,7 +85,7 @@ def test_several_matches_are_listed(root: Path) -> None:
         find_store("fake/train", root)
 
 
-def test_no_match_names_what_there_is(root: Path) -> None:
+def test_no_match_suggests_similar_names(root: Path) -> None:
     with pytest.raises(StoreNotFoundError, match=r"nearest: fake/train@numpy; `featcache list` shows all 2$"):
         find_store("fake/test", root)
     with pytest.raises(StoreNotFoundError, match=r"nearest: texts/animals@numpy; "):
@@ -96,7 +96,7 @@ def test_no_match_names_what_there_is(root: Path) -> None:
         find_store("fake/test", root / "empty")
 
 
-def test_nothing_is_suggested_for_deleting(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_store_is_suggested_for_deletion(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gc", "fake/tran", "--root", str(root)]) == 3
     assert "nearest: fake/train@numpy" in capsys.readouterr().err
     assert main(["gc", "fake/tran", "--delete", "--root", str(root)]) == 3

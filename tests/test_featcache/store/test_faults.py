@@ -1,4 +1,4 @@
-"""Stopping the process anywhere loses nothing: after every step of the write protocol, and by SIGKILL at random."""
+"""A killed run loses nothing: stopped after every step of the write protocol, and by SIGKILL at random moments."""
 
 import os
 import random
@@ -23,7 +23,7 @@ ROWS = CHUNKS * CHUNK_ROWS - 1  # the last chunk is short
 PATHS = os.pathsep.join(
     str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])
 )
-NOT_DATA = {"provenance.json"}  # says when and by whom; everything else is bit-identical
+NOT_DATA = {"provenance.json"}  # when and how it was made; everything else is bit-identical
 
 
 def encode_fake(root: Path) -> Path:
@@ -52,7 +52,7 @@ def count_steps(root: Path) -> int:
 
 
 def run_and_die_after(step: int, root: Path) -> int:
-    """Encode in a child that stops dead after that many steps of the protocol; returns its exit status."""
+    """Encode in a child process that ends abruptly after that many steps of the protocol; returns its exit status."""
     child = os.fork()
     if child == 0:
         steps = 0
@@ -73,14 +73,14 @@ def run_and_die_after(step: int, root: Path) -> int:
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder in memory where there is one: hundreds of runs, each of which syncs a hundred files."""
+    """A folder in memory if there is one, for hundreds of runs that each sync a hundred files."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
         yield Path(folder)
 
 
 def stop_after_every_step(root: Path) -> None:
-    """The whole sweep; run in an interpreter of its own, because forking a test runner is slow."""
+    """The whole sweep, in a separate interpreter because forking a test runner is slow."""
     undisturbed = contents(encode_fake(root / "whole"))
     total = count_steps(root / "count")
     assert total > CHUNKS * 5 * 6  # chunks x (arrays + marker) x steps of a put

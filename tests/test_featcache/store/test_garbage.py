@@ -1,4 +1,4 @@
-"""Collecting garbage: what is listed, what is spared, and that nothing goes unless it is asked for."""
+"""Collecting garbage: what is listed, what is spared, and that nothing is deleted unasked."""
 
 import os
 import time
@@ -63,7 +63,7 @@ def test_unreadable_stores_and_strays_go_but_another_version_stays(tmp_path: Pat
     assert found == {damaged: "unreadable: its manifest is damaged", stray: "holds no store"}
 
 
-def test_what_killed_processes_left_in_a_store_goes_and_the_store_stays(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_go_and_the_store_stays(tmp_path: Path) -> None:
     store = finished(tmp_path)
     before = every_file(store)
     dead = f"{atomic.HOST}-999999999-abc.partial"
@@ -95,7 +95,7 @@ def test_a_finished_store_goes_only_by_name_and_its_manifest_first(
     assert verify(one, deep=True).ok
 
 
-def test_the_command_touches_nothing_unless_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_deletes_only_with_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished(tmp_path)
     old = unfinished(tmp_path)
     before = every_file(tmp_path)
@@ -120,7 +120,7 @@ def test_the_listing_shows_size_age_and_model(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "1w", "1.5h"])
-def test_senseless_ages_are_refused(text: str) -> None:
+def test_invalid_ages_are_refused(text: str) -> None:
     with pytest.raises(FeatcacheError, match="expected a number with s, m, h or d"):
         parse_age(text)
 

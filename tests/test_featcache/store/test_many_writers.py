@@ -1,4 +1,4 @@
-"""Many writers of one store: ranks, shards and strangers share the chunks, die, come back in another number."""
+"""Many writers of one store: ranks, shards and independent processes share the chunks, are killed, and start again."""
 
 import os
 import random
@@ -55,7 +55,7 @@ def test_parts_cover_every_chunk_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/2", "a/b", "1/0", "1/2/3", ""])
-def test_senseless_shards_are_refused(text: str) -> None:
+def test_invalid_shards_are_refused(text: str) -> None:
     with pytest.raises(FeatcacheError, match="expected"):
         Share.parse(text)
 
@@ -67,7 +67,7 @@ def test_torchrun_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     assert Share.from_environment() == Share(2, 4)
 
 
-def test_shards_do_their_stride_and_the_last_one_finishes(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_shards_encode_their_chunks_and_the_last_one_finishes(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     encoders = [NumpyEncoder() for _ in range(3)]
     for index in (2, 0):
         with pytest.raises(
@@ -79,12 +79,12 @@ def test_shards_do_their_stride_and_the_last_one_finishes(tmp_path: Path, undist
     assert [encoder.images for encoder in encoders] == [32, 31, 31]  # row 5 is broken, the last chunk is short
 
 
-def test_a_rank_alone_does_what_is_left_of_the_others(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_one_rank_finishes_what_the_others_left(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     assert contents(encode(tmp_path, Share(3, 4)).path) == undisturbed
 
 
 def run(root: Path, code: str = "", **environment: str) -> "subprocess.Popen[bytes]":
-    """A process that encodes, once told to by a byte on its standard input."""
+    """A process that encodes once a byte arrives on its standard input."""
     script = f"""
 import sys, time
 from pathlib import Path
@@ -120,7 +120,9 @@ def finish(process: "subprocess.Popen[bytes]") -> None:
     assert process.returncode == 0, errors.decode()
 
 
-def test_strangers_share_the_work_and_both_find_the_store(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_independent_writers_share_the_work_and_both_find_the_store(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
     slow = "import fakes\nplain = NumpyEncoder.encode_images\n"
     slow += "NumpyEncoder.encode_images = lambda self, images: (time.sleep(0.01), plain(self, images))[1]\n"
     slow += "import atexit, featcache.encoding.job as job\nrows = []\nencode_chunks = job.ImageJob._encode_chunks\n"
@@ -135,11 +137,11 @@ def test_strangers_share_the_work_and_both_find_the_store(tmp_path: Path, undist
         done.append(int(output))
     assert contents(next(tmp_path.glob("images/*/*"))) == undisturbed
     assert min(done) > ROWS // 4
-    assert sum(done) <= ROWS + 2 * CHUNK_ROWS  # no work twice, but for a claim that was let go at the wrong moment
+    assert sum(done) <= ROWS + 2 * CHUNK_ROWS  # no work twice, but for a claim released at the wrong moment
 
 
 def kill_and_restart(root: Path, kills: int, seed: int) -> int:
-    """Ranks of changing number, each killed at a random moment until so many have died; returns the number killed."""
+    """Start a changing number of ranks and kill each at a random moment, until `kills` were; returns how many."""
     chance, killed = random.Random(seed), 0
     slow = "atomic.after_step = lambda step: time.sleep(0.002)"
     while killed < kills:
@@ -169,7 +171,7 @@ def check_chaos(root: Path, undisturbed: dict[str, bytes]) -> None:
                 {"features", "norm", "valid", "content"},
                 range(4 * int(path.stem), min(ROWS, 4 * int(path.stem) + 4)),
             )
-            assert content is not None  # a marker is whole, or it is not there
+            assert content is not None  # a marker is complete, or there is none
     store = encode(root)
     assert {name: text for name, text in contents(store.path).items() if "partial" not in name} == undisturbed
     features, _ = store.numpy()
@@ -178,9 +180,7 @@ def check_chaos(root: Path, undisturbed: dict[str, bytes]) -> None:
     assert verify(store.path, deep=True).ok
 
 
-def test_ranks_that_die_and_come_back_in_another_number_lose_nothing(
-    tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
+def test_killed_ranks_restarted_in_another_number_lose_nothing(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     assert kill_and_restart(tmp_path, 5, seed=1) >= 5
     check_chaos(tmp_path, undisturbed)
 
@@ -191,7 +191,7 @@ def test_a_hundred_kills_lose_nothing(tmp_path: Path, undisturbed: dict[str, byt
     check_chaos(tmp_path, undisturbed)
 
 
-def test_claims_are_exclusive_until_their_holder_dies_or_falls_silent(tmp_path: Path) -> None:
+def test_claims_are_exclusive_until_they_expire(tmp_path: Path) -> None:
     now = [time.time()]
     mine, yours = Claims(tmp_path, lambda: now[0]), Claims(tmp_path, lambda: now[0])
     assert mine.take(3)
@@ -211,7 +211,7 @@ def test_claims_are_exclusive_until_their_holder_dies_or_falls_silent(tmp_path: 
     assert not list((tmp_path / "claims").iterdir())
 
 
-def test_a_claim_that_is_renewed_stays(tmp_path: Path) -> None:
+def test_a_renewed_claim_stays(tmp_path: Path) -> None:
     now = [time.time()]
     mine = Claims(tmp_path, lambda: now[0])
     mine.take(1)
@@ -221,10 +221,8 @@ def test_a_claim_that_is_renewed_stays(tmp_path: Path) -> None:
     assert not Claims(tmp_path, lambda: now[0]).take(1)
 
 
-def test_two_runs_that_begin_at_once_agree_on_the_size_of_chunks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other run creates the store between our look at it and our own creation."""
+def test_two_runs_that_begin_at_once_agree_on_the_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other run creates the store between this run's look at it and its own creation."""
     import featcache.encoding.job as image_job
 
     real, raced = image_job.begun_chunk_rows, []
@@ -245,7 +243,7 @@ def test_two_runs_that_begin_at_once_agree_on_the_size_of_chunks(
 
 
 class Moody(NumpyEncoder):
-    """An encoder whose every run differs in the last bits, as on a GPU."""
+    """An encoder that gives other last bits in every run, as on a GPU."""
 
     def __init__(self, mood: float) -> None:
         super().__init__()
@@ -259,8 +257,8 @@ def unit_rows(encoder: Moody) -> np.ndarray:
     return normalise(encoder.encode_images(list(NumpyDataset(ROWS).pixels)))[0]
 
 
-def test_a_late_writer_of_other_bytes_has_the_manifest_made_anew(tmp_path: Path) -> None:
-    """B looked before A finished the store, and writes its chunk after: no store is ever wrong for it."""
+def test_a_late_writer_of_other_bytes_invalidates_the_manifest(tmp_path: Path) -> None:
+    """B looks before A finishes the store, and writes its chunk afterwards: the store is right at all times."""
     late: list[int] = []
     real = StoreWriter.marker
 
@@ -287,7 +285,7 @@ def test_a_late_writer_of_other_bytes_has_the_manifest_made_anew(tmp_path: Path)
     np.testing.assert_array_equal(found, moods[1])  # the last one to write it
 
 
-def test_a_finaliser_that_was_overtaken_takes_its_manifest_back(tmp_path: Path) -> None:
+def test_an_overtaken_finaliser_removes_its_manifest(tmp_path: Path) -> None:
     real, raced = places.create, []
 
     def overtaken(path: Path, content: bytes) -> bool:
@@ -333,7 +331,7 @@ def test_a_store_moved_by_hand_is_refused(tmp_path: Path) -> None:
         encode(tmp_path)
 
 
-def test_create_gives_way_to_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_never_replaces_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert create(tmp_path / "a", b"1")
     assert not create(tmp_path / "a", b"2")
     assert (tmp_path / "a").read_bytes() == b"1"

@@ -1,4 +1,4 @@
-"""Taps: several outputs of one pass, joined to a store at any time, equal to the model itself, killed anywhere."""
+"""Taps: several outputs of one pass, joined to a store at any time, equal to those of the model, killed anywhere."""
 
 import json
 from collections.abc import Sequence
@@ -116,7 +116,7 @@ def test_a_kill_after_any_step_loses_nothing(tmp_path: Path, monkeypatch: pytest
     assert {name: found.get(name) for name in whole} == whole
 
 
-def test_images_that_changed_are_noticed(tmp_path: Path) -> None:
+def test_changed_images_are_noticed(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(), TappedEncoder()
     store = run(tmp_path, dataset, encoder, TAP).store
     dataset.pixels[20] += 1
@@ -136,10 +136,10 @@ def test_images_that_changed_are_noticed(tmp_path: Path) -> None:
     assert verify(store.path, deep=True).ok
 
 
-def test_a_tap_that_joins_is_of_the_very_same_images(tmp_path: Path) -> None:
+def test_a_joining_tap_must_be_of_the_same_images(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(), TappedEncoder()
     store = run(tmp_path, dataset, encoder).store
-    dataset.pixels[20] += 1  # behind the same size and stamp: only reading tells
+    dataset.pixels[20] += 1  # size and time stay the same: only reading the image tells
     with pytest.raises(ContentChangedError, match=r"1 image.* no longer what the store was made of, first image-0020"):
         run(tmp_path, dataset, encoder, TAP)
     assert parts_of(store) == []
@@ -149,7 +149,7 @@ def test_a_tap_that_joins_is_of_the_very_same_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["features/c/2/0", "norm/c/0", "valid/c/1"])
 @pytest.mark.parametrize("how", ["flip", "delete"])
-def test_a_damaged_tap_is_found_and_made_again_alone(tmp_path: Path, name: str, how: str) -> None:
+def test_only_a_damaged_tap_is_encoded_again(tmp_path: Path, name: str, how: str) -> None:
     dataset, encoder = NumpyDataset(), TappedEncoder()
     store = run(tmp_path, dataset, encoder, TAP).store
     whole = contents(store.path)
@@ -202,7 +202,7 @@ def test_a_head_of_a_tap_fits_that_tap_only(tmp_path: Path) -> None:
         Ridge().fit(store).score(tap)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_taps_are_named(tmp_path: Path) -> None:
     store = run(tmp_path, NumpyDataset(), TappedEncoder(), TAP).store
     with pytest.raises(EncoderError, match=r"no tap 'deep'; it has hidden"):
         run(tmp_path, NumpyDataset(), TappedEncoder(), "deep")
@@ -220,12 +220,12 @@ def test_names_of_parts_are_read_back(part: Part) -> None:
 @pytest.mark.parametrize(
     "name", ["", "features", "tap-", "tap-A", "view-plain-00-1", "view-plain-0", "tap-a-b", "done"]
 )
-def test_other_folders_are_no_parts(name: str) -> None:
+def test_other_folders_are_not_parts(name: str) -> None:
     assert Part.parse(name) is None
 
 
 def own_forward(name: str, pictures: Sequence[object], transform: object) -> np.ndarray:
-    """open_clip's image tower with its projection taken away."""
+    """open_clip's image tower without its projection."""
     model, _, _ = open_clip.create_model_and_transforms(name)
     model.visual.proj = None
     with torch.inference_mode():
@@ -273,7 +273,7 @@ def test_a_resnet_has_no_such_tap(tmp_path: Path) -> None:
         )
 
 
-def test_the_command_line_stores_finds_fits_and_judges_a_tap(
+def test_the_command_line_stores_finds_fits_and_evaluates_a_tap(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = ["--root", str(tmp_path)]

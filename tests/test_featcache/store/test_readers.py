@@ -1,4 +1,4 @@
-"""Mapped and zarr readers give the same rows, whatever the chunk size; maps never reach the files."""
+"""Mapped and zarr readers give the same rows for all chunk sizes, and maps never change the files."""
 
 import gc
 import threading
@@ -94,7 +94,7 @@ def test_wrong_rows_and_buffers_are_refused(tmp_path: Path) -> None:
             reader.read(0, 10, out)
 
 
-def test_a_map_cannot_reach_the_files(tmp_path: Path) -> None:
+def test_writing_to_a_map_leaves_the_files_alone(tmp_path: Path) -> None:
     spec, rows = write(tmp_path, 256, 32, 64)
     files = [spec.chunk_path(tmp_path, chunk) for chunk in range(4)]
     mapped = stitch(files, spec.chunk_nbytes)

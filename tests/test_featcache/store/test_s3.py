@@ -1,4 +1,4 @@
-"""Stores in an object store: the same protocol, readers and housekeeping as on a disk, against a local S3 server."""
+"""Stores in an object store: protocol, readers and maintenance as on a disk, tested with a local S3 server."""
 
 import os
 import threading
@@ -53,7 +53,7 @@ def root(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
 
 
 class Shared(NumpyDataset):
-    """Says how it decodes, so that rows may be copied."""
+    """Names its decoding, so that rows may be copied."""
 
     decoding = "4x4"
 
@@ -63,7 +63,7 @@ def encode(root: object, dataset: NumpyDataset, encoder: NumpyEncoder | None = N
     return encode_dataset(dataset, encoder or NumpyEncoder(), root=root, options=EncodeOptions(**chosen)).store
 
 
-def test_bytes_go_there_and_come_back(root: ObjectPath) -> None:
+def test_objects_are_written_read_and_removed(root: ObjectPath) -> None:
     path = root / "a" / "b.json"
     assert (read_or_none(path), stat(path)) == (None, None)
     assert create(path, b"one")
@@ -85,7 +85,7 @@ def test_a_prefix_does_not_list_its_neighbours(root: ObjectPath) -> None:
     assert list(files(root / "ab")) == ["x"]
 
 
-def test_of_many_creators_one_wins(root: ObjectPath) -> None:
+def test_of_many_writers_one_creates(root: ObjectPath) -> None:
     wins: list[bool] = []
     threads = [threading.Thread(target=lambda: wins.append(create(root / "claim", b"mine"))) for _ in range(8)]
     for thread in threads:
@@ -95,7 +95,7 @@ def test_of_many_creators_one_wins(root: ObjectPath) -> None:
     assert sorted(wins) == [False] * 7 + [True]
 
 
-def test_a_store_there_equals_a_store_here(root: ObjectPath, tmp_path: Path) -> None:
+def test_a_store_on_s3_equals_a_local_one(root: ObjectPath, tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(broken=[3]), NumpyEncoder()
     there, here = (encode(place, dataset, encoder, max_bad=1) for place in (root, tmp_path))
     assert str(there.path) == f"{root}/images/{here.manifest.key}"
@@ -136,7 +136,7 @@ def test_a_second_run_is_a_hit_and_an_interrupted_one_resumes(root: ObjectPath) 
     assert {name for name in before if before[name] != after.get(name)} <= {"provenance.json"}
 
 
-def test_damage_is_found_and_mended(root: ObjectPath) -> None:
+def test_damage_is_found_and_repaired(root: ObjectPath) -> None:
     dataset, encoder = NumpyDataset(), NumpyEncoder()
     store = encode(root, dataset, encoder)
     chunk = store.path / "features/c/1/0"
@@ -153,7 +153,7 @@ def test_damage_is_found_and_mended(root: ObjectPath) -> None:
         open_store(store.path)
 
 
-def test_a_store_there_is_found_under_every_name_of_its_encoder(root: ObjectPath) -> None:
+def test_a_store_on_s3_is_found_under_every_name_of_its_encoder(root: ObjectPath) -> None:
     store, again = encode(root, NumpyDataset(), NumpyEncoder()), NumpyEncoder()
     again.name = "alpha=1.000/é"  # type: ignore[misc]
     encode(root, NumpyDataset(), again)
@@ -176,7 +176,7 @@ def test_texts_listing_info_and_collection_of_garbage(root: ObjectPath, capsys: 
     assert not files(root / "images" / ("0" * 24))
 
 
-def test_what_is_not_there_is_said(root: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_stores_and_buckets_are_reported(root: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreNotFoundError, match=r"s3://features/.*: no store there"):
         open_store(root / "nothing")
     with pytest.raises(FeatcacheError, match="expected s3://BUCKET"):
@@ -186,7 +186,7 @@ def test_what_is_not_there_is_said(root: ObjectPath, monkeypatch: pytest.MonkeyP
     assert os.environ["AWS_ENDPOINT_URL"]
 
 
-def test_a_tap_joins_and_is_copied_from_there(root: ObjectPath) -> None:
+def test_a_tap_joins_and_is_copied_on_s3(root: ObjectPath) -> None:
     encoder = TappedEncoder()
     store = encode(root, Shared(20), encoder)
     again = encode(root, Shared(20), encoder, taps=[TAP])

@@ -1,4 +1,4 @@
-"""Out of stores and into them: every format comes back as it went, foreign files of the field are read, heads fit."""
+"""Export and import: every exported format is read back, common formats become stores, heads fit them."""
 
 import csv
 from pathlib import Path
@@ -40,7 +40,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", list(FORMATS))
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_what_goes_out_comes_back(store: ImageStore, tmp_path: Path, kind: str, dtype: str) -> None:
+def test_exports_are_read_back(store: ImageStore, tmp_path: Path, kind: str, dtype: str) -> None:
     target = export(store, tmp_path / f"out.{kind}", kind, dtype)
     found = read_foreign(target)
     rows, labels = store.numpy(np.dtype(dtype))
@@ -62,7 +62,7 @@ def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, m
     assert len(table) == 39
 
 
-def test_exports_that_make_no_sense_are_refused(store: ImageStore, tmp_path: Path) -> None:
+def test_invalid_exports_are_refused(store: ImageStore, tmp_path: Path) -> None:
     with pytest.raises(FeatcacheError, match=r"cannot export to 'xlsx'; expected one of npy, safetensors"):
         export(store, tmp_path / "out.xlsx")
     with pytest.raises(FeatcacheError, match="is a folder; name a file for csv"):
@@ -107,7 +107,7 @@ WRITERS = (write_npz, write_npy, write_tensor_dict, write_wise_ft, write_clip_be
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_files_of_the_field_become_stores(tmp_path: Path, write: Any) -> None:
+def test_files_in_common_formats_become_stores(tmp_path: Path, write: Any) -> None:
     found = read_foreign(write(tmp_path), "train")
     store = import_features(found, Source("ViT-B", "v1"), name="office", classnames=CLASSES, root=tmp_path / "cache")
     rows, labels = store.numpy()
@@ -148,7 +148,7 @@ def test_the_same_features_under_another_name_or_split_are_another_store(tmp_pat
     assert all(store.labels.tolist() == shifted.tolist() for store in others)
 
 
-def test_changed_labels_are_taken_over_only_when_asked(tmp_path: Path) -> None:
+def test_changed_labels_are_replaced_only_on_request(tmp_path: Path) -> None:
     store, shifted = bring(tmp_path), (LABELS + 1) % 3
     before = {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")}
     with pytest.raises(LabelsChangedError, match=r"pets/train@m holds .*30 of 30 labels differ.*--update-labels"):
@@ -164,7 +164,7 @@ def test_changed_labels_are_taken_over_only_when_asked(tmp_path: Path) -> None:
     assert verify(relabelled.path, deep=True).ok
 
 
-def test_what_an_import_does_not_say_stays(tmp_path: Path) -> None:
+def test_what_an_import_does_not_give_stays(tmp_path: Path) -> None:
     bring(tmp_path, text_digest="t", logit_scale=100.0)
     store = bring(tmp_path, (LABELS + 1) % 3, update_labels=True)
     assert (store.text_digest, store.logit_scale) == ("t", 100.0)
@@ -195,7 +195,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_features_that_make_no_sense_are_refused(tmp_path: Path, message: str) -> None:
+def test_invalid_features_are_refused(tmp_path: Path, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         import_features(BAD[message], Source("m"), name="x", root=tmp_path)
     assert list_stores(tmp_path) == []
@@ -206,7 +206,7 @@ class Evil:
         return (Path.touch, (Path("evil"),))
 
 
-def test_nothing_that_is_read_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_file_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"features": Evil()}, tmp_path / "a.pt")
     np.save(tmp_path / "a.npy", np.array([Evil()], dtype=object), allow_pickle=True)
@@ -217,7 +217,7 @@ def test_nothing_that_is_read_runs_code(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "evil").exists()
 
 
-def test_what_is_not_there_or_no_features_is_said(tmp_path: Path) -> None:
+def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK no zip")
     np.savez(tmp_path / "b.npz", other=LABELS)
     cases = {"a.npz": "cannot be read", "b.npz": "holds 'other'; expected one of features", "c.npy": "no such file"}
@@ -253,7 +253,7 @@ def test_import_export_and_a_head_by_command(tmp_path: Path, capsys: pytest.Capt
     assert main(["evaluate", str(head), "--on", "theirs/val"]) == 0
 
 
-def test_imports_find_their_place_in_the_listing(tmp_path: Path) -> None:
+def test_imports_are_listed(tmp_path: Path) -> None:
     store = import_features(Foreign(features(), LABELS), Source("m"), name="x", split="val", root=tmp_path)
     assert find_store("x/val@m", tmp_path).path == store.path
     assert store.provenance["imported"] is True

@@ -1,4 +1,4 @@
-"""Feeding torch from a store: every way of reading gives the same batches, each valid row once an epoch."""
+"""Feeding torch from a store: every way of reading gives the same batches, each valid row once per epoch."""
 
 import threading
 from typing import Any
@@ -38,7 +38,7 @@ def test_an_epoch_is_every_valid_row_once(store: ImageStore, resident: bool | No
     assert {len(x) for x, _ in found[:-1]} <= {batch_size}
 
 
-def test_epochs_differ_and_can_be_returned_to(store: ImageStore) -> None:
+def test_epochs_differ_and_can_be_repeated(store: ImageStore) -> None:
     batches = FeatureBatches(store, 32, torch.zeros(0), resident=False)
     first, second = epoch(batches), epoch(batches)
     assert not torch.equal(first[0][1], second[0][1]) or not torch.equal(first[0][0], second[0][0])
@@ -46,7 +46,7 @@ def test_epochs_differ_and_can_be_returned_to(store: ImageStore) -> None:
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(epoch(batches), first, strict=True))
 
 
-def test_without_shuffling_the_order_is_the_stores(store: ImageStore) -> None:
+def test_without_shuffling_rows_keep_the_order_of_the_store(store: ImageStore) -> None:
     found = epoch(FeatureBatches(store, 33, torch.zeros(0), shuffle=False, resident=False))
     np.testing.assert_array_equal(torch.cat([x for x, _ in found]).numpy(), store.numpy()[0])
 
@@ -85,7 +85,7 @@ def test_reading_stays_one_batch_ahead(store: ImageStore, monkeypatch: pytest.Mo
     batches.close()  # type: ignore[attr-defined]
 
 
-def test_memory_decides_where_it_is_not_said(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_decides_by_default(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, resident in ((10**9, True), (98 * 16 * 4 * 2 - 1, False)):
         monkeypatch.setattr(featcache.transfer.batches, "free_memory", lambda _device, free=free: free)
         batches = FeatureBatches(store, 10, torch.zeros(0))
@@ -101,7 +101,7 @@ def test_works_in_a_data_loader(store: ImageStore) -> None:
     np.testing.assert_array_equal(torch.cat([labels for _, labels in found]).numpy(), y)
 
 
-def test_what_cannot_be_is_said(store: ImageStore) -> None:
+def test_invalid_options_are_refused(store: ImageStore) -> None:
     with pytest.raises(FeatcacheError, match="batch_size is 0"):
         FeatureBatches(store, 0, torch.zeros(0))
     with pytest.raises(FeatcacheError, match="features are floating"):
