@@ -266,7 +266,8 @@ def _check_manifest(manifest: Manifest) -> None:
     if set(manifest.checksums) != set(manifest.all_arrays) or len(manifest.key.split("/")) != 2:
         raise ValueError("key, arrays and checksums do not belong together")
     for name, spec in manifest.all_arrays.items():
-        if [type(value) for value in manifest.checksums[name]] != [str] * spec.n_chunks:
+        values = manifest.checksums[name]
+        if len(values) != spec.n_chunks or any(type(value) is not str for value in values):
             raise ValueError(f"array {name}: expected {spec.n_chunks} checksums")
     rows = {spec.shape[0] for spec in manifest.arrays.values()}
     if len(rows) != 1 or set(manifest.identity) != {"encoder", "dataset"}:

@@ -88,7 +88,7 @@ def rows_by_chunk(rows: Rows, size: int) -> Iterator[tuple[int, Rows, Rows]]:
     """Random rows by chunk of `size` rows, each chunk once: the chunk, the places in `rows`, the rows within the chunk.
 
     >>> [(chunk, places.tolist(), within.tolist()) for chunk, places, within in rows_by_chunk(np.array([9, 2, 8]), 4)]
-    [(0, [1], [2]), (2, [0, 2], [1, 0])]
+    [(0, [1], [2]), (2, [2, 0], [0, 1])]
     """
     order = np.argsort(rows, kind="stable")
     bounds = np.flatnonzero(np.diff(rows[order] // size)) + 1

@@ -32,7 +32,6 @@ from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_arra
 from featcache.store.places import StorePath
 from featcache.transfer.foreign import Foreign
 
-
 OPTIONAL = ("text_digests", "logit_scale")
 """What the info of a store says only if the user gives it."""
 
