@@ -13,6 +13,7 @@ from featcache.store.protocol import FeatureTable
 from heads.evaluation.bootstrap import LEVEL, DrawOptions, bootstrap, bootstrap_groups, sign_test
 from heads.evaluation.evaluate import Judgement, SampleTable, judge, store_labels
 from heads.evaluation.groups import Groups, groups_of
+from heads.evaluation.metrics import Row
 from heads.evaluation.passes import ClassSubset
 
 
@@ -26,7 +27,7 @@ def compare(
     groups: Sequence[str] | None = None,
     clusters: Sequence[str] | None = None,
     **options: Unpack[DrawOptions],
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Compare two heads on each store, row by row.
 
     Parameters
@@ -64,7 +65,7 @@ def compare(
     return found
 
 
-def add_intervals(judgement: Judgement, **options: Unpack[DrawOptions]) -> list[dict[str, Any]]:
+def add_intervals(judgement: Judgement, **options: Unpack[DrawOptions]) -> list[Row]:
     """Rows of `heads.judge` with ``"<store>:top1_interval"`` and ``"<store>:nll_interval"``, each [low, high].
 
     Raises
@@ -82,9 +83,9 @@ def add_intervals(judgement: Judgement, **options: Unpack[DrawOptions]) -> list[
     return rows
 
 
-def _differences(table: SampleTable, clusters: NDArray[np.int64] | None, options: DrawOptions) -> dict[str, Any]:
+def _differences(table: SampleTable, clusters: NDArray[np.int64] | None, options: DrawOptions) -> Row:
     hits, nll = (table.rank == 0).astype(np.float64), table.nll.astype(np.float64)
-    found: dict[str, Any] = {}
+    found: Row = {}
     for metric, (a, b) in (("top1", hits), ("nll", nll)):
         intervals = bootstrap([a, b, b - a], clusters=clusters, **options)
         found[metric] = dict(zip(("a", "b", "difference"), map(list, intervals), strict=True))
@@ -95,7 +96,7 @@ def _differences(table: SampleTable, clusters: NDArray[np.int64] | None, options
     return found
 
 
-def _by_group(table: SampleTable, groups: Groups, options: DrawOptions) -> dict[str, Any]:
+def _by_group(table: SampleTable, groups: Groups, options: DrawOptions) -> Row:
     hits = (table.rank == 0).astype(np.float64)
     differences, _ = bootstrap_groups(hits[1] - hits[0], groups.codes, **options)
     rows = np.bincount(groups.codes)

@@ -17,7 +17,7 @@ from featcache.errors import HeadError
 from featcache.processes import rank_and_size, sum_over_ranks
 from featcache.store.protocol import FeatureTable
 from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
-from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
+from heads.evaluation.metrics import LOWER_IS_BETTER, Row, metric_of
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.provenance import same_split, split_id
@@ -84,15 +84,13 @@ class Judgement:
     classnames : for each store the C classes that labels and counts refer to
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     samples: dict[str, SampleTable] = field(default_factory=dict)
     confusion: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     classnames: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def evaluate(
-    heads: Sequence[Any], stores: Sequence[FeatureTable], **options: Unpack[EvaluateOptions]
-) -> list[dict[str, Any]]:
+def evaluate(heads: Sequence[Any], stores: Sequence[FeatureTable], **options: Unpack[EvaluateOptions]) -> list[Row]:
     """One row per head, with every metric on every store.
 
     Linear heads are evaluated together by `linear_nll`, block by block, without an array of logits; heads of one
@@ -226,11 +224,11 @@ class _Pass:
         found += self.groups.sums if self.groups is not None else []
         return found + ([] if self.samples is None else [self.samples.labels, self.samples.nll, self.samples.rank])
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[Row]:
         """Metrics of each head, with those of groups."""
         if not self.tallies[0].n:
             raise HeadError(f"no rows were evaluated; {self.store.name!r} has no valid row")
-        found: list[dict[str, Any]] = [{**result} for tally in self.tallies for result in tally.results()]
+        found: list[Row] = [{**result} for tally in self.tallies for result in tally.results()]
         if self.groups is not None:
             found = [{**one, **other} for one, other in zip(found, self.groups.results(), strict=True)]
         return found
@@ -250,9 +248,9 @@ def store_labels(stores: Sequence[FeatureTable]) -> list[str]:
     return labels
 
 
-def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> dict[str, Any]:
+def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:
     """The part of a row that does not depend on results."""
-    row: dict[str, Any] = {
+    row: Row = {
         "head": head.name,
         "encoder": ", ".join(dict.fromkeys(store.encoder_name or "unnamed" for store in stores)),
         "params": head.provenance.get("params", {}),
@@ -310,7 +308,7 @@ def choose(
     return fitted[best].with_provenance({**provenance, "chosen_on": chosen_on})
 
 
-def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple[int, dict[str, Any]]:
+def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple[int, Row]:
     """Position of the best value of a metric, and its record; ties go to the lower NLL, then to the earlier.
 
     Examples
@@ -320,6 +318,6 @@ def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple
     """
     found = np.asarray(values, np.float64)
     best = int(np.lexsort((np.asarray(nll), found if metric in LOWER_IS_BETTER else -found))[0])
-    entry: dict[str, Any] = {"metric": metric, "value": float(found[best]), "candidates": len(found)}
+    entry: Row = {"metric": metric, "value": float(found[best]), "candidates": len(found)}
     tied = int((found == found[best]).sum())
     return best, {**entry, "tied": tied} if tied > 1 else entry

@@ -6,7 +6,7 @@ its mean and worst over shifted domains. A group is a value of a metadata column
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureTable
-from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
+from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS, Row
 
 LABEL = "label"
 """The column that every store has: the class names of its rows."""
@@ -104,7 +104,7 @@ class GroupSums:
         """The accumulators, which add up over processes."""
         return [self.rows, self.hits, self.nll]
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[Row]:
         """For each head: accuracy, NLL and rows by group, and the worst group; the first one on ties."""
         top1, nll = self.hits / self.rows, self.nll / self.rows  # `groups_of` names no group without rows
         names = self.groups.names
@@ -121,7 +121,7 @@ class GroupSums:
         ]
 
 
-def over_domains(row: Mapping[str, Any], domains: Sequence[str], reference: str | None = None) -> dict[str, Any]:
+def over_domains(row: Row, domains: Sequence[str], reference: str | None = None) -> Row:
     """Mean and worst of every metric over the shifted domains of a results row.
 
     Parameters
@@ -153,7 +153,7 @@ def over_domains(row: Mapping[str, Any], domains: Sequence[str], reference: str 
     shifted = [domain for domain in domains if domain != first]
     if not shifted:
         return {}
-    found: dict[str, Any] = {}
+    found: Row = {}
     for metric in METRICS:
         values = [float(row[f"{domain}:{metric}"]) for domain in shifted]
         found[f"shifted_mean_{metric}"] = sum(values) / len(values)

@@ -20,12 +20,16 @@ ece                 expected calibration error: `CALIBRATION_BINS` bins of equal
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.kernels.tally import CALIBRATION_BINS, RowStats, Tally, stats_of_arrays
+
+Row: TypeAlias = dict[str, Any]
+"""Results of one head in JSON's types, as `heads.evaluate` describes them."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ everything to one point retrieves the first item only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureTable, TextSource
+from heads.evaluation.metrics import Row
+from heads.kernels.problem import Values
 from heads.rows.samples import to_numpy
 
 KS = (1, 5, 10)
@@ -27,7 +28,7 @@ _CELLS = 1 << 24  # similarities in memory at a time: 64 MiB in float32
 Int64 = NDArray[np.int64]
 
 
-def retrieval_ranks(images: Any, captions: Any, owners: Any) -> tuple[Int64, Int64]:
+def retrieval_ranks(images: Values, captions: Values, owners: Values) -> tuple[Int64, Int64]:
     """Rank of each image's best caption, and of each caption's image, by inner product.
 
     Parameters
@@ -67,7 +68,7 @@ def retrieval_ranks(images: Any, captions: Any, owners: Any) -> tuple[Int64, Int
     return _ranks(X, T, own), _ranks(T, X, rows.astype(np.int64)[:, None])
 
 
-def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) -> dict[str, Any]:
+def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) -> Row:
     """Recall@k of an image store with the captions in a text store, as one results row.
 
     Parameters
@@ -101,7 +102,7 @@ def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) ->
     captions, owners = captions_of(images, texts)
     of_images, of_captions = retrieval_ranks(X, captions, owners)
     asked = of_images[of_images >= 0]
-    row: dict[str, Any] = {"head": "retrieval", "encoder": images.encoder_name, "texts": texts.name}
+    row: Row = {"head": "retrieval", "encoder": images.encoder_name, "texts": texts.name}
     row |= {"images": len(X), "captions": len(owners), "images_without_caption": len(X) - len(asked)}
     for way, ranks in (("image_to_text", asked), ("text_to_image", of_captions)):
         row |= {f"{images.name}:{way}_recall@{k}": float((ranks < k).mean()) for k in ks}
@@ -135,7 +136,7 @@ def captions_of(images: FeatureTable, texts: TextSource) -> tuple[NDArray[np.flo
     return raw[present], np.repeat(owners, present.sum(axis=1)).astype(np.int64)
 
 
-def _features(value: Any, what: str) -> torch.Tensor:
+def _features(value: Values, what: str) -> torch.Tensor:
     rows = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value, np.float32))
     rows = rows.float()
     if rows.ndim != 2 or not len(rows):

@@ -39,7 +39,6 @@ _LANES, _THREADS = 32, 256
 _ALIGN = 8  # columns of a head; the kernel loads 4 logits at once, and cuBLAS likes 16-byte rows of half precision
 _ROWS = 128  # of a tile, in whole blocks of cuBLAS's kernels
 _GROUP = 7  # alphas that a warp takes; GROUP of nll.cu
-_WORD = 4  # bytes of every output
 
 Launch = Callable[..., None]
 """``launch(kernel, warps, *arguments)``; arguments are numpy scalars, pointers are uint64."""
@@ -77,7 +76,7 @@ class Tiling:
         >>> Tiling.of(100, 16, 1000, together=False, tile_bytes=TILE_BYTES)
         Tiling(rows=100, heads=16)
         """
-        places = max(tile_bytes // (_WORD * stride), _ROWS)  # rows times heads
+        places = max(tile_bytes // (4 * stride), _ROWS)  # rows times heads
         if together:
             places = max(places // n_heads, 1)
         rows = min(n, places // _ROWS * _ROWS if places >= _ROWS else places)
@@ -139,68 +138,39 @@ def pack(problem: Problem) -> Packed:
 
 def row_values(problem: Problem, packed: Packed, launch: Launch, tile_bytes: int | None = None) -> RowStats:
     """Statistics (H or K, n) of the rows, in tiles of `TILE_BYTES`, or of the bytes given."""
-    n, n_given = len(problem.labels), len(packed.scale)
-    together = problem.alphas is not None
-    tiling = Tiling.of(n, n_given, packed.stride, together, tile_bytes or TILE_BYTES)
-    out = _outputs(problem)
-    tile = problem.features.new_empty(tiling.rows * tiling.heads * packed.stride, dtype=torch.float32)
-    pass_ = _Pass(packed, launch, out, problem.labels.contiguous(), problem.n_classes, _coefficients(problem))
+    n, n_given, stride, device = len(problem.labels), len(packed.scale), packed.stride, problem.features.device
+    alphas = None
+    if problem.alphas is not None:
+        alphas = torch.tensor(problem.alphas, dtype=torch.float32, device=device)
+    tiling = Tiling.of(n, n_given, stride, alphas is not None, tile_bytes or TILE_BYTES)
+    tile = torch.empty(tiling.rows * tiling.heads * stride, dtype=torch.float32, device=device)
+    labels, shape = problem.labels.contiguous(), [np.int32(problem.n_classes), np.int32(stride), np.int64(n)]
+    kinds = [torch.float32, torch.int32, torch.float32, torch.float32] + [torch.int32] * problem.confusion
+    out = [torch.empty(problem.n_heads, n, dtype=kind, device=device) for kind in kinds]
     for start in range(0, n, tiling.rows):
         x = problem.features[start : start + tiling.rows].to(packed.weights.dtype)
         for head in range(0, n_given, tiling.heads):
+            # The product of some rows with some heads, while the tile is in the cache ...
             count = min(tiling.heads, n_given - head)
-            width = count * packed.stride
-            weights = packed.weights[head * packed.stride : head * packed.stride + width]
+            width = count * stride
+            weights = packed.weights[head * stride : head * stride + width]
             wide_product(x, weights, tile[: len(x) * width].view(len(x), width))
-            pass_(tile, start, len(x), head, count)
+            # ... and one launch on it: a warp per row and head, or per row and group of alphas.
+            ends = [_pointer(tile), _pointer(packed.bias, head * stride), _pointer(packed.scale, head)]
+            places = [_pointer(values, head * n + start) for values in out]
+            places += [np.uint64(0)] * (5 - len(out))  # no best column unless asked for
+            rows, label = np.int32(len(x)), _pointer(labels, start)
+            if alphas is None:
+                launch("nll_heads", len(x) * count, *ends, label, rows, np.int32(count), *shape, *places)
+            else:
+                warps, k = len(x) * -(-len(alphas) // _GROUP), np.int32(len(alphas))
+                launch("nll_alphas", warps, *ends, _pointer(alphas), label, rows, k, *shape, *places)
     return RowStats(*out)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One launch of the kernel on a tile."""
-
-    packed: Packed
-    launch: Launch
-    out: list[torch.Tensor]
-    labels: torch.Tensor
-    n_classes: int
-    alphas: torch.Tensor | None
-
-    def __call__(self, tile: torch.Tensor, start: int, rows: int, head: int, count: int) -> None:
-        packed, n = self.packed, len(self.labels)
-        bias = _pointer(packed.bias, head * packed.stride)
-        ends = [_pointer(tile), bias, _pointer(packed.scale, head)]
-        labels = np.uint64(self.labels.data_ptr() + start * self.labels.element_size())
-        shape = [np.int32(self.n_classes), np.int32(packed.stride), np.int64(n)]
-        out = [_pointer(values, head * n + start) for values in self.out]
-        out += [np.uint64(0)] * (5 - len(out))  # no best column unless asked for
-        if self.alphas is None:
-            self.launch("nll_heads", rows * count, *ends, labels, np.int32(rows), np.int32(count), *shape, *out)
-            return
-        k = len(self.alphas)
-        warps = rows * -(-k // _GROUP)
-        self.launch(
-            "nll_alphas", warps, *ends, _pointer(self.alphas), labels, np.int32(rows), np.int32(k), *shape, *out
-        )
-
-
-def _coefficients(problem: Problem) -> torch.Tensor | None:
-    if problem.alphas is None:
-        return None
-    return torch.tensor(problem.alphas, dtype=torch.float32, device=problem.features.device)
-
-
-def _outputs(problem: Problem) -> list[torch.Tensor]:
-    """NLL, rank, confidence, Brier score and, where confusion counts are wanted, best column: each (H, n)."""
-    shape, device = (problem.n_heads, len(problem.labels)), problem.features.device
-    kinds = [torch.float32, torch.int32, torch.float32, torch.float32] + [torch.int32] * problem.confusion
-    return [torch.empty(shape, dtype=kind, device=device) for kind in kinds]
-
-
 def _pointer(tensor: torch.Tensor | None, offset: int = 0) -> np.uint64:
-    """Address of an element of a tensor of 4-byte numbers; 0 for no tensor."""
-    return np.uint64(0 if tensor is None else tensor.data_ptr() + _WORD * offset)
+    """Address of an element of a tensor; 0 for no tensor."""
+    return np.uint64(0 if tensor is None else tensor.data_ptr() + tensor.element_size() * offset)
 
 
 def _cupy() -> Any:

@@ -185,20 +185,34 @@ class Tally:
 
     @classmethod
     def joined(cls, tallies: Iterable[Tally]) -> Tally:
-        """The tally of many blocks, in order; per-row values are copied once."""
+        """The tally of many blocks, in order; per-row values are kept if every block has them, and copied once."""
         total: Tally | None = None
-        nll, rank = [], []
+        nll, rank, per_row = [], [], True
         for tally in tallies:
             if tally.row_nll is not None and tally.row_rank is not None:
                 nll.append(tally.row_nll)
                 rank.append(tally.row_rank)
-            sums = tally.without_rows()
-            total = sums if total is None else total + sums
+            else:
+                per_row = False
+            total = tally.without_rows() if total is None else total._plus(tally)
         if total is None:
             raise HeadError("no rows were evaluated; give at least one block")
-        if nll:
+        if per_row:
             total.row_nll, total.row_rank = np.concatenate(nll, axis=1), np.concatenate(rank, axis=1)
         return total
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally.joined([self, other])
+
+    def _plus(self, other: Tally) -> Tally:
+        """The sums and counts of both, without per-row values."""
+        if self.class_hits.shape != other.class_hits.shape or self.bin_rows.shape != other.bin_rows.shape:
+            raise HeadError(
+                f"tallies of (H, C) {self.class_hits.shape} and {other.class_hits.shape} with "
+                f"{self.bin_rows.shape[1]} and {other.bin_rows.shape[1]} bins do not add up; evaluate the same heads"
+            )
+        mine, theirs = self.sums, other.sums
+        return Tally(**{name: mine[name] + theirs[name] for name in mine.keys() & theirs.keys()})
 
     @property
     def n(self) -> int:
@@ -220,25 +234,6 @@ class Tally:
     def without_rows(self) -> Tally:
         """The sums and counts alone."""
         return replace(self, row_nll=None, row_rank=None)
-
-    def __add__(self, other: object) -> Tally:
-        if not isinstance(other, Tally):
-            return NotImplemented
-        if self.class_hits.shape != other.class_hits.shape or self.bin_rows.shape != other.bin_rows.shape:
-            raise HeadError(
-                f"tallies of (H, C) {self.class_hits.shape} and {other.class_hits.shape} with "
-                f"{self.bin_rows.shape[1]} and {other.bin_rows.shape[1]} bins do not add up; evaluate the same heads"
-            )
-        mine, theirs = self.sums, other.sums
-        total = Tally(**{name: mine[name] + theirs[name] for name in mine.keys() & theirs.keys()})
-        if self.row_nll is not None and other.row_nll is not None:
-            total.row_nll = np.concatenate([self.row_nll, other.row_nll], axis=1)
-        if self.row_rank is not None and other.row_rank is not None:
-            total.row_rank = np.concatenate([self.row_rank, other.row_rank], axis=1)
-        return total
-
-    def __radd__(self, other: object) -> Tally:
-        return self if other == 0 else NotImplemented  # `sum` begins with 0
 
     def results(self) -> list[dict[str, float]]:
         """The metrics of each head, in the order of `heads.evaluation.metrics.METRICS`.
