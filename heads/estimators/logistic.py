@@ -1,4 +1,4 @@
-"""Multinomial logistic regression: scikit-learn's objective, a warm path over C, a penalty towards zero or a prior."""
+"""Multinomial logistic regression: scikit-learn's objective, a warm-started path over C, an optional prior."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from featcache.store.protocol import FeatureSource
 from heads.estimators.base import LinearClassifier
 from heads.estimators.logistic_choice import METRICS, Choice, logistic_rows
 from heads.estimators.text_prior import checked_prior, prior_record
@@ -31,7 +32,7 @@ CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 
 
 class Logistic(LinearClassifier):
-    """Softmax regression with an L2 penalty, C chosen on rows that did not fit.
+    """Softmax regression with an L2 penalty, C chosen on held-out rows.
 
     Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
     prior's weights. With W0 = 0 and three classes or more this is the objective, and the C, of
@@ -42,28 +43,28 @@ class Logistic(LinearClassifier):
     Parameters
     ----------
     C
-        Inverse penalty; a path of them to choose from; or "search", the CLIP paper's: 96 values from 1e-6 to 1e6,
-        coarse then fine (`heads.estimators.logistic_choice`). Its protocol is ``Logistic(C="search", metric="top1",
+        Inverse penalty; several of them to choose from; or "search", the CLIP paper's, over 96 values from 1e-6 to
+        1e6 (`heads.estimators.logistic_choice`). The paper's protocol is ``Logistic(C="search", metric="top1",
         refit=True)``.
-        Where no class has two rows nothing can be held out: without a selection split the C nearest to 1 is then
+        Without a selection split, and with no two rows of one class, nothing can be held out: the C nearest to 1 is
         taken (on the log scale, the smaller of two), with a warning.
     fit_intercept
         Whether to fit an unpenalised intercept (in addition to the prior's).
     prior
-        A fitted head on the logit scale (`LinearHead`, or a fitted `ZeroShot`) that weights are pulled to; as C goes
-        to 0, W is the prior's. scikit-learn's `clone` keeps a `LinearHead`, but strips an estimator of its fit.
+        A fitted head on the logit scale (`LinearHead`, or a fitted `ZeroShot`) that weights shrink to; as C goes to
+        0, W becomes the prior's. scikit-learn's `clone` keeps a `LinearHead`, but returns an estimator unfitted.
     metric
         What chooses C: "nll" (smallest mean) or "top1" (largest share); the smaller C on ties.
     tol
-        Largest distance from the minimum, over the objective, as the solver estimates it.
+        Largest relative distance of the objective from its minimum, as the solver estimates it.
     max_iter
         Iterations for one C.
     refit
-        Whether the head of the chosen C, or of the one C given, is fitted once more, on training and selection rows
-        together. The heads of `path` have seen the training rows alone.
+        Whether the head of the chosen (or only) C is fitted again, on training and selection rows together. The heads
+        of `path` are fitted on the training rows alone.
     in_memory
-        Whether rows are held (True), or read anew for every evaluation (False, out of core). None holds arrays always,
-        and stores that take up to half of the machine's memory.
+        Whether rows are loaded (True), or read anew for every pass (False, out of core). None loads arrays, and stores
+        that take up to half of the machine's memory.
 
     Attributes
     ----------
@@ -71,29 +72,26 @@ class Logistic(LinearClassifier):
     intercept_ : (C,) float64; sums to zero beyond the prior's
     C_ : float
         The chosen inverse penalty.
-    Cs_ : (A,) float64, ascending
+    Cs_ : (A,) float64, ascending; with "search" those that it tried
     cv_scores_ : (A,) float64
-        `metric` on the selection split, or over the held-out rows of 5 folds; empty where there was one C, or where
-        nothing could be held out.
-        (With "search", Cs_ are those it came to.)
+        `metric` on the selection split, or by 5-fold cross-validation; empty where there was one C, or where nothing
+        could be held out.
     objectives_ : (A,) float64
         Minima, in scikit-learn's scale.
     n_iter_ : (A,) int64
-    temperature_ : 1.0; logistic scores are logits
+    temperature_ : 1.0
     classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
-    Memory, in memory: the rows as one float32 matrix, ``4 N D`` bytes, filled block by block (half as much again where
-    the CPU multiplies bfloat16, for large problems), up to 1 GiB of logits (above, they are made anew by blocks), and
-    ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB.
-    Out of core: a block, 16,384 sampled rows, the labels, and the preconditioner.
-    Rows that lie on a GPU (CUDA tensors, `heads.resident`) are fitted and scored there, in the type that they have, and
-    no logits are kept.
+    Memory: the rows as one float32 matrix, ``4 N D`` bytes (half as much again for large problems on a CPU that
+    multiplies bfloat16), up to 1 GiB of logits (above, they are computed anew in each pass; half as much again while a
+    preconditioner is built), and ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB. Out of core: a
+    block, 16,384 sampled rows, the labels, and the preconditioner. Rows on a GPU (CUDA tensors, `heads.resident`) are
+    fitted and scored on it, in their own type, and no logits are kept.
 
-    With an intercept a class without a training row is never predicted (its optimal intercept is minus infinity, here
-    -1e4). Without one it is a class like any other: the penalty alone places its weights, at the prior's if nothing
-    speaks against them.
+    With an intercept, a class without a training row is never predicted (its optimal intercept is minus infinity, here
+    -1e4). Without one, the penalty alone determines its weights: they tend to the prior's.
 
     Examples
     --------
@@ -134,7 +132,7 @@ class Logistic(LinearClassifier):
         self.in_memory = in_memory
 
     def fit(self, X: Any, y: Any = None, *, selection: Any = None, classnames: Sequence[str] | None = None) -> Self:
-        """Fit on arrays, tensors or an image store; without `refit` the head has seen the training rows alone.
+        """Fit on arrays, tensors or an image store.
 
         Parameters
         ----------
@@ -145,7 +143,7 @@ class Logistic(LinearClassifier):
         selection
             Store, or ``(X, y)``, on which C is chosen; None uses 5 folds of the training rows.
         classnames
-            With arrays: the C names; y then holds class indices, and classes may lack rows.
+            With arrays: the C names; y then holds class indices, and classes may have no row.
 
         Raises
         ------
@@ -159,17 +157,29 @@ class Logistic(LinearClassifier):
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
         prior = checked_prior(self.prior, samples)
-        held_out = None if selection is None else selection_samples(selection, samples)
-        rows = logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
-        choice = Choice(rows, lambda chosen, keep: self._solver(chosen, prior, keep), self.metric, held_out)
-        self._path, scores = choice.searched() if Cs is None else choice.along(Cs)
-        self.Cs_, self.cv_scores_ = np.array([f.C for f in self._path]), scores
-        final = self._path[choice.best(self._path, scores)]
-        again = held_out if self.refit else None
-        if again is not None:
-            both = logistic_rows([samples, again], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
-            final = self._solver(both, prior, None).fit(final.C)
-        self._take(final, samples, choice.how, held_out, prior, again)
+        validation = None if selection is None else selection_samples(selection, samples)
+        # The path, and the choice along it.
+        choice = Choice(
+            logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory),
+            lambda rows, keep: self._solver(rows, prior, keep),
+            self.metric,
+            validation,
+        )
+        self._path, self.cv_scores_ = choice.searched() if Cs is None else choice.along(Cs)
+        self.Cs_ = np.array([f.C for f in self._path])
+        self.objectives_ = np.array([f.objective for f in self._path])
+        self.n_iter_ = np.array([f.iterations for f in self._path])
+        best = self._path[choice.best(self._path, self.cv_scores_)]
+        # The head: the best of the path, or fitted again on both splits.
+        splits = [samples] if validation is None or not self.refit else [samples, validation]
+        if len(splits) == 2:
+            rows = logistic_rows(splits, fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
+            best = self._solver(rows, prior, None).fit(best.C)
+        self._warn_of_slow([*self._path, best] if len(splits) == 2 else self._path)
+        self.coef_, self.intercept_, self.C_, self.temperature_ = best.weights, best.intercepts, best.C, 1.0
+        self._absent = _missing(best)
+        chosen_on = validation.store if choice.how == "split" and validation is not None else None
+        self._take_provenance(splits, choice.how, chosen_on, prior)
         return self
 
     def path(self) -> tuple[Float, Float]:
@@ -178,18 +188,18 @@ class Logistic(LinearClassifier):
         return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
 
     def path_heads(self) -> list[LinearHead]:
-        """Every C as a `LinearHead`, for `heads.evaluate`, which takes them at once; all of the training rows alone."""
+        """Every C as a `LinearHead` fitted on the training rows alone; `heads.evaluate` takes them at once."""
         check_is_fitted(self, "coef_")
         record = {**self._path_record}
         params = record.pop("params")
         heads = []
         for f in self._path:
             head = self._on_path(f.weights, f.intercepts, 1.0, f"C={f.C:.6g}", params={**params, "C": f.C}, **record)
-            heads.append(replace(head, absent=tuple(np.flatnonzero(f.intercepts == ABSENT).tolist())))
+            heads.append(replace(head, absent=_missing(f)))
         return heads
 
     def _checked(self) -> Float | None:
-        """Parameters in range; Cs ascending, None for the search."""
+        """Check the parameters; Cs ascending, None for the search."""
         if self.metric not in METRICS:
             raise HeadError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
         if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
@@ -206,30 +216,26 @@ class Logistic(LinearClassifier):
         shift = None if prior is None else (prior.weights.astype(np.float64), prior.bias.astype(np.float64))
         return PathSolver(rows, keep=keep, prior=shift, missing_intercept=ABSENT, tol=self.tol, max_iter=self.max_iter)
 
-    def _take(
-        self,
-        final: Fitted,
-        samples: Samples,
-        how: str,
-        held_out: Samples | None,
-        prior: LinearHead | None,
-        again: Samples | None,
-    ) -> None:
-        """Keep the chosen head, and say where it comes from."""
-        slow = [f"{f.C:.3g}" for f in [*self._path, *([] if again is None else [final])] if not f.converged]
+    def _warn_of_slow(self, fits: list[Fitted]) -> None:
+        slow = [f"{f.C:.3g}" for f in fits if not f.converged]
         if slow:
             what = f"no convergence to tol={self.tol} in {self.max_iter} iterations at C = {', '.join(slow)}"
             warnings.warn(f"{what}; raise max_iter, or tol", ConvergenceWarning, stacklevel=3)
-        self.coef_, self.intercept_, self.C_, self.temperature_ = final.weights, final.intercepts, final.C, 1.0
-        self._absent = tuple(np.flatnonzero(final.intercepts == ABSENT).tolist())
-        self.objectives_ = np.array([f.objective for f in self._path])
-        self.n_iter_ = np.array([f.iterations for f in self._path])
+
+    def _take_provenance(
+        self, splits: list[Samples], how: str, chosen_on: FeatureSource | None, prior: LinearHead | None
+    ) -> None:
         params = {"C": self.C_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric, "selection": how}
-        chosen_on = held_out.store if how == "split" and held_out is not None else None
         params["prior"] = prior_record(prior)
-        self._path_record = self._provenance(dict(params), samples.store, parent=prior)
+        store = splits[0].store
+        self._path_record = self._provenance(dict(params), store, parent=prior)
         identity: dict[str, Any] = {}
-        if again is not None:
+        if len(splits) > 1:
             params["refit"] = True
-            identity["fitted_on"] = [split_id(s.store) for s in (samples, again) if s.store is not None]
-        self.provenance_ = self._provenance(params, samples.store, chosen_on, prior, **identity)
+            identity["fitted_on"] = [split_id(s.store) for s in splits if s.store is not None]
+        self.provenance_ = self._provenance(params, store, chosen_on, prior, **identity)
+
+
+def _missing(fitted: Fitted) -> tuple[int, ...]:
+    """Classes without a training row, where their intercept says so."""
+    return tuple(np.flatnonzero(fitted.intercepts == ABSENT).tolist())

@@ -1,10 +1,9 @@
-"""Choosing C: a path or a search, scored on a selection split or over folds of the training rows.
+"""Choosing C: a path of values, or the CLIP paper's search, scored on a selection split or by cross-validation.
 
-The hyper-parameter search of the CLIP paper's linear probes: coarse, then finer around the best.
-
-Radford et al. 2021, appendix A.3: 96 logarithmically spaced strengths in [1e-6, 1e6]; seven of them first, two decades
-apart, then the interval around the best is halved until neighbours on the grid have been tried. About 15 fits
-instead of 96. Where the score has one peak along the grid, the result is that of the whole grid.
+The search is that of the paper's linear probes (Radford et al. 2021, appendix A.3): 96 logarithmically spaced strengths
+in [1e-6, 1e6]; seven of them first, two decades apart, then the interval around the best is halved until its neighbours
+on the grid have been tried. It takes about 15 fits instead of 96. Where the score has one peak along the grid, the
+result is that of the whole grid.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ GRID = np.logspace(-6, 6, 96)
 
 
 def search(score: Callable[[float], float], grid: NDArray[np.float64] = GRID) -> dict[float, float]:
-    """Scores (larger is better) of the values that the search came to, by value, in the order in which they came.
+    """Scores (larger is better) of the values that the search tried, in the order it tried them.
 
-    The best of them is the result; on ties the smallest value.
+    The result is the best of them, on ties the smallest value.
 
     Examples
     --------
@@ -63,39 +62,40 @@ def search(score: Callable[[float], float], grid: NDArray[np.float64] = GRID) ->
 
 
 Float = NDArray[np.float64]
-Solver = Callable[[TrainingRows, NDArray[np.bool_] | None], PathSolver]
+Mask = NDArray[np.bool_]
+Solver = Callable[[TrainingRows, Mask | None], PathSolver]
 
 METRICS = ("nll", "top1")
 
 
 @dataclass
 class Choice:
-    """Fits on the training rows, and their scores on rows that did not fit.
+    """Fits on the training rows, scored on held-out rows.
 
     Attributes
     ----------
     rows : the training rows
-    solver : gives the path solver of rows, or of those that a mask keeps
+    solver : gives the path solver of all rows, or of those that a mask keeps
     metric : "nll" (smallest mean) or "top1" (largest share)
-    held_out : selection split, or None for folds
-    how : "none", "split" or "folds", set by a choice
+    validation : the selection split, or None for folds
+    how : "none", "split" or "folds", set by `along` and `searched`
     """
 
     rows: TrainingRows
     solver: Solver
     metric: str
-    held_out: Samples | None
+    validation: Samples | None
     how: str = "none"
 
     def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
-        """Every C ascending, and their scores; no scores for a single C, or where no row can be held out."""
+        """Every C in turn, and the scores; no scores for a single C, or where no row can be held out."""
         solver = self.solver(self.rows, None)
         path = [solver.fit(C) for C in Cs.tolist()]
         if len(path) == 1:
             return path, np.zeros(0)
-        self.how = "folds" if self.held_out is None else "split"
-        if self.held_out is not None:
-            return path, self._split_scores(path, self.held_out)
+        self.how = "folds" if self.validation is None else "split"
+        if self.validation is not None:
+            return path, self._split_scores(path, self.validation)
         total, n = np.zeros(len(path)), 0
         for keep, scored in self._folds():
             fold = self.solver(self.rows, keep)
@@ -103,23 +103,25 @@ class Choice:
             total, n = total + sums, n + rows
         if n:
             return path, total / n
-        return path, self._nothing_held_out()
+        return path, self._without_choice()
 
     def searched(self) -> tuple[list[Fitted], Float]:
-        """The CLIP paper's search; the path of the C that it came to, ascending, and their scores.
+        """The CLIP paper's search: the values of C that it tried, ascending, and their scores.
 
-        Where no row can be held out there is nothing to search by: the C of the grid that is nearest to 1.
+        Where no row can be held out, it is the C of the grid that is nearest to 1, without a score.
         """
         solver, fitted, scores = self.solver(self.rows, None), {}, {}
-        folds = [(self.solver(self.rows, keep), scored) for keep, scored in self._folds()] if not self.held_out else []
-        if self.held_out is None and not folds:
-            return [solver.fit(float(GRID[_nearest_to_one(GRID)]))], self._nothing_held_out()
-        self.how = "folds" if self.held_out is None else "split"
+        folds = (
+            [(self.solver(self.rows, keep), scored) for keep, scored in self._folds()] if not self.validation else []
+        )
+        if self.validation is None and not folds:
+            return [solver.fit(float(GRID[_nearest_to_one(GRID)]))], self._without_choice()
+        self.how = "folds" if self.validation is None else "split"
 
         def score(C: float) -> float:
             fitted[C] = solver.fit(C)
-            if self.held_out is not None:
-                scores[C] = float(self._split_scores([fitted[C]], self.held_out)[0])
+            if self.validation is not None:
+                scores[C] = float(self._split_scores([fitted[C]], self.validation)[0])
             else:
                 parts = [self._fold_sums(scored, [fold.fit(C)]) for fold, scored in folds]
                 scores[C] = float(sum(sums[0] for sums, _ in parts)) / max(sum(n for _, n in parts), 1)
@@ -129,31 +131,31 @@ class Choice:
         return [fitted[C] for C in Cs], np.array([scores[C] for C in Cs])
 
     def best(self, path: Sequence[Fitted], scores: Float) -> int:
-        """Position of the best score, the smaller C on ties; without scores that of the C nearest to 1."""
+        """Position of the best score, on ties the smaller C; without scores, of the C nearest to 1."""
         if not scores.size:
             return _nearest_to_one(np.array([f.C for f in path]))
         if not np.isfinite(scores).all():
-            raise HeadError("the selection rows give no finite score: they hold NaN or infinity; drop these rows")
+            raise HeadError("the selection rows give a score that is not finite: drop rows with NaN or infinity")
         return int(scores.argmin() if self.metric == "nll" else scores.argmax())
 
-    def _nothing_held_out(self) -> Float:
-        """No scores, and a warning of it."""
+    def _without_choice(self) -> Float:
+        """Warn that nothing chooses C, and return no scores."""
         self.how = "none"
-        what = "nothing chooses C: no class has two rows, so that none can be held out; the C nearest to 1 is taken"
+        what = "nothing chooses C: no class has two rows, so no row can be held out; the C nearest to 1 is taken"
         warnings.warn(f"{what} (give a selection split, or one C)", UserWarning, stacklevel=4)
         return np.zeros(0)
 
-    def _split_scores(self, path: Sequence[Fitted], held_out: Samples) -> Float:
+    def _split_scores(self, path: Sequence[Fitted], validation: Samples) -> Float:
         """`metric` of some heads on the selection split, in one pass over it."""
-        there = device_rows(held_out)
-        if there is not None:
-            return self._kernel_sums(*there, path) / max(len(there[1]), 1)
-        wide = ((features.astype(np.float64), labels) for features, labels in held_out.blocks())
+        on_device = device_rows(validation)
+        if on_device is not None:
+            return self._kernel_sums(*on_device, path) / max(len(on_device[1]), 1)
+        wide = ((features.astype(np.float64), labels) for features, labels in validation.blocks())
         total, n = self._sums(([x @ f.weights.T + f.intercepts for f in path], labels) for x, labels in wide)
         return total / max(n, 1)
 
-    def _folds(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-        """Rows that fit and rows that are scored; those whose class the other folds lack are not."""
+    def _folds(self) -> Iterator[tuple[Mask, Mask]]:
+        """Training and validation rows of each fold; rows of a class that the other folds lack are in neither."""
         rows = self.rows
         folds = FoldAssigner(rows.n_classes)(rows.y)
         for fold in range(FOLDS):
@@ -163,35 +165,32 @@ class Choice:
             if scored.any() and len(known) > 1:
                 yield keep, scored
 
-    def _fold_sums(self, scored: NDArray[np.bool_], fitted: Sequence[Fitted]) -> tuple[Float, int]:
-        """Sums of `metric` over rows of one fold, one a head, and the number of rows."""
+    def _fold_sums(self, scored: Mask, fitted: Sequence[Fitted]) -> tuple[Float, int]:
+        """Sum of `metric` over rows of one fold, per head, and the number of rows."""
         if not isinstance(self.rows, DeviceRows):
             return self._sums(validation_logits(self.rows, scored, fitted))
         chosen = chosen_rows((self.rows.X, torch.from_numpy(self.rows.y).to(self.rows.X.device)), scored)
         return self._kernel_sums(*chosen, fitted), int(scored.sum())
 
     def _kernel_sums(self, X: torch.Tensor, labels: torch.Tensor, fitted: Sequence[Fitted]) -> Float:
-        """Sums of `metric` over rows that lie on a device, there, in float32."""
+        """Sum of `metric` per head over rows on a device, computed on it in float32."""
         weights = [f.weights.astype(np.float32) for f in fitted]
         bias = [f.intercepts.astype(np.float32) for f in fitted]
         found = linear_nll(X, weights, labels, bias=bias)
         return np.asarray(found.nll if self.metric == "nll" else found.top1, np.float64)
 
     def _sums(self, blocks: Iterator[tuple[list[Float], NDArray[np.integer]]]) -> tuple[Float, int]:
-        """Sums of `metric` over rows, one a head, and the number of rows."""
+        """Sum of `metric` over rows, per head, and the number of rows."""
         total, n = np.zeros(1), 0
         for logits, labels in blocks:
-            total = total + np.array([self._total(of_head, labels) for of_head in logits])
+            found = [stats_of_arrays(of_head, labels) for of_head in logits]
+            total = total + np.array([float((f.nll if self.metric == "nll" else f.rank == 0).sum()) for f in found])
             n += len(labels)
         return total, n
 
-    def _total(self, logits: Float, labels: NDArray[np.integer]) -> float:
-        found = stats_of_arrays(logits, labels)
-        return float(found.nll.sum()) if self.metric == "nll" else float((found.rank == 0).sum())
-
 
 def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None) -> TrainingRows:
-    """The rows of one or two splits, in memory or not (None decides by size), checked; on a GPU if they lie there.
+    """The checked rows of one or two splits, in memory or streamed (None decides by size); on a GPU if they are on it.
 
     Raises
     ------
@@ -199,9 +198,9 @@ def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: b
         For NaN or infinity (naming rows), or fewer than two classes with rows.
     """
     first = parts[0]
-    there = None if in_memory is False else device_rows(first)
-    if there is not None:
-        return _on_device(there, parts, fit_intercept=fit_intercept)
+    on_device = None if in_memory is False else device_rows(first)
+    if on_device is not None:
+        return _on_device(on_device, parts, fit_intercept=fit_intercept)
     if in_memory is None:
         needed = 4 * first.dim * sum(_capacity(part) for part in parts if part.store is not None)
         in_memory = needed <= _memory() // 2
@@ -222,7 +221,7 @@ def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: b
 def _on_device(
     first: tuple[torch.Tensor, torch.Tensor], parts: Sequence[Samples], *, fit_intercept: bool
 ) -> DeviceRows:
-    """Rows on the device of the first part; others are brought there."""
+    """Rows on the device of the first part; the others are copied to it."""
     others = [device_rows(part) or tuple(map(torch.from_numpy, _resident([part]))) for part in parts[1:]]
     device = first[0].device
     X, y = (torch.cat([column.to(device) for column in columns]) for columns in zip(first, *others, strict=True))
@@ -258,7 +257,7 @@ def _resident(parts: Sequence[Samples]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def _capacity(part: Samples) -> int:
-    """At least as many rows as there are."""
+    """An upper bound of the number of rows."""
     if part.store is None:
         return len(part.source[1])
     if part.store.n_rows is not None:

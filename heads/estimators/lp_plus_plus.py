@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.estimators.base import LinearClassifier
-from heads.estimators.text_prior import samples_of, text_head, text_identity
+from heads.estimators.few_shot import FewShotClassifier, FewShotRows, best_setting, validation_folds
 from heads.fitted.linear import LinearHead
 from heads.kernels.tally import stats_of_arrays
-from heads.rows.samples import gathered, require_finite
-from heads.rows.selection import selection_samples
-from heads.solvers.folds import FOLDS, FoldAssigner
+from heads.rows.samples import gathered
 
 Float = NDArray[np.float64]
 
-_BLEND = 250.0  # the authors' factor between the mean cosine of image and own text and the first blend
+_BLEND = 250.0  # the authors' factor between the mean cosine of an image with its class's text and the first blend
+_MOMENTUM = np.float32(0.9)
+_BLEND_EVERY = 10
 
 
-class LPPlusPlus(LinearClassifier):
+class LPPlusPlus(FewShotClassifier, LinearClassifier):
     """Cross entropy of ``logits_c = x . (w_c + blend_c t_c) + b_c`` by gradient steps whose sizes need no search.
 
     t_c is the unit text vector of class c. Steps are full-batch, of the sizes that Lipschitz constants give: with F
     the N training rows, ``4 N / max eigenvalue of F.T F`` for w and b (momentum 0.9), and every tenth step
-    ``N / (4 max_c sum_i (x_i . t_c)²)`` for the blends. They begin at the class sums of the rows for w, at
-    250 times the mean cosine of image and own text for every blend, and at zero for b.
+    ``N / (4 max_c sum_i (x_i . t_c)²)`` for the blends. They begin at the class sums of the rows for w, at 250 times
+    the mean cosine of an image with the text of its class for every blend, and at zero for b.
 
     Parameters
     ----------
     steps
-        Most gradient steps.
+        Largest number of gradient steps.
     metric
-        "top1" or "nll": what chooses the number of steps; equals in accuracy are decided by the NLL.
+        "top1" or "nll": what chooses the number of steps; ties in accuracy are decided by the NLL.
 
     Attributes
     ----------
@@ -48,14 +48,14 @@ class LPPlusPlus(LinearClassifier):
         (stratified, at most 5 folds and as many as the largest class has rows), then fitted on all of them. With one
         row in every class nothing can be held out, and all steps are taken.
     top1_, nll_ : (steps,) float64
-        After every step, there; empty where nothing was held out.
+        After every step, on the rows that chose; empty where nothing was held out.
     temperature_ : 1.0
     classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
     The number of steps is the only regularisation: the paper reports the test accuracy at the best validation one. Its
-    code lets the gradient of the blends add up from step to step; here it is that of the tenth step.
+    code accumulates the gradient of the blends from step to step; here it is that of the tenth step.
 
     References
     ----------
@@ -71,7 +71,6 @@ class LPPlusPlus(LinearClassifier):
     """
 
     name = "lp_plus_plus"
-    takes_texts = True
 
     blend_: Float
     steps_: int
@@ -82,63 +81,37 @@ class LPPlusPlus(LinearClassifier):
         self.steps = steps
         self.metric = metric
 
-    def fit(self, X: Any, y: Any = None, *, texts: Any, selection: Any = None) -> Self:
-        """Fit on arrays, tensors or an image store, in memory.
+    def _check_parameters(self) -> None:
+        if self.steps < 1:
+            raise HeadError(
+                f"got steps={self.steps} and metric={self.metric!r}; expected steps from 1, and 'top1' or 'nll'"
+            )
 
-        Parameters
-        ----------
-        X
-            Image store, or array-like (N, D).
-        y
-            Labels (N,), with arrays: class indices of the zero-shot head.
-        texts
-            Text store, or a zero-shot head (any linear one); its rows give the text vectors.
-        selection
-            Store, or ``(X, y)``, on which the number of steps is chosen; None cross-validates on the training rows.
-
-        Raises
-        ------
-        HeadError
-            For steps below 1, an unknown metric, labels out of range, NaN or infinite features (naming rows).
-        MismatchError
-            If the rows, the texts and the selection split differ in encoder, width or class list.
-        """
-        if self.steps < 1 or self.metric not in ("top1", "nll"):
-            raise HeadError(f"steps {self.steps} and metric {self.metric!r}; expected from 1, and 'top1' or 'nll'")
-        text = text_head(texts)
-        samples = samples_of(X, y, text)
-        self._set_classes(samples)
-        features, labels = gathered(samples)
-        require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
-        directions = _directions(text)
-        rows = _Rows.of(features, labels, directions)
-        held_out = None if selection is None else selection_samples(selection, samples)
-        pairs = _folds(rows) if held_out is None else [(rows, _Rows.of(*gathered(held_out), directions))]
-        how = ("folds" if held_out is None else "split") if pairs else "none"
-        self.top1_, self.nll_ = self._judged(pairs)
-        self.steps_ = self._best() if pairs else int(self.steps)
-        state = next(state for step, state in enumerate(_descent(rows), start=1) if step == self.steps_)
+    def _fit(self, rows: FewShotRows) -> None:
+        directions = _directions(rows.text)
+        training = _Rows.of(rows.features, rows.labels, directions)
+        if rows.validation is None:
+            pairs = _folds(training)
+            how = "folds" if pairs else "none"
+        else:
+            pairs, how = [(training, _Rows.of(*gathered(rows.validation), directions))], "split"
+        self.top1_, self.nll_ = self._scores(pairs)
+        self.steps_ = best_setting(self.top1_, self.nll_, self.metric) + 1 if pairs else int(self.steps)
+        state = next(state for step, state in enumerate(_descent(training), start=1) if step == self.steps_)
         self.blend_ = state.blend.astype(np.float64)
         self.coef_ = state.weights.astype(np.float64) + self.blend_[:, None] * directions
         self.intercept_, self.temperature_ = state.bias.astype(np.float64), 1.0
-        params = {"steps": self.steps_, "metric": self.metric, "selection": how}
-        chosen = None if held_out is None else held_out.store
-        self.provenance_ = self._provenance(params, samples.store, chosen, **text_identity(text, text.classnames))
-        return self
+        self.provenance_ = self._record(rows, {"steps": self.steps_}, how)
 
-    def _judged(self, pairs: list[tuple[_Rows, _Rows]]) -> tuple[Float, Float]:
-        """Accuracy and NLL (steps,) after every step on the rows held out."""
+    def _scores(self, pairs: list[tuple[_Rows, _Rows]]) -> tuple[Float, Float]:
+        """Accuracy and NLL (steps,) after every step on the validation rows."""
         sums, n = np.zeros((2, self.steps if pairs else 0)), 0
-        for fitting, judging in pairs:
-            n += len(judging.labels)
-            for step, state in zip(range(self.steps), _descent(fitting), strict=False):
-                rows = stats_of_arrays(judging.logits(state), judging.labels)
-                sums[:, step] += int((rows.rank == 0).sum()), float(rows.nll.sum())
+        for training, validation in pairs:
+            n += len(validation.labels)
+            for step, state in zip(range(self.steps), _descent(training), strict=False):
+                statistics = stats_of_arrays(validation.logits(state), validation.labels)
+                sums[:, step] += int((statistics.rank == 0).sum()), float(statistics.nll.sum())
         return sums[0] / max(n, 1), sums[1] / max(n, 1)
-
-    def _best(self) -> int:
-        losses = self.nll_ if self.metric == "nll" else -self.top1_
-        return int(np.where(losses == losses.min(), self.nll_, np.inf).argmin()) + 1
 
 
 class _State(NamedTuple):
@@ -173,9 +146,11 @@ def _descent(rows: _Rows) -> Iterator[_State]:
     """States after one, two, ... gradient steps, without end."""
     n, classes = rows.texts.shape
     place = np.arange(n)
+    # Step sizes, from the largest curvature.
     gram = rows.features.astype(np.float64).T @ rows.features
     rate = np.float32(4 * n / np.linalg.eigvalsh(gram)[-1])
     blend_rate = np.float32(n / (4 * np.square(rows.texts, dtype=np.float64).sum(axis=0).max()))
+    # The start: class sums, and blends from the cosines of images with the texts of their classes.
     counts = np.bincount(rows.labels, minlength=classes)
     own = np.bincount(rows.labels, weights=rows.texts[place, rows.labels], minlength=classes)
     blend = np.full(classes, _BLEND * (own[counts > 0] / counts[counts > 0]).mean(), np.float32)
@@ -184,27 +159,27 @@ def _descent(rows: _Rows) -> Iterator[_State]:
     speed, bias_speed, step = np.zeros_like(weights), np.zeros_like(bias), 0
     while True:
         step += 1
+        # Derivative of the mean cross entropy by the logits: (softmax - one-hot) / N.
         slope = rows.logits(_State(weights, bias, blend))
         slope = np.exp(slope - slope.max(axis=1, keepdims=True))
         slope /= slope.sum(axis=1, keepdims=True)
         slope[place, rows.labels] -= 1
-        slope /= np.float32(n)  # of the mean cross entropy in the logits
-        speed = np.float32(0.9) * speed + slope.T @ rows.features
-        bias_speed = np.float32(0.9) * bias_speed + slope.sum(axis=0)
+        slope /= np.float32(n)
+        speed = _MOMENTUM * speed + slope.T @ rows.features
+        bias_speed = _MOMENTUM * bias_speed + slope.sum(axis=0)
         weights, bias = weights - rate * speed, bias - rate * bias_speed
-        if step % 10 == 0:
+        if step % _BLEND_EVERY == 0:
             blend = blend - blend_rate * (slope * rows.texts).sum(axis=0)
         yield _State(weights, bias, blend)
 
 
 def _folds(rows: _Rows) -> list[tuple[_Rows, _Rows]]:
-    """Rows to fit and rows to judge, fold by fold; none where no class has two rows."""
-    counts = np.bincount(rows.labels, minlength=rows.texts.shape[1])
-    folds = min(FOLDS, int(counts.max()))
-    if folds < 2:
+    """Training and validation rows, fold by fold; none where no class has two rows."""
+    found = validation_folds(rows.labels, rows.texts.shape[1])
+    if found is None:
         return []
-    fold, fair = FoldAssigner(len(counts), folds)(rows.labels), counts[rows.labels] > 1
-    return [(rows.take(fold != k), rows.take((fold == k) & fair)) for k in range(folds)]
+    folds, scored = found
+    return [(rows.take(folds != k), rows.take((folds == k) & scored)) for k in range(int(folds.max()) + 1)]
 
 
 def _directions(text: LinearHead) -> Float:

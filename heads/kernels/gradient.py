@@ -1,9 +1,9 @@
-"""Cross entropy of a linear head with gradients, block of rows by block of rows: no array of logits (N, C) is kept.
+"""Cross entropy of a linear head with gradients, one block of rows at a time: logits (N, C) are never held whole.
 
-A mean or sum over rows gets its gradients in the same pass that computes it, since all they lack is one factor: no
-product more than torch needs, and what waits for the backward pass is as large as the gradients. Losses of single rows
-have their logits computed a second time in the backward pass (Chen et al. 2016, for one layer). Either way a head of
-21,843 classes needs memory for one block.
+A mean or sum over rows computes its gradients in the forward pass, up to the factor that the backward pass brings: it
+takes no more products than torch does, and keeps nothing larger than the gradients. Losses per row compute their logits
+a second time in the backward pass (Chen et al. 2016, for one layer). Either way a head of 21,843 classes needs memory
+for a few arrays of one block.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from featcache.errors import HeadError
 from heads.kernels.problem import pose
+from heads.solvers.primitives import softmax_residual
 
 _CELLS = 2**22
 """Logits of one block: 16 MiB in float32."""
@@ -35,7 +36,7 @@ def linear_cross_entropy(
     """NLL of ``logit_scale * features @ weights.T + bias``, differentiable in all four.
 
     Equals ``torch.nn.functional.cross_entropy`` of these logits. Half precision is widened block by block: products,
-    log-sum-exp and sums of gradients are float32 at least, gradients come in the type of what they belong to.
+    log-sum-exp and sums of gradients are at least float32, and each gradient has the type of its input.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def linear_cross_entropy(
 
 
 class _Loss(torch.autograd.Function):
-    """Sum of NLL over rows, times `share`; its gradients are made in the same pass over the blocks."""
+    """Sum of NLL over rows, times `share`; the forward pass computes its gradients, too."""
 
     @staticmethod
     def forward(
@@ -99,12 +100,12 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        made = ctx.saved_tensors
-        return (*(None if part is None else part * grad.to(part.dtype) for part in made), None, None, None)
+        gradients = ctx.saved_tensors
+        return (*(None if part is None else part * grad.to(part.dtype) for part in gradients), None, None, None)
 
 
 class _RowLosses(torch.autograd.Function):
-    """NLL (N,) of each row; the backward pass, which knows what each row weighs, computes the logits again."""
+    """NLL (N,) of each row; the backward pass, which knows each row's factor, computes the logits again."""
 
     @staticmethod
     def forward(
@@ -133,7 +134,7 @@ class _Inputs(NamedTuple):
 
     @property
     def kind(self) -> torch.dtype:
-        """What is computed in: float64 if features or weights are, else float32."""
+        """The type of all sums and products: float64 if features or weights have it, else float32."""
         return torch.float64 if torch.float64 in (self.features.dtype, self.weights.dtype) else torch.float32
 
     def sweep(self, wants: tuple[bool, ...], grad: Tensor, nll: Tensor | None = None) -> tuple[Tensor | None, ...]:
@@ -144,13 +145,12 @@ class _Inputs(NamedTuple):
         to_bias = wide.new_zeros(len(wide)) if wants[2] else None
         to_scale = wide.new_zeros(()) if wants[3] else None
         for rows, logits in self._blocks(wide):
-            labels = self.labels[rows]
-            losses, total = _exponentials(logits, labels)
+            losses, residual = softmax_residual(logits, self.labels[rows])
             if nll is not None:
                 nll[rows] = losses
             if not any(wants):
                 continue
-            x, step = self.features[rows].to(kind), _in_place_step(logits, total, labels, grad[rows])
+            x, step = self.features[rows].to(kind), residual.mul_(grad[rows, None])
             if to_weights is not None:
                 to_weights.addmm_(step.T, x, alpha=self.scale.item())
             if to_bias is not None:
@@ -163,7 +163,7 @@ class _Inputs(NamedTuple):
         return to_features, *map(_like, (to_weights, to_bias, to_scale), self[1:4])
 
     def _blocks(self, wide: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of rows and their logits (n, C), which may be overwritten; a block is good until the next."""
+        """Slices of rows and their logits (n, C), which may be overwritten and are good until the next ones."""
         n = len(self.features)
         step = min(max(_CELLS // len(wide), 16), n)
         scratch = wide.new_empty(step, len(wide))
@@ -176,23 +176,6 @@ class _Inputs(NamedTuple):
             yield rows, logits
 
 
-def _like(made: Tensor | None, given: Tensor | None) -> Tensor | None:
-    """A gradient in the type and shape of what it belongs to."""
-    return None if made is None or given is None else made.to(given.dtype).reshape(given.shape)
-
-
-def _exponentials(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL and sum of exponentials of each row; the logits become ``exp(logit - maximum)``, in place.
-
-    (``exp(logit - log-sum-exp)`` would carry the rounding of a large log-sum-exp into every probability.)
-    """
-    largest, target = logits.amax(1), logits.gather(1, labels[:, None])[:, 0]
-    total = logits.sub_(largest[:, None]).exp_().sum(1)
-    return total.log() + (largest - target), total
-
-
-def _in_place_step(exponentials: Tensor, total: Tensor, labels: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of the loss by the logits: ``grad * (softmax - onehot)``."""
-    step = exponentials.div_(total[:, None])
-    step[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return step.mul_(grad[:, None])
+def _like(gradient: Tensor | None, given: Tensor | None) -> Tensor | None:
+    """A gradient in the type and shape of its input."""
+    return None if gradient is None or given is None else gradient.to(given.dtype).reshape(given.shape)

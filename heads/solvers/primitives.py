@@ -116,8 +116,9 @@ def wide_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 def softmax_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy (n,) of logits (n, C), and its derivative by the logits, ``softmax(logits) - onehot(labels)``.
 
-    Where the label is likely, both come from q, the sum of the other probabilities: ``-log1p(-q)`` and -q keep their
-    relative precision as q goes to 0, where ``log p`` and ``p - 1`` lose it.
+    The logits are overwritten. Exponentials are of ``logit - largest``: a log-sum-exp would carry its rounding into
+    every probability. Where the label is likely, both results come from q, the sum of the other probabilities:
+    ``-log1p(-q)`` and -q keep their relative precision as q goes to 0, where ``log p`` and ``p - 1`` lose it.
 
     Examples
     --------
@@ -126,12 +127,14 @@ def softmax_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     (0.693147, [[0.5, -0.5]])
     """
     labels = labels[:, None]
-    logs = torch.log_softmax(logits, dim=1)
-    direct = logs.gather(1, labels)[:, 0].neg_()
-    residual = logs.exp_().scatter_(1, labels, 0.0)
-    others = residual.sum(dim=1)
-    loss = torch.where(others < 0.5, torch.log1p(-others).neg_(), direct)
-    return loss, residual.scatter_(1, labels, -others[:, None])
+    largest = logits.amax(dim=1, keepdim=True)
+    own = logits.gather(1, labels).sub_(largest)
+    exponentials = logits.sub_(largest).exp_().scatter_(1, labels, 0.0)
+    rest = exponentials.sum(dim=1, keepdim=True)
+    total = rest + own.exp()
+    others = rest / total
+    loss = torch.where(others < 0.5, torch.log1p(-others).neg_(), total.log() - own)[:, 0]
+    return loss, exponentials.div_(total).scatter_(1, labels, -others)
 
 
 def batched_spd_inverse(matrices: Tensor, scale: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class PointwiseLoss(Protocol):
         ...
 
     def value_and_residual(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss (n,) of each row, and its gradient by the logits (n, K)."""
+        """Loss (n,) of each row, and its gradient by the logits (n, K), which may be overwritten."""
         ...
 
     def curvature(self, logits: Tensor) -> Tensor:

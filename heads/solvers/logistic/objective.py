@@ -47,7 +47,7 @@ class Piece(NamedTuple):
 
 
 Logits = Callable[[Piece], Tensor]
-"""Logits (n, K) of a piece of rows."""
+"""Logits (n, K) of a piece of rows, in memory that may be overwritten."""
 
 
 class Sample(NamedTuple):
@@ -249,7 +249,10 @@ class Line:
         """Set the point; value and gradient (K, D + 1) at it."""
         self.theta, self._pending = theta.clone(), 0.0
         f = self.objective
-        return f.value_and_gradient(theta, f.product(theta, out=self._Z) if f.rows.keep_logits else None)
+        if not f.rows.keep_logits:
+            return f.value_and_gradient(theta)
+        product = f.product(theta, out=self._Z)
+        return f.value_and_gradient(theta, lambda piece: product(piece).clone())
 
     def probe(self, direction: Tensor) -> tuple[float, Tensor]:
         """Set the direction; value and gradient after a whole step along it (the one nearly always taken)."""

@@ -1,0 +1,120 @@
+"""What the heads share that add a few labelled rows to a zero-shot head: their `fit`, folds, and the choice by them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from heads.estimators.base import HeadClassifier
+from heads.estimators.text_prior import samples_of, text_head, text_identity
+from heads.fitted.linear import LinearHead
+from heads.rows.samples import Samples, gathered, require_finite
+from heads.rows.selection import selection_samples
+from heads.solvers.folds import FOLDS, FoldAssigner
+
+Float = NDArray[np.float64]
+
+METRICS = ("top1", "nll")
+
+
+@dataclass(frozen=True)
+class FewShotRows:
+    """The zero-shot head, the training rows (M, D) with labels (M,) in memory, and the selection split, if any."""
+
+    text: LinearHead
+    samples: Samples
+    features: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    validation: Samples | None
+
+
+class FewShotClassifier(HeadClassifier):
+    """Base of few-shot heads: a subclass checks its parameters, and fits itself to `FewShotRows`."""
+
+    takes_texts: ClassVar[bool] = True
+
+    metric: str
+
+    def fit(self, X: Any, y: Any = None, *, texts: Any, selection: Any = None) -> Self:
+        """Fit on arrays, tensors or an image store, in memory.
+
+        Parameters
+        ----------
+        X
+            Image store, or array-like (N, D).
+        y
+            Labels (N,), with arrays: class indices of the zero-shot head.
+        texts
+            Text store, or a zero-shot head (any linear one).
+        selection
+            Store, or ``(X, y)``, on which the head's settings are chosen; None cross-validates on the training rows.
+
+        Raises
+        ------
+        HeadError
+            For parameters or labels out of range, NaN or infinite features (naming rows).
+        MismatchError
+            If the rows, the texts and the selection split differ in encoder, width or class list.
+        """
+        self._check_parameters()
+        if self.metric not in METRICS:
+            raise HeadError(f"metric is {self.metric!r}, expected 'top1' or 'nll'")
+        text = text_head(texts)
+        samples = samples_of(X, y, text)
+        self._set_classes(samples)
+        features, labels = gathered(samples)
+        require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
+        validation = None if selection is None else selection_samples(selection, samples)
+        self._fit(FewShotRows(text, samples, features, labels, validation))
+        return self
+
+    @abstractmethod
+    def _check_parameters(self) -> None:
+        """Raise a HeadError for parameters out of range."""
+
+    @abstractmethod
+    def _fit(self, rows: FewShotRows) -> None:
+        """Set everything that the head needs, `provenance_` included."""
+
+    def _record(
+        self, rows: FewShotRows, settings: dict[str, Any], how: str, *, of_path: bool = False
+    ) -> dict[str, Any]:
+        """Provenance of settings that were chosen `how`; heads of the path were not chosen on a split."""
+        params = {**settings, "metric": self.metric, "selection": how}
+        split = rows.validation if how == "split" and not of_path else None
+        chosen = None if split is None else split.store
+        return self._provenance(params, rows.samples.store, chosen, **text_identity(rows.text, self.classnames_))
+
+
+def best_setting(top1: Float, nll: Float, metric: str) -> int:
+    """Flat position of the best setting by a metric; equals in accuracy are decided by the NLL.
+
+    Examples
+    --------
+    >>> best_setting(np.array([0.5, 0.9, 0.9]), np.array([1.0, 3.0, 2.0]), "top1")
+    2
+    """
+    losses = nll if metric == "nll" else -top1
+    return int(np.where(losses == losses.min(), nll, np.inf).argmin())
+
+
+def validation_folds(labels: NDArray[np.int64], n_classes: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+    """Fold of each row, and whether its class has rows in other folds; None where no class has two rows.
+
+    Folds are stratified: at most 5, and as many as the largest class has rows.
+
+    Examples
+    --------
+    >>> folds, scored = validation_folds(np.array([0, 0, 1]), 2)
+    >>> folds.tolist(), scored.tolist()
+    ([0, 1, 0], [True, True, False])
+    """
+    counts = np.bincount(labels, minlength=n_classes)
+    if counts.max() < 2:
+        return None
+    return FoldAssigner(n_classes, min(FOLDS, int(counts.max())))(labels), counts[labels] > 1
