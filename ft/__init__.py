@@ -1,4 +1,4 @@
 """End-to-end fine-tuning: objectives, regularisers, schedules, weight averages and weight-space ensembles.
 
-A trained model leaves through a model folder (`ft.checkpoints.folder`), and is encoded and judged like any other.
+A trained model is written to a model folder (`ft.checkpoints.folder`), and encoded and evaluated like any other.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of other systems to open_clip's or Hugging Face's layout.
+"""Convert checkpoints of other systems to open_clip's or Hugging Face's layout.
 
 =====================  ==========================================================================================
 read                   safetensors, torch state dicts (``weights_only``), OpenAI's TorchScript archives, model
@@ -7,19 +7,18 @@ written                a safetensors state dict (``OUT.safetensors``), a model f
                        Hugging Face's CLIPModel; a classification head beside it, where there is one
 =====================  ==========================================================================================
 
-Lipsum-FT saves the image tower alone: the text tower comes from the base model. The base gives the activation, too:
-where a checkpoint is known to want another one it is refused, and what is assumed is logged as a warning.
+Lipsum-FT saves the image tower alone: the text tower comes from the base model. So does the activation: a checkpoint
+that is known to need another one is refused, and an assumption is logged as a warning.
 """
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from featcache.encoders import load_encoder
 from featcache.encoders.checkpoints import NOT_WEIGHTS
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError
@@ -28,8 +27,8 @@ from ft.checkpoints.formats.activation import Told, assumption, check_told, told
 from ft.checkpoints.formats.flax import is_flax, read_lipsum
 from ft.checkpoints.formats.huggingface import write_huggingface
 from ft.checkpoints.formats.pickled import is_pickled, read_pickled
-from ft.checkpoints.parents import Parent, parent_of
-from ft.checkpoints.state import State, check_shapes, shapes_of
+from ft.checkpoints.parents import Parent, load_open_clip, parent_of
+from ft.checkpoints.state import Json, State, check_shapes, shapes_of
 from heads import LinearHead, save
 
 LOG = logging.getLogger(__name__)
@@ -39,39 +38,39 @@ TOWERS = ("image_encoder.model.", "model.")
 
 
 class Checkpoint(NamedTuple):
-    """What was read: a state dict under open_clip's names, and a head where the file has one."""
+    """A state dict under open_clip's names, and the head if the file has one."""
 
     state: dict[str, torch.Tensor]
     weights: torch.Tensor | None = None
-    """(C, D), the logit scale included."""
+    """(C, D), including the logit scale."""
     bias: torch.Tensor | None = None
     told: Told = Told("a state dict")
-    """What the file tells of its activation."""
+    """What is known of the activation."""
 
 
 class Converted(NamedTuple):
-    """What was written."""
+    """Result of a conversion."""
 
     out: Path
     head: Path | None
     tensors: int
     from_base: int
-    """How many of them the checkpoint lacked."""
+    """Number of tensors taken from the base."""
 
 
 def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
-    """Read any checkpoint that featcache knows.
+    """Read a checkpoint in any supported format.
 
     Parameters
     ----------
     path : str or Path
     trust : bool
-        Unpickle a file that nothing else reads; this runs the code in it, see `ft.checkpoints.formats.pickled`.
+        Unpickle a file that has no safe reader; this runs the code in it, see `ft.checkpoints.formats.pickled`.
 
     Raises
     ------
     EncoderError
-        A file that cannot be read, or only by unpickling it.
+        The file cannot be read, or only by unpickling it.
     """
     file = Path(str(path).removeprefix("local-dir:"))
     if file.is_file() and is_flax(file):
@@ -84,7 +83,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     try:
         return _split_head(read_state(file), told_by_file(file))
     except EncoderError as error:
-        refused = error.__cause__ is not None  # by torch, that is: the file was not merely of something else
+        refused = error.__cause__ is not None  # by torch's reader
         if not file.is_file() or not (trust or (refused and is_pickled(file))):
             raise
     pickled = read_pickled(file, trust=trust)
@@ -92,7 +91,7 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
 
 
 def _split_head(state: State, told: Told) -> Checkpoint:
-    """wise-ft's classifier beside its image encoder; prefixes of the encoder taken off."""
+    """Separate wise-ft's classifier from its image encoder, and remove prefixes."""
     head = {key.removeprefix(HEAD): value for key, value in state.items() if key.startswith(HEAD)}
     rest = {key: value for key, value in state.items() if not key.startswith(HEAD)}
     for prefix in TOWERS:
@@ -118,32 +117,32 @@ def convert(
     Parameters
     ----------
     source : str or Path
-        What `read_checkpoint` reads.
+        See `read_checkpoint`.
     out : str or Path
         A ``.safetensors`` file for the state dict alone, or the new folder.
     base : str, optional
-        The model that gives configuration, activation, tokenizer, and tensors that the checkpoint lacks: a model
-        folder, ``tiny``, ``RUN/start``, or an architecture of open_clip, which has tensors with `pretrained` alone; see
-        `ft.checkpoints.parents.parent_of`. Default: the source, where it is a model folder.
+        The model that gives configuration, activation, tokenizer, and tensors that the checkpoint lacks; see
+        `ft.checkpoints.parents.parent_of`. An architecture without `pretrained` has no tensors. Default: the source,
+        if it is a model folder.
     pretrained : str, optional
         Weights of a base that is an architecture: a tag of open_clip or a checkpoint file.
     layout : {"open_clip", "huggingface"}
-        Of a folder.
+        Layout of the new folder.
     trust : bool
         See `read_checkpoint`.
     classnames : sequence of C str, optional
-        Of the head; default: numbers.
+        Class names of the head; default: numbers.
     overwrite : bool
 
     Raises
     ------
     EncoderError
-        A checkpoint that cannot be read, is not whole, or has no place in the layout; an `out` that exists.
+        The checkpoint cannot be read, is incomplete, or does not fit the layout; `out` exists.
     ActivationMismatchError
-        Weights that are known to want another activation than the base has, such as OpenAI's without QuickGELU.
+        The weights are known to need another activation than the base has, such as OpenAI's without QuickGELU.
     MismatchError
-        Tensors that are not those of the base's architecture, or not all of them; names that are not as many as the
-        classes of the head. Nothing is written then.
+        Tensors do not match the base's architecture, or are missing; the number of names differs from the classes of
+        the head. Nothing is written then.
     """
     out = Path(out)
     if layout not in LAYOUTS:
@@ -181,10 +180,10 @@ def _base(source: str | Path, base: str | None, pretrained: str | None) -> Paren
 
 
 def _whole(source: str | Path, state: dict[str, torch.Tensor], parent: Parent) -> dict[str, torch.Tensor]:
-    """The whole model: tensors that the checkpoint lacks come from the base, and all have the base's shapes."""
+    """Complete the model with tensors of the base; all must have the shapes of the base."""
     known, given = parent.shapes(), shapes_of(state)
     if extra := sorted(given.keys() - known.keys()):
-        raise MismatchError(f"{source}: {_first(extra)} are no tensors of {parent.name}; name the right --base")
+        raise MismatchError(f"{source}: {_first(extra)} are not tensors of {parent.name}; name the right --base")
     missing = sorted(known.keys() - given.keys())
     if missing and not parent.has_weights:
         raise MismatchError(
@@ -213,8 +212,8 @@ def _write_head(found: Checkpoint, out: Path, layout: str, classnames: Sequence[
     names = tuple(classnames or (f"class {number}" for number in range(len(weights))))
     bias = np.zeros(len(weights), np.float32) if found.bias is None else found.bias.float().numpy()
     folder = out.is_dir() and layout == "open_clip"
-    encoder: Any = load_encoder(f"local-dir:{out}", device="cpu") if folder else None
-    provenance: dict[str, Any] = {
+    encoder = load_open_clip(f"local-dir:{out}", device="cpu") if folder else None
+    provenance: Json = {
         "head": "converted",
         "params": {},
         "encoder_key": None if encoder is None else encoder_key(encoder),

@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from featcache import encoders
 from featcache.encoders.checkpoints import NOT_WEIGHTS, is_torchscript
 from featcache.errors import EncoderError
 from featcache.store.places.local import sync_folder
-from ft.checkpoints.state import Shapes, State, check_shapes, shapes_of
+from ft.checkpoints.state import Json, Shapes, State, check_shapes, shapes_of
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -171,7 +172,7 @@ def weights_file(folder: str | Path) -> Path:
     return (found or others)[0]
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def read_config(folder: str | Path) -> Json:
     """Configuration of a model folder: ``model_cfg`` and ``preprocess_cfg``.
 
     Raises
@@ -190,10 +191,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def write_model_folder(
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Json,
     state: State,
     out: str | Path,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Json | None = None,
     *,
     overwrite: bool = False,
 ) -> Path:
@@ -226,13 +227,21 @@ def write_model_folder(
         check_shapes(stored_shapes(weights_file(folder)), shapes_of(state), (str(folder), "the new state dict"))
     if out.exists() and (not overwrite or (folder is not None and out.resolve() == folder.resolve())):
         raise EncoderError(f"{out} exists already; name another folder, or overwrite it (never the source itself)")
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(out) as partial:
         _write_configuration(source if folder is None else folder, partial)
         if provenance is not None:
             (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
         write_state(state, partial / WEIGHTS)
+    return out
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill inside the block, which then takes the place of `out`, or is deleted after an error."""
+    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
         if out.exists():
             os.replace(out, old)
         os.replace(partial, out)
@@ -240,10 +249,9 @@ def write_model_folder(
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     sync_folder(out.parent)
-    return out
 
 
-def _write_configuration(source: str | Path | Mapping[str, Any], folder: Path) -> None:
+def _write_configuration(source: str | Path | Json, folder: Path) -> None:
     """Configuration, and the tokenizer files where the source has some."""
     if isinstance(source, Mapping):
         if not {"model_cfg", "preprocess_cfg"} <= source.keys():

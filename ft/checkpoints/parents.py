@@ -10,7 +10,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ from ft.checkpoints.folder import (
     stored_shapes,
     weights_file,
 )
-from ft.checkpoints.state import Shapes, shapes_of
+from ft.checkpoints.state import Json, Shapes, shapes_of
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Parent:
 
     name: str
     named: tuple[str, str | None]
-    source: Path | dict[str, Any]
-    config: dict[str, Any]
+    source: Path | Json
+    config: Json
     encoder: OpenClipEncoder | None = None
     has_weights: bool = True
 
@@ -67,7 +66,7 @@ class Parent:
             return shapes_of(self.encoder.model.state_dict())
         return stored_shapes(weights_file(self._folder))
 
-    def account(self) -> dict[str, Any]:
+    def account(self) -> Json:
         """For provenance: the file and its sha256, or the name and the digests of both towers."""
         if self.encoder is None:
             return account_of(weights_file(self._folder))
@@ -144,7 +143,7 @@ def load_open_clip(
     return encoder
 
 
-def account_of(file: Path) -> dict[str, Any]:
+def account_of(file: Path) -> Json:
     """Provenance of weights: folder, file name and sha256."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -158,7 +157,7 @@ def _in_folder(name: str) -> Parent:
 
 
 def _by_name(name: str, named: tuple[str, str | None], encoder: OpenClipEncoder, has_weights: bool = True) -> Parent:
-    config: dict[str, Any] = json.loads(json.dumps(encoder.configuration()))  # as read from a folder
+    config: Json = json.loads(json.dumps(encoder.configuration()))  # as read from a folder
     return Parent(name, named, config, config, encoder, has_weights)
 
 

@@ -1,11 +1,14 @@
-"""State dicts: what they are, and whether two of them belong together."""
+"""State dicts, and whether two of them have the same keys and shapes."""
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from featcache.errors import MismatchError
+
+Json: TypeAlias = dict[str, Any]
+"""A JSON object: configurations of models, records of runs."""
 
 State: TypeAlias = Mapping[str, torch.Tensor]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -14,7 +17,7 @@ SHOWN = 5
 
 
 def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a state dict.
+    """Shape of each tensor of a state dict.
 
     Examples
     --------
@@ -25,12 +28,12 @@ def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(first: Shapes, second: Shapes, names: tuple[str, str] = ("the first", "the second")) -> None:
-    """Refuse two state dicts that do not have the same keys and shapes.
+    """Check that two state dicts have the same keys and shapes.
 
     Raises
     ------
     MismatchError
-        Naming the keys that one of them lacks, or the shapes that differ.
+        Naming missing keys or different shapes.
     """
     missing, extra = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
     if missing or extra:

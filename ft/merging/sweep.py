@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from featcache import __version__
 from featcache.datasets.base import Dataset
@@ -24,7 +23,7 @@ from featcache.errors import EncoderError, HeadError, MismatchError, TrainingErr
 from featcache.store import ImageStore
 from ft.checkpoints.folder import BEST, head_path, read_state, write_model_folder
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
-from ft.checkpoints.state import State
+from ft.checkpoints.state import Json, State
 from ft.merging.interpolate import FISHER_FLOOR, soup
 from ft.merging.wise import head_part, merged_head, read_tuned, weights_of, wise
 from heads import LinearHead, ZeroShot, evaluate, load, save
@@ -33,8 +32,6 @@ from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
 from heads.fitted.provenance import split_id
 
 SOUPS = ("uniform", "greedy")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,8 +104,8 @@ class Sweep:
         Which fine-tuned models the soup contains.
     """
 
-    rows: list[Row]
-    best: Row
+    rows: list[Json]
+    best: Json
     alpha: float
     folder: Path
     head: Path
@@ -204,19 +201,19 @@ class _Evaluation:
     def store(self, encoder: OpenClipEncoder, dataset: Dataset) -> ImageStore:
         return encode_dataset(dataset, encoder, root=self.options.root).store
 
-    def row(self, head: LinearHead, encoder: OpenClipEncoder, on: Sequence[Dataset] = ()) -> Row:
+    def row(self, head: LinearHead, encoder: OpenClipEncoder, on: Sequence[Dataset] = ()) -> Json:
         """Metrics on the selection split, under ``"<name>/<split>:<metric>"``, and on the splits to report."""
         chosen = evaluate([head], [self.store(encoder, self.select)], allow_chosen=True)[0]
         row = {key.replace(f"{self.select.name}:", f"{self.split}:", 1): value for key, value in chosen.items()}
         stores = [self.store(encoder, dataset) for dataset in on]
         return row | (evaluate([head], stores)[0] if stores else {})
 
-    def value(self, row: Row) -> float:
+    def value(self, row: Json) -> float:
         """The metric on the selection split, negated where lower is better."""
         value = float(row[f"{self.split}:{self.options.metric}"])
         return -value if self.options.metric in LOWER_IS_BETTER else value
 
-    def choice(self, rows: Sequence[Row], alphas: Sequence[float]) -> tuple[int, dict[str, Any]]:
+    def choice(self, rows: Sequence[Json], alphas: Sequence[float]) -> tuple[int, Json]:
         """Position of the best row on the selection split, and the record of the choice."""
         order = sorted(range(len(rows)), key=lambda number: alphas[number])
         values, nll = (

@@ -22,7 +22,7 @@ from ft.checkpoints.folder import model_folder, read_config, read_state, weights
 from ft.checkpoints.formats.activation import check_told, told_by_file
 from ft.checkpoints.formats.flax import is_flax, read_lipsum
 from ft.checkpoints.parents import Parent, account_of, parent_of
-from ft.checkpoints.state import State
+from ft.checkpoints.state import Json, State
 from ft.merging.interpolate import FISHER_FLOOR, interpolate, soup
 from heads import LinearHead
 
@@ -198,7 +198,7 @@ def weights_of(parent: Parent, name: str | Path) -> Path:
     return weights_file(folder)
 
 
-def _record(parent: Parent, files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: float) -> dict[str, Any]:
+def _record(parent: Parent, files: Sequence[Path], fisher: Sequence[str | Path] | None, floor: float) -> Json:
     return {
         "featcache": __version__,
         "zero_shot": parent.account(),

@@ -1,4 +1,4 @@
-"""What an objective is: a loss of a batch's image features, and the classifier that a run ends with."""
+"""Objectives: the loss of the image features of a batch, and the classifier of the trained model."""
 
 import itertools
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One batch of this process, on the device.
+    """The share of this process in one batch, on the device.
 
     Parameters
     ----------
@@ -36,15 +36,15 @@ class TrainingBatch:
         return len(self.rows)
 
     def parts(self, number: int) -> list["TrainingBatch"]:
-        """The batch in `number` parts of nearly equal size.
+        """Split the batch into `number` parts of nearly equal size.
 
         Raises
         ------
         TrainingError
-            There are fewer rows than parts.
+            Fewer rows than parts.
         """
         if number > len(self):
-            raise TrainingError(f"accumulate {number}: a process has only {len(self)} images an update")
+            raise TrainingError(f"accumulate {number}: a process has only {len(self)} images per update")
         cuts = np.linspace(0, len(self), number + 1).round().astype(int).tolist()
         return [self._slice(slice(a, b)) for a, b in itertools.pairwise(cuts)] if number > 1 else [self]
 
@@ -53,13 +53,13 @@ class TrainingBatch:
 
 
 class Objective(Protocol):
-    """What fine-tuning minimises, regularisers aside."""
+    """The loss of fine-tuning, without regularisers."""
 
     separable: ClassVar[bool]
-    """Whether the loss of a batch is the mean of those of its parts, weighted by their rows."""
+    """Whether the loss of a batch is the mean of the losses of its parts, weighted by rows."""
 
     def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Loss of features (N, D), and the logits (N, C) on the way to it, if there are any."""
+        """Loss of features (N, D), and the logits (N, C) if it has any."""
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights (C, D) and bias (C,) over unit features that judge the model as it is now, logit scale included."""
+        """Weights (C, D) and bias (C,) of the current classifier of unit features, logit scale included."""

@@ -1,7 +1,7 @@
-"""Captions of labelled images: templates x class names, or the sentences of a prompt file, one drawn each time.
+"""Captions of labelled images: templates x class names, or the sentences of a prompt file, drawn at random.
 
-Which caption an image gets follows from (seed, epoch, row) alone. Equal captions have one number, so that the
-contrastive loss knows that they are the same (two classes may share a name), and each is encoded once a batch.
+The caption of an image depends on (seed, epoch, row) alone. Equal captions have the same number, so that the
+contrastive loss recognises them (two classes may share a name) and each is encoded once per batch.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Captions:
     Attributes
     ----------
     texts : list of K str
-        All different captions.
+        The distinct captions.
     of_class : list of C arrays
         Positions in `texts`.
 
@@ -50,7 +50,7 @@ class Captions:
         self._seed = seed
 
     def draw(self, labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], epoch: int) -> torch.Tensor:
-        """Number in `texts` (B,) of the captions of some rows (B,) with their labels (B,) in an epoch."""
+        """Captions (B,), as numbers in `texts`, of the given rows (B,) with the given labels (B,) in an epoch."""
         chosen = []
         for label, row in zip(labels.tolist(), rows.tolist(), strict=True):
             own = self.of_class[label]

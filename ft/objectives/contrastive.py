@@ -1,23 +1,21 @@
-"""The symmetric contrastive loss of CLIP for fine-tuning on captions that repeat.
+"""The symmetric contrastive loss of CLIP, for fine-tuning on captions that repeat.
 
 For unit image features v and text features t of N pairs and ``l_ij = s v_i.t_j``, plain InfoNCE is
 
 ``L = 1/2 mean_i [ -log softmax_j(l_ij)_i - log softmax_j(l_ji)_i ]``
 
-Captions made from class names repeat, and plain InfoNCE then counts a text as wrong that is word for word right: five
-pairs with one caption hold the loss above ln 5 = 1.609. Here all pairs with one caption are positives, and no positive
-competes with another: with P_i the pairs that share the caption of i,
+Captions made from class names repeat, and plain InfoNCE then treats a literally identical caption as a negative: five
+pairs with one caption keep the loss above ln 5 = 1.609. Here all pairs with the same caption are positives, and
+positives do not compete with each other: with P_i the pairs that share the caption of i,
 
 ``L_i = mean_{j in P_i} log(1 + sum_{k not in P_i} exp(l_ik - l_ij))``
 
-which is plain InfoNCE where no caption repeats, and whose floor is 0. (Spreading the target evenly over the positives,
-as UniCL does, would change nothing here: equal captions have equal features, so its loss *is* that of plain targets,
-false negatives included.)
+which equals plain InfoNCE where no caption repeats, and whose minimum is 0. (Spreading the target evenly over the
+positives, as UniCL does, would not help here: equal captions have equal features, so its loss equals that of plain
+targets, false negatives included.)
 
 Papers: Radford et al., CLIP (arXiv 2103.00020); Goyal et al., FLYP (arXiv 2212.00638); Khosla et al., Supervised
 contrastive learning (arXiv 2004.11362).
-
-The contrastive loss of a run: between images and the captions of their classes (FLYP, arXiv 2212.00638).
 """
 
 import hashlib
@@ -35,11 +33,13 @@ from featcache.errors import TrainingError
 from ft.distributed import gather
 from ft.objectives.base import TrainingBatch
 from ft.objectives.captions import Captions
-from ft.regularizers.base import unit
+from ft.regularizers.base import unit, wide
+
+TEXT_BATCH = 256
 
 
 def caption_ids(captions: Sequence[str]) -> torch.Tensor:
-    """An int64 (N,) for N captions, equal for equal ones, in every process (63 bits of blake2b).
+    """Int64 ids (N,) of N captions, equal for equal captions, in every process (63 bits of blake2b).
 
     Examples
     --------
@@ -62,17 +62,17 @@ def contrastive(
     Parameters
     ----------
     image_features, text_features : (N, D)
-        Features of N pairs; normalised here.
+        Features of N pairs; normalised by the function.
     logit_scale : float or scalar tensor
         s, already exponentiated.
     captions : (N,) int64, optional
-        Equal for equal captions (`caption_ids`, or class labels where a class has one caption). None reproduces plain
-        targets (pair i is right, all others are wrong), the original's false negatives included.
+        Equal for equal captions (`caption_ids`, or class labels if each class has one caption). None gives plain
+        targets (pair i is right, all others are wrong), with false negatives as in the original.
 
     Raises
     ------
     TrainingError
-        Shapes that do not fit.
+        The shapes do not match.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def contrastive(
         )
     if captions is not None and captions.shape != image_features.shape[:1]:
         raise TrainingError(f"captions {tuple(captions.shape)} for {len(image_features)} pairs: expected (N,)")
-    images, texts = (gather(_unit(features)) for features in (image_features, text_features))
+    images, texts = (gather(unit(wide(features))) for features in (image_features, text_features))
     logits = logit_scale * images @ texts.T
     if captions is None:
         targets = torch.arange(len(logits), device=logits.device)
@@ -104,21 +104,12 @@ def _positives_apart(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     return (losses.sum(dim=1) / same.sum(dim=1)).mean()
 
 
-def _unit(features: torch.Tensor) -> torch.Tensor:
-    wide = features.float() if features.itemsize < 4 else features
-    normalised: torch.Tensor = wide / wide.norm(dim=-1, keepdim=True)
-    return normalised
-
-
-TEXT_BATCH = 256
-
-
 class TextTower(Protocol):
-    """What the contrastive loss needs of the model that is trained (`ft.training.model.Trainable`)."""
+    """What the contrastive loss needs of the trained model (`ft.training.model.Trainable`)."""
 
     @property
     def encoder(self) -> OpenClipEncoder:
-        """Its tokenizer, its device, and the bias of its logits."""
+        """Its tokenizer, device, and logit bias are used."""
 
     @property
     def logit_scale(self) -> torch.Tensor:
@@ -128,35 +119,44 @@ class TextTower(Protocol):
         """Layer of each parameter of ``image`` or ``text``."""
 
     def get_parameter(self, target: str) -> nn.Parameter:
-        """The parameter of a name."""
+        """The parameter of that name."""
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
         """Features (M, D) float32, not normalised, of token ids (M, L)."""
 
 
 class OverPairs:
-    """`contrastive` between image features and those of drawn captions.
+    """`contrastive` between image features and those of randomly drawn captions (FLYP, arXiv 2212.00638).
 
-    A caption that occurs more than once in a batch is encoded once, and all of them once for the whole run where the
-    text tower is not trained.
+    A caption that occurs more than once in a batch is encoded once; if the text tower is not trained, all captions are
+    encoded once for the whole run.
 
     Parameters
     ----------
     model : TextTower
-    captions : Captions
+    sentences : C sequences of str
+        The captions of each class.
     labels : (N,) int64 array
-        Of the whole data set.
+        Labels of the whole data set.
+    seed : int
+        Seed of the drawn captions.
     false_negatives : bool
-        Count equal captions of other pairs as wrong, as plain InfoNCE does.
+        Treat equal captions of other pairs as wrong, as plain InfoNCE does.
     """
 
     separable: ClassVar[bool] = False
 
     def __init__(
-        self, model: TextTower, captions: Captions, labels: npt.NDArray[np.int64], false_negatives: bool
+        self,
+        model: TextTower,
+        sentences: Sequence[Sequence[str]],
+        labels: npt.NDArray[np.int64],
+        seed: int,
+        false_negatives: bool,
     ) -> None:
-        self._model, self._captions, self._labels, self._false_negatives = model, captions, labels, false_negatives
-        self._tokens = model.encoder.tokenize(captions.texts)
+        self._captions = Captions(sentences, seed)
+        self._model, self._labels, self._false_negatives = model, labels, false_negatives
+        self._tokens = model.encoder.tokenize(self._captions.texts)
         trained = any(model.get_parameter(name).requires_grad for name in model.layers("text"))
         self._fixed = None if trained else self._all_features()
 
@@ -169,12 +169,11 @@ class OverPairs:
         return contrastive(features, texts[places.to(texts.device)], self._model.logit_scale, same), None
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The zero-shot head of the model as it is now: the normalised mean of the captions of each class."""
+        """The zero-shot head of the current model: the normalised mean of the captions of each class."""
         texts = unit((self._all_features() if self._fixed is None else self._fixed).double())
         means = torch.stack([texts[torch.from_numpy(places)].mean(dim=0) for places in self._captions.of_class])
         weights = (self._model.logit_scale.detach() * unit(means)).float()
-        bias = self._model.encoder.logit_bias
-        return weights, torch.full_like(weights[:, 0], bias or 0.0)
+        return weights, torch.full_like(weights[:, 0], self._model.encoder.logit_bias or 0.0)
 
     def _features(self, numbers: torch.Tensor) -> torch.Tensor:
         return self._model.text_features(self._tokens[numbers].to(self._model.encoder.device))

@@ -1,7 +1,4 @@
-"""Cross entropy over a head, with label smoothing.
-
-The cross entropy of a run: over the head that is trained with the tower.
-"""
+"""Cross entropy of the logits of a head, with label smoothing."""
 
 from typing import ClassVar
 
@@ -11,21 +8,21 @@ import torch.nn.functional as F
 from featcache.errors import TrainingError
 from ft.objectives.base import TrainingBatch
 from ft.objectives.head import Head
+from ft.regularizers.base import wide
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Mean cross entropy in nats, in float32 or wider.
 
-    Two definitions of label smoothing are in use among the recipes, and they are one: Lipsum-FT smooths the targets,
-    ``q = (1 - ls) onehot + ls / C``, WiSE-FT mixes two losses, ``(1 - ls) NLL + ls mean_c(-log p_c)``; writing the
-    first out, ``-sum_c q_c log p_c = (1 - ls)(-log p_y) + ls/C sum_c -log p_c``, gives the second. Both equal torch's
+    The recipes define label smoothing in two equivalent ways: Lipsum-FT smooths the targets, ``q = (1 - ls) onehot +
+    ls / C``, and WiSE-FT mixes two losses, ``(1 - ls) NLL + ls mean_c(-log p_c)``. Both equal torch's
     ``cross_entropy(..., label_smoothing=ls)``. The true class keeps ``1 - ls + ls / C``; the definition that spreads
     ``ls`` over the C - 1 other classes only is this one at ``ls C / (C - 1)``.
 
     Parameters
     ----------
     logits : (N, C)
-        Logit scale folded in.
+        Including the logit scale.
     labels : (N,) int64
     smoothing : float
         ls in [0, 1).
@@ -33,7 +30,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
     Raises
     ------
     TrainingError
-        A smoothing outside [0, 1), or shapes that do not fit.
+        The smoothing is outside [0, 1), or the shapes do not match.
 
     Examples
     --------
@@ -45,8 +42,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
         raise TrainingError(f"label smoothing {smoothing!r}: expected a number in [0, 1)")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise TrainingError(f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}: expected (N, C) and (N,)")
-    wide = logits.float() if logits.itemsize < 4 else logits
-    return F.cross_entropy(wide, labels, label_smoothing=smoothing)
+    return F.cross_entropy(wide(logits), labels, label_smoothing=smoothing)
 
 
 class OverHead:

@@ -1,6 +1,4 @@
-"""The trainable head of a model: a linear layer over features, or the text tower."""
-
-from __future__ import annotations
+"""The trainable linear head of a model."""
 
 import torch
 from torch import nn
@@ -10,28 +8,28 @@ from ft.regularizers.base import unit, wide
 
 
 class Head(nn.Module):
-    """Logits ``scale W v + b`` (N, C) of image features (N, D), which are normalised here; float32 or wider.
+    """Logits ``scale W v + b`` (N, C) of image features (N, D), which the head normalises; float32 or wider.
 
     Parameters
     ----------
     weights : (C, D) tensor
-        Logit scale included.
+        Including the logit scale.
     bias : (C,) tensor
     scale : float
-        Taken out of the weights, and kept constant.
+        Constant factor s, taken out of the weights.
     with_bias : bool
-        Whether the bias is a parameter; without one, `bias` must be zero or constant over classes.
+        Whether the bias is trained; if not, `bias` must be constant over classes.
 
     Raises
     ------
     TrainingError
-        A bias that would be lost.
+        The bias would be lost.
     """
 
     def __init__(self, weights: torch.Tensor, bias: torch.Tensor, scale: float = 1.0, with_bias: bool = True) -> None:
         super().__init__()
         if not with_bias and bool((bias != bias[0]).any()):
-            raise TrainingError("the head has a bias for each class and head_bias is off; leave --head-bias on")
+            raise TrainingError("the head has a bias per class and head_bias is off; leave --head-bias on")
         self.scale = scale
         self.weight = nn.Parameter(weights.float() / scale)
         self.bias = nn.Parameter(bias.float()) if with_bias else None
@@ -42,6 +40,6 @@ class Head(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
     def linear(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights (C, D) with the scale in them, and bias (C,)."""
+        """Weights (C, D), scale included, and bias (C,)."""
         weights = self.scale * self.weight.detach()
         return weights, weights.new_zeros(len(weights)) if self.bias is None else self.bias.detach()

@@ -1,8 +1,7 @@
-"""Recipes: options of published runs as TOML files, their source and results in the comment at the top of each.
+"""Recipes: options of published runs as TOML files, with their source and results in the comment at the top.
 
-A recipe holds options of `ft.training.options.FinetuneOptions` under their own names and nothing else: what is not
-in it keeps
-its default, and flags given on the command line win over it. A new recipe is one file in this folder.
+A recipe holds fields of `ft.training.options.FinetuneOptions`; the others keep their defaults, and flags on the command
+line take precedence. A new recipe is one file in this folder.
 """
 
 import tomllib
@@ -15,7 +14,7 @@ __all__ = ["RECIPES", "load_recipe", "recipe_header"]
 
 FOLDER = Path(__file__).parent
 RECIPES: tuple[str, ...] = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
-"""Names of the recipes that come with the package."""
+"""Names of the recipes in the package."""
 
 
 def load_recipe(name: str | Path) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
     Raises
     ------
     TrainingError
-        No such recipe, or a file that is no TOML.
+        There is no such recipe, or the file is not TOML.
 
     Examples
     --------
@@ -44,7 +43,7 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
 
 
 def recipe_header(name: str | Path) -> str:
-    """What the comment at the top of a recipe says: where it is from, and what it gave there."""
+    """The comment at the top of a recipe: its source, and the published results."""
     lines = _path(name).read_text(encoding="utf-8").splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:end])

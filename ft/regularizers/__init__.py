@@ -1,4 +1,4 @@
-"""Terms that keep a fine-tuned model robust. One file and one line in `REGULARIZERS` each."""
+"""Terms that keep a fine-tuned model robust; each is one file and one line in `REGULARIZERS`."""
 
 from ft.regularizers.base import Regularizer, Step
 from ft.regularizers.car import ContextDistillation
@@ -17,4 +17,4 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "logit_distillation": LogitDistillation,
     "car": ContextDistillation,
 }
-"""Every regulariser by the name that recipes use."""
+"""All regularisers, by the name that recipes use."""

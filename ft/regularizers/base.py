@@ -1,18 +1,22 @@
-"""What a regulariser sees of a training step, and what it promises."""
+"""Regularisers: what they read of a training step, what they declare, and how a run builds them."""
 
-from collections.abc import Mapping
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from types import UnionType
+from typing import Any, ClassVar, Literal, Protocol, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
 
+from featcache.encoding.banks import SecondMoment
 from featcache.errors import TrainingError
 
 
 @dataclass(frozen=True)
 class Step:
-    """Everything a regulariser may read of one step; a training loop fills in what `Regularizer.needs` names.
+    """What a regulariser may read of a training step; the loop fills in the fields named by `Regularizer.needs`.
 
     Parameters
     ----------
@@ -23,7 +27,7 @@ class Step:
     logits, frozen_logits : (N, C), optional
         Logits of the trained and of the initial model.
     parameters, initial_parameters : mappings of name -> tensor, optional
-        Trained parameters now and at the start.
+        Current and initial values of the trained parameters.
     """
 
     features: torch.Tensor | None = None
@@ -33,11 +37,53 @@ class Step:
     parameters: Mapping[str, torch.Tensor] | None = None
     initial_parameters: Mapping[str, torch.Tensor] | None = None
 
+    def pair(self, trained: str, frozen: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two fields, the second without gradient, both in float32 or wider.
 
-class Regularizer(Protocol):
+        Raises
+        ------
+        TrainingError
+            One of them is missing, or their shapes differ.
+        """
+        now, then = vars(self)[trained], vars(self)[frozen]
+        if now is None or then is None:
+            raise TrainingError(f"the step has no {trained if now is None else frozen}; this regulariser needs it")
+        if now.shape != then.shape:
+            raise TrainingError(f"{trained} {tuple(now.shape)} and {frozen} {tuple(then.shape)} must have one shape")
+        return wide(now), wide(then.detach())
+
+
+class Setting(Protocol):
+    """What a run offers to `Regularizer.from_setting`."""
+
+    logit_scale: float
+    """s of the initial model, already exponentiated."""
+
+    generator: torch.Generator
+    """CPU generator, seeded anew in every step: equal on all processes and in all parts of a batch."""
+
+    @property
+    def special_tokens(self) -> tuple[int, int, int, int]:
+        """Ids of start and end of a text, size of the vocabulary, context length."""
+
+    def encode_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """Text features (M, D) of the initial model for token ids (M, L), without gradients."""
+
+    def bank(self, reference: str | int) -> torch.Tensor:
+        """Features (K, D) of a stored bank of random texts."""
+
+    def moment(self, reference: str | int) -> SecondMoment:
+        """Second moment of a stored bank of random texts."""
+
+    def contexts(self, templates: str | None) -> torch.Tensor:
+        """Features (T, D) of the templates' contexts, by default those of the run."""
+
+
+class Regularizer(ABC):
     """A term added to the objective; its weight (lambda) belongs to the training loop.
 
-    Call it outside of autocast, which would take its products back to half precision.
+    Its parameters are the keyword arguments of `from_setting` if it defines that, else of its constructor. Call it
+    outside of autocast, which would compute its products in half precision.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -47,57 +93,53 @@ class Regularizer(Protocol):
     """Whether value and gradient are zero while the model is still the initial one."""
 
     separable: ClassVar[bool]
-    """Whether the term of a batch is the mean of those of its parts, weighted by their rows."""
+    """Whether the term of a batch is the mean of the terms of its parts, weighted by rows."""
 
+    @classmethod
+    def from_setting(cls, setting: Setting, *args: Any, **parameters: Any) -> Self:
+        """The regulariser of a run."""
+        return cls(**parameters)
+
+    @abstractmethod
     def __call__(self, step: Step) -> torch.Tensor:
         """The term, a scalar of float32 or wider."""
 
 
-class Setting(Protocol):
-    """What a run offers to regularisers that are made of more than numbers, through ``from_setting``."""
-
-    logit_scale: float
-    """s of the initial model, already exponentiated."""
-
-    generator: torch.Generator
-    """CPU generator, seeded anew by every step: alike on all processes and in all parts of a batch."""
-
-    @property
-    def special_tokens(self) -> tuple[int, int, int, int]:
-        """Ids of start and end of a text, size of the vocabulary, context length."""
-
-    def encode_tokens(self, ids: torch.Tensor) -> torch.Tensor:
-        """Text features (M, D) of the initial model for token ids (M, L), without gradients."""
-
-    def bank(self, reference: Any) -> torch.Tensor:
-        """Features (K, D) of a stored bank of random texts."""
-
-    def moment(self, reference: Any) -> Any:
-        """Second moment of a stored bank of random texts."""
-
-    def contexts(self, templates: str | None) -> torch.Tensor:
-        """Features (T, D) of the templates' contexts, by default those of the run."""
-
-
-def build(kind: type[Regularizer], setting: Setting, parameters: Mapping[str, Any]) -> Regularizer:
-    """A regulariser of a run: ``kind.from_setting(setting, **parameters)`` where it has that, else of its parameters.
+def check_parameters(name: str, kind: type[Regularizer], given: Mapping[str, Any]) -> None:
+    """Check parameters from a recipe or the command line against the declaration of a regulariser.
 
     Raises
     ------
     TrainingError
-        A parameter that it does not have.
+        An unknown parameter, or a value of another type.
     """
-    try:
-        make = getattr(kind, "from_setting", None)
-        made: Regularizer = kind(**parameters) if make is None else make(setting, **parameters)
-    except TypeError as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-        raise TrainingError(f"regularizer {kind.__name__}: parameters {given} do not fit ({error})") from error
-    return made
+    declares: Callable[..., Any] = kind.from_setting if "from_setting" in vars(kind) else kind.__init__
+    hints = get_type_hints(declares)
+    declared = [key for key in inspect.signature(declares).parameters if key not in ("self", "setting")]
+    for key, value in given.items():
+        if key not in declared:
+            raise TrainingError(
+                f"regularizer {name}: unknown parameter {key}={value!r}; expected {', '.join(declared) or 'none'}"
+            )
+        if not _fits(value, hints[key]):
+            choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
+            expected = " or ".join(map(repr, choices)) or str(getattr(hints[key], "__name__", hints[key]))
+            raise TrainingError(f"regularizer {name}: parameter {key}={value!r}; expected {expected}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value has the type of a hint; whole numbers are numbers, booleans are not."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 class Constant:
-    """A tensor without gradient, copied to another device or dtype once and not at every step."""
+    """A tensor without gradient, whose copy on another device or in another dtype is kept."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._values = self._cast = values.detach()
@@ -107,22 +149,6 @@ class Constant:
         if (self._cast.device, self._cast.dtype) != (other.device, other.dtype):
             self._cast = self._values.to(other)
         return self._cast
-
-
-def pair(step: Step, trained: str, frozen: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two tensors of a step, the second without gradient, both in float32 or wider.
-
-    Raises
-    ------
-    TrainingError
-        One of them is missing, or their shapes differ.
-    """
-    now, then = getattr(step, trained), getattr(step, frozen)
-    if now is None or then is None:
-        raise TrainingError(f"the step has no {trained if now is None else frozen}; this regulariser needs it")
-    if now.shape != then.shape:
-        raise TrainingError(f"{trained} {tuple(now.shape)} and {frozen} {tuple(then.shape)} must have one shape")
-    return wide(now), wide(then.detach())
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:

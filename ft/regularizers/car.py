@@ -1,11 +1,11 @@
-"""Context-aware distillation: which context an image shows must not move.
+"""Context-aware distillation: keep the distribution over contexts that the initial model predicts for an image.
 
-With unit image features v (trained) and v0 (frozen), unit context features ``ctx`` (T, D), one a prompt template (the
-mean over the classes, as text stores hold them), and the exponentiated logit scale s:
+With unit image features v (trained) and v0 (frozen), unit context features ``ctx`` (T, D), one per prompt template (the
+mean over the classes, as in text stores), and the exponentiated logit scale s:
 
 ``R = mean_n KL(softmax(s ctx v0_n) || softmax(s ctx v_n))``
 
-in the usual direction of distillation: the frozen model's distribution is the target.
+with the frozen model's distribution as the target.
 
 Paper: Mao et al., Context-aware robust fine-tuning (arXiv 2211.16175).
 """
@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 import torch
 
 from featcache.errors import TrainingError
-from ft.regularizers.base import Constant, Setting, Step, kl_to_frozen, pair, unit, wide
+from ft.regularizers.base import Constant, Regularizer, Setting, Step, kl_to_frozen, unit, wide
 
 
 def context_divergence(v: torch.Tensor, v0: torch.Tensor, ctx: torch.Tensor, logit_scale: float) -> torch.Tensor:
@@ -24,7 +24,7 @@ def context_divergence(v: torch.Tensor, v0: torch.Tensor, ctx: torch.Tensor, log
     Examples
     --------
     >>> v, v0 = torch.tensor([[0.6, 0.8, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
-    >>> ctx = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # v0 is as near to one as to the other
+    >>> ctx = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # v0 is equally near to both
     >>> round(context_divergence(v, v0, ctx, 100.0).item(), 4)  # 40 - ln 2
     39.3069
     """
@@ -32,13 +32,13 @@ def context_divergence(v: torch.Tensor, v0: torch.Tensor, ctx: torch.Tensor, log
     return kl_to_frozen(logit_scale * v @ contexts.T, logit_scale * v0 @ contexts.T)
 
 
-class ContextDistillation:
+class ContextDistillation(Regularizer):
     """`context_divergence` of a step's features.
 
     Parameters
     ----------
     ctx : (T, D) tensor
-        Context features, a text store's ``ctx``; normalised here.
+        Context features, such as a text store's ``ctx``; normalised by the class.
     logit_scale : float
         s, already exponentiated.
 
@@ -64,12 +64,12 @@ class ContextDistillation:
         self._ctx, self.logit_scale = Constant(unit(wide(ctx))), logit_scale
 
     @classmethod
-    def from_setting(cls, setting: Setting, templates: str | None = None) -> Self:
-        """The regulariser of a run, over the contexts of a template set (by default the run's)."""
+    def from_setting(cls, setting: Setting, *, templates: str | None = None) -> Self:
+        """Over the contexts of a template set, by default the run's."""
         return cls(setting.contexts(templates), setting.logit_scale)
 
     def __call__(self, step: Step) -> torch.Tensor:
-        """R of the step's features, which are normalised here."""
-        now, then = pair(step, "features", "frozen_features")
+        """R of the features of a step."""
+        now, then = step.pair("features", "frozen_features")
         v, v0 = unit(now), unit(then)
         return context_divergence(v, v0, self._ctx.like(v), self.logit_scale)

@@ -1,6 +1,6 @@
-"""Distillation from the initial model: of its features, or of its predictions.
+"""Distillation from the initial model, of its features or of its predictions.
 
-``mse     = mean over N and D of (z - z0)^2``        (features as the tower gives them; torch's mse_loss)
+``mse     = mean over N and D of (z - z0)^2``        (features before normalisation; torch's mse_loss)
 ``cosine  = mean_n (1 - v_n.v0_n)``                  (unit features; computed as |v - v0|^2 / 2, exact near zero)
 ``logits  = T^2 mean_n KL(softmax(l0_n / T) || softmax(l_n / T))``
 
@@ -13,11 +13,11 @@ from typing import ClassVar, Literal
 import torch
 
 from featcache.errors import TrainingError
-from ft.regularizers.base import Step, kl_to_frozen, pair, unit
+from ft.regularizers.base import Regularizer, Step, kl_to_frozen, unit
 
 
 def cosine_distance(features: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:
-    """Mean over rows of one minus the cosine of `features` and `frozen`, both (N, D), of any length.
+    """Mean over rows of one minus the cosine of `features` and `frozen`, both (N, D), of any norm.
 
     Examples
     --------
@@ -39,18 +39,18 @@ def logit_divergence(logits: torch.Tensor, frozen_logits: torch.Tensor, temperat
     return temperature**2 * kl_to_frozen(logits / temperature, frozen_logits / temperature)
 
 
-class FeatureDistillation:
-    """Image features stay where the initial tower puts them.
+class FeatureDistillation(Regularizer):
+    """Keep the image features of the initial tower.
 
     Parameters
     ----------
     kind : {"mse", "cosine"}
-        Distance: of the features themselves, or of their directions.
+        Distance of the features, or of their directions.
 
     Raises
     ------
     TrainingError
-        Another kind.
+        `kind` is neither of them.
 
     Examples
     --------
@@ -69,23 +69,23 @@ class FeatureDistillation:
         self.kind = kind
 
     def __call__(self, step: Step) -> torch.Tensor:
-        """Distance of the step's features."""
-        now, then = pair(step, "features", "frozen_features")
+        """Distance of the features of a step."""
+        now, then = step.pair("features", "frozen_features")
         return cosine_distance(now, then) if self.kind == "cosine" else (now - then).square().mean()
 
 
-class LogitDistillation:
-    """Predictions stay where the initial model puts them.
+class LogitDistillation(Regularizer):
+    """Keep the predictions of the initial model.
 
     Parameters
     ----------
     temperature : float
-        T > 0; larger ones look at the small probabilities, T^2 keeps the size of the gradient.
+        T > 0; larger values emphasise small probabilities, T^2 keeps the size of the gradient.
 
     Raises
     ------
     TrainingError
-        A temperature that is not positive.
+        The temperature is not positive.
 
     Examples
     --------
@@ -104,6 +104,6 @@ class LogitDistillation:
         self.temperature = temperature
 
     def __call__(self, step: Step) -> torch.Tensor:
-        """Divergence of the step's logits."""
-        now, then = pair(step, "logits", "frozen_logits")
+        """Divergence of the logits of a step."""
+        now, then = step.pair("logits", "frozen_logits")
         return logit_divergence(now, then, self.temperature)

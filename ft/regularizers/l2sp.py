@@ -1,8 +1,8 @@
-"""L2-SP: weights are pulled to where they started instead of to zero.
+"""L2-SP: weight decay towards the initial weights instead of zero.
 
 ``R = 1/2 sum_k |theta_k - theta0_k|^2 + beta/2 sum_h |theta_h|^2``
 
-over the parameters k that exist at the start and the parameters h that do not (a new head). The sums run over all
+over the parameters k with an initial value and the parameters h without one (a new head). The sums run over all
 elements and are not divided by their number.
 
 Paper: Li et al., Explicit inductive bias for transfer learning with convolutional networks (arXiv 1802.01483).
@@ -15,7 +15,7 @@ import torch
 
 from featcache.errors import MismatchError, TrainingError
 from ft.checkpoints.state import check_shapes, shapes_of
-from ft.regularizers.base import Step, wide
+from ft.regularizers.base import Regularizer, Step, wide
 
 
 def l2sp(
@@ -37,19 +37,20 @@ def l2sp(
     known = {name: value for name, value in parameters.items() if name in initial}
     if not known:
         raise MismatchError("no parameter has an initial value of its name; give initial_parameters of the same model")
-    check_shapes(shapes_of({name: initial[name] for name in known}), shapes_of(known), ("the start", "the model"))
+    names = ("the initial model", "the model")
+    check_shapes(shapes_of({name: initial[name] for name in known}), shapes_of(known), names)
     moved = [(wide(value) - wide(initial[name].detach())).square().sum() for name, value in known.items()]
     new = [beta * wide(value).square().sum() for name, value in parameters.items() if beta and name not in initial]
     return 0.5 * torch.stack(moved + new).sum()
 
 
-class L2SP:
-    """`l2sp` of a step's parameters.
+class L2SP(Regularizer):
+    """`l2sp` of the parameters of a step.
 
     Parameters
     ----------
     beta : float
-        Weight of the plain L2 term of new parameters; 0 leaves them free.
+        Weight of the L2 term of new parameters; 0 omits it.
 
     Examples
     --------
@@ -59,7 +60,7 @@ class L2SP:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"parameters", "initial_parameters"})
-    zero_at_start: ClassVar[bool] = True  # of what exists at the start
+    zero_at_start: ClassVar[bool] = True  # except for new parameters
     separable: ClassVar[bool] = True
 
     def __init__(self, beta: float = 0.0) -> None:

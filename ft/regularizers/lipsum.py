@@ -1,4 +1,4 @@
-"""Lipsum regularisation: the similarities to random texts must not move.
+"""Lipsum regularisation: keep the similarities to random texts.
 
 With unit image features v (trained) and v0 (frozen) of N images, unit features t_m of M random texts and the
 exponentiated logit scale s:
@@ -6,24 +6,24 @@ exponentiated logit scale s:
 ``R = mean_n sum_m (s v_n.t_m - s v0_n.t_m)^2 / (2 M)``
 
 This is a quadratic form, ``R = s^2 / 2 mean_n (v_n - v0_n)^T G (v_n - v0_n)`` with ``G = sum_m t_m t_m^T / M`` (D, D),
-so three modes share one expectation: fresh random texts every step (`Lipsum.random`, the paper's), rows drawn from a
-bank of stored text features (`Lipsum.bank`), and the expectation over that bank itself (`Lipsum.exact`): no text
-tower and no sampling noise beyond the bank's, which `second_moment` reports.
+so three modes share one expectation: fresh random texts in every step (`Lipsum.random`, as in the paper), rows drawn
+from a bank of stored text features (`Lipsum.bank`), and the expectation over that bank (`Lipsum.exact`), without a text
+tower and without sampling noise other than that of the bank, which `second_moment` reports.
 
-Both similarities carry the scale (about 100). The paper prints the formula without it; an implementation that leaves it
-out has a lambda 10^4 times smaller.
+Both similarities include the scale (about 100). The paper prints the formula without it; an implementation without it
+needs a lambda 10^4 times larger.
 
 Paper: Nam et al., Lipsum-FT: Robust fine-tuning of zero-shot models using random text guidance (arXiv 2404.00860).
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 
 from featcache.encoding.banks import SecondMoment, random_texts, second_moment
 from featcache.errors import TrainingError
-from ft.regularizers.base import Constant, Setting, Step, pair, unit, wide
+from ft.regularizers.base import Constant, Regularizer, Setting, Step, unit, wide
 
 M = 80
 LENGTH = 8
@@ -38,7 +38,7 @@ def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_sca
     v, v0 : (N, D)
         Unit image features, trained and frozen.
     texts : (M, D)
-        Unit text features; they get no gradient.
+        Unit text features, without gradient.
     logit_scale : float
         s, already exponentiated.
 
@@ -53,7 +53,7 @@ def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_sca
 
 
 def over_moment(v: torch.Tensor, v0: torch.Tensor, moment: torch.Tensor, logit_scale: float) -> torch.Tensor:
-    """R as a quadratic form; equals `over_texts` for the texts that `moment` (D, D) was taken of.
+    """R as a quadratic form; equals `over_texts` for the texts with second moment `moment` (D, D).
 
     Examples
     --------
@@ -65,13 +65,13 @@ def over_moment(v: torch.Tensor, v0: torch.Tensor, moment: torch.Tensor, logit_s
     return 0.5 * logit_scale**2 * (difference @ moment.detach().to(v) * difference).sum(-1).mean()
 
 
-class Lipsum:
+class Lipsum(Regularizer):
     """Lipsum regularisation of a step; made by `random`, `bank` or `exact`.
 
     Parameters
     ----------
     term : callable
-        R of unit features v and v0 (N, D): `over_texts` or `over_moment` with the rest filled in.
+        R of unit features v and v0 (N, D), from `over_texts` or `over_moment`.
 
     Examples
     --------
@@ -101,7 +101,7 @@ class Lipsum:
         context_length: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Fresh random texts every step, as in the paper.
+        """Fresh random texts in every step, as in the paper.
 
         Parameters
         ----------
@@ -112,7 +112,7 @@ class Lipsum:
         sot, eot, length, context_length, generator
             See `random_texts`.
         m : int
-            M, texts a step.
+            M, texts per step.
         """
 
         def term(v: torch.Tensor, v0: torch.Tensor) -> torch.Tensor:
@@ -127,7 +127,7 @@ class Lipsum:
     def bank(
         cls, bank: torch.Tensor, logit_scale: float, *, m: int = M, generator: torch.Generator | None = None
     ) -> Self:
-        """`m` rows of a bank of text features (K, D) every step, drawn with replacement by a CPU generator."""
+        """`m` rows of a bank of text features (K, D) per step, drawn with replacement by a CPU generator."""
         rows = Constant(unit(wide(bank)))
 
         def term(v: torch.Tensor, v0: torch.Tensor) -> torch.Tensor:
@@ -138,30 +138,30 @@ class Lipsum:
 
     @classmethod
     def exact(cls, bank: torch.Tensor | SecondMoment, logit_scale: float) -> Self:
-        """The expectation over a bank of text features (K, D), or over the texts of a `second_moment`: no draws."""
+        """The expectation over a bank of text features (K, D), or over the texts of a `second_moment`."""
         moment = bank if isinstance(bank, SecondMoment) else second_moment(unit(wide(bank)))
         matrix = Constant(moment.matrix)
         return cls(lambda v, v0: over_moment(v, v0, matrix.like(v), logit_scale))
 
     @classmethod
     def from_setting(
-        cls, setting: Setting, mode: str = "random", *, m: int = M, length: int = LENGTH, bank: Any = None
+        cls, setting: Setting, *, mode: str = "random", m: int = M, length: int = LENGTH, bank: str | int | None = None
     ) -> Self:
-        """The regulariser of a run.
+        """One of the three modes.
 
         Parameters
         ----------
         setting : Setting
         mode : {"random", "bank", "exact"}
         m, length : int
-            Texts a step, and random ids in each (``random``); texts drawn a step (``bank``).
+            Texts per step, and random ids per text (``random``).
         bank : str or int
-            A stored bank, or how many texts to make one of; ``bank`` and ``exact`` take 10,000 by default.
+            A stored bank, or the number of texts to make one from; 10,000 by default (``bank``, ``exact``).
 
         Raises
         ------
         TrainingError
-            Another mode, or a bank for a mode that has none.
+            Another mode, or a bank for the mode ``random``.
         """
         if mode == "random" and bank is None:
             sot, eot, _, context = setting.special_tokens
@@ -183,6 +183,6 @@ class Lipsum:
         raise TrainingError(f"lipsum mode {mode!r}, bank {bank!r}: expected random (without a bank), bank, or exact")
 
     def __call__(self, step: Step) -> torch.Tensor:
-        """R of the step's features, which are normalised here."""
-        now, then = pair(step, "features", "frozen_features")
+        """R of the features of a step."""
+        now, then = step.pair("features", "frozen_features")
         return self._term(unit(now), unit(then))

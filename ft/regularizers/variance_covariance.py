@@ -1,15 +1,13 @@
 """Variance-covariance regularisation of image features.
 
-For the features Z (N, D) of a batch, as the tower gives them (after the projection, before the L2 normalisation), with
-``S`` (D, D) their unbiased covariance over the batch:
+For the features Z (N, D) of a batch, after the projection and before the L2 normalisation, with ``S`` (D, D) their
+unbiased covariance over the batch:
 
 ``variance   = mean_j max(0, 1 - sqrt(S_jj + 1e-7))``
 ``covariance = sum_{i != j} S_ij^2 / (D (D - 1))``
 
-VICReg divides the second by D instead. Neither is zero at the start of fine-tuning.
-
-Under several processes the batch is that of all of them: features are gathered with gradients, and the term is the
-same as on one process.
+VICReg divides the second term by D instead. Neither is zero at the start of fine-tuning. In several processes features
+are gathered with gradients, so the terms are those of the whole batch.
 
 Papers: RegFT (arXiv 2406.05432); Bardes et al., VICReg (arXiv 2105.04906).
 """
@@ -20,13 +18,13 @@ import torch
 
 from featcache.errors import TrainingError
 from ft.distributed import gather
-from ft.regularizers.base import Step, wide
+from ft.regularizers.base import Regularizer, Step, wide
 
 EPS = 1e-7
 
 
 class VarianceCovarianceTerms(NamedTuple):
-    """The two scalar terms, not weighted."""
+    """The two scalar terms, without weights."""
 
     variance: torch.Tensor
     covariance: torch.Tensor
@@ -47,7 +45,7 @@ def variance_covariance(features: torch.Tensor) -> VarianceCovarianceTerms:
     (0.0, 4.0)
     """
     if features.ndim != 2 or min(features.shape) < 2:
-        raise TrainingError(f"features {tuple(features.shape)}: a covariance wants (N, D) with N and D at least 2")
+        raise TrainingError(f"features {tuple(features.shape)}: a covariance needs (N, D) with N and D at least 2")
     n, dim = features.shape
     centred = features - features.mean(dim=0)
     covariance = centred.T @ centred / (n - 1)
@@ -58,7 +56,7 @@ def variance_covariance(features: torch.Tensor) -> VarianceCovarianceTerms:
     )
 
 
-class VarianceCovariance:
+class VarianceCovariance(Regularizer):
     """``a variance + b covariance`` over the batches of all processes.
 
     Parameters
@@ -81,7 +79,7 @@ class VarianceCovariance:
         self.variance, self.covariance = variance, covariance
 
     def __call__(self, step: Step) -> torch.Tensor:
-        """The weighted sum for the step's features."""
+        """The weighted sum for the features of a step."""
         if step.features is None:
             raise TrainingError("the step has no features; this regulariser needs it")
         terms = variance_covariance(gather(wide(step.features)))

@@ -1,8 +1,8 @@
 """Averages of the weights along a run: exponential moving average and stochastic weight averaging.
 
 Both are ``average += w (theta - average)``: EMA with a constant w = 1 - decay, SWA with w = 1 / (number of models).
-Averages are kept in float32 or wider, whatever the precision of the weights: at a decay of 0.9999 a bfloat16 average
-would never move. Integer buffers are those of the latest model.
+Averages are kept in float32 or wider: at a decay of 0.9999 a bfloat16 average would never move. Integer buffers are
+those of the latest model.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,12 +26,12 @@ class _Average:
 
     @torch.no_grad()
     def update(self, state: State) -> None:
-        """Take one more model in.
+        """Add a model to the average.
 
         Raises
         ------
         MismatchError
-            Its keys or shapes are not those of the first.
+            Its keys or shapes differ from the first.
         """
         check_shapes(shapes_of(self._averages), shapes_of(state), ("the average", "the new model"))
         weight = self._weight(self.count)
@@ -44,12 +44,12 @@ class _Average:
         self.count += 1
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The average in the dtypes of the model, as copies."""
+        """Copy of the average in the dtypes of the model."""
         return {key: value.to(self._dtypes[key], copy=True) for key, value in self._averages.items()}
 
     @contextmanager
     def swapped_into(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-        """`model` with the averaged weights inside the block (to evaluate it), with its own again after it."""
+        """Load the averaged weights into `model` inside the block, to evaluate it."""
         own = {key: value.detach().clone() for key, value in model.state_dict().items()}
         try:
             model.load_state_dict(self.state_dict())
@@ -58,7 +58,7 @@ class _Average:
             model.load_state_dict(own)
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """Everything that a resumed run needs to continue bit for bit, as tensors for one safetensors file."""
+        """The state that a resumed run continues from bit for bit, as tensors for a safetensors file."""
         return {COUNT: torch.tensor(self.count)} | {key: value.clone() for key, value in self._averages.items()}
 
     def resume(self, saved: State) -> None:
@@ -67,12 +67,12 @@ class _Average:
         Raises
         ------
         TrainingError
-            It was not made by `resume_state`.
+            The state was not made by `resume_state`.
         MismatchError
-            It is of another model.
+            The state belongs to another model.
         """
         if COUNT not in saved:
-            raise TrainingError(f"no {COUNT!r} in the saved average; expected what resume_state() gave")
+            raise TrainingError(f"no {COUNT!r} in the saved average; expected the result of resume_state()")
         averages = {key: value for key, value in saved.items() if key != COUNT}
         check_shapes(shapes_of(self._averages), shapes_of(averages), ("the average", "the saved one"))
         for key, value in averages.items():
@@ -86,11 +86,11 @@ class EMA(_Average):
     Parameters
     ----------
     state : state dict
-        The start of the average; usually the zero-shot weights.
+        Initial value of the average; usually the zero-shot weights.
     decay : float
         d in [0, 1).
     warmup : bool
-        Use ``min(d, (1 + t) / (10 + t))`` at update t = 0, 1, ...: a short run then forgets its start sooner.
+        Use ``min(d, (1 + t) / (10 + t))`` at update t = 0, 1, ...: short runs then forget their initial weights sooner.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class SWA(_Average):
     Parameters
     ----------
     state : state dict
-        Says keys, shapes and dtypes; it is no part of the mean.
+        Gives keys, shapes and dtypes; it is not part of the mean.
 
     Examples
     --------
@@ -133,12 +133,12 @@ class SWA(_Average):
         super().__init__(state, lambda t: 1 / (t + 1))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The mean in the dtypes of the model, as copies.
+        """Copy of the mean in the dtypes of the model.
 
         Raises
         ------
         TrainingError
-            Nothing was averaged yet.
+            There are no models yet.
         """
         if not self.count:
             raise TrainingError("mean of no models; call update() at least once")

@@ -1,22 +1,20 @@
-"""Training batches in an order that seed and step alone decide, decoded and cropped in threads.
+"""Training batches in an order that depends on seed and step alone, decoded and cropped in threads.
 
-Batch b of epoch e is a slice of one permutation made from (seed, e); the view of a picture follows from (seed, e,
+Batch b of epoch e is a slice of a permutation drawn from (seed, e); the view of a picture is drawn from (seed, e,
 sample id). So a run that is resumed, or that has another number of processes or threads, sees the same pixels, and no
-random state needs to be saved. The last batch of an epoch is dropped where it is not whole, as in the papers.
+random state needs to be saved. An incomplete last batch of an epoch is dropped, as in the papers.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 
 from featcache.datasets.base import Dataset, Picture
 from featcache.encoders.base import Batch
+from featcache.encoding.pipeline import worked_batches
 from featcache.errors import ImageReadError, TrainingError
 from ft.objectives.base import Rows, TrainingBatch
 
@@ -25,14 +23,14 @@ View = Callable[[Picture, int, str], Batch]
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows make up the batch of each step.
+    """The rows of the batch of each step.
 
     Parameters
     ----------
     n : int
         Samples of the data set.
     batch_size : int
-        Rows of a step, over all processes.
+        Rows per step, over all processes.
     seed : int
     shuffle : bool
     rank, world : int
@@ -41,7 +39,7 @@ class Order:
     Raises
     ------
     TrainingError
-        A batch larger than the data set, or one that the processes cannot share evenly.
+        The batch is larger than the data set, or the processes cannot share it evenly.
 
     Examples
     --------
@@ -66,11 +64,11 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch."""
+        """Complete batches of an epoch."""
         return self.n // self.batch_size
 
     def rows(self, step: int) -> tuple[int, Rows]:
-        """Epoch, and the rows of this process, of step 0, 1, ...; all rows of one process follow each other."""
+        """Epoch, and the rows of this process, of step 0, 1, ...; consecutive in the batch."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = _permutation(self.n, self.seed, epoch) if self.shuffle else np.arange(self.n)
         share = self.batch_size // self.world
@@ -86,7 +84,7 @@ def _permutation(n: int, seed: int, epoch: int) -> Rows:
 def training_batches(
     dataset: Dataset, view: View, order: Order, steps: range, device: str, workers: int, ahead: int
 ) -> Iterator[TrainingBatch]:
-    """The batches of some steps, in order, `ahead` of them being worked on in advance.
+    """The batches of some steps, in order, with `ahead` batches prepared in advance.
 
     Raises
     ------
@@ -95,38 +93,23 @@ def training_batches(
     """
     labels, ids = torch.from_numpy(dataset.index.labels), dataset.index.ids
 
+    def images(samples: Sequence[tuple[int, int]]) -> list[Batch]:
+        return [image(row, epoch) for row, epoch in samples]
+
     def image(row: int, epoch: int) -> Batch:
         try:
             picture = dataset.decode(dataset.read(row), row)
         except Exception as error:  # decoders raise anything on damaged files
             raise ImageReadError(
-                f"{dataset.name}/{dataset.split}: {ids[row]} cannot be read ({error}); mend or remove it"
+                f"{dataset.name}/{dataset.split}: {ids[row]} cannot be read ({error}); repair or remove it"
             ) from error
         return view(picture, epoch, ids[row])
 
-    def images(rows: Rows, epoch: int) -> list[Batch]:
-        return [image(row, epoch) for row in rows.tolist()]
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="featcache-train") as pool:
-        waiting: deque[tuple[int, int, Rows, list[Future[Any]]]] = deque()
-        try:
-            for step in steps:
-                epoch, rows = order.rows(step)
-                pieces = np.array_split(rows, min(len(rows), 4 * workers))
-                waiting.append((step, epoch, rows, [pool.submit(images, piece, epoch) for piece in pieces]))
-                if len(waiting) > ahead:
-                    yield _collected(*waiting.popleft(), labels, device)
-            while waiting:
-                yield _collected(*waiting.popleft(), labels, device)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _collected(
-    step: int, epoch: int, rows: Rows, futures: list[Future[Any]], labels: torch.Tensor, device: str
-) -> TrainingBatch:
-    pixels = torch.from_numpy(np.stack([image for future in futures for image in future.result()]))
-    targets = labels[torch.from_numpy(rows)]
-    if device.startswith("cuda"):
-        pixels, targets = pixels.pin_memory(), targets.pin_memory()
-    return TrainingBatch(step, epoch, rows, pixels.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+    samples = ([(row, epoch) for row in rows.tolist()] for epoch, rows in map(order.rows, steps))
+    for step, batch in zip(steps, worked_batches(images, samples, workers, ahead), strict=True):
+        epoch, rows = order.rows(step)
+        pixels, targets = torch.from_numpy(np.stack(batch)), labels[torch.from_numpy(rows)]
+        if device.startswith("cuda"):
+            pixels, targets = pixels.pin_memory(), targets.pin_memory()
+        pixels, targets = pixels.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        yield TrainingBatch(step, epoch, rows, pixels, targets)

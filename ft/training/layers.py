@@ -1,10 +1,10 @@
-"""How far each parameter of a CLIP model stands from its tower's output: for freezing and layer-wise learning rates."""
+"""Depth of each parameter in its tower, for freezing and layer-wise learning rates."""
 
 import re
 from collections.abc import Iterable
 
-# The part of a name that comes first decides: convolutions inside a patch embedding have stages of their own, and
-# blocks have parts that are called like the end of a tower. ResNets count their stages from one.
+# The first match in a name decides: convolutions inside a patch embedding have stages of their own, and blocks have
+# parts with the same names as the end of a tower. ResNets count their stages from one.
 PLACE = re.compile(
     r"(?:^|\.)(?:(?P<embedding>patch_embed|stem)|(?:resblocks|blocks|block|layers|layer|stages)\.(?P<block>\d+)"
     r"|layer(?P<stage>\d+))\."
@@ -15,14 +15,14 @@ LAST_OF_ALL = ("logit_scale", "logit_bias")
 
 
 def depths(names: Iterable[str]) -> dict[str, int]:
-    """Layer of each parameter of one tower: 0 the embedding, 1 to L the blocks, L + 1 what follows them.
+    """Layer of each parameter of one tower: 0 for the embedding, 1 to L for the blocks, L + 1 for the rest.
 
-    Stages count as blocks where a network has them (ResNets, ConvNeXt, Swin, FastViT).
+    Stages count as blocks (ResNets, ConvNeXt, Swin, FastViT).
 
     Parameters
     ----------
     names : iterable of str
-        Parameter names of one tower, as open_clip (or timm or transformers inside it) calls them.
+        Parameter names of one tower in open_clip, timm or transformers.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def lr_factors(names: Iterable[str], decay: float) -> dict[str, float]:
 
 
 def _place(name: str) -> int | None:
-    """Layer of a parameter of the embedding or of a block; None for one that stands in neither by its name."""
+    """Layer of a parameter of the embedding or of a block; None for all others."""
     match = PLACE.search(name)
     if match is None:
         return None

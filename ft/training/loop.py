@@ -1,7 +1,7 @@
-"""Fine-tuning, end to end: ``finetune`` trains a model on a data set and leaves checkpoints that `encode` takes.
+"""Fine-tuning, end to end: ``finetune`` trains a model on a data set and writes checkpoints that can be encoded.
 
-A run can be killed at any moment: the same call goes on from its last state and ends with the same bits, equal device,
-threads and number of processes assumed.
+A run may be killed at any time: the same call resumes it from its last state and ends with the same bits, given the
+same device, threads and number of processes.
 """
 
 import time
@@ -9,38 +9,60 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
+import numpy as np
 import torch
 
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
-from featcache.encoding.pipeline import default_ahead, default_workers
-from featcache.errors import DivergedError, TrainingError
+from featcache.encoding.pipeline import default_ahead, default_workers, prepared_batches
+from featcache.errors import DivergedError, ImageReadError, TrainingError
 from featcache.processes import wait
 from featcache.progress import Progress, Silent
-from ft.checkpoints.folder import BEST, LAST, LOG, START
-from ft.distributed import Place, processes
+from ft.checkpoints.folder import BEST, LAST, LOG, START, head_path
+from ft.checkpoints.state import Json
+from ft.distributed import Place, processes, total
+from ft.objectives.base import Objective
+from ft.regularizers.base import unit
 from ft.training.averages import EMA, SWA
 from ft.training.data import training_batches
-from ft.training.logs import Ledger, Log, TensorBoardLog
+from ft.training.model import Trainable
 from ft.training.options import FinetuneOptions
-from ft.training.output import head_path, open_folder, write_head, write_model, write_options
+from ft.training.output import Log, TensorBoardLog, open_folder, write_head, write_model, write_options
 from ft.training.resume import RESUME, Progression, read_resume, restore, write_resume
 from ft.training.setup import Run, prepare
-from ft.training.validate import judge
+from ft.training.step import Ledger
+
+BATCH = 128  # images of a validation batch
+
+
+class RunSettings(TypedDict, total=False):
+    """Keyword arguments of `finetune` that are not options of the training itself."""
+
+    split: str
+    """Split of a data set given by name, default ``train``."""
+    labels: str
+    """What the labels of a list file are: ``names`` (default) or ``int``."""
+    root: str | Path | None
+    """Folder of all stores."""
+    device: str | None
+    """Default: ``cuda`` where it is available, else ``cpu``."""
+    overwrite: bool
+    """Start anew where a run was begun."""
+    progress: Progress | None
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a run left behind.
+    """What a run has written.
 
     Parameters
     ----------
     last, best : Path
-        Model folders; `best` is that of the best step on the selection split, and `last` where there is none.
+        Model folders; `best` is the best step on the selection split, or `last` without one.
     start_head, last_head, best_head : Path
-        Heads for ``featcache evaluate``; that with which training began belongs to the initial model.
+        Heads for ``featcache evaluate``; the one from the start of training belongs to the initial model.
     steps : int
     best_step : int or None
     judged : list of dict
@@ -54,16 +76,16 @@ class FinetuneResult:
     best_head: Path
     steps: int
     best_step: int | None
-    judged: list[dict[str, Any]]
+    judged: list[Json]
 
 
 def open_split(spec: str, labels: str = "names") -> Dataset:
-    """``DATASET:SPLIT``, as in ``digits:val`` or ``imagefolder:DIR:val``.
+    """Open ``DATASET:SPLIT``, as in ``digits:val`` or ``imagefolder:DIR:val``.
 
     Raises
     ------
     TrainingError
-        There is no split in it.
+        No split is named.
     """
     data, _, split = spec.rpartition(":")
     if not data:
@@ -78,20 +100,15 @@ def finetune(
     *,
     out: str | Path,
     options: FinetuneOptions | Mapping[str, Any] | None = None,
-    split: str = "train",
     val: str | Dataset | None = None,
-    labels: str = "names",
-    root: str | Path | None = None,
-    device: str | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    **settings: Unpack[RunSettings],
 ) -> FinetuneResult:
-    """Fine-tune a model, or go on with a run that was killed.
+    """Fine-tune a model, or resume a run that was killed.
 
     Parameters
     ----------
     data : str or Dataset
-        As `featcache.encode` takes it; `split` names the split of a string.
+        As in `featcache.encode`.
     model, pretrained
         See `featcache.encoders.load_encoder`.
     out : str or Path
@@ -99,58 +116,83 @@ def finetune(
         ``resume.safetensors``. A run that was begun there is resumed.
     options : FinetuneOptions or mapping of its fields
     val : str or Dataset, optional
-        Selection split, ``DATASET:SPLIT``: judged without augmentation; its best step is kept as ``best``. It should
-        be no split that is reported.
-    labels : {"names", "int"}
-        What the labels of a list file are.
-    root : str or Path, optional
-        Folder of all stores.
-    device : str, optional
-    overwrite : bool
-        Start anew where a run was begun.
-    progress : Progress, optional
-
-    Returns
-    -------
-    FinetuneResult
+        Selection split, ``DATASET:SPLIT``: evaluated without augmentation; its best step is kept as ``best``. It should
+        not be a split that is reported.
+    **settings
+        See `RunSettings`.
 
     Raises
     ------
     TrainingError
-        Options that do not fit together, or a folder of something else.
+        Options that do not fit together, or a folder with other files.
     MismatchError
         The folder holds another run; a head, a bank or a selection split that does not belong.
     DivergedError
         A loss became NaN or infinite; the last good checkpoint is kept.
     """
     chosen = options if isinstance(options, FinetuneOptions) else FinetuneOptions.from_dict(options or {})
-    dataset = open_dataset(data, split, labels=labels) if isinstance(data, str) else data
-    held_out = open_split(val, labels) if isinstance(val, str) else val
+    labels = settings.get("labels", "names")
+    dataset = open_dataset(data, settings.get("split", "train"), labels=labels) if isinstance(data, str) else data
+    validation = open_split(val, labels) if isinstance(val, str) else val
     folder = Path(out)
-    with processes(device) as place, _own_randomness(place):
+    with processes(settings.get("device")) as place, _own_randomness(place):
         if place.first:
-            open_folder(folder, overwrite)
+            open_folder(folder, settings.get("overwrite", False))
         wait()
-        run = prepare(dataset, held_out, model, pretrained, chosen, place, root)
-        return _Loop(run, folder, progress or Silent()).train()
+        run = prepare(dataset, validation, model, pretrained, chosen, place, settings.get("root"))
+        return _Loop(run, folder, settings.get("progress") or Silent()).train()
 
 
 @contextmanager
 def _own_randomness(place: Place) -> Iterator[None]:
-    """Steps seed torch's generators; those of the caller come back after the run."""
+    """Restore the caller's state of torch's generators, which every step seeds, after the run."""
     devices = [torch.device(place.device)] if place.device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         yield
 
 
+@torch.no_grad()
+def validate(model: Trainable, objective: Objective, dataset: Dataset, place: Place, workers: int) -> dict[str, float]:
+    """``accuracy``, a fraction, and ``nll`` in nats of the current model on a data set without augmentation.
+
+    Each process takes every world-th batch. The model is left as it was, running statistics of batch normalisation
+    included: the selection split has no influence on it.
+
+    Raises
+    ------
+    ImageReadError
+        An image cannot be read.
+    """
+    weights, bias = objective.classifier()
+    labels = torch.from_numpy(dataset.index.labels)
+    n, encoder = len(dataset.index), model.encoder
+    batches = [range(start, min(start + BATCH, n)) for start in range(0, n, BATCH)][place.rank :: place.world]
+    sums = torch.zeros(2, dtype=torch.float64)
+    with model.evaluating():
+        for batch in prepared_batches(dataset, encoder, batches, workers, default_ahead(encoder)):
+            if bad := [item for item in batch if item.image is None]:
+                name = dataset.index.ids[bad[0].row]
+                raise ImageReadError(f"{name} cannot be read ({bad[0].error}); repair or remove it")
+            images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
+            logits = unit(model.image_features(images.to(encoder.device))) @ weights.T + bias
+            truth = labels[[item.row for item in batch]].to(logits.device)
+            sums[0] += (logits.argmax(dim=1) == truth).sum().cpu()
+            sums[1] += torch.nn.functional.cross_entropy(logits, truth, reduction="sum").double().cpu()
+    right, loss = total(sums.to(place.device if place.world > 1 else "cpu")).tolist()
+    return {"accuracy": right / n, "nll": loss / n}
+
+
 class _Loop:
-    """The loop over updates, with what happens between them."""
+    """The loop over updates, with averaging, logging, validation and checkpoints between them."""
 
     def __init__(self, run: Run, out: Path, progress: Progress) -> None:
         self.run, self.out, self.progress = run, out, progress
         self.options, self.stepper, self.place = run.options, run.stepper, run.place
+        self.workers = self.options.workers or default_workers()
         self.ledger = Ledger(run.place.world, run.options.precision == "fp16")
-        self.state = self._resumed()
+        found = read_resume(out / RESUME, run.identity)
+        wait()
+        self.state = Progression() if found is None else restore(self.stepper, run.average, *found)
         self.logs: list[Log | TensorBoardLog] = []
         if self.place.first:
             write_options(run, out)
@@ -160,71 +202,71 @@ class _Loop:
             if self.options.tensorboard:
                 self.logs.append(TensorBoardLog(out / "tensorboard", self.state.step))
 
-    def _resumed(self) -> Progression:
-        found = read_resume(self.out / RESUME, self.run.identity)
-        wait()
-        return Progression() if found is None else restore(self.stepper, self.run.average, *found)
-
     def train(self) -> FinetuneResult:
-        """All updates that are left."""
-        run, state = self.run, self.state
-        self.progress.start(run.what, run.total * self.options.batch_size, state.step * self.options.batch_size)
+        """Make all updates that are left."""
+        run, state, prior = self.run, self.state, self.stepper.prior
+        title = f"finetune {run.encoder.name} on {run.dataset.name}/{run.dataset.split}"
+        self.progress.start(title, run.total * self.options.batch_size, state.step * self.options.batch_size)
         self._began = time.monotonic() - state.seconds
-        device, workers = run.encoder.device, self.options.workers or default_workers()
-        steps = range(state.step, run.total)
-        ahead = default_ahead(run.encoder)
+        device, ahead, steps = run.encoder.device, default_ahead(run.encoder), range(state.step, run.total)
         try:
-            for batch in training_batches(run.dataset, run.view, run.order, steps, device, workers, ahead):
+            for batch in training_batches(run.dataset, run.view, run.order, steps, device, self.workers, ahead):
                 self.ledger.add(self.stepper.update(batch, run.rate(batch.step)))
                 state.step += 1
                 self._average()
                 self._between()
                 self.progress.advance(self.options.batch_size)
-            if self.stepper.prior is not None:
-                self.stepper.prior.settle()
-                wait()  # the first process tidies up what all have written down
+            if prior is not None:
+                prior.settle()
+                wait()  # the first process makes stores of what all have written
         finally:
             for log in self.logs:
                 log.close()
-            if self.stepper.prior is not None and (self.place.world == 1 or state.step == run.total):
-                self.stepper.prior.close()  # all processes are here, or gone
+            if prior is not None and (self.place.world == 1 or state.step == run.total):
+                prior.close()  # the other processes have settled, or there are none
         self.progress.finish()
-        return self._result()
+        best = LAST if state.best_step is None else BEST
+        return FinetuneResult(
+            last=self.out / LAST,
+            best=self.out / best,
+            start_head=head_path(self.out, START),
+            last_head=head_path(self.out, LAST),
+            best_head=head_path(self.out, best),
+            steps=state.step,
+            best_step=state.best_step,
+            judged=state.history,
+        )
 
     def _average(self) -> None:
-        """Take the new weights into the average: each update for EMA, the end of each late epoch for SWA."""
-        average, step, total = self.run.average, self.state.step, self.run.total
-        late = step > self.options.swa_start * total and step % self.run.order.steps_per_epoch == 0
-        if isinstance(average, EMA) or (isinstance(average, SWA) and (late or (step == total and not average.count))):
+        """Add the new weights to the average: every update for EMA, the end of each late epoch for SWA."""
+        average, step, last = self.run.average, self.state.step, self.run.total
+        late = step > self.options.swa_start * last and step % self.run.order.steps_per_epoch == 0
+        if isinstance(average, EMA) or (isinstance(average, SWA) and (late or (step == last and not average.count))):
             average.update(self.stepper.model.trained())
 
     def _between(self) -> None:
-        """Log, judge and save where it is time; nothing is judged or saved before the losses were looked at."""
-        judge_now, save_now = self._due(self.options.eval_every), self._due(self.options.save_every)
-        judge_now = judge_now and self.run.val is not None
-        if not (judge_now or save_now or self._due(self.options.log_every)):
+        """Log, validate and save where due; losses are always checked before anything is validated or saved."""
+        run, state, average = self.run, self.state, self.run.average
+        validating = self._due(self.options.eval_every) and run.val is not None
+        saving = self._due(self.options.save_every)
+        if not (validating or saving or self._due(self.options.log_every)):
             return
         self._log(self._read_ledger())
-        judged = None
-        with self.stepper.model.holding(self._averaged()):
-            if judge_now:
-                judged = self._judge()
-            if save_now and self.place.first:
-                write_model(self.run, self.out, LAST, self.state.step, judged)
-        if save_now and self.place.first:
-            self.state.seconds = time.monotonic() - self._began
-            write_resume(self.out / RESUME, self.stepper, self.run.average, self.state, self.run.identity)
+        averaged = average.state_dict() if average is not None and average.count else None
+        with self.stepper.model.holding(averaged):
+            judged = self._validate(run.val) if validating and run.val is not None else None
+            if saving and self.place.first:
+                write_model(run, self.out, LAST, state.step, judged)
+        if saving and self.place.first:
+            state.seconds = time.monotonic() - self._began
+            write_resume(self.out / RESUME, self.stepper, average, state, run.identity)
         wait()
 
     def _due(self, every: int) -> bool:
         step = self.state.step
         return step == self.run.total or step % (every or self.run.order.steps_per_epoch) == 0
 
-    def _averaged(self) -> dict[str, torch.Tensor] | None:
-        average = self.run.average
-        return average.state_dict() if average is not None and average.count else None
-
-    def _read_ledger(self) -> dict[str, Any]:
+    def _read_ledger(self) -> Json:
         try:
             record = self.ledger.read(self.state.step, self.stepper.scaler.get_scale())
         except DivergedError as error:
@@ -233,38 +275,19 @@ class _Loop:
         seconds = time.monotonic() - self._began
         return record | {"epoch": self.state.step / self.run.order.steps_per_epoch, "seconds": round(seconds, 3)}
 
-    def _judge(self) -> dict[str, float]:
-        """Judge on the selection split; keep the model where it is better than all before it."""
-        run, state = self.run, self.state
-        if run.val is None:
-            raise TrainingError("there is no selection split to judge on")
-        judged = judge(self.stepper.model, self.stepper.objective, run.val, self.place, self._workers)
+    def _validate(self, val: Dataset) -> dict[str, float]:
+        """Evaluate on the selection split; save the model if it is the best so far."""
+        state = self.state
+        judged = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
         self._log({"step": state.step, "val": judged})
         state.history.append({"step": state.step, **judged})
         value = judged["accuracy"] if self.options.select == "accuracy" else -judged["nll"]
         if state.best is None or value > state.best:
             state.best, state.best_step = value, state.step
             if self.place.first:
-                write_model(run, self.out, BEST, state.step, judged)
+                write_model(self.run, self.out, BEST, state.step, judged)
         return judged
 
-    @property
-    def _workers(self) -> int:
-        return self.options.workers or default_workers()
-
-    def _log(self, record: Mapping[str, Any]) -> None:
+    def _log(self, record: Json) -> None:
         for log in self.logs:
             log.write(record)
-
-    def _result(self) -> FinetuneResult:
-        best = LAST if self.state.best_step is None else BEST
-        return FinetuneResult(
-            last=self.out / LAST,
-            best=self.out / best,
-            start_head=head_path(self.out, START),
-            last_head=head_path(self.out, LAST),
-            best_head=head_path(self.out, best),
-            steps=self.state.step,
-            best_step=self.state.best_step,
-            judged=self.state.history,
-        )

@@ -1,10 +1,10 @@
-"""The module that is trained: a CLIP model and, for the cross entropy, a head over its image features."""
+"""The trained module: a CLIP model and, for the cross entropy, a head over its image features."""
 
 import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -17,9 +17,11 @@ from ft.regularizers.base import wide
 from ft.training.layers import depths
 from ft.training.options import FinetuneOptions
 
+Encode: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
 
 class Trainable(nn.Module):
-    """Both towers of an encoder and a head, with only what is to be trained requiring gradients.
+    """Both towers of an encoder and a head; only the parts to train require gradients.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ class Trainable(nn.Module):
         self._choose_trained(options)
         if options.checkpoint_activations:
             encoder.model.set_grad_checkpointing(True)
-        self.eval()  # no dropout, and batch normalisation as it is
+        self.eval()  # no dropout, and running statistics in batch normalisation
         if options.batch_norm:
             for module in encoder.model.visual.modules():
                 trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
@@ -59,8 +61,8 @@ class Trainable(nn.Module):
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise TrainingError(f"nothing to train: {', '.join(options.train)} without {options.head!r}")
 
-    def _compiled(self, model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        encode: Callable[[torch.Tensor], torch.Tensor] = model.encode_image
+    def _compiled(self, model: Any) -> Encode:
+        encode: Encode = model.encode_image
         return torch.compile(encode) if self._options.compile else encode
 
     def layers(self, part: str) -> dict[str, int]:
@@ -79,26 +81,26 @@ class Trainable(nn.Module):
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """Exponential of the model's parameter."""
+        """Scalar, exponentiated."""
         scale: torch.Tensor = self.encoder.model.logit_scale.exp()
         return scale
 
     @torch.no_grad()
     def clip_logit_scale(self) -> None:
-        """Keep a trained logit scale at 100 at most (or at its start, if that is more), as CLIP's training does."""
+        """Limit a trained logit scale to 100 (or to its initial value, if larger), as in CLIP's training."""
         parameter: torch.Tensor = self.encoder.model.logit_scale
         if parameter.requires_grad:
             parameter.clamp_(max=self._largest_scale)
 
     def frozen(self) -> "Frozen":
-        """The model as it is now, for ever; parameters that are not trained are shared and cost no memory."""
+        """A copy of the current model that never changes; parameters that are not trained are shared."""
         shared = {id(value): value for value in self.parameters() if not value.requires_grad}
         model, head = copy.deepcopy((self.encoder.model, self.head), shared)
-        model.eval()  # features of an image must not depend on the batch that it comes in, nor on how often it comes
+        model.eval()  # features of an image must not depend on the rest of its batch
         return Frozen(self.encoder, model, self._compiled(model), head)
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """What training changes: trained parameters, and the statistics of trained batch normalisation."""
+        """Everything that training changes: trained parameters, and statistics of trained batch normalisation."""
         values: dict[str, torch.Tensor] = {n: p for n, p in self.named_parameters() if p.requires_grad}
         if self._options.batch_norm:
             values |= {n: b for n, b in self.named_buffers() if part_of(n) == "image"}
@@ -106,13 +108,13 @@ class Trainable(nn.Module):
 
     @torch.no_grad()
     def take(self, state: State) -> None:
-        """Overwrite what `trained` names."""
+        """Overwrite the values of `trained`."""
         for name, value in self.trained().items():
             value.copy_(state[name])
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside the block batch normalisation uses its running statistics, as the saved model will, and keeps them."""
+        """Use the running statistics of batch normalisation inside the block, as the saved model does, unchanged."""
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -123,7 +125,7 @@ class Trainable(nn.Module):
 
     @contextmanager
     def holding(self, state: State | None) -> Iterator[None]:
-        """The model with other trained values inside the block (an average of them), with its own after it."""
+        """Replace the trained values (by their average) inside the block; None keeps them."""
         if state is None:
             yield
             return
@@ -138,7 +140,7 @@ class Trainable(nn.Module):
 class Frozen:
     """The initial model: image features, text features and logits, without gradients."""
 
-    def __init__(self, encoder: OpenClipEncoder, model: Any, encode_image: Any, head: Head | None) -> None:
+    def __init__(self, encoder: OpenClipEncoder, model: Any, encode_image: Encode, head: Head | None) -> None:
         self._encoder, self._model, self._encode_image, self.head = encoder, model, encode_image, head
 
     @torch.no_grad()
@@ -149,7 +151,7 @@ class Frozen:
 
     @torch.no_grad()
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Features (M, D) float32, not normalised, of token ids (M, L), which may lie on the CPU."""
+        """Features (M, D) float32, not normalised, of token ids (M, L) on any device."""
         with self._encoder.autocast():
             return wide(self._model.encode_text(tokens.to(self._encoder.device)))
 

@@ -1,8 +1,7 @@
-"""The optimiser, and the learning-rate schedules of the two recipes as pure functions of the step."""
+"""The optimiser, and the learning-rate schedules of the two papers as pure functions of the step."""
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -11,20 +10,20 @@ from ft.training.layers import lr_factors
 from ft.training.model import Trainable, part_of
 from ft.training.options import FinetuneOptions
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def lipsum_schedule(step: int, lr: float, n_iters: int) -> float:
     """Learning rate of Lipsum-FT (arXiv 2404.00860): linear warm-up over 10 % of the run, cosine over 90 %.
 
     With ``W = floor(0.1 n_iters)`` and ``K = floor(0.9 n_iters)``: ``lr t / W`` for t < W, else
-    ``lr (1 + cos(pi min(t - W, K) / K)) / 2``. The first update has a rate of exactly 0, and so has everything
+    ``lr (1 + cos(pi min(t - W, K) / K)) / 2``. The rate of the first update is exactly 0, and so are all rates
     from step ``W + K`` on.
 
     Parameters
     ----------
     step : int
-        Number t of updates made before this one, from 0.
+        Number t of updates made before this one.
     lr : float
         Peak rate.
     n_iters : int
@@ -33,7 +32,7 @@ def lipsum_schedule(step: int, lr: float, n_iters: int) -> float:
     Raises
     ------
     TrainingError
-        A negative step, or a run of fewer than two updates.
+        The step is negative, or the run has fewer than two updates.
 
     Examples
     --------
@@ -51,25 +50,25 @@ def lipsum_schedule(step: int, lr: float, n_iters: int) -> float:
 def wise_ft_schedule(step: int, lr: float, warmup: int, total: int) -> float:
     """Learning rate of WiSE-FT (arXiv 2109.01903): linear warm-up, cosine to zero.
 
-    ``lr (t + 1) / warmup`` for t < warmup, else ``lr (1 + cos(pi (t - warmup) / (total - warmup))) / 2``. Unlike
-    Lipsum-FT's, the first update already moves, the peak is reached at the last warm-up step, and the last
-    update (t = total - 1) is still above zero.
+    ``lr (t + 1) / warmup`` for t < warmup, else ``lr (1 + cos(pi (t - warmup) / (total - warmup))) / 2``. Unlike in
+    Lipsum-FT's schedule, the first rate is above zero, the peak is reached at the last warm-up step, and the last rate
+    (t = total - 1) is still above zero.
 
     Parameters
     ----------
     step : int
-        Number t of updates made before this one, from 0; from `total` on the rate is 0.
+        Number t of updates made before this one; from `total` on the rate is 0.
     lr : float
         Peak rate.
     warmup : int
-        Updates of the warm-up (500 in the recipe), 0 for none.
+        Updates of the warm-up (500 in the paper), 0 for none.
     total : int
-        Length of the run in updates: epochs times steps an epoch.
+        Length of the run in updates.
 
     Raises
     ------
     TrainingError
-        Negative step or warm-up, or a run without updates.
+        Step or warm-up is negative, or the run has no updates.
 
     Examples
     --------
@@ -97,7 +96,7 @@ def rates(options: FinetuneOptions, total: int) -> Callable[[int], float]:
 
 
 def make_optimizer(model: Trainable, options: FinetuneOptions) -> torch.optim.Optimizer:
-    """The optimiser of what is trained: one group a learning-rate factor, weight decay on all of it.
+    """The optimiser of all trained parameters: one group per learning-rate factor, weight decay on all of them.
 
     With ``layer_decay`` d the factor is d to the power of a parameter's distance from its tower's output; heads and
     logit scale keep the full rate.
@@ -113,18 +112,17 @@ def make_optimizer(model: Trainable, options: FinetuneOptions) -> torch.optim.Op
         {"params": [parameters[name] for name in names if factors[name] == factor], "factor": factor}
         for factor in sorted(set(factors.values()))
     ]
-    kind: Any = OPTIMIZERS[options.optimizer]
-    settings: dict[str, Any] = {
-        "lr": options.lr,
-        "betas": options.betas,
-        "eps": options.eps,
-        "weight_decay": options.weight_decay,
-    }
-    made: torch.optim.Optimizer = kind(groups, fused=True, **settings)  # one pass over each tensor instead of ten
-    return made
+    return OPTIMIZERS[options.optimizer](
+        groups,
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,  # one pass over each tensor instead of ten
+    )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its learning rate: `rate` times the group's factor."""
+    """Set the learning rate of every group: `rate` times the factor of the group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]

@@ -1,4 +1,4 @@
-"""Everything that a fine-tuning run can be told, with its checks: flags, recipes and Python share these names."""
+"""The options of fine-tuning and their checks; command line, recipes and Python share these names."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from featcache.errors import TrainingError
 from ft.regularizers import REGULARIZERS
+from ft.regularizers.base import check_parameters
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "objective": ("cross_entropy", "contrastive"),
@@ -24,88 +25,88 @@ PARTS = ("image", "text", "head", "logit_scale")
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How to fine-tune; every field is a flag of ``featcache finetune`` and a key of a recipe.
+    """How to fine-tune; each field is a flag of ``featcache finetune`` and a key of recipes.
 
     Parameters
     ----------
     objective : {"cross_entropy", "contrastive"}
-        Over a head, or between images and their captions (templates x class names).
+        Of a head, or between images and their captions (templates x class names).
     head : str
-        Where the head starts: ``zero_shot``, ``zeros``, ``ridge`` or ``logistic`` (fitted here from the store of the
-        training split), or a file that ``featcache fit`` wrote. A contrastive run has none.
+        Initial head: ``zero_shot``, ``zeros``, ``ridge`` or ``logistic`` (fitted on the store of the training split),
+        or a file that ``featcache fit`` wrote. Contrastive runs have none.
     head_scale : {"folded", "separate"}
-        Logits are ``W v + b`` with the logit scale s inside W (WiSE-FT), or ``s W v + b`` (Lipsum-FT): W then moves
-        s times less for the same effect, so that the same learning rate trains the head s times faster.
+        Logits are ``W v + b`` with the logit scale s inside W (WiSE-FT), or ``s W v + b`` (Lipsum-FT). With
+        ``separate``, W has to move s times less for the same effect, so the head learns s times faster at the same
+        learning rate.
     head_bias : bool
-        Whether the head has a trained bias.
+        Train a bias.
     templates : str
-        Template set, file, or one template with ``{}``: of zero-shot heads and captions.
+        Template set, file, or one template with ``{}``, of zero-shot heads and captions.
     prompts : str, optional
-        JSON file of sentences for each class, instead of templates, for a zero-shot head.
+        JSON file of sentences per class, instead of templates.
     false_negatives : bool
-        Contrastive: pair i is right and all others wrong, equal captions included, as the original has it.
+        Contrastive: pair i is right and all others are wrong, equal captions included, as in the original.
     train : tuple of "image", "text", "head", "logit_scale"
-        What is trained; empty: image and head, or with the contrastive objective image, text and logit scale.
+        Parts to train. Empty: image and head; for the contrastive objective image, text and logit scale.
     regularizers : mapping of name -> {"weight": lambda, parameter: value, ...}
         A bare number is taken as the weight.
     epochs, steps : int
-        Length of the run, one of the two; neither: 10 epochs.
+        Length of the run, one of the two; default 10 epochs.
     batch_size : int
-        Images of an update, over all processes and micro-batches.
+        Images per update, over all processes and micro-batches.
     accumulate : int
-        Micro-batches that each process makes of its share; the update equals that of the whole batch.
+        Micro-batches of each process per update; the update equals that of the whole batch.
     optimizer : {"adamw", "adam"}
         ``adam`` decays weights through the gradient (L2), as torch's Adam does.
     lr, weight_decay, betas, eps
-        Weight decay is applied to all trained parameters.
+        Weight decay applies to all trained parameters.
     schedule : {"wise_ft", "lipsum", "constant"}
         See `ft.training.optim`; ``constant`` has a linear warm-up too.
     warmup : int
-        Updates of the warm-up; Lipsum-FT's schedule has a tenth of the run of its own.
+        Updates of the warm-up; the schedule ``lipsum`` warms up over a tenth of the run instead.
     clip : float, optional
         Largest global norm of the gradient.
     label_smoothing : float
         Of the cross entropy.
     layer_decay : float
-        Factor on the learning rate for each layer further from the output.
+        Factor on the learning rate per layer of distance from the output.
     freeze_layers : int
-        Image tower: the embedding and the first layers that stay as they are (0: none, 1: the embedding and one).
+        Image tower: first layers that are not trained (0: none, 1: the embedding and one block).
     batch_norm : bool
-        Whether batch normalisation (ResNets) uses and updates batch statistics while it trains; judging and the frozen
-        model use running ones, and layers that are not trained keep theirs. Not under several processes, with
-        micro-batches, or with `checkpoint_activations`.
+        Use and update batch statistics of trained batch normalisation layers (ResNets); validation and the frozen model
+        use running statistics. Not with several processes, micro-batches, or `checkpoint_activations`.
     precision : {"fp32", "bf16", "fp16"}
         Of the towers' products (autocast); weights, heads and losses are float32.
     compile, checkpoint_activations : bool
         ``torch.compile`` of the image tower; recompute activations in the backward pass to save memory.
     average : {"none", "ema", "swa"}
-        Average of the weights along the run, which is then what is judged and saved.
+        Average of the weights along the run, which is evaluated and saved instead of them.
     ema_decay : float
     swa_start : float
-        Share of the run after which the plain mean begins, one model an epoch.
+        Fraction of the run after which the mean begins, one model per epoch.
     preprocess : str, optional
-        How pictures are prepared where they are not augmented, as for `featcache.encoders.load_encoder`: heads then
-        belong to the features that ``featcache encode --preprocess`` of the same name makes.
+        Preparation of pictures that are not augmented, see `featcache.encoders.load_encoder`: heads then belong to
+        features made by ``featcache encode --preprocess`` of the same name.
     augment : str
-        Views of the training images: a name of `featcache.encoding.augment`.
+        Augmentation of the training images: a name of `featcache.encoding.augment`.
     seed : int
     shuffle : bool
-        False keeps the data set's order.
+        False keeps the order of the data set.
     prior : {"online", "store"}
-        Frozen features of the initial tower: computed, or kept in a store from which later runs read them.
+        Frozen features of the initial tower: computed, or kept in a store for later runs.
     select : {"accuracy", "nll"}
-        What makes a checkpoint the best one on the selection split.
+        Metric that selects the best checkpoint on the selection split.
     eval_every, save_every, log_every : int
-        Updates between judging, resume checkpoints, and log lines; 0: once an epoch (20 updates for the log).
+        Updates between validations and checkpoints (0: once per epoch), and between log lines.
     workers : int
-        Threads that read, decode and crop; 0: one a core.
+        Threads that read, decode and crop; 0: one per core.
     tensorboard : bool
         Log for TensorBoard too (extra ``finetune``).
 
     Raises
     ------
     TrainingError
-        Naming the option, what it was, and what it may be.
+        Naming the option, its value, and what is allowed.
 
     Examples
     --------
@@ -164,23 +165,22 @@ class FinetuneOptions:
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 10)
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise TrainingError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
+            if (value := vars(self)[name]) not in choices:
+                raise TrainingError(f"{name} {value!r}: expected one of {', '.join(choices)}")
         self._check_numbers()
         self._check_parts()
 
     def _check_numbers(self) -> None:
-        positive = ("epochs", "steps", "batch_size", "accumulate", "lr", "eps", "clip", "log_every")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise TrainingError(f"{name} {value!r}: expected a positive number")
+        values = vars(self)
+        for name in ("epochs", "steps", "batch_size", "accumulate", "lr", "eps", "clip", "log_every"):
+            if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0):
+                raise TrainingError(f"{name} {values[name]!r}: expected a positive number")
         for name in ("weight_decay", "warmup", "freeze_layers", "eval_every", "save_every", "workers", "seed"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise TrainingError(f"{name} {getattr(self, name)!r}: expected zero or more")
-        for name, value in (("label_smoothing", self.label_smoothing), ("ema_decay", self.ema_decay)):
-            if not 0 <= value < 1:
-                raise TrainingError(f"{name} {value!r}: expected a number in [0, 1)")
+            if not (math.isfinite(values[name]) and values[name] >= 0):
+                raise TrainingError(f"{name} {values[name]!r}: expected zero or more")
+        for name in ("label_smoothing", "ema_decay"):
+            if not 0 <= values[name] < 1:
+                raise TrainingError(f"{name} {values[name]!r}: expected a number in [0, 1)")
         if not 0 < self.layer_decay <= 1 or not 0 <= self.swa_start <= 1:
             raise TrainingError(
                 f"layer_decay {self.layer_decay!r}, swa_start {self.swa_start!r}: expected (0, 1] and [0, 1]"
@@ -204,7 +204,7 @@ class FinetuneOptions:
         useless = ("head",) if contrastive else ("text", "logit_scale")
         if found := [part for part in self.train if part in useless]:
             raise TrainingError(
-                f"train {', '.join(found)}: no part of the objective {self.objective}; it trains "
+                f"train {', '.join(found)}: not a part of the objective {self.objective}; it trains "
                 f"{', '.join(part for part in PARTS if part not in useless)}"
             )
         if contrastive and self.label_smoothing:
@@ -213,19 +213,19 @@ class FinetuneOptions:
             raise TrainingError("logit_distillation needs a head; take the objective cross_entropy, or `car`")
         if self.head == "zeros" and "logit_distillation" in self.regularizers:
             raise TrainingError(
-                "logit_distillation with head 'zeros': the initial model would give every class the same probability, "
-                "and the trained one be pulled there; expected a head that predicts something: zero_shot, ridge, "
+                "logit_distillation with head 'zeros': the initial model gives every class the same probability, and "
+                "the trained one would be pulled there; expected a head that predicts something: zero_shot, ridge, "
                 "logistic or a file, or take feature_distillation"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The options of a recipe or of a run's record.
+        """Options from a recipe or from the record of a run.
 
         Raises
         ------
         TrainingError
-            A name that is no option, or a value that none can have.
+            An unknown option, or a value that is not allowed.
         """
         known = {item.name for item in fields(cls)}
         if unknown := sorted(values.keys() - known):
@@ -233,7 +233,7 @@ class FinetuneOptions:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives the same options back."""
+        """JSON-able inverse of `from_dict`."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
 
@@ -245,16 +245,17 @@ def _weighted(name: str, value: Any) -> dict[str, Any]:
     weight = given.get("weight")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
         raise TrainingError(f"regularizer {name}: weight {weight!r}; expected a number, zero or more: {name}=1.0")
+    check_parameters(name, REGULARIZERS[name], {key: value for key, value in given.items() if key != "weight"})
     return given
 
 
 def parse_regularizer(text: str) -> tuple[str, dict[str, Any]]:
-    """A regulariser as the command line writes it: ``NAME=LAMBDA[,PARAMETER=VALUE...]``, values in JSON or bare words.
+    """Parse ``NAME=LAMBDA[,PARAMETER=VALUE...]``, with values in JSON or as bare words.
 
     Raises
     ------
     TrainingError
-        It is not written like that.
+        The text has another form.
 
     Examples
     --------

@@ -1,41 +1,40 @@
-"""What a run leaves behind: model folders that ``featcache encode`` takes, and heads that ``evaluate`` takes."""
+"""Output of a run: model folders for ``featcache encode``, heads for ``featcache evaluate``, options and logs."""
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from featcache import __version__
-from featcache.datasets import dataset_key, labels_digest
-from featcache.datasets.base import Dataset
 from featcache.encoding.chunks import encoder_key
-from featcache.errors import TrainingError
+from featcache.errors import MissingExtraError, TrainingError
 from featcache.store.places.local import put
-from ft.checkpoints.folder import BEST, LOG, OPTIONS, write_model_folder
+from ft.checkpoints.folder import BEST, LOG, OPTIONS, head_path, write_model_folder
+from ft.checkpoints.state import Json
 from ft.training.resume import RESUME
 from ft.training.setup import Run
 from heads import LinearHead, save
 
-SPACES = 2
-
 
 def open_folder(out: Path, overwrite: bool) -> None:
-    """The folder of a run: new, empty, or that of a run to go on with.
+    """Prepare the folder of a run: a new or empty one, or that of a run to resume.
 
     Raises
     ------
     TrainingError
-        It holds other things.
+        It holds other files.
     """
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / OPTIONS).exists())):
-        raise TrainingError(f"{out} exists and is no run's folder; name another --out")
+        raise TrainingError(f"{out} exists and is not the folder of a run; name another --out")
     out.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for name in (RESUME, LOG):  # the models are replaced as the new run writes its own
+        for name in (RESUME, LOG):  # the models are replaced when the new run writes its own
             (out / name).unlink(missing_ok=True)
 
 
 def write_options(run: Run, out: Path) -> None:
-    """``options.json``: what the run was asked to do, on what, and where the weights that it began with came from."""
+    """``options.json``: options and data of the run, and the origin of its initial weights."""
     source = run.encoder.source or {}
     record = {
         "featcache": __version__,
@@ -45,23 +44,23 @@ def write_options(run: Run, out: Path) -> None:
             "pretrained": source.get("pretrained"),
             "weights": run.identity["model"],
         },
-        "dataset": _split(run.dataset),
-        "val": None if run.val is None else _split(run.val),
+        "dataset": run.trained_on,
+        "val": run.selected_on,
         "steps": run.total,
         "processes": run.place.world,
         "device": run.encoder.device,
         "options": run.options.to_dict(),
     }
-    put(out / OPTIONS, json.dumps(record, indent=SPACES).encode() + b"\n")
+    put(out / OPTIONS, json.dumps(record, indent=2).encode() + b"\n")
 
 
-def write_model(run: Run, out: Path, name: str, step: int, judged: dict[str, float] | None) -> None:
-    """``out/NAME``, a model folder, and ``out/NAME_head.safetensors``, of the model as it is now.
+def write_model(run: Run, out: Path, name: str, step: int, judged: Mapping[str, float] | None) -> None:
+    """Write the current model to the folder ``out/NAME``, and its head.
 
     Raises
     ------
     HeadError
-        Weights that are not finite.
+        The weights are not finite.
     """
     record = {
         "featcache": __version__,
@@ -78,18 +77,17 @@ def write_model(run: Run, out: Path, name: str, step: int, judged: dict[str, flo
 
 
 def write_head(run: Run, out: Path, name: str, step: int) -> None:
-    """``out/NAME_head.safetensors``: the classifier as it is now, with the logit scale in its weights.
+    """Write the current classifier, with the logit scale in its weights, to ``out/NAME_head.safetensors``.
 
-    It is bound to the features that ``featcache encode`` makes in float32 with the model as the encoder knows it.
+    It is bound to the features that ``featcache encode`` makes in float32 with the current model.
     """
     weights, bias = (values.cpu().numpy() for values in run.stepper.objective.classifier())
-    own = run.options.objective == "cross_entropy"
     classnames = run.dataset.index.classnames
-    provenance: dict[str, Any] = {
+    provenance: Json = {
         "head": f"finetuned {name}",
         "params": {"step": step, "options": run.options.to_dict()},
         "encoder_key": encoder_key(run.encoder),
-        "text_digest": None if own else run.encoder.text_digest,
+        "text_digest": None if run.options.objective == "cross_entropy" else run.encoder.text_digest,
         "classnames": list(classnames),
         **_splits(run, name),
         "featcache": __version__,
@@ -97,21 +95,66 @@ def write_head(run: Run, out: Path, name: str, step: int) -> None:
     save(LinearHead(weights, bias, classnames, name="finetuned", provenance=provenance), head_path(out, name))
 
 
-def _splits(run: Run, name: str) -> dict[str, Any]:
-    chosen = [] if run.val is None or name != BEST else [_split(run.val)]
-    return {"fitted_on": [_split(run.dataset)], "chosen_on": chosen}
+def _splits(run: Run, name: str) -> Json:
+    chosen = [] if run.selected_on is None or name != BEST else [run.selected_on]
+    return {"fitted_on": [run.trained_on], "chosen_on": chosen}
 
 
-def head_path(out: Path, name: str) -> Path:
-    """Where the head of a model folder lies."""
-    return out / f"{name}_head.safetensors"
+class Log:
+    """``log.jsonl``: one JSON object per line, each with a ``step``.
+
+    Parameters
+    ----------
+    path : Path
+    after : int
+        Step of a resumed run: later records, written by the run that was killed, are dropped, and so is an incomplete
+        last line.
+    """
+
+    def __init__(self, path: Path, after: int) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if after and path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
+        put(path, "".join(kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Json) -> None:
+        """Append a record and flush it."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write everything to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
 
 
-def _split(dataset: Dataset) -> dict[str, Any]:
-    index = dataset.index
-    return {
-        "name": dataset.name,
-        "split": dataset.split,
-        "dataset_key": dataset_key(index),
-        "labels_digest": labels_digest(index.labels, index.classnames),
-    }
+class TensorBoardLog:
+    """The numbers of the same records as TensorBoard scalars.
+
+    Raises
+    ------
+    MissingExtraError
+        tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, after: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError(
+                f"--tensorboard: tensorboard is not installed ({error}); pip install 'featcache[finetune]'"
+            ) from error
+        self._writer: Any = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+
+    def write(self, record: Json) -> None:
+        """Every number of a record under its name; those of a nested object under ``name/part``."""
+        for name, value in record.items():
+            parts = value if isinstance(value, Mapping) else {"": value}
+            for part, number in parts.items():
+                if name != "step" and isinstance(number, int | float):
+                    self._writer.add_scalar(f"{name}/{part}".rstrip("/"), number, record["step"])
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()

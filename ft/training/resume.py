@@ -1,21 +1,19 @@
-"""A run's state in one file, so that a killed run goes on as if nothing had happened.
+"""The state of a run in one file, from which a killed run resumes.
 
-Trained weights, optimiser, average and the numbers of the run stand in one safetensors file with JSON in its header,
-which is replaced whole. Nothing random is saved: order, views, captions and random texts follow from seed and step.
+Trained weights, optimiser, average and progress are stored in one safetensors file with JSON in its header, which is
+replaced atomically. No random state is saved: order, views, captions and random texts depend on seed and step alone.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from featcache.errors import MismatchError, TrainingError
 from ft.checkpoints.folder import write_state
-from ft.checkpoints.state import State, check_shapes, shapes_of
+from ft.checkpoints.state import Json, State, check_shapes, shapes_of
 from ft.training.averages import EMA, SWA
 from ft.training.step import Stepper
 
@@ -25,30 +23,32 @@ FORMAT = "featcache-finetune-1"
 
 @dataclass
 class Progression:
-    """How far a run is.
+    """Progress of a run.
 
     Parameters
     ----------
     step : int
         Updates made.
     best : float or None
-        Best value on the selection split, and the step that had it.
+        Best value on the selection split.
     best_step : int or None
     seconds : float
-        Time spent, of all attempts together.
+        Time spent in all attempts together.
+    history : list of dict
+        Results on the selection split.
     """
 
     step: int = 0
     best: float | None = None
     best_step: int | None = None
     seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Json] = field(default_factory=list)
 
 
 def write_resume(
-    path: Path, stepper: Stepper, average: EMA | SWA | None, progression: Progression, identity: Mapping[str, Any]
+    path: Path, stepper: Stepper, average: EMA | SWA | None, progression: Progression, identity: Json
 ) -> None:
-    """Replace the state file with the run as it is now."""
+    """Replace the state file by the current state."""
     record = {
         "format": FORMAT,
         "progression": asdict(progression),
@@ -61,13 +61,13 @@ def write_resume(
     write_state(state, path, {"run": json.dumps(record)})
 
 
-def read_resume(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """The record and the tensors of a state file; None where there is none.
+def read_resume(path: Path, identity: Json) -> tuple[Json, dict[str, torch.Tensor]] | None:
+    """The record and the tensors of a state file; None if it does not exist.
 
     Raises
     ------
     MismatchError
-        It is of a run with other options, data or model.
+        It belongs to a run with other options, data or model.
     TrainingError
         It cannot be read.
     """
@@ -75,29 +75,29 @@ def read_resume(path: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Any]
         return None
     try:
         with safe_open(str(path), framework="pt") as file:
-            record: dict[str, Any] = json.loads((file.metadata() or {}).get("run", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            record: Json = json.loads((file.metadata() or {}).get("run", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError) as error:
         raise TrainingError(f"{path}: cannot be read ({error}); start anew with --overwrite") from error
     if record.get("format") != FORMAT:
-        raise TrainingError(f"{path}: no state of a run that this version can resume; start anew with --overwrite")
+        raise TrainingError(f"{path}: not a state that this version can resume; start anew with --overwrite")
     known, given = record["identity"], json.loads(json.dumps(dict(identity)))
     if differing := [name for name in sorted(known.keys() | given.keys()) if known.get(name) != given.get(name)]:
         changes = ", ".join(f"{name} {known.get(name)!r} -> {given.get(name)!r}" for name in differing[:5])
         raise MismatchError(
-            f"{path.parent} holds a run that differs: {changes}; resume it as it was begun, name another --out, or "
-            "start anew with --overwrite"
+            f"{path.parent} holds a run that differs: {changes}; resume it with the same options, name another --out, "
+            "or start anew with --overwrite"
         )
     return record, tensors
 
 
-def restore(stepper: Stepper, average: EMA | SWA | None, record: Mapping[str, Any], tensors: State) -> Progression:
-    """Bring a fresh run to the state that was read.
+def restore(stepper: Stepper, average: EMA | SWA | None, record: Json, tensors: State) -> Progression:
+    """Restore the state that was read.
 
     Raises
     ------
     MismatchError
-        Its tensors are not those of this run.
+        Its tensors do not match those of this run.
     """
     groups = {key: _unprefixed(key, tensors) for key in ("model", "optimizer", "average")}
     check_shapes(shapes_of(stepper.model.trained()), shapes_of(groups["model"]), ("the model", "the saved state"))
@@ -118,7 +118,7 @@ def _unprefixed(prefix: str, state: State) -> dict[str, torch.Tensor]:
 
 
 def _optimizer_state(stepper: Stepper) -> dict[str, torch.Tensor]:
-    """``optimizer/NAME/exp_avg`` and so on; a parameter that never had a gradient has none."""
+    """``optimizer/NAME/exp_avg`` and so on; parameters that never had a gradient have no state."""
     return {
         f"optimizer/{name}/{key}": value
         for name, parameter in stepper.parameters.items()

@@ -1,98 +1,69 @@
-"""A run before its first update: model, head, regularisers, frozen prior, optimiser, data.
-
-What a run offers to its regularisers: the initial model's texts, stored banks, contexts.
-"""
+"""A run before its first update: model, starting head, regularisers, frozen prior, optimiser, order of the data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from featcache.datasets import dataset_key, labels_digest
 from featcache.datasets.base import Dataset
-from featcache.encoders import load_encoder
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.augment import View, make_view
-from featcache.encoding.banks import load_bank, load_moment
-from featcache.encoding.chunks import as_stored
-from featcache.errors import EncoderError, MismatchError, TrainingError
+from featcache.encoding.banks import SecondMoment, load_bank, load_moment
+from featcache.encoding.chunks import as_stored, encoder_key
+from featcache.encoding.images import encode_dataset
+from featcache.encoding.texts import embed_prompts
+from featcache.errors import MismatchError, TrainingError
+from featcache.prompts import fill, load_prompt_file, load_templates, prompts_of
+from featcache.store import TextStore
+from ft.checkpoints.parents import load_open_clip
+from ft.checkpoints.state import Json
 from ft.distributed import Place
 from ft.objectives.base import Objective
-from ft.objectives.captions import Captions
 from ft.objectives.contrastive import OverPairs
 from ft.objectives.cross_entropy import OverHead
+from ft.objectives.head import Head
 from ft.prior.prior import Prior, make_prior
 from ft.regularizers import REGULARIZERS, Regularizer
-from ft.regularizers.base import build
 from ft.training.averages import EMA, SWA
 from ft.training.data import Order
 from ft.training.model import Frozen, Trainable
 from ft.training.optim import make_optimizer, rates
 from ft.training.options import FinetuneOptions
-from ft.training.start import sentences, starting_head, text_store
 from ft.training.step import FROZEN, Stepper
+from heads import HEADS, LinearClassifier, LinearHead, ZeroShot, load
 
-
-@dataclass
-class RunSetting:
-    """`ft.regularizers.base.Setting` of a run.
-
-    Parameters
-    ----------
-    encoder : OpenClipEncoder
-        Before it is trained.
-    frozen : Frozen or None
-        Its frozen copy; None where no regulariser needs one.
-    """
-
-    encoder: OpenClipEncoder
-    frozen: Frozen | None
-    dataset: Dataset
-    options: FinetuneOptions
-    root: str | Path | None
-    generator: torch.Generator = field(default_factory=torch.Generator)
-
-    def __post_init__(self) -> None:
-        self.logit_scale = self.encoder.logit_scale
-
-    @property
-    def special_tokens(self) -> tuple[int, int, int, int]:
-        """See `Setting`."""
-        return self.encoder.special_tokens
-
-    def encode_tokens(self, ids: torch.Tensor) -> torch.Tensor:
-        """See `Setting`."""
-        if self.frozen is None:
-            raise TrainingError("this regulariser encodes texts, so its `needs` must name frozen_features")
-        return self.frozen.text_features(ids)
-
-    def bank(self, reference: Any) -> torch.Tensor:
-        """See `Setting`."""
-        return load_bank(reference, as_stored(self.encoder), self.root)
-
-    def moment(self, reference: Any) -> Any:
-        """See `Setting`."""
-        return load_moment(reference, as_stored(self.encoder), self.root)
-
-    def contexts(self, templates: str | None) -> torch.Tensor:
-        """See `Setting`."""
-        store = text_store(self.options, self.encoder, self.dataset, self.root, templates)
-        if store.ctx is None:
-            raise TrainingError("a prompt file has no contexts: name templates, as in car=1,templates=openai-imagenet")
-        return torch.from_numpy(store.ctx.copy())
+PROBES = {name: kind for name, kind in HEADS.items() if issubclass(kind, LinearClassifier) and kind.fits_on == "images"}
 
 
 @dataclass
 class Run:
-    """Everything that the loop holds."""
+    """A prepared run.
+
+    Parameters
+    ----------
+    source : str or dict
+        For `ft.checkpoints.folder.write_model_folder`: the model's folder, or its configuration.
+    trained_on, selected_on : dict
+        Name, split and digests of the training data and of the selection split, for provenance.
+    rate : callable
+        Learning rate of step 0, 1, ...
+    total : int
+        Updates of the run.
+    identity : dict
+        What a resumed run must have in common with the one that was killed, to go on bit for bit.
+    """
 
     place: Place
     encoder: OpenClipEncoder
-    source: str | dict[str, Any]
+    source: str | Json
     dataset: Dataset
     val: Dataset | None
+    trained_on: dict[str, str]
+    selected_on: dict[str, str] | None
     options: FinetuneOptions
     order: Order
     view: View
@@ -100,12 +71,7 @@ class Run:
     average: EMA | SWA | None
     rate: Callable[[int], float]
     total: int
-    identity: Mapping[str, Any]
-
-    @property
-    def what(self) -> str:
-        """For people: which model on which data."""
-        return f"finetune {self.encoder.name} on {self.dataset.name}/{self.dataset.split}"
+    identity: Json
 
 
 def prepare(
@@ -122,31 +88,46 @@ def prepare(
     Raises
     ------
     FeatcacheError
-        Whatever cannot be had as asked: model, head, data, options that do not fit together.
+        Model, head, data or options that do not exist or do not fit together.
     """
-    _check(dataset, val, options, place)
-    encoder = load_encoder(
+    trained_on, selected_on = split_record(dataset), None if val is None else split_record(val)
+    if options.batch_norm and place.world > 1:
+        raise TrainingError("batch_norm under several processes would see each share alone; leave it off")
+    if val is not None and selected_on is not None:
+        if val.index.classnames != dataset.index.classnames:
+            raise MismatchError(f"{val.name}/{val.split} has other classes than {dataset.name}/{dataset.split}")
+        if selected_on["dataset_key"] == trained_on["dataset_key"]:
+            raise TrainingError(
+                f"val {val.name}/{val.split} is the training split; select on images that are not trained on"
+            )
+    encoder = load_open_clip(
         model, pretrained, device=place.device, precision=options.precision, preprocess=options.preprocess
     )
-    if not isinstance(encoder, OpenClipEncoder):
-        raise EncoderError(f"model {model}: only open_clip models can be fine-tuned")
     order = Order(len(dataset.index), options.batch_size, options.seed, options.shuffle, place.rank, place.world)
     total = options.steps or (options.epochs or 0) * order.steps_per_epoch
     view = make_view(options.augment, encoder, options.seed)
-    identity = _identity(encoder, dataset, val, options, place)
+    identity = {k: v for k, v in options.to_dict().items() if k not in ("workers", "log_every", "tensorboard", "prior")}
+    identity |= {
+        "model": [encoder.image_identity["weights"], encoder.text_digest],
+        "data": trained_on["dataset_key"],
+        "labels": trained_on["labels_digest"],
+        "val": None if selected_on is None else selected_on["dataset_key"],
+        "processes": place.world,
+    }
     with place.first_goes_first():
-        stepper = _stepper(encoder, dataset, view, options, root)
+        stepper = make_stepper(RunSetting(encoder, dataset, options, root), options, view, trained_on["dataset_key"])
     average: EMA | SWA | None = None
     if options.average != "none":
         trained = stepper.model.trained()
         average = EMA(trained, options.ema_decay) if options.average == "ema" else SWA(trained)
-    local = model == "tiny" or model.startswith("local-dir:")
     return Run(
         place=place,
         encoder=encoder,
-        source=model if local else encoder.configuration(),
+        source=model if model == "tiny" or model.startswith("local-dir:") else encoder.configuration(),
         dataset=dataset,
         val=val,
+        trained_on=trained_on,
+        selected_on=selected_on,
         options=options,
         order=order,
         view=view,
@@ -158,80 +139,167 @@ def prepare(
     )
 
 
-def _check(dataset: Dataset, val: Dataset | None, options: FinetuneOptions, place: Place) -> None:
-    if options.batch_norm and place.world > 1:
-        raise TrainingError("batch_norm under several processes would see each share alone; leave it off")
-    if val is None:
-        return
-    if val.index.classnames != dataset.index.classnames:
-        raise MismatchError(f"{val.name}/{val.split} has other classes than {dataset.name}/{dataset.split}")
-    if dataset_key(val.index) == dataset_key(dataset.index):
-        raise TrainingError(f"val {val.name}/{val.split} is the training split; select on images that do not train")
+def split_record(dataset: Dataset) -> dict[str, str]:
+    """Name, split and digests of a data set, as provenance records them."""
+    return {
+        "name": dataset.name,
+        "split": dataset.split,
+        "dataset_key": dataset_key(dataset.index),
+        "labels_digest": labels_digest(dataset.index.labels, dataset.index.classnames),
+    }
 
 
-def _stepper(
-    encoder: OpenClipEncoder, dataset: Dataset, view: View, options: FinetuneOptions, root: str | Path | None
-) -> Stepper:
-    head = None if options.objective == "contrastive" else starting_head(options, encoder, dataset, root)
-    model = Trainable(encoder, head, options)
+@dataclass
+class RunSetting:
+    """What a run is built from; the `ft.regularizers.base.Setting` of its regularisers.
+
+    Parameters
+    ----------
+    encoder : OpenClipEncoder
+        Before training.
+    frozen : Frozen or None
+        Its frozen copy; None where no regulariser needs one.
+    """
+
+    encoder: OpenClipEncoder
+    dataset: Dataset
+    options: FinetuneOptions
+    root: str | Path | None
+    frozen: Frozen | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def __post_init__(self) -> None:
+        self.logit_scale = self.encoder.logit_scale
+
+    @property
+    def special_tokens(self) -> tuple[int, int, int, int]:
+        """See `Setting`."""
+        return self.encoder.special_tokens
+
+    def encode_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `Setting`."""
+        if self.frozen is None:
+            raise TrainingError("this regulariser encodes texts, so its `needs` must name frozen_features")
+        return self.frozen.text_features(ids)
+
+    def bank(self, reference: str | int) -> torch.Tensor:
+        """See `Setting`."""
+        return load_bank(reference, as_stored(self.encoder), self.root)
+
+    def moment(self, reference: str | int) -> SecondMoment:
+        """See `Setting`."""
+        return load_moment(reference, as_stored(self.encoder), self.root)
+
+    def contexts(self, templates: str | None) -> torch.Tensor:
+        """See `Setting`."""
+        store = self.text_store(templates)
+        if store.ctx is None:
+            raise TrainingError("a prompt file has no contexts: name templates, as in car=1,templates=openai-imagenet")
+        return torch.from_numpy(store.ctx.copy())
+
+    def text_store(self, templates: str | None = None) -> TextStore:
+        """Text store of the data set's classes under the run's prompts, or under other templates."""
+        options, names = self.options, self.dataset.index.classnames
+        prompts = load_prompt_file(options.prompts) if options.prompts and templates is None else None
+        chosen = None if prompts is not None else load_templates(templates or options.templates)
+        encoder = as_stored(self.encoder)
+        return embed_prompts(names, chosen, encoder, prompts=prompts, name=self.dataset.name, root=self.root).store
+
+    def captions(self) -> list[list[str]]:
+        """Captions of each class: every template, or the sentences of the prompt file."""
+        names = self.dataset.index.classnames
+        if self.options.prompts:
+            return [list(texts) for texts in prompts_of(load_prompt_file(self.options.prompts), names)]
+        return fill(load_templates(self.options.templates), names)
+
+    def starting_head(self) -> Head:
+        """The head at the start of training, from `FinetuneOptions.head`.
+
+        ``ridge`` and ``logistic`` are fitted on the store of the training split, which is encoded if it does not exist:
+        a probe and the fine-tuning after it (LP-FT, arXiv 2202.10054) encode the images once.
+
+        Raises
+        ------
+        HeadError, TrainingError
+            A head that is neither known nor a file.
+        MismatchError
+            A fitted head of another encoder or class list.
+        """
+        options, encoder = self.options, self.encoder
+        scale = encoder.logit_scale if options.head_scale == "separate" else 1.0
+        if options.head == "zeros":
+            classes = len(self.dataset.index.classnames)
+            return Head(torch.zeros(classes, encoder.dim), torch.zeros(classes), scale, options.head_bias)
+        if options.head == "zero_shot":
+            head = ZeroShot().fit(self.text_store()).linear()
+        elif options.head in PROBES:
+            probe: Any = PROBES[options.head]()
+            head = probe.fit(encode_dataset(self.dataset, as_stored(encoder), root=self.root).store).linear()
+        else:
+            head = self._head_of_file()
+        weights, bias = torch.from_numpy(head.weights.copy()), torch.from_numpy(head.bias.copy())
+        return Head(weights, bias, scale, options.head_bias)
+
+    def _head_of_file(self) -> LinearHead:
+        if not Path(self.options.head).is_file():
+            raise TrainingError(
+                f"head {self.options.head!r}: no such file; expected zero_shot, zeros, {', '.join(PROBES)}, or a head "
+                "that `featcache fit` wrote"
+            )
+        head = load(self.options.head)
+        # checked against the store that encoding the training split would make
+        store = SimpleNamespace(
+            name=f"{self.dataset.name}/{self.dataset.split}",
+            encoder_key=encoder_key(self.encoder),
+            encoder_name=self.encoder.name,
+            text_digests=[self.encoder.text_digest],
+            dim=self.encoder.dim,
+            classnames=self.dataset.index.classnames,
+        )
+        head.check(store)
+        return head.linear()
+
+
+def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data_key: str) -> Stepper:
+    """Model, objective, regularisers and optimiser of a run."""
+    encoder = setting.encoder
+    model = Trainable(encoder, None if options.objective == "contrastive" else setting.starting_head(), options)
     kinds = {name: REGULARIZERS[name] for name in options.regularizers}
-    frozen = model.frozen() if any(kind.needs & FROZEN for kind in kinds.values()) else None
-    setting = RunSetting(encoder, frozen, dataset, options, root)
+    if any(kind.needs & FROZEN for kind in kinds.values()):
+        setting.frozen = model.frozen()
     objective: Objective
     if model.head is None:
-        captions = Captions(sentences(options, dataset.index.classnames), options.seed)
-        objective = OverPairs(model, captions, dataset.index.labels, options.false_negatives)
+        labels = setting.dataset.index.labels
+        objective = OverPairs(model, setting.captions(), labels, options.seed, options.false_negatives)
     else:
         objective = OverHead(model.head, options.label_smoothing)
+    initial = model.trained() if any("initial_parameters" in kind.needs for kind in kinds.values()) else {}
+    new = "head." if options.head == "zeros" else "\0"  # a head of zeros is new: it has no initial values
     return Stepper(
         model=model,
         objective=objective,
-        regularizers={name: _weighted(kind, setting, options.regularizers[name]) for name, kind in kinds.items()},
+        regularizers={name: _weighted(name, setting, options.regularizers[name]) for name in kinds},
         optimizer=make_optimizer(model, options),
         scaler=torch.amp.GradScaler(encoder.device.partition(":")[0], enabled=options.precision == "fp16"),
         options=options,
         generator=setting.generator,
-        prior=None if frozen is None else _prior(frozen, encoder, dataset, view, options, root),
-        frozen_head=None if frozen is None else frozen.head,
-        initial=_initial(model, options) if any("initial_parameters" in kind.needs for kind in kinds.values()) else {},
+        prior=None if setting.frozen is None else _prior(setting, setting.frozen, view, data_key),
+        frozen_head=None if setting.frozen is None else setting.frozen.head,
+        initial={name: value.clone() for name, value in initial.items() if not name.startswith(new)},
     )
 
 
-def _weighted(kind: type[Regularizer], setting: RunSetting, given: Mapping[str, Any]) -> tuple[float, Regularizer]:
-    parameters = {name: value for name, value in given.items() if name != "weight"}
-    return float(given["weight"]), build(kind, setting, parameters)
+def _weighted(name: str, setting: RunSetting, given: Mapping[str, Any]) -> tuple[float, Regularizer]:
+    parameters = {key: value for key, value in given.items() if key != "weight"}
+    return float(given["weight"]), REGULARIZERS[name].from_setting(setting, **parameters)
 
 
-def _prior(
-    frozen: Frozen,
-    encoder: OpenClipEncoder,
-    dataset: Dataset,
-    view: View,
-    options: FinetuneOptions,
-    root: str | Path | None,
-) -> Prior:
-    """v0; a compiled tower rounds in its own way, so it has stores of its own."""
+def _prior(setting: RunSetting, frozen: Frozen, view: View, data_key: str) -> Prior:
+    options, encoder = setting.options, setting.encoder
+    # a compiled tower rounds differently, so its features have stores of their own
     tower = encoder.image_identity | ({"compiled": True} if options.compile else {})
-    identity = {"tower": tower, "view": view.identity, "dataset": dataset_key(dataset.index)}
-    n_rows, one_view = len(dataset.index), options.augment == "none"
-    return make_prior(options.prior, frozen.image_features, identity, n_rows, encoder.dim, root, one_view=one_view)
-
-
-def _initial(model: Trainable, options: FinetuneOptions) -> dict[str, torch.Tensor]:
-    """Where the parameters began; a head of zeros is new and began nowhere."""
-    new = "head." if options.head == "zeros" else "\0"
-    return {name: value.clone() for name, value in model.trained().items() if not name.startswith(new)}
-
-
-def _identity(
-    encoder: OpenClipEncoder, dataset: Dataset, val: Dataset | None, options: FinetuneOptions, place: Place
-) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that was killed, to go on bit for bit."""
-    chosen = {k: v for k, v in options.to_dict().items() if k not in ("workers", "log_every", "tensorboard", "prior")}
-    return chosen | {
-        "model": [encoder.image_identity["weights"], encoder.text_digest],
-        "data": dataset_key(dataset.index),
-        "labels": labels_digest(dataset.index.labels, dataset.index.classnames),
-        "val": None if val is None else dataset_key(val.index),
-        "processes": place.world,
-    }
+    identity = {"tower": tower, "view": view.identity, "dataset": data_key}
+    n_rows, one_view = len(setting.dataset.index), options.augment == "none"
+    return make_prior(
+        options.prior, frozen.image_features, identity, n_rows, encoder.dim, setting.root, one_view=one_view
+    )

@@ -1,21 +1,25 @@
 """One update: features, objective, regularisers, gradients, optimiser.
 
-A large batch can be made of micro-batches, and the update is that of the whole batch either way. Terms that are means
-over rows (cross entropy, Lipsum, distillation) are simply added up. Terms that look at the batch as a whole (the
-contrastive loss, variance-covariance) get theirs through the features: all features first without a graph, then the
-loss and its gradient with respect to them, then each micro-batch again to carry that gradient into the tower (Gao et
+A large batch can be split into micro-batches; the update is that of the whole batch either way. Terms that are means
+over rows (cross entropy, Lipsum, distillation) are added up over the micro-batches. Terms of the batch as a whole (the
+contrastive loss, variance-covariance) need all features at once: these are computed without a graph, then the loss and
+its gradient with respect to them; each micro-batch is computed again to propagate that gradient into the tower (Gao et
 al., arXiv 2101.06983), which costs one more forward pass.
+
+The loss stays on its device until a log line is due: one wait for the device per line instead of one per step.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from ft.distributed import average_gradients
+from featcache.errors import DivergedError
+from ft.checkpoints.state import Json
+from ft.distributed import average_gradients, total
 from ft.objectives.base import Objective, TrainingBatch
 from ft.objectives.head import Head
 from ft.prior.prior import Prior
@@ -25,11 +29,14 @@ from ft.training.optim import set_rate
 from ft.training.options import FinetuneOptions
 
 FROZEN = frozenset({"frozen_features", "frozen_logits"})
+SMALLEST_SCALE = 1.0  # of fp16's losses
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an update was: weighted terms of the loss (their sum is the loss), gradient norm, learning rate."""
+    """Result of an update: weighted terms of the loss (their sum is the loss), gradient norm, learning rate."""
 
     terms: Mapping[str, torch.Tensor]
     gradient_norm: torch.Tensor
@@ -37,8 +44,69 @@ class Update:
 
 
 @dataclass
+class Ledger:
+    """Results of the updates since the last log line.
+
+    Parameters
+    ----------
+    world : int
+        Number of processes; their losses are averaged.
+    half : bool
+        fp16: gradients that overflow are expected now and then, and their updates skipped.
+    """
+
+    world: int
+    half: bool
+    _updates: list[Update] = field(default_factory=list)
+
+    def add(self, update: Update) -> None:
+        """Keep the result of an update, on its device."""
+        self._updates.append(update)
+
+    def read(self, step: int, scale: float) -> Json:
+        """Means over the updates since the last reading, as the log's record of step `step`, the last of them.
+
+        Parameters
+        ----------
+        step : int
+            Updates made.
+        scale : float
+            The loss scale of fp16.
+
+        Raises
+        ------
+        DivergedError
+            A loss or, outside of fp16, a gradient is not finite; or the loss scale of fp16 has fallen below 1.
+        """
+        updates, self._updates = self._updates, []
+        names = list(updates[0].terms)
+        terms = torch.stack([torch.stack([u.terms[name].double() for name in names]) for u in updates])
+        terms = total(terms / self.world).cpu()
+        norms = torch.stack([update.gradient_norm.double() for update in updates]).cpu()
+        finite = terms.isfinite().all(dim=1) & (norms.isfinite() | self.half)
+        if not finite.all():
+            at = int((~finite).nonzero()[0])
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, terms[at].tolist(), strict=True))
+            raise DivergedError(
+                f"update {step - len(updates) + at + 1}: {parts}, gradient norm {float(norms[at]):.4g}: training has "
+                "diverged and stops; take a smaller --lr, a longer --warmup, or --clip 1"
+                + (", or --precision bf16" if self.half else "")
+            )
+        if self.half and scale < SMALLEST_SCALE:
+            raise DivergedError(f"update {step}: the loss scale of fp16 fell to {scale}; take --precision bf16")
+        means = dict(zip(names, terms.mean(dim=0).tolist(), strict=True))
+        return {
+            "step": step,
+            "loss": sum(means.values()),
+            "terms": means,
+            "lr": updates[-1].rate,
+            "gradient_norm": float(norms[-1]),
+        }
+
+
+@dataclass
 class Stepper:
-    """Everything that an update needs.
+    """Model, loss and optimiser; `update` makes one step.
 
     Parameters
     ----------
@@ -50,13 +118,13 @@ class Stepper:
         Enabled with fp16 only.
     options : FinetuneOptions
     generator : torch.Generator
-        The one that regularisers draw from.
+        Source of the regularisers' random numbers.
     prior : Prior, optional
-        Where a regulariser needs frozen features.
+        Frozen features, if a regulariser needs them.
     frozen_head : Head, optional
-        Where one needs frozen logits.
+        Frozen logits, if a regulariser needs them.
     initial : mapping of name -> tensor
-        Trained parameters as they began, where one needs them.
+        Initial values of the trained parameters, if a regulariser needs them.
     """
 
     model: Trainable
@@ -78,7 +146,7 @@ class Stepper:
 
     def update(self, batch: TrainingBatch, rate: float) -> Update:
         """Train on one batch."""
-        torch.manual_seed(_seed(self.options.seed, batch.step))  # whatever draws: a resumed run draws the same
+        torch.manual_seed(_seed(self.options.seed, batch.step))  # a resumed run draws the same numbers
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.parts(self.options.accumulate)
@@ -94,8 +162,8 @@ class Stepper:
         self.model.clip_logit_scale()
         return Update(terms, norm, rate)
 
-    def terms(self, features: torch.Tensor, frozen: torch.Tensor | None, batch: TrainingBatch) -> dict[str, Any]:
-        """The objective and each regulariser times its lambda, for features (N, D) of a batch."""
+    def terms(self, features: torch.Tensor, frozen: torch.Tensor | None, batch: TrainingBatch) -> Tensors:
+        """The objective, and each regulariser times its lambda, for features (N, D) of a batch."""
         objective, logits = self.objective(features, batch)
         step = Step(
             features=features,
@@ -116,9 +184,9 @@ class Stepper:
             return None
         return self.prior.features(batch.rows, batch.epoch, batch.images)
 
-    def _add_up(self, parts: list[TrainingBatch], rows: int) -> dict[str, torch.Tensor]:
-        """Backward pass part by part: each counts by its rows."""
-        totals: dict[str, torch.Tensor] = {}
+    def _add_up(self, parts: list[TrainingBatch], rows: int) -> Tensors:
+        """Backward pass part by part, weighted by rows."""
+        totals: Tensors = {}
         for part in parts:
             frozen = self._frozen(part)
             terms = self.terms(self.model.image_features(part.images), frozen, part)
@@ -127,8 +195,8 @@ class Stepper:
             totals = {name: totals.get(name, 0.0) + share.detach() for name, share in shares.items()}
         return totals
 
-    def _through_features(self, batch: TrainingBatch, parts: list[TrainingBatch]) -> dict[str, torch.Tensor]:
-        """Backward pass from the loss of the whole batch to its features, and from those into the tower."""
+    def _through_features(self, batch: TrainingBatch, parts: list[TrainingBatch]) -> Tensors:
+        """Backward pass from the loss of the whole batch to its features, then from these into the tower."""
         frozen = [self._frozen(part) for part in parts]
         with torch.no_grad():
             values = torch.cat([self.model.image_features(part.images) for part in parts])
@@ -144,7 +212,7 @@ class Stepper:
         return {name: term.detach() for name, term in terms.items()}
 
     def _clip(self) -> torch.Tensor:
-        """Norm of the whole gradient, which is scaled down to `clip` where it is longer."""
+        """Norm of the whole gradient, which is scaled down to `clip` if it is larger."""
         if self.options.clip is not None:
             return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.options.clip)
         norms = [torch.linalg.vector_norm(p.grad) for p in self.parameters.values() if p.grad is not None]

@@ -1,36 +1,36 @@
-"""Which activation a checkpoint was trained with: what its file tells, and what is assumed where it tells nothing.
+"""The activation that a checkpoint was trained with: what is known from its file, and what has to be assumed.
 
-OpenAI's weights want QuickGELU; in a GELU architecture they lose four ImageNet points without an error (see
-`featcache.encoders.checkpoints`). A conversion takes the activation from its base, so it can fall into that trap as
-loading can: what is known to differ is refused, and what is assumed is said.
+OpenAI's weights need QuickGELU; in a GELU architecture they lose four ImageNet points without an error (see
+`featcache.encoders.checkpoints`). A conversion takes the activation from its base: a known difference is refused, and
+an assumption is reported.
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript
 from featcache.encoders.openclip import openai_file_digests
 from ft.checkpoints.formats.flax import is_flax
+from ft.checkpoints.state import Json
 
 LIKE = "ViT-B-16-quickgelu"
 NAMES = {True: "QuickGELU", False: "GELU"}
 
 
 class Told(NamedTuple):
-    """What a checkpoint tells of its activation."""
+    """What is known of the activation of a checkpoint."""
 
     what: str
     """The checkpoint, in words."""
     quick_gelu: bool | None = None
-    """Its activation; None where it tells nothing."""
+    """Its activation; None if unknown."""
     sure: bool = False
-    """Whether there is nothing to assume."""
+    """Whether nothing has to be assumed."""
 
 
 def told_by_file(file: Path) -> Told:
-    """By the kind of the file: OpenAI's own are known by digest, other archives of theirs by layout."""
+    """By the kind of the file: OpenAI's files are known by digest, other archives in their layout by its keys."""
     if is_flax(file):
         return Told("Lipsum-FT's .ckpt (its default start is OpenAI's model, which uses QuickGELU)")
     if not is_torchscript(file):
@@ -44,20 +44,20 @@ def told_by_file(file: Path) -> Told:
     return Told("a TorchScript archive of unknown origin")
 
 
-def told_by_config(configuration: Mapping[str, Any]) -> Told:
+def told_by_config(configuration: Json) -> Told:
     """By the configuration of a model folder."""
     return Told("a model folder", _quick_gelu(configuration), sure=True)
 
 
 def told_by_module(quick_gelu: bool | None) -> Told:
-    """By the layers of a pickled module, which are read where it is trusted."""
+    """By the layers of a pickled module that is trusted."""
     if quick_gelu is None:
         return Told("a pickled object (wise-ft starts from OpenAI's models, which use QuickGELU)")
     return Told("a pickled module", quick_gelu, sure=True)
 
 
-def check_told(source: str, told: Told, configuration: Mapping[str, Any], model: str, flag: str = "--base") -> None:
-    """Refuse a checkpoint whose activation is known not to be that of the model it goes into.
+def check_told(source: str, told: Told, configuration: Json, model: str, flag: str = "--base") -> None:
+    """Refuse a checkpoint that is known to have another activation than the model it is loaded into.
 
     Parameters
     ----------
@@ -67,23 +67,23 @@ def check_told(source: str, told: Told, configuration: Mapping[str, Any], model:
     configuration : mapping
         ``model_cfg`` and ``preprocess_cfg`` of the model.
     model : str
-        What `featcache.encoders.load_encoder` takes for it.
+        Its name for `featcache.encoders.load_encoder`.
     flag : str
-        The argument that names it.
+        The argument that names the model.
 
     Raises
     ------
     ActivationMismatchError
-        Naming what to use instead.
+        Naming a model with the right activation.
     """
     quick = _quick_gelu(configuration)
     remedy = f"{flag} with a model that computes {NAMES[not quick]}" + ("" if quick else f", such as {LIKE}")
-    named = ":" not in model  # an architecture, which has a name with and one without QuickGELU
+    named = ":" not in model  # an architecture, which has a variant with QuickGELU
     check_activation(model, source, quick, told.quick_gelu, flag, None if named else remedy)
 
 
-def assumption(source: str, told: Told, configuration: Mapping[str, Any], model: str) -> str | None:
-    """One line on the activation that is assumed; None where nothing is."""
+def assumption(source: str, told: Told, configuration: Json, model: str) -> str | None:
+    """One line on the activation that is assumed; None if none is."""
     if told.sure:
         return None
     quick = _quick_gelu(configuration)
@@ -96,5 +96,5 @@ def assumption(source: str, told: Told, configuration: Mapping[str, Any], model:
     return line
 
 
-def _quick_gelu(configuration: Mapping[str, Any]) -> bool:
+def _quick_gelu(configuration: Json) -> bool:
     return bool(configuration["model_cfg"].get("quick_gelu", False))

@@ -4,7 +4,7 @@ A file is one msgpack map. Every array in it is an extension of type 1 (a NumPy 
 ``[shape, dtype name, bytes in C order]``. ``best_acc.ckpt`` is ``{cls (D, C), ext {vision_model {...},
 visual_projection (W, D), logit_scale ()}}`` in the layout of `transformers.FlaxCLIPVisionModel`: kernels of linear
 layers are (in, out), those of convolutions (height, width, in, out), scales of layer norms are called ``scale``. The
-text tower is frozen in Lipsum-FT and not in the file.
+frozen text tower is not in the file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,21 +16,22 @@ import torch
 
 from featcache.errors import EncoderError, MissingExtraError
 from ft.checkpoints.formats.huggingface import from_huggingface
+from ft.checkpoints.state import Json
 
 ARRAY, SCALAR = 1, 3
 
 
 class LipsumCheckpoint(NamedTuple):
-    """What Lipsum-FT trains."""
+    """The trained part of Lipsum-FT's model."""
 
     state: dict[str, torch.Tensor]
     """Image tower, projection and logit scale, under open_clip's names."""
     head: torch.Tensor | None
-    """``cls`` as rows of classes (C, D), without the logit scale."""
+    """``cls`` transposed to (C, D), without the logit scale."""
 
 
 def is_flax(file: Path) -> bool:
-    """Whether a file may be one of Flax's: a msgpack map by its first byte, and no zip archive."""
+    """Whether a file may be Flax's: a msgpack map by its first byte, not a zip archive."""
     if file.suffix not in (".ckpt", ".msgpack"):
         return False
     with file.open("rb") as stream:
@@ -38,13 +39,13 @@ def is_flax(file: Path) -> bool:
     return bool(first) and (first[0] & 0xF0 == 0x80 or first[0] in (0xDE, 0xDF))
 
 
-def read_flax(path: str | Path) -> dict[str, Any]:
+def read_flax(path: str | Path) -> Json:
     """The nested map of arrays in a Flax msgpack file, as CPU tensors.
 
     Raises
     ------
     EncoderError
-        The file is damaged, or holds something else than arrays and numbers.
+        The file is damaged, or holds values other than arrays and numbers.
     MissingExtraError
         msgpack is not installed.
     """
@@ -81,7 +82,7 @@ def read_lipsum(path: str | Path) -> LipsumCheckpoint:
     Raises
     ------
     EncoderError
-        It is no such file.
+        The file has another layout.
     """
     content = read_flax(path)
     extractor = content.get("ext", content)
@@ -99,7 +100,7 @@ def read_lipsum(path: str | Path) -> LipsumCheckpoint:
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Leaves under the names and in the layout of torch's layers."""
+    """The arrays under the names and in the layout of torch's layers."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):

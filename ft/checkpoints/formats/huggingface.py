@@ -1,25 +1,19 @@
-"""Hugging Face's CLIP folders: ``transformers.CLIPModel.from_pretrained(FOLDER)`` loads what is written here.
+"""Folders for ``transformers.CLIPModel.from_pretrained``, and the names of its tensors.
 
-Names and shapes of CLIP's tensors: open_clip's (OpenAI's own) and Hugging Face's.
-
-Both hold the same numbers. Hugging Face keeps query, key and value apart, where open_clip stacks them, and stores both
-projections transposed, as weights of linear layers.
+open_clip and Hugging Face hold the same numbers under different names. Hugging Face separates query, key and value,
+which open_clip stacks, and stores both projections transposed, as weights of linear layers.
 """
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from featcache.errors import EncoderError
-from featcache.store.places.local import sync_folder
-from ft.checkpoints.folder import write_state
-from ft.checkpoints.state import State
+from ft.checkpoints.folder import new_folder, write_state
+from ft.checkpoints.state import Json, State
 
 LAYER = {
     "ln_1": "layer_norm1",
@@ -53,7 +47,7 @@ def to_huggingface(state: State) -> dict[str, torch.Tensor]:
     Raises
     ------
     EncoderError
-        A tensor that CLIPModel has no place for.
+        CLIPModel has no such tensor.
     """
     renamed: dict[str, torch.Tensor] = {}
     for key, value in state.items():
@@ -87,7 +81,7 @@ def from_huggingface(state: State) -> dict[str, torch.Tensor]:
     Raises
     ------
     EncoderError
-        A tensor that is none of CLIPModel's, or a layer without query, key or value.
+        CLIPModel has no such tensor, or a layer lacks query, key or value.
     """
     back = {name: key for key, name in WHOLE.items()}
     transposed = {name: key for key, name in TRANSPOSED.items()}
@@ -104,7 +98,7 @@ def from_huggingface(state: State) -> dict[str, torch.Tensor]:
             _layer_from_huggingface(name, value, renamed, stacks)
     for key, parts in stacks.items():
         if missing := [part for part in PARTS if part not in parts]:
-            raise EncoderError(f"{key}: lacks {', '.join(missing)}; the checkpoint is not whole")
+            raise EncoderError(f"{key}: lacks {', '.join(missing)}; the checkpoint is incomplete")
         renamed[key] = torch.cat([parts[part] for part in PARTS])
     return renamed
 
@@ -124,7 +118,7 @@ def _layer_from_huggingface(
         if rest in stems:
             renamed[f"{place}.{stems[rest]}.{kind}"] = value
             return
-    raise EncoderError(f"{name}: no tensor of Hugging Face's CLIPModel; expected its names")
+    raise EncoderError(f"{name}: not a tensor of Hugging Face's CLIPModel; expected its names")
 
 
 RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}
@@ -132,13 +126,13 @@ PLAIN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "ml
 PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 
 
-def huggingface_config(configuration: Mapping[str, Any]) -> dict[str, Any]:
+def huggingface_config(configuration: Json) -> Json:
     """``config.json`` of CLIPModel for open_clip's ``model_cfg``.
 
     Raises
     ------
     EncoderError
-        An architecture that CLIPModel does not have: ResNets, timm towers, average pooling, other position embeddings.
+        CLIPModel does not have the architecture: ResNets, timm towers, average pooling, other position embeddings.
     """
     model = configuration["model_cfg"]
     vision, text = model["vision_cfg"], model["text_cfg"]
@@ -181,9 +175,7 @@ def huggingface_config(configuration: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_huggingface(
-    configuration: Mapping[str, Any], state: State, out: str | Path, *, overwrite: bool = False
-) -> Path:
+def write_huggingface(configuration: Json, state: State, out: str | Path, *, overwrite: bool = False) -> Path:
     """Write ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``; the tokenizer is CLIP's own.
 
     Parameters
@@ -193,34 +185,26 @@ def write_huggingface(
     state : mapping of name -> tensor
         open_clip's state dict.
     out : str or Path
-        The new folder; it appears when it is complete.
+        The new folder, created atomically.
     overwrite : bool
 
     Raises
     ------
     EncoderError
-        An architecture or a tensor that CLIPModel does not have; a folder that is there already.
+        CLIPModel does not have the architecture or a tensor; `out` exists.
     """
     out = Path(out)
     config, renamed = huggingface_config(configuration), to_huggingface(state)
     if out.exists() and not overwrite:
         raise EncoderError(f"{out} exists already; name another folder, or overwrite it")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(out) as partial:
         for name, content in (("config", config), ("preprocessor_config", _preprocessor(configuration))):
             (partial / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         write_state(renamed, partial / "model.safetensors")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(out.parent)
     return out
 
 
-def _preprocessor(configuration: Mapping[str, Any]) -> dict[str, Any]:
+def _preprocessor(configuration: Json) -> Json:
     """``preprocessor_config.json`` of CLIPImageProcessor for open_clip's ``preprocess_cfg``."""
     given = configuration["preprocess_cfg"]
     size = given.get("size", configuration["model_cfg"]["vision_cfg"]["image_size"])

@@ -1,7 +1,7 @@
-"""Pickled modules, as wise-ft saves them: read only where the user trusts the file, and in a process of their own.
+"""Pickled modules, as wise-ft saves them: read only if the user trusts the file, and in a separate process.
 
-Unpickling runs code. No check of the file can tell whether that code is harmless, and a process of its own protects
-this one's memory, not the machine: so nothing is unpickled unless it was asked for by name (``convert --trust``).
+Unpickling runs code. No check of the file can show that this code is harmless, and the separate process protects the
+memory of this one, not the machine. So nothing is unpickled without an explicit request (``convert --trust``).
 """
 
 import logging
@@ -24,19 +24,19 @@ LOG = logging.getLogger(__name__)
 SCRIPT = Path(package_file).with_name("trusted.py")
 ACTIVATIONS = {"QuickGELU": True, "GELU": False}
 PICKLE = b"\x80"
-"""First byte of a pickle since protocol 2, and so of what torch saved before its zip archives."""
+"""First byte of a pickle since protocol 2, and of torch files older than its zip archives."""
 
 
 class Pickled(NamedTuple):
-    """What was unpickled."""
+    """Content of a pickled file."""
 
     state: dict[str, torch.Tensor]
     quick_gelu: bool | None
-    """Activation of the module's layers; None of a state dict, or where there are several or none."""
+    """Activation of the module's layers; None for a state dict, or if there are several or none."""
 
 
 def is_pickled(file: Path) -> bool:
-    """Whether a file is a pickle, or an archive of torch's around one."""
+    """Whether a file is a pickle, or a torch archive that contains one."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             return not is_torchscript(file) and any(name.endswith("data.pkl") for name in archive.namelist())
@@ -45,18 +45,18 @@ def is_pickled(file: Path) -> bool:
 
 
 def read_pickled(path: str | Path, *, trust: bool) -> Pickled:
-    """The tensors of a pickled module or state dict, and a line in the log that its code runs.
+    """The tensors of a pickled module or state dict; logs a warning that its code runs.
 
     Parameters
     ----------
     path : str or Path
     trust : bool
-        Whether the code in the file may run, with the rights of the user.
+        Allow the code in the file to run, with the rights of the user.
 
     Raises
     ------
     EncoderError
-        Without `trust`, or a file that cannot be unpickled or holds no tensors.
+        `trust` is false, or the file cannot be unpickled or holds no tensors.
     """
     file = Path(path).resolve()
     if not trust:

@@ -1,10 +1,8 @@
-"""The one place that unpickles: a script that `ft.checkpoints.formats.pickled` runs in a process of its own, never
-imported.
+"""The only code that unpickles: a script that `ft.checkpoints.formats.pickled` runs in a separate process.
 
-``python -I trusted.py FILE OUT`` unpickles FILE, which **runs whatever code the file asks for**, takes the tensors of
-the module or state dict in it, and writes them to OUT as safetensors, the class of a module's activation in the header.
-Classes that are not installed (wise-ft pickles
-its own) become empty shells of `torch.nn.Module`: their tensors are all that is wanted.
+``python -I trusted.py FILE OUT`` unpickles FILE, which **runs the code in the file**, and writes the tensors of its
+module or state dict to OUT as safetensors, with the class of the module's activation in the header. Classes that are
+not installed (wise-ft pickles its own) become empty subclasses of `torch.nn.Module`: only their tensors are needed.
 """
 
 import pickle
@@ -18,10 +16,10 @@ from safetensors.torch import save_file
 
 
 class Unpickler(pickle.Unpickler):
-    """Unpickles, with shells in the place of classes that cannot be imported."""
+    """Unpickler that replaces classes that cannot be imported by empty modules."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class of that name, or a shell."""
+        """The class of that name, or an empty module."""
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError):
@@ -43,7 +41,7 @@ def tensors_of(content: Any) -> dict[str, torch.Tensor]:
 
 
 def activation_of(content: Any) -> str:
-    """``QuickGELU`` or ``GELU``, where all layers of a module that have one have the same; else empty."""
+    """``QuickGELU`` or ``GELU`` if all activations of a module are the same; else empty."""
     layers = content.modules() if isinstance(content, torch.nn.Module) else ()
     found = {type(layer).__name__ for layer in layers} & {"QuickGELU", "GELU"}
     return found.pop() if len(found) == 1 else ""

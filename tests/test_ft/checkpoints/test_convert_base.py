@@ -89,7 +89,7 @@ def test_what_came_from_the_base_is_said(
     ("changes", "message"),
     [
         ({"embed_dim": 8}, r"different shapes.*text_projection \(16, 24\) against \(16, 8\)"),
-        ({"vision_cfg": {**CONFIG["vision_cfg"], "layers": 3}}, r"12 tensors \(visual.*are no tensors of"),
+        ({"vision_cfg": {**CONFIG["vision_cfg"], "layers": 3}}, r"12 tensors \(visual.*are not tensors of"),
     ],
 )
 def test_another_architecture_is_refused_before_anything_is_written(

@@ -13,10 +13,9 @@ from featcache.encoders import load_encoder
 from featcache.encoding.images import encode
 from featcache.errors import TrainingError
 from featcache.store import list_stores, open_prior_store
-from ft.training.loop import finetune
+from ft.training.loop import finetune, validate
 from ft.training.model import Trainable
 from ft.training.setup import Run
-from ft.training.validate import judge
 from heads import load
 
 RESNET: dict[str, Any] = {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}}
@@ -78,7 +77,7 @@ def test_judging_leaves_statistics_and_modes_alone(resnet: str, val: Pictures) -
     model = run.stepper.model
     before, training = statistics(model), modes(model)
     assert training
-    judge(model, run.stepper.objective, val, HERE, 1)
+    validate(model, run.stepper.objective, val, HERE, 1)
     assert same(statistics(model), before)
     assert modes(model) == training
 
@@ -88,15 +87,15 @@ def test_modes_come_back_where_judging_fails(resnet: str, val: Pictures) -> None
     training = modes(run.stepper.model)
     val.broken = 3
     with pytest.raises(Exception, match="val-3 cannot be read"):
-        judge(run.stepper.model, run.stepper.objective, val, HERE, 1)
+        validate(run.stepper.model, run.stepper.objective, val, HERE, 1)
     assert modes(run.stepper.model) == training
 
 
 def test_what_is_judged_depends_on_no_batch(resnet: str, val: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(resnet)
-    whole = judge(run.stepper.model, run.stepper.objective, val, HERE, 1)
-    monkeypatch.setattr("ft.training.validate.BATCH", 5)
-    parts = judge(run.stepper.model, run.stepper.objective, val, HERE, 1)
+    whole = validate(run.stepper.model, run.stepper.objective, val, HERE, 1)
+    monkeypatch.setattr("ft.training.loop.BATCH", 5)
+    parts = validate(run.stepper.model, run.stepper.objective, val, HERE, 1)
     assert parts["accuracy"] == whole["accuracy"]
     assert parts["nll"] == pytest.approx(whole["nll"], rel=1e-5)
 

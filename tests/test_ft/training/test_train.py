@@ -337,7 +337,7 @@ def test_the_callers_random_state_is_left_alone(model: str, tmp_path: Path) -> N
         ({"steps": 0}, "steps 0: expected a positive number"),
         ({"epochs": 2}, "epochs 2 and steps 3: give one of the two"),
         ({"train": ("vision",)}, "train vision: expected some of image"),
-        ({"train": ("text",)}, "no part of the objective cross_entropy"),
+        ({"train": ("text",)}, "not a part of the objective cross_entropy"),
         ({"regularizers": {"ewc": 1.0}}, "regularizer 'ewc': expected one of lipsum"),
         ({"regularizers": {"l2sp": "much"}}, "weight 'much'"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0"),
@@ -358,10 +358,10 @@ def test_options_that_cannot_be_are_refused(changes: dict[str, Any], message: st
     [
         ({"head": "nowhere.safetensors"}, "no such file; expected zero_shot, zeros"),
         ({"batch_size": 25}, "the data set has 24 images"),
-        ({"accumulate": 9}, "only 8 images an update"),
+        ({"accumulate": 9}, "only 8 images per update"),
         ({"freeze_layers": 3}, "has 2 blocks"),
         ({"regularizers": {"lipsum": {"weight": 1.0, "mode": "fresh"}}}, "expected random"),
-        ({"regularizers": {"l2sp": {"weight": 1.0, "gamma": 2}}}, "parameters gamma=2 do not fit"),
+        ({"regularizers": {"l2sp": {"weight": 1.0, "gamma": 2}}}, "l2sp: unknown parameter gamma=2; expected beta"),
     ],
 )
 def test_what_does_not_fit_the_run_is_refused(
@@ -373,7 +373,7 @@ def test_what_does_not_fit_the_run_is_refused(
 
 def test_another_folder_is_never_taken_for_a_run(model: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(TrainingError, match="is no run's folder"):
+    with pytest.raises(TrainingError, match="is not the folder of a run"):
         train(tmp_path, model)
 
 
