@@ -163,7 +163,7 @@ class Bench:
 
     def heads(self, n_heads: int, limits: dict[str, float]) -> None:
         """H heads on N rows: everybody."""
-        inputs = draw(*(self.sizes[k] for k in ("N", "D", "C")), n_heads, self.dtype, self.device)
+        inputs = draw(*(self.sizes[k] for k in ("N", "D", "C")), n_heads, self.dtype, self.device)  # type: ignore[call-arg]
         mine = ours(pose(*inputs), lambda impl: linear_nll(*inputs, logit_scale=SCALE, impl=impl), self.left_out)
         works = {f"H={n_heads}, {k}": work for k, work in {**peers(inputs, self.left_out), **mine}.items()}
         found = turns(self.device, works, self.rounds)
@@ -182,7 +182,7 @@ class Bench:
 
     def grid(self) -> None:
         """A path of interpolations of two heads."""
-        X, W, y = draw(*(self.sizes[k] for k in ("N", "D", "C")), 2, self.dtype, self.device)
+        X, W, y = draw(*(self.sizes[k] for k in ("N", "D", "C")), 2, self.dtype, self.device)  # type: ignore[call-arg]
         alphas = np.linspace(0, 1, N_ALPHAS).tolist()
         between = [((1 - a) * W[0].float() + a * W[1].float()).to(self.dtype) for a in alphas]
         name = next(iter(ours(pose(X, W, y, alphas=alphas), lambda i: linear_nll(X, W, y, impl=i), {})))

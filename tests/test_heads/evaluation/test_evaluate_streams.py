@@ -108,7 +108,7 @@ def test_logits_of_all_rows_never_exist(images: Any) -> None:
     store = images(n=8000)
     store.classnames, store.y = names, rng.integers(0, 300, 8000)
     ends = [LinearHead(rng.normal(size=(300, 12)), np.zeros(300), names) for _ in range(2)]
-    path = interpolate(*ends, np.linspace(0, 1, 40))
+    path = interpolate(*ends, np.linspace(0, 1, 40))  # type: ignore[call-arg]
     store.block_rows = 8000
     evaluate(path[:2], [store])  # what is compiled or loaded once does not count
     tracemalloc.start()

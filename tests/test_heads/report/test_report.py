@@ -24,7 +24,7 @@ def row(head, top1, nll, alpha=None):
 def rows():
     zero, one = np.array([[0.8, 0.6, 0.5], [0.6, 1.0, 1.2]]), np.array([[0.95, 0.7, 0.55], [0.2, 0.9, 2.5]])
     heads = [row("zero_shot", *zero), row("ridge", *one), row("knn", *(0.98 * one))]
-    return heads + [row("zero_shot+ridge", *((1 - a) * zero + a * one), float(a)) for a in (1.0, 0.0, 0.5)]
+    return heads + [row("zero_shot+ridge", *((1 - a) * zero + a * one), float(a)) for a in (1.0, 0.0, 0.5)]  # type: ignore[call-arg]
 
 
 def cells(line):
