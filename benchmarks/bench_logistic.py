@@ -36,7 +36,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.common import median, report
 from benchmarks.logistic_cases import REAL, Data, Float, Point, disagreements, drawn, minima, objective, real
-from heads.solvers.logistic.path import fit_path
+from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.rows import Rows
 
 BAR, GAP = 5.0, 1e-6
@@ -74,7 +74,7 @@ def ours(data: Data, Cs: Float, tol: float) -> Iterator[Point]:
     """Our path, each point with its seconds; those of preparing the rows belong to the first."""
     start, busy = time.perf_counter(), time.process_time()
     rows = Rows(data.X.astype(np.float32), data.y, int(data.y.max()) + 1)
-    for f in fit_path(rows, Cs, tol=tol, max_iter=10_000):
+    for f in PathSolver(rows, tol=tol, max_iter=10_000).path(Cs):
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         yield Point(f.C, f.weights, f.intercepts, tol, seconds, cpu)
         start, busy = time.perf_counter(), time.process_time()

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import median, report
 from benchmarks.gpu_common import ceilings, device_facts, peak_mib, turns
-from heads.solvers.logistic.path import Fitted, PathSolver, fit_path
+from heads.solvers.logistic.path import Fitted, PathSolver
 from heads.solvers.logistic.rows import DeviceRows, Rows
 from heads.solvers.ridge.leave_one_out import leave_one_out_errors
 from heads.solvers.ridge.moments import Moments
@@ -190,7 +190,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Cs = np.logspace(-6, 5, sizes["Cs"])
 
     def logistic() -> None:
-        path[:] = fit_path(DeviceRows(X, y, sizes["C"]), Cs, tol=options.tol, max_iter=2000)
+        path[:] = PathSolver(DeviceRows(X, y, sizes["C"]), tol=options.tol, max_iter=2000).path(Cs)
 
     held = [peak_mib(device, work, beyond=False) for work in (ridge.whole, logistic)]
     seconds |= turns(device, {"logistic": logistic}, options.logistic_rounds, warmup=0)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench_ridge import draw as draw_clip_like
-from heads.solvers.logistic.path import fit_path
+from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.rows import Rows
 
 REAL = ("oxford_pets", "oxford_flowers", "ucf101")
@@ -91,7 +91,7 @@ def objective(data: Data, point: Point) -> tuple[float, float]:
 def minima(data: Data, Cs: Float) -> list[Point]:
     """The optimum of every C in float64."""
     rows = Rows(data.X.astype(np.float64), data.y, int(data.y.max()) + 1)
-    found = fit_path(rows, Cs, tol=1e-12, max_iter=10_000)
+    found = PathSolver(rows, tol=1e-12, max_iter=10_000).path(Cs)
     return [Point(f.C, f.weights, f.intercepts, 1e-12, 0.0, 0.0) for f in found]
 
 

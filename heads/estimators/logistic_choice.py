@@ -89,8 +89,7 @@ class Choice:
 
     def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
         """Every C in turn, and the scores; no scores for a single C, or where no row can be held out."""
-        solver = self.solver(self.rows, None)
-        path = [solver.fit(C) for C in Cs.tolist()]
+        path = list(self.solver(self.rows, None).path(Cs))
         if len(path) == 1:
             return path, np.zeros(0)
         self.how = "folds" if self.validation is None else "split"
@@ -98,8 +97,7 @@ class Choice:
             return path, self._split_scores(path, self.validation)
         total, n = np.zeros(len(path)), 0
         for keep, scored in self._folds():
-            fold = self.solver(self.rows, keep)
-            sums, rows = self._fold_sums(scored, [fold.fit(C) for C in Cs.tolist()])
+            sums, rows = self._fold_sums(scored, list(self.solver(self.rows, keep).path(Cs)))
             total, n = total + sums, n + rows
         if n:
             return path, total / n

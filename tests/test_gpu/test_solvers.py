@@ -63,14 +63,14 @@ def test_logistic_value_and_gradient_whatever_tf32(rows: tuple[torch.Tensor, tor
 
 
 def test_a_logistic_path_ends_where_the_host_s_does(rows: tuple[torch.Tensor, torch.Tensor]) -> None:
-    from heads.solvers.logistic.path import fit_path
+    from heads.solvers.logistic.path import PathSolver
     from heads.solvers.logistic.rows import DeviceRows, Rows
 
     X, y = rows
     Cs = [1e-3, 1.0, 1e3]
     host = Rows(X.cpu().double().numpy(), y.cpu().numpy(), CLASSES)
     for found, exact in zip(
-        fit_path(DeviceRows(X, y, CLASSES), Cs, tol=1e-7), fit_path(host, Cs, tol=1e-10), strict=True
+        PathSolver(DeviceRows(X, y, CLASSES), tol=1e-7).path(Cs), PathSolver(host, tol=1e-10).path(Cs), strict=True
     ):
         assert found.converged
         assert found.objective == pytest.approx(exact.objective, rel=1e-5)

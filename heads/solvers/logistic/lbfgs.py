@@ -28,7 +28,7 @@ from torch import Tensor
 from heads.solvers.logistic.objective import Line, Objective
 from heads.solvers.logistic.penalties import Penalty
 from heads.solvers.logistic.precision import Precision
-from heads.solvers.logistic.preconditioner import ClassBlocks, Diagonal, Preconditioner
+from heads.solvers.logistic.preconditioner import ClassBlocks, Diagonal
 from heads.solvers.parallel import one_torch_thread
 
 _MEMORY = 10
@@ -66,7 +66,7 @@ class _History:
         if curvature > 1e-10 * (_dot(step, step) * _dot(change, change)) ** 0.5:
             self.pairs.append((step, change, 1.0 / curvature))
 
-    def product(self, gradient: Tensor, initial: Preconditioner) -> Tensor:
+    def product(self, gradient: Tensor, initial: Diagonal | ClassBlocks) -> Tensor:
         """``H g`` by the two-loop recursion."""
         found, shares = gradient.clone(), []
         # Newest to oldest: take out what each pair explains.

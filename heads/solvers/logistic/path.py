@@ -45,6 +45,14 @@ class PathSolver:
         Intercept of a class without a row that counts, where intercepts are fitted: its optimum is minus infinity.
     tol, max_iter
         As of `heads.solvers.logistic.lbfgs.Minimiser`.
+
+    Examples
+    --------
+    >>> from heads.solvers.logistic.rows import Rows
+    >>> rows = Rows(np.array([[0.0], [1.0], [3.0]]), np.array([0, 1, 1]), 2)
+    >>> heads = list(PathSolver(rows).path([0.1, 1.0]))
+    >>> [head.weights.shape for head in heads], bool(heads[1].weights[1, 0] > heads[0].weights[1, 0] > 0)
+    ([(2, 1), (2, 1)], True)
     """
 
     def __init__(
@@ -88,29 +96,15 @@ class PathSolver:
             intercepts[present] += free - free.mean()
         return Fitted(C, weights, intercepts, C * optimum.value, optimum.iterations, optimum.converged)
 
+    def path(self, Cs: Sequence[float] | Float) -> Iterator[Fitted]:
+        """Each C in turn; ascending is cheapest."""
+        return (self.fit(float(C)) for C in Cs)
+
     def _offset(self, prior: tuple[Float, Float]) -> Tensor:
         """The prior on centred features, (C, D + 1)."""
         weights, intercepts = prior[0][self.present], prior[1][self.present]
         stacked = np.column_stack([weights, intercepts + weights @ self.rows.mean])
         return torch.from_numpy(stacked).to(self.rows.dtype)
-
-
-def fit_path(
-    rows: TrainingRows, Cs: Sequence[float] | Float, *, tol: float = 1e-8, max_iter: int = 1000
-) -> Iterator[Fitted]:
-    """Every C in turn (ascending is cheapest), as `PathSolver` fits it.
-
-    Examples
-    --------
-    >>> from heads.solvers.logistic.rows import Rows
-    >>> rows = Rows(np.array([[0.0], [1.0], [3.0]]), np.array([0, 1, 1]), 2)
-    >>> heads = list(fit_path(rows, [0.1, 1.0]))
-    >>> [head.weights.shape for head in heads], bool(heads[1].weights[1, 0] > heads[0].weights[1, 0] > 0)
-    ([(2, 1), (2, 1)], True)
-    """
-    solver = PathSolver(rows, tol=tol, max_iter=max_iter)
-    for C in Cs:
-        yield solver.fit(float(C))
 
 
 def validation_logits(

@@ -19,7 +19,6 @@ symmetric and positive.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,23 +33,10 @@ _BATCH = 2**25
 """Numbers of the rows behind a batch of blocks on a GPU: 128 MiB of float32."""
 
 
-class Preconditioner(Protocol):
-    """An approximation of the inverse Hessian."""
-
-    @property
-    def to_scale(self) -> bool:
-        """Whether it is of the inverse Hessian's size, too, or of its shape alone."""
-        ...
-
-    def solve(self, gradient: Tensor) -> Tensor:
-        """The preconditioned gradient (K, D + 1)."""
-        ...
-
-
 class Diagonal:
     """The inverse of the Hessian's diagonal, up to the correlation of curvatures and features."""
 
-    to_scale = False
+    to_scale = False  # L-BFGS is to bring its product to the size of the inverse Hessian's
 
     def __init__(self, f: Objective, sample: Sample, theta: Tensor) -> None:
         X, weights, logits = sample

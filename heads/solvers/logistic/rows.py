@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,24 +76,6 @@ class RowSource:
         """Rows that are held whole, centred or to be taken as they are."""
         block = Block(X, y, weights)
         return cls(lambda precision: iter([block]), len(X), block, precision=Precision(X.dtype), keep_logits=True)
-
-
-class TrainingRows(Protocol):
-    """What `heads.solvers.logistic.path` needs of rows."""
-
-    n_classes: int
-    fit_intercept: bool
-    mean: Float
-    y: NDArray[np.int64]
-    dtype: torch.dtype
-
-    def source(self, places: NDArray[np.int64], n_classes: int, keep: Mask | None) -> RowSource:
-        """The rows that `keep` (N,) counts, of `n_classes` classes; `places` (C,) says which of them each class is."""
-        ...
-
-    def centred(self, where: Mask) -> Iterator[ArrayBlock]:
-        """Centred float64 rows where a mask (N,) says so, with labels, block by block."""
-        ...
 
 
 class Rows:
@@ -281,6 +263,9 @@ class StreamedRows:
             done += len(y)
             if mine.any():
                 yield features[mine].astype(np.float64) - self.mean, np.asarray(y, np.int64)[mine]
+
+
+TrainingRows = Rows | StreamedRows
 
 
 def _sampled(n: int, keep: Mask | None) -> NDArray[np.intp]:

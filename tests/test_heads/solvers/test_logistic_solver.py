@@ -10,7 +10,7 @@ from logistic_reference import objective
 
 from heads.solvers.logistic.lbfgs import Minimiser
 from heads.solvers.logistic.objective import Line, Logits, Objective
-from heads.solvers.logistic.path import PathSolver, fit_path
+from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.penalties import L2
 from heads.solvers.logistic.precision import BFLOAT16, FLOAT32, Precision
 from heads.solvers.logistic.preconditioner import ClassBlocks
@@ -132,8 +132,8 @@ def test_reaches_the_optimum_on_clip_features(real_features: Any) -> None:
     X, y = real_features
     X, y = X[::4], np.unique(y[::4], return_inverse=True)[1]
     n_classes, Cs = int(y.max()) + 1, [1.0, 316.0]
-    exact = list(fit_path(Rows(X.astype(np.float64), y, n_classes), Cs, tol=1e-13))
-    for best, found in zip(exact, fit_path(Rows(X.astype(np.float32), y, n_classes), Cs, tol=1e-7), strict=True):
+    exact = list(PathSolver(Rows(X.astype(np.float64), y, n_classes), tol=1e-13).path(Cs))
+    for best, found in zip(exact, PathSolver(Rows(X.astype(np.float32), y, n_classes), tol=1e-7).path(Cs), strict=True):
         lowest = objective(X, y, best.C, best.weights, best.intercepts)
         assert -1e-9 <= objective(X, y, best.C, found.weights, found.intercepts) / lowest - 1.0 <= 1e-6
 
@@ -218,7 +218,7 @@ def test_a_path_starts_from_the_nearest_solved_C(draw: Any) -> None:
 def test_cheap_products_while_far_end_at_the_same_optimum(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = draw(600, 32, 6)
     Cs = [0.1, 10.0, 1000.0]
-    exact = list(fit_path(Rows(X.astype(np.float64), y, 6), Cs, tol=1e-12))
+    exact = list(PathSolver(Rows(X.astype(np.float64), y, 6), tol=1e-12).path(Cs))
     monkeypatch.setattr("heads.solvers.logistic.rows.LOW_WORK", 0)
     monkeypatch.setattr("heads.solvers.logistic.rows.has_bfloat16", lambda: True)
     solver = PathSolver(Rows(X.astype(np.float32), y, 6), tol=1e-7)

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from featcache.errors import HeadError
 from heads.solvers import parallel, primitives
 from heads.solvers.logistic.objective import Line, Objective
-from heads.solvers.logistic.path import fit_path
+from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.penalties import L2
 from heads.solvers.logistic.precision import FLOAT16, FLOAT16_HALVES
 from heads.solvers.logistic.preconditioner import ClassBlocks
@@ -169,7 +169,7 @@ def test_a_path_reaches_scikit_learn_s_optimum(
 ) -> None:
     X, y = rows[0].to(dtype), rows[1]
     Cs = [1e-3, 1.0, 300.0]
-    path = list(fit_path(DeviceRows(X, y, 6, fit_intercept=fit_intercept), Cs, tol=1e-7))
+    path = list(PathSolver(DeviceRows(X, y, 6, fit_intercept=fit_intercept), tol=1e-7).path(Cs))
     assert torch.equal(X, rows[0].to(dtype))  # never written to
     for fitted in path:
         model = LogisticRegression(C=fitted.C, fit_intercept=fit_intercept, tol=1e-9, max_iter=10_000)
