@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.bench_store [--tiny] [--out FILE]``
 
-The page cache is warm; the contestants take turns in a shuffled order each round; ratios are medians over rounds of
-the ratio to ``np.load(mmap_mode="r")`` in the same round. Bars: blocks at least 0.9 times its speed (goal 1.1), random
-rows at most 3 times its time.
+The page cache is warm. The readers take turns, in a new order each round; a ratio is the median over rounds of the
+ratio to ``np.load(mmap_mode="r")`` in the same round. Bars: blocks at least 0.9 times its speed (goal 1.1), random rows
+at most 3 times its time.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +22,9 @@ import numpy as np
 
 from benchmarks.common import report
 from featcache.store.layout import ArraySpec, zarr_metadata
-from featcache.store.readers import MappedReader, ZarrReader
+from featcache.store.readers import MappedReader, ZarrReader, chunk_spans
 
-Contestant = Callable[[], object]
+Timer = Callable[[], object]
 
 
 def write(folder: Path, n_rows: int, dim: int, chunk_rows: int) -> ArraySpec:
@@ -45,29 +45,26 @@ def write(folder: Path, n_rows: int, dim: int, chunk_rows: int) -> ArraySpec:
 
 
 def preadv_reader(folder: Path, spec: ArraySpec) -> Callable[[int, int, np.ndarray], None]:
-    """The reader that the map replaced: `preadv` of whole chunk files into the buffer, on two threads."""
+    """The reader that the map replaced: `preadv` of chunk files into the buffer, on two threads."""
     pool = ThreadPoolExecutor(2)
 
-    def read_chunk(chunk: int, start: int, out: np.ndarray) -> None:
-        rows = spec.rows_of(chunk)
-        first, last = max(rows.start, start), min(rows.stop, start + len(out))
-        part = out[first - start : last - start].reshape(-1).view(np.uint8).data
+    def read_chunk(span: tuple[int, slice, slice], out: np.ndarray) -> None:
+        chunk, within, place = span
+        part = out[place].reshape(-1).view(np.uint8).data
         descriptor = os.open(spec.chunk_path(folder, chunk), os.O_RDONLY)
         try:
-            offset = (first - rows.start) * (spec.chunk_nbytes // spec.chunk_rows)
-            if os.preadv(descriptor, [part], offset) != len(part):
+            if os.preadv(descriptor, [part], within.start * (spec.chunk_nbytes // spec.chunk_rows)) != len(part):
                 raise OSError(f"short read of chunk {chunk}")
         finally:
             os.close(descriptor)
 
     def read(start: int, stop: int, out: np.ndarray) -> None:
-        chunks = range(start // spec.chunk_rows, -(-stop // spec.chunk_rows))
-        list(pool.map(lambda chunk: read_chunk(chunk, start, out), chunks))
+        list(pool.map(lambda span: read_chunk(span, out), chunk_spans(start, stop, spec.chunk_rows)))
 
     return read
 
 
-def contestants(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) -> dict[str, dict[str, Contestant]]:
+def contest(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int) -> dict[str, dict[str, Timer]]:
     """Blocks into one preallocated buffer, and a random gather, by each reader."""
     n_rows = spec.shape[0]
     mapped, through_zarr = MappedReader(folder, spec), ZarrReader(folder, spec)
@@ -81,7 +78,7 @@ def contestants(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int
     assert np.array_equal(mapped.gather(chosen), npy[chosen])
     assert np.array_equal(through_zarr.gather(chosen), npy[chosen])
 
-    def blocks(read: Callable[[int, int, np.ndarray], object], into: np.ndarray = buffer) -> Contestant:
+    def blocks(read: Callable[[int, int, np.ndarray], object], into: np.ndarray = buffer) -> Timer:
         def run() -> None:
             for start in range(0, n_rows, block_rows):
                 stop = min(start + block_rows, n_rows)
@@ -108,18 +105,28 @@ def contestants(folder: Path, spec: ArraySpec, block_rows: int, gather_rows: int
     }
 
 
-def timed(timers: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, in shuffled order."""
+def timed(
+    timers: Mapping[str, Timer], rounds: int, *, before: Callable[[str], object] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each timer in each round after a first one to warm up, in a new order each round.
+
+    `before` is called with the name of each timer, outside the clock.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in timers}
-    order = list(timers)
     for turn in range(rounds + 1):
-        random.shuffle(order)
-        for name in order:
+        for name in random.sample(list(timers), len(timers)):
+            if before is not None:
+                before(name)
             began = time.perf_counter()
             timers[name]()
-            if turn:  # the first round warms up
+            if turn:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def ratio_per_round(seconds: Mapping[str, list[float]], name: str, peer: str) -> float:
+    """Median over rounds of the ratio of two timings in the same round."""
+    return statistics.median(own / other for own, other in zip(seconds[name], seconds[peer], strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,18 +143,15 @@ def main(argv: list[str] | None = None) -> int:
     random.seed(0)
     with tempfile.TemporaryDirectory() as folder:
         spec = write(Path(folder), n_rows, args.dim, chunk_rows)
-        groups = contestants(Path(folder), spec, block_rows, min(4096, n_rows))
+        groups = contest(Path(folder), spec, block_rows, min(4096, n_rows))
         seconds = {
             f"{group}/{name}": values
             for group, timers in groups.items()
             for name, values in timed(timers, rounds).items()
         }
 
-    def against_npy(group: str) -> float:
-        pairs = zip(seconds[f"{group}/npy-mmap"], seconds[f"{group}/featcache"], strict=True)
-        return statistics.median(npy / ours for npy, ours in pairs)
-
-    blocks, gather = against_npy("blocks"), 1 / against_npy("gather")
+    blocks = ratio_per_round(seconds, "blocks/npy-mmap", "blocks/featcache")
+    gather = 1 / ratio_per_round(seconds, "gather/npy-mmap", "gather/featcache")
     report(
         "Reading a store",
         {

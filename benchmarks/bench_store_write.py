@@ -1,12 +1,12 @@
-"""Writing a store with checksums, and reading it through torch, against the formats that people would use instead.
+"""Writing a store with checksums, and reading it through torch, against the formats used instead.
 
 ``python -m benchmarks.bench_store_write [--tiny] [--out FILE]``
 
-The same float16 rows are written by `StoreWriter` in 4 MiB chunks on two threads, each chunk with its checksum and its
-marker, with and without fsync, and by numpy.save, safetensors, zarr-python and tensorstore (those never call fsync).
-They are read back in 64k-row blocks, each contestant into the same preallocated torch buffer, with a warm page cache.
-Contestants take turns in a shuffled order; ratios are medians over rounds of the ratio in the same round. Bars: writing
-without fsync at least 0.55 times numpy.save's speed; blocks at least 0.9 times those of a memory-mapped npy file.
+The same float16 rows are written by `StoreWriter` in 4 MiB chunks on two threads, each chunk with checksum and marker,
+with and without fsync, and by numpy.save, safetensors, zarr-python and tensorstore (which never call fsync). They are
+read back in 64k-row blocks into one preallocated torch buffer, with a warm page cache. Writers and readers take turns,
+in a new order each round; a ratio is the median over rounds of the ratio in the same round. Bars: writing without fsync
+at least 0.55 times numpy.save's speed; blocks at least 0.9 times those of a memory-mapped npy file.
 """
 
 import argparse
@@ -15,13 +15,14 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.bench_store import ratio_per_round, timed
 from benchmarks.common import report
 from featcache.errors import MissingExtraError
 from featcache.store import StoreWriter
@@ -35,10 +36,7 @@ Read = Callable[[int, int, torch.Tensor], object]
 
 
 def featcache_writer(chunk_rows: int, synced: bool, finished: bool = False, one_by_one: bool = False) -> Write:
-    """Every chunk with its checksum and its marker, two at a time or one by one.
-
-    `finished`: also the re-hash of all chunks and the manifest.
-    """
+    """Writes chunks, two at a time or one by one; with `finished`, also hashes them again and puts the manifest."""
 
     def write(path: Path, rows: Rows) -> None:
         spec = ArraySpec("features", "<f2", rows.shape, chunk_rows, float("nan"))
@@ -51,9 +49,10 @@ def featcache_writer(chunk_rows: int, synced: bool, finished: bool = False, one_
                 part = spec.rows_of(chunk)
                 return {"features": rows[part.start : part.stop]}
 
-            for chunk in range(spec.n_chunks) if one_by_one else ():
-                writer.write_chunk(chunk, values_of(chunk))
-            if not one_by_one:
+            if one_by_one:
+                for chunk in range(spec.n_chunks):
+                    writer.write_chunk(chunk, values_of(chunk))
+            else:
                 writer.write_chunks(range(spec.n_chunks), values_of)
             if finished:
                 if writer.drop_damaged():
@@ -98,7 +97,7 @@ def _tensorstore(path: Path, chunk_rows: int, shape: tuple[int, ...] | None = No
 
 
 def writers(chunk_rows: int) -> dict[str, Write]:
-    """Who writes the rows to a path that does not exist yet."""
+    """Functions that write the rows to a path that does not exist yet."""
     return {
         "npy": write_npy,
         "featcache": featcache_writer(chunk_rows, synced=False),
@@ -112,7 +111,7 @@ def writers(chunk_rows: int) -> dict[str, Write]:
 
 
 def readers(folder: Path, rows: Rows, chunk_rows: int) -> dict[str, Read]:
-    """Who fills a torch buffer with a range of rows; `folder` holds one copy by each of the writers."""
+    """Functions that fill a torch buffer with a range of rows; `folder` holds a copy by each of the writers."""
     import zarr
     from safetensors import safe_open
 
@@ -135,44 +134,36 @@ def readers(folder: Path, rows: Rows, chunk_rows: int) -> dict[str, Read]:
 
 
 def time_writing(folder: Path, rows: Rows, chunk_rows: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each writer in each round; what it wrote is deleted outside the clock, but for the last round."""
-    contest = writers(chunk_rows)
-    seconds: dict[str, list[float]] = {name: [] for name in contest}
-    for turn in range(-1, rounds):
-        for name in random.sample(list(contest), len(contest)):
-            path = folder / (f"{name}.npy" if name == "npy" else name)
-            _delete(path)
-            began = time.perf_counter()
-            contest[name](path, rows)
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - began)
-    (folder / "npy.npy").rename(folder / "npy")
+    """Seconds of each writer in each round; the files of the last round stay."""
+    paths = {name: folder / ("npy.npy" if name == "npy" else name) for name in writers(chunk_rows)}
+
+    def delete(name: str) -> None:
+        if paths[name].is_dir():
+            shutil.rmtree(paths[name])
+        else:
+            paths[name].unlink(missing_ok=True)
+
+    timers = {name: partial(write, paths[name], rows) for name, write in writers(chunk_rows).items()}
+    seconds = timed(timers, rounds, before=delete)
+    paths["npy"].rename(folder / "npy")
     return seconds
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def time_reading(folder: Path, rows: Rows, chunk_rows: int, block_rows: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each reader for all rows in blocks, each checked once against what was written."""
+    """Seconds of each reader for all rows in blocks; the last block is checked."""
     buffer = torch.empty(min(block_rows, len(rows)), rows.shape[1], dtype=torch.float16)
+    last = len(rows) - (len(rows) - 1) // block_rows * block_rows
+
+    def read_all(read: Read) -> None:
+        for start in range(0, len(rows), block_rows):
+            stop = min(start + block_rows, len(rows))
+            read(start, stop, buffer[: stop - start])
+
     contest = readers(folder, rows, chunk_rows)
-    seconds: dict[str, list[float]] = {name: [] for name in contest}
-    for turn in range(-1, rounds):
-        for name in random.sample(list(contest), len(contest)):
-            began = time.perf_counter()
-            for start in range(0, len(rows), block_rows):
-                stop = min(start + block_rows, len(rows))
-                contest[name](start, stop, buffer[: stop - start])
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - began)
-            last = len(rows) - (len(rows) - 1) // block_rows * block_rows
-            assert np.array_equal(buffer[:last].numpy(), rows[-last:]), name
-    return seconds
+    for name, read in contest.items():
+        read_all(read)
+        assert np.array_equal(buffer[:last].numpy(), rows[-last:]), name
+    return timed({name: partial(read_all, read) for name, read in contest.items()}, rounds)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,11 +184,8 @@ def main(argv: list[str] | None = None) -> int:
         written = time_writing(Path(folder), rows, chunk_rows, rounds)
         read = time_reading(Path(folder), rows, chunk_rows, block_rows, rounds)
 
-    def times_slower(seconds: dict[str, list[float]], name: str, peer: str) -> float:
-        return statistics.median(own / other for own, other in zip(seconds[name], seconds[peer], strict=True))
-
-    write_speed = 1 / times_slower(written, "featcache", "npy")
-    read_speed = 1 / times_slower(read, "featcache", "npy-mmap")
+    write_speed = ratio_per_round(written, "npy", "featcache")
+    read_speed = ratio_per_round(read, "npy-mmap", "featcache")
     gigabytes = rows.nbytes / 1e9
     speeds = {f"write/{name}": gigabytes / statistics.median(values) for name, values in written.items()}
     speeds |= {f"read/{name}": gigabytes / statistics.median(values) for name, values in read.items()}
@@ -211,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
             {"name": "blocks, speed over npy-mmap's", "value": read_speed, "bar": 0.9, "met": read_speed >= 0.9},
         ],
         extra={
-            "fsync makes writing so many times slower": times_slower(written, "featcache, fsync", "featcache"),
+            "fsync makes writing so many times slower": ratio_per_round(written, "featcache, fsync", "featcache"),
             "GB/s": {name: round(speed, 3) for name, speed in speeds.items()},
         },
         out=args.out,

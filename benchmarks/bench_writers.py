@@ -2,9 +2,8 @@
 
 ``python -m benchmarks.bench_writers [--tiny] [--model ViT-B-32] [--images N] [--out FILE]``
 
-Each writer loads the encoder first and then waits; the clock runs from the moment all are told to go until the last one
-has the finished store in hand. One writer and two take turns, each into a new root. Bar: two finish at least 1.7 times
-faster than one.
+Each writer loads the encoder and then waits; the clock runs from the start signal until the last writer has opened the
+finished store. One writer and two take turns, each with a new root. Bar: two are at least 1.7 times faster than one.
 """
 
 import argparse
@@ -26,7 +25,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 
 def work(args: argparse.Namespace) -> int:
-    """One writer: load, say so, wait, encode each root that is named on standard input, say so."""
+    """One writer: load, print "ready", then encode into each root named on standard input and print "done"."""
     import torch
 
     torch.set_num_threads(1)
@@ -50,20 +49,20 @@ class Writer:
         self._process = subprocess.Popen(command, env=os.environ | ONE_THREAD, stdin=pipe, stdout=pipe, text=True)
 
     def wait(self, word: str) -> None:
-        """Until it says that word."""
+        """Wait until it prints that word."""
         assert self._process.stdout is not None
         said = self._process.stdout.readline().strip()
         if said != word:
-            raise RuntimeError(f"a writer said {said!r}, expected {word!r}")
+            raise RuntimeError(f"a writer printed {said!r}, expected {word!r}")
 
     def go(self, root: Path) -> None:
-        """Have it encode into that root."""
+        """Let it encode into that root."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{root}\n")
         self._process.stdin.flush()
 
     def stop(self) -> None:
-        """Until it has ended."""
+        """Close its input, and wait until it has ended."""
         self._process.communicate()
 
 

@@ -19,21 +19,7 @@ READERS: dict[str, Callable[[StorePath, ArraySpec], Reader]] = {"mapped": _fast_
 
 
 class Store:
-    """An opened store; `open_store` makes them.
-
-    Parameters
-    ----------
-    path : StorePath
-        The store's folder, or its prefix in an object store.
-    manifest : Manifest
-    reader : {"mapped", "zarr"}
-        How rows are read; the results are equal.
-
-    Raises
-    ------
-    StoreCorruptError
-        A chunk file is missing or has the wrong size.
-    """
+    """A finished store, opened by `open_store`; StoreCorruptError if a chunk file is missing or has the wrong size."""
 
     kind: ClassVar[str]
     made_by: ClassVar[str]

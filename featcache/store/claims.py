@@ -17,14 +17,7 @@ STALE_SECONDS = 120.0
 
 
 class Claims:
-    """The claims of one writer on the chunks of one store.
-
-    Parameters
-    ----------
-    store : StorePath
-    clock : callable
-        Seconds since 1970; replaced by the tests.
-    """
+    """The claims of one writer on the chunks of one store; `clock` gives the seconds since 1970."""
 
     def __init__(self, store: StorePath, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._clock = store / CLAIMS, clock

@@ -24,18 +24,7 @@ STAMPS = "stamps.bin"
 
 
 def as_columns(metadata: Mapping[str, Any], rows: int) -> Columns:
-    """Metadata columns as int64 or object arrays.
-
-    Parameters
-    ----------
-    metadata : mapping of name to N values
-        Lists or arrays of whole numbers or texts.
-    rows : int
-        N.
-
-    Returns
-    -------
-    dict of name to (N,) int64, or (N,) object holding str
+    """Metadata columns, lists or arrays of N whole numbers or texts, as (N,) int64 or (N,) object holding str.
 
     Raises
     ------
@@ -73,18 +62,10 @@ def _column(name: str, values: Any) -> npt.NDArray[Any]:
 
 
 def metadata_digest(metadata: Mapping[str, Any]) -> str:
-    """Digest of the metadata columns; their order does not matter.
+    """Digest of the metadata columns of `as_columns`; their order does not matter.
 
-    Parameters
-    ----------
-    metadata : mapping of name to N values
-        As `as_columns` takes them.
-
-    Returns
-    -------
-    str
-        xxh3-128, 32 hexadecimal digits, of the number of columns and of each column, by name: the name, its kind,
-        the number of values, and the values (little-endian int64; or byte lengths, then UTF-8).
+    It is the xxh3-128, in hexadecimal, of the number of columns and of each column, sorted by name: the name, its
+    kind, the number of values, and the values (little-endian int64; or byte lengths, then UTF-8).
 
     Raises
     ------

@@ -164,12 +164,7 @@ class ImageStore(ImageFeatures):
 class PartStore(ImageStore):
     """A tap or a view of an image store, used like an image store: its own features, the store's labels and ids.
 
-    Parameters
-    ----------
-    base : ImageStore
-    part : Part
-    manifest : Manifest
-        The part's manifest, as `part_manifest` returns it.
+    `manifest` is that of the part, as `part_manifest` returns it.
     """
 
     def __init__(self, base: ImageStore, part: Part, manifest: Manifest) -> None:
@@ -207,13 +202,7 @@ class PartStore(ImageStore):
 
 
 class ViewStack(ImageFeatures):
-    """K views of N images as one store of K N rows: rows k N to (k + 1) N - 1 are view k.
-
-    Parameters
-    ----------
-    stores : sequence of K image stores
-        Views of the same images.
-    """
+    """K views of the same N images as one store of K N rows: rows k N to (k + 1) N - 1 are view k."""
 
     def __init__(self, stores: Sequence[ImageStore]) -> None:
         first = stores[0]

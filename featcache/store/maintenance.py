@@ -46,14 +46,7 @@ class Report:
 
 
 def verify(store: StorePath, *, deep: bool = False) -> Report:
-    """Check a store with its taps and views.
-
-    Parameters
-    ----------
-    store : StorePath
-    deep : bool
-        Hash every file (over 1 GB/s); otherwise check keys, presence and sizes only.
-    """
+    """Check a store with its taps and views: keys, presence and sizes, and with `deep` the hash of every file."""
     manifest, found = read_manifest(store), files(store)
     report = _verify_files(store, manifest, found, deep)
     folders = by_folder(found, 1)
@@ -111,13 +104,7 @@ def _problem(store: StorePath, item: _Expected, found: File | None, deep: bool) 
 
 
 def check_deep(store: StorePath) -> None:
-    """Hash a whole store.
-
-    Raises
-    ------
-    StoreCorruptError
-        Naming the first damaged files, and what to do.
-    """
+    """Hash a whole store; StoreCorruptError, naming the first damaged files, if it is damaged."""
     report = verify(store, deep=True)
     if not report.ok:
         shown = "; ".join(report.problems[:3])
@@ -152,15 +139,9 @@ class Garbage:
 
 
 def find_garbage(root: StorePath, max_age: float, named: Sequence[StorePath] = ()) -> list[Garbage]:
-    """What may be deleted below a root, ordered by path.
+    """What may be deleted below a root, ordered by path; `named` stores in any case.
 
-    Parameters
-    ----------
-    root : StorePath
-    max_age : float
-        Seconds; anything written since then is spared, because its writer may still be running.
-    named : sequence of StorePath
-        Stores to delete whatever their state and age.
+    Anything written in the last `max_age` seconds is spared, because its writer may still be running.
     """
     now = time.time()
     found = [_whole(path, files(path), "named") for path in named]

@@ -9,12 +9,13 @@ import ctypes
 import mmap
 import os
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,42 +36,43 @@ MAP_FAILED = ctypes.c_void_p(-1).value
 MAX_MAPS = 16_384  # a process may hold 65,530 maps on Linux
 
 
-class Reader(Protocol):
-    """Rows of one array of a store."""
+class Reader(ABC):
+    """Rows of one array of a store; readers differ in how they fetch them."""
 
     spec: ArraySpec
 
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
         """Rows start..stop-1 as (n, ...) in the stored dtype, or converted into the wider dtype of `out`."""
+        spec, shape = self.spec, (stop - start, *self.spec.shape[1:])
+        if not 0 <= start <= stop <= spec.shape[0]:
+            raise IndexError(f"{spec.name}: rows {start}..{stop} asked for, the store holds rows 0..{spec.shape[0]}")
+        if out is None:
+            out = np.empty(shape, dtype=spec.dtype)
+        same_kind = np.can_cast(np.dtype(spec.dtype), out.dtype, casting="same_kind")
+        if out.shape != shape or not same_kind or not out.flags.c_contiguous:
+            raise ValueError(
+                f"{spec.name}: out is {out.dtype} {out.shape}, expected C-contiguous {shape} of "
+                f"{np.dtype(spec.dtype)} or a wider type of its kind"
+            )
+        if start < stop:
+            self._read(start, stop, out)
+        return out
 
     def gather(self, rows: Rows) -> Array:
         """The given rows (n,), in that order, as (n, ...) in the stored dtype."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= self.spec.shape[0]):
+            raise IndexError(
+                f"{self.spec.name}: rows {rows.min()}..{rows.max()} asked for, the store holds rows "
+                f"0..{self.spec.shape[0] - 1}"
+            )
+        return self._gather(rows)
 
+    @abstractmethod
+    def _read(self, start: int, stop: int, out: Array) -> None: ...
 
-def _buffer(spec: ArraySpec, start: int, stop: int, out: Array | None) -> Array:
-    """`out` if it fits rows start..stop-1, or a new buffer; IndexError for rows outside the array."""
-    if not 0 <= start <= stop <= spec.shape[0]:
-        raise IndexError(f"{spec.name}: rows {start}..{stop} asked for, the store holds rows 0..{spec.shape[0]}")
-    shape = (stop - start, *spec.shape[1:])
-    if out is None:
-        return np.empty(shape, dtype=spec.dtype)
-    same_kind = np.can_cast(np.dtype(spec.dtype), out.dtype, casting="same_kind")
-    if out.shape != shape or not same_kind or not out.flags.c_contiguous:
-        raise ValueError(
-            f"{spec.name}: out is {out.dtype} {out.shape}, expected C-contiguous {shape} of {np.dtype(spec.dtype)} "
-            "or a wider type of its kind"
-        )
-    return out
-
-
-def _checked(spec: ArraySpec, rows: Rows) -> Rows:
-    """Row numbers as int64; IndexError for rows outside the array."""
-    rows = np.asarray(rows, dtype=np.int64)
-    if rows.size and (rows.min() < 0 or rows.max() >= spec.shape[0]):
-        raise IndexError(
-            f"{spec.name}: rows {rows.min()}..{rows.max()} asked for, the store holds rows 0..{spec.shape[0] - 1}"
-        )
-    return rows
+    @abstractmethod
+    def _gather(self, rows: Rows) -> Array: ...
 
 
 def chunk_spans(start: int, stop: int, size: int) -> Iterator[tuple[int, slice, slice]]:
@@ -79,7 +81,7 @@ def chunk_spans(start: int, stop: int, size: int) -> Iterator[tuple[int, slice, 
     >>> list(chunk_spans(3, 6, 4))
     [(0, slice(3, 4, None), slice(0, 1, None)), (1, slice(0, 2, None), slice(1, 3, None))]
     """
-    for chunk in range(start // size, -(-stop // size) if start < stop else 0):
+    for chunk in range(start // size, -(-stop // size)):
         first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
         yield chunk, slice(first - chunk * size, last - chunk * size), slice(first - start, last - start)
 
@@ -123,18 +125,11 @@ def copy_rows(out: Array, rows: Array) -> None:
             list(pool.map(np.copyto, np.array_split(out, COPY_PIECES), np.array_split(rows, COPY_PIECES)))
 
 
-class MappedReader:
+class MappedReader(Reader):
     """Reads through a memory map of the chunk files of a local store.
 
     One map serves blocks and random rows alike; `preadv` on two threads into the same buffer was 1.8 times slower (see
     `benchmarks/bench_store.py`).
-
-    Parameters
-    ----------
-    store : Path
-        Folder of the array's group.
-    spec : ArraySpec
-        The array to read.
 
     Raises
     ------
@@ -157,19 +152,14 @@ class MappedReader:
         else:
             self._chunks = [np.memmap(file, dtype=spec.dtype, mode="c", shape=spec.chunk_shape) for file in files]
 
-    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
-        """See `Reader.read`."""
-        out = _buffer(self.spec, start, stop, out)
+    def _read(self, start: int, stop: int, out: Array) -> None:
         if self._whole is not None:
             copy_rows(out, self._whole[start:stop])
-            return out
+            return
         for chunk, within, place in chunk_spans(start, stop, self.spec.chunk_rows):
             copy_rows(out[place], self._chunks[chunk][within])
-        return out
 
-    def gather(self, rows: Rows) -> Array:
-        """See `Reader.gather`."""
-        rows = _checked(self.spec, rows)
+    def _gather(self, rows: Rows) -> Array:
         if self._whole is not None:
             return self._whole[rows]
         return gather_by_chunk(self.spec, rows, self.spec.chunk_rows, lambda chunk, within: self._chunks[chunk][within])
@@ -223,39 +213,25 @@ def _map(address: int | None, nbytes: int, protection: int, flags: int, descript
     return int(mapped)
 
 
-class ObjectReader:
-    """Reads byte ranges of chunk objects, many requests at a time: a random row does not cost its whole chunk.
-
-    Parameters
-    ----------
-    store : ObjectPath
-        Prefix of the array's group.
-    spec : ArraySpec
-        The array to read.
-    """
+class ObjectReader(Reader):
+    """Reads byte ranges of chunk objects, many requests at a time: a random row does not cost its whole chunk."""
 
     def __init__(self, store: ObjectPath, spec: ArraySpec) -> None:
         self.spec, self._store = spec, store
         self._row_nbytes = spec.chunk_nbytes // spec.chunk_rows
 
-    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
-        """See `Reader.read`: one request per chunk."""
-        filled = _buffer(self.spec, start, stop, out)
-
-        def read_chunk(span: tuple[int, slice, slice]) -> None:
+    def _read(self, start: int, stop: int, out: Array) -> None:
+        def read_chunk(span: tuple[int, slice, slice]) -> None:  # one request
             chunk, within, place = span
-            copy_rows(filled[place], self._rows(chunk, [within.start], within.stop - within.start))
+            copy_rows(out[place], self._rows(chunk, [within.start], within.stop - within.start))
 
         with ThreadPoolExecutor(REQUESTS) as pool:
             list(pool.map(read_chunk, chunk_spans(start, stop, self.spec.chunk_rows)))
-        return filled
 
-    def gather(self, rows: Rows) -> Array:
-        """See `Reader.gather`: neighbouring rows of a chunk travel in one request, distant ones side by side."""
-        rows = _checked(self.spec, rows)
+    def _gather(self, rows: Rows) -> Array:
         out = np.empty((len(rows), *self.spec.shape[1:]), dtype=self.spec.dtype)
 
-        def gather_chunk(chosen: tuple[int, Rows, Rows]) -> None:
+        def gather_chunk(chosen: tuple[int, Rows, Rows]) -> None:  # neighbouring rows travel in one request
             chunk, places, within = chosen
             wanted, which = np.unique(within, return_inverse=True)
             out[places] = self._rows(chunk, wanted.tolist(), 1)[which]
@@ -266,8 +242,7 @@ class ObjectReader:
 
     def _rows(self, chunk: int, starts: list[int], n: int) -> Array:
         """Ranges of n rows each of a chunk, behind one another."""
-        path = self.spec.chunk_path(self._store, chunk)
-        length = n * self._row_nbytes
+        path, length = self.spec.chunk_path(self._store, chunk), n * self._row_nbytes
         try:
             parts = path.read_ranges([row * self._row_nbytes for row in starts], length)
         except FileNotFoundError:
@@ -278,16 +253,8 @@ class ObjectReader:
         return np.frombuffer(whole, dtype=self.spec.dtype).reshape(-1, *self.spec.shape[1:])
 
 
-class ZarrReader:
-    """Reads through zarr: any store that zarr can open, at the price of whole chunks for single rows.
-
-    Parameters
-    ----------
-    store : StorePath
-        Folder or prefix of the array's group.
-    spec : ArraySpec
-        What the manifest says of the array.
-    """
+class ZarrReader(Reader):
+    """Reads through zarr: any store that zarr can open, at the price of whole chunks for single rows."""
 
     def __init__(self, store: StorePath, spec: ArraySpec) -> None:
         import zarr
@@ -296,22 +263,17 @@ class ZarrReader:
         place = str(store) if isinstance(store, Path) else zarr_store(store)
         self._array: Any = zarr.open_array(place, path=spec.name, mode="r", zarr_format=3)
 
-    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
-        """See `Reader.read`."""
-        out = _buffer(self.spec, start, stop, out)
-        if start < stop:
-            copy_rows(out, self._array[start:stop])
-        return out
+    def _read(self, start: int, stop: int, out: Array) -> None:
+        copy_rows(out, self._array[start:stop])
 
-    def gather(self, rows: Rows) -> Array:
-        """See `Reader.gather`: each chunk that holds a wanted row is read once."""
-        rows, size = _checked(self.spec, rows), self.spec.chunk_rows
+    def _gather(self, rows: Rows) -> Array:
+        size = self.spec.chunk_rows
         return gather_by_chunk(
             self.spec, rows, size, lambda chunk, within: self._array[chunk * size : (chunk + 1) * size][within]
         )
 
 
-class StackedReader:
+class StackedReader(Reader):
     """Reads arrays of equal shape as one, the rows of one after those of another."""
 
     def __init__(self, readers: Sequence[Reader]) -> None:
@@ -319,14 +281,9 @@ class StackedReader:
         self._readers, self._size = readers, first.shape[0]
         self.spec = replace(first, shape=(len(readers) * self._size, *first.shape[1:]))
 
-    def read(self, start: int, stop: int, out: Array | None = None) -> Array:
-        """See `Reader.read`."""
-        out = _buffer(self.spec, start, stop, out)
+    def _read(self, start: int, stop: int, out: Array) -> None:
         for k, within, place in chunk_spans(start, stop, self._size):
             self._readers[k].read(within.start, within.stop, out[place])
-        return out
 
-    def gather(self, rows: Rows) -> Array:
-        """See `Reader.gather`."""
-        rows = _checked(self.spec, rows)
+    def _gather(self, rows: Rows) -> Array:
         return gather_by_chunk(self.spec, rows, self._size, lambda k, within: self._readers[k].gather(within))

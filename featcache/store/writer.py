@@ -147,20 +147,9 @@ class StoreWriter:
         return None if content is None else Marker.from_bytes(content, chunk, set(self.specs), rows)
 
     def write_chunk(self, chunk: int, values: Values, bad: Sequence[BadRow] = ()) -> bool:
-        """Write one chunk of every array, then its marker.
+        """Write one chunk, `values` for each of the `specs`, then its marker with the rows that could not be read.
 
-        Parameters
-        ----------
-        chunk : int
-        values : dict of array
-            For each of the `specs` the rows (n, ...) of this chunk.
-        bad : sequence of BadRow
-            The rows of this chunk that could not be read.
-
-        Returns
-        -------
-        bool
-            False, with nothing written, if another writer has finished the chunk in the meantime.
+        Returns False, with nothing written, if another writer has finished the chunk in the meantime.
         """
         if self.marker(chunk) is not None:
             return False
@@ -178,14 +167,7 @@ class StoreWriter:
         return checksum(content)
 
     def write_chunks(self, chunks: Sequence[int], values_of: Callable[[int], Values]) -> None:
-        """`write_chunk` of several chunks, two at a time, for rows that are in memory already.
-
-        Parameters
-        ----------
-        chunks : sequence of int
-        values_of : callable
-            For a chunk, the rows (n, ...) of each array; called in the writing thread.
-        """
+        """`write_chunk` of several chunks, two at a time; `values_of` a chunk is called in the writing thread."""
         with ThreadPoolExecutor(self._threads) as pool:
             list(pool.map(lambda chunk: self.write_chunk(chunk, values_of(chunk)), chunks))
 
@@ -221,7 +203,7 @@ class StoreWriter:
         Parameters
         ----------
         values : dict of array
-            For each of the whole arrays all its rows.
+            All rows of each of the whole arrays.
         info, provenance : dict
             For the manifest (see `featcache.store.manifest.INFO`), and for a record without a checksum.
         extra : dict of bytes, optional
