@@ -50,7 +50,7 @@ class PriorViews:
     """
 
     def __init__(
-        self, path: Path, identity: Mapping[str, Any], shape: tuple[int, int], name: str, *, tidy: bool = True
+        self, path: Path, identity: Mapping[str, object], shape: tuple[int, int], name: str, *, tidy: bool = True
     ) -> None:
         self.path, self._identity, self._shape, self._name = path, dict(identity), shape, name
         self._journal = _Journal(path, shape)
@@ -161,7 +161,7 @@ class PriorViews:
         key = f"{self.path.parent.name}/{self.path.name}"
         return StoreWriter(self.path, PriorStore.kind, key, self._identity, specs, {}, {}, verb="finetune")
 
-    def _info(self, recorded: int) -> dict[str, Any]:
+    def _info(self, recorded: int) -> dict[str, object]:
         return {
             "name": self._name,
             "encoder_name": "frozen",

@@ -11,7 +11,7 @@ There is one store per epoch, or a single one where all epochs show the same vie
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -95,7 +95,7 @@ class StoredPrior:
     def __init__(
         self,
         tower: Tower,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, object],
         n_rows: int,
         dim: int,
         root: str | Path | None = None,
@@ -173,7 +173,7 @@ PRIORS = ("online", "store")
 def make_prior(
     kind: str,
     tower: Tower,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     n_rows: int,
     dim: int,
     root: str | Path | None = None,

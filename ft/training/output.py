@@ -81,6 +81,7 @@ def write_head(run: Run, out: Path, name: str, step: int) -> None:
 
     It is bound to the features that ``featcache encode`` makes in float32 with the current model.
     """
+    splits = _splits(run, name)
     weights, bias = (values.cpu().numpy() for values in run.stepper.objective.classifier())
     classnames = run.dataset.index.classnames
     provenance: Json = {
@@ -89,7 +90,7 @@ def write_head(run: Run, out: Path, name: str, step: int) -> None:
         "encoder_key": encoder_key(run.encoder),
         "text_digest": None if run.options.objective == "cross_entropy" else run.encoder.text_digest,
         "classnames": list(classnames),
-        **_splits(run, name),
+        **splits,
         "featcache": __version__,
     }
     save(LinearHead(weights, bias, classnames, name="finetuned", provenance=provenance), head_path(out, name))

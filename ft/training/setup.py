@@ -1,11 +1,12 @@
 """A run before its first update: model, starting head, regularisers, frozen prior, optimiser, order of the data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from featcache.datasets import dataset_key, labels_digest
@@ -26,8 +27,8 @@ from ft.objectives.base import Objective
 from ft.objectives.contrastive import OverPairs
 from ft.objectives.cross_entropy import OverHead
 from ft.objectives.head import Head
-from ft.prior.prior import Prior, make_prior
-from ft.regularizers import REGULARIZERS, Regularizer
+from ft.prior.prior import make_prior
+from ft.regularizers import REGULARIZERS
 from ft.training.averages import EMA, SWA
 from ft.training.data import Order
 from ft.training.model import Frozen, Trainable
@@ -226,11 +227,10 @@ class RunSetting:
             A fitted head of another encoder or class list.
         """
         options, encoder = self.options, self.encoder
-        scale = encoder.logit_scale if options.head_scale == "separate" else 1.0
         if options.head == "zeros":
-            classes = len(self.dataset.index.classnames)
-            return Head(torch.zeros(classes, encoder.dim), torch.zeros(classes), scale, options.head_bias)
-        if options.head == "zero_shot":
+            classes, n = self.dataset.index.classnames, len(self.dataset.index.classnames)
+            head = LinearHead(np.zeros((n, encoder.dim), np.float32), np.zeros(n, np.float32), classes)
+        elif options.head == "zero_shot":
             head = ZeroShot().fit(self.text_store()).linear()
         elif options.head in PROBES:
             probe: Any = PROBES[options.head]()
@@ -238,6 +238,7 @@ class RunSetting:
         else:
             head = self._head_of_file()
         weights, bias = torch.from_numpy(head.weights.copy()), torch.from_numpy(head.bias.copy())
+        scale = encoder.logit_scale if options.head_scale == "separate" else 1.0
         return Head(weights, bias, scale, options.head_bias)
 
     def _head_of_file(self) -> LinearHead:
@@ -262,44 +263,40 @@ class RunSetting:
 
 def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data_key: str) -> Stepper:
     """Model, objective, regularisers and optimiser of a run."""
-    encoder = setting.encoder
-    model = Trainable(encoder, None if options.objective == "contrastive" else setting.starting_head(), options)
-    kinds = {name: REGULARIZERS[name] for name in options.regularizers}
-    if any(kind.needs & FROZEN for kind in kinds.values()):
-        setting.frozen = model.frozen()
+    encoder, contrastive = setting.encoder, options.objective == "contrastive"
+    sentences = setting.captions() if contrastive else []
+    head = None if contrastive else setting.starting_head()
+    labels = setting.dataset.index.labels
+    model = Trainable(encoder, head, options)
+    needs = frozenset[str]().union(*(REGULARIZERS[name].needs for name in options.regularizers))
+    frozen = setting.frozen = model.frozen() if needs & FROZEN else None
+    initial = model.trained() if "initial_parameters" in needs else {}
+    new = "head." if options.head == "zeros" else "\0"  # a head of zeros is new: it has no initial values
     objective: Objective
     if model.head is None:
-        labels = setting.dataset.index.labels
-        objective = OverPairs(model, setting.captions(), labels, options.seed, options.false_negatives)
+        objective = OverPairs(model, sentences, labels, options.seed, options.false_negatives)
     else:
         objective = OverHead(model.head, options.label_smoothing)
-    initial = model.trained() if any("initial_parameters" in kind.needs for kind in kinds.values()) else {}
-    new = "head." if options.head == "zeros" else "\0"  # a head of zeros is new: it has no initial values
+    regularizers = {}
+    for name, given in options.regularizers.items():
+        parameters = {key: value for key, value in given.items() if key != "weight"}
+        regularizers[name] = float(given["weight"]), REGULARIZERS[name].from_setting(setting, **parameters)
+    prior = None
+    if frozen is not None:
+        # a compiled tower rounds differently, so its features have stores of their own
+        tower = encoder.image_identity | ({"compiled": True} if options.compile else {})
+        identity = {"tower": tower, "view": view.identity, "dataset": data_key}
+        sizes, one_view = (len(labels), encoder.dim), options.augment == "none"
+        prior = make_prior(options.prior, frozen.image_features, identity, *sizes, setting.root, one_view=one_view)
     return Stepper(
         model=model,
         objective=objective,
-        regularizers={name: _weighted(name, setting, options.regularizers[name]) for name in kinds},
+        regularizers=regularizers,
         optimizer=make_optimizer(model, options),
         scaler=torch.amp.GradScaler(encoder.device.partition(":")[0], enabled=options.precision == "fp16"),
         options=options,
         generator=setting.generator,
-        prior=None if setting.frozen is None else _prior(setting, setting.frozen, view, data_key),
-        frozen_head=None if setting.frozen is None else setting.frozen.head,
+        prior=prior,
+        frozen_head=None if frozen is None else frozen.head,
         initial={name: value.clone() for name, value in initial.items() if not name.startswith(new)},
-    )
-
-
-def _weighted(name: str, setting: RunSetting, given: Mapping[str, Any]) -> tuple[float, Regularizer]:
-    parameters = {key: value for key, value in given.items() if key != "weight"}
-    return float(given["weight"]), REGULARIZERS[name].from_setting(setting, **parameters)
-
-
-def _prior(setting: RunSetting, frozen: Frozen, view: View, data_key: str) -> Prior:
-    options, encoder = setting.options, setting.encoder
-    # a compiled tower rounds differently, so its features have stores of their own
-    tower = encoder.image_identity | ({"compiled": True} if options.compile else {})
-    identity = {"tower": tower, "view": view.identity, "dataset": data_key}
-    n_rows, one_view = len(setting.dataset.index), options.augment == "none"
-    return make_prior(
-        options.prior, frozen.image_features, identity, n_rows, encoder.dim, setting.root, one_view=one_view
     )

@@ -19,7 +19,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     )
 
 
-def test_safetensors_and_torch_files_come_back(tmp_path: Path) -> None:
+def test_safetensors_and_torch_files_round_trip(tmp_path: Path) -> None:
     write_state(STATE, tmp_path / "deep" / "a.safetensors")
     torch.save(STATE, tmp_path / "a.pt")
     assert same(read_state(tmp_path / "deep" / "a.safetensors"), STATE)
@@ -54,14 +54,14 @@ class Payload:
         return Path.touch, (self.path,)
 
 
-def test_no_pickle_runs(tmp_path: Path) -> None:
+def test_pickles_are_not_executed(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1), "evil": Payload(tmp_path / "owned")}, tmp_path / "evil.pt")
     with pytest.raises(EncoderError, match="weights_only"):
         read_state(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
 
 
-def test_refuses_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
@@ -124,7 +124,7 @@ def test_a_model_folder_loads_as_an_encoder_of_these_weights(tmp_path: Path) -> 
     assert one.text_identity == two.text_identity
 
 
-def test_a_folder_that_is_there_is_kept_unless_asked(source: Path, tmp_path: Path) -> None:
+def test_existing_folder_is_kept_unless_overwritten(source: Path, tmp_path: Path) -> None:
     state = clip_models.make_model(seed=1).state_dict()
     out = tmp_path / "out"
     out.mkdir()

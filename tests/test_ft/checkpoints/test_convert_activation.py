@@ -106,7 +106,7 @@ def test_model_folders_keep_their_activation(tmp_path: Path, quick: bool, caplog
 
 @pytest.mark.parametrize("kind", ["ckpt", "state dict", "pickled tensors", "archive"])
 @pytest.mark.parametrize("base", ["small", "small-quickgelu"])
-def test_what_is_assumed_is_said_in_one_line(
+def test_assumed_activation_is_reported_in_one_line(
     tmp_path: Path, kind: str, base: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, file = make_model(1), tmp_path / ("best_acc.ckpt" if kind == "ckpt" else "file.pt")
@@ -126,7 +126,7 @@ def test_what_is_assumed_is_said_in_one_line(
     assert ("name a base with QuickGELU" in line) is not quick
 
 
-def test_an_archive_in_openais_layout_alone_is_assumed_to_want_quickgelu(
+def test_archive_in_openais_layout_is_assumed_to_need_quickgelu(
     archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     convert(archive, tmp_path / "out", base="small-quickgelu")
@@ -169,7 +169,7 @@ def test_openais_archive_has_equal_features_through_convert_and_wise(tmp_path: P
     assert own.image_identity == converted.image_identity
 
 
-def test_warnings_are_the_logs(archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_go_to_the_log(archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Logged at a level that Python shows on stderr where nobody has set up logging."""
     convert(archive, tmp_path / "out", base="small-quickgelu")
     assert [record.levelno for record in caplog.records if record.name == "ft.checkpoints.convert"] == [logging.WARNING]

@@ -42,7 +42,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("words", [["out"], ["out", "--to", "huggingface"], ["out.safetensors"]])
-def test_an_architecture_completes_no_checkpoint(
+def test_architecture_without_weights_cannot_complete_a_checkpoint(
     tuned: dict[str, torch.Tensor], tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = names(tmp_path)
@@ -56,7 +56,7 @@ def test_an_architecture_completes_no_checkpoint(
 
 
 @pytest.mark.parametrize("layout", ["open_clip", "huggingface"])
-def test_an_architecture_with_weights_does(
+def test_architecture_with_weights_completes_a_checkpoint(
     tuned: dict[str, torch.Tensor], tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["convert", str(tmp_path / "best_acc.ckpt"), str(tmp_path / "out"), "--to", layout]
@@ -73,7 +73,7 @@ def test_an_architecture_with_weights_does(
         assert same(from_huggingface(read_state(tmp_path / "out" / "model.safetensors")), tuned)
 
 
-def test_what_came_from_the_base_is_said(
+def test_tensors_from_the_base_are_reported(
     tuned: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(tmp_path / "base", make_model(0))

@@ -35,7 +35,7 @@ def test_the_refusal_names_trust_and_says_what_it_does(
     assert not (tmp_path / "out").exists()
 
 
-def test_trust_is_said_on_stderr_in_one_line(
+def test_trust_warns_in_one_line_on_stderr(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as on the command line: pytest's own are taken away
@@ -46,7 +46,7 @@ def test_trust_is_said_on_stderr_in_one_line(
     assert (tmp_path / "out" / "open_clip_model.safetensors").exists()
 
 
-def test_trust_says_nothing_where_nothing_is_unpickled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_trust_is_silent_if_nothing_is_unpickled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(make_model(3).state_dict(), tmp_path / "state.pt")
     write_folder(tmp_path / "base", make_model(0))
     command = ["convert", str(tmp_path / "state.pt"), str(tmp_path / "out"), "--base", str(tmp_path / "base")]
@@ -61,7 +61,7 @@ def test_no_code_runs_where_the_conversion_is_refused_anyway(
     assert not [record for record in caplog.records if "--trust" in record.getMessage()]
 
 
-def test_files_that_are_no_pickles_are_not_offered_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_other_files_do_not_mention_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
     for name, message in (("text.pt", "not a safetensors file"), ("numbers.pt", "holds no state dict")):

@@ -72,7 +72,7 @@ def test_transformers_prepares_images_alike(tmp_path: Path, mode: str) -> None:
     assert (theirs - ours).abs().max() < 0.03  # a step of 8 bits: libraries round at different places
 
 
-def test_names_go_there_and_back() -> None:
+def test_names_round_trip() -> None:
     state = clip_models.make_model(1).state_dict()
     assert same(from_huggingface(to_huggingface(state)), state)
     with pytest.raises(EncoderError, match="no such tensor"):
@@ -83,7 +83,7 @@ def test_names_go_there_and_back() -> None:
         from_huggingface({"text_model.encoder.layers.0.self_attn.q_proj.weight": torch.zeros(2, 2)})
 
 
-def test_what_clipmodel_has_not_is_refused(tmp_path: Path) -> None:
+def test_architectures_without_a_clipmodel_are_refused(tmp_path: Path) -> None:
     for model_cfg in (
         {**clip_models.CONFIG, "vision_cfg": {**clip_models.CONFIG["vision_cfg"], "pool_type": "avg"}},
         {**clip_models.CONFIG, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}},
@@ -93,7 +93,7 @@ def test_what_clipmodel_has_not_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_lipsums_checkpoint_gives_the_model_it_was_made_of(tmp_path: Path, nested: bool) -> None:
+def test_lipsum_checkpoint_round_trips(tmp_path: Path, nested: bool) -> None:
     base, tuned = clip_models.make_model(0), clip_models.make_model(0)
     tuned.visual.load_state_dict(clip_models.make_model(7).visual.state_dict())  # type: ignore[union-attr]
     clip_models.write_folder(tmp_path / "base", base)
@@ -121,7 +121,7 @@ def test_wise_takes_lipsums_checkpoint_as_it_is(tmp_path: Path) -> None:
     assert same(read_state(merged), interpolate(base.state_dict(), tuned.state_dict(), 0.25))
 
 
-def test_msgpack_of_other_things_is_refused(tmp_path: Path) -> None:
+def test_other_msgpack_files_are_refused(tmp_path: Path) -> None:
     contents = {
         "truncated": pack({"cls": torch.ones(3)})[:-4],
         "list": msgpack.packb([1, 2]),
@@ -139,7 +139,7 @@ def test_msgpack_of_other_things_is_refused(tmp_path: Path) -> None:
         read_lipsum(tmp_path / "head.ckpt")
 
 
-def test_arrays_of_every_type_come_as_they_were(tmp_path: Path) -> None:
+def test_arrays_of_every_dtype_round_trip(tmp_path: Path) -> None:
     tree = {"f": torch.randn(2, 3), "h": torch.ones(2).half(), "b": torch.ones(2, 2).bfloat16() * 3, "n": {"i": IDS}}
     (tmp_path / "a.ckpt").write_bytes(pack(tree))
     found = read_flax(tmp_path / "a.ckpt")
@@ -190,7 +190,7 @@ def test_nothing_in_a_file_runs_without_trust_and_nothing_in_this_process_with_i
     assert "ft.checkpoints.formats.trusted" not in sys.modules
 
 
-def test_what_cannot_be_unpickled_says_why(tmp_path: Path) -> None:
+def test_unpickling_errors_give_the_reason(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     torch.save([1, Payload(tmp_path / "ran")], tmp_path / "list.pt")
     for name in ("text.pt", "list.pt"):

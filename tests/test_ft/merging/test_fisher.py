@@ -37,7 +37,7 @@ def some_head(scale: float = 5.0) -> LinearHead:
     return LinearHead(scale * rng.normal(size=(10, 128)), rng.normal(size=10), names)
 
 
-def test_one_backward_pass_an_image_gives_the_same(tmp_path: Path) -> None:
+def test_fisher_equals_one_backward_pass_per_image(tmp_path: Path) -> None:
     data, head, encoder = Few(), some_head(), load_open_clip("tiny", device="cpu")
     found = fisher(encoder, data, head, passes=2, seed=3)
     tower = encoder.model.visual
@@ -75,7 +75,9 @@ def test_labels_are_drawn_from_the_models_own_prediction() -> None:
     torch.testing.assert_close(found["bias"], p * (1 - p), rtol=1e-3, atol=1e-4)
 
 
-def test_the_command_line_feeds_the_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fisher_files_of_the_command_line_weight_the_ensemble(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = [tmp_path / f"fisher{number}.safetensors" for number in range(2)]
     head = save(some_head(), tmp_path / "head.safetensors")
     assert main(["fisher", "digits:val", "--limit", "8", "--head", str(head), "-o", str(names[0]), "--quiet"]) == 0
@@ -116,7 +118,7 @@ class Cropped(Few):
         self.decode = cut
 
 
-def test_pictures_are_prepared_as_asked() -> None:
+def test_preprocess_is_applied() -> None:
     tiny, cropping = (load_open_clip("tiny", device="cpu", preprocess=name) for name in (None, "central-crop"))
     asked = fisher(cropping, Few(4), some_head())
     by_hand = fisher(tiny, Cropped(), some_head())

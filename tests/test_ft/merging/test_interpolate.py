@@ -53,7 +53,7 @@ def test_every_key_follows_the_formula_and_keeps_its_dtype(dtype: torch.dtype, a
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.3, 1 / 3])
-def test_tensors_that_both_share_come_back_bit_for_bit(alpha: float) -> None:
+def test_shared_tensors_are_kept_bit_for_bit(alpha: float) -> None:
     zero, one = model(0.1, torch.float64), model(2.0, torch.float64)
     fisher = {"text.weight": sines((2, 2), 1.0).abs()}
     for merged in (
@@ -70,7 +70,7 @@ def test_mixed_dtypes_give_the_wider() -> None:
     assert merged["w"].item() == 1.5
 
 
-def test_inputs_stay_as_they_are() -> None:
+def test_inputs_are_not_modified() -> None:
     zero, one = model(0.1), model(2.0)
     one["visual.weight"].requires_grad_()
     merged = interpolate(zero, one, 0.5)
@@ -126,7 +126,7 @@ def test_refuses_other_keys_and_shapes_by_name() -> None:
         interpolate(many, {}, 0.5)
 
 
-def test_integer_buffers_must_agree_but_for_batch_counters() -> None:
+def test_integer_buffers_except_batch_counters_must_agree() -> None:
     zero, one = model(0.1), model(2.0)
     one["visual.positions"] = one["visual.positions"] + 1
     with pytest.raises(MismatchError, match=r"visual\.positions differs"):
@@ -139,7 +139,7 @@ def test_integer_buffers_must_agree_but_for_batch_counters() -> None:
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
-def test_refuses_alpha_that_is_no_number(alpha: float) -> None:
+def test_refuses_alpha_that_is_not_finite(alpha: float) -> None:
     with pytest.raises(TrainingError, match="finite"):
         interpolate(model(0.1), model(2.0), alpha)
 
@@ -160,6 +160,6 @@ def test_refuses_bad_soup_weights(weights: list[float]) -> None:
         soup([model(0.1), model(2.0)], weights)
 
 
-def test_refuses_a_soup_of_nothing() -> None:
+def test_refuses_an_empty_soup() -> None:
     with pytest.raises(TrainingError, match="no models"):
         soup([])

@@ -102,7 +102,7 @@ def test_refuses_extrapolation_with_fisher_before_writing(folders: tuple[Path, P
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_folders_that_are_there_before_writing(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_refuses_existing_folders_before_writing(folders: tuple[Path, Path], tmp_path: Path) -> None:
     wise(*folders, [0.5], tmp_path / "out")
     with pytest.raises(EncoderError, match=r"alpha=0\.500: there already"):
         wise(*folders, [0.25, 0.5], tmp_path / "out")
@@ -119,7 +119,7 @@ def test_refuses_models_of_another_preprocessing(folders: tuple[Path, Path], tmp
     assert wise(folders[0], folders[1] / WEIGHTS, [0.5], tmp_path / "out")
 
 
-def test_refuses_no_fine_tuned_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_refuses_a_missing_fine_tuned_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no fine-tuned model"):
         wise(folders[0], [], [0.5], tmp_path / "out")
 

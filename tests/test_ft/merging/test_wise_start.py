@@ -65,7 +65,7 @@ def test_the_recipes_commands_work_as_they_are_written() -> None:
         assert same(read_state(f"MERGED/alpha={k / 10:.3f}"), interpolate(zero, last, k / 10))
 
 
-def test_guide_and_recipes_say_the_same() -> None:
+def test_guide_and_recipes_agree() -> None:
     written = commands(DOCS.read_text(encoding="utf-8"))
     for name in ("wise_ft", "regft"):
         assert set(commands(recipe_header(name))) <= set(written)
@@ -126,7 +126,7 @@ def test_other_weights_than_the_run_began_with_are_refused() -> None:
     assert not Path("out").exists()
 
 
-def test_a_run_that_wrote_nothing_down_writes_it_when_it_is_called_again() -> None:
+def test_run_without_a_start_record_adds_it_when_run_again() -> None:
     run = train()
     record = json.loads((run / "options.json").read_text())
     start = record.pop("start")
@@ -149,7 +149,7 @@ def test_a_run_that_wrote_nothing_down_writes_it_when_it_is_called_again() -> No
         (["small", "x", "--pretrained", "zero.bin"], "give a checkpoint file"),
     ],
 )
-def test_what_is_no_model_is_one_message(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_models_give_one_message(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["wise", *words, "--out", "out"]) == 2
     error = capsys.readouterr().err
     assert message in error

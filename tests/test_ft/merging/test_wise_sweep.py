@@ -114,7 +114,7 @@ def test_heads_are_interpolated_with_the_weights(tuned: Path, tmp_path: Path) ->
     assert np.abs(load(mixed.head).linear().weights - ZeroShot().fit(text).linear().weights).max() < 1e-5
 
 
-def test_greedy_takes_what_does_not_hurt() -> None:
+def test_greedy_keeps_models_that_do_not_hurt() -> None:
     asked = []
     quality = {(0,): 0.5, (1,): 0.9, (2,): 0.8, (1, 2): 0.85, (0, 1): 0.9}
 
@@ -153,7 +153,7 @@ def test_the_command_line(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("best_only", [False, True])
-def test_the_selection_split_is_no_shift(
+def test_selection_split_is_not_reported_as_a_shift(
     tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, best_only: bool
 ) -> None:
     shifts = {name: Few("train", n, name) for name, n in (("drawn", 40), ("dim", 30))}

@@ -22,7 +22,7 @@ def test_lipsum_as_sum_and_as_quadratic_form() -> None:
     assert over_moment(V, V0, second_moment(TEXTS).matrix, SCALE).item() == pytest.approx(R, rel=1e-13)
 
 
-def test_lipsum_carries_the_logit_scale_squared() -> None:
+def test_lipsum_scales_with_the_squared_logit_scale() -> None:
     assert over_texts(V, V0, TEXTS, 1.0).item() == exactly(R * 1e-4)
 
 

@@ -10,7 +10,7 @@ from ft.objectives import caption_ids, contrastive, cross_entropy
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
-def test_both_definitions_of_label_smoothing_are_one(smoothing: float) -> None:
+def test_definitions_of_label_smoothing_are_equal(smoothing: float) -> None:
     logits = SCALE * V @ WEIGHTS.T
     logp, classes = logits.log_softmax(-1), logits.shape[1]
     targets = (1 - smoothing) * F.one_hot(LABELS, classes).double() + smoothing / classes
@@ -33,7 +33,7 @@ def test_cross_entropy_of_saturated_half_precision_is_finite_and_wide() -> None:
     assert value.item() == 100.0
 
 
-def test_cross_entropy_refuses_what_does_not_fit() -> None:
+def test_cross_entropy_refuses_mismatched_shapes() -> None:
     with pytest.raises(TrainingError, match=r"\[0, 1\)"):
         cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), 1.0)
     with pytest.raises(TrainingError, match=r"\(3,\)"):
@@ -77,7 +77,7 @@ def test_contrastive_follows_its_formula() -> None:
     assert contrastive(V, V0, 7.0, captions).item() == pytest.approx(total / 8, rel=1e-12)
 
 
-def test_even_soft_targets_would_change_nothing() -> None:
+def test_even_soft_targets_equal_plain_targets() -> None:
     _, captions = five_of_each()
     images, texts = rows(sines((10, 4), 0.2)), rows(sines((2, 4), 1.1))[captions]
     logits = 7.0 * images @ texts.T
@@ -111,7 +111,7 @@ def test_caption_ids_tell_captions_apart() -> None:
     assert ids.tolist() == caption_ids(["a photo of a 1.", "a photo of a 7.", "a photo of a 1.", ""]).tolist()
 
 
-def test_contrastive_refuses_what_does_not_fit() -> None:
+def test_contrastive_refuses_mismatched_shapes() -> None:
     with pytest.raises(TrainingError, match="two of"):
         contrastive(V, V0[:3], 1.0)
     with pytest.raises(TrainingError, match="for 4 pairs"):

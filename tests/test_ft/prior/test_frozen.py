@@ -85,7 +85,7 @@ def stored(root: Path, network: Tower | None = None, one_view: bool = False, **c
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_the_second_run_skips_the_tower_and_has_the_same_losses(tmp_path: Path, drop_last: bool) -> None:
+def test_second_run_skips_the_tower_and_has_the_same_losses(tmp_path: Path, drop_last: bool) -> None:
     online = train(OnlinePrior(Tower()), drop_last=drop_last)
     towers = [Tower(), Tower()]
     first, second = (train(stored(tmp_path, tower), drop_last=drop_last) for tower in towers)
@@ -95,7 +95,7 @@ def test_the_second_run_skips_the_tower_and_has_the_same_losses(tmp_path: Path, 
     assert towers[1].images == 0
 
 
-def test_what_is_stored_is_what_the_tower_said_in_float32(tmp_path: Path) -> None:
+def test_store_holds_the_towers_float32_features(tmp_path: Path) -> None:
     train(stored(tmp_path))
     entries = list_stores(tmp_path)
     assert [entry.reference for entry in entries] == [f"priors/prior-epoch{epoch}@frozen" for epoch in range(3)]
@@ -143,7 +143,7 @@ def test_a_batch_with_unknown_rows_goes_through_the_tower_whole_and_is_completed
     assert open_prior_store(list_stores(tmp_path / "other")[0].path).valid.sum() == 10
 
 
-def test_rows_that_are_known_keep_their_digits_in_a_batch_with_others(tmp_path: Path) -> None:
+def test_known_rows_keep_their_digits_in_mixed_batches(tmp_path: Path) -> None:
     """So that the run that records and those that read see the same."""
     rows = np.arange(10)
     prior = stored(tmp_path, Uneven())
@@ -205,7 +205,7 @@ def test_features_get_no_gradient(tmp_path: Path) -> None:
         assert not prior.features(np.arange(3), 0, views(0)[:3]).requires_grad
 
 
-def test_a_run_that_was_not_closed_loses_one_step_at_most(tmp_path: Path) -> None:
+def test_unclosed_run_loses_at_most_one_step(tmp_path: Path) -> None:
     prior = stored(tmp_path)
     for rows in batches(0):
         prior.features(rows, 0, views(0)[rows])
@@ -218,7 +218,7 @@ def test_a_run_that_was_not_closed_loses_one_step_at_most(tmp_path: Path) -> Non
     assert tower.images == len(batches(0)[-1])
 
 
-def test_torn_rows_of_a_journal_do_not_count(tmp_path: Path) -> None:
+def test_torn_journal_rows_are_ignored(tmp_path: Path) -> None:
     prior = stored(tmp_path)
     for rows in batches(0):
         prior.features(rows, 0, views(0)[rows])
@@ -245,7 +245,7 @@ t.train(t.stored(Path(sys.argv[1]), Slow()), epochs=20)
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.4, 0.9])
-def test_killed_runs_are_taken_up_by_the_next(tmp_path: Path, delay: float) -> None:
+def test_next_run_resumes_a_killed_run(tmp_path: Path, delay: float) -> None:
     environment = {**os.environ, "PYTHONPATH": "tests:."}
     run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, env=environment)
     deadline = time.monotonic() + 60
@@ -291,9 +291,7 @@ def test_processes_learn_at_each_epoch_what_the_others_recorded(
     assert [tower.images for tower in towers] == [N // 2, N // 2]
 
 
-def test_the_first_process_keeps_what_the_others_recorded_though_it_recorded_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_process_keeps_rows_that_only_others_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = stored(tmp_path)
     prior.features(np.arange(40), 0, views(0)[:40])
     prior.close()
@@ -330,9 +328,7 @@ def run(tmp_path: Path) -> Callable[..., int]:
     return lambda *arguments: main(list(arguments))
 
 
-def test_a_process_that_comes_late_loses_nothing_where_all_settle_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_late_process_loses_nothing_if_all_settle_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last step's rows are in flight when training ends; the first process makes chunks of what it finds."""
     monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     priors = [stored(tmp_path), stored(tmp_path)]

@@ -70,7 +70,7 @@ def check_same(one: Path, two: Path) -> None:
     assert all(torch.equal(value, last[name]) for name, value in weights(one / "last").items())
 
 
-def test_views_that_never_change_are_computed_once(model: str, tmp_path: Path, seen: list[int]) -> None:
+def test_constant_views_are_computed_once(model: str, tmp_path: Path, seen: list[int]) -> None:
     train(tmp_path / "first", model, **CHANGES)
     assert sum(seen) == N
     (entry,) = priors(tmp_path / "cache")

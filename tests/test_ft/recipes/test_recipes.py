@@ -108,7 +108,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
 }
 
 
-def test_the_published_systems_are_there() -> None:
+def test_recipes_of_the_published_systems_exist() -> None:
     assert set(RECIPES) == set(TABLE) == set(FIGURES)
 
 
@@ -142,13 +142,13 @@ def test_a_recipe_is_valid_and_its_header_names_source_and_results(name: str) ->
     assert (options.steps is None) != (options.epochs is None)
 
 
-def test_a_file_of_ones_own_is_a_recipe(tmp_path: Path) -> None:
+def test_recipe_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("# mine\nlr = 1e-3\n[regularizers]\nl2sp = 0.1\n")
     assert load_recipe(tmp_path / "mine.toml") == {"lr": 1e-3, "regularizers": {"l2sp": 0.1}}
     assert recipe_header(tmp_path / "mine.toml") == "mine"
 
 
-def test_refuses_what_is_no_recipe(tmp_path: Path) -> None:
+def test_refuses_invalid_recipes(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("lr: 3")
     with pytest.raises(TrainingError, match="cannot be read as TOML"):
         load_recipe(tmp_path / "broken.toml")

@@ -78,7 +78,7 @@ def test_the_mnist_list(pictures: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert load(out / "last_head.safetensors").classnames == ("one", "three", "two", "zero")
 
 
-def test_equal_captions_hold_the_loss_up_only_as_false_negatives(
+def test_equal_captions_raise_the_loss_only_as_false_negatives(
     pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every batch of the sorted list has twice five equal captions: plain targets cost ln 5 at least."""

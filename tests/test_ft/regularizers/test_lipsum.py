@@ -59,7 +59,7 @@ def value_and_gradient(lipsum: Lipsum) -> torch.Tensor:
     return torch.cat([value.detach()[None], torch.autograd.grad(value, features)[0].reshape(-1)])
 
 
-def test_a_biased_sampler_is_found_by_that_test() -> None:
+def test_biased_sampler_fails_the_unbiasedness_test() -> None:
     generator = torch.Generator().manual_seed(20)
     sampled = Lipsum.bank(all_texts()[1:], 5.0, m=3, generator=generator)  # one text of 16 never drawn
     expected = value_and_gradient(Lipsum.exact(all_texts(), 5.0))
@@ -85,7 +85,7 @@ def test_exact_takes_a_stored_second_moment() -> None:
     )
 
 
-def test_second_moment_says_its_error() -> None:
+def test_second_moment_reports_its_error() -> None:
     generator = torch.Generator().manual_seed(3)
     truth = second_moment(all_texts()).matrix
     sizes, errors, estimates = (50, 800), [], []

@@ -167,7 +167,7 @@ def test_variance_covariance_needs_two_rows() -> None:
         variance_covariance(torch.ones(1, 5))
 
 
-def test_l2sp_sums_and_decays_new_parameters_only_when_asked() -> None:
+def test_l2sp_sums_and_decays_new_parameters_only_with_beta() -> None:
     now = {"w": torch.full((2, 2), 3.0), "head": torch.full((4,), 2.0)}
     then = {"w": torch.ones(2, 2), "unused": torch.ones(1)}
     assert l2sp(now, then).item() == 0.5 * 16

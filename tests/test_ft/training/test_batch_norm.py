@@ -72,7 +72,7 @@ def test_training_uses_and_updates_batch_statistics(resnet: str) -> None:
     assert float((whole[:4] - part).abs().max()) > 0.01 * float(whole.abs().max())
 
 
-def test_judging_leaves_statistics_and_modes_alone(resnet: str, val: Pictures) -> None:
+def test_validation_keeps_statistics_and_modes(resnet: str, val: Pictures) -> None:
     run = trained(resnet)
     model = run.stepper.model
     before, training = statistics(model), modes(model)
@@ -82,7 +82,7 @@ def test_judging_leaves_statistics_and_modes_alone(resnet: str, val: Pictures) -
     assert modes(model) == training
 
 
-def test_modes_come_back_where_judging_fails(resnet: str, val: Pictures) -> None:
+def test_modes_are_restored_when_validation_fails(resnet: str, val: Pictures) -> None:
     run = trained(resnet)
     training = modes(run.stepper.model)
     val.broken = 3
@@ -91,7 +91,9 @@ def test_modes_come_back_where_judging_fails(resnet: str, val: Pictures) -> None
     assert modes(run.stepper.model) == training
 
 
-def test_what_is_judged_depends_on_no_batch(resnet: str, val: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_is_independent_of_the_batch_size(
+    resnet: str, val: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trained(resnet)
     whole = validate(run.stepper.model, run.stepper.objective, val, HERE, 1)
     monkeypatch.setattr("ft.training.loop.BATCH", 5)
@@ -100,7 +102,7 @@ def test_what_is_judged_depends_on_no_batch(resnet: str, val: Pictures, monkeypa
     assert parts["nll"] == pytest.approx(whole["nll"], rel=1e-5)
 
 
-def test_a_run_that_judges_ends_where_one_that_does_not_ends(resnet: str, val: Pictures, tmp_path: Path) -> None:
+def test_validation_does_not_change_the_trained_model(resnet: str, val: Pictures, tmp_path: Path) -> None:
     chosen = options(steps=4, eval_every=1, batch_norm=True)
     judging = finetune(Pictures(), resnet, out=tmp_path / "judging", val=val, options=chosen, device="cpu")
     alone = weights(train(tmp_path / "alone", resnet, steps=4, batch_norm=True).last)
@@ -109,7 +111,7 @@ def test_a_run_that_judges_ends_where_one_that_does_not_ends(resnet: str, val: P
     assert not torch.equal(alone["visual.bn1.running_mean"], untrained["visual.bn1.running_mean"])
 
 
-def test_what_was_judged_is_what_the_saved_model_does(resnet: str, val: Pictures, tmp_path: Path) -> None:
+def test_validation_results_equal_those_of_the_saved_model(resnet: str, val: Pictures, tmp_path: Path) -> None:
     chosen = options(steps=4, batch_norm=True, average="ema", ema_decay=0.5)
     result = finetune(Pictures(), resnet, out=tmp_path, val=val, options=chosen, device="cpu")
     store = encode(val, model=load_encoder(f"local-dir:{result.last}"))
@@ -118,7 +120,7 @@ def test_what_was_judged_is_what_the_saved_model_does(resnet: str, val: Pictures
     assert result.judged[-1]["nll"] == pytest.approx(float(nll), abs=5e-3)
 
 
-def test_frozen_passes_leave_all_statistics_alone(resnet: str) -> None:
+def test_frozen_passes_keep_all_statistics(resnet: str) -> None:
     run = trained(resnet)
     model, images = run.stepper.model, batch_of(run).images
     frozen = model.frozen()
@@ -132,7 +134,7 @@ def test_frozen_passes_leave_all_statistics_alone(resnet: str) -> None:
     assert torch.equal(frozen.image_features(images), found)
 
 
-def test_v0_is_the_initial_model_as_it_would_be_used(resnet: str) -> None:
+def test_v0_uses_running_statistics(resnet: str) -> None:
     run = trained(resnet, steps=3, regularizers=DISTILLED)
     batch = batch_of(run)
     assert run.stepper.prior is not None
@@ -140,9 +142,7 @@ def test_v0_is_the_initial_model_as_it_would_be_used(resnet: str) -> None:
     torch.testing.assert_close(found, features(resnet, Pictures())[batch.rows], rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_stored_is_the_same_with_and_without(
-    resnet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_v0_does_not_depend_on_batch_norm(resnet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "with", resnet, batch_norm=True, prior="store", regularizers=DISTILLED)
     (entry,) = [entry for entry in list_stores(tmp_path / "cache") if entry.kind == "priors"]
     stored = torch.from_numpy(open_prior_store(entry.path).gather(np.arange(N)))
@@ -159,7 +159,7 @@ def test_layers_that_are_not_trained_keep_their_statistics(resnet: str) -> None:
     assert moved == {name for name in before if "layer3" in name or "layer4" in name}
 
 
-def test_what_would_count_batches_twice_or_in_parts_is_refused() -> None:
+def test_batch_norm_with_recomputation_or_micro_batches_is_refused() -> None:
     with pytest.raises(TrainingError, match="twice in their running statistics; leave one of the two off"):
         options(batch_norm=True, checkpoint_activations=True)
     with pytest.raises(TrainingError, match="needs the whole batch"):

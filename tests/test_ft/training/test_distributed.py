@@ -66,12 +66,12 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_a_process_of_its_own_gathers_nothing() -> None:
+def test_gather_in_one_process_returns_its_rows() -> None:
     rows = torch.ones(2, 3)
     assert gather(rows) is rows
 
 
-def test_others_wait_for_the_first_for_many_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_wait_for_the_first_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it encodes the training split, say; torch's own limits are 10 and 30 minutes."""
     begin = dist.init_process_group
 
@@ -88,7 +88,9 @@ def test_others_wait_for_the_first_for_many_hours(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("environment", "first"), [({}, True), ({"RANK": "0"}, True), ({"RANK": "1"}, False)])
-def test_one_process_speaks(environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_first_before_the_process_group(
+    environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RANK", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -96,7 +98,7 @@ def test_one_process_speaks(environment: dict[str, str], first: bool, monkeypatc
 
 
 @pytest.mark.parametrize("part", SPLIT)
-def test_parts_alone_would_differ(part: list[int]) -> None:
+def test_gradients_of_parts_differ(part: list[int]) -> None:
     assert not torch.allclose(gradients(part), gradients(list(range(7))), rtol=1e-2)
 
 

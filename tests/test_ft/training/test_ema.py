@@ -33,7 +33,7 @@ def test_ema_warm_up_forgets_the_start_sooner() -> None:
     assert ema.state_dict()["w"].item() == pytest.approx(0.9 * 2 / 11)
 
 
-def test_swa_is_the_mean_without_its_template() -> None:
+def test_swa_is_the_mean_and_excludes_its_initial_state() -> None:
     template, *models = states(7)
     swa = SWA(template)
     for model in models:
@@ -65,7 +65,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(make: type[SWA]) -> None:
     assert second.count == 8
 
 
-def test_an_average_is_no_view_of_the_model() -> None:
+def test_average_shares_no_memory_with_the_model() -> None:
     model = torch.nn.Linear(2, 2)
     ema = EMA(model.state_dict(), 0.5)
     before = ema.state_dict()
@@ -74,7 +74,7 @@ def test_an_average_is_no_view_of_the_model() -> None:
     assert torch.equal(ema.state_dict()["weight"], before["weight"])
 
 
-def test_swapped_in_for_evaluation_and_out_again() -> None:
+def test_swapped_into_restores_the_weights_after_evaluation() -> None:
     model = torch.nn.Linear(2, 2)
     ema = EMA(model.state_dict(), 0.5)
     average = model.weight.detach().clone()

@@ -16,11 +16,11 @@ def test_wise_ft_schedule_without_warm_up_starts_at_the_peak() -> None:
     assert wise_ft_schedule(0, 0.1, 0, 10) == 0.1
 
 
-def test_wise_ft_schedule_may_be_all_warm_up() -> None:
+def test_wise_ft_schedule_of_warm_up_alone() -> None:
     assert [wise_ft_schedule(step, 1.0, 2, 2) for step in range(4)] == [0.5, 1.0, 0.0, 0.0]
 
 
-def test_schedules_refuse_what_is_no_run() -> None:
+def test_schedules_refuse_invalid_runs() -> None:
     with pytest.raises(TrainingError, match="at least 2 updates"):
         lipsum_schedule(0, 1.0, 1)
     with pytest.raises(TrainingError, match="step -1"):

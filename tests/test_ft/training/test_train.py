@@ -51,7 +51,7 @@ ALL_TERMS = {
 }
 
 
-def test_regularisers_are_zero_at_the_start_where_they_promise_it(model: str, tmp_path: Path) -> None:
+def test_regularisers_with_zero_at_start_are_zero_at_the_start(model: str, tmp_path: Path) -> None:
     train(tmp_path, model, steps=2, schedule="lipsum", regularizers=ALL_TERMS, log_every=1)  # first rate: exactly 0
     first = log(tmp_path)[0]["terms"]
     assert first["cross_entropy"] > 0.1
@@ -85,7 +85,7 @@ def test_micro_batches_equal_the_whole_batch(changes: dict[str, Any], parts: int
     assert largest_difference(whole, split) < 2e-6
 
 
-def test_parts_added_up_naively_would_differ(model: str) -> None:
+def test_naive_sums_over_micro_batches_differ(model: str) -> None:
     """So that the test above cannot pass by accident: the covariance of parts is not that of the whole."""
     run = start(model, accumulate=2, regularizers={"variance_covariance": 1.0})
     right = gradients(run)
@@ -149,7 +149,7 @@ def test_the_optimiser_follows_both_schedules_to_the_last_digit(model: str, tmp_
         ("lipsum", 5000, 1e-5, {0: 0.0, 1: 2e-8, 250: 5e-6, 499: 9.98e-6, 500: 1e-5, 2500: 5.86824e-6}),
     ],
 )
-def test_published_rates_reach_the_optimiser(
+def test_optimiser_gets_the_published_rates(
     schedule: str, total: int, lr: float, expected: dict[int, float], model: str
 ) -> None:
     warmup = 500 if schedule == "wise_ft" else 0
@@ -208,7 +208,7 @@ def test_layers_closer_to_the_pixels_learn_slower(model: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_stays_near(precision: str, model: str, tmp_path: Path) -> None:
+def test_half_precision_losses_are_close_to_float32(precision: str, model: str, tmp_path: Path) -> None:
     train(tmp_path / "wide", model, log_every=1)
     train(tmp_path / "half", model, log_every=1, precision=precision)
     wide, half = ([record["loss"] for record in log(tmp_path / name)] for name in ("wide", "half"))
@@ -217,7 +217,7 @@ def test_half_precision_stays_near(precision: str, model: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("average", ["ema", "swa"])
-def test_averages_are_what_is_saved(average: str, model: str, tmp_path: Path) -> None:
+def test_averaged_weights_are_saved(average: str, model: str, tmp_path: Path) -> None:
     changes = {"average": average, "ema_decay": 0.5, "swa_start": 0.0, "steps": 6, "schedule": "constant"}
     mean = weights(train(tmp_path / "average", model, **changes).last)
     models = [weights(train(tmp_path / str(n), model, steps=n, schedule="constant").last) for n in range(1, 7)]
@@ -231,7 +231,7 @@ def test_averages_are_what_is_saved(average: str, model: str, tmp_path: Path) ->
     torch.testing.assert_close(mean[name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_captions_of_equal_classes_are_no_negatives(model: str) -> None:
+def test_equal_captions_are_not_negatives(model: str) -> None:
     """With one caption for all classes nothing can be wrong; plain InfoNCE pays ln of the number of copies."""
     dataset = Pictures()
     index = dataset.index
@@ -244,7 +244,7 @@ def test_captions_of_equal_classes_are_no_negatives(model: str) -> None:
     assert losses[1] > 0.5 * np.log(BATCH)
 
 
-def test_a_frozen_text_tower_is_run_once(model: str) -> None:
+def test_untrained_text_tower_runs_once(model: str) -> None:
     run = start(model, objective="contrastive", train=("image", "logit_scale"), templates="digits")
     calls = []
     run.stepper.model.text_features = lambda tokens: calls.append(tokens)  # type: ignore[assignment,method-assign]
@@ -292,7 +292,7 @@ def test_a_stored_prior_skips_the_frozen_pass_and_changes_nothing(
     assert log(tmp_path / "read")[2]["terms"]["lipsum"] > 0
 
 
-def test_the_best_step_is_the_one_of_the_selection_split(model: str, tmp_path: Path) -> None:
+def test_best_step_is_chosen_on_the_selection_split(model: str, tmp_path: Path) -> None:
     val = Pictures(12, seed=5, split="val")
     result = finetune(
         Pictures(), model, out=tmp_path, val=val, options=options(steps=9, eval_every=2, select="nll", lr=3e-3)
@@ -348,7 +348,7 @@ def test_the_callers_random_state_is_left_alone(model: str, tmp_path: Path) -> N
         ({"batch_norm": True, "accumulate": 2}, "batch_norm needs the whole batch"),
     ],
 )
-def test_options_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         options(**changes)
 
@@ -364,21 +364,21 @@ def test_options_that_cannot_be_are_refused(changes: dict[str, Any], message: st
         ({"regularizers": {"l2sp": {"weight": 1.0, "gamma": 2}}}, "l2sp: unknown parameter gamma=2; expected beta"),
     ],
 )
-def test_what_does_not_fit_the_run_is_refused(
+def test_options_that_do_not_fit_the_run_are_refused(
     changes: dict[str, Any], message: str, model: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         train(tmp_path, model, **changes)
 
 
-def test_another_folder_is_never_taken_for_a_run(model: str, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused(model: str, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(TrainingError, match="is not the folder of a run"):
         train(tmp_path, model)
 
 
 @pytest.mark.nightly
-def test_compiled_for_real_it_has_the_same_gradients(model: str) -> None:
+def test_compiled_tower_has_the_same_gradients(model: str) -> None:
     changes = {"regularizers": {"lipsum": 1.0}}
     plain, compiled = (gradients(start(model, compile=on, **changes)) for on in (False, True))
     assert largest_difference(plain, compiled) < 1e-4
@@ -386,7 +386,7 @@ def test_compiled_for_real_it_has_the_same_gradients(model: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gpu_follows_the_cpu(precision: str, model: str, tmp_path: Path) -> None:
+def test_gpu_losses_equal_cpu_losses(precision: str, model: str, tmp_path: Path) -> None:
     losses = []
     for device in ("cpu", "cuda"):
         out = tmp_path / device

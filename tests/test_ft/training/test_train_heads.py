@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("scale", ["folded", "separate"])
 @pytest.mark.parametrize("name", PROBES)
-def test_the_first_logits_are_those_of_the_starting_head(name: str, scale: str, model: str, tmp_path: Path) -> None:
+def test_first_logits_equal_those_of_the_starting_head(name: str, scale: str, model: str, tmp_path: Path) -> None:
     dataset = Shaded()
     probe = PROBES[name]().fit(encode(dataset, model=load_encoder(model)))
     assert probe.score(encode(dataset, model=load_encoder(model))) == 1.0
@@ -52,7 +52,7 @@ def test_the_first_logits_are_those_of_the_starting_head(name: str, scale: str, 
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_lp_ft_encodes_nothing_twice(name: str, model: str) -> None:
+def test_lp_ft_encodes_the_images_once(name: str, model: str) -> None:
     dataset = Shaded()
     encode(dataset, model=load_encoder(model))
     reads: list[int] = []

@@ -46,6 +46,6 @@ def test_a_run_is_not_resumed_with_another_preparation(tmp_path: Path, capsys: p
     assert "preprocess None -> 'central-crop'" in run(capsys, *words, *CROP, code=5)
 
 
-def test_the_recipes_of_lipsum_judge_as_it_does() -> None:
+def test_lipsum_recipes_use_its_validation_preprocessing() -> None:
     chosen = {name for name in RECIPES if load_recipe(name).get("preprocess") == "central-crop"}
     assert chosen == {"lipsum_domainnet", "lipsum_imagenet"}

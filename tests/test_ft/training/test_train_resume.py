@@ -195,7 +195,7 @@ def test_a_damaged_state_is_refused(killed: Path, model: str, tmp_path: Path) ->
         run(model, tmp_path, killed / "root kill", "contrastive")
 
 
-def test_the_state_holds_no_pickle(killed: Path) -> None:
+def test_resume_state_contains_no_pickle(killed: Path) -> None:
     path = killed / "straight" / "cross entropy" / "resume.safetensors"
     with safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["run"])
@@ -236,7 +236,7 @@ def test_processes_must_share_a_batch_evenly() -> None:
         Order(100, 16, seed=0, world=3)
 
 
-def test_shares_of_processes_make_up_the_batch() -> None:
+def test_process_shares_add_up_to_the_batch() -> None:
     from ft.training.data import Order
 
     for step in (0, 5, 17):
