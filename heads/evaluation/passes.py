@@ -114,7 +114,7 @@ class Unit:
         alphas = None
         if self.kind == "path":
             alphas = [float(head.alpha or 0.0) for head in heads]
-            heads = list(_parents(heads[0]))
+            heads = list(heads[0].linear().parents or heads)
         linear = [head.linear() for head in heads]
         weights, bias = [head.weights for head in linear], [head.bias for head in linear]
         return linear_nll(X, weights, positions, bias=bias, alphas=alphas, per_sample=per_sample, confusion=confusion)
@@ -156,11 +156,6 @@ def _kind(job: Job) -> str:
     if not isinstance(job.head, LinearHead):
         return "logits"
     return "linear" if job.sharing is None or job.head.parents is None else "path"
-
-
-def _parents(head: LogitHead) -> tuple[LogitHead, LogitHead]:
-    found: tuple[LogitHead, LogitHead] = head.linear().parents  # type: ignore[assignment]  # `_kind` saw them
-    return found
 
 
 def score(

@@ -85,10 +85,12 @@ def predict_images(
     fitted = as_head(head)
     model = encoder_of(fitted) if encoder is None else whole_encoder(encoder, "encoder:")
     check_head_encoder(fitted, model)
-    dataset = _files([str(path) for path in images])
+    paths = [str(path) for path in images]
+    zeros = np.zeros(len(paths), np.int64)  # labels, which nothing reads
+    dataset = FileDataset("predict", "all", SampleIndex(paths, zeros, zeros, zeros, ("image",)), Path())
     batches = batches_of(range(len(dataset.index)), batch_size)
     for batch in prepared_batches(dataset, model, batches, workers or default_workers(), default_ahead(model)):
-        yield from _predicted(fitted, model, batch, dataset.index.ids, top)
+        yield from _predicted(fitted, model, batch, paths, top)
 
 
 def top_classes(logits: NDArray[np.floating], top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -221,12 +223,6 @@ def _at(place: str) -> list[str]:
     if glob.has_magic(place) and not path.exists():
         return sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
     return [str(path)]
-
-
-def _files(paths: list[str]) -> FileDataset:
-    """The images as a data set, with labels of 0."""
-    zeros = np.zeros(len(paths), np.int64)
-    return FileDataset("predict", "all", SampleIndex(paths, zeros, zeros, zeros, ("image",)), Path())
 
 
 def _predicted(

@@ -27,26 +27,18 @@ def write_report(
 
     Parameters
     ----------
-    rows : sequence of rows
-        One per head, as `heads.evaluate` returns them.
-    folder : str or Path
-        Created if missing; files of an earlier report are replaced.
-    datasets : sequence of str, optional
-        Data sets to show, in order; default: all in the rows.
-    reference : str, optional
-        The in-distribution data set; default: the first.
-    metrics : sequence of str
-        One table for each.
-    title : str
-        Heading of the page.
-    notes : str
-        Markdown between heading and tables, such as what was run on which machine.
+    rows : one per head, as `heads.evaluate` returns them
+    folder : created if missing; files of an earlier report are replaced
+    datasets : data sets to show, in order; default: all in the rows
+    reference : the in-distribution data set; default: the first
+    metrics : one table for each
+    title : heading of the page
+    notes : Markdown between heading and tables, such as what was run on which machine
 
     Returns
     -------
-    list of Path
-        The page, then the plots: accuracy in-distribution against shifted where there are shifted data sets, and NLL
-        against alpha for each interpolation.
+    The page, then the plots: accuracy in-distribution against shifted if there are shifted data sets, and NLL against
+    alpha for each interpolation.
 
     Raises
     ------

@@ -52,26 +52,16 @@ def plot_robustness(
 
     Parameters
     ----------
-    rows : sequence of rows
-        One per head; interpolations have a float ``alpha``. Heads that lack a data set are left out.
-    path : str or Path
-        Image file to write, in the format of its suffix.
-    datasets : sequence of str, optional
-        Data sets to use; default: all in the rows.
-    reference : str, optional
-        The in-distribution data set; default: the first.
-    metric : str
-        A metric in [0, 1].
-
-    Returns
-    -------
-    Path
-        The file that was written.
+    rows : one per head; interpolations have a float ``alpha``. Heads that lack a data set are left out
+    path : image file to write, in the format of its suffix
+    datasets : data sets to use; default: all in the rows
+    reference : the in-distribution data set; default: the first
+    metric : a metric in [0, 1]
 
     Raises
     ------
     HeadError
-        Where there is no shifted data set, or no head has them all.
+        If there is no shifted data set, or no head has them all.
 
     References
     ----------
@@ -115,24 +105,15 @@ def plot_nll_against_alpha(
 
     Parameters
     ----------
-    rows, path
-        As in `plot_robustness`; rows with a float ``alpha`` count.
-    datasets : sequence of str, optional
-        Lines, the first one drawn thick; default: all in the rows.
-    name : str, optional
-        Which interpolation; needed where the rows hold several.
-    metric : str
-        ``nll``, or another metric.
-
-    Returns
-    -------
-    Path
-        The file that was written.
+    rows, path : as in `plot_robustness`; rows without a float ``alpha`` are left out
+    datasets : one line each, the first one drawn thick; default: all in the rows
+    name : which interpolation; needed if the rows hold several
+    metric : ``nll``, or another metric
 
     Raises
     ------
     HeadError
-        Where there is no such interpolation, or several and no name.
+        If there is no such interpolation, or several and no name.
     """
     paths = paths_of(rows)
     if name is None and len(paths) == 1:

@@ -29,22 +29,12 @@ def datasets_of(rows: Sequence[Row], metric: str = "top1") -> list[str]:
 def choose_datasets(
     rows: Sequence[Row], datasets: Sequence[str] | None, reference: str | None, metric: str = "top1"
 ) -> tuple[str, list[str]]:
-    """The in-distribution data set and the shifted ones.
-
-    Parameters
-    ----------
-    rows : sequence of rows
-    datasets : sequence of str, optional
-        Those to show, in order; default: all.
-    reference : str, optional
-        The in-distribution data set; default: the first of them.
-    metric : str
-        The metric that the rows must have of them.
+    """The in-distribution data set, by default the first, and the shifted ones, by default all that have the metric.
 
     Raises
     ------
     HeadError
-        Where the rows hold no such data set.
+        If the rows lack the metric of one of them.
     """
     known = datasets_of(rows, metric)
     if not known:
@@ -58,13 +48,13 @@ def choose_datasets(
 
 
 def value_of(row: Row, dataset: str, metric: str) -> float | None:
-    """A head's value on a data set, None where it was not evaluated or is not finite."""
+    """A head's value on a data set; None if it was not evaluated or is not finite."""
     value = row.get(f"{dataset}:{metric}")
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def mean_of(row: Row, datasets: Sequence[str], metric: str) -> float | None:
-    """Unweighted mean over data sets, None where one is missing: means over different sets do not compare."""
+    """Unweighted mean over data sets; None if one is missing, since means over different sets do not compare."""
     values = [value for name in datasets if (value := value_of(row, name, metric)) is not None]
     return sum(values) / len(values) if values and len(values) == len(datasets) else None
 

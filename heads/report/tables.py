@@ -19,14 +19,10 @@ def markdown_table(
 
     Parameters
     ----------
-    rows : sequence of rows
-        One per head, with keys such as ``"digits:top1"``.
-    datasets : sequence of str, optional
-        Columns in order; default: all in the rows.
-    metric : str
-        ``top1``, ``nll``, ...
-    reference : str, optional
-        The in-distribution data set; default: the first.
+    rows : one per head, with keys such as ``"digits:top1"``
+    datasets : columns in order; default: all in the rows
+    metric : a key of `heads.evaluation.metrics.METRICS`
+    reference : the in-distribution data set; default: the first
 
     Raises
     ------
@@ -69,12 +65,9 @@ def table_text(
 
     Parameters
     ----------
-    rows, datasets, reference
-        As in `markdown_table`.
-    metrics : sequence of str
-        Columns of each head.
-    width : int
-        Characters per line.
+    rows, datasets, reference : as in `markdown_table`
+    metrics : columns of each head
+    width : characters per line
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Wherever a store lies and however its rows are shared out, evaluation is the same; memory stays that of a block."""
+"""Evaluation gives the same results for every place, reader and number of processes, in the memory of one block."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return "s3://judged/cache"
 
 
-def test_a_store_in_s3_is_judged_as_one_on_a_disk(bucket: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_store_in_s3_is_evaluated_as_one_on_a_disk(bucket: str, tmp_path: Path, capsys: Any) -> None:
     local, remote = encoded(tmp_path / "cache", broken=(7,)), encoded(bucket, broken=(7,))
     heads = heads_on(local)
     here, there = (judge(heads, [store], per_sample=True, groups=["label"]) for store in (local, remote))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.bench_nll import peak_mib
 from featcache.errors import HeadError
 from heads.kernels import gradient, linear_cross_entropy, linear_nll
 
@@ -95,22 +96,9 @@ def test_what_does_not_fit_is_refused() -> None:
         linear_cross_entropy(X, W, y + 1)
 
 
-def peak_mib(work: Any) -> float:
-    """MiB that the process's resident memory rises by, at its highest, while `work` runs."""
-    status = Path("/proc/self/status")
-
-    def field(name: str) -> int:
-        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(name)))
-
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-    before = field("VmRSS")
-    work()
-    return (field("VmHWM") - before) / 1024
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's high-water mark of memory")
 @pytest.mark.parametrize("impl", ["cpu", "chunked"])
-def test_a_head_of_21843_classes_is_judged_in_little_memory(impl: str) -> None:
+def test_a_head_of_21843_classes_is_evaluated_in_little_memory(impl: str) -> None:
     """1,500 rows of logits would be 125 MiB, and several times that in eager torch."""
     rng = np.random.default_rng(0)
     X, W = rng.standard_normal((1500, 16), np.float32), rng.standard_normal((21_843, 16), np.float32)
