@@ -18,7 +18,7 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from heads.solvers.parallel import Blocks
-from heads.solvers.primitives import as_tensor
+from heads.solvers.primitives import Column, as_tensor
 
 FOLDS = 5
 """Number of folds K where the user gives none."""
@@ -148,7 +148,8 @@ def sampled_rows(
             yield k, _on_host(features, taken), _on_host(labels, taken), share[taken]
 
 
-def _on_host(column: Any, rows: NDArray[np.integer]) -> NDArray[Any]:
+def _on_host(column: Column, rows: NDArray[np.integer]) -> NDArray[Any]:
+    """Some rows as an array; floating ones of a tensor as float64, since numpy has no bfloat16."""
     if not isinstance(column, Tensor):
         return np.asarray(column[rows])
     found = column[torch.from_numpy(rows).to(column.device)].cpu()

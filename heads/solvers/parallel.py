@@ -1,8 +1,8 @@
 """Passes over rows in pieces: several at a time on a CPU, one after another on a GPU.
 
-A pass is products and elementwise steps on pieces of a few thousand rows. One BLAS thread a piece, with the pieces side
-by side, beats many BLAS threads on one piece after another: the elementwise steps run in parallel too, and no product
-waits at its end for the slowest thread, which on a busy machine is most of the time (measured: twice as fast there).
+A pass is products and elementwise steps on pieces of a few thousand rows. One BLAS thread per piece, with several
+pieces at a time, beats many BLAS threads on one piece after another: the elementwise steps run in parallel too, and no
+product waits at its end for the slowest thread (measured on a busy machine: twice as fast).
 Results come in order and do not depend on the number of threads.
 """
 
@@ -63,7 +63,7 @@ def map_pieces(
     Parameters
     ----------
     blocks
-        Arrays, or tensors that lie on one device.
+        Arrays, or tensors on one device.
     rows
         Rows per piece on a CPU.
     width

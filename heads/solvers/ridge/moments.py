@@ -20,7 +20,6 @@ float32.)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,17 +37,6 @@ Sums = tuple[Tensor, Tensor, Tensor]
 
 FOLD_PIECE_ROWS = 4 * PIECE_ROWS
 """Rows per piece on a CPU with several folds: adding up a Gram matrix of each costs little beside so many rows."""
-
-
-class Centred(NamedTuple):
-    """A least-squares problem in moments: Gram matrix (D, D), cross products (K, D), means, weights' sum, rows."""
-
-    gram: Float
-    cross: Float
-    mean_x: Float
-    mean_y: Float
-    total: float
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,7 @@ class Moments:
 
     @property
     def n(self) -> int:
-        """Number of rows N, whatever their weights."""
+        """Number of rows N, weighted or not."""
         return self.rows
 
     @classmethod
@@ -144,15 +132,6 @@ class Moments:
             self.rows + sign * other.rows,
         )
 
-    def centred(self, fit_intercept: bool = True) -> Centred:
-        """The least-squares problem that these rows pose, centred if there is an intercept."""
-        mean_x, mean_y, xtx, cross = np.zeros(len(self.sum_x)), np.zeros(len(self.sum_y)), self.xtx, self.cross
-        if fit_intercept:
-            mean_x, mean_y = self.sum_x / self.total, self.sum_y / self.total
-            xtx = xtx - self.total * np.outer(mean_x, mean_x)
-            cross = cross - np.outer(self.sum_y, mean_x)
-        return Centred(xtx, cross, mean_x, mean_y, self.total, self.rows)
-
 
 def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> list[Moments]:
     """Moments of each fold, in one pass; their sum is the moments of all rows.
@@ -198,7 +177,7 @@ def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> lis
 
 
 def _sums(x: Tensor, y: Tensor, weights: Tensor | None, n_targets: int) -> Sums:
-    """Sums of a piece of rows x (n, D) float64, of few thousand rows."""
+    """Sums of a piece of rows x (n, D) float64."""
     weighted = x if weights is None else x * weights[:, None]
     if y.ndim == 2:
         # One-hot rows add up to one, number targets do not: a column of ones gives sum_x and the sum of the weights.
@@ -215,7 +194,7 @@ def _sums(x: Tensor, y: Tensor, weights: Tensor | None, n_targets: int) -> Sums:
 
 
 def _moments(sums: Sums, rows: int, n_targets: int) -> Moments:
-    """Moments on the host; the row of the column of ones, where there is one, taken apart."""
+    """Moments on the host; number targets have one more row, of the column of ones."""
     xtx, cross, sum_y = (part.cpu().numpy() for part in sums)
     if len(cross) == n_targets:
         return Moments.of_classes(xtx, cross, sum_y, rows)

@@ -77,14 +77,10 @@ class Spectrum:
             weights = weights + self.base
         return weights, self.mean_y - weights @ self.mean_x
 
-    def path(self, alphas: Sequence[float] | ArrayLike) -> tuple[Float, Float]:
-        """Weights (A, C, D) and intercepts (A, C) for every alpha, as one batched product."""
-        values = check_alphas(alphas)
-        shrunk = self.projected / (self.eigenvalues + values[:, None])[:, :, None]  # (A, R, C)
-        weights = np.swapaxes(self.vectors @ shrunk, 1, 2)
-        if self.base is not None:
-            weights = weights + self.base
-        return weights, self.mean_y - weights @ self.mean_x
+    def path(self, alphas: ArrayLike) -> tuple[Float, Float]:
+        """Weights (A, C, D) and intercepts (A, C) for every alpha."""
+        weights, intercepts = zip(*(self.solve(alpha) for alpha in check_alphas(alphas)), strict=True)
+        return np.stack(weights), np.stack(intercepts)
 
     def pulled_to(self, base: Float) -> Spectrum:
         """The same rows with the penalty ``alpha ||W - base||²``: ridge on what `base` (C, D) leaves over."""
@@ -130,23 +126,19 @@ def decompose(moments: Moments, *, fit_intercept: bool = True) -> Spectrum:
     >>> np.round(weights.ravel(), 6).tolist(), np.round(intercept, 6).tolist()
     ([-0.25, 0.25], [0.583333, 0.416667])
     """
-    with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is refused in the next lines
-        found = moments.centred(fit_intercept)
-    if not found.total > 0:
+    total, gram, cross = moments.total, moments.xtx, moments.cross
+    if not total > 0:
         raise HeadError("no rows to fit on; give a store or arrays with at least one labelled row of positive weight")
-    if not (np.isfinite(found.gram).all() and np.isfinite(found.cross).all()):
+    if not (np.isfinite(gram).all() and np.isfinite(cross).all()):
         raise HeadError("the moments hold NaN or infinity; drop the rows that are not finite and sum again")
-    eigenvalues, vectors = steady_eigh(found.gram)
-    return Spectrum(
-        np.maximum(eigenvalues, 0.0),
-        vectors,
-        vectors.T @ found.cross.T,
-        found.mean_x,
-        found.mean_y,
-        found.total,
-        fit_intercept,
-        rows=found.rows,
-    )
+    mean_x, mean_y = np.zeros(len(moments.sum_x)), np.zeros(len(moments.sum_y))
+    if fit_intercept:
+        mean_x, mean_y = moments.sum_x / total, moments.sum_y / total
+        gram = gram - total * np.outer(mean_x, mean_x)
+        cross = cross - np.outer(moments.sum_y, mean_x)
+    values, vectors = steady_eigh(gram)
+    values = np.maximum(values, 0.0)
+    return Spectrum(values, vectors, vectors.T @ cross.T, mean_x, mean_y, total, fit_intercept, rows=moments.rows)
 
 
 def steady_eigh(matrix: Float) -> tuple[Float, Float]:
@@ -159,7 +151,7 @@ def steady_eigh(matrix: Float) -> tuple[Float, Float]:
     return eigenvalues, vectors
 
 
-def check_alphas(alphas: Sequence[float] | ArrayLike) -> Float:
+def check_alphas(alphas: ArrayLike) -> Float:
     """Alphas as a float64 vector (A,); each must be finite and positive."""
     values = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
     if values.ndim != 1 or not values.size or not (np.isfinite(values) & (values > 0)).all():
@@ -205,13 +197,5 @@ def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float, *, fit_int
     kept = values > len(x) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
     values, vectors = values[kept], vectors[:, kept]
     lengths = np.sqrt(values)
-    return Spectrum(
-        values,
-        (x.T @ vectors) / lengths,
-        lengths[:, None] * (vectors.T @ y),
-        mean_x,
-        mean_y,
-        total,
-        fit_intercept,
-        rows=len(x),
-    )
+    projected = lengths[:, None] * (vectors.T @ y)
+    return Spectrum(values, (x.T @ vectors) / lengths, projected, mean_x, mean_y, total, fit_intercept, rows=len(x))
