@@ -16,6 +16,7 @@ MAX_FUNCTION, MAX_PARAMETERS = 60, 8
 MAX_TOP, MAX_ROOM, MAX_ANY = 12, 18, 300
 NOT_DOORS = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
 KERNELS = {"_tile", "nll_fused"}  # Triton kernels take pointers, strides and sizes one by one
+PAGE = ROOT / "docs" / "architecture.md"
 UNPICKLER = ROOT / "ft" / "checkpoints" / "formats" / "trusted.py"
 
 
@@ -134,3 +135,17 @@ def test_help_answers_at_once() -> None:
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert "encode" in shown
     assert min(seconds) < 0.5
+
+
+def test_the_architecture_page_names_what_is_there() -> None:
+    """Every ``path.py`` and ``path.py:name`` in docs/architecture.md exists."""
+    named = re.findall(r"`((?:featcache|heads|ft|examples)/[\w/]+(?:\.py)?/?)(?::([\w.]+))?`", PAGE.read_text())
+    assert len(named) > 40
+    for place, name in named:
+        assert (ROOT / place).exists(), place
+        if name:
+            tree: ast.AST = ast.parse((ROOT / place).read_text())
+            for part in name.split("."):
+                found = [node for node in ast.iter_child_nodes(tree) if getattr(node, "name", None) == part]
+                assert found, f"{place}:{name}"
+                tree = found[0]
