@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError, StoreSchemaError
 from featcache.store.key import canonical_json, checksum, pretty_json
@@ -151,7 +151,7 @@ class Manifest:
     files : dict of str
         Sidecar name -> xxh3-128.
     info : dict
-        What else is known, by kind; see `INFO`.
+        What else is known: `ImageInfo`, `TextInfo`, `BankInfo`, `PriorInfo` or `PartInfo`, by kind.
     """
 
     kind: str
@@ -291,6 +291,61 @@ def _number_or_none(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
+class StoreInfo(TypedDict):
+    """What `Manifest.info` holds for every kind of store, as it is written to JSON."""
+
+    name: str
+    classnames: list[str]
+    encoder_name: str
+    dim: int
+    text_digests: list[str]
+    logit_scale: float | None
+    logit_bias: float | None
+
+
+class ImageInfo(StoreInfo):
+    """The info of a store of images."""
+
+    split: str
+    labels_digest: str
+    metadata_digest: NotRequired[str]
+    decoding: NotRequired[str | None]
+    bad: list[list[int | str]]
+
+
+class TextInfo(StoreInfo):
+    """The info of a store of prompt embeddings."""
+
+    templates: list[str] | None
+
+
+class BankInfo(StoreInfo):
+    """The info of a bank of random texts."""
+
+    error: float | None
+    random_texts: int
+    length: int
+    seed: int
+
+
+class PriorInfo(StoreInfo):
+    """The info of a recorded prior."""
+
+    recorded: int
+
+
+class PartInfo(TypedDict):
+    """The info of a tap or view, which replaces that of its store; a tap has no text side."""
+
+    name: str
+    split: str
+    encoder_name: str
+    dim: int
+    text_digests: NotRequired[list[str]]
+    logit_scale: NotRequired[None]
+    logit_bias: NotRequired[None]
+
+
 COMMON: dict[str, Callable[[Any], bool]] = {
     "name": _text,
     "classnames": _texts,
@@ -305,7 +360,7 @@ INFO: dict[str, dict[str, Callable[[Any], bool]]] = {
     "parts": {"name": _text, "split": _text, "encoder_name": _text, "dim": COMMON["dim"]},
     "texts": COMMON | {"templates": lambda value: value is None or _texts(value)},
 }
-"""What the info of a manifest must hold, by kind of store, each with a check; other kinds check their own."""
+"""What the info of a manifest is checked for when it is read, by kind of store."""
 
 
 def _check_info(kind: str, info: Mapping[str, Any], shapes: Shapes) -> None:

@@ -205,7 +205,7 @@ class StoreWriter:
         values : dict of array
             All rows of each of the whole arrays.
         info, provenance : dict
-            For the manifest (see `featcache.store.manifest.INFO`), and for a record without a checksum.
+            For the manifest (see `Manifest.info`), and for a record without a checksum.
         extra : dict of bytes, optional
             More sidecar files, which may be replaced without encoding.
 

@@ -29,6 +29,7 @@ from featcache.store import ImageStore, StoreWriter, content_key, open_image_sto
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import checksum
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
+from featcache.store.manifest import ImageInfo
 from featcache.store.places import StorePath
 from featcache.transfer.foreign import Foreign
 
@@ -110,7 +111,7 @@ def import_features(
     }
     key = f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
     path = resolve_root(root) / ImageStore.kind / key
-    info = _info(source, index, features.shape[1]) | {"name": name, "split": split}
+    info: dict[str, Any] = {**_info(source, index, features.shape[1], name, split)}
     store = _finished(path)
     difference = "" if store is None else _difference(store, info, index)
     if store is not None and difference and not update_labels:
@@ -125,8 +126,10 @@ def import_features(
     return open_image_store(path)
 
 
-def _info(source: Source, index: SampleIndex, dim: int) -> dict[str, Any]:
+def _info(source: Source, index: SampleIndex, dim: int, name: str, split: str) -> ImageInfo:
     return {
+        "name": name,
+        "split": split,
         "classnames": list(index.classnames),
         "labels_digest": labels_digest(index.labels, index.classnames),
         "metadata_digest": metadata_digest({}),

@@ -20,9 +20,8 @@ from featcache.store.places import local as atomic
 
 CHUNKS, CHUNK_ROWS = 8, 4
 ROWS = CHUNKS * CHUNK_ROWS - 1  # the last chunk is short
-PATHS = os.pathsep.join(
-    str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])
-)
+HERE = Path(__file__)
+PATHS = os.pathsep.join(map(str, (HERE.parent, HERE.parents[2], HERE.parents[3])))  # tests, then this checkout
 NOT_DATA = {"provenance.json"}  # when and how it was made; everything else is bit-identical
 
 

@@ -23,9 +23,8 @@ from featcache.store.places import create, put
 from featcache.store.places import local as atomic
 
 ROWS, CHUNK_ROWS = 95, 4
-PATHS = os.pathsep.join(
-    str(folder) for folder in (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2])
-)
+HERE = Path(__file__)
+PATHS = os.pathsep.join(map(str, (HERE.parent, HERE.parents[2], HERE.parents[3])))  # tests, then this checkout
 NOT_DATA = {"provenance.json"}
 
 
