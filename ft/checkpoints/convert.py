@@ -28,8 +28,9 @@ from ft.checkpoints.formats.flax import is_flax, read_lipsum
 from ft.checkpoints.formats.huggingface import write_huggingface
 from ft.checkpoints.formats.pickled import is_pickled, read_pickled
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
-from ft.checkpoints.state import Json, State, check_shapes, shapes_of
+from ft.checkpoints.state import State, check_shapes, shapes_of
 from heads import LinearHead, save
+from heads.fitted.provenance import Provenance
 
 LOG = logging.getLogger(__name__)
 LAYOUTS = ("open_clip", "huggingface")
@@ -213,12 +214,12 @@ def _write_head(found: Checkpoint, out: Path, layout: str, classnames: Sequence[
     bias = np.zeros(len(weights), np.float32) if found.bias is None else found.bias.float().numpy()
     folder = out.is_dir() and layout == "open_clip"
     encoder = load_open_clip(f"local-dir:{out}", device="cpu") if folder else None
-    provenance: Json = {
-        "head": "converted",
-        "params": {},
-        "encoder_key": None if encoder is None else encoder_key(encoder),
-        "classnames": list(names),
-        "fitted_on": [],
-    }
+    provenance = Provenance(
+        head="converted",
+        params={},
+        encoder_key=None if encoder is None else encoder_key(encoder),
+        classnames=list(names),
+        fitted_on=[],
+    )
     head = LinearHead(weights, bias, names, "converted", provenance)
     return save(head, out.with_name(f"{out.stem if out.is_file() else out.name}_head.safetensors"))

@@ -14,6 +14,7 @@ from ft.merging.fisher import fisher as compute
 from ft.merging.fisher import write_fisher
 from ft.training.loop import open_split
 from heads import LinearHead, ZeroShot, load
+from heads.fitted.linear import as_linear
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def fisher(args: argparse.Namespace) -> int:
 
 def _head(args: argparse.Namespace, dataset: Dataset, encoder: OpenClipEncoder) -> LinearHead:
     if args.head:
-        return load(args.head).linear()
+        return as_linear(load(args.head))
     names = dataset.index.classnames
     texts = embed_prompts(names, args.templates, encoder, name=dataset.name, root=args.root).store
     return ZeroShot().fit(texts).linear()

@@ -29,7 +29,8 @@ from ft.merging.wise import head_part, merged_head, read_tuned, weights_of, wise
 from heads import LinearHead, ZeroShot, evaluate, load, save
 from heads.evaluation.evaluate import best_of
 from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
-from heads.fitted.provenance import split_id
+from heads.fitted.linear import as_linear
+from heads.fitted.provenance import Provenance
 
 SOUPS = ("uniform", "greedy")
 
@@ -158,10 +159,9 @@ def sweep(
     encoder = run.encoder(folders[place])
     row = rows[place] | (run.row(heads[place], encoder, options.on) if options.best_only else {})
     # the head records that it was chosen here, so that it is never reported on the selection split
-    provenance = heads[place].provenance
-    entry = {**split_id(run.store(encoder, select)), **choice}
-    row["chosen_on"] = [*provenance.get("chosen_on", []), entry]
-    head = heads[place].with_provenance({**provenance, "chosen_on": row["chosen_on"]})
+    provenance = heads[place].provenance.chosen(run.store(encoder, select), **choice)
+    row["chosen_on"] = provenance.chosen_on
+    head = heads[place].with_provenance(provenance)
     record = {"alpha": steps[place], "chosen_on": row["chosen_on"], "ingredients": chosen}
     state = read_state(folders[place])
     best = write_model_folder(folders[place], state, out / BEST, record, overwrite=overwrite)
@@ -187,7 +187,7 @@ class _Evaluation:
                 "the zero-shot model's first (`zero_shot` makes it from the templates)"
             )
         heads = [
-            self.head(parent.load(self.options.device), None) if str(path) == "zero_shot" else load(path).linear()
+            self.head(parent.load(self.options.device), None) if str(path) == "zero_shot" else as_linear(load(path))
             for path in paths
         ]
         if wrong := [head.name for head in heads if head.classnames != self.select.index.classnames]:
@@ -234,16 +234,16 @@ class _Evaluation:
         weights, bias = merged_head(self.heads[0], tuned, at, self.fishers, self.options.floor)
         used = [*([self.heads[0]] if at != 1 else []), *(tuned if at != 0 else [])]
         weighted = {"fisher_floor": self.options.floor} if any(self.fishers) else {}
-        provenance = {
-            "head": "wise",
-            "params": {"alpha": alpha, "heads": [head.name for head in self.heads], **weighted},
-            "encoder_key": encoder_key(encoder),
-            "text_digest": None,
-            "classnames": list(names),
-            "fitted_on": [entry for head in used for entry in head.provenance.get("fitted_on", [])],
-            "chosen_on": [entry for head in used for entry in head.provenance.get("chosen_on", [])],
-            "featcache": __version__,
-        }
+        provenance = Provenance(
+            head="wise",
+            params={"alpha": alpha, "heads": [head.name for head in self.heads], **weighted},
+            encoder_key=encoder_key(encoder),
+            text_digest=None,
+            classnames=list(names),
+            fitted_on=[entry for head in used for entry in head.provenance.fitted_on],
+            chosen_on=[entry for head in used for entry in head.provenance.chosen_on],
+            featcache=__version__,
+        )
         return LinearHead(weights, bias, names, "wise", provenance, alpha)
 
 

@@ -15,6 +15,7 @@ from ft.checkpoints.state import Json
 from ft.training.resume import RESUME
 from ft.training.setup import Run
 from heads import LinearHead, save
+from heads.fitted.provenance import Provenance
 
 
 def open_folder(out: Path, overwrite: bool) -> None:
@@ -84,15 +85,15 @@ def write_head(run: Run, out: Path, name: str, step: int) -> None:
     splits = _splits(run, name)
     weights, bias = (values.cpu().numpy() for values in run.stepper.objective.classifier())
     classnames = run.dataset.index.classnames
-    provenance: Json = {
-        "head": f"finetuned {name}",
-        "params": {"step": step, "options": run.options.to_dict()},
-        "encoder_key": encoder_key(run.encoder),
-        "text_digest": None if run.options.objective == "cross_entropy" else run.encoder.text_digest,
-        "classnames": list(classnames),
+    provenance = Provenance(
+        head=f"finetuned {name}",
+        params={"step": step, "options": run.options.to_dict()},
+        encoder_key=encoder_key(run.encoder),
+        text_digest=None if run.options.objective == "cross_entropy" else run.encoder.text_digest,
+        classnames=list(classnames),
         **splits,
-        "featcache": __version__,
-    }
+        featcache=__version__,
+    )
     save(LinearHead(weights, bias, classnames, name="finetuned", provenance=provenance), head_path(out, name))
 
 

@@ -36,6 +36,7 @@ from ft.training.optim import make_optimizer, rates
 from ft.training.options import FinetuneOptions
 from ft.training.step import FROZEN, Stepper
 from heads import HEADS, LinearClassifier, LinearHead, ZeroShot, load
+from heads.fitted.linear import as_linear
 
 PROBES = {name: kind for name, kind in HEADS.items() if issubclass(kind, LinearClassifier) and kind.fits_on == "images"}
 
@@ -258,7 +259,7 @@ class RunSetting:
             classnames=self.dataset.index.classnames,
         )
         head.check(store)
-        return head.linear()
+        return as_linear(head)
 
 
 def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data_key: str) -> Stepper:

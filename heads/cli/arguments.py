@@ -15,6 +15,7 @@ from featcache.store import ImageStore, TextStore, check_deep, find_store, resol
 from featcache.store.images import ImageFeatures
 from heads import LogitHead, load
 from heads.estimators.fit import Material
+from heads.fitted.linear import as_linear
 from heads.rows.in_memory import ResidentStore, resident
 
 
@@ -66,7 +67,7 @@ def open_reference(reference: str, args: argparse.Namespace) -> Any:
 def prior_head(reference: str, args: argparse.Namespace) -> Any:
     """The linear head in a file, or the zero-shot head of a text store."""
     if Path(reference).is_file():
-        return load(reference).linear()
+        return as_linear(load(reference))
     store = open_reference(reference, args)
     if not isinstance(store, TextStore):
         raise HeadError(f"--prior {reference}: a store of images; give a head's file, or a store of texts")

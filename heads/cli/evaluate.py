@@ -134,7 +134,7 @@ def _worst(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def describe_choice(head: LogitHead) -> str:
     """One line on which alpha was chosen, where, and how well it did there."""
-    choice = head.provenance["chosen_on"][-1]
+    choice = head.provenance.chosen_on[-1]
     return f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} ({choice_text(choice)})"
 
 
@@ -144,7 +144,7 @@ def _seen(heads: Sequence[LogitHead], stores: Sequence[Any]) -> list[str]:
         f"note: {head.name} was fitted on {store.name}/{store.split}; its figures there are those of training rows"
         for head in heads
         for store in stores
-        if any(entry.get("dataset_key") == store.dataset_key for entry in head.provenance.get("fitted_on", []))
+        if any(entry.get("dataset_key") == store.dataset_key for entry in head.provenance.fitted_on)
     ]
 
 

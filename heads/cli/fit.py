@@ -54,7 +54,7 @@ def fit(args: argparse.Namespace) -> int:
         raise HeadError(f"--prior: {args.head} shrinks towards nothing; leave it out")
     fitted = as_head(fit_head(args.head, material, parameters))
     path = save(fitted, args.output)
-    params = fitted.provenance["params"]
+    params = fitted.provenance.params
     record = {"head": args.head, "file": str(path), "params": params, "classes": len(fitted.classnames)}
     show(record, f"{args.head}: {len(fitted.classnames)} classes, {_described(params)}\n  {path}", args.json)
     return 0

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.linear import LinearHead
-from heads.fitted.provenance import split_id, was_fitted_on
 from heads.rows.samples import Samples, is_store
 from heads.rows.selection import selection_samples, thinned
 from heads.solvers.temperature import fit_temperature
@@ -67,16 +66,15 @@ def calibrate(head: Any, selection: Any) -> LogitHead:
     calibrated = frozen.with_temperature(fit_temperature(np.concatenate(scores), np.concatenate(labels)))
     if held_out.store is None:
         return calibrated
-    record = calibrated.provenance
-    entry = {**split_id(held_out.store), "metric": "nll", "fitted": "temperature"}
-    return calibrated.with_provenance({**record, "chosen_on": [*record.get("chosen_on", []), entry]})
+    record = calibrated.provenance.chosen(held_out.store, metric="nll", fitted="temperature")
+    return calibrated.with_provenance(record)
 
 
 def _rows_of(head: LogitHead, selection: Any) -> Samples:
     """The selection rows over the head's classes; a store only if the head belongs to it, and was not fitted on it."""
     if is_store(selection):
         head.check(selection)
-    if is_store(selection) and was_fitted_on(head.provenance, selection):
+    if is_store(selection) and head.provenance.was_fitted_on(selection):
         raise HeadError(
             f"{head.name} was fitted on {selection.name}/{selection.split}, where it is surer than elsewhere; "
             "calibrate on a split that it was not fitted on"

@@ -18,9 +18,9 @@ from scipy.optimize import nnls
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import Block, FeatureSource
-from heads.fitted.linear import LinearHead
+from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.missing_classes import ABSENT, absences, known_by_others
-from heads.fitted.provenance import merged, split_id, was_fitted_on
+from heads.fitted.provenance import Provenance, merged
 from heads.rows.joint import joint_key
 from heads.rows.samples import is_store
 from heads.rows.selection import RowSampler
@@ -51,7 +51,7 @@ def blend(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name:
     >>> blend([a, b]).weights.tolist()
     [[2.0, 0.0], [0.0, 2.0]]
     """
-    members = [head.linear() for head in heads]
+    members = [as_linear(head) for head in heads]
     shares = _shares(weights, members)
     return _blended(members, shares, name, shares)
 
@@ -80,21 +80,22 @@ def ensemble(heads: Sequence[Any], weights: Sequence[float] | None = None, *, na
     HeadError
         For weights that do not fit, or members of which only some are bound to an image encoder.
     """
-    members = [head.linear() for head in heads]
+    members = [as_linear(head) for head in heads]
     shares = _shares(weights, members)
     return _side_by_side(members, shares, name, shares)
 
 
 def _side_by_side(members: Sequence[LinearHead], shares: Float, name: str, votes: Float | None) -> LinearHead:
-    keys = {}
-    for key in ("encoder_key", "text_digest"):
-        found = [head.provenance.get(key) or "" for head in members]
-        if any(found) != all(found) and key == "encoder_key":
-            raise HeadError(
-                f"only some of {', '.join(head.name for head in members)} were fitted on images; an ensemble knows its "
-                "encoders by all of its members: make all zero-shot, or fit all"
-            )
-        keys[key] = joint_key(found)
+    encoders = [head.provenance.encoder_key for head in members]
+    if None in encoders and any(encoders):
+        raise HeadError(
+            f"only some of {', '.join(head.name for head in members)} were fitted on images; an ensemble is bound to "
+            "the encoders of all members, or to their text towers: make all zero-shot, or fit all"
+        )
+    keys = {
+        "encoder_key": joint_key(encoders),
+        "text_digest": joint_key([head.provenance.text_digest for head in members]),
+    }
     ends = np.cumsum([0, *(head.dim for head in members)])
     wide = [np.zeros((len(head.weights), ends[-1]), np.float32) for head in members]
     for weights, head, start in zip(wide, members, ends[:-1], strict=True):
@@ -120,7 +121,7 @@ def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> L
     HeadError
         If a head was fitted on the selection split, or no head helps to tell its classes apart.
     """
-    members = [head.linear() for head in heads]
+    members = [as_linear(head) for head in heads]
     if is_store(selection):
         stores, combine = [selection] * len(members), _blended
     else:
@@ -130,7 +131,7 @@ def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> L
     _shares(None, members)
     for head, store in zip(members, stores, strict=True):
         head.check(store)
-        if was_fitted_on(head.provenance, store):
+        if head.provenance.was_fitted_on(store):
             raise HeadError(f"{head.name} was fitted on {store.name}/{store.split}; stack on a split that fitted none")
     gram, target, kept = _moments(members, stores)
     weights, _ = nnls(gram, target)
@@ -140,8 +141,8 @@ def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> L
         )
     logits = np.einsum("m,mnc->nc", weights, kept[0])
     stacked = combine(members, weights, name or "stack", None).with_temperature(fit_temperature(logits, kept[1]))
-    chosen = [{**split_id(store), "metric": "squared error", "candidates": len(members)} for store in stores[:1]]
-    return stacked.with_provenance({**stacked.provenance, "chosen_on": [*stacked.provenance["chosen_on"], *chosen]})
+    record = stacked.provenance.chosen(stores[0], metric="squared error", candidates=len(members))
+    return stacked.with_provenance(record)
 
 
 def _moments(
@@ -234,20 +235,20 @@ def _made(
     nowhere = np.flatnonzero(absent.all(axis=0))
     total[nowhere, :-1], total[nowhere, -1] = 0.0, ABSENT
     records = [head.provenance for head in members]
-    known = [record["encoder"] for record in records if record.get("encoder")]
-    provenance = {
-        "head": name,
-        "params": {
+    known = [record.encoder for record in records if record.encoder]
+    provenance = Provenance(
+        head=name,
+        params={
             "weights": shares.tolist(),
-            "members": [{"head": head.name, **head.provenance.get("params", {})} for head in members],
+            "members": [{"head": head.name, **head.provenance.params} for head in members],
         },
-        "encoder": known[0] if known and all(encoder == known[0] for encoder in known) else None,
-        "classnames": list(members[0].classnames),
-        "fitted_on": merged(*(record.get("fitted_on", []) for record in records)),
-        "chosen_on": merged(*(record.get("chosen_on", []) for record in records)),
-        "featcache": __version__,
+        encoder=known[0] if known and all(encoder == known[0] for encoder in known) else None,
+        classnames=list(members[0].classnames),
+        fitted_on=merged(*(record.fitted_on for record in records)),
+        chosen_on=merged(*(record.chosen_on for record in records)),
+        featcache=__version__,
         **keys,
-    }
+    )
     return LinearHead(
         total[:, :-1].astype(np.float32),
         total[:, -1].astype(np.float32),

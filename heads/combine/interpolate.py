@@ -22,9 +22,9 @@ from heads.estimators.fit import unfitted
 from heads.estimators.text_prior import samples_of
 from heads.evaluation.evaluate import best_of
 from heads.evaluation.metrics import Metrics, metric_of
-from heads.fitted.linear import LinearHead
+from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.missing_classes import absences, known_by_others
-from heads.fitted.provenance import merged
+from heads.fitted.provenance import Provenance, merged
 from heads.rows.device import chosen_rows, device_rows
 from heads.rows.samples import Samples, gathered, to_numpy
 from heads.rows.weights import group_ids
@@ -51,7 +51,7 @@ def interpolate(head0: Any, head1: Any, alphas: Iterable[float]) -> list[LinearH
     >>> [(h.alpha, float(h.weights[0, 0])) for h in interpolate(a, b, [0.0, 0.5])]
     [(0.0, 1.0), (0.5, 2.0)]
     """
-    first, second = head0.linear(), head1.linear()
+    first, second = as_linear(head0), as_linear(head1)
     _check_pair(first, second)
     first, second = _with_all_classes(first, second)
     return [_between(first, second, float(alpha)) for alpha in alphas]
@@ -67,7 +67,7 @@ def _between(first: LinearHead, second: LinearHead, alpha: float) -> LinearHead:
         a * first.bias + b * second.bias,
         first.classnames,
         name=name,
-        provenance={**_joined(first, second), "head": name},
+        provenance=_joined(name, first, second),
         alpha=alpha,
         parents=(first, second),
         absent=first.absent,
@@ -90,23 +90,20 @@ def _with_all_classes(first: LinearHead, second: LinearHead) -> tuple[LinearHead
     return one, two
 
 
-def _joined(first: LinearHead, second: LinearHead) -> dict[str, Any]:
+def _joined(name: str, first: LinearHead, second: LinearHead) -> Provenance:
     """Provenance of both: it is bound to whatever either of them is bound to."""
     one, two = first.provenance, second.provenance
-    return {
-        "params": {"0": _params(first), "1": _params(second)},
-        "encoder_key": one.get("encoder_key") or two.get("encoder_key"),
-        "text_digest": one.get("text_digest") or two.get("text_digest"),
-        "encoder": one.get("encoder") or two.get("encoder"),
-        "classnames": list(first.classnames),
-        "fitted_on": merged(one.get("fitted_on", []), two.get("fitted_on", [])),
-        "chosen_on": merged(one.get("chosen_on", []), two.get("chosen_on", [])),
-        "featcache": one.get("featcache") or two.get("featcache"),
-    }
-
-
-def _params(head: LinearHead) -> dict[str, Any]:
-    return {"head": head.name, **head.provenance.get("params", {})}
+    return Provenance(
+        head=name,
+        params={"0": {"head": first.name, **one.params}, "1": {"head": second.name, **two.params}},
+        encoder_key=one.encoder_key or two.encoder_key,
+        text_digest=one.text_digest or two.text_digest,
+        encoder=one.encoder or two.encoder,
+        classnames=list(first.classnames),
+        fitted_on=merged(one.fitted_on, two.fitted_on),
+        chosen_on=merged(one.chosen_on, two.chosen_on),
+        featcache=one.featcache or two.featcache,
+    )
 
 
 def _check_pair(first: LinearHead, second: LinearHead) -> None:
@@ -119,8 +116,11 @@ def _check_pair(first: LinearHead, second: LinearHead) -> None:
         raise MismatchError(
             f"{first.name} takes {first.dim} features, {second.name} takes {second.dim}; use heads of one encoder"
         )
-    for key, what in (("encoder_key", "encoder"), ("text_digest", "text tower")):
-        one, two = first.provenance.get(key), second.provenance.get(key)
+    ours, theirs = first.provenance, second.provenance
+    for what, one, two in (
+        ("encoder", ours.encoder_key, theirs.encoder_key),
+        ("text tower", ours.text_digest, theirs.text_digest),
+    ):
         if one is not None and two is not None and one != two:
             raise MismatchError(f"{first.name} belongs to {what} {one}, {second.name} to {two}; use heads of one model")
 
@@ -200,14 +200,14 @@ def interpolate_by_folds(
     ('zero_shot+ridge', True, 5)
     """
     path = _checked(estimator, alphas, folds, metric)
-    first: LinearHead = head0.linear()
+    first = as_linear(head0)
     samples = samples_of(X, y, first)
     found = _group_ids(estimator, groups, samples)
     fit = partial(_fitted, estimator, first)
     second = fit(X, y, found)  # before the folds: it names rows that are not finite by their place among all
     alpha, how = _choose(fit, first, samples, found, path, folds, metric)
     (head,) = interpolate(first, second, [alpha])
-    return head.with_provenance({**head.provenance, "params": {**head.provenance["params"], **how}})
+    return head.with_provenance(head.provenance.with_params(**how))
 
 
 def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -> list[float]:
@@ -240,8 +240,7 @@ def _fitted(estimator: Any, first: LinearHead, X: Any, y: Any, groups: NDArray[n
     options: dict[str, Any] = {"texts": first} if estimator.takes_texts else {"classnames": first.classnames}
     if groups is not None:
         options["groups"] = groups
-    head: LinearHead = unfitted(estimator).fit(X, y, **options).linear()
-    return head
+    return as_linear(unfitted(estimator).fit(X, y, **options))
 
 
 def _choose(

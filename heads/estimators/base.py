@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featcache import __version__
 from featcache.errors import HeadError
 from featcache.store.protocol import Encoded, FeatureSource
 from heads.fitted.base import LogitHead, label_values
 from heads.fitted.linear import LinearHead
-from heads.fitted.provenance import encoder_record, split_id, with_splits_of
+from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Samples, as_samples, feature_blocks, is_store, to_numpy
 
 
@@ -33,7 +32,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     classes_: NDArray[Any]
     classnames_: tuple[str, ...]
     n_features_in_: int
-    provenance_: dict[str, Any]
+    provenance_: Provenance
 
     @abstractmethod
     def frozen(self) -> LogitHead:
@@ -77,29 +76,18 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def _provenance(
         self,
-        params: dict[str, Any],
+        params: Json,
         fitted: FeatureSource | None,
         chosen: FeatureSource | None = None,
         parent: LinearHead | None = None,
         **identity: Any,
-    ) -> dict[str, Any]:
+    ) -> Provenance:
         """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays.
 
         `parent` is the head that this one begins from: what it was fitted and chosen on, this one was, too.
         """
-        record = {
-            "head": self.name,
-            "params": params,
-            "encoder_key": None if fitted is None else fitted.encoder_key,
-            "text_digest": None,
-            "encoder": encoder_record(fitted),
-            "classnames": list(self.classnames_),
-            "fitted_on": [] if fitted is None else [split_id(fitted)],
-            "chosen_on": [] if chosen is None else [split_id(chosen)],
-            "featcache": __version__,
-            **identity,
-        }
-        return record if parent is None else with_splits_of(record, parent.provenance)
+        record = Provenance.of_fit(self.name, params, self.classnames_, fitted, chosen).but(**identity)
+        return record if parent is None else record.begun_from(parent.provenance)
 
 
 class LinearClassifier(HeadClassifier):
@@ -137,15 +125,15 @@ class LinearClassifier(HeadClassifier):
         intercepts: NDArray[np.float64],
         temperature: float,
         name: str,
-        **record: Any,
+        record: Provenance,
     ) -> LinearHead:
-        """A head of the path, as `linear` makes the chosen one; `record` replaces parts of its provenance."""
+        """A head of the path, as `linear` makes the chosen one, with its own record."""
         return LinearHead(
             (weights / temperature).astype(np.float32),
             (intercepts / temperature).astype(np.float32),
             self.classnames_,
             name=f"{self.name} {name}",
-            provenance={**self.provenance_, **record},
+            provenance=record,
             absent=self._absent,
             classes=label_values(self.classes_),
         )

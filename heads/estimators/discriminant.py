@@ -260,7 +260,7 @@ class LinearDiscriminant(MomentClassifier):
     def shrinkage_(self) -> float:
         """The shrinkage that was used."""
         check_is_fitted(self, "provenance_")
-        return float(self.provenance_["params"]["shrinkage"])
+        return float(self.provenance_.params["shrinkage"])
 
     def path_heads(self, shrinkages: Sequence[float | str] = SHRINKAGES) -> list[LinearHead]:
         """The fitted head and those of other shrinkages, ascending, from the moments and one decomposition.
@@ -287,9 +287,9 @@ class LinearDiscriminant(MomentClassifier):
             temperature = self.temperature_ * (ratio or 1.0)
             rows, bias = np.zeros(self.coef_.shape), np.full(len(present), ABSENT * temperature)
             rows[present], bias[present] = weights, intercepts
-            params = {**self.provenance_["params"], **solved, "temperature": temperature}
+            record = self.provenance_.with_params(**solved, temperature=temperature)
             name = f"shrinkage={solved['shrinkage']:.6g}"
-            found[solved["shrinkage"]] = self._on_path(rows, bias, temperature, name, params=params)
+            found[solved["shrinkage"]] = self._on_path(rows, bias, temperature, name, record)
         found[self.shrinkage_] = replace(own, name=found[self.shrinkage_].name)
         return [found[shrinkage] for shrinkage in sorted(found)]
 

@@ -13,6 +13,7 @@ from featcache.errors import HeadError
 from heads.estimators.base import HeadClassifier
 from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import Provenance
 from heads.rows.samples import Samples, gathered, require_finite
 from heads.rows.selection import selection_samples
 from heads.solvers.folds import FOLDS, FoldAssigner
@@ -81,14 +82,14 @@ class FewShotClassifier(HeadClassifier):
     def _fit(self, rows: FewShotRows) -> None:
         """Set everything that the head needs, `provenance_` included."""
 
-    def _record(
-        self, rows: FewShotRows, settings: dict[str, Any], how: str, *, of_path: bool = False
-    ) -> dict[str, Any]:
+    def _record(self, rows: FewShotRows, settings: dict[str, Any], how: str, *, of_path: bool = False) -> Provenance:
         """Provenance of settings that were chosen `how`; heads of the path were not chosen on a split."""
         params = {**settings, "metric": self.metric, "selection": how}
         split = rows.validation if how == "split" and not of_path else None
         chosen = None if split is None else split.store
-        return self._provenance(params, rows.samples.store, chosen, **text_identity(rows.text, self.classnames_))
+        return self._provenance(
+            params, rows.samples.store, chosen, rows.text, **text_identity(rows.text, self.classnames_)
+        )
 
 
 def best_setting(top1: Float, nll: Float, metric: str) -> int:

@@ -14,7 +14,6 @@ from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import HeadClassifier
 from heads.estimators.zero_shot import ZeroShot
-from heads.fitted.base import as_head
 from heads.fitted.linear import LinearHead
 
 CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_"}
@@ -40,7 +39,7 @@ class Material:
 
     def text_head(self) -> LinearHead:
         """The zero-shot head of the texts."""
-        return as_head(ZeroShot().fit(list(self.texts))).linear()
+        return ZeroShot().fit(list(self.texts)).linear()
 
 
 def head_class(name: str) -> type[HeadClassifier]:

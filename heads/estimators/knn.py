@@ -14,7 +14,6 @@ from featcache.errors import HeadError
 from heads.estimators.base import NonlinearClassifier
 from heads.fitted.base import label_values
 from heads.fitted.knn import KNNHead, NeighbourBank
-from heads.fitted.provenance import split_id
 from heads.rows.device import device_rows
 from heads.rows.samples import Samples, as_samples, gathered, require_finite, to_numpy
 from heads.rows.selection import RowSampler, selection_samples, thinned
@@ -136,7 +135,7 @@ class KNN(NonlinearClassifier):
             record = self._provenance(params | {"selection": how}, samples.store, searched_on=head.bank.searched_on)
             self._path.append(head.with_provenance(record))
         (best,) = (head for head in self._path if head.n_neighbors == self.n_neighbors_)
-        self.provenance_ = {**best.provenance, "chosen_on": [] if chosen is None else [split_id(chosen)]}
+        self.provenance_ = best.provenance if chosen is None else best.provenance.chosen(chosen)
         self.head_ = best.with_provenance(self.provenance_)
 
     def path_heads(self) -> list[KNNHead]:

@@ -190,11 +190,9 @@ class Logistic(LinearClassifier):
     def path_heads(self) -> list[LinearHead]:
         """Every C as a `LinearHead` fitted on the training rows alone; `heads.evaluate` takes them at once."""
         check_is_fitted(self, "coef_")
-        record = {**self._path_record}
-        params = record.pop("params")
         heads = []
         for f in self._path:
-            head = self._on_path(f.weights, f.intercepts, 1.0, f"C={f.C:.6g}", params={**params, "C": f.C}, **record)
+            head = self._on_path(f.weights, f.intercepts, 1.0, f"C={f.C:.6g}", self._path_record.with_params(C=f.C))
             heads.append(replace(head, absent=_missing(f)))
         return heads
 

@@ -256,10 +256,8 @@ def _resident(parts: Sequence[Samples]) -> tuple[NDArray[np.float32], NDArray[np
 
 def _capacity(part: Samples) -> int:
     """An upper bound of the number of rows."""
-    if part.store is None:
-        return len(part.source[1])
-    if part.store.n_rows is not None:
-        return part.store.n_rows
+    if part.n_rows is not None:
+        return part.n_rows
     return sum(len(labels) for _, labels in part.blocks())
 
 

@@ -216,10 +216,10 @@ class Ridge(LinearClassifier):
         Accuracies are exact. All scores are divided by the `temperature_` of the chosen alpha, which is not the best
         one for the NLL of the others: to fit those would take held-out scores of every alpha.
         """
-        params, heads = self.linear().provenance["params"], []
+        record, heads = self.linear().provenance, []
         for alpha in np.union1d(self.alphas_, [self.alpha_]).tolist():
-            own, name = {**params, "alpha": alpha}, f"alpha={alpha:.6g}"
-            heads.append(self._on_path(*self.spectrum_.solve(alpha), self.temperature_, name, params=own))
+            own, name = record.with_params(alpha=alpha), f"alpha={alpha:.6g}"
+            heads.append(self._on_path(*self.spectrum_.solve(alpha), self.temperature_, name, own))
         return heads
 
     def restrict(self, class_subset: Sequence[int], alpha: float | None = None) -> Self:
@@ -245,8 +245,8 @@ class Ridge(LinearClassifier):
         found.spectrum_ = self.spectrum_.columns(index)
         found.coef_, found.intercept_ = found.spectrum_.solve(found.alpha_)
         found.classes_, found.classnames_ = self.classes_[index], tuple(self.classnames_[i] for i in index.tolist())
-        params = {**self.provenance_["params"], "alpha": found.alpha_, "of_classes": len(self.classnames_)}
-        found.provenance_ = {**self.provenance_, "params": params, "classnames": list(found.classnames_)}
+        record = self.provenance_.with_params(alpha=found.alpha_, of_classes=len(self.classnames_))
+        found.provenance_ = record.but(classnames=list(found.classnames_))
         return found
 
     def _problem(
@@ -341,9 +341,7 @@ def _plain_weights(class_weight: Any) -> Any:
 
 def _rows(samples: Samples) -> int:
     """Number of rows; counted where a store does not know it, and where invalid rows could make it less than D."""
-    if samples.store is None:
-        return len(samples.source[1])
-    bound = samples.store.n_rows or samples.dim
-    if bound > samples.dim + 1:
+    bound = samples.n_rows or samples.dim
+    if samples.store is None or bound > samples.dim + 1:
         return bound  # invalid rows among them do not matter: the primal form is right for any number
     return sum(len(labels) for _, labels in samples.blocks())

@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
 from heads.estimators.ridge import ALPHAS, choose_alpha
-from heads.fitted.files import read_head, write_head
-from heads.fitted.provenance import check_encoder, encoder_record, split_id
+from heads.fitted.file_format import read_head, write_head
+from heads.fitted.provenance import Provenance, check_encoder, encoder_record, split_id
 from heads.rows.samples import feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
 from heads.rows.selection import SELECTION
 from heads.rows.weights import checked_weights, group_ids
@@ -73,7 +73,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     cv_errors_: Float
     n_features_in_: int
     spectrum_: Spectrum
-    provenance_: dict[str, Any]
+    provenance_: Provenance
 
     def __init__(self, alphas: Sequence[float] = ALPHAS, fit_intercept: bool = True, cv: Any = "loo") -> None:
         self.alphas = alphas
@@ -131,7 +131,9 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         self.alpha_, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, validation)
         coef, intercepts = self.spectrum_.solve(self.alpha_)
         self.coef_, self.intercept_ = (coef[0], float(intercepts[0])) if rows.single else (coef, intercepts)
-        self.provenance_["params"] = {"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept)}
+        self.provenance_ = self.provenance_.but(
+            params={"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept)}
+        )
         return self
 
     def path(self) -> tuple[Float, Float]:
@@ -145,7 +147,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         """Targets (N,) or (N, K), as they were in `fit`; X is a store or array-like."""
         check_is_fitted(self, "coef_")
         if is_store(X):
-            check_encoder(self.provenance_, self.n_features_in_, X)
+            check_encoder(_KIND, self.provenance_, self.n_features_in_, X)
         parts = []
         for features in feature_blocks(X):
             if features.shape[1] != self.n_features_in_:
@@ -187,7 +189,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         intercepts = tensors["intercepts"]
         model.intercept_ = intercepts if model.coef_.ndim == 2 else float(intercepts[0])
         model.alphas_, model.cv_errors_ = tensors["alphas"], tensors["cv_errors"]
-        model.n_features_in_, model.provenance_ = model.coef_.shape[-1], record["provenance"]
+        model.n_features_in_, model.provenance_ = model.coef_.shape[-1], Provenance(record["provenance"])
         return model
 
 
@@ -255,17 +257,17 @@ def _validation_blocks(problem: RidgeProblem, X: Any, y: Any) -> Callable[[], Bl
     return lambda: finite_blocks(rows.blocks, SELECTION)
 
 
-def _record(X: Any, chosen: Any) -> dict[str, Any]:
+def _record(X: Any, chosen: Any) -> Provenance:
     """Provenance of the training rows and the selection split; two stores must have one encoder."""
     fitted = X if is_store(X) else None
-    record = {
-        "head": _KIND,
-        "encoder_key": None if fitted is None else fitted.encoder_key,
-        "encoder": encoder_record(fitted),
-        "fitted_on": [] if fitted is None else [split_id(fitted)],
-        "chosen_on": [split_id(chosen)] if is_store(chosen) else [],
-        "featcache": __version__,
-    }
+    record = Provenance(
+        head=_KIND,
+        encoder_key=None if fitted is None else fitted.encoder_key,
+        encoder=None if fitted is None else encoder_record(fitted),
+        fitted_on=[] if fitted is None else [split_id(fitted)],
+        chosen_on=[split_id(chosen)] if is_store(chosen) else [],
+        featcache=__version__,
+    )
     if fitted is not None and is_store(chosen):
-        check_encoder(record, int(X.dim), chosen)
+        check_encoder(_KIND, record, int(X.dim), chosen)
     return record

@@ -6,15 +6,15 @@ from typing import Any
 
 from featcache.errors import HeadError, MismatchError
 from heads.estimators.zero_shot import ZeroShot
-from heads.fitted.base import as_head
-from heads.fitted.linear import LinearHead
+from heads.fitted.base import Fitted, LogitHead
+from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.missing_classes import without_opinion
 from heads.rows.samples import Samples, as_samples, is_text
 
 
 def text_head(texts: Any) -> LinearHead:
     """The linear head of a text store (`ZeroShot` of all its prompts), or the one given."""
-    return as_head(ZeroShot().fit(texts) if is_text(texts) else texts).linear()
+    return as_linear(ZeroShot().fit(texts) if is_text(texts) else texts)
 
 
 def samples_of(X: Any, y: Any, text: LinearHead) -> Samples:
@@ -39,9 +39,9 @@ def checked_prior(prior: Any, samples: Samples) -> LinearHead | None:
     """
     if prior is None:
         return None
-    if not hasattr(prior, "linear"):
+    if not isinstance(prior, LogitHead | Fitted):
         raise HeadError(f"prior must be a fitted linear head, got {type(prior).__name__}; fit one, or load it")
-    head: LinearHead = prior.linear()
+    head = as_linear(prior)
     if samples.store is not None:
         head.check(samples.store)
     expected = (len(samples.classnames), samples.dim)
@@ -58,15 +58,14 @@ def prior_record(prior: LinearHead | None) -> dict[str, Any] | None:
     if prior is None:
         return None
     record = prior.provenance
-    return {"head": prior.name, "text_digest": record.get("text_digest"), "params": record.get("params", {})}
+    return {"head": prior.name, "text_digest": record.text_digest, "params": record.params}
 
 
 def text_identity(text: LinearHead, classnames: tuple[str, ...]) -> dict[str, Any]:
     """Provenance that the text head adds: the head is bound to the text tower, too."""
     record = text.provenance
     return {
-        "parent": text,
-        "text_digest": record.get("text_digest"),
+        "text_digest": record.text_digest,
         "classnames": list(classnames),
-        "base": {"head": record.get("head", text.name), "params": record.get("params", {})},
+        "base": {"head": record.head or text.name, "params": record.params},
     }

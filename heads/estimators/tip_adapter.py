@@ -106,9 +106,8 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         self.frozen()
         heads = []
         for beta, alpha in product(self._grid.betas.tolist(), self._grid.alphas.tolist()):
-            params = {**self._path_record["params"], "alpha": alpha, "beta": beta}
             name = f"{self.name} alpha={alpha:.6g} beta={beta:.6g}"
-            record = {**self._path_record, "params": params}
+            record = self._path_record.with_params(alpha=alpha, beta=beta)
             heads.append(replace(self.head_, strength=alpha, sharpness=beta, name=name, provenance=record))
         return heads
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import LinearClassifier
-from heads.fitted.provenance import encoder_record
+from heads.fitted.provenance import Provenance, encoder_record
 from heads.rows.samples import is_text
 from heads.solvers.parallel import map_pieces
 
@@ -104,7 +104,7 @@ class ZeroShot(LinearClassifier):
         self.provenance_ = self._record(stores, shares)
         return self
 
-    def _record(self, stores: list[TextSource], shares: NDArray[np.float64]) -> dict[str, Any]:
+    def _record(self, stores: list[TextSource], shares: NDArray[np.float64]) -> Provenance:
         """Provenance: bound to the text tower, fitted on text stores."""
         chosen = self.templates
         params = {

@@ -20,7 +20,6 @@ from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
 from heads.evaluation.metrics import LOWER_IS_BETTER, Row, metric_of
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
 from heads.fitted.base import LogitHead, as_head
-from heads.fitted.provenance import same_split, split_id
 from heads.kernels import Tally
 
 
@@ -253,9 +252,9 @@ def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:
     row: Row = {
         "head": head.name,
         "encoder": ", ".join(dict.fromkeys(store.encoder_name or "unnamed" for store in stores)),
-        "params": head.provenance.get("params", {}),
-        "fitted_on": head.provenance.get("fitted_on", []),
-        "chosen_on": head.provenance.get("chosen_on", []),
+        "params": head.provenance.params,
+        "fitted_on": head.provenance.fitted_on,
+        "chosen_on": head.provenance.chosen_on,
     }
     if head.alpha is not None:
         row["alpha"] = float(head.alpha)
@@ -265,7 +264,7 @@ def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:
 def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
     """HeadError if one of the heads was chosen on a store, where its results are optimistic."""
     for head in heads:
-        if any(same_split(entry, store) for entry in head.provenance.get("chosen_on", [])):
+        if head.provenance.was_chosen_on(store):
             raise HeadError(
                 f"{head.name} was chosen on {store.name}/{store.split}, so its results there are optimistic; "
                 "report on another split (in Python, allow_chosen=True reproduces papers that do not)"
@@ -294,7 +293,7 @@ def choose(
     metric_of(metric)
     fitted = [as_head(head) for head in heads]
     for head in fitted:
-        if any(same_split(entry, selection) for entry in head.provenance.get("fitted_on", [])):
+        if head.provenance.was_fitted_on(selection):
             raise HeadError(
                 f"{head.name} was fitted on {selection.name}/{selection.split}, where its results are optimistic; "
                 "choose on a split that none of the heads was fitted on"
@@ -302,10 +301,7 @@ def choose(
     rows = evaluate(fitted, [selection], class_subset=class_subset, allow_chosen=True, distributed=distributed)
     values = [row[f"{selection.name}:{metric}"] for row in rows]
     best, found = best_of(values, [row[f"{selection.name}:nll"] for row in rows], metric)
-    entry = {**split_id(selection), **found}
-    provenance = fitted[best].provenance
-    chosen_on = [*provenance.get("chosen_on", []), entry]
-    return fitted[best].with_provenance({**provenance, "chosen_on": chosen_on})
+    return fitted[best].with_provenance(fitted[best].provenance.chosen(selection, **found))
 
 
 def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple[int, Row]:

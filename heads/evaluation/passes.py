@@ -19,7 +19,7 @@ from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureTable
 from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead
-from heads.fitted.linear import LinearHead
+from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.provenance import check_classes, check_encoder
 from heads.kernels import Tally, linear_nll
 from heads.kernels.tally import RowStats, stats_of_arrays
@@ -68,7 +68,7 @@ def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, class_subset: Clas
 
 
 def _job(head: LogitHead, store: FeatureTable, subset: Sequence[int] | Projection | None) -> Job:
-    check_encoder({"head": head.name, **head.provenance}, head.dim, store)
+    check_encoder(head.provenance.head or head.name, head.provenance, head.dim, store)
     if subset is None:
         check_classes(head.classnames, store, head.name)
         return Job(head, head.sharing, None)
@@ -114,8 +114,8 @@ class Unit:
         alphas = None
         if self.kind == "path":
             alphas = [float(head.alpha or 0.0) for head in heads]
-            heads = list(heads[0].linear().parents or heads)
-        linear = [head.linear() for head in heads]
+            heads = list(as_linear(heads[0]).parents or heads)
+        linear = [as_linear(head) for head in heads]
         weights, bias = [head.weights for head in linear], [head.bias for head in linear]
         return linear_nll(X, weights, positions, bias=bias, alphas=alphas, per_sample=per_sample, confusion=confusion)
 

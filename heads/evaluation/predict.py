@@ -132,7 +132,7 @@ def encoder_of(
     MismatchError
         If another model is loaded than the head belongs to.
     """
-    record: Mapping[str, Any] = head.provenance.get("encoder") or {}
+    record: Mapping[str, Any] = head.provenance.encoder or {}
     source: Mapping[str, Any] | None = record.get("source")
     if model is None and source is None:
         named = f" ({record['name']})" if record.get("name") else ""
@@ -164,7 +164,7 @@ def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
     MismatchError
         If the image encoder's key, the text tower or the width differ.
     """
-    fitted, text = head.provenance.get("encoder_key"), head.provenance.get("text_digest")
+    fitted, text = head.provenance.encoder_key, head.provenance.text_digest
     tap = tap_of(head, encoder)
     key, dim = content_key(stored_identity(encoder, tap)), tap_dim(encoder, tap)
     remedy = "pass --model, --pretrained and --precision of the model that the head was made with"
@@ -182,7 +182,7 @@ def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
 
 def tap_of(head: LogitHead, encoder: Encoder) -> str | None:
     """The tap of an encoder that a head was fitted on, such as ``pre_projection``; None for the features."""
-    fitted = head.provenance.get("encoder_key")
+    fitted = head.provenance.encoder_key
     return next((tap for tap in taps_of(encoder) if content_key(stored_identity(encoder, tap)) == fitted), None)
 
 
@@ -245,6 +245,6 @@ def _predicted(
 
 
 def _identity(head: LogitHead) -> str:
-    key, text = head.provenance.get("encoder_key"), head.provenance.get("text_digest")
+    key, text = head.provenance.encoder_key, head.provenance.text_digest
     parts = [f"encoder {key}"] * (key is not None) + [f"text tower {text}"] * (text is not None)
     return "it belongs to " + " and ".join(parts) if parts else "it was fitted on bare arrays"

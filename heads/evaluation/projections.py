@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
-from heads.fitted.base import LogitHead, cooled_record, positions_of
-from heads.fitted.provenance import subset_by_name
+from heads.fitted.base import LogitHead, positions_of
+from heads.fitted.file_format import Tensors
+from heads.fitted.provenance import Json, Provenance, subset_by_name
 
 Int64 = NDArray[np.int64]
 
@@ -141,7 +142,7 @@ class ProjectedHead(LogitHead):
     starts: Int64
     classnames: tuple[str, ...]
     name: str = "projected"
-    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    provenance: Provenance = field(default_factory=Provenance, repr=False)
     alpha: float | None = None
 
     @property
@@ -182,14 +183,14 @@ class ProjectedHead(LogitHead):
     def with_temperature(self, temperature: float) -> Self:
         """The largest of logits that are divided by a positive temperature."""
         base = self.base.with_temperature(temperature)
-        return replace(self, base=base, provenance=cooled_record(self.provenance, temperature))
+        return replace(self, base=base, provenance=self.provenance.cooled(temperature))
 
-    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_file(self) -> tuple[Tensors, Json]:
         """Refused: the head itself is saved, and projected again when it is used."""
         raise HeadError(f"{self.name}: save the head itself; pass the projection to `evaluate` and `predict` again")
 
     @classmethod
-    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
         """Refused: no file holds a projected head."""
         raise HeadError("no file holds a projected head; load the head and project it")
 

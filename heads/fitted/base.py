@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Encoded
-from heads.fitted.provenance import check_classes, check_encoder
+from heads.fitted.file_format import Tensors, write_head
+from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder
 from heads.rows.samples import feature_blocks, is_store, to_numpy
 
-if TYPE_CHECKING:
-    from heads.fitted.linear import LinearHead
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A fitted estimator."""
+
+    def frozen(self) -> LogitHead:
+        """The fitted head."""
 
 
 class LogitHead(ABC):
@@ -34,9 +40,12 @@ class LogitHead(ABC):
     kind: ClassVar[str]
     classnames: tuple[str, ...]
     name: str
-    provenance: dict[str, Any]
+    provenance: Provenance
     alpha: float | None = None
     classes: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "provenance", Provenance(self.provenance))  # users may give a plain mapping
 
     @property
     @abstractmethod
@@ -56,12 +65,12 @@ class LogitHead(ABC):
         """The same head with its logits divided by a positive temperature."""
 
     @abstractmethod
-    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_file(self) -> tuple[Tensors, Json]:
         """Tensors and JSON-able settings, for `heads.save`."""
 
     @classmethod
     @abstractmethod
-    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
         """The head of `to_file`; `common` holds name, classnames, provenance, and label values where there are any."""
 
     @property
@@ -102,26 +111,34 @@ class LogitHead(ABC):
             raise HeadError("arrays need labels: score(X, y); only a store brings its own")
         return float((self.predict(X) == to_numpy(y)).mean())
 
-    def linear(self) -> LinearHead:
-        """The head as class weights, which only a linear one has."""
+    def linear(self) -> Self:
+        """The head itself, if it is linear: class weights and a bias."""
         raise HeadError(f"{self.name} is not linear: it has no class weights to interpolate; evaluate it as it is")
 
     def check(self, store: Encoded) -> None:
         """Refuse a store of another encoder, text tower or class list (MismatchError)."""
-        check_encoder({"head": self.name, **self.provenance}, self.dim, store)
+        check_encoder(self.provenance.head or self.name, self.provenance, self.dim, store)
         check_classes(self.classnames, store, self.name)
 
-    def with_provenance(self, provenance: dict[str, Any]) -> Self:
+    def with_provenance(self, provenance: Mapping[str, Any]) -> Self:
         """The same head with another record."""
         other = copy(self)
-        object.__setattr__(other, "provenance", provenance)  # heads are frozen data classes
+        object.__setattr__(other, "provenance", Provenance(provenance))  # heads are frozen data classes
         return other
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file; see `heads.fitted.files.save`."""
-        from heads.fitted.files import save
-
-        return save(self, path)
+        """Write the head to a safetensors file (atomically), which `heads.load` reads."""
+        tensors, settings = self.to_file()
+        record = {
+            "kind": self.kind,
+            "name": self.name,
+            "classnames": list(self.classnames),
+            "provenance": self.provenance,
+            **settings,
+        }
+        if self.classes is not None:
+            record["classes"] = _plain_labels(self.classes)
+        return write_head(path, tensors, record)
 
     def _features(self, X: Any) -> NDArray[np.floating]:
         """Features as an array (n, D), checked."""
@@ -172,24 +189,16 @@ def checked_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def cooled_record(provenance: dict[str, Any], temperature: float) -> dict[str, Any]:
-    """Provenance of a head whose logits are divided by a temperature, on top of what was done before."""
-    params = dict(provenance.get("params", {}))
-    total = float(temperature) * params.get("temperature_after", 1.0)
-    return {**provenance, "params": {**params, "temperature_after": total}}
-
-
 def as_head(value: Any) -> LogitHead:
     """The `LogitHead` of a fitted estimator, or the head itself."""
     if isinstance(value, LogitHead):
         return value
-    if not hasattr(value, "frozen"):
-        raise HeadError(
-            f"{type(value).__name__} is no head of classes; give a fitted one of heads.HEADS (a RidgeRegression has "
-            "predict, save and load of its own)"
-        )
-    head: LogitHead = value.frozen()
-    return head
+    if isinstance(value, Fitted):
+        return value.frozen()
+    raise HeadError(
+        f"{type(value).__name__} is not a classifier; give a fitted one of heads.HEADS (RidgeRegression has its own "
+        "predict, save and load)"
+    )
 
 
 def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitHead) -> NDArray[np.integer]:
@@ -209,3 +218,13 @@ def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitH
             f"head {head.name!r} has classes 0 to {len(head.classnames) - 1}"
         )
     return index
+
+
+def _plain_labels(classes: NDArray[Any]) -> Json:
+    """Label values and their type, as JSON."""
+    values = classes.tolist()
+    if not all(isinstance(value, bool | int | float | str) for value in values):
+        raise HeadError(
+            f"labels such as {values[0]!r} ({classes.dtype}) cannot be written to a file; fit on numbers or strings"
+        )
+    return {"dtype": classes.dtype.str if classes.dtype.kind != "O" else "object", "values": values}

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.fitted.base import LogitHead, checked_temperature, cooled_record, positions_of, values_at
+from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.file_format import Tensors
+from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import to_numpy
 from heads.search import INDEXES, NeighbourIndex
 
@@ -84,7 +86,7 @@ class KNNHead(LogitHead):
     columns: NDArray[np.int64]
     classnames: tuple[str, ...]
     name: str = "knn"
-    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    provenance: Provenance = field(default_factory=Provenance, repr=False)
     classes: NDArray[Any] | None = field(default=None, repr=False)
     scale: float = 1.0
 
@@ -124,9 +126,9 @@ class KNNHead(LogitHead):
     def with_temperature(self, temperature: float) -> Self:
         """The same votes, their logarithms divided by a positive temperature."""
         scale = self.scale / checked_temperature(temperature)
-        return replace(self, scale=scale, provenance=cooled_record(self.provenance, temperature))
+        return replace(self, scale=scale, provenance=self.provenance.cooled(temperature))
 
-    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_file(self) -> tuple[Tensors, Json]:
         """The rows themselves, in their own type: the file needs no store."""
         tensors = {"features": to_numpy(self.bank.features), "labels": self.bank.labels, "columns": self.columns}
         settings = {"n_neighbors": self.n_neighbors, "temperature": self.temperature, "index": self.bank.index}
@@ -134,11 +136,11 @@ class KNNHead(LogitHead):
         return tensors, settings if self.bank.probes is None else {**settings, "probes": self.bank.probes}
 
     @classmethod
-    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
         """The head of `to_file`; its index is built again."""
         depth, probes = settings["n_neighbors"], settings.get("probes")
         bank = NeighbourBank(tensors["features"], tensors["labels"], settings["index"], depth, probes)
-        common["scale"] = settings.get("scale", 1.0)  # files of before do not say
+        common["scale"] = settings.get("scale", 1.0)  # older files lack it
         return cls(bank, settings["n_neighbors"], settings["temperature"], tensors["columns"], **common)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.fitted.base import LogitHead, checked_temperature, cooled_record, positions_of, values_at
+from heads.fitted.base import LogitHead, as_head, checked_temperature, positions_of, values_at
+from heads.fitted.file_format import Tensors
+from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import to_numpy
 
 
@@ -45,13 +47,14 @@ class LinearHead(LogitHead):
     bias: NDArray[np.float32]
     classnames: tuple[str, ...]
     name: str = "linear"
-    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    provenance: Provenance = field(default_factory=Provenance, repr=False)
     alpha: float | None = None
     parents: tuple[LinearHead, LinearHead] | None = field(default=None, repr=False)
     absent: tuple[int, ...] = ()
     classes: NDArray[Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("weights", "bias"):
             object.__setattr__(self, key, np.ascontiguousarray(to_numpy(getattr(self, key)), np.float32))
         object.__setattr__(self, "classnames", tuple(self.classnames))
@@ -92,8 +95,8 @@ class LinearHead(LogitHead):
         base, step = prepared
         return base + np.float32(self.alpha or 0.0) * step
 
-    def linear(self) -> LinearHead:
-        """Itself: every head answers `linear`."""
+    def linear(self) -> Self:
+        """The head itself."""
         return self
 
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> LinearHead:
@@ -124,16 +127,27 @@ class LinearHead(LogitHead):
             self,
             weights=self.weights / divisor[:, None],
             bias=self.bias / divisor,
-            provenance=cooled_record(self.provenance, temperature),
+            provenance=self.provenance.cooled(temperature),
             parents=parents,
         )
 
-    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_file(self) -> tuple[Tensors, Json]:
         """Weights and bias; the interpolation coefficient, and the classes without a row."""
         return {"weights": self.weights, "bias": self.bias}, {"alpha": self.alpha, "absent": list(self.absent)}
 
     @classmethod
-    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
         """The head of `to_file`; the parents of an interpolation stay behind."""
-        absent = tuple(settings.get("absent", ()))  # files of before do not say
+        absent = tuple(settings.get("absent", ()))  # older files lack it
         return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], absent=absent, **common)
+
+
+def as_linear(value: Any) -> LinearHead:
+    """The `LinearHead` of a fitted linear estimator, or the head itself.
+
+    Raises
+    ------
+    HeadError
+        For what is not a fitted head, or not a linear one.
+    """
+    return cast(LinearHead, as_head(value).linear())  # other heads refuse

@@ -1,19 +1,142 @@
-"""Which head belongs to which store: refusals with their remedies.
+"""Where a fitted head comes from, and which stores it fits: refusals with their remedies.
 
-A fitted head belongs to the image encoder whose features it saw; a zero-shot head belongs to every image encoder that
-is paired with its text tower. A head fitted on bare arrays carries no identity and is checked by shape alone.
+A head that was fitted on images belongs to their encoder; a zero-shot head belongs to every image encoder that is
+paired with its text tower. A head fitted on bare arrays carries no identity and is checked by shape alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from featcache import __version__
 from featcache.errors import MismatchError
 from featcache.store.protocol import Encoded, FeatureSource, TextSource
 
+Json = dict[str, Any]
+"""A JSON object."""
 
-def check_encoder(provenance: dict[str, Any], dim: int, store: Encoded) -> None:
+
+class Provenance(Json):
+    """What a head was made from, as its file holds it: a JSON object whose known keys are attributes, too.
+
+    A record is never changed in place: its methods give new ones. What a record does not say (a head made by hand, an
+    older file) is None or empty.
+
+    Examples
+    --------
+    >>> record = Provenance(head="ridge", params={"alpha": 1.0})
+    >>> record.params, record.fitted_on, record["params"]
+    ({'alpha': 1.0}, [], {'alpha': 1.0})
+    >>> record.with_params(folds=5)
+    {'head': 'ridge', 'params': {'alpha': 1.0, 'folds': 5}}
+    """
+
+    @classmethod
+    def of_fit(
+        cls,
+        head: str,
+        params: Json,
+        classnames: Sequence[str],
+        fitted: FeatureSource | None,
+        chosen: FeatureSource | None = None,
+    ) -> Provenance:
+        """Record of a fit on a source, or on arrays (None), whose hyper-parameters were chosen on another source."""
+        return cls(
+            head=head,
+            params=params,
+            encoder_key=None if fitted is None else fitted.encoder_key,
+            text_digest=None,
+            encoder=None if fitted is None else encoder_record(fitted),
+            classnames=list(classnames),
+            fitted_on=[] if fitted is None else [split_id(fitted)],
+            chosen_on=[] if chosen is None else [split_id(chosen)],
+            featcache=__version__,
+        )
+
+    @property
+    def head(self) -> str | None:
+        """Kind of head."""
+        return self.get("head")
+
+    @property
+    def params(self) -> Json:
+        """Hyper-parameters, given or chosen, and how they were chosen."""
+        return self.get("params") or {}
+
+    @property
+    def encoder_key(self) -> str | None:
+        """Image encoder that the head belongs to."""
+        return self.get("encoder_key")
+
+    @property
+    def text_digest(self) -> str | None:
+        """Text tower that the head belongs to."""
+        return self.get("text_digest")
+
+    @property
+    def encoder(self) -> Json | None:
+        """Name of the encoder and how to load it again; see `encoder_record`."""
+        return self.get("encoder")
+
+    @property
+    def fitted_on(self) -> list[Json]:
+        """Splits that the head, or one that it was made from, was fitted on; see `split_id`."""
+        return self.get("fitted_on") or []
+
+    @property
+    def chosen_on(self) -> list[Json]:
+        """Splits on which the head, or one that it was made from, was chosen."""
+        return self.get("chosen_on") or []
+
+    @property
+    def featcache(self) -> str | None:
+        """Version that wrote the record."""
+        return self.get("featcache")
+
+    def but(self, **changes: Any) -> Provenance:
+        """The record with other values of some keys."""
+        return Provenance(self, **changes)
+
+    def with_params(self, **params: Any) -> Provenance:
+        """The record with further or other parameters."""
+        return self.but(params={**self.params, **params})
+
+    def chosen(self, source: FeatureSource, **how: Any) -> Provenance:
+        """The record of a head chosen on one more split."""
+        return self.but(chosen_on=[*self.chosen_on, {**split_id(source), **how}])
+
+    def cooled(self, temperature: float) -> Provenance:
+        """The record of the head with its logits divided by a temperature, on top of what was done before."""
+        return self.with_params(temperature_after=float(temperature) * self.params.get("temperature_after", 1.0))
+
+    def begun_from(self, parent: Provenance) -> Provenance:
+        """The record with what the head it begins from was fitted on, last, and chosen on, first."""
+        return self.but(
+            fitted_on=merged(self.fitted_on, parent.fitted_on), chosen_on=merged(parent.chosen_on, self.chosen_on)
+        )
+
+    def was_fitted_on(self, source: FeatureSource) -> bool:
+        """Whether the head, or one that it was made from, was fitted on this split.
+
+        Examples
+        --------
+        >>> from heads import RowStream
+        >>> stream = RowStream(list, dim=2, classnames=("cat", "dog"), name="rows", split="val")
+        >>> texts = {"name": "texts", "split": None, "dataset_key": None}   # of a zero-shot head
+        >>> Provenance(fitted_on=[texts]).was_fitted_on(stream)
+        False
+        >>> Provenance(fitted_on=[texts, split_id(stream)]).was_fitted_on(stream)
+        True
+        """
+        return any(same_split(entry, source) for entry in self.fitted_on)
+
+    def was_chosen_on(self, source: FeatureSource) -> bool:
+        """Whether the head, or one that it was made from, was chosen on this split."""
+        return any(same_split(entry, source) for entry in self.chosen_on)
+
+
+def check_encoder(head: str, provenance: Provenance, dim: int, store: Encoded) -> None:
     """Refuse a store of another encoder, another text tower or another width.
 
     Raises
@@ -21,22 +144,22 @@ def check_encoder(provenance: dict[str, Any], dim: int, store: Encoded) -> None:
     MismatchError
         With both identities and what to do.
     """
-    head, name = provenance.get("head", "head"), store.name
-    fitted, found = provenance.get("encoder_key"), store.encoder_key
-    if fitted is not None and fitted != found:
+    fitted, text, paired = provenance.encoder_key, provenance.text_digest, store.text_digests
+    if fitted is not None and fitted != store.encoder_key:
         raise MismatchError(
-            f"{head} was fitted on features of encoder {fitted}, but {name!r} holds features of {found} "
-            f"({store.encoder_name}); fit the head on a store of that encoder, or encode {name!r} with the head's"
+            f"{head} was fitted on features of encoder {fitted}, but {store.name!r} holds features of "
+            f"{store.encoder_key} ({store.encoder_name}); fit the head on a store of that encoder, or encode "
+            f"{store.name!r} with the head's"
         )
-    text, paired = provenance.get("text_digest"), store.text_digests
     if text is not None and text not in paired:
         raise MismatchError(
-            f"{head} was made with text tower {text}, but {name!r} belongs to text tower {' or '.join(paired) or None} "
-            f"({store.encoder_name}); run `featcache text` with that model and make the head from its store"
+            f"{head} was made with text tower {text}, but {store.name!r} belongs to text tower "
+            f"{' or '.join(paired) or None} ({store.encoder_name}); run `featcache text` with that model and make the "
+            "head from its store"
         )
     if dim != store.dim:
         raise MismatchError(
-            f"{head} takes {dim} features, but {name!r} holds {store.dim}; use the store of the same encoder"
+            f"{head} takes {dim} features, but {store.name!r} holds {store.dim}; use the store of the same encoder"
         )
 
 
@@ -97,16 +220,14 @@ def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int
     return [places[name][0] for name in subset]
 
 
-def encoder_record(store: FeatureSource | TextSource | None) -> dict[str, Any] | None:
-    """Name of a store's encoder and, where the store knows, how to load it again; None for arrays."""
-    if store is None:
-        return None
+def encoder_record(store: FeatureSource | TextSource) -> Json:
+    """Name of a store's encoder and, where the store knows, how to load it again."""
     return {"name": store.encoder_name, "source": store.provenance.get("source")}
 
 
-def split_id(store: FeatureSource) -> dict[str, Any]:
+def split_id(store: FeatureSource) -> Json:
     """The identity of a labelled split, as recorded in provenance; of a few-shot sample also how it was drawn."""
-    identity: dict[str, Any] = {
+    identity: Json = {
         "name": store.name,
         "split": store.split,
         "dataset_key": store.dataset_key,
@@ -117,27 +238,13 @@ def split_id(store: FeatureSource) -> dict[str, Any]:
     return identity if store.sample is None else {**identity, "sample": dict(store.sample)}
 
 
-def same_split(entry: Mapping[str, Any], store: FeatureSource) -> bool:
+def same_split(entry: Json, store: FeatureSource) -> bool:
     """Whether a record of `split_id` means this store's split, whatever became of its labels."""
-    identity = split_id(store)
-    return all(entry.get(key) == identity[key] for key in ("name", "split", "dataset_key"))
+    known = store.name, store.split, store.dataset_key
+    return known == (entry.get("name"), entry.get("split"), entry.get("dataset_key"))
 
 
-def was_fitted_on(provenance: Mapping[str, Any], store: FeatureSource) -> bool:
-    """Whether a head with this record, or one that it was made from, was fitted on this store's split.
-
-    Examples
-    --------
-    >>> from heads import RowStream
-    >>> stream = RowStream(list, dim=2, classnames=("cat", "dog"), name="rows", split="val")
-    >>> texts = {"name": "texts", "split": None, "dataset_key": None}   # what a zero-shot head is made of
-    >>> was_fitted_on({"fitted_on": [texts]}, stream), was_fitted_on({"fitted_on": [split_id(stream)]}, stream)
-    (False, True)
-    """
-    return any(same_split(entry, store) for entry in provenance.get("fitted_on", []))
-
-
-def merged(*lists: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def merged(*lists: Iterable[Json]) -> list[Json]:
     """The entries of all lists, each once, in order.
 
     Examples
@@ -145,17 +252,9 @@ def merged(*lists: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     >>> merged([{"name": "a"}], [{"name": "b"}, {"name": "a"}])
     [{'name': 'a'}, {'name': 'b'}]
     """
-    found: list[dict[str, Any]] = []
-    for entry in (dict(entry) for entries in lists for entry in entries):
-        if entry not in found:
-            found.append(entry)
+    found: list[Json] = []
+    for entries in lists:
+        for entry in entries:
+            if entry not in found:
+                found.append(dict(entry))
     return found
-
-
-def with_splits_of(record: Mapping[str, Any], parent: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance that adds what the head it begins from was fitted on, last, and chosen on, first."""
-    return {
-        **record,
-        "fitted_on": merged(record["fitted_on"], parent.get("fitted_on", [])),
-        "chosen_on": merged(parent.get("chosen_on", []), record["chosen_on"]),
-    }

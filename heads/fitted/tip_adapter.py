@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from heads.fitted.base import LogitHead, checked_temperature, cooled_record, positions_of, values_at
+from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import Json, Provenance
 
 Float32 = NDArray[np.float32]
 
@@ -88,7 +90,7 @@ class TipAdapterHead(LogitHead):
     columns: NDArray[np.int64]
     classnames: tuple[str, ...]
     name: str = "tip_adapter"
-    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    provenance: Provenance = field(default_factory=Provenance, repr=False)
     classes: NDArray[Any] | None = field(default=None, repr=False)
 
     @property
@@ -128,19 +130,19 @@ class TipAdapterHead(LogitHead):
     def with_temperature(self, temperature: float) -> Self:
         """Base logits and the strength of the votes divided by a positive temperature."""
         strength = self.strength / checked_temperature(temperature)
-        record = cooled_record(self.provenance, temperature)
+        record = self.provenance.cooled(temperature)
         return replace(self, base=self.base.with_temperature(temperature), strength=strength, provenance=record)
 
-    def to_file(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def to_file(self) -> tuple[Tensors, Json]:
         """Base and rows themselves: the file needs no store."""
-        tensors: dict[str, NDArray[Any]] = {"weights": self.base.weights, "bias": self.base.bias}
+        tensors: Tensors = {"weights": self.base.weights, "bias": self.base.bias}
         settings = {"strength": self.strength, "sharpness": self.sharpness, "bank_classes": self.bank.n_classes}
         settings |= {"free": self.bank.free}
         tensors.update(columns=self.columns, features=self.bank.features, labels=self.bank.labels)
         return tensors, settings
 
     @classmethod
-    def from_file(cls, tensors: dict[str, NDArray[Any]], settings: dict[str, Any], **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
         """The head of `to_file`."""
         base = LinearHead(tensors["weights"], tensors["bias"], common["classnames"], name="zero_shot")
         bank = KeyBank(tensors["features"], tensors["labels"], settings["bank_classes"], settings.get("free", False))

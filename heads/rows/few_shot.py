@@ -19,21 +19,21 @@ def draw_shots(
 ) -> NDArray[np.int64]:
     """Rows of `shots` samples of every class, without replacement, class after class.
 
-    Each class is shuffled by a generator of its own, seeded by (seed, class), and the first `shots` are taken. The
-    draw of a class therefore does not depend on the other classes, and the draws of one seed are nested: those of 4
-    shots are among those of 8.
+    Each class is shuffled by its own generator, seeded by (seed, class), and the first `shots` are taken. So the draw
+    of a class does not depend on the other classes, and draws of one seed are nested: those of 4 shots are among those
+    of 8.
 
     Parameters
     ----------
     labels : (N,) class indices; negative ones (invalid rows) are never drawn
     shots
-        Rows a class, k.
+        Rows per class, k.
     seed
         Equal seeds draw equal rows, on every machine.
     n_classes
         C; None is the largest label plus one.
     allow_fewer
-        Take what there is of classes with fewer rows; classes without rows stay out.
+        Take all rows of classes with fewer; classes without rows stay out.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def draw_shots(
     Raises
     ------
     HeadError
-        If a class has fewer rows than `shots`, naming classes; if `shots` is below 1.
+        If classes have fewer rows than `shots` (naming some), or `shots` is below 1.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def draw_shots(
         shown = ", ".join(f"class {c} has {counts[c]}" for c in few[:5].tolist())
         raise HeadError(
             f"{len(few)} of {n_classes} classes have fewer than {shots} rows ({shown}); ask for fewer shots, or pass "
-            "allow_fewer=True to take what there is"
+            "allow_fewer=True to take all rows of these"
         )
     order = np.argsort(classes, kind="stable")[(classes < 0).sum() :]
     firsts = np.cumsum(counts) - counts
@@ -76,16 +76,16 @@ def draw_shots(
 
 @dataclass(frozen=True)
 class FewShotStore(Derived):
-    """Some rows of an image store, which heads take as the store itself.
+    """Some rows of an image store, as a store.
 
-    It keeps the store's identity (name, split, keys), so that a head that was fitted on a few rows of a split is still
-    one that was fitted on that split; provenance adds `sample`.
+    It keeps the store's identity (name, split, keys): a head fitted on a few rows of a split was fitted on that split.
+    Provenance adds `sample`.
 
     Attributes
     ----------
     store : the image store
     rows : (n,) its rows, all valid
-    sample : how they were drawn: shots and seed; and their number, `rows`, where classes had fewer than the shots
+    sample : how they were drawn: shots and seed; also their number, `rows`, where classes had fewer than the shots
     """
 
     store: FeatureTable
@@ -132,7 +132,7 @@ class FewShotStore(Derived):
         return self.gather(np.arange(len(self.rows))).astype(dtype, copy=False), self.labels
 
     def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
-        """Features of the given ones of these rows, in that order."""
+        """Features of some of these rows, in the order given."""
         return self.store.gather(self.rows[rows])
 
 
@@ -142,11 +142,10 @@ def few_shot(store: FeatureTable, shots: int, seed: int = 0, *, allow_fewer: boo
     Raises
     ------
     HeadError
-        If a class has fewer rows than `shots` and `allow_fewer` is false; if no row is left; for views, whose rows are
-        not images.
+        As `draw_shots`; if no row is left; for stacked views, since shots are images.
     """
     if store.groups is not None:
-        raise HeadError(f"{store.name!r}: rows are views, and shots are images; draw them from the store itself")
+        raise HeadError(f"{store.name!r}: rows are views, and shots are images; draw from the store itself")
     rows = draw_shots(store.labels, shots, seed, n_classes=len(store.classnames), allow_fewer=allow_fewer)
     if not len(rows):
         raise HeadError(f"{store.name!r} has no valid row to draw from")

@@ -1,9 +1,7 @@
-"""Image stores in memory: on a GPU, or where arrays never were a store.
+"""Features that are not on disk: in memory, on a CPU or a GPU, or streamed from a function.
 
-A resident store keeps the identity of the store that it was read from (keys, labels, class list, metadata), so that
-every check still holds; evaluation of linear heads happens where the features lie.
-
-Rows from anywhere, block by block: what a store is to a head, from a function that gives blocks.
+A resident store keeps the identity of the store it was read from (keys, labels, class list, metadata), so that every
+check still holds. Linear heads are evaluated where its features are.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 @dataclass(frozen=True, eq=False)
 class ResidentStore(TableDefaults):
-    """Features and labels in memory that heads and evaluation take as an image store.
+    """Features and labels in memory, as a store.
 
     Parameters
     ----------
@@ -34,8 +32,8 @@ class ResidentStore(TableDefaults):
     classnames : C names
     name, split : how results rows call it
     encoder_key, text_digests, encoder_name, dataset_key, labels_digest
-        Identity of encoder, text towers, samples and labels. A store without an encoder key of its own is refused by
-        every head that was fitted on a store.
+        Identity of encoder, text towers, samples and labels. Without an encoder key, heads that were fitted on a store
+        refuse it.
     metadata : group columns (N,)
     provenance : how the features were made
 
@@ -72,8 +70,8 @@ class ResidentStore(TableDefaults):
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classnames):
             raise HeadError(
-                f"labels lie in [{labels.min()}, {labels.max()}], expected [0, {len(self.classnames) - 1}]; "
-                "leave rows without a label out"
+                f"labels are in [{labels.min()}, {labels.max()}], expected [0, {len(self.classnames) - 1}]; "
+                "leave out rows without a label"
             )
         object.__setattr__(self, "features", features.detach())
         object.__setattr__(self, "labels", labels.astype(np.int64))
@@ -98,7 +96,7 @@ class ResidentStore(TableDefaults):
             yield to_numpy(part).astype(dtype, copy=False), labels
 
     def tensor_blocks(self, rows: int = 65_536) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
-        """Features (n, D) where they lie, as views, and labels (n,)."""
+        """Features (n, D) on their device, as views, and labels (n,)."""
         for start in range(0, len(self), rows):
             yield self.features[start : start + rows], self.labels[start : start + rows]
 
@@ -117,14 +115,14 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
     Parameters
     ----------
     store : image store
-    device : such as "cuda"; default: cuda where there is one, else cpu
+    device : such as "cuda"; default: cuda if available, else cpu
     dtype : {"float16", "bfloat16", "float32"}
-        Type to keep the features in; a store holds float16.
+        Of the features in memory; a store holds float16.
 
     Raises
     ------
     HeadError
-        For an unknown dtype or device, a device that is not there, or a store without a valid row.
+        For an unknown dtype, a device that cannot be used, or a store without a valid row.
     """
     if dtype not in DTYPES:
         raise HeadError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -162,28 +160,27 @@ def _checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch says it in several ways, and at length
+    except (RuntimeError, AssertionError) as error:  # torch raises either, with long messages
         reason = str(error).partition("\n")[0]
-        raise HeadError(f"device {name!r} cannot be used: {reason}; expected such as cuda, cuda:1 or cpu") from error
+        raise HeadError(f"device {name!r} cannot be used: {reason}; expected e.g. cuda, cuda:1 or cpu") from error
     return device
 
 
 @dataclass(frozen=True, eq=False)
 class RowStream(SourceDefaults):
-    """Labelled rows larger than memory that lie in no store; every head takes one where it takes an image store.
+    """Labelled rows from a function, which need not fit in memory; every head fits on it as on an image store.
 
     Parameters
     ----------
     source
-        Function without arguments that gives the blocks ``(X (n, D), y (n,) class indices)`` anew at every call (a
-        generator function; not a generator, which is empty after its first pass). A block is used before the next one
-        is asked for, so that blocks may share one buffer.
+        Function without arguments that returns, at every call, all blocks ``(X (n, D), y (n,) class indices)``: a
+        generator function, not a generator, which is empty after its first pass. Blocks may share one buffer.
     dim
         D.
     classnames
         C names.
     name, split, encoder_key, encoder_name, text_digests
-        Identity, for provenance and for the checks of priors and selection splits; optional.
+        Identity, for provenance and for checks of priors and selection splits; optional.
 
     Examples
     --------
@@ -215,7 +212,7 @@ class RowStream(SourceDefaults):
         Raises
         ------
         HeadError
-            For a block of another width, or labels that are no class indices.
+            For a block of another width, or labels that are not class indices.
         """
         if not callable(self.source):
             raise HeadError(f"source must be a function that gives blocks, got {type(self.source).__name__}")
@@ -224,7 +221,7 @@ class RowStream(SourceDefaults):
             if features.shape != (len(labels), self.dim):
                 raise HeadError(f"a block has features {features.shape}, expected ({len(labels)}, {self.dim})")
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classnames):
-                raise HeadError(f"labels lie in [{labels.min()}, {labels.max()}], expected class indices")
+                raise HeadError(f"labels are in [{labels.min()}, {labels.max()}], expected class indices")
             yield features, labels
 
 

@@ -1,7 +1,6 @@
-"""The same images under several models: their stores side by side as one, for ensembles of models.
+"""The same images under several models, as one store with the concatenated features, for ensembles of models.
 
-A joint store holds the concatenated features of its members, so that every head of the package fits from it (feature
-level), and a weighted sum of the members' logits is one linear head on it (`heads.ensemble`, logit level).
+Every head fits on it, and a weighted sum of the members' logits is one linear head on it (`heads.ensemble`).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class JointStore(Derived):
     HeadError
         For fewer than two stores.
     MismatchError
-        If samples, labels, class names or readable rows differ.
+        If samples, labels, class names or readable images differ.
     """
 
     def __init__(self, stores: Sequence[FeatureTable]) -> None:

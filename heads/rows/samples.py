@@ -1,7 +1,7 @@
-"""One door for training and test rows: arrays, torch tensors and image stores become blocks of (features, labels).
+"""Training and test rows: arrays, torch tensors and feature sources become blocks of (features, labels).
 
-A store streams: `Samples.blocks` never holds more than a block. Arrays are one block. Anything with `blocks()`,
-`classnames` and `dim` counts as a store. Tensors on a GPU stay there (`heads.rows.device`); blocks of them are copies.
+A source streams: `Samples.blocks` never holds more than one of its blocks. Arrays are one block. Tensors on a GPU stay
+there (`heads.rows.device`); blocks of them are copies on the host.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import DataConversionWarning
 
@@ -19,51 +20,57 @@ from featcache.errors import HeadError
 from featcache.store import ImageStore
 from featcache.store.protocol import FeatureSource, TextSource
 
-Block = tuple[NDArray[np.floating], NDArray[np.int64]]
+Features = NDArray[np.floating]
+Labels = NDArray[np.int64]
+Block = tuple[Features, Labels]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled rows behind one interface.
+    """Labelled rows of C classes.
 
     Attributes
     ----------
     dim : feature dimension D
-    classes : (C,) the label values that `predict` returns; ``arange(C)`` for stores
+    classes : (C,) the label values that `predict` returns; ``arange(C)`` for sources
     classnames : C names, in class order
-    source : the store, or ``(X, y)`` with y already as class indices (an array) and X an array, or a tensor on a GPU
+    source : a source, or ``(X, y)``: y class indices (N,), X an array (N, D), or a tensor on a GPU
     """
 
     dim: int
     classes: NDArray[Any]
     classnames: tuple[str, ...]
-    source: Any
+    source: FeatureSource | tuple[Features | torch.Tensor, Labels]
 
     def blocks(self) -> Iterator[Block]:
-        """Blocks ``(X (n, D), y (n,) int64 class indices)``; a block is good until the next one."""
+        """Blocks ``(X (n, D), y (n,) class indices)``; a block is good until the next one."""
         if isinstance(self.source, tuple):
             yield to_numpy(self.source[0]), self.source[1]
         else:
             yield from self.source.blocks()
 
-    def labels(self) -> NDArray[np.int64]:
-        """Class indices (N,) of all rows; in a pass over what streams."""
-        if self.store is None:
-            labels: NDArray[np.int64] = self.source[1]
-            return labels
-        if isinstance(self.store, ImageStore):  # one that knows its labels without reading features
-            return np.asarray(self.store.labels[self.store.valid])
+    def labels(self) -> Labels:
+        """Class indices (N,) of all rows; of a stream, in a pass."""
+        if isinstance(self.source, tuple):
+            return self.source[1]
+        if isinstance(self.source, ImageStore):  # knows its labels without reading features
+            return self.source.labels[self.source.valid]
         return np.concatenate([np.zeros(0, np.int64), *(labels.copy() for _, labels in self.blocks())])
 
     @property
     def store(self) -> FeatureSource | None:
-        """The store behind the rows, or None for arrays."""
+        """The source behind the rows; None for arrays."""
         return None if isinstance(self.source, tuple) else self.source
 
     @property
-    def groups(self) -> NDArray[np.int64] | None:
-        """The image of each row, where the store's rows are views."""
-        return None if self.store is None else self.store.groups
+    def groups(self) -> Labels | None:
+        """The image of each row, where a source's rows are views."""
+        return None if isinstance(self.source, tuple) else self.source.groups
+
+    @property
+    def n_rows(self) -> int | None:
+        """Number of rows, those of unreadable images included; None for a stream."""
+        return len(self.source[1]) if isinstance(self.source, tuple) else self.source.n_rows
 
 
 def is_store(value: object) -> TypeGuard[FeatureSource]:
@@ -76,49 +83,48 @@ def is_text(value: object) -> TypeGuard[TextSource]:
     return hasattr(value, "raw")
 
 
-def lies_elsewhere(features: Any) -> bool:
+def is_on_device(features: object) -> TypeGuard[torch.Tensor]:
     """Whether features are a tensor in the memory of another device than the CPU.
 
     Examples
     --------
-    >>> lies_elsewhere(np.eye(2))
+    >>> is_on_device(np.eye(2))
     False
     """
-    return hasattr(features, "detach") and str(features.device) != "cpu"
+    return isinstance(features, torch.Tensor) and features.device.type != "cpu"
 
 
 def to_numpy(value: Any) -> NDArray[Any]:
     """Array of any array-like; torch tensors without a copy where they are on the CPU (bfloat16 becomes float32)."""
-    if hasattr(value, "detach"):
+    if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
-        value = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return np.asarray(value)
 
 
-def feature_blocks(X: Any) -> Iterator[NDArray[np.floating]]:
-    """Blocks of features alone, of a store or of a 2-D array-like."""
+def feature_blocks(X: Any) -> Iterator[Features]:
+    """Blocks of features alone, of a source or of a 2-D array-like."""
     if is_store(X):
-        for features, _ in X.blocks():
-            yield features
+        yield from (features for features, _ in X.blocks())
     else:
-        yield _matrix(X)
+        yield _checked_array(X)
 
 
 def as_samples(
     X: Any, y: Any = None, *, classnames: Sequence[str] | None = None, classes: NDArray[Any] | None = None
 ) -> Samples:
-    """Wrap a store, or arrays with labels.
+    """Samples of a source, or of arrays with labels.
 
     Parameters
     ----------
     X
-        Image store, or array-like (N, D), float16/32/64.
+        Source, or array-like (N, D), float16/32/64.
     y
         Labels (N,), only with arrays: any values that `numpy.unique` sorts; class indices if `classnames` is given.
     classnames
-        Names of all C classes, for arrays; it lets classes without a training row keep their place. Names may repeat.
+        Names of all C classes, for arrays; classes without a training row then keep their index. Names may repeat.
     classes
-        Label values already known (of the training rows), for a selection split given as arrays.
+        Label values of the training rows, for a selection split given as arrays.
 
     Raises
     ------
@@ -128,8 +134,9 @@ def as_samples(
     if is_store(X):
         if y is not None:
             raise HeadError("a store brings its own labels: pass y=None, or pass X, y = store.numpy()")
-        return _checked(Samples(int(X.dim), np.arange(len(X.classnames)), tuple(str(c) for c in X.classnames), X))
-    features, labels = _matrix(X, anywhere=True), _labels(y)
+        names = tuple(str(c) for c in X.classnames)
+        return _with_two_classes(Samples(int(X.dim), np.arange(len(names)), names, X))
+    features, labels = _checked_features(X), _checked_labels(y)
     if len(features) != len(labels):
         raise HeadError(f"X has {len(features)} rows and y has {len(labels)} labels; they must be equal")
     if classnames is not None and classes is None:
@@ -139,11 +146,11 @@ def as_samples(
     else:
         indices = _as_indices(labels, classes)
     names = tuple(str(c) for c in (classes if classnames is None else classnames))
-    return _checked(Samples(int(features.shape[1]), classes, names, (features, indices.astype(np.int64))))
+    return _with_two_classes(Samples(int(features.shape[1]), classes, names, (features, indices.astype(np.int64))))
 
 
-def gathered(samples: Samples) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    """All rows in memory: arrays as they are, blocks as float16 where that is all they hold (an image store's)."""
+def gathered(samples: Samples) -> Block:
+    """All rows in memory: arrays as they are, blocks as float16 where that loses nothing (an image store's)."""
     if samples.store is None:
         ((features, labels),) = samples.blocks()
         return features, labels
@@ -151,31 +158,30 @@ def gathered(samples: Samples) -> tuple[NDArray[np.floating], NDArray[np.int64]]
     return np.concatenate([x for x, _ in blocks]), np.concatenate([y for _, y in blocks])
 
 
-def _narrowed(features: NDArray[np.floating]) -> NDArray[np.floating]:
+def _narrowed(features: Features) -> Features:
     """A copy as float16, if no value changes by it."""
     with np.errstate(over="ignore"):
         narrow = features.astype(np.float16)
     return narrow if np.array_equal(narrow, features) else np.array(features, np.result_type(features, np.float16))
 
 
-def require_finite(samples: Samples, moment_diagonal: NDArray[np.float64]) -> None:
+def require_finite(samples: Samples, moment_diagonal: NDArray[np.floating]) -> None:
     """Raise, naming rows, if features hold NaN or infinity.
 
-    `moment_diagonal` is the diagonal of ``X.T @ X``: it is finite exactly if all features are (short of overflow),
-    so that the rows are searched only when there is something to find.
+    `moment_diagonal` is the diagonal of ``X.T @ X``. It is finite exactly if all features are (short of overflow), so
+    rows are only searched when there is something to find.
     """
-    if np.isfinite(moment_diagonal).all():
-        return
-    raise_not_finite(features for features, _ in samples.blocks())
+    if not np.isfinite(moment_diagonal).all():
+        raise_not_finite(features for features, _ in samples.blocks())
 
 
 def finite_blocks(
     blocks: Callable[[], Iterator[tuple[NDArray[Any], ...]]], what: str = "features"
 ) -> Iterator[tuple[NDArray[Any], ...]]:
-    """Blocks ``(X, ...)`` as they come, refused at the first with NaN or infinity in X.
+    """Blocks ``(X, ...)``, refused at the first with NaN or infinity in X.
 
-    `blocks` gives them anew at every call: a second pass, made for the error alone, names all such rows. A sum is
-    finite only if all that it sums is, and costs less than looking at every number.
+    `blocks` starts them from the first at every call: a second pass, made for the error alone, names all such rows. A
+    sum is finite only if all its terms are, and costs less than a look at every number.
 
     Raises
     ------
@@ -196,7 +202,7 @@ def finite_blocks(
         yield block
 
 
-def raise_not_finite(blocks: Iterable[NDArray[np.floating]], what: str = "features") -> NoReturn:
+def raise_not_finite(blocks: Iterable[Features], what: str = "features") -> NoReturn:
     """Raise a `HeadError` that names the rows with NaN or infinity."""
     bad: list[int] = []
     offset = 0
@@ -208,24 +214,23 @@ def raise_not_finite(blocks: Iterable[NDArray[np.floating]], what: str = "featur
     raise HeadError(f"{what} hold NaN or infinity in {where}; drop these rows or encode the images again")
 
 
-def _matrix(X: Any, *, anywhere: bool = False) -> Any:
-    """A 2-D floating array; integers become float64. With `anywhere`, a tensor on another device stays one."""
-    if hasattr(X, "tocsr"):
+def _checked_features(X: Any) -> Features | torch.Tensor:
+    """Features (N, D): a floating tensor on a GPU stays one, everything else becomes an array."""
+    if is_on_device(X) and X.is_floating_point():
+        _check_shape(X.shape)
+        return X.detach()
+    return _checked_array(X)
+
+
+def _checked_array(X: Any) -> Features:
+    """Features (N, D) as an array; integers become float64."""
+    if hasattr(X, "tocsr"):  # scipy's sparse matrices and arrays
         raise HeadError("features are a sparse matrix, and sparse input is not supported; pass X.toarray()")
-    stays = anywhere and lies_elsewhere(X) and X.is_floating_point()
-    features = X.detach() if stays else to_numpy(X)
-    kind = "f" if stays else features.dtype.kind
-    if kind == "c":
+    features = to_numpy(X)
+    if features.dtype.kind == "c":
         raise HeadError("Complex data not supported: features must be real; pass X.real or X.imag")
-    if features.ndim != 2:
-        shape = tuple(features.shape)
-        raise HeadError(
-            f"features must be 2-D, (N, D), got {shape}. Reshape your data: X.reshape(1, -1) for one sample"
-        )
-    for axis, what in enumerate(("sample(s)", "feature(s)")):
-        if not features.shape[axis]:
-            raise HeadError(f"0 {what} (shape={tuple(features.shape)}) while a minimum of 1 is required.")
-    if kind == "f":
+    _check_shape(features.shape)
+    if features.dtype.kind == "f":
         return features
     try:
         return features.astype(np.float64)
@@ -233,8 +238,18 @@ def _matrix(X: Any, *, anywhere: bool = False) -> Any:
         raise HeadError(f"features must be numbers, got dtype {features.dtype}: {error}") from error
 
 
-def _labels(y: Any) -> NDArray[Any]:
-    """A 1-D label vector."""
+def _check_shape(shape: Sequence[int]) -> None:
+    if len(shape) != 2:
+        raise HeadError(
+            f"features must be 2-D, (N, D), got {tuple(shape)}. Reshape your data: X.reshape(1, -1) for one sample"
+        )
+    for size, what in zip(shape, ("sample(s)", "feature(s)"), strict=True):
+        if not size:  # in the words that scikit-learn's checks look for
+            raise HeadError(f"0 {what} (shape={tuple(shape)}) while a minimum of 1 is required.")
+
+
+def _checked_labels(y: Any) -> NDArray[Any]:
+    """Labels (N,)."""
     if y is None:
         raise HeadError(
             "this head requires y to be passed, but the target y is None; only a store brings its own labels"
@@ -245,7 +260,7 @@ def _labels(y: Any) -> NDArray[Any]:
         warnings.warn(what, DataConversionWarning, stacklevel=4)
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise HeadError(f"labels must be (N,), got {labels.shape}; one-hot targets are made inside")
+        raise HeadError(f"labels must be (N,), got {labels.shape}; pass class labels, not one-hot targets")
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
             raise HeadError("labels hold NaN or infinity; drop these rows")
@@ -266,8 +281,7 @@ def _as_indices(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]
     return np.asarray(order[np.searchsorted(classes, labels, sorter=order)])
 
 
-def _checked(samples: Samples) -> Samples:
-    """A classifier needs two classes."""
+def _with_two_classes(samples: Samples) -> Samples:
     if len(samples.classnames) < 2:
         raise HeadError(
             f"got {len(samples.classnames)} class ({', '.join(samples.classnames)}), expected at least 2: "

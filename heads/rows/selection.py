@@ -1,4 +1,4 @@
-"""Rows that did not fit the head: the selection split, and a bounded share of rows for one-number fits."""
+"""Rows that did not fit the head: the validation split, and a bounded share of rows for one-number fits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.rows.device import device_rows, rows_on_host
-from heads.rows.samples import Samples, as_samples, finite_blocks, is_store, raise_not_finite
+from heads.rows.samples import Block, Samples, as_samples, finite_blocks, is_store, raise_not_finite
 
 SELECTION = "features of the selection split"
 
@@ -21,10 +21,10 @@ _ROWS = 2**14
 _SCORES = 2**21
 
 
-class _HeldOut(Samples):
-    """Rows that choose: their blocks are checked as they pass, for a choice by NaN, or by no row, would be silent."""
+class _Validation(Samples):
+    """Rows that hyper-parameters are chosen on, checked as they pass: without an error, NaN or no row would choose."""
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64]]]:
+    def blocks(self) -> Iterator[Block]:
         """Blocks ``(X (n, D), y (n,))``; a HeadError names rows with NaN or infinity, or says that there are none."""
         rows = 0
         for features, labels in finite_blocks(super().blocks, SELECTION):
@@ -35,9 +35,9 @@ class _HeldOut(Samples):
 
 
 def selection_samples(selection: Any, samples: Samples) -> Samples:
-    """The selection split, a store or ``(X, y)``, as samples of the training rows' classes and encoder.
+    """The validation split, a source or ``(X, y)``, as samples of the training rows' classes and encoder.
 
-    Rows in memory are checked here, those of a store as they are read.
+    Rows in memory are checked at once, those of a source as they are read.
 
     Raises
     ------
@@ -46,26 +46,26 @@ def selection_samples(selection: Any, samples: Samples) -> Samples:
     HeadError
         For NaN or infinite features (naming rows).
     """
-    if not is_store(selection):
-        X, y = selection
-        held_out = as_samples(X, y, classnames=samples.classnames, classes=samples.classes)
-    else:
-        held_out = as_samples(selection)
+    if is_store(selection):
+        found = as_samples(selection)
         theirs = selection.encoder_key
         ours = theirs if samples.store is None else samples.store.encoder_key
-        if theirs != ours or held_out.classnames != samples.classnames:
+        if theirs != ours or found.classnames != samples.classnames:
             raise MismatchError(
-                f"selection split {selection.name!r} has encoder {theirs} and {len(held_out.classnames)} classes, "
+                f"selection split {selection.name!r} has encoder {theirs} and {len(found.classnames)} classes, "
                 f"the training rows have {ours} and {len(samples.classnames)}; encode both with one model and "
                 "class list"
             )
-    if held_out.dim != samples.dim:
-        raise MismatchError(f"the selection split has {held_out.dim} features, training has {samples.dim}")
-    checked = _HeldOut(held_out.dim, held_out.classes, held_out.classnames, held_out.source)
-    there = device_rows(checked)
-    if there is not None:
-        if not torch.isfinite(there[0].sum(dtype=torch.float64)):
-            raise_not_finite((features for features, _ in held_out.blocks()), SELECTION)
+    else:
+        X, y = selection
+        found = as_samples(X, y, classnames=samples.classnames, classes=samples.classes)
+    if found.dim != samples.dim:
+        raise MismatchError(f"the selection split has {found.dim} features, training has {samples.dim}")
+    checked = _Validation(found.dim, found.classes, found.classnames, found.source)
+    on_device = device_rows(checked)
+    if on_device is not None:
+        if not torch.isfinite(on_device[0].sum(dtype=torch.float64)):
+            raise_not_finite((features for features, _ in found.blocks()), SELECTION)
     elif checked.store is None:
         for _ in checked.blocks():
             pass
@@ -73,7 +73,7 @@ def selection_samples(selection: Any, samples: Samples) -> Samples:
 
 
 class RowSampler:
-    """Positions of a seeded random share of consecutive blocks of rows, so that scores (N, C) stay within a fixed size.
+    """Positions of a seeded random share of the rows of consecutive blocks, which bounds the size of scores (N, C).
 
     Examples
     --------
@@ -93,15 +93,12 @@ class RowSampler:
         return np.flatnonzero(self._rng.random(rows) < self.share)
 
 
-def thinned(samples: Samples, n: int | None = None) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64]]]:
-    """Blocks with `RowSampler`'s share of the rows.
-
-    `n` is the number of rows where it is known; None counts them in a pass of its own.
-    """
-    there = device_rows(samples)
-    if there is not None:
-        n = len(there[1])
-        yield rows_on_host(there, RowSampler(n, len(samples.classnames))(n))
+def thinned(samples: Samples, n: int | None = None) -> Iterator[Block]:
+    """Blocks with `RowSampler`'s share of the rows; without `n`, their number, a pass counts them first."""
+    on_device = device_rows(samples)
+    if on_device is not None:
+        n = len(on_device[1])
+        yield rows_on_host(on_device, RowSampler(n, len(samples.classnames))(n))
         return
     if n is None:
         n = sum(len(labels) for _, labels in samples.blocks())

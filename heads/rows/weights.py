@@ -19,13 +19,13 @@ def class_weights(
 ) -> Float:
     """Weight of each class (C,): "balanced" is N / (C n_c) over the classes that have rows, as in scikit-learn.
 
-    A mapping gives weights by label, by class name, or by a label in digits, as the keys of JSON are (1 where it is
-    silent; what is both a name and digits is the name); a sequence by class index.
+    A mapping gives weights by label, by class name, or by a label in digits, as JSON has it (a key that is both a name
+    and digits is the name); classes that it leaves out weigh 1. A sequence gives weights by class index.
 
     Raises
     ------
     HeadError
-        For weights that are negative, not finite, or of another number; keys that mean no class, several, or the same.
+        For negative or infinite weights or another number of them; for keys that name no class, several, or one twice.
 
     Examples
     --------
@@ -36,7 +36,7 @@ def class_weights(
     """
     if isinstance(class_weight, str):
         if class_weight != "balanced":
-            raise HeadError(f"class_weight is {class_weight!r}, expected 'balanced', a mapping or one number a class")
+            raise HeadError(f"class_weight is {class_weight!r}, expected 'balanced', a mapping or one number per class")
         counts = np.bincount(labels, minlength=len(classes))
         present = counts > 0
         found = np.ones(len(classes))
@@ -51,7 +51,7 @@ def class_weights(
 
 
 def _by_class(weights: Mapping[Any, Any], labels: list[Any], classnames: Sequence[str]) -> list[Any]:
-    """The weights of a mapping in class order."""
+    """Weights of a mapping, in class order."""
     names, digits = list(classnames), [str(label) for label in labels]
     found: list[Any] = [1.0] * len(labels)
     places: dict[int, Any] = {}
@@ -59,7 +59,7 @@ def _by_class(weights: Mapping[Any, Any], labels: list[Any], classnames: Sequenc
         known = next((column for column in (labels, names, digits) if key in column), None)
         if known is None:
             some = ", ".join(map(repr, (names or labels)[:5])) + (", ..." if len(labels) > 5 else "")
-            raise HeadError(f"class_weight has {key!r}, which is no label or class name; the classes are {some}")
+            raise HeadError(f"class_weight has {key!r}, neither a label nor a class name; the classes are {some}")
         if known.count(key) > 1:
             raise HeadError(f"class_weight has {key!r}, the name of {known.count(key)} classes; give their labels")
         place = known.index(key)
@@ -75,7 +75,7 @@ def row_weights(samples: Samples, class_weight: Any, sample_weight: Any) -> Floa
     Raises
     ------
     HeadError
-        For weights that are negative, not finite, of another number, or all zero.
+        For negative, infinite or only zero weights, or another number of them.
     """
     if class_weight is None and sample_weight is None:
         return None
@@ -89,7 +89,7 @@ def row_weights(samples: Samples, class_weight: Any, sample_weight: Any) -> Floa
 
 
 def checked_weights(sample_weight: Any, rows: int) -> Float:
-    """Weights (N,) of rows, one number standing for all."""
+    """Weights (N,) of rows; one number is the weight of all."""
     found = to_numpy(sample_weight).astype(np.float64)
     if found.ndim == 0:
         found = np.full(rows, float(found))
@@ -102,12 +102,12 @@ def checked_weights(sample_weight: Any, rows: int) -> Float:
 
 
 def group_ids(groups: Any, rows: int) -> NDArray[np.int64] | None:
-    """Groups (N,) as numbers from 0, of any values that `numpy.unique` sorts (a store's metadata column, names).
+    """Groups (N,), any values that `numpy.unique` sorts (names, a store's metadata column), as numbers from 0.
 
     Raises
     ------
     HeadError
-        If their number is not that of the rows, or there is one group alone.
+        If there is not one per row, or only one group.
 
     Examples
     --------
@@ -121,5 +121,5 @@ def group_ids(groups: Any, rows: int) -> NDArray[np.int64] | None:
         raise HeadError(f"groups must have one entry for each of the {rows} valid rows, got shape {values.shape}")
     _, found = np.unique(values, return_inverse=True)
     if not found.any():
-        raise HeadError("all rows are of one group: nothing remains when it is left out; give two groups or more")
+        raise HeadError("all rows are in one group, and none remains when it is left out; give at least two groups")
     return np.asarray(found, np.int64)

@@ -15,11 +15,11 @@ __all__ = ["INDEXES", "PROBED", "ExactIndex", "FaissIndex", "NeighbourIndex"]
 
 
 class NeighbourIndex(Protocol):
-    """Rows that answer: which k of you have the largest inner product with this?
+    """Rows to search for those with the largest inner product.
 
     Attributes
     ----------
-    device : where they are searched, such as "cpu", "cuda:0" or, of faiss, "2 GPUs"
+    device : where the search runs, such as "cpu", "cuda:0" or, with faiss, "2 GPUs"
     """
 
     device: str
@@ -34,7 +34,7 @@ INDEXES: dict[str, Callable[..., NeighbourIndex]] = {
     "faiss-ivf": FaissIndex.ivf,
     "faiss-hnsw": FaissIndex.hnsw,
 }
-"""Every way to search by its name; each takes the rows (N, D) and `cosine`."""
+"""Ways to search by name; each takes the rows (N, D) and `cosine`."""
 
 PROBED = ("faiss-ivf", "faiss-hnsw")
-"""Those that look at some of the rows only, and take `probes`: how far."""
+"""Those that search only some of the rows: `probes` says how many."""

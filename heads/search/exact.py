@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from heads.rows.samples import to_numpy
 
-if TYPE_CHECKING:
-    import torch
-
-
 _QUERY_ROWS = 1024
-_BANK_ROWS = 16384  # 1024 x 16384 similarities in float32 are 64 MiB, whatever N is
+_BANK_ROWS = 16384  # 1024 x 16384 similarities in float32 are 64 MiB for any N
 
 
 class ExactIndex:
-    """The k rows with the largest inner product, or cosine; of equal ones the earlier rows, in order.
+    """The k rows with the largest inner product, or cosine; among equal ones, the first rows in order.
 
-    Equals ``numpy.argsort(-(X @ rows.T), axis=1, kind="stable")[:, :k]``. Memory beside the rows is that of one block
-    of similarities. Products are float32, or float64 where the rows are; float16 rows stay float16 and are widened by
-    the block.
+    Equals ``numpy.argsort(-(X @ rows.T), axis=1, kind="stable")[:, :k]``. It needs memory for one block of
+    similarities beside the rows. Products are float32, or float64 for such rows; float16 rows are widened block by
+    block.
 
     Parameters
     ----------
@@ -32,11 +29,11 @@ class ExactIndex:
     cosine
         Whether similarities are divided by both lengths; a row of length zero then has similarity 0.
     device
-        Where torch keeps the rows and searches; None is where they lie: a tensor's device, the CPU for arrays.
+        Where to keep the rows and search; None is a tensor's own device, the CPU for arrays.
 
     Attributes
     ----------
-    device : that device by its name, such as "cpu" or "cuda:0"
+    device : name of that device, such as "cpu" or "cuda:0"
 
     Examples
     --------
@@ -47,8 +44,6 @@ class ExactIndex:
     """
 
     def __init__(self, rows: Any, *, cosine: bool = False, device: str | None = None) -> None:
-        import torch
-
         self._rows = _on_device(rows, device)
         self.device = str(self._rows.device)
         self._type = torch.float64 if self._rows.dtype == torch.float64 else torch.float32
@@ -59,15 +54,13 @@ class ExactIndex:
             self._scale = torch.cat([_inverse_lengths(block) for block in blocks])
 
     def search(self, X: Any, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-        """Similarities (n, k) in descending order, and row numbers (n, k), as arrays; X may lie on a device.
+        """Similarities (n, k) in descending order, and row numbers (n, k), as arrays; X may be on a device.
 
         Raises
         ------
         HeadError
             If k is not in [1, N], or X has another width.
         """
-        import torch
-
         queries, n = (X if isinstance(X, torch.Tensor) else to_numpy(X)), len(self._rows)
         if not 1 <= k <= n:
             raise HeadError(f"k is {k}, expected 1 to {n}, the number of rows to search")
@@ -89,8 +82,6 @@ class ExactIndex:
 
     def _search_block(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Best k of a block of queries: the best of the rows so far against those of the next block."""
-        import torch
-
         values = queries.new_empty((len(queries), 0))
         places = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
         for start in range(0, len(self._rows), _BANK_ROWS):
@@ -106,10 +97,8 @@ class ExactIndex:
 
 
 def _on_device(rows: Any, device: str | None) -> torch.Tensor:
-    """Rows (N, D) as a tensor, checked; shared with what they come from where they may stay."""
-    import torch
-
-    found = rows.detach() if hasattr(rows, "detach") else np.ascontiguousarray(to_numpy(rows))
+    """Rows (N, D) as a tensor, checked; it shares their memory where it can."""
+    found = rows.detach() if isinstance(rows, torch.Tensor) else np.ascontiguousarray(to_numpy(rows))
     floating = found.is_floating_point() if isinstance(found, torch.Tensor) else found.dtype.kind == "f"
     if found.ndim != 2 or not floating or not len(found):
         raise HeadError(f"rows to search are {tuple(found.shape)} {found.dtype}, expected floating (N, D) with N > 0")
@@ -126,7 +115,7 @@ def _inverse_lengths(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _first_k(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest k of each line in descending order; of equal ones the first, which `torch.topk` does not promise."""
+    """Largest k of each row in descending order, the first among equal ones, which `torch.topk` does not promise."""
     values, places = products.topk(k, dim=1)
     tied = ((products >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]  # equal ones on both sides of the cut
     if len(tied):

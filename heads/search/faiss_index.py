@@ -12,10 +12,10 @@ from featcache.errors import HeadError, MissingExtraError
 from heads.rows.samples import to_numpy
 
 _LINKS, _EFFORT = 32, 200
-"""HNSW: links of a row in every layer, and candidates that are weighed when one is added."""
+"""HNSW: links per row in every layer, and candidates considered when a row is added."""
 
 _GPU_DEPTH = 2048
-"""Most neighbours, and most probes, that faiss answers for on a GPU."""
+"""Most neighbours, and most probes, of a search on a GPU."""
 
 
 class FaissIndex:
@@ -25,8 +25,8 @@ class FaissIndex:
     file; Jégou et al. 2011) compares with those of the nearest cells only, and `hnsw` (Malkov and Yashunin 2020) walks
     a graph of neighbours: faster, and not exact.
 
-    Where the installed faiss has GPU support and there is a GPU, `flat` and `ivf` are copied to every one of them, and
-    queries are shared out; more than 2,048 neighbours or probes are answered on the CPU. `hnsw` stays on the CPU.
+    If the installed faiss supports GPUs and finds some, `flat` and `ivf` are copied to all of them and share the
+    queries; more than 2,048 neighbours or probes are searched on the CPU. `hnsw` stays on the CPU.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class FaissIndex:
     def __init__(self, index: Any, *, cosine: bool = False, on_gpus: bool = False) -> None:
         self._index, self._cosine, self._lock = index, cosine, Lock()
         gpus = _gpus() if on_gpus else 0
-        self._there = _faiss().index_cpu_to_all_gpus(index) if gpus else None
+        self._on_gpus = _faiss().index_cpu_to_all_gpus(index) if gpus else None
         self.device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "cpu"
 
     @classmethod
@@ -69,7 +69,7 @@ class FaissIndex:
         cosine
             Whether similarities are divided by both lengths.
         cells
-            Number of cells; None is the square root of N. faiss wants 39 rows a cell to train on.
+            Number of cells; None is the square root of N. faiss recommends 39 rows per cell to train on.
         probes
             Cells that a search looks into; with all of them the search is exact.
 
@@ -87,7 +87,7 @@ class FaissIndex:
         _check_probes(probes)
         quantizer = faiss.IndexFlatIP(features.shape[1])
         index = faiss.IndexIVFFlat(quantizer, features.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.min_points_per_centroid = 1  # small banks are no mistake here: no warning
+        index.cp.min_points_per_centroid = 1  # no warning for a small bank
         index.train(features)
         index.add(features)
         index.nprobe = min(probes, cells)
@@ -95,7 +95,7 @@ class FaissIndex:
 
     @classmethod
     def hnsw(cls, rows: Any, *, cosine: bool = False, probes: int = 64) -> FaissIndex:
-        """A graph that links each row to 32 near ones, in layers (IndexHNSWFlat); a search walks along it.
+        """A layered graph that links each row to 32 near ones (IndexHNSWFlat), along which a search walks.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class FaissIndex:
         cosine
             Whether similarities are divided by both lengths.
         probes
-            Candidates that a search keeps (faiss's efSearch), at least as many as neighbours are asked for.
+            Candidates that a search keeps (faiss's efSearch), at least the number of neighbours asked for.
 
         Raises
         ------
@@ -132,11 +132,11 @@ class FaissIndex:
             raise HeadError(f"k is {k}, expected 1 to {self._index.ntotal}, the number of rows to search")
         if queries.shape[1] != self._index.d:
             raise HeadError(f"queries are {queries.shape}, expected (n, {self._index.d})")
-        if self._there is None or k > _GPU_DEPTH:
+        if self._on_gpus is None or k > _GPU_DEPTH:
             similarities, rows = self._index.search(queries, k)
         else:
             with self._lock:  # faiss's GPU indexes take one search at a time
-                similarities, rows = self._there.search(queries, k)
+                similarities, rows = self._on_gpus.search(queries, k)
         return np.where(rows < 0, np.float32(-np.inf), similarities), rows.astype(np.int64, copy=False)
 
 
@@ -152,7 +152,7 @@ def _faiss() -> Any:
 
 
 def _gpus() -> int:
-    """GPUs that the installed faiss can use: none in a build for the CPU."""
+    """GPUs that the installed faiss can use; a build for the CPU lacks the function."""
     count = getattr(_faiss(), "get_num_gpus", None)
     return 0 if count is None else int(count())
 
@@ -163,7 +163,7 @@ def _check_probes(probes: int) -> None:
 
 
 def _rows(X: Any, cosine: bool) -> NDArray[np.float32]:
-    """Rows (n, D) as faiss wants them, of unit length for cosines."""
+    """Rows (n, D) as faiss takes them, of unit length for cosines."""
     rows = np.ascontiguousarray(to_numpy(X), np.float32)
     if rows.ndim != 2:
         raise HeadError(f"rows are {rows.shape}, expected (n, D)")

@@ -1,4 +1,4 @@
-"""Near-duplicates between two splits: a test image that is also in training makes every head look better."""
+"""Near-duplicates between two splits: test images that are also in training make every head look better."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def leaks(train: FeatureTable, test: FeatureTable, threshold: float = 0.95, per_
     train, test
         Image stores of one encoder.
     threshold
-        Smallest cosine in [-1, 1]. What is a duplicate depends on the encoder; the same image encoded twice has 0.999
-        and more.
+        Smallest cosine in [-1, 1]. What counts as a duplicate depends on the encoder; the same image encoded twice has
+        0.999 and more.
     per_row
-        Pairs a test row at most, the most similar ones.
+        At most so many pairs per test row, the most similar ones.
 
     Returns
     -------

@@ -124,7 +124,7 @@ def test_what_does_not_belong_together_is_refused(images: Any, val: Any) -> None
         heads.calibrate(head, train)
     with pytest.raises(MismatchError, match="was fitted on features of encoder"):
         heads.calibrate(head, images(encoder_key="enc-2", split="val", dataset_key="data-3"))
-    with pytest.raises(HeadError, match="no head of classes"):
+    with pytest.raises(HeadError, match="is not a classifier"):
         heads.calibrate(heads.RidgeRegression().fit(train, train.y.astype(float)), val)
     dirty = val.X.copy()
     dirty[[3, 8], 1] = np.nan

@@ -57,7 +57,7 @@ def test_an_ensemble_of_models_is_the_weighted_sum_of_their_logits(images: Any) 
     np.testing.assert_allclose(together.logits(joint.numpy()[0]), expected, rtol=1e-4, atol=1e-5)
     test = heads.join(two_models(images, seed=4, split="test", dataset_key="data-2"))
     (row,) = heads.evaluate([together], [test])
-    assert row["animals:top1"] == (together.predict(test) == test.y).mean()
+    assert row["animals:top1"] == (together.predict(test) == test.labels).mean()
     with pytest.raises(MismatchError, match="was fitted on features of encoder"):
         heads.evaluate([together], [first])
 

@@ -66,7 +66,7 @@ def test_each_loader_refuses_the_other_kind_of_file(images: Any, tmp_path: Path)
         heads.load(regression)
     with pytest.raises(HeadError, match=r"read it with heads\.load"):
         RidgeRegression.load(classes)
-    with pytest.raises(HeadError, match="no head of classes"):
+    with pytest.raises(HeadError, match="not a classifier"):
         heads.save(RidgeRegression().fit(store, targets(store, 1)), tmp_path / "other.safetensors")
     with pytest.raises(HeadError, match="featcache fit"):
         RidgeRegression.load(tmp_path / "none")

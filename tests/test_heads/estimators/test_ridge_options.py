@@ -280,7 +280,7 @@ def test_rows_from_a_function_equal_rows_in_memory(draw: Any) -> None:
         assert streamed.score(stream) == whole.score(X, y)
     with pytest.raises(HeadError, match=r"expected \(64, 15\)"):
         Ridge().fit(RowStream(blocks, 15, ("a", "b", "c", "d")))
-    with pytest.raises(HeadError, match=r"labels lie in \[0, 3\]"):
+    with pytest.raises(HeadError, match=r"labels are in \[0, 3\]"):
         Ridge().fit(RowStream(blocks, 16, ("a", "b")))
     with pytest.raises(HeadError, match="a function that gives blocks"):
         Ridge().fit(RowStream(blocks(), 16, ("a", "b", "c", "d")))

@@ -39,7 +39,7 @@ def test_a_selection_split_without_rows_is_refused(name: str, images: Any, texts
 @pytest.mark.parametrize("kind", [Ridge, Logistic, LinearDiscriminant])
 def test_selection_rows_on_a_device_are_checked_there(kind: Any, images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("heads.rows.samples", "heads.rows.device"):
-        monkeypatch.setattr(f"{module}.lies_elsewhere", lambda features: isinstance(features, torch.Tensor))
+        monkeypatch.setattr(f"{module}.is_on_device", lambda features: isinstance(features, torch.Tensor))
     (X, y), (X2, y2) = images().numpy(), images(n=90, seed=9).numpy()
     X, X2 = torch.from_numpy(X).half(), torch.full((90, 12), 60_000.0).half() + torch.from_numpy(X2).half()
     assert kind().fit(X, y, selection=(X2, y2)).n_features_in_ == 12  # 16 bits could not hold the sum

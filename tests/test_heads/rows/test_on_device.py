@@ -21,7 +21,7 @@ NAMES = tuple("abcde")
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's tensors count as another device's, whose rows may not come to the host as a whole."""
     for module in ("heads.rows.samples", "heads.rows.device"):
-        monkeypatch.setattr(f"{module}.lies_elsewhere", lambda features: isinstance(features, torch.Tensor))
+        monkeypatch.setattr(f"{module}.is_on_device", lambda features: isinstance(features, torch.Tensor))
 
     def refused(self: Samples) -> Any:
         raise AssertionError("a pass over the rows on the host")
@@ -76,7 +76,7 @@ def test_ridge_with_a_selection_split_and_labels_of_its_own(arrays: tuple[Any, A
 def test_ridge_of_weighted_or_grouped_rows_is_worked_out_on_the_host(arrays: Any, monkeypatch: Any) -> None:
     X, y = arrays
     for module in ("heads.rows.samples", "heads.rows.device"):
-        monkeypatch.setattr(f"{module}.lies_elsewhere", lambda features: isinstance(features, torch.Tensor))
+        monkeypatch.setattr(f"{module}.is_on_device", lambda features: isinstance(features, torch.Tensor))
     for kwargs in ({"groups": np.arange(400) // 2}, {"sample_weight": np.linspace(0.5, 2.0, 400)}):
         want, found = Ridge().fit(X, y, **kwargs), Ridge().fit(torch.from_numpy(X), y, **kwargs)
         np.testing.assert_array_equal(found.coef_, want.coef_)
@@ -143,7 +143,7 @@ def test_logistic_refitted_on_rows_of_both_places(arrays: tuple[Any, Any], monke
     (X, y), held_out = halves(arrays)
     want = Logistic(C=[0.01, 1.0], refit=True).fit(X, y, selection=held_out)
     for module in ("heads.rows.samples", "heads.rows.device"):
-        monkeypatch.setattr(f"{module}.lies_elsewhere", lambda features: isinstance(features, torch.Tensor))
+        monkeypatch.setattr(f"{module}.is_on_device", lambda features: isinstance(features, torch.Tensor))
     close(Logistic(C=[0.01, 1.0], refit=True).fit(torch.from_numpy(X), y, selection=held_out), want)
 
 
@@ -158,7 +158,7 @@ def test_logistic_by_the_paper_s_search(arrays: tuple[Any, Any], request: Any) -
 @pytest.mark.parametrize("kind", [Ridge, Logistic, NearestMean, KNN])
 def test_rows_that_are_not_finite_are_named(arrays: Any, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("heads.rows.samples", "heads.rows.device"):
-        monkeypatch.setattr(f"{module}.lies_elsewhere", lambda features: isinstance(features, torch.Tensor))
+        monkeypatch.setattr(f"{module}.is_on_device", lambda features: isinstance(features, torch.Tensor))
     X = torch.from_numpy(arrays[0].copy())
     X[41] = torch.nan
     with pytest.raises(HeadError, match="41"):

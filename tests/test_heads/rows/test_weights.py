@@ -88,9 +88,12 @@ def test_names_go_before_digits_and_labels_before_names() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"dgo": 2.0}, "class_weight has 'dgo', which is no label or class name; the classes are 'ant', 'bee'"),
-        ({5: 2.0}, "class_weight has 5, which is no label"),
-        ({"5": 2.0}, "class_weight has '5', which is no label"),
+        (
+            {"dgo": 2.0},
+            "class_weight has 'dgo', neither a label nor a class name; the classes are 'ant', 'bee'",
+        ),
+        ({5: 2.0}, "class_weight has 5, neither a label"),
+        ({"5": 2.0}, "class_weight has '5', neither a label"),
         ({"cow": 2.0, 2: 3.0}, "'cow' and 2, which are the same class"),
         ({"cow": -2.0}, "finite numbers, at least 0"),
     ],

@@ -1,0 +1,52 @@
+"""The file of a head: safetensors, with everything but the arrays as JSON in its metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from featcache.errors import HeadError
+from heads.fitted.provenance import Json
+
+Tensors = dict[str, NDArray[Any]]
+
+_FORMAT = "featcache-head-1"
+
+
+def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
+    """Write tensors and a JSON-able record with its ``kind``; a reader sees the old file or the new one."""
+    path = Path(path)
+    metadata = {"format": _FORMAT, "head": json.dumps(record, sort_keys=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(to_bytes(tensors, metadata=metadata))
+    os.replace(temporary, path)
+    return path
+
+
+def read_head(path: str | Path) -> tuple[Tensors, Json]:
+    """The tensors and the record of a file of `write_head`.
+
+    Raises
+    ------
+    HeadError
+        If the file is missing, is not a safetensors file, or was not written by `write_head`.
+    """
+    try:
+        with safe_open(str(path), framework="np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise HeadError(
+                    f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}; give a file that "
+                    "`featcache fit` or heads.save wrote"
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise HeadError(f"{path}: cannot be read as a head ({error}); `featcache fit` writes one") from error
+    return tensors, json.loads(metadata["head"])
