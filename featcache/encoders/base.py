@@ -190,7 +190,9 @@ def whole_encoder(found: object, origin: str) -> Encoder:
             if name not in members:
                 setattr(found, name, vars(ImageEncoder)[name])
     except AttributeError as error:  # an encoder with __slots__
-        raise EncoderError(f"{origin} {type(found).__name__}: {error}; let the class inherit from ImageEncoder") from error
+        raise EncoderError(
+            f"{origin} {type(found).__name__}: {error}; let the class inherit from ImageEncoder"
+        ) from error
     return cast(Encoder, found)
 
 

@@ -112,7 +112,7 @@ def parse_json_lines(lines: Sequence[str], source: str) -> Table:
     >>> parse_json_lines(['{"file": "a.jpg", "year": 2016}', '{"file": "b.jpg"}'], "t.jsonl")
     {'file': ['a.jpg', 'b.jpg'], 'year': [2016, None]}
     """
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, list[object]] = {}
     count = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -127,8 +127,8 @@ def parse_json_lines(lines: Sequence[str], source: str) -> Table:
     return _plain({name: cells + [None] * (count - len(cells)) for name, cells in columns.items()}, source)
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _json_object(line: str, where: str) -> dict[str, object]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         names = [name for name, _ in pairs]
         if len(set(names)) != len(names):
             raise ValueError("a key occurs twice")
@@ -143,7 +143,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     return found
 
 
-def _plain(columns: dict[str, list[Any]], source: str) -> Table:
+def _plain(columns: dict[str, list[object]], source: str) -> Table:
     table: Table = {}
     for name, cells in columns.items():
         try:
@@ -155,7 +155,7 @@ def _plain(columns: dict[str, list[Any]], source: str) -> Table:
     return table
 
 
-def _cell(value: Any) -> Cell:
+def _cell(value: object) -> Cell:
     if value is None or value == "":
         return None
     if isinstance(value, bool | int):
@@ -189,12 +189,12 @@ def _is_bytes(pa: Any, kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _as_python(pa: Any, column: Any) -> list[Any]:
+def _as_python(pa: Any, column: Any) -> list[object]:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     simple = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if not simple and not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
         column = column.cast(pa.string())  # dates and decimals as they are written
-    found: list[Any] = column.to_pylist()
+    found: list[object] = column.to_pylist()
     return found
 
 

@@ -13,7 +13,6 @@ happens to be in, and lie in pickles; they are not read.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from featcache.datasets.files import (
     FileDataset,
@@ -63,14 +62,14 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
     return FileDataset(check_name(name or default_name(path.stem.removeprefix("split_zhou_"))), split, index, root)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as JSON ({error}); expected a split file of CoOp") from error
 
 
-def parse_splits(record: Any, source: str) -> dict[str, list[Item]]:
+def parse_splits(record: object, source: str) -> dict[str, list[Item]]:
     """Check the content of a split file.
 
     Returns
@@ -100,7 +99,7 @@ def parse_splits(record: Any, source: str) -> dict[str, list[Item]]:
     return splits
 
 
-def _item(entry: Any, where: str, seen: set[str]) -> Item:
+def _item(entry: object, where: str, seen: set[str]) -> Item:
     match entry:
         case [str(path), int(label), str(name)] if path and name and not isinstance(label, bool):
             pass

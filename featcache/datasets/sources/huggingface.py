@@ -25,9 +25,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import ImageFiles, check_name, check_split, default_name, file_index, size_and_stamp
@@ -38,7 +39,11 @@ from featcache.errors import DatasetError, MissingExtraError
 OPTIONS = ("image", "label", "id", "metadata", "config", "streaming")
 BATCH = 1000
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HubData: TypeAlias = Any
+"""A `datasets.Dataset` or `IterableDataset`, and their features: the library ships no types."""
+
 Item = dict[str, Any]
+Cells = dict[str, list[object]]
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def open_huggingface(
     return HuggingFaceDataset(name, split, index, _access(data, image, streamed))
 
 
-def _load(place: str, split: str, options: dict[str, str]) -> Any:
+def _load(place: str, split: str, options: dict[str, str]) -> HubData:
     try:
         import datasets
     except ImportError as error:
@@ -164,7 +169,7 @@ def _check_place(place: str, folder: Path) -> None:
         )
 
 
-def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str]) -> Any:
+def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str]) -> HubData:
     """Data files in a folder or from the hub, whose client otherwise prints a stack of lines for every retry."""
     import datasets
 
@@ -182,7 +187,7 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
         client.setLevel(level)
 
 
-def _image_column(data: Any, options: dict[str, str], place: str) -> str:
+def _image_column(data: HubData, options: dict[str, str], place: str) -> str:
     import datasets
 
     images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
@@ -191,7 +196,7 @@ def _image_column(data: Any, options: dict[str, str], place: str) -> str:
     return str(options.get("image", images[0]))
 
 
-def _label_column(data: Any, options: dict[str, str], place: str) -> str:
+def _label_column(data: HubData, options: dict[str, str], place: str) -> str:
     import datasets
 
     classes = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
@@ -201,7 +206,7 @@ def _label_column(data: Any, options: dict[str, str], place: str) -> str:
     return str(options.get("label") or usual[0])
 
 
-def _check_columns(data: Any, columns: Iterable[str], place: str) -> None:
+def _check_columns(data: HubData, columns: Iterable[str], place: str) -> None:
     missing = [column for column in columns if column not in data.features]
     if missing:
         raise DatasetError(f"hf:{place}: no column {', '.join(missing)}; there are {', '.join(data.features)}")
@@ -211,13 +216,13 @@ def _row_ids(split: str, rows: int) -> list[str]:
     return [f"{split}/{row:07d}" for row in range(rows)]
 
 
-def _scan(data: Any, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], dict[str, list[Any]]]:
+def _scan(data: HubData, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], Cells]:
     """(bytes, stamp) of every image and the values of some columns, with no image copied."""
     import pyarrow.compute as pc
 
     stamp = max((size_and_stamp(Path(file["filename"]))[1] for file in data.cache_files), default=0)
     files: list[tuple[int, int]] = []
-    cells: dict[str, list[Any]] = {column: [] for column in columns}
+    cells: Cells = {column: [] for column in columns}
     for batch in data.select_columns([image, *columns]).with_format("arrow").iter(BATCH):
         struct = batch[image].combine_chunks()
         lengths = pc.binary_length(struct.field("bytes")).to_pylist()
@@ -230,9 +235,9 @@ def _scan(data: Any, image: str, columns: Sequence[str]) -> tuple[list[tuple[int
     return files, cells
 
 
-def _scan_stream(data: Any, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], dict[str, list[Any]]]:
+def _scan_stream(data: HubData, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], Cells]:
     files: list[tuple[int, int]] = []
-    cells: dict[str, list[Any]] = {column: [] for column in columns}
+    cells: Cells = {column: [] for column in columns}
     for item in _undecoded(data, image):
         picture = item[image] or {}
         content = picture.get("bytes")
@@ -247,13 +252,13 @@ def _outside(path: str | None) -> tuple[int, int]:
     return size_and_stamp(Path(path)) if path else (0, 0)
 
 
-def _undecoded(data: Any, image: str) -> Any:
+def _undecoded(data: HubData, image: str) -> HubData:
     import datasets
 
     return data.cast_column(image, datasets.Image(decode=False))
 
 
-def _access(data: Any, image: str, streamed: bool) -> Callable[[int], Item]:
+def _access(data: HubData, image: str, streamed: bool) -> Callable[[int], Item]:
     if streamed:
         undecoded = _undecoded(data, image).select_columns([image])
         return Window(lambda row: (item[image] or {} for item in undecoded.skip(row)))
@@ -261,7 +266,9 @@ def _access(data: Any, image: str, streamed: bool) -> Callable[[int], Item]:
     return lambda row: dict(table[row][image][0].as_py() or {})
 
 
-def _classes(kind: Any, values: Sequence[Any], ids: Sequence[str], labels: str) -> tuple[Any, Sequence[str]]:
+def _classes(
+    kind: HubData, values: Sequence[object], ids: Sequence[str], labels: str
+) -> tuple[npt.ArrayLike, Sequence[str]]:
     import datasets
 
     if any(value is None for value in values):
@@ -271,7 +278,7 @@ def _classes(kind: Any, values: Sequence[Any], ids: Sequence[str], labels: str) 
     return classes_of([str(value) for value in values], lambda row: ids[row], None, labels)
 
 
-def _metadata(values: Sequence[Any]) -> list[Any]:
+def _metadata(values: Sequence[object]) -> list[object]:
     if all(isinstance(value, int) for value in values):
         return list(values)
     return ["" if value is None else str(value) for value in values]

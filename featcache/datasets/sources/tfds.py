@@ -36,6 +36,8 @@ from featcache.datasets.sources.image_folder import VALIDATION
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import read_lines
 
+Json = dict[str, Any]
+
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 WNID = re.compile(r"n\d{8}")
@@ -111,7 +113,7 @@ def _version_folder(data_dir: Path, kind: str) -> Path:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Json:
     try:
         found = json.loads("\n".join(read_lines(path)))
     except (ValueError, RecursionError) as error:
@@ -127,7 +129,7 @@ class _Split:
     lengths: list[int]
 
 
-def _split_facts(folder: Path, info: dict[str, Any], split: str) -> _Split:
+def _split_facts(folder: Path, info: Json, split: str) -> _Split:
     kind = info.get("fileFormat", "tfrecord")
     if kind != "tfrecord":
         raise DatasetError(f"{folder}: stored as {kind}; expected tfrecord: prepare it with file_format='tfrecord'")
@@ -148,7 +150,7 @@ def _split_facts(folder: Path, info: dict[str, Any], split: str) -> _Split:
     return _Split(shards, lengths)
 
 
-def _feature(features: dict[str, Any], key: str, kind: str, wanted: str | None, folder: Path) -> str:
+def _feature(features: Json, key: str, kind: str, wanted: str | None, folder: Path) -> str:
     """The one feature of a kind, or the one that was asked for."""
     known = [
         name
@@ -190,7 +192,7 @@ def _ids(samples: Sequence[_Sample], shards: Sequence[Path]) -> list[str]:
     return [f"{shards[sample.shard].name}/{sample.number:06d}" for sample in samples]
 
 
-def _classes(folder: Path, label: str, feature: dict[str, Any], numbers: list[int]) -> tuple[list[int], Sequence[str]]:
+def _classes(folder: Path, label: str, feature: Json, numbers: list[int]) -> tuple[list[int], Sequence[str]]:
     file = folder / f"{label}.labels.txt"
     if not file.is_file():
         count = int(feature.get("classLabel", {}).get("numClasses", 0)) or max(numbers) + 1

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -40,7 +40,10 @@ from featcache.errors import DatasetError, ImageReadError
 
 FILE_LISTS = ("samples", "_samples", "_image_files", "_images", "images", "data")
 LABEL_LISTS = ("targets", "_labels", "labels", "y", "samples", "_samples")
-WORDS: dict[str, Any] = {"yes": True, "no": False}
+VisionData: TypeAlias = Any
+"""A data set of torchvision, which has no common interface beyond ``len`` and indexing."""
+
+WORDS: dict[str, object] = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class PicturesOfClass:
     name: str
     split: str
     index: SampleIndex
-    source: Any
+    source: VisionData
 
     def read(self, row: int) -> bytes:
         """Mode, size and pixels of the image; raises what the class raises if it cannot be read."""
@@ -107,7 +110,7 @@ def open_torchvision(
     return PicturesOfClass(title, split, _picture_index(source, kind, split, argument), source)
 
 
-def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> Any:
+def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> VisionData:
     """The torchvision data set."""
     from torchvision import datasets
 
@@ -116,7 +119,7 @@ def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> Any:
         known = [name for name in datasets.__all__ if isinstance(getattr(datasets, name), type)]
         raise DatasetError(f"torchvision:{kind}: no such data set; expected one of {', '.join(known)}")
     accepted = inspect.signature(factory).parameters
-    given: dict[str, Any] = {key: WORDS.get(value, value) for key, value in options.items()}
+    given: dict[str, object] = {key: WORDS.get(value, value) for key, value in options.items()}
     unknown = sorted(set(given) - set(accepted))
     if unknown:
         raise DatasetError(f"torchvision:{kind}: takes no {', '.join(unknown)}; expected {', '.join(accepted)}")
@@ -132,7 +135,7 @@ def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> Any:
         ) from error
 
 
-def _split_arguments(kind: str, split: str, accepted: set[str]) -> dict[str, Any]:
+def _split_arguments(kind: str, split: str, accepted: set[str]) -> dict[str, object]:
     if "split" in accepted:
         return {"split": split}
     if "train" in accepted:
@@ -144,7 +147,7 @@ def _split_arguments(kind: str, split: str, accepted: set[str]) -> dict[str, Any
     return {}
 
 
-def _files(source: Any, root: Path) -> list[str]:
+def _files(source: VisionData, root: Path) -> list[str]:
     """The image files that a data set lists; none if it lists none, or returns other images than they hold."""
     for attribute in FILE_LISTS:
         listed = getattr(source, attribute, None)
@@ -157,7 +160,7 @@ def _files(source: Any, root: Path) -> list[str]:
     return []
 
 
-def _same_picture(source: Any, path: str) -> bool:
+def _same_picture(source: VisionData, path: str) -> bool:
     try:
         ours = to_rgb(decode_image(Path(path).read_bytes(), path))
         theirs = to_rgb(source[0][0])
@@ -170,7 +173,7 @@ def _id(path: str, root: Path) -> str:
     return os.path.relpath(path, root).replace(os.sep, "/")
 
 
-def _labels(source: Any, kind: str) -> list[int]:
+def _labels(source: VisionData, kind: str) -> list[int]:
     """The labels, without opening an image where the class lists them."""
     for attribute in LABEL_LISTS:
         listed = getattr(source, attribute, None)
@@ -182,7 +185,7 @@ def _labels(source: Any, kind: str) -> list[int]:
     return [_label(source[row][1], row, kind) for row in range(len(source))]
 
 
-def _same_label(source: Any, values: list[Any]) -> bool:
+def _same_label(source: VisionData, values: list[Any]) -> bool:
     """Whether the listed labels are those that the class returns, looked up at its first and last sample."""
     try:
         return all(
@@ -203,14 +206,14 @@ def _label(target: Any, row: int, kind: str) -> int:
     return int(target)
 
 
-def _classnames(source: Any, kind: str) -> list[str]:
+def _classnames(source: VisionData, kind: str) -> list[str]:
     names = getattr(source, "classes", None)
     if names:
         return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
     return [str(number) for number in range(max(_labels(source, kind), default=-1) + 1)]
 
 
-def _picture_index(source: Any, kind: str, split: str, where: str) -> SampleIndex:
+def _picture_index(source: VisionData, kind: str, split: str, where: str) -> SampleIndex:
     """Ids by row; sizes from the array of all images if there is one, else from the images themselves."""
     rows = range(len(source))
     if not rows:
@@ -224,7 +227,7 @@ def _picture_index(source: Any, kind: str, split: str, where: str) -> SampleInde
     return file_index(ids, files, _labels(source, kind), _classnames(source, kind), where)
 
 
-def _to_content(picture: Any) -> bytes:
+def _to_content(picture: object) -> bytes:
     """Mode, size and pixels."""
     if not isinstance(picture, Image.Image):
         raise ImageReadError(f"got {type(picture).__name__}; expected a PIL image, as torchvision's data sets return")

@@ -23,7 +23,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import ImageFiles, check_name, check_split, default_name, file_index
@@ -89,7 +88,7 @@ class _Sample:
         except UnicodeDecodeError as error:
             raise DatasetError(f"{self.where}.{extension}: byte {error.start} is not UTF-8") from error
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, object]:
         text = self.text("json")
         try:
             found = json.loads(text) if text is not None else {}
@@ -188,8 +187,8 @@ def _classnames(base: str) -> list[str] | None:
     return None
 
 
-def _metadata(samples: Sequence[_Sample], columns: Sequence[str]) -> dict[str, list[Any]]:
-    metadata: dict[str, list[Any]] = {}
+def _metadata(samples: Sequence[_Sample], columns: Sequence[str]) -> dict[str, list[object]]:
+    metadata: dict[str, list[object]] = {}
     for column in columns:
         cells = [sample.fields().get(column) for sample in samples]
         whole = all(isinstance(cell, int) for cell in cells)
