@@ -36,7 +36,7 @@ from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset, SampleIndex
 from featcache.encoding.pipeline import default_workers
 from ft.distributed import Place
-from ft.prior.prior import make_prior
+from ft.prior.prior import StoredPrior
 from ft.regularizers.lipsum import Lipsum
 from ft.training.data import training_batches
 from ft.training.options import FinetuneOptions
@@ -91,7 +91,7 @@ def timers(run: Run, folder: Path) -> dict[str, Callable[[], object]]:
     assert tower is not None
     identity = {"tower": run.encoder.image_identity, "view": run.view.identity, "dataset": "benchmark"}
     online = lambda images: tower.features(batch.rows, 0, images)  # noqa: E731 - the frozen tower itself
-    stored = make_prior("store", online, identity, len(run.dataset.index), dim, folder)
+    stored = StoredPrior(online, identity, len(run.dataset.index), dim, folder)
     for _ in range(2):  # computed and recorded, then found
         stored.features(batch.rows, 0, batch.images)
     exact = {"lipsum": (1.0, Lipsum.exact(bank, scale))}

@@ -23,7 +23,14 @@ from featcache.encoders.checkpoints import NOT_WEIGHTS
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError
 from ft.checkpoints.folder import CONFIG, model_folder, read_config, read_state, write_model_folder, write_state
-from ft.checkpoints.formats.activation import Told, assumption, check_told, told_by_config, told_by_file, told_by_module
+from ft.checkpoints.formats.activation import (
+    KnownActivation,
+    activation_of_config,
+    activation_of_file,
+    activation_of_module,
+    assumption,
+    check_base_activation,
+)
 from ft.checkpoints.formats.flax import is_flax, read_lipsum
 from ft.checkpoints.formats.huggingface import write_huggingface
 from ft.checkpoints.formats.pickled import is_pickled, read_pickled
@@ -45,7 +52,7 @@ class Checkpoint(NamedTuple):
     weights: torch.Tensor | None = None
     """(C, D), including the logit scale."""
     bias: torch.Tensor | None = None
-    told: Told = Told("a state dict")
+    known: KnownActivation = KnownActivation("a state dict")
     """What is known of the activation."""
 
 
@@ -77,21 +84,21 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     if file.is_file() and is_flax(file):
         state, cls = read_lipsum(file)
         scale = float(state["logit_scale"].double().exp()) if "logit_scale" in state else 1.0
-        return Checkpoint(state, None if cls is None else scale * cls, told=told_by_file(file))
+        return Checkpoint(state, None if cls is None else scale * cls, known=activation_of_file(file))
     if file.is_dir() or str(path) == "tiny":
         folder = model_folder(path)
-        return _split_head(read_state(folder), told_by_config(read_config(folder)))
+        return _split_head(read_state(folder), activation_of_config(read_config(folder)))
     try:
-        return _split_head(read_state(file), told_by_file(file))
+        return _split_head(read_state(file), activation_of_file(file))
     except EncoderError as error:
         refused = error.__cause__ is not None  # by torch's reader
         if not file.is_file() or not (trust or (refused and is_pickled(file))):
             raise
     pickled = read_pickled(file, trust=trust)
-    return _split_head(pickled.state, told_by_module(pickled.quick_gelu))
+    return _split_head(pickled.state, activation_of_module(pickled.quick_gelu))
 
 
-def _split_head(state: State, told: Told) -> Checkpoint:
+def _split_head(state: State, known: KnownActivation) -> Checkpoint:
     """Separate wise-ft's classifier from its image encoder, and remove prefixes."""
     head = {key.removeprefix(HEAD): value for key, value in state.items() if key.startswith(HEAD)}
     rest = {key: value for key, value in state.items() if not key.startswith(HEAD)}
@@ -99,7 +106,7 @@ def _split_head(state: State, told: Told) -> Checkpoint:
         if rest and all(key.startswith(prefix) for key in rest):
             rest = {key.removeprefix(prefix): value for key, value in rest.items()}
     rest = {key: value for key, value in rest.items() if key not in NOT_WEIGHTS}
-    return Checkpoint(rest, head.get("weight"), head.get("bias"), told)
+    return Checkpoint(rest, head.get("weight"), head.get("bias"), known)
 
 
 def convert(
@@ -157,9 +164,9 @@ def convert(
     _check_classnames(found, classnames)
     state = found.state
     if parent is not None:
-        check_told(str(source), found.told, parent.config, parent.named[0])
+        check_base_activation(str(source), found.known, parent.config, parent.named[0])
         state = state if base is None else _whole(source, state, parent)
-        if note := assumption(str(source), found.told, parent.config, parent.name):
+        if note := assumption(str(source), found.known, parent.config, parent.name):
             LOG.warning(note)
     if parent is None or out.suffix == ".safetensors":
         write_state(state, out)

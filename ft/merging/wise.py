@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from featcache import __version__
 from featcache.errors import EncoderError, MismatchError, TrainingError
 from ft.checkpoints.folder import model_folder, read_config, read_state, weights_file, write_model_folder
-from ft.checkpoints.formats.activation import check_told, told_by_file
+from ft.checkpoints.formats.activation import activation_of_file, check_base_activation
 from ft.checkpoints.formats.flax import is_flax, read_lipsum
 from ft.checkpoints.parents import Parent, account_of, parent_of
 from ft.checkpoints.state import Json, State
@@ -186,7 +186,7 @@ def weights_of(parent: Parent, name: str | Path) -> Path:
     """Weights file of a fine-tuned model; a folder must agree with the zero-shot model in everything else."""
     path = Path(str(name).removeprefix("local-dir:"))
     if path.is_file():
-        check_told(str(name), told_by_file(path), parent.config, parent.named[0], "ZERO_SHOT")
+        check_base_activation(str(name), activation_of_file(path), parent.config, parent.named[0], "ZERO_SHOT")
         return path
     folder = model_folder(name)
     one, two = parent.config, read_config(folder)

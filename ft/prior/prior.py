@@ -165,30 +165,3 @@ class StoredPrior:
             identity = {"encoder": self._encoder, "dataset": dataset}
             self._epochs[epoch] = PriorViews(path, identity, self._shape, f"prior-epoch{epoch}", tidy=alone)
         return self._epochs[epoch]
-
-
-PRIORS = ("online", "store")
-
-
-def make_prior(
-    kind: str,
-    tower: Tower,
-    identity: Mapping[str, object],
-    n_rows: int,
-    dim: int,
-    root: str | Path | None = None,
-    *,
-    one_view: bool = False,
-) -> Prior:
-    """The prior of a kind in `PRIORS`; see `OnlinePrior` and `StoredPrior`.
-
-    Raises
-    ------
-    TrainingError
-        Another kind.
-    """
-    if kind not in PRIORS:
-        raise TrainingError(f"prior {kind!r}: expected one of {', '.join(PRIORS)}")
-    if kind == "online":
-        return OnlinePrior(tower)
-    return StoredPrior(tower, identity, n_rows, dim, root, one_view=one_view)

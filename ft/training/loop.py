@@ -254,9 +254,9 @@ class _Loop:
         self._log(self._read_ledger())
         averaged = average.state_dict() if average is not None and average.count else None
         with self.stepper.model.holding(averaged):
-            judged = self._validate(run.val) if validating and run.val is not None else None
+            metrics = self._validate(run.val) if validating and run.val is not None else None
             if saving and self.place.first:
-                write_model(run, self.out, LAST, state.step, judged)
+                write_model(run, self.out, LAST, state.step, metrics)
         if saving and self.place.first:
             state.seconds = time.monotonic() - self._began
             write_resume(self.out / RESUME, self.stepper, average, state, run.identity)
@@ -278,15 +278,15 @@ class _Loop:
     def _validate(self, val: Dataset) -> dict[str, float]:
         """Evaluate on the selection split; save the model if it is the best so far."""
         state = self.state
-        judged = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
-        self._log({"step": state.step, "val": judged})
-        state.history.append({"step": state.step, **judged})
-        value = judged["accuracy"] if self.options.select == "accuracy" else -judged["nll"]
+        metrics = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
+        self._log({"step": state.step, "val": metrics})
+        state.history.append({"step": state.step, **metrics})
+        value = metrics["accuracy"] if self.options.select == "accuracy" else -metrics["nll"]
         if state.best is None or value > state.best:
             state.best, state.best_step = value, state.step
             if self.place.first:
-                write_model(self.run, self.out, BEST, state.step, judged)
-        return judged
+                write_model(self.run, self.out, BEST, state.step, metrics)
+        return metrics
 
     def _log(self, record: Json) -> None:
         for log in self.logs:

@@ -55,7 +55,7 @@ def write_options(run: Run, out: Path) -> None:
     put(out / OPTIONS, json.dumps(record, indent=2).encode() + b"\n")
 
 
-def write_model(run: Run, out: Path, name: str, step: int, judged: Mapping[str, float] | None) -> None:
+def write_model(run: Run, out: Path, name: str, step: int, metrics: Mapping[str, float] | None) -> None:
     """Write the current model to the folder ``out/NAME``, and its head.
 
     Raises
@@ -68,7 +68,7 @@ def write_model(run: Run, out: Path, name: str, step: int, judged: Mapping[str, 
         "from": run.encoder.name,
         **_splits(run, name),
         "step": step,
-        "judged": judged,
+        "judged": metrics,
         "average": run.options.average,
         "options": run.options.to_dict(),
     }

@@ -27,7 +27,7 @@ from ft.objectives.base import Objective
 from ft.objectives.contrastive import OverPairs
 from ft.objectives.cross_entropy import OverHead
 from ft.objectives.head import Head
-from ft.prior.prior import make_prior
+from ft.prior.prior import OnlinePrior, Prior, StoredPrior
 from ft.regularizers import REGULARIZERS
 from ft.training.averages import EMA, SWA
 from ft.training.data import Order
@@ -282,13 +282,17 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
     for name, given in options.regularizers.items():
         parameters = {key: value for key, value in given.items() if key != "weight"}
         regularizers[name] = float(given["weight"]), REGULARIZERS[name].from_setting(setting, **parameters)
-    prior = None
+    prior: Prior | None = None
     if frozen is not None:
         # a compiled tower rounds differently, so its features have stores of their own
         tower = encoder.image_identity | ({"compiled": True} if options.compile else {})
         identity = {"tower": tower, "view": view.identity, "dataset": data_key}
-        sizes, one_view = (len(labels), encoder.dim), options.augment == "none"
-        prior = make_prior(options.prior, frozen.image_features, identity, *sizes, setting.root, one_view=one_view)
+        sizes = len(labels), encoder.dim
+        if options.prior == "store":
+            one_view = options.augment == "none"
+            prior = StoredPrior(frozen.image_features, identity, *sizes, setting.root, one_view=one_view)
+        else:
+            prior = OnlinePrior(frozen.image_features)
     return Stepper(
         model=model,
         objective=objective,

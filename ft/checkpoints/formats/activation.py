@@ -18,7 +18,7 @@ LIKE = "ViT-B-16-quickgelu"
 NAMES = {True: "QuickGELU", False: "GELU"}
 
 
-class Told(NamedTuple):
+class KnownActivation(NamedTuple):
     """What is known of the activation of a checkpoint."""
 
     what: str
@@ -29,41 +29,43 @@ class Told(NamedTuple):
     """Whether nothing has to be assumed."""
 
 
-def told_by_file(file: Path) -> Told:
+def activation_of_file(file: Path) -> KnownActivation:
     """By the kind of the file: OpenAI's files are known by digest, other archives in their layout by its keys."""
     if is_flax(file):
-        return Told("Lipsum-FT's .ckpt (its default start is OpenAI's model, which uses QuickGELU)")
+        return KnownActivation("Lipsum-FT's .ckpt (its default start is OpenAI's model, which uses QuickGELU)")
     if not is_torchscript(file):
-        return Told("a state dict")
+        return KnownActivation("a state dict")
     with file.open("rb") as stream:
         model = openai_file_digests().get(hashlib.file_digest(stream, "sha256").hexdigest())
     if model is not None:
-        return Told(f"OpenAI's file of {model}", True, sure=True)
+        return KnownActivation(f"OpenAI's file of {model}", True, sure=True)
     if is_openai_file(file, ()):
-        return Told("an archive in OpenAI's layout, with the digest of none of OpenAI's files", True)
-    return Told("a TorchScript archive of unknown origin")
+        return KnownActivation("an archive in OpenAI's layout, with the digest of none of OpenAI's files", True)
+    return KnownActivation("a TorchScript archive of unknown origin")
 
 
-def told_by_config(configuration: Json) -> Told:
+def activation_of_config(configuration: Json) -> KnownActivation:
     """By the configuration of a model folder."""
-    return Told("a model folder", _quick_gelu(configuration), sure=True)
+    return KnownActivation("a model folder", _quick_gelu(configuration), sure=True)
 
 
-def told_by_module(quick_gelu: bool | None) -> Told:
+def activation_of_module(quick_gelu: bool | None) -> KnownActivation:
     """By the layers of a pickled module that is trusted."""
     if quick_gelu is None:
-        return Told("a pickled object (wise-ft starts from OpenAI's models, which use QuickGELU)")
-    return Told("a pickled module", quick_gelu, sure=True)
+        return KnownActivation("a pickled object (wise-ft starts from OpenAI's models, which use QuickGELU)")
+    return KnownActivation("a pickled module", quick_gelu, sure=True)
 
 
-def check_told(source: str, told: Told, configuration: Json, model: str, flag: str = "--base") -> None:
+def check_base_activation(
+    source: str, known: KnownActivation, configuration: Json, model: str, flag: str = "--base"
+) -> None:
     """Refuse a checkpoint that is known to have another activation than the model it is loaded into.
 
     Parameters
     ----------
     source : str
         The checkpoint.
-    told : Told
+    known : KnownActivation
     configuration : mapping
         ``model_cfg`` and ``preprocess_cfg`` of the model.
     model : str
@@ -79,16 +81,16 @@ def check_told(source: str, told: Told, configuration: Json, model: str, flag: s
     quick = _quick_gelu(configuration)
     remedy = f"{flag} with a model that computes {NAMES[not quick]}" + ("" if quick else f", such as {LIKE}")
     named = ":" not in model  # an architecture, which has a variant with QuickGELU
-    check_activation(model, source, quick, told.quick_gelu, flag, None if named else remedy)
+    check_activation(model, source, quick, known.quick_gelu, flag, None if named else remedy)
 
 
-def assumption(source: str, told: Told, configuration: Json, model: str) -> str | None:
+def assumption(source: str, known: KnownActivation, configuration: Json, model: str) -> str | None:
     """One line on the activation that is assumed; None if none is."""
-    if told.sure:
+    if known.sure:
         return None
     quick = _quick_gelu(configuration)
-    line = f"{source}: {told.what} does not say its activation; {NAMES[quick]} is assumed, which {model} computes"
-    if told.quick_gelu is None and not quick:
+    line = f"{source}: {known.what} does not say its activation; {NAMES[quick]} is assumed, which {model} computes"
+    if known.quick_gelu is None and not quick:
         line += (
             "; weights that began as OpenAI's would lose points of accuracy without an error: for them name a base "
             f"with QuickGELU, such as {LIKE}"

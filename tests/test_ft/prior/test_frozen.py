@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetuning import options, start
 
 from featcache.errors import StoreCorruptError, StoreIncompleteError, TrainingError
 from featcache.store import find_store, list_stores, open_prior_store, verify
-from ft.prior.prior import OnlinePrior, Prior, StoredPrior, make_prior
+from ft.prior.prior import OnlinePrior, Prior, StoredPrior
 from ft.regularizers import Step
 from ft.regularizers.lipsum import Lipsum
 from ft.training.loop import finetune
@@ -342,11 +343,11 @@ def test_late_process_loses_nothing_if_all_settle_first(tmp_path: Path, monkeypa
     assert open_prior_store(list_stores(tmp_path)[0].path).valid.all()
 
 
-def test_kinds_of_priors(tmp_path: Path) -> None:
-    assert isinstance(make_prior("online", Tower(), IDENTITY, N, DIM, tmp_path), OnlinePrior)
-    assert isinstance(make_prior("store", Tower(), IDENTITY, N, DIM, tmp_path), StoredPrior)
+@pytest.mark.parametrize(("name", "kind"), [("online", OnlinePrior), ("store", StoredPrior)])
+def test_kinds_of_priors(name: str, kind: type[Prior]) -> None:
+    assert isinstance(start("tiny", regularizers={"feature_distillation": 1.0}, prior=name).stepper.prior, kind)
     with pytest.raises(TrainingError, match="online, store"):
-        make_prior("cached", Tower(), IDENTITY, N, DIM, tmp_path)
+        options(prior="cached")
 
 
 def test_the_training_loop_follows_the_same_trajectory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
