@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick lint nightly zarr-oldest coverage docs release bench gpu gpu-bare gpu-bench tiny clean
+.PHONY: demo test quick slow lint nightly zarr-oldest coverage docs release bench gpu gpu-bare gpu-bench tiny clean
 TESTS := -n 2 --dist worksteal
 
 demo: $(READY)  ## the main job on the embedded model, with its report in demo/
@@ -16,6 +16,10 @@ test: $(READY) lint  ## linters, types, layers, all tests but the nightly ones
 quick: $(READY)  ## linters and the fast tests, in under two minutes: what to run while working
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not nightly and not gpu"
+
+slow: $(READY)  ## measure which tests make quick leaves out
+	$(BIN)/python -m pytest $(TESTS) -m "not nightly and not gpu" --junitxml build/tests.xml
+	$(BIN)/python -m tools.slow_tests build/tests.xml
 
 lint: $(READY)
 	$(BIN)/ruff check .

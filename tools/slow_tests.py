@@ -1,0 +1,27 @@
+"""List the slow tests: ``python -m tools.slow_tests REPORT.xml`` writes tests/slow.txt from a JUnit report of pytest.
+
+A test function is slow if its parametrised cases take more than `LIMIT` seconds together. ``make slow`` runs the tests
+and then this.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 1.0
+
+
+def slow_tests(report: Path) -> list[str]:
+    """``path::name`` of every slow test function of a report, sorted."""
+    seconds: Counter[str] = Counter()
+    for case in ElementTree.parse(report).iter("testcase"):
+        path = case.attrib["classname"].replace(".", "/") + ".py"
+        if (ROOT / path).is_file():  # doctests are not
+            seconds[f"{path}::{case.attrib['name'].partition('[')[0]}"] += float(case.attrib["time"])
+    return sorted(name for name, taken in seconds.items() if taken > LIMIT)
+
+
+if __name__ == "__main__":
+    (ROOT / "tests" / "slow.txt").write_text("\n".join(slow_tests(Path(sys.argv[1]))) + "\n")
