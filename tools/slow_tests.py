@@ -7,7 +7,7 @@ and then this.
 import sys
 from collections import Counter
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1.0
@@ -16,7 +16,7 @@ LIMIT = 1.0
 def slow_tests(report: Path) -> list[str]:
     """``path::name`` of every slow test function of a report, sorted."""
     seconds: Counter[str] = Counter()
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in ET.parse(report).iter("testcase"):
         path = case.attrib["classname"].replace(".", "/") + ".py"
         if (ROOT / path).is_file():  # doctests are not
             seconds[f"{path}::{case.attrib['name'].partition('[')[0]}"] += float(case.attrib["time"])
