@@ -1,20 +1,20 @@
 """Logistic regression along a path of C, against scikit-learn's warm-started LogisticRegression in the same run.
 
 The optimum f* of each C comes from float64, with a certificate (`logistic_cases.objective`). Each solver is timed at
-its loosest tolerance whose relative gap to f* is at most 1e-6: ours with one tolerance for the whole path, at which no
-clear test prediction may differ from the optimum's either; scikit-learn with its own loosest tolerance for each C (by
+its loosest tolerance with a relative gap to f* of at most 1e-6: ours with one tolerance for the whole path, at which
+all clear test predictions must be those of the optimum, too; scikit-learn with the loosest tolerance for each C (by
 decades, warm-started from the C before; only the attempt that succeeds counts), float64 first, then float32 until it
-fails or has taken longer. With --enough it stops once it has taken that many times as long as ours: the ratio is then a
-lower bound, and is called one. Features are in memory; ours are float16, scikit-learn's converted before the clock
-starts. A relative gap of 1e-6 leaves logits as far as sqrt(2 gap f*) from the optimum's, far more than 1e-3:
-predictions are compared with those of the optimum, not with another solver's.
+fails or has taken longer. With --enough, scikit-learn stops once it has taken that many times as long as ours: the
+ratio is then reported as a lower bound. Features are in memory; ours are float16, scikit-learn's are converted before
+the clock starts. A relative gap of 1e-6 leaves logits as far as sqrt(2 gap f*) from the optimum's, far more than 1e-3:
+predictions are therefore compared with the optimum's, not with another solver's.
 
-Rows are drawn from class means and one within-class covariance, made wider until test accuracy is below 90%: those of
-real CLIP features where --data (or FEATCACHE_TEST_DATA, or ../shared/data) has them, else of `bench_ridge.draw`. With
---real the real features themselves are run too.
+Rows are drawn from class means and one within-class covariance, spread until test accuracy is below 90%: those of real
+CLIP features where --data (or FEATCACHE_TEST_DATA, or ../shared/data) has them, else of `bench_ridge.draw`. --real adds
+real features themselves.
 
-Every finished piece is kept in --work: the same command resumes there (pieces older than six hours are made again), and
-the JSON is written after each data set.
+Finished points are kept in --work, from which the same command resumes (points older than six hours are computed
+again); the JSON is written after each data set.
 
     python -m benchmarks.bench_logistic --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
 """
@@ -47,15 +47,15 @@ THEIRS = tuple(10.0**-k for k in range(5, 12))
 HOURS = 6.0
 
 
-class Pieces:
-    """Points that are done, each a file; those of another day do not count."""
+class Finished:
+    """Finished points, one file each; old ones do not count."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str) -> Point | None:
-        """The point, if it is there and of today."""
+        """The point, if it is stored and recent."""
         path = self.folder / f"{key}.npz"
         if not path.exists() or time.time() - path.stat().st_mtime > HOURS * 3600:
             return None
@@ -64,14 +64,14 @@ class Pieces:
         return Point(*(value if value.ndim else float(value) for value in values))
 
     def put(self, key: str, point: Point) -> Point:
-        """Keep a point, whole or not at all."""
+        """Store a point in one step."""
         np.savez(self.folder / "part.npz", **point._asdict())
         (self.folder / "part.npz").replace(self.folder / f"{key}.npz")
         return point
 
 
 def ours(data: Data, Cs: Float, tol: float) -> Iterator[Point]:
-    """Our path, each point with its seconds; those of preparing the rows belong to the first."""
+    """Our path, with the seconds of each point; the first includes the preparation of the rows."""
     start, busy = time.perf_counter(), time.process_time()
     rows = Rows(data.X.astype(np.float32), data.y, int(data.y.max()) + 1)
     for f in PathSolver(rows, tol=tol, max_iter=10_000).path(Cs):
@@ -81,7 +81,7 @@ def ours(data: Data, Cs: Float, tol: float) -> Iterator[Point]:
 
 
 def sklearn_at(X: Any, y: Any, C: float, tol: float, warm: Point | None) -> Point:
-    """scikit-learn's fit for one C, from the point before."""
+    """scikit-learn's fit for one C, warm-started."""
     model = LogisticRegression(C=C, tol=tol, max_iter=20_000, warm_start=True)
     if warm is not None:
         model.coef_, model.intercept_ = warm.weights.astype(X.dtype), warm.intercepts.astype(X.dtype)
@@ -109,22 +109,22 @@ def our_rounds(data: Data, best: list[Point], lowest: list[float], rounds: int) 
 
 
 def their_path(
-    data: Data, lowest: list[float], Cs: Float, dtype: Any, pieces: Pieces, limit: float = float("inf")
+    data: Data, lowest: list[float], Cs: Float, dtype: Any, finished: Finished, limit: float = float("inf")
 ) -> tuple[list[Point], float]:
-    """scikit-learn's path, and its seconds at least; infinite where no tolerance reaches the gap.
+    """scikit-learn's path, and a lower bound of its seconds; infinite where no tolerance reaches the gap.
 
-    After `limit` seconds it ends early. The attempt that goes beyond counts in the seconds: a tighter tolerance only
-    adds iterations to it.
+    After `limit` seconds it ends early. The attempt that exceeds the limit counts: a tighter tolerance only adds
+    iterations to it.
     """
     X, path, first = data.X.astype(dtype), list[Point](), 0
     for k, C in enumerate(Cs.tolist()):
-        found = pieces.get(f"sklearn-{X.dtype}-{k}")
+        found = finished.get(f"sklearn-{X.dtype}-{k}")
         for tol in THEIRS[max(first - 1, 0) :] if found is None else ():
             point = sklearn_at(X, data.y, C, tol, path[-1] if path else None)
             gap = objective(data, point)[0] / lowest[k] - 1.0
             print(f"    sklearn {X.dtype} C {C:.3g} tol {tol:.0e}: gap {gap:.1e}, {point.seconds:.2f} s", flush=True)
             if gap <= GAP:
-                found = pieces.put(f"sklearn-{X.dtype}-{k}", point)
+                found = finished.put(f"sklearn-{X.dtype}-{k}", point)
                 break
             if total(path) + point.seconds > limit:
                 return path, total(path) + point.seconds
@@ -143,7 +143,7 @@ def total(path: list[Point]) -> float:
 
 
 def facts(data: Data, best: list[Point], lowest: list[float], path: list[Point]) -> dict[str, Any]:
-    """What a path reached, by C."""
+    """Results of a path, per C."""
     compared = [disagreements(data.test_X, b, p) for b, p in zip(best, path, strict=False)]
     return {
         "tol": [p.tol for p in path],
@@ -157,29 +157,29 @@ def facts(data: Data, best: list[Point], lowest: list[float], path: list[Point])
 
 
 def contest(
-    name: str, data: Data, n_points: int, rounds: int, pieces: Pieces, enough: float
+    name: str, data: Data, n_points: int, rounds: int, finished: Finished, enough: float
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """The optimum, our rounds, scikit-learn between them; what it took at least is among the facts."""
+    """Seconds and facts of one data set: the optimum, then our rounds with scikit-learn between them."""
     Cs = np.logspace(-2, 4, n_points)
     print(f"  {name}: {data.X.shape}", flush=True)
-    kept = [pieces.get(f"optimum-{k}") for k in range(n_points)]
+    kept = [finished.get(f"optimum-{k}") for k in range(n_points)]
     best = [point for point in kept if point is not None]
     if len(best) < n_points:
-        best = [pieces.put(f"optimum-{k}", point) for k, point in enumerate(minima(data, Cs))]
-    judged = [objective(data, point) for point in best]
-    lowest = [value for value, _ in judged]
+        best = [finished.put(f"optimum-{k}", point) for k, point in enumerate(minima(data, Cs))]
+    values = [objective(data, point) for point in best]
+    lowest = [value for value, _ in values]
     wide = data.test_X.astype(np.float64)
     accuracy = [float(((wide @ p.weights.T + p.intercepts).argmax(axis=1) == data.test_y).mean()) for p in best]
-    certified = max(above / value for value, above in judged)
+    certified = max(above / value for value, above in values)
     print(f"    f* within {certified:.1e}; test accuracy {min(accuracy):.3f} to {max(accuracy):.3f}", flush=True)
     found: dict[str, Any] = {"test accuracy": accuracy, "f* certified within": certified}
     first = our_rounds(data, best, lowest, 1 + rounds // 2)
     most = enough * total(first[0]) if first else float("inf")
-    theirs = {"float64": their_path(data, lowest, Cs, np.float64, pieces, most)}
+    theirs = {"float64": their_path(data, lowest, Cs, np.float64, finished, most)}
     again = [list(ours(data, Cs, first[0][0].tol)) for _ in range(rounds - len(first))] if first else []
     seconds = {f"ours, {name}": [total(path) for path in first + again]} if first else {}
     found[f"ours, {name}"] = facts(data, best, lowest, first[0]) if first else {}
-    theirs["float32"] = their_path(data, lowest, Cs, np.float32, pieces, theirs["float64"][1])
+    theirs["float32"] = their_path(data, lowest, Cs, np.float32, finished, theirs["float64"][1])
     for dtype, (path, least) in theirs.items():
         key = f"sklearn {dtype}, {name}"
         found[key] = facts(data, best, lowest, path) | {"seconds at least": least if np.isfinite(least) else None}
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--enough", type=float, default=float("inf"), metavar="TIMES", help="stop scikit-learn at that many times ours"
     )
-    parser.add_argument("--work", type=Path, default=Path("build/bench_logistic"), help="where finished pieces are")
+    parser.add_argument("--work", type=Path, default=Path("build/bench_logistic"), help="folder of finished points")
     parser.add_argument("--out", help="JSON file")
     options = parser.parse_args()
     if options.threads:
@@ -228,9 +228,9 @@ def main() -> None:
     extra, bars = {}, []
     for name in ("drawn", *options.real):
         data = drawn(sizes, folder, options.spread) if name == "drawn" else real(folder, name)
-        pieces = Pieces(options.work / f"{name}-{len(data.y)}-{options.spread:g}-{threads}")
+        finished = Finished(options.work / f"{name}-{len(data.y)}-{options.spread:g}-{threads}")
         points = 4 if options.tiny else 10
-        times, extra[name] = contest(name, data, points, options.rounds, pieces, options.enough)
+        times, extra[name] = contest(name, data, points, options.rounds, finished, options.enough)
         seconds |= times
         bars += [bar(name, times, extra[name])] if f"ours, {name}" in times else []
         report("logistic, path of C", shown, seconds, bars=bars, extra=extra, out=options.out)

@@ -1,4 +1,4 @@
-"""What the logistic benchmark judges by: rows, the objective in float64, its certified minimum, predictions."""
+"""Cases of the logistic benchmark: rows, the objective in float64 with its certified minimum, and predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Float = NDArray[np.float64]
 
 
 class Data(NamedTuple):
-    """Rows to fit and rows to test."""
+    """Training and test rows."""
 
     X: Features
     y: Labels
@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 
 def drawn(sizes: dict[str, int], folder: Path, spread: float) -> Data:
-    """Float16 unit rows from means and covariance, N to fit and a tenth as many to test."""
+    """Float16 unit rows drawn from class means and a covariance: N training rows and a tenth as many test rows."""
     n, dim, n_classes = sizes["N"] + sizes["N"] // 10, sizes["D"], sizes["C"]
     path = folder / "clip-vit-b32-features" / "ucf101.npz"
     if path.exists() and dim == 512 and n_classes <= 101:
@@ -67,10 +67,10 @@ def real(folder: Path, name: str) -> Data:
 
 
 def objective(data: Data, point: Point) -> tuple[float, float]:
-    """scikit-learn's objective, and how far it is from its minimum at most, both in float64.
+    """scikit-learn's objective, and an upper bound of its distance from the minimum, both in float64.
 
-    The objective is 1-strongly convex in the weights: it lies at most ||dF/dW||² / 2 above the minimum for these
-    intercepts, whose own derivative is given the same credit.
+    The objective is 1-strongly convex in the weights, so it is at most ||dF/dW||² / 2 above the minimum for these
+    intercepts. The derivative by the intercepts is counted in the same way.
     """
     total, gradient = 0.5 * float((point.weights**2).sum()), point.weights.copy()
     sums = np.zeros_like(point.intercepts)
@@ -96,7 +96,10 @@ def minima(data: Data, Cs: Float) -> list[Point]:
 
 
 def disagreements(X: Features, best: Point, found: Point) -> tuple[int, float]:
-    """Rows whose two best logits at the optimum differ by over 1e-3, predicted differently; largest logit error."""
+    """Number of rows predicted differently although their two best logits at the optimum are 1e-3 apart; logit error.
+
+    The error is the largest of any logit, up to a constant per row.
+    """
     wide = X.astype(np.float64)
     exact, other = wide @ best.weights.T + best.intercepts, wide @ found.weights.T + found.intercepts
     two = np.sort(exact, axis=1)[:, -2:]

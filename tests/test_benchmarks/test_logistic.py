@@ -1,4 +1,4 @@
-"""The logistic benchmark runs (tiny), so that it cannot rot, and resumes; speed is not judged here."""
+"""The logistic benchmark runs (tiny), so that it cannot rot, and resumes; its speed is not checked."""
 
 import json
 import subprocess
