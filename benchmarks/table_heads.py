@@ -30,7 +30,8 @@ import heads
 from benchmarks.common import machine_facts
 from heads import LinearHead, Material, ResidentStore, fit_head
 from heads.evaluation.compare import compare
-from heads.sweeps import HeadGrid, Splits, SweepPlan, run_sweep
+from heads.sweeps.plan import HeadGrid, Splits, SweepPlan
+from heads.sweeps.run import run_sweep
 
 SETS = ("oxford_pets", "oxford_flowers", "ucf101")
 IMAGE_HEADS = ("ridge", "logistic", "discriminant", "nearest_mean", "knn")

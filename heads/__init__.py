@@ -1,7 +1,7 @@
 """Heads: classifiers that are fitted from stores and evaluated without opening an image again.
 
 The public names are those of heads/api.py, imported on first use. A head is one file in heads/estimators and one line
-in the table `HEADS` there; the contract tests and the command line pick it up.
+in the table `HEADS` of heads/estimators/catalogue.py; the contract tests and the command line pick it up.
 """
 
 from typing import TYPE_CHECKING

@@ -1,9 +1,10 @@
-"""The public names of `heads`, and the table of heads."""
+"""The public names of `heads`."""
 
 from heads.combine.calibrate import calibrate
 from heads.combine.ensemble import blend, ensemble, stack
 from heads.combine.interpolate import interpolate, interpolate_by_folds
 from heads.estimators.base import HeadClassifier, LinearClassifier
+from heads.estimators.catalogue import HEADS
 from heads.estimators.discriminant import LinearDiscriminant, NearestMean
 from heads.estimators.fit import Material, fit_head, settled
 from heads.estimators.kept_moments import store_moments
@@ -86,16 +87,3 @@ __all__ = [
     "subset_by_name",
     "template_weights",
 ]
-
-HEADS: dict[str, type[HeadClassifier]] = {
-    "zero_shot": ZeroShot,
-    "ridge": Ridge,
-    "logistic": Logistic,
-    "nearest_mean": NearestMean,
-    "discriminant": LinearDiscriminant,
-    "knn": KNN,
-    "tip_adapter": TipAdapter,
-    "tip_adapter_f": TipAdapterF,
-    "lp_plus_plus": LPPlusPlus,
-}
-"""Every head by the name that the command line uses."""

@@ -6,8 +6,14 @@ import argparse
 import json
 from typing import Any
 
-from featcache.encoders import PREPARATIONS
+from featcache.datasets import DATASETS
+from featcache.encoders import PREPARATIONS, Encoder, load_encoder
 from featcache.progress import Printed, Progress, Silent
+from featcache.store import ImageStore, TextStore
+from featcache.store.catalogue import other_names
+
+IMAGES_HELP = "image store: folder, s3:// URL, key or NAME/SPLIT[@MODEL]; #TAP behind it for a tap or view"
+STORE_HELP = "folder, s3:// URL, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]; #TAP behind it for a tap or view"
 
 
 def root_argument(parser: argparse.ArgumentParser) -> None:
@@ -17,17 +23,58 @@ def root_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def data_arguments(parser: argparse.ArgumentParser, metavar: str) -> None:
+    """Add the data set, and ``--labels``."""
+    sources = ", ".join(sorted(DATASETS))
+    parser.add_argument("data", metavar=metavar, help=f"SOURCE:ARGUMENT, with one of the sources {sources}")
+    parser.add_argument(
+        "--labels", default="names", choices=("names", "int"), help="what a list file has as labels (default: names)"
+    )
+
+
+def update_labels_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--update-labels``."""
+    parser.add_argument("--update-labels", action="store_true", help="store changed labels; features are kept")
+
+
+def decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--batch-size`` and ``--workers``, of verbs that encode images."""
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per forward pass (default: 64)")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
+
+
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, where the encoder runs."""
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+
+
+def quiet_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quiet``."""
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def pretrained_argument(parser: argparse.ArgumentParser, of: str = "--model") -> None:
+    """Add ``--pretrained``."""
+    parser.add_argument("--pretrained", help=f"weights of {of}: open_clip tag, checkpoint file, or `random`")
+
+
 def model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what names an encoder."""
     parser.add_argument(
         "--model",
         default="tiny",
-        help="tiny, an open_clip architecture, local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], python:MODULE:FUNCTION",
+        help="tiny (the default), an open_clip architecture, local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], "
+        "python:MODULE:FUNCTION",
     )
-    parser.add_argument("--pretrained", help="open_clip tag, checkpoint file, or `random`")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the model's products")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    pretrained_argument(parser)
+    device_argument(parser)
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the model's matrix products (default: fp32)",
+    )
+    quiet_argument(parser)
     root_argument(parser)
 
 
@@ -36,14 +83,28 @@ def preprocess_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocess",
         choices=sorted(PREPARATIONS),
-        help="prepare pictures otherwise than the model says: central-crop takes the central 7/8, as Lipsum-FT does",
+        help="another preprocessing than the model's own: central-crop takes the central 7/8, as Lipsum-FT does",
     )
+
+
+def encoder_of(args: argparse.Namespace, preprocess: str | None = None) -> Encoder:
+    """The encoder that `model_arguments` name."""
+    place = {"device": args.device, "precision": args.precision}
+    return load_encoder(args.model, args.pretrained, **place, preprocess=preprocess)
+
+
+def progress_of(args: argparse.Namespace) -> Progress:
+    """Progress on stderr, none with ``--quiet``."""
+    return Silent() if args.quiet else Printed()
+
+
+def alias_note(store: ImageStore | TextStore, encoder: Encoder) -> str:
+    """A line where an encoder of another name, with the same weights, made the store."""
+    if store.encoder_name == encoder.name or encoder.name not in other_names(store.path):
+        return ""
+    return f"\n  the tower of {encoder.name} equals that of {store.encoder_name}: @{encoder.name} finds this store, too"
 
 
 def show(value: Any, text: str, as_json: bool) -> None:
     """Print a result: one JSON value, or text for people."""
     print(json.dumps(value) if as_json else text)
-
-
-def _progress(args: argparse.Namespace) -> Progress:
-    return Silent() if args.quiet else Printed()

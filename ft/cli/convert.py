@@ -1,42 +1,47 @@
-"""The verb convert."""
+"""The verb ``featcache convert``: checkpoints of other systems, and layouts of other libraries."""
 
 import argparse
 
-from featcache.cli.arguments import show
+from featcache.cli.arguments import pretrained_argument, show
 from featcache.prompts import load_classnames
-from ft.checkpoints.convert import LAYOUTS
-from ft.checkpoints.convert import convert as run_convert
 
 
-def convert_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache convert``."""
     parser.add_argument(
         "source",
         metavar="FILE",
-        help="safetensors, torch state dict, OpenAI archive, model folder, Lipsum-FT's .ckpt; a pickled module",
+        help="safetensors, torch state dict, OpenAI archive, model folder, Lipsum-FT's .ckpt, or a pickled module",
     )
     parser.add_argument("out", metavar="OUT", help="a .safetensors file, or a folder")
     parser.add_argument(
         "--base",
         metavar="MODEL",
         help="gives configuration, activation, tokenizer and missing towers: a model folder, tiny, RUN/start (what a "
-        "run of finetune began with), or an open_clip architecture",
+        "finetune run began with), or an open_clip architecture",
     )
-    parser.add_argument("--pretrained", help="weights of --base, an architecture: open_clip tag or checkpoint file")
-    parser.add_argument("--to", default="open_clip", choices=LAYOUTS, help="layout of a folder (default: open_clip)")
-    parser.add_argument("--classes", metavar="FILE", help="class names of its head, one a line, or `imagenet`")
+    pretrained_argument(parser, "--base, where that is an architecture")
+    parser.add_argument(
+        "--to",
+        default="open_clip",
+        choices=("open_clip", "huggingface"),
+        help="layout of a folder (default: open_clip)",
+    )
+    parser.add_argument("--classes", metavar="FILE", help="class names of its head, one per line, or `imagenet`")
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="unpickle a file that is nothing else (wise-ft's): this RUNS WHATEVER CODE IT HOLDS, in a process of "
-        "its own but with your rights; only for files of people you trust",
+        help="unpickle a file that cannot be read otherwise (wise-ft's): this RUNS ANY CODE THAT THE FILE HOLDS, in a "
+        "separate process but with your rights; only for files from people you trust",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
 
 
-def convert(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """``featcache convert FILE OUT [--base MODEL [--pretrained TAG]] [--to huggingface] [--trust]``."""
-    done = run_convert(
+    from ft.checkpoints.convert import convert
+
+    done = convert(
         args.source,
         args.out,
         base=args.base,

@@ -1,10 +1,9 @@
 """``featcache demo``, and ``featcache demo --full``: from fine-tuning to one robust checkpoint on handwritten digits.
 
-The full part goes on where `heads.cli.demo` ends: fine-tune `tiny` on the train split with Lipsum-FT's
-regularisation over
-a stored bank of random texts, encode and evaluate the result like any other model, interpolate it with the zero-shot
-model in weight space, choose alpha on the val split, and judge that one checkpoint on every shift. A few minutes on
-two cores; a second run resumes the finished training and finds its stores.
+The full demo continues `heads.cli.demo`: it fine-tunes `tiny` on the train split with Lipsum-FT's regularisation over a
+stored bank of random texts, encodes and evaluates the result like any other model, interpolates it with the zero-shot
+model in weight space, chooses alpha on the val split, and evaluates that one checkpoint on every shift. It takes
+minutes on two cores; a second run resumes the finished training and finds its stores.
 """
 
 import argparse
@@ -15,14 +14,8 @@ from typing import Any
 import featcache
 from featcache.cli.arguments import show
 from featcache.datasets import open_dataset
-from featcache.datasets.sources.digits import DOMAINS
 from featcache.progress import Printed, Silent, format_seconds
-from ft.merging.sweep import WiseOptions, sweep
-from ft.training.loop import finetune
-from heads import append_rows, evaluate, load
-from heads.cli.demo import demo_arguments as base_arguments
-from heads.cli.demo import run_demo
-from heads.report import table_text, write_report
+from heads.cli.demo import TESTS, demo_arguments, run_demo
 
 OPTIONS: dict[str, Any] = {
     "templates": "digits",
@@ -38,7 +31,6 @@ OPTIONS: dict[str, Any] = {
     "regularizers": {"lipsum": {"weight": 0.01, "mode": "exact", "bank": 2000}},
 }
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-TESTS = ("digits", *(f"digits:{domain}" for domain in DOMAINS if domain != "clean"))
 COMMANDS = """The same by hand:
   featcache text --random 2000
   featcache finetune digits --val digits:val --out {out}/finetuned --templates digits --head-scale separate \\
@@ -51,15 +43,15 @@ COMMANDS = """The same by hand:
       --on {tests}"""
 
 
-def demo_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache demo``."""
-    base_arguments(parser)
+    demo_arguments(parser)
     parser.add_argument("--full", action="store_true", help="also fine-tune, encode, evaluate, interpolate (minutes)")
     parser.add_argument("--steps", type=int, metavar="N", help="with --full: updates, instead of two epochs")
 
 
-def demo(args: argparse.Namespace) -> int:
-    """The main job, end to end."""
+def run(args: argparse.Namespace) -> int:
+    """``featcache demo``."""
     record = run_demo(args)
     if args.full:
         record["full"] = _full(args, record["rows"])
@@ -68,6 +60,11 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def _full(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from ft.merging.sweep import WiseOptions, sweep
+    from ft.training.loop import finetune
+    from heads import append_rows, evaluate, load
+    from heads.report import table_text, write_report
+
     began, out = time.perf_counter(), Path(args.output)
     say = (lambda line: None) if args.json else print
     options = {**OPTIONS, "epochs": None, "steps": args.steps} if args.steps else OPTIONS

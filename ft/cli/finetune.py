@@ -1,79 +1,87 @@
-"""The verb finetune: its flags are the fields of `FinetuneOptions`, so that a new option is one line there."""
+"""The verb ``featcache finetune``: its flags are the fields of `FinetuneOptions`; a new option is one line there."""
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
 import types
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from featcache.cli.arguments import root_argument, show
-from featcache.datasets import DATASETS
-from featcache.processes import is_first
-from featcache.progress import Printed, Silent
+from featcache.cli.arguments import (
+    data_arguments,
+    device_argument,
+    pretrained_argument,
+    progress_of,
+    quiet_argument,
+    root_argument,
+    show,
+)
+from featcache.progress import Silent
 from ft.recipes import RECIPES, load_recipe
 from ft.regularizers import REGULARIZERS
-from ft.training.loop import FinetuneResult
-from ft.training.loop import finetune as run_finetune
 from ft.training.options import CHOICES, FinetuneOptions, parse_regularizer
+
+if TYPE_CHECKING:
+    from ft.training.loop import FinetuneResult
 
 HELP = {
     "objective": "what is minimised",
     "head": "zero_shot, zeros, ridge, logistic (fitted from the store of the training split), or a fitted head's file",
     "head_scale": "logit scale inside the head's weights (WiSE-FT) or beside them (Lipsum-FT)",
     "head_bias": "train a bias of the head",
-    "templates": "template set or file, of zero-shot heads and captions",
+    "templates": "template set or file, for zero-shot heads and captions",
     "prompts": "JSON file {class: [sentences]} instead of templates",
-    "false_negatives": "contrastive: count equal captions of other pairs as wrong, as the original does",
+    "false_negatives": "contrastive: count equal captions of other pairs as negatives, as the original does",
     "train": "parts to train: image, text, head, logit_scale",
     "epochs": "passes over the data (default: 10)",
     "steps": "updates, instead of epochs",
-    "batch_size": "images of an update, over all processes and micro-batches",
-    "accumulate": "micro-batches of an update",
+    "batch_size": "images per update, over all processes and micro-batches",
+    "accumulate": "micro-batches per update",
     "warmup": "updates of the warm-up",
     "clip": "largest norm of the gradient",
     "layer_decay": "factor on the learning rate for each layer further from the output",
-    "freeze_layers": "first layers of the image tower, and its embedding, that stay as they are",
+    "freeze_layers": "number of layers at the input of the image tower that are not trained, counting the embedding",
     "batch_norm": "batch normalisation uses and updates batch statistics (ResNets)",
-    "precision": "of the towers' products",
+    "precision": "of the towers' matrix products",
     "compile": "torch.compile of the image tower",
     "checkpoint_activations": "recompute activations in the backward pass to save memory",
-    "average": "average of the weights that is judged and saved",
+    "average": "average of the weights that is evaluated and saved",
     "swa_start": "share of the run after which the mean begins",
-    "preprocess": "how pictures are prepared where they are not augmented: central-crop, or as the model says",
-    "augment": "views of the training images (none: as encode prepares them)",
+    "preprocess": "preprocessing without augmentation: central-crop, or (default) the model's own",
+    "augment": "augmentation of the training images (none: as encode prepares them)",
     "shuffle": "draw a new order every epoch",
     "prior": "frozen features: computed, or kept in a store for the next run",
-    "select": "what makes a checkpoint the best on --val",
-    "eval_every": "updates between judging on --val (default: an epoch)",
-    "save_every": "updates between checkpoints (default: an epoch)",
+    "select": "metric on --val that chooses the best checkpoint",
+    "eval_every": "updates between evaluations on --val (default: one epoch)",
+    "save_every": "updates between checkpoints (default: one epoch)",
     "log_every": "updates between lines of log.jsonl",
-    "workers": "threads that read and crop (default: one a core)",
-    "tensorboard": "log for TensorBoard too (extra `finetune`)",
+    "workers": "threads that read and crop (default: one per core)",
+    "tensorboard": "also log for TensorBoard (extra `finetune`)",
 }
 
 
-def finetune_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache finetune``."""
-    parser.add_argument("data", metavar="DATASET", help=f"SOURCE:ARGUMENT, with one of {', '.join(sorted(DATASETS))}")
+    data_arguments(parser, "DATASET")
     parser.add_argument("--split", default="train", help="split to train on (default: train)")
-    parser.add_argument("--labels", default="names", choices=("names", "int"), help="what labels of a list file are")
-    parser.add_argument("--val", metavar="DATASET:SPLIT", help="selection split, which should be no reported one")
+    parser.add_argument("--val", metavar="DATASET:SPLIT", help="selection split, which must not be a reported one")
     parser.add_argument(
-        "--model", default="tiny", help="tiny, an open_clip architecture, local-dir:FOLDER, hf-hub:NAME"
+        "--model", default="tiny", help="tiny (the default), an open_clip architecture, local-dir:FOLDER, hf-hub:NAME"
     )
-    parser.add_argument("--pretrained", help="open_clip tag, checkpoint file, or `random`")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the run; one begun is resumed")
-    parser.add_argument("--overwrite", action="store_true", help="start anew where a run was begun")
+    pretrained_argument(parser)
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the run; a started one resumes")
+    parser.add_argument("--overwrite", action="store_true", help="start again where a run exists")
     parser.add_argument(
-        "--recipe", metavar="NAME", help=f"options from a recipe, {', '.join(RECIPES)} or a file; flags win over it"
+        "--recipe", metavar="NAME", help=f"options from a recipe, {', '.join(RECIPES)} or a file; flags override it"
     )
     parser.add_argument(
         "--regularizer",
         action="append",
         metavar="NAME=LAMBDA[,PARAMETER=VALUE...]",
-        help=f"a term of the loss and its weight; one of {', '.join(REGULARIZERS)}; may be given again",
+        help=f"a term of the loss and its weight; one of {', '.join(REGULARIZERS)}; may be repeated",
     )
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    device_argument(parser)
+    quiet_argument(parser)
     root_argument(parser)
     kinds = get_type_hints(FinetuneOptions)
     for option in dataclasses.fields(FinetuneOptions):
@@ -82,7 +90,7 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: Any) -> None:
-    """The flag of an option; one that is not given is left to the recipe, then to the option's default."""
+    """The flag of an option; without it, the recipe's value is used, then the option's default."""
     flag, text = f"--{name.replace('_', '-')}", HELP.get(name, name.replace("_", " "))
     shown = "" if default in (None, (), "") or "default:" in text else f" (default: {default})"
     settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%") + shown}
@@ -96,10 +104,13 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: An
     parser.add_argument(flag, type=kind, choices=CHOICES.get(name), **settings)
 
 
-def finetune(args: argparse.Namespace) -> int:
-    """``featcache finetune DATASET --out DIR``; of the processes of torchrun the first one tells."""
+def run(args: argparse.Namespace) -> int:
+    """``featcache finetune DATASET --out DIR``; of the processes of torchrun, the first one reports."""
+    from featcache.processes import is_first
+    from ft.training.loop import finetune
+
     options = _options(args)
-    result = run_finetune(
+    result = finetune(
         args.data,
         args.model,
         args.pretrained,
@@ -111,7 +122,7 @@ def finetune(args: argparse.Namespace) -> int:
         root=args.root,
         device=args.device,
         overwrite=args.overwrite,
-        progress=Printed() if is_first() and not args.quiet else Silent(),
+        progress=progress_of(args) if is_first() else Silent(),
     )
     if is_first():
         show(_record(result), _text(result, options.preprocess), args.json)

@@ -1,20 +1,17 @@
-"""The verb fisher."""
+"""The verb ``featcache fisher``: diagonal Fisher information of a model."""
+
+from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featcache.cli.arguments import model_arguments, preprocess_argument, show
+from featcache.cli.arguments import model_arguments, preprocess_argument, progress_of, show
 from featcache.datasets.base import Dataset, SampleIndex
-from featcache.encoders.openclip import OpenClipEncoder
-from featcache.encoding.texts import embed_prompts
-from featcache.progress import Printed, Silent
-from ft.checkpoints.parents import load_open_clip
-from ft.merging.fisher import fisher as compute
-from ft.merging.fisher import write_fisher
-from ft.training.loop import open_split
-from heads import LinearHead, ZeroShot, load
-from heads.fitted.linear import as_linear
+
+if TYPE_CHECKING:
+    from featcache.encoders.openclip import OpenClipEncoder
+    from heads import LinearHead
 
 
 @dataclass(frozen=True)
@@ -28,10 +25,10 @@ class _First:
         return getattr(self.base, name)
 
 
-def fisher_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache fisher``."""
-    parser.add_argument("data", metavar="DATASET:SPLIT", help="whose images, usually those of the training")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where it goes (safetensors)")
+    parser.add_argument("data", metavar="DATASET:SPLIT", help="images, usually the training split")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="output file (safetensors)")
     parser.add_argument("--head", metavar="FILE", help="the model's head; default: zero-shot from --templates")
     parser.add_argument("--templates", default="simple", help="of the zero-shot head (default: simple)")
     parser.add_argument("--passes", type=int, default=1, metavar="N", help="labels drawn for each image (default: 1)")
@@ -41,15 +38,18 @@ def fisher_arguments(parser: argparse.ArgumentParser) -> None:
     preprocess_argument(parser)
 
 
-def fisher(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """``featcache fisher DATASET:SPLIT --model M -o FILE``."""
+    from ft.checkpoints.parents import load_open_clip
+    from ft.merging.fisher import fisher, write_fisher
+    from ft.training.loop import open_split
+
     dataset = open_split(args.data)
     if args.limit:
         dataset = _first(dataset, args.limit)
     encoder = load_open_clip(args.model, args.pretrained, device=args.device, preprocess=args.preprocess)
-    progress = Silent() if args.quiet else Printed()
     head = _head(args, dataset, encoder)
-    values = compute(encoder, dataset, head, passes=args.passes, seed=args.seed, progress=progress)
+    values = fisher(encoder, dataset, head, passes=args.passes, seed=args.seed, progress=progress_of(args))
     path = write_fisher(values, args.output)
     n = len(dataset.index)
     show(
@@ -61,6 +61,11 @@ def fisher(args: argparse.Namespace) -> int:
 
 
 def _head(args: argparse.Namespace, dataset: Dataset, encoder: OpenClipEncoder) -> LinearHead:
+    """The head in a file, or the zero-shot head."""
+    from featcache.encoding.texts import embed_prompts
+    from heads import ZeroShot, load
+    from heads.fitted.linear import as_linear
+
     if args.head:
         return as_linear(load(args.head))
     names = dataset.index.classnames

@@ -1,26 +1,33 @@
-"""The verbs of weight-space ensembles and their parts: wise, fisher, convert."""
+"""The verb ``featcache wise``: weight-space interpolation (WiSE-FT), and the choice of alpha on a selection split."""
+
+from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featcache.cli.arguments import preprocess_argument, root_argument, show
+from featcache.cli.arguments import (
+    device_argument,
+    preprocess_argument,
+    pretrained_argument,
+    root_argument,
+    show,
+)
 from featcache.errors import FeatcacheError
-from ft.merging.interpolate import FISHER_FLOOR
-from ft.merging.sweep import SOUPS, Sweep, WiseOptions, sweep
-from ft.merging.wise import wise as merge
-from ft.training.loop import open_split
-from heads import append_rows
-from heads.report import table_text
-from heads.report.rows import choice_text, datasets_of
+from heads.cli.arguments import metric_argument, results_argument
+
+if TYPE_CHECKING:
+    from ft.merging.sweep import Sweep
+
+FISHER_FLOOR = 1e-8
 
 
-def wise_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache wise``."""
     parser.add_argument(
         "zero_shot",
         metavar="ZERO_SHOT",
-        help="the zero-shot model: a model folder, `tiny`, RUN/start (what a run of finetune began with), or an "
+        help="the zero-shot model: a model folder, `tiny`, RUN/start (what a finetune run began with), or an "
         "open_clip architecture with --pretrained",
     )
     parser.add_argument(
@@ -45,25 +52,27 @@ def wise_arguments(parser: argparse.ArgumentParser) -> None:
         dest="out",
         required=True,
         metavar="DIR",
-        help="where the folders alpha=0.500 and so on go",
+        help="folder of the merged models: alpha=0.500 and so on",
     )
     parser.add_argument(
         "--fisher",
         nargs=2,
         metavar=("F0", "F1"),
-        help="diagonal Fisher information of both models (featcache fisher): weights by it, element by element",
+        help="weight each element by the diagonal Fisher information of both models (featcache fisher)",
     )
     parser.add_argument(
         "--fisher-floor", type=float, default=FISHER_FLOOR, metavar="F", help="least Fisher information (default: 1e-8)"
     )
-    parser.add_argument("--pretrained", help="weights of ZERO_SHOT, an architecture: open_clip tag or checkpoint file")
-    parser.add_argument("--overwrite", action="store_true", help="replace folders that are already there")
-    _judging_arguments(parser)
+    pretrained_argument(parser, "ZERO_SHOT, where that is an architecture")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing folders")
+    _evaluation_arguments(parser)
 
 
-def _judging_arguments(parser: argparse.ArgumentParser) -> None:
-    """With a selection split the merged models are encoded and judged, and the best one is kept."""
-    parser.add_argument("--select", metavar="DATASET:SPLIT", help="encode and judge every merged model, keep the best")
+def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """With a selection split, the merged models are encoded and evaluated, and the best one is kept."""
+    parser.add_argument(
+        "--select", metavar="DATASET:SPLIT", help="encode and evaluate every merged model on this split, keep the best"
+    )
     parser.add_argument(
         "--on",
         nargs="+",
@@ -71,7 +80,7 @@ def _judging_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATASET:SPLIT",
         help="splits to report, with --select; the first one is the in-distribution one",
     )
-    parser.add_argument("--best-only", action="store_true", help="judge only the chosen model on the splits of --on")
+    parser.add_argument("--best-only", action="store_true", help="evaluate only the chosen model on the splits of --on")
     parser.add_argument(
         "--heads",
         nargs="+",
@@ -79,22 +88,26 @@ def _judging_arguments(parser: argparse.ArgumentParser) -> None:
         help="heads to interpolate too: the zero-shot model's (a file, or zero_shot) and one for each fine-tuned model",
     )
     parser.add_argument("--templates", default="simple", help="of zero-shot heads (default: simple)")
-    parser.add_argument("--metric", default="top1", help="what --select compares (default: top1)")
-    parser.add_argument("--soup", default="uniform", choices=SOUPS, help="how several fine-tuned models are averaged")
-    parser.add_argument("--results", default="results.jsonl", metavar="FILE", help="grows by one row an alpha")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    metric_argument(parser)
+    parser.add_argument(
+        "--soup", default="uniform", choices=("uniform", "greedy"), help="how several fine-tuned models are averaged"
+    )
+    results_argument(parser, per="alpha")
+    device_argument(parser)
     preprocess_argument(parser)
     root_argument(parser)
 
 
-def wise(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """``featcache wise ZERO_SHOT FINE_TUNED... --alpha A... --out DIR [--select DATASET:SPLIT]``."""
+    from ft.merging.wise import wise
+
     fisher = (args.fisher[0], args.fisher[1]) if args.fisher else None
     if args.select:
         return _sweep(args, fisher)
     if args.on or args.heads or args.best_only or args.soup != "uniform" or args.preprocess:
-        raise FeatcacheError("--on, --heads, --best-only, --preprocess, --soup greedy judge models: give --select too")
-    folders = merge(
+        raise FeatcacheError("--on, --heads, --best-only, --preprocess and --soup greedy need --select; give it too")
+    folders = wise(
         args.zero_shot,
         args.fine_tuned,
         args.alpha,
@@ -114,6 +127,10 @@ def wise(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
+    from ft.merging.sweep import WiseOptions, sweep
+    from ft.training.loop import open_split
+    from heads import append_rows
+
     options = WiseOptions(
         pretrained=args.pretrained,
         fisher=fisher,
@@ -152,7 +169,10 @@ def _choice(found: Sweep) -> dict[str, Any]:
 
 
 def _tables(found: Sweep) -> list[str]:
-    """The selection split, which is no reported one, by itself; then the splits of --on, the first the reference."""
+    """The selection split by itself, as it is not reported; then the splits of --on, the first as the reference."""
+    from heads.report import table_text
+    from heads.report.rows import datasets_of
+
     selection = f"{_choice(found)['name']}/{_choice(found)['split']}"
     reported = [name for name in datasets_of([found.best]) if name != selection]
     tables = [table_text(found.rows, [selection])]
@@ -163,6 +183,8 @@ def _tables(found: Sweep) -> list[str]:
 
 
 def _text(found: Sweep, args: argparse.Namespace) -> str:
+    from heads.report.rows import choice_text
+
     lines = [*_tables(found), f"best on {args.select}: alpha = {found.alpha:g} ({choice_text(_choice(found))})"]
     if len(args.fine_tuned) > 1:
         lines.append(f"{args.soup} soup of {', '.join(Path(args.fine_tuned[k]).as_posix() for k in found.ingredients)}")

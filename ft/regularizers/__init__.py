@@ -1,20 +1,24 @@
 """Terms that keep a fine-tuned model robust; each is one file and one line in `REGULARIZERS`."""
 
-from ft.regularizers.base import Regularizer, Step
-from ft.regularizers.car import ContextDistillation
-from ft.regularizers.distill import FeatureDistillation, LogitDistillation
-from ft.regularizers.l2sp import L2SP
-from ft.regularizers.lipsum import Lipsum
-from ft.regularizers.variance_covariance import VarianceCovariance
+from __future__ import annotations
 
-__all__ = ["REGULARIZERS", "Regularizer", "Step"]
+from typing import TYPE_CHECKING
 
-REGULARIZERS: dict[str, type[Regularizer]] = {
-    "lipsum": Lipsum,
-    "variance_covariance": VarianceCovariance,
-    "l2sp": L2SP,
-    "feature_distillation": FeatureDistillation,
-    "logit_distillation": LogitDistillation,
-    "car": ContextDistillation,
-}
+from featcache.parameters import Plugins
+
+if TYPE_CHECKING:
+    from ft.regularizers.base import Regularizer
+
+__all__ = ["REGULARIZERS"]
+
+REGULARIZERS: Plugins[type[Regularizer]] = Plugins(
+    {
+        "lipsum": "ft.regularizers.lipsum:Lipsum",
+        "variance_covariance": "ft.regularizers.variance_covariance:VarianceCovariance",
+        "l2sp": "ft.regularizers.l2sp:L2SP",
+        "feature_distillation": "ft.regularizers.distill:FeatureDistillation",
+        "logit_distillation": "ft.regularizers.distill:LogitDistillation",
+        "car": "ft.regularizers.car:ContextDistillation",
+    }
+)
 """All regularisers, by the name that recipes use."""

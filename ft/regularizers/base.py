@@ -1,17 +1,16 @@
 """Regularisers: what they read of a training step, what they declare, and how a run builds them."""
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import UnionType
-from typing import Any, ClassVar, Literal, Protocol, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 
 from featcache.encoding.banks import SecondMoment
 from featcache.errors import TrainingError
+from featcache.parameters import Parameter, parameters_of
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,12 @@ class Regularizer(ABC):
     """Whether the term of a batch is the mean of the terms of its parts, weighted by rows."""
 
     @classmethod
+    def parameters(cls) -> dict[str, Parameter]:
+        """The parameters that recipes and the command line may give."""
+        declared = parameters_of(cls.from_setting if "from_setting" in vars(cls) else cls)
+        return {name: found for name, found in declared.items() if name != "setting"}
+
+    @classmethod
     def from_setting(cls, setting: Setting, *args: Any, **parameters: Any) -> Self:
         """The regulariser of a run."""
         return cls(**parameters)
@@ -103,39 +108,6 @@ class Regularizer(ABC):
     @abstractmethod
     def __call__(self, step: Step) -> torch.Tensor:
         """The term, a scalar of float32 or wider."""
-
-
-def check_parameters(name: str, kind: type[Regularizer], given: Mapping[str, Any]) -> None:
-    """Check parameters from a recipe or the command line against the declaration of a regulariser.
-
-    Raises
-    ------
-    TrainingError
-        An unknown parameter, or a value of another type.
-    """
-    declares: Callable[..., Any] = kind.from_setting if "from_setting" in vars(kind) else kind.__init__
-    hints = get_type_hints(declares)
-    declared = [key for key in inspect.signature(declares).parameters if key not in ("self", "setting")]
-    for key, value in given.items():
-        if key not in declared:
-            raise TrainingError(
-                f"regularizer {name}: unknown parameter {key}={value!r}; expected {', '.join(declared) or 'none'}"
-            )
-        if not _fits(value, hints[key]):
-            choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
-            expected = " or ".join(map(repr, choices)) or str(getattr(hints[key], "__name__", hints[key]))
-            raise TrainingError(f"regularizer {name}: parameter {key}={value!r}; expected {expected}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value has the type of a hint; whole numbers are numbers, booleans are not."""
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 class Constant:

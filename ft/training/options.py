@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from featcache.errors import TrainingError
 from ft.regularizers import REGULARIZERS
-from ft.regularizers.base import check_parameters
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "objective": ("cross_entropy", "contrastive"),
@@ -245,7 +244,15 @@ def _weighted(name: str, value: Any) -> dict[str, Any]:
     weight = given.get("weight")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
         raise TrainingError(f"regularizer {name}: weight {weight!r}; expected a number, zero or more: {name}=1.0")
-    check_parameters(name, REGULARIZERS[name], {key: value for key, value in given.items() if key != "weight"})
+    declared = REGULARIZERS[name].parameters() if len(given) > 1 else {}
+    for key in given.keys() - {"weight"}:
+        if key not in declared:
+            expected = ", ".join(declared) or "none"
+            raise TrainingError(f"regularizer {name}: unknown parameter {key}={given[key]!r}; expected {expected}")
+        try:
+            declared[key].check(given[key])
+        except ValueError as error:
+            raise TrainingError(f"regularizer {name}: parameter {error}") from None
     return given
 
 

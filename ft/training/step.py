@@ -23,7 +23,7 @@ from ft.distributed import average_gradients, total
 from ft.objectives.base import Objective, TrainingBatch
 from ft.objectives.head import Head
 from ft.prior.prior import Prior
-from ft.regularizers import Regularizer, Step
+from ft.regularizers.base import Regularizer, Step
 from ft.training.model import Trainable
 from ft.training.optim import set_rate
 from ft.training.options import FinetuneOptions

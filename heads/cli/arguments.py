@@ -7,75 +7,111 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import root_argument
 from featcache.errors import HeadError
 from featcache.store import ImageStore, TextStore, check_deep, find_store, resolve_root
 from featcache.store.images import ImageFeatures
-from heads import LogitHead, load
-from heads.estimators.fit import Material
-from heads.fitted.linear import as_linear
-from heads.rows.in_memory import ResidentStore, resident
+from featcache.store.protocol import FeatureTable
+from heads.estimators.catalogue import parameters_of, takes_prior
+
+if TYPE_CHECKING:
+    from heads.fitted.base import LogitHead
+    from heads.rows.in_memory import ResidentStore
+
+HEAD_HELP = "file written by `featcache fit`"
+RESULTS = "results.jsonl"
 
 
-def device_argument(parser: argparse.ArgumentParser) -> None:
-    """The argument of verbs that can work on a GPU."""
+def rows_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, where features are held; `store_arguments` must have been added before."""
     parser.add_argument(
         "--device",
-        dest="rows_device",  # other verbs have a device for the encoder
-        help="hold features in the memory of this device, such as cuda, and work there (default: stream, on the CPU)",
+        dest="rows_device",  # in other verbs, the device is the encoder's
+        help="hold features in the memory of this device, such as cuda, and compute there (default: stream on the CPU)",
     )
 
 
 def store_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every verb that reads stores."""
-    parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums first")
+    """Add the arguments of every verb that reads stores."""
+    verify_argument(parser)
     root_argument(parser)
 
 
-def json_setting(setting: str, known: Sequence[str]) -> tuple[str, Any]:
-    """Name and value of ``NAME=JSON``.
+def verify_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-verify``."""
+    parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums first")
+    parser.set_defaults(rows_device=None)
+
+
+def results_argument(parser: argparse.ArgumentParser, per: str = "head") -> None:
+    """Add ``--results``."""
+    parser.add_argument(
+        "--results", default=RESULTS, metavar="FILE", help=f"one row per {per} is appended to it (default: {RESULTS})"
+    )
+
+
+def metric_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--metric``."""
+    parser.add_argument(
+        "--metric", default="top1", help="what --select compares (default: top1); ties go to the lower NLL"
+    )
+
+
+def group_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--group``."""
+    parser.add_argument(
+        "--group", nargs="+", metavar="COLUMN", help="also by the values of these metadata columns (`label`: by class)"
+    )
+
+
+def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, Any]:
+    """Name and value of ``NAME=JSON``, a parameter of a head; `dotted` writes it HEAD.NAME=JSON and takes `prior` too.
 
     Raises
     ------
     HeadError
-        For another form, a name that is not known, or no JSON value.
+        For another form, an unknown name, or a value that is not JSON.
     """
-    name, equals, value = setting.partition("=")
+    shown, form = (f"{head}.{text}", f"{head}.NAME=VALUE") if dotted else (f"--set {text}", "NAME=VALUE")
+    name, equals, value = text.partition("=")
+    known = [*parameters_of(head), *(["prior"] if dotted and takes_prior(head) else [])]
     if not equals or name not in known:
-        raise HeadError(f"--set {setting}: expected NAME=VALUE with one of the names {', '.join(known)}")
+        raise HeadError(f"{shown}: expected {form} with one of {', '.join(known)}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
-        raise HeadError(f"--set {setting}: {value!r} is no JSON value; quote texts twice: '\"text\"'") from None
+        raise HeadError(f"{shown}: {value!r} is no JSON value; quote texts twice: '\"text\"'") from None
 
 
-def open_reference(reference: str, args: argparse.Namespace) -> Any:
-    """The store that a reference means, verified unless ``--no-verify``; with ``--device``, features in its memory."""
+def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | TextStore:
+    """The store that a reference names, verified unless ``--no-verify``; with ``--device``, features in its memory."""
     store = find_store(reference, resolve_root(args.root))
+    if not isinstance(store, ImageFeatures | TextStore):
+        raise HeadError(f"{reference}: a store of {store.kind}; expected a store of images or texts")
     if not args.no_verify:
         check_deep(store.path)
-    device = getattr(args, "rows_device", None)
-    if device is None or not isinstance(store, ImageFeatures):
+    device = args.rows_device
+    if device is None or isinstance(store, TextStore):
         return store
     if store.groups is not None:
         raise HeadError(f"--device {device}: {reference} stacks views, which are streamed; leave --device out")
+    from heads.rows.in_memory import resident
+
     return resident(store, device)
 
 
-def prior_head(reference: str, args: argparse.Namespace) -> Any:
-    """The linear head in a file, or the zero-shot head of a text store."""
-    if Path(reference).is_file():
-        return as_linear(load(reference))
-    store = open_reference(reference, args)
-    if not isinstance(store, TextStore):
-        raise HeadError(f"--prior {reference}: a store of images; give a head's file, or a store of texts")
-    return Material(texts=[store]).text_head()
-
-
 def open_images(reference: str, args: argparse.Namespace) -> ImageStore | ResidentStore:
-    """The image store that a reference means; HeadError for a store of texts."""
+    """The image store that a reference names.
+
+    Raises
+    ------
+    HeadError
+        For a store of texts, or of several views as one.
+    """
+    from heads.rows.in_memory import ResidentStore
+
     store = open_reference(reference, args)
     if not isinstance(store, ImageStore | ResidentStore):
         what = "a store of texts, or several views as one"
@@ -83,8 +119,18 @@ def open_images(reference: str, args: argparse.Namespace) -> ImageStore | Reside
     return store
 
 
+def open_texts(reference: str, args: argparse.Namespace, what: str = "") -> TextStore:
+    """The text store that a reference names; HeadError, in which `what` comes first, for a store of images."""
+    store = open_reference(reference, args)
+    if not isinstance(store, TextStore):
+        raise HeadError(f"{what}{reference}: a store of images; expected a store of texts, made by `featcache text`")
+    return store
+
+
 def load_heads(paths: Sequence[str]) -> list[LogitHead]:
-    """The heads, those of one kind told apart by their files' names."""
+    """The heads in the files; where several have one name, the file's name is added to it."""
+    from heads import load
+
     heads = [load(path) for path in paths]
     names = [head.name for head in heads]
     return [

@@ -1,21 +1,23 @@
-"""What ``--class-subset`` and ``--projection`` mean, for one data set or for all."""
+"""The arguments ``--class-subset`` and ``--projection``, for one data set or for all."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featcache.errors import HeadError
 from featcache.prompts import load_classnames, load_objectnet, load_subset, subset_names
-from heads.evaluation.passes import ClassSubset
-from heads.evaluation.projections import Projection, load_projection
-from heads.fitted.base import LogitHead
-from heads.fitted.provenance import subset_by_name
+
+if TYPE_CHECKING:
+    from heads.evaluation.passes import ClassSubset
+    from heads.evaluation.projections import Projection
+    from heads.fitted.base import LogitHead
 
 OBJECTNET = "objectnet:"
-IMAGENET = 1000  # its classes, which the named subsets are of
-ALL = ""  # a name that no data set has: meant for every one
+IMAGENET = 1000  # classes, of which the named subsets are parts
+ALL = ""  # stands for every data set; none has this name
 
 
 def class_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,67 +27,52 @@ def class_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="[DATA=]NAME",
-        help=f"keep only these classes' logits: one of {', '.join(subset_names())}, or a file of class names; for one "
-        "data set (DATA=NAME, several times) or for all",
+        help=f"keep only these classes' logits: {', '.join(subset_names())}, or a file of class names; with DATA= "
+        "for that data set (may be repeated), without for all",
     )
     parser.add_argument(
         "--projection",
         nargs="+",
         default=[],
         metavar="[DATA=]FILE",
-        help='new classes, each the largest logit of some of the heads\': JSON {"new": [index or name, ...], ...}, or '
-        "objectnet:DIR with ObjectNet's own mapping files",
+        help='merge classes, each new one taking the largest logit of its members: JSON {"new": [index or name, ...], '
+        "...}, or objectnet:DIR with ObjectNet's own mapping files",
     )
 
 
 def class_subset(args: argparse.Namespace, head: LogitHead, names: Sequence[str]) -> ClassSubset:
-    """What the two arguments say, for `heads.evaluate`.
+    """The two arguments, as `heads.evaluate` takes them.
 
     Parameters
     ----------
     args : with ``class_subset`` and ``projection``
-    head : whose classes names are looked up among
-    names : of the data sets there are
+    head : its class names are those that a file of names may list
+    names : the data sets
 
     Raises
     ------
     HeadError
-        For an unknown name, a data set that is not there, or two meanings for one data set.
+        For an unknown name or data set, or two values for one data set.
     """
     found: dict[str, Sequence[int] | Projection] = {}
-    for flag, given, read in (
-        ("--class-subset", args.class_subset, lambda name: _subset(name, head)),
-        ("--projection", args.projection, _projection),
-    ):
-        _read_into(found, flag, given, read, names)
-    if not found:
-        return None
-    if ALL not in found:
-        return found
-    if len(found) > 1:
+    for flag, given in (("--class-subset", args.class_subset), ("--projection", args.projection)):
+        for text in given:
+            data, equals, what = text.partition("=")
+            if not equals:
+                data, what = ALL, text
+            elif data not in names:
+                raise HeadError(f"{flag} {text}: no data set {data!r} among {', '.join(names)}")
+            if data in found:
+                raise HeadError(f"{flag} {text}: {data or 'every data set'} has a class subset or projection already")
+            found[data] = _projection(what) if flag == "--projection" else _subset(what, head)
+    if ALL in found and len(found) > 1:
         raise HeadError("a class subset for all data sets, and one for a single one: name the data set for each")
-    return found[ALL]
-
-
-def _read_into(
-    found: dict[str, Sequence[int] | Projection],
-    flag: str,
-    given: Sequence[str],
-    read: Callable[[str], Sequence[int] | Projection],
-    names: Sequence[str],
-) -> None:
-    for text in given:
-        data, equals, what = text.partition("=")
-        if not equals:
-            data, what = ALL, text
-        elif data not in names:
-            raise HeadError(f"{flag} {text}: no data set {data!r} among {', '.join(names)}")
-        if data in found:
-            raise HeadError(f"{flag} {text}: {data or 'every data set'} has a class subset or projection already")
-        found[data] = read(what)
+    return found.get(ALL, found or None)
 
 
 def _projection(what: str) -> Projection:
+    from heads.evaluation.projections import Projection, load_projection
+
     if what.startswith(OBJECTNET):
         mapping = load_objectnet(what.removeprefix(OBJECTNET))
         return Projection(mapping.classnames, mapping.imagenet)
@@ -93,6 +80,8 @@ def _projection(what: str) -> Projection:
 
 
 def _subset(name: str, head: LogitHead) -> list[int]:
+    from heads.fitted.provenance import subset_by_name
+
     if name in subset_names():
         if len(head.classnames) != IMAGENET:
             raise HeadError(

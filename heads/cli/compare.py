@@ -5,20 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from featcache.cli.arguments import show
-from heads.cli.arguments import load_heads, open_images, store_arguments
+from heads.cli.arguments import HEAD_HELP, group_argument, load_heads, open_images, store_arguments
 from heads.cli.classes import class_arguments, class_subset
 from heads.evaluation.bootstrap import DRAWS
-from heads.evaluation.compare import compare as compare_heads
 
 
-def compare_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache compare``."""
-    parser.add_argument("head_a", metavar="HEAD_A", help="file written by `featcache fit`")
-    parser.add_argument("head_b", metavar="HEAD_B", help="another; differences are B less A")
+    parser.add_argument("head_a", metavar="HEAD_A", help=HEAD_HELP)
+    parser.add_argument("head_b", metavar="HEAD_B", help="another one; differences are B minus A")
     parser.add_argument("stores", metavar="STORE", nargs="+", help="image stores to compare them on")
-    parser.add_argument("--group", nargs="+", metavar="COLUMN", help="also by the values of these metadata columns")
+    group_argument(parser)
     parser.add_argument(
-        "--cluster", nargs="+", metavar="COLUMN", help="rows that agree in these columns are drawn together"
+        "--cluster", nargs="+", metavar="COLUMN", help="rows with equal values in these columns are drawn together"
     )
     parser.add_argument("--draws", type=int, default=DRAWS, metavar="N", help=f"bootstrap draws (default: {DRAWS})")
     parser.add_argument("--level", type=float, default=0.95, metavar="P", help="of the intervals (default: 0.95)")
@@ -27,29 +26,31 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
     store_arguments(parser)
 
 
-def compare(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """``featcache compare HEAD_A HEAD_B STORE...``."""
-    heads = load_heads([args.head_a, args.head_b])
+    from heads import compare
+
+    head_a, head_b = load_heads([args.head_a, args.head_b])
     stores = [open_images(reference, args) for reference in args.stores]
-    records = compare_heads(
-        heads[0],
-        heads[1],
+    records = compare(
+        head_a,
+        head_b,
         stores,
-        class_subset=class_subset(args, heads[0], [store.name for store in stores]),
+        class_subset=class_subset(args, head_a, [store.name for store in stores]),
         groups=args.group,
         clusters=args.cluster,
         draws=args.draws,
         level=args.level,
         seed=args.seed,
     )
-    show(records, "\n\n".join(map(_described, records)), args.json)
+    show(records, "\n\n".join(map(_describe, records)), args.json)
     return 0
 
 
-def _described(record: dict[str, Any]) -> str:
-    """What was found on one store, in a few lines."""
+def _describe(record: dict[str, Any]) -> str:
+    """The comparison on one store, in a few lines."""
     a, b = record["heads"]
-    lines = [f"{record['store']}, {record['n']:,} rows; {100 * record['level']:g} % intervals of {b} less {a}"]
+    lines = [f"{record['store']}, {record['n']:,} rows; {100 * record['level']:g} % intervals of {b} minus {a}"]
     for metric, factor, digits, unit in (("top1", 100, 1, " %"), ("nll", 1, 3, "")):
         cells = [f"{who} {factor * record[metric][key][0]:.{digits}f}{unit}" for who, key in ((a, "a"), (b, "b"))]
         difference = _interval(record[metric]["difference"], factor, digits)

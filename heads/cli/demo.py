@@ -2,52 +2,53 @@
 
 Train, val and test of scikit-learn's digits and five shifted versions of the test split are encoded once. Heads:
 zero-shot from eight templates, ridge on the train split (alpha and temperature by exact leave-one-out), and all
-interpolations between the two; the best alpha is chosen on the val split. Everything is judged on the six test sets.
+interpolations between the two; the best alpha is chosen on the val split. Everything is evaluated on the six test sets.
 """
+
+from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from featcache.cli.arguments import root_argument, show
+from featcache.cli.arguments import root_argument
 from featcache.cli.encode import describe_encoded
 from featcache.cli.text import describe_text
 from featcache.datasets import open_dataset
-from featcache.datasets.sources.digits import DOMAINS
 from featcache.encoders import load_encoder
-from featcache.encoding.images import EncodeResult, encode_dataset
-from featcache.encoding.texts import TextResult, embed_prompts
 from featcache.progress import Silent, format_seconds
 from featcache.prompts import load_templates
-from heads import Ridge, ZeroShot, append_rows, choose, evaluate, interpolate, save
 from heads.cli.evaluate import describe_choice
-from heads.report import table_text, write_report
 
-ALPHAS = tuple(np.round(np.linspace(0.0, 1.0, 11), 2).tolist())
+if TYPE_CHECKING:
+    from featcache.encoding.images import EncodeResult
+    from featcache.encoding.texts import TextResult
+    from heads.fitted.base import LogitHead
+
+ALPHAS = tuple(step / 10 for step in range(11))
+TESTS = ("digits", *(f"digits:{shift}" for shift in ("sketch", "inverted", "noisy", "rotated", "lowres")))
+
+Rows = list[dict[str, Any]]
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``featcache demo``."""
+    """Arguments of the short demo."""
     parser.add_argument("--output", default="demo", metavar="FOLDER", help="where report and heads go (default: demo)")
     root_argument(parser)
 
 
-def demo(args: argparse.Namespace) -> int:
-    """The main job, end to end."""
-    show(run_demo(args), "", args.json)
-    return 0
-
-
 def run_demo(args: argparse.Namespace) -> dict[str, Any]:
-    """Encode, fit, evaluate, report; what was found, JSON-able."""
+    """Encode, fit, evaluate, report; the results, JSON-able."""
+    from heads import append_rows, save
+    from heads.report import table_text, write_report
+
     began = time.perf_counter()
     say = (lambda line: None) if args.json else print
     images, texts = _encode(args.root, say)
     encoded = time.perf_counter() - began
-    heads, rows, path = _fit_and_judge(images, texts)
+    heads, rows, path = _fit_and_evaluate(images, texts)
     choice = describe_choice(heads[-1])
     output = Path(args.output)
     for head in heads:
@@ -65,37 +66,39 @@ def run_demo(args: argparse.Namespace) -> dict[str, Any]:
         title="Handwritten digits under the embedded `tiny` model",
         notes=_notes(choice, summary),
     )
-    say(f"\n{table_text(rows)}\n\n* the best of a line; third head: the interpolation {choice}")
+    say(f"\n{table_text(rows)}\n\n* the best of each row; third head: the interpolation {choice}")
     say(f"{summary}\nreport: {written[0]} (and {len(written) - 1} plots); heads and results.jsonl beside it")
     return {"rows": rows, "hits": hits, "stores": len(images) + 1, "seconds": total, "report": str(written[0])}
 
 
-def _encode(root: str | None, say: Any) -> tuple[dict[str, EncodeResult], TextResult]:
+def _encode(root: str | None, say: Callable[[str], None]) -> tuple[dict[str, EncodeResult], TextResult]:
+    from featcache.encoding.images import encode_dataset
+    from featcache.encoding.texts import embed_prompts
+
     encoder = load_encoder("tiny")
-    specs = [("digits", split) for split in ("train", "val", "test")]
-    specs += [(f"digits:{domain}", "test") for domain in DOMAINS if domain != "clean"]
     images = {}
-    for spec, split in specs:
+    for spec, split in [("digits", "train"), ("digits", "val"), *((spec, "test") for spec in TESTS)]:
         dataset = open_dataset(spec, split)
-        images[f"{dataset.name}/{split}"] = encode_dataset(dataset, encoder, root=root, progress=Silent())
-        say(describe_encoded(images[f"{dataset.name}/{split}"]).partition("\n")[0])
+        result = encode_dataset(dataset, encoder, root=root, progress=Silent())
+        images[f"{dataset.name}/{split}"] = result
+        say(describe_encoded(result).partition("\n")[0])
     names = images["digits/train"].store.classnames
     texts = embed_prompts(names, load_templates("digits"), encoder, name="digits", root=root)
     say(describe_text(texts).partition("\n")[0])
     return images, texts
 
 
-_Rows = list[dict[str, Any]]
-
-
-def _fit_and_judge(images: dict[str, EncodeResult], texts: TextResult) -> tuple[list[Any], _Rows, _Rows]:
+def _fit_and_evaluate(images: dict[str, EncodeResult], texts: TextResult) -> tuple[Sequence[LogitHead], Rows, Rows]:
     """The three heads, their rows, and the rows of the whole interpolation."""
+    from heads import Ridge, ZeroShot, choose, evaluate, interpolate
+    from heads.fitted.base import as_head
+
     tests = [result.store for name, result in images.items() if name.endswith("/test")]
     zero_shot = ZeroShot().fit(texts.store)
     ridge = Ridge().fit(images["digits/train"].store)
     path = interpolate(zero_shot, ridge, ALPHAS)
     chosen = choose(path, images["digits/val"].store)
-    heads = [zero_shot, ridge, chosen]
+    heads = [as_head(zero_shot), as_head(ridge), chosen]
     rows = evaluate([*heads, *path], tests)
     return heads, rows[: len(heads)], rows[len(heads) :]
 

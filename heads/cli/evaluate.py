@@ -1,66 +1,65 @@
-"""The verb ``featcache evaluate``: heads judged on stores."""
+"""The verb ``featcache evaluate``: heads on stores."""
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
-from featcache.processes import process_group
-from heads import Judgement, LogitHead, add_intervals, append_rows, choose, interpolate, judge, save
-from heads.cli.arguments import device_argument, load_heads, open_images, store_arguments
+from heads.cli.arguments import (
+    HEAD_HELP,
+    group_argument,
+    load_heads,
+    metric_argument,
+    open_images,
+    results_argument,
+    rows_device_argument,
+    store_arguments,
+)
 from heads.cli.classes import class_arguments, class_subset
 from heads.evaluation.bootstrap import DRAWS
-from heads.evaluation.evaluate import store_labels
-from heads.report import table_text, write_report
-from heads.report.results import write_confusion, write_samples
-from heads.report.rows import choice_text, label_of
 
-RESULTS = "results.jsonl"
+if TYPE_CHECKING:
+    from featcache.store.protocol import FeatureTable
+    from heads.evaluation.evaluate import Judgement
+    from heads.fitted.base import LogitHead
 
 
-def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache evaluate``."""
-    parser.add_argument("heads", metavar="HEAD", nargs="+", help="files written by `featcache fit`")
-    parser.add_argument("--on", metavar="STORE", nargs="+", required=True, help="image stores to judge them on")
+    parser.add_argument("heads", metavar="HEAD", nargs="+", help=HEAD_HELP)
+    parser.add_argument("--on", metavar="STORE", nargs="+", required=True, help="image stores to evaluate them on")
     parser.add_argument(
         "--alphas",
         type=float,
         nargs="+",
         metavar="A",
-        help="with two heads: also their interpolations, 0 being the first head and 1 the second",
+        help="with two heads: also their interpolations, from 0 (the first head) to 1 (the second)",
     )
-    parser.add_argument(
-        "--select", metavar="STORE", help="choose the best alpha on this split and report that head too"
-    )
-    parser.add_argument(
-        "--metric", default="top1", help="what --select compares (default: top1); ties go to the lower NLL"
-    )
+    parser.add_argument("--select", metavar="STORE", help="choose the best alpha on this split, and add that head")
+    metric_argument(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="save the head that --select chose")
     class_arguments(parser)
-    _robustness_arguments(parser)
-    parser.add_argument(
-        "--results", default=RESULTS, metavar="FILE", help=f"grows by one row a head (default: {RESULTS})"
-    )
-    parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
-    device_argument(parser)
-    store_arguments(parser)
-
-
-def _robustness_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--group", nargs="+", metavar="COLUMN", help="also by the values of these metadata columns (`label`: by class)"
-    )
+    group_argument(parser)
     parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
     parser.add_argument(
         "--intervals", nargs="?", type=int, const=DRAWS, metavar="DRAWS", help="bootstrap intervals of top1 and NLL"
     )
     parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank of every sample: .npz or .parquet")
     parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
+    results_argument(parser)
+    parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
+    rows_device_argument(parser)
+    store_arguments(parser)
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    """``featcache evaluate HEAD... --on STORE...``; processes of torchrun share the rows, and the first one tells."""
+def run(args: argparse.Namespace) -> int:
+    """``featcache evaluate HEAD... --on STORE...``; processes of torchrun share the rows, and the first one reports."""
+    from featcache.processes import process_group
+    from heads import judge, save
+
     with process_group() as (rank, size):
         heads = load_heads(args.heads)
         stores = [open_images(reference, args) for reference in args.on]
@@ -78,23 +77,47 @@ def evaluate(args: argparse.Namespace) -> int:
     if rank == 0:
         if args.output:
             save(chosen[0], args.output)
-        _tell(args, judgement, len(heads) + len(path), [*map(describe_choice, chosen), *_seen(heads, stores)], stores)
+        _report(args, judgement, len(heads) + len(path), [*map(describe_choice, chosen), *_seen(heads, stores)], stores)
     return 0
 
 
-def _tell(
-    args: argparse.Namespace, judgement: Judgement, shown: int, remarks: Sequence[str], stores: Sequence[Any]
+def _interpolations(
+    heads: Sequence[LogitHead], args: argparse.Namespace, distributed: bool
+) -> tuple[list[LogitHead], list[LogitHead]]:
+    """The interpolations asked for, and the one that the selection split chose."""
+    from heads import choose, interpolate
+
+    if args.output and not args.select:
+        raise HeadError("-o saves the head that --select chose; give --select STORE and --alphas")
+    if args.alphas is None:
+        if args.select:
+            raise HeadError("--select goes with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1")
+        return [], []
+    if len(heads) != 2:
+        raise HeadError(f"--alphas interpolates two heads, got {len(heads)}; name two")
+    path: list[LogitHead] = [*interpolate(heads[0], heads[1], args.alphas)]
+    if not args.select:
+        return path, []
+    return path, [choose(path, open_images(args.select, args), metric=args.metric, distributed=distributed)]
+
+
+def _report(
+    args: argparse.Namespace,
+    judgement: Judgement,
+    shown: int,
+    remarks: Sequence[str],
+    stores: Sequence[FeatureTable],
 ) -> None:
-    """Files and what is printed."""
+    """Write the files, and print the first `shown` rows."""
+    from heads import add_intervals, append_rows
+    from heads.evaluation.evaluate import store_labels
+    from heads.report import table_text, write_report
+    from heads.report.results import write_confusion, write_samples
+
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
     append_rows(args.results, rows)
-    lines = [
-        table_text(rows[:shown]),
-        *_intervals(rows),
-        *_worst(rows),
-        *remarks,
-        f"{len(rows)} row(s) appended to {args.results}",
-    ]
+    lines = [table_text(rows[:shown]), *_intervals(rows), *_worst(rows), *remarks]
+    lines.append(f"{len(rows)} row(s) appended to {args.results}")
     if args.per_sample:
         ids = dict(zip(store_labels(stores), (store.ids for store in stores), strict=True))
         lines.append(f"samples: {write_samples(judgement, args.per_sample, ids)}")
@@ -107,6 +130,8 @@ def _tell(
 
 def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The interval of each accuracy and NLL, where there are any."""
+    from heads.report.rows import label_of
+
     lines = []
     for row in rows:
         for key in row:
@@ -119,7 +144,9 @@ def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _worst(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Worst domain and worst groups of each head, where there is a choice."""
+    """The worst domain and the worst groups of each head."""
+    from heads.report.rows import label_of
+
     lines = []
     for row in rows:
         domain = row.get("shifted_worst_domain")
@@ -133,34 +160,18 @@ def _worst(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def describe_choice(head: LogitHead) -> str:
-    """One line on which alpha was chosen, where, and how well it did there."""
+    """One line: which alpha was chosen, on which split, and its metrics there."""
+    from heads.report.rows import choice_text
+
     choice = head.provenance.chosen_on[-1]
     return f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} ({choice_text(choice)})"
 
 
-def _seen(heads: Sequence[LogitHead], stores: Sequence[Any]) -> list[str]:
-    """A warning for every head that is judged on rows it was fitted on."""
+def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable]) -> list[str]:
+    """A warning for every head that is evaluated on its training rows."""
     return [
         f"note: {head.name} was fitted on {store.name}/{store.split}; its figures there are those of training rows"
         for head in heads
         for store in stores
         if any(entry.get("dataset_key") == store.dataset_key for entry in head.provenance.fitted_on)
     ]
-
-
-def _interpolations(
-    heads: Sequence[LogitHead], args: argparse.Namespace, distributed: bool
-) -> tuple[list[LogitHead], list[LogitHead]]:
-    """The interpolations asked for, and the one that the selection split chose."""
-    if args.output and not args.select:
-        raise HeadError("-o saves the head that --select chose; give --select STORE and --alphas")
-    if args.alphas is None:
-        if args.select:
-            raise HeadError("--select goes with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1")
-        return [], []
-    if len(heads) != 2:
-        raise HeadError(f"--alphas interpolates two heads, got {len(heads)}; name two")
-    path: list[LogitHead] = [*interpolate(heads[0], heads[1], args.alphas)]
-    if not args.select:
-        return path, []
-    return path, [choose(path, open_images(args.select, args), metric=args.metric, distributed=distributed)]

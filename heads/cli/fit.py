@@ -1,30 +1,37 @@
 """The verb ``featcache fit``: any head of `HEADS` from stores."""
 
+from __future__ import annotations
+
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
-from featcache.store import ImageStore, TextStore
-from heads import HEADS, save
-from heads.cli.arguments import device_argument, json_setting, open_reference, prior_head, store_arguments
-from heads.estimators.fit import Material, fit_head, head_class, parameters_of, takes_prior, takes_selection
-from heads.fitted.base import as_head
+from featcache.store import TextStore
+from heads.cli.arguments import json_setting, open_reference, open_texts, rows_device_argument, store_arguments
+from heads.estimators.catalogue import HEADS, head_class, takes_prior, takes_selection
+
+if TYPE_CHECKING:
+    from featcache.store.protocol import FeatureTable
+    from heads.estimators.base import HeadClassifier
+    from heads.fitted.linear import LinearHead
 
 
-def fit_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache fit``."""
     parser.add_argument("head", metavar="HEAD", help=f"one of {', '.join(sorted(HEADS))}")
     parser.add_argument(
         "stores",
         metavar="STORE",
         nargs="+",
-        help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]; heads that blend in texts take both kinds",
+        help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]; some heads take one of images and some of texts",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where the head goes (safetensors)")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file of the head (safetensors)")
     parser.add_argument("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
     parser.add_argument(
-        "--prior", metavar="HEAD", help="shrink the weights towards this head's: a file, or texts/NAME for zero-shot"
+        "--prior", metavar="HEAD", help="shrink the weights towards this head: a file, or texts/NAME for zero-shot"
     )
     parser.add_argument(
         "--set",
@@ -33,22 +40,25 @@ def fit_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a parameter of the head, its value in JSON: --set alphas=[0.1,1,10]",
     )
-    device_argument(parser)
+    rows_device_argument(parser)
     store_arguments(parser)
 
 
-def fit(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """``featcache fit HEAD STORE... -o FILE``."""
-    head_class(args.head)  # a name that is none is refused first
-    parameters = dict(json_setting(setting, parameters_of(args.head)) for setting in args.set)
+    from heads import Material, fit_head, save
+    from heads.fitted.base import as_head
+
+    kind = head_class(args.head)
+    parameters = dict(json_setting(args.head, text) for text in args.set)
     if args.select and not takes_selection(args.head):
         raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
     stores = [open_reference(reference, args) for reference in args.stores]
     material = Material(
-        texts=_texts(args.head, [store for store in stores if isinstance(store, TextStore)]),
-        train=_train(args.head, [store for store in stores if not isinstance(store, TextStore)]),
-        selection=open_reference(args.select, args) if args.select else None,
-        prior=prior_head(args.prior, args) if args.prior else None,
+        texts=_texts(kind, [store for store in stores if isinstance(store, TextStore)]),
+        train=_train(kind, [store for store in stores if not isinstance(store, TextStore)]),
+        selection=_selection(args),
+        prior=_prior(args.prior, args) if args.prior else None,
     )
     if material.prior is not None and not takes_prior(args.head):
         raise HeadError(f"--prior: {args.head} shrinks towards nothing; leave it out")
@@ -60,22 +70,39 @@ def fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(head: str, stores: list[ImageStore]) -> ImageStore | None:
+def _selection(args: argparse.Namespace) -> FeatureTable | None:
+    store = open_reference(args.select, args) if args.select else None
+    if isinstance(store, TextStore):
+        raise HeadError(f"--select {args.select}: a store of texts; expected a store of images")
+    return store
+
+
+def _prior(reference: str, args: argparse.Namespace) -> LinearHead:
+    """The linear head in a file, or the zero-shot head of a text store."""
+    from heads import Material, load
+    from heads.fitted.linear import as_linear
+
+    if Path(reference).is_file():
+        return as_linear(load(reference))
+    return Material(texts=[open_texts(reference, args, "--prior ")]).text_head()
+
+
+def _train(kind: type[HeadClassifier], stores: Sequence[FeatureTable]) -> FeatureTable | None:
     """The one image store, where the head fits on images."""
-    if head_class(head).fits_on == "texts":
+    if kind.fits_on == "texts":
         if stores:
-            raise HeadError(f"{stores[0].name}: a store of images; {head} fits from a store of texts")
+            raise HeadError(f"{stores[0].name}: a store of images; {kind.name} fits from a store of texts")
         return None
     if len(stores) != 1:
-        raise HeadError(f"{head} fits from one store of images, got {len(stores)}; name one (NAME/SPLIT)")
+        raise HeadError(f"{kind.name} fits from one store of images, got {len(stores)}; name one (NAME/SPLIT)")
     return stores[0]
 
 
-def _texts(head: str, stores: list[TextStore]) -> list[TextStore]:
+def _texts(kind: type[HeadClassifier], stores: Sequence[TextStore]) -> Sequence[TextStore]:
     """The text stores, where the head takes any."""
-    if stores and not (head_class(head).fits_on == "texts" or head_class(head).takes_texts):
+    if stores and not (kind.fits_on == "texts" or kind.takes_texts):
         raise HeadError(
-            f"texts/{stores[0].name} is a store of texts; {head} fits from one store of images (NAME/SPLIT) alone"
+            f"texts/{stores[0].name} is a store of texts; {kind.name} fits from one store of images (NAME/SPLIT) alone"
         )
     return stores
 

@@ -6,36 +6,36 @@ from featcache.cli.arguments import show
 from featcache.errors import HeadError
 from featcache.store import ImageStore
 from heads.cli.arguments import open_reference, store_arguments
-from heads.search.leaks import leaks as find_leaks
 
 SHOWN = 20
 
 
-def leaks_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache leaks``."""
     parser.add_argument("train", metavar="TRAIN", help="image store that heads are fitted on")
-    parser.add_argument("test", metavar="TEST", help="image store that heads are judged on")
+    parser.add_argument("test", metavar="TEST", help="image store that heads are evaluated on")
     parser.add_argument("--threshold", type=float, default=0.95, help="smallest cosine of a pair (default: 0.95)")
-    parser.add_argument("--per-row", type=int, default=5, metavar="K", help="pairs a test image at most (default: 5)")
+    parser.add_argument("--per-row", type=int, default=5, metavar="K", help="most pairs per test image (default: 5)")
     store_arguments(parser)
 
 
-def leaks(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """``featcache leaks TRAIN TEST``."""
-    stores = [open_reference(reference, args) for reference in (args.train, args.test)]
-    for store in stores:
+    from heads import leaks
+
+    stores = []
+    for reference in (args.train, args.test):
+        store = open_reference(reference, args)
         if not isinstance(store, ImageStore):
             raise HeadError(f"{store.name}: a store of texts; expected stores of images")
-    pairs = find_leaks(stores[0], stores[1], threshold=args.threshold, per_row=args.per_row)
+        stores.append(store)
+    pairs = leaks(stores[0], stores[1], threshold=args.threshold, per_row=args.per_row)
     images = len({pair["test_row"] for pair in pairs})
     near = f"near-duplicate in {args.train} (cosine >= {args.threshold:g})"
     lines = [f"{images:,} of {len(stores[1]):,} test images have a {near}"]
     for pair in pairs[:SHOWN]:
-        classes = (
-            pair["test_class"]
-            if pair["test_class"] == pair["train_class"]
-            else f"{pair['test_class']} against {pair['train_class']}"
-        )
+        same = pair["test_class"] == pair["train_class"]
+        classes = pair["test_class"] if same else f"{pair['test_class']} against {pair['train_class']}"
         lines.append(f"  {pair['similarity']:.4f}  {pair['test_id']}  {pair['train_id']}  {classes}")
     if len(pairs) > SHOWN:
         lines.append(f"  ... and {len(pairs) - SHOWN:,} more pairs: --json lists all")

@@ -1,56 +1,67 @@
-"""The verb ``featcache predict``: classes of images, from files to probabilities."""
+"""The verb ``featcache predict``: image files to classes and probabilities."""
+
+from __future__ import annotations
 
 import argparse
 import csv
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featcache.cli.arguments import preprocess_argument, show
+from featcache.cli.arguments import (
+    decoding_arguments,
+    device_argument,
+    preprocess_argument,
+    pretrained_argument,
+    show,
+)
 from featcache.errors import HeadError
+from heads.cli.arguments import HEAD_HELP
 from heads.cli.classes import class_arguments, class_subset
-from heads.evaluation.predict import Prediction, encoder_of, find_images, predict_images
-from heads.evaluation.projections import Projection
-from heads.fitted.base import LogitHead
-from heads.fitted.files import load
+
+if TYPE_CHECKING:
+    from heads.evaluation.predict import Prediction
+    from heads.fitted.base import LogitHead
 
 CSV_COLUMNS = ("image", "place", "class", "index", "probability", "error")
 """What ``--csv`` prints: one line per predicted class, `place` counting from 1, or one per unreadable image."""
 
 
-def predict_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache predict``."""
     parser.epilog = (
-        "Images that are missing or cannot be read are named in their place and counted on stderr. Exit code: 0 if at "
+        "Images that are missing or cannot be read are named in the output and counted on stderr. Exit code: 0 if at "
         "least one image was read, 2 if none was."
     )
-    parser.add_argument("head", metavar="HEAD", help="file written by `featcache fit`")
+    parser.add_argument("head", metavar="HEAD", help=HEAD_HELP)
     parser.add_argument(
-        "images", metavar="IMAGES", nargs="+", help="files, folders, patterns, or @FILE with one path a line"
+        "images", metavar="IMAGES", nargs="+", help="files, folders, patterns, or @FILE with one path per line"
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes an image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default: 5)")
     parser.add_argument("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")
-    parser.add_argument("--model", help="the head's encoder, where the head cannot tell how to load it")
-    parser.add_argument("--pretrained", help="open_clip tag or checkpoint file, with --model")
+    parser.add_argument("--model", help="the head's encoder, where the head does not say how to load it")
+    pretrained_argument(parser)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the head's")
     preprocess_argument(parser)
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a forward pass (default: 64)")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    device_argument(parser)
+    decoding_arguments(parser)
     class_arguments(parser)
 
 
-def predict(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """``featcache predict HEAD IMAGES...``: exit code 0 if an image could be read, 2 if none."""
+    from heads import load
+    from heads.evaluation.predict import encoder_of, find_images, predict_images
+
     if args.csv and args.json:
         raise HeadError("--csv and --json print different things; give one of them")
     head = load(args.head)
     images = find_images(args.images)
     settings = {"device": args.device, "precision": args.precision, "preprocess": args.preprocess}
     encoder = encoder_of(head, args.model, args.pretrained, **settings)
-    chosen = _restricted(head, args)
+    head = _restricted(head, args)
     options = {"top": args.top, "batch_size": args.batch_size, "workers": args.workers}
-    found = list(predict_images(chosen, images, encoder, **options))
-    names = chosen.classnames
+    found = list(predict_images(head, images, encoder, **options))
+    names = head.classnames
     if args.csv:
         _print_csv(found, names)
     else:
@@ -62,6 +73,9 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _restricted(head: LogitHead, args: argparse.Namespace) -> LogitHead:
+    """The head on the classes of ``--class-subset`` or ``--projection``."""
+    from heads import Projection
+
     subset = class_subset(args, head, [])
     if subset is None:
         return head

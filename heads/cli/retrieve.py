@@ -2,46 +2,41 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from featcache.cli.arguments import model_arguments, show
-from featcache.encoders import load_encoder
-from featcache.encoding.texts import embed_prompts
+from featcache.cli.arguments import encoder_of, model_arguments, progress_of, show
 from featcache.errors import HeadError, MismatchError
-from featcache.progress import Printed, Silent
 from featcache.prompts import load_prompt_file
-from featcache.store import ImageStore, TextStore
-from heads.cli.arguments import open_images, open_reference
-from heads.cli.evaluate import RESULTS
-from heads.evaluation.retrieval import KS
-from heads.evaluation.retrieval import retrieve as retrieve_captions
-from heads.report.results import append_rows
+from featcache.store import TextStore
+from featcache.store.protocol import FeatureTable
+from heads.cli.arguments import open_images, open_texts, results_argument, verify_argument
 
 
-def retrieve_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache retrieve``."""
     parser.add_argument("images", metavar="IMAGES", help="image store: folder, key, or NAME/SPLIT[@MODEL]")
     parser.add_argument(
         "texts",
         metavar="TEXTS",
         nargs="?",
-        help="text store whose classes are sample ids and whose prompts are captions",
+        help="text store, with sample ids as classes and captions as prompts",
     )
     parser.add_argument("--captions", metavar="FILE", help="instead: JSON {sample id: [caption, ...]}, to be embedded")
     parser.add_argument("--caption-column", metavar="NAME", help="instead: a metadata column of the images")
-    parser.add_argument("--k", type=int, nargs="+", default=list(KS), help="places to look at (default: 1 5 10)")
-    parser.add_argument("--results", default=RESULTS, metavar="FILE", help=f"grows by one row (default: {RESULTS})")
-    parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums first")
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 5, 10], help="of recall@k (default: 1 5 10)")
+    results_argument(parser, per="run")
+    verify_argument(parser)
     model_arguments(parser)
 
 
-def retrieve(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """``featcache retrieve IMAGES TEXTS``, ``featcache retrieve IMAGES --captions FILE --model M``."""
+    from heads import append_rows, retrieve
+
     given = [value for value in (args.texts, args.captions, args.caption_column) if value]
     if len(given) != 1:
         raise HeadError(f"captions: got {len(given)} of TEXTS, --captions, --caption-column; expected one of them")
-    images: Any = open_images(args.images, args)
-    row = retrieve_captions(images, _texts(images, args), args.k)
+    images = open_images(args.images, args)
+    row = retrieve(images, open_texts(args.texts, args) if args.texts else _embedded(images, args), args.k)
     append_rows(args.results, [row])
     lines = [f"{row['images']:,} images, {row['captions']:,} captions"]
     for way in ("image_to_text", "text_to_image"):
@@ -53,32 +48,26 @@ def retrieve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _texts(images: ImageStore, args: argparse.Namespace) -> TextStore:
-    """The captions' store, made where there is none yet."""
-    if args.texts:
-        store = open_reference(args.texts, args)
-        if not isinstance(store, TextStore):
-            raise HeadError(f"{args.texts}: a store of images; expected a store of texts, made by `featcache text`")
-        return store
+def _embedded(images: FeatureTable, args: argparse.Namespace) -> TextStore:
+    """The captions of a file or a column, as a text store."""
+    from featcache.encoding.texts import embed_prompts
+
     if args.captions and not Path(args.captions).exists():
         raise HeadError(f"--captions {args.captions}: no such file; expected JSON {{sample id: [caption, ...]}}")
     prompts = load_prompt_file(args.captions) if args.captions else _column(images, args.caption_column)
-    encoder = load_encoder(args.model, args.pretrained, device=args.device, precision=args.precision)
+    encoder = encoder_of(args)
     if encoder.text_digest not in images.text_digests:
         raise MismatchError(
             f"{encoder.name} has text tower {encoder.text_digest}, but {images.name!r} was encoded by "
             f"{images.encoder_name}; give its --model and --pretrained"
         )
-    progress = Silent() if args.quiet else Printed()
-    name = f"{images.name}-captions"
-    return embed_prompts(
-        list(prompts), None, encoder, prompts=prompts, name=name, root=args.root, progress=progress
-    ).store
+    where = {"name": f"{images.name}-captions", "root": args.root}
+    return embed_prompts(list(prompts), None, encoder, prompts=prompts, progress=progress_of(args), **where).store
 
 
-def _column(images: ImageStore, column: str) -> dict[str, list[str]]:
-    """Captions by sample id, one an image; empty cells are images without one."""
-    metadata: dict[str, Any] = dict(images.metadata)
+def _column(images: FeatureTable, column: str) -> dict[str, list[str]]:
+    """Captions by sample id, one per image; empty cells are images without one."""
+    metadata = images.metadata
     if column not in metadata:
         known = ", ".join(metadata) or "(it has none)"
         raise HeadError(f"{images.name!r} has no metadata column {column!r}; expected one of {known}")

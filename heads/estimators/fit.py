@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import HeadClassifier
+from heads.estimators.catalogue import head_class, make_head, takes_prior, takes_selection
 from heads.estimators.zero_shot import ZeroShot
 from heads.fitted.linear import LinearHead
 
@@ -40,48 +40,6 @@ class Material:
     def text_head(self) -> LinearHead:
         """The zero-shot head of the texts."""
         return ZeroShot().fit(list(self.texts)).linear()
-
-
-def head_class(name: str) -> type[HeadClassifier]:
-    """The class of a head.
-
-    Raises
-    ------
-    HeadError
-        For a name that `HEADS` lacks.
-    """
-    from heads import HEADS
-
-    if name not in HEADS:
-        near = difflib.get_close_matches(name, HEADS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise HeadError(f"unknown head {name!r}; expected one of {', '.join(sorted(HEADS))}{hint}")
-    return HEADS[name]
-
-
-def parameters_of(name: str) -> list[str]:
-    """Names of a head's parameters that a setting may give: all but `prior`, which is a head itself."""
-    return sorted(set(head_class(name)().get_params()) - {"prior"})
-
-
-def make_head(name: str, parameters: Mapping[str, Any], prior: Any = None) -> HeadClassifier:
-    """An unfitted head.
-
-    Raises
-    ------
-    HeadError
-        For parameters that it does not have, a prior included.
-    """
-    known = parameters_of(name)
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
-        raise HeadError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}")
-    head: HeadClassifier = head_class(name)(**parameters)
-    if prior is not None:
-        if "prior" not in head.get_params():
-            raise HeadError(f"{name} shrinks towards nothing; leave the prior out, or fit a head that takes one")
-        head.set_params(prior=prior)
-    return head
 
 
 def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None = None) -> HeadClassifier:
@@ -141,17 +99,6 @@ def _fitted(head: Any, X: Any, **options: Any) -> HeadClassifier:
     """`head.fit`, whose keywords differ from head to head."""
     fitted: HeadClassifier = head.fit(X, **options)
     return fitted
-
-
-def takes_selection(name: str) -> bool:
-    """Whether a head chooses hyper-parameters, for which it can be given a split."""
-    kind: Any = head_class(name)
-    return "selection" in inspect.signature(kind.fit).parameters
-
-
-def takes_prior(name: str) -> bool:
-    """Whether a head's weights can shrink towards those of another head."""
-    return "prior" in head_class(name)().get_params()
 
 
 def unfitted(head: HeadClassifier) -> HeadClassifier:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import HeadError
-from heads.estimators.fit import head_class, make_head, takes_prior
+from heads.estimators.catalogue import head_class, make_head, takes_prior
 
 PAPERS: dict[str, str] = {
     "flyp": "FLYP's L-BFGS probe takes the C that is best on the test split it reports",

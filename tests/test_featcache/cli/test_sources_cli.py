@@ -60,7 +60,7 @@ def test_the_same_texts_under_another_name_say_which_name_stays(
 def test_a_store_that_another_name_made_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.cli.text.load_encoder", lambda *_, **__: encoder)
+    monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)
     encoder = NumpyEncoder()
     (tmp_path / "names.txt").write_text("ant\nbee\n")
     command = ["text", str(tmp_path / "names.txt"), "--quiet", "--root", str(tmp_path / "cache")]

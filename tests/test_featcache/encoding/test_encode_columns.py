@@ -95,7 +95,7 @@ def test_the_command_encodes_every_data_set_of_a_collection_and_shards(
     domains = [WithColumns(20 + n, f"pacs-{name}", region=["x"] * (20 + n)) for n, name in enumerate(("art", "photo"))]
     encoder = NumpyEncoder()
     monkeypatch.setattr("featcache.cli.encode.open_datasets", lambda *_, **__: domains)
-    monkeypatch.setattr("featcache.cli.encode.load_encoder", lambda *_, **__: encoder)
+    monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)
     command = ["encode", "collection:pacs:x", "--chunk-rows", "8", "--max-bad", "1", "--quiet", "--root", str(tmp_path)]
     assert main([*command, "--shard", "1/2"]) == 0
     said = capsys.readouterr().out

@@ -100,7 +100,7 @@ def test_a_read_only_disk_serves_hits_and_refuses_the_rest(
     assert whole(store, 8)
     with pytest.raises(StoreWriteError, match=r"cannot write .*Read-only file system.*name another --root"):
         encode(small_disk, 9)
-    monkeypatch.setattr("featcache.cli.encode.load_encoder", lambda *_, **__: encoder)
+    monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)
     assert main(["encode", "digits", "--split", "val", "--quiet", "--root", str(small_disk)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("featcache: StoreWriteError: cannot write")

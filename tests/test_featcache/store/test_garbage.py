@@ -8,8 +8,8 @@ import pytest
 from fakes import TAP, NumpyDataset, NumpyEncoder, TappedEncoder
 
 from featcache import EncodeOptions, encode_dataset, list_stores
+from featcache.cli.gc import parse_age
 from featcache.cli.main import main
-from featcache.cli.stores import parse_age
 from featcache.errors import FeatcacheError, ImageReadError
 from featcache.store import verify
 from featcache.store.maintenance import delete, find_garbage

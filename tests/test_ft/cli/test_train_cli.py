@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from featcache.cli.main import main
-from ft.cli.finetune import _options, finetune_arguments
+from ft.cli.finetune import _options, add_arguments
 from ft.recipes import RECIPES, load_recipe
 from ft.training.loop import FinetuneResult
 from ft.training.options import FinetuneOptions
@@ -28,7 +28,7 @@ def parsed(*words: str) -> FinetuneOptions:
     import argparse
 
     parser = argparse.ArgumentParser()
-    finetune_arguments(parser)
+    add_arguments(parser)
     return _options(parser.parse_args(["digits", "--out", "run", *words]))
 
 
@@ -127,7 +127,7 @@ def test_one_process_tells(
         progress.finish()
         return FinetuneResult(**places, steps=2, best_step=None, judged=[])
 
-    monkeypatch.setattr("ft.cli.finetune.run_finetune", trained)
+    monkeypatch.setattr("ft.training.loop.finetune", trained)
     monkeypatch.setenv("RANK", rank)
     assert main(["finetune", "digits", "--out", "run", "--json"]) == 0
     told = capsys.readouterr()

@@ -158,7 +158,7 @@ def test_selection_split_is_not_reported_as_a_shift(
 ) -> None:
     shifts = {name: Few("train", n, name) for name, n in (("drawn", 40), ("dim", 30))}
     places = {"val": Few("val", 10), "test": Few("test"), **shifts}
-    monkeypatch.setattr("ft.cli.wise.open_split", places.__getitem__)
+    monkeypatch.setattr("ft.training.loop.open_split", places.__getitem__)
     results = tmp_path / "results.jsonl"
     command = ["wise", "tiny", str(tuned), "--alphas", "0.25", "1", "--out", str(tmp_path / "out")]
     command += ["--templates", "digits", "--select", "val", "--on", "test", "drawn", "dim", "--results", str(results)]

@@ -7,7 +7,7 @@ from golden import CE, LABELS, SCALE, SMOOTH_CE, TEXTS, V0, WEIGHTS, R, V, sines
 from featcache.encoding.banks import second_moment
 from ft.merging.interpolate import interpolate
 from ft.objectives import cross_entropy
-from ft.regularizers import Step
+from ft.regularizers.base import Step
 from ft.regularizers.lipsum import Lipsum, over_moment, over_texts
 from ft.regularizers.variance_covariance import VarianceCovariance, variance_covariance
 from ft.training.optim import lipsum_schedule, wise_ft_schedule

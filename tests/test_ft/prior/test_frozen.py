@@ -17,7 +17,7 @@ from finetuning import options, start
 from featcache.errors import StoreCorruptError, StoreIncompleteError, TrainingError
 from featcache.store import find_store, list_stores, open_prior_store, verify
 from ft.prior.prior import OnlinePrior, Prior, StoredPrior
-from ft.regularizers import Step
+from ft.regularizers.base import Step
 from ft.regularizers.lipsum import Lipsum
 from ft.training.loop import finetune
 

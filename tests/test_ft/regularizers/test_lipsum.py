@@ -10,8 +10,7 @@ from golden import SCALE, V0, V, sines
 
 from featcache.encoding.banks import random_texts, second_moment
 from featcache.errors import PromptError
-from ft.regularizers import Step
-from ft.regularizers.base import unit
+from ft.regularizers.base import Step, unit
 from ft.regularizers.lipsum import Lipsum, over_moment, over_texts
 
 SOT, EOT = 4, 5

@@ -8,7 +8,8 @@ import torch
 from golden import sines
 
 from featcache.errors import FeatcacheError, MismatchError, TrainingError
-from ft.regularizers import REGULARIZERS, Regularizer, Step
+from ft.regularizers import REGULARIZERS
+from ft.regularizers.base import Regularizer, Step
 from ft.regularizers.car import ContextDistillation
 from ft.regularizers.distill import FeatureDistillation, LogitDistillation, cosine_distance
 from ft.regularizers.l2sp import L2SP, l2sp

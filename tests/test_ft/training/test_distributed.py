@@ -15,7 +15,7 @@ from golden import sines
 from featcache.processes import is_first
 from ft.distributed import gather, processes
 from ft.objectives import contrastive
-from ft.regularizers import Step
+from ft.regularizers.base import Step
 from ft.regularizers.variance_covariance import VarianceCovariance
 
 WORLD = 2

@@ -13,8 +13,7 @@ from featcache.encoders import load_encoder
 from featcache.encoding.banks import embed_random_texts, load_bank, load_moment, random_texts, second_moment
 from featcache.errors import EncoderError, MismatchError, PromptError, StoreCorruptError
 from featcache.store import find_store, list_stores, open_bank_store
-from ft.regularizers import Step
-from ft.regularizers.base import unit
+from ft.regularizers.base import Step, unit
 from ft.regularizers.lipsum import Lipsum
 
 DRAWS, M = 4000, 2

@@ -8,7 +8,7 @@ import pytest
 
 import heads
 from featcache.cli.main import main
-from heads.sweeps import PAPERS
+from heads.sweeps.plan import PAPERS
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """The verb, with a numpy encoder for `tiny`."""
     monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("heads.cli.retrieve.load_encoder", lambda *_, **__: NumpyEncoder())
+    monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: NumpyEncoder())
 
     def run(*arguments: str) -> tuple[int, Any, str]:
         code = main(["retrieve", *arguments, "--json"])

@@ -9,7 +9,7 @@ import torch
 import heads
 from featcache.errors import HeadError, MismatchError
 from heads import HEADS, KNN, LinearDiscriminant, Logistic, Ridge, RidgeRegression
-from heads.estimators.fit import head_class, takes_selection
+from heads.estimators.catalogue import head_class, takes_selection
 from heads.search import INDEXES, ExactIndex
 
 CHOOSERS = sorted(name for name in HEADS if takes_selection(name))

@@ -10,7 +10,9 @@ import pytest
 
 import heads
 from featcache.errors import HeadError
-from heads.sweeps import PAPERS, HeadGrid, Splits, SweepPlan, picks, read_plan, run_sweep, summarise, sweep_table
+from heads.sweeps.plan import PAPERS, HeadGrid, Splits, SweepPlan, read_plan
+from heads.sweeps.run import run_sweep
+from heads.sweeps.summary import picks, summarise, sweep_table
 
 SPLITS = Splits("animals/train", ("animals/test", "noisy/test"), "animals/val", ("texts/animals",))
 

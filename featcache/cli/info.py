@@ -1,0 +1,50 @@
+"""The verb ``featcache info``: what a store holds and where it comes from."""
+
+import argparse
+from typing import Any
+
+from featcache.cli.arguments import STORE_HELP, root_argument, show
+from featcache.store import ImageStore, find_store, resolve_root
+from featcache.store.base import Store
+from featcache.store.catalogue import other_names
+from featcache.store.images import parts_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache info``."""
+    parser.add_argument("store", metavar="STORE", help=STORE_HELP)
+    root_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``featcache info STORE``."""
+    store = find_store(args.store, resolve_root(args.root))
+    record = {
+        "store": str(store.path),
+        "kind": store.kind,
+        "key": store.manifest.key,
+        "info": store.info,
+        "identity": store.manifest.identity,
+        "arrays": {name: spec.to_json() for name, spec in store.manifest.all_arrays.items()},
+        "provenance": store.provenance,
+        "other_models": list(other_names(store.path)),
+    }
+    show(record, _describe(store, record), args.json)
+    return 0
+
+
+def _describe(store: Store, record: dict[str, Any]) -> str:
+    lines = [repr(store), f"  key          {record['key']}"]
+    if record["other_models"]:
+        lines.append(f"  also found   {', '.join(f'@{model}' for model in record['other_models'])}")
+    classes = store.classnames
+    lines.append(f"  classes      {len(classes)}: {', '.join(classes[:6])}{', ...' if len(classes) > 6 else ''}")
+    lines += [f"  {name:<12} {spec['dtype']} {tuple(spec['shape'])}" for name, spec in record["arrays"].items()]
+    if isinstance(store, ImageStore):
+        lines.append(f"  unreadable   {len(store.bad)}")
+        lines += [f"    {bad.sample_id}: {bad.error}" for bad in store.bad[:10]]
+        lines.append(f"  taps, views  {', '.join(part.label for part in parts_of(store)) or 'none'}")
+        lines.append(f"  label digest {store.labels_digest}")
+    lines += [f"  logit scale  {store.logit_scale}", f"  text tower   {store.text_digest}"]
+    lines += [f"  {name:<12} {value}" for name, value in record["provenance"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""The verb ``featcache verify``: a store checked against its checksums, and against its source images."""
+
+import argparse
+import time
+
+from featcache.cli.arguments import STORE_HELP, root_argument, show
+from featcache.datasets import open_dataset
+from featcache.errors import ContentChangedError, StoreCorruptError
+from featcache.progress import format_seconds
+from featcache.store import find_path, open_image_store, repair, resolve_root, verify
+from featcache.store.places import StorePath
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache verify``."""
+    parser.add_argument("store", metavar="STORE", help=STORE_HELP)
+    parser.add_argument("--deep", action="store_true", help="hash every file, instead of comparing sizes")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="hash every file and drop damaged chunks, so that encode makes them again",
+    )
+    parser.add_argument("--against", metavar="DATA", help="also read and hash every image of the source data set")
+    root_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``featcache verify STORE``: exit code 4 for damaged bytes, 5 for changed images."""
+    path = find_path(args.store, resolve_root(args.root))
+    began = time.perf_counter()
+    deep = args.deep or args.repair
+    report = verify(path, deep=deep)
+    seconds = time.perf_counter() - began
+    if args.repair and not report.ok:
+        repair(report)
+    changed = _changed_sources(path, args.against) if args.against else []
+    record = {
+        "store": str(path),
+        "ok": report.ok,
+        "files": report.files,
+        "problems": report.problems,
+        "changed": changed,
+    }
+    lines = [f"{path}: {report.files} files, {report.nbytes / 1e6:,.1f} MB in {format_seconds(seconds)}"]
+    lines += [f"  damaged: {problem}" for problem in report.problems]
+    if report.ok:
+        lines.append("  checksums agree" if deep else "  sizes and keys agree; contents were not hashed (--deep)")
+    elif args.repair:
+        lines.append("  damaged chunks dropped; run the command that made the store: it makes only them again")
+    else:
+        lines.append("  run again with --repair, then the command that made the store: it redoes damaged chunks only")
+    lines += [f"  source changed: {name}" for name in changed]
+    if args.against:
+        lines.append("  run encode with --refresh to encode them" if changed else "  the source is what was encoded")
+    show(record, "\n".join(lines), args.json)
+    return StoreCorruptError.exit_code if not report.ok else ContentChangedError.exit_code if changed else 0
+
+
+def _changed_sources(path: StorePath, data: str) -> list[str]:
+    from featcache.encoding.changes import check_source
+
+    store = open_image_store(path)
+    return check_source(open_dataset(data, store.split), store)

@@ -1,0 +1,192 @@
+"""Plug-ins by name, and the parameters that each declares once, in its own signature.
+
+A head, data source, encoder or regulariser is one line in a table of `Plugins`. Its parameters are those of its
+constructor: name, type, default, and the allowed range or choices in the annotation. Whatever comes from outside, such
+as ``--set NAME=JSON`` or a sweep's file, is checked against it:
+
+>>> from collections.abc import Sequence
+>>> def probe(C: Positive = 1.0, metric: Literal["top1", "nll"] = "nll", alphas: Sequence[Positive] | None = None): ...
+>>> declared = parameters_of(probe)
+>>> declared["C"].parse("0.5")
+0.5
+>>> declared["metric"].parse('"foo"')
+Traceback (most recent call last):
+    ...
+ValueError: metric is 'foo', expected 'top1' or 'nll'
+>>> declared["alphas"].expected
+'a list of (a number above 0), or null'
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from importlib import import_module
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class Plugins(MutableMapping[str, T]):
+    """Name -> plug-in, written as "module:name" and imported when it is asked for: its names alone import nothing."""
+
+    def __init__(self, places: Mapping[str, str | T]) -> None:
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> T:
+        place = self._places[name]
+        if not isinstance(place, str):
+            return place
+        module, _, attribute = place.partition(":")
+        found: T = getattr(import_module(module), attribute)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __setitem__(self, name: str, plugin: str | T) -> None:
+        self._places[name] = plugin
+
+    def __delitem__(self, name: str) -> None:
+        del self._places[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both allowed but for a `low` that is `open`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and not (self.open and value == self.low)
+
+    def __str__(self) -> str:
+        low = "" if self.low == -math.inf else f" {'above' if self.open else 'from'} {self.low:g}"
+        return low if self.high == math.inf else f"{low} to {self.high:g}"
+
+
+Positive = Annotated[float, Range(0, open=True)]
+NotNegative = Annotated[float, Range(0)]
+Count = Annotated[int, Range(1)]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a plug-in.
+
+    Attributes
+    ----------
+    name : str
+    kind : annotation, with a `Range` or a ``Literal`` where not every value of the type is allowed
+    default : value, or `inspect.Parameter.empty` where it must be given
+    """
+
+    name: str
+    kind: Any
+    default: Any
+
+    @property
+    def expected(self) -> str:
+        """The allowed values, in words."""
+        return _words(self.kind)
+
+    def check(self, value: T) -> T:
+        """The value itself.
+
+        Raises
+        ------
+        ValueError
+            Naming the parameter, the value, and what is allowed.
+        """
+        if not _fits(value, self.kind):
+            raise ValueError(f"{self.name} is {value!r}, expected {self.expected}")
+        return value
+
+    def parse(self, text: str) -> Any:
+        """The value of a JSON text, checked.
+
+        Raises
+        ------
+        ValueError
+            For a text that is not JSON, or a value that is not allowed.
+        """
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            raise ValueError(f"{text!r} is not JSON; quote texts twice: '\"text\"'") from None
+        return self.check(value)
+
+
+def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
+    """The parameters of a plug-in's constructor or function, by name and in order."""
+    function: Any = plugin.__init__ if inspect.isclass(plugin) else plugin
+    kinds = get_type_hints(function, include_extras=True)
+    return {
+        name: Parameter(name, kinds.get(name, Any), found.default)
+        for name, found in inspect.signature(plugin).parameters.items()
+    }
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is one of an annotation's."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Annotated:
+        return _fits(value, parts[0]) and all(value in limit for limit in parts[1:] if isinstance(limit, Range))
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in parts)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if origin is not None:  # of sequences
+        return (
+            isinstance(value, Iterable)
+            and not isinstance(value, str | Mapping)
+            and all(_fits(item, parts[0]) for item in value)
+        )
+    if kind in (int, float):
+        number = Integral if kind is int else Real
+        return not isinstance(value, bool) and isinstance(value, number) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    type(None): "null",
+}
+
+
+def _words(kind: Any) -> str:
+    """An annotation in words."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return "a value"
+    if origin is Annotated:
+        return _words(parts[0]) + "".join(str(limit) for limit in parts[1:] if isinstance(limit, Range))
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in parts)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(dict.fromkeys(_words(part) for part in parts))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "an object {name: value}"
+    if origin is not None:
+        return f"a list of ({_words(parts[0])})"
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))

@@ -1,0 +1,85 @@
+"""The table of heads, and what each takes; names and choices are read without importing a head."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import HeadError
+from featcache.parameters import Parameter, Plugins
+from featcache.parameters import parameters_of as declared_by
+
+if TYPE_CHECKING:
+    from heads.estimators.base import HeadClassifier
+
+HEADS: Plugins[type[HeadClassifier]] = Plugins(
+    {
+        "zero_shot": "heads.estimators.zero_shot:ZeroShot",
+        "ridge": "heads.estimators.ridge:Ridge",
+        "logistic": "heads.estimators.logistic:Logistic",
+        "nearest_mean": "heads.estimators.discriminant:NearestMean",
+        "discriminant": "heads.estimators.discriminant:LinearDiscriminant",
+        "knn": "heads.estimators.knn:KNN",
+        "tip_adapter": "heads.estimators.tip_adapter:TipAdapter",
+        "tip_adapter_f": "heads.estimators.tip_adapter:TipAdapterF",
+        "lp_plus_plus": "heads.estimators.lp_plus_plus:LPPlusPlus",
+    }
+)
+"""Every head by the name that the command line uses."""
+
+
+def head_class(name: str) -> type[HeadClassifier]:
+    """The class of a head.
+
+    Raises
+    ------
+    HeadError
+        For a name that is not in `HEADS`.
+    """
+    if name not in HEADS:
+        near = difflib.get_close_matches(name, HEADS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise HeadError(f"unknown head {name!r}; expected one of {', '.join(sorted(HEADS))}{hint}")
+    return HEADS[name]
+
+
+def parameters_of(name: str) -> dict[str, Parameter]:
+    """A head's parameters by name, without `prior`, which is a head itself."""
+    found = declared_by(head_class(name))
+    return {name: found[name] for name in sorted(found) if name != "prior"}
+
+
+def takes_prior(name: str) -> bool:
+    """Whether a head's weights can shrink towards those of another head."""
+    return "prior" in declared_by(head_class(name))
+
+
+def takes_selection(name: str) -> bool:
+    """Whether a head chooses hyper-parameters, for which it can be given a split."""
+    return "selection" in inspect.signature(head_class(name).fit).parameters
+
+
+def make_head(name: str, parameters: Mapping[str, Any], prior: Any = None) -> HeadClassifier:
+    """An unfitted head.
+
+    Raises
+    ------
+    HeadError
+        For parameters that it does not have, a prior included, or values that they cannot have.
+    """
+    declared = parameters_of(name)
+    if unknown := sorted(parameters.keys() - declared.keys()):
+        known = ", ".join(declared) or "none"
+        raise HeadError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {known}")
+    for parameter, value in parameters.items():
+        try:
+            declared[parameter].check(value)
+        except ValueError as error:
+            raise HeadError(f"{name}.{error}") from None
+    if prior is None:
+        return head_class(name)(**parameters)
+    if not takes_prior(name):
+        raise HeadError(f"{name} shrinks towards nothing; leave the prior out, or fit a head that takes one")
+    return head_class(name)(**parameters, prior=prior)

@@ -1,0 +1,53 @@
+"""Every verb's help, and the verbs that need no model, answer at once: no heavy library is loaded for them."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import NumpyDataset, NumpyEncoder
+
+from featcache.cli.main import VERBS
+from featcache.encoding.images import encode_dataset
+
+HEAVY = ("torch", "open_clip", "zarr", "sklearn", "scipy", "pyarrow", "matplotlib", "numba")
+SECONDS = 0.4
+SCRIPT = f"""
+import sys
+from featcache.cli.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code
+print(code, *(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)
+"""
+
+
+def answer(*arguments: str) -> tuple[list[str], float]:
+    """Exit code and the heavy libraries that were loaded; least CPU time of three runs, in seconds."""
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        assert done.stdout
+    return done.stderr.splitlines()[-1].split(), min(times)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_answers_at_once(verb: str) -> None:
+    said, seconds = answer(verb, "--help")
+    assert said == ["0"]
+    assert seconds < SECONDS
+
+
+def test_verbs_that_need_no_model_answer_at_once(tmp_path: Path) -> None:
+    root = ("--root", str(tmp_path))
+    store = encode_dataset(NumpyDataset(5), NumpyEncoder(), root=tmp_path).store
+    place = str(store.path)
+    for words in (("list",), ("info", place), ("verify", place), ("verify", place, "--deep"), ("gc",)):
+        said, seconds = answer(*words, *root)
+        assert said == ["0"], words
+        assert seconds < SECONDS, words
