@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.bench_finetune [--tiny] [--device cpu] [--batch-size 8] [--precision fp32] [--out FILE]``
 
-ViT-B/16 with random weights, 224 pixels, a head of 1,000 classes, AdamW. The timers take turns, and share one model and
-one optimiser:
+ViT-B/16 with random weights, 224 pixels, a head of 1,000 classes, AdamW. The timers are interleaved and share one model
+and one optimiser:
 
 plain       forward, cross entropy, backward, AdamW
 frozen      the initial tower's forward pass alone, on the same batch
@@ -12,10 +12,10 @@ bank        plain + frozen + 80 rows of a bank
 random      plain + frozen + 80 fresh texts through the text tower
 stored v0   plain + exact, the initial tower's features read from a store
 
-Bars: exact at most 1.02 times (plain + frozen), stored v0 at most 1.05 times plain; ratios of the same round, their
-median. The input pipeline (reading and decoding JPEGs, random resized crop, flip, batch) is timed alone, in the same
-rounds, with the threads that training has; its share is that of plain. On a CPU both use the same cores, one after the
-other; on a GPU the pipeline runs ahead, and hides as long as its time is below the step's.
+Bars: exact at most 1.02 times (plain + frozen), stored v0 at most 1.05 times plain; medians of the ratios within a
+round. The input pipeline (reading and decoding JPEGs, random resized crop, flip, batch) is timed alone, in the same
+rounds, with the threads that training has, and compared with plain. On a CPU both use the same cores in turn; on a GPU
+the pipeline runs ahead, and costs nothing as long as it takes less time than the step.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Relabelled:
 
 
 def setup(folder: Path, args: argparse.Namespace) -> Run:
-    """A run with Lipsum over fresh texts; the other steppers are made from its parts."""
+    """A run with Lipsum over fresh texts; the other steppers reuse its parts."""
     write_jpegs(folder / "jpegs", args.batch_size)
     dataset = Relabelled(open_dataset(f"imagefolder:{folder}/jpegs", "train"))
     options = FinetuneOptions(
@@ -76,7 +76,7 @@ def setup(folder: Path, args: argparse.Namespace) -> Run:
 
 
 def timers(run: Run, folder: Path) -> dict[str, Callable[[], object]]:
-    """What takes turns."""
+    """The work that each timer measures."""
     step, device = run.stepper, run.encoder.device
     workers = default_workers()
     one = range(1)
@@ -92,7 +92,7 @@ def timers(run: Run, folder: Path) -> dict[str, Callable[[], object]]:
     identity = {"tower": run.encoder.image_identity, "view": run.view.identity, "dataset": "benchmark"}
     online = lambda images: tower.features(batch.rows, 0, images)  # noqa: E731 - the frozen tower itself
     stored = StoredPrior(online, identity, len(run.dataset.index), dim, folder)
-    for _ in range(2):  # computed and recorded, then found
+    for _ in range(2):  # computed and recorded, then read
         stored.features(batch.rows, 0, batch.images)
     exact = {"lipsum": (1.0, Lipsum.exact(bank, scale))}
     steppers = {
@@ -118,8 +118,8 @@ def timers(run: Run, folder: Path) -> dict[str, Callable[[], object]]:
     return {name: found[name] for name in order}
 
 
-def judged(seconds: dict[str, list[float]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Bars, and the other ratios: medians over rounds of ratios within a round."""
+def bars_of(seconds: dict[str, list[float]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Bars and other ratios, as medians over rounds."""
 
     def of(name: str, *others: str) -> float:
         below = [sum(parts) for parts in zip(*(seconds[other] for other in others), strict=True)]
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         run = setup(Path(folder), args)
         seconds = interleaved(timers(run, Path(folder)), args.rounds, warmup=1)
-    bars, extra = judged(seconds)
+    bars, extra = bars_of(seconds)
     sizes = {
         "model": run.encoder.name,
         "batch": args.batch_size,

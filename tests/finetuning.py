@@ -1,4 +1,4 @@
-"""Small fine-tuning runs on random pictures, and what they leave behind."""
+"""Small fine-tuning runs on random pictures, and their output."""
 
 import json
 from pathlib import Path
@@ -65,5 +65,5 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 
 def batch_of(run: Run, step: int = 0) -> Any:
-    """The batch of one step, outside of the loop."""
+    """The batch of one step, without the loop."""
     return next(training_batches(run.dataset, run.view, run.order, range(step, step + 1), "cpu", 1, 0))

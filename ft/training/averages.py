@@ -5,8 +5,7 @@ Averages are kept in float32 or wider: at a decay of 0.9999 a bfloat16 average w
 those of the latest model.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
@@ -46,16 +45,6 @@ class _Average:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Copy of the average in the dtypes of the model."""
         return {key: value.to(self._dtypes[key], copy=True) for key, value in self._averages.items()}
-
-    @contextmanager
-    def swapped_into(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-        """Load the averaged weights into `model` inside the block, to evaluate it."""
-        own = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        try:
-            model.load_state_dict(self.state_dict())
-            yield model
-        finally:
-            model.load_state_dict(own)
 
     def resume_state(self) -> dict[str, torch.Tensor]:
         """The state that a resumed run continues from bit for bit, as tensors for a safetensors file."""

@@ -1,4 +1,4 @@
-"""Diagonal Fisher information: against one backward pass an image, and in an ensemble."""
+"""Diagonal Fisher information against one backward pass per image, and in an ensemble."""
 
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def test_fisher_files_of_the_command_line_weight_the_ensemble(
 
 
 class Cropped(Few):
-    """The same, cut before any encoder sees them."""
+    """The same images, cropped in advance."""
 
     def __init__(self) -> None:
         super().__init__(4)

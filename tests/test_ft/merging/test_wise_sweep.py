@@ -1,4 +1,4 @@
-"""Merged models judged by their own stores: the sweep equals encoding and evaluating each by hand."""
+"""A sweep equals merging, encoding and evaluating each model by hand."""
 
 import json
 from dataclasses import replace

@@ -42,12 +42,12 @@ class Tower:
 
 
 def views(epoch: int) -> torch.Tensor:
-    """(N, PIXELS): what the augmentation of an epoch makes of every sample."""
+    """(N, PIXELS): the augmented view of every sample in an epoch."""
     return torch.randn(N, PIXELS, generator=torch.Generator().manual_seed(100 + epoch))
 
 
 class Uneven(Tower):
-    """Its last digits depend on the size of the batch, as those of real towers may."""
+    """A tower whose last digits depend on the batch size, as those of real towers may."""
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return super().__call__(images) + 1e-6 * len(images)
@@ -145,7 +145,7 @@ def test_a_batch_with_unknown_rows_goes_through_the_tower_whole_and_is_completed
 
 
 def test_known_rows_keep_their_digits_in_mixed_batches(tmp_path: Path) -> None:
-    """So that the run that records and those that read see the same."""
+    """The run that records and the runs that read see the same digits."""
     rows = np.arange(10)
     prior = stored(tmp_path, Uneven())
     few = prior.features(rows[:4], 0, views(0)[:4])
@@ -330,7 +330,7 @@ def run(tmp_path: Path) -> Callable[..., int]:
 
 
 def test_late_process_loses_nothing_if_all_settle_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last step's rows are in flight when training ends; the first process makes chunks of what it finds."""
+    """The rows of the last step are in flight when training ends; the first process makes chunks of all rows."""
     monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     priors = [stored(tmp_path), stored(tmp_path)]
     for rank, prior in enumerate(priors):

@@ -1,4 +1,4 @@
-"""Whole runs with a stored prior: what later epochs, later runs and other processes read instead of computing it."""
+"""Runs with a stored prior: later epochs, later runs and other processes read v0 instead of computing it."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_constant_views_are_computed_once(model: str, tmp_path: Path, seen: list
 
 
 def test_rows_left_over_by_one_epoch_are_computed_in_the_next(model: str, tmp_path: Path, seen: list[int]) -> None:
-    """The batch that shows them goes through the tower whole; rows that are known keep their digits."""
+    """Their batch goes through the tower whole; known rows keep their digits."""
     train(tmp_path / "first", model, Pictures(N + 2), **CHANGES)
     assert N < sum(seen) < 8 * STEPS
     computed = sum(seen)
@@ -105,7 +105,7 @@ def test_crops_have_a_store_for_each_epoch(model: str, tmp_path: Path, seen: lis
 def test_a_compiled_tower_has_stores_of_its_own(
     model: str, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its rounding is another one; what was recorded without it keeps its key."""
+    """It rounds differently; stores of the plain tower keep their keys."""
     monkeypatch.setattr(torch, "compile", lambda function: function)
     plain = {"tower": load_encoder(model).image_identity, "stored": "float32"}
     keys = []
@@ -163,7 +163,7 @@ def test_a_second_run_of_two_processes_computes_nothing_and_follows_the_first(ca
     assert second == 0
     if case == "one view, rows left over":
         assert N < first < 8 * STEPS
-    else:  # each image once a view, whichever process it came to first
+    else:  # each image once per view, in whichever process saw it first
         assert first == (N if case == "one view" else 8 * STEPS)
     check_same(two_processes / f"{case} 0", two_processes / f"{case} 1")
 

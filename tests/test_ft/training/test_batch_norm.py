@@ -1,4 +1,4 @@
-"""Batch statistics are those of training batches: no image that is judged or frozen gets into the model."""
+"""Batch statistics come from training batches alone, never from validation or frozen passes."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def trained(model: str, steps: int = 2, **changes: Any) -> Run:
 
 
 def features(model: str, dataset: Pictures) -> torch.Tensor:
-    """What `encode` makes of the pictures: running statistics."""
+    """Features from `encode`, with running statistics."""
     encoder = load_encoder(model)
     return torch.from_numpy(encoder.encode_images([encoder.prepare(picture) for picture in dataset.pixels]))
 

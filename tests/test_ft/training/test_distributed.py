@@ -1,4 +1,4 @@
-"""Two processes hold the batch in parts: loss and parameter gradients are those of one process."""
+"""Two processes with parts of a batch have the loss and the parameter gradients of one process."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ SPLIT = ([0, 1, 2, 3, 4], [5, 6])  # of different lengths, as at the end of an e
 
 
 def losses(weight: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both losses that look at the whole batch, of the image tower ``x @ weight``."""
+    """Both losses of the whole batch, for the image tower ``x @ weight``."""
     features, texts = (sines((7, 5), 0.2) @ weight)[rows], sines((4, 3), 0.9)[CAPTIONS[rows]]
     return VarianceCovariance(1.0, 1.0)(Step(features=features)), contrastive(features, texts, 5.0, CAPTIONS[rows])
 
@@ -72,7 +72,7 @@ def test_gather_in_one_process_returns_its_rows() -> None:
 
 
 def test_processes_wait_for_the_first_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it encodes the training split, say; torch's own limits are 10 and 30 minutes."""
+    """For example while it encodes the training split; torch's limits are 10 and 30 minutes."""
     begin = dist.init_process_group
 
     def alone(backend: str, **settings: Any) -> None:

@@ -74,18 +74,6 @@ def test_average_shares_no_memory_with_the_model() -> None:
     assert torch.equal(ema.state_dict()["weight"], before["weight"])
 
 
-def test_swapped_into_restores_the_weights_after_evaluation() -> None:
-    model = torch.nn.Linear(2, 2)
-    ema = EMA(model.state_dict(), 0.5)
-    average = model.weight.detach().clone()
-    with torch.no_grad():
-        model.weight.add_(1)
-    own = model.weight.detach().clone()
-    with ema.swapped_into(model):
-        assert torch.equal(model.weight, average)
-    assert torch.equal(model.weight, own)
-
-
 def test_refuses_other_models_and_bad_settings() -> None:
     ema = EMA({"w": torch.zeros(2)})
     with pytest.raises(MismatchError, match="new model lacks w"):

@@ -1,4 +1,4 @@
-"""Fine-tuning on a small data set: what is trained, what is equal to what, what is refused."""
+"""Fine-tuning on a small data set: which parts are trained, equivalences, refusals."""
 
 import itertools
 import json
@@ -29,13 +29,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def gradients(run: Run) -> dict[str, torch.Tensor]:
-    """Of the first update, before anything has moved (rate 0)."""
+    """Gradients of the first update, at a learning rate of 0."""
     run.stepper.update(batch_of(run), 0.0)
     return {name: p.grad.clone() for name, p in run.stepper.parameters.items() if p.grad is not None}
 
 
 def largest_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
-    """Relative to the largest element of all."""
+    """Largest absolute difference, relative to the largest element."""
     assert one.keys() == two.keys()
     size = max(float(value.abs().max()) for value in one.values())
     return max(float((one[name] - two[name]).abs().max()) for name in one) / size
@@ -86,7 +86,7 @@ def test_micro_batches_equal_the_whole_batch(changes: dict[str, Any], parts: int
 
 
 def test_naive_sums_over_micro_batches_differ(model: str) -> None:
-    """So that the test above cannot pass by accident: the covariance of parts is not that of the whole."""
+    """The covariance of parts is not that of the whole, so the test above cannot pass by accident."""
     run = start(model, accumulate=2, regularizers={"variance_covariance": 1.0})
     right = gradients(run)
     run.stepper._separable = True
@@ -162,7 +162,7 @@ def test_optimiser_gets_the_published_rates(
 
 
 def test_adamw_equals_a_plain_loop_in_torch(model: str, tmp_path: Path) -> None:
-    """The whole road against thirty lines without featcache: three updates, head of zeros, clipping, weight decay."""
+    """Three updates against thirty lines of plain torch, with a head of zeros, clipping and weight decay."""
     dataset = Pictures()
     changes = {"head": "zeros", "clip": 0.5, "weight_decay": 0.1, "warmup": 2, "label_smoothing": 0.1, "shuffle": False}
     result = train(tmp_path, model, dataset, **changes)
@@ -231,8 +231,17 @@ def test_averaged_weights_are_saved(average: str, model: str, tmp_path: Path) ->
     torch.testing.assert_close(mean[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_holding_an_average_restores_the_weights_after_evaluation(model: str) -> None:
+    trained = start(model).stepper.model
+    own = {name: value.clone() for name, value in trained.trained().items()}
+    average = {name: value + 1 for name, value in own.items()}
+    with trained.holding(average):
+        assert all(torch.equal(value, average[name]) for name, value in trained.trained().items())
+    assert all(torch.equal(value, own[name]) for name, value in trained.trained().items())
+
+
 def test_equal_captions_are_not_negatives(model: str) -> None:
-    """With one caption for all classes nothing can be wrong; plain InfoNCE pays ln of the number of copies."""
+    """With one caption for all classes the loss is 0; plain InfoNCE costs ln of the number of copies."""
     dataset = Pictures()
     index = dataset.index
     dataset.index = SampleIndex(index.ids, index.sizes, index.stamps, index.labels, ("crane", "crane", "crane"))
@@ -256,7 +265,7 @@ def test_untrained_text_tower_runs_once(model: str) -> None:
 
 
 class Poisoned(Pictures):
-    """From the second epoch on, one picture is NaN: float pictures may be."""
+    """From the second epoch on, pictures are NaN, which float pictures may be."""
 
     def decode(self, content: bytes, row: int) -> np.ndarray:
         picture = super().decode(content, row).astype(np.float32)
@@ -284,7 +293,7 @@ def test_a_stored_prior_skips_the_frozen_pass_and_changes_nothing(
     changes = {"regularizers": {"lipsum": 1.0, "logit_distillation": 1.0}, "augment": "wise_ft", "log_every": 1}
     online = weights(train(tmp_path / "online", model, **changes).last)
     recorded = weights(train(tmp_path / "recorded", model, prior="store", **changes).last)
-    monkeypatch.setattr("ft.training.model.Frozen.image_features", None)  # must not be needed any more
+    monkeypatch.setattr("ft.training.model.Frozen.image_features", None)  # must not be called
     read = weights(train(tmp_path / "read", model, prior="store", **changes).last)
     for name, value in online.items():
         assert torch.equal(value, recorded[name]), name

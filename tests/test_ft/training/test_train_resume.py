@@ -1,4 +1,4 @@
-"""Killed and resumed equals uninterrupted, two processes equal one; both in processes of their own."""
+"""Killed and resumed equals uninterrupted, two processes equal one; both in separate processes."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def run(model: str, out: Path, root: Path, name: str, **changes: Any) -> Any:
 
 
 def killed_and_resumed(model: str, out: Path, root: Path, name: str) -> int:
-    """Fork, kill the child with SIGKILL at the n-th of some places, again from there on, until it comes through."""
+    """Fork and kill the child with SIGKILL at the n-th place; resume and repeat until a child finishes."""
     kills = 0
     while True:
         child = os.fork()
@@ -86,7 +86,7 @@ def killed_and_resumed(model: str, out: Path, root: Path, name: str) -> int:
 
 
 def arm(kills: int) -> None:
-    """The next process dies in an update, while a model is written, or while the state is."""
+    """Kill the next process in an update, or while a model or the state is written."""
     import ft.checkpoints.folder
     import ft.training.loop
     import ft.training.resume
@@ -113,7 +113,7 @@ def arm(kills: int) -> None:
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """Every tensor that a run left, and its log without times."""
+    """Every tensor that a run has written, and its log without times."""
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*.safetensors")):
         found |= {f"{path.relative_to(out)}: {name}": value for name, value in load_file(path).items()}
@@ -156,7 +156,7 @@ def check_killed(folder: Path, name: str) -> None:
     assert not differences(straight, resumed)
     assert [line["step"] for line in straight["log"] if "loss" in line] == [2, 3, 4, 6, 7]
     assert (folder / "killed" / name / "kills").read_text() == "4"
-    if PATHS[name].get("prior") == "store":  # recorded by the runs that were killed, under a root of their own
+    if PATHS[name].get("prior") == "store":  # recorded by the killed runs, under a separate root
         epochs = [open_prior_store(path) for path in (folder / "root killed" / PriorStore.kind).glob("*/*")]
         assert len(epochs) == 3
         assert sum(int(epoch.valid.sum()) for epoch in epochs) > 4 * 16  # of 7 x 16; rows in flight may be lost
@@ -216,7 +216,8 @@ def pair(model: str, killed: Path) -> Path:
 def test_two_processes_equal_one(name: str, pair: Path) -> None:
     """The gradient of the first update (a tenth of it is Adam's first moment), and the losses of the whole run.
 
-    Weights are no measure: Adam moves those whose gradient is zero but for rounding (biases of keys) by its full rate.
+    Weights cannot be compared: where the gradient is zero up to rounding (biases of keys), Adam still moves them by the
+    full learning rate.
     """
     one, two = (load_file(pair / many / f"{name} first" / "resume.safetensors") for many in ("straight", "two"))
     moments = [key for key in one if key.endswith("exp_avg")]
