@@ -23,6 +23,7 @@ from heads.fitted.missing_classes import ABSENT
 from heads.rows.samples import Samples, as_samples, require_finite
 from heads.rows.selection import RowSampler, selection_samples, thinned
 from heads.solvers.folds import in_folds, sampled_rows
+from heads.solvers.parallel import Blocks
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.ridge.spectrum import steady_eigh
 from heads.solvers.temperature import fit_temperature
@@ -120,7 +121,7 @@ class MomentClassifier(LinearClassifier):
         solved = self._solve(_restricted(rest, present))
         return solved.weights, solved.intercepts, present
 
-    def _scores_of(self, blocks: Any, present: NDArray[np.bool_]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
+    def _scores_of(self, blocks: Blocks, present: NDArray[np.bool_]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
         """Scores over the classes that have training rows, for the rows of these classes, and their labels."""
         for features, labels in blocks:
             rows = present[labels]

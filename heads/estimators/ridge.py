@@ -28,6 +28,8 @@ from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 from heads.solvers.temperature import fit_temperature
 
+Float = NDArray[np.float64]
+
 ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
 """Default path: 25 values from 1e-3 to 1e3, four a decade."""
 
@@ -35,9 +37,9 @@ ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
 def choose_alpha(
     problem: RidgeProblem,
     spectrum: Spectrum,
-    alphas: NDArray[np.float64],
+    alphas: Float,
     validation: Callable[[], Blocks] | None = None,
-) -> tuple[float, NDArray[np.float64]]:
+) -> tuple[float, Float]:
     """The alpha of the smallest mean squared error on rows that did not fit (the first one on ties), and all errors.
 
     Parameters
@@ -134,8 +136,8 @@ class Ridge(LinearClassifier):
     name = "ridge"
 
     alpha_: float
-    alphas_: NDArray[np.float64]
-    cv_errors_: NDArray[np.float64]
+    alphas_: Float
+    cv_errors_: Float
     prior_scale_: float
     spectrum_: Spectrum
 
@@ -204,7 +206,7 @@ class Ridge(LinearClassifier):
         self._record(samples, validation, prior, problem)
         return self
 
-    def path(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def path(self) -> tuple[Float, Float]:
         """Weights (A, C, D) and intercepts (A, C) of every alpha of `alphas_`: scores, before any temperature."""
         if "spectrum_" not in vars(self):
             raise HeadError("this Ridge is not fitted yet; call fit first")
@@ -300,7 +302,7 @@ class Ridge(LinearClassifier):
         for x, y in thinned(validation):
             yield x.astype(np.float64) @ self.coef_.T + self.intercept_, y, weights[y]
 
-    def _class_weights(self, samples: Samples) -> NDArray[np.float64]:
+    def _class_weights(self, samples: Samples) -> Float:
         """Weight of each class (C,) among these rows."""
         if self.class_weight is None:
             return np.ones(len(samples.classnames))
