@@ -35,8 +35,8 @@ _MEMORY = 10
 _ARMIJO = 1e-4
 _CURVATURE = 0.9
 _BACKTRACKS = 25
-_LOW_TOL = 1e-4  # down to here in cheap products, where the rows have them
-_WINDOW = 5  # iterations whose decrease has to be small too
+_LOW_TOL = 1e-4  # gap at which cheap products give way to exact ones
+_WINDOW = 5  # iterations whose total decrease has to be small, too
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class _History:
     def product(self, gradient: Tensor, initial: Diagonal | ClassBlocks) -> Tensor:
         """``H g`` by the two-loop recursion."""
         found, shares = gradient.clone(), []
-        # Newest to oldest: take out what each pair explains.
+        # From the newest pair to the oldest: subtract what each pair explains.
         for step, change, rho in reversed(self.pairs):
             share = rho * _dot(step, found)
             found.sub_(change, alpha=share)
             shares.append(share)
-        # The initial inverse Hessian, brought to the size that the newest pair saw.
+        # The initial inverse Hessian, scaled to the curvature of the newest pair.
         found = initial.solve(found)
         if self.pairs and not initial.to_scale:
             _, change, rho = self.pairs[-1]
             found.mul_(1.0 / (rho * _dot(change, initial.solve(change))))
-        # Oldest to newest: put it back, mapped through the inverse.
+        # From the oldest to the newest: add the steps that correspond to it.
         for (step, change, rho), share in zip(self.pairs, reversed(shares), strict=True):
             found.add_(step, alpha=share - rho * _dot(change, found))
         return found
@@ -132,7 +132,7 @@ class Minimiser:
     def _descend(self, tol: float, history: _History, precision: Precision) -> Optimum:
         """Iterate from the last point to a tolerance, with the curvature that `history` holds."""
         f, line, warm = self.objective, self._line, bool(history.pairs)
-        f.precision = f.rows.precision  # the logits that all later ones build on
+        f.precision = f.rows.precision  # exact logits at the start: later ones add to them
         value, gradient = line.start(self.theta)
         f.precision = precision
         diagonal = Diagonal(f, line.sample(), self.theta)
@@ -142,18 +142,18 @@ class Minimiser:
         while True:
             direction = history.product(gradient, self._blocks or diagonal).neg_()
             slope = _dot(gradient, direction)
-            # Stop by the estimated gap and by the decrease of the last iterations. The curvature that cheap products
-            # left may flatter the estimate: then not before there are such iterations.
+            # Stop by the estimated gap and by the decrease of the last iterations. After cheap products the estimate
+            # may be too small, as their curvature is inexact: then a full window of iterations is needed first.
             decrease = recent[0] - value if len(recent) > _WINDOW else float("inf") if warm else 0.0
             gap = max(-0.5 * slope, decrease) / max(value, 1e-300)
             if slope == 0.0 or (slope < 0.0 and gap <= tol) or stalled or iteration >= self.max_iter:
                 break
-            # New blocks, as soon as the iterations since the last ones have cost as much as they will.
+            # New blocks, once the iterations since the last build have cost as much as a build.
             if self._age >= self._build_cost:
                 self._blocks, self._age = ClassBlocks(f, line.sample(), self.theta), 0
                 self.builds += 1
                 continue
-            # A step. Where rounding leaves none: once more from the gradient alone, then give up.
+            # The step. If rounding hides every decrease: try again without history, then give up.
             taken = self._search(direction, value, slope) if slope < 0.0 else None
             if taken is None:
                 stalled = not history.pairs
@@ -178,7 +178,7 @@ class Minimiser:
             # Armijo's condition: the decrease is a share of what the slope promises.
             if new_value <= value + _ARMIJO * step * slope:
                 return (step, new_value, gradient) if step == 1.0 else (step, *line.value_and_gradient(step))
-            # A decrease within the rounding of the sums shows in the slope instead.
+            # Where the rounding of the sums hides the decrease, the slope decides.
             if new_value <= value + noise:
                 new_value, gradient = (new_value, gradient) if step == 1.0 else line.value_and_gradient(step)
                 if abs(_dot(gradient, direction)) <= _CURVATURE * abs(slope):

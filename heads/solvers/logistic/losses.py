@@ -1,7 +1,7 @@
-"""Pointwise losses: what the objective has to know of a loss, and two of them.
+"""Pointwise losses, and the interface that the objective needs of one.
 
-A loss sees the logits of some rows and their targets; it knows nothing of features, weights or penalties. Another loss
-is another class here.
+A loss is a function of logits and targets; features, weights and penalties are the objective's. A new loss is a new
+class in this file.
 """
 
 from __future__ import annotations

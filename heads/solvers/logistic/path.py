@@ -42,7 +42,7 @@ class PathSolver:
     prior
         Weights W0 (C, D), and intercepts b0 (C,) that fitted ones add to; None for zero.
     missing_intercept
-        Intercept of a class without a row that counts, where intercepts are fitted: its optimum is minus infinity.
+        Intercept of a class without a row that counts, if intercepts are fitted: its optimum is minus infinity.
     tol, max_iter
         As of `heads.solvers.logistic.lbfgs.Minimiser`.
 
@@ -110,6 +110,6 @@ class PathSolver:
 def validation_logits(
     rows: TrainingRows, where: Mask, fitted: Sequence[Fitted]
 ) -> Iterator[tuple[list[Float], NDArray[np.integer]]]:
-    """Logits (n, C) of the rows where a mask says so under each head, with labels, block by block."""
+    """Logits (n, C) of each head on the rows of a mask (N,), with labels, block by block."""
     for centred, labels in rows.centred(where):
         yield [centred @ f.weights.T + (f.intercepts + f.weights @ rows.mean) for f in fitted], labels

@@ -1,4 +1,4 @@
-"""Penalties on the weights: what the objective has to know of a penalty, and the one there is."""
+"""The L2 penalty on the weights, and the interface that the objective needs of a penalty."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Penalty(Protocol):
         ...
 
     def curvature(self, weights: Tensor) -> Tensor:
-        """Diagonal of its Hessian, which preconditioners take as equal within an output: (K, 1)."""
+        """Diagonal of its Hessian for preconditioners, one value per output: (K, 1)."""
         ...
 
 

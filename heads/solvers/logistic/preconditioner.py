@@ -36,7 +36,7 @@ _BATCH = 2**25
 class Diagonal:
     """The inverse of the Hessian's diagonal, up to the correlation of curvatures and features."""
 
-    to_scale = False  # L-BFGS is to bring its product to the size of the inverse Hessian's
+    to_scale = False  # right in shape alone: L-BFGS scales its products
 
     def __init__(self, f: Objective, sample: Sample, theta: Tensor) -> None:
         X, weights, logits = sample
@@ -55,8 +55,8 @@ class Diagonal:
 class ClassBlocks:
     """Inverses (K, D + 1, D + 1) of the Hessian's diagonal blocks.
 
-    A CPU builds them one by one, as many at once as it has threads. On a GPU, which takes as long to start a small
-    operation as to do it, a batch of them is built at once.
+    A CPU builds one block per thread at a time. On a GPU, where starting a small operation takes as long as the
+    operation, one sequence of operations builds a batch of them.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class ClassBlocks:
     theta
         The point, (K, D + 1).
     batch
-        Blocks that are built by one sequence of operations; None leaves it to the device.
+        Blocks per sequence of operations; None chooses it by device.
 
     Examples
     --------

@@ -28,10 +28,10 @@ LOGIT_BYTES = 2**30
 """The most that kept logits may take; above it they are computed anew in every pass."""
 
 LOW_WORK = 10**9
-"""From this N·D·C on, products take long enough for bfloat16 to be worth a copy of the rows."""
+"""N·D·C from which products take long enough for bfloat16 to be worth a copy of the rows."""
 
 SAMPLE_ROWS = 16384
-"""Rows behind a preconditioner where logits are not kept. They decide how good it is, never where the optimum is."""
+"""Rows behind a preconditioner if logits are not kept. They affect the number of iterations, never the optimum."""
 
 _READ_ROWS = 8192
 
@@ -59,7 +59,7 @@ class RowSource:
     sample : rows behind the preconditioners, centred, in the type of the parameters; all of them if logits are kept
     mean : (D,), which the objective subtracts from every row; None where rows come centred
     precision : of the products
-    cheaper : another one while the minimum is far; None if there is none
+    cheaper : the precision used far from the minimum, if it is another one
     keep_logits : whether logits are kept from one pass to the next; `read` then gives one block
     """
 
@@ -137,7 +137,7 @@ class Rows:
         )
 
     def centred(self, where: Mask) -> Iterator[ArrayBlock]:
-        """Centred float64 rows where a mask (N,) says so, with labels, block by block."""
+        """Centred float64 rows of a mask (N,), with labels, block by block."""
         rows = np.flatnonzero(where)
         for first in range(0, len(rows), _READ_ROWS):
             chosen = rows[first : first + _READ_ROWS]
@@ -256,7 +256,7 @@ class StreamedRows:
         return RowSource(read, n, _weighted(X, y, len(self.y), keep), precision=Precision(self.dtype))
 
     def centred(self, where: Mask) -> Iterator[ArrayBlock]:
-        """Centred float64 rows where a mask (N,) says so, with labels, block by block."""
+        """Centred float64 rows of a mask (N,), with labels, block by block."""
         done = 0
         for features, y in self._read():
             mine = where[done : done + len(y)]

@@ -91,7 +91,7 @@ def test_a_class_without_rows(images: Any, texts: Any) -> None:
     assert (pulled.predict(images(seed=4)) == 2).any()
 
 
-def test_one_row_a_class_and_separable_rows(draw: Any) -> None:
+def test_one_row_per_class_and_separable_rows(draw: Any) -> None:
     X, _ = draw(6, 20, 3)
     with pytest.warns(UserWarning, match="nothing chooses C"):
         head = Logistic().fit(X, np.arange(6))
@@ -165,7 +165,7 @@ def test_out_of_core_equals_in_memory(images: Any, options: Any) -> None:
     assert np.isfinite(Logistic(**options).fit(stream).coef_).all()  # a stream does not say its length
 
 
-def test_size_decides_where_nothing_is_said(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_decides_by_default(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, passes = images(n=300, block_rows=64), []
     monkeypatch.setattr("heads.estimators.logistic_choice._memory", lambda: 2 * 4 * 300 * 12 - 1)
     blocks = store.blocks

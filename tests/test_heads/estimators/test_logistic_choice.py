@@ -125,7 +125,7 @@ def test_one_C_is_refitted_too(images: Any) -> None:
 
 
 @pytest.mark.parametrize("C", [10.0, [0.1, 10.0]])
-def test_the_path_of_a_refitted_head_has_seen_the_training_rows_alone(images: Any, C: Any) -> None:
+def test_the_path_of_a_refitted_head_is_fitted_on_the_training_rows_alone(images: Any, C: Any) -> None:
     train, selection = images(n=80, noise=0.6), images(n=120, seed=9, noise=0.6, split="val", dataset_key="data-9")
     head = Logistic(C, refit=True).fit(train, selection=selection)
     for k, (member, value) in enumerate(zip(head.path_heads(), head.Cs_, strict=True)):
@@ -137,7 +137,7 @@ def test_the_path_of_a_refitted_head_has_seen_the_training_rows_alone(images: An
     assert head.provenance_["params"]["refit"]
 
 
-def test_one_row_a_class_takes_the_C_nearest_to_one(draw: Any) -> None:
+def test_one_row_per_class_takes_the_C_nearest_to_one(draw: Any) -> None:
     """Nothing can be held out: scores of no rows must not choose."""
     X, _ = draw(6, 20, 3)
     y = np.arange(6)

@@ -56,7 +56,7 @@ def test_steps_are_those_of_autograd(images: Any, texts: Any) -> None:
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_the_number_of_steps_is_chosen_on_rows_held_out(images: Any, texts: Any, split: bool) -> None:
+def test_the_number_of_steps_is_chosen_on_held_out_rows(images: Any, texts: Any, split: bool) -> None:
     train, other = images(n=60, noise=0.7), images(n=100, seed=9, noise=0.7, split="val", dataset_key="data-9")
     X, y = train.numpy()
     T, wanted, n = ZeroShot().fit(texts()).coef_, np.zeros(12), 0
@@ -88,7 +88,7 @@ def test_is_a_linear_head(images: Any, texts: Any, tmp_path: Path) -> None:
     assert len(heads.interpolate(ZeroShot().fit(texts()), head, [0.0, 0.5, 1.0])) == 3
 
 
-def test_one_row_a_class_takes_every_step(images: Any, texts: Any) -> None:
+def test_one_row_per_class_takes_every_step(images: Any, texts: Any) -> None:
     X, y = images().numpy()
     rows = [int(np.flatnonzero(y == c)[0]) for c in range(5)]
     head = LPPlusPlus(steps=12).fit(X[rows], y[rows], texts=texts())

@@ -142,7 +142,7 @@ def test_is_bound_to_encoder_and_text_tower(images: Any, texts: Any) -> None:
         head.frozen().linear()
 
 
-def test_one_row_a_class_takes_the_papers_pair(images: Any, texts: Any) -> None:
+def test_one_row_per_class_takes_the_papers_pair(images: Any, texts: Any) -> None:
     X, y = images().numpy()
     rows = [int(np.flatnonzero(y == c)[0]) for c in range(5)]
     head = TipAdapter().fit(X[rows], y[rows], texts=texts())
@@ -188,7 +188,7 @@ def test_rows_that_are_not_finite_are_named(images: Any, texts: Any) -> None:
         head.predict(X)
 
 
-def test_rows_of_other_lengths_vote_by_direction_and_meet_the_text_head_as_they_are(images: Any, texts: Any) -> None:
+def test_rows_of_other_lengths_vote_by_direction_and_enter_the_text_head_unscaled(images: Any, texts: Any) -> None:
     train, test, zero = images(n=70, noise=0.5), images(n=60, seed=4, noise=0.5), ZeroShot().fit(texts()).linear()
     X, y = train.numpy(np.float64)
     lengths = np.random.default_rng(0).uniform(0.2, 5.0, size=130)[:, None]

@@ -52,7 +52,7 @@ def test_gradient_is_autograds(draw: Any) -> None:
     torch.testing.assert_close(gradient, point.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_methods_take_logits_that_are_known(draw: Any) -> None:
+def test_methods_accept_known_logits(draw: Any) -> None:
     """Value, gradient and curvature product, with and without logits, against autograd; logits save products."""
     line, theta = problem(draw)
     f = line.objective
