@@ -19,7 +19,7 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.chunks import encoder_key
 from featcache.encoding.images import encode_dataset
 from featcache.encoding.texts import embed_prompts
-from featcache.errors import EncoderError, HeadError, MismatchError, TrainingError
+from featcache.errors import EncoderError, MismatchError, TrainingError
 from featcache.store import ImageStore
 from ft.checkpoints.folder import BEST, head_path, read_state, write_model_folder
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
@@ -28,7 +28,7 @@ from ft.merging.interpolate import FISHER_FLOOR, soup
 from ft.merging.wise import head_part, merged_head, read_tuned, weights_of, wise
 from heads import LinearHead, ZeroShot, evaluate, load, save
 from heads.evaluation.evaluate import best_of
-from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS
+from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
 from heads.fitted.linear import as_linear
 from heads.fitted.provenance import Provenance
 
@@ -84,8 +84,7 @@ class WiseOptions:
     def __post_init__(self) -> None:
         if self.soup not in SOUPS:
             raise TrainingError(f"soup {self.soup!r}: expected one of {', '.join(SOUPS)}")
-        if self.metric not in METRICS:
-            raise HeadError(f"unknown metric {self.metric!r}; expected one of {', '.join(METRICS)}")
+        metric_of(self.metric)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from heads.evaluation.passes import ClassSubset
 
 
 def compare(
-    head_a: Any,
-    head_b: Any,
+    head_a: object,
+    head_b: object,
     stores: Sequence[FeatureTable],
     *,
     class_subset: ClassSubset = None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +89,7 @@ class Judgement:
     classnames: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def evaluate(heads: Sequence[Any], stores: Sequence[FeatureTable], **options: Unpack[EvaluateOptions]) -> list[Row]:
+def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options: Unpack[EvaluateOptions]) -> list[Row]:
     """One row per head, with every metric on every store.
 
     Linear heads are evaluated together by `linear_nll`, block by block, without an array of logits; heads of one
@@ -125,7 +125,7 @@ def evaluate(heads: Sequence[Any], stores: Sequence[FeatureTable], **options: Un
 
 
 def judge(
-    heads: Sequence[Any],
+    heads: Sequence[object],
     stores: Sequence[FeatureTable],
     *,
     per_sample: bool = False,
@@ -217,7 +217,7 @@ class _Pass:
             self.samples.labels[places] = labels
             self.samples.nll[:, places], self.samples.rank[:, places] = nll, rank
 
-    def sums(self) -> list[NDArray[Any]]:
+    def sums(self) -> list[NDArray[np.generic]]:
         """Every array that is to be replaced, in place, by its sum over processes."""
         found = [array for tally in self.tallies for array in tally.sums.values()]
         found += self.groups.sums if self.groups is not None else []
@@ -272,7 +272,7 @@ def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
 
 
 def choose(
-    heads: Sequence[Any],
+    heads: Sequence[object],
     selection: FeatureTable,
     *,
     metric: str = "top1",

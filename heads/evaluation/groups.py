@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +56,14 @@ def groups_of(store: FeatureTable, columns: Sequence[str]) -> Groups:
     return Groups(codes.astype(np.int64), tuple(pairs))
 
 
-def _column(store: FeatureTable, column: str) -> NDArray[Any]:
+def _column(store: FeatureTable, column: str) -> NDArray[np.generic]:
     """A metadata column (N,), all rows."""
     if column in store.metadata:
         return store.metadata[column]
     if column != LABEL:
         raise HeadError(f"{store.name!r} has no metadata column {column!r}; {_known(store)}")
-    names: NDArray[Any] = np.asarray([*store.classnames, ""], object)  # an invalid row's label is -1
-    of_rows: NDArray[Any] = names[store.labels]
+    names: NDArray[np.generic] = np.asarray([*store.classnames, ""], object)  # an invalid row's label is -1
+    of_rows: NDArray[np.generic] = names[store.labels]
     return of_rows
 
 
@@ -100,7 +99,7 @@ class GroupSums:
             self.nll[head] += np.bincount(codes, weights=nll[head], minlength=size)
 
     @property
-    def sums(self) -> list[NDArray[Any]]:
+    def sums(self) -> list[NDArray[np.generic]]:
         """The accumulators, which add up over processes."""
         return [self.rows, self.hits, self.nll]
 

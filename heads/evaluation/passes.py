@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from heads.fitted.base import LogitHead
 from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.provenance import check_classes, check_encoder
 from heads.kernels import Tally, linear_nll
+from heads.kernels.problem import Values
 from heads.kernels.tally import RowStats, stats_of_arrays
 from heads.rows.few_shot import FewShotStore
 from heads.rows.in_memory import ResidentStore
@@ -106,7 +106,7 @@ class Unit:
         """Positions of the jobs among all jobs."""
         return slice(self.first, self.first + len(self.jobs))
 
-    def tally(self, X: Any, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
+    def tally(self, X: Values, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
         """Sums and counts of these heads over a block of rows (n, D) with labels (n,)."""
         heads = [job.head for job in self.jobs]
         if self.kind == "logits":
@@ -119,7 +119,7 @@ class Unit:
         weights, bias = [head.weights for head in linear], [head.bias for head in linear]
         return linear_nll(X, weights, positions, bias=bias, alphas=alphas, per_sample=per_sample, confusion=confusion)
 
-    def _of_logits(self, X: Any, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
+    def _of_logits(self, X: Values, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
         """The same from logits, a few thousand rows of one head at a time."""
         n_classes = len(self.jobs[0].head.classnames)
 
@@ -192,7 +192,7 @@ def score(
 def all_logits(jobs: Sequence[Job], x: NDArray[np.floating]) -> Iterator[NDArray[np.float32]]:
     """Logits of each job, in order; consecutive heads with the same `sharing` do its work once."""
     sharing: Hashable | None = None
-    prepared: Any = None
+    prepared: object = None
     for job in jobs:
         if job.sharing is None:
             yield job.head.logits(x)

@@ -50,7 +50,7 @@ class Prediction:
 
 
 def predict_images(
-    head: Any,
+    head: object,
     images: Iterable[str | Path],
     encoder: Encoder | None = None,
     *,

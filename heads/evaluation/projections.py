@@ -12,15 +12,14 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.fitted.base import LogitHead, positions_of
-from heads.fitted.file_format import Tensors
-from heads.fitted.provenance import Json, Provenance, subset_by_name
+from heads.fitted.provenance import Provenance, subset_by_name
 
 Int64 = NDArray[np.int64]
 
@@ -150,7 +149,7 @@ class ProjectedHead(LogitHead):
         """Feature dimension D."""
         return self.base.dim
 
-    def logits(self, X: Any) -> NDArray[np.float32]:
+    def logits(self, X: object) -> NDArray[np.float32]:
         """Logits (n, C')."""
         return self._merged(self.base.logits(X))
 
@@ -159,11 +158,11 @@ class ProjectedHead(LogitHead):
         """As the base."""
         return self.base.sharing
 
-    def prepare(self, X: NDArray[np.floating]) -> Any:
+    def prepare(self, X: NDArray[np.floating]) -> object:
         """As the base."""
         return self.base.prepare(X)
 
-    def finish(self, prepared: Any) -> NDArray[np.float32]:
+    def finish(self, prepared: object) -> NDArray[np.float32]:
         """The base's logits, merged."""
         return self._merged(self.base.finish(prepared))
 
@@ -185,12 +184,12 @@ class ProjectedHead(LogitHead):
         base = self.base.with_temperature(temperature)
         return replace(self, base=base, provenance=self.provenance.cooled(temperature))
 
-    def to_file(self) -> tuple[Tensors, Json]:
+    def to_file(self) -> NoReturn:
         """Refused: the head itself is saved, and projected again when it is used."""
         raise HeadError(f"{self.name}: save the head itself; pass the projection to `evaluate` and `predict` again")
 
     @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+    def from_file(cls, tensors: object, settings: object, **common: object) -> NoReturn:
         """Refused: no file holds a projected head."""
         raise HeadError("no file holds a projected head; load the head and project it")
 
@@ -217,7 +216,7 @@ def load_projection(path: str | Path) -> Projection:
 _EXPECTED = 'expected JSON such as {"cat": [281, 282], "dog": ["pug", "boxer"]}'
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A dict of pairs with unique keys: of two equal ones `json` would keep the last silently."""
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})

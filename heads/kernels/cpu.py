@@ -32,8 +32,10 @@ from heads.solvers.parallel import one_blas_thread
 
 Matrix = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Number: TypeAlias = Any
-"""A number inside numba: Python's or numpy's, of the width that the code gives it."""
+Numba: TypeAlias = Any
+"""What numba and llvmlite, which have no types, pass around."""
+Number: TypeAlias = Numba
+"""A number in compiled code: Python's or numpy's, of the width that the code gives it."""
 
 LANES = np.uint64(64)
 _CHUNK = np.uint64(1024)
@@ -57,18 +59,18 @@ class Counts(NamedTuple):
     predicted: NDArray[np.int64]
 
 
-def _unary(name: str, source: Any, result: Any, code: Any) -> Any:
+def _unary(name: str, source: Numba, result: Numba, code: Numba) -> Numba:
     """A numba function of one number that is one LLVM instruction."""
 
-    def typed(context: Any, x: Any) -> Any:
+    def typed(context: Numba, x: Numba) -> Numba:
         return result(source), lambda _context, builder, _signature, args: code(builder, args[0])
 
     typed.__name__ = name
     return intrinsic(typed)
 
 
-def _maxnum(context: Any, x: Any, y: Any) -> Any:
-    def code(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+def _maxnum(context: Numba, x: Numba, y: Numba) -> Numba:
+    def code(_context: Numba, builder: Numba, _signature: Numba, args: Numba) -> Numba:
         kind = ir.FloatType()
         maxnum = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
         return builder.call(maxnum, args, fastmath=("nnan", "nsz"))
@@ -78,7 +80,7 @@ def _maxnum(context: Any, x: Any, y: Any) -> Any:
 
 _bits = _unary("bits", types.float32, types.int32, lambda builder, x: builder.bitcast(x, ir.IntType(32)))
 _from_bits = _unary("from_bits", types.int32, types.float32, lambda builder, x: builder.bitcast(x, ir.FloatType()))
-_larger: Any = intrinsic(_maxnum)  # as a comparison and a choice, LLVM does not vectorise the maximum of a row
+_larger: Numba = intrinsic(_maxnum)  # as a comparison and a choice, LLVM does not vectorise the maximum of a row
 
 
 @njit(fastmath={"contract"}, cache=True)

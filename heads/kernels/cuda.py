@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -173,14 +174,15 @@ def _pointer(tensor: torch.Tensor | None, offset: int = 0) -> np.uint64:
     return np.uint64(0 if tensor is None else tensor.data_ptr() + tensor.element_size() * offset)
 
 
-def _cupy() -> Any:
+def _cupy() -> ModuleType:
     try:
         import cupy
     except ImportError as error:
         raise MissingExtraError(
             "the cuda implementation needs CuPy; pip install 'featcache[cuda]' (or cupy-cuda12x for CUDA 12)"
         ) from error
-    return cupy
+    module: ModuleType = cupy
+    return module
 
 
 @lru_cache

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from heads.evaluation.metrics import METRICS
+from heads.evaluation.metrics import METRICS, Row
 from heads.report.plots import plot_nll_against_alpha, plot_robustness
-from heads.report.rows import Row, alpha_of, choose_datasets, datasets_of, paths_of
+from heads.report.rows import alpha_of, choose_datasets, datasets_of, paths_of
 from heads.report.tables import markdown_table
 
 PAGE = "report.md"

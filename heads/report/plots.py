@@ -15,8 +15,8 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 
 from featcache.errors import HeadError
-from heads.evaluation.metrics import metric_of
-from heads.report.rows import Point, Row, alpha_of, choose_datasets, curve_of, datasets_of, name_of, paths_of, point_of
+from heads.evaluation.metrics import Row, metric_of
+from heads.report.rows import Point, alpha_of, choose_datasets, curve_of, datasets_of, name_of, paths_of, point_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from featcache.store.places.local import put
 from heads.evaluation.evaluate import Judgement
+from heads.evaluation.metrics import Row
 
 
-def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     r"""Append rows to a results file, whole or not at all, also when several processes append to it at once.
 
     A lock, O_APPEND and a single write keep the lines together at the end of the file. A line that a killed process
@@ -69,7 +70,7 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return len(lines)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """The value in JSON's types: numpy scalars and arrays unpacked, non-finite numbers None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -82,7 +83,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-Block = tuple[str, Mapping[str, Any], int, dict[str, Any]]
+Block = tuple[str, Row, int, dict[str, object]]
 """Lines of one head on one store: the store's name, the head's results row, number of lines, columns."""
 
 
@@ -103,7 +104,7 @@ def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequ
     if not judgement.samples:
         raise HeadError("no single samples were kept; call heads.judge with per_sample=True")
     known = {store: np.asarray(ids[store])[table.rows] for store, table in judgement.samples.items()} if ids else {}
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[np.generic]] = {}
     for store, table in judgement.samples.items():
         named = {"rows": table.rows, "labels": table.labels, "nll": table.nll, "rank": table.rank}
         arrays |= {f"{store}/{key}": value for key, value in named.items()}
@@ -144,7 +145,7 @@ def write_confusion(judgement: Judgement, path: str | Path) -> Path:
 
 
 def _write(
-    path: Path, judgement: Judgement, arrays: dict[str, NDArray[Any]], blocks: Callable[[], Iterator[Block]]
+    path: Path, judgement: Judgement, arrays: dict[str, NDArray[np.generic]], blocks: Callable[[], Iterator[Block]]
 ) -> Path:
     """Write the arrays, or the blocks as one table, atomically: a reader sees the whole file or none."""
     buffer = io.BytesIO()
@@ -167,7 +168,7 @@ def _write_parquet(blocks: Iterator[Block], file: BinaryIO) -> None:
 
     kinds = {"store": pa.string(), "head": pa.string(), "alpha": pa.float64(), "id": pa.string()}
 
-    def column(name: str, values: Any, n: int) -> Any:
+    def column(name: str, values: object, n: int) -> object:
         return pa.nulls(n, kinds[name]) if values is None else pa.array(values, kinds.get(name))
 
     tables = []

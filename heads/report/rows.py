@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import HeadError
-from heads.evaluation.metrics import Metric, metric_of
+from heads.evaluation.metrics import Metric, Row, metric_of
 
-Row: TypeAlias = Mapping[str, Any]
 Point: TypeAlias = tuple[float, float]
 
 
-def datasets_of(rows: Sequence[Row], metric: str = "top1") -> list[str]:
+def datasets_of(rows: Sequence[Mapping[str, object]], metric: str = "top1") -> list[str]:
     """Data sets that the rows have this metric of, in order of appearance.
 
     Examples

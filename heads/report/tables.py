@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from heads.evaluation.metrics import Metric, metric_of
-from heads.report.rows import Row, choose_datasets, format_value, label_of, mean_of, value_of
+from heads.evaluation.metrics import Metric, Row, metric_of
+from heads.report.rows import choose_datasets, format_value, label_of, mean_of, value_of
 
 MEAN = "shifted mean"
 GAP = "    "

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from heads.evaluation.metrics import metric_of
+from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
 from heads.report.rows import datasets_of
-
-LOWER = ("nll", "nll_capped", "ece", "brier")
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def picks(summaries: Iterable[Summary], metric: str) -> list[Summary]:
     Ties go to the earlier one. Heads without a value there (no selection split) keep every setting.
     """
     best: dict[tuple[Any, ...], Summary] = {}
-    sign = -1.0 if metric in LOWER else 1.0
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     for number, found in enumerate(summaries):
         value = found.mean.get(f"select:{metric}")
         place = (found.data, found.model, found.head, found.shots, None if value is not None else number)
