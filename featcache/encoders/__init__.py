@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import TypedDict
 
 from featcache.encoders.base import Batch, Encoder, loading_arguments
 from featcache.encoders.preparation import PREPARATIONS, prepared_by
@@ -14,7 +15,15 @@ ENCODERS: dict[str, str] = {
 }
 """Prefix of a model's name, up to the first colon -> loader; other names are open_clip's."""
 
-__all__ = ["ENCODERS", "PREPARATIONS", "Batch", "Encoder", "load_encoder"]
+__all__ = ["ENCODERS", "PREPARATIONS", "Batch", "Encoder", "LoadingOptions", "load_encoder"]
+
+
+class LoadingOptions(TypedDict, total=False):
+    """Keywords of `load_encoder` that other functions pass on to it."""
+
+    device: str | None
+    precision: str
+    preprocess: str | None
 
 
 def load_encoder(

@@ -1,42 +1,37 @@
-"""Random texts x encoder -> text bank: their features, and the second-moment matrix that says all Lipsum needs of them.
+"""Random texts x encoder -> text bank, for Lipsum-FT (arXiv 2404.00860), which compares images with random texts.
 
-The texts are `featcache.encoding.banks.random_texts`: M sequences of start, `length` ids drawn uniformly, end. A
-bank is
-a store like any other (`BankStore`): its path is the text tower and the texts' token ids, it survives a kill, and
-``featcache verify`` checks it. With it are stored ``G = T^T T / M`` (float64, from the stored float32 rows), M, and the
-standard error of G as an estimate over all random texts.
-
-Random texts, and what a bank of their features says about all of them.
-
-Lipsum-FT (arXiv 2404.00860) compares images with texts of random tokens; see `ft.regularizers.lipsum`.
-
-Stored banks of random texts, as Lipsum takes them: rows to draw from, or their second moment alone.
+A text is start of text, `length` token ids drawn uniformly, end of text. A bank is a store like any other
+(`BankStore`), keyed by the text tower and the token ids. It holds the M features T (M, D), ``G = T^T T / M`` (float64,
+from the stored float32 rows), and the standard error of G as an estimate over all random texts. Lipsum draws rows from
+a bank, or uses G alone; see `ft.regularizers.lipsum`.
 """
 
-import time
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from featcache.encoders import Encoder
-from featcache.encoders.base import whole_encoder
+from featcache.encoders.base import SpecialTokens, whole_encoder
 from featcache.encoding.chunks import normalise
-from featcache.errors import (
-    EncoderError,
-    MismatchError,
-    PromptError,
-    StoreCorruptError,
-    StoreIncompleteError,
-    StoreNotFoundError,
+from featcache.encoding.store_job import (
+    Contents,
+    JobResult,
+    Layout,
+    MadeChunk,
+    StoreJob,
+    Work,
+    stored_rows,
+    written_now,
 )
-from featcache.progress import Progress, Silent
-from featcache.store import BankStore, StoreWriter, check_deep, content_key, find_path, open_bank_store, resolve_root
+from featcache.errors import EncoderError, MismatchError, PromptError
+from featcache.progress import Progress
+from featcache.store import BankStore, StoreWriter, check_deep, find_path, open_bank_store, resolve_root
 from featcache.store.key import checksum
-from featcache.store.layout import DEFAULT_CHUNK_ROWS, ArraySpec
-from featcache.store.manifest import begun_chunk_rows
-from featcache.store.places import StorePath, read
+from featcache.store.layout import ArraySpec
+from featcache.store.parts import Part
+from featcache.store.places import StorePath
 
 
 class SecondMoment(NamedTuple):
@@ -139,16 +134,7 @@ def random_texts(
 
 LENGTH = 8
 TEXT_BATCH = 256
-
-
-@dataclass(frozen=True)
-class BankResult:
-    """What an `embed_random_texts` run did: `hit` means that no text was encoded."""
-
-    store: BankStore
-    hit: bool
-    encoded_rows: int
-    seconds: float
+BankResult: TypeAlias = JobResult[BankStore]
 
 
 def embed_random_texts(
@@ -168,12 +154,12 @@ def embed_random_texts(
     m : int
         M, number of texts.
     encoder : Encoder
-        With CLIP's tokenizer, or one that names its start and end of text.
+        With CLIP's tokenizer, or another one that has start and end of text.
     length : int
-        Random ids of a text (8 in Lipsum-FT, arXiv 2404.00860).
+        Random ids per text (8 in Lipsum-FT).
     seed : int
     name : str, optional
-        What listings call it, default ``random-M``.
+        Name of the bank in listings, default ``random-M``.
     root : str or Path, optional
         Folder of all stores.
 
@@ -182,76 +168,69 @@ def embed_random_texts(
     PromptError
         No texts, or texts longer than the model's context.
     EncoderError
-        A model without text side, or whose tokenizer names no start and end of text.
+        A model without text side, or a tokenizer without start and end of text.
     """
-    encoder = whole_encoder(encoder, "encoder:")
-    if encoder.text_identity is None or encoder.special_tokens is None:
+    if encoder.text_identity is None or (special := whole_encoder(encoder, "encoder:").special_tokens) is None:
         raise EncoderError(f"{encoder.name} has no text side that takes token ids; name a CLIP-style model")
-    job = _BankJob(m, length, seed, encoder, name or f"random-{m}", resolve_root(root))
-    return job.run(progress or Silent())
+    drawn = {"random_texts": m, "length": length, "seed": seed}
+    ids = draw_texts(drawn, special, encoder.name)
+    return _BankJob(ids, drawn, encoder, name or f"random-{m}", resolve_root(root), progress).result()
 
 
-class _BankJob:
-    def __init__(self, m: int, length: int, seed: int, encoder: Any, name: str, root: StorePath) -> None:
-        sot, eot, vocabulary, context = encoder.special_tokens
-        if length > context - 2:
-            raise PromptError(f"length {length}: {encoder.name} takes texts of {context - 2} ids at most")
-        generator = torch.Generator().manual_seed(seed)
-        self.ids = random_texts(m, length, sot, eot, generator, vocab_size=vocabulary, context_length=context)
-        self.encoder, self.name = encoder, name
-        self.drawn = {"random_texts": m, "length": length, "seed": seed}
-        self.identity = {
-            "encoder": encoder.text_identity,
-            "dataset": {**self.drawn, "tokens": checksum(self.ids.numpy().astype("<i8").tobytes())},
-        }
-        self.key = f"{content_key(self.identity['encoder'])}/{content_key(self.identity['dataset'])}"
-        self.path = root / BankStore.kind / self.key
+def draw_texts(drawn: dict[str, int], special: SpecialTokens, name: str) -> torch.Tensor:
+    """Token ids (M, context) of the texts of a bank; PromptError where they are too long for the model."""
+    length = drawn["length"]
+    if length > special.context - 2:
+        raise PromptError(f"length {length}: {name} takes texts of {special.context - 2} ids at most")
+    return random_texts(
+        drawn["random_texts"],
+        length,
+        special.start,
+        special.end,
+        torch.Generator().manual_seed(drawn["seed"]),
+        vocab_size=special.vocabulary,
+        context_length=special.context,
+    )
 
-    def run(self, progress: Progress) -> BankResult:
-        began = time.perf_counter()
-        try:
-            return BankResult(open_bank_store(self.path), True, 0, time.perf_counter() - began)
-        except (StoreNotFoundError, StoreIncompleteError, StoreCorruptError):
-            pass
-        writer = self._writer()
-        writer.reopen()
-        encoded = self._encode(writer, progress)
-        if damaged := writer.drop_damaged():
-            raise StoreCorruptError(
-                f"{self.path}: {len(damaged)} chunk(s) differ from their markers right after they were written; "
-                "run the same command again, and check the disk if it persists"
-            )
-        self._finalise(writer)
-        return BankResult(open_bank_store(self.path), False, encoded, time.perf_counter() - began)
 
-    def _writer(self) -> StoreWriter:
-        m, dim, nan = len(self.ids), self.encoder.dim, float("nan")
-        rows = begun_chunk_rows(self.path, min(DEFAULT_CHUNK_ROWS, m))
-        specs = {"features": ArraySpec("features", "<f4", (m, dim), rows, nan)}
-        whole = {"moment": ArraySpec("moment", "<f8", (dim, dim), dim, nan)}
-        return StoreWriter(self.path, BankStore.kind, self.key, self.identity, specs, whole, {}, verb="text --random")
+class _BankJob(StoreJob[BankStore]):
+    kind, verb = BankStore, "text --random"
 
-    def _encode(self, writer: StoreWriter, progress: Progress) -> int:
-        pending = writer.pending()
-        rows_of = writer.rows_spec.rows_of
-        total = sum(len(rows_of(chunk)) for chunk in pending)
-        progress.start(f"banks/{self.name} with {self.encoder.name}", len(self.ids), len(self.ids) - total)
-        for chunk in pending:
+    def __init__(
+        self,
+        ids: torch.Tensor,
+        drawn: dict[str, int],
+        encoder: Encoder,
+        name: str,
+        root: StorePath,
+        progress: Progress | None,
+    ) -> None:
+        self.ids, self.drawn, self.encoder, self.name = ids, drawn, encoder, name
+        tokens = checksum(ids.numpy().astype("<i8").tobytes())
+        identity = {"encoder": encoder.text_identity, "dataset": {**drawn, "tokens": tokens}}
+        super().__init__(root, identity, len(ids), f"banks/{name} with {encoder.name}", progress=progress)
+
+    def open(self) -> BankStore:
+        return open_bank_store(self.path)
+
+    def layout(self, chunk_rows: int) -> Layout:
+        dim, nan = self.encoder.dim, float("nan")
+        rows = {"features": ArraySpec("features", "<f4", (self.n_rows, dim), chunk_rows, nan)}
+        return Layout(rows, {"moment": ArraySpec("moment", "<f8", (dim, dim), dim, nan)})
+
+    def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
+        for work in works:
             parts = []
-            for ids in torch.split(self.ids[rows_of(chunk).start : rows_of(chunk).stop], TEXT_BATCH):
+            for ids in torch.split(self.ids[work.rows.start : work.rows.stop], TEXT_BATCH):
                 parts.append(normalise(self.encoder.encode_tokens(ids))[0])
-                progress.advance(len(ids))
+                self.advance(len(ids))
             features = np.concatenate(parts)
             if not np.isfinite(features).all():
                 raise EncoderError(f"{self.encoder.name} made NaN or infinite text features; use --precision fp32")
-            writer.write_chunk(chunk, {"features": features})
-        progress.finish()
-        return total
+            yield MadeChunk(work, {Part(): {"features": features}})
 
-    def _finalise(self, writer: StoreWriter) -> None:
-        spec = writer.specs["features"]
-        chunks = [spec.chunk_array(read(spec.chunk_path(self.path, chunk))) for chunk in range(spec.n_chunks)]
-        moment = second_moment(torch.from_numpy(np.concatenate(chunks)[: len(self.ids)]))
+    def contents(self, part: Part, writer: StoreWriter) -> Contents:
+        moment = second_moment(torch.from_numpy(stored_rows(writer, "features")))
         info = {
             "name": self.name,
             "classnames": [],
@@ -260,11 +239,11 @@ class _BankJob:
             "text_digests": [self.encoder.text_digest],
             "logit_scale": self.encoder.logit_scale,
             "logit_bias": self.encoder.logit_bias,
-            "error": moment.error if len(self.ids) > 1 else None,
+            "error": moment.error if self.n_rows > 1 else None,
             **self.drawn,
         }
-        written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        writer.finalise({"moment": moment.matrix.numpy()}, info, self.encoder.provenance | {"written": written})
+        provenance = self.encoder.provenance | {"written": written_now()}
+        return Contents(info, provenance, {"moment": moment.matrix.numpy()})
 
 
 def open_bank(reference: str | int, encoder: Encoder, root: str | StorePath | None = None) -> BankStore:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from featcache.datasets.base import Dataset
 from featcache.encoders import Batch, Encoder
@@ -22,13 +21,14 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoders.taps import encode_outputs, tap_dim
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
-from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, worked_batches
+from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, read_sample, worked_batches
 from featcache.encoding.reuse import Donors, Place
+from featcache.encoding.store_job import MadeChunk, Work
 from featcache.errors import ContentChangedError, EncoderError
 from featcache.store import BadRow
 from featcache.store.key import content_key
-from featcache.store.layout import ArraySpec
 from featcache.store.parts import Part
+from featcache.store.writer import Values
 
 Float = TypeVar("Float", np.float32, np.float64)
 
@@ -46,38 +46,14 @@ def stored_identity(encoder: Encoder, tap: str | None = None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Work:
-    """One chunk and the parts of it that are to be made.
-
-    Where the store itself has the chunk already, `content` (n, 16) is what it was made of and `bad` its bad rows: a
-    part that joins later must be of the same images.
-    """
-
-    chunk: int
-    parts: tuple[Part, ...]
-    content: npt.NDArray[np.uint8] | None = None
-    bad: Mapping[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EncodedChunk:
-    """The rows of one chunk, ready to be written, by part; and how many of them were copied from other stores."""
-
-    chunk: int
-    values: Mapping[Part, Mapping[str, npt.NDArray[Any]]]
-    bad: list[BadRow]
-    copied: int
-
-
-@dataclass(frozen=True)
 class _Sample:
-    """One sample on its way: an image a view, or why there is none, or where its rows are known."""
+    """A sample of a chunk: one image per view, or why there is none, or where other stores hold its rows."""
 
     work: Work
     row: int
     content: bytes
     images: Mapping[Part, Batch] = field(default_factory=dict)
-    error: str | None = None
+    error: str = ""
     place: Place | None = None
 
 
@@ -90,9 +66,9 @@ class ChunkEncoder:
     encoder : Encoder
     options : EncodeOptions
     donors : Donors
-        Other stores from which rows of known content are copied.
+        Other stores, from which rows of known content are copied.
     advance : callable
-        Told of the number of rows of every batch that is done.
+        Called with the number of rows of every batch that is done.
     """
 
     def __init__(
@@ -108,32 +84,23 @@ class ChunkEncoder:
         self._ids = dataset.index.ids
         self._views: dict[Part, View] = {}
 
-    def encode(self, works: Iterable[Work], spec: ArraySpec) -> Iterator[EncodedChunk]:
-        """Encode chunks in the order in which they come; the next ones are fetched ahead of need.
-
-        Parameters
-        ----------
-        works : iterable of Work
-            Taken one by one, when the first batch of each is about to be read.
-        spec : ArraySpec
-            Any array of the store: it says which rows a chunk holds.
+    def encode(self, works: Iterable[Work]) -> Iterator[MadeChunk]:
+        """Encode chunks in order, each taken when its first batch is about to be read.
 
         Raises
         ------
         ContentChangedError
-            An image of a part that joins later is no longer the one that the store was made of.
+            An image of a part that joins later is no longer the one that the store was made from.
         """
         size, options = self._options.batch_size, self._options
-        tasks = (
-            [(work, row) for row in batch] for work in works for batch in batches_of(spec.rows_of(work.chunk), size)
-        )
+        tasks = ([(work, row) for row in batch] for work in works for batch in batches_of(work.rows, size))
         ahead = default_ahead(self._encoder) if options.ahead is None else options.ahead
         batches = worked_batches(self._samples, tasks, options.workers or default_workers(), ahead)
         chunk: _Chunk | None = None
         for batch in batches:
             work = batch[0].work
             if chunk is None:
-                chunk = _Chunk(work, spec.rows_of(work.chunk), self._encoder)
+                chunk = _Chunk(work, self._encoder)
             chunk.add(batch)
             while len(chunk.waiting) >= size or (chunk.waiting and chunk.is_whole):
                 self._forward(chunk, size)
@@ -146,22 +113,23 @@ class ChunkEncoder:
         return [self._sample(work, row) for work, row in tasks]
 
     def _sample(self, work: Work, row: int) -> _Sample:
-        """Read, hash, and decode one image; runs in worker threads. Unreadable ones become an error text."""
+        """Read one sample and make its views; runs in worker threads."""
         if row in work.bad and work.content is not None:
-            return _Sample(work, row, work.content[row % len(work.content)].tobytes(), error=work.bad[row])
-        digest = bytes(16)
-        try:
-            content = self._dataset.read(row)
-            digest = xxhash.xxh3_128_digest(content)
-            place = self._donors.find(digest, self._ids[row], work.parts)
-            picture = None if place else self._dataset.decode(content, row)
-        except Exception as error:  # decoders raise anything on damaged files; the row is reported by name
-            return _Sample(work, row, digest, error=f"{type(error).__name__}: {error}")
-        if picture is None:
-            return _Sample(work, row, digest, place=place)
+            return _Sample(work, row, work.content[row - work.rows.start].tobytes(), error=work.bad[row])
+        places: list[Place] = []
+
+        def known(content: bytes) -> bool:
+            place = self._donors.find(content, self._ids[row], work.parts)
+            places.extend([] if place is None else [place])
+            return place is not None
+
+        sample = read_sample(self._dataset, row, known)
+        if sample.picture is None:
+            place = places[0] if places else None
+            return _Sample(work, row, sample.content, error=sample.error, place=place)
         views = {part.whole_view for part in work.parts}
-        images = {view: self._view(view)(picture, view.view, self._ids[row]) for view in sorted(views, key=str)}
-        return _Sample(work, row, digest, images)
+        images = {view: self._view(view)(sample.picture, view.view, self._ids[row]) for view in sorted(views, key=str)}
+        return _Sample(work, row, sample.content, images)
 
     def _view(self, view: Part) -> View:
         if view not in self._views:
@@ -169,7 +137,7 @@ class ChunkEncoder:
         return self._views[view]
 
     def _forward(self, chunk: "_Chunk", size: int) -> None:
-        """One pass of the model a view, over the next images that wait."""
+        """One pass of the model per view, over the next waiting images."""
         batch, chunk.waiting = chunk.waiting[:size], chunk.waiting[size:]
         places = [sample.row - chunk.rows.start for sample in batch]
         for view in dict.fromkeys(part.whole_view for part in chunk.work.parts):
@@ -179,14 +147,14 @@ class ChunkEncoder:
             for part in parts:
                 chunk.made[part][places] = found[part.tap or PROJECTED]
 
-    def _encoded(self, chunk: "_Chunk") -> EncodedChunk:
+    def _encoded(self, chunk: "_Chunk") -> MadeChunk:
         bad = [BadRow(row, self._ids[row], error) for row, error in chunk.errors.items()]
         valid = np.ones(len(chunk.rows), dtype=np.uint8)
         valid[[item.row - chunk.rows.start for item in bad]] = 0
         copied = np.array([sample.row - chunk.rows.start for sample in chunk.known], dtype=np.int64)
         fresh = valid.copy()
         fresh[copied] = 0
-        values: dict[Part, Mapping[str, npt.NDArray[Any]]] = {}
+        values: dict[Part, Values] = {}
         for part, features in chunk.made.items():
             self._check_finite(features, fresh, chunk.rows)
             unit, norm = normalise(features)
@@ -196,10 +164,10 @@ class ChunkEncoder:
                 stored[copied], norm[copied] = self._donors.values(part, places)
             values[part] = {"features": stored, "norm": norm, "valid": valid, "content": chunk.content}
         self._check_same(chunk)
-        return EncodedChunk(chunk.work.chunk, values, bad, len(copied))
+        return MadeChunk(chunk.work, values, bad, len(copied))
 
     def _check_same(self, chunk: "_Chunk") -> None:
-        """ContentChangedError where a part that joins a store found other images than the store was made of."""
+        """ContentChangedError where a part that joins a store found other images than the store was made from."""
         known = chunk.work.content
         if known is None:
             return
@@ -210,7 +178,7 @@ class ChunkEncoder:
         if rows:
             raise ContentChangedError(
                 f"{self._dataset.name}/{self._dataset.split}: {len(rows)} image(s) are no longer what the store was "
-                f"made of, first {self._ids[min(rows)]}; taps and views must be of the same images: restore them, or "
+                f"made from, first {self._ids[min(rows)]}; taps and views must be of the same images: restore them, or "
                 "delete the store's folder and encode it anew"
             )
 
@@ -224,10 +192,11 @@ class ChunkEncoder:
 
 
 class _Chunk:
-    """A chunk that is being made."""
+    """A chunk while its rows come in."""
 
-    def __init__(self, work: Work, rows: range, encoder: Encoder) -> None:
-        self.work, self.rows = work, rows
+    def __init__(self, work: Work, encoder: Encoder) -> None:
+        self.work, self.rows = work, work.rows
+        rows = work.rows
         self.content = np.zeros((len(rows), 16), dtype=np.uint8)
         self.made = {
             part: np.full((len(rows), tap_dim(encoder, part.tap)), np.nan, dtype=np.float32) for part in work.parts
@@ -239,14 +208,14 @@ class _Chunk:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of its rows were read."""
+        """Whether all its rows were read."""
         return self._seen == len(self.rows)
 
     def add(self, batch: Sequence[_Sample]) -> None:
         """Take samples that were read, in row order."""
         for sample in batch:
             self.content[sample.row - self.rows.start] = np.frombuffer(sample.content, dtype=np.uint8)
-            if sample.error is not None:
+            if sample.error:
                 self.errors[sample.row] = sample.error
             elif sample.place is not None:
                 self.known.append(sample)

@@ -1,107 +1,40 @@
 """Data set x encoder -> image store.
 
 A finished store with the same keys is a hit and no image is opened. Otherwise the chunks without a marker are encoded,
-whole chunk by whole chunk (see `image_job`).
-
-What is left to do where a store is finished already: changed sources, changed labels, another text tower.
+whole chunk by whole chunk; see `featcache.encoding.store_job` for how processes share them.
 """
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from featcache.datasets import open_dataset
-from featcache.datasets.base import Dataset
+from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset
+from featcache.datasets.base import Dataset, decoding_of
 from featcache.encoders import Encoder, load_encoder
 from featcache.encoders.base import whole_encoder
+from featcache.encoders.taps import tap_dim
+from featcache.encoding.augment import check_views, view_identity
 from featcache.encoding.changes import changed_rows
-from featcache.encoding.job import ImageJob
-from featcache.encoding.options import EncodeOptions
-from featcache.errors import ContentChangedError, LabelsChangedError
-from featcache.progress import Progress, Silent
-from featcache.store import ImageStore, open_image_store, resolve_root
+from featcache.encoding.chunks import ChunkEncoder, stored_identity
+from featcache.encoding.options import EncodeOptions, Share
+from featcache.encoding.pipeline import default_workers
+from featcache.encoding.reuse import Donors
+from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, store_key, written_now
+from featcache.errors import ContentChangedError, ImageReadError, LabelsChangedError
+from featcache.progress import Progress
+from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.catalogue import add_name
-from featcache.store.places import StorePath
+from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
+from featcache.store.layout import image_arrays, labels_array
+from featcache.store.parts import KIND as PARTS
+from featcache.store.parts import Part
+from featcache.store.places import StorePath, remove, stat
 
 KEPT = ("name", "split", "encoder_name", "logit_scale", "logit_bias", "decoding")
-
-
-def encode_changed(job: ImageJob, store: ImageStore) -> int:
-    """Encode chunks again whose source files changed with the same ids and sizes; returns the number of rows.
-
-    Raises
-    ------
-    ContentChangedError
-        Files changed, and the job's options do not say to refresh.
-    """
-    content = store.manifest.arrays["content"]
-    changed = changed_rows(job.dataset, job.path, content, range(content.n_chunks))
-    if not changed:
-        return 0
-    if not job.options.refresh:
-        named = ", ".join(job.index.ids[row] for row in changed[:3])
-        raise ContentChangedError(
-            f"{job.what}: {len(changed):,} source file(s) changed since they were encoded ({named}"
-            f"{', ...' if len(changed) > 3 else ''}), ids and sizes being the same; run again with --refresh to "
-            "encode their chunks anew"
-        )
-    writer = job.writer()
-    writer.reopen()
-    for chunk in {row // content.chunk_rows for row in changed}:
-        writer.drop(chunk)
-    return job.run()[1]
-
-
-def relabel(job: ImageJob, store: ImageStore) -> bool:
-    """Write labels, class names and columns that differ from the stored ones; features are never touched.
-
-    Raises
-    ------
-    LabelsChangedError
-        They differ, and the job's options do not say to update them.
-    """
-    difference = _difference(job, store)
-    if difference and not job.options.update_labels:
-        raise LabelsChangedError(_refusal(job, store, difference))
-    add_name(store, job.encoder.name)
-    if difference or not _is_paired(job, store):
-        writer = job.writer()
-        writer.reopen()
-        job.finalise(writer, 0, {name: store.info[name] for name in KEPT if name in store.info})
-    return bool(difference)
-
-
-def _refusal(job: ImageJob, store: ImageStore, difference: str) -> str:
-    columns = sorted({*store.metadata, *job.index.metadata})
-    replaced = f"labels, class names and columns {', '.join(columns)}" if columns else "labels and class names"
-    return (
-        f"{job.what}: {difference}. {store.reference} holds the features of these images, which need no encoding: run "
-        f"again with --update-labels to replace its {replaced} by those of {job.dataset.name}/{job.dataset.split}, or "
-        "with another --root to keep both labelings side by side"
-    )
-
-
-def _is_paired(job: ImageJob, store: ImageStore) -> bool:
-    """Whether the store knows this model's text tower; another model may share the image tower alone."""
-    known = list(store.text_digests)
-    job.text_digests = known + [digest for digest in job.text_digests if digest not in known]
-    return job.text_digests == known
-
-
-def _difference(job: ImageJob, store: ImageStore) -> str:
-    """What differs from the store, in words; nothing where nothing does."""
-    if store.labels_digest != job.labels_digest:
-        if store.classnames != job.index.classnames:
-            return f"the class names differ from those of {store.reference}"
-        rows = np.flatnonzero((store.labels != job.index.labels) & store.valid)
-        named = f" (first: {job.index.ids[rows[0]]})" if len(rows) else ""
-        return f"{len(rows):,} of {len(job.index):,} labels differ from those of {store.reference}{named}"
-    if store.metadata_digest != job.metadata_digest:
-        old, new = sorted(store.metadata) or "none", sorted(job.index.metadata) or "none"
-        return f"the metadata columns differ from those of {store.reference} (there {old}, now {new})"
-    return ""
+LOADING = ("device", "precision", "preprocess")
 
 
 @dataclass(frozen=True)
@@ -124,9 +57,6 @@ def encode(
     *,
     root: str | StorePath | None = None,
     labels: str = "names",
-    device: str | None = None,
-    precision: str = "fp32",
-    preprocess: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> ImageStore:
@@ -137,7 +67,7 @@ def encode(
     data : str or Dataset
         ``digits``, ``imagefolder:DIR``, ``list:FILE``, ``arrays:DIR``; see `featcache.datasets`.
     split : str
-        Name of the split (ignored where `data` is a Dataset).
+        Name of the split (ignored if `data` is a Dataset).
     model : str or Encoder
         ``tiny``, an open_clip architecture, ``local-dir:FOLDER``; see `featcache.encoders`.
     pretrained : str, optional
@@ -146,10 +76,9 @@ def encode(
         Folder or ``s3://bucket/prefix`` of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``.
     labels : {"names", "int"}
         What the labels of a list file are.
-    device, precision, preprocess
-        See `featcache.encoders.load_encoder`; they do nothing where `model` is an Encoder.
     **options
-        Fields of `EncodeOptions`.
+        ``device``, ``precision``, ``preprocess`` (see `featcache.encoders.load_encoder`; ignored if `model` is an
+        Encoder), and fields of `EncodeOptions`.
 
     Returns
     -------
@@ -160,12 +89,12 @@ def encode(
     ------
     FeatcacheError
         DatasetError, ImageReadError, EncoderError, LabelsChangedError, ContentChangedError, StoreWriteError, or
-        ShardDoneError where only a part was asked for.
+        ShardDoneError if only a share was asked for.
     """
+    loading = {name: options.pop(name) for name in LOADING if name in options}
     dataset = open_dataset(data, split, labels=labels) if isinstance(data, str) else data
-    if isinstance(model, str):
-        model = load_encoder(model, pretrained, device=device, precision=precision, preprocess=preprocess)
-    return encode_dataset(dataset, model, root=root, options=EncodeOptions(**options), progress=progress).store
+    encoder = load_encoder(model, pretrained, **loading) if isinstance(model, str) else model
+    return encode_dataset(dataset, encoder, root=root, options=EncodeOptions(**options), progress=progress).store
 
 
 def encode_dataset(
@@ -176,19 +105,211 @@ def encode_dataset(
     options: EncodeOptions | None = None,
     progress: Progress | None = None,
 ) -> EncodeResult:
-    """`encode` for an opened data set and a loaded encoder, with an account of what was done."""
-    encoder = whole_encoder(encoder, "encoder:")
-    job = ImageJob(dataset, encoder, resolve_root(root), options or EncodeOptions(), progress or Silent())
+    """`encode` for an opened data set and a loaded encoder; the result also says what was done."""
+    options = options or EncodeOptions()
+    job = ImageJob(dataset, whole_encoder(encoder, "encoder:"), resolve_root(root), options, progress)
     began = time.perf_counter()
-    store = job.finished_store()
+    store = job.finished()
     hit, relabelled = store is not None, False
     if store is None:
-        store, encoded = job.run()
+        store = job.run()
     else:
-        encoded = encode_changed(job, store)
-        relabelled = relabel(job, store)
-        if options and options.parts and job.outputs().unfinished():
-            encoded += job.run()[1]
+        job.encode_changed(store)
+        relabelled = job.relabel(store)
+        if options.parts:
+            job.run()
         store = open_image_store(job.path)
     seconds = time.perf_counter() - began
-    return EncodeResult(store, hit and not encoded + job.copied, encoded, relabelled, seconds, job.copied)
+    return EncodeResult(store, hit and not job.encoded + job.copied, job.encoded, relabelled, seconds, job.copied)
+
+
+class ImageJob(StoreJob[ImageStore]):
+    """One data set under one encoder."""
+
+    kind = ImageStore
+
+    def __init__(
+        self, dataset: Dataset, encoder: Encoder, root: StorePath, options: EncodeOptions, progress: Progress | None
+    ) -> None:
+        self.dataset, self.encoder, self.options = dataset, encoder, options
+        self.index = dataset.index
+        identity = {
+            "encoder": stored_identity(encoder),
+            "dataset": {"rows": len(self.index), "samples": dataset_key(self.index)},
+        }
+        super().__init__(
+            root,
+            identity,
+            len(self.index),
+            f"{dataset.name}/{dataset.split} with {encoder.name}",
+            progress=progress,
+            chunk_rows=options.chunk_rows,
+            share=options.share or Share.from_environment(),
+            parts=options.parts,
+        )
+        self.labels_digest = labels_digest(self.index.labels, self.index.classnames)
+        self.metadata_digest = metadata_digest(self.index.metadata)
+        self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
+        self.kept: dict[str, Any] = {}
+        self.donors = Donors(self.path, decoding_of(dataset) if options.reuse else None)
+        check_views(options.views, options.augmentation, encoder)
+        for tap in options.taps:
+            tap_dim(encoder, tap)
+
+    # What the store holds
+
+    def open(self) -> ImageStore:
+        """See `StoreJob.open`."""
+        return open_image_store(self.path)
+
+    def layout(self, chunk_rows: int) -> Layout:
+        """See `StoreJob.layout`."""
+        rows, labels = image_arrays(self.n_rows, self.encoder.dim, chunk_rows), labels_array(self.n_rows, chunk_rows)
+        return Layout(rows, {"labels": labels}, {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)})
+
+    def part_writer(self, part: Part, store: StoreWriter) -> StoreWriter:
+        """See `StoreJob.part_writer`."""
+        identity = {
+            "encoder": stored_identity(self.encoder, part.tap),
+            "dataset": self.identity["dataset"] | view_identity(part, self.encoder),
+        }
+        specs = image_arrays(self.n_rows, tap_dim(self.encoder, part.tap), store.rows_spec.chunk_rows)
+        return StoreWriter(self.path / part.name, PARTS, store_key(identity), identity, specs, {}, {})
+
+    def contents(self, part: Part, writer: StoreWriter) -> Contents:
+        """See `StoreJob.contents`; a tap is not in the space of texts."""
+        provenance = self.encoder.provenance | {
+            "source": self.encoder.source,
+            "written": written_now(),
+            "rows_encoded_last": self.encoded,
+            "rows_copied_last": self.copied,
+            "batch_size": self.options.batch_size,
+            "decode_threads": self.options.workers or default_workers(),
+        }
+        names: dict[str, Any] = {"name": self.dataset.name, "split": self.dataset.split}
+        if part != Part():
+            name = f"{self.encoder.name}#{part.tap}" if part.tap else self.encoder.name
+            info = names | {"encoder_name": name, "dim": tap_dim(self.encoder, part.tap)}
+            no_texts: dict[str, Any] = {"text_digests": [], "logit_scale": None, "logit_bias": None}
+            return Contents(info | (no_texts if part.tap else {}), provenance)
+        bad = [item for marker in writer.markers() for item in marker.bad]
+        labels = self.index.labels.copy()
+        labels[[item.row for item in bad]] = -1
+        info = names | {
+            "classnames": list(self.index.classnames),
+            "labels_digest": self.labels_digest,
+            "metadata_digest": self.metadata_digest,
+            "encoder_name": self.encoder.name,
+            "dim": self.encoder.dim,
+            "text_digests": self.text_digests,
+            "logit_scale": self.encoder.logit_scale,
+            "logit_bias": self.encoder.logit_bias,
+            "decoding": decoding_of(self.dataset),
+            "bad": [[item.row, item.sample_id, item.error] for item in bad],
+        }
+        columns = {METADATA: metadata_bytes(self.index.metadata)} if self.index.metadata else {}
+        return Contents(info | self.kept, provenance, {"labels": labels}, columns)
+
+    def finalise(self, part: Part, writer: StoreWriter) -> None:
+        """See `StoreJob.finalise`; remembers the files' times, too."""
+        if part == Part():
+            write_stamps(self.path, self.index.stamps)
+            if not self.index.metadata:
+                remove(self.path / METADATA)
+        super().finalise(part, writer)
+
+    # Encoding
+
+    def before(self, writer: StoreWriter) -> None:
+        """Drop the chunks whose source files changed since they were written."""
+        if stat(self.path / STAMPS) is None:
+            write_stamps(self.path, self.index.stamps)
+            return
+        done = [marker.chunk for marker in writer.markers()]
+        for row in changed_rows(self.dataset, self.path, writer.specs["content"], done):
+            writer.drop(row // writer.rows_spec.chunk_rows)
+
+    def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
+        """See `StoreJob.make`."""
+        self.donors.prepare()
+        return ChunkEncoder(self.dataset, self.encoder, self.options, self.donors, self.advance).encode(works)
+
+    def check_bad(self, bad: Sequence[BadRow]) -> None:
+        """ImageReadError where more images cannot be read than the options allow."""
+        if len(bad) <= self.options.max_bad:
+            return
+        named = "\n".join(f"  {item.sample_id}: {item.error}" for item in bad[:20])
+        more = f"\n  ... and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise ImageReadError(
+            f"{self.what}: {len(bad)} image(s) cannot be read, {self.options.max_bad} allowed:\n{named}{more}\n"
+            "mend or remove them, or allow them with --max-bad N (their rows are then marked invalid and left out); "
+            "finished chunks are kept"
+        )
+
+    # What may be left to do where the store is finished: changed sources, changed labels, another text tower
+
+    def encode_changed(self, store: ImageStore) -> None:
+        """Encode chunks again whose source files changed with the same ids and sizes.
+
+        Raises
+        ------
+        ContentChangedError
+            Files changed, and the options do not say to refresh.
+        """
+        content = store.manifest.arrays["content"]
+        changed = changed_rows(self.dataset, self.path, content, range(content.n_chunks))
+        if not changed:
+            return
+        if not self.options.refresh:
+            named = ", ".join(self.index.ids[row] for row in changed[:3])
+            raise ContentChangedError(
+                f"{self.what}: {len(changed):,} source file(s) changed since they were encoded ({named}"
+                f"{', ...' if len(changed) > 3 else ''}), with the same ids and sizes; run again with --refresh to "
+                "encode their chunks again"
+            )
+        writer = self.writer()
+        writer.reopen()
+        for chunk in {row // content.chunk_rows for row in changed}:
+            writer.drop(chunk)
+        self.run()
+
+    def relabel(self, store: ImageStore) -> bool:
+        """Write labels, class names and columns that differ from the stored ones; features are never touched.
+
+        Raises
+        ------
+        LabelsChangedError
+            They differ, and the options do not say to update them.
+        """
+        difference = self._difference(store)
+        if difference and not self.options.update_labels:
+            columns = sorted({*store.metadata, *self.index.metadata})
+            what = f"labels, class names and columns {', '.join(columns)}" if columns else "labels and class names"
+            raise LabelsChangedError(
+                f"{self.what}: {difference}. {store.reference} holds the features of these images, which need no "
+                f"encoding: run again with --update-labels to replace its {what} by those of "
+                f"{self.dataset.name}/{self.dataset.split}, or with another --root to keep both labelings side by side"
+            )
+        add_name(store, self.encoder.name)
+        known = list(store.text_digests)  # another model may share the image tower alone
+        self.text_digests = known + [digest for digest in self.text_digests if digest not in known]
+        if difference or self.text_digests != known:
+            self.kept = {name: store.info[name] for name in KEPT if name in store.info}
+            writer = self.writer()
+            writer.reopen()
+            self.finalise(Part(), writer)
+        return bool(difference)
+
+    def _difference(self, store: ImageStore) -> str:
+        """What differs from the store, in words; empty if nothing does."""
+        index = self.index
+        if store.labels_digest != self.labels_digest:
+            if store.classnames != index.classnames:
+                return f"the class names differ from those of {store.reference}"
+            rows = np.flatnonzero((store.labels != index.labels) & store.valid)
+            named = f" (first: {index.ids[rows[0]]})" if len(rows) else ""
+            return f"{len(rows):,} of {len(index):,} labels differ from those of {store.reference}{named}"
+        if store.metadata_digest != self.metadata_digest:
+            old, new = sorted(store.metadata) or "none", sorted(index.metadata) or "none"
+            return f"the metadata columns differ from those of {store.reference} (stored {old}, now {new})"
+        return ""

@@ -1,4 +1,4 @@
-"""From rows to prepared batches: reading, hashing, decoding and cropping in worker threads.
+"""Worker threads with look-ahead: samples are read, hashed, decoded and cropped while the model computes.
 
 Pillow and torch release the interpreter lock while they work, so threads are enough, and need no pickling, no fork and
 no start-up time. On a GPU the workers run some batches ahead of the model; on a CPU they would only fight with it for
@@ -20,15 +20,25 @@ from featcache.encoders.base import Batch, Encoder
 S = TypeVar("S")
 T = TypeVar("T")
 AHEAD_ON_GPU = 4
+NO_CONTENT = bytes(16)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample that was read: the xxh3-128 of its undecoded bytes, and its picture, or why there is none."""
+
+    row: int
+    content: bytes
+    picture: Picture | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One sample on its way: its prepared image, or why there is none, and the xxh3-128 of its undecoded bytes."""
+    """A sample's image as the encoder takes it; `error` says why there is none."""
 
     row: int
     image: Batch | None
-    content: bytes
     error: str = ""
 
 
@@ -42,56 +52,59 @@ def default_ahead(encoder: Encoder) -> int:
     return 0 if encoder.device.startswith("cpu") else AHEAD_ON_GPU
 
 
-def prepare_rows(dataset: Dataset, prepare: Callable[[Picture], Batch], rows: Iterable[int]) -> list[Prepared]:
-    """Read, hash, decode and prepare some rows; an unreadable image becomes an error text, never an exception."""
-    return [_prepare_row(dataset, prepare, row) for row in rows]
+def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lambda content: False) -> Sample:
+    """Read, hash and decode one sample; if it is damaged, the sample holds an error text.
 
-
-def _prepare_row(dataset: Dataset, prepare: Callable[[Picture], Batch], row: int) -> Prepared:
-    digest = bytes(16)
+    Parameters
+    ----------
+    dataset : Dataset
+    row : int
+    known : callable
+        Given the content hash, returns True if decoding is unnecessary; then there is no picture.
+    """
+    digest = NO_CONTENT
     try:
         content = dataset.read(row)
         digest = xxhash.xxh3_128_digest(content)
-        picture = dataset.decode(content, row)
+        return Sample(row, digest, None if known(digest) else dataset.decode(content, row))
     except Exception as error:  # decoders raise anything on damaged files; the row is reported by name
-        return Prepared(row, None, digest, f"{type(error).__name__}: {error}")
-    return Prepared(row, prepare(picture), digest)
+        return Sample(row, digest, error=f"{type(error).__name__}: {error}")
 
 
 def prepared_batches(
     dataset: Dataset, encoder: Encoder, batches: Iterable[range], workers: int, ahead: int
 ) -> Iterator[list[Prepared]]:
-    """Yield each batch of rows prepared, in order, `ahead` batches being worked on in advance.
+    """Yield each batch of rows prepared for an encoder; see `worked_batches`."""
 
-    Parameters
-    ----------
-    batches : iterable of range
-        Rows of each batch.
-    workers : int
-        Threads that read and decode.
-    ahead : int
-        Batches in flight besides the one that is yielded.
-    """
-    return worked_batches(lambda rows: prepare_rows(dataset, encoder.prepare, rows), batches, workers, ahead)
+    def prepare(rows: Sequence[int]) -> list[Prepared]:
+        samples = [read_sample(dataset, row) for row in rows]
+        images = [None if sample.picture is None else encoder.prepare(sample.picture) for sample in samples]
+        return [Prepared(one.row, image, one.error) for one, image in zip(samples, images, strict=True)]
+
+    return worked_batches(prepare, batches, workers, ahead)
 
 
 def worked_batches(
     work: Callable[[Sequence[S]], list[T]], batches: Iterable[Sequence[S]], workers: int, ahead: int
 ) -> Iterator[list[T]]:
-    """Yield what `work` makes of each batch, item by item, in order, `ahead` batches being worked on in advance.
+    """Yield what `work` makes of each batch, item by item, in order.
 
     Parameters
     ----------
     work : callable
         Called with pieces of a batch, in worker threads.
-    batches, workers, ahead
-        As in `prepared_batches`.
+    batches : iterable of sequences
+        Taken when the work on them is to begin.
+    workers : int
+        Threads.
+    ahead : int
+        Batches in flight besides the one that is yielded.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache-decode")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache-worker")
     waiting: deque[list[Future[list[T]]]] = deque()
     try:
         for batch in batches:
-            waiting.append([pool.submit(work, part) for part in _parts(batch, workers)])
+            waiting.append([pool.submit(work, piece) for piece in _pieces(batch, workers)])
             if len(waiting) > ahead:
                 yield _collect(waiting.popleft())
         while waiting:
@@ -100,8 +113,8 @@ def worked_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _parts(batch: Sequence[S], workers: int) -> list[Sequence[S]]:
-    """Cut a batch so that every worker gets a few pieces: short enough to even out slow images."""
+def _pieces(batch: Sequence[S], workers: int) -> list[Sequence[S]]:
+    """Several pieces per worker: short enough to even out slow images."""
     size = max(1, len(batch) // (4 * workers))
     return [batch[start : start + size] for start in range(0, len(batch), size)]
 
@@ -111,5 +124,5 @@ def _collect(futures: Sequence[Future[list[T]]]) -> list[T]:
 
 
 def batches_of(rows: range, batch_size: int) -> list[range]:
-    """Cut the rows of a chunk into batches; the last one may be short, none straddles the chunk."""
+    """Cut the rows of a chunk into batches; the last one may be short."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

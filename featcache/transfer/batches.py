@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from featcache.encoding.pipeline import worked_batches
 from featcache.errors import FeatcacheError
 from featcache.store.protocol import FeatureTable
 
@@ -159,15 +159,14 @@ class FeatureBatches:
     def _read_ahead(self, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
         """The next batch is read, and on its way to the device, while the caller works on this one."""
         stages = [_Stage(self) for _ in range(2)]
-        with ThreadPoolExecutor(1) as reader:
-            coming: list[Future[_Stage]] = []
+
+        def orders() -> Iterator[list[tuple[_Stage, npt.NDArray[np.int64]]]]:
             for number, part in enumerate(parts):
                 stages[number % 2].release()
-                coming.append(reader.submit(stages[number % 2].fill, part))
-                if number:
-                    yield coming.pop(0).result().batch()
-            for last in coming:
-                yield last.result().batch()
+                yield [(stages[number % 2], part)]
+
+        for (filled,) in worked_batches(lambda order: [stage.fill(part) for stage, part in order], orders(), 1, 1):
+            yield filled.batch()
 
 
 class _Stage:

@@ -6,9 +6,9 @@ the other half of the key holds the features themselves, with name and split: ot
 another name, are another store.
 """
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,17 @@ import xxhash
 
 from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
 from featcache.encoding.chunks import normalise
-from featcache.errors import (
-    DatasetError,
-    LabelsChangedError,
-    StoreCorruptError,
-    StoreIncompleteError,
-    StoreNotFoundError,
-)
-from featcache.store import ImageStore, StoreWriter, content_key, open_image_store, resolve_root
+from featcache.encoding.pipeline import worked_batches
+from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
+from featcache.errors import DatasetError, LabelsChangedError
+from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import checksum
-from featcache.store.layout import DEFAULT_CHUNK_ROWS, image_arrays, labels_array
+from featcache.store.layout import image_arrays, labels_array
 from featcache.store.manifest import ImageInfo
+from featcache.store.parts import Part
 from featcache.store.places import StorePath
+from featcache.store.writer import Values
 from featcache.transfer.foreign import Foreign
 
 OPTIONAL = ("text_digests", "logit_scale")
@@ -103,27 +101,71 @@ def import_features(
         The store exists with other labels, and `update_labels` is False; nothing is written.
     """
     features, index = _checked(found, classnames)
-    digest = checksum(features.data)
-    identity = {
-        "encoder": source.identity | {"dim": features.shape[1]},
-        "dataset": {"rows": len(index), "samples": dataset_key(index), "features": digest}
-        | {"name": name, "split": split},
-    }
-    key = f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
-    path = resolve_root(root) / ImageStore.kind / key
-    info: dict[str, Any] = {**_info(source, index, features.shape[1], name, split)}
-    store = _finished(path)
-    difference = "" if store is None else _difference(store, info, index)
-    if store is not None and difference and not update_labels:
+    job = _ImportJob(features, index, source, name, split, resolve_root(root))
+    store = job.finished()
+    if store is None:
+        return job.run()
+    difference = _difference(store, job.info, index)
+    if not difference:
+        return store
+    if not update_labels:
         raise LabelsChangedError(
             f"{store.reference} holds these features already, and {difference}; nothing was written. Run again with "
-            f"--update-labels to replace what {path} says, or with another --name or --split to keep both"
+            "--update-labels to replace them, or with another --name or --split to keep both"
         )
-    if store is None or difference:
-        # What this import does not give stays as it is.
-        kept = {} if store is None else {key: store.info[key] for key in OPTIONAL if not info[key]}
-        _write(path, key, identity, features, index, info | kept)
-    return open_image_store(path)
+    # What this import does not give stays as it is.
+    job.info |= {key: store.info[key] for key in OPTIONAL if not job.info[key]}
+    job.writer().reopen()
+    return job.run()
+
+
+class _ImportJob(StoreJob[ImageStore]):
+    kind, verb = ImageStore, "import"
+
+    def __init__(
+        self,
+        features: npt.NDArray[np.float32],
+        index: SampleIndex,
+        source: Source,
+        name: str,
+        split: str,
+        root: StorePath,
+    ) -> None:
+        self.features, self.index = features, index
+        dataset = {"rows": len(index), "samples": dataset_key(index), "features": checksum(features.data)}
+        identity = {
+            "encoder": source.identity | {"dim": features.shape[1]},
+            "dataset": dataset | {"name": name, "split": split},
+        }
+        super().__init__(root, identity, len(index), f"{name}/{split}")
+        self.info: dict[str, Any] = {**_info(source, index, features.shape[1], name, split)}
+
+    def open(self) -> ImageStore:
+        return open_image_store(self.path)
+
+    def layout(self, chunk_rows: int) -> Layout:
+        rows = image_arrays(self.n_rows, self.features.shape[1], chunk_rows)
+        sidecar = {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)}
+        return Layout(rows, {"labels": labels_array(self.n_rows, chunk_rows)}, sidecar)
+
+    def before(self, writer: StoreWriter) -> None:
+        writer.drop_damaged()
+
+    def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
+        """The next chunk is hashed and cast while one is written."""
+        chunks = worked_batches(lambda works: [self._made(work) for work in works], ([work] for work in works), 1, 1)
+        return chain.from_iterable(chunks)
+
+    def _made(self, work: Work) -> MadeChunk:
+        raw = self.features[work.rows.start : work.rows.stop]
+        unit, norm = normalise(raw)
+        content = np.stack([np.frombuffer(xxhash.xxh3_128_digest(row), np.uint8) for row in raw])
+        valid = np.ones(len(raw), np.uint8)
+        values: Values = {"features": unit.astype(np.float16), "norm": norm, "valid": valid, "content": content}
+        return MadeChunk(work, {Part(): values})
+
+    def contents(self, part: Part, writer: StoreWriter) -> Contents:
+        return Contents(self.info, {"imported": True, "written": written_now()}, {"labels": self.index.labels})
 
 
 def _info(source: Source, index: SampleIndex, dim: int, name: str, split: str) -> ImageInfo:
@@ -155,13 +197,6 @@ def _difference(store: ImageStore, info: Mapping[str, Any], index: SampleIndex) 
     return ", ".join(f"its {key} was {store.info[key]}, now {info[key]}" for key in changed)
 
 
-def _finished(path: StorePath) -> ImageStore | None:
-    try:
-        return open_image_store(path)
-    except (StoreNotFoundError, StoreIncompleteError, StoreCorruptError):
-        return None
-
-
 def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDArray[np.float32], SampleIndex]:
     features = np.ascontiguousarray(found.features, dtype=np.float32)
     if features.ndim != 2 or not features.size:
@@ -184,35 +219,6 @@ def _labels(labels: npt.NDArray[Any] | None, n: int) -> npt.NDArray[np.int64]:
             f"labels are {labels.dtype} {labels.shape}; expected {n:,} whole numbers, one per row of the features"
         )
     return labels.astype(np.int64)
-
-
-def _write(
-    path: StorePath,
-    key: str,
-    identity: dict[str, Any],
-    features: npt.NDArray[np.float32],
-    index: SampleIndex,
-    info: dict[str, Any],
-) -> None:
-    n, dim = features.shape
-    rows = min(DEFAULT_CHUNK_ROWS, n)
-    sidecar = {SAMPLES: samples_bytes(index.ids, index.sizes)}
-    whole = {"labels": labels_array(n, rows)}
-    writer = StoreWriter(path, ImageStore.kind, key, identity, image_arrays(n, dim, rows), whole, sidecar, "import")
-    writer.reopen()
-    writer.drop_damaged()
-
-    def values_of(chunk: int) -> dict[str, npt.NDArray[Any]]:
-        part = writer.rows_spec.rows_of(chunk)
-        raw = features[part.start : part.stop]
-        unit, norm = normalise(raw)
-        content = np.stack([np.frombuffer(xxhash.xxh3_128_digest(row), np.uint8) for row in raw])
-        valid = np.ones(len(raw), np.uint8)
-        return {"features": unit.astype(np.float16), "norm": norm, "valid": valid, "content": content}
-
-    writer.write_chunks(writer.pending(), values_of)
-    written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    writer.finalise({"labels": index.labels}, info, {"imported": True, "written": written})
 
 
 def read_classes(path: str | Path) -> list[str]:

@@ -41,7 +41,8 @@ class Minimal:
 def test_encoders_satisfy_the_protocol(kind: str) -> None:
     encoder: Encoder = MAKERS[kind]()
     assert isinstance(encoder, Encoder)
-    outputs = encoder.encode_outputs([np.zeros((*(encoder.image_size or (4, 4)), 3), np.uint8)] * 2, list(encoder.taps))
+    image = encoder.prepare(np.zeros((160, 160, 3) if kind == "timm" else (4, 4, 3), np.uint8))
+    outputs = encoder.encode_outputs([image] * 2, list(encoder.taps))
     widths = {"projected": encoder.dim} | dict(encoder.taps)
     assert {name: values.shape for name, values in outputs.items()} == {k: (2, d) for k, d in widths.items()}
     assert encoder.source is None or set(encoder.source) >= {"model", "pretrained", "precision"}

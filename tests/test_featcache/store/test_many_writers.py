@@ -124,8 +124,8 @@ def test_independent_writers_share_the_work_and_both_find_the_store(
 ) -> None:
     slow = "import fakes\nplain = NumpyEncoder.encode_images\n"
     slow += "NumpyEncoder.encode_images = lambda self, images: (time.sleep(0.01), plain(self, images))[1]\n"
-    slow += "import atexit, featcache.encoding.job as job\nrows = []\nencode_chunks = job.ImageJob._encode_chunks\n"
-    slow += "job.ImageJob._encode_chunks = lambda *a: (rows.append(encode_chunks(*a)), rows[-1])[1]\n"
+    slow += "import atexit, featcache.encoding.store_job as job\nrows = []\nmake_share = job.StoreJob.make_share\n"
+    slow += "job.StoreJob.make_share = lambda *a: (rows.append(make_share(*a)), rows[-1])[1]\n"
     slow += "atexit.register(lambda: print(sum(rows)))\n"
     pair = [run(tmp_path, slow) for _ in range(2)]
     start(pair)
@@ -222,9 +222,9 @@ def test_a_renewed_claim_stays(tmp_path: Path) -> None:
 
 def test_two_runs_that_begin_at_once_agree_on_the_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other run creates the store between this run's look at it and its own creation."""
-    import featcache.encoding.job as image_job
+    import featcache.encoding.store_job as store_job
 
-    real, raced = image_job.begun_chunk_rows, []
+    real, raced = store_job.begun_chunk_rows, []
 
     def look(path: Path, default: int) -> int:
         found = real(path, default)
@@ -234,7 +234,7 @@ def test_two_runs_that_begin_at_once_agree_on_the_chunk_size(tmp_path: Path, mon
                 encode(tmp_path, Share(0, 30, only=True))
         return found
 
-    monkeypatch.setattr(image_job, "begun_chunk_rows", look)
+    monkeypatch.setattr(store_job, "begun_chunk_rows", look)
     options = EncodeOptions(chunk_rows=16, max_bad=1)
     store = encode_dataset(NumpyDataset(ROWS, broken=[5]), NumpyEncoder(), root=tmp_path, options=options).store
     assert store.manifest.arrays["features"].chunk_rows == CHUNK_ROWS

@@ -1,0 +1,414 @@
+"""Making a store, whatever it holds: find it, or begin or resume it, share the chunks with other processes, finish it.
+
+Any number of processes may run the same job at once: ranks of torchrun, jobs of a Slurm array, or unrelated runs. They
+share the store and nothing else. Each takes chunks that nobody has claimed, its own share first, and the process that
+finds every chunk marked finishes the store.
+
+A new kind of store subclasses `StoreJob` and defines five methods: `open`, `layout`, `make`, `contents` and, for stores
+with parts, `part_writer`. A store whose rows become known bit by bit, such as the frozen prior of fine-tuning, keeps
+them elsewhere until then (a journal): it calls ``writer().drop(chunk)`` for the chunks that gain rows, and then `run`,
+whose `make` reads the rows from the journal.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.encoding.options import Share
+from featcache.errors import (
+    FeatcacheError,
+    MismatchError,
+    ShardDoneError,
+    StoreCorruptError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+    StoreSchemaError,
+)
+from featcache.progress import Progress, Silent
+from featcache.store import BadRow, Marker, StoreWriter, content_key, read_manifest
+from featcache.store.base import Store
+from featcache.store.claims import Claims
+from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, ArraySpec
+from featcache.store.manifest import begun_chunk_rows
+from featcache.store.parts import SHARED, Part, part_manifest
+from featcache.store.places import StorePath, read, stat
+from featcache.store.writer import Values
+
+S = TypeVar("S", bound=Store)
+
+FINISH_ATTEMPTS = 3
+FINISH = "finish"
+POLL_SECONDS = (0.05, 0.4)  # at first, at most
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arrays of a store: `rows` are written chunk by chunk, `whole` at the end; `files` are its sidecars."""
+
+    rows: Mapping[str, ArraySpec]
+    whole: Mapping[str, ArraySpec] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is written when all chunks are done; the arguments of `StoreWriter.finalise`."""
+
+    info: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    whole: Values = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One chunk, and the parts of it to make; ``Part()`` is the store itself.
+
+    If the store has the chunk already, `content` (n, 16) holds the content hashes it was made from and `bad` its bad
+    rows: a part that joins later must be of the same images.
+    """
+
+    chunk: int
+    rows: range
+    parts: tuple[Part, ...]
+    content: npt.NDArray[np.uint8] | None = None
+    bad: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MadeChunk:
+    """The rows of one chunk, ready to be written; `copied` of them came from other stores."""
+
+    work: Work
+    values: Mapping[Part, Values]
+    bad: Sequence[BadRow] = ()
+    copied: int = 0
+
+
+@dataclass(frozen=True)
+class JobResult(Generic[S]):
+    """What a job did: `hit` means that the store was there, and nothing was encoded."""
+
+    store: S
+    hit: bool
+    encoded_rows: int
+    seconds: float
+
+
+class StoreJob(ABC, Generic[S]):
+    """One store to make.
+
+    Parameters
+    ----------
+    root : StorePath
+        Folder of all stores.
+    identity : dict
+        ``{"encoder": ..., "dataset": ...}``, JSON-able: the key of the store.
+    n_rows : int
+    what : str
+        Title of progress and error messages.
+    chunk_rows : int, optional
+        Rows per chunk, by default 4096; a store that was begun keeps its own.
+    parts : sequence of Part
+        Taps and views to store besides.
+    """
+
+    kind: type[Store]
+    verb = "encode"
+
+    def __init__(
+        self,
+        root: StorePath,
+        identity: Mapping[str, Any],
+        n_rows: int,
+        what: str,
+        *,
+        progress: Progress | None = None,
+        chunk_rows: int | None = None,
+        share: Share | None = None,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        self.identity, self.n_rows, self.what = identity, n_rows, what
+        self.key = store_key(identity)
+        self.path = root / self.kind.kind / self.key
+        self.progress, self.share, self.parts = progress or Silent(), share or Share(), parts
+        self.encoded = self.copied = 0
+        self._chunk_rows = min(chunk_rows or DEFAULT_CHUNK_ROWS, n_rows)
+        self._claims = Claims(self.path)
+
+    @abstractmethod
+    def open(self) -> S:
+        """The finished store at `path`."""
+
+    @abstractmethod
+    def layout(self, chunk_rows: int) -> Layout:
+        """The arrays of the store, in chunks of so many rows."""
+
+    @abstractmethod
+    def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
+        """Compute chunks one after another; every work that is taken from the iterator is claimed.
+
+        Call `advance` as rows get done.
+        """
+
+    @abstractmethod
+    def contents(self, part: Part, writer: StoreWriter) -> Contents:
+        """What to write when all chunks are done; for a part, its info and provenance only."""
+
+    def part_writer(self, part: Part, store: StoreWriter) -> StoreWriter:
+        """Writer of one of `parts`, in the chunks of the store."""
+        raise NotImplementedError
+
+    def check_bad(self, bad: Sequence[BadRow]) -> None:
+        """Raise if there are too many bad rows."""
+
+    def finished(self) -> S | None:
+        """The store, if it is finished and its files have their sizes.
+
+        Raises
+        ------
+        StoreSchemaError
+            It belongs to another version of featcache; it is left as it is.
+        """
+        try:
+            return self.open()
+        except StoreSchemaError:
+            raise
+        except (StoreNotFoundError, StoreIncompleteError, StoreCorruptError):
+            return None
+
+    def result(self) -> JobResult[S]:
+        """The finished store, made if it was not there."""
+        began = time.perf_counter()
+        found = self.finished()
+        store = self.run() if found is None else found
+        return JobResult(store, found is not None, self.encoded, time.perf_counter() - began)
+
+    def writer(self) -> StoreWriter:
+        """The writer of the store, begun or resumed.
+
+        Raises
+        ------
+        StoreSchemaError, MismatchError
+            It was begun by another version of featcache, or moved by hand.
+        """
+        try:
+            return self._writer()
+        except MismatchError:
+            return self._writer()  # another process began the store just now, with another chunk size
+
+    def _writer(self) -> StoreWriter:
+        layout = self.layout(begun_chunk_rows(self.path, self._chunk_rows))
+        kind, arrays = self.kind.kind, (layout.rows, layout.whole, layout.files)
+        return StoreWriter(self.path, kind, self.key, self.identity, *arrays, self.verb)
+
+    def advance(self, rows: int) -> None:
+        """Report rows that are done, and keep the claims fresh."""
+        self.progress.advance(rows)
+        self._claims.renew()
+
+    def run(self) -> S:
+        """Make this process's share of what is not done, then finish the store or wait until another has.
+
+        `encoded` and `copied` count the rows that were made here, and those that came from other stores.
+
+        Raises
+        ------
+        ShardDoneError
+            The share is done, no more was asked for, and the store is not finished yet.
+        StoreCorruptError
+            Chunks keep changing after they were written.
+        """
+        writer = self.writer()
+        outputs = Outputs(writer, {part: self.part_writer(part, writer) for part in self.parts})
+        if self.finished() is None:
+            writer.reopen()
+        self.before(writer)
+        try:
+            return self._run(outputs)
+        finally:
+            self._claims.release_all()
+
+    def before(self, writer: StoreWriter) -> None:
+        """Called before chunks are made: the place to drop those that must be made again."""
+
+    def _run(self, outputs: "Outputs") -> S:
+        failures, pause = 0, POLL_SECONDS[0]
+        while failures < FINISH_ATTEMPTS:
+            share = Share() if failures else self.share
+            fresh = self.make_share(outputs, share)
+            missing = outputs.pending()
+            if not missing and (store := self.finished()) is not None and not outputs.unfinished():
+                return store
+            if not missing and self._claims.take(FINISH):
+                failures += not self._finish(outputs)
+                self._claims.release(FINISH)
+            elif share.only:
+                raise self._shard_done(len(missing), outputs.store.rows_spec.n_chunks)
+            elif not fresh:
+                time.sleep(pause)  # others work on the rest; what they abandon is taken over
+                pause = min(2 * pause, POLL_SECONDS[1])
+        raise StoreCorruptError(
+            f"{self.path}: chunks differ from their markers right after they were written, {FINISH_ATTEMPTS} times; "
+            f"check the disk, and that no other process writes here, then run the same {self.verb} command again"
+        )
+
+    def _shard_done(self, missing: int, chunks: int) -> ShardDoneError:
+        part = f"{self.what}: shard {self.share.index}/{self.share.count} is done"
+        if not missing:
+            return ShardDoneError(f"{part}, and so are all {chunks} chunks; another process finishes the store")
+        return ShardDoneError(
+            f"{part}; {missing} of {chunks} chunks are done by others or not yet done: the process that finds all of "
+            "them done finishes the store, and the same command without --shard does what is left"
+        )
+
+    def make_share(self, outputs: "Outputs", share: Share) -> int:
+        """Make the chunks of a share that nobody has claimed; returns the number of rows."""
+        pending = outputs.pending()
+        taken = self._taken(outputs, share.order(pending))
+        first = next(taken, None)
+        if first is None:
+            return 0
+        bad, rows = outputs.bad(), 0
+        missing = sum(len(outputs.store.rows_spec.rows_of(chunk)) for chunk in pending)
+        self.progress.start(self.what, self.n_rows, self.n_rows - missing)
+        for made in self.make(chain([first], taken)):
+            bad += made.bad if Part() in made.values else []
+            self.check_bad(bad)
+            outputs.write(made)
+            self._claims.release(made.work.chunk)
+            rows += len(made.work.rows)
+            self.copied += made.copied
+            self.encoded += len(made.work.rows) - made.copied
+        self.progress.finish()
+        return rows
+
+    def _taken(self, outputs: "Outputs", chunks: Sequence[int]) -> Iterator[Work]:
+        for chunk in chunks:
+            if not self._claims.take(chunk):
+                continue
+            work = outputs.lacking(chunk)
+            if work is not None:
+                yield work
+            else:  # another process did it since the list was made
+                self._claims.release(chunk)
+
+    def _finish(self, outputs: "Outputs") -> bool:
+        """Check every chunk and write the manifests; False if something has to be made again."""
+        if outputs.drop_damaged():
+            return False
+        self.check_bad(outputs.bad())
+        try:
+            for part, writer in outputs.without_manifest():
+                self.finalise(part, writer)
+        except StoreIncompleteError:
+            return False
+        for part in outputs.unfinished():
+            outputs.parts[part].reopen()  # finished, but of other images: the next round makes what differs
+        return True
+
+    def finalise(self, part: Part, writer: StoreWriter) -> None:
+        """Write what follows the chunks, the manifest last."""
+        contents = self.contents(part, writer)
+        writer.finalise(contents.whole, contents.info, contents.provenance, contents.files)
+
+
+class Outputs:
+    """The writers of a store and of its parts, chunk by chunk.
+
+    Only what a chunk lacks is made: a part that is added later costs nothing but itself, and a chunk that was lost is
+    made again only where it was lost.
+    """
+
+    def __init__(self, store: StoreWriter, parts: Mapping[Part, StoreWriter]) -> None:
+        self.store, self.parts = store, dict(parts)
+
+    def pending(self) -> list[int]:
+        """Chunks that some output lacks, in order."""
+        done = {marker.chunk: marker for marker in self.store.markers()}
+        for writer in self.parts.values():
+            fit = {marker.chunk for marker in writer.markers() if _same_images(marker, done.get(marker.chunk))}
+            done = {chunk: marker for chunk, marker in done.items() if chunk in fit}
+        return [chunk for chunk in range(self.store.rows_spec.n_chunks) if chunk not in done]
+
+    def lacking(self, chunk: int) -> Work | None:
+        """What to make of a chunk, None if it is complete; parts of other images are dropped."""
+        rows, base = self.store.rows_spec.rows_of(chunk), self.store.marker(chunk)
+        if base is None:
+            parts = [part for part, writer in self.parts.items() if writer.marker(chunk) is None]
+            return Work(chunk, rows, (Part(), *parts))
+        lacking = []
+        for part, writer in self.parts.items():
+            marker = writer.marker(chunk)
+            if not _same_images(marker, base):
+                if marker is not None:
+                    writer.drop(chunk)
+                lacking.append(part)
+        if not lacking:
+            return None
+        content = stored_chunk(self.store, "content", chunk)
+        return Work(chunk, rows, tuple(lacking), content, {item.row: item.error for item in base.bad})
+
+    def write(self, made: MadeChunk) -> None:
+        """Write a chunk, the store's own part first."""
+        for part, values in made.values.items():
+            (self.parts[part] if part != Part() else self.store).write_chunk(made.work.chunk, values, made.bad)
+
+    def bad(self) -> list[BadRow]:
+        """The bad rows of the store's finished chunks."""
+        return [row for marker in self.store.markers() for row in marker.bad]
+
+    def without_manifest(self) -> list[tuple[Part, StoreWriter]]:
+        """The outputs that are not finished, the store itself last."""
+        outputs = [*self.parts.items(), (Part(), self.store)]
+        return [(part, writer) for part, writer in outputs if stat(writer.store / MANIFEST) is None]
+
+    def drop_damaged(self) -> bool:
+        """Check the chunks of the unfinished outputs; True if something is to be made again."""
+        damaged = [writer.drop_damaged() for _, writer in reversed(self.without_manifest())]
+        return any(damaged) or bool(self.pending())
+
+    def unfinished(self) -> list[Part]:
+        """The parts that readers would refuse; the store must be finished."""
+        return [part for part in self.parts if not self._is_finished(part)]
+
+    def _is_finished(self, part: Part) -> bool:
+        try:
+            part_manifest(read_manifest(self.store.store), self.store.store, part)
+        except FeatcacheError:
+            return False
+        return True
+
+
+def _same_images(marker: Marker | None, base: Marker | None) -> bool:
+    """Whether a part's chunk is made from the same images as the store's."""
+    if marker is None or base is None:
+        return False
+    return all(marker.checksums[name] == base.checksums[name] for name in SHARED)
+
+
+def store_key(identity: Mapping[str, Any]) -> str:
+    """Key of a store, ``<encoder_key>/<dataset_key>``."""
+    return f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
+
+
+def stored_chunk(writer: StoreWriter, name: str, chunk: int) -> npt.NDArray[Any]:
+    """One chunk of an array as it was written, without its padding."""
+    spec = writer.specs[name]
+    return spec.chunk_array(read(spec.chunk_path(writer.store, chunk)))[: len(spec.rows_of(chunk))]
+
+
+def stored_rows(writer: StoreWriter, name: str) -> npt.NDArray[Any]:
+    """All rows of an array, as they were written."""
+    return np.concatenate([stored_chunk(writer, name, chunk) for chunk in range(writer.rows_spec.n_chunks)])
+
+
+def written_now() -> str:
+    """Time stamp of provenance records, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
