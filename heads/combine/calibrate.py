@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.fitted.base import LogitHead, as_head
+from heads.fitted.base import Fitted, LogitHead, as_head
 from heads.fitted.linear import LinearHead
-from heads.rows.samples import Samples, is_store
+from heads.rows.samples import Samples, Selection, is_store
 from heads.rows.selection import selection_samples, thinned
 from heads.solvers.temperature import fit_temperature
 
 
-def calibrate(head: Any, selection: Any) -> LogitHead:
+def calibrate(head: LogitHead | Fitted, selection: Selection) -> LogitHead:
     """The head with its logits divided by the temperature of maximum likelihood on a selection split.
 
     Predictions stay, probabilities become honest: CLIP's own logit scale is too sharp or too flat for most data sets,
@@ -70,7 +68,7 @@ def calibrate(head: Any, selection: Any) -> LogitHead:
     return calibrated.with_provenance(record)
 
 
-def _rows_of(head: LogitHead, selection: Any) -> Samples:
+def _rows_of(head: LogitHead, selection: Selection) -> Samples:
     """The selection rows over the head's classes; a store only if the head belongs to it, and was not fitted on it."""
     if is_store(selection):
         head.check(selection)

@@ -8,8 +8,7 @@ predictions need nothing new. Of a class that a member never saw a row of, the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from scipy.optimize import nnls
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import Block, FeatureSource
+from heads.fitted.base import Fitted, LogitHead
 from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.missing_classes import ABSENT, absences, known_by_others
 from heads.fitted.provenance import Provenance, merged
@@ -29,7 +29,9 @@ from heads.solvers.temperature import fit_temperature
 Float = NDArray[np.float64]
 
 
-def blend(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name: str = "blend") -> LinearHead:
+def blend(
+    heads: Sequence[LogitHead | Fitted], weights: Sequence[float] | None = None, *, name: str = "blend"
+) -> LinearHead:
     """One head whose logits are ``sum_m w_m logits_m`` of M linear heads on the same features.
 
     Parameters
@@ -63,7 +65,9 @@ def _blended(members: Sequence[LinearHead], shares: Float, name: str, votes: Flo
     return _made([head.weights for head in members], members, shares, name, keys, votes)
 
 
-def ensemble(heads: Sequence[Any], weights: Sequence[float] | None = None, *, name: str = "ensemble") -> LinearHead:
+def ensemble(
+    heads: Sequence[LogitHead | Fitted], weights: Sequence[float] | None = None, *, name: str = "ensemble"
+) -> LinearHead:
     """One head whose logits are ``sum_m w_m logits_m`` of M linear heads, each on the features of its own encoder.
 
     It takes the features of `heads.join` of stores in the same order.
@@ -103,7 +107,9 @@ def _side_by_side(members: Sequence[LinearHead], shares: Float, name: str, votes
     return _made(wide, members, shares, name, keys, votes)
 
 
-def stack(heads: Sequence[Any], selection: Any, *, name: str | None = None) -> LinearHead:
+def stack(
+    heads: Sequence[LogitHead | Fitted], selection: FeatureSource | Sequence[FeatureSource], *, name: str | None = None
+) -> LinearHead:
     """The `blend` or `ensemble` with weights in closed form and a temperature, both from a selection split.
 
     The weights are ``argmin_{w >= 0} || Y - sum_m w_m L_m ||^2`` over rows, with L_m the logits (N, C) of head m and Y
@@ -223,7 +229,7 @@ def _made(
     members: Sequence[LinearHead],
     shares: Float,
     name: str,
-    keys: Any,
+    keys: Mapping[str, str | None],
     votes: Float | None,
 ) -> LinearHead:
     """The sum of the members, whose `weights` (C, D) are on the same features; `votes` speak for absent classes."""

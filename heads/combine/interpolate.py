@@ -15,23 +15,24 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.estimators.fit import unfitted
 from heads.estimators.text_prior import samples_of
 from heads.evaluation.evaluate import best_of
 from heads.evaluation.metrics import Metrics, metric_of
+from heads.fitted.base import Fitted, LogitHead
 from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.missing_classes import absences, known_by_others
-from heads.fitted.provenance import Provenance, merged
+from heads.fitted.provenance import Json, Provenance, merged
 from heads.rows.device import chosen_rows, device_rows
-from heads.rows.samples import Samples, gathered, to_numpy
+from heads.rows.samples import Rows, Samples, gathered, to_numpy
 from heads.rows.weights import group_ids
 from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
 
 
-def interpolate(head0: Any, head1: Any, alphas: Iterable[float]) -> list[LinearHead]:
+def interpolate(head0: LogitHead | Fitted, head1: LogitHead | Fitted, alphas: Iterable[float]) -> list[LinearHead]:
     """Heads with weights ``(1 - a) W0 + a W1`` and bias alike, one for each alpha (0 gives `head0`, 1 `head1`).
 
     Of a class that one of the two never saw a row of, the other one speaks at every alpha: relative to the classes that
@@ -136,12 +137,12 @@ _BLOCK = 8192  # rows whose logits are held at once
 
 
 def interpolate_by_folds(
-    head0: Any,
+    head0: LogitHead | Fitted,
     estimator: Any,
-    X: Any,
-    y: Any = None,
+    X: Rows,
+    y: ArrayLike | None = None,
     *,
-    groups: Any = None,
+    groups: ArrayLike | None = None,
     alphas: Iterable[float] = ALPHAS,
     folds: int = FOLDS,
     metric: str = "top1",
@@ -222,7 +223,7 @@ def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -
     return path
 
 
-def _group_ids(estimator: Any, groups: Any, samples: Samples) -> NDArray[np.int64] | None:
+def _group_ids(estimator: Any, groups: ArrayLike | None, samples: Samples) -> NDArray[np.int64] | None:
     """Groups as numbers from 0, given or of the store."""
     given = samples.groups if groups is None else groups
     if given is None:
@@ -235,7 +236,9 @@ def _group_ids(estimator: Any, groups: Any, samples: Samples) -> NDArray[np.int6
     return group_ids(given, len(samples.labels()))
 
 
-def _fitted(estimator: Any, first: LinearHead, X: Any, y: Any, groups: NDArray[np.int64] | None) -> LinearHead:
+def _fitted(
+    estimator: Any, first: LinearHead, X: Rows, y: ArrayLike | None, groups: NDArray[np.int64] | None
+) -> LinearHead:
     """A copy of the estimator, fitted."""
     options: dict[str, Any] = {"texts": first} if estimator.takes_texts else {"classnames": first.classnames}
     if groups is not None:
@@ -251,7 +254,7 @@ def _choose(
     path: Sequence[float],
     folds: int,
     metric: str,
-) -> tuple[float, dict[str, Any]]:
+) -> tuple[float, Json]:
     """The alpha, and the record of how it was chosen."""
     if len(path) == 1:
         return path[0], {"selection": "given"}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,7 +17,7 @@ from featcache.store.protocol import Encoded, FeatureSource
 from heads.fitted.base import LogitHead, label_values
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Samples, as_samples, feature_blocks, is_store, to_numpy
+from heads.rows.samples import Array, Rows, Samples, as_samples, feature_blocks, is_store, to_numpy
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
@@ -29,7 +30,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     fits_on: ClassVar[str] = "images"
     takes_texts: ClassVar[bool] = False
 
-    classes_: NDArray[Any]
+    classes_: Array
     classnames_: tuple[str, ...]
     n_features_in_: int
     provenance_: Provenance
@@ -47,14 +48,14 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         return [self.frozen()]
 
     @abstractmethod
-    def predict(self, X: Any) -> NDArray[Any]:
+    def predict(self, X: Rows) -> Array:
         """Label (N,) of the best class; ties go to the lower index."""
 
     def check(self, store: Encoded) -> None:
         """Refuse a store of another encoder, text tower or class list (MismatchError)."""
         self.frozen().check(store)
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Rows, y: ArrayLike | None = None) -> float:
         """Accuracy, a fraction in [0, 1]; a store brings its own labels."""
         self.frozen()
         if not is_store(X):
@@ -65,7 +66,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         labels = np.concatenate([labels for _, labels in samples.blocks()])
         return float((self.predict(X) == self.classes_[labels]).mean())
 
-    def save(self, path: Any) -> Any:
+    def save(self, path: str | Path) -> Path:
         """Write the head to a safetensors file; see `heads.fitted.files.save`."""
         return self.frozen().save(path)
 
@@ -138,7 +139,7 @@ class LinearClassifier(HeadClassifier):
             classes=label_values(self.classes_),
         )
 
-    def scores(self, X: Any) -> NDArray[np.float64]:
+    def scores(self, X: Rows) -> NDArray[np.float64]:
         """Scores (N, C) before the temperature, in float64; of a store, its valid rows."""
         check_is_fitted(self, "coef_")
         if is_store(X):
@@ -159,12 +160,12 @@ class LinearClassifier(HeadClassifier):
             parts.append(wide @ self.coef_.T + self.intercept_)
         return np.concatenate(parts)
 
-    def predict(self, X: Any) -> NDArray[Any]:
+    def predict(self, X: Rows) -> Array:
         """Label (N,) of the best class; ties go to the lower index."""
         best = self.scores(X).argmax(axis=1)
         return np.asarray(self.classes_[best])
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+    def predict_proba(self, X: Rows) -> NDArray[np.float64]:
         """Probabilities (N, C): softmax of the logits."""
         logits = self.scores(X) / self.temperature_
         logits -= logits.max(axis=1, keepdims=True)
@@ -183,11 +184,11 @@ class NonlinearClassifier(HeadClassifier):
         check_is_fitted(self, "head_")
         return self.head_
 
-    def predict(self, X: Any) -> NDArray[Any]:
+    def predict(self, X: Rows) -> Array:
         """Label (N,) of the best class; ties go to the lower index."""
         best = self.frozen().predict_index(X)
         return np.asarray(self.classes_[best])
 
-    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+    def predict_proba(self, X: Rows) -> NDArray[np.float32]:
         """Probabilities (N, C): softmax of the logits."""
         return self.frozen().predict_proba(X)

@@ -14,7 +14,9 @@ from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import HeadClassifier
 from heads.estimators.catalogue import head_class, make_head, takes_prior, takes_selection
 from heads.estimators.zero_shot import ZeroShot
+from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import Json
 
 CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_"}
 """Parameters that list values to choose from, and where a fitted head keeps the one that it chose."""
@@ -35,7 +37,7 @@ class Material:
     train: FeatureSource | None = None
     texts: Sequence[TextSource] = ()
     selection: FeatureSource | None = None
-    prior: Any = None
+    prior: LinearHead | Fitted | None = None
 
     def text_head(self) -> LinearHead:
         """The zero-shot head of the texts."""
@@ -80,7 +82,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None
     return _fitted(head, material.train, **options, **_groups(kind, material))
 
 
-def _groups(kind: Any, material: Material) -> dict[str, Any]:
+def _groups(kind: type[HeadClassifier], material: Material) -> Json:
     """Rows that are views of one image, which nothing may hold out apart; see `featcache.store.images`."""
     groups = None if material.train is None else material.train.groups
     if groups is None:

@@ -8,14 +8,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from heads.estimators.base import NonlinearClassifier
 from heads.fitted.base import label_values
 from heads.fitted.knn import KNNHead, NeighbourBank
 from heads.rows.device import device_rows
-from heads.rows.samples import Samples, as_samples, gathered, require_finite, to_numpy
+from heads.rows.samples import Rows, Samples, Selection, as_samples, gathered, require_finite, to_numpy
 from heads.rows.selection import RowSampler, selection_samples, thinned
 from heads.search import INDEXES, PROBED
 
@@ -86,7 +86,14 @@ class KNN(NonlinearClassifier):
         self.index = index
         self.probes = probes
 
-    def fit(self, X: Any, y: Any = None, *, selection: Any = None, classnames: Sequence[str] | None = None) -> Self:
+    def fit(
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
         """Keep the rows of arrays, tensors or an image store; choose k where there are several.
 
         Parameters

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from numpy.typing import ArrayLike
 
 from featcache.errors import HeadError, MismatchError
+from featcache.store.protocol import TextSource
 from heads.estimators.zero_shot import ZeroShot
 from heads.fitted.base import Fitted, LogitHead
 from heads.fitted.linear import LinearHead, as_linear
 from heads.fitted.missing_classes import without_opinion
-from heads.rows.samples import Samples, as_samples, is_text
+from heads.fitted.provenance import Json
+from heads.rows.samples import Rows, Samples, as_samples, is_text
 
 
-def text_head(texts: Any) -> LinearHead:
+def text_head(texts: TextSource | LinearHead | Fitted) -> LinearHead:
     """The linear head of a text store (`ZeroShot` of all its prompts), or the one given."""
     return as_linear(ZeroShot().fit(texts) if is_text(texts) else texts)
 
 
-def samples_of(X: Any, y: Any, text: LinearHead) -> Samples:
+def samples_of(X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
     """The training rows over the classes of the text head, which must belong to their encoder."""
     samples = as_samples(X, y, classnames=None if y is None else text.classnames)
     if samples.store is not None:
@@ -27,7 +29,7 @@ def samples_of(X: Any, y: Any, text: LinearHead) -> Samples:
     return samples
 
 
-def checked_prior(prior: Any, samples: Samples) -> LinearHead | None:
+def checked_prior(prior: object, samples: Samples) -> LinearHead | None:
     """The linear head of a prior, if it belongs to these rows; None of None.
 
     Raises
@@ -53,7 +55,7 @@ def checked_prior(prior: Any, samples: Samples) -> LinearHead | None:
     return without_opinion(head)
 
 
-def prior_record(prior: LinearHead | None) -> dict[str, Any] | None:
+def prior_record(prior: LinearHead | None) -> Json | None:
     """What the parameters in provenance say of a prior; the splits that it knows are among those of the new head."""
     if prior is None:
         return None
@@ -61,7 +63,7 @@ def prior_record(prior: LinearHead | None) -> dict[str, Any] | None:
     return {"head": prior.name, "text_digest": record.text_digest, "params": record.params}
 
 
-def text_identity(text: LinearHead, classnames: tuple[str, ...]) -> dict[str, Any]:
+def text_identity(text: LinearHead, classnames: tuple[str, ...]) -> Json:
     """Provenance that the text head adds: the head is bound to the text tower, too."""
     record = text.provenance
     return {

@@ -11,7 +11,7 @@ of pretraining images as well; here only the images at hand are used.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ class ZeroShot(LinearClassifier):
         self.weights = weights
         self.template_weights = template_weights
 
-    def fit(self, X: Any, y: None = None) -> Self:
+    def fit(self, X: TextSource | Sequence[TextSource], y: None = None) -> Self:
         """Build the weights from one text store or a list of them; `y` is ignored.
 
         Raises
@@ -82,8 +82,9 @@ class ZeroShot(LinearClassifier):
         MismatchError
             If the stores differ in class names or text tower.
         """
-        stores = list(X) if isinstance(X, (list, tuple)) else [X]
-        if not stores or not all(is_text(store) for store in stores):
+        given = X if isinstance(X, list | tuple) else [X]
+        stores = [store for store in given if is_text(store)]
+        if not stores or len(stores) != len(given):
             raise HeadError(
                 "ZeroShot fits from text stores: open_store(...) of what `featcache text` wrote. Class vectors in "
                 "arrays are a head already: LinearHead(weights, bias, classnames), with the logit scale in the weights"
@@ -223,7 +224,7 @@ def score_templates(texts: TextSource, images: FeatureSource) -> NDArray[np.floa
         raise HeadError(f"{images.name!r} has no valid row to score templates on")
     mean = (sums / n).astype(np.float32)
 
-    def of_piece(x: NDArray[np.floating], _: Any) -> NDArray[np.float64]:
+    def of_piece(x: NDArray[np.floating], _: object) -> NDArray[np.float64]:
         centred = x.astype(np.float32) - mean
         return np.array([(centred @ raw[:, t].T).max(axis=1).sum(dtype=np.float64) for t in range(raw.shape[1])])
 

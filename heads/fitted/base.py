@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Encoded
 from heads.fitted.file_format import Tensors, write_head
 from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder
-from heads.rows.samples import feature_blocks, is_store, to_numpy
+from heads.rows.samples import Array, Rows, feature_blocks, is_store, to_numpy
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class LogitHead(ABC):
     name: str
     provenance: Provenance
     alpha: float | None = None
-    classes: NDArray[Any] | None = None
+    classes: Array | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", Provenance(self.provenance))  # users may give a plain mapping
@@ -53,7 +53,7 @@ class LogitHead(ABC):
         """Feature dimension D."""
 
     @abstractmethod
-    def logits(self, X: Any) -> NDArray[np.float32]:
+    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
         """Logits (n, C) of features (n, D), as float32."""
 
     @abstractmethod
@@ -86,16 +86,16 @@ class LogitHead(ABC):
         """Logits (n, C) from what `prepare` gave to any head of the same `sharing`."""
         raise HeadError(f"{self.name} shares no work with other heads; take its logits")
 
-    def predict_index(self, X: Any) -> NDArray[np.int64]:
+    def predict_index(self, X: Rows) -> NDArray[np.int64]:
         """Class index (n,) of the largest logit, of arrays or a store's valid rows; ties go to the lower index."""
         return np.concatenate([logits.argmax(axis=1) for logits in self._all_logits(X)])
 
-    def predict(self, X: Any) -> NDArray[Any]:
+    def predict(self, X: Rows) -> Array:
         """Label (n,) of the largest logit, as in the ``y`` of `fit`; a class index of heads fitted on stores."""
         index = self.predict_index(X)
         return index if self.classes is None else np.asarray(self.classes[index])
 
-    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+    def predict_proba(self, X: Rows) -> NDArray[np.float32]:
         """Softmax of the logits (n, C), of arrays or a store's valid rows."""
         logits = np.concatenate(list(self._all_logits(X)))
         logits -= logits.max(axis=1, keepdims=True)
@@ -103,7 +103,7 @@ class LogitHead(ABC):
         logits /= logits.sum(axis=1, keepdims=True)
         return logits
 
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Rows, y: ArrayLike | None = None) -> float:
         """Accuracy, a fraction in [0, 1]; `y` holds labels as `predict` returns them, a store class indices."""
         if is_store(X):
             return float((self.predict_index(X) == np.concatenate([labels for _, labels in X.blocks()])).mean())
@@ -140,7 +140,7 @@ class LogitHead(ABC):
             record["classes"] = _plain_labels(self.classes)
         return write_head(path, tensors, record)
 
-    def _features(self, X: Any) -> NDArray[np.floating]:
+    def _features(self, X: ArrayLike) -> NDArray[np.floating]:
         """Features as an array (n, D), checked."""
         features = to_numpy(X)
         if features.ndim != 2:
@@ -151,7 +151,7 @@ class LogitHead(ABC):
             )
         return features
 
-    def _all_logits(self, X: Any) -> Iterator[NDArray[np.float32]]:
+    def _all_logits(self, X: Rows) -> Iterator[NDArray[np.float32]]:
         """Logits block by block, refused where they are not finite."""
         if is_store(X):
             self.check(X)
@@ -165,7 +165,7 @@ class LogitHead(ABC):
             yield logits
 
 
-def label_values(classes: NDArray[Any]) -> NDArray[Any] | None:
+def label_values(classes: Array) -> Array | None:
     """The label values (C,) that a head has to keep: None where they are the class indices.
 
     Examples
@@ -177,7 +177,7 @@ def label_values(classes: NDArray[Any]) -> NDArray[Any] | None:
     return None if values.dtype.kind in "iu" and np.array_equal(values, np.arange(len(values))) else values
 
 
-def values_at(classes: NDArray[Any] | None, index: NDArray[np.integer]) -> NDArray[Any] | None:
+def values_at(classes: Array | None, index: NDArray[np.integer]) -> Array | None:
     """Label values of some classes."""
     return None if classes is None else classes[index]
 
@@ -189,7 +189,7 @@ def checked_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def as_head(value: Any) -> LogitHead:
+def as_head(value: object) -> LogitHead:
     """The `LogitHead` of a fitted estimator, or the head itself."""
     if isinstance(value, LogitHead):
         return value
@@ -220,7 +220,7 @@ def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitH
     return index
 
 
-def _plain_labels(classes: NDArray[Any]) -> Json:
+def _plain_labels(classes: Array) -> Json:
     """Label values and their type, as JSON."""
     values = classes.tolist()
     if not all(isinstance(value, bool | int | float | str) for value in values):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from featcache.errors import HeadError
 from heads.fitted.provenance import Json
+from heads.rows.samples import Array
 
-Tensors = dict[str, NDArray[Any]]
+Tensors = dict[str, Array]
 
 _FORMAT = "featcache-head-1"
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featcache.errors import HeadError
-from heads.fitted.base import LogitHead, as_head
+from heads.fitted.base import Fitted, LogitHead, as_head
 from heads.fitted.file_format import read_head
 from heads.fitted.knn import KNNHead
 from heads.fitted.linear import LinearHead
@@ -19,7 +18,7 @@ KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KN
 """Class of each kind of head that a file can hold."""
 
 
-def save(head: Any, path: str | Path) -> Path:
+def save(head: LogitHead | Fitted, path: str | Path) -> Path:
     """Write a fitted estimator or head to a safetensors file, atomically.
 
     Returns

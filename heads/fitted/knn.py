@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 
 from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import to_numpy
+from heads.rows.samples import Array, Features, to_numpy
 from heads.search import INDEXES, NeighbourIndex
 
 FLOOR = 1e-8
@@ -38,7 +39,12 @@ class NeighbourBank:
     """
 
     def __init__(
-        self, features: Any, labels: NDArray[np.int64], index: str, depth: int, probes: int | None = None
+        self,
+        features: Features | torch.Tensor,
+        labels: NDArray[np.int64],
+        index: str,
+        depth: int,
+        probes: int | None = None,
     ) -> None:
         self.features, self.labels, self.index, self.depth, self.probes = features, labels, index, depth, probes
         further = {} if probes is None else {"probes": probes}
@@ -87,7 +93,7 @@ class KNNHead(LogitHead):
     classnames: tuple[str, ...]
     name: str = "knn"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
-    classes: NDArray[Any] | None = field(default=None, repr=False)
+    classes: Array | None = field(default=None, repr=False)
     scale: float = 1.0
 
     @property
@@ -95,7 +101,7 @@ class KNNHead(LogitHead):
         """Feature dimension D."""
         return int(self.bank.features.shape[1])
 
-    def logits(self, X: Any) -> NDArray[np.float32]:
+    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
         """Logits (n, C): ``log(share + 1e-8)`` of the vote."""
         return self.finish(self.bank.neighbours(self._features(X), self.n_neighbors))
 

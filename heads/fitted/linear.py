@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from heads.fitted.base import LogitHead, as_head, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import to_numpy
+from heads.rows.samples import Array, to_numpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class LinearHead(LogitHead):
     alpha: float | None = None
     parents: tuple[LinearHead, LinearHead] | None = field(default=None, repr=False)
     absent: tuple[int, ...] = ()
-    classes: NDArray[Any] | None = field(default=None, repr=False)
+    classes: Array | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +75,7 @@ class LinearHead(LogitHead):
         """Feature dimension D."""
         return int(self.weights.shape[1])
 
-    def logits(self, X: Any) -> NDArray[np.float32]:
+    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
         """Logits (n, C) of features (n, D), as float32."""
         return self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias
 
@@ -111,9 +111,15 @@ class LinearHead(LogitHead):
         names = tuple(self.classnames[i] for i in index.tolist())
         parents = self.parents and (self.parents[0].restrict(index), self.parents[1].restrict(index))
         absent = tuple(place for place, old in enumerate(index.tolist()) if old in self.absent)
-        rows: dict[str, Any] = {"weights": self.weights[index], "bias": self.bias[index]}
-        rows["classes"] = values_at(self.classes, index)
-        return replace(self, **rows, classnames=names, parents=parents, absent=absent)
+        return replace(
+            self,
+            weights=self.weights[index],
+            bias=self.bias[index],
+            classnames=names,
+            parents=parents,
+            absent=absent,
+            classes=values_at(self.classes, index),
+        )
 
     def with_temperature(self, temperature: float) -> LinearHead:
         """The same head with its logits divided by a positive temperature, but for those of classes it never saw."""
@@ -142,7 +148,7 @@ class LinearHead(LogitHead):
         return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], absent=absent, **common)
 
 
-def as_linear(value: Any) -> LinearHead:
+def as_linear(value: object) -> LinearHead:
     """The `LinearHead` of a fitted linear estimator, or the head itself.
 
     Raises

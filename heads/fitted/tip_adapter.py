@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
+from heads.rows.samples import Array
 
 Float32 = NDArray[np.float32]
 
@@ -91,14 +92,14 @@ class TipAdapterHead(LogitHead):
     classnames: tuple[str, ...]
     name: str = "tip_adapter"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
-    classes: NDArray[Any] | None = field(default=None, repr=False)
+    classes: Array | None = field(default=None, repr=False)
 
     @property
     def dim(self) -> int:
         """Feature dimension D."""
         return self.base.dim
 
-    def logits(self, X: Any) -> Float32:
+    def logits(self, X: ArrayLike) -> Float32:
         """Logits (n, C), float32."""
         features = self._features(X)
         starts = range(0, len(features), QUERY_ROWS)
@@ -124,8 +125,8 @@ class TipAdapterHead(LogitHead):
         """The same logits of some classes only: keys of one class do not touch another's."""
         index = positions_of(class_subset, self)
         names = tuple(self.classnames[i] for i in index.tolist())
-        fields: dict[str, Any] = {"columns": self.columns[index], "classes": values_at(self.classes, index)}
-        return replace(self, base=self.base.restrict(index), classnames=names, **fields)
+        base, classes = self.base.restrict(index), values_at(self.classes, index)
+        return replace(self, base=base, columns=self.columns[index], classnames=names, classes=classes)
 
     def with_temperature(self, temperature: float) -> Self:
         """Base logits and the strength of the votes divided by a positive temperature."""

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, Derived, FeatureTable
-from heads.rows.samples import to_numpy
+from heads.rows.samples import Array, to_numpy
 
 
 def draw_shots(
@@ -112,7 +112,7 @@ class FewShotStore(Derived):
         return [ids[row] for row in self.rows.tolist()] if ids else []
 
     @property
-    def metadata(self) -> dict[str, NDArray[Any]]:
+    def metadata(self) -> dict[str, Array]:
         """Group columns (n,)."""
         return {column: values[self.rows] for column, values in self.store.metadata.items()}
 
@@ -131,7 +131,7 @@ class FewShotStore(Derived):
         """Features (n, D) and labels (n,) in memory."""
         return self.gather(np.arange(len(self.rows))).astype(dtype, copy=False), self.labels
 
-    def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+    def gather(self, rows: NDArray[np.integer]) -> Array:
         """Features of some of these rows, in the order given."""
         return self.store.gather(self.rows[rows])
 

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, FeatureSource, FeatureTable, SourceDefaults, TableDefaults
-from heads.rows.samples import to_numpy
+from heads.rows.samples import Array, to_numpy
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -57,7 +57,7 @@ class ResidentStore(TableDefaults):
     logit_scale: float | None = None
     logit_bias: float | None = None
     ids: Sequence[str] = field(default=(), repr=False)
-    metadata: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+    metadata: Mapping[str, Array] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class ResidentStore(TableDefaults):
         """Features (N, D) and labels (N,) as arrays on the host."""
         return to_numpy(self.features).astype(dtype), self.labels
 
-    def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+    def gather(self, rows: NDArray[np.integer]) -> Array:
         """Features of the given rows, in that order, on the host."""
         return to_numpy(self.features[torch.as_tensor(rows, device=self.features.device)])
 
@@ -194,7 +194,7 @@ class RowStream(SourceDefaults):
     [0]
     """
 
-    source: Callable[[], Iterable[tuple[NDArray[Any], NDArray[Any]]]]
+    source: Callable[[], Iterable[tuple[Array, Array]]]
     dim: int
     classnames: tuple[str, ...]
     name: str = "stream"

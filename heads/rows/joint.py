@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import Block, Derived, FeatureTable
+from heads.rows.samples import Array
 
 
 def joint_key(keys: Sequence[str | None]) -> str | None:
@@ -92,7 +93,7 @@ class JointStore(Derived):
         return self.origin.ids
 
     @property
-    def metadata(self) -> Mapping[str, NDArray[Any]]:
+    def metadata(self) -> Mapping[str, Array]:
         """Group columns (N,)."""
         return self.origin.metadata
 
@@ -128,7 +129,7 @@ class JointStore(Derived):
         parts = [store.numpy(dtype) for store in self.stores]
         return np.concatenate([features for features, _ in parts], axis=1), parts[0][1]
 
-    def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+    def gather(self, rows: NDArray[np.integer]) -> Array:
         """Features of the given rows, in that order."""
         return np.concatenate([store.gather(rows) for store in self.stores], axis=1)
 

@@ -9,20 +9,29 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeGuard
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import DataConversionWarning
 
 from featcache.errors import HeadError
 from featcache.store import ImageStore
 from featcache.store.protocol import FeatureSource, TextSource
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+Array = NDArray[Any]
 Features = NDArray[np.floating]
 Labels = NDArray[np.int64]
 Block = tuple[Features, Labels]
+
+Rows = FeatureSource | ArrayLike
+"""What fits and predictions take: a source, or an array or tensor (N, D)."""
+Selection = FeatureSource | tuple[ArrayLike, ArrayLike]
+"""A validation split: a source, or ``(X, y)``."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Samples:
     """
 
     dim: int
-    classes: NDArray[Any]
+    classes: Array
     classnames: tuple[str, ...]
     source: FeatureSource | tuple[Features | torch.Tensor, Labels]
 
@@ -73,17 +82,17 @@ class Samples:
         return len(self.source[1]) if isinstance(self.source, tuple) else self.source.n_rows
 
 
-def is_store(value: object) -> TypeGuard[FeatureSource]:
+def is_store(value: object) -> TypeIs[FeatureSource]:
     """Whether what a caller gave is a source of features, not an array."""
     return hasattr(value, "blocks") and hasattr(value, "classnames")
 
 
-def is_text(value: object) -> TypeGuard[TextSource]:
+def is_text(value: object) -> TypeIs[TextSource]:
     """Whether what a caller gave is a source of text embeddings."""
     return hasattr(value, "raw")
 
 
-def is_on_device(features: object) -> TypeGuard[torch.Tensor]:
+def is_on_device(features: object) -> TypeIs[torch.Tensor]:
     """Whether features are a tensor in the memory of another device than the CPU.
 
     Examples
@@ -94,7 +103,7 @@ def is_on_device(features: object) -> TypeGuard[torch.Tensor]:
     return isinstance(features, torch.Tensor) and features.device.type != "cpu"
 
 
-def to_numpy(value: Any) -> NDArray[Any]:
+def to_numpy(value: object) -> Array:
     """Array of any array-like; torch tensors without a copy where they are on the CPU (bfloat16 becomes float32)."""
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
@@ -102,7 +111,7 @@ def to_numpy(value: Any) -> NDArray[Any]:
     return np.asarray(value)
 
 
-def feature_blocks(X: Any) -> Iterator[Features]:
+def feature_blocks(X: Rows) -> Iterator[Features]:
     """Blocks of features alone, of a source or of a 2-D array-like."""
     if is_store(X):
         yield from (features for features, _ in X.blocks())
@@ -111,7 +120,7 @@ def feature_blocks(X: Any) -> Iterator[Features]:
 
 
 def as_samples(
-    X: Any, y: Any = None, *, classnames: Sequence[str] | None = None, classes: NDArray[Any] | None = None
+    X: Rows, y: ArrayLike | None = None, *, classnames: Sequence[str] | None = None, classes: Array | None = None
 ) -> Samples:
     """Samples of a source, or of arrays with labels.
 
@@ -176,8 +185,8 @@ def require_finite(samples: Samples, moment_diagonal: NDArray[np.floating]) -> N
 
 
 def finite_blocks(
-    blocks: Callable[[], Iterator[tuple[NDArray[Any], ...]]], what: str = "features"
-) -> Iterator[tuple[NDArray[Any], ...]]:
+    blocks: Callable[[], Iterator[tuple[Array, ...]]], what: str = "features"
+) -> Iterator[tuple[Array, ...]]:
     """Blocks ``(X, ...)``, refused at the first with NaN or infinity in X.
 
     `blocks` starts them from the first at every call: a second pass, made for the error alone, names all such rows. A
@@ -214,7 +223,7 @@ def raise_not_finite(blocks: Iterable[Features], what: str = "features") -> NoRe
     raise HeadError(f"{what} hold NaN or infinity in {where}; drop these rows or encode the images again")
 
 
-def _checked_features(X: Any) -> Features | torch.Tensor:
+def _checked_features(X: object) -> Features | torch.Tensor:
     """Features (N, D): a floating tensor on a GPU stays one, everything else becomes an array."""
     if is_on_device(X) and X.is_floating_point():
         _check_shape(X.shape)
@@ -222,7 +231,7 @@ def _checked_features(X: Any) -> Features | torch.Tensor:
     return _checked_array(X)
 
 
-def _checked_array(X: Any) -> Features:
+def _checked_array(X: object) -> Features:
     """Features (N, D) as an array; integers become float64."""
     if hasattr(X, "tocsr"):  # scipy's sparse matrices and arrays
         raise HeadError("features are a sparse matrix, and sparse input is not supported; pass X.toarray()")
@@ -248,7 +257,7 @@ def _check_shape(shape: Sequence[int]) -> None:
             raise HeadError(f"0 {what} (shape={tuple(shape)}) while a minimum of 1 is required.")
 
 
-def _checked_labels(y: Any) -> NDArray[Any]:
+def _checked_labels(y: ArrayLike | None) -> Array:
     """Labels (N,)."""
     if y is None:
         raise HeadError(
@@ -269,7 +278,7 @@ def _checked_labels(y: Any) -> NDArray[Any]:
     return labels
 
 
-def _as_indices(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
+def _as_indices(labels: Array, classes: Array) -> NDArray[np.intp]:
     """Position of each label in `classes`; unknown labels are an error that names them."""
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.rows.device import device_rows, rows_on_host
-from heads.rows.samples import Block, Samples, as_samples, finite_blocks, is_store, raise_not_finite
+from heads.rows.samples import Block, Samples, Selection, as_samples, finite_blocks, is_store, raise_not_finite
 
 SELECTION = "features of the selection split"
 
@@ -34,7 +33,7 @@ class _Validation(Samples):
             raise HeadError("the selection split has no valid row; choose on another split, or on none")
 
 
-def selection_samples(selection: Any, samples: Samples) -> Samples:
+def selection_samples(selection: Selection, samples: Samples) -> Samples:
     """The validation split, a source or ``(X, y)``, as samples of the training rows' classes and encoder.
 
     Rows in memory are checked at once, those of a source as they are read.

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.rows.samples import Samples, to_numpy
+from heads.rows.samples import Array, Samples, to_numpy
 
 Float = NDArray[np.float64]
 
+ClassWeight = str | Mapping[Any, float] | ArrayLike | None
+"""As in scikit-learn: "balanced", weights by label or class name, or weights (C,)."""
+
 
 def class_weights(
-    class_weight: Any, labels: NDArray[np.integer], classes: NDArray[Any], classnames: Sequence[str] = ()
+    class_weight: ClassWeight, labels: NDArray[np.integer], classes: Array, classnames: Sequence[str] = ()
 ) -> Float:
     """Weight of each class (C,): "balanced" is N / (C n_c) over the classes that have rows, as in scikit-learn.
 
@@ -69,7 +72,7 @@ def _by_class(weights: Mapping[Any, Any], labels: list[Any], classnames: Sequenc
     return found
 
 
-def row_weights(samples: Samples, class_weight: Any, sample_weight: Any) -> Float | None:
+def row_weights(samples: Samples, class_weight: ClassWeight, sample_weight: ArrayLike | None) -> Float | None:
     """Weights (N,) of the rows, the product of both; None where neither is given.
 
     Raises
@@ -88,7 +91,7 @@ def row_weights(samples: Samples, class_weight: Any, sample_weight: Any) -> Floa
     return found
 
 
-def checked_weights(sample_weight: Any, rows: int) -> Float:
+def checked_weights(sample_weight: ArrayLike, rows: int) -> Float:
     """Weights (N,) of rows; one number is the weight of all."""
     found = to_numpy(sample_weight).astype(np.float64)
     if found.ndim == 0:
@@ -101,7 +104,7 @@ def checked_weights(sample_weight: Any, rows: int) -> Float:
     return found
 
 
-def group_ids(groups: Any, rows: int) -> NDArray[np.int64] | None:
+def group_ids(groups: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
     """Groups (N,), any values that `numpy.unique` sorts (names, a store's metadata column), as numbers from 0.
 
     Raises

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from heads.search.exact import ExactIndex
 from heads.search.faiss_index import FaissIndex
@@ -24,7 +24,7 @@ class NeighbourIndex(Protocol):
 
     device: str
 
-    def search(self, X: NDArray[np.floating], k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    def search(self, X: ArrayLike, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """Similarities (n, k) in descending order and row numbers (n, k); -inf and -1 where fewer were found."""
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from heads.rows.samples import to_numpy
@@ -43,7 +41,7 @@ class ExactIndex:
     ([[1.0, 1.0, 0.5]], [[0, 2, 1]])
     """
 
-    def __init__(self, rows: Any, *, cosine: bool = False, device: str | None = None) -> None:
+    def __init__(self, rows: ArrayLike, *, cosine: bool = False, device: str | None = None) -> None:
         self._rows = _on_device(rows, device)
         self.device = str(self._rows.device)
         self._type = torch.float64 if self._rows.dtype == torch.float64 else torch.float32
@@ -53,7 +51,7 @@ class ExactIndex:
             blocks = (self._rows[start : start + _BANK_ROWS].to(self._type) for start in starts)
             self._scale = torch.cat([_inverse_lengths(block) for block in blocks])
 
-    def search(self, X: Any, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    def search(self, X: ArrayLike, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """Similarities (n, k) in descending order, and row numbers (n, k), as arrays; X may be on a device.
 
         Raises
@@ -96,7 +94,7 @@ class ExactIndex:
         return values, places
 
 
-def _on_device(rows: Any, device: str | None) -> torch.Tensor:
+def _on_device(rows: ArrayLike, device: str | None) -> torch.Tensor:
     """Rows (N, D) as a tensor, checked; it shares their memory where it can."""
     found = rows.detach() if isinstance(rows, torch.Tensor) else np.ascontiguousarray(to_numpy(rows))
     floating = found.is_floating_point() if isinstance(found, torch.Tensor) else found.dtype.kind == "f"

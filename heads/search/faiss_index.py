@@ -6,7 +6,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MissingExtraError
 from heads.rows.samples import to_numpy
@@ -46,7 +46,7 @@ class FaissIndex:
         self.device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "cpu"
 
     @classmethod
-    def flat(cls, rows: Any, *, cosine: bool = False) -> FaissIndex:
+    def flat(cls, rows: ArrayLike, *, cosine: bool = False) -> FaissIndex:
         """All rows, exactly (IndexFlatIP).
 
         Raises
@@ -60,7 +60,7 @@ class FaissIndex:
         return cls(index, cosine=cosine, on_gpus=True)
 
     @classmethod
-    def ivf(cls, rows: Any, *, cosine: bool = False, cells: int | None = None, probes: int = 16) -> FaissIndex:
+    def ivf(cls, rows: ArrayLike, *, cosine: bool = False, cells: int | None = None, probes: int = 16) -> FaissIndex:
         """Cells around k-means centres (IndexIVFFlat); a search looks into the nearest `probes` of them.
 
         Parameters
@@ -94,7 +94,7 @@ class FaissIndex:
         return cls(index, cosine=cosine, on_gpus=index.nprobe <= _GPU_DEPTH)
 
     @classmethod
-    def hnsw(cls, rows: Any, *, cosine: bool = False, probes: int = 64) -> FaissIndex:
+    def hnsw(cls, rows: ArrayLike, *, cosine: bool = False, probes: int = 64) -> FaissIndex:
         """A layered graph that links each row to 32 near ones (IndexHNSWFlat), along which a search walks.
 
         Parameters
@@ -119,7 +119,7 @@ class FaissIndex:
         index.add(features)
         return cls(index, cosine=cosine)
 
-    def search(self, X: Any, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(self, X: ArrayLike, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Similarities (n, k) in descending order and row numbers (n, k); -inf and -1 where fewer were found.
 
         Raises
@@ -162,7 +162,7 @@ def _check_probes(probes: int) -> None:
         raise HeadError(f"probes is {probes}, expected at least 1")
 
 
-def _rows(X: Any, cosine: bool) -> NDArray[np.float32]:
+def _rows(X: ArrayLike, cosine: bool) -> NDArray[np.float32]:
     """Rows (n, D) as faiss takes them, of unit length for cosines."""
     rows = np.ascontiguousarray(to_numpy(X), np.float32)
     if rows.ndim != 2:

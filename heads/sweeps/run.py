@@ -139,6 +139,8 @@ def _interpolated(estimator: HeadClassifier, stores: _Stores, plan: SweepPlan) -
     zero_shot = ZeroShot().fit(list(stores.texts))
     if stores.select is not None:
         return choose(interpolate(zero_shot, estimator, plan.alphas), stores.select, metric=plan.metric)
+    if stores.train is None:
+        raise HeadError("interpolation by folds fits on labelled rows; name a split to train on, or one to select on")
     return interpolate_by_folds(zero_shot, settled(estimator), stores.train, alphas=plan.alphas, metric=plan.metric)
 
 
