@@ -64,7 +64,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None
     >>> from types import SimpleNamespace
     >>> texts = SimpleNamespace(name="t", raw=np.eye(2, dtype=np.float32)[:, None], counts=np.array([1, 1]), dim=2,
     ...     classnames=("cat", "dog"), templates=None, text_key="k", text_digest="d", logit_scale=100.0,
-    ...     logit_bias=None, encoder_name="tiny")
+    ...     logit_bias=None, encoder_name="tiny", provenance={})
     >>> fit_head("zero_shot", Material(texts=[texts])).predict([[0.6, 0.8]]).tolist()
     [1]
     """

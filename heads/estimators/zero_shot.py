@@ -53,7 +53,8 @@ class ZeroShot(LinearClassifier):
     >>> from types import SimpleNamespace
     >>> raw = np.array([[[1.0, 0.0]], [[0.0, 1.0]]], np.float32)
     >>> texts = SimpleNamespace(name="t", raw=raw, counts=np.array([1, 1]), classnames=("cat", "dog"), templates=None,
-    ...     dim=2, text_key="k", text_digest="d", logit_scale=100.0, logit_bias=None, encoder_name="tiny")
+    ...     dim=2, text_key="k", text_digest="d", logit_scale=100.0, logit_bias=None, encoder_name="tiny",
+    ...     provenance={})
     >>> ZeroShot().fit(texts).predict([[0.6, 0.8]]).tolist()
     [1]
     """
