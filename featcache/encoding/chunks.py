@@ -1,4 +1,4 @@
-"""Rows of a data set to the values of whole chunks: batches that never straddle a chunk, bad rows named.
+"""Encoding whole chunks of a data set, in batches that never straddle two chunks.
 
 A chunk is encoded from its first row on, in batches of one size, so that a resumed run makes the same bytes as an
 undisturbed one (equal device, threads and batch size assumed). Each image is decoded once, and goes once through the

@@ -1,4 +1,4 @@
-"""How to encode, and which part of the work is this process's own; none of it is part of a key."""
+"""How to encode, and which share of the work falls to this process; none of it is part of a key."""
 
 import os
 import re
@@ -11,15 +11,15 @@ from featcache.store.parts import Part
 
 @dataclass(frozen=True)
 class Share:
-    """Part `index` of `count` of the chunks: those whose number leaves the rest `index`.
+    """Share `index` of `count` of the chunks: those with ``chunk % count == index``.
 
     Parameters
     ----------
     index, count : int
         From 0 to count - 1, as torchrun's RANK and WORLD_SIZE.
     only : bool
-        Do no other chunk and wait for nobody (a job of an array); otherwise help with what is left when the own part
-        is done, and wait until the store is finished (a rank).
+        Encode only these chunks, and do not wait for the store (a job of an array); otherwise help with the others
+        afterwards, and wait until the store is finished (a rank).
 
     >>> Share(1, 3).order(range(7))
     [1, 4, 2, 5, 0, 3, 6]
@@ -53,12 +53,12 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> "Share":
-        """The rank that torchrun gave this process; all of the work where there is none."""
+        """The rank that torchrun gave this process; without torchrun, all of the work."""
         rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
         return cls(int(rank), int(world)) if rank.isdecimal() and world.isdecimal() else cls()
 
     def order(self, chunks: Iterable[int]) -> list[int]:
-        """The chunks of this part first, then those of the next parts, unless only its own are asked for."""
+        """The chunks of this share first, then, unless `only`, those of the next shares."""
         turns = sorted((((chunk - self.index) % self.count), chunk) for chunk in chunks)
         return [chunk for turn, chunk in turns if not (self.only and turn)]
 
@@ -70,27 +70,27 @@ class EncodeOptions:
     Parameters
     ----------
     batch_size : int
-        Images a forward pass.
+        Images per forward pass.
     chunk_rows : int, optional
-        Rows of a chunk, default 4096 or N if that is less; a store that was begun keeps its own.
+        Rows per chunk, default 4096 or N if that is less; a store that was begun keeps its own.
     workers : int, optional
-        Threads that read and decode, default one a core.
+        Threads that read and decode, default one per core.
     ahead : int, optional
         Batches decoded in advance, default 0 on a CPU and 4 on a GPU.
     max_bad : int
-        Unreadable images to put up with.
+        Unreadable images to tolerate; more raise ImageReadError.
     update_labels : bool
-        Where the labels of the source changed: write the new ones (features are kept) instead of raising.
+        If the labels of the source changed, write the new ones (features are kept) instead of raising.
     refresh : bool
-        Where source files changed: encode their chunks again instead of raising.
+        If source files changed, encode their chunks again instead of raising.
     share : Share, optional
-        The part of this process among several; default: what torchrun says (RANK, WORLD_SIZE), else all of it.
+        The share of this process; default: from torchrun's RANK and WORLD_SIZE, else all of the work.
     taps : sequence of str
         More outputs of the encoder to store, such as ``pre_projection``; see `featcache.encoders.taps`.
     views : int
         Augmented views of every image to store, numbers 0 to `views` - 1.
     augmentation : str
-        How views are made: one of `featcache.encoding.augment.AUGMENTATIONS`.
+        One of `featcache.encoding.augment.AUGMENTATIONS`.
     view_seed : int
         Seed of the views.
     reuse : bool
@@ -113,7 +113,7 @@ class EncodeOptions:
 
     @property
     def parts(self) -> list[Part]:
-        """The taps and views that are asked for, each tap of every view too, none twice."""
+        """The requested taps and views, and each tap of every view."""
         taps = list(dict.fromkeys(self.taps))
         views = [Part(tap, self.augmentation, self.view_seed, k) for k in range(self.views) for tap in (None, *taps)]
         return [Part(tap) for tap in taps] + views

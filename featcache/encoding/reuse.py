@@ -1,12 +1,12 @@
-"""Rows that need no encoding, because another finished store of the same encoder holds them.
+"""Rows copied from other finished stores of the same encoder instead of being encoded.
 
-The content of every image is hashed while it is read. Where the hash stands in the content array of another store
-below the same ``<root>/images/<encoder_key>/``, decoding and the forward pass are skipped and the row is copied, bit
+The content of every image is hashed while it is read. If another store below the same
+``<root>/images/<encoder_key>/`` has that hash, decoding and the forward pass are skipped and the row is copied, bit
 for bit: a data set that grew, was reordered or shares images with another encodes only what is new. Only content that
 the two data sets decode in the same way counts (`Dataset.decoding`), and a chunk is believed only after its bytes
 agree with the checksum in the donor's manifest.
 
-Finding donors costs 16 bytes a row of the sibling stores: their content arrays are joined into one index, sorted by
+The index costs 16 bytes per row of the sibling stores: their content arrays are joined into one index, sorted by
 the first half of the hash.
 """
 
@@ -47,7 +47,7 @@ class Donors:
     path : StorePath
         Folder of the store that is to be encoded.
     decoding : str, optional
-        How its data set decodes; None, and there are no donors.
+        How its data set decodes; if None, there are no donors.
     """
 
     def __init__(self, path: StorePath, decoding: str | None) -> None:
@@ -128,7 +128,7 @@ class Donors:
             return self.stores[donor].ids
 
     def _has(self, donor: int, row: int, parts: Sequence[Part]) -> bool:
-        """Whether all parts are there, and their bytes around a row as they were written."""
+        """Whether all parts exist, and the chunks of a row hold the bytes that were written."""
         for part in parts:
             store = self._part(donor, part)
             if store is None:
@@ -150,7 +150,7 @@ class Donors:
             return self._parts[donor, part]
 
     def _checked(self, donor: int, part: Part, name: str, chunk: int) -> npt.NDArray[Any] | None:
-        """One chunk of an array, None where its bytes are not those that were written."""
+        """One chunk of an array, None if its bytes differ from those that were written."""
         store = self._part(donor, part)
         if store is None:
             return None
