@@ -7,9 +7,9 @@ as ``--set NAME=JSON`` or a sweep's file, is checked against it:
 >>> from collections.abc import Sequence
 >>> def probe(C: Positive = 1.0, metric: Literal["top1", "nll"] = "nll", alphas: Sequence[Positive] | None = None): ...
 >>> declared = parameters_of(probe)
->>> declared["C"].parse("0.5")
+>>> declared["C"].check(0.5)
 0.5
->>> declared["metric"].parse('"foo"')
+>>> declared["metric"].check("foo")
 Traceback (most recent call last):
     ...
 ValueError: metric is 'foo', expected 'top1' or 'nll'
@@ -20,7 +20,6 @@ ValueError: metric is 'foo', expected 'top1' or 'nll'
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -78,6 +77,19 @@ class Range:
         return low if self.high == math.inf else f"{low} to {self.high:g}"
 
 
+class OneOf:
+    """Texts of which a value must be one."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.names
+
+    def __str__(self) -> str:
+        return " or ".join(map(repr, self.names))
+
+
 Positive = Annotated[float, Range(0, open=True)]
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -115,20 +127,6 @@ class Parameter:
             raise ValueError(f"{self.name} is {value!r}, expected {self.expected}")
         return value
 
-    def parse(self, text: str) -> Any:
-        """The value of a JSON text, checked.
-
-        Raises
-        ------
-        ValueError
-            For a text that is not JSON, or a value that is not allowed.
-        """
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            raise ValueError(f"{text!r} is not JSON; quote texts twice: '\"text\"'") from None
-        return self.check(value)
-
 
 def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
     """The parameters of a plug-in's constructor or function, by name and in order."""
@@ -146,7 +144,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Any:
         return True
     if origin is Annotated:
-        return _fits(value, parts[0]) and all(value in limit for limit in parts[1:] if isinstance(limit, Range))
+        return _fits(value, parts[0]) and all(value in limit for limit in parts[1:] if isinstance(limit, Range | OneOf))
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in parts)
     if origin in (Union, types.UnionType):
@@ -180,6 +178,8 @@ def _words(kind: Any) -> str:
     if kind is Any:
         return "a value"
     if origin is Annotated:
+        if isinstance(parts[1], OneOf):
+            return str(parts[1])
         return _words(parts[0]) + "".join(str(limit) for limit in parts[1:] if isinstance(limit, Range))
     if origin is Literal:
         return " or ".join(repr(choice) for choice in parts)

@@ -11,7 +11,7 @@ from featcache.cli.arguments import show
 from featcache.errors import HeadError
 from featcache.store import TextStore
 from heads.cli.arguments import json_setting, open_reference, open_texts, rows_device_argument, store_arguments
-from heads.estimators.catalogue import HEADS, head_class, takes_prior, takes_selection
+from heads.estimators.catalogue import HEADS, head_class, make_head, takes_prior, takes_selection
 
 if TYPE_CHECKING:
     from featcache.store.protocol import FeatureTable
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     kind = head_class(args.head)
     parameters = dict(json_setting(args.head, text) for text in args.set)
+    make_head(args.head, parameters)  # refuses values that are not allowed, before any store is read
     if args.select and not takes_selection(args.head):
         raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
     stores = [open_reference(reference, args) for reference in args.stores]

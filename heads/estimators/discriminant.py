@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from featcache.parameters import OneOf, Range
 from heads.estimators.base import LinearClassifier
 from heads.estimators.kept_moments import blocks_in_place, moments_by_fold
 from heads.fitted.linear import LinearHead
@@ -253,7 +254,11 @@ class LinearDiscriminant(MomentClassifier):
 
     name = "discriminant"
 
-    def __init__(self, shrinkage: float | str = "auto", priors: str = "empirical") -> None:
+    def __init__(
+        self,
+        shrinkage: Annotated[float, Range(0, 1)] | Annotated[str, OneOf("auto", "oas")] = "auto",
+        priors: Annotated[str, OneOf("empirical", "uniform")] = "empirical",
+    ) -> None:
         self.shrinkage = shrinkage
         self.priors = priors
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
+from featcache.parameters import Count, OneOf, Positive
 from heads.estimators.base import NonlinearClassifier
 from heads.fitted.base import label_values
 from heads.fitted.knn import KNNHead, NeighbourBank
@@ -76,10 +77,10 @@ class KNN(NonlinearClassifier):
 
     def __init__(
         self,
-        n_neighbors: int | Sequence[int] = (10, 20, 100, 200),
-        temperature: float = 0.07,
-        index: str = "exact",
-        probes: int | None = None,
+        n_neighbors: Count | Sequence[Count] = (10, 20, 100, 200),
+        temperature: Positive = 0.07,
+        index: Annotated[str, OneOf("exact", "faiss-flat", "faiss-ivf", "faiss-hnsw")] = "exact",
+        probes: Count | None = None,
     ) -> None:
         self.n_neighbors = n_neighbors
         self.temperature = temperature

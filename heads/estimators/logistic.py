@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from featcache.parameters import Count, OneOf, Positive
 from featcache.store.protocol import FeatureSource
 from heads.estimators.base import LinearClassifier
 from heads.estimators.logistic_choice import METRICS, Choice, logistic_rows
@@ -113,12 +114,12 @@ class Logistic(LinearClassifier):
 
     def __init__(
         self,
-        C: float | str | Sequence[float] = CS,
+        C: Positive | Annotated[str, OneOf("search")] | Sequence[Positive] = CS,
         fit_intercept: bool = True,
         prior: Any = None,
-        metric: str = "nll",
-        tol: float = 1e-8,
-        max_iter: int = 1000,
+        metric: Annotated[str, OneOf("nll", "top1")] = "nll",
+        tol: Positive = 1e-8,
+        max_iter: Count = 1000,
         refit: bool = False,
         in_memory: bool | None = None,
     ) -> None:

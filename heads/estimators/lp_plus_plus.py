@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.parameters import Count, OneOf
 from heads.estimators.base import LinearClassifier
 from heads.estimators.few_shot import FewShotClassifier, FewShotRows, best_setting, validation_folds
 from heads.fitted.linear import LinearHead
@@ -77,7 +78,7 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
     top1_: Float
     nll_: Float
 
-    def __init__(self, steps: int = 300, metric: str = "top1") -> None:
+    def __init__(self, steps: Count = 300, metric: Annotated[str, OneOf("top1", "nll")] = "top1") -> None:
         self.steps = steps
         self.metric = metric
 

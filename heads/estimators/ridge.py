@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.parameters import Positive
 from heads.estimators.base import LinearClassifier
 from heads.estimators.kept_moments import blocks_in_place, store_moments, worth_keeping
 from heads.estimators.text_prior import checked_prior, prior_record
@@ -143,7 +144,7 @@ class Ridge(LinearClassifier):
 
     def __init__(
         self,
-        alphas: Sequence[float] = ALPHAS,
+        alphas: Sequence[Positive] = ALPHAS,
         fit_intercept: bool = True,
         cv: Any = "loo",
         class_weight: Any = None,

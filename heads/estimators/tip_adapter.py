@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.parameters import Count, NotNegative, OneOf, Positive, Range
 from heads.estimators.base import NonlinearClassifier
 from heads.estimators.few_shot import FewShotClassifier, FewShotRows, best_setting, validation_folds
 from heads.fitted.linear import LinearHead
@@ -93,7 +94,12 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
     top1_: Float
     nll_: Float
 
-    def __init__(self, alphas: Sequence[float] = ALPHAS, betas: Sequence[float] = BETAS, metric: str = "top1") -> None:
+    def __init__(
+        self,
+        alphas: Sequence[NotNegative] = ALPHAS,
+        betas: Sequence[Positive] = BETAS,
+        metric: Annotated[str, OneOf("top1", "nll")] = "top1",
+    ) -> None:
         self.alphas = alphas
         self.betas = betas
         self.metric = metric
@@ -202,12 +208,12 @@ class TipAdapterF(TipAdapter):
 
     def __init__(
         self,
-        alphas: Sequence[float] = ALPHAS,
-        betas: Sequence[float] = BETAS,
-        metric: str = "top1",
-        epochs: int = 20,
-        learning_rate: float = 1e-3,
-        batch_size: int = 256,
+        alphas: Sequence[NotNegative] = ALPHAS,
+        betas: Sequence[Positive] = BETAS,
+        metric: Annotated[str, OneOf("top1", "nll")] = "top1",
+        epochs: Annotated[int, Range(0)] = 20,
+        learning_rate: Positive = 1e-3,
+        batch_size: Count = 256,
         seed: int = 0,
     ) -> None:
         super().__init__(alphas, betas, metric)
