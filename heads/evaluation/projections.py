@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, NoReturn, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.fitted.base import LogitHead, positions_of
@@ -149,7 +149,7 @@ class ProjectedHead(LogitHead):
         """Feature dimension D."""
         return self.base.dim
 
-    def logits(self, X: object) -> NDArray[np.float32]:
+    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
         """Logits (n, C')."""
         return self._merged(self.base.logits(X))
 
