@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--real", nargs="*", default=[], metavar="NAME", help=f"also these: {', '.join(REAL)}")
     parser.add_argument("--data", type=Path, help="folder with clip-vit-b32-features/*.npz")
     parser.add_argument("--threads", type=int, help="threads of each solver; on a busy machine 1 is the steadiest")
-    parser.add_argument("--rounds", type=int, default=3, help="of ours; scikit-learn runs once")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of our solver; scikit-learn runs once")
     parser.add_argument(
         "--enough", type=float, default=float("inf"), metavar="TIMES", help="stop scikit-learn at that many times ours"
     )

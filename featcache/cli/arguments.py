@@ -72,7 +72,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="fp32",
         choices=("fp32", "bf16", "fp16"),
-        help="of the model's matrix products (default: fp32)",
+        help="precision of the model's matrix products (default: fp32)",
     )
     quiet_argument(parser)
     root_argument(parser)

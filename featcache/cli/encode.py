@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard",
         metavar="I/N",
-        help="only every N-th chunk from the I-th on, I from 0 (for a job array); without it, runs share the work, as "
+        help="shard I of N, I from 0: chunks I, I+N, ... (for a job array); without it, runs share the work, as "
         "do the ranks of torchrun",
     )
     parser.add_argument("--refresh", action="store_true", help="encode chunks again whose source files changed")
@@ -54,9 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--views", type=int, default=0, metavar="K", help="also store K augmented views of every image")
     parser.add_argument(
-        "--augmentation", default="plain", choices=sorted(AUGMENTATIONS), help="of the views (default: plain)"
+        "--augmentation",
+        default="plain",
+        choices=sorted(AUGMENTATIONS),
+        help="augmentation of the views (default: plain)",
     )
-    parser.add_argument("--view-seed", type=int, default=0, metavar="S", help="of the views (default: 0)")
+    parser.add_argument("--view-seed", type=int, default=0, metavar="S", help="seed of the views (default: 0)")
     decoding_arguments(parser)
     model_arguments(parser)
     preprocess_argument(parser)

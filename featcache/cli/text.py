@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the store in listings")
     parser.add_argument("--random", type=int, metavar="M", help="instead of classes: a bank of M random texts (Lipsum)")
     parser.add_argument("--length", type=int, default=8, metavar="L", help="tokens per random text (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random texts (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random texts (default: 0)")
     model_arguments(parser)
 
 

@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATASET:SPLIT", help="images, usually the training split")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="output file (safetensors)")
     parser.add_argument("--head", metavar="FILE", help="the model's head; default: zero-shot from --templates")
-    parser.add_argument("--templates", default="simple", help="of the zero-shot head (default: simple)")
+    parser.add_argument("--templates", default="simple", help="templates of the zero-shot head (default: simple)")
     parser.add_argument("--passes", type=int, default=1, metavar="N", help="labels drawn for each image (default: 1)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawn labels (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the drawn labels (default: 0)")
     model_arguments(parser)
     preprocess_argument(parser)
 

@@ -87,7 +87,7 @@ def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HEAD",
         help="heads to interpolate too: the zero-shot model's (a file, or zero_shot) and one for each fine-tuned model",
     )
-    parser.add_argument("--templates", default="simple", help="of zero-shot heads (default: simple)")
+    parser.add_argument("--templates", default="simple", help="templates of zero-shot heads (default: simple)")
     metric_argument(parser)
     parser.add_argument(
         "--soup", default="uniform", choices=("uniform", "greedy"), help="how several fine-tuned models are averaged"

@@ -20,8 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster", nargs="+", metavar="COLUMN", help="rows with equal values in these columns are drawn together"
     )
     parser.add_argument("--draws", type=int, default=DRAWS, metavar="N", help=f"bootstrap draws (default: {DRAWS})")
-    parser.add_argument("--level", type=float, default=0.95, metavar="P", help="of the intervals (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument(
+        "--level", type=float, default=0.95, metavar="P", help="confidence level of the intervals (default: 0.95)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     class_arguments(parser)
     store_arguments(parser)
 

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--captions", metavar="FILE", help="instead: JSON {sample id: [caption, ...]}, to be embedded")
     parser.add_argument("--caption-column", metavar="NAME", help="instead: a metadata column of the images")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 5, 10], help="of recall@k (default: 1 5 10)")
+    parser.add_argument(
+        "--k", type=int, nargs="+", default=[1, 5, 10], help="values of k in recall@k (default: 1 5 10)"
+    )
     results_argument(parser, per="run")
     verify_argument(parser)
     model_arguments(parser)

@@ -2,7 +2,7 @@
 
 Ridge scores estimate one-hot targets; they rank classes well, but taken as logits their softmax is almost uniform
 (raw ridge on few-shot ImageNet: NLL 6.84 where ln 1000 = 6.91). Dividing them by a temperature T fitted by maximum
-likelihood on rows that did not fit the scores repairs that (Guo et al. 2017, "On Calibration of Modern Neural
+likelihood on rows not used to fit the scores repairs that (Guo et al. 2017, "On Calibration of Modern Neural
 Networks").
 
 If every row is classified correctly the likelihood has no maximum: fitted on ten such rows, probabilities become

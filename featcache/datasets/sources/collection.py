@@ -44,11 +44,13 @@ from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
 @dataclass(frozen=True)
 class Collection:
-    """What is known of a collection: its domains, the number of its classes, whether DomainNet's order holds."""
+    """What is known of a collection: its domains, the number of its classes, and whether they are sorted by lower-cased
+    alphanumeric name, as in DomainNet's lists.
+    """
 
     domains: tuple[str, ...] = ()
     classes: int = 0
-    plain_order: bool = False
+    sort_alphanumeric: bool = False
 
 
 COLLECTIONS = {
@@ -56,7 +58,9 @@ COLLECTIONS = {
     "officehome": Collection(("Art", "Clipart", "Product", "Real World"), 65),
     "office31": Collection(("amazon", "dslr", "webcam"), 31),
     "vlcs": Collection(("Caltech101", "LabelMe", "SUN09", "VOC2007"), 5),
-    "domainnet": Collection(("clipart", "infograph", "painting", "quickdraw", "real", "sketch"), 345, plain_order=True),
+    "domainnet": Collection(
+        ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"), 345, sort_alphanumeric=True
+    ),
     "terraincognita": Collection(("location_38", "location_43", "location_46", "location_100"), 10),
     "visda": Collection(("train", "validation", "test"), 12),
     "domains": Collection(),
@@ -149,7 +153,7 @@ def _classes(base: Path, kind: str, folders: dict[str, Path]) -> list[tuple[str,
             f"{base}: the domains have {len(names)} class folders ({shown}, ...), {kind} has {collection.classes} "
             "classes: check the path; for a part of it write classes.txt there, or take collection:domains:ROOT"
         )
-    ordered = sorted(names, key=lambda name: (_plain(name), name)) if collection.plain_order else sorted(names)
+    ordered = sorted(names, key=lambda name: (_plain(name), name)) if collection.sort_alphanumeric else sorted(names)
     return [(name, name) for name in ordered]
 
 
