@@ -41,7 +41,7 @@ def choose_alpha(
     alphas: Float,
     validation: Callable[[], Blocks] | None = None,
 ) -> tuple[float, Float]:
-    """The alpha of the smallest mean squared error on rows that did not fit (the first one on ties), and all errors.
+    """The alpha of the smallest mean squared error on held-out rows (the first one on ties), and all errors.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def choose_alpha(
 
 
 class Ridge(LinearClassifier):
-    """Least squares to one-hot targets (0/1) with an L2 penalty, alpha chosen on rows that did not fit.
+    """Least squares to one-hot targets (0/1) with an L2 penalty, alpha chosen on held-out rows.
 
     Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²`` (sums, b unpenalised), scikit-learn's meaning of alpha.
     Weights equal ``sklearn.linear_model.Ridge(alpha)``, and alpha equals that of ``RidgeCV(alphas)``, on the same
@@ -287,7 +287,7 @@ class Ridge(LinearClassifier):
             yield features, labels, None if weights is None else weights[as_tensor(labels).cpu().numpy()]
 
     def _temperature(self, problem: RidgeProblem, validation: Samples | None) -> float:
-        """Temperature by `fit_temperature` on rows that did not fit the scores, weighted as those that did."""
+        """Temperature by `fit_temperature` on held-out rows, weighted as the training rows."""
         if validation is None:
             rows = problem.rows if problem.weights is None else int(np.count_nonzero(problem.weights))
             keep = RowSampler(rows, problem.n_targets)

@@ -52,7 +52,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     alpha_ : float
     alphas_ : (A,) float64
     cv_errors_ : (A,) float64
-        Mean over rows and targets of the squared error of rows that did not fit.
+        Mean over rows and targets of the squared error on held-out rows.
     n_features_in_, spectrum_
     provenance_ : dict
         Parameters, encoder, and the splits used to fit and to choose alpha; a store of another encoder is refused.

@@ -29,8 +29,8 @@ class EvaluateOptions(TypedDict, total=False):
     Attributes
     ----------
     class_subset
-        Class indices of the heads to keep, for all stores or by store name: only these logits exist, and the
-        softmax runs over them. The store's labels are then read by its class list: if it names the heads' full
+        Indices, into the heads' class list, of the classes to keep, for all stores or by store name; the softmax is
+        over these only. The store's labels are then read by its class list: if it names the heads' full
         class list, labels are full indices (each must be in the subset); if it names the subset's classes in the
         subset's order, they are positions in the subset (ImageNet-R and -A, whose labels are 0..199). A `Projection`
         makes new classes, each the largest logit of some of the heads' (ObjectNet).

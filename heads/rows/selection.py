@@ -1,4 +1,4 @@
-"""Rows that did not fit the head: the validation split, and a bounded share of rows for one-number fits."""
+"""Held-out rows: the validation split, and a bounded share of rows for fits of a single number."""
 
 from __future__ import annotations
 

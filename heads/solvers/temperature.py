@@ -6,8 +6,8 @@ likelihood on rows not used to fit the scores repairs that (Guo et al. 2017, "On
 Networks").
 
 If every row is classified correctly the likelihood has no maximum: fitted on ten such rows, probabilities become
-certain, and the first error costs hundreds of nats. N rows cannot support an error rate much below 1/N. So half a row
-is added to them, whose class is the one of the second largest score: half a confusion, as in the estimate
+certain, and the first error costs hundreds of nats. N rows cannot support an error rate much below 1/N. So half a
+pseudo-row is added, labelled with the class of the second largest score: half a confusion, as in the estimate
 (k + 1/2) / (N + 1) of a proportion (Krichevsky and Trofimov 1981, from Jeffreys' prior). Its weight falls as 1/N.
 """
 

@@ -26,7 +26,7 @@ Everything that depends on alpha is now a product of an (n, D) array with a (D, 
 (F_d² + F_e²) / 2, whose relative error is gap² / 2 (d = e is exact).
 
 Shrinkage towards base weights B adds ``-B x̃`` to y in the first two lines: one more term in the product that gives u,
-and ||y - B x̃||² from a product of N·D·C operations once. Number targets take the place of one-hot y likewise.
+and ||y - B x̃||² from a product of N·D·C operations once. Numeric targets replace one-hot y in the same way.
 
 float32 is used where it is safe: rows whose leverage exceeds one half (at most 2 D of them, for leverages sum to at
 most D + 1) are redone in float64, and so is everything if residuals come out so small that float32 could not resolve

@@ -118,7 +118,7 @@ class RidgeProblem:
         return [self._pulled(self._primal_spectrum(self.total - part)) for part in self.parts]
 
     def errors(self, spectrum: Spectrum, alphas: Float) -> Float:
-        """Mean squared error (summed over targets) of rows that did not fit, for every alpha, (A,)."""
+        """Mean squared error (summed over targets) on held-out rows, for every alpha, (A,)."""
         if self.folds is not None:
             return squared_errors(self.fold_spectra, self.blocks, alphas)
         if self.groups is not None:

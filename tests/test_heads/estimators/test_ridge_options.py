@@ -163,7 +163,7 @@ def test_invalid_weights_and_groups_are_refused(draw: Any, bad: Any) -> None:
         Ridge(class_weight=[1.0, 2.0]).fit(X, y)
     with pytest.raises(HeadError, match="groups must have one entry for each of the 60"):
         Ridge().fit(X, y, groups=np.arange(59))
-    with pytest.raises(HeadError, match="all rows are of one group"):
+    with pytest.raises(HeadError, match="all rows are in one group"):
         Ridge().fit(X, y, groups=np.ones(60))
 
 
