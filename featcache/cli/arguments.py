@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from featcache.datasets import DATASETS
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
@@ -105,6 +104,6 @@ def alias_note(store: ImageStore | TextStore, encoder: Encoder) -> str:
     return f"\n  the tower of {encoder.name} equals that of {store.encoder_name}: @{encoder.name} finds this store, too"
 
 
-def show(value: Any, text: str, as_json: bool) -> None:
+def show(value: object, text: str, as_json: bool) -> None:
     """Print a result: one JSON value, or text for people."""
     print(json.dumps(value) if as_json else text)

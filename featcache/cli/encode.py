@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import (
     alias_note,
@@ -22,6 +22,7 @@ from featcache.encoding.options import EncodeOptions, Share
 from featcache.errors import ShardDoneError
 from featcache.progress import format_seconds
 from featcache.store.images import parts_of
+from featcache.store.key import Json
 
 if TYPE_CHECKING:
     from featcache.encoding.images import EncodeResult
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _record(result: EncodeResult) -> dict[str, Any]:
+def _record(result: EncodeResult) -> Json:
     store = result.store
     return {
         "store": str(store.path),

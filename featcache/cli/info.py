@@ -1,13 +1,13 @@
 """The verb ``featcache info``: what a store holds and where it comes from."""
 
 import argparse
-from typing import Any
 
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.store import ImageStore, find_store, resolve_root
 from featcache.store.base import Store
 from featcache.store.catalogue import other_names
 from featcache.store.images import parts_of
+from featcache.store.key import Json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(store: Store, record: dict[str, Any]) -> str:
+def _describe(store: Store, record: Json) -> str:
     lines = [repr(store), f"  key          {record['key']}"]
     if record["other_models"]:
         lines.append(f"  also found   {', '.join(f'@{model}' for model in record['other_models'])}")

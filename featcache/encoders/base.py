@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.datasets.base import Picture
 from featcache.errors import EncoderError
+from featcache.store.key import Json
 
 if TYPE_CHECKING:
     import torch
@@ -67,11 +68,11 @@ class Encoder(Protocol):
         """Further outputs of the image side, name -> width; see `featcache.encoders.taps`."""
 
     @property
-    def image_identity(self) -> dict[str, Any]:
+    def image_identity(self) -> Json:
         """All that changes an image feature: architecture, image-tower digest, preprocessing, precision."""
 
     @property
-    def text_identity(self) -> dict[str, Any] | None:
+    def text_identity(self) -> Json | None:
         """All that changes a text feature (text tower, tokenizer, context length), None without a text side."""
 
     @property
@@ -91,7 +92,7 @@ class Encoder(Protocol):
         """Bias added to the scaled similarity (SigLIP), None where the model has none."""
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Json:
         """What is recorded but not keyed: library versions, device, threads, TF32 settings."""
 
     def prepare(self, picture: Picture) -> Batch:
@@ -127,7 +128,7 @@ class ImageEncoder:
     device: str = "cpu"
     image_size: tuple[int, int] | None = None
     taps: Mapping[str, int] = {}
-    text_identity: dict[str, Any] | None = None
+    text_identity: Json | None = None
     text_digest: str | None = None
     special_tokens: SpecialTokens | None = None
     logit_scale: float | None = None

@@ -61,7 +61,7 @@ class CallableEncoder(ImageEncoder):
         digest: str,
         name: str | None = None,
         device: str = "cpu",
-        provenance: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, object] | None = None,
     ) -> None:
         if dim < 1 or not digest:
             raise EncoderError(f"got dim={dim} and digest={digest!r}; expected a width of at least 1 and a digest")

@@ -28,6 +28,7 @@ from featcache.encoders.torch_images import (
     torch_provenance,
 )
 from featcache.errors import EncoderError
+from featcache.store.key import Json
 
 RANDOM = "random"
 NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
@@ -50,7 +51,7 @@ class TimmEncoder(ImageEncoder):
     def __init__(self, model: torch.nn.Module, name: str, device: str = "cpu", precision: str = "fp32") -> None:
         self.name, self.device, self.precision = name, device, check_precision(precision)
         self._weights = state_digest(model)
-        self._data: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+        self._data: Json = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         steps = create_transform(**self._data, is_training=False).transforms
         self._geometry = torchvision.transforms.Compose([s for s in steps if type(s).__name__ not in NOT_GEOMETRY])
         self._scaling = Scaling(self._data["mean"], self._data["std"], device)
@@ -62,7 +63,7 @@ class TimmEncoder(ImageEncoder):
         return int(self.encode_images([np.zeros((*self._data["input_size"][1:], 3), np.uint8)]).shape[1])
 
     @property
-    def image_identity(self) -> dict[str, Any]:
+    def image_identity(self) -> Json:
         """Architecture and weights, feature tap, preprocessing, precision."""
         return {
             "library": "timm",
@@ -75,7 +76,7 @@ class TimmEncoder(ImageEncoder):
         }
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Json:
         """Versions and settings that may move the last digits."""
         return {"timm": timm.__version__, "torchvision": torchvision.__version__} | torch_provenance(self.device)
 

@@ -13,6 +13,7 @@ from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import Batch
 from featcache.errors import EncoderError
+from featcache.store.key import Json
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,7 +30,7 @@ def default_device(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     """Context in which a model on `device` computes in `precision`."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.partition(":")[0], dtype=dtype)
@@ -66,7 +67,7 @@ class Scaling:
         return images.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(self.mean).div_(self.std)
 
 
-def torch_provenance(device: str) -> dict[str, Any]:
+def torch_provenance(device: str) -> Json:
     """Versions and settings that may move the last digits."""
     return {
         "torch": torch.__version__,

@@ -25,7 +25,7 @@ The images that an encoder is given of one picture: as it prepares them itself, 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -37,6 +37,7 @@ from featcache.encoders import Encoder
 from featcache.encoders.base import Batch
 from featcache.encoders.preparation import Box, central_square, cut
 from featcache.errors import DatasetError, EncoderError, FeatcacheError
+from featcache.store.key import Json
 from featcache.store.parts import Part
 
 SCHEMA = b"featcache view 1\n"
@@ -106,7 +107,7 @@ class Augmentation:
             )
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """All that changes a view besides seed, view, sample id and size, JSON-able: for content keys."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {"kind": "random resized crop", "filter": "bicubic", **values}
@@ -235,7 +236,7 @@ class View:
         (picture, view, sample id) to the image.
     """
 
-    identity: dict[str, Any]
+    identity: Json
     make: Callable[[Picture, int, str], Batch]
 
     def __call__(self, picture: Picture, epoch: int, sample_id: str) -> Batch:
@@ -284,7 +285,7 @@ def view_of(part: Part, encoder: Encoder) -> View:
     return make_view(part.augmentation or "none", encoder, part.seed)
 
 
-def view_identity(part: Part, encoder: Encoder) -> dict[str, Any]:
+def view_identity(part: Part, encoder: Encoder) -> Json:
     """What a view adds to the identity of the data set; nothing where there is no augmentation."""
     if part.augmentation is None:
         return {}

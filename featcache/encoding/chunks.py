@@ -9,7 +9,7 @@ model for each view; every output of a pass is kept. Unreadable images keep thei
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from featcache.encoding.reuse import Donors, Place
 from featcache.encoding.store_job import MadeChunk, Work
 from featcache.errors import ContentChangedError, EncoderError
 from featcache.store import BadRow
-from featcache.store.key import content_key
+from featcache.store.key import Json, content_key
 from featcache.store.parts import Part
 from featcache.store.writer import Values
 
@@ -39,7 +39,7 @@ def normalise(features: npt.NDArray[Float]) -> tuple[npt.NDArray[Float], npt.NDA
     return features / np.maximum(norm, np.finfo(np.float32).tiny)[:, None], norm
 
 
-def stored_identity(encoder: Encoder, tap: str | None = None) -> dict[str, Any]:
+def stored_identity(encoder: Encoder, tap: str | None = None) -> Json:
     """The encoder's half of a store's key, or of a tap's: `content_key` of it is the ``encoder_key``."""
     stored = encoder.image_identity | {"stored": "float16, L2-normalised in float32"}
     return stored if tap is None else stored | {"stored_tap": tap}

@@ -28,6 +28,7 @@ from featcache.progress import Progress
 from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.catalogue import add_name
 from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
+from featcache.store.key import Json
 from featcache.store.layout import image_arrays, labels_array
 from featcache.store.parts import KIND as PARTS
 from featcache.store.parts import Part
@@ -150,7 +151,7 @@ class ImageJob(StoreJob[ImageStore]):
         self.labels_digest = labels_digest(self.index.labels, self.index.classnames)
         self.metadata_digest = metadata_digest(self.index.metadata)
         self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
-        self.kept: dict[str, Any] = {}
+        self.kept: Json = {}
         self.donors = Donors(self.path, decoding_of(dataset) if options.reuse else None)
         check_views(options.views, options.augmentation, encoder)
         for tap in options.taps:
@@ -186,11 +187,11 @@ class ImageJob(StoreJob[ImageStore]):
             "batch_size": self.options.batch_size,
             "decode_threads": self.options.workers or default_workers(),
         }
-        names: dict[str, Any] = {"name": self.dataset.name, "split": self.dataset.split}
+        names: Json = {"name": self.dataset.name, "split": self.dataset.split}
         if part != Part():
             name = f"{self.encoder.name}#{part.tap}" if part.tap else self.encoder.name
             info = names | {"encoder_name": name, "dim": tap_dim(self.encoder, part.tap)}
-            no_texts: dict[str, Any] = {"text_digests": [], "logit_scale": None, "logit_bias": None}
+            no_texts: Json = {"text_digests": [], "logit_scale": None, "logit_bias": None}
             return Contents(info | (no_texts if part.tap else {}), provenance)
         bad = [item for marker in writer.markers() for item in marker.bad]
         labels = self.index.labels.copy()

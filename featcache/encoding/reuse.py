@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from featcache.errors import FeatcacheError
 from featcache.store import ImageStore, open_image_store
 from featcache.store.images import PartStore, open_part
 from featcache.store.key import checksum
-from featcache.store.layout import MANIFEST
+from featcache.store.layout import MANIFEST, Array
 from featcache.store.parts import Part
 from featcache.store.places import StorePath, files, read_or_none
 
@@ -109,11 +108,11 @@ class Donors:
                 return Place(donor, row)
         return None
 
-    def values(self, part: Part, places: Sequence[Place]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def values(self, part: Part, places: Sequence[Place]) -> tuple[Array, Array]:
         """Features (n, D) float16 and norms (n,) of some rows that `find` found."""
-        found: list[npt.NDArray[Any]] = []
+        found: list[Array] = []
         for name in VALUES:
-            values: npt.NDArray[Any] | None = None
+            values: Array | None = None
             for donor in {place.donor for place in places}:
                 numbers = [number for number, place in enumerate(places) if place.donor == donor]
                 reader = self._part(donor, part).reader(name)  # type: ignore[union-attr]  # `find` has looked
@@ -149,7 +148,7 @@ class Donors:
                     self._parts[donor, part] = open_part(self.stores[donor], part)
             return self._parts[donor, part]
 
-    def _checked(self, donor: int, part: Part, name: str, chunk: int) -> npt.NDArray[Any] | None:
+    def _checked(self, donor: int, part: Part, name: str, chunk: int) -> Array | None:
         """One chunk of an array, None if its bytes differ from those that were written."""
         store = self._part(donor, part)
         if store is None:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,8 @@ from featcache.progress import Progress, Silent
 from featcache.store import BadRow, Marker, StoreWriter, content_key, read_manifest
 from featcache.store.base import Store
 from featcache.store.claims import Claims
-from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, ArraySpec
+from featcache.store.key import Json
+from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, Array, ArraySpec
 from featcache.store.manifest import begun_chunk_rows
 from featcache.store.parts import SHARED, Part, part_manifest
 from featcache.store.places import StorePath, read, stat
@@ -60,8 +61,8 @@ class Layout:
 class Contents:
     """What is written when all chunks are done; the arguments of `StoreWriter.finalise`."""
 
-    info: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    info: Mapping[str, object]
+    provenance: Mapping[str, object]
     whole: Values = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -125,7 +126,7 @@ class StoreJob(ABC, Generic[S]):
     def __init__(
         self,
         root: StorePath,
-        identity: Mapping[str, Any],
+        identity: Json,
         n_rows: int,
         what: str,
         *,
@@ -393,18 +394,18 @@ def _same_images(marker: Marker | None, base: Marker | None) -> bool:
     return all(marker.checksums[name] == base.checksums[name] for name in SHARED)
 
 
-def store_key(identity: Mapping[str, Any]) -> str:
+def store_key(identity: Json) -> str:
     """Key of a store, ``<encoder_key>/<dataset_key>``."""
     return f"{content_key(identity['encoder'])}/{content_key(identity['dataset'])}"
 
 
-def stored_chunk(writer: StoreWriter, name: str, chunk: int) -> npt.NDArray[Any]:
+def stored_chunk(writer: StoreWriter, name: str, chunk: int) -> Array:
     """One chunk of an array as it was written, without its padding."""
     spec = writer.specs[name]
     return spec.chunk_array(read(spec.chunk_path(writer.store, chunk)))[: len(spec.rows_of(chunk))]
 
 
-def stored_rows(writer: StoreWriter, name: str) -> npt.NDArray[Any]:
+def stored_rows(writer: StoreWriter, name: str) -> Array:
     """All rows of an array, as they were written."""
     return np.concatenate([stored_chunk(writer, name, chunk) for chunk in range(writer.rows_spec.n_chunks)])
 

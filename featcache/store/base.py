@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from featcache.errors import StoreCorruptError
-from featcache.store.layout import PROVENANCE, ArraySpec
+from featcache.store.key import Json
+from featcache.store.layout import PROVENANCE, Array, ArraySpec
 from featcache.store.manifest import Manifest, parse_json
 from featcache.store.places import StorePath, files, read_or_none
-from featcache.store.readers import Array, MappedReader, ObjectReader, Reader, ZarrReader
+from featcache.store.readers import MappedReader, ObjectReader, Reader, ZarrReader
 
 
 def _fast_reader(folder: StorePath, spec: ArraySpec) -> Reader:
@@ -33,7 +34,7 @@ class Store:
         check_sizes(path, manifest.all_arrays.values())
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> Json:
         """What the manifest says besides the arrays."""
         return self.manifest.info
 
@@ -78,7 +79,7 @@ class Store:
         return int(self.info["dim"])
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Json:
         """How and when the store was made; recorded, never part of a key."""
         try:
             return dict(parse_json(read_or_none(self.path / PROVENANCE) or b"{}"))

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote
 
 from featcache.errors import FeatcacheError, MismatchError, StoreNotFoundError, StoreSchemaError, StoreWriteError
 from featcache.store.base import Store
 from featcache.store.images import ImageStore, find_part
+from featcache.store.key import Json
 from featcache.store.layout import MANIFEST, SCHEMA
 from featcache.store.manifest import read_header, read_manifest
 from featcache.store.parts import finished_parts
@@ -115,7 +116,7 @@ class Entry:
         """The first of `references`: ``digits/test@tiny``, ``texts/digits@tiny``."""
         return self.references[0]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """For ``--json``."""
         return asdict(self) | {"path": str(self.path), "reference": self.reference, "age": self.age}
 

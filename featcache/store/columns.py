@@ -6,7 +6,7 @@ an edit is noticed and encodes nothing again.
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,15 +15,16 @@ import numpy.typing as npt
 import xxhash
 
 from featcache.errors import DatasetError
+from featcache.store.layout import Array
 from featcache.store.places import StorePath, put, read, read_or_none
 
-Columns: TypeAlias = dict[str, npt.NDArray[Any]]
+Columns: TypeAlias = dict[str, Array]
 SAMPLES = "samples.parquet"
 METADATA = "metadata.parquet"
 STAMPS = "stamps.bin"
 
 
-def as_columns(metadata: Mapping[str, Any], rows: int) -> Columns:
+def as_columns(metadata: Mapping[str, Collection[object]], rows: int) -> Columns:
     """Metadata columns, lists or arrays of N whole numbers or texts, as (N,) int64 or (N,) object holding str.
 
     Raises
@@ -46,7 +47,7 @@ def as_columns(metadata: Mapping[str, Any], rows: int) -> Columns:
     return columns
 
 
-def _column(name: str, values: Any) -> npt.NDArray[Any]:
+def _column(name: str, values: Collection[Any]) -> Array:
     kinds = {type(value) for value in values}
     if all(issubclass(kind, str) for kind in kinds):
         texts = np.empty(len(values), object)  # not a fixed-width text array: one long caption would size every row
@@ -61,7 +62,7 @@ def _column(name: str, values: Any) -> npt.NDArray[Any]:
     raise DatasetError(f"metadata column {name!r} holds {shown}; expected whole numbers only, or texts only")
 
 
-def metadata_digest(metadata: Mapping[str, Any]) -> str:
+def metadata_digest(metadata: Mapping[str, Collection[object]]) -> str:
     """Digest of the metadata columns of `as_columns`; their order does not matter.
 
     It is the xxh3-128, in hexadecimal, of the number of columns and of each column, sorted by name: the name, its
@@ -109,7 +110,7 @@ def feed_texts(digest: xxhash.xxh3_128, texts: Iterable[str]) -> None:
     digest.update(b"".join(encoded))
 
 
-def metadata_bytes(metadata: Mapping[str, npt.NDArray[Any]]) -> bytes:
+def metadata_bytes(metadata: Mapping[str, Array]) -> bytes:
     """The columns as a Parquet file."""
     import pyarrow as pa
 
@@ -137,7 +138,7 @@ def samples_bytes(ids: Sequence[str], sizes: npt.NDArray[np.int64]) -> bytes:
     return _parquet({"id": pa.array(ids, pa.string()), "size": pa.array(sizes, pa.int64())})
 
 
-def _parquet(columns: Mapping[str, Any]) -> bytes:
+def _parquet(columns: Mapping[str, object]) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 

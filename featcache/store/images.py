@@ -17,11 +17,12 @@ import numpy.typing as npt
 from featcache.errors import FeatcacheError, StoreNotFoundError
 from featcache.store.base import Store
 from featcache.store.columns import METADATA, Columns, metadata_digest, read_columns, read_ids
+from featcache.store.layout import Array
 from featcache.store.manifest import BadRow, Manifest
 from featcache.store.parts import Part, finished_parts, part_manifest
 from featcache.store.places import files
 from featcache.store.protocol import TableDefaults
-from featcache.store.readers import Array, Reader, Rows, StackedReader
+from featcache.store.readers import Reader, Rows, StackedReader
 
 Labels = npt.NDArray[np.int64]
 

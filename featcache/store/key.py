@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import xxhash
 
@@ -18,9 +18,11 @@ from featcache.store.places import StorePath, location
 
 KEY_LENGTH = 24
 ROOT_VARIABLE = "FEATCACHE_ROOT"
+Json: TypeAlias = dict[str, Any]
+"""A JSON object."""
 
 
-def canonical_json(value: Any) -> bytes:
+def canonical_json(value: object) -> bytes:
     """The one JSON text of a value: sorted keys, no spaces, UTF-8, finite numbers only.
 
     >>> canonical_json({"b": 1, "a": [True, None]})
@@ -30,12 +32,12 @@ def canonical_json(value: Any) -> bytes:
     return text.encode()
 
 
-def pretty_json(value: Any) -> bytes:
+def pretty_json(value: object) -> bytes:
     """The JSON text of a store's files: sorted and indented, for people and diffs."""
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def content_key(identity: Mapping[str, Any]) -> str:
+def content_key(identity: Mapping[str, object]) -> str:
     """Key of an identity: the first 96 bits of the sha256 of its canonical JSON, in hexadecimal.
 
     >>> content_key({"architecture": "ViT-B-32"}) == content_key(dict(architecture="ViT-B-32"))

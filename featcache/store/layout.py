@@ -22,13 +22,15 @@ read it.
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.store.key import Json
 from featcache.store.places import StorePath
 
+Array: TypeAlias = npt.NDArray[Any]
 P = TypeVar("P", bound=StorePath)
 SCHEMA = 1
 DEFAULT_CHUNK_ROWS = 4096
@@ -97,11 +99,11 @@ class ArraySpec:
         """The rows of a chunk."""
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0]))
 
-    def chunk_array(self, content: bytes) -> npt.NDArray[Any]:
+    def chunk_array(self, content: bytes) -> Array:
         """Inverse of `chunk_bytes`, padding included: (chunk_rows, ...)."""
         return np.frombuffer(content, dtype=self.dtype).reshape(self.chunk_shape)
 
-    def chunk_bytes(self, values: npt.NDArray[Any]) -> memoryview:
+    def chunk_bytes(self, values: Array) -> memoryview:
         """The file content of a chunk: `values` (n, ...) padded to the full chunk, little-endian, C order."""
         chunk = np.ascontiguousarray(values, dtype=np.dtype(self.dtype))
         if len(values) < self.chunk_rows:
@@ -110,13 +112,13 @@ class ArraySpec:
             chunk = padded
         return chunk.reshape(-1).view(np.uint8).data
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The manifest's description of the array."""
         fill = "NaN" if np.isnan(self.fill) else self.fill
         return {"dtype": self.dtype, "shape": list(self.shape), "chunk_rows": self.chunk_rows, "fill": fill}
 
     @classmethod
-    def from_json(cls, name: str, spec: Mapping[str, Any]) -> "ArraySpec":
+    def from_json(cls, name: str, spec: Json) -> "ArraySpec":
         """Inverse of `to_json`; ValueError or TypeError if it does not describe an array."""
         fill = float("nan") if spec["fill"] == "NaN" else spec["fill"]
         sizes = (*spec["shape"], spec["chunk_rows"])
@@ -150,13 +152,13 @@ def labels_array(n_rows: int, chunk_rows: int) -> ArraySpec:
     return ArraySpec("labels", "<i8", (n_rows,), chunk_rows, -1)
 
 
-def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, object]) -> dict[str, bytes]:
     """The zarr.json files of a group with these arrays, made by zarr itself: path in the store -> content."""
     import zarr
     from zarr.codecs import BytesCodec
     from zarr.storage import MemoryStore
 
-    files: dict[str, Any] = {}
+    files: Json = {}
     group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=dict(attributes))
     for spec in specs:
         group.create_array(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError, StoreSchemaError
-from featcache.store.key import canonical_json, checksum, pretty_json
+from featcache.store.key import Json, canonical_json, checksum, pretty_json
 from featcache.store.layout import HEADER, MANIFEST, MARKERS, SCHEMA, ArraySpec
 from featcache.store.places import StorePath, files, read_or_none
 
@@ -31,7 +31,7 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def check_schema(schema: Any, store: StorePath) -> None:
+def check_schema(schema: object, store: StorePath) -> None:
     """StoreSchemaError if a store is of another schema than this featcache's."""
     if schema != SCHEMA:
         raise StoreSchemaError(
@@ -47,7 +47,7 @@ class Header:
     schema: int
     kind: str
     key: str
-    identity: dict[str, Any]
+    identity: Json
     rows: int
     chunk_rows: int
     verb: str
@@ -156,12 +156,12 @@ class Manifest:
 
     kind: str
     key: str
-    identity: dict[str, Any]
+    identity: Json
     arrays: dict[str, ArraySpec]
     whole: dict[str, ArraySpec]
     checksums: dict[str, list[str]]
     files: dict[str, str]
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Json = field(default_factory=dict)
 
     @property
     def encoder_key(self) -> str:
@@ -185,7 +185,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file's content, with a digest of all the rest under ``digest``."""
-        record: dict[str, Any] = {
+        record: Json = {
             "schema": SCHEMA,
             "kind": self.kind,
             "key": self.key,
@@ -279,11 +279,11 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("bad rows out of range")
 
 
-def _text(value: Any) -> bool:
+def _text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _texts(value: Any) -> bool:
+def _texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
@@ -346,7 +346,7 @@ class PartInfo(TypedDict):
     logit_bias: NotRequired[None]
 
 
-COMMON: dict[str, Callable[[Any], bool]] = {
+COMMON: dict[str, Callable[[object], bool]] = {
     "name": _text,
     "classnames": _texts,
     "encoder_name": _text,
@@ -355,7 +355,7 @@ COMMON: dict[str, Callable[[Any], bool]] = {
     "logit_scale": _number_or_none,
     "logit_bias": _number_or_none,
 }
-INFO: dict[str, dict[str, Callable[[Any], bool]]] = {
+INFO: dict[str, dict[str, Callable[[object], bool]]] = {
     "images": COMMON | {"split": _text, "labels_digest": _text, "bad": lambda value: isinstance(value, list)},
     "parts": {"name": _text, "split": _text, "encoder_name": _text, "dim": COMMON["dim"]},
     "texts": COMMON | {"templates": lambda value: value is None or _texts(value)},
@@ -363,7 +363,7 @@ INFO: dict[str, dict[str, Callable[[Any], bool]]] = {
 """What the info of a manifest is checked for when it is read, by kind of store."""
 
 
-def _check_info(kind: str, info: Mapping[str, Any], shapes: Shapes) -> None:
+def _check_info(kind: str, info: Json, shapes: Shapes) -> None:
     for name, fits in INFO.get(kind, {}).items():
         if name not in info or not fits(info[name]):
             raise ValueError(f"info says {name!r}: {info.get(name, 'nothing')!r}")

@@ -7,12 +7,14 @@ stores of several models side by side, a few rows of a store, rows in memory, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Block = tuple[NDArray[Any], NDArray[np.int64]]
+from featcache.store.layout import Array
+
+Block = tuple[Array, NDArray[np.int64]]
 """Features (n, D) and labels (n,)."""
 
 
@@ -63,11 +65,11 @@ class FeatureSource(Encoded, Protocol):
         """Digest of labels and class names."""
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """How the features were made; never part of a key."""
 
     @property
-    def sample(self) -> Mapping[str, Any] | None:
+    def sample(self) -> Mapping[str, object] | None:
         """How these rows were drawn from the split; None for the whole split."""
 
     @property
@@ -102,7 +104,7 @@ class FeatureTable(FeatureSource, Protocol):
         """The N sample ids, in row order; empty where they are not known."""
 
     @property
-    def metadata(self) -> Mapping[str, NDArray[Any]]:
+    def metadata(self) -> Mapping[str, Array]:
         """Group columns (N,) by name."""
 
     @property
@@ -121,7 +123,7 @@ class FeatureTable(FeatureSource, Protocol):
     def numpy(self, dtype: DTypeLike = ...) -> Block:
         """All valid rows, in memory."""
 
-    def gather(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+    def gather(self, rows: NDArray[np.integer]) -> Array:
         """Features (n, D) of the given rows, valid or not, in that order."""
 
 
@@ -173,7 +175,7 @@ class TextSource(Protocol):
         """The model's bias on scaled similarities (SigLIP)."""
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """How the embeddings were made."""
 
 
@@ -181,7 +183,7 @@ class SourceDefaults:
     """Defaults of a `FeatureSource`: all images of a split, as they are, their number unknown."""
 
     @property
-    def sample(self) -> Mapping[str, Any] | None:
+    def sample(self) -> Mapping[str, object] | None:
         """None: the whole split."""
         return None
 
@@ -282,6 +284,6 @@ class Derived(TableDefaults):
         return self.origin.logit_bias
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """How the features were made."""
         return self.origin.provenance

@@ -21,12 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import StoreCorruptError
-from featcache.store.layout import ArraySpec
+from featcache.store.layout import Array, ArraySpec
 from featcache.store.places import REQUESTS, StorePath
 from featcache.store.places.s3 import ObjectPath, zarr_store
 
-Array: TypeAlias = npt.NDArray[Any]
-Rows: TypeAlias = npt.NDArray[np.integer[Any]]
+Rows: TypeAlias = npt.NDArray[np.integer]
 PARALLEL_NBYTES = 1 << 23
 COPY_PIECES = 8
 REMEDY = "run `featcache verify STORE --deep --repair` and the same encode command again"

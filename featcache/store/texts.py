@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.store.base import Store
-from featcache.store.readers import Array, Rows
+from featcache.store.layout import Array
+from featcache.store.readers import Rows
 
 
 class TextStore(Store):

@@ -26,22 +26,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from featcache.errors import FeatcacheError, MismatchError, StoreIncompleteError
 from featcache.store import places
 from featcache.store.claims import Claims
 from featcache.store.key import checksum, pretty_json
-from featcache.store.layout import HEADER, MANIFEST, PROVENANCE, SCHEMA, ArraySpec, zarr_metadata
+from featcache.store.layout import HEADER, MANIFEST, PROVENANCE, SCHEMA, Array, ArraySpec, zarr_metadata
 from featcache.store.manifest import BadRow, Header, Manifest, Marker, check_schema, read_header, read_manifest
 from featcache.store.places import File, StorePath
 from featcache.store.places.local import sweep_partials
 
 THREADS = 2
 
-Values = Mapping[str, npt.NDArray[Any]]
+Values = Mapping[str, Array]
 """Rows (n, ...) by the name of the array."""
 
 
@@ -76,7 +73,7 @@ class StoreWriter:
         store: StorePath,
         kind: str,
         key: str,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, object],
         specs: Mapping[str, ArraySpec],
         whole: Mapping[str, ArraySpec],
         files: Mapping[str, bytes],
@@ -161,7 +158,7 @@ class StoreWriter:
             self.reopen()
         return True
 
-    def _put_chunk(self, spec: ArraySpec, chunk: int, values: npt.NDArray[Any]) -> str:
+    def _put_chunk(self, spec: ArraySpec, chunk: int, values: Array) -> str:
         content = spec.chunk_bytes(values)
         places.put(spec.chunk_path(self.store, chunk), content)
         return checksum(content)
@@ -194,8 +191,8 @@ class StoreWriter:
     def finalise(
         self,
         values: Values,
-        info: Mapping[str, Any],
-        provenance: Mapping[str, Any],
+        info: Mapping[str, object],
+        provenance: Mapping[str, object],
         extra: Mapping[str, bytes] | None = None,
     ) -> None:
         """Write the whole arrays and, last, the manifest. Call it when `drop_damaged` has returned an empty list.

@@ -7,16 +7,16 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import FeatcacheError
 from featcache.store import ImageStore
+from featcache.store.layout import Array
 
 BLOCK_ROWS = 16_384
-Block = tuple[npt.NDArray[Any], npt.NDArray[np.int64], list[str]]
+Block = tuple[Array, npt.NDArray[np.int64], list[str]]
 
 
 def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype: npt.DTypeLike = np.float32) -> Path:
@@ -60,7 +60,7 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     return path
 
 
-def _blocks(store: ImageStore, dtype: np.dtype[Any]) -> Iterator[Block]:
+def _blocks(store: ImageStore, dtype: np.dtype) -> Iterator[Block]:
     ids, valid = store.ids, store.valid
     for number, (features, labels) in enumerate(store.blocks(BLOCK_ROWS, dtype)):
         start = number * min(BLOCK_ROWS, len(store))
@@ -68,7 +68,7 @@ def _blocks(store: ImageStore, dtype: np.dtype[Any]) -> Iterator[Block]:
         yield features, labels, [ids[row] for row in rows]
 
 
-def _npy(store: ImageStore, folder: Path, dtype: np.dtype[Any]) -> None:
+def _npy(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = int(store.valid.sum())
     out = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=dtype, shape=(rows, store.dim))
@@ -87,7 +87,7 @@ def _lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(" ".join(line.splitlines()) + "\n" for line in lines), encoding="utf-8")
 
 
-def _safetensors(store: ImageStore, path: Path, dtype: np.dtype[Any]) -> None:
+def _safetensors(store: ImageStore, path: Path, dtype: np.dtype) -> None:
     from safetensors.numpy import save_file
 
     features, labels = store.numpy(dtype)
@@ -96,7 +96,7 @@ def _safetensors(store: ImageStore, path: Path, dtype: np.dtype[Any]) -> None:
     save_file({"features": features, "labels": labels}, path, metadata=facts)
 
 
-def _parquet(store: ImageStore, path: Path, dtype: np.dtype[Any]) -> None:
+def _parquet(store: ImageStore, path: Path, dtype: np.dtype) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -111,7 +111,7 @@ def _parquet(store: ImageStore, path: Path, dtype: np.dtype[Any]) -> None:
             writer.write_table(pa.table([pa.array(ids), pa.array(labels), pa.array(named), values], schema=schema))
 
 
-def _csv(store: ImageStore, path: Path, dtype: np.dtype[Any]) -> None:
+def _csv(store: ImageStore, path: Path, dtype: np.dtype) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "label", "class", *(f"f{column}" for column in range(store.dim))])
@@ -120,7 +120,7 @@ def _csv(store: ImageStore, path: Path, dtype: np.dtype[Any]) -> None:
                 writer.writerow([name, int(label), store.classnames[label], *map(str, row)])
 
 
-FORMATS: dict[str, Callable[[ImageStore, Path, np.dtype[Any]], None]] = {
+FORMATS: dict[str, Callable[[ImageStore, Path, np.dtype], None]] = {
     "npy": _npy,
     "safetensors": _safetensors,
     "parquet": _parquet,

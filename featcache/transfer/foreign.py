@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featcache.errors import DatasetError
+from featcache.store.key import Json
+from featcache.store.layout import Array
 
 FEATURES = ("features", "image_features", "feats", "embeddings", "x", "X", "data")
 LABELS = ("labels", "targets", "label", "target", "y")
@@ -36,8 +37,8 @@ LABELS = ("labels", "targets", "label", "target", "y")
 class Foreign:
     """Features (N, D), with the labels, ids and class names that were found beside them."""
 
-    features: npt.NDArray[Any]
-    labels: npt.NDArray[Any] | None = None
+    features: Array
+    labels: Array | None = None
     ids: list[str] | None = None
     classnames: list[str] | None = None
 
@@ -76,7 +77,7 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
     return found
 
 
-def read_array(source: str | Path) -> npt.NDArray[Any]:
+def read_array(source: str | Path) -> Array:
     """One array: the labels in a npy, npz, pt or text file (one per line)."""
     path = Path(source)
     if path.suffix.lower() in (".txt", ".csv"):
@@ -87,7 +88,7 @@ def read_array(source: str | Path) -> npt.NDArray[Any]:
     return reader(path, LABELS).features
 
 
-def _beside(features: Path, *candidates: Path) -> npt.NDArray[Any] | None:
+def _beside(features: Path, *candidates: Path) -> Array | None:
     found = [path for path in candidates if path != features and path.is_file()]
     return read_array(found[0]) if found else None
 
@@ -108,14 +109,14 @@ def _lines(path: Path) -> list[str] | None:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
 
 
-def _pick(found: Mapping[str, Any], names: tuple[str, ...], path: Path) -> Any:
+def _pick(found: Mapping[str, object], names: tuple[str, ...], path: Path) -> Any:
     for name in names:
         if name in found:
             return found[name]
     raise DatasetError(f"{path}: holds {', '.join(map(repr, found)) or 'nothing'}; expected one of {', '.join(names)}")
 
 
-def _numpy(value: Any) -> npt.NDArray[Any]:
+def _numpy(value: Any) -> Array:
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -124,7 +125,7 @@ def _numpy(value: Any) -> npt.NDArray[Any]:
     return np.asarray(value)
 
 
-def _of_mapping(found: Mapping[str, Any], names: tuple[str, ...], path: Path) -> Foreign:
+def _of_mapping(found: Json, names: tuple[str, ...], path: Path) -> Foreign:
     features = _numpy(_pick(found, names, path))
     labels = next((_numpy(found[name]) for name in LABELS if name in found), None)
     ids = found.get("ids", found.get("image_paths"))
@@ -164,7 +165,7 @@ def _safetensors(path: Path, names: tuple[str, ...]) -> Foreign:
 
     with safe_open(path, framework="pt") as file:
         facts, keys = file.metadata() or {}, list(file.keys())
-        found: dict[str, Any] = {key: file.get_tensor(key) for key in keys if key in (*FEATURES, *LABELS)}
+        found: Json = {key: file.get_tensor(key) for key in keys if key in (*FEATURES, *LABELS)}
     found |= {key: json.loads(facts[key]) for key in ("ids", "classnames") if key in facts}
     return _of_mapping(found, names, path)
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,8 @@ from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, 
 from featcache.errors import DatasetError, LabelsChangedError
 from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
-from featcache.store.key import checksum
-from featcache.store.layout import image_arrays, labels_array
+from featcache.store.key import Json, checksum
+from featcache.store.layout import Array, image_arrays, labels_array
 from featcache.store.manifest import ImageInfo
 from featcache.store.parts import Part
 from featcache.store.places import StorePath
@@ -57,7 +56,7 @@ class Source:
     logit_scale: float | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """The encoder's half of the key of stores of these features (with their width)."""
         return {"imported": self.encoder_name, "digest": self.digest, "stored": "float16, L2-normalised in float32"}
 
@@ -138,7 +137,7 @@ class _ImportJob(StoreJob[ImageStore]):
             "dataset": dataset | {"name": name, "split": split},
         }
         super().__init__(root, identity, len(index), f"{name}/{split}")
-        self.info: dict[str, Any] = {**_info(source, index, features.shape[1], name, split)}
+        self.info: Json = {**_info(source, index, features.shape[1], name, split)}
 
     def open(self) -> ImageStore:
         return open_image_store(self.path)
@@ -184,7 +183,7 @@ def _info(source: Source, index: SampleIndex, dim: int, name: str, split: str) -
     }
 
 
-def _difference(store: ImageStore, info: Mapping[str, Any], index: SampleIndex) -> str:
+def _difference(store: ImageStore, info: Mapping[str, object], index: SampleIndex) -> str:
     """What differs from the store, in words; empty if nothing does."""
     if store.classnames != index.classnames:
         pairs = zip(store.classnames, index.classnames, strict=False)
@@ -211,7 +210,7 @@ def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDAr
     return features, SampleIndex(ids, sizes, np.zeros_like(sizes), labels, tuple(names))
 
 
-def _labels(labels: npt.NDArray[Any] | None, n: int) -> npt.NDArray[np.int64]:
+def _labels(labels: Array | None, n: int) -> npt.NDArray[np.int64]:
     if labels is None:
         raise DatasetError("no labels found beside the features; name their file with --labels")
     if labels.shape != (n,) or labels.dtype.kind not in "iufb" or not np.array_equal(labels, np.rint(labels)):

@@ -25,7 +25,7 @@ from featcache.encoders.preparation import PREPARATIONS
 from featcache.encoders.taps import PRE_PROJECTION
 from featcache.encoders.torch_images import Scaling, autocast, check_precision, prepare_picture, torch_provenance
 from featcache.errors import EncoderError, PromptError
-from featcache.store.key import checksum
+from featcache.store.key import Json, checksum
 
 
 def pre_projection_dim(model: Any) -> int | None:
@@ -73,7 +73,7 @@ class OpenClipEncoder:
     def __init__(
         self,
         model: torch.nn.Module,
-        config: Mapping[str, Any],
+        config: Json,
         tokenizer: Any,
         name: str,
         device: str = "cpu",
@@ -129,7 +129,7 @@ class OpenClipEncoder:
             )
         self.preparation, self.name = name, f"{self.name}/{name}"
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self) -> Json:
         """What open_clip writes as ``open_clip_config.json``: ``model_cfg`` and ``preprocess_cfg``."""
         return {"model_cfg": self._config, "preprocess_cfg": _jsonable(asdict(self._preprocess))}
 
@@ -149,7 +149,7 @@ class OpenClipEncoder:
         return SpecialTokens(sot, eot, size, int(self._tokenizer.context_length))
 
     @property
-    def image_identity(self) -> dict[str, Any]:
+    def image_identity(self) -> Json:
         """Architecture and weights of the image tower, activation, preprocessing, precision."""
         other = {} if self.preparation is None else {"preparation": self.preparation}
         return {
@@ -164,7 +164,7 @@ class OpenClipEncoder:
         }
 
     @property
-    def text_identity(self) -> dict[str, Any]:
+    def text_identity(self) -> Json:
         """Architecture and weights of the text tower (logit scale and bias included), tokenizer, context length."""
         return {
             "library": "open_clip",
@@ -182,7 +182,7 @@ class OpenClipEncoder:
         return "quick_gelu" if self._config.get("quick_gelu", False) else "gelu"
 
     @cached_property
-    def _tokenizer_identity(self) -> dict[str, Any]:
+    def _tokenizer_identity(self) -> Json:
         vocabulary = getattr(self._tokenizer, "encoder", None) or self._tokenizer.tokenizer.get_vocab()
         listing = "\n".join(sorted(f"{token} {number}" for token, number in vocabulary.items()))
         return {
@@ -197,7 +197,7 @@ class OpenClipEncoder:
         return self._text_digest
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Json:
         """Versions and settings that may move the last digits."""
         versions = {"open_clip": open_clip.__version__, "torchvision": torchvision.__version__}
         return versions | torch_provenance(self.device)
@@ -271,7 +271,7 @@ class OpenClipEncoder:
         clean = getattr(self._tokenizer, "clean_fn", str)  # Hugging Face's, as SigLIP has
         return len(self._tokenizer.tokenizer(clean(text))["input_ids"])
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """Context in which the towers compute in `precision`."""
         return autocast(self.device, self.precision)
 

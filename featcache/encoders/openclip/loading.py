@@ -3,7 +3,6 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -11,6 +10,7 @@ import torch
 from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript, load_torchscript
 from featcache.encoders.openclip.encoder import OpenClipEncoder
 from featcache.errors import EncoderError
+from featcache.store.key import Json
 
 TINY = Path(__file__).parent.parent / "tiny"
 MERGES = "bpe_merges.txt.gz"
@@ -59,7 +59,7 @@ def load_tiny(
     return load(f"local-dir:{TINY}", None, device, precision)
 
 
-def _config(model: str) -> dict[str, Any]:
+def _config(model: str) -> Json:
     try:
         config = open_clip.factory.get_model_config(model)
     except (OSError, ValueError) as error:
