@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from featcache.store import StoreWriter
 from featcache.store.layout import ArraySpec
 from featcache.store.places import local as atomic
 from featcache.store.readers import MappedReader
+from featcache.store.writer import THREADS
 
 Rows = np.ndarray
 Write = Callable[[Path, Rows], None]
@@ -53,7 +55,8 @@ def featcache_writer(chunk_rows: int, synced: bool, finished: bool = False, one_
                 for chunk in range(spec.n_chunks):
                     writer.write_chunk(chunk, values_of(chunk))
             else:
-                writer.write_chunks(range(spec.n_chunks), values_of)
+                with ThreadPoolExecutor(THREADS) as pool:
+                    list(pool.map(lambda chunk: writer.write_chunk(chunk, values_of(chunk)), range(spec.n_chunks)))
             if finished:
                 if writer.drop_damaged():
                     raise OSError("chunks differ from their markers")

@@ -166,11 +166,10 @@ LATER = ("source", "device", "image_size", "taps", "text_identity", "special_tok
 
 
 def whole_encoder(found: object, origin: str) -> Encoder:
-    """An encoder of a user's own, checked; attributes of `ImageEncoder` that it lacks are set to their defaults.
+    """Check a user's encoder; attributes of `ImageEncoder` that it lacks are set to their defaults.
 
     Parameters
     ----------
-    found : object
     origin : str
         How the error message begins.
 

@@ -117,7 +117,6 @@ def load_python(
 
     Parameters
     ----------
-    model : str
     pretrained : str, optional
         Passed to the function as ``pretrained=`` unless None.
     device, precision : str

@@ -43,7 +43,6 @@ class TimmEncoder(ImageEncoder):
         A timm model in float32, made with ``num_classes=0``.
     name : str
         Short name for people.
-    device : str
     precision : {"fp32", "bf16", "fp16"}
         Type of the model's products (autocast); weights and outputs are float32.
     """
@@ -104,12 +103,11 @@ def load_timm(model: str, pretrained: str | None = None, device: str | None = No
         A checkpoint file, or ``random`` for seeded random weights (tests, benchmarks). Default: the published weights.
     device : str, optional
         Default: ``cuda`` where there is one, else ``cpu``.
-    precision : {"fp32", "bf16", "fp16"}
 
     Raises
     ------
     EncoderError
-        The model or its weights cannot be had.
+        The model or its weights cannot be loaded.
     """
     name, comma, checkpoint = model.removeprefix("timm:").partition(",")
     weights = checkpoint if comma else pretrained

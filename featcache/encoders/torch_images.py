@@ -46,7 +46,6 @@ def prepare_picture(geometry: Callable[[Any], Any], picture: Picture) -> Batch:
     ----------
     geometry : callable
         torchvision transforms that take a PIL image or a tensor (3, H, W).
-    picture : PIL image or array
     """
     if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
         tensor = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)

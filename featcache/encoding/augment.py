@@ -2,7 +2,7 @@
 
 Every random number of a view comes from a counter-based generator (Philox) keyed by a hash of seed, view (the epoch, or
 the number of a stored view) and sample id. So a view depends on nothing else: not on the number of workers, the order
-of the samples, the process, or the views before it. The raw 64-bit stream is used, whose values NumPy fixes for good.
+of the samples, the process, or the views before it. The raw 64-bit stream is used, because NumPy never changes it.
 
 Random-resized crops of the field, one line each in `AUGMENTATIONS`:
 
@@ -18,8 +18,6 @@ Random-resized crops of the field, one line each in `AUGMENTATIONS`:
 torchvision draws area uniform and aspect log-uniform in 3/4-4/3, 10 times, and then takes the largest central crop of
 an allowed aspect. All of them resize with Pillow's antialiased bicubic filter. `none`, in `make_view`, is the encoder's
 own preparation, without augmentation.
-
-The images that an encoder is given of one picture: as it prepares them itself, or augmented.
 """
 
 import math
@@ -55,7 +53,7 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random-resized crop: where it lies and how it is resized.
+    """A random-resized crop: how it is drawn and how it is resized.
 
     Parameters
     ----------
@@ -65,7 +63,6 @@ class Augmentation:
         Least and largest share of the image's area.
     aspect : (float, float)
         Least and largest width / height.
-    attempts : int
     covered : float
         Least share of the image (only ``tensorflow``: its ``min_object_covered`` over the whole image).
     flip : float
@@ -113,7 +110,7 @@ class Augmentation:
         return {"kind": "random resized crop", "filter": "bicubic", **values}
 
     def crop(self, width: int, height: int, seed: int, view: int, sample_id: str) -> Crop:
-        """Where the view of an image of `width` x `height` pixels lies."""
+        """The crop of a view of an image of `width` x `height` pixels."""
         uniforms = iter(view_uniforms(seed, view, sample_id, 1 + 4 * self.attempts))
         flip = next(uniforms) < self.flip
         return Crop(*SAMPLERS[self.sampler](self, width, height, uniforms), flip)
@@ -231,7 +228,7 @@ class View:
     Parameters
     ----------
     identity : dict
-        All that changes its pixels, JSON-able: half of the key of whatever is stored of them.
+        All that changes its pixels, JSON-able: half of the key of features that are stored of them.
     make : callable
         (picture, view, sample id) to the image.
     """
@@ -251,8 +248,6 @@ def make_view(name: str, encoder: Encoder, seed: int) -> View:
     ----------
     name : str
         ``none`` (the encoder's own preparation) or one of `AUGMENTATIONS`.
-    encoder : Encoder
-    seed : int
 
     Raises
     ------

@@ -82,7 +82,7 @@ def random_texts(
     vocab_size: int | None = None,
     context_length: int | None = None,
 ) -> torch.Tensor:
-    """Token ids of random texts, each ``[sot, length ids, eot]``, the ids independent and uniform.
+    """Token ids (n, length + 2) int64 of random texts, each ``[sot, length ids, eot]``, with independent uniform ids.
 
     Parameters
     ----------
@@ -93,15 +93,11 @@ def random_texts(
     generator : torch.Generator, optional
         A CPU generator; seeded alike, it draws alike on every process.
     vocab_size : int, optional
-        Ids are drawn from 0 .. vocab_size - 1 without the two; default: up to the larger of the two, which gives
+        Ids are drawn from 0 .. vocab_size - 1 without `sot` and `eot`; default: up to the larger of them, which gives
         CLIP's 0 .. 49405.
     context_length : int, optional
-        Pad with zeros up to this length, for towers that take no shorter text; a causal tower that pools at `eot`
+        Pad with zeros to (n, context_length), for towers that take no shorter text; a causal tower that pools at `eot`
         gives the same feature either way.
-
-    Returns
-    -------
-    (n, length + 2) int64, or (n, context_length).
 
     Raises
     ------
@@ -125,7 +121,7 @@ def random_texts(
     if room < length + 2:
         raise PromptError(f"context length {room} has no room for {length} ids, start and end; use {room - 2} ids")
     ids = torch.randint(0, size - 2, (n, length), generator=generator)
-    ids += ids >= low  # skip the two marks wherever they stand
+    ids += ids >= low  # skip both marks
     ids += ids >= high
     texts = torch.zeros((n, room), dtype=torch.int64)
     texts[:, 0], texts[:, 1 : length + 1], texts[:, length + 1] = sot, ids, eot
@@ -157,7 +153,6 @@ def embed_random_texts(
         With CLIP's tokenizer, or another one that has start and end of text.
     length : int
         Random ids per text (8 in Lipsum-FT).
-    seed : int
     name : str, optional
         Name of the bank in listings, default ``random-M``.
     root : str or Path, optional
@@ -255,14 +250,14 @@ def open_bank(reference: str | int, encoder: Encoder, root: str | StorePath | No
         A number of texts (the bank is made where there is none yet, with seed 0), a store's folder, its key, or
         ``banks/NAME``.
     encoder : Encoder
-        Whose text tower the bank must come from.
+        The bank must come from its text tower.
     root : str or Path, optional
         Folder of all stores.
 
     Raises
     ------
     MismatchError
-        A bank of another text tower, or a store that is no bank.
+        A bank of another text tower, or a store that is not a bank.
     StoreNotFoundError, StoreCorruptError
         No such store, or a damaged one.
     """

@@ -15,25 +15,11 @@ from featcache.store.places import StorePath, read
 
 
 def changed_rows(dataset: Dataset, store: StorePath, content: ArraySpec, chunks: Iterable[int]) -> list[int]:
-    """Rows of some finished chunks whose source no longer has the content that was encoded.
+    """Rows of finished chunks, in order, where the source no longer has the content that was encoded.
 
-    Only samples whose modification time differs from the remembered one are read and hashed; where their content is
-    the same after all, the new times are remembered.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    store : StorePath
-        Folder of the data set's store.
-    content : ArraySpec
-        Its array of content hashes.
-    chunks : iterable of int
-        Finished chunks to look at.
-
-    Returns
-    -------
-    list of int
-        Row numbers, in order; unreadable samples count as changed unless they were so before.
+    Only samples with another modification time than the recorded one are read and hashed; if their content is
+    unchanged, the new times are recorded. An unreadable sample counts as changed unless it was unreadable before.
+    `content` is the store's array of content hashes.
     """
     stamps = dataset.index.stamps
     remembered = read_stamps(store, len(stamps))
@@ -47,18 +33,13 @@ def changed_rows(dataset: Dataset, store: StorePath, content: ArraySpec, chunks:
             stored = content.chunk_array(read(content.chunk_path(store, chunk)))
             changed += [row for row in touched if _digest(dataset, row) != stored[row - rows.start].tobytes()]
     if not changed:
-        with contextlib.suppress(StoreWriteError):  # a mere cache; the store may lie on a read-only disk
+        with contextlib.suppress(StoreWriteError):  # only a cache; the store may be on a read-only disk
             write_stamps(store, stamps)
     return changed
 
 
 def check_source(dataset: Dataset, store: ImageStore) -> list[str]:
-    """Read every sample and compare it with the content hash taken while encoding.
-
-    Returns
-    -------
-    list of str
-        Ids of the samples whose source is no longer what was encoded (unreadable ones included).
+    """Ids of the samples with other content than was encoded, unreadable ones included; every sample is read.
 
     Raises
     ------

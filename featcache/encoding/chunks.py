@@ -62,9 +62,6 @@ class ChunkEncoder:
 
     Parameters
     ----------
-    dataset : Dataset
-    encoder : Encoder
-    options : EncodeOptions
     donors : Donors
         Other stores, from which rows of known content are copied.
     advance : callable

@@ -61,7 +61,7 @@ def encode(
     progress: Progress | None = None,
     **options: Any,
 ) -> ImageStore:
-    """Encode a split of a data set, or find it in the cache.
+    """Encode a split of a data set, or find it in the cache: features (N, D) with sample i in row i.
 
     Parameters
     ----------
@@ -80,11 +80,6 @@ def encode(
     **options
         ``device``, ``precision``, ``preprocess`` (see `featcache.encoders.load_encoder`; ignored if `model` is an
         Encoder), and fields of `EncodeOptions`.
-
-    Returns
-    -------
-    ImageStore
-        Features (N, D) with sample i in row i.
 
     Raises
     ------

@@ -57,8 +57,6 @@ def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lam
 
     Parameters
     ----------
-    dataset : Dataset
-    row : int
     known : callable
         Given the content hash, returns True if decoding is unnecessary; then there is no picture.
     """
@@ -98,7 +96,7 @@ def worked_batches(
     workers : int
         Threads.
     ahead : int
-        Batches in flight besides the one that is yielded.
+        Batches in flight in addition to the one that is yielded.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache-worker")
     waiting: deque[list[Future[list[T]]]] = deque()

@@ -3,7 +3,7 @@
 The content of every image is hashed while it is read. If another store below the same
 ``<root>/images/<encoder_key>/`` has that hash, decoding and the forward pass are skipped and the row is copied, bit
 for bit: a data set that grew, was reordered or shares images with another encodes only what is new. Only content that
-the two data sets decode in the same way counts (`Dataset.decoding`), and a chunk is believed only after its bytes
+the two data sets decode in the same way counts (`Dataset.decoding`), and a chunk is used only after its bytes
 agree with the checksum in the donor's manifest.
 
 The index costs 16 bytes per row of the sibling stores: their content arrays are joined into one index, sorted by
@@ -115,7 +115,7 @@ class Donors:
             values: Array | None = None
             for donor in {place.donor for place in places}:
                 numbers = [number for number, place in enumerate(places) if place.donor == donor]
-                reader = self._part(donor, part).reader(name)  # type: ignore[union-attr]  # `find` has looked
+                reader = self._part(donor, part).reader(name)  # type: ignore[union-attr]  # `find` opened it
                 rows = reader.gather(np.array([places[number].row for number in numbers]))
                 values = np.empty((len(places), *rows.shape[1:]), rows.dtype) if values is None else values
                 values[numbers] = rows

@@ -1,11 +1,11 @@
-"""Making a store, whatever it holds: find it, or begin or resume it, share the chunks with other processes, finish it.
+"""Making a store of any kind: find it, or begin or resume it, share the chunks with other processes, finish it.
 
 Any number of processes may run the same job at once: ranks of torchrun, jobs of a Slurm array, or unrelated runs. They
 share the store and nothing else. Each takes chunks that nobody has claimed, its own share first, and the process that
 finds every chunk marked finishes the store.
 
 A new kind of store subclasses `StoreJob` and defines five methods: `open`, `layout`, `make`, `contents` and, for stores
-with parts, `part_writer`. A store whose rows become known bit by bit, such as the frozen prior of fine-tuning, keeps
+with parts, `part_writer`. A store that gains rows over time, such as the frozen prior of fine-tuning, keeps
 them elsewhere until then (a journal): it calls ``writer().drop(chunk)`` for the chunks that gain rows, and then `run`,
 whose `make` reads the rows from the journal.
 """
@@ -111,13 +111,12 @@ class StoreJob(ABC, Generic[S]):
         Folder of all stores.
     identity : dict
         ``{"encoder": ..., "dataset": ...}``, JSON-able: the key of the store.
-    n_rows : int
     what : str
         Title of progress and error messages.
     chunk_rows : int, optional
         Rows per chunk, by default 4096; a store that was begun keeps its own.
     parts : sequence of Part
-        Taps and views to store besides.
+        Taps and views to store as well.
     """
 
     kind: type[Store]
@@ -323,7 +322,7 @@ class StoreJob(ABC, Generic[S]):
 class Outputs:
     """The writers of a store and of its parts, chunk by chunk.
 
-    Only what a chunk lacks is made: a part that is added later costs nothing but itself, and a chunk that was lost is
+    Only what a chunk lacks is made: a part that is added later is all that is computed, and a chunk that was lost is
     made again only where it was lost.
     """
 

@@ -35,7 +35,7 @@ class Store:
 
     @property
     def info(self) -> Json:
-        """What the manifest says besides the arrays."""
+        """The manifest's description of the contents; see `Manifest.info`."""
         return self.manifest.info
 
     @property

@@ -190,7 +190,6 @@ def find_path(reference: str | StorePath, root: StorePath, *, suggest: bool = Tr
     reference : str, Path or ObjectPath
         A folder; ``<encoder_key>/<dataset_key>`` or the beginnings of both; ``NAME/SPLIT[@MODEL]`` for images;
         ``texts/NAME[@MODEL]`` for texts.
-    root : Path or ObjectPath
     suggest : bool
         Whether the error message suggests similar names; pass False if the store is to be deleted.
 

@@ -1,4 +1,4 @@
-"""What a store knows of each sample besides its features, in row order: ids, sizes, metadata columns, file times.
+"""What a store records of each sample apart from its features, in row order: ids, sizes, metadata columns, file times.
 
 Metadata columns (region, year, caption) hold either whole numbers, int64, or texts, an object array of str with ``""``
 for an empty cell. Heads group rows by them. They are not part of a data set's key but have their own digest, so that

@@ -7,7 +7,7 @@
             features/c/<i>/0        chunk i: rows i*rows ..., padded to the full chunk with the fill value
             norm, valid, content    the other row arrays, in the same chunks
             labels                  int64 (N,), written when the store is finished, replaced without encoding
-            samples.parquet         ids and sizes; metadata.parquet: columns; stamps.bin: file times, a mere cache
+            samples.parquet         ids and sizes; metadata.parquet: columns; stamps.bin: file times, only a cache
             done/<i>.json           marker: chunk i is complete, with the checksum of each of its files
             manifest.json           written last; readers refuse a store without one
             provenance.json         how and when it was made, without a checksum
@@ -49,7 +49,6 @@ class ArraySpec:
 
     Parameters
     ----------
-    name : str
     dtype : str
         Little-endian numpy dtype, such as ``<f2``.
     shape : tuple of int

@@ -1,7 +1,7 @@
 """The records of a store, each written atomically as JSON: header, one marker per chunk, manifest.
 
 The header, in the group's zarr.json, is there from the first moment: which store this is, and its chunk size. A marker
-says that a chunk is complete; a chunk without one is not done, whatever its files look like. The manifest, written
+says that a chunk is complete; a chunk without one is not done, even if its files exist. The manifest, written
 last, says that the store is complete; readers refuse a store without one. This is the only file that writes or parses
 these records.
 """

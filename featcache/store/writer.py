@@ -163,11 +163,6 @@ class StoreWriter:
         places.put(spec.chunk_path(self.store, chunk), content)
         return checksum(content)
 
-    def write_chunks(self, chunks: Sequence[int], values_of: Callable[[int], Values]) -> None:
-        """`write_chunk` of several chunks, two at a time; `values_of` a chunk is called in the writing thread."""
-        with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(lambda chunk: self.write_chunk(chunk, values_of(chunk)), chunks))
-
     def drop(self, chunk: int) -> None:
         """Remove the marker of a chunk, so that the chunk is written again."""
         places.remove(self.store / Marker.name(chunk))

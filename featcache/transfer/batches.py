@@ -68,7 +68,6 @@ class FeatureBatches:
     ----------
     store : FeatureTable
         An image store, a tap, a view.
-    batch_size : int
     like : torch.Tensor
         Its device and dtype are those of the batches: a parameter of the model, ``torch.empty(0, device="cuda:1")``.
     shuffle, seed

@@ -20,7 +20,9 @@ Block = tuple[Array, npt.NDArray[np.int64], list[str]]
 
 
 def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype: npt.DTypeLike = np.float32) -> Path:
-    """Write the valid rows of a store to a file, or a folder of npy files.
+    """Write the valid rows of a store to a file, or a folder of npy files, and return its path.
+
+    An existing file is replaced once the new one is complete.
 
     ``npy``          a folder: ``features.npy`` (N', D), ``labels.npy`` (N',), ``ids.txt``, ``classes.txt``
     ``safetensors``  one file: tensors ``features`` and ``labels``; ids and class names as JSON in its metadata
@@ -29,17 +31,10 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
 
     Parameters
     ----------
-    store : ImageStore
-    target : str or Path
     kind : str, optional
         One of the above; by default that of the target's suffix, ``npy`` if it has none.
     dtype : dtype
         float16 (as stored), float32 or float64; CSV holds the shortest text of each value.
-
-    Returns
-    -------
-    Path
-        The file or folder; an existing file is replaced once the new one is complete.
 
     Raises
     ------

@@ -71,13 +71,12 @@ def import_features(
     root: str | StorePath | None = None,
     update_labels: bool = False,
 ) -> ImageStore:
-    """Make a store of features, or find it.
+    """Make a store of features, or find it: unit rows in float16, with their former lengths in ``norm``.
 
     Parameters
     ----------
     found : Foreign
         Features (N, D), of any float type, normalised or not; labels (N,), integers from 0.
-    source : Source
     name, split : str
         Name of the store; part of its key.
     classnames : sequence of C str, optional
@@ -86,11 +85,6 @@ def import_features(
         Place of all stores.
     update_labels : bool
         Whether to replace labels, class names, text digest and logit scale of an existing store if they differ.
-
-    Returns
-    -------
-    ImageStore
-        Unit rows in float16; their former lengths are in ``norm``.
 
     Raises
     ------
@@ -112,7 +106,7 @@ def import_features(
             f"{store.reference} holds these features already, and {difference}; nothing was written. Run again with "
             "--update-labels to replace them, or with another --name or --split to keep both"
         )
-    # What this import does not give stays as it is.
+    # Keep the stored values of what this import does not give.
     job.info |= {key: store.info[key] for key in OPTIONAL if not job.info[key]}
     job.writer().reopen()
     return job.run()

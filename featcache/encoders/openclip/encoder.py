@@ -65,7 +65,6 @@ class OpenClipEncoder:
         Texts to token ids (B, L).
     name : str
         Short name for people.
-    device : str
     precision : {"fp32", "bf16", "fp16"}
         Type of the towers' products (autocast); weights and outputs are float32.
     """

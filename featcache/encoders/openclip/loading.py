@@ -29,12 +29,11 @@ def load(
         A tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks).
     device : str, optional
         Default: ``cuda`` where there is one, else ``cpu``.
-    precision : {"fp32", "bf16", "fp16"}
 
     Raises
     ------
     EncoderError, ActivationMismatchError
-        The model cannot be had, or its weights want the other activation.
+        The model cannot be loaded, or its weights were trained with the other activation.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = model.startswith("local-dir:")
