@@ -4,7 +4,7 @@
 
 DIR holds .npz files of features and labels (``oxford_pets.npz``, ``oxford_flowers.npz``, ``ucf101.npz`` with train,
 val and test; ``imagenet_fewshot.npz`` with train, test and ``text_weights``). Nothing is chosen on a test split: on
-full data hyper-parameters come from each head's own folds of the train split; few-shot fits draw min(k, 4) rows a class
+full data hyper-parameters come from each head's own folds of the train split; few-shot fits draw min(k, 4) rows per class
 of val to choose on, as CoOp does; on ImageNet everything is chosen by folds of the train split.
 """
 
@@ -174,7 +174,7 @@ def page(full: Sequence[Any], curves: Sequence[Any], few: Sequence[Any], facts: 
     lines = [
         "# Heads on real CLIP features",
         f"ViT-B/32 features of OpenAI's CLIP; {facts['cpu']}, {facts['cores']} cores, {facts['date']}.",
-        "## Full train split (16 rows a class), chosen by folds of it",
+        "## Full train split (16 rows per class), chosen by folds of it",
         "scikit-learn runs in float64 at the hyper-parameters that our head chose (ridge: its own choice from the same "
         "path). A dash: the estimator gives no probabilities.",
         "| data | head | accuracy, % | NLL |\n|:---|:---|---:|---:|",
@@ -187,14 +187,14 @@ def page(full: Sequence[Any], curves: Sequence[Any], few: Sequence[Any], facts: 
     if curves:
         lines += [
             "## Few shots",
-            "Mean ± standard deviation over seeds; hyper-parameters chosen on min(k, 4) rows a class of val.",
-            "Accuracy, %, by rows a class:",
+            "Mean ± standard deviation over seeds; hyper-parameters chosen on min(k, 4) rows per class of val.",
+            "Accuracy, %, by rows per class:",
             _curves(curves, "top1", 100, 1),
-            "NLL, by rows a class:",
+            "NLL, by rows per class:",
             _curves(curves, "nll", 1, 3),
         ]
     if few:
-        lines += ["## ImageNet, four rows a class, 1,000 test rows", _imagenet_table(few), _verdict(few)]
+        lines += ["## ImageNet, four rows per class, 1,000 test rows", _imagenet_table(few), _verdict(few)]
     return "\n\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ ObjectNet (Barbu et al., NeurIPS 2019) comes with ``mappings/``:
 
 ``folder_to_objectnet_label.json``     image folder -> ObjectNet's label, 313 of them
 ``objectnet_to_imagenet_1k.json``      ObjectNet's label -> ImageNet labels, ``"; "`` between them, for 113
-``imagenet_to_label_2012_v2``          ImageNet labels, one a line
+``imagenet_to_label_2012_v2``          ImageNet labels, one per line
 ``pytorch_to_imagenet_2012_id.json``   class index in label order of the field -> number of that line, from 0
 """
 

@@ -97,7 +97,7 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
 
 
 def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:
-    """Load class names: ``imagenet`` (the 1,000 of open_clip), or a file with one a line.
+    """Load class names: ``imagenet`` (the 1,000 of open_clip), or a file with one per line.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]
         classes[folder] = number
         pairs.append((folder, display or folder))
     if not pairs:
-        raise DatasetError(f"{path}: no class name in it; write one a line, or remove the file")
+        raise DatasetError(f"{path}: no class name in it; write one per line, or remove the file")
     return pairs
 
 

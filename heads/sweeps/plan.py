@@ -55,7 +55,7 @@ class HeadGrid:
     def __post_init__(self) -> None:
         for name, values in self.grid.items():
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-                raise HeadError(f"grid of {self.name}.{name} is {values!r}, expected a list of values, one a fit")
+                raise HeadError(f"grid of {self.name}.{name} is {values!r}, expected a list of values, one per fit")
         for setting in self.settings():
             make_head(self.name, split_setting(self.name, setting)[0])
 

@@ -152,7 +152,7 @@ def _labels(path: Path, samples: int) -> npt.NDArray[np.int64]:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DatasetError(f"{path}: got {labels.dtype} {labels.shape}; expected integers of shape (N,)")
     if len(labels) != samples:
-        raise DatasetError(f"{path}: got {len(labels):,} labels for {samples:,} images; expected one a row")
+        raise DatasetError(f"{path}: got {len(labels):,} labels for {samples:,} images; expected one per row")
     return np.asarray(labels).astype(np.int64)
 
 

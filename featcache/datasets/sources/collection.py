@@ -119,7 +119,7 @@ def _domain_folders(base: Path, kind: str) -> dict[str, Path]:
         plain = {_plain(folder): path for folder, path in there.items()}
         there = {domain: plain[_plain(domain)] for domain in COLLECTIONS[kind].domains if _plain(domain) in plain}
     if not there:
-        expected = ", ".join(COLLECTIONS[kind].domains) or "folders, one a domain"
+        expected = ", ".join(COLLECTIONS[kind].domains) or "folders, one per domain"
         raise DatasetError(f"{parent}: no domain of {kind} in it; expected {expected}: check the path")
     return there
 
