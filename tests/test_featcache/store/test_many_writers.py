@@ -123,7 +123,7 @@ def test_independent_writers_share_the_work_and_both_find_the_store(
     tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     slow = "import fakes\nplain = NumpyEncoder.encode_images\n"
-    slow += "NumpyEncoder.encode_images = lambda self, images: (time.sleep(0.01), plain(self, images))[1]\n"
+    slow += "NumpyEncoder.encode_images = lambda self, images: (time.sleep(0.05), plain(self, images))[1]\n"
     slow += "import atexit, featcache.encoding.store_job as job\nrows = []\nmake_share = job.StoreJob.make_share\n"
     slow += "job.StoreJob.make_share = lambda *a: (rows.append(make_share(*a)), rows[-1])[1]\n"
     slow += "atexit.register(lambda: print(sum(rows)))\n"
