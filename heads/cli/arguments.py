@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import root_argument
 from featcache.errors import HeadError
@@ -66,7 +66,7 @@ def group_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, Any]:
+def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, object]:
     """Name and value of ``NAME=JSON``, a parameter of a head; `dotted` writes it HEAD.NAME=JSON and takes `prior` too.
 
     Raises

@@ -11,7 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import root_argument
 from featcache.cli.encode import describe_encoded
@@ -25,12 +25,13 @@ from heads.cli.evaluate import describe_choice
 if TYPE_CHECKING:
     from featcache.encoding.images import EncodeResult
     from featcache.encoding.texts import TextResult
+    from heads.evaluation.metrics import Row
     from heads.fitted.base import LogitHead
 
 ALPHAS = tuple(step / 10 for step in range(11))
 TESTS = ("digits", *(f"digits:{shift}" for shift in ("sketch", "inverted", "noisy", "rotated", "lowres")))
 
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
     root_argument(parser)
 
 
-def run_demo(args: argparse.Namespace) -> dict[str, Any]:
+def run_demo(args: argparse.Namespace) -> Row:
     """Encode, fit, evaluate, report; the results, JSON-able."""
     from heads import append_rows, save
     from heads.report import table_text, write_report

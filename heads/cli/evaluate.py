@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
@@ -24,6 +24,7 @@ from heads.evaluation.bootstrap import DRAWS
 if TYPE_CHECKING:
     from featcache.store.protocol import FeatureTable
     from heads.evaluation.evaluate import Judgement
+    from heads.evaluation.metrics import Row
     from heads.fitted.base import LogitHead
 
 
@@ -128,7 +129,7 @@ def _report(
     show(rows, "\n".join(lines), args.json)
 
 
-def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _intervals(rows: Sequence[Row]) -> list[str]:
     """The interval of each accuracy and NLL, where there are any."""
     from heads.report.rows import label_of
 
@@ -143,7 +144,7 @@ def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _worst(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _worst(rows: Sequence[Row]) -> list[str]:
     """The worst domain and the worst groups of each head."""
     from heads.report.rows import label_of
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
@@ -108,7 +108,7 @@ def _texts(kind: type[HeadClassifier], stores: Sequence[TextStore]) -> Sequence[
     return stores
 
 
-def _described(params: dict[str, Any]) -> str:
+def _described(params: Mapping[str, object]) -> str:
     return ", ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items()
     )

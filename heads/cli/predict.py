@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import (
     decoding_arguments,
@@ -82,7 +82,7 @@ def _restricted(head: LogitHead, args: argparse.Namespace) -> LogitHead:
     return subset.of(head) if isinstance(subset, Projection) else head.restrict(subset)  # type: ignore[arg-type]
 
 
-def _record(one: Prediction, names: tuple[str, ...]) -> dict[str, Any]:
+def _record(one: Prediction, names: tuple[str, ...]) -> dict[str, object]:
     if one.error:
         return {"image": one.image, "error": one.error}
     pairs = zip(one.classes.tolist(), one.probabilities.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""A temperature for a head that has none of its own, or for rows of another kind than it was fitted on."""
+"""A new temperature for a fitted head, from a selection split."""
 
 from __future__ import annotations
 
@@ -16,20 +16,15 @@ from heads.solvers.temperature import fit_temperature
 def calibrate(head: LogitHead | Fitted, selection: Selection) -> LogitHead:
     """The head with its logits divided by the temperature of maximum likelihood on a selection split.
 
-    Predictions stay, probabilities become honest: CLIP's own logit scale is too sharp or too flat for most data sets,
-    and a ridge's temperature is that of its training rows. See `heads.fit_temperature`.
+    Predictions do not change, probabilities become calibrated: CLIP's own logit scale is too sharp or too flat for most
+    data sets, and the temperature of a ridge head is that of its training rows. See `heads.fit_temperature`.
 
     Parameters
     ----------
     head : fitted head, linear or not
     selection
         Store, or ``(X, y)`` with labels as the head predicts them. Rows of classes that the head never saw are left
-        out.
-
-    Returns
-    -------
-    A head of the same kind; ``temperature_after`` is among its ``params``, and the split among ``chosen_on``, so that
-    `heads.evaluate` does not report on it.
+        out. The split is recorded in ``chosen_on``, so that `heads.evaluate` does not report on it.
 
     Raises
     ------

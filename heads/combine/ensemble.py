@@ -2,8 +2,8 @@
 
 Logits of one model add up as its weights do (`blend`); logits of several models add up on their features side by side
 (`ensemble`, for `heads.join`). Either way the result is an ordinary `LinearHead`: evaluation, interpolation, files and
-predictions need nothing new. Of a class that a member never saw a row of, the members that know it speak in its place
-(`heads.fitted.missing_classes`).
+predictions need nothing new. Logits of a class that a member
+never saw a row of are filled in from the members that did (`heads.fitted.missing_classes`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def blend(
     Parameters
     ----------
     heads : M fitted linear heads of one encoder and class list
-    weights : (M,), None weighs them alike (1/M)
+    weights : (M,); None is 1/M each
 
     Raises
     ------
@@ -75,7 +75,7 @@ def ensemble(
     Parameters
     ----------
     heads : M fitted linear heads of one class list: all zero-shot (bound to text towers), or all fitted on images
-    weights : (M,), None weighs them alike (1/M)
+    weights : (M,); None is 1/M each
 
     Raises
     ------
@@ -120,7 +120,7 @@ def stack(
     Parameters
     ----------
     heads : M fitted linear heads, none of them fitted on the selection split
-    selection : a store for heads of one encoder, or a list of M stores of the same samples, one a head
+    selection : a store for heads of one encoder, or a list of M stores of the same samples, one per head
 
     Raises
     ------
@@ -189,7 +189,7 @@ def _centred(logits: Sequence[NDArray[np.float32]], absent: NDArray[np.bool_]) -
 
 
 def _bound(store: FeatureSource) -> int:
-    """Number of rows, or somewhat more; of what does not say it, by counting."""
+    """Number of rows, or an upper bound; a stream is counted."""
     return store.n_rows if store.n_rows is not None else sum(len(labels) for _, labels in store.blocks())
 
 

@@ -35,8 +35,8 @@ from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
 def interpolate(head0: LogitHead | Fitted, head1: LogitHead | Fitted, alphas: Iterable[float]) -> list[LinearHead]:
     """Heads with weights ``(1 - a) W0 + a W1`` and bias alike, one for each alpha (0 gives `head0`, 1 `head1`).
 
-    Of a class that one of the two never saw a row of, the other one speaks at every alpha: relative to the classes that
-    both know, its logit is there the other's (`heads.fitted.missing_classes`).
+    For a class that only one of the two has seen, that head's logit, relative to the classes that both know, is used
+    at every alpha (`heads.fitted.missing_classes`).
 
     Raises
     ------
@@ -77,7 +77,7 @@ def _between(first: LinearHead, second: LinearHead, alpha: float) -> LinearHead:
 
 
 def _with_all_classes(first: LinearHead, second: LinearHead) -> tuple[LinearHead, LinearHead]:
-    """The two heads, each with the classes that it alone never saw as the other knows them."""
+    """The two heads, each with its missing classes filled in from the other."""
     if first.absent == second.absent:
         return first, second
     absent = absences([first, second])
@@ -92,7 +92,7 @@ def _with_all_classes(first: LinearHead, second: LinearHead) -> tuple[LinearHead
 
 
 def _joined(name: str, first: LinearHead, second: LinearHead) -> Provenance:
-    """Provenance of both: it is bound to whatever either of them is bound to."""
+    """Provenance of both: bound to the encoder and the text tower of either."""
     one, two = first.provenance, second.provenance
     return Provenance(
         head=name,
@@ -130,7 +130,7 @@ ALPHAS = tuple(k / 20 for k in range(21))
 """Default path: 0, 0.05, ..., 1."""
 
 Fit = Callable[..., LinearHead]
-Take = Callable[[NDArray[np.bool_]], tuple[Any, Any]]
+Take = Callable[[NDArray[np.bool_]], tuple[ArrayLike, ArrayLike]]
 
 _BALANCED = 0.5  # WiSE-FT's recommendation where nothing is known
 _BLOCK = 8192  # rows whose logits are held at once
@@ -156,20 +156,14 @@ def interpolate_by_folds(
     ----------
     head0 : fitted linear head that no training row was used for, such as `ZeroShot`; alpha 0
     estimator
-        Linear head to fit (a fitted one is fitted anew); alpha 1. What it chooses itself it chooses anew within every
-        fold: give it one penalty (`heads.settled` of a fitted head), or wait for its path as often as there are folds.
-    X
-        Image store, or array-like (N, D), held in memory.
-    y
-        Labels (N,), with arrays: class indices of `head0`.
-    groups
-        Group (N,) of every (valid) row; rows of one group are held out together. Views of a store bring theirs.
-    alphas
-        Interpolation coefficients to choose from.
-    folds
-        Number K of folds, stratified by class; at most the rows of the largest class.
-    metric
-        One of `heads.evaluation.metrics.METRICS`.
+        Linear head to fit (a fitted one is fitted again); alpha 1. It repeats its own choices within every fold: give
+        it one penalty (`heads.settled` of a fitted head) to save the time of its path.
+    X : image store, or array-like (N, D), held in memory
+    y : labels (N,), with arrays: class indices of `head0`
+    groups : group (N,) of every (valid) row; rows of one group are held out together. Views of a store bring theirs.
+    alphas : interpolation coefficients to choose from
+    folds : number K of folds, stratified by class; at most the rows of the largest class
+    metric : one of `heads.evaluation.metrics.METRICS`
 
     Returns
     -------
@@ -240,7 +234,7 @@ def _fitted(
     estimator: Any, first: LinearHead, X: Rows, y: ArrayLike | None, groups: NDArray[np.int64] | None
 ) -> LinearHead:
     """A copy of the estimator, fitted."""
-    options: dict[str, Any] = {"texts": first} if estimator.takes_texts else {"classnames": first.classnames}
+    options: Json = {"texts": first} if estimator.takes_texts else {"classnames": first.classnames}
     if groups is not None:
         options["groups"] = groups
     return as_linear(unfitted(estimator).fit(X, y, **options))
@@ -272,7 +266,7 @@ def _choose(
 
 
 def _rows(samples: Samples) -> tuple[Take, NDArray[np.int64]]:
-    """What gives the features and labels of some rows, where they lie; and all labels."""
+    """A function that gives the features and labels of some rows, on their device; and all labels."""
     there = device_rows(samples)
     if there is not None:
         return partial(chosen_rows, there), to_numpy(there[1])
@@ -301,7 +295,7 @@ def _held_out(
             yield keep, scored
 
 
-def _judge(judged: Sequence[Metrics], heads: Sequence[LinearHead], features: Any, labels: Any) -> None:
+def _judge(judged: Sequence[Metrics], heads: Sequence[LinearHead], features: ArrayLike, labels: ArrayLike) -> None:
     """Add rows to the metrics of every interpolation, from two products."""
     features, labels = to_numpy(features), to_numpy(labels)
     for start in range(0, len(labels), _BLOCK):

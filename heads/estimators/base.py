@@ -1,11 +1,11 @@
-"""What the estimators share: prediction, checks, and the way to a `LinearHead` or another `LogitHead`."""
+"""Base classes of the estimators: prediction, checks, and conversion to a `LinearHead` or another `LogitHead`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,10 +40,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """The fitted head, for evaluation and files."""
 
     def path_heads(self) -> Sequence[LogitHead]:
-        """Every setting that one fit gave, as heads for `heads.evaluate`, which takes them at once; here the one.
+        """A head for every setting that the fit tried; `heads.evaluate` takes them all at once. Here the fitted one.
 
-        Nothing is chosen among them: ``chosen_on`` of their records is empty, unless a number that they share (a
-        temperature) was fitted on the selection split.
+        ``chosen_on`` of their records is empty, unless a number that they share (a temperature) was fitted on the
+        selection split.
         """
         return [self.frozen()]
 
@@ -81,11 +81,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         fitted: FeatureSource | None,
         chosen: FeatureSource | None = None,
         parent: LinearHead | None = None,
-        **identity: Any,
+        **identity: object,
     ) -> Provenance:
         """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays.
 
-        `parent` is the head that this one begins from: what it was fitted and chosen on, this one was, too.
+        `parent` is the head that this one begins from; its splits count as fitted and chosen on, too.
         """
         record = Provenance.of_fit(self.name, params, self.classnames_, fitted, chosen).but(**identity)
         return record if parent is None else record.begun_from(parent.provenance)
@@ -95,13 +95,13 @@ class LinearClassifier(HeadClassifier):
     """Base of heads with ``scores = X @ coef_.T + intercept_`` and ``logits = scores / temperature_``.
 
     A subclass fits and sets `coef_` (C, D) float64, `intercept_` (C,), `temperature_`, `classes_` (C,), `classnames_`,
-    `n_features_in_` and `provenance_`; everything here follows.
+    `n_features_in_` and `provenance_`.
     """
 
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
     temperature_: float
-    _absent: tuple[int, ...] = ()  # classes without a row, where their logit says so
+    _absent: tuple[int, ...] = ()  # classes without a training row, if their logit is -10,000
 
     def linear(self) -> LinearHead:
         """The fitted head as logits: scale and temperature folded in, float32."""
@@ -128,7 +128,7 @@ class LinearClassifier(HeadClassifier):
         name: str,
         record: Provenance,
     ) -> LinearHead:
-        """A head of the path, as `linear` makes the chosen one, with its own record."""
+        """The `linear` head of another setting on the path."""
         return LinearHead(
             (weights / temperature).astype(np.float32),
             (intercepts / temperature).astype(np.float32),
@@ -175,7 +175,7 @@ class LinearClassifier(HeadClassifier):
 
 
 class NonlinearClassifier(HeadClassifier):
-    """Base of heads without class weights: a subclass fits and sets `head_`, whose logits are everything."""
+    """Base of heads without class weights: a subclass fits and sets `head_`."""
 
     head_: LogitHead
 

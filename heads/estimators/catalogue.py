@@ -1,11 +1,11 @@
-"""The table of heads, and what each takes; names and choices are read without importing a head."""
+"""The table of heads and their parameters; names are known without importing a head."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.errors import HeadError
 from featcache.parameters import Parameter, Plugins
@@ -61,7 +61,7 @@ def takes_selection(name: str) -> bool:
     return "selection" in inspect.signature(head_class(name).fit).parameters
 
 
-def make_head(name: str, parameters: Mapping[str, Any], prior: Any = None) -> HeadClassifier:
+def make_head(name: str, parameters: Mapping[str, object], prior: object = None) -> HeadClassifier:
     """An unfitted head.
 
     Raises

@@ -9,10 +9,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
@@ -21,7 +21,8 @@ from heads.estimators.base import LinearClassifier
 from heads.estimators.kept_moments import blocks_in_place, moments_by_fold
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
-from heads.rows.samples import Samples, as_samples, require_finite
+from heads.fitted.provenance import Json
+from heads.rows.samples import Rows, Samples, Selection, as_samples, require_finite
 from heads.rows.selection import RowSampler, selection_samples, thinned
 from heads.solvers.folds import in_folds, sampled_rows
 from heads.solvers.parallel import Blocks
@@ -37,7 +38,7 @@ class Solved(NamedTuple):
 
     weights: Float
     intercepts: Float
-    params: dict[str, Any]
+    params: Json
 
 
 class MomentClassifier(LinearClassifier):
@@ -49,19 +50,22 @@ class MomentClassifier(LinearClassifier):
     def _solve(self, moments: Moments) -> Solved:
         """The head from moments in which every class has rows."""
 
-    def fit(self, X: Any, y: Any = None, *, selection: Any = None, classnames: Sequence[str] | None = None) -> Self:
+    def fit(
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
         """Fit on arrays, tensors or an image store.
 
         Parameters
         ----------
-        X
-            Image store (streamed twice), or array-like (N, D).
-        y
-            Labels (N,), with arrays.
-        selection
-            Store, or ``(X, y)``, on which the temperature is fitted; None uses 5 folds of the training rows.
-        classnames
-            With arrays: the C names; y then holds class indices, and classes may lack rows.
+        X : image store (streamed twice), or array-like (N, D)
+        y : labels (N,), with arrays
+        selection : store, or ``(X, y)``, on which the temperature is fitted; None uses 5 folds of the training rows
+        classnames : with arrays: the C names; y then holds class indices, and classes may lack rows
 
         Raises
         ------
@@ -157,8 +161,7 @@ class NearestMean(MomentClassifier):
 
     Parameters
     ----------
-    normalize
-        Whether class means are scaled to unit length.
+    normalize : whether class means are scaled to unit length
 
     Attributes
     ----------
@@ -276,8 +279,7 @@ class LinearDiscriminant(MomentClassifier):
 
         Parameters
         ----------
-        shrinkages
-            Numbers from 0 to 1, "auto" or "oas".
+        shrinkages : numbers from 0 to 1, "auto" or "oas"
 
         Raises
         ------

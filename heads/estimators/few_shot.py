@@ -1,20 +1,22 @@
-"""What the heads share that add a few labelled rows to a zero-shot head: their `fit`, folds, and the choice by them."""
+"""Base of the few-shot heads, which add labelled rows to a zero-shot head: `fit`, folds, and the choice by them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
+from featcache.store.protocol import TextSource
 from heads.estimators.base import HeadClassifier
 from heads.estimators.text_prior import samples_of, text_head, text_identity
+from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
-from heads.fitted.provenance import Provenance
-from heads.rows.samples import Samples, gathered, require_finite
+from heads.fitted.provenance import Json, Provenance
+from heads.rows.samples import Rows, Samples, Selection, gathered, require_finite
 from heads.rows.selection import selection_samples
 from heads.solvers.folds import FOLDS, FoldAssigner
 
@@ -41,17 +43,21 @@ class FewShotClassifier(HeadClassifier):
 
     metric: str
 
-    def fit(self, X: Any, y: Any = None, *, texts: Any, selection: Any = None) -> Self:
+    def fit(
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        *,
+        texts: TextSource | LinearHead | Fitted,
+        selection: Selection | None = None,
+    ) -> Self:
         """Fit on arrays, tensors or an image store, in memory.
 
         Parameters
         ----------
-        X
-            Image store, or array-like (N, D).
-        y
-            Labels (N,), with arrays: class indices of the zero-shot head.
-        texts
-            Text store, or a zero-shot head (any linear one).
+        X : image store, or array-like (N, D)
+        y : labels (N,), with arrays: class indices of the zero-shot head
+        texts : text store, or a zero-shot head (any linear one)
         selection
             Store, or ``(X, y)``, on which the head's settings are chosen; None cross-validates on the training rows.
 
@@ -80,9 +86,9 @@ class FewShotClassifier(HeadClassifier):
 
     @abstractmethod
     def _fit(self, rows: FewShotRows) -> None:
-        """Set everything that the head needs, `provenance_` included."""
+        """Set the fitted attributes, `provenance_` included."""
 
-    def _record(self, rows: FewShotRows, settings: dict[str, Any], how: str, *, of_path: bool = False) -> Provenance:
+    def _record(self, rows: FewShotRows, settings: Json, how: str, *, of_path: bool = False) -> Provenance:
         """Provenance of settings that were chosen `how`; heads of the path were not chosen on a split."""
         params = {**settings, "metric": self.metric, "selection": how}
         split = rows.validation if how == "split" and not of_path else None
@@ -93,7 +99,7 @@ class FewShotClassifier(HeadClassifier):
 
 
 def best_setting(top1: Float, nll: Float, metric: str) -> int:
-    """Flat position of the best setting by a metric; equals in accuracy are decided by the NLL.
+    """Flat position of the best setting by a metric; ties in accuracy are decided by the NLL.
 
     Examples
     --------

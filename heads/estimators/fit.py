@@ -1,4 +1,4 @@
-"""Fitting any head of `HEADS` by its name, from what it says it needs; the verbs `fit` and `sweep` go through here."""
+"""Fitting any head of `HEADS` by its name; used by the verbs `fit` and `sweep`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 
 CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_"}
-"""Parameters that list values to choose from, and where a fitted head keeps the one that it chose."""
+"""Parameters that list values to choose from, and the attribute with the chosen value."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to fit from.
+    """Stores and heads to fit from.
 
     Attributes
     ----------
-    train : image store (or one that acts as such, `FewShotStore`), None where there are only texts
+    train : image store or `FewShotStore`; None where there are only texts
     texts : text stores of one class list and text tower; several make an ensemble
-    selection : image store on which hyper-parameters are chosen, None lets a head use its own folds
+    selection : image store on which hyper-parameters are chosen; None uses the head's default, such as folds
     prior : fitted linear head that weights shrink towards, None for zero
     """
 
@@ -44,13 +44,13 @@ class Material:
         return ZeroShot().fit(list(self.texts)).linear()
 
 
-def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None = None) -> HeadClassifier:
+def fit_head(name: str, material: Material, parameters: Mapping[str, object] | None = None) -> HeadClassifier:
     """Fit one head.
 
     Parameters
     ----------
     name : key of `HEADS`
-    material : what to fit from; parts that the head does not take are not touched
+    material : what to fit from; parts that the head does not take are ignored
     parameters : of its constructor
 
     Raises
@@ -76,14 +76,14 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, Any] | None
         return _fitted(head, list(material.texts))
     if material.train is None:
         raise HeadError(f"{name} fits from labelled rows; name an image store that `featcache encode` wrote")
-    options: dict[str, Any] = {"texts": material.text_head()} if kind.takes_texts else {}
+    options: Json = {"texts": material.text_head()} if kind.takes_texts else {}
     if material.selection is not None and takes_selection(name):
         options["selection"] = material.selection
     return _fitted(head, material.train, **options, **_groups(kind, material))
 
 
 def _groups(kind: type[HeadClassifier], material: Material) -> Json:
-    """Rows that are views of one image, which nothing may hold out apart; see `featcache.store.images`."""
+    """Groups of rows that are views of one image and must be held out together; see `featcache.store.images`."""
     groups = None if material.train is None else material.train.groups
     if groups is None:
         return {}
@@ -98,7 +98,7 @@ def _groups(kind: type[HeadClassifier], material: Material) -> Json:
 
 
 def _fitted(head: Any, X: Any, **options: Any) -> HeadClassifier:
-    """`head.fit`, whose keywords differ from head to head."""
+    """`head.fit`, whose keywords differ between heads."""
     fitted: HeadClassifier = head.fit(X, **options)
     return fitted
 
@@ -112,7 +112,7 @@ def unfitted(head: HeadClassifier) -> HeadClassifier:
 def settled(head: HeadClassifier) -> HeadClassifier:
     """An unfitted copy of a fitted head with the penalty (and other values of lists) that it chose.
 
-    What a head chooses beside them, such as LP++ its steps, it chooses again.
+    Other choices, such as the steps of LP++, are made again.
 
     Examples
     --------

@@ -46,8 +46,7 @@ def store_moments(
     store : image store
     folds : K
         Stratified folds: row r of a class is in fold r mod K (`heads.solvers.folds.FoldAssigner`).
-    cache
-        Read the moments from their file where there is one, and write it otherwise (stores on this machine alone).
+    cache : read the moments from their file where there is one, and write it otherwise (stores on this machine alone)
     distributed
         In a process group each process sums the blocks ``rank, rank + size, ...``, and one all-reduce adds them up.
 

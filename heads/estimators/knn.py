@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from featcache.parameters import Count, OneOf, Positive
 from heads.estimators.base import NonlinearClassifier
 from heads.fitted.base import label_values
 from heads.fitted.knn import KNNHead, NeighbourBank
+from heads.fitted.provenance import Json
 from heads.rows.device import device_rows
-from heads.rows.samples import Rows, Samples, Selection, as_samples, gathered, require_finite, to_numpy
+from heads.rows.samples import Features, Rows, Samples, Selection, as_samples, gathered, require_finite, to_numpy
 from heads.rows.selection import RowSampler, selection_samples, thinned
 from heads.search import INDEXES, PROBED
 
@@ -30,10 +31,8 @@ class KNN(NonlinearClassifier):
 
     Parameters
     ----------
-    n_neighbors
-        A number k, or several to choose from; those above N are N.
-    temperature
-        Sharpness of the vote; DINO's 0.07.
+    n_neighbors : a number k, or several to choose from; those above N are N
+    temperature : sharpness of the vote; DINO's 0.07
     index
         "exact", or with `pip install featcache[faiss]` (or ``[faiss-gpu]``) "faiss-flat", "faiss-ivf" or "faiss-hnsw";
         the last two are approximate.
@@ -55,7 +54,7 @@ class KNN(NonlinearClassifier):
     used where the store is not. A class without a training row gets no vote. With one k nothing is searched while
     fitting; with several, leave-one-out searches a bounded share of the rows.
 
-    Rows that lie on a GPU (CUDA tensors, `heads.resident`) are searched there by "exact"; faiss copies its index to the
+    Rows on a GPU (CUDA tensors, `heads.resident`) are searched there by "exact"; faiss copies its index to the
     GPUs that it can use, except "faiss-hnsw". ``searched_on`` in the provenance tells.
 
     References
@@ -99,14 +98,10 @@ class KNN(NonlinearClassifier):
 
         Parameters
         ----------
-        X
-            Image store, or array-like (N, D).
-        y
-            Labels (N,), with arrays.
-        selection
-            Store, or ``(X, y)``, on which k is chosen; None leaves out one training row at a time.
-        classnames
-            With arrays: the C names; y then holds class indices, and classes may lack rows.
+        X : image store, or array-like (N, D)
+        y : labels (N,), with arrays
+        selection : store, or ``(X, y)``, on which k is chosen; None leaves out one training row at a time
+        classnames : with arrays: the C names; y then holds class indices, and classes may lack rows
 
         Raises
         ------
@@ -124,7 +119,7 @@ class KNN(NonlinearClassifier):
         ks = self._checked(len(labels))
         bank = NeighbourBank(features, labels, self.index, ks[-1], self.probes)
         columns = np.arange(len(samples.classnames))
-        fields: dict[str, Any] = {"name": self.name, "classes": label_values(self.classes_)}
+        fields: Json = {"name": self.name, "classes": label_values(self.classes_)}
         heads = [KNNHead(bank, k, float(self.temperature), columns, self.classnames_, **fields) for k in ks]
         held_out = None if selection is None else selection_samples(selection, samples)
         self.accuracies_ = {} if len(ks) == 1 else _accuracies(heads, held_out)
@@ -133,7 +128,7 @@ class KNN(NonlinearClassifier):
         return self
 
     def _keep(self, heads: list[KNNHead], samples: Samples, held_out: Samples | None) -> None:
-        """The path, of which nothing was chosen, and the chosen head, with where they come from."""
+        """Set the heads of the path and the chosen head, with their provenance."""
         how = "given" if len(heads) == 1 else "leave-one-out" if held_out is None else "split"
         chosen = held_out.store if how == "split" and held_out is not None else None
         probed = {} if self.probes is None else {"probes": self.probes}
@@ -147,12 +142,12 @@ class KNN(NonlinearClassifier):
         self.head_ = best.with_provenance(self.provenance_)
 
     def path_heads(self) -> list[KNNHead]:
-        """A head for every k, ascending: `heads.evaluate` judges them all with one search."""
+        """A head for every k, ascending: `heads.evaluate` evaluates them all with one search."""
         self.frozen()
         return [replace(head, name=f"{self.name} k={head.n_neighbors}") for head in self._path]
 
-    def _rows(self, samples: Samples) -> tuple[Any, NDArray[np.int64]]:
-        """All rows and labels, finite: for exact search on the GPU that they lie on, else in memory."""
+    def _rows(self, samples: Samples) -> tuple[Features | torch.Tensor, NDArray[np.int64]]:
+        """All rows and labels, checked to be finite: on their GPU for exact search, else in memory."""
         there = device_rows(samples) if self.index == "exact" else None
         if there is None:
             features, labels = gathered(samples)

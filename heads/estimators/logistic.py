@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
@@ -20,8 +20,8 @@ from heads.estimators.logistic_choice import METRICS, Choice, logistic_rows
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
-from heads.fitted.provenance import split_id
-from heads.rows.samples import Samples, as_samples
+from heads.fitted.provenance import Json, split_id
+from heads.rows.samples import Rows, Samples, Selection, as_samples
 from heads.rows.selection import selection_samples
 from heads.solvers.logistic.path import Fitted, PathSolver
 from heads.solvers.logistic.rows import TrainingRows
@@ -29,7 +29,7 @@ from heads.solvers.logistic.rows import TrainingRows
 Float = NDArray[np.float64]
 
 CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
-"""Default path: 13 values from 1e-2 to 1e4, two a decade."""
+"""Default path: 13 values from 1e-2 to 1e4, two per decade."""
 
 
 class Logistic(LinearClassifier):
@@ -49,17 +49,13 @@ class Logistic(LinearClassifier):
         refit=True)``.
         Without a selection split, and with no two rows of one class, nothing can be held out: the C nearest to 1 is
         taken (on the log scale, the smaller of two), with a warning.
-    fit_intercept
-        Whether to fit an unpenalised intercept (in addition to the prior's).
+    fit_intercept : whether to fit an unpenalised intercept (in addition to the prior's)
     prior
         A fitted head on the logit scale (`LinearHead`, or a fitted `ZeroShot`) that weights shrink to; as C goes to
         0, W becomes the prior's. scikit-learn's `clone` keeps a `LinearHead`, but returns an estimator unfitted.
-    metric
-        What chooses C: "nll" (smallest mean) or "top1" (largest share); the smaller C on ties.
-    tol
-        Largest relative distance of the objective from its minimum, as the solver estimates it.
-    max_iter
-        Iterations for one C.
+    metric : what chooses C: "nll" (smallest mean) or "top1" (largest share); the smaller C on ties
+    tol : largest relative distance of the objective from its minimum, as the solver estimates it
+    max_iter : iterations for one C
     refit
         Whether the head of the chosen (or only) C is fitted again, on training and selection rows together. The heads
         of `path` are fitted on the training rows alone.
@@ -132,19 +128,22 @@ class Logistic(LinearClassifier):
         self.refit = refit
         self.in_memory = in_memory
 
-    def fit(self, X: Any, y: Any = None, *, selection: Any = None, classnames: Sequence[str] | None = None) -> Self:
+    def fit(
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
         """Fit on arrays, tensors or an image store.
 
         Parameters
         ----------
-        X
-            Image store (streamed once, or out of core), or array-like (N, D).
-        y
-            Labels (N,), with arrays.
-        selection
-            Store, or ``(X, y)``, on which C is chosen; None uses 5 folds of the training rows.
-        classnames
-            With arrays: the C names; y then holds class indices, and classes may have no row.
+        X : image store (streamed once, or out of core), or array-like (N, D)
+        y : labels (N,), with arrays
+        selection : store, or ``(X, y)``, on which C is chosen; None uses 5 folds of the training rows
+        classnames : with arrays: the C names; y then holds class indices, and classes may have no row
 
         Raises
         ------
@@ -228,7 +227,7 @@ class Logistic(LinearClassifier):
         params["prior"] = prior_record(prior)
         store = splits[0].store
         self._path_record = self._provenance(dict(params), store, parent=prior)
-        identity: dict[str, Any] = {}
+        identity: Json = {}
         if len(splits) > 1:
             params["refit"] = True
             identity["fitted_on"] = [split_id(s.store) for s in splits if s.store is not None]
@@ -236,5 +235,5 @@ class Logistic(LinearClassifier):
 
 
 def _missing(fitted: Fitted) -> tuple[int, ...]:
-    """Classes without a training row, where their intercept says so."""
+    """Classes without a training row: their intercept is `ABSENT`."""
     return tuple(np.flatnonzero(fitted.intercepts == ABSENT).tolist())

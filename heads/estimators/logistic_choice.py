@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from featcache.errors import HeadError
 from heads.kernels import linear_nll
 from heads.kernels.tally import stats_of_arrays
 from heads.rows.device import chosen_rows, device_rows
-from heads.rows.samples import Samples, require_finite
+from heads.rows.samples import Block, Samples, require_finite
 from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.logistic.path import Fitted, PathSolver, validation_logits
 from heads.solvers.logistic.rows import DeviceRows, Rows, StreamedRows, TrainingRows
@@ -137,7 +136,7 @@ class Choice:
         return int(scores.argmin() if self.metric == "nll" else scores.argmax())
 
     def _without_choice(self) -> Float:
-        """Warn that nothing chooses C, and return no scores."""
+        """Warn that C cannot be chosen, and return no scores."""
         self.how = "none"
         what = "nothing chooses C: no class has two rows, so no row can be held out; the C nearest to 1 is taken"
         warnings.warn(f"{what} (give a selection split, or one C)", UserWarning, stacklevel=4)
@@ -207,7 +206,7 @@ def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: b
         _check(parts, X.sum(axis=0, dtype=np.float64), y)
         return Rows(X, y, len(first.classnames), fit_intercept=fit_intercept)
 
-    def blocks() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def blocks() -> Iterator[Block]:
         for part in parts:
             yield from part.blocks()
 

@@ -34,10 +34,8 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
 
     Parameters
     ----------
-    steps
-        Largest number of gradient steps.
-    metric
-        "top1" or "nll": what chooses the number of steps; ties in accuracy are decided by the NLL.
+    steps : largest number of gradient steps
+    metric : "top1" or "nll": what chooses the number of steps; ties in accuracy are decided by the NLL
 
     Attributes
     ----------

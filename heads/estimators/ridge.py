@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import Positive
@@ -18,9 +18,10 @@ from heads.estimators.kept_moments import blocks_in_place, store_moments, worth_
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.base import positions_of
 from heads.fitted.linear import LinearHead
-from heads.rows.samples import Samples, as_samples, require_finite, to_numpy
+from heads.fitted.provenance import Json
+from heads.rows.samples import Rows, Samples, Selection, as_samples, require_finite, to_numpy
 from heads.rows.selection import RowSampler, selection_samples, thinned
-from heads.rows.weights import class_weights, group_ids, row_weights
+from heads.rows.weights import ClassWeight, class_weights, group_ids, row_weights
 from heads.solvers.folds import FOLDS, folds_of
 from heads.solvers.parallel import Blocks
 from heads.solvers.primitives import as_tensor
@@ -32,7 +33,7 @@ from heads.solvers.temperature import fit_temperature
 Float = NDArray[np.float64]
 
 ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
-"""Default path: 25 values from 1e-3 to 1e3, four a decade."""
+"""Default path: 25 values from 1e-3 to 1e3, four per decade."""
 
 
 def choose_alpha(
@@ -41,22 +42,16 @@ def choose_alpha(
     alphas: Float,
     validation: Callable[[], Blocks] | None = None,
 ) -> tuple[float, Float]:
-    """The alpha of the smallest mean squared error on held-out rows (the first one on ties), and all errors.
+    """The alpha of the smallest mean squared error on held-out rows (the first on ties), and all errors (A,).
 
     Parameters
     ----------
     problem
-        The training rows. Without a validation split they choose: by its folds if it has some, else by exact
-        leave-one-out, of whole groups if it has some.
-    spectrum
-        Decomposition of all training rows.
+        The training rows. Without a validation split alpha is chosen by its folds, or else by exact
+        leave-one-out or leave-one-group-out.
+    spectrum : decomposition of all training rows
     alphas : (A,)
-    validation
-        Gives the blocks of a validation split at every call.
-
-    Returns
-    -------
-    alpha, and errors (A,): means over rows and targets.
+    validation : gives the blocks of a validation split at every call
 
     Raises
     ------
@@ -82,10 +77,8 @@ class Ridge(LinearClassifier):
 
     Parameters
     ----------
-    alphas
-        Path of positive penalties.
-    fit_intercept
-        Whether to fit an unpenalised intercept.
+    alphas : path of positive penalties
+    fit_intercept : whether to fit an unpenalised intercept
     cv
         How alpha is chosen without a selection split: "loo", exact leave-one-out (leave-one-group-out, where `fit` gets
         groups); a number of folds, stratified by class, or of whole groups; the fold of every row (N,); or
@@ -97,8 +90,8 @@ class Ridge(LinearClassifier):
         A fitted linear head W0 (`LinearHead`, `ZeroShot`) that the weights shrink to instead of zero: the penalty is
         ``alpha ||W - s W0||²``. The mean over classes is subtracted from W0, which changes no prediction, and s brings
         its scores to the scale of the targets (least squares; `prior_scale_`). Its bias is not used. s is fitted on all
-        training rows, and leave-one-out, of groups too, is exact given that s: the number s alone has seen the row that
-        is left out. With folds, s is fitted on the training rows of each; a selection split is not used for s.
+        training rows, and leave-one-out, of groups too, is exact given that s: only the number s has seen
+        the row that is left out. With folds, s is fitted on the training rows of each; a selection split is not used.
 
     Attributes
     ----------
@@ -121,8 +114,8 @@ class Ridge(LinearClassifier):
     intercept are zero; with one its weights are ``alpha (S + alpha I)^-1 s W0_c``, S the Gram matrix of the rows
     (centred, if there is an intercept).
     Fewer rows than features are solved in the dual form (`heads.solvers.ridge.spectrum`). Stores are streamed.
-    Rows on a GPU (CUDA tensors, `heads.resident`) are passed over there; with groups, or fewer rows than features, on
-    the host.
+    Rows on a GPU (CUDA tensors, `heads.resident`) are summed there; with groups, or fewer rows than features, on the
+    host.
 
     Examples
     --------
@@ -158,30 +151,24 @@ class Ridge(LinearClassifier):
 
     def fit(
         self,
-        X: Any,
-        y: Any = None,
-        sample_weight: Any = None,
+        X: Rows,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
         *,
-        groups: Any = None,
-        selection: Any = None,
+        groups: ArrayLike | None = None,
+        selection: Selection | None = None,
         classnames: Sequence[str] | None = None,
     ) -> Self:
         """Fit on arrays, tensors or an image store.
 
         Parameters
         ----------
-        X
-            Image store (streamed twice), or array-like (N, D).
-        y
-            Labels (N,), with arrays.
-        sample_weight
-            Weights (N,) of the valid rows, as in scikit-learn.
-        groups
-            Group (N,) of every valid row, of any values: rows that are views of one image are left out together.
-        selection
-            Store, or ``(X, y)``, on which alpha and temperature are chosen; None uses `cv`.
-        classnames
-            With arrays: the C names; y then holds class indices, and classes may lack rows.
+        X : image store (streamed twice), or array-like (N, D)
+        y : labels (N,), with arrays
+        sample_weight : weights (N,) of the valid rows, as in scikit-learn
+        groups : group (N,) of every valid row, of any values: rows that are views of one image are left out together
+        selection : store, or ``(X, y)``, on which alpha and temperature are chosen; None uses `cv`
+        classnames : with arrays: the C names; y then holds class indices, and classes may lack rows
 
         Raises
         ------
@@ -214,10 +201,10 @@ class Ridge(LinearClassifier):
         return self.spectrum_.path(self.alphas_)
 
     def path_heads(self) -> list[LinearHead]:
-        """Every alpha, ascending, as logits for `heads.evaluate`, which takes them at once.
+        """A head for every alpha, ascending; `heads.evaluate` takes them all at once.
 
         Accuracies are exact. All scores are divided by the `temperature_` of the chosen alpha, which is not the best
-        one for the NLL of the others: to fit those would take held-out scores of every alpha.
+        one for the NLL of the others: those would need held-out scores of every alpha.
         """
         record, heads = self.linear().provenance, []
         for alpha in np.union1d(self.alphas_, [self.alpha_]).tolist():
@@ -232,10 +219,8 @@ class Ridge(LinearClassifier):
 
         Parameters
         ----------
-        class_subset
-            Class indices, at least two, none twice.
-        alpha
-            Another penalty than `alpha_`.
+        class_subset : class indices, at least two, none twice
+        alpha : another penalty than `alpha_`
 
         Raises
         ------
@@ -253,17 +238,23 @@ class Ridge(LinearClassifier):
         return found
 
     def _problem(
-        self, samples: Samples, sample_weight: Any, groups: Any, prior: LinearHead | None, *, choose: bool
+        self,
+        samples: Samples,
+        sample_weight: ArrayLike | None,
+        groups: ArrayLike | None,
+        prior: LinearHead | None,
+        *,
+        choose: bool,
     ) -> RidgeProblem:
-        """The rows with weights, groups and folds beside them; `choose` if they also choose alpha."""
+        """The rows with weights, groups and folds beside them; `choose` if alpha is chosen on them."""
         weights = row_weights(samples, self.class_weight, sample_weight)
         ids = folds = number = None
         if choose and not (isinstance(self.cv, str) and self.cv == "loo" and groups is None):
-            labels = samples.labels()  # of what streams, this takes a pass
+            labels = samples.labels()  # takes a pass over a stream
             ids = group_ids(groups, len(labels))
             folds = folds_of(self.cv, labels, len(samples.classnames), ids)
             number = int(self.cv) if isinstance(self.cv, Integral) and ids is None else None
-        kept = None  # moments kept by stratified folds; where folds do not matter, any number of them will do
+        kept = None  # moments kept by stratified folds; without folds, any number of them serves
         if weights is None and (folds is None or number is not None) and worth_keeping(samples.store, number or FOLDS):
             kept = partial(store_moments, samples.store, number or FOLDS)
         rows, base = _rows(samples), None if prior is None else prior.weights.astype(np.float64)
@@ -313,7 +304,7 @@ class Ridge(LinearClassifier):
         self, samples: Samples, validation: Samples | None, prior: LinearHead | None, problem: RidgeProblem
     ) -> None:
         how = "split" if validation is not None else "leave-one-out" if isinstance(self.cv, str) else "folds"
-        params: dict[str, Any] = {
+        params: Json = {
             "alpha": self.alpha_,
             "fit_intercept": bool(self.fit_intercept),
             "temperature": self.temperature_,
@@ -333,7 +324,7 @@ class Ridge(LinearClassifier):
         self.provenance_ = self._provenance(params, samples.store, chosen, prior)
 
 
-def _plain_weights(class_weight: Any) -> Any:
+def _plain_weights(class_weight: ClassWeight) -> object:
     """Class weights for a JSON record."""
     if isinstance(class_weight, str):
         return class_weight

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,7 +16,7 @@ from featcache.errors import HeadError, MismatchError
 from heads.estimators.ridge import ALPHAS, choose_alpha
 from heads.fitted.file_format import read_head, write_head
 from heads.fitted.provenance import Provenance, check_encoder, encoder_record, split_id
-from heads.rows.samples import feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
+from heads.rows.samples import Array, Rows, feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
 from heads.rows.selection import SELECTION
 from heads.rows.weights import checked_weights, group_ids
 from heads.solvers.folds import folds_of
@@ -37,10 +37,8 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
 
     Parameters
     ----------
-    alphas
-        Path of positive penalties.
-    fit_intercept
-        Whether to fit an unpenalised intercept.
+    alphas : path of positive penalties
+    fit_intercept : whether to fit an unpenalised intercept
     cv
         How alpha is chosen without a selection split: "loo", exact leave-one-out (leave-one-group-out, where `fit` gets
         groups); a number of folds, the fold of every row (N,), or scikit-learn's list of splits.
@@ -81,22 +79,23 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         self.cv = cv
 
     def fit(
-        self, X: Any, y: Any = None, sample_weight: Any = None, *, groups: Any = None, selection: Any = None
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        groups: ArrayLike | None = None,
+        selection: tuple[Rows, ArrayLike] | None = None,
     ) -> Self:
         """Fit on arrays, tensors or an image store, with targets beside its valid rows.
 
         Parameters
         ----------
-        X
-            Image store (streamed; its labels are not used), or array-like (N, D).
-        y
-            Targets (N,) or (N, K), numbers.
-        sample_weight
-            Weights (N,), as in scikit-learn.
-        groups
-            Group (N,) of every row: rows that are left out together.
-        selection
-            ``(X, y)`` on which alpha is chosen; None uses `cv`.
+        X : image store (streamed; its labels are not used), or array-like (N, D)
+        y : targets (N,) or (N, K), numbers
+        sample_weight : weights (N,), as in scikit-learn
+        groups : group (N,) of every row: rows that are left out together
+        selection : ``(X, y)`` on which alpha is chosen; None uses `cv`
 
         Raises
         ------
@@ -143,7 +142,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
             raise HeadError("a model from a file keeps the chosen alpha alone; fit it again for the path")
         return self.spectrum_.path(self.alphas_)
 
-    def predict(self, X: Any) -> Float:
+    def predict(self, X: Rows) -> Float:
         """Targets (N,) or (N, K), as they were in `fit`; X is a store or array-like."""
         check_is_fitted(self, "coef_")
         if is_store(X):
@@ -160,7 +159,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
             parts.append(features.astype(np.float64) @ self.coef_.T + self.intercept_)
         return np.concatenate(parts)
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """R² of the predictions, as `sklearn.metrics.r2_score`; X is a store or array-like, y may be a tensor."""
         weights = None if sample_weight is None else to_numpy(sample_weight)
         return float(super().score(X, to_numpy(y), weights))
@@ -202,7 +201,7 @@ class _Rows(NamedTuple):
     dim: int
 
     @classmethod
-    def of(cls, X: Any, y: Any) -> _Rows:
+    def of(cls, X: Rows, y: ArrayLike | None) -> _Rows:
         """Checked rows of a store or an array-like."""
         targets = _checked_targets(y)
         wide, single = targets.astype(np.float64).reshape(len(targets), -1), targets.ndim == 1
@@ -225,7 +224,7 @@ class _Rows(NamedTuple):
             raise HeadError(f"X has {done} valid rows and y has {len(self.targets)} targets; they must be equal")
 
 
-def _checked_targets(y: Any) -> NDArray[Any]:
+def _checked_targets(y: ArrayLike | None) -> Array:
     """Finite real targets (N,) or (N, K)."""
     if y is None:
         raise HeadError("regression requires y to be passed, but the target y is None; give numbers (N,) or (N, K)")
@@ -243,7 +242,7 @@ def _checked_targets(y: Any) -> NDArray[Any]:
     return targets
 
 
-def _validation_blocks(problem: RidgeProblem, X: Any, y: Any) -> Callable[[], Blocks]:
+def _validation_blocks(problem: RidgeProblem, X: Rows, y: ArrayLike) -> Callable[[], Blocks]:
     """Gives blocks of a validation split, which must fit the training rows and be finite."""
     rows = _Rows.of(X, y)
     n_targets = rows.targets.shape[1]
@@ -257,7 +256,7 @@ def _validation_blocks(problem: RidgeProblem, X: Any, y: Any) -> Callable[[], Bl
     return lambda: finite_blocks(rows.blocks, SELECTION)
 
 
-def _record(X: Any, chosen: Any) -> Provenance:
+def _record(X: Rows, chosen: Rows | None) -> Provenance:
     """Provenance of the training rows and the selection split; two stores must have one encoder."""
     fitted = X if is_store(X) else None
     record = Provenance(
@@ -269,5 +268,5 @@ def _record(X: Any, chosen: Any) -> Provenance:
         featcache=__version__,
     )
     if fitted is not None and is_store(chosen):
-        check_encoder(_KIND, record, int(X.dim), chosen)
+        check_encoder(_KIND, record, int(fitted.dim), chosen)
     return record

@@ -1,4 +1,4 @@
-"""What heads share that begin from a zero-shot head and labelled rows: the text head, the rows, and their record."""
+"""Helpers of heads that begin from a zero-shot head: the text head, the training rows, and their record."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def checked_prior(prior: object, samples: Samples) -> LinearHead | None:
     Raises
     ------
     HeadError
-        For something that is no fitted linear head, or has another shape.
+        For anything but a fitted linear head, or another shape.
     MismatchError
         For a prior of another encoder or class list.
     """
@@ -56,7 +56,7 @@ def checked_prior(prior: object, samples: Samples) -> LinearHead | None:
 
 
 def prior_record(prior: LinearHead | None) -> Json | None:
-    """What the parameters in provenance say of a prior; the splits that it knows are among those of the new head."""
+    """The prior, as recorded in the parameters; its splits are added to those of the new head."""
     if prior is None:
         return None
     record = prior.provenance
@@ -64,7 +64,7 @@ def prior_record(prior: LinearHead | None) -> Json | None:
 
 
 def text_identity(text: LinearHead, classnames: tuple[str, ...]) -> Json:
-    """Provenance that the text head adds: the head is bound to the text tower, too."""
+    """What the text head adds to the provenance: the head is bound to its text tower, too."""
     record = text.provenance
     return {
         "text_digest": record.text_digest,

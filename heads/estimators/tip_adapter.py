@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from heads.estimators.few_shot import FewShotClassifier, FewShotRows, best_setti
 from heads.fitted.linear import LinearHead
 from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead, unit_rows
 from heads.kernels.tally import stats_of_arrays
+from heads.rows.samples import Array
 from heads.solvers.parallel import map_pieces
 
 Float = NDArray[np.float64]
@@ -49,12 +50,9 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
 
     Parameters
     ----------
-    alphas
-        Strengths to choose from, not negative; 0 is the zero-shot head.
-    betas
-        Sharpnesses to choose from, positive.
-    metric
-        "top1" or "nll": what the choice maximises or minimises; ties in accuracy are decided by the NLL.
+    alphas : strengths to choose from, not negative; 0 is the zero-shot head
+    betas : sharpnesses to choose from, positive
+    metric : "top1" or "nll": what the choice maximises or minimises; ties in accuracy are decided by the NLL
 
     Attributes
     ----------
@@ -184,12 +182,9 @@ class TipAdapterF(TipAdapter):
 
     Parameters
     ----------
-    alphas, betas, metric
-        As in `TipAdapter`.
-    epochs, learning_rate, batch_size
-        20, 1e-3 and 256, as published.
-    seed
-        Order of the rows.
+    alphas, betas, metric : as in `TipAdapter`
+    epochs, learning_rate, batch_size : 20, 1e-3 and 256, as published
+    seed : order of the rows
 
     Attributes
     ----------
@@ -257,7 +252,7 @@ def scored(
     text: LinearHead,
     bank: KeyBank,
     grid: Grid,
-    queries: Iterable[tuple[NDArray[Any], ...]],
+    queries: Iterable[tuple[Array, ...]],
     folds: NDArray[np.int64] | None = None,
 ) -> Float:
     """Accuracy and NLL (2, A, B) of every pair of the grid on blocks of rows ``(X, y)``.

@@ -1,11 +1,9 @@
 """Zero-shot classification from text embeddings: no images, no training (Radford et al. 2021).
 
-Weights for prompt templates without a label: how sure each template is on the images at hand.
-
-After Allingham et al. 2023, "A Simple Zero-shot Prompt Weighting Technique to Improve Prompt Ensembling in Text-Image
-Models": a template's score is the mean, over unlabelled images, of its largest logit, with the logits' mean over the
-images taken off first, because frequent words score high on every image. (The paper takes off the mean over a sample
-of pretraining images as well; here only the images at hand are used.)
+Template weights follow Allingham et al. 2023, "A Simple Zero-shot Prompt Weighting Technique to Improve Prompt
+Ensembling in Text-Image Models": a template's score is the mean, over unlabelled images, of its largest logit, after
+subtracting the mean over images, because frequent words score high on every image. (The paper also subtracts the mean
+over a sample of pretraining images; here only the given images are used.)
 """
 
 from __future__ import annotations
@@ -35,12 +33,10 @@ class ZeroShot(LinearClassifier):
 
     Parameters
     ----------
-    templates
-        Indices or template strings to use; None uses every prompt.
-    weights
-        One non-negative weight a text store; None weighs them alike.
+    templates : indices or template strings to use; None uses every prompt
+    weights : one non-negative weight per text store; None weighs them equally
     template_weights
-        One non-negative weight a chosen template, such as those of `heads.template_weights`; None weighs them alike.
+        One non-negative weight per chosen template, such as those of `heads.template_weights`; None is equal weights.
 
     Attributes
     ----------
@@ -200,7 +196,7 @@ def score_templates(texts: TextSource, images: FeatureSource) -> NDArray[np.floa
     """Score (T,) of each template of a text store, in logits, from an unlabelled image store.
 
     ``score_t = s mean_i max_c (x_i - mean(x)) . e[c, t]`` for L2-normalised prompts e and logit scale s. Labels are not
-    looked at.
+    used.
 
     Raises
     ------

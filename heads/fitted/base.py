@@ -30,8 +30,8 @@ class LogitHead(ABC):
     """A fitted head: features (n, D) in, logits (n, C) out, with a record of where it comes from.
 
     Heads that differ in cheap last steps alone (interpolations of one pair, numbers of neighbours in one bank) share
-    the work before: `sharing` tells which, `prepare` does it once for a block of rows, `finish` makes a head's logits
-    of it. The general path is `logits`.
+    expensive part: `sharing` is equal for such heads, `prepare` runs it once per block of rows, `finish` turns the
+    result into logits. A single head needs only `logits`.
 
     `classes` (C,) are the label values that `predict` returns, those of the ``y`` that the head was fitted on; None
     stands for class indices.
@@ -78,12 +78,12 @@ class LogitHead(ABC):
         """Equal for heads that share `prepare`; None for a head that shares nothing."""
         return None
 
-    def prepare(self, X: NDArray[np.floating]) -> Any:
+    def prepare(self, X: NDArray[np.floating]) -> object:
         """The work on features (n, D) that heads of one `sharing` have in common."""
         raise HeadError(f"{self.name} shares no work with other heads; take its logits")
 
     def finish(self, prepared: Any) -> NDArray[np.float32]:
-        """Logits (n, C) from what `prepare` gave to any head of the same `sharing`."""
+        """Logits (n, C) from the result of `prepare` of any head with the same `sharing`."""
         raise HeadError(f"{self.name} shares no work with other heads; take its logits")
 
     def predict_index(self, X: Rows) -> NDArray[np.int64]:
@@ -120,7 +120,7 @@ class LogitHead(ABC):
         check_encoder(self.provenance.head or self.name, self.provenance, self.dim, store)
         check_classes(self.classnames, store, self.name)
 
-    def with_provenance(self, provenance: Mapping[str, Any]) -> Self:
+    def with_provenance(self, provenance: Mapping[str, object]) -> Self:
         """The same head with another record."""
         other = copy(self)
         object.__setattr__(other, "provenance", Provenance(provenance))  # heads are frozen data classes
@@ -166,7 +166,7 @@ class LogitHead(ABC):
 
 
 def label_values(classes: Array) -> Array | None:
-    """The label values (C,) that a head has to keep: None where they are the class indices.
+    """The label values (C,); None if they are the class indices.
 
     Examples
     --------

@@ -19,12 +19,7 @@ KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KN
 
 
 def save(head: LogitHead | Fitted, path: str | Path) -> Path:
-    """Write a fitted estimator or head to a safetensors file, atomically.
-
-    Returns
-    -------
-    The path written.
-    """
+    """Write a fitted estimator or head to a safetensors file, atomically; returns the path."""
     return as_head(head).save(path)
 
 

@@ -27,10 +27,10 @@ class NeighbourBank:
 
     Parameters
     ----------
-    features : (N, D), in the type they are to be kept in; for exact search also a tensor, searched where it lies
+    features : (N, D), kept in their type; for exact search also a tensor, searched on its device
     labels : (N,) class indices
     index : key of `heads.search.INDEXES`
-    depth : the largest k that will be asked for
+    depth : the largest k needed
     probes : how far an index of `heads.search.PROBED` looks, None for its default
 
     Attributes
@@ -54,8 +54,8 @@ class NeighbourBank:
     def neighbours(self, X: NDArray[np.floating], k: int) -> Neighbours:
         """Cosines (n, k), descending, and labels (n, k) of the nearest rows; -inf where the index found fewer.
 
-        Cosines of a query with NaN or infinity are NaN, whatever the index makes of it (faiss finds nothing, which
-        looks like a row without votes): its logits then are NaN too, and predictions name the row.
+        Cosines of a query with NaN or infinity are NaN (faiss would find nothing, as for a row without votes), so that
+        its logits are NaN too and predictions name the row.
         """
         bad = ~np.isfinite(X).all(axis=1)
         cosines, rows = self._search.search(np.where(bad[:, None], 0, X) if bad.any() else X, k)
@@ -63,10 +63,10 @@ class NeighbourBank:
         return cosines, self.labels[rows]
 
     def others(self, rows: NDArray[np.intp], k: int) -> Neighbours:
-        """The same of the bank's own rows, each without itself."""
+        """`neighbours` of the bank's own rows, each without itself."""
         cosines, found = self._search.search(self.features[rows], k + 1)
         own = found == rows[:, None]
-        own[~own.any(axis=1), -1] = True  # crowded out by its duplicates: the farthest of these goes instead
+        own[~own.any(axis=1), -1] = True  # its duplicates came first: drop the farthest of them instead
         shape = (len(rows), k)
         return cosines[~own].reshape(shape), self.labels[found[~own]].reshape(shape)
 
@@ -81,7 +81,7 @@ class KNNHead(LogitHead):
     n_neighbors, temperature : k and T of the vote
     columns : (C,) class indices of the bank that `classnames` are
     classes : (C,) the label values that `predict` returns; None for class indices
-    scale : what the log vote shares are multiplied by: 1 / T of a temperature that was fitted afterwards
+    scale : factor on the log vote shares: 1 / T of a temperature that was fitted afterwards
     """
 
     kind: ClassVar[str] = "knn"
@@ -111,7 +111,7 @@ class KNNHead(LogitHead):
         return id(self.bank)
 
     def prepare(self, X: NDArray[np.floating]) -> Neighbours:
-        """As many neighbours as any head of this bank wants."""
+        """The `depth` nearest neighbours, enough for every head of this bank."""
         return self.bank.neighbours(self._features(X), self.bank.depth)
 
     def finish(self, prepared: Neighbours) -> NDArray[np.float32]:

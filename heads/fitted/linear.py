@@ -23,15 +23,15 @@ class LinearHead(LogitHead):
     Parameters
     ----------
     weights : (C, D) float32
-        One row a class (scikit-learn's ``coef_``; open_clip's zero-shot matrix is the transpose).
+        One row per class (scikit-learn's ``coef_``; open_clip's zero-shot matrix is the transpose).
     bias : (C,) float32
     classnames : C names; they may repeat
-    name : how results rows call it
+    name : as it appears in results rows
     provenance : JSON-able: head, params, encoder_key, text_digest, classnames, fitted_on, featcache
-    alpha : interpolation coefficient, None for a head that is no interpolation
-    parents : the two heads that an interpolation lies between; evaluation then needs two products for a whole path
-    absent : class indices that the head never saw a row of (their logit is -10,000); heads that it is combined with
-        speak for them
+    alpha : interpolation coefficient; None if the head is not an interpolation
+    parents : the two heads of an interpolation; evaluation then needs two products for a whole path
+    absent : class indices that the head never saw a row of (their logit is -10,000); filled in from other heads where
+        heads are combined
     classes : (C,) the label values that `predict` returns; None for class indices
 
     Examples
@@ -122,7 +122,7 @@ class LinearHead(LogitHead):
         )
 
     def with_temperature(self, temperature: float) -> LinearHead:
-        """The same head with its logits divided by a positive temperature, but for those of classes it never saw."""
+        """The same head with its logits, except those of missing classes, divided by a positive temperature."""
         divisor = np.full(len(self.bias), checked_temperature(temperature), np.float32)
         divisor[list(self.absent)] = 1.0
         parents = self.parents and (
@@ -143,7 +143,7 @@ class LinearHead(LogitHead):
 
     @classmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
-        """The head of `to_file`; the parents of an interpolation stay behind."""
+        """The head of `to_file`; an interpolation loses its parents."""
         absent = tuple(settings.get("absent", ()))  # older files lack it
         return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], absent=absent, **common)
 

@@ -1,9 +1,8 @@
-"""Classes that a head never saw a row of, and what heads that are combined make of them.
+"""Missing classes, of which a head never saw a row, and how they are filled in when heads are combined.
 
-Alone, such a head must not predict the class: its logit is -10,000. In a sum of heads that number would drown what the
-other heads know of the class. So a head that is combined with others takes their word there: relative to the classes
-that both know, it says of the class what they say. Weights and bias are filled in as logits are, and the sum stays
-linear.
+Alone, such a head must not predict the class: its logit is -10,000. In a sum of heads that number would outweigh the
+heads that know the class. So the missing logit is first filled in from those heads, shifted so that the mean over the
+classes that both know agrees. Weights and bias are filled in the same way, and the sum stays linear.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ def known_by_others(tables: Float, absent: NDArray[np.bool_], votes: Sequence[fl
     """Tables of M heads with the classes that a head lacks filled in from the heads that know them.
 
     With K_j the classes that head j knows, ``T_m[c]`` becomes the mean over the heads j that know c of
-    ``T_j[c] + mean_{k in K_m and K_j} (T_m[k] - T_j[k])``: a constant in a row of logits, which no softmax sees, does
-    not matter. What no head knows stays.
+    ``T_j[c] + mean_{k in K_m and K_j} (T_m[k] - T_j[k])``: a constant added to a row of logits does not change its
+    softmax. Classes that no head knows stay as they are.
 
     Parameters
     ----------
     tables : (M, C, ...) logits, or weights and biases
     absent : (M, C)
-    votes : (M,) weights of the mean; None, or none of the voters above zero, weighs them alike
+    votes : (M,) weights of the mean; equal if None, or if those that know the class have none above zero
 
     Examples
     --------
@@ -70,7 +69,7 @@ def known_by_others(tables: Float, absent: NDArray[np.bool_], votes: Sequence[fl
 
 
 def without_opinion(head: LinearHead) -> LinearHead:
-    """The head as a prior of others: of a class that it never saw it says the mean of the classes that it knows.
+    """The head as a prior: missing classes get the mean weights and bias of the others.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Where a fitted head comes from, and which stores it fits: refusals with their remedies.
+"""Provenance of fitted heads, and the checks that a head and a store belong together.
 
-A head that was fitted on images belongs to their encoder; a zero-shot head belongs to every image encoder that is
-paired with its text tower. A head fitted on bare arrays carries no identity and is checked by shape alone.
+A head fitted on images belongs to their encoder; a zero-shot head belongs to every image encoder that is paired with
+its text tower. A head fitted on arrays is checked by shape alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ Json = dict[str, Any]
 
 
 class Provenance(Json):
-    """What a head was made from, as its file holds it: a JSON object whose known keys are attributes, too.
+    """The record of a fit, as stored in the head's file: a JSON object whose known keys are also attributes.
 
-    A record is never changed in place: its methods give new ones. What a record does not say (a head made by hand, an
-    older file) is None or empty.
+    Methods return new records. Keys that a record lacks (a head made by hand, an older file) are None or empty.
 
     Examples
     --------
@@ -81,12 +80,12 @@ class Provenance(Json):
 
     @property
     def fitted_on(self) -> list[Json]:
-        """Splits that the head, or one that it was made from, was fitted on; see `split_id`."""
+        """Splits that the head, or one of its parents, was fitted on; see `split_id`."""
         return self.get("fitted_on") or []
 
     @property
     def chosen_on(self) -> list[Json]:
-        """Splits on which the head, or one that it was made from, was chosen."""
+        """Splits on which the head, or one of its parents, was chosen."""
         return self.get("chosen_on") or []
 
     @property
@@ -94,30 +93,30 @@ class Provenance(Json):
         """Version that wrote the record."""
         return self.get("featcache")
 
-    def but(self, **changes: Any) -> Provenance:
+    def but(self, **changes: object) -> Provenance:
         """The record with other values of some keys."""
         return Provenance(self, **changes)
 
-    def with_params(self, **params: Any) -> Provenance:
+    def with_params(self, **params: object) -> Provenance:
         """The record with further or other parameters."""
         return self.but(params={**self.params, **params})
 
-    def chosen(self, source: FeatureSource, **how: Any) -> Provenance:
+    def chosen(self, source: FeatureSource, **how: object) -> Provenance:
         """The record of a head chosen on one more split."""
         return self.but(chosen_on=[*self.chosen_on, {**split_id(source), **how}])
 
     def cooled(self, temperature: float) -> Provenance:
-        """The record of the head with its logits divided by a temperature, on top of what was done before."""
+        """The record of the head with its logits divided by one more temperature."""
         return self.with_params(temperature_after=float(temperature) * self.params.get("temperature_after", 1.0))
 
     def begun_from(self, parent: Provenance) -> Provenance:
-        """The record with what the head it begins from was fitted on, last, and chosen on, first."""
+        """The record with the splits of `parent` added: its `fitted_on` last, its `chosen_on` first."""
         return self.but(
             fitted_on=merged(self.fitted_on, parent.fitted_on), chosen_on=merged(parent.chosen_on, self.chosen_on)
         )
 
     def was_fitted_on(self, source: FeatureSource) -> bool:
-        """Whether the head, or one that it was made from, was fitted on this split.
+        """Whether the head, or one of its parents, was fitted on this split.
 
         Examples
         --------
@@ -132,7 +131,7 @@ class Provenance(Json):
         return any(same_split(entry, source) for entry in self.fitted_on)
 
     def was_chosen_on(self, source: FeatureSource) -> bool:
-        """Whether the head, or one that it was made from, was chosen on this split."""
+        """Whether the head, or one of its parents, was chosen on this split."""
         return any(same_split(entry, source) for entry in self.chosen_on)
 
 
@@ -221,7 +220,7 @@ def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int
 
 
 def encoder_record(store: FeatureSource | TextSource) -> Json:
-    """Name of a store's encoder and, where the store knows, how to load it again."""
+    """Name of a store's encoder and, if known, how to load it again."""
     return {"name": store.encoder_name, "source": store.provenance.get("source")}
 
 
@@ -239,7 +238,7 @@ def split_id(store: FeatureSource) -> Json:
 
 
 def same_split(entry: Json, store: FeatureSource) -> bool:
-    """Whether a record of `split_id` means this store's split, whatever became of its labels."""
+    """Whether a record of `split_id` means this store's split, even if its labels changed since."""
     known = store.name, store.split, store.dataset_key
     return known == (entry.get("name"), entry.get("split"), entry.get("dataset_key"))
 

@@ -1,4 +1,4 @@
-"""Rows whose votes are added to a linear head's logits: the bank of a Tip-Adapter, and the head."""
+"""The Tip-Adapter head, which adds votes of labelled rows to the logits of a linear head."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ QUERY_ROWS = 256
 
 
 class KeyBank:
-    """Labelled rows whose votes fall with the distance to the query, all of a class summed.
+    """Labelled rows that vote by their cosine to the query, summed per class.
 
     Parameters
     ----------
-    features : (M, D), in the type a file is to hold them in
+    features : (M, D), kept and saved in their type
     labels : (M,) class indices
     n_classes : C of the votes
     free : keep the rows' lengths (trained keys) instead of taking the unit rows
@@ -56,14 +56,14 @@ class KeyBank:
 
 @dataclass
 class Near:
-    """Base logits (n, C) and affinities (n, M) of some rows, and the votes of the sharpness last asked for."""
+    """Base logits (n, C) and affinities (n, M) of some rows, and the votes of the last sharpness."""
 
     base: Float32
     affinities: Float32
     _last: tuple[float, Float32] | None = None
 
     def votes(self, bank: KeyBank, sharpness: float) -> Float32:
-        """Votes (n, C); heads of one sharpness, one after another, have them summed once."""
+        """Votes (n, C); consecutive heads of one sharpness share them."""
         if self._last is None or self._last[0] != sharpness:
             self._last = sharpness, bank.votes(self.affinities, sharpness)
         return self._last[1]
@@ -122,7 +122,7 @@ class TipAdapterHead(LogitHead):
         return prepared.base + np.float32(self.strength) * votes
 
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The same logits of some classes only: keys of one class do not touch another's."""
+        """The head over some classes only; their logits do not change."""
         index = positions_of(class_subset, self)
         names = tuple(self.classnames[i] for i in index.tolist())
         base, classes = self.base.restrict(index), values_at(self.classes, index)
@@ -154,5 +154,5 @@ def unit_rows(X: NDArray[np.floating]) -> Float32:
     """Rows (n, D) of length 1, float32; a row of zeros stays."""
     rows = X.astype(np.float32, copy=False)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # rows that are not finite are found, and named, in the logits
+    with np.errstate(invalid="ignore"):  # rows that are not finite are named by `_all_logits`
         return np.asarray(rows / np.where(lengths == 0, 1.0, lengths), np.float32)

@@ -1,7 +1,7 @@
 """Rows on a GPU, for the fits that work where the features are.
 
-As in evaluation, where features are kept decides: tensors on a device, and stores that `heads.resident` brought there,
-are worked on there; arrays, and stores on disk, on the CPU.
+As in evaluation, a fit runs where its features are: on the GPU for tensors and `heads.resident` stores on it, on the
+CPU for arrays and stores on disk.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -17,7 +16,7 @@ from heads.rows.samples import Array, to_numpy
 def draw_shots(
     labels: ArrayLike, shots: int, seed: int = 0, *, n_classes: int | None = None, allow_fewer: bool = False
 ) -> NDArray[np.int64]:
-    """Rows of `shots` samples of every class, without replacement, class after class.
+    """Rows (k C,) of `shots` samples of every class, without replacement, class after class.
 
     Each class is shuffled by its own generator, seeded by (seed, class), and the first `shots` are taken. So the draw
     of a class does not depend on the other classes, and draws of one seed are nested: those of 4 shots are among those
@@ -26,18 +25,10 @@ def draw_shots(
     Parameters
     ----------
     labels : (N,) class indices; negative ones (invalid rows) are never drawn
-    shots
-        Rows per class, k.
-    seed
-        Equal seeds draw equal rows, on every machine.
-    n_classes
-        C; None is the largest label plus one.
-    allow_fewer
-        Take all rows of classes with fewer; classes without rows stay out.
-
-    Returns
-    -------
-    Rows (k C,), int64.
+    shots : rows per class, k
+    seed : equal seeds draw equal rows, on every machine
+    n_classes : C; None is the largest label plus one
+    allow_fewer : take all rows of classes with fewer; classes without rows stay out
 
     Raises
     ------
@@ -90,7 +81,7 @@ class FewShotStore(Derived):
 
     store: FeatureTable
     rows: NDArray[np.int64]
-    sample: Mapping[str, Any] | None = None
+    sample: Mapping[str, object] | None = None
 
     @property
     def origin(self) -> FeatureTable:
@@ -118,7 +109,7 @@ class FewShotStore(Derived):
 
     @property
     def view_id(self) -> str | None:
-        """The view of the store, where that is one."""
+        """Which augmented view the rows are, if the store is one."""
         return self.store.view_id
 
     def blocks(self, rows: int = 65_536, dtype: DTypeLike = np.float32) -> Iterator[Block]:

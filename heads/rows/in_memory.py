@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ class ResidentStore(TableDefaults):
     ----------
     features : (N, D) tensor on any device; an array becomes one on the CPU
     labels : (N,) class indices
-    classnames : C names
-    name, split : how results rows call it
+    name, split : as they appear in results rows
     encoder_key, text_digests, encoder_name, dataset_key, labels_digest
         Identity of encoder, text towers, samples and labels. Without an encoder key, heads that were fitted on a store
         refuse it.
@@ -58,7 +56,7 @@ class ResidentStore(TableDefaults):
     logit_bias: float | None = None
     ids: Sequence[str] = field(default=(), repr=False)
     metadata: Mapping[str, Array] = field(default_factory=dict, repr=False)
-    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    provenance: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         features = self.features if isinstance(self.features, torch.Tensor) else torch.as_tensor(self.features)
@@ -175,10 +173,6 @@ class RowStream(SourceDefaults):
     source
         Function without arguments that returns, at every call, all blocks ``(X (n, D), y (n,) class indices)``: a
         generator function, not a generator, which is empty after its first pass. Blocks may share one buffer.
-    dim
-        D.
-    classnames
-        C names.
     name, split, encoder_key, encoder_name, text_digests
         Identity, for provenance and for checks of priors and selection splits; optional.
 
@@ -204,7 +198,7 @@ class RowStream(SourceDefaults):
     text_digests: tuple[str, ...] = ()
     dataset_key: str | None = None
     labels_digest: str | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    provenance: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     def blocks(self) -> Iterator[Block]:
         """The blocks, from the first.

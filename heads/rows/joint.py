@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -18,7 +17,7 @@ from heads.rows.samples import Array
 
 
 def joint_key(keys: Sequence[str | None]) -> str | None:
-    """Key of several encoders or text towers together, in order; None where one of them is not known."""
+    """Key of several encoders or text towers together, in order; None if one is unknown."""
     known = [key for key in keys if key is not None]
     return "+".join(known) if len(known) == len(keys) else None
 
@@ -33,7 +32,7 @@ class JointStore(Derived):
     Attributes
     ----------
     stores : the members
-    offsets : (M + 1,) where each member's columns begin
+    offsets : (M + 1,) first column of each member
 
     Raises
     ------
@@ -98,7 +97,7 @@ class JointStore(Derived):
         return self.origin.metadata
 
     @property
-    def sample(self) -> Mapping[str, Any] | None:
+    def sample(self) -> Mapping[str, object] | None:
         """How the rows were drawn, the same for all members."""
         return self.origin.sample
 

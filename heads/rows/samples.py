@@ -126,14 +126,11 @@ def as_samples(
 
     Parameters
     ----------
-    X
-        Source, or array-like (N, D), float16/32/64.
-    y
-        Labels (N,), only with arrays: any values that `numpy.unique` sorts; class indices if `classnames` is given.
+    X : source, or array-like (N, D), float16/32/64
+    y : labels (N,), only with arrays: any values that `numpy.unique` sorts; class indices if `classnames` is given
     classnames
         Names of all C classes, for arrays; classes without a training row then keep their index. Names may repeat.
-    classes
-        Label values of the training rows, for a selection split given as arrays.
+    classes : label values of the training rows, for a selection split given as arrays
 
     Raises
     ------

@@ -21,7 +21,7 @@ _SCORES = 2**21
 
 
 class _Validation(Samples):
-    """Rows that hyper-parameters are chosen on, checked as they pass: without an error, NaN or no row would choose."""
+    """Rows that hyper-parameters are chosen on, checked block by block: NaN or an empty split is an error."""
 
     def blocks(self) -> Iterator[Block]:
         """Blocks ``(X (n, D), y (n,))``; a HeadError names rows with NaN or infinity, or says that there are none."""

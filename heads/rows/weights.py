@@ -53,11 +53,11 @@ def class_weights(
     return found
 
 
-def _by_class(weights: Mapping[Any, Any], labels: list[Any], classnames: Sequence[str]) -> list[Any]:
+def _by_class(weights: Mapping[Any, float], labels: list[object], classnames: Sequence[str]) -> list[float]:
     """Weights of a mapping, in class order."""
     names, digits = list(classnames), [str(label) for label in labels]
-    found: list[Any] = [1.0] * len(labels)
-    places: dict[int, Any] = {}
+    found = [1.0] * len(labels)
+    places: dict[int, object] = {}
     for key, weight in weights.items():
         known = next((column for column in (labels, names, digits) if key in column), None)
         if known is None:

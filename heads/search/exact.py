@@ -24,10 +24,8 @@ class ExactIndex:
     ----------
     rows : (N, D)
         Any floating type; not copied where torch can share it.
-    cosine
-        Whether similarities are divided by both lengths; a row of length zero then has similarity 0.
-    device
-        Where to keep the rows and search; None is a tensor's own device, the CPU for arrays.
+    cosine : whether similarities are divided by both lengths; a row of length zero then has similarity 0
+    device : where to keep the rows and search; None is a tensor's own device, the CPU for arrays
 
     Attributes
     ----------

@@ -47,7 +47,7 @@ class FaissIndex:
 
     @classmethod
     def flat(cls, rows: ArrayLike, *, cosine: bool = False) -> FaissIndex:
-        """All rows, exactly (IndexFlatIP).
+        """All rows (N, D), exactly (IndexFlatIP); `cosine` divides similarities by both lengths.
 
         Raises
         ------
@@ -65,13 +65,9 @@ class FaissIndex:
 
         Parameters
         ----------
-        rows : (N, D)
-        cosine
-            Whether similarities are divided by both lengths.
-        cells
-            Number of cells; None is the square root of N. faiss recommends 39 rows per cell to train on.
-        probes
-            Cells that a search looks into; with all of them the search is exact.
+        rows, cosine : as in `FaissIndex.flat`
+        cells : number of cells; None is the square root of N. faiss recommends 39 rows per cell to train on.
+        probes : cells that a search looks into; with all of them the search is exact
 
         Raises
         ------
@@ -99,11 +95,8 @@ class FaissIndex:
 
         Parameters
         ----------
-        rows : (N, D)
-        cosine
-            Whether similarities are divided by both lengths.
-        probes
-            Candidates that a search keeps (faiss's efSearch), at least the number of neighbours asked for.
+        rows, cosine : as in `FaissIndex.flat`
+        probes : candidates that a search keeps (faiss's efSearch), at least the number of neighbours asked for
 
         Raises
         ------

@@ -10,19 +10,19 @@ from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureTable
 from heads.search.exact import ExactIndex
 
+Pair = dict[str, Any]
 
-def leaks(train: FeatureTable, test: FeatureTable, threshold: float = 0.95, per_row: int = 5) -> list[dict[str, Any]]:
+
+def leaks(train: FeatureTable, test: FeatureTable, threshold: float = 0.95, per_row: int = 5) -> list[Pair]:
     """Pairs of a test and a training row whose cosine is at least `threshold`, most similar first.
 
     Parameters
     ----------
-    train, test
-        Image stores of one encoder.
+    train, test : image stores of one encoder
     threshold
         Smallest cosine in [-1, 1]. What counts as a duplicate depends on the encoder; the same image encoded twice has
         0.999 and more.
-    per_row
-        At most so many pairs per test row, the most similar ones.
+    per_row : largest number of pairs per test row
 
     Returns
     -------
@@ -46,13 +46,13 @@ def leaks(train: FeatureTable, test: FeatureTable, threshold: float = 0.95, per_
     features, labels = train.numpy(np.float16)
     index = ExactIndex(features, cosine=True)
     train_rows, test_rows = np.flatnonzero(train.valid), np.flatnonzero(test.valid)
-    found: list[dict[str, Any]] = []
+    found: list[Pair] = []
     done = 0
     for block, block_labels in test.blocks():
         cosines, rows = index.search(block, min(per_row, len(labels)))
         for i, j in np.argwhere(cosines >= threshold).tolist():
             near = int(rows[i, j])
-            pair: dict[str, Any] = {
+            pair: Pair = {
                 "test_row": int(test_rows[done + i]),
                 "train_row": int(train_rows[near]),
                 "similarity": float(cosines[i, j]),

@@ -27,10 +27,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from featcache.errors import HeadError
 from heads.estimators.catalogue import head_class, make_head, takes_prior
+from heads.fitted.provenance import Json
 
 PAPERS: dict[str, str] = {
     "flyp": "FLYP's L-BFGS probe takes the C that is best on the test split it reports",
@@ -41,7 +41,7 @@ PAPERS: dict[str, str] = {
 """Papers whose protocol chooses on the reported split, and what that leaks. `SweepPlan.paper` reintroduces it."""
 
 PRIORS = ("zero", "texts")
-"""What weights may shrink towards in a sweep: zero, as they do by default, or the zero-shot head of the text stores."""
+"""What weights may shrink towards in a sweep: zero (the default), or the zero-shot head of the text stores."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class HeadGrid:
     """One head with the parameters of every fit, and the values to try of others; `prior` is one of `PRIORS`."""
 
     name: str
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    grid: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, values in self.grid.items():
@@ -59,7 +59,7 @@ class HeadGrid:
         for setting in self.settings():
             make_head(self.name, split_setting(self.name, setting)[0])
 
-    def settings(self) -> Iterator[dict[str, Any]]:
+    def settings(self) -> Iterator[dict[str, object]]:
         """Every combination of the grid's values, with the fixed parameters."""
         for values in itertools.product(*self.grid.values()):
             yield {**self.fixed, **dict(zip(self.grid, values, strict=True))}
@@ -80,7 +80,7 @@ class Job:
     """One fit; `shots` None takes all rows."""
 
     head: str
-    setting: dict[str, Any]
+    setting: dict[str, object]
     splits: Splits
     shots: int | None
     seed: int
@@ -92,25 +92,20 @@ class SweepPlan:
 
     Attributes
     ----------
-    heads, data
-        What to fit, and on what.
-    models
-        Names of models; each data set is swept under each. None takes references as they are.
-    shots
-        Rows a class, None for all; `seeds` draws each number of shots that often.
+    heads, data : what to fit, and on what
+    models : names of models; each data set is swept under each. None takes references as they are.
+    shots : rows per class, None for all; each number of shots is drawn once per seed
     alphas
         Interpolation coefficients between the zero-shot head (0) and every fitted linear head (1), the best of which
         on the selection split, or by folds of the train rows where there is none, is reported too; empty for none.
-    metric
-        What picks compare on the selection split.
+    metric : what picks compare on the selection split
     select_shots
-        Rows a class of the selection split for fits of few shots: the smaller of this and the shots, drawn with the
+        Rows per class of the selection split for fits of few shots: the smaller of this and the shots, drawn with the
         same seed (CoOp's protocol has 4). None takes the whole split.
-    paper
-        Key of `PAPERS`: choose on the first reported split, as that paper does, and say so in every row.
+    paper : key of `PAPERS`: choose on the first reported split, as that paper does, and say so in every row
     allow_fewer
-        Take what there is of classes with fewer rows than the shots, as CoOp does, instead of an error. Rows of few
-        shots say how many rows that were.
+        Take all rows of classes with fewer rows than the shots, as CoOp does, instead of an error. Results then say
+        how many rows were used.
 
     Raises
     ------
@@ -155,7 +150,7 @@ class SweepPlan:
                 raise HeadError(f"{head.name} fits from labelled rows; name a train store")
 
     def jobs(self, splits: Splits) -> Iterator[Job]:
-        """Every fit on one data set; heads of texts alone, and fits of all rows, once instead of once a seed."""
+        """Every fit on one data set; heads of texts alone, and fits of all rows, once instead of once per seed."""
         for head in self.heads:
             for setting in head.settings():
                 if head_class(head.name).fits_on == "texts":
@@ -166,7 +161,7 @@ class SweepPlan:
                         yield Job(head.name, setting, splits, shots, seed)
 
 
-def split_setting(name: str, setting: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def split_setting(name: str, setting: Mapping[str, object]) -> tuple[dict[str, object], bool]:
     """The head's own parameters of a setting, and whether its weights shrink towards the zero-shot head.
 
     Raises
@@ -222,26 +217,26 @@ def read_plan(path: str | Path) -> SweepPlan:
         raise HeadError(f"{path}: {error}; lists hold numbers or names, [[head]] and [[data]] are tables") from error
 
 
-def _flag(record: Mapping[str, Any], name: str) -> bool:
+def _flag(record: Json, name: str) -> bool:
     value = record.get(name, False)
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, expected true or false")
     return value
 
 
-def _head(entry: Mapping[str, Any], path: str | Path) -> HeadGrid:
+def _head(entry: Json, path: str | Path) -> HeadGrid:
     _refuse_unknown(entry, {"name", "set", "grid"}, path)
     return HeadGrid(str(entry.get("name")), dict(entry.get("set", {})), dict(entry.get("grid", {})))
 
 
-def _splits(entry: Mapping[str, Any], path: str | Path) -> Splits:
+def _splits(entry: Json, path: str | Path) -> Splits:
     _refuse_unknown(entry, {"train", "select", "on", "texts"}, path)
     on, texts = entry.get("on", ()), entry.get("texts", ())
     on, texts = ((names,) if isinstance(names, str) else tuple(names) for names in (on, texts))
     return Splits(entry.get("train"), on, entry.get("select"), texts)
 
 
-def _refuse_unknown(record: Mapping[str, Any], known: set[str], path: str | Path) -> None:
+def _refuse_unknown(record: Mapping[str, object], known: set[str], path: str | Path) -> None:
     unknown = sorted(set(record) - known)
     if unknown:
         raise HeadError(f"{path}: unknown key {', '.join(map(repr, unknown))}; expected some of {sorted(known)}")

@@ -1,4 +1,4 @@
-"""Running a sweep: the jobs that have no row yet, each fitted, judged and appended."""
+"""Running a sweep: jobs without a row yet are fitted, evaluated and appended."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from heads.estimators.base import HeadClassifier
 from heads.estimators.fit import Material, fit_head, settled
 from heads.estimators.zero_shot import ZeroShot
 from heads.evaluation.evaluate import choose, evaluate
+from heads.evaluation.metrics import Row
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.linear import LinearHead
-from heads.fitted.provenance import split_id
+from heads.fitted.provenance import Json, split_id
 from heads.report.results import append_rows
 from heads.rows.few_shot import FewShotStore, few_shot
 from heads.rows.samples import is_store
@@ -39,10 +40,10 @@ class _Stores:
     on: tuple[FeatureTable, ...]
     texts: tuple[TextSource, ...]
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """What all jobs on these stores depend on."""
         images = {"train": self.train, "select": self.select}
-        record: dict[str, Any] = {
+        record: Json = {
             what: None if store is None else {**split_id(store), "encoder": store.encoder_key}
             for what, store in images.items()
         }
@@ -50,21 +51,17 @@ class _Stores:
         return record | {"texts": [store.text_key for store in self.texts]}
 
 
-def run_sweep(
-    plan: SweepPlan, open_store: Open, results: str | Path, say: Say = lambda line: None
-) -> list[dict[str, Any]]:
-    """Fit and judge every job of a plan that `results` has no row of; one row a fit, appended as soon as it is done.
+def run_sweep(plan: SweepPlan, open_store: Open, results: str | Path, say: Say = lambda line: None) -> list[Row]:
+    """Fit and evaluate every job of a plan that has no row in `results`; each row is appended as soon as it is done.
 
     Parameters
     ----------
     plan : SweepPlan
-    open_store
-        Store of a reference, ``open_store("digits/train@tiny")``.
+    open_store : store of a reference, ``open_store("digits/train@tiny")``
     results
         File of rows. A job is known by what it depends on (setting, shots, seed, content keys of its stores), so that
         a sweep that was killed, or has grown, runs what is missing.
-    say
-        Told one line a job.
+    say : called with one line per job
 
     Returns
     -------
@@ -79,7 +76,7 @@ def run_sweep(
         As the heads do; rows that were done stay in the file.
     """
     done = known_jobs(results)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     jobs = [(splits, model) for splits in plan.data for model in plan.models]
     for splits, model in jobs:
         named = _with_model(splits, model)
@@ -91,16 +88,16 @@ def run_sweep(
                 rows += done[key]
                 continue
             began = time.perf_counter()
-            new = [_plain(row, job, key, model) for row in _judged(job, stores, plan)]
+            new = [_plain(row, job, key, model) for row in _evaluated(job, stores, plan)]
             append_rows(results, new)
             rows += new
             say(f"{_label(job)}: {time.perf_counter() - began:.1f} s")
     return rows
 
 
-def known_jobs(results: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of sweeps in a results file by their job; lines that are no whole row are passed over."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def known_jobs(results: str | Path) -> dict[str, list[Row]]:
+    """Rows of sweeps in a results file by their job; incomplete lines are skipped."""
+    found: dict[str, list[Row]] = {}
     path = Path(results)
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -112,7 +109,7 @@ def known_jobs(results: str | Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _judged(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[dict[str, Any]]:
+def _evaluated(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[Row]:
     """The row of a job, and that of its best interpolation with the zero-shot head."""
     stores = _drawn(stores, job, plan)
     began = time.perf_counter()
@@ -161,16 +158,16 @@ def _drawn(stores: _Stores, job: Job, plan: SweepPlan) -> _Stores:
     return replace(stores, train=train, select=select)
 
 
-def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> dict[str, Any]:
+def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> Row:
     """The metric on the selection split, by which picks are made."""
-    record: dict[str, Any] = {} if plan.paper is None else {"leak": PAPERS[plan.paper]}
+    record: Json = {} if plan.paper is None else {"leak": PAPERS[plan.paper]}
     if stores.select is not None:
         (row,) = evaluate([head], [stores.select], allow_chosen=True)
         record[f"select:{plan.metric}"] = row[f"{stores.select.name}:{plan.metric}"]
     return record
 
 
-def _plain(row: dict[str, Any], job: Job, key: str, model: str | None) -> dict[str, Any]:
+def _plain(row: Row, job: Job, key: str, model: str | None) -> Row:
     place = {"sweep": key, "data": job.splits.train or job.splits.on[0], "model": model}
     return row | place | {"setting": job.setting, "shots": job.shots, "seed": job.seed}
 

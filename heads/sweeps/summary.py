@@ -1,15 +1,14 @@
-"""What a sweep found: means and spreads over seeds, and the settings that the selection split picks."""
+"""Results of a sweep: means and spreads over seeds, and the settings picked on the selection split."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
+from heads.evaluation.metrics import LOWER_IS_BETTER, Row, metric_of
 from heads.report.rows import datasets_of
 
 
@@ -20,14 +19,14 @@ class Summary:
     data: str
     model: str | None
     head: str
-    setting: Mapping[str, Any]
+    setting: Mapping[str, object]
     shots: int | None
     seeds: int
     mean: Mapping[str, float]
     spread: Mapping[str, float | None]
 
 
-def summarise(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
+def summarise(rows: Iterable[Row]) -> list[Summary]:
     """Rows of one setting, over their seeds, in order of appearance.
 
     Examples
@@ -37,14 +36,14 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[Summary]:
     >>> found.seeds, round(found.mean["t:top1"], 3), round(found.spread["t:top1"], 3)
     (2, 0.6, 0.141)
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         place = [row["data"], row["model"], row["head"], row["setting"], row["shots"]]
         groups.setdefault(json.dumps(place, sort_keys=True), []).append(row)
     return [_summary(group) for group in groups.values()]
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> Summary:
+def _summary(rows: Sequence[Row]) -> Summary:
     first = rows[0]
     keys = [key for key, value in first.items() if ":" in key and isinstance(value, int | float)]
     values = {key: np.array([row[key] for row in rows if isinstance(row.get(key), int | float)]) for key in keys}
@@ -56,11 +55,11 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> Summary:
 
 
 def picks(summaries: Iterable[Summary], metric: str) -> list[Summary]:
-    """Of each head, data set, model and number of shots the setting that is best on the selection split, by mean.
+    """For each head, data set, model and number of shots, the setting with the best mean on the selection split.
 
     Ties go to the earlier one. Heads without a value there (no selection split) keep every setting.
     """
-    best: dict[tuple[Any, ...], Summary] = {}
+    best: dict[tuple[object, ...], Summary] = {}
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     for number, found in enumerate(summaries):
         value = found.mean.get(f"select:{metric}")
@@ -71,7 +70,7 @@ def picks(summaries: Iterable[Summary], metric: str) -> list[Summary]:
 
 
 def sweep_table(summaries: Sequence[Summary], metrics: Sequence[str] = ("top1", "nll")) -> str:
-    """A Markdown table a metric: a line a setting, a column a test set, mean ± standard deviation over seeds."""
+    """A Markdown table per metric: a line per setting, a column per test set, mean ± standard deviation over seeds."""
     parts = []
     for metric in metrics:
         shown = metric_of(metric)
