@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 ALPHAS = tuple(step / 10 for step in range(11))
 TESTS = ("digits", *(f"digits:{shift}" for shift in ("sketch", "inverted", "noisy", "rotated", "lowres")))
 
-Rows = list[Row]
-
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the short demo."""
@@ -89,7 +87,9 @@ def _encode(root: str | None, say: Callable[[str], None]) -> tuple[dict[str, Enc
     return images, texts
 
 
-def _fit_and_evaluate(images: dict[str, EncodeResult], texts: TextResult) -> tuple[Sequence[LogitHead], Rows, Rows]:
+def _fit_and_evaluate(
+    images: dict[str, EncodeResult], texts: TextResult
+) -> tuple[Sequence[LogitHead], list[Row], list[Row]]:
     """The three heads, their rows, and the rows of the whole interpolation."""
     from heads import Ridge, ZeroShot, choose, evaluate, interpolate
     from heads.fitted.base import as_head
