@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_finetune import judged, main
+from benchmarks.bench_finetune import bars_of, main
 
 
 def test_tiny_run(tmp_path: Path) -> None:
@@ -22,6 +22,6 @@ def test_ratios_are_those_within_a_round() -> None:
     plain, frozen = [1.0, 2.0, 4.0], [1.0, 1.0, 1.0]
     seconds = dict.fromkeys(("bank", "random", "input pipeline"), plain)
     seconds |= {"plain": plain, "frozen": frozen, "exact": [4.0, 3.0, 5.0], "stored v0": [1.1, 2.2, 4.4]}
-    bars, _ = judged(seconds)
+    bars, _ = bars_of(seconds)
     assert [bar["value"] for bar in bars] == pytest.approx([1.0, 1.1])
     assert [bar["met"] for bar in bars] == [True, False]

@@ -209,7 +209,7 @@ def test_two_heads_compared(cli: Any, root: Path) -> None:
     assert records == wanted
     code, text, _ = cli(*command, as_json=False)
     assert code == 0
-    assert "shapes, 500 rows; 95 % intervals of ridge less nearest_mean" in text
+    assert "shapes, 500 rows; 95 % intervals of ridge minus nearest_mean" in text
     assert "McNemar's exact p = " in text
     assert text.count("  2: ") == 2  # a line for each camera and store
     code, _, error = cli(*command[:3], "shapes/train", "--level", "2")
