@@ -8,7 +8,6 @@ from featcache.datasets import open_dataset
 from featcache.errors import ContentChangedError, StoreCorruptError
 from featcache.progress import format_seconds
 from featcache.store import find_path, open_image_store, repair, resolve_root, verify
-from featcache.store.places import StorePath
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +32,12 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     if args.repair and not report.ok:
         repair(report)
-    changed = _changed_sources(path, args.against) if args.against else []
+    changed = []
+    if args.against:
+        from featcache.encoding.changes import check_source
+
+        store = open_image_store(path)
+        changed = check_source(open_dataset(args.against, store.split), store)
     record = {
         "store": str(path),
         "ok": report.ok,
@@ -54,10 +58,3 @@ def run(args: argparse.Namespace) -> int:
         lines.append("  run encode with --refresh to encode them" if changed else "  the source is what was encoded")
     show(record, "\n".join(lines), args.json)
     return StoreCorruptError.exit_code if not report.ok else ContentChangedError.exit_code if changed else 0
-
-
-def _changed_sources(path: StorePath, data: str) -> list[str]:
-    from featcache.encoding.changes import check_source
-
-    store = open_image_store(path)
-    return check_source(open_dataset(data, store.split), store)

@@ -14,7 +14,7 @@ import torch
 
 from featcache.encoders import Encoder
 from featcache.encoders.base import SpecialTokens, whole_encoder
-from featcache.encoding.chunks import normalise
+from featcache.encoding.chunks import encoder_info, normalise
 from featcache.encoding.store_job import (
     Contents,
     JobResult,
@@ -229,11 +229,8 @@ class _BankJob(StoreJob[BankStore]):
         info = {
             "name": self.name,
             "classnames": [],
-            "encoder_name": self.encoder.name,
-            "dim": self.encoder.dim,
+            **encoder_info(self.encoder),
             "text_digests": [self.encoder.text_digest],
-            "logit_scale": self.encoder.logit_scale,
-            "logit_bias": self.encoder.logit_bias,
             "error": moment.error if self.n_rows > 1 else None,
             **self.drawn,
         }

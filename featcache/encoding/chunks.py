@@ -45,6 +45,12 @@ def stored_identity(encoder: Encoder, tap: str | None = None) -> Json:
     return stored if tap is None else stored | {"stored_tap": tap}
 
 
+def encoder_info(encoder: Encoder) -> Json:
+    """The fields of `StoreInfo` that describe the encoder, apart from its text digests."""
+    scale, bias = encoder.logit_scale, encoder.logit_bias
+    return {"encoder_name": encoder.name, "dim": encoder.dim, "logit_scale": scale, "logit_bias": bias}
+
+
 @dataclass(frozen=True)
 class _Sample:
     """A sample of a chunk: one image per view, or why there is none, or where other stores hold its rows."""

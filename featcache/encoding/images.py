@@ -18,7 +18,7 @@ from featcache.encoders.base import whole_encoder
 from featcache.encoders.taps import tap_dim
 from featcache.encoding.augment import check_views, view_identity
 from featcache.encoding.changes import changed_rows
-from featcache.encoding.chunks import ChunkEncoder, stored_identity
+from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.encoding.pipeline import default_workers
 from featcache.encoding.reuse import Donors
@@ -195,11 +195,8 @@ class ImageJob(StoreJob[ImageStore]):
             "classnames": list(self.index.classnames),
             "labels_digest": self.labels_digest,
             "metadata_digest": self.metadata_digest,
-            "encoder_name": self.encoder.name,
-            "dim": self.encoder.dim,
+            **encoder_info(self.encoder),
             "text_digests": self.text_digests,
-            "logit_scale": self.encoder.logit_scale,
-            "logit_bias": self.encoder.logit_bias,
             "decoding": decoding_of(self.dataset),
             "bad": [[item.row, item.sample_id, item.error] for item in bad],
         }

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from featcache.encoders import Encoder, LoadingOptions, load_encoder
 from featcache.encoders.base import whole_encoder
-from featcache.encoding.chunks import Float, normalise
+from featcache.encoding.chunks import Float, encoder_info, normalise
 from featcache.encoding.store_job import (
     Contents,
     JobResult,
@@ -168,11 +168,8 @@ class _TextJob(StoreJob[TextStore]):
             "name": self.name,
             "classnames": list(self.classnames),
             "templates": None if self.templates is None else list(self.templates),
-            "encoder_name": self.encoder.name,
-            "dim": self.encoder.dim,
+            **encoder_info(self.encoder),
             "text_digests": [self.encoder.text_digest],
-            "logit_scale": self.encoder.logit_scale,
-            "logit_bias": self.encoder.logit_bias,
         }
         whole = {} if self.templates is None else {"ctx": context_means(stored_rows(writer, "raw"))}
         provenance = self.encoder.provenance | {"source": self.encoder.source, "written": written_now()}

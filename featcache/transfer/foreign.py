@@ -72,8 +72,11 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
     except Exception as error:  # readers raise anything on damaged files
         raise DatasetError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
     if found.labels is None:
-        beside = path.with_name(path.name.replace("features", "labels"))
-        found.labels = _beside(path, beside, path.with_name(path.name.replace("features", "targets")))
+        for name in ("labels", "targets"):
+            beside = path.with_name(path.name.replace("features", name))
+            if beside != path and beside.is_file():
+                found.labels = read_array(beside)
+                break
     return found
 
 
@@ -86,11 +89,6 @@ def read_array(source: str | Path) -> Array:
     if reader is None:
         raise DatasetError(f"{path}: expected labels in a .npy, .npz, .pt, .txt or .csv file")
     return reader(path, LABELS).features
-
-
-def _beside(features: Path, *candidates: Path) -> Array | None:
-    found = [path for path in candidates if path != features and path.is_file()]
-    return read_array(found[0]) if found else None
 
 
 def _folder(folder: Path, split: str) -> Foreign:

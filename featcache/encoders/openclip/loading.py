@@ -9,6 +9,7 @@ import torch
 
 from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript, load_torchscript
 from featcache.encoders.openclip.encoder import OpenClipEncoder
+from featcache.encoders.torch_images import default_device
 from featcache.errors import EncoderError
 from featcache.store.key import Json
 
@@ -35,7 +36,6 @@ def load(
     EncoderError, ActivationMismatchError
         The model cannot be loaded, or its weights were trained with the other activation.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = model.startswith("local-dir:")
     config = _config(model)
     if folder or model.startswith("hf-hub:"):
@@ -46,7 +46,9 @@ def load(
         name = f"{model}/{Path(str(pretrained)).stem if Path(str(pretrained)).is_file() else pretrained}"
     merges = Path(model.partition(":")[2]) / MERGES
     arguments = {"bpe_path": str(merges)} if folder and merges.exists() else {}
-    return OpenClipEncoder(network, config, open_clip.get_tokenizer(model, **arguments), name, device, precision)
+    return OpenClipEncoder(
+        network, config, open_clip.get_tokenizer(model, **arguments), name, default_device(device), precision
+    )
 
 
 def load_tiny(
