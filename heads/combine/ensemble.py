@@ -18,7 +18,7 @@ from featcache import __version__
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import Block, FeatureSource
 from heads.fitted.base import Fitted, LogitHead
-from heads.fitted.linear import LinearHead, as_linear
+from heads.fitted.linear import LinearHead, as_linear, check_same_classes
 from heads.fitted.missing_classes import ABSENT, absences, known_by_others
 from heads.fitted.provenance import Provenance, merged
 from heads.rows.joint import joint_key
@@ -208,11 +208,7 @@ def _shares(weights: Sequence[float] | None, members: Sequence[LinearHead]) -> N
         raise HeadError(f"weights must be {len(members)} finite numbers, one a head, got {weights!r}")
     first = members[0]
     for other in members[1:]:
-        if other.classnames != first.classnames:
-            raise MismatchError(
-                f"{first.name} has {len(first.classnames)} classes, {other.name} has {len(other.classnames)}, and "
-                "their names or order differ; make both from the same class list"
-            )
+        check_same_classes(first, other)
     return shares
 
 

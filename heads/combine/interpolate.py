@@ -23,7 +23,7 @@ from heads.estimators.text_prior import samples_of
 from heads.evaluation.evaluate import best_of
 from heads.evaluation.metrics import Metrics, metric_of
 from heads.fitted.base import Fitted, LogitHead
-from heads.fitted.linear import LinearHead, as_linear
+from heads.fitted.linear import LinearHead, as_linear, check_same_classes
 from heads.fitted.missing_classes import absences, known_by_others
 from heads.fitted.provenance import Json, Provenance, merged
 from heads.rows.device import chosen_rows, device_rows
@@ -108,11 +108,7 @@ def _joined(name: str, first: LinearHead, second: LinearHead) -> Provenance:
 
 
 def _check_pair(first: LinearHead, second: LinearHead) -> None:
-    if first.classnames != second.classnames:
-        raise MismatchError(
-            f"{first.name} has {len(first.classnames)} classes, {second.name} has {len(second.classnames)}, and their "
-            "names or order differ; make both from the same class list"
-        )
+    check_same_classes(first, second)
     if first.dim != second.dim:
         raise MismatchError(
             f"{first.name} takes {first.dim} features, {second.name} takes {second.dim}; use heads of one encoder"

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Encoded, FeatureSource
-from heads.fitted.base import LogitHead, label_values
+from heads.fitted.base import LogitHead, label_values, softmax
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, Rows, Samples, as_samples, feature_blocks, is_store, to_numpy
@@ -106,21 +106,13 @@ class LinearClassifier(HeadClassifier):
     def linear(self) -> LinearHead:
         """The fitted head as logits: scale and temperature folded in, float32."""
         check_is_fitted(self, "coef_")
-        return LinearHead(
-            (self.coef_ / self.temperature_).astype(np.float32),
-            (self.intercept_ / self.temperature_).astype(np.float32),
-            self.classnames_,
-            name=self.name,
-            provenance=self.provenance_,
-            absent=self._absent,
-            classes=label_values(self.classes_),
-        )
+        return self._as_head(self.coef_, self.intercept_, self.temperature_, self.name, self.provenance_)
 
     def frozen(self) -> LinearHead:
         """`linear`, under the name that every fitted estimator has."""
         return self.linear()
 
-    def _on_path(
+    def _as_head(
         self,
         weights: NDArray[np.float64],
         intercepts: NDArray[np.float64],
@@ -128,12 +120,12 @@ class LinearClassifier(HeadClassifier):
         name: str,
         record: Provenance,
     ) -> LinearHead:
-        """The `linear` head of another setting on the path."""
+        """Weights and intercepts of one setting as a `LinearHead`."""
         return LinearHead(
             (weights / temperature).astype(np.float32),
             (intercepts / temperature).astype(np.float32),
             self.classnames_,
-            name=f"{self.name} {name}",
+            name=name,
             provenance=record,
             absent=self._absent,
             classes=label_values(self.classes_),
@@ -167,11 +159,7 @@ class LinearClassifier(HeadClassifier):
 
     def predict_proba(self, X: Rows) -> NDArray[np.float64]:
         """Probabilities (N, C): softmax of the logits."""
-        logits = self.scores(X) / self.temperature_
-        logits -= logits.max(axis=1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=1, keepdims=True)
-        return logits
+        return softmax(self.scores(X) / self.temperature_)
 
 
 class NonlinearClassifier(HeadClassifier):

@@ -296,8 +296,8 @@ class LinearDiscriminant(MomentClassifier):
             rows, bias = np.zeros(self.coef_.shape), np.full(len(present), ABSENT * temperature)
             rows[present], bias[present] = weights, intercepts
             record = self.provenance_.with_params(**solved, temperature=temperature)
-            name = f"shrinkage={solved['shrinkage']:.6g}"
-            found[solved["shrinkage"]] = self._on_path(rows, bias, temperature, name, record)
+            name = f"{self.name} shrinkage={solved['shrinkage']:.6g}"
+            found[solved["shrinkage"]] = self._as_head(rows, bias, temperature, name, record)
         found[self.shrinkage_] = replace(own, name=found[self.shrinkage_].name)
         return [found[shrinkage] for shrinkage in sorted(found)]
 

@@ -192,7 +192,9 @@ class Logistic(LinearClassifier):
         check_is_fitted(self, "coef_")
         heads = []
         for f in self._path:
-            head = self._on_path(f.weights, f.intercepts, 1.0, f"C={f.C:.6g}", self._path_record.with_params(C=f.C))
+            head = self._as_head(
+                f.weights, f.intercepts, 1.0, f"{self.name} C={f.C:.6g}", self._path_record.with_params(C=f.C)
+            )
             heads.append(replace(head, absent=_missing(f)))
         return heads
 

@@ -208,8 +208,8 @@ class Ridge(LinearClassifier):
         """
         record, heads = self.linear().provenance, []
         for alpha in np.union1d(self.alphas_, [self.alpha_]).tolist():
-            own, name = record.with_params(alpha=alpha), f"alpha={alpha:.6g}"
-            heads.append(self._on_path(*self.spectrum_.solve(alpha), self.temperature_, name, own))
+            own, name = record.with_params(alpha=alpha), f"{self.name} alpha={alpha:.6g}"
+            heads.append(self._as_head(*self.spectrum_.solve(alpha), self.temperature_, name, own))
         return heads
 
     def restrict(self, class_subset: Sequence[int], alpha: float | None = None) -> Self:

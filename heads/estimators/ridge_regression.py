@@ -39,9 +39,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     ----------
     alphas : path of positive penalties
     fit_intercept : whether to fit an unpenalised intercept
-    cv
-        How alpha is chosen without a selection split: "loo", exact leave-one-out (leave-one-group-out, where `fit` gets
-        groups); a number of folds, the fold of every row (N,), or scikit-learn's list of splits.
+    cv : as in `Ridge`, with folds that are not stratified
 
     Attributes
     ----------

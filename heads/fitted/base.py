@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,8 @@ from featcache.store.protocol import Encoded
 from heads.fitted.file_format import Tensors, write_head
 from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder
 from heads.rows.samples import Array, Rows, feature_blocks, is_store, to_numpy
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 @runtime_checkable
@@ -97,11 +99,7 @@ class LogitHead(ABC):
 
     def predict_proba(self, X: Rows) -> NDArray[np.float32]:
         """Softmax of the logits (n, C), of arrays or a store's valid rows."""
-        logits = np.concatenate(list(self._all_logits(X)))
-        logits -= logits.max(axis=1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=1, keepdims=True)
-        return logits
+        return softmax(np.concatenate(list(self._all_logits(X))))
 
     def score(self, X: Rows, y: ArrayLike | None = None) -> float:
         """Accuracy, a fraction in [0, 1]; `y` holds labels as `predict` returns them, a store class indices."""
@@ -163,6 +161,14 @@ class LogitHead(ABC):
                 raise HeadError(f"features hold NaN or infinity, for instance in rows {bad}; drop these rows")
             done += len(logits)
             yield logits
+
+
+def softmax(logits: NDArray[Float]) -> NDArray[Float]:
+    """Probabilities (n, C) of logits, which are overwritten."""
+    logits -= logits.max(axis=1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=1, keepdims=True)
+    return logits
 
 
 def label_values(classes: Array) -> Array | None:

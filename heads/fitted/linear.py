@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featcache.errors import HeadError
+from featcache.errors import HeadError, MismatchError
 from heads.fitted.base import LogitHead, as_head, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
@@ -157,3 +157,12 @@ def as_linear(value: object) -> LinearHead:
         For what is not a fitted head, or not a linear one.
     """
     return cast(LinearHead, as_head(value).linear())  # other heads refuse
+
+
+def check_same_classes(first: LinearHead, second: LinearHead) -> None:
+    """Refuse two heads whose class lists differ, in names or in order (MismatchError)."""
+    if first.classnames != second.classnames:
+        raise MismatchError(
+            f"{first.name} has {len(first.classnames)} classes, {second.name} has {len(second.classnames)}, and their "
+            "names or order differ; make both from the same class list"
+        )
