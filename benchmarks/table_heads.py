@@ -4,8 +4,8 @@
 
 DIR holds .npz files of features and labels (``oxford_pets.npz``, ``oxford_flowers.npz``, ``ucf101.npz`` with train,
 val and test; ``imagenet_fewshot.npz`` with train, test and ``text_weights``). Nothing is chosen on a test split: on
-full data hyper-parameters come from each head's own folds of the train split; few-shot fits draw min(k, 4) rows per class
-of val to choose on, as CoOp does; on ImageNet everything is chosen by folds of the train split.
+full data hyper-parameters come from each head's own folds of the train split; few-shot fits draw min(k, 4) rows per
+class of val to choose on, as CoOp does; on ImageNet everything is chosen by folds of the train split.
 """
 
 from __future__ import annotations
