@@ -6,6 +6,7 @@ path, so that changed weights give another path and no store ever becomes invali
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
@@ -117,7 +118,7 @@ class Encoder(Protocol):
         """Features (B, D) float32, not normalised, of token ids (B, L)."""
 
 
-class ImageEncoder:
+class ImageEncoder(ABC):
     """Base class of encoders without a text side.
 
     A subclass defines `name`, `dim`, `image_identity`, `prepare` and `encode_images`, and overrides what it supports.
@@ -140,9 +141,9 @@ class ImageEncoder:
             f"preprocess {name}: {self.name} prepares pictures in its own way only; expected an open_clip model"
         )
 
+    @abstractmethod
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
         """See `Encoder.encode_images`."""
-        raise NotImplementedError
 
     def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
         """The features alone: there are no taps."""

@@ -162,8 +162,10 @@ class StoreJob(ABC, Generic[S]):
         """What to write when all chunks are done; for a part, its info and provenance only."""
 
     def part_writer(self, part: Part, store: StoreWriter) -> StoreWriter:
-        """Writer of one of `parts`, in the chunks of the store."""
-        raise NotImplementedError
+        """Writer of one of `parts`, in the chunks of the store; only image stores have parts."""
+        raise StoreSchemaError(
+            f"{self.path}: {self.kind.kind} stores have no part {part.label}; expected an image store"
+        )
 
     def check_bad(self, bad: Sequence[BadRow]) -> None:
         """Raise if there are too many bad rows."""

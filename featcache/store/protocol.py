@@ -6,6 +6,7 @@ stores of several models side by side, a few rows of a store, rows in memory, an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -203,11 +204,11 @@ class SourceDefaults:
         return None
 
 
-class TableDefaults(SourceDefaults):
+class TableDefaults(SourceDefaults, ABC):
     """Defaults of a `FeatureTable`: all images of a split, as they are, each of them valid."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @property
     def n_rows(self) -> int | None:
@@ -224,9 +225,9 @@ class Derived(TableDefaults):
     """Defaults of a `FeatureTable` made from others: it has the identity of one of them, its `origin`."""
 
     @property
+    @abstractmethod
     def origin(self) -> FeatureTable:
         """The table that this one takes its identity from."""
-        raise NotImplementedError
 
     @property
     def name(self) -> str:

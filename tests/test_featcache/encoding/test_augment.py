@@ -194,6 +194,9 @@ class Square(ImageEncoder):
     def prepare(self, image: np.ndarray) -> np.ndarray:
         return image[:4, :4]
 
+    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+        raise AssertionError("making a view encodes nothing")
+
 
 def test_a_view_is_of_the_encoders_size_and_says_what_it_depends_on() -> None:
     views = [make_view("plain", Square(), seed) for seed in (0, 1)]
