@@ -6,7 +6,7 @@ from pathlib import Path
 from heads.evaluation.metrics import METRICS, Row
 from heads.report.plots import plot_nll_against_alpha, plot_robustness
 from heads.report.rows import alpha_of, choose_datasets, datasets_of, paths_of
-from heads.report.tables import markdown_table
+from heads.report.tables import markdown_table, markdown_text
 
 PAGE = "report.md"
 ROBUSTNESS = "accuracy.png"
@@ -55,7 +55,7 @@ def write_report(
         plots.append(plot_robustness(rows, folder / ROBUSTNESS, datasets=[first, *shifted], reference=first))
         parts += ["## Accuracy, in-distribution against shifted", f"![accuracy]({ROBUSTNESS})"]
     for number, (name, path) in enumerate(paths_of(rows).items(), start=1):
-        parts += _tables(path, first, shifted, metrics, f"Interpolation {name}")
+        parts += _tables(path, first, shifted, metrics, f"Interpolation {markdown_text(name)}")
         if len(path) > 1 and first in datasets_of(path, "nll"):
             file = folder / NLL.format(number)
             plots.append(plot_nll_against_alpha(rows, file, datasets=[first, *shifted], name=name))
@@ -66,10 +66,11 @@ def write_report(
 
 
 def _legend(first: str, shifted: Sequence[str]) -> str:
+    named = markdown_text(first)
     if not shifted:
-        return f"Evaluated on `{first}`."
+        return f"Evaluated on {named}."
     return (
-        f"In-distribution: `{first}`. Shifted: {', '.join(f'`{name}`' for name in shifted)}. "
+        f"In-distribution: {named}. Shifted: {', '.join(map(markdown_text, shifted))}. "
         "*Shifted mean* is the unweighted mean over the shifted data sets, *drop* (for losses *rise*) the change from "
         "the in-distribution data set to it. Bold: the best of a column."
     )

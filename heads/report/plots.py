@@ -6,6 +6,7 @@ Figures are made without pyplot: no global state, no display, safe in threads.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,13 +156,18 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, axes: Axes, path: str | Path, title: str) -> Path:
-    """Add title and legend, and write the file."""
-    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    """Add title and legend, and write the file; names of data sets and heads are shown as they are, one line each."""
+    shown = axes.set_title(title, loc="left", fontsize=11, color=INK, pad=10)
+    legend = figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    for text in (shown, axes.xaxis.label, axes.yaxis.label, *legend.get_texts()):
+        text.set_parse_math(False)
+        text.set_text("".join(char if char.isprintable() else " " for char in text.get_text()))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # No version and no date, so that the same rows give the same bytes.
-    figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks are shown as boxes
+        figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
     return path
 
 

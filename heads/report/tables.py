@@ -1,5 +1,7 @@
 """Results as tables: plain text for the terminal, Markdown for a report."""
 
+import html
+import re
 from collections.abc import Sequence
 
 from heads.evaluation.metrics import Metric, Row, metric_of
@@ -43,11 +45,11 @@ def markdown_table(
     columns = _columns(rows, first, shifted, metric)
     cells = {title: _marked(values, shown, title, best="**{}**") for title, values in columns.items()}
     lines = [
-        _markdown_line([f"{shown.title}, {shown.unit}", *map(_escaped, columns)]),
+        _markdown_line([f"{shown.title}, {shown.unit}", *map(markdown_text, columns)]),
         "|:---|" + "---:|" * len(columns),
     ]
     for i, row in enumerate(rows):
-        lines.append(_markdown_line([_escaped(label_of(row)), *(column[i] for column in cells.values())]))
+        lines.append(_markdown_line([markdown_text(label_of(row)), *(column[i] for column in cells.values())]))
     return "\n".join(lines)
 
 
@@ -134,8 +136,16 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", r"\|").replace("_", r"\_").replace("*", r"\*")
+def markdown_text(text: str) -> str:
+    r"""A name as Markdown shows it: one line, without a meaning of its own as Markdown or HTML.
+
+    Examples
+    --------
+    >>> print(markdown_text("a_b\n<script>`x`"))
+    a\_b &lt;script&gt;\`x\`
+    """
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(line, quote=False))
 
 
 def _aligned(name: str, lines: Sequence[Sequence[str]]) -> list[str]:

@@ -191,3 +191,18 @@ def test_every_head_and_data_set_is_in_a_legend(rows, tmp_path):
         assert f"<!-- {text} -->" in robustness
     along = plot_nll_against_alpha(rows, tmp_path / "b.svg").read_text()
     assert all(f"<!-- {name} -->" in along for name in DATASETS)
+
+
+def test_names_cannot_add_html_markup_or_lines_to_the_page(tmp_path):
+    name = "a<script>alert(1)</script>\n## b | [c](d) `e` \x1b[31m $\\frac$ 漢"
+    row = {"head": name, f"{name}:top1": 0.5, f"{name}:nll": 1.0, "other:top1": 0.25, "other:nll": 2.0}
+    path = [{**row, "alpha": alpha} for alpha in (0.0, 0.5)]
+    written = write_report([row, *path], tmp_path)
+    assert len(written) == 3  # the plots took the names, too
+    page = written[0].read_text()
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert [line for line in page.splitlines() if line.startswith("## b")] == []
+    escaped = r"a&lt;script&gt;alert(1)&lt;/script&gt; ## b \| \[c\](d) \`e\`  \[31m $\\frac$ 漢"
+    header = next(line for line in page.splitlines() if line.startswith("| Accuracy"))
+    assert header == f"| Accuracy, % | {escaped} | other | shifted mean | drop |"
