@@ -1,4 +1,4 @@
-"""Several processes started by torchrun: their ranks, waiting for each other, and sums over all of them.
+"""Processes started by torchrun, and what each computes with: ranks, waiting, sums over all, devices, TF32.
 
 Counts are summed as float64, which holds whole numbers up to 2**53 exactly, so they equal those of one process; sums of
 NLL may differ by rounding.
@@ -38,6 +38,55 @@ def wait() -> None:
         dist.barrier()
 
 
+def local_device(device: str) -> str:
+    """The device of this process: a bare ``cuda`` is the card of its local rank where torchrun started several.
+
+    Examples
+    --------
+    >>> local_device("cpu"), local_device("cuda:3")
+    ('cpu', 'cuda:3')
+    """
+    if device != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+def tf32_allowed() -> bool:
+    """Whether torch may multiply float32 matrices on a GPU in TF32.
+
+    Torch has two switches, and refuses to read the older one once the newer was set; this reads the newer where there
+    is one.
+    """
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
+        return torch.get_float32_matmul_precision() != "highest"
+    backends: Any = torch.backends
+    precision = backends.cuda.matmul.fp32_precision
+    return bool((backends.fp32_precision if precision == "none" else precision) == "tf32")
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 matrices in float32, whatever the caller allows: no TF32, and no bfloat16 on a CPU."""
+    known: Any = torch.backends
+    backends = (known.cuda.matmul, known.mkldnn.matmul)
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):  # before torch 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    allowed = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, allowed, strict=True):
+            backend.fp32_precision = precision
+
+
 @contextmanager
 def process_group(device: str | None = None, timeout: timedelta | None = None) -> Iterator[tuple[int, int]]:
     """Rank and size of the processes that torchrun started, with the process group up inside; (0, 1) without torchrun.
@@ -56,6 +105,7 @@ def process_group(device: str | None = None, timeout: timedelta | None = None) -
         return
     if device is None and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = None if device is None else local_device(device)
     on_gpu = device is not None and device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)

@@ -4,7 +4,6 @@
 after the backward pass gradients are averaged in buckets, so that every process makes the same update.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from featcache.processes import process_group, rank_and_size, wait
+from featcache.processes import local_device, process_group, rank_and_size, wait
 
 BUCKET = 2**22  # elements of one all-reduce: large enough for the network, small next to the model
 PATIENCE = timedelta(hours=24)
@@ -53,10 +52,9 @@ def processes(device: str | None = None) -> Iterator[Place]:
     Parameters
     ----------
     device : str, optional
-        Default: the CUDA device of the local rank where CUDA is available, else ``cpu``.
+        Default: ``cuda`` where CUDA is available, else ``cpu``; ``cuda`` is the card of the local rank.
     """
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    device = local_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with process_group(device, PATIENCE) as (rank, world):
         yield Place(rank, world, device)
 

@@ -13,6 +13,7 @@ from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import Batch
 from featcache.errors import EncoderError
+from featcache.processes import tf32_allowed
 from featcache.store.key import Json
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,5 +74,5 @@ def torch_provenance(device: str) -> Json:
         "pillow": PIL.__version__,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "tf32": tf32_allowed(),
     }

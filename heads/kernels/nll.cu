@@ -23,6 +23,7 @@
 constexpr int LANES = 32;
 constexpr int WIDTH = 4;
 constexpr unsigned EVERYONE = 0xffffffffu;
+constexpr int NO_COLUMN = 0x7fffffff;
 constexpr float LOWEST = -3.402823466e38f;
 
 struct Running {
@@ -103,7 +104,7 @@ __device__ __forceinline__ void meet(Running& run) {
     const float shrink = __expf(run.top - top);
     run.sum *= shrink;
     run.square *= shrink * shrink;
-    if (run.top < top) run.best = 0x7fffffff;
+    if (run.top < top) run.best = NO_COLUMN;
     run.top = top;
 #pragma unroll
     for (int step = LANES / 2; step > 0; step /= 2) {
@@ -121,7 +122,8 @@ __device__ __forceinline__ void write(const Running& run, float target, long lon
     if (out.confidence != nullptr) out.confidence[place] = whole;
     if (out.brier != nullptr) out.brier[place] = run.square * whole * whole + (1.0f - 2.0f * likely);
     if (out.rank != nullptr) out.rank[place] = run.above;
-    if (out.predicted != nullptr) out.predicted[place] = run.best;
+    // A row of NaN has no best column: column 0, so that whoever counts by it stays inside; its NLL says what it is.
+    if (out.predicted != nullptr) out.predicted[place] = run.best == NO_COLUMN ? 0 : run.best;
 }
 
 __device__ __forceinline__ long long warp_index() {
@@ -143,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const float* shift = bias == nullptr ? nullptr : bias + static_cast<long long>(head) * stride;
     const float factor = scale[head];
     const float target = logit(mine[label], factor, shift == nullptr ? 0.0f : shift[label]);
-    Running run = {LOWEST, 0.0f, 0.0f, 0, 0x7fffffff};
+    Running run = {LOWEST, 0.0f, 0.0f, 0, NO_COLUMN};
 #pragma unroll 2
     for (int column = WIDTH * lane; column < classes; column += WIDTH * LANES) {
         float z[WIDTH];
@@ -179,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int k = 0; k < GROUP; ++k) {
         alpha[k] = alphas[min(first + k, n_alphas - 1)];
         target[k] = between(ends[0], ends[1], alpha[k]);
-        run[k] = {LOWEST, 0.0f, 0.0f, 0, 0x7fffffff};
+        run[k] = {LOWEST, 0.0f, 0.0f, 0, NO_COLUMN};
     }
     for (int column = WIDTH * lane; column < classes; column += WIDTH * LANES) {
         float one[WIDTH], two[WIDTH];

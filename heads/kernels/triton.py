@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from featcache.errors import HeadError
+from featcache.processes import tf32_allowed
 from heads.kernels.cuda import Packed, blocks, pack
 from heads.kernels.problem import Problem
 from heads.kernels.tally import RowStats, Tally
@@ -186,7 +187,7 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
             D=dim,
             HAS_BIAS=packed.bias is not None,
             PREDICT=problem.confusion,
-            PRECISION="tf32" if half or torch.get_float32_matmul_precision() != "highest" else "ieee",
+            PRECISION="tf32" if half or tf32_allowed() else "ieee",
             BLOCK_N=shape.rows,
             BLOCK_C=shape.classes,
             BLOCK_D=shape.features,

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featcache.processes import full_float32
 from heads.solvers.logistic.lbfgs import Minimiser
 from heads.solvers.logistic.objective import Objective
 from heads.solvers.logistic.penalties import L2
@@ -85,7 +86,8 @@ class PathSolver:
         """The optimum for one C."""
         if self._solved:
             self.minimiser.theta = self._solved[min(self._solved, key=lambda other: abs(np.log(other / C)))]
-        optimum = self.minimiser.solve(L2(1.0 / C))
+        with full_float32():
+            optimum = self.minimiser.solve(L2(1.0 / C))
         self._solved[C] = optimum.theta
         theta, present = optimum.theta.double().cpu().numpy(), self.present
         weights, intercepts = self.prior[0].copy(), np.full(self.rows.n_classes, self.missing_intercept)

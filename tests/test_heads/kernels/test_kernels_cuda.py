@@ -20,7 +20,7 @@ import torch
 
 from featcache.errors import HeadError, MissingExtraError
 from heads.kernels import available, linear_nll
-from heads.kernels.cuda import Tiling, _run, kernel_source, pack, require, row_values
+from heads.kernels.cuda import KERNEL_OPTIONS, Tiling, _run, kernel_source, pack, require, row_values
 from heads.kernels.problem import pose
 
 SHIM = Path(__file__).parent / "cuda_on_host.h"
@@ -103,6 +103,20 @@ def test_rows_without_an_order_have_a_nan(host: Any, bad: float, grid: bool) -> 
     assert row_values(problem, pack(problem), host).nll.isnan().all()
 
 
+@pytest.mark.parametrize("grid", [False, True])
+def test_a_nan_row_is_named_with_confusion_counts_too(host: Any, grid: bool) -> None:
+    """Its best column would be outside the table of counts: a table of 17 GB was asked for."""
+    features = np.ones((4, 3), np.float32)
+    features[2] = np.nan
+    alphas = (0.0, 0.5) if grid else None
+    problem = pose(features, np.ones((2, 7, 3), np.float32), [0, 1, 2, 3], alphas=alphas, confusion=True)
+    tally = _run(problem, host)
+    assert tally.confusion is not None
+    assert tally.confusion.shape == (2, 7, 7)
+    with pytest.raises(HeadError, match=r"NaN or infinity in rows \[2\]"):
+        problem.refuse_nan(tally.nll)
+
+
 def test_a_masked_label_is_infinitely_unlikely(host: Any) -> None:
     bias = np.zeros(70, np.float32)
     bias[[5, 9]] = -np.inf
@@ -162,7 +176,7 @@ def test_nvrtc_compiles_the_source(architecture: str) -> None:
     program = ctypes.c_void_p()
     source = kernel_source().encode()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"nll.cu", 0, None, None) == 0
-    options = [f"--gpu-architecture={architecture}".encode(), b"-std=c++17", b"-DGROUP=7"]
+    options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in KERNEL_OPTIONS)]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -183,7 +197,17 @@ def test_nvcc_finds_registers_enough(tmp_path: Path) -> None:
         pytest.skip("no nvcc")
     source = tmp_path / "nll.cu"
     source.write_text(kernel_source())
-    command = [nvcc, "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas", "-v", "-o", str(tmp_path / "out"), str(source)]
+    command = [
+        nvcc,
+        "-arch=sm_90",
+        *KERNEL_OPTIONS,
+        "-cubin",
+        "-Xptxas",
+        "-v",
+        "-o",
+        str(tmp_path / "out"),
+        str(source),
+    ]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2, report
 
@@ -208,7 +232,7 @@ def test_launches_go_to_torch_s_stream_and_device(recent: bool, monkeypatch: pyt
     class RawModule:
         def __init__(self, code: str, options: tuple[str, ...]) -> None:
             assert code == kernel_source()
-            assert "-DGROUP=7" in options
+            assert options == KERNEL_OPTIONS
 
         def get_function(self, name: str) -> Any:
             return lambda grid, block, arguments: seen.append((name, grid, block, len(arguments)))

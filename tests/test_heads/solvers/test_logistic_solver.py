@@ -259,3 +259,23 @@ def test_cheap_products_are_near_the_exact_ones(draw: Any) -> None:
     low.objective.precision = FLOAT32
     low.start(theta)
     torch.testing.assert_close(low.probe(direction)[1], exact)
+
+
+def test_the_caller_s_tf32_switch_does_not_reach_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients with ten bits would stop far from the optimum."""
+    matmul, seen = torch.backends.cuda.matmul, []
+    solve = Minimiser.solve
+
+    def watched(self: Minimiser, penalty: Any) -> Any:
+        seen.append(matmul.fp32_precision)
+        return solve(self, penalty)
+
+    monkeypatch.setattr(Minimiser, "solve", watched)
+    X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        PathSolver(Rows(X, np.arange(30) % 3, 3)).fit(1.0)
+        assert (seen, matmul.fp32_precision) == (["ieee"], "tf32")
+    finally:
+        matmul.fp32_precision = before

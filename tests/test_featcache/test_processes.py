@@ -1,0 +1,78 @@
+"""Devices of ranks, and torch's two switches for TF32."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from featcache.processes import full_float32, local_device, tf32_allowed
+
+MATMUL = torch.backends.cuda.matmul
+
+
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """Torch's switches as they were, after the test."""
+    before = [(backend, backend.fp32_precision) for backend in (torch.backends, MATMUL, torch.backends.mkldnn.matmul)]
+    yield
+    for backend, precision in before:
+        backend.fp32_precision = precision
+
+
+@pytest.mark.parametrize(
+    ("world", "rank", "device", "expected"),
+    [
+        (None, None, "cuda", "cuda"),
+        ("1", "0", "cuda", "cuda"),
+        ("4", "3", "cuda", "cuda:3"),
+        ("4", "3", "cuda:1", "cuda:1"),
+        ("4", "3", "cpu", "cpu"),
+    ],
+)
+def test_cuda_is_the_card_of_the_local_rank(
+    world: str | None, rank: str | None, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": world, "LOCAL_RANK": rank}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert local_device(device) == expected
+
+
+@pytest.mark.parametrize(
+    ("switch", "allowed"),
+    [
+        ("torch.set_float32_matmul_precision('highest')", False),
+        ("torch.set_float32_matmul_precision('high')", True),
+        ("torch.backends.cuda.matmul.allow_tf32 = True", True),
+        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", True),
+        ("torch.backends.cuda.matmul.fp32_precision = 'ieee'", False),
+        ("torch.backends.fp32_precision = 'tf32'", True),
+    ],
+)
+def test_either_switch_is_read(switch: str, allowed: bool) -> None:
+    """In a process of its own: torch remembers which of the two was used."""
+    code = f"import torch; {switch}; from featcache.processes import tf32_allowed; print(tf32_allowed())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(allowed), done.stderr
+
+
+@pytest.mark.usefixtures("switches")
+def test_full_float32_holds_inside_and_gives_the_switches_back() -> None:
+    MATMUL.fp32_precision = "tf32"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    with full_float32():
+        assert not tf32_allowed()
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    assert tf32_allowed()
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+
+
+@pytest.mark.usefixtures("switches")
+def test_the_switches_are_given_back_after_an_error() -> None:
+    MATMUL.fp32_precision = "tf32"
+    with pytest.raises(ZeroDivisionError), full_float32():
+        raise ZeroDivisionError
+    assert tf32_allowed()
