@@ -42,6 +42,16 @@ def decoding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
 
 
+def shard_argument(parser: argparse.ArgumentParser, units: str) -> None:
+    """Add ``--shard``."""
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help=f"shard I of N, I from 0: {units} I, I+N, ... (for a job array); without it, runs share the work, as "
+        "do the ranks of torchrun",
+    )
+
+
 def device_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, where the encoder runs."""
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")

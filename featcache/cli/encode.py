@@ -13,6 +13,7 @@ from featcache.cli.arguments import (
     model_arguments,
     preprocess_argument,
     progress_of,
+    shard_argument,
     show,
     update_labels_argument,
 )
@@ -38,12 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-bad", type=int, default=0, metavar="N", help="go on with up to N unreadable images (default: 0)"
     )
     update_labels_argument(parser)
-    parser.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="shard I of N, I from 0: chunks I, I+N, ... (for a job array); without it, runs share the work, as "
-        "do the ranks of torchrun",
-    )
+    shard_argument(parser, "chunks")
     parser.add_argument("--refresh", action="store_true", help="encode chunks again whose source files changed")
     parser.add_argument("--no-reuse", action="store_true", help="do not copy rows of equal images from other stores")
     parser.add_argument(

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sweep": ("heads.cli.sweep", "fit and evaluate many heads, settings, shots and seeds, one row each"),
     "leaks": ("heads.cli.leaks", "find near-duplicates between a train and a test split"),
     "demo": ("ft.cli.demo", "the main job from start to end, on the embedded model and handwritten digits"),
+    "generate": ("ft.cli.generate", "draw training images of class names with a diffusion model (RegFT)"),
     "finetune": ("ft.cli.finetune", "fine-tune a model; its checkpoint is encoded like any other"),
     "wise": ("ft.cli.wise", "interpolate the weights of two models (WiSE-FT)"),
     "fisher": ("ft.cli.fisher", "diagonal Fisher information of a model, for weighted interpolations"),

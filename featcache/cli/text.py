@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 def _class_texts(args: argparse.Namespace) -> int:
     from featcache.encoding.texts import embed_prompts
 
-    classnames, name = _classnames(args.classes, args.split)
+    classnames, name = classnames_of(args.classes, args.split)
     name = args.name or name
     prompts = load_prompt_file(args.prompts) if args.prompts else None
     templates = None if prompts is not None else load_templates(args.templates)
@@ -84,8 +84,8 @@ def _how(hit: bool, seconds: float) -> str:
     return "cache hit, no text encoded" if hit else f"encoded in {format_seconds(seconds)}"
 
 
-def _classnames(classes: str, split: str) -> tuple[Sequence[str], str]:
-    """The class names, and the name of the store without ``--name``."""
+def classnames_of(classes: str, split: str) -> tuple[Sequence[str], str]:
+    """The class names of a data set's split, a list or a file; and the name of the store without ``--name``."""
     source = classes.partition(":")[0]
     if source in (*DATASETS, COLLECTION):
         dataset = open_datasets(classes, split)[0]

@@ -1,0 +1,123 @@
+"""The verb ``featcache generate``: training images of class names, drawn by a diffusion model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.cli.arguments import device_argument, progress_of, quiet_argument, shard_argument, show
+from featcache.cli.text import classnames_of
+from featcache.errors import DatasetError, PromptError
+from featcache.progress import format_seconds
+from featcache.prompts.templates import IMAGENET
+from featcache.prompts.text_files import read_class_file
+
+if TYPE_CHECKING:
+    from ft.generation import GenerateResult, Style
+
+MODEL = "stabilityai/stable-diffusion-2-1-base"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache generate``."""
+    parser.add_argument(
+        "classes",
+        metavar="CLASSES",
+        nargs="?",
+        help="class names: of a data set (imagefolder:DIR), `imagenet` (folders are WordNet ids), or a file with a "
+        "name, or folder, tab and name, on each line; default: those of the style",
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the images: DIR/SPLIT/CLASS/*.png")
+    parser.add_argument("--split", default="train", help="split to draw: train (the default), val")
+    parser.add_argument(
+        "--classes-split",
+        default="train",
+        metavar="S",
+        help="split of the data set that names the classes (default: train)",
+    )
+    parser.add_argument("--style", default="imagenet", metavar="NAME", help="prompt style (default: imagenet)")
+    parser.add_argument("--styles", metavar="FILE", help="prompt-style file, such as RegFT's prompt_styles.json")
+    parser.add_argument(
+        "--images", type=int, default=64, metavar="N", help="images per class and prompt (default: 64); may grow later"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="seed of the images (default: 1)")
+    parser.add_argument(
+        "--model",
+        default=MODEL,
+        help=f"folder that diffusers saved, or name on the Hugging Face hub (default: {MODEL})",
+    )
+    parser.add_argument("--revision", help="revision of a model on the hub")
+    parser.add_argument("--guidance-scale", type=float, default=5.0, metavar="G", help="guidance (default: 5)")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
+    parser.add_argument("--height", type=int, default=512, metavar="H", help="pixels that are drawn (default: 512)")
+    parser.add_argument("--width", type=int, default=512, metavar="W", help="pixels that are drawn (default: 512)")
+    parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the files in pixels (default: 224)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
+    shard_argument(parser, "batches")
+    device_argument(parser)
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of the model (default: fp16 on cuda, fp32 on a cpu)"
+    )
+    quiet_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``featcache generate CLASSES --out DIR``."""
+    from featcache.encoding.options import Share
+    from ft.generation import GenerateOptions, generate, load_style
+    from ft.generation.diffusion import Painter
+
+    options = GenerateOptions(
+        **{name: getattr(args, name) for name in ("images", "seed", "guidance_scale", "steps", "height", "width")},
+        size=args.size,
+        batch_size=args.batch_size,
+    )
+    share = Share.parse(args.shard) if args.shard else None
+    style = load_style(args.style, args.styles)
+    classes = _classes(args, style)
+    device = args.device or _device()
+    painter = Painter(args.model, args.revision, device, args.precision or ("fp16" if "cuda" in device else "fp32"))
+    settings = {"split": args.split, "options": options, "share": share, "progress": progress_of(args)}
+    result = generate(classes, style.templates, painter, args.out, **settings)
+    names = ("total", "there", "made", "seconds")
+    record = {"folder": str(result.folder), "classes": result.classes, **{n: getattr(result, n) for n in names}}
+    show(record, _describe(result, args), args.json)
+    return 0
+
+
+def _classes(args: argparse.Namespace, style: Style) -> list[tuple[str, str]]:
+    """Folders and names of the classes."""
+    if args.classes is None:
+        if not style.classes:
+            raise PromptError(
+                f"style {args.style!r} names no classes; expected CLASSES (imagefolder:DIR, imagenet or a file)"
+            )
+        return list(style.classes)
+    if args.classes == IMAGENET:
+        from featcache.prompts.wordnet import imagenet_names, imagenet_wnids
+
+        return list(zip(imagenet_wnids(), imagenet_names(), strict=True))
+    if (path := Path(args.classes)).is_file():
+        try:
+            return read_class_file(path)
+        except DatasetError as error:
+            raise PromptError(str(error)) from error
+    return [(name, name) for name in classnames_of(args.classes, args.classes_split)[0]]
+
+
+def _device() -> str:
+    """The CUDA device of this process's rank where there is one."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % count}" if count else "cpu"
+
+
+def _describe(result: GenerateResult, args: argparse.Namespace) -> str:
+    what = f"{result.folder}: {result.there:,} of {result.total:,} images of {result.classes:,} classes"
+    how = f"{result.made:,} drawn in {format_seconds(result.seconds)}" if result.made else "none drawn now"
+    source = "imagenet" if args.classes == IMAGENET else "imagefolder"
+    then = f"\n  featcache encode {source}:{args.out} --split {args.split}" if result.there == result.total else ""
+    return f"{what}, {how}{then}"

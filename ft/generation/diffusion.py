@@ -1,0 +1,162 @@
+"""The one door to diffusers: a text-to-image pipeline that draws prompts from seeds."""
+
+import re
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featcache.errors import EncoderError, FeatcacheError, MissingExtraError, PromptError
+from featcache.store.key import Json
+
+EXPECTED = (
+    "expected a folder that diffusers saved (with model_index.json and safetensors), or a text-to-image model's name "
+    "on the hub, owner/name"
+)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Painter:
+    """A diffusion pipeline.
+
+    Parameters
+    ----------
+    model : str
+        A folder that diffusers saved, or a name on the Hugging Face hub. Weights are read from safetensors only.
+    revision : str, optional
+        Of a model on the hub.
+    device : str
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises
+    ------
+    MissingExtraError
+        diffusers is not installed.
+    EncoderError
+        The model is not there, cannot be loaded, or is no text-to-image model.
+
+    Attributes
+    ----------
+    identity : dict
+        The model, by a digest of its files or its name on the hub, and the precision.
+    """
+
+    def __init__(self, model: str, revision: str | None, device: str, precision: str) -> None:
+        try:
+            import diffusers
+            import transformers
+        except ImportError as error:
+            raise MissingExtraError("generate needs diffusers: pip install 'featcache[generate]'") from error
+        for library in (diffusers, transformers):
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()
+        folder = Path(model).expanduser()
+        if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+            raise EncoderError(f"--model {model}: no such folder; {EXPECTED}")
+        place = str(folder) if folder.is_dir() else model
+        load: Any = diffusers.AutoPipelineForText2Image.from_pretrained
+        try:
+            pipeline = load(
+                place,
+                revision=revision,
+                dtype=DTYPES[precision],
+                use_safetensors=True,
+                safety_checker=None,  # it would replace training images by black ones
+                requires_safety_checker=False,
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise EncoderError(f"--model {model}: {str(error).splitlines()[0]}; {EXPECTED}") from error
+        source = {"files": _digest(folder)} if folder.is_dir() else {"name": model, "revision": revision}
+        self.identity: Json = {"model": source, "precision": precision}
+        self._pipeline: Any = pipeline.to(device)
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    def check(self, prompts: Sequence[str], height: int, width: int) -> None:
+        """Refuse what the model cannot draw.
+
+        Raises
+        ------
+        PromptError
+            Its tokenizer would truncate a prompt.
+        FeatcacheError
+            Sides that are no multiple of 8, or of what the model's latent pixels stand for.
+        """
+        unit = max(8, getattr(self._pipeline, "vae_scale_factor", 8))
+        if height % unit or width % unit:
+            raise FeatcacheError(f"height {height}, width {width}: expected multiples of {unit}")
+        tokenizer = getattr(self._pipeline, "tokenizer", None)
+        most = getattr(tokenizer, "model_max_length", None)
+        if tokenizer is None or most is None:
+            return
+        for prompt, tokens in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
+            if len(tokens) > most:
+                raise PromptError(f"{prompt!r} has {len(tokens)} tokens, the model reads {most}; shorten it")
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        height: int,
+        width: int,
+        *,
+        steps: int,
+        guidance_scale: float,
+        each_step: Callable[[], None],
+    ) -> list[Any]:
+        """Draw one picture per prompt.
+
+        Parameters
+        ----------
+        prompts, seeds : sequences of N
+            The initial noise of a picture comes from a generator of its own on the CPU, so that it is the same on
+            every device and in every batch.
+        height, width : int
+            Pixels.
+        steps : int
+            Denoising steps.
+        guidance_scale : float
+            Weight of classifier-free guidance (Ho and Salimans, arXiv:2207.12598).
+        each_step : callable
+            Called after every denoising step.
+
+        Returns
+        -------
+        list of N PIL images
+
+        Raises
+        ------
+        FeatcacheError
+            The pipeline cannot draw with these options.
+        """
+
+        def after(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+            each_step()
+            return values
+
+        try:
+            drawn = self._pipeline(
+                list(prompts),
+                height=height,
+                width=width,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                callback_on_step_end=after,
+            )
+        except ValueError as error:
+            raise FeatcacheError(f"the model refuses: {str(error).splitlines()[0]}") from error
+        return list(drawn.images)
+
+
+def _digest(folder: Path) -> str:
+    """sha256 (128 bits, hexadecimal) over names and contents of the files that diffusers may read."""
+    digest = sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,131 @@
+"""What is to be drawn: folders, prompts, file names and seeds, all known before the first image.
+
+The seed of an image is a digest of the run's seed, the split, the class folder, the prompt and the image's number. So
+an image does not depend on batch size, order, or the number of processes; a larger ``images`` adds images to a tree
+and leaves those in it as they are; and training and validation images differ.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.errors import PromptError
+from featcache.prompts import fill
+
+SEED_BYTES = 7  # below 2**63, which is what torch.Generator takes
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image: its path below the split's folder, its prompt, and the seed of its noise."""
+
+    path: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images of one split, in the order in which they are drawn: one of each class, then the next of each.
+
+    Parameters
+    ----------
+    split : str
+    classes : sequence of C (folder, class name)
+    templates : sequence of T str
+    images : int
+        Images per class and template.
+    seed : int
+    batch_size : int
+        Images that are drawn, and claimed, together.
+    """
+
+    split: str
+    classes: Sequence[tuple[str, str]]
+    templates: Sequence[str]
+    images: int
+    seed: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.classes) * len(self.templates) * self.images
+
+    def __getitem__(self, number: int) -> Request:
+        c, t, image = self._place(number)
+        folder, name = self.classes[c]
+        prompt = fill([self.templates[t]], [name])[0][0]
+        what = json.dumps([self.seed, self.split, folder, prompt, image])
+        seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:SEED_BYTES], "big")
+        return Request(f"{folder}/{_file_name(t, image)}", prompt, seed)
+
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """Class, template and image."""
+        rest, c = divmod(number, len(self.classes))
+        image, t = divmod(rest, len(self.templates))
+        return c, t, image
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt once."""
+        return [prompt for of_class in fill(self.templates, [name for _, name in self.classes]) for prompt in of_class]
+
+    def batch(self, number: int) -> list[Request]:
+        """The requests of one batch."""
+        start = number * self.batch_size
+        return [self[i] for i in range(start, min(start + self.batch_size, len(self)))]
+
+    def missing(self, folder: Path) -> list[int]:
+        """Numbers of the images that are not in the split's folder."""
+        held = [_files(folder / name) for name, _ in self.classes]
+        places = ((number, *self._place(number)) for number in range(len(self)))
+        return [number for number, c, t, image in places if _file_name(t, image) not in held[c]]
+
+
+def class_folders(names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Folders and names of classes, checked: each folder is usable as one, and none occurs twice.
+
+    Parameters
+    ----------
+    names : sequence of C (folder, class name)
+        A ``/`` in a folder's name becomes ``_``: RegFT's own script makes a folder within a folder of ``F-16A/B``,
+        which ``ImageFolder`` reads as another class.
+
+    Raises
+    ------
+    PromptError
+        There is no class, two have one folder, or a name cannot be a folder's and a line of ``classes.txt``.
+
+    Examples
+    --------
+    >>> class_folders([("F-16A/B", "F-16A/B")])
+    [('F-16A_B', 'F-16A/B')]
+    """
+    if not names:
+        raise PromptError("got no class name; expected at least one")
+    folders: dict[str, str] = {}
+    for folder, name in ((folder.replace("/", "_"), name) for folder, name in names):
+        usable = folder == folder.strip() and not re.search(r"^$|^[.#]|[\x00-\x1f]", folder)
+        if not usable or len(os.fsencode(folder)) > 200 or "\n" in name:
+            raise PromptError(f"class {name!r} cannot be a folder's name; write `folder<TAB>{name}` into a class file")
+        if folder in folders:
+            raise PromptError(
+                f"classes {folders[folder]!r} and {name!r} have one folder, {folder!r}; write `folder<TAB>name` lines "
+                "into a class file, with a folder for each"
+            )
+        folders[folder] = name
+    return list(folders.items())
+
+
+def _file_name(template: int, image: int) -> str:
+    return f"{template + 1:04d}_{image:04d}.png"
+
+
+def _files(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()

@@ -1,0 +1,96 @@
+"""Prompt styles: which sentences a class name is put into, and, in files such as RegFT's, which classes there are.
+
+A prompt-style file is JSON, ``{style: {"template": ..., "classnames": [...], "save_subdir": [...]}}``. ``template`` is
+a template or a list of them, with ``{}`` for the class name. ``classnames`` and ``save_subdir`` (a folder for each
+class) are optional. RegFT's ``prompt_styles.json`` is such a file; ``styles.json`` has its templates,
+without class lists.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import DatasetError, PromptError
+from featcache.prompts.templates import PLACEHOLDER
+from featcache.prompts.text_files import read_lines
+
+STYLES = Path(__file__).parent / "styles.json"
+EXPECTED = '{style: {"template": text or list, "classnames": [...], "save_subdir": [...]}}, the last two optional'
+
+
+@dataclass(frozen=True)
+class Style:
+    """One prompt style.
+
+    Parameters
+    ----------
+    templates : tuple of T str
+        Each with ``{}`` for the class name.
+    classes : tuple of C (folder, class name)
+        Empty where the file names no classes.
+    """
+
+    templates: tuple[str, ...]
+    classes: tuple[tuple[str, str], ...] = ()
+
+
+def load_style(name: str, path: str | Path | None = None) -> Style:
+    """Read one style of a prompt-style file.
+
+    Parameters
+    ----------
+    name : str
+        An entry of the file.
+    path : str or Path, optional
+        Default: ``styles.json`` of this package.
+
+    Raises
+    ------
+    PromptError
+        There is no such file or entry (those in it are listed), a template has no ``{}``, or an entry is not as
+        described above.
+
+    Examples
+    --------
+    >>> load_style("imagenet")
+    Style(templates=('a photo of a {}.',), classes=())
+    >>> len(load_style("varied").templates)
+    8
+    """
+    path = STYLES if path is None else Path(path).expanduser()
+    try:
+        held = json.loads("\n".join(read_lines(path)))
+    except (DatasetError, ValueError, RecursionError) as error:
+        raise PromptError(f"prompt-style file {path}: {error}; expected JSON, {EXPECTED}") from error
+    if not isinstance(held, dict) or not held:
+        raise PromptError(f"prompt-style file {path}: got {type(held).__name__}; expected {EXPECTED}")
+    if name not in held:
+        raise PromptError(f"{path}: no style {name!r}; expected one of {', '.join(held)}")
+    return _style(held[name], f"{path}: style {name!r}")
+
+
+def _style(entry: Any, where: str) -> Style:
+    template = entry.get("template") if isinstance(entry, dict) else None
+    templates = _texts([template] if isinstance(template, str) else template, f"{where}: template")
+    if not templates:
+        raise PromptError(f"{where}: no template; expected {EXPECTED}")
+    for text in templates:
+        if not PLACEHOLDER.search(text):
+            raise PromptError(f"{where}: template {text!r} has no {{}} for the class name; add it")
+    names = _texts(entry.get("classnames"), f"{where}: classnames")
+    folders = _texts(entry.get("save_subdir"), f"{where}: save_subdir") or names
+    if len(folders) != len(names):
+        raise PromptError(f"{where}: {len(names)} classnames and {len(folders)} save_subdir; expected equal numbers")
+    return Style(tuple(templates), tuple(zip(folders, names, strict=True)))
+
+
+def _texts(value: Any, where: str) -> Sequence[str]:
+    if value is None:
+        return []
+    odd = value if not isinstance(value, list) else next((v for v in value if not isinstance(v, str) or not v), None)
+    if odd is not None:
+        raise PromptError(f"{where}: got {odd!r}; expected a list of texts")
+    texts: list[str] = value
+    return texts
