@@ -18,6 +18,7 @@ from featcache.cli.arguments import (
     update_labels_argument,
 )
 from featcache.datasets import Dataset, open_datasets
+from featcache.datasets.base import prepared_of
 from featcache.encoding.augment import AUGMENTATIONS
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.errors import ShardDoneError
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         for split in args.split
         for dataset in open_datasets(args.data, split, labels=args.labels, name=args.name)
     ]
-    encoder = encoder_of(args, args.preprocess)
+    encoder = encoder_of(args, args.preprocess or prepared_of(datasets[0]))
     records, lines = [], []
     for dataset in datasets:
         try:
@@ -139,5 +140,5 @@ def _name_note(result: EncodeResult, dataset: Dataset) -> str:
         return ""
     return (
         f"\n  {dataset.name}/{dataset.split} holds the same samples: the store keeps the name "
-        f"{store.name}/{store.split} (delete its folder to encode under the new one)"
+        f"{store.name}/{store.split} (another --root gives the new name a store of its own)"
     )

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         lines.append("  run again with --repair, then the command that made the store: it redoes damaged chunks only")
     lines += [f"  source changed: {name}" for name in changed]
     if args.against:
-        lines.append("  run encode with --refresh to encode them" if changed else "  the source is what was encoded")
+        now = "  run encode to store what it holds now; it says where that replaces features"
+        lines.append(now if changed else "  the source is what was encoded")
     show(record, "\n".join(lines), args.json)
     return StoreCorruptError.exit_code if not report.ok else ContentChangedError.exit_code if changed else 0

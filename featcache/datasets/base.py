@@ -6,7 +6,8 @@ exactly the bytes that were decoded.
 
 Two digests (xxh3-128 in hexadecimal):
 
-``dataset_key``   of the ordered sample ids and sizes: the data set's half of a store's path.
+``dataset_key``   of the ordered sample ids and sizes: the data set's half of a store's path. Where these do not
+                  tell data sets apart (rows of arrays), also of what the samples hold: `featcache.datasets.content`.
 ``labels_digest`` of the labels and the class names: editing labels never re-encodes, and never goes unnoticed.
 
 Metadata columns have a third (`featcache.store.columns`).
@@ -22,8 +23,10 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
+from featcache.datasets.content import FileContent
 from featcache.errors import DatasetError
 from featcache.store.columns import as_columns, feed_int64, feed_texts
+from featcache.store.places import StorePath
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 """A decoded image: PIL (any mode), uint8 (H, W, 3), or float32 (H, W, 3) with values 0-255."""
@@ -33,7 +36,9 @@ class Dataset(Protocol):
     """A split of a labelled image data set.
 
     It may also have an attribute ``decoding: str``. Equal values mean that equal bytes decode to equal images, in
-    other data sets too, so that rows can be copied between their stores. See `decoding_of`.
+    other data sets too, so that rows can be copied between their stores. See `decoding_of`. And an attribute
+    ``prepared: str``: its pictures lie as that preparation leaves them (`featcache.encoders.preparation`), and encoders
+    crop them no further.
     """
 
     @property
@@ -57,6 +62,12 @@ class Dataset(Protocol):
 
 IMAGE_FILE = "image file"
 """`Dataset.decoding` of every data set whose samples are image files that `decode_image` decodes."""
+
+
+def prepared_of(dataset: Dataset) -> str | None:
+    """The preparation that its pictures have gone through already; None for pictures as they were taken."""
+    prepared: str | None = getattr(dataset, "prepared", None)
+    return prepared
 
 
 def decoding_of(dataset: Dataset) -> str | None:
@@ -84,6 +95,8 @@ class SampleIndex:
         A list, never a dict: two ImageNet classes share a name with others.
     metadata : mapping of name to (N,) int64, or object holding str
         What else is known of the samples (region, year, caption); see `featcache.store.columns`.
+    content : FileContent, optional
+        What the samples hold, where ids and sizes do not tell data sets apart; part of the key.
 
     Raises
     ------
@@ -98,6 +111,7 @@ class SampleIndex:
     labels: npt.NDArray[np.int64]
     classnames: tuple[str, ...]
     metadata: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    content: FileContent | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.ids), len(self.sizes), len(self.stamps), len(self.labels)}
@@ -140,11 +154,18 @@ SHOWN = 5
 """Samples named in an error; the rest is counted."""
 
 
-def dataset_key(index: SampleIndex) -> str:
-    """Digest of the ordered sample ids and sizes: the data set's half of a store's path.
+def dataset_key(index: SampleIndex, root: StorePath | None = None) -> str:
+    """Digest of the ordered sample ids and sizes, and of `SampleIndex.content`: the data set's half of a store's path.
 
     The bytes that are hashed cannot be read in two ways: the number of samples, the byte length of each id, the ids
-    in UTF-8 one after another, the sizes; every number as little-endian int64.
+    in UTF-8 one after another, the sizes; every number as little-endian int64. The digest of the content follows where
+    there is one, as a list of one text.
+
+    Parameters
+    ----------
+    index : SampleIndex
+    root : StorePath, optional
+        Root of the stores, which remembers the digest of the content between processes.
 
     Returns
     -------
@@ -168,6 +189,8 @@ def dataset_key(index: SampleIndex) -> str:
     digest = xxhash.xxh3_128(b"featcache dataset 1\n")
     feed_texts(digest, index.ids)
     feed_int64(digest, index.sizes)
+    if index.content is not None:
+        feed_texts(digest, [index.content.digest(root)])
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TypedDict
 
 from featcache.encoders.base import Batch, Encoder, loading_arguments
-from featcache.encoders.preparation import PREPARATIONS, prepared_by
+from featcache.encoders.preparation import PREPARATIONS, encoder_for, prepared_by
 
 ENCODERS: dict[str, str] = {
     "tiny": "featcache.encoders.openclip:load_tiny",
@@ -15,7 +15,7 @@ ENCODERS: dict[str, str] = {
 }
 """Prefix of a model's name, up to the first colon -> loader; other names are open_clip's."""
 
-__all__ = ["ENCODERS", "PREPARATIONS", "Batch", "Encoder", "LoadingOptions", "load_encoder"]
+__all__ = ["ENCODERS", "PREPARATIONS", "Batch", "Encoder", "LoadingOptions", "encoder_for", "load_encoder"]
 
 
 class LoadingOptions(TypedDict, total=False):

@@ -48,6 +48,11 @@ class Encoder(Protocol):
     source: Mapping[str, str | None] | None
     """Arguments with which `load_encoder` loads the model again; None for an encoder that a program built."""
 
+    preparation: str | None
+    """Which of `featcache.encoders.preparation.PREPARATIONS` pictures go through; None for the model's own way."""
+    prepares: bool
+    """False where pictures come as `preparation` leaves them."""
+
     @property
     def name(self) -> str:
         """Short name for people: ``tiny``, ``ViT-B-32/openai``."""
@@ -125,6 +130,8 @@ class ImageEncoder(ABC):
     """
 
     source: Mapping[str, str | None] | None = None
+    preparation: str | None = None
+    prepares: bool = True
     name: str
     device: str = "cpu"
     image_size: tuple[int, int] | None = None
@@ -163,7 +170,10 @@ class ImageEncoder(ABC):
 
 
 NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_images", "encode_texts")
-LATER = ("source", "device", "image_size", "taps", "text_identity", "special_tokens", "logit_scale", "logit_bias")
+LATER = (
+    *("source", "preparation", "prepares", "device", "image_size", "taps"),
+    *("text_identity", "special_tokens", "logit_scale", "logit_bias"),
+)
 
 
 def whole_encoder(found: object, origin: str) -> Encoder:

@@ -10,13 +10,14 @@ on ImageNet-R as OpenAI prepares pictures, and 52.00 % and 76.35 % on Lipsum-FT'
     Lipsum-FT's evaluation (arXiv 2404.00860). 8-bit pictures stay in 8 bits.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import Picture
+from featcache.datasets.base import Dataset, Picture, prepared_of
 from featcache.encoders.base import Encoder
 from featcache.errors import EncoderError
 
@@ -68,3 +69,27 @@ def prepared_by(encoder: Encoder, name: str) -> Encoder:
         raise EncoderError(f"preprocess {name!r}: expected one of {', '.join(PREPARATIONS)}, or leave it out")
     encoder.use_preparation(name)
     return encoder
+
+
+def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
+    """The encoder for the pictures of a data set: where these lie prepared, it prepares them no further.
+
+    Its identity stays: pictures that were prepared before they were saved give the features of those that it prepares
+    itself, so that heads fitted on either take both.
+
+    Raises
+    ------
+    EncoderError
+        The pictures went through another preparation than the encoder has.
+    """
+    prepared = prepared_of(dataset)
+    if prepared is None:
+        return encoder
+    if encoder.preparation != prepared:
+        raise EncoderError(
+            f"{dataset.name}/{dataset.split} lies prepared by {prepared}, and {encoder.name} prepares pictures by "
+            f"{encoder.preparation or 'its own way'}; load it with --preprocess {prepared} (preprocess= in Python)"
+        )
+    twin = copy.copy(encoder)  # shares every tensor
+    twin.prepares = False
+    return twin

@@ -2,16 +2,47 @@
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import xxhash
 
 from featcache.datasets.base import Dataset, dataset_key
-from featcache.errors import MismatchError, StoreWriteError
-from featcache.store import ImageStore
+from featcache.datasets.content import content_digest
+from featcache.errors import FeatcacheError, MismatchError, StoreWriteError
+from featcache.store import ImageStore, content_key, open_image_store
 from featcache.store.columns import read_stamps, write_stamps
-from featcache.store.layout import ArraySpec
-from featcache.store.places import StorePath, read
+from featcache.store.key import Json
+from featcache.store.layout import MANIFEST, ArraySpec
+from featcache.store.places import StorePath, read, stat
+
+
+def known_identity(identity: Json, dataset: Dataset, root: StorePath) -> Json:
+    """The identity of the store that holds these samples.
+
+    The content of arrays became part of their key later than other things: a finished store under the older key, of ids
+    and sizes alone, is taken where its content is sure to be that of the data set. Else the identity stays.
+
+    Parameters
+    ----------
+    identity : dict
+        ``{"encoder": ..., "dataset": ...}``, with the content in the key.
+    """
+    content = dataset.index.content
+    if content is None:
+        return identity
+    ids_and_sizes = dataset_key(replace(dataset.index, content=None))
+    older = identity | {"dataset": identity["dataset"] | {"samples": ids_and_sizes}}
+    folder = root / ImageStore.kind / content_key(identity["encoder"])
+    if stat(folder / content_key(identity["dataset"]) / MANIFEST) is not None:
+        return identity
+    try:
+        store = open_image_store(folder / content_key(older["dataset"]))
+        hashes = store.array("content").tobytes()
+    except (FeatcacheError, OSError):  # none, unfinished or damaged
+        return identity
+    same = content_digest(str(store.info.get("decoding")), hashes) == content.digest(root)
+    return older if same else identity
 
 
 def changed_rows(dataset: Dataset, store: StorePath, content: ArraySpec, chunks: Iterable[int]) -> list[int]:
@@ -47,8 +78,12 @@ def check_source(dataset: Dataset, store: ImageStore) -> list[str]:
         The store was made from other samples: ids or sizes differ.
     """
     index = dataset.index
-    stored_key = store.manifest.identity["dataset"]
-    if stored_key != {"rows": len(index), "samples": dataset_key(index)}:
+    stored = store.manifest.identity["dataset"]
+    if index.content is not None:  # part of the key: other rows are named below, other ids and sizes here
+        same = (store.ids, store.info.get("decoding")) == (list(index.ids), index.content.decoding)
+    else:
+        same = stored == {"rows": len(index), "samples": dataset_key(index)}
+    if not same:
         raise MismatchError(
             f"{store.path}: made from other samples than {dataset.name}/{dataset.split} ({len(store):,} rows there, "
             f"{len(index):,} here, or other ids or sizes); name the data set and split that it was encoded from"

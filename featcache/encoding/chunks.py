@@ -182,7 +182,7 @@ class ChunkEncoder:
             raise ContentChangedError(
                 f"{self._dataset.name}/{self._dataset.split}: {len(rows)} image(s) are no longer what the store was "
                 f"made from, first {self._ids[min(rows)]}; taps and views must be of the same images: restore them, or "
-                "delete the store's folder and encode it anew"
+                "encode them with another --root"
             )
 
     def _check_finite(self, features: npt.NDArray[np.float32], valid: npt.NDArray[np.uint8], rows: range) -> None:

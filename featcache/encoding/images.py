@@ -12,17 +12,27 @@ from typing import Any
 import numpy as np
 
 from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset
-from featcache.datasets.base import Dataset, decoding_of
-from featcache.encoders import Encoder, load_encoder
+from featcache.datasets.base import Dataset, decoding_of, prepared_of
+from featcache.datasets.content import content_digest
+from featcache.encoders import Encoder, encoder_for, load_encoder
 from featcache.encoders.base import whole_encoder
 from featcache.encoders.taps import tap_dim
 from featcache.encoding.augment import check_views, view_identity
-from featcache.encoding.changes import changed_rows
+from featcache.encoding.changes import changed_rows, known_identity
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.encoding.pipeline import default_workers
 from featcache.encoding.reuse import Donors
-from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, store_key, written_now
+from featcache.encoding.store_job import (
+    Contents,
+    Layout,
+    MadeChunk,
+    StoreJob,
+    Work,
+    store_key,
+    stored_rows,
+    written_now,
+)
 from featcache.errors import ContentChangedError, ImageReadError, LabelsChangedError
 from featcache.progress import Progress
 from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, resolve_root
@@ -79,7 +89,7 @@ def encode(
         What the labels of a list file are.
     **options
         ``device``, ``precision``, ``preprocess`` (see `featcache.encoders.load_encoder`; ignored if `model` is an
-        Encoder), and fields of `EncodeOptions`.
+        Encoder; by default that of pictures that lie prepared), and fields of `EncodeOptions`.
 
     Raises
     ------
@@ -89,6 +99,7 @@ def encode(
     """
     loading = {name: options.pop(name) for name in LOADING if name in options}
     dataset = open_dataset(data, split, labels=labels) if isinstance(data, str) else data
+    loading.setdefault("preprocess", prepared_of(dataset))
     encoder = load_encoder(model, pretrained, **loading) if isinstance(model, str) else model
     return encode_dataset(dataset, encoder, root=root, options=EncodeOptions(**options), progress=progress).store
 
@@ -127,15 +138,15 @@ class ImageJob(StoreJob[ImageStore]):
     def __init__(
         self, dataset: Dataset, encoder: Encoder, root: StorePath, options: EncodeOptions, progress: Progress | None
     ) -> None:
-        self.dataset, self.encoder, self.options = dataset, encoder, options
-        self.index = dataset.index
+        self.dataset, self.encoder, self.options = dataset, encoder_for(dataset, encoder), options
+        self.index, self.root = dataset.index, root
         identity = {
             "encoder": stored_identity(encoder),
-            "dataset": {"rows": len(self.index), "samples": dataset_key(self.index)},
+            "dataset": {"rows": len(self.index), "samples": dataset_key(self.index, root)},
         }
         super().__init__(
             root,
-            identity,
+            known_identity(identity, dataset, root),
             len(self.index),
             f"{dataset.name}/{dataset.split} with {encoder.name}",
             progress=progress,
@@ -204,12 +215,30 @@ class ImageJob(StoreJob[ImageStore]):
         return Contents(info | self.kept, provenance, {"labels": labels}, columns)
 
     def finalise(self, part: Part, writer: StoreWriter) -> None:
-        """See `StoreJob.finalise`; remembers the files' times, too."""
+        """See `StoreJob.finalise`; remembers the files' times, too.
+
+        Raises
+        ------
+        ContentChangedError
+            A file whose content is part of the key was replaced while it was encoded.
+        """
         if part == Part():
+            self._check_content(writer)
             write_stamps(self.path, self.index.stamps)
             if not self.index.metadata:
                 remove(self.path / METADATA)
         super().finalise(part, writer)
+
+    def _check_content(self, writer: StoreWriter) -> None:
+        content = self.index.content
+        if content is None:
+            return
+        hashes = stored_rows(writer, "content").tobytes()
+        if content_digest(content.decoding, hashes) != content.digest(self.root):
+            raise ContentChangedError(
+                f"{self.what}: {content.path} changed while it was encoded; run the same command again, which encodes "
+                "what it holds now"
+            )
 
     # Encoding
 
@@ -247,24 +276,40 @@ class ImageJob(StoreJob[ImageStore]):
         Raises
         ------
         ContentChangedError
-            Files changed, and the options do not say to refresh.
+            Files changed, and the options do not say to refresh; or they do, and the store was made under another name,
+            so that it may hold another data set.
         """
+        if self.index.content is not None:  # part of the key
+            return
         content = store.manifest.arrays["content"]
         changed = changed_rows(self.dataset, self.path, content, range(content.n_chunks))
         if not changed:
             return
-        if not self.options.refresh:
-            named = ", ".join(self.index.ids[row] for row in changed[:3])
-            raise ContentChangedError(
-                f"{self.what}: {len(changed):,} source file(s) changed since they were encoded ({named}"
-                f"{', ...' if len(changed) > 3 else ''}), with the same ids and sizes; run again with --refresh to "
-                "encode their chunks again"
-            )
+        same_name = (store.name, store.split) == (self.dataset.name, self.dataset.split)
+        if not (self.options.refresh and same_name):
+            raise ContentChangedError(self._what_changed(store, changed, same_name=same_name))
         writer = self.writer()
         writer.reopen()
         for chunk in {row // content.chunk_rows for row in changed}:
             writer.drop(chunk)
         self.run()
+
+    def _what_changed(self, store: ImageStore, changed: Sequence[int], *, same_name: bool) -> str:
+        """What differs and what to do; never an advice to replace the features of another data set."""
+        named = ", ".join(self.index.ids[row] for row in changed[:3])
+        more = ", ..." if len(changed) > 3 else ""
+        stored = f"{store.name}/{store.split}"
+        if same_name:
+            return (
+                f"{self.what}: {len(changed):,} source file(s) differ from those that were encoded ({named}{more}), "
+                "with the same ids and sizes; if they were edited, run again with --refresh to encode their chunks "
+                f"again in place of the old ones; if this is another data set than the stored {stored}, run with "
+                "another --root, which keeps both"
+            )
+        return (
+            f"{self.what}: {stored} is stored with the same ids and sizes, and {len(changed):,} of its files differ "
+            f"({named}{more}); run with another --root, which keeps both"
+        )
 
     def relabel(self, store: ImageStore) -> bool:
         """Write labels, class names and columns that differ from the stored ones; features are never touched.

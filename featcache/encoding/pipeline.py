@@ -16,6 +16,7 @@ import xxhash
 
 from featcache.datasets.base import Dataset, Picture
 from featcache.encoders.base import Batch, Encoder
+from featcache.encoders.preparation import encoder_for
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -73,6 +74,7 @@ def prepared_batches(
     dataset: Dataset, encoder: Encoder, batches: Iterable[range], workers: int, ahead: int
 ) -> Iterator[list[Prepared]]:
     """Yield each batch of rows prepared for an encoder; see `worked_batches`."""
+    encoder = encoder_for(dataset, encoder)
 
     def prepare(rows: Sequence[int]) -> list[Prepared]:
         samples = [read_sample(dataset, row) for row in rows]

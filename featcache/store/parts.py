@@ -88,7 +88,7 @@ def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
     """
     manifest = read_manifest(path / part.name)
     if manifest.kind != KIND or manifest.n_rows != base.n_rows:
-        raise MismatchError(f"{path / part.name}: not a part of this store; delete that folder")
+        raise MismatchError(f"{path / part.name}: not a part of this store; move that folder away")
     if any(manifest.checksums[name] != base.checksums[name] for name in SHARED):
         raise MismatchError(
             f"{path / part.name}: made from other images than the store now holds; {part.how_to_add} makes it anew"

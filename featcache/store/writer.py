@@ -102,7 +102,7 @@ class StoreWriter:
         if header != self.header:
             raise MismatchError(
                 f"{self.store}: holds a store with another identity or chunk size than {self.header.key}; "
-                "it was moved by hand or is damaged: delete that folder, or use another --root"
+                "it was moved by hand or is damaged: move that folder away, or use another --root"
             )
         for name, content in (self.files | metadata).items():
             if name != HEADER and places.read_or_none(self.store / name) != content:

@@ -11,6 +11,7 @@ import torch
 
 from featcache.datasets import dataset_key, labels_digest
 from featcache.datasets.base import Dataset
+from featcache.encoders import encoder_for
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.augment import View, make_view
 from featcache.encoding.banks import SecondMoment, load_bank, load_moment
@@ -19,7 +20,7 @@ from featcache.encoding.images import encode_dataset
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import MismatchError, TrainingError
 from featcache.prompts import fill, load_prompt_file, load_templates, prompts_of
-from featcache.store import TextStore
+from featcache.store import TextStore, resolve_root
 from ft.checkpoints.parents import load_open_clip
 from ft.checkpoints.state import Json
 from ft.distributed import Place
@@ -92,7 +93,7 @@ def prepare(
     FeatcacheError
         Model, head, data or options that do not exist or do not fit together.
     """
-    trained_on, selected_on = split_record(dataset), None if val is None else split_record(val)
+    trained_on, selected_on = split_record(dataset, root), None if val is None else split_record(val, root)
     if options.batch_norm and place.world > 1:
         raise TrainingError("batch_norm under several processes would see each share alone; leave it off")
     if val is not None and selected_on is not None:
@@ -107,7 +108,8 @@ def prepare(
     )
     order = Order(len(dataset.index), options.batch_size, options.seed, options.shuffle, place.rank, place.world)
     total = options.steps or (options.epochs or 0) * order.steps_per_epoch
-    view = make_view(options.augment, encoder, options.seed)
+    plain = encoder_for(dataset, encoder) if options.augment == "none" else encoder
+    view = make_view(options.augment, plain, options.seed)
     identity = {k: v for k, v in options.to_dict().items() if k not in ("workers", "log_every", "tensorboard", "prior")}
     identity |= {
         "model": [encoder.image_identity["weights"], encoder.text_digest],
@@ -141,12 +143,12 @@ def prepare(
     )
 
 
-def split_record(dataset: Dataset) -> dict[str, str]:
+def split_record(dataset: Dataset, root: str | Path | None = None) -> dict[str, str]:
     """Name, split and digests of a data set, as provenance records them."""
     return {
         "name": dataset.name,
         "split": dataset.split,
-        "dataset_key": dataset_key(dataset.index),
+        "dataset_key": dataset_key(dataset.index, resolve_root(root)),
         "labels_digest": labels_digest(dataset.index.labels, dataset.index.classnames),
     }
 

@@ -7,22 +7,40 @@ overshoot a little beyond 0-255 is kept. Memory-mapped: only the rows that are r
 ``{split}_labels.npy``: (N,) integers.
 
 Class order. The integers are the classes; their names are the lines of ``DIR/classes.txt``, or else "0", "1", ... up
-to the largest label. Sample ids are ``test/0000041``: the split and the row.
+to the largest label. Sample ids are ``test/0000041``: the split and the row. Many arrays share them, so a digest of the
+images is part of the data set's key (`featcache.datasets.content`).
+
+``prepared=central-crop`` says that the pictures lie cropped already, as those of Lipsum-FT's ``*_x224`` folders: they
+are encoded under ``--preprocess central-crop``, which crops them no further, and heads of that encoder take their
+features.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from featcache.datasets.base import Picture, SampleIndex
-from featcache.datasets.files import check_name, check_split, default_name, local_path, warn_empty_classes
+from featcache.datasets.content import FileContent
+from featcache.datasets.files import (
+    check_name,
+    check_split,
+    default_name,
+    local_path,
+    size_and_stamp,
+    warn_empty_classes,
+)
+from featcache.datasets.options import split_options
 from featcache.errors import DatasetError, ImageReadError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file
 
 Array = npt.NDArray[Any]
+PREPARED = ("central-crop",)
+"""The preparations of `featcache.encoders.preparation` after which arrays are published."""
 SAMPLED = 64
 """Images looked at, evenly spread, to recognise a wrong range of values."""
 OVERSHOOT = 128.0
@@ -38,21 +56,24 @@ class ArrayDataset:
     name, split : str
     index : SampleIndex
     images : (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 or float
+    prepared : str, optional
+        The preparation that they went through before they were saved.
     """
 
     name: str
     split: str
     index: SampleIndex
     images: Array
+    prepared: str | None = None
 
     def read(self, row: int) -> bytes:
         """The row's values as bytes, in C order."""
         return bytes(self.images[row].tobytes())
 
-    @property
+    @cached_property
     def decoding(self) -> str:
-        """Arrays of one dtype and shape decode the same way."""
-        return f"array {self.images.dtype.str} {self.images.shape[1:]}"
+        """Arrays of one dtype and shape decode the same way; those that lie prepared are encoded in another."""
+        return _decoding(self.images, self.prepared)
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """(H, W, 3) uint8, or float32 where the file holds float; ImageReadError at values that are not finite."""
@@ -67,8 +88,8 @@ class ArrayDataset:
         return image.astype(np.float32)
 
 
-def open_arrays(folder: str, split: str, *, labels: str = "names", name: str | None = None) -> ArrayDataset:
-    """Open one split of a folder of numpy files.
+def open_arrays(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ArrayDataset:
+    """Open one split of a folder of numpy files, ``DIR`` or ``DIR,prepared=PREPARATION``.
 
     See `open_dataset`; the default name is that of the folder.
 
@@ -89,21 +110,37 @@ def open_arrays(folder: str, split: str, *, labels: str = "names", name: str | N
     """
     if labels not in ("names", "int"):
         raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
+    folder, options = split_options("arrays", argument, ("prepared",))
+    prepared = options.get("prepared")
     base = local_path("arrays", folder)
     path = base / f"{check_split(split)}_images.npy"
+    size, stamp = size_and_stamp(path)
     images = _load(path)
     _check_images(images, path)
+    if prepared is not None:
+        _check_prepared(images, path, prepared)
     targets = _labels(base / f"{split}_labels.npy", len(images))
     row_bytes = images.itemsize * int(np.prod(images.shape[1:]))
     index = SampleIndex(
         [f"{split}/{row:07d}" for row in range(len(images))],
         np.full(len(images), row_bytes, np.int64),
-        np.full(len(images), path.stat().st_mtime_ns, np.int64),
+        np.full(len(images), stamp, np.int64),
         targets,
         _classnames(base, targets),
+        content=FileContent(path, size, stamp, _decoding(images, prepared), lambda: _hashes(images)),
     )
     warn_empty_classes(index, f"arrays:{folder} split {split}")
-    return ArrayDataset(check_name(name or default_name(base.name)), split, index, images)
+    return ArrayDataset(check_name(name or default_name(base.name)), split, index, images, prepared)
+
+
+def _decoding(images: Array, prepared: str | None) -> str:
+    whole = f"array {images.dtype.str} {images.shape[1:]}"
+    return whole if prepared is None else f"{whole} after {prepared}"
+
+
+def _hashes(images: Array) -> bytes:
+    """The xxh3-128 of every row, as `ArrayDataset.read` gives it."""
+    return b"".join(xxhash.xxh3_128_digest(np.ascontiguousarray(row).data) for row in images)
 
 
 def _load(path: Path) -> Array:
@@ -131,6 +168,16 @@ def _check_images(images: Array, path: Path) -> None:
         raise DatasetError(f"{got}: no image; expected at least one")
     if images.dtype.kind == "f":
         _check_range(images, path)
+
+
+def _check_prepared(images: Array, path: Path, prepared: str) -> None:
+    if prepared not in PREPARED:
+        raise DatasetError(f"{path.parent},prepared={prepared}: expected one of {', '.join(PREPARED)}, or leave it out")
+    if images.shape[1] != images.shape[2]:
+        raise DatasetError(
+            f"{path}: images of {images.shape[1]} x {images.shape[2]} have not gone through {prepared}, which leaves "
+            "squares; leave prepared= out"
+        )
 
 
 def _check_range(images: Array, path: Path) -> None:

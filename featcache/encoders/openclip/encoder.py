@@ -85,6 +85,7 @@ class OpenClipEncoder:
         self._geometry = torchvision.transforms.Compose(transforms[:-3])  # not: to RGB, to tensor, normalise
         self._scaling = Scaling(self._preprocess.mean, self._preprocess.std, device)
         self.preparation: str | None = None  # one of PREPARATIONS, before the geometry
+        self.prepares = True
         self.source: Mapping[str, str | None] | None = None
         self.model: Any = model.to(device).eval()
         self.rehash()
@@ -203,7 +204,7 @@ class OpenClipEncoder:
 
     def prepare(self, picture: Picture) -> Batch:
         """Resize and crop one picture as open_clip does, after `preparation`; see `prepare_picture`."""
-        if self.preparation is not None:
+        if self.preparation is not None and self.prepares:
             picture = PREPARATIONS[self.preparation](picture)
         return prepare_picture(self._geometry, picture)
 

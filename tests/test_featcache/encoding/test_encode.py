@@ -124,7 +124,7 @@ def test_changed_content_behind_the_same_size_is_noticed(tmp_path: Path) -> None
     encode(tmp_path, dataset, encoder)
     dataset.pixels[20] += 1
     dataset.stamps[20] = 8
-    with pytest.raises(ContentChangedError, match=r"1 source file.*image-0020.*--refresh"):
+    with pytest.raises(ContentChangedError, match=r"1 source file.*image-0020.*--refresh.*--root"):
         encode(tmp_path, dataset, encoder)
     store = encode(tmp_path, dataset, encoder, refresh=True)
     assert encoder.images == 40 + 8  # one chunk again

@@ -1,0 +1,100 @@
+"""A digest of what samples hold, for data sets whose ids and sizes do not tell them apart: rows of arrays.
+
+The digest is made of the hashes of the samples, the same that a store keeps of every row: so it can be had from a
+finished store, too, without reading an image. It is computed when a key is asked for, which reads the whole file once;
+after that it is remembered in ``<root>/digests/``, beside the stores, for as long as the file keeps its size and time.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import xxhash
+
+from featcache.errors import StoreWriteError
+from featcache.store.columns import feed_texts
+from featcache.store.key import pretty_json
+from featcache.store.places import StorePath, put, read_or_none
+
+DIGESTS = "digests"
+"""Folder of a root that remembers digests, a small file each; only a cache."""
+SETTLED_NS = 2 * 10**9
+"""A file that is younger may change once more within one tick of its clock: its digest is not remembered."""
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """The digest of the samples in one file.
+
+    Parameters
+    ----------
+    path : Path
+    size, stamp : int
+        Bytes and modification time in ns of the file when it was opened.
+    decoding : str
+        How the samples decode: equal bytes of another type or shape are other images.
+    hashes : callable
+        The xxh3-128 of every sample in row order, 16 bytes each, as `Dataset.read` gives them; reads the file.
+    """
+
+    path: Path
+    size: int
+    stamp: int
+    decoding: str
+    hashes: Callable[[], bytes]
+    _known: list[str] = field(default_factory=list, compare=False, repr=False)
+
+    def digest(self, root: StorePath | None = None) -> str:
+        """The digest, 32 hexadecimal digits; a `root` remembers it between processes."""
+        if not self._known:
+            self._known.append(self._remembered(root) or self._compute(root))
+        return self._known[0]
+
+    def _place(self, root: StorePath) -> StorePath:
+        name = sha256(f"{self.path}\n{self.decoding}".encode(errors="surrogateescape")).hexdigest()[:24]
+        return root / DIGESTS / f"{name}.json"
+
+    def _remembered(self, root: StorePath | None) -> str | None:
+        content = None if root is None else read_or_none(self._place(root))
+        try:
+            record = json.loads(content or b"null")
+        except ValueError:  # damaged: computed again
+            return None
+        if not isinstance(record, dict) or (record.get("size"), record.get("mtime_ns")) != (self.size, self.stamp):
+            return None
+        return str(record["digest"]) if "digest" in record else None
+
+    def _compute(self, root: StorePath | None) -> str:
+        found = content_digest(self.decoding, self.hashes())
+        if root is not None and self._settled():
+            record = {"path": str(self.path), "size": self.size, "mtime_ns": self.stamp, "digest": found}
+            with contextlib.suppress(StoreWriteError, UnicodeEncodeError):  # the root may be read-only
+                put(self._place(root), pretty_json(record))
+        return found
+
+    def _settled(self) -> bool:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.stamp) and time.time_ns() - self.stamp > (
+            SETTLED_NS
+        )
+
+
+def content_digest(decoding: str, hashes: bytes) -> str:
+    """Digest of samples: how they decode, and the xxh3-128 of each, 16 bytes, in row order.
+
+    Examples
+    --------
+    >>> content_digest("array |u1 (2, 2)", bytes(32)) == content_digest("array |u1 (4,)", bytes(32))
+    False
+    """
+    digest = xxhash.xxh3_128(b"featcache content 1\n")
+    feed_texts(digest, [decoding])
+    digest.update(hashes)
+    return digest.hexdigest()
