@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from featcache.cli.arguments import (
     show,
 )
 from featcache.errors import FeatcacheError
-from heads.cli.arguments import metric_argument, results_argument
+from heads.cli.arguments import metric_argument, names_argument, report_argument, results_argument
+from heads.cli.classes import class_arguments, class_subset
 
 if TYPE_CHECKING:
     from ft.merging.sweep import Sweep
+    from heads.evaluation.metrics import Row
 
 FISHER_FLOOR = 1e-8
 
@@ -69,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """With a selection split, the merged models are encoded and evaluated, and the best one is kept."""
+    """Merged models are encoded and evaluated; with a selection split, the best one is kept."""
     parser.add_argument(
         "--select", metavar="DATASET:SPLIT", help="encode and evaluate every merged model on this split, keep the best"
     )
@@ -78,8 +81,10 @@ def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="DATASET:SPLIT",
-        help="splits to report, with --select; the first one is the in-distribution one",
+        help="encode and evaluate every merged model on these splits; the first one is the in-distribution one",
     )
+    names_argument(parser, "the data sets'")
+    class_arguments(parser)
     parser.add_argument("--best-only", action="store_true", help="evaluate only the chosen model on the splits of --on")
     parser.add_argument(
         "--heads",
@@ -93,6 +98,7 @@ def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         "--soup", default="uniform", choices=("uniform", "greedy"), help="how several fine-tuned models are averaged"
     )
     results_argument(parser, per="alpha")
+    report_argument(parser)
     device_argument(parser)
     preprocess_argument(parser)
     root_argument(parser)
@@ -103,10 +109,14 @@ def run(args: argparse.Namespace) -> int:
     from ft.merging.wise import wise
 
     fisher = (args.fisher[0], args.fisher[1]) if args.fisher else None
-    if args.select:
+    if not args.select and (args.best_only or args.soup != "uniform"):
+        raise FeatcacheError("--best-only and --soup greedy choose on a split; give --select too")
+    if not args.on and (args.names or args.class_subset or args.projection or args.report):
+        raise FeatcacheError("--name, --class-subset, --projection and --report need --on; give it too")
+    if args.select or args.on or args.heads:
         return _sweep(args, fisher)
-    if args.on or args.heads or args.best_only or args.soup != "uniform" or args.preprocess:
-        raise FeatcacheError("--on, --heads, --best-only, --preprocess and --soup greedy need --select; give it too")
+    if args.preprocess:
+        raise FeatcacheError("--preprocess is for evaluations; give --on or --select too")
     folders = wise(
         args.zero_shot,
         args.fine_tuned,
@@ -127,16 +137,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
-    from ft.merging.sweep import WiseOptions, sweep
+    from ft.merging.sweep import ChosenSweep, WiseOptions, sweep, sweep_unchosen
     from ft.training.loop import open_split
     from heads import append_rows
+    from heads.evaluation.evaluate import store_labels
+    from heads.report import write_report
 
+    on, select = [open_split(spec) for spec in args.on], open_split(args.select) if args.select else None
+    names = store_labels(on, args.names)
     options = WiseOptions(
         pretrained=args.pretrained,
         fisher=fisher,
         floor=args.fisher_floor,
         overwrite=args.overwrite,
-        on=[open_split(spec) for spec in args.on],
+        on=on,
+        names=names,
+        class_subset=class_subset(args, (select or on[0]).index.classnames, names) if on else None,
         heads=args.heads,
         templates=args.templates,
         metric=args.metric,
@@ -146,49 +162,57 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
         device=args.device,
         preprocess=args.preprocess,
     )
-    found = sweep(args.zero_shot, args.fine_tuned, args.alpha, args.out, open_split(args.select), options)
-    append_rows(args.results, [*found.rows, found.best])
-    show(_record(found), _text(found, args), args.json)
+    models = args.zero_shot, args.fine_tuned, args.alpha, args.out
+    found = sweep(*models, select, options) if select else sweep_unchosen(*models, options)
+    rows = [row for row in found.rows if row] + ([found.best] if isinstance(found, ChosenSweep) else [])
+    append_rows(args.results, rows)
+    lines = _text(found, names, args)
+    if args.report:
+        written = write_report(_reported(found, names), args.report, datasets=names)
+        lines.append("report: " + ", ".join(map(str, written)))
+    if rows:
+        lines.append(f"{len(rows)} row(s) appended to {args.results}")
+    show(_record(found), "\n".join(lines), args.json)
     return 0
 
 
 def _record(found: Sweep) -> dict[str, Any]:
-    return {
-        "alpha": found.alpha,
-        "folder": str(found.folder),
-        "head": str(found.head),
+    record: dict[str, Any] = {
+        "folders": [str(folder) for folder in found.folders],
+        "heads": [str(head) for head in found.heads],
         "ingredients": found.ingredients,
-        "best": found.best,
         "rows": found.rows,
     }
+    for name in ("best", "alpha", "folder", "head"):  # of a selection split
+        if name in vars(found):
+            value = vars(found)[name]
+            record[name] = str(value) if isinstance(value, Path) else value
+    return record
 
 
-def _choice(found: Sweep) -> dict[str, Any]:
-    entry: dict[str, Any] = found.best["chosen_on"][-1]
-    return entry
+def _reported(found: Sweep, names: Sequence[str]) -> list[Row]:
+    """The rows with figures on the reported splits: those of all alphas, or with --best-only the best one."""
+    rows = [row for row in found.rows if f"{names[0]}:top1" in row]
+    return rows or [vars(found)["best"]]
 
 
-def _tables(found: Sweep) -> list[str]:
+def _text(found: Sweep, names: Sequence[str], args: argparse.Namespace) -> list[str]:
     """The selection split by itself, as it is not reported; then the splits of --on, the first as the reference."""
+    from ft.merging.sweep import ChosenSweep
     from heads.report import table_text
-    from heads.report.rows import datasets_of
-
-    selection = f"{_choice(found)['name']}/{_choice(found)['split']}"
-    reported = [name for name in datasets_of([found.best]) if name != selection]
-    tables = [table_text(found.rows, [selection])]
-    if reported:
-        rows = [row for row in found.rows if f"{reported[0]}:top1" in row] or [found.best]  # --best-only: that one
-        tables.append(table_text(rows, reported, reference=reported[0]))
-    return [f"{table}\n" for table in tables]
-
-
-def _text(found: Sweep, args: argparse.Namespace) -> str:
     from heads.report.rows import choice_text
 
-    lines = [*_tables(found), f"best on {args.select}: alpha = {found.alpha:g} ({choice_text(_choice(found))})"]
+    chosen = found if isinstance(found, ChosenSweep) else None
+    lines = [f"{table_text(found.rows, [chosen.selection])}\n"] if chosen else []
+    if names:
+        lines.append(f"{table_text(_reported(found, names), names, reference=names[0])}\n")
+    if chosen:
+        choice = choice_text(chosen.best["chosen_on"][-1])
+        lines.append(f"best on {args.select}: alpha = {chosen.alpha:g} ({choice})")
     if len(args.fine_tuned) > 1:
         lines.append(f"{args.soup} soup of {', '.join(Path(args.fine_tuned[k]).as_posix() for k in found.ingredients)}")
     way = f" --preprocess {args.preprocess}" if args.preprocess else ""
-    lines += [f"{found.folder}  (featcache encode DATA --model local-dir:{found.folder}{way})", f"{found.head}"]
-    lines.append(f"{len(found.rows) + 1} row(s) appended to {args.results}")
-    return "\n".join(lines)
+    pairs = [(chosen.folder, chosen.head)] if chosen else zip(found.folders, found.heads, strict=True)
+    for folder, head in pairs:
+        lines += [f"{folder}  (featcache encode DATA --model local-dir:{folder}{way})", str(head)]
+    return lines

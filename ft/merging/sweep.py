@@ -2,7 +2,8 @@
 
 A merged model is evaluated like any other: its folder is encoded (a second sweep finds the store), and its head is
 evaluated on the store. Heads of the models are merged like their weights, plainly or by Fisher information, since in
-WiSE-FT the classifier is a layer of the model. Without heads, the zero-shot head of the merged model is used.
+WiSE-FT the classifier is a layer of the model. Without heads, the zero-shot head of the merged model is used. The head
+of every alpha is saved beside its model. Without a selection split all alphas are reported and none is chosen.
 
 Soups of several fine-tuned models: `uniform` averages all; `greedy` goes from the best to the worst on the selection
 split and keeps each model that does not make the average worse (Wortsman et al., arXiv 2203.05482).
@@ -19,16 +20,17 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.chunks import encoder_key
 from featcache.encoding.images import encode_dataset
 from featcache.encoding.texts import embed_prompts
-from featcache.errors import EncoderError, MismatchError, TrainingError
+from featcache.errors import EncoderError, HeadError, MismatchError, TrainingError
 from featcache.store import ImageStore
 from ft.checkpoints.folder import BEST, head_path, read_state, write_model_folder
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
-from ft.checkpoints.state import Json, State
+from ft.checkpoints.state import Json
 from ft.merging.interpolate import FISHER_FLOOR, soup
 from ft.merging.wise import head_part, merged_head, read_tuned, weights_of, wise
 from heads import LinearHead, ZeroShot, evaluate, load, save
-from heads.evaluation.evaluate import best_of
+from heads.evaluation.evaluate import best_of, store_labels
 from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
+from heads.evaluation.passes import ClassSubset
 from heads.fitted.linear import as_linear
 from heads.fitted.provenance import Provenance
 
@@ -45,6 +47,10 @@ class WiseOptions:
         See `ft.merging.wise.wise`.
     on : sequence of Dataset
         Splits to report.
+    names : sequence of str, optional
+        Their names in the rows' keys, and in `class_subset`; default: those of the data sets.
+    class_subset
+        Classes of the splits of `on`, see `heads.evaluate`.
     heads : paths, optional
         Heads of the zero-shot model and of each fine-tuned one, merged like the weights; the first may be
         ``zero_shot``. None: zero-shot heads from `templates`.
@@ -72,6 +78,8 @@ class WiseOptions:
     floor: float = FISHER_FLOOR
     overwrite: bool = False
     on: Sequence[Dataset] = ()
+    names: Sequence[str] | None = None
+    class_subset: ClassSubset = None
     heads: Sequence[str | Path] | None = None
     templates: str = "simple"
     metric: str = "top1"
@@ -95,21 +103,38 @@ class Sweep:
     ----------
     rows : list of dict
         One row per alpha, as `heads.evaluate` gives them; the selection split is always ``"<name>/<split>:<metric>"``.
-    best : dict
-        The row of the best alpha on the selection split; its figures on other splits may be reported.
-    alpha : float
-    folder, head : Path
-        Model folder and head of the best alpha.
+    folders, heads : lists of Path
+        Model folder and head of each alpha.
     ingredients : list of int
         Which fine-tuned models the soup contains.
     """
 
     rows: list[Json]
+    folders: list[Path]
+    heads: list[Path]
+    ingredients: list[int]
+
+
+@dataclass(frozen=True)
+class ChosenSweep(Sweep):
+    """Results of a sweep with a selection split.
+
+    Parameters
+    ----------
+    best : dict
+        The row of the best alpha on the selection split; its figures on other splits may be reported.
+    alpha : float
+    folder, head : Path
+        Model folder and head of the best alpha.
+    selection : str
+        Name of the selection split in the rows' keys.
+    """
+
     best: Json
     alpha: float
     folder: Path
     head: Path
-    ingredients: list[int]
+    selection: str
 
 
 def sweep(
@@ -119,13 +144,14 @@ def sweep(
     out: str | Path,
     select: Dataset,
     options: WiseOptions | None = None,
-) -> Sweep:
+) -> ChosenSweep:
     """Merge, encode and evaluate a model for every alpha; keep the best on the selection split as one checkpoint.
 
     Parameters
     ----------
     zero_shot, fine_tuned, alphas, out
-        See `ft.merging.wise.wise`; next to its folders ``out/best`` and ``out/best_head.safetensors`` are written.
+        See `ft.merging.wise.wise`; next to its folders their heads are written, ``alpha=0.500_head.safetensors``, and
+        ``out/best`` and ``out/best_head.safetensors``.
     select : Dataset
         Selection split, on which alphas and the ingredients of a greedy soup are compared.
     options : WiseOptions, optional
@@ -135,62 +161,108 @@ def sweep(
     TrainingError, EncoderError, MismatchError
         As `ft.merging.wise.wise`; a number of heads that differs from that of the models.
     """
-    options = options or WiseOptions()
-    tuned = [fine_tuned] if isinstance(fine_tuned, str | Path) else list(fine_tuned)
-    steps, out = [float(alpha) for alpha in alphas], Path(out)
+    options, out = options or WiseOptions(), Path(out)
+    steps = [float(alpha) for alpha in alphas]
     if (out / BEST).exists() and not options.overwrite:
         raise EncoderError(f"{out / BEST}: there already; name another folder, or replace it (--overwrite)")
-    parent = parent_of(zero_shot, options.pretrained)
-    run = _Evaluation(select, options, [head_part(read_state(path)) for path in options.fisher or ()])
-    run.load_heads(parent, len(tuned))
-    chosen = list(range(len(tuned)))
-    if options.soup == "greedy" and len(tuned) > 1:
-        chosen = _greedy_soup(parent, tuned, out, run)
-    parts = [tuned[k] for k in chosen]
-    fisher, floor, overwrite = options.fisher, options.floor, options.overwrite
-    folders = wise(parent, parts, steps, out, fisher=fisher, floor=floor, overwrite=overwrite)
-    heads, rows = [], []
-    for alpha, folder in zip(steps, folders, strict=True):
-        encoder = run.encoder(folder)
-        heads.append(run.head(encoder, alpha, chosen))
-        rows.append(run.row(heads[-1], encoder, () if options.best_only else options.on))
-    place, choice = run.choice(rows, steps)
-    encoder = run.encoder(folders[place])
-    row = rows[place] | (run.row(heads[place], encoder, options.on) if options.best_only else {})
+    run = _Evaluation(select, options)
+    found, heads = run.merge(zero_shot, fine_tuned, steps, out)
+    place, choice = run.choice(found.rows, steps)
+    folder, encoder = found.folders[place], run.encoder(found.folders[place])
+    row = found.rows[place] | (run.row(heads[place], encoder, options.on) if options.best_only else {})
     # the head records that it was chosen here, so that it is never reported on the selection split
     provenance = heads[place].provenance.chosen(run.store(encoder, select), **choice)
     row["chosen_on"] = provenance.chosen_on
     head = heads[place].with_provenance(provenance)
-    record = {"alpha": steps[place], "chosen_on": row["chosen_on"], "ingredients": chosen}
-    state = read_state(folders[place])
-    best = write_model_folder(folders[place], state, out / BEST, record, overwrite=overwrite)
-    return Sweep(rows, row, steps[place], best, save(head, head_path(out, BEST)), chosen)
+    record = {"alpha": steps[place], "chosen_on": row["chosen_on"], "ingredients": found.ingredients}
+    best = write_model_folder(folder, read_state(folder), out / BEST, record, overwrite=options.overwrite)
+    written = save(head, head_path(out, BEST))
+    return ChosenSweep(**vars(found), best=row, alpha=steps[place], folder=best, head=written, selection=run.split)
+
+
+def sweep_unchosen(
+    zero_shot: str | Path | Parent,
+    fine_tuned: str | Path | Sequence[str | Path],
+    alphas: Iterable[float],
+    out: str | Path,
+    options: WiseOptions,
+) -> Sweep:
+    """`sweep` without a selection split: every alpha is evaluated on the splits to report, and none is chosen.
+
+    Without splits, models and heads are merged, and nothing is evaluated.
+
+    Raises
+    ------
+    TrainingError, EncoderError, MismatchError
+        As `sweep`; a greedy soup or `best_only`, which choose.
+    """
+    if options.best_only or options.soup == "greedy":
+        raise TrainingError("best_only and a greedy soup choose on a selection split; give one (--select)")
+    return _Evaluation(None, options).merge(zero_shot, fine_tuned, [float(alpha) for alpha in alphas], Path(out))[0]
 
 
 class _Evaluation:
     """Stores, heads and results of the models of a sweep."""
 
-    def __init__(self, select: Dataset, options: WiseOptions, fishers: Sequence[State]) -> None:
-        self.select, self.options, self.fishers = select, options, fishers
-        self.split = f"{select.name}/{select.split}"
+    def __init__(self, select: Dataset | None, options: WiseOptions) -> None:
+        self.select, self.options = select, options
+        self.fishers = [head_part(read_state(path)) for path in options.fisher or ()]
+        self.split = "" if select is None else f"{select.name}/{select.split}"
+        self.labels = store_labels(options.on, options.names)
         self.heads: list[LinearHead] | None = None
+        splits = [*([] if select is None else [select]), *options.on]
+        self.classnames = splits[0].index.classnames if splits else ()
+        self.of = splits[0].name if splits else "wise"
+
+    def merge(
+        self,
+        zero_shot: str | Path | Parent,
+        fine_tuned: str | Path | Sequence[str | Path],
+        steps: Sequence[float],
+        out: Path,
+    ) -> tuple[Sweep, list[LinearHead]]:
+        """Models, heads and rows of all alphas."""
+        options = self.options
+        tuned = [fine_tuned] if isinstance(fine_tuned, str | Path) else list(fine_tuned)
+        parent = parent_of(zero_shot, options.pretrained)
+        self.load_heads(parent, len(tuned))
+        chosen = list(range(len(tuned)))
+        if options.soup == "greedy" and len(tuned) > 1:
+            chosen = _greedy_soup(parent, tuned, out, self)
+        parts = [tuned[k] for k in chosen]
+        fisher, floor, overwrite = options.fisher, options.floor, options.overwrite
+        folders = wise(parent, parts, steps, out, fisher=fisher, floor=floor, overwrite=overwrite)
+        heads, rows = [], []
+        for alpha, folder in zip(steps, folders, strict=True):
+            encoder = self.encoder(folder)
+            heads.append(self.head(encoder, alpha, chosen))
+            save(heads[-1], head_path(out, folder.name))
+            rows.append(self.row(heads[-1], encoder, () if options.best_only else options.on))
+        return Sweep(rows, folders, [head_path(out, folder.name) for folder in folders], chosen), heads
 
     def load_heads(self, parent: Parent, n_tuned: int) -> None:
-        """The heads to merge, where the options name some."""
+        """The heads to merge, where the options name some.
+
+        The class list is that of the selection split, else of the first split to report, else of the heads themselves.
+        """
         paths = self.options.heads
         if paths is None:
+            if not self.classnames:
+                raise HeadError("nothing says the classes of zero-shot heads; give a split, or heads")
             return
         if len(paths) != n_tuned + 1:
             raise TrainingError(
                 f"{len(paths)} heads for the zero-shot model and {n_tuned} fine-tuned one(s): expected {n_tuned + 1}, "
                 "the zero-shot model's first (`zero_shot` makes it from the templates)"
             )
-        heads = [
-            self.head(parent.load(self.options.device), None) if str(path) == "zero_shot" else as_linear(load(path))
-            for path in paths
-        ]
-        if wrong := [head.name for head in heads if head.classnames != self.select.index.classnames]:
-            raise MismatchError(f"heads {', '.join(wrong)} have other classes than {self.select.name}; fit them alike")
+        loaded = [None if str(path) == "zero_shot" else as_linear(load(path)) for path in paths]
+        known = [head.classnames for head in loaded if head is not None]
+        self.classnames = self.classnames or (known[0] if known else ())
+        made = [self.head(parent.load(self.options.device), None) for head in loaded if head is None]
+        heads = [made.pop(0) if head is None else head for head in loaded]
+        if wrong := [head.name for head in heads if head.classnames != self.classnames]:
+            of = self.of if self.select or self.options.on else "the first"
+            raise MismatchError(f"heads {', '.join(wrong)} have other classes than {of}; fit them alike")
         self.heads = heads
 
     def encoder(self, folder: Path) -> OpenClipEncoder:
@@ -202,10 +274,14 @@ class _Evaluation:
 
     def row(self, head: LinearHead, encoder: OpenClipEncoder, on: Sequence[Dataset] = ()) -> Json:
         """Metrics on the selection split, under ``"<name>/<split>:<metric>"``, and on the splits to report."""
-        chosen = evaluate([head], [self.store(encoder, self.select)], allow_chosen=True)[0]
-        row = {key.replace(f"{self.select.name}:", f"{self.split}:", 1): value for key, value in chosen.items()}
+        row: Json = {}
+        if self.select is not None:
+            row = evaluate([head], [self.store(encoder, self.select)], allow_chosen=True, names=[self.split])[0]
         stores = [self.store(encoder, dataset) for dataset in on]
-        return row | (evaluate([head], stores)[0] if stores else {})
+        options = self.options
+        if not stores:
+            return row
+        return row | evaluate([head], stores, names=self.labels, class_subset=options.class_subset)[0]
 
     def value(self, row: Json) -> float:
         """The metric on the selection split, negated where lower is better."""
@@ -223,11 +299,9 @@ class _Evaluation:
 
     def head(self, encoder: OpenClipEncoder, alpha: float | None, chosen: Sequence[int] = ()) -> LinearHead:
         """Head of a merged model: zero-shot, or merged from the zero-shot head and those of the chosen models."""
-        names = self.select.index.classnames
+        names = self.classnames
         if self.heads is None:
-            embedded = embed_prompts(
-                names, self.options.templates, encoder, name=self.select.name, root=self.options.root
-            )
+            embedded = embed_prompts(names, self.options.templates, encoder, name=self.of, root=self.options.root)
             return replace(ZeroShot().fit(embedded.store).linear(), name="wise", alpha=alpha)
         at, tuned = 1.0 if alpha is None else alpha, [self.heads[1 + k] for k in chosen]
         weights, bias = merged_head(self.heads[0], tuned, at, self.fishers, self.options.floor)

@@ -280,9 +280,10 @@ class _Loop:
         state = self.state
         metrics = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
         self._log({"step": state.step, "val": metrics})
-        state.history.append({"step": state.step, **metrics})
         value = metrics["accuracy"] if self.options.select == "accuracy" else -metrics["nll"]
-        if state.best is None or value > state.best:
+        better = state.best is None or value > state.best or (value == state.best and metrics["nll"] < state.best_nll)
+        state.history.append({"step": state.step, **metrics})
+        if better:
             state.best, state.best_step = value, state.step
             if self.place.first:
                 write_model(self.run, self.out, BEST, state.step, metrics)

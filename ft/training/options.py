@@ -94,7 +94,7 @@ class FinetuneOptions:
     prior : {"online", "store"}
         Frozen features of the initial tower: computed, or kept in a store for later runs.
     select : {"accuracy", "nll"}
-        Metric that selects the best checkpoint on the selection split.
+        Metric that selects the best checkpoint on the selection split; ties go to the lower NLL, then to the earlier.
     eval_every, save_every, log_every : int
         Updates between validations and checkpoints (0: once per epoch), and between log lines.
     workers : int

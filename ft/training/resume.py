@@ -5,6 +5,7 @@ replaced atomically. No random state is saved: order, views, captions and random
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class Progression:
     best_step: int | None = None
     seconds: float = 0.0
     history: list[Json] = field(default_factory=list)
+
+    @property
+    def best_nll(self) -> float:
+        """NLL of the best step on the selection split, to which ties go."""
+        return next((float(row["nll"]) for row in self.history if row["step"] == self.best_step), math.inf)
 
 
 def write_resume(

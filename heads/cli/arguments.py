@@ -52,6 +52,22 @@ def results_argument(parser: argparse.ArgumentParser, per: str = "head") -> None
     )
 
 
+def names_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--name``, of the splits of ``--on``."""
+    parser.add_argument(
+        "--name",
+        nargs="+",
+        dest="names",
+        metavar="NAME",
+        help=f"names of the splits of --on in results and tables, one for each (default: {default})",
+    )
+
+
+def report_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--report``."""
+    parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
+
+
 def metric_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--metric``."""
     parser.add_argument(

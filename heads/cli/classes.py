@@ -13,7 +13,6 @@ from featcache.prompts import load_classnames, load_objectnet, load_subset, subs
 if TYPE_CHECKING:
     from heads.evaluation.passes import ClassSubset
     from heads.evaluation.projections import Projection
-    from heads.fitted.base import LogitHead
 
 OBJECTNET = "objectnet:"
 IMAGENET = 1000  # classes, of which the named subsets are parts
@@ -40,14 +39,17 @@ def class_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def class_subset(args: argparse.Namespace, head: LogitHead, names: Sequence[str]) -> ClassSubset:
+def class_subset(
+    args: argparse.Namespace, classnames: Sequence[str], names: Sequence[str], head: str = "the head"
+) -> ClassSubset:
     """The two arguments, as `heads.evaluate` takes them.
 
     Parameters
     ----------
     args : with ``class_subset`` and ``projection``
-    head : its class names are those that a file of names may list
+    classnames : of the heads, which a file of names may list
     names : the data sets
+    head : what has these classes, for errors
 
     Raises
     ------
@@ -64,7 +66,7 @@ def class_subset(args: argparse.Namespace, head: LogitHead, names: Sequence[str]
                 raise HeadError(f"{flag} {text}: no data set {data!r} among {', '.join(names)}")
             if data in found:
                 raise HeadError(f"{flag} {text}: {data or 'every data set'} has a class subset or projection already")
-            found[data] = _projection(what) if flag == "--projection" else _subset(what, head)
+            found[data] = _projection(what) if flag == "--projection" else _subset(what, classnames, head)
     if ALL in found and len(found) > 1:
         raise HeadError("a class subset for all data sets, and one for a single one: name the data set for each")
     return found.get(ALL, found or None)
@@ -79,16 +81,16 @@ def _projection(what: str) -> Projection:
     return load_projection(what)
 
 
-def _subset(name: str, head: LogitHead) -> list[int]:
+def _subset(name: str, classnames: Sequence[str], head: str) -> list[int]:
     from heads.fitted.provenance import subset_by_name
 
     if name in subset_names():
-        if len(head.classnames) != IMAGENET:
+        if len(classnames) != IMAGENET:
             raise HeadError(
-                f"--class-subset {name}: {name} is a subset of ImageNet's {IMAGENET:,} classes, and {head.name} has "
-                f"{len(head.classnames)}; give a file of class names, or a head over all of ImageNet"
+                f"--class-subset {name}: {name} is a subset of ImageNet's {IMAGENET:,} classes, and {head} has "
+                f"{len(classnames)}; give a file of class names, or a head over all of ImageNet"
             )
         return [int(index) for index in load_subset(name)]
     if not Path(name).is_file():
         raise HeadError(f"--class-subset {name}: expected one of {', '.join(subset_names())}, or a file of class names")
-    return [int(index) for index in subset_by_name(head.classnames, load_classnames(name))]
+    return [int(index) for index in subset_by_name(classnames, load_classnames(name))]

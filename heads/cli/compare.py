@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         head_a,
         head_b,
         stores,
-        class_subset=class_subset(args, head_a, [store.name for store in stores]),
+        class_subset=class_subset(args, head_a.classnames, [store.name for store in stores], head_a.name),
         groups=args.group,
         clusters=args.cluster,
         draws=args.draws,

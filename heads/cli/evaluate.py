@@ -13,7 +13,9 @@ from heads.cli.arguments import (
     group_argument,
     load_heads,
     metric_argument,
+    names_argument,
     open_images,
+    report_argument,
     results_argument,
     rows_device_argument,
     store_arguments,
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--select", metavar="STORE", help="choose the best alpha on this split, and add that head")
     metric_argument(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="save the head that --select chose")
+    names_argument(parser, "the stores'")
     class_arguments(parser)
     group_argument(parser)
     parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank of every sample: .npz or .parquet")
     parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
     results_argument(parser)
-    parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
+    report_argument(parser)
     rows_device_argument(parser)
     store_arguments(parser)
 
@@ -64,13 +67,15 @@ def run(args: argparse.Namespace) -> int:
     with process_group() as (rank, size):
         heads = load_heads(args.heads)
         stores = [open_images(reference, args) for reference in args.on]
+        names = args.names or [store.name for store in stores]
         path, chosen = _interpolations(heads, args, distributed=size > 1)
         judgement = judge(
             [*heads, *path, *chosen],
             stores,
-            class_subset=class_subset(args, heads[0], [store.name for store in stores]),
+            class_subset=class_subset(args, heads[0].classnames, names, heads[0].name),
             groups=args.group,
             reference=args.reference,
+            names=args.names,
             per_sample=bool(args.per_sample or args.intervals),
             confusion=bool(args.confusion),
             distributed=size > 1,
@@ -120,7 +125,7 @@ def _report(
     lines = [table_text(rows[:shown]), *_intervals(rows), *_worst(rows), *remarks]
     lines.append(f"{len(rows)} row(s) appended to {args.results}")
     if args.per_sample:
-        ids = dict(zip(store_labels(stores), (store.ids for store in stores), strict=True))
+        ids = dict(zip(store_labels(stores, args.names), (store.ids for store in stores), strict=True))
         lines.append(f"samples: {write_samples(judgement, args.per_sample, ids)}")
     if args.confusion:
         lines.append(f"confusion counts: {write_confusion(judgement, args.confusion)}")

@@ -76,7 +76,7 @@ def _restricted(head: LogitHead, args: argparse.Namespace) -> LogitHead:
     """The head on the classes of ``--class-subset`` or ``--projection``."""
     from heads import Projection
 
-    subset = class_subset(args, head, [])
+    subset = class_subset(args, head.classnames, [], head.name)
     if subset is None:
         return head
     return subset.of(head) if isinstance(subset, Projection) else head.restrict(subset)  # type: ignore[arg-type]

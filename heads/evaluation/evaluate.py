@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict, Unpack
+from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from featcache.store.protocol import FeatureTable
 from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
 from heads.evaluation.metrics import LOWER_IS_BETTER, Row, metric_of
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
+from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead, as_head
 from heads.kernels import Tally
 
@@ -41,6 +42,8 @@ class EvaluateOptions(TypedDict, total=False):
         values, or combinations of values.
     reference : str
         Name of the in-distribution store, which does not count as a shifted domain. Default: the first.
+    names : sequence of str
+        Names of the stores in the rows' keys, in `class_subset` and in `reference`. Default: the stores' own.
     distributed : bool
         The processes of torchrun's process group share the rows. Every process must make the same call, and gets the
         results of all rows.
@@ -50,6 +53,7 @@ class EvaluateOptions(TypedDict, total=False):
     allow_chosen: bool
     groups: Sequence[str] | None
     reference: str | None
+    names: Sequence[str] | None
     distributed: bool
 
 
@@ -104,7 +108,7 @@ def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options:
     stores
         Image stores (their valid rows count), on a disk or, from `heads.resident`, in memory or on a GPU.
     **options
-        `class_subset`, `allow_chosen`, `groups`, `reference`, `distributed`: see `EvaluateOptions`.
+        `class_subset`, `allow_chosen`, `groups`, `reference`, `names`, `distributed`: see `EvaluateOptions`.
 
     Returns
     -------
@@ -147,15 +151,16 @@ def judge(
     fitted = [as_head(head) for head in heads]
     if not fitted or not stores:
         raise HeadError(f"got {len(fitted)} heads and {len(stores)} stores; give at least one of each")
-    labels = store_labels(stores)
+    labels = store_labels(stores, options.get("names"))
     rows = [_describe(head, stores) for head in fitted]
     passes = []
-    for store in stores:  # every refusal comes before the first pass
+    for store, subset in zip(stores, subsets_of(stores, labels, options.get("class_subset")), strict=True):
+        # every refusal comes before the first pass
         if not options.get("allow_chosen", False):
             refuse_chosen(fitted, store)
         columns = options.get("groups")
         groups = None if columns is None else groups_of(store, columns)
-        jobs = jobs_for(fitted, store, options.get("class_subset"))
+        jobs = jobs_for(fitted, store, subset)
         passes.append(_Pass(jobs, store, groups, per_sample=per_sample, confusion=confusion))
     distributed = options.get("distributed", False)
     for one in passes:
@@ -237,14 +242,45 @@ class _Pass:
         return np.concatenate([tally.confusion for tally in self.tallies if tally.confusion is not None])
 
 
-def store_labels(stores: Sequence[FeatureTable]) -> list[str]:
-    """Name of each store in the keys of rows."""
+class Named(Protocol):
+    """A split: a store or a data set."""
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+
+    @property
+    def split(self) -> str:
+        """Of the split."""
+
+
+def store_labels(stores: Sequence[Named], names: Sequence[str] | None = None) -> list[str]:
+    """Name of each store in the keys of rows.
+
+    Raises
+    ------
+    HeadError
+        A name that occurs twice, or another number of names than of stores.
+    """
+    if names is not None:
+        if len(names) != len(stores) or len(set(names)) < len(names):
+            raise HeadError(f"names {', '.join(names)} for {len(stores)} splits: expected one of its own for each")
+        return list(names)
     times = Counter(store.name for store in stores)
     labels = [store.name if times[store.name] == 1 else f"{store.name}/{store.split}" for store in stores]
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise HeadError(f"stores {repeated} were given twice; give each split once")
     return labels
+
+
+def subsets_of(
+    stores: Sequence[FeatureTable], labels: Sequence[str], subset: ClassSubset
+) -> list[Sequence[int] | Projection | None]:
+    """The class subset of each store: the same for all, or by its label or its own name."""
+    if not isinstance(subset, Mapping):
+        return [subset] * len(stores)
+    return [subset.get(label, subset.get(store.name)) for store, label in zip(stores, labels, strict=True)]
 
 
 def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:

@@ -55,9 +55,8 @@ class Job:
         return found
 
 
-def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, class_subset: ClassSubset) -> list[Job]:
+def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, subset: Sequence[int] | Projection | None) -> list[Job]:
     """One job per head; heads that do not fit the store are refused here, before a row is read."""
-    subset = class_subset.get(store.name) if isinstance(class_subset, Mapping) else class_subset
     jobs = [_job(head, store, subset) for head in heads]
     if len({None if job.lookup is None else job.lookup.tobytes() for job in jobs}) > 1:
         raise MismatchError(

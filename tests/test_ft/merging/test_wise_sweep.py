@@ -148,7 +148,7 @@ def test_the_command_line(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFix
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert [row["alpha"] for row in rows[:2]] == [0.0, 1.0]
     assert rows[2]["chosen_on"][-1]["split"] == "val"
-    assert main([*command, "--on", "digits:test"]) == 2
+    assert main([*command, "--on", "digits:test", "--best-only"]) == 2
     assert "--select" in capsys.readouterr().err
 
 

@@ -318,6 +318,19 @@ def test_best_step_is_chosen_on_the_selection_split(model: str, tmp_path: Path) 
     assert float(nll) == pytest.approx(best["nll"], abs=2e-3)
 
 
+def test_ties_go_to_the_lower_nll_and_then_to_the_earlier_step(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [(0.5, 0.3), (0.75, 0.0489), (0.75, 0.0398), (0.75, 0.0398), (0.5, 0.01)]
+    results = iter([{"accuracy": accuracy, "nll": nll} for accuracy, nll in given])
+    monkeypatch.setattr("ft.training.loop.validate", lambda *_: next(results))
+    result = finetune(
+        Pictures(), model, out=tmp_path, val=Pictures(12, 5, "val"), options=options(steps=5, eval_every=1)
+    )
+    assert result.best_step == 3
+    assert json.loads((result.best / "provenance.json").read_text())["judged"] == {"accuracy": 0.75, "nll": 0.0398}
+
+
 def test_selecting_on_the_training_split_is_refused(model: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="is the training split"):
         finetune(Pictures(), model, out=tmp_path, val=Pictures(), options=options())
