@@ -26,6 +26,7 @@ def interpret() -> dict[str, str]:
     import torch
 
     from heads.kernels.cuda import pack
+    from heads.kernels.problem import pose
     from heads.kernels.triton import Shape, row_values
 
     found = {}
@@ -37,24 +38,36 @@ def interpret() -> dict[str, str]:
                 found[f"{name}, {dtype}"] = ""
             except Exception:
                 found[f"{name}, {dtype}"] = traceback.format_exc()
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        weights = torch.ones(2, 70, 4)
+        weights[1, slice(None) if bad == float("-inf") else 69, 0] = bad
+        problem = pose(torch.ones(3, 4), weights, [0, 1, 69], confusion=True)
+        rows = row_values(problem, pack(problem), Shape(*SMALL))
+        fine = bool(rows.nll[0].isfinite().all() and rows.nll[1].isnan().all())
+        found[f"weights with {bad}"] = "" if fine and int(rows.predicted.max()) < 70 else repr(rows)
     return found
 
 
 def compile_only() -> dict[str, dict[str, Any]]:
     os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
-    from heads.kernels.triton import HALF, SINGLE
+    from heads.kernels.triton import SHAPES
 
     return {
-        "bf16": compiled("bf16", "tf32", HALF),
-        "fp16": compiled("fp16", "tf32", HALF),
-        "tf32": compiled("fp32", "tf32", SINGLE),
-        "fp32": compiled("fp32", "ieee", SINGLE),
+        "bf16": compiled("bf16", "tf32", SHAPES["half"]),
+        "bf16, no best column": compiled("bf16", "tf32", SHAPES["half"], predict=False),
+        "fp16": compiled("fp16", "tf32", SHAPES["half"]),
+        "tf32": compiled("fp32", "tf32", SHAPES["tf32"]),
+        "fp32": compiled("fp32", "ieee", SHAPES["ieee"]),
     }
 
 
-def compiled(kind: str, precision: str, shape: Any) -> dict[str, Any]:
-    """Matrix instructions, shared memory, registers and stack of the kernel for a Hopper GPU at D = 512."""
+def compiled(kind: str, precision: str, shape: Any, predict: bool = True) -> dict[str, Any]:
+    """Matrix instructions, shared memory, registers and stack of the kernel for a Hopper GPU at D = 512.
+
+    Instructions are counted in the innermost straight stretch of machine code that takes an exponential of every logit
+    of a block: the walk over the classes, with the products' own instructions in it.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -64,27 +77,45 @@ def compiled(kind: str, precision: str, shape: Any) -> dict[str, Any]:
     inputs = {"features": f"*{kind}", "weights": f"*{kind}", "bias": "*fp32", "scale": "*fp32", "labels": "*i64"}
     outputs = {"nll": "*fp32", "rank": "*i32", "confidence": "*fp32", "brier": "*fp32", "predicted": "*i32"}
     scalars = dict.fromkeys(("n", "classes", "stride", "feature_stride"), "i32")
-    constants = {"D": 512, "HAS_BIAS": True, "PREDICT": True, "PRECISION": precision}
+    constants = {"D": 512, "HAS_BIAS": True, "PREDICT": predict, "PRECISION": precision}
     constants |= {"BLOCK_N": shape.rows, "BLOCK_C": shape.classes, "BLOCK_D": shape.features}
     signature = inputs | outputs | scalars | dict.fromkeys(constants, "constexpr")
     aligned = {(place,): [["tt.divisibility", 16]] for place in (*range(10), 12, 13)}
     source = ASTSource(nll_fused, signature, constants, aligned)
     options = {"num_warps": shape.warps, "num_stages": shape.stages}
     kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage, code = (
+            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
     fields = dict(pair.split(":") for pair in usage.split() if pair.count(":") == 1)
     ptx = kernel.asm["ptx"]
     return {
         "wgmma": ptx.count("wgmma.mma_async"),
-        "asynchronous copies": ptx.count("cp.async"),
+        "block copies": ptx.count("cp.async.bulk.tensor"),
         "shared": kernel.metadata.shared,
         "registers": int(fields["REG"]),
+        "threads": 32 * shape.warps,
         "stack": int(fields["STACK"]),
+        "per logit": len(hottest(code)) / (shape.rows * shape.classes / (32 * shape.warps)),
     }
+
+
+def hottest(code: str) -> list[str]:
+    """The stretch without branches or labels that holds most exponentials, as machine instructions."""
+    stretches: list[list[str]] = [[]]
+    for line in code.splitlines():
+        if line.startswith(".L_"):
+            stretches.append([])
+        elif line.lstrip().startswith("/*") and not line.lstrip().startswith("/* 0x"):
+            stretches[-1].append(line)
+            if " BRA " in line:
+                stretches.append([])
+    return max(stretches, key=lambda lines: sum("MUFU.EX2" in line for line in lines))
 
 
 if __name__ == "__main__":
