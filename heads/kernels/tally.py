@@ -159,28 +159,32 @@ class Tally:
         >>> Tally.of_rows(RowStats.stack([row_stats(logits, labels)]), labels, 2).results()[0]["top1"]
         1.0
         """
-        labels, nll, confidence = as_tensor(labels).long(), rows.nll.double(), rows.confidence.double()
-        n_heads, hit = len(nll), rows.rank == 0
-        places = (torch.ceil(confidence * n_bins).long() - 1).clamp(0, n_bins - 1)
-        masks = [places == b for b in range(n_bins)]  # masked sums: a weighted count on a GPU changes between runs
+        labels, nll = as_tensor(labels).long(), rows.nll.double()
+        n_heads, hit = len(nll), (rows.rank == 0).long()
         cells = torch.arange(n_heads, device=labels.device)[:, None] * n_classes + labels
-        confusion = None
+        # Confidences are added up as whole numbers, whose sum has the same bits in every order: a GPU adds in any.
+        units = (rows.confidence.double() * _UNITS).round_().long()
+        places = (torch.ceil(rows.confidence.double() * n_bins).long() - 1).clamp_(0, n_bins - 1)
+        places += torch.arange(n_heads, device=labels.device)[:, None] * n_bins
+        bins, ones = (n_heads, n_bins), torch.ones_like(hit)
+        sums = {
+            "nll": nll.sum(1),
+            "nll_capped": -torch.log(torch.exp(-nll) + CAP).sum(1),
+            "brier": rows.brier.double().sum(1),
+            "top5": (rows.rank < 5).sum(1),
+            "class_rows": _sums(labels, ones[0], (n_classes,)),
+            "class_hits": _sums(cells, hit, (n_heads, n_classes)),
+            "bin_rows": _sums(places, ones, bins),
+            "bin_hits": _sums(places, hit, bins),
+            "bin_confidence": _sums(places, units, bins).double() / _UNITS,
+        }
         if rows.predicted is not None:
             pairs = cells * n_classes + rows.predicted
-            confusion = _counts(pairs.flatten(), (n_heads, n_classes, n_classes))
+            sums["confusion"] = _sums(pairs, ones, (n_heads, n_classes, n_classes))
         return cls(
-            nll=_array(nll.sum(1)),
-            nll_capped=_array(-torch.log(torch.exp(-nll) + CAP).sum(1)),
-            brier=_array(rows.brier.double().sum(1)),
-            top5=_array((rows.rank < 5).sum(1)),
-            class_rows=_counts(labels, (n_classes,)),
-            class_hits=_counts(cells[hit], (n_heads, n_classes)),
-            bin_rows=_array(torch.stack([mask.sum(1) for mask in masks], 1)),
-            bin_hits=_array(torch.stack([(mask & hit).sum(1) for mask in masks], 1)),
-            bin_confidence=_array(torch.stack([(confidence * mask).sum(1) for mask in masks], 1)),
-            confusion=confusion,
-            row_nll=_array(rows.nll) if per_sample else None,
-            row_rank=_array(rows.rank.long()) if per_sample else None,
+            **_on_host(sums),
+            row_nll=rows.nll.cpu().numpy() if per_sample else None,
+            row_rank=rows.rank.long().cpu().numpy() if per_sample else None,
         )
 
     @classmethod
@@ -258,11 +262,22 @@ class Tally:
         return [{key: float(values[h]) for key, values in columns.items()} for h in range(len(self.nll))]
 
 
-def _counts(places: torch.Tensor, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """How often each cell of an array of this shape is named."""
-    return _array(torch.bincount(places, minlength=math.prod(shape)).reshape(shape))
+_UNITS = 2.0**40  # of a confidence: a float32 one of at least 2**-16 is a whole number of them
 
 
-def _array(values: torch.Tensor) -> NDArray[Any]:
-    found: NDArray[Any] = values.cpu().numpy()
-    return found
+def _sums(places: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Sums (int64) of whole numbers by cell of an array of this shape; on a GPU, without waiting for it."""
+    found = values.new_zeros(math.prod(shape))
+    return found.index_add_(0, places.flatten(), values.flatten()).view(shape)
+
+
+def _on_host(sums: dict[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """The arrays of these tensors; those on a GPU come in one copy, as float64, which holds counts up to 2**53."""
+    if not sums["nll"].is_cuda:
+        return {name: values.numpy() for name, values in sums.items()}
+    whole = torch.cat([values.double().flatten() for values in sums.values()]).cpu()
+    parts = whole.split([values.numel() for values in sums.values()])
+    return {
+        name: part.to(values.dtype).view(values.shape).numpy()
+        for part, (name, values) in zip(parts, sums.items(), strict=True)
+    }

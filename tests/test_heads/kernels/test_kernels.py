@@ -4,6 +4,7 @@ Logits of whole numbers are exact in every implementation and tie often, so that
 """
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
 from threadpoolctl import threadpool_limits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from featcache.errors import HeadError, MissingExtraError
 from heads import Metrics
-from heads.kernels import IMPLS, Tally, available, linear_nll
+from heads.kernels import IMPLS, Tally, available, dispatch, linear_nll
 from heads.kernels.problem import pose
+from heads.kernels.tally import RowStats, row_stats
 
 ON_CPU = ("reference", "chunked", "cpu")
 SHAPES = [(1, 3, 2), (257, 16, 65), (130, 8, 2), (70, 5, 1000), (9, 4, 2049), (400, 6, 64)]
@@ -320,3 +323,58 @@ def test_the_numba_pass_is_chosen_where_it_runs_and_said_to_be_missing(monkeypat
     with pytest.raises(MissingExtraError, match="pip install numba"):
         linear_nll(X, W, Y, impl="cpu")
     np.testing.assert_allclose(linear_nll(X, W, Y).nll, expected, rtol=1e-6)
+
+
+WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::bincount", "aten::masked_select", "aten::index.Tensor"}
+
+
+def test_a_tally_is_summed_without_waiting_for_a_gpu() -> None:
+    """No operation whose result's shape or value the host has to know: on a GPU the only wait is the last copy."""
+    called: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    labels = torch.arange(12) % 3
+    rows = RowStats.stack([row_stats(torch.randn(12, 3), labels, predicted=True)] * 2)
+    with Watch():
+        Tally.of_rows(rows, labels, 3)
+    assert called
+    assert not WAITS & set(called)
+
+
+def test_confidences_add_up_to_the_bit_in_any_order() -> None:
+    rng = np.random.default_rng(0)
+    confidence = torch.from_numpy(rng.uniform(0.0, 1.0, (1, 5000)).astype(np.float32))
+    labels, order = torch.zeros(5000, dtype=torch.int64), torch.from_numpy(rng.permutation(5000))
+
+    def tally(some: torch.Tensor) -> Tally:
+        zeros = torch.zeros(1, 5000)
+        return Tally.of_rows(RowStats(zeros, zeros.long(), some, zeros), labels, 2)
+
+    found = tally(confidence).bin_confidence
+    assert np.array_equal(found, tally(confidence[:, order]).bin_confidence)
+    exact = confidence.double().numpy()[0]
+    places = np.clip(np.ceil(exact * 15).astype(int) - 1, 0, 14)
+    np.testing.assert_allclose(found[0], np.bincount(places, weights=exact, minlength=15), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("device", "kinds", "expected"),
+    [
+        ("cuda", (torch.float16, torch.bfloat16), "triton"),
+        ("cuda", (torch.float16, torch.float32), "chunked"),
+        ("cpu", (torch.float16, torch.float16), "cpu"),
+        ("mps", (torch.float16, torch.float16), "chunked"),
+    ],
+)
+def test_auto_goes_by_device_and_type(
+    device: str, kinds: tuple[torch.dtype, torch.dtype], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_why_not", lambda name, problem: None)
+    monkeypatch.setattr(dispatch, "_load", lambda name: name)
+    features = SimpleNamespace(device=SimpleNamespace(type=device), dtype=kinds[0])
+    problem: Any = SimpleNamespace(features=features, weights=[SimpleNamespace(dtype=kinds[1])])
+    assert dispatch._implementation("auto", problem) == expected
