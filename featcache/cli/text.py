@@ -11,7 +11,7 @@ from featcache.cli.arguments import alias_note, encoder_of, model_arguments, pro
 from featcache.datasets import COLLECTION, DATASETS, open_datasets
 from featcache.errors import PromptError
 from featcache.progress import format_seconds
-from featcache.prompts import load_classnames, load_prompt_file, load_templates
+from featcache.prompts import class_list_names, load_classnames, load_prompt_file, load_templates
 
 if TYPE_CHECKING:
     from featcache.encoding.texts import TextResult
@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "classes",
         metavar="CLASSES",
         nargs="?",
-        help="class names: of a data set (digits, imagefolder:DIR), `imagenet`, or a file with one name per line",
+        help="class names: of a data set (digits, imagefolder:DIR); a list, one of "
+        f"{', '.join(class_list_names())}; or a file with one name per line",
     )
     parser.add_argument("--split", default="train", help="split of the data set (default: train)")
     parser.add_argument("--templates", default="simple", help="template set, or a file (default: simple)")
@@ -86,6 +87,8 @@ def _how(hit: bool, seconds: float) -> str:
 
 def classnames_of(classes: str, split: str) -> tuple[Sequence[str], str]:
     """The class names of a data set's split, a list or a file; and the name of the store without ``--name``."""
+    if classes in class_list_names():
+        return load_classnames(classes), classes
     source = classes.partition(":")[0]
     if source in (*DATASETS, COLLECTION):
         dataset = open_datasets(classes, split)[0]

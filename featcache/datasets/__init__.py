@@ -11,7 +11,10 @@ from importlib import import_module
 from pathlib import Path
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, labels_digest
+from featcache.datasets.classes import with_classes
+from featcache.datasets.options import take_option
 from featcache.errors import DatasetError
+from featcache.prompts.class_lists import ClassList, load_class_list
 from featcache.store.columns import metadata_digest
 
 __all__ = [
@@ -44,6 +47,9 @@ DATASETS: dict[str, str | Callable[..., Dataset]] = {
 """Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
 
 
+NUMBERED = frozenset({"arrays", "coop", "hf", "tfds", "torchvision", "webdataset"})
+"""Sources that number their classes themselves: a list of as many names renames them."""
+
 SOURCE_OF_FILE = {
     **dict.fromkeys((".txt", ".lst", ".list"), "list"),
     **dict.fromkeys((".csv", ".tsv", ".parquet", ".jsonl"), "table"),
@@ -72,6 +78,9 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``imagenet:DIR``                ImageNet, ``imagenet:v2:DIR``, sketch, r, a, objectnet (`imagenet`)
         ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`domains`)
         ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
+
+        Behind every argument, ``,classes=imagenet-r`` takes another class list than the source's own, by name or from
+        a file; see `featcache.datasets.classes`.
     split : str
         ``train``, ``val``, ``test``, ...; ``all`` for class folders without splits.
     labels : str
@@ -102,7 +111,17 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     if isinstance(opener, str):
         module, _, function = opener.partition(":")
         opener = getattr(import_module(module), function)
-    return opener(argument, split, labels=labels, name=name)
+    argument, listed = _class_option(source, argument)
+    dataset = opener(argument, split, labels=labels, name=name)
+    return dataset if listed is None else with_classes(dataset, listed, numbered=source in NUMBERED)
+
+
+def _class_option(source: str, argument: str) -> tuple[str, ClassList | None]:
+    """The argument without ``classes=``, and the list that it names."""
+    if source == "torchvision" and argument.startswith("LSUN:"):  # whose own argument has that name
+        return argument, None
+    rest, value = take_option(argument, "classes")
+    return rest, None if value is None else load_class_list(value)
 
 
 def _check_bare_path(spec: str) -> None:
@@ -139,5 +158,7 @@ def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | N
     if source == COLLECTION:
         from featcache.datasets.sources.collection import open_collection
 
-        return list(open_collection(argument, split, labels=labels, name=name))
+        argument, listed = _class_option(source, argument)
+        domains = open_collection(argument, split, labels=labels, name=name)
+        return [data if listed is None else with_classes(data, listed, numbered=False) for data in domains]
     return [open_dataset(spec, split, labels=labels, name=name)]

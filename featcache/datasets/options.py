@@ -11,6 +11,8 @@ from collections.abc import Collection
 from featcache.errors import DatasetError
 
 OPTION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+REST = r"((?:,[A-Za-z_][A-Za-z0-9_]*=[^,]*)*)"
+"""Options that follow another one."""
 
 
 def split_options(source: str, argument: str, known: Collection[str] | None) -> tuple[str, dict[str, str]]:
@@ -45,6 +47,20 @@ def split_options(source: str, argument: str, known: Collection[str] | None) -> 
         _check(source, name, value, known, options)
         options[name], argument = value, rest
     return argument, dict(reversed(options.items()))
+
+
+def take_option(argument: str, name: str) -> tuple[str, str | None]:
+    """An argument without one of its options, and that option's value.
+
+    Examples
+    --------
+    >>> take_option("data/x224,classes=imagenet-r,prepared=central-crop", "classes")
+    ('data/x224,prepared=central-crop', 'imagenet-r')
+    >>> take_option("data,classes", "classes")
+    ('data,classes', None)
+    """
+    found = re.fullmatch(rf"(.*),{name}=([^,]+){REST}", argument, re.DOTALL)
+    return (argument, None) if found is None else (found[1] + found[3], found[2])
 
 
 def _check(source: str, name: str, value: str, known: Collection[str] | None, options: dict[str, str]) -> None:

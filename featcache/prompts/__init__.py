@@ -7,14 +7,18 @@ DomainNet's keep their underscores and capitals, and replacing them changes the 
 [['a photo of a cat.'], ['a photo of a The_Eiffel_Tower.']]
 """
 
+from featcache.prompts.class_lists import ClassList, class_list_names, load_class_list, load_classnames
 from featcache.prompts.objectnet import ObjectNet, load_objectnet
 from featcache.prompts.prompt_files import load_prompt_file, prompts_of
-from featcache.prompts.templates import fill, load_classnames, load_templates, template_names
+from featcache.prompts.templates import fill, load_templates, template_names
 from featcache.prompts.wordnet import load_subset, subset_names
 
 __all__ = [
+    "ClassList",
     "ObjectNet",
+    "class_list_names",
     "fill",
+    "load_class_list",
     "load_classnames",
     "load_objectnet",
     "load_prompt_file",

@@ -1,4 +1,4 @@
-"""ObjectNet's classes and their ImageNet counterparts, read from the files of the user's own copy of ObjectNet.
+"""ObjectNet's classes and their ImageNet counterparts: `shared_classes`, or read from a copy of ObjectNet.
 
 ObjectNet (Barbu et al., NeurIPS 2019) comes with ``mappings/``:
 
@@ -10,6 +10,8 @@ ObjectNet (Barbu et al., NeurIPS 2019) comes with ``mappings/``:
 
 import json
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from featcache.errors import DatasetError
@@ -38,6 +40,22 @@ class ObjectNet:
     folders: tuple[str, ...]
     classnames: tuple[str, ...]
     imagenet: tuple[tuple[int, ...], ...]
+
+
+@cache
+def shared_classes() -> ObjectNet:
+    """The 113 classes, for data that come without ObjectNet's mapping files; `load_objectnet` of these gives the same.
+
+    Examples
+    --------
+    >>> shared = shared_classes()
+    >>> len(shared.folders), shared.classnames[0], shared.imagenet[0]
+    (113, 'Alarm clock', (409, 530))
+    """
+    text = files("featcache.prompts").joinpath("objectnet.json").read_text(encoding="utf-8")
+    rows = [(folder, label, tuple(indices)) for folder, (label, indices) in json.loads(text).items()]
+    folders, labels, imagenet = zip(*rows, strict=True)
+    return ObjectNet(folders, labels, imagenet)
 
 
 def load_objectnet(folder: str | Path) -> ObjectNet:

@@ -1,4 +1,4 @@
-"""Templates and class names: named ones, and files of one's own."""
+"""Templates: named sets, and files of one's own."""
 
 import json
 import re
@@ -8,11 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from featcache.errors import DatasetError, PromptError
-from featcache.prompts.text_files import read_class_file, read_lines
+from featcache.prompts.text_files import read_lines
 
 PLACEHOLDER = re.compile(r"\{c?\}")
 OPENAI = "openai-imagenet"
-IMAGENET = "imagenet"
 
 
 def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
@@ -94,31 +93,6 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
     # Split and join, not a substitution: names with backslashes or braces must come through as they are.
     parts = [PLACEHOLDER.split(template) for template in templates]
     return [[name.join(pieces) for pieces in parts] for name in names]
-
-
-def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:
-    """Load class names: ``imagenet`` (the 1,000 of open_clip), or a file with one per line.
-
-    Parameters
-    ----------
-    name_or_file : str or Path
-        A file has one class per line, in label order; of ``folder<TAB>display name`` the display name counts.
-
-    Raises
-    ------
-    PromptError
-        If there is no such file, or no class in it.
-    """
-    if name_or_file == IMAGENET:
-        from featcache.prompts.imagenet import imagenet_classnames
-
-        return tuple(imagenet_classnames())
-    if not Path(name_or_file).is_file():
-        raise PromptError(f"class names {str(name_or_file)!r}: no such file; expected a file, or {IMAGENET!r}")
-    try:
-        return tuple(display for _, display in read_class_file(Path(name_or_file), unique=False))
-    except DatasetError as error:
-        raise PromptError(str(error)) from error
 
 
 @cache

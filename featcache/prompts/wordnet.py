@@ -9,7 +9,6 @@ from functools import cache
 from importlib.resources import files
 
 from featcache.errors import DatasetError, PromptError
-from featcache.prompts.templates import IMAGENET, load_classnames
 
 
 def load_subset(name: str) -> tuple[int, ...]:
@@ -72,7 +71,9 @@ def imagenet_names() -> tuple[str, ...]:
     >>> imagenet_names()[:2]
     ('tench', 'goldfish')
     """
-    return load_classnames(IMAGENET)
+    from featcache.prompts.imagenet import imagenet_classnames
+
+    return tuple(imagenet_classnames())
 
 
 def subset_wnids(subset: str) -> tuple[str, ...]:

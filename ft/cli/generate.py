@@ -11,7 +11,7 @@ from featcache.cli.arguments import device_argument, progress_of, quiet_argument
 from featcache.cli.text import classnames_of
 from featcache.errors import DatasetError, PromptError
 from featcache.progress import format_seconds
-from featcache.prompts.templates import IMAGENET
+from featcache.prompts.class_lists import IMAGENET, class_list_names, load_class_list
 from featcache.prompts.text_files import read_class_file
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "classes",
         metavar="CLASSES",
         nargs="?",
-        help="class names: of a data set (imagefolder:DIR), `imagenet` (folders are WordNet ids), or a file with a "
-        "name, or folder, tab and name, on each line; default: those of the style",
+        help="class names: of a data set (imagefolder:DIR), `imagenet` (folders are WordNet ids) or another list, or a "
+        "file with a name, or folder, tab and name, on each line; default: those of the style",
     )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the images: DIR/SPLIT/CLASS/*.png")
     parser.add_argument("--split", default="train", help="split to draw: train (the default), val")
@@ -95,10 +95,9 @@ def _classes(args: argparse.Namespace, style: Style) -> list[tuple[str, str]]:
                 f"style {args.style!r} names no classes; expected CLASSES (imagefolder:DIR, imagenet or a file)"
             )
         return list(style.classes)
-    if args.classes == IMAGENET:
-        from featcache.prompts.wordnet import imagenet_names, imagenet_wnids
-
-        return list(zip(imagenet_wnids(), imagenet_names(), strict=True))
+    if args.classes in class_list_names():
+        listed = load_class_list(args.classes)
+        return list(zip(listed.keys, listed.names, strict=True))
     if (path := Path(args.classes)).is_file():
         try:
             return read_class_file(path)

@@ -3,7 +3,8 @@
 FILE is JSON, ``{"train": [[path, label, class name], ...], "val": [...], "test": [...]}``. Paths start from
 ``root=DIR`` (``coop:FILE,root=DIR``), by default the folder of FILE; CoOp keeps the images of each data set in a folder
 of their own beside it. A path is the sample's id. Labels are indices, and the class of an index has one name in all
-splits; the class list is that of the whole file, in the order of its indices.
+splits; the class list is that of the whole file, in the order of its indices. A ``classes.txt`` beside it names them
+otherwise.
 
 k shots are drawn by `heads.few_shot` or ``featcache sweep --shots 1 2 4 8 16 --select-shots 4`` (min(k, 4) rows a
 class to choose on, as CoOp has it). CoOp's own draws follow Python's generator in the state that its training script
@@ -14,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from featcache.datasets.classes import listed_beside
 from featcache.datasets.files import (
     FileDataset,
     check_name,
@@ -59,7 +61,8 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
         )
     classnames = class_list(splits, str(path))
     index = file_index([item[0] for item in items], files, [item[1] for item in items], classnames, str(path))
-    return FileDataset(check_name(name or default_name(path.stem.removeprefix("split_zhou_"))), split, index, root)
+    title = check_name(name or default_name(path.stem.removeprefix("split_zhou_")))
+    return FileDataset(title, split, listed_beside(index, path.parent), root)
 
 
 def _read(path: Path) -> object:

@@ -16,7 +16,8 @@ streaming= ``yes``: keep nothing on the disk. The data set is read  ``no``
            once for its index, and again, in order, for its images
 ========== ======================================================== ================================================
 
-Class order. That of the ClassLabel feature; else as in ``webdataset:``.
+Class order. That of the ClassLabel feature; else as in ``webdataset:``. A ``classes.txt`` in a local PLACE names them
+otherwise.
 """
 
 import logging
@@ -31,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.datasets.base import SampleIndex
+from featcache.datasets.classes import listed_beside
 from featcache.datasets.files import ImageFiles, check_name, check_split, default_name, file_index, size_and_stamp
 from featcache.datasets.labels import classes_of
 from featcache.datasets.options import split_list, split_options
@@ -128,7 +130,7 @@ def open_huggingface(
     targets, classnames = _classes(data.features[label], cells[label], ids, labels)
     index = file_index(ids, files, targets, classnames, f"hf:{place}", {c: _metadata(cells[c]) for c in columns})
     name = check_name(name or default_name(Path(place).name))
-    return HuggingFaceDataset(name, split, index, _access(data, image, streamed))
+    return HuggingFaceDataset(name, split, listed_beside(index, Path(place)), _access(data, image, streamed))
 
 
 def _load(place: str, split: str, options: dict[str, str]) -> HubData:

@@ -9,7 +9,7 @@ features where there are several. Ids are the records' ``file_name`` where all d
 
 Class order. That of the data set's label file (DomainNet: as its published lists; not ImageFolder's). ImageNet's
 WordNet ids become the class names of the field, and the labels of ``imagenet_a`` and ``imagenet_r`` the 200 classes of
-those sets.
+those sets. A ``classes.txt`` in the folder of the version names them otherwise.
 """
 
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.datasets.base import SampleIndex
+from featcache.datasets.classes import listed_beside
 from featcache.datasets.files import (
     ImageFiles,
     check_name,
@@ -98,7 +99,8 @@ def open_tfds(argument: str, split: str, *, labels: str = "names", name: str | N
     files = [(sample.size, stamps[sample.shard]) for sample in samples]
     index = file_index(_ids(samples, facts.shards), files, targets, classnames, f"tfds:{kind} split {split}")
     title = default_name(name or re.sub(r"/\d+\.\d+\.\d+$", "", kind))
-    return TfdsDataset(check_name(title), split, index, facts.shards, [(s.shard, s.record, s.start) for s in samples])
+    places = [(s.shard, s.record, s.start) for s in samples]
+    return TfdsDataset(check_name(title), split, listed_beside(index, folder), facts.shards, places)
 
 
 def _version_folder(data_dir: Path, kind: str) -> Path:

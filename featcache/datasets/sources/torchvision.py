@@ -9,7 +9,8 @@ Contents. Where the class keeps a list of image files, these are read as files; 
 class gives is checked on the first. Else a sample's content is its picture's mode, size and pixels, as the class
 returns it.
 
-Class order. The class's own: its ``classes``, or else "0", "1", ... up to the largest label.
+Class order. The class's own: its ``classes``, or else "0", "1", ... up to the largest label. ``ROOT/classes.txt``
+names them otherwise, in the order of the labels, or in another order where its names are the class's own.
 """
 
 import inspect
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from featcache.datasets.base import SampleIndex
+from featcache.datasets.classes import listed_beside
 from featcache.datasets.decode import decode_image, to_rgb
 from featcache.datasets.files import (
     WHOLE,
@@ -106,8 +108,9 @@ def open_torchvision(
         ids = [_id(path, root) for path in paths]
         files = [size_and_stamp(Path(path)) for path in paths]
         index = file_index(ids, files, _labels(source, kind), _classnames(source, kind), argument)
-        return FilesOfClass(title, split, index, paths)
-    return PicturesOfClass(title, split, _picture_index(source, kind, split, argument), source)
+        return FilesOfClass(title, split, listed_beside(index, root), paths)
+    index = _picture_index(source, kind, split, argument)
+    return PicturesOfClass(title, split, listed_beside(index, root), source)
 
 
 def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> VisionData:

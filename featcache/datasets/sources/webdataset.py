@@ -12,9 +12,9 @@ Options. ``label=`` the extension that holds the label (``cls``), or a field of 
 extension, where a sample has several; ``metadata=region+year`` fields of the ``json`` that go into the store. A
 ``txt`` becomes the metadata column ``caption``.
 
-Class order. Whole numbers are class indices, into ``classnames.txt`` (one name per line) in the shards' folder or the
-one above it, or else named "0", "1", ...; other labels are class names, in that file's order or else sorted by code
-point.
+Class order. Whole numbers are class indices, into ``classnames.txt`` (one name per line; for local shards also
+``classes.txt``) in the shards' folder or the one above it, or else named "0", "1", ...; other labels are class names,
+in that file's order or else sorted by code point.
 """
 
 import json
@@ -32,6 +32,7 @@ from featcache.datasets.options import split_list, split_options
 from featcache.datasets.remote import is_remote, read_remote
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.errors import DatasetError
+from featcache.prompts.text_files import CLASS_FILE, read_class_file
 
 CLASSNAMES = "classnames.txt"
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -173,13 +174,15 @@ def _label(sample: _Sample, label: str) -> str:
 
 
 def _classnames(base: str) -> list[str] | None:
-    """The lines of classnames.txt in the shards' folder or above it, None if there is no such file."""
+    """The class names in the shards' folder or above it, None if there is no such file."""
     for folder in (base, base.rpartition("/")[0]):
         place = f"{folder}/{CLASSNAMES}"
         try:
             content = read_remote(place) if is_remote(place) else Path(place).read_bytes()
             names = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
         except (OSError, DatasetError):
+            if not is_remote(folder) and (Path(folder) / CLASS_FILE).is_file():
+                return [display for _, display in read_class_file(Path(folder) / CLASS_FILE, unique=False)]
             continue
         except UnicodeDecodeError as error:
             raise DatasetError(f"{place}: byte {error.start} is not UTF-8; write the class names in UTF-8") from error

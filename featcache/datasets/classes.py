@@ -1,0 +1,99 @@
+"""Another class list than a source's own: the option ``classes=`` of every source, and ``classes.txt`` beside the data.
+
+Labels follow their names: where each of the source's classes is in the list, by what folders call it or by display
+name, its labels become places in the list. Classes without names ("0", "1", ...), and classes that a source numbers
+itself (torchvision's, CoOp's), may also be renamed: label i is then class i of the list.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from featcache.datasets.base import Dataset, SampleIndex
+from featcache.errors import DatasetError
+from featcache.prompts.class_lists import ClassList, load_class_list
+from featcache.prompts.text_files import CLASS_FILE
+
+
+def listed_beside(index: SampleIndex, folder: Path) -> SampleIndex:
+    """The index under the classes of ``classes.txt`` in a folder, of a source that numbers its classes itself.
+
+    Raises
+    ------
+    DatasetError
+        The file does not name the classes.
+    """
+    file = folder / CLASS_FILE
+    return relabelled(index, load_class_list(file), numbered=True) if file.is_file() else index
+
+
+def with_classes(dataset: Dataset, listed: ClassList, *, numbered: bool) -> Dataset:
+    """A data set under another class list; see `relabelled`."""
+    return replace(dataset, index=relabelled(dataset.index, listed, numbered=numbered))  # type: ignore[type-var]
+
+
+def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> SampleIndex:
+    """The same samples under another class list.
+
+    Parameters
+    ----------
+    index : SampleIndex
+    listed : ClassList
+    numbered : bool
+        Whether the source numbers its classes itself, so that other names of as many classes rename them.
+
+    Raises
+    ------
+    DatasetError
+        The list lacks a class, or has fewer than there are labels.
+
+    Examples
+    --------
+    >>> zeros = np.zeros(2, np.int64)
+    >>> index = SampleIndex(["a", "b"], zeros, zeros, np.array([0, 1]), ("cat", "dog"))
+    >>> found = relabelled(index, ClassList("pets", ("dog", "ant", "cat"), ("Dog", "Ant", "Cat")), numbered=False)
+    >>> found.labels.tolist(), found.classnames
+    ([2, 0], ('Dog', 'Ant', 'Cat'))
+    """
+    old = index.classnames
+    if old == tuple(str(number) for number in range(len(old))) and not set(old) <= set(listed.keys):
+        return _renamed(index, listed)
+    for names in (listed.keys, listed.names):
+        place = {name: number for number, name in enumerate(names)}
+        if all(name in place for name in old):
+            _check_once(old, names, listed)
+            moved = np.array([place[name] for name in old], np.int64)
+            return replace(index, labels=moved[index.labels], classnames=listed.names)
+    if numbered and len(old) == len(listed.names) and _keep_their_places(old, listed.names):
+        return _renamed(index, listed)
+    missing = [name for name in old if name not in {*listed.keys, *listed.names}]
+    raise DatasetError(
+        f"{listed.name}: {len(missing) or len(old)} of the {len(old)} classes are not among its {len(listed.names)} "
+        f"({', '.join((missing or old)[:5])}{', ...' if len(missing or old) > 5 else ''}); name each class, or leave "
+        "the list out"
+    )
+
+
+def _renamed(index: SampleIndex, listed: ClassList) -> SampleIndex:
+    """Label i is class i of the list."""
+    largest = int(index.labels.max(initial=0))
+    if largest >= len(listed.names):
+        raise DatasetError(
+            f"{listed.name}: {len(listed.names)} classes, and a label is {largest}; expected a class for each label: "
+            "name another list"
+        )
+    return replace(index, classnames=listed.names)
+
+
+def _check_once(old: tuple[str, ...], names: tuple[str, ...], listed: ClassList) -> None:
+    wanted = set(old)
+    if twice := next((name for name in names if name in wanted and names.count(name) > 1), None):
+        raise DatasetError(f"{listed.name}: {twice!r} is named twice, so that it cannot be told which class it is")
+
+
+def _keep_their_places(old: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    """Whether no class of the source stands at another place of the list."""
+    place: Mapping[str, int] = {name: number for number, name in enumerate(names)}
+    return all(place.get(name, number) == number for number, name in enumerate(old))
