@@ -1,5 +1,6 @@
-"""Progress on stderr: rows done, rate and time left."""
+"""Progress on stderr: rows done, rate and time left; and texts as terminals show them."""
 
+import re
 import sys
 import time
 from typing import Protocol, TextIO
@@ -49,7 +50,7 @@ class Printed:
 
     def start(self, what: str, total: int, done: int) -> None:
         """See `Progress.start`."""
-        self._what, self._total, self._done, self._fresh = what, total, done, 0
+        self._what, self._total, self._done, self._fresh = one_line(what), total, done, 0
         self._began = self._shown = time.monotonic()
 
     def advance(self, rows: int) -> None:
@@ -99,3 +100,27 @@ def format_age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+_UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""A text without control characters, which file and class names may hold and terminals obey; they are escaped.
+
+    Lines and tabs stay. Half letters (surrogates, of file names that are not UTF-8) and marks that reverse the
+    direction of writing are escaped too.
+
+    >>> print(printable("cat\x1b[2J\udcff"))
+    cat\x1b[2J\udcff
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    r"""`printable` text, its lines joined.
+
+    >>> one_line("size mismatch:\n\tweight")
+    'size mismatch: weight'
+    """
+    return printable(" ".join(part.strip() for part in text.splitlines() if part.strip()))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from featcache.datasets import DATASETS
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
-from featcache.progress import Printed, Progress, Silent
+from featcache.progress import Printed, Progress, Silent, printable
 from featcache.store import ImageStore, TextStore
 from featcache.store.catalogue import other_names
+from featcache.store.places.targets import is_stream
 
 IMAGES_HELP = "image store: folder, s3:// URL, key or NAME/SPLIT[@MODEL]; #TAP behind it for a tap or view"
 STORE_HELP = "folder, s3:// URL, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]; #TAP behind it for a tap or view"
@@ -114,6 +116,7 @@ def alias_note(store: ImageStore | TextStore, encoder: Encoder) -> str:
     return f"\n  the tower of {encoder.name} equals that of {store.encoder_name}: @{encoder.name} finds this store, too"
 
 
-def show(value: object, text: str, as_json: bool) -> None:
-    """Print a result: one JSON value, or text for people."""
-    print(json.dumps(value) if as_json else text)
+def show(value: object, text: str, as_json: bool, beside: str | None = None) -> None:
+    """Print a result: one JSON value, or text for people; on stderr if the target `beside` is standard output."""
+    where = sys.stderr if beside is not None and is_stream(beside) else sys.stdout
+    print(json.dumps(value) if as_json else printable(text), file=where)

@@ -13,7 +13,7 @@ from featcache.transfer.export import FORMATS, export
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache export``."""
     parser.add_argument("store", metavar="STORE", help=IMAGES_HELP)
-    parser.add_argument("target", metavar="TARGET", help="file; or, for npy, a folder")
+    parser.add_argument("target", metavar="TARGET", help="file, - for standard output; or, for npy, a folder")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of TARGET, else npy")
     parser.add_argument("--dtype", default="float32", choices=("float16", "float32", "float64"))
     root_argument(parser)
@@ -30,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     target = export(store, args.target, args.format, np.dtype(args.dtype))
     rows = int(store.valid.sum())
     record = {"target": str(target), "rows": rows, "dim": store.dim}
-    show(record, f"{target}: {rows:,} x {store.dim} {args.dtype} of {store.name}/{store.split}", args.json)
+    show(record, f"{target}: {rows:,} x {store.dim} {args.dtype} of {store.name}/{store.split}", args.json, args.target)
     return 0

@@ -1,19 +1,26 @@
 """The command line: a static table of verbs, each imported only when it is used.
 
 A verb is a module with `add_arguments(parser)` and `run(args)`, which returns the exit code. It imports heavy libraries
-inside `run`, so that ``featcache VERB --help`` answers at once. Exit codes are those of `featcache.errors`: 0 done, 1
-unexpected, 2 bad input, 3 store missing or unfinished, 4 damaged, 5 mismatch refused, 130 interrupted.
+inside `run`, so that ``featcache VERB --help`` answers at once. Exit codes are those of `featcache.errors`.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import os
+import select
+import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import NoReturn, Protocol, cast
 
 from featcache import SIBLINGS, __version__, sibling
-from featcache.errors import FeatcacheError
+from featcache.cli.signals import Terminated, ended_by_signals
+from featcache.errors import FeatcacheError, explain
+from featcache.progress import one_line
 
 VERBS: dict[str, tuple[str, str]] = {
     "encode": ("featcache.cli.encode", "encode splits of a data set into image stores"),
@@ -40,7 +47,9 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Verb -> its module, and one line of help."""
 
-INTERRUPTED = 130
+SIGNALLED = 128
+"""Exit code of a run that a signal ended, less the signal's number."""
+INTERRUPTED = "what was finished is kept; run the same command again to go on"
 
 
 class Verb(Protocol):
@@ -62,33 +71,95 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; errors become one message and an exit code, never a traceback."""
+    """Run one verb; errors become one line and an exit code, never a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    if sys.stdout is None:  # closed by the caller (`>&-`)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal's encoding lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with ended_by_signals():
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+    except FeatcacheError as error:
+        return _report(error, str(error), error.exit_code, as_json)
+    except Terminated as ended:
+        return _report(ended, f"ended by {ended.signal.name}: {INTERRUPTED}", SIGNALLED + ended.signal, as_json)
+    except KeyboardInterrupt as error:
+        return _report(error, f"interrupted: {INTERRUPTED}", SIGNALLED + signal.SIGINT, as_json)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():  # `| head` has seen enough
+            return SIGNALLED + signal.SIGPIPE
+        # Whoever writes a file names it in the error; what remains is print.
+        return _report(error, explain(error, error.filename or "standard output"), FeatcacheError.exit_code, as_json)
+    except MemoryError as error:
+        return _report(error, _need(error), FeatcacheError.exit_code, as_json)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        return _report(MemoryError(), _need(error), FeatcacheError.exit_code, as_json)
+
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "can't start new thread")
+"""What torch and Python say in a RuntimeError where there is no memory."""
+
+
+def _need(error: Exception) -> str:
+    said = str(error) or "no more memory is to be had"
+    return f"out of memory ({said}); free some, or lower --batch-size, --workers or the number of heads and settings"
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads; what is still to be written to it is then dropped."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    pipe = select.poll()
+    pipe.register(output, 0)
+    if not pipe.poll(0):  # no error
+        return False
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, output)  # or the interpreter would try again when it ends, and say so
+    os.close(nothing)
+    return True
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Parse the arguments of a verb, and run it."""
     if not arguments or arguments[0] not in VERBS:
         return _front_door(arguments)
     name, *words = arguments
-    as_json = "--json" in words
     module, summary = VERBS[name]
     try:
         if (package := module.partition(".")[0]) in SIBLINGS:
             sibling(package)
     except ImportError as error:
-        return _report(FeatcacheError(str(error)), FeatcacheError.exit_code, as_json)
+        raise FeatcacheError(str(error)) from error
     verb = cast(Verb, import_module(module))
     parser = Parser(prog=f"featcache {name}", description=summary)
     verb.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout instead of text")
     try:
         args = parser.parse_args(words)
-        as_json = args.json
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    with _plain_warnings():
         return verb.run(args)
-    except FeatcacheError as error:
-        return _report(error, error.exit_code, as_json)
-    except KeyboardInterrupt:
-        message = "interrupted: finished chunks are kept; run the same command again to resume"
-        return _report(KeyboardInterrupt(message), INTERRUPTED, as_json)
-    except OSError as error:
-        return _report(error, 2, as_json)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings without the line of code that gave them."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: one_line(f"featcache: warning: {message}") + "\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _front_door(arguments: Sequence[str]) -> int:
@@ -105,14 +176,16 @@ def _front_door(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(text, end="")
         return 0 if arguments else 2
-    print(f"featcache: unknown verb {arguments[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
-    return 2
+    raise FeatcacheError(f"unknown verb {arguments[0]!r}; expected one of {', '.join(VERBS)}")
 
 
-def _report(error: BaseException, code: int, as_json: bool) -> int:
+def _report(error: BaseException, message: str, code: int, as_json: bool) -> int:
+    """Say in one line on stderr what went wrong; returns the exit code."""
     if as_json:
-        record = {"error": type(error).__name__, "message": str(error), "exit_code": code}
-        print(json.dumps(record), file=sys.stderr)
+        record = {"error": type(error).__name__, "message": message, "exit_code": code}
+        line = json.dumps(record)
     else:
-        print(f"featcache: {type(error).__name__}: {error}", file=sys.stderr)
+        line = one_line(f"featcache: {type(error).__name__}: {message}")
+    with contextlib.suppress(OSError):  # stderr may be full, too
+        print(line, file=sys.stderr)
     return code

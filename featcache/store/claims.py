@@ -26,12 +26,17 @@ class Claims:
     def take(self, what: int | str) -> bool:
         """Claim a chunk (or another piece of work); False if a live writer holds it."""
         path, mine = self._folder / str(what), owner().encode()
-        taken = create(path, mine)
-        if not taken and self._is_stale(path):
-            put(path, mine)  # two writers may both do this: harmless, as two writers of one chunk are
-            taken = True
-        if taken:
-            self._held[str(what)] = self._clock()
+        try:
+            taken = create(path, mine)
+            if not taken and self._is_stale(path):
+                put(path, mine)  # two writers may both do this: harmless, as two writers of one chunk are
+                taken = True
+            if taken:
+                self._held[str(what)] = self._clock()
+        except KeyboardInterrupt:  # or a signal, just when the claim was written
+            if read_or_none(path) == mine:
+                remove(path)
+            raise
         return taken
 
     def _is_stale(self, path: StorePath) -> bool:
@@ -52,8 +57,9 @@ class Claims:
 
     def release(self, what: int | str) -> None:
         """Give one claim back."""
-        if self._held.pop(str(what), None) is not None:
+        if str(what) in self._held:
             remove(self._folder / str(what))
+            del self._held[str(what)]
 
     def release_all(self) -> None:
         """Give every claim back."""

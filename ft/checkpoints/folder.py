@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from featcache import encoders
 from featcache.encoders.checkpoints import NOT_WEIGHTS, is_torchscript
-from featcache.errors import EncoderError
+from featcache.errors import EncoderError, OutputError
 from featcache.store.places.local import sync_folder
+from featcache.store.places.targets import replacing, writing
 from ft.checkpoints.state import Json, Shapes, State, check_shapes, shapes_of
 
 CONFIG = "open_clip_config.json"
@@ -109,18 +110,10 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
     metadata : mapping of str -> str, optional
         Stored in the file's header.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(_separate(state), partial, metadata={"format": "pt", **(metadata or {})})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return path
+    tensors = _separate(state)
+    with replacing(path) as file, writing(path, sum(value.nbytes for value in tensors.values())):
+        save_file(tensors, file.name, metadata={"format": "pt", **(metadata or {})})
+    return Path(path)
 
 
 def _separate(state: State) -> dict[str, torch.Tensor]:
@@ -237,15 +230,27 @@ def write_model_folder(
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill inside the block, which then takes the place of `out`, or is deleted after an error."""
+    """A folder to fill inside the block, which then takes the place of `out`, or is deleted after an error.
+
+    Raises
+    ------
+    OutputError
+        There is a file or a device at `out`, or no room; what was there before is untouched.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is no folder, and would be lost; name another place")
+    out = Path(os.path.realpath(out))
     partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            os.replace(out, old)
-        os.replace(partial, out)
+        with writing(out):
+            partial.mkdir(parents=True)
+            yield partial
+            if out.exists():
+                os.replace(out, old)
+            os.replace(partial, out)
     finally:
+        if old.exists() and not out.exists():  # ended between the two renames
+            os.replace(old, out)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     sync_folder(out.parent)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import model_arguments, preprocess_argument, progress_of, show
 from featcache.datasets.base import Dataset, SampleIndex
+from featcache.store.places.targets import checked_target
 
 if TYPE_CHECKING:
     from featcache.encoders.openclip import OpenClipEncoder
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from ft.merging.fisher import fisher, write_fisher
     from ft.training.loop import open_split
 
+    checked_target(args.output)
     dataset = open_split(args.data)
     if args.limit:
         dataset = _first(dataset, args.limit)

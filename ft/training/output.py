@@ -10,6 +10,7 @@ from featcache import __version__
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import MissingExtraError, TrainingError
 from featcache.store.places.local import put
+from featcache.store.places.targets import writing
 from ft.checkpoints.folder import BEST, LOG, OPTIONS, head_path, write_model_folder
 from ft.checkpoints.state import Json
 from ft.training.resume import RESUME
@@ -117,18 +118,19 @@ class Log:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if after and path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
         put(path, "".join(kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, record: Json) -> None:
         """Append a record and flush it."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Write everything to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with writing(self._path), self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 class TensorBoardLog:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
+from featcache.store.places.targets import checked_target
 from heads.cli.arguments import (
     HEAD_HELP,
     group_argument,
@@ -63,8 +64,12 @@ def run(args: argparse.Namespace) -> int:
     """``featcache evaluate HEAD... --on STORE...``; processes of torchrun share the rows, and the first one reports."""
     from featcache.processes import process_group
     from heads import judge, save
+    from heads.report.results import results_file
 
     with process_group() as (rank, size):
+        results_file(args.results)
+        for target in filter(None, (args.output, args.per_sample, args.confusion)):
+            checked_target(target)
         heads = load_heads(args.heads)
         stores = [open_images(reference, args) for reference in args.on]
         names = args.names or [store.name for store in stores]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
 from featcache.store import TextStore
+from featcache.store.places.targets import checked_target
 from heads.cli.arguments import json_setting, open_reference, open_texts, rows_device_argument, store_arguments
 from heads.estimators.catalogue import HEADS, head_class, make_head, takes_prior, takes_selection
 
@@ -28,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]; some heads take one of images and some of texts",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file of the head (safetensors)")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="file of the head (safetensors), - for standard output"
+    )
     parser.add_argument("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
     parser.add_argument(
         "--prior", metavar="HEAD", help="shrink the weights towards this head: a file, or texts/NAME for zero-shot"
@@ -48,8 +51,10 @@ def run(args: argparse.Namespace) -> int:
     """``featcache fit HEAD STORE... -o FILE``."""
     from heads import Material, fit_head, save
     from heads.fitted.base import as_head
+    from heads.fitted.file_format import STREAM
 
     kind = head_class(args.head)
+    checked_target(args.output, STREAM)
     parameters = dict(json_setting(args.head, text) for text in args.set)
     make_head(args.head, parameters)  # refuses values that are not allowed, before any store is read
     if args.select and not takes_selection(args.head):
@@ -67,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     path = save(fitted, args.output)
     params = fitted.provenance.params
     record = {"head": args.head, "file": str(path), "params": params, "classes": len(fitted.classnames)}
-    show(record, f"{args.head}: {len(fitted.classnames)} classes, {_described(params)}\n  {path}", args.json)
+    show(
+        record, f"{args.head}: {len(fitted.classnames)} classes, {_described(params)}\n  {path}", args.json, args.output
+    )
     return 0
 
 

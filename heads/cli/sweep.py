@@ -85,10 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache sweep HEAD... --train STORE --on STORE...``."""
+    from heads.report.results import results_file
     from heads.sweeps.run import run_sweep
     from heads.sweeps.summary import picks, summarise, sweep_table
 
     plan = _plan(args)
+    results_file(args.results)
     if plan.paper is not None:
         print(f"leak reintroduced on purpose: {PAPERS[plan.paper]}", file=sys.stderr)
     opened: dict[str, FeatureTable | TextStore] = {}

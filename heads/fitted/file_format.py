@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from featcache.errors import HeadError
+from featcache.store.places.targets import write_target
 from heads.fitted.provenance import Json
 from heads.rows.samples import Array
 
 Tensors = dict[str, Array]
 
 _FORMAT = "featcache-head-1"
+STREAM = "safetensors"
+"""What a head is on standard output."""
 
 
 def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
-    """Write tensors and a JSON-able record with its ``kind``; a reader sees the old file or the new one."""
-    path = Path(path)
+    """Write tensors and a JSON-able record with its ``kind``; a reader sees the old file or the new one.
+
+    The path ``-`` is standard output.
+
+    Raises
+    ------
+    OutputError
+        The path is no regular file, or there is no room.
+    """
     metadata = {"format": _FORMAT, "head": json.dumps(record, sort_keys=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(to_bytes(tensors, metadata=metadata))
-    os.replace(temporary, path)
-    return path
+    write_target(path, to_bytes(tensors, metadata=metadata), STREAM)
+    return Path(path)
 
 
 def read_head(path: str | Path) -> tuple[Tensors, Json]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from featcache.store.places.targets import write_target
 from heads.evaluation.metrics import METRICS, Row
 from heads.report.plots import plot_nll_against_alpha, plot_robustness
 from heads.report.rows import alpha_of, choose_datasets, datasets_of, paths_of
@@ -61,7 +62,7 @@ def write_report(
             plots.append(plot_nll_against_alpha(rows, file, datasets=[first, *shifted], name=name))
             parts += [f"![NLL against alpha]({file.name})"]
     page = folder / PAGE
-    page.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    write_target(page, ("\n\n".join(filter(None, parts)) + "\n").encode())
     return [page, *plots]
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy.special import expit, logit
 
 from featcache.errors import HeadError
+from featcache.store.places.targets import replacing
 from heads.evaluation.metrics import Row, metric_of
 from heads.report.rows import Point, alpha_of, choose_datasets, curve_of, datasets_of, name_of, paths_of, point_of
 
@@ -163,11 +164,11 @@ def _save(figure: Figure, axes: Axes, path: str | Path, title: str) -> Path:
         text.set_parse_math(False)
         text.set_text("".join(char if char.isprintable() else " " for char in text.get_text()))
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # No version and no date, so that the same rows give the same bytes.
-    with warnings.catch_warnings():
+    kind = path.suffix.removeprefix(".") or None
+    with replacing(path) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # letters that the font lacks are shown as boxes
-        figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
+        figure.savefig(file, format=kind, metadata={"Software": None} if kind == "png" else None)
     return path
 
 

@@ -13,6 +13,7 @@ Single samples and confusion counts are npz files for numpy, or Parquet tables.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from featcache.store.places.local import put
+from featcache.store.places.targets import checked_target, write_target, writing
 from heads.evaluation.evaluate import Judgement
 from heads.evaluation.metrics import Row
 
@@ -41,6 +42,11 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     -------
     Number of rows written.
 
+    Raises
+    ------
+    OutputError
+        The path is no regular file, or there is no room for the rows.
+
     Examples
     --------
     >>> import tempfile
@@ -53,21 +59,31 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     lines = [json.dumps(_plain(row), allow_nan=False) for row in rows]
     if not lines:
         return 0
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    file = results_file(path)
     data = ("\n".join(lines) + "\n").encode()
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process's line may be half written: wait for its end
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        written = os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
-    if written != len(data):
-        raise OSError(f"{path}: wrote {written} of {len(data)} bytes; free some disk space and run again")
+    with writing(path, len(data)):
+        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            _append(descriptor, data)
+        finally:
+            os.close(descriptor)
     return len(lines)
+
+
+def results_file(path: str | Path) -> Path:
+    """The file that rows are appended to, links followed; OutputError for what is neither a file nor ``/dev/null``."""
+    return Path(path) if str(path) == os.devnull else checked_target(path)
+
+
+def _append(descriptor: int, data: bytes) -> None:
+    """One write at the end of a file; OSError, and the file as it was, where the disk is full."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # another process's line may be half written: wait for its end
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        data = b"\n" + data
+    if os.write(descriptor, data) != len(data):
+        os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _plain(value: object) -> object:
@@ -158,7 +174,7 @@ def _write(
         _write_parquet(blocks(), buffer)
     else:
         raise HeadError(f"{path}: the file's name must end in .npz or .parquet")
-    put(path, buffer.getbuffer())
+    write_target(path, buffer.getbuffer())
     return path
 
 

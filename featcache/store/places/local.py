@@ -79,9 +79,15 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
             _write(partial, content)
         move(partial, path)
         after_step("rename")
-    except OSError:
+    except BaseException as error:  # a signal, too, leaves nothing behind
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if (
+            isinstance(error, OSError)
+            and error.filename in (None, str(partial))
+            and not isinstance(error, FileExistsError)
+        ):
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
     after_step("sync folder")

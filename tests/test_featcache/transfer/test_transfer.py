@@ -65,7 +65,7 @@ def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, m
 def test_invalid_exports_are_refused(store: ImageStore, tmp_path: Path) -> None:
     with pytest.raises(FeatcacheError, match=r"cannot export to 'xlsx'; expected one of npy, safetensors"):
         export(store, tmp_path / "out.xlsx")
-    with pytest.raises(FeatcacheError, match="is a folder; name a file for csv"):
+    with pytest.raises(FeatcacheError, match=r"is a folder; name a file, or - for standard output \(csv\)"):
         export(store, tmp_path, "csv")
 
 

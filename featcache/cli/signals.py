@@ -1,0 +1,46 @@
+"""SIGTERM and SIGHUP end a run as Ctrl-C does: by an exception in the main thread, so that claims are given back.
+
+Slurm, spot machines and container runtimes send SIGTERM some seconds before they kill; a closed terminal sends SIGHUP.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asked the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Raise `Terminated` inside the block where SIGTERM or SIGHUP comes; from then on, both are ignored.
+
+    A signal that is ignored already stays ignored (``nohup``), and one that a program handles stays its own. Does
+    nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in taken:  # what is being finished or given back is not disturbed again
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

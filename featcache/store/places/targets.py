@@ -1,0 +1,149 @@
+"""Files that a command line names: written whole or not at all, through links, and never over a device or a pipe."""
+
+import contextlib
+import os
+import re
+import stat
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from featcache.errors import OutputError, explain
+from featcache.store.places.local import PARTIAL_SUFFIX, Buffer, owner, sync_folder, synced
+
+STREAMS = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+"""Names of standard output."""
+SHOWN_NAME = 60
+
+
+def is_stream(target: str | Path) -> bool:
+    """Whether a target is standard output."""
+    return str(target) in STREAMS
+
+
+def checked_target(target: str | Path, stream: str = "") -> Path:
+    """The file that a target stands for, links followed; missing folders are made.
+
+    Call it before the work is done, so that hours of it are not lost for a wrong name.
+
+    Parameters
+    ----------
+    target : a path, or one of `STREAMS`
+    stream
+        What can be written to standard output; such a target then comes back as it is. Empty: nothing can.
+
+    Raises
+    ------
+    OutputError
+        The target is a folder, a device, a pipe or a socket, or its folder cannot be made.
+    """
+    if is_stream(target):
+        if not stream:
+            raise OutputError(f"{target}: this cannot be written to standard output; name a file")
+        return Path(target)
+    try:
+        try:
+            kind = stat.S_IFMT(os.stat(target).st_mode)
+        except FileNotFoundError:
+            kind = stat.S_IFREG
+        if kind != stat.S_IFREG:
+            what = _KINDS.get(kind, "no file")
+            also = f", or - for standard output ({stream})" if stream else ""
+            raise OutputError(f"{target}: is {what}; name a file{also}")
+        path = Path(os.path.realpath(target))
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(explain(error, target)) from error
+    except ValueError as error:  # a NUL, or half a letter
+        raise OutputError(f"{target}: no name of a file ({error}); name another one") from error
+    return path
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+@contextlib.contextmanager
+def writing(target: str | Path, needed: int | None = None) -> Iterator[None]:
+    """Errors of the system in the block, and in libraries that it calls, as an OutputError that names the target.
+
+    Parameters
+    ----------
+    needed : bytes that are written, where it is known
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as error:
+        problem = _system_error(error)
+        if problem is None or not _concerns(problem, target):
+            raise
+        raise OutputError(f"cannot write {explain(problem, target, needed)}; nothing there was replaced") from error
+
+
+def _system_error(error: Exception) -> OSError | None:
+    """The failed call of the system behind an error; None for others, and for those of the pipe at standard output."""
+    if isinstance(error, OSError):
+        return None if error.errno is None or isinstance(error, BrokenPipeError) else error
+    found = re.search(r"\(os error (\d+)\)", str(error))  # libraries in Rust: safetensors
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def _concerns(error: OSError, target: str | Path) -> bool:
+    """Whether an error is about a target, or a file that will take its place; not about one that was read."""
+    if error.filename is None:
+        return True
+    folder, name = os.path.split(os.path.realpath(target))
+    inside = os.path.relpath(os.path.realpath(os.fsdecode(error.filename)), folder)
+    return inside.lstrip(".").startswith(name[:SHOWN_NAME].lstrip("."))
+
+
+@contextlib.contextmanager
+def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
+    """A new file to fill inside the block, which then takes the place of the target; after an error it is deleted.
+
+    For standard output (see `checked_target`), that itself.
+
+    Raises
+    ------
+    OutputError
+        As in `checked_target`; or there is no room. What was there before is untouched.
+    """
+    path = checked_target(target, stream)
+    if is_stream(target):
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    partial = path.with_name(f"{path.name[:SHOWN_NAME]}.{owner()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    try:
+        with writing(target):
+            with partial.open("xb") as file:
+                yield file
+                file.flush()
+                if synced:
+                    os.fsync(file.fileno())
+            if path.exists():
+                os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
+            os.replace(partial, path)
+            sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_target(target: str | Path, content: Buffer, stream: str = "") -> None:
+    """Write a whole file, or to standard output; see `replacing`."""
+    with replacing(target, stream) as file, writing(target, memoryview(content).nbytes):
+        file.write(content)
+        file.flush()
