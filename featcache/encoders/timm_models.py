@@ -20,9 +20,10 @@ from featcache.datasets.base import Picture
 from featcache.encoders.base import Batch, Encoder, FloatArray, ImageEncoder
 from featcache.encoders.checkpoints import state_digest
 from featcache.encoders.torch_images import (
+    Computing,
     Scaling,
-    autocast,
     check_precision,
+    computed_in,
     default_device,
     prepare_picture,
     torch_provenance,
@@ -44,7 +45,7 @@ class TimmEncoder(ImageEncoder):
     name : str
         Short name for people.
     precision : {"fp32", "bf16", "fp16"}
-        Type of the model's products (autocast); weights and outputs are float32.
+        Of the model's weights and products (fp16: of its products alone); outputs are float32.
     """
 
     def __init__(self, model: torch.nn.Module, name: str, device: str = "cpu", precision: str = "fp32") -> None:
@@ -55,6 +56,7 @@ class TimmEncoder(ImageEncoder):
         self._geometry = torchvision.transforms.Compose([s for s in steps if type(s).__name__ not in NOT_GEOMETRY])
         self._scaling = Scaling(self._data["mean"], self._data["std"], device)
         self.model: Any = model.to(device).eval()
+        self._computing = Computing(self.model, device, precision)
 
     @cached_property
     def dim(self) -> int:
@@ -71,7 +73,7 @@ class TimmEncoder(ImageEncoder):
             "weights": self._weights,
             "tap": "pre_logits",
             "preprocess": {key: list(v) if isinstance(v, tuple) else v for key, v in sorted(self._data.items())},
-            "precision": self.precision,
+            "precision": computed_in(self.precision),
         }
 
     @property
@@ -86,8 +88,7 @@ class TimmEncoder(ImageEncoder):
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
         pixels = self._scaling(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            found = self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
+        found = self._computing(lambda m, x: m.forward_head(m.forward_features(x), pre_logits=True), pixels)
         features: FloatArray = found.float().cpu().numpy()
         return features
 

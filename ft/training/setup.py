@@ -286,8 +286,10 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
         regularizers[name] = float(given["weight"]), REGULARIZERS[name].from_setting(setting, **parameters)
     prior: Prior | None = None
     if frozen is not None:
-        # a compiled tower rounds differently, so its features have stores of their own
-        tower = encoder.image_identity | ({"compiled": True} if options.compile else {})
+        # The frozen tower computes as the trained one does, by autocast; a compiled one rounds differently.
+        tower = (
+            encoder.image_identity | {"precision": options.precision} | ({"compiled": True} if options.compile else {})
+        )
         identity = {"tower": tower, "view": view.identity, "dataset": data_key}
         sizes = len(labels), encoder.dim
         if options.prior == "store":

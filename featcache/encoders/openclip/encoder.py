@@ -23,7 +23,15 @@ from featcache.encoders.base import PROJECTED, Batch, FloatArray, SpecialTokens
 from featcache.encoders.checkpoints import tower_digest
 from featcache.encoders.preparation import PREPARATIONS
 from featcache.encoders.taps import PRE_PROJECTION
-from featcache.encoders.torch_images import Scaling, autocast, check_precision, prepare_picture, torch_provenance
+from featcache.encoders.torch_images import (
+    Computing,
+    Scaling,
+    autocast,
+    check_precision,
+    computed_in,
+    prepare_picture,
+    torch_provenance,
+)
 from featcache.errors import EncoderError, PromptError
 from featcache.store.key import Json, checksum
 
@@ -66,7 +74,8 @@ class OpenClipEncoder:
     name : str
         Short name for people.
     precision : {"fp32", "bf16", "fp16"}
-        Type of the towers' products (autocast); weights and outputs are float32.
+        Of the towers' weights and products (fp16: of their products alone) when they encode; outputs are float32.
+        `model` stays in float32, for fine-tuning.
     """
 
     def __init__(
@@ -92,6 +101,7 @@ class OpenClipEncoder:
 
     def rehash(self) -> None:
         """Compute the digests of the weights again: training changes them in place."""
+        self._towers: tuple[str, Computing] | None = None
         self._image_weights, self._text_digest = (tower_digest(self.model, image=image) for image in (True, False))
 
     @cached_property
@@ -160,7 +170,7 @@ class OpenClipEncoder:
             "activation": self._activation,
             "weights": self._image_weights,
             "preprocess": _jsonable(asdict(self._preprocess)) | other,
-            "precision": self.precision,
+            "precision": computed_in(self.precision),
         }
 
     @property
@@ -174,7 +184,7 @@ class OpenClipEncoder:
             "activation": self._activation,
             "weights": self._text_digest,
             "tokenizer": self._tokenizer_identity,
-            "precision": self.precision,
+            "precision": computed_in(self.precision),
         }
 
     @property
@@ -210,9 +220,8 @@ class OpenClipEncoder:
 
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
-        batch = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
-        with torch.inference_mode(), self.autocast():
-            features: FloatArray = self.model.encode_image(self.pixels(batch)).float().cpu().numpy()
+        found = self._computing(lambda model, x: model.encode_image(x), self._batch(images))
+        features: FloatArray = found.float().cpu().numpy()
         return features
 
     @cached_property
@@ -223,11 +232,19 @@ class OpenClipEncoder:
 
     def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
         """Features and taps of B prepared images from one forward pass, by name."""
-        batch = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
-        with torch.inference_mode(), self.autocast():
-            before, after = with_pre_projection(self.model.visual, self.pixels(batch))
+        before, after = self._computing(lambda m, x: with_pre_projection(m.visual, x), self._batch(images))
         found = {PROJECTED: after, PRE_PROJECTION: before}
         return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
+
+    def _batch(self, images: Sequence[Batch]) -> torch.Tensor:
+        return self.pixels(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))
+
+    @property
+    def _computing(self) -> Computing:
+        """The model in `precision`, until either changes."""
+        if self._towers is None or self._towers[0] != self.precision:
+            self._towers = self.precision, Computing(self.model, self.device, self.precision)
+        return self._towers[1]
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """Input of the image tower, (B, 3, H, W) float32, from prepared images (B, H, W, 3) on the device."""
@@ -247,8 +264,8 @@ class OpenClipEncoder:
 
     def encode_tokens(self, ids: torch.Tensor) -> FloatArray:
         """Features (B, D) float32, not normalised, of B token sequences (B, L) on any device."""
-        with torch.inference_mode(), self.autocast():
-            features: FloatArray = self.model.encode_text(ids.to(self.device)).float().cpu().numpy()
+        found = self._computing(lambda model, x: model.encode_text(x), ids.to(self.device))
+        features: FloatArray = found.float().cpu().numpy()
         return features
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
@@ -272,7 +289,7 @@ class OpenClipEncoder:
         return len(self._tokenizer.tokenizer(clean(text))["input_ids"])
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Context in which the towers compute in `precision`."""
+        """Context in which a float32 model computes in `precision`: fine-tuning."""
         return autocast(self.device, self.precision)
 
 

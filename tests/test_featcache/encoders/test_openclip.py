@@ -1,5 +1,6 @@
 """open_clip models through every door, against open_clip's own pipeline."""
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -82,6 +83,30 @@ def test_bf16_stays_close_and_returns_float32(tmp_path: Path, pictures: list[Ima
     expected, found = full.encode_images(images), half.encode_images(images)
     assert found.dtype == np.float32
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_bf16_computes_with_bfloat16_weights_and_keeps_those_of_the_model(
+    tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    """Fine-tuning updates the model in float32; after `rehash` its new weights are the ones that encode."""
+    encoder = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
+    images = [encoder.prepare(picture) for picture in pictures]
+    narrow = copy.deepcopy(encoder.model).to(torch.bfloat16)
+    with torch.inference_mode():
+        pixels = encoder.pixels(torch.from_numpy(np.stack(images))).bfloat16()
+        expected = narrow.encode_image(pixels).float().numpy()
+    np.testing.assert_array_equal(encoder.encode_images(images), expected)
+    assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        encoder.model.visual.proj.mul_(2.0)
+    encoder.rehash()
+    np.testing.assert_array_equal(encoder.encode_images(images), 2.0 * expected)
+
+
+def test_a_key_says_that_weights_are_bfloat16(tmp_path: Path) -> None:
+    """Stores that autocast made have ``bf16`` there; their features differ in the last digits."""
+    encoder = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
+    assert encoder.image_identity["precision"] == encoder.text_identity["precision"] == "bf16 weights"
 
 
 def test_a_checkpoint_file_is_loaded_into_its_architecture(tmp_path: Path) -> None:
