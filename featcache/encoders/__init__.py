@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TypedDict
 
-from featcache.encoders.base import Batch, Encoder, loading_arguments
+from featcache.encoders.base import Batch, Encoder, full_name, loading_arguments
 from featcache.encoders.preparation import PREPARATIONS, encoder_for, prepared_by
 
 ENCODERS: dict[str, str] = {
@@ -39,7 +39,8 @@ def load_encoder(
     Parameters
     ----------
     model : str
-        ``tiny`` (embedded), an open_clip architecture, ``local-dir:FOLDER`` or ``hf-hub:ORG/REPO``;
+        ``tiny`` (embedded), an open_clip architecture, a model folder (``local-dir:FOLDER`` or its path),
+        ``hf-hub:ORG/REPO``;
         ``timm:NAME[,CHECKPOINT]``; ``python:MODULE:FUNCTION``.
     pretrained : str, optional
         open_clip tag, checkpoint file, or ``random``.
@@ -56,6 +57,7 @@ def load_encoder(
     EncoderError
         The model cannot be loaded, or does not support the preparation.
     """
+    model = full_name(model)
     module, _, function = ENCODERS.get(model.partition(":")[0], ENCODERS["open_clip"]).partition(":")
     load: Callable[..., Encoder] = vars(import_module(module))[function]
     encoder = load(model, pretrained, device, precision)

@@ -207,6 +207,16 @@ def whole_encoder(found: object, origin: str) -> Encoder:
     return cast(Encoder, found)
 
 
+FOLDER_CONFIG = "open_clip_config.json"
+"""The file that makes a folder a model folder of open_clip."""
+
+
+def full_name(model: str) -> str:
+    """``local-dir:FOLDER`` for a model folder that is named by its path alone; any other name as it is."""
+    bare = ":" not in model and model != "tiny" and (Path(model).expanduser() / FOLDER_CONFIG).is_file()
+    return f"local-dir:{model}" if bare else model
+
+
 def loading_arguments(
     model: str, pretrained: str | None, precision: str, preprocess: str | None = None
 ) -> dict[str, str | None]:

@@ -18,6 +18,8 @@ from featcache.errors import ActivationMismatchError, EncoderError
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 NOT_WEIGHTS = {*OPENAI_EXTRAS, "attn_mask"}  # the causal mask is computed, some archives carry it
 SUFFIX = "-quickgelu"
+PICKLE = b"\x80"
+"""First byte of a pickle since protocol 2, and of torch files older than its zip archives."""
 
 
 def state_digest(model: torch.nn.Module, keep: Callable[[str], bool] = lambda name: True) -> str:
@@ -118,3 +120,12 @@ def load_torchscript(model: torch.nn.Module, path: Path) -> None:
         raise EncoderError(
             f"{path}: its tensors do not fit the architecture ({error}); name the right --model"
         ) from error
+
+
+def is_pickled(file: Path) -> bool:
+    """Whether a file is a pickle, or a torch archive that contains one."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return not is_torchscript(file) and any(name.endswith("data.pkl") for name in archive.namelist())
+    with file.open("rb") as stream:
+        return stream.read(1) == PICKLE

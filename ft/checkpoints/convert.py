@@ -1,10 +1,12 @@
-"""Convert checkpoints of other systems to open_clip's or Hugging Face's layout.
+"""Convert checkpoints of other systems to open_clip's or Hugging Face's layout, and to those of the systems.
 
 =====================  ==========================================================================================
 read                   safetensors, torch state dicts (``weights_only``), OpenAI's TorchScript archives, model
-                       folders; Lipsum-FT's ``.ckpt`` (msgpack); with ``trust`` also pickled modules (wise-ft)
-written                a safetensors state dict (``OUT.safetensors``), a model folder of open_clip, a folder of
-                       Hugging Face's CLIPModel; a classification head beside it, where there is one
+                       folders; Lipsum-FT's ``.ckpt`` files (msgpack), of which those of heads become a head;
+                       RegFT's ``{clip, head}``; with ``trust`` also pickled modules (wise-ft)
+written                a state dict (``.safetensors``, or ``.pt``), a model folder of open_clip, a folder of
+                       Hugging Face's CLIPModel, RegFT's ``{clip, head}``, Lipsum-FT's ``.ckpt`` files; a
+                       classification head beside it, where there is one
 =====================  ==========================================================================================
 
 Lipsum-FT saves the image tower alone: the text tower comes from the base model. So does the activation: a checkpoint
@@ -14,15 +16,28 @@ that is known to need another one is refused, and an assumption is logged as a w
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
 
-from featcache.encoders.checkpoints import NOT_WEIGHTS
+from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError
-from ft.checkpoints.folder import CONFIG, model_folder, read_config, read_state, write_model_folder, write_state
+from featcache.transfer.flax import SUFFIXES, is_flax
+from ft.checkpoints.folder import (
+    CLIP,
+    CONFIG,
+    HEAD,
+    head_path,
+    model_folder,
+    new_folder,
+    read_config,
+    read_state,
+    write_model_folder,
+    write_state,
+    write_torch,
+)
 from ft.checkpoints.formats.activation import (
     KnownActivation,
     activation_of_config,
@@ -31,18 +46,22 @@ from ft.checkpoints.formats.activation import (
     assumption,
     check_base_activation,
 )
-from ft.checkpoints.formats.flax import is_flax, read_lipsum
 from ft.checkpoints.formats.huggingface import write_huggingface
-from ft.checkpoints.formats.pickled import is_pickled, read_pickled
+from ft.checkpoints.formats.lipsum import logit_scale_of, read_lipsum, write_lipsum, write_lipsum_folder
+from ft.checkpoints.formats.pickled import read_pickled
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
 from ft.checkpoints.state import State, check_shapes, shapes_of
-from heads import LinearHead, save
+from heads import LinearHead, load, save
+from heads.fitted.linear import as_linear
 from heads.fitted.provenance import Provenance
 
 LOG = logging.getLogger(__name__)
-LAYOUTS = ("open_clip", "huggingface")
-HEAD = "classification_head."
-TOWERS = ("image_encoder.model.", "model.")
+LAYOUTS = ("open_clip", "huggingface", "regft", "lipsum")
+TORCH = (".pt", ".pth", ".bin")
+FILES = (".safetensors", *TORCH)
+"""Suffixes of files; other names are folders, ``alpha=0.500`` among them."""
+HEADS = ("classification_head.", "head.")
+TOWERS = ("image_encoder.model.", "model.", "clip.")
 
 
 class Checkpoint(NamedTuple):
@@ -54,6 +73,21 @@ class Checkpoint(NamedTuple):
     bias: torch.Tensor | None = None
     known: KnownActivation = KnownActivation("a state dict")
     """What is known of the activation."""
+
+
+class ConvertSettings(TypedDict, total=False):
+    """Keyword arguments of `convert`."""
+
+    layout: str
+    """``open_clip`` (default), ``huggingface``, ``regft`` or ``lipsum``."""
+    trust: bool
+    """See `read_checkpoint`."""
+    classnames: Sequence[str] | None
+    """Class names of the head; default: numbers."""
+    head: str | Path | None
+    """Head file of the model, for the layouts that hold one; default: of a model folder ``X``, ``X_head.safetensors``
+    beside it."""
+    overwrite: bool
 
 
 class Converted(NamedTuple):
@@ -81,9 +115,9 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
         The file cannot be read, or only by unpickling it.
     """
     file = Path(str(path).removeprefix("local-dir:"))
-    if file.is_file() and is_flax(file):
+    if is_flax(file):
         state, cls = read_lipsum(file)
-        scale = float(state["logit_scale"].double().exp()) if "logit_scale" in state else 1.0
+        scale = (logit_scale_of(file) if state else None) or 1.0
         return Checkpoint(state, None if cls is None else scale * cls, known=activation_of_file(file))
     if file.is_dir() or str(path) == "tiny":
         folder = model_folder(path)
@@ -99,12 +133,13 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
 
 
 def _split_head(state: State, known: KnownActivation) -> Checkpoint:
-    """Separate wise-ft's classifier from its image encoder, and remove prefixes."""
-    head = {key.removeprefix(HEAD): value for key, value in state.items() if key.startswith(HEAD)}
-    rest = {key: value for key, value in state.items() if not key.startswith(HEAD)}
-    for prefix in TOWERS:
-        if rest and all(key.startswith(prefix) for key in rest):
-            rest = {key.removeprefix(prefix): value for key, value in rest.items()}
+    """Separate the classifier of wise-ft or RegFT from the image encoder, and remove prefixes."""
+    prefix = HEADS[any(key.startswith(TOWERS[-1]) for key in state)]
+    head = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    for tower in TOWERS:
+        if rest and all(key.startswith(tower) for key in rest):
+            rest = {key.removeprefix(tower): value for key, value in rest.items()}
     rest = {key: value for key, value in rest.items() if key not in NOT_WEIGHTS}
     return Checkpoint(rest, head.get("weight"), head.get("bias"), known)
 
@@ -115,10 +150,7 @@ def convert(
     *,
     base: str | None = None,
     pretrained: str | None = None,
-    layout: str = "open_clip",
-    trust: bool = False,
-    classnames: Sequence[str] | None = None,
-    overwrite: bool = False,
+    **settings: Unpack[ConvertSettings],
 ) -> Converted:
     """Convert a checkpoint.
 
@@ -127,20 +159,17 @@ def convert(
     source : str or Path
         See `read_checkpoint`.
     out : str or Path
-        A ``.safetensors`` file for the state dict alone, or the new folder.
+        A ``.safetensors`` or ``.pt`` file for the state dict alone, or the new folder. In the layout ``regft`` a file
+        ``{clip, head}``; in ``lipsum`` a ``best_acc.ckpt``, or a folder of ``logit_scale.ckpt`` and both projections.
+        For a file of heads alone, the ``.safetensors`` file of the head.
     base : str, optional
         The model that gives configuration, activation, tokenizer, and tensors that the checkpoint lacks; see
         `ft.checkpoints.parents.parent_of`. An architecture without `pretrained` has no tensors. Default: the source,
         if it is a model folder.
     pretrained : str, optional
         Weights of a base that is an architecture: a tag of open_clip or a checkpoint file.
-    layout : {"open_clip", "huggingface"}
-        Layout of the new folder.
-    trust : bool
-        See `read_checkpoint`.
-    classnames : sequence of C str, optional
-        Class names of the head; default: numbers.
-    overwrite : bool
+    **settings
+        See `ConvertSettings`.
 
     Raises
     ------
@@ -152,30 +181,105 @@ def convert(
         Tensors do not match the base's architecture, or are missing; the number of names differs from the classes of
         the head. Nothing is written then.
     """
-    out = Path(out)
-    if layout not in LAYOUTS:
-        raise EncoderError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
-    if out.exists() and not overwrite:
-        raise EncoderError(f"{out} exists already; name another place, or overwrite it (--overwrite)")
+    out, layout = Path(out), settings.get("layout", "open_clip")
+    overwrite, classnames = settings.get("overwrite", False), settings.get("classnames")
+    _check_target(out, layout, overwrite)
     parent = _base(source, base, pretrained)
-    if parent is None and out.suffix != ".safetensors":
+    if parent is None and out.suffix not in FILES and layout != "lipsum":
         raise EncoderError(f"{source}: a folder needs a configuration; name the architecture with --base")
-    found = read_checkpoint(source, trust=trust)
+    found = read_checkpoint(source, trust=settings.get("trust", False))
     _check_classnames(found, classnames)
+    if not found.state:
+        return _convert_head(source, found, out, parent, classnames)
     state = found.state
     if parent is not None:
         check_base_activation(str(source), found.known, parent.config, parent.named[0])
         state = state if base is None else _whole(source, state, parent)
         if note := assumption(str(source), found.known, parent.config, parent.name):
             LOG.warning(note)
-    if parent is None or out.suffix == ".safetensors":
-        write_state(state, out)
+    if layout in ("regft", "lipsum"):
+        _write_for_system(layout, state, _with_head(source, found, settings.get("head")), out, overwrite)
+    elif parent is None or out.suffix in FILES:
+        (write_torch if out.suffix in TORCH else write_state)(state, out)
     elif layout == "huggingface":
         write_huggingface(parent.config, state, out, overwrite=overwrite)
     else:
         write_model_folder(parent.source, state, out, {"converted_from": Path(source).name}, overwrite=overwrite)
-    head = _write_head(found, out, layout, classnames)
+    head = _write_head(found, out, layout, classnames) if layout in ("open_clip", "huggingface") else None
     return Converted(out, head, len(state), len(state) - len(found.state))
+
+
+def _check_target(out: Path, layout: str, overwrite: bool) -> None:
+    if layout not in LAYOUTS:
+        raise EncoderError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    if layout == "regft" and out.suffix not in FILES:
+        raise EncoderError(f"{out}: RegFT's layout is one file; name it {' or '.join(FILES)}")
+    if layout != "lipsum" and out.suffix in SUFFIXES:
+        raise EncoderError(f"{out}: files of Lipsum-FT are written with --to lipsum; for a state dict name a .pt file")
+    if out.exists() and not overwrite:
+        raise EncoderError(f"{out} exists already; name another place, or overwrite it (--overwrite)")
+
+
+def _with_head(source: str | Path, found: Checkpoint, file: str | Path | None) -> Checkpoint:
+    """The checkpoint with the head in a file, by default that beside a model folder; as it is if there is none."""
+    folder = Path(str(source).removeprefix("local-dir:"))
+    beside = head_path(folder.parent, folder.name)
+    if file is None and (found.weights is not None or not beside.is_file()):
+        return found
+    head = as_linear(load(file or beside))
+    return found._replace(weights=torch.from_numpy(head.weights), bias=torch.from_numpy(head.bias))
+
+
+def _write_for_system(layout: str, state: State, found: Checkpoint, out: Path, overwrite: bool) -> None:
+    """RegFT's ``{clip, head}``, without the blocks of the text tower as there; or files of Lipsum-FT."""
+    if layout == "lipsum":
+        if found.bias is not None and bool((found.bias != found.bias[0]).any()):
+            raise EncoderError(f"{out}: the head has a bias per class, and Lipsum-FT's heads have none; use --to regft")
+        if out.suffix in SUFFIXES:
+            write_lipsum(state, found.weights, out)
+        else:
+            with new_folder(out) as folder:
+                write_lipsum_folder(state, folder)
+        return
+    if found.weights is None:
+        raise EncoderError(f"{out}: RegFT's layout holds a head, and there is none; give it with --head FILE")
+    bias = torch.zeros(len(found.weights)) if found.bias is None else found.bias
+    clip = {key: value for key, value in state.items() if not key.startswith("transformer.")}
+    if out.suffix in TORCH:
+        write_torch({CLIP: clip, HEAD: (found.weights, bias)}, out)
+    else:
+        named = {f"{CLIP}.{key}": value for key, value in clip.items()}
+        write_state(named | {f"{HEAD}.weight": found.weights, f"{HEAD}.bias": bias}, out)
+
+
+def _convert_head(
+    source: str | Path, found: Checkpoint, out: Path, parent: Parent | None, classnames: Sequence[str] | None
+) -> Converted:
+    """A file of zero-shot heads: its ``cls``, with the logit scale, bound to the text tower of the base."""
+    if out.suffix != ".safetensors" or found.weights is None:
+        raise EncoderError(f"{source}: holds a head alone (cls), no model; name {out.with_suffix('.safetensors')}")
+    encoder = None if parent is None else parent.load("cpu")
+    scale = logit_scale_of(Path(source)) if encoder is None else encoder.logit_scale
+    if scale is None:
+        raise EncoderError(
+            f"{source}: its logit scale is not in the file, and there is no logit_scale.ckpt beside it or in the "
+            "folder above; name the model that made it with --base"
+        )
+    names = tuple(classnames or (f"class {number}" for number in range(len(found.weights))))
+    digest = None if encoder is None else encoder.text_digest
+    provenance = Provenance(
+        head="converted",
+        params={"logit_scale": scale},
+        encoder_key=None,
+        text_digest=digest,
+        classnames=list(names),
+        fitted_on=[],
+    )
+    weights = (scale * found.weights.float()).numpy()
+    if encoder is not None and encoder.dim != weights.shape[1]:
+        raise MismatchError(f"{source}: a head of {weights.shape[1]} features, {encoder.name} has {encoder.dim}")
+    head = save(LinearHead(weights, np.zeros(len(names), np.float32), names, "converted", provenance), out)
+    return Converted(head, head, 0, 0)
 
 
 def _base(source: str | Path, base: str | None, pretrained: str | None) -> Parent | None:

@@ -19,13 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from featcache import encoders
-from featcache.encoders.checkpoints import NOT_WEIGHTS, is_torchscript
+from featcache.encoders.base import FOLDER_CONFIG
+from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled, is_torchscript
 from featcache.errors import EncoderError, OutputError
 from featcache.store.places.local import sync_folder
 from featcache.store.places.targets import replacing, writing
 from ft.checkpoints.state import Json, Shapes, State, check_shapes, shapes_of
 
-CONFIG = "open_clip_config.json"
+CONFIG = FOLDER_CONFIG
 WEIGHTS = "open_clip_model.safetensors"
 PROVENANCE = "provenance.json"
 
@@ -50,6 +51,9 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece*.model",
 )
+CLIP, HEAD = "clip", "head"
+"""Parts of a model that RegFT saved for adapters."""
+
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
 
@@ -73,12 +77,16 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         content = _load(file)
     except Exception as error:  # torch's readers raise KeyError, IndexError and more on broken files
+        way = (
+            "save the module's state_dict(), or see featcache convert --trust" if is_pickled(file) else "check the file"
+        )
         raise EncoderError(
-            f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({str(error)[:200]}); "
-            "pickled modules are not read here: save their state_dict(), or see featcache convert --trust"
+            f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({str(error)[:200]}); {way}"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
+    if isinstance(content, Mapping) and content.keys() == {CLIP, HEAD}:
+        content = _flat(content)
     if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
         raise EncoderError(f"{file}: holds no state dict (name -> tensor); save one with model.state_dict()")
     state = dict(content)
@@ -86,6 +94,16 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _flat(content: Mapping[str, Any]) -> Any:
+    """``{clip: state dict, head: (weight, bias)}``, as RegFT saves a mixed model, in one level."""
+    clip, head = content[CLIP], content[HEAD]
+    if not isinstance(clip, Mapping) or not isinstance(head, tuple | list) or len(head) != 2:
+        return content
+    return {f"{CLIP}.{key}": value for key, value in clip.items()} | {
+        f"{HEAD}.{key}": value.detach() for key, value in zip(("weight", "bias"), head, strict=True)
+    }
 
 
 def _load(file: Path) -> Any:
@@ -113,6 +131,13 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
     tensors = _separate(state)
     with replacing(path) as file, writing(path, sum(value.nbytes for value in tensors.values())):
         save_file(tensors, file.name, metadata={"format": "pt", **(metadata or {})})
+    return Path(path)
+
+
+def write_torch(content: Mapping[str, Any], path: str | Path) -> Path:
+    """Write tensors with torch.save, atomically; ``torch.load(..., weights_only=True)`` reads them."""
+    with replacing(path) as file, writing(path):
+        torch.save(dict(content), file)
     return Path(path)
 
 

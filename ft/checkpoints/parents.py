@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from featcache.encoders import load_encoder
+from featcache.encoders.base import full_name
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.errors import EncoderError, MismatchError
 from ft.checkpoints.folder import (
@@ -122,6 +123,11 @@ def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, archi
     return _by_name(text, named, load_open_clip(*named, device="cpu"), has_weights)
 
 
+def folder_of(model: str) -> Path | None:
+    """The folder of ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``; None for a model that is loaded by name."""
+    return model_folder(model) if model == "tiny" or full_name(model).startswith("local-dir:") else None
+
+
 def load_open_clip(
     model: str,
     pretrained: str | None = None,
@@ -180,9 +186,7 @@ def _start_of(run: Path, name: str) -> Parent:
             f"{run} began with other weights than {encoder.name} has now (digests {', '.join(weights)} against "
             f"{', '.join(_digests(encoder))}); name the model that it began with"
         )
-    if model == "tiny" or model.startswith("local-dir:"):
-        return _in_folder(model)
-    return _by_name(name, (model, pretrained), encoder)
+    return _by_name(name, (model, pretrained), encoder) if folder_of(model) is None else _in_folder(model)
 
 
 def _digests(encoder: OpenClipEncoder) -> list[str]:

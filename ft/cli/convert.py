@@ -11,9 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="FILE",
-        help="safetensors, torch state dict, OpenAI archive, model folder, Lipsum-FT's .ckpt, or a pickled module",
+        help="safetensors, torch state dict, OpenAI archive, model folder, .ckpt of Lipsum-FT, or a pickled module",
     )
-    parser.add_argument("out", metavar="OUT", help="a .safetensors file, or a folder")
+    parser.add_argument("out", metavar="OUT", help="a .safetensors or .pt file, or a folder")
     parser.add_argument(
         "--base",
         metavar="MODEL",
@@ -24,8 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         default="open_clip",
-        choices=("open_clip", "huggingface"),
-        help="layout of a folder (default: open_clip)",
+        choices=("open_clip", "huggingface", "regft", "lipsum"),
+        help="layout (default: open_clip); huggingface: a folder for CLIPModel; regft: {clip, head} in one file, for "
+        "adapters such as CaFo; lipsum: a best_acc.ckpt, or a folder of logit_scale.ckpt and both projections",
+    )
+    parser.add_argument(
+        "--head", metavar="FILE", help="head for --to regft or lipsum (default: X_head.safetensors beside a folder X)"
     )
     parser.add_argument("--classes", metavar="FILE", help="class names of its head, one per line, or `imagenet`")
     parser.add_argument(
@@ -49,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         layout=args.to,
         trust=args.trust,
         classnames=load_classnames(args.classes) if args.classes else None,
+        head=args.head,
         overwrite=args.overwrite,
     )
     record = {
@@ -59,5 +64,6 @@ def run(args: argparse.Namespace) -> int:
     }
     taken = f", {done.from_base} of them from {args.base}" if done.from_base else ""
     head = "" if done.head is None else f"\n{done.head}  (its head, for featcache evaluate)"
-    show(record, f"{done.out}: {done.tensors} tensors{taken}{head}", args.json)
+    text = f"{done.out}  (a head, for featcache evaluate)" if done.head == done.out else None
+    show(record, text or f"{done.out}: {done.tensors} tensors{taken}{head}", args.json)
     return 0

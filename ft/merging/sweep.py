@@ -23,6 +23,7 @@ from featcache.encoding.texts import embed_prompts
 from featcache.errors import EncoderError, HeadError, MismatchError, TrainingError
 from featcache.store import ImageStore
 from ft.checkpoints.folder import BEST, head_path, read_state, write_model_folder
+from ft.checkpoints.heads import load_head
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
 from ft.checkpoints.state import Json
 from ft.merging.interpolate import FISHER_FLOOR, soup
@@ -31,7 +32,6 @@ from heads import LinearHead, ZeroShot, evaluate, load, save
 from heads.evaluation.evaluate import best_of, store_labels
 from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
 from heads.evaluation.passes import ClassSubset
-from heads.fitted.linear import as_linear
 from heads.fitted.provenance import Provenance
 
 SOUPS = ("uniform", "greedy")
@@ -255,15 +255,19 @@ class _Evaluation:
                 f"{len(paths)} heads for the zero-shot model and {n_tuned} fine-tuned one(s): expected {n_tuned + 1}, "
                 "the zero-shot model's first (`zero_shot` makes it from the templates)"
             )
-        loaded = [None if str(path) == "zero_shot" else as_linear(load(path)) for path in paths]
-        known = [head.classnames for head in loaded if head is not None]
-        self.classnames = self.classnames or (known[0] if known else ())
-        made = [self.head(parent.load(self.options.device), None) for head in loaded if head is None]
-        heads = [made.pop(0) if head is None else head for head in loaded]
+        files = [path for path in paths if str(path) != "zero_shot"]
+        if not self.classnames and files:
+            self.classnames = load(files[0]).classnames
+        heads = [self._head_of(path, parent) for path in paths]
         if wrong := [head.name for head in heads if head.classnames != self.classnames]:
             of = self.of if self.select or self.options.on else "the first"
             raise MismatchError(f"heads {', '.join(wrong)} have other classes than {of}; fit them alike")
         self.heads = heads
+
+    def _head_of(self, path: str | Path, parent: Parent) -> LinearHead:
+        if str(path) == "zero_shot":
+            return self.head(parent.load(self.options.device), None)
+        return load_head(path, self.classnames, lambda: parent.load(self.options.device).logit_scale)
 
     def encoder(self, folder: Path) -> OpenClipEncoder:
         options = self.options

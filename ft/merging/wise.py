@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from featcache import __version__
 from featcache.errors import EncoderError, MismatchError, TrainingError
+from featcache.transfer.flax import is_flax
 from ft.checkpoints.folder import model_folder, read_config, read_state, weights_file, write_model_folder
 from ft.checkpoints.formats.activation import activation_of_file, check_base_activation
-from ft.checkpoints.formats.flax import is_flax, read_lipsum
+from ft.checkpoints.formats.lipsum import read_lipsum
 from ft.checkpoints.parents import Parent, account_of, parent_of
 from ft.checkpoints.state import Json, State
 from ft.merging.interpolate import FISHER_FLOOR, interpolate, soup
@@ -153,7 +154,12 @@ def wise(
 
 def read_tuned(file: Path, theta0: State) -> dict[str, torch.Tensor]:
     """State dict of a fine-tuned model; the text tower, which Lipsum-FT's ``.ckpt`` leaves out, comes from `theta0`."""
-    return {**theta0, **read_lipsum(file).state} if is_flax(file) else read_state(file)
+    if not is_flax(file):
+        return read_state(file)
+    found = read_lipsum(file)
+    if not found.has_tower:
+        raise EncoderError(f"{file}: no image tower in it; give a best_acc.ckpt (its heads go to --heads)")
+    return {**theta0, **found.state}
 
 
 def folder_name(alpha: float) -> str:

@@ -21,7 +21,8 @@ from featcache.encoding.texts import embed_prompts
 from featcache.errors import MismatchError, TrainingError
 from featcache.prompts import fill, load_prompt_file, load_templates, prompts_of
 from featcache.store import TextStore, resolve_root
-from ft.checkpoints.parents import load_open_clip
+from ft.checkpoints.heads import load_head
+from ft.checkpoints.parents import folder_of, load_open_clip
 from ft.checkpoints.state import Json
 from ft.distributed import Place
 from ft.objectives.base import Objective
@@ -36,8 +37,7 @@ from ft.training.model import Frozen, Trainable
 from ft.training.optim import make_optimizer, rates
 from ft.training.options import FinetuneOptions
 from ft.training.step import FROZEN, Stepper
-from heads import HEADS, LinearClassifier, LinearHead, ZeroShot, load
-from heads.fitted.linear import as_linear
+from heads import HEADS, LinearClassifier, LinearHead, ZeroShot
 
 PROBES = {name: kind for name, kind in HEADS.items() if issubclass(kind, LinearClassifier) and kind.fits_on == "images"}
 
@@ -48,7 +48,7 @@ class Run:
 
     Parameters
     ----------
-    source : str or dict
+    source : Path or dict
         For `ft.checkpoints.folder.write_model_folder`: the model's folder, or its configuration.
     trained_on, selected_on : dict
         Name, split and digests of the training data and of the selection split, for provenance.
@@ -62,7 +62,7 @@ class Run:
 
     place: Place
     encoder: OpenClipEncoder
-    source: str | Json
+    source: Path | Json
     dataset: Dataset
     val: Dataset | None
     trained_on: dict[str, str]
@@ -127,7 +127,7 @@ def prepare(
     return Run(
         place=place,
         encoder=encoder,
-        source=model if model == "tiny" or model.startswith("local-dir:") else encoder.configuration(),
+        source=folder_of(model) or encoder.configuration(),
         dataset=dataset,
         val=val,
         trained_on=trained_on,
@@ -247,10 +247,10 @@ class RunSetting:
     def _head_of_file(self) -> LinearHead:
         if not Path(self.options.head).is_file():
             raise TrainingError(
-                f"head {self.options.head!r}: no such file; expected zero_shot, zeros, {', '.join(PROBES)}, or a head "
-                "that `featcache fit` wrote"
+                f"head {self.options.head!r}: no such file; expected zero_shot, zeros, {', '.join(PROBES)}, a head "
+                "that `featcache fit` wrote, or a .ckpt of Lipsum-FT with cls in it"
             )
-        head = load(self.options.head)
+        head = load_head(self.options.head, self.dataset.index.classnames, lambda: self.logit_scale)
         # checked against the store that encoding the training split would make
         store = SimpleNamespace(
             name=f"{self.dataset.name}/{self.dataset.split}",
@@ -261,7 +261,7 @@ class RunSetting:
             classnames=self.dataset.index.classnames,
         )
         head.check(store)
-        return as_linear(head)
+        return head
 
 
 def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data_key: str) -> Stepper:

@@ -14,7 +14,6 @@ from featcache.cli.main import main
 from featcache.prompts import load_subset
 from featcache.prompts.wordnet import imagenet_names, imagenet_wnids
 from heads import LinearHead, save
-from heads.fitted.provenance import Provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*classes have no image")
 
@@ -28,7 +27,8 @@ class Folders:
     """ImageNet and its shifts as WiSE-FT keeps them, and the pixels and class indices of each."""
 
     def __init__(self, base: Path) -> None:
-        self.base, self.sets, self._draws = base, {}, np.random.default_rng(0)
+        self.base, self._draws = base, np.random.default_rng(0)
+        self.sets: dict[str, Any] = {}
         wnids, r, a = imagenet_wnids(), load_subset("imagenet-r"), load_subset("imagenet-a")
         self.add("ImageNet", "imagenet/val_in_folder", {wnids[c]: c for c in (0, 1, 30, 999)})
         self.add("ImageNetV2", "imagenetv2", {str(c): c for c in (0, 2, 10)})
@@ -102,7 +102,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Folders, list
     draws, names = np.random.default_rng(1), imagenet_names()
     heads = []
     for number in range(2):
-        head = LinearHead(8 * draws.normal(size=(1000, 24)), draws.normal(size=1000), names, provenance=Provenance())
+        head = LinearHead(
+            8 * draws.normal(size=(1000, 24)).astype(np.float32), draws.normal(size=1000).astype(np.float32), names
+        )
         heads.append(head)
         save(head, folder / f"head{number}.safetensors")
     return folder, Folders(folder / "data"), two_models(folder), heads

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript
 from featcache.encoders.openclip import openai_file_digests
-from ft.checkpoints.formats.flax import is_flax
+from featcache.transfer.flax import is_flax
 from ft.checkpoints.state import Json
 
 LIKE = "ViT-B-16-quickgelu"

@@ -8,7 +8,6 @@ import logging
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from featcache.encoders.checkpoints import is_torchscript
 from featcache.errors import EncoderError
 from ft.checkpoints.formats import __file__ as package_file
 
 LOG = logging.getLogger(__name__)
 SCRIPT = Path(package_file).with_name("trusted.py")
 ACTIVATIONS = {"QuickGELU": True, "GELU": False}
-PICKLE = b"\x80"
-"""First byte of a pickle since protocol 2, and of torch files older than its zip archives."""
 
 
 class Pickled(NamedTuple):
@@ -33,15 +29,6 @@ class Pickled(NamedTuple):
     state: dict[str, torch.Tensor]
     quick_gelu: bool | None
     """Activation of the module's layers; None for a state dict, or if there are several or none."""
-
-
-def is_pickled(file: Path) -> bool:
-    """Whether a file is a pickle, or a torch archive that contains one."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            return not is_torchscript(file) and any(name.endswith("data.pkl") for name in archive.namelist())
-    with file.open("rb") as stream:
-        return stream.read(1) == PICKLE
 
 
 def read_pickled(path: str | Path, *, trust: bool) -> Pickled:

@@ -44,6 +44,14 @@ def test_a_model_folder_gives_open_clips_own_features(tmp_path: Path, pictures: 
     assert encoder.dim == 24
 
 
+def test_a_folder_is_named_by_its_path_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = write_folder(tmp_path / "model", make_model())
+    monkeypatch.chdir(tmp_path)
+    bare, full = load_encoder("model"), load_encoder(name)
+    assert bare.source == full.source
+    assert (bare.name, bare.image_identity, bare.text_digest) == (full.name, full.image_identity, full.text_digest)
+
+
 def test_the_logit_scale_is_exponentiated(tmp_path: Path) -> None:
     encoder = load_encoder(write_folder(tmp_path / "model", make_model()))
     assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-6)

@@ -9,7 +9,7 @@ from clip_models import make_model, write_folder
 from foreign_checkpoints import pickled_classifier
 
 from featcache.cli.main import main
-from ft.checkpoints.formats.pickled import is_pickled
+from featcache.encoders.checkpoints import is_pickled
 
 
 @pytest.fixture

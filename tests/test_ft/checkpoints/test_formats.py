@@ -16,10 +16,11 @@ from foreign_checkpoints import pack, pickled_classifier, write_ckpt
 from featcache.cli.main import main
 from featcache.encoders import load_encoder
 from featcache.errors import EncoderError, MismatchError
+from featcache.transfer.flax import is_flax, read_flax
 from ft.checkpoints.convert import convert, read_checkpoint
 from ft.checkpoints.folder import read_state
-from ft.checkpoints.formats.flax import is_flax, read_flax, read_lipsum
 from ft.checkpoints.formats.huggingface import from_huggingface, huggingface_config, to_huggingface, write_huggingface
+from ft.checkpoints.formats.lipsum import read_lipsum
 from ft.merging.interpolate import interpolate
 from ft.merging.wise import wise
 from heads import load
@@ -134,9 +135,9 @@ def test_other_msgpack_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.ckpt").write_bytes(content)
         with pytest.raises(EncoderError):
             read_flax(tmp_path / f"{name}.ckpt")
-    (tmp_path / "head.ckpt").write_bytes(pack({"cls": torch.ones(3, 2)}))
+    (tmp_path / "other.ckpt").write_bytes(pack({"weights": torch.ones(3, 2)}))
     with pytest.raises(EncoderError, match="no vision_model"):
-        read_lipsum(tmp_path / "head.ckpt")
+        read_lipsum(tmp_path / "other.ckpt")
 
 
 def test_arrays_of_every_dtype_round_trip(tmp_path: Path) -> None:
