@@ -30,6 +30,10 @@ class FeatcacheError(Exception):
     exit_code = 2
 
 
+class FeatcacheWarning(UserWarning):
+    """What a user should know and no one need act upon; the command line shows it as one line on stderr."""
+
+
 class DatasetError(FeatcacheError, ValueError):
     """A data set that cannot be read as described: wrong layout, split, labels or class names."""
 

@@ -140,5 +140,5 @@ def _name_note(result: EncodeResult, dataset: Dataset) -> str:
         return ""
     return (
         f"\n  {dataset.name}/{dataset.split} holds the same samples: the store keeps the name "
-        f"{store.name}/{store.split} (another --root gives the new name a store of its own)"
+        f"{store.name}/{store.split}; to change it: featcache rename {store.reference} {dataset.name}/{dataset.split}"
     )

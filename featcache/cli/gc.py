@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """``featcache gc [--delete]``."""
     root = resolve_root(args.root)
-    named = [find_path(name, root, suggest=not args.delete) for name in args.store]
+    named = [find_path(name, root, suggest=not args.delete, only=True) for name in args.store]
     garbage = find_garbage(root, parse_age(args.older_than), named)
     for item in garbage if args.delete else []:
         delete(item)

@@ -5,6 +5,7 @@ import argparse
 from featcache.cli.arguments import root_argument, show
 from featcache.progress import format_age
 from featcache.store import list_stores, resolve_root
+from featcache.store.catalogue import address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,6 @@ def run(args: argparse.Namespace) -> int:
         size = f"{entry.rows:>10,} rows {entry.nbytes / 1e6:>9,.1f} MB {format_age(entry.age):>8}"
         parts = f"  # {', '.join(entry.parts)}" if entry.parts else ""
         also = "".join(f"  = @{model}" for model in entry.other_models)
-        lines.append(f"  {entry.reference:<40} {size}  {entry.key}{state}{parts}{also}")
+        lines.append(f"  {address(entry, entries):<40} {size}  {entry.key}{state}{parts}{also}")
     show([entry.to_json() for entry in entries], "\n".join(lines), args.json)
     return 0

@@ -6,6 +6,7 @@ inside `run`, so that ``featcache VERB --help`` answers at once. Exit codes are 
 
 import argparse
 import contextlib
+import difflib
 import io
 import json
 import os
@@ -28,6 +29,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "list": ("featcache.cli.list", "list the stores"),
     "info": ("featcache.cli.info", "show what a store holds and where it comes from"),
     "verify": ("featcache.cli.verify", "check a store against its checksums"),
+    "rm": ("featcache.cli.rm", "delete finished stores (--yes; without it, show what would go)"),
+    "rename": ("featcache.cli.rename", "give a store another name"),
+    "relabel": ("featcache.cli.relabel", "rename the classes of a store; no image is opened"),
     "gc": ("featcache.cli.gc", "find unfinished stores and partial files (--delete removes them)"),
     "export": ("featcache.cli.export", "write features, labels and ids to npy, safetensors, Parquet or CSV"),
     "import": ("featcache.cli.import_", "make a store of features that another program computed"),
@@ -68,6 +72,25 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise FeatcacheError, which is printed like every other."""
         raise FeatcacheError(f"{message}; see `{self.prog} --help`")
+
+    def parsed(self, words: Sequence[str]) -> argparse.Namespace:
+        """`parse_args`, naming the flag that was most likely meant by an unknown one."""
+        found, unknown = self.parse_known_args(words)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            hints = [did_you_mean(word.partition("=")[0], flags) for word in unknown if word.startswith("-")]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{next(filter(None, hints), '')}")
+        return found
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A hint at the nearest of some names; empty if none is near.
+
+    >>> did_you_mean("encoed", ["encode", "list"])
+    "; did you mean 'encode'?"
+    """
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,6 +153,8 @@ def _reader_has_gone() -> bool:
 
 def _run(arguments: Sequence[str]) -> int:
     """Parse the arguments of a verb, and run it."""
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] not in VERBS:
         return _front_door(arguments)
     name, *words = arguments
@@ -144,7 +169,7 @@ def _run(arguments: Sequence[str]) -> int:
     verb.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout instead of text")
     try:
-        args = parser.parse_args(words)
+        args = parser.parsed(words)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     with _plain_warnings():
@@ -176,7 +201,8 @@ def _front_door(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(text, end="")
         return 0 if arguments else 2
-    raise FeatcacheError(f"unknown verb {arguments[0]!r}; expected one of {', '.join(VERBS)}")
+    hint = did_you_mean(arguments[0], list(VERBS))
+    raise FeatcacheError(f"unknown verb {arguments[0]!r}{hint or '; expected one of ' + ', '.join(VERBS)}")
 
 
 def _report(error: BaseException, message: str, code: int, as_json: bool) -> int:

@@ -55,7 +55,14 @@ def _class_texts(args: argparse.Namespace) -> int:
     result = embed_prompts(classnames, templates, encoder, prompts=prompts, progress=progress_of(args), **where)
     store = result.store
     record = {"store": str(store.path), "classes": len(store), "prompts": store.raw.shape[1], "hit": result.hit}
-    other = "" if store.name == name else f"\n  same texts as texts/{store.name}; the store keeps that name"
+    other = (
+        ""
+        if store.name == name
+        else (
+            f"\n  same texts as texts/{store.name}: the store keeps that name; to change it: "
+            f"featcache rename texts/{store.name}@{store.encoder_name} {name}"
+        )
+    )
     show(record, describe_text(result) + other + alias_note(store, encoder), args.json)
     return 0
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key, labels_digest
+from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key
 from featcache.datasets.classes import with_classes
 from featcache.datasets.options import take_option
 from featcache.errors import DatasetError
 from featcache.prompts.class_lists import ClassList, load_class_list
-from featcache.store.columns import metadata_digest
+from featcache.store.columns import labels_digest, metadata_digest
 
 __all__ = [
     "DATASETS",

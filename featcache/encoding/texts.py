@@ -30,7 +30,7 @@ from featcache.encoding.store_job import (
     stored_rows,
     written_now,
 )
-from featcache.errors import EncoderError, PromptError
+from featcache.errors import EncoderError, LabelsChangedError, PromptError
 from featcache.progress import Progress
 from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, open_text_store, resolve_root
@@ -107,6 +107,12 @@ def embed_prompts(
         raise EncoderError(f"{encoder.name} has no text side; name a CLIP-style model")
     result = _TextJob(tuple(classnames), templates, sentences, encoder, name, resolve_root(root), progress).result()
     if result.hit:
+        if result.store.classnames != tuple(classnames):
+            raise LabelsChangedError(
+                f"texts/{result.store.name}: its classes were renamed after these texts were embedded; expected the "
+                f"names given ({', '.join(classnames[:3])}, ...); rename them back with `featcache relabel "
+                f"texts/{result.store.name} --classes FILE`, or use that store as it is"
+            )
         add_name(result.store, encoder.name)
     return result
 

@@ -81,10 +81,7 @@ class Store:
     @property
     def provenance(self) -> Json:
         """How and when the store was made; recorded, never part of a key."""
-        try:
-            return dict(parse_json(read_or_none(self.path / PROVENANCE) or b"{}"))
-        except ValueError:
-            return {}
+        return read_provenance(self.path)
 
     def reader(self, name: str) -> Reader:
         """Reader of one array, opened once."""
@@ -96,6 +93,14 @@ class Store:
         """One whole array in memory, in the stored dtype."""
         reader = self.reader(name)
         return reader.read(0, reader.spec.shape[0])
+
+
+def read_provenance(store: StorePath) -> Json:
+    """The record of how a store was made; empty if there is none, or it is damaged."""
+    try:
+        return dict(parse_json(read_or_none(store / PROVENANCE) or b"{}"))
+    except ValueError:
+        return {}
 
 
 def check_sizes(folder: StorePath, specs: Iterable[ArraySpec]) -> None:

@@ -1,18 +1,26 @@
 """All stores below a root: opening one, listing them, and finding one by a short name."""
 
 import difflib
+import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from featcache.errors import FeatcacheError, MismatchError, StoreNotFoundError, StoreSchemaError, StoreWriteError
-from featcache.store.base import Store
+from featcache.errors import (
+    FeatcacheError,
+    FeatcacheWarning,
+    MismatchError,
+    StoreNotFoundError,
+    StoreSchemaError,
+    StoreWriteError,
+)
+from featcache.store.base import Store, read_provenance
 from featcache.store.images import ImageStore, find_part
-from featcache.store.key import Json
+from featcache.store.key import Json, resolve_root
 from featcache.store.layout import MANIFEST, SCHEMA
 from featcache.store.manifest import read_header, read_manifest
 from featcache.store.parts import finished_parts
@@ -24,6 +32,10 @@ KINDS: dict[str, type[Store]] = {cls.kind: cls for cls in (ImageStore, TextStore
 NEAREST, CUTOFF = 5, 0.75
 NAMES = "names"
 MAX_NAME_BYTES = 200  # file systems take 255; a temporary file adds a suffix
+KEY = re.compile(r"[0-9a-f]{4,24}(?:/[0-9a-f]{0,24})?")
+SHOWN_KEY = 8
+ASIDE = re.compile(r"(?:.*/)?(?:alpha=[0-9.]+|\.[^/]*)")
+"""Models that a command made on the way (interpolations of `wise`, soups): a name without a model never means them."""
 
 
 def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
@@ -32,7 +44,7 @@ def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
     Parameters
     ----------
     path : str, Path or ObjectPath
-        The store's folder.
+        The store's folder; or, as text, a name below the default root, as `find_store` takes it: ``"digits/test"``.
     reader : {"mapped", "zarr"}
         "mapped" reads chunk files directly; "zarr" goes through zarr-python. The rows are equal.
 
@@ -41,9 +53,14 @@ def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
     StoreNotFoundError, StoreIncompleteError, StoreCorruptError
         No store there; encoding has not finished; a file is missing or of the wrong size.
     """
-    path = location(path)
-    manifest = read_manifest(path)
-    return KINDS[manifest.kind](path, manifest, reader)
+    folder = location(path)
+    try:
+        manifest = read_manifest(folder)
+    except StoreNotFoundError:
+        if not isinstance(path, str) or (isinstance(folder, Path) and folder.is_absolute()):
+            raise
+        return find_store(path, reader=reader)
+    return KINDS[manifest.kind](folder, manifest, reader)
 
 
 def _open_as(expected: type[S], path: str | StorePath, reader: str = "mapped") -> S:
@@ -80,7 +97,7 @@ class Entry:
     """One store below a root, finished or not.
 
     `modified` is when its newest file was written (seconds since 1970); `parts` are its taps and views;
-    `other_models` are further names of its encoder.
+    `other_models` are further names of its encoder, `text_digests` digests of the text towers that belong to it.
     """
 
     path: StorePath
@@ -95,6 +112,19 @@ class Entry:
     modified: float
     parts: tuple[str, ...] = ()
     other_models: tuple[str, ...] = ()
+    dim: int = 0
+    classes: int = 0
+    text_digests: tuple[str, ...] = ()
+
+    @property
+    def encoder_key(self) -> str:
+        """First half of the key."""
+        return self.key.partition("/")[0]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All names of its encoder."""
+        return (self.model, *self.other_models)
 
     @property
     def age(self) -> float:
@@ -109,7 +139,7 @@ class Entry:
     @property
     def references(self) -> tuple[str, ...]:
         """The short names that find it, one per name of its encoder; that of the first encoding comes first."""
-        return tuple(f"{self.short}@{model}" for model in (self.model, *self.other_models))
+        return tuple(f"{self.short}@{model}" for model in self.models)
 
     @property
     def reference(self) -> str:
@@ -121,9 +151,10 @@ class Entry:
         return asdict(self) | {"path": str(self.path), "reference": self.reference, "age": self.age}
 
 
-def list_stores(root: StorePath) -> list[Entry]:
-    """Every store below a root, by kind, name, split and model."""
-    entries = [entry for path, held in store_folders(root).items() if (entry := _entry(path, held)) is not None]
+def list_stores(root: str | StorePath | None = None) -> list[Entry]:
+    """Every store below a root (default: ``$FEATCACHE_ROOT``, else ``./cache``), by kind, name, split and model."""
+    folders = store_folders(resolve_root(root))
+    entries = [entry for path, held in folders.items() if (entry := _entry(path, held)) is not None]
     return sorted(entries, key=lambda entry: (entry.kind, entry.name, entry.split or "", entry.model, entry.key))
 
 
@@ -164,76 +195,176 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
         modified,
         parts=tuple(part.label for part in finished_parts(held)),
         other_models=names_in(held),
+        dim=manifest.info["dim"],
+        classes=len(manifest.info.get("classnames", ())),
+        text_digests=tuple(manifest.info.get("text_digests", ())),
     )
 
 
-def find_store(reference: str | StorePath, root: StorePath) -> Store:
+def find_store(
+    reference: str | StorePath, root: str | StorePath | None = None, *, reader: str = "mapped", **search: Any
+) -> Store:
     """Open the store that `find_path` finds; after ``#``, one of its taps or views.
 
     ``NAME/SPLIT@MODEL#pre_projection`` is a tap, ``...#view-plain-0-3`` view 3 of the augmentation `plain` with seed 0,
     ``...#views`` all views (if they are of one kind), and ``...#views:pre_projection`` a tap of all views.
+
+    Parameters
+    ----------
+    reference, root, **search
+        See `find_path`.
+    reader
+        See `open_store`.
+
+    Examples
+    --------
+    >>> import featcache, tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> _ = featcache.encode("digits", "test", root=root)
+    >>> find_store("digits/test", root).dim
+    128
     """
     whole, mark, part = reference.rpartition("#") if isinstance(reference, str) else ("", "", "")
-    if not mark or stat(location(reference) / MANIFEST) is not None:
-        return open_store(find_path(reference, root))
-    store = open_store(find_path(whole, root))
+    if not mark or KEY.fullmatch(part) or stat(location(str(reference)) / MANIFEST) is not None:
+        return open_store(find_path(reference, root, **search), reader)
+    store = open_store(find_path(whole, root, **search), reader)
     if not isinstance(store, ImageStore):
         raise StoreNotFoundError(f"{reference}: only stores of images have taps and views")
     return find_part(store, part)
 
 
-def find_path(reference: str | StorePath, root: StorePath, *, suggest: bool = True) -> StorePath:
+def find_path(
+    reference: str | StorePath,
+    root: str | StorePath | None = None,
+    *,
+    suggest: bool = True,
+    fits: Callable[[Entry], bool] | None = None,
+    only: bool = False,
+) -> StorePath:
     """Folder of a store, given the folder itself, the store's key (or the start of it), or its short name.
+
+    Of several stores of one name (a data set that grew, another training run) the newest is taken, with a
+    `FeatcacheWarning` that names the others.
 
     Parameters
     ----------
     reference : str, Path or ObjectPath
-        A folder; ``<encoder_key>/<dataset_key>`` or the beginnings of both; ``NAME/SPLIT[@MODEL]`` for images;
-        ``texts/NAME[@MODEL]`` for texts.
+        A folder; ``<encoder_key>/<dataset_key>`` or the beginnings of both; ``NAME/SPLIT[@MODEL][#KEY]`` for images;
+        ``texts/NAME[@MODEL][#KEY]`` for texts. A model in a folder may be named by the end of its path, as in
+        ``@RUN2/best``; KEY is the beginning of either half of the store's key.
+    root : str, Path or ObjectPath, optional
+        Default: ``$FEATCACHE_ROOT``, else ``./cache``.
     suggest : bool
         Whether the error message suggests similar names; pass False if the store is to be deleted.
+    fits : callable, optional
+        Of several stores, those for which it is true come first, such as those of a head's encoder.
+    only : bool
+        Refuse several stores of one name, instead of taking the newest.
 
     Raises
     ------
     StoreNotFoundError
-        No store matches, or several do; the message says what to write instead.
+        No store matches, or those of several models do; the message says what to write instead.
     """
-    folder = location(reference)
+    folder, root = location(reference), resolve_root(root)
     if stat(folder / MANIFEST) is not None or read_header(folder) is not None:
         return folder
     wanted = str(reference)
     entries = list_stores(root)
-    matches = [entry for entry in entries if _matches(entry, wanted)]
+    matches = _of_name(wanted, entries)
+    if len(matches) > 1 and fits is not None:
+        matches = list(filter(fits, matches)) or matches
+    if len(matches) > 1 and not only:
+        matches = _newest(wanted, matches, entries)
+    matches = matches or [entry for entry in entries if _has_key(entry, wanted)]
     if len(matches) == 1:
         return matches[0].path
     if matches:
-        raise _several_match(wanted, matches)
+        raise _several_match(wanted, matches, entries)
     raise _none_matches(wanted, root, entries, suggest)
 
 
-def _matches(entry: Entry, wanted: str) -> bool:
-    if wanted in (entry.short, *entry.references):
-        return entry.finished
+def _of_name(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
+    """The finished stores of a short name."""
+    name, mark, key = wanted.rpartition("#")
+    if not mark or not KEY.fullmatch(key):
+        name, key = wanted, ""
+    short, _, model = name.partition("@")
+    return [
+        entry
+        for entry in entries
+        if entry.finished
+        and (name in (entry.short, *entry.references) or (entry.short == short and _is_model(entry, model)))
+        and (not key or _has_key(entry, key, either=True))
+    ]
+
+
+def _is_model(entry: Entry, model: str) -> bool:
+    """Whether a name of the encoder, or the folder that it was loaded from, ends in these parts of a path."""
+    if not model:
+        return False
+    ends = f"/{model}"
+    if any(name.endswith(ends) for name in entry.models):
+        return True
+    if not any(ends.endswith(f"/{name}") for name in entry.models):
+        return False  # the last part is the name: only then is the record of its folder read
+    source = read_provenance(entry.path).get("source")
+    loaded = source.get("model") if isinstance(source, dict) else None
+    return isinstance(loaded, str) and loaded.replace(":", "/").endswith(ends)
+
+
+def _has_key(entry: Entry, wanted: str, *, either: bool = False) -> bool:
+    """Whether a store's key begins so; with `either`, one of its halves may."""
     encoder, _, dataset = wanted.partition("/")
     own_encoder, _, own_dataset = entry.key.partition("/")
+    if either and not dataset and own_dataset.startswith(encoder):
+        return True
     return len(encoder) >= 4 and own_encoder.startswith(encoder) and own_dataset.startswith(dataset)
 
 
-def _several_match(wanted: str, matches: list[Entry]) -> StoreNotFoundError:
-    uses = Counter(reference for entry in matches for reference in entry.references)
-    unique = [next((name for name in entry.references if uses[name] == 1), None) for entry in matches]
-    if None not in unique and all(entry.finished for entry in matches):
-        return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; write one of: {', '.join(map(str, unique))}")
-    dated = [
-        (str(open_store(entry.path).provenance.get("written", "")) if entry.finished else "(not finished)", entry)
-        for entry in matches
-    ]
-    dated.sort(key=lambda pair: pair[0], reverse=True)  # the newest first
-    shown = "\n".join(f"  {entry.path}  {entry.reference}, written {written}" for written, entry in dated)
-    return StoreNotFoundError(
-        f"{wanted}: {len(matches)} stores match, of different samples, texts or weights, and not all have a name of "
-        f"their own; name one by its folder, and delete the folders that are no longer wanted:\n{shown}"
-    )
+def _newest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list[Entry]:
+    """The newest of several stores of one model, with a warning; stores of different models are all returned."""
+    if "@" not in wanted:
+        matches = [entry for entry in matches if not all(map(ASIDE.fullmatch, entry.models))] or matches
+        if not set.intersection(*(set(entry.models) for entry in matches)):
+            return matches
+    first, *others = sorted(matches, key=_written, reverse=True)
+    if others:
+        named = ", ".join(address(entry, entries) for entry in others)
+        warnings.warn(
+            f"{wanted}: {len(matches)} stores have this name; the newest is used, {address(first, entries)} "
+            f"(written {_written(first)[0]}); to use another, write {named}",
+            FeatcacheWarning,
+            stacklevel=4,
+        )
+    return [first]
+
+
+def _written(entry: Entry) -> tuple[str, float]:
+    """When a store was written, in seconds, and by the times of its files."""
+    return str(read_provenance(entry.path).get("written", "")), entry.modified
+
+
+def address(entry: Entry, entries: Sequence[Entry]) -> str:
+    """The shortest reference that finds this store alone: one of its names; with a part of its key where it must be."""
+    rivals = [other for other in entries if other.short == entry.short and other.finished and other is not entry]
+    for reference in entry.references:
+        if not _of_name(reference, rivals):
+            return reference
+    rivals = _of_name(entry.reference, rivals)
+    encoder, _, dataset = (half[:SHOWN_KEY] for half in entry.key.partition("/"))
+    for key in (dataset, encoder):
+        if not any(_has_key(other, key, either=True) for other in rivals):
+            return f"{entry.reference}#{key}"
+    return f"{entry.reference}#{encoder}/{dataset}"
+
+
+def _several_match(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> StoreNotFoundError:
+    if all(entry.finished for entry in matches):
+        named = ", ".join(address(entry, entries) for entry in matches)
+        return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; write one of: {named}")
+    shown = ", ".join(f"{entry.path} ({entry.reference})" for entry in matches)
+    return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; name one by its folder: {shown}")
 
 
 def _none_matches(wanted: str, root: StorePath, entries: list[Entry], suggest: bool) -> StoreNotFoundError:

@@ -93,6 +93,37 @@ def metadata_digest(metadata: Mapping[str, Collection[object]]) -> str:
     return digest.hexdigest()
 
 
+def labels_digest(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> str:
+    """Digest of the labels and the class names, so that an edit never goes unnoticed.
+
+    Parameters
+    ----------
+    labels : (N,) integers
+    classnames : sequence of C str
+
+    Returns
+    -------
+    str
+        xxh3-128, 32 hexadecimal digits, of the number of labels, the labels, the number of classes, the byte length
+        of each name, and the names in UTF-8; every number as little-endian int64.
+
+    Raises
+    ------
+    DatasetError
+        Where a class name is not valid Unicode.
+
+    Examples
+    --------
+    >>> labels_digest(np.array([0, 1]), ["cat", "dog"]) == labels_digest(np.array([0, 1]), ["dog", "cat"])
+    False
+    """
+    digest = xxhash.xxh3_128(b"featcache labels 1\n")
+    feed_int64(digest, [len(labels)])
+    feed_int64(digest, labels)
+    feed_texts(digest, classnames)
+    return digest.hexdigest()
+
+
 def feed_int64(digest: xxhash.xxh3_128, numbers: npt.ArrayLike) -> None:
     """Hash numbers as little-endian int64."""
     digest.update(np.asarray(numbers).astype("<i8").tobytes())

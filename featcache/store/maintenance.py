@@ -157,6 +157,29 @@ def find_garbage(root: StorePath, max_age: float, named: Sequence[StorePath] = (
     return sorted((item for item in found if item.names), key=lambda item: str(item.path))
 
 
+def stores_to_delete(paths: Sequence[StorePath], root: StorePath) -> list[Garbage]:
+    """Some stores, each with what heads keep beside it, as `delete` takes them."""
+    found = []
+    for path in paths:
+        held = files(path)
+        found.append(_whole(path, held, _what(path, held)))
+        moments = root / MOMENTS / path.parent.name / path.name
+        if kept := files(moments):
+            found.append(_whole(moments, kept, "moments kept for it"))
+    return found
+
+
+def _what(path: StorePath, held: Mapping[str, File]) -> str:
+    try:
+        manifest = read_manifest(path)
+    except FeatcacheError:
+        return "not finished"
+    name, split, parts = manifest.info["name"], manifest.info.get("split"), finished_parts(held)
+    short = f"{name}/{split}" if split else f"{manifest.kind}/{name}"
+    what = f"{short}@{manifest.info['encoder_name']}, {manifest.n_rows:,} rows"
+    return f"{what}, with {', '.join(part.label for part in parts)}" if parts else what
+
+
 def _whole(path: StorePath, held: Mapping[str, File], why: str) -> Garbage:
     return Garbage(path, why, tuple(held), sum(file.nbytes for file in held.values()))
 

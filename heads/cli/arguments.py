@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from featcache.cli.arguments import root_argument
 from featcache.errors import HeadError
 from featcache.store import ImageStore, TextStore, check_deep, find_store, resolve_root
+from featcache.store.catalogue import Entry
 from featcache.store.images import ImageFeatures
 from featcache.store.protocol import FeatureTable
 from heads.estimators.catalogue import parameters_of, takes_prior
@@ -42,7 +43,7 @@ def store_arguments(parser: argparse.ArgumentParser) -> None:
 def verify_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--no-verify``."""
     parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums first")
-    parser.set_defaults(rows_device=None)
+    parser.set_defaults(rows_device=None, of=None)
 
 
 def results_argument(parser: argparse.ArgumentParser, per: str = "head") -> None:
@@ -102,10 +103,16 @@ def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, objec
 
 
 def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | TextStore:
-    """The store that a reference names, verified unless ``--no-verify``; with ``--device``, features in its memory."""
-    store = find_store(reference, resolve_root(args.root))
+    """The store that a reference names, verified unless ``--no-verify``; with ``--device``, features in its memory.
+
+    Of several stores of that name, those that belong to what the command has named before come first: the encoder of
+    the heads (see `load_heads`), or of the first store.
+    """
+    store = find_store(reference, resolve_root(args.root), fits=args.of)
     if not isinstance(store, ImageFeatures | TextStore):
         raise HeadError(f"{reference}: a store of {store.kind}; expected a store of images or texts")
+    if args.of is None:
+        args.of = _beside(store)
     if not args.no_verify:
         check_deep(store.path)
     device = args.rows_device
@@ -116,6 +123,31 @@ def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | T
     from heads.rows.in_memory import resident
 
     return resident(store, device)
+
+
+def _beside(store: ImageFeatures | TextStore) -> Callable[[Entry], bool]:
+    """Whether another store is of the same encoder: of the image tower, or of the text tower that belongs to it."""
+    key, digests = store.path.parent.name, set(store.text_digests)  # the manifest of a tap has its own key
+
+    def fits(entry: Entry) -> bool:
+        if entry.kind == store.kind:
+            return entry.encoder_key == key
+        return bool(digests & set(entry.text_digests))
+
+    return fits
+
+
+def _of_heads(heads: Sequence[LogitHead]) -> Callable[[Entry], bool] | None:
+    """Whether a store of images is of the encoder that every head belongs to; None if no head says so."""
+    records = [head.provenance for head in heads if head.provenance.encoder_key or head.provenance.text_digest]
+
+    def fits(entry: Entry) -> bool:
+        return all(
+            record.encoder_key in (None, entry.encoder_key) and record.text_digest in (None, *entry.text_digests)
+            for record in records
+        )
+
+    return fits if records else None
 
 
 def open_images(reference: str, args: argparse.Namespace) -> ImageStore | ResidentStore:
@@ -143,11 +175,15 @@ def open_texts(reference: str, args: argparse.Namespace, what: str = "") -> Text
     return store
 
 
-def load_heads(paths: Sequence[str]) -> list[LogitHead]:
-    """The heads in the files; where several have one name, the file's name is added to it."""
+def load_heads(paths: Sequence[str], args: argparse.Namespace) -> list[LogitHead]:
+    """The heads in the files; where several have one name, the file's name is added to it.
+
+    Stores that `open_reference` opens afterwards are those of the heads' encoder, where a name leaves a choice.
+    """
     from heads import load
 
     heads = [load(path) for path in paths]
+    args.of = _of_heads(heads)
     names = [head.name for head in heads]
     return [
         replace(head, name=f"{head.name}:{Path(path).stem}") if names.count(head.name) > 1 else head  # type: ignore[type-var]

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """``featcache compare HEAD_A HEAD_B STORE...``."""
     from heads import compare
 
-    head_a, head_b = load_heads([args.head_a, args.head_b])
+    head_a, head_b = load_heads([args.head_a, args.head_b], args)
     stores = [open_images(reference, args) for reference in args.stores]
     records = compare(
         head_a,

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         results_file(args.results)
         for target in filter(None, (args.output, args.per_sample, args.confusion)):
             checked_target(target)
-        heads = load_heads(args.heads)
+        heads = load_heads(args.heads, args)
         stores = [open_images(reference, args) for reference in args.on]
         names = args.names or [store.name for store in stores]
         path, chosen = _interpolations(heads, args, distributed=size > 1)

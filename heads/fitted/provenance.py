@@ -238,7 +238,9 @@ def split_id(store: FeatureSource) -> Json:
 
 
 def same_split(entry: Json, store: FeatureSource) -> bool:
-    """Whether a record of `split_id` means this store's split, even if its labels changed since."""
+    """Whether a record of `split_id` means this store's split, even if it was relabelled or renamed since."""
+    if store.dataset_key is not None and entry.get("dataset_key") is not None:
+        return bool(entry["dataset_key"] == store.dataset_key)
     known = store.name, store.split, store.dataset_key
     return known == (entry.get("name"), entry.get("split"), entry.get("dataset_key"))
 

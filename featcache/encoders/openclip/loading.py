@@ -40,7 +40,7 @@ def load(
     config = _config(model)
     if folder or model.startswith("hf-hub:"):
         network = _create(model, None)
-        name = Path(model.partition(":")[2]).name
+        name = folder_name(model.partition(":")[2])
     else:
         network = _create_named(model, pretrained, bool(config.get("quick_gelu", False)))
         name = f"{model}/{Path(str(pretrained)).stem if Path(str(pretrained)).is_file() else pretrained}"
@@ -49,6 +49,20 @@ def load(
     return OpenClipEncoder(
         network, config, open_clip.get_tokenizer(model, **arguments), name, default_device(device), precision
     )
+
+
+GENERIC = re.compile(r"best|last|start|final|latest|model|(?:alpha=|epoch|step|checkpoint).*")
+"""Folders that every run has: the run's own folder must tell them apart."""
+
+
+def folder_name(folder: str) -> str:
+    """Short name of a model folder, with the folder above where its own name says too little.
+
+    >>> folder_name("models/my-clip"), folder_name("RUN2/best"), folder_name("WISE/alpha=0.500")
+    ('my-clip', 'RUN2/best', 'WISE/alpha=0.500')
+    """
+    path = Path(folder).absolute()
+    return f"{path.parent.name}/{path.name}" if GENERIC.fullmatch(path.name) and path.parent.name else path.name
 
 
 def load_tiny(

@@ -1,17 +1,19 @@
 """Finding stores by folder, key and short name; the root; progress lines."""
 
 import io
+import json
+import warnings
 from pathlib import Path
 
 import pytest
 from fakes import NumpyDataset, NumpyEncoder
 
-from featcache import EncodeOptions, encode_dataset, find_store, list_stores
+from featcache import EncodeOptions, encode_dataset, find_store, list_stores, open_store
 from featcache.cli.main import main
 from featcache.encoding.texts import embed_prompts
-from featcache.errors import FeatcacheError, ImageReadError, StoreNotFoundError, StoreWriteError
+from featcache.errors import FeatcacheError, FeatcacheWarning, ImageReadError, StoreNotFoundError, StoreWriteError
 from featcache.progress import Printed
-from featcache.store import TextStore, resolve_root, verify
+from featcache.store import TextStore, find_path, resolve_root, verify
 
 
 @pytest.fixture
@@ -60,12 +62,64 @@ def test_equal_weights_are_found_under_every_name(root: Path, capsys: pytest.Cap
     assert "= @best" in said
 
 
-def test_ambiguous_names_are_not_suggested(root: Path) -> None:
-    encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "old"), root=root)
-    for seed in (0, 1):
-        encode_dataset(NumpyDataset(), named(NumpyEncoder(seed), "best"), root=root)
-    with pytest.raises(StoreNotFoundError, match=r"write one of: fake/train@numpy, fake/train@old$"):
-        find_store("fake/train@best", root)
+def test_of_several_stores_of_one_model_the_newest_is_found_and_the_others_are_named(root: Path) -> None:
+    first = find_store("fake/train", root)
+    grown = encode_dataset(NumpyDataset(50), NumpyEncoder(0), root=root).store
+    provenance = json.loads((first.path / "provenance.json").read_text()) | {"written": "2020-01-01T00:00:00Z"}
+    (first.path / "provenance.json").write_text(json.dumps(provenance))
+    key = first.manifest.dataset_key[:8]
+    for reference in ("fake/train", "fake/train@numpy"):
+        with pytest.warns(FeatcacheWarning, match=rf"2 stores .* to use another, write fake/train@numpy#{key}$"):
+            assert find_store(reference, root).path == grown.path
+        assert find_store(f"{reference}#{key}", root).path == first.path
+        with pytest.raises(StoreNotFoundError, match=rf"2 stores match; write one of: .*#{key}"):
+            find_path(reference, root, only=True)
+    with pytest.raises(StoreNotFoundError, match="no store of that name"):
+        find_store("fake/train@numpy#0000", root)
+
+
+def test_a_model_in_a_folder_is_found_by_the_end_of_its_path(root: Path) -> None:
+    for seed, folder in enumerate(("old/RUN1/best", "old/RUN2/best"), start=1):
+        encoder = named(NumpyEncoder(seed), "best")  # as named before; the folder is in the record of how it was made
+        encoder.source = {"model": f"local-dir:{folder}"}
+        encode_dataset(NumpyDataset(), encoder, root=root)
+    new = encode_dataset(NumpyDataset(), named(NumpyEncoder(3), "RUN3/best"), root=root).store
+    found = {find_store(f"fake/train@RUN{k}/best", root).path for k in (1, 2, 3)}
+    assert len(found) == 3
+    assert new.path in found
+    assert find_store("fake/train@old/RUN2/best", root).path == find_store("fake/train@RUN2/best", root).path
+    with pytest.warns(FeatcacheWarning, match="3 stores have this name"):
+        assert find_store("fake/train@best", root).path in found
+    with pytest.raises(StoreNotFoundError, match="no store of that name"):
+        find_store("fake/train@RUN4/best", root)
+
+
+def test_a_name_without_a_model_never_means_an_interpolated_model(root: Path) -> None:
+    store = find_store("fake/train", root)
+    for seed, name in enumerate(("alpha=0.250", "WISE/alpha=0.500", ".soup"), start=1):
+        encode_dataset(NumpyDataset(), named(NumpyEncoder(seed), name), root=root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_store("fake/train", root).path == store.path
+        assert find_store("fake/train@alpha=0.500", root).encoder_name == "WISE/alpha=0.500"
+
+
+def test_stores_that_fit_come_first(root: Path) -> None:
+    other = encode_dataset(NumpyDataset(), named(NumpyEncoder(1), "other"), root=root).store
+    for store in (find_store("fake/train@numpy", root), other):
+        key = store.encoder_key
+        assert find_store("fake/train", root, fits=lambda entry, key=key: entry.encoder_key == key).path == store.path
+    with pytest.raises(StoreNotFoundError, match="write one of"):  # none fits: as without
+        find_store("fake/train", root, fits=lambda entry: False)
+
+
+def test_python_finds_stores_below_the_default_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATCACHE_ROOT", str(root))
+    store = find_store("fake/train")
+    assert [entry.path for entry in list_stores(str(root))] == [entry.path for entry in list_stores()]
+    assert open_store("fake/train").path == open_store(str(store.path)).path == store.path
+    with pytest.raises(StoreNotFoundError, match="nearest: fake/train@numpy"):
+        open_store("fake/trian")
 
 
 def test_a_hit_on_a_read_only_store_records_no_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,14 +129,6 @@ def test_a_hit_on_a_read_only_store_records_no_name(root: Path, monkeypatch: pyt
     monkeypatch.setattr("featcache.store.catalogue.create", refuse)
     assert encode_dataset(NumpyDataset(), named(NumpyEncoder(0), "best"), root=root).hit
     assert list_stores(root)[0].other_models == ()
-
-
-def test_several_matches_are_listed(root: Path) -> None:
-    encode_dataset(NumpyDataset(), NumpyEncoder(1), root=root)
-    with pytest.raises(
-        StoreNotFoundError, match=r"2 stores match.*name one by its folder(.|\n)*fake/train@numpy, written 20"
-    ):
-        find_store("fake/train", root)
 
 
 def test_no_match_suggests_similar_names(root: Path) -> None:
