@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from featcache.errors import DatasetError
 
 PLACEHOLDER = "{split}"
 """What a file name holds where the name of the split belongs."""
+
+MAX_BYTES = 1 << 30
+"""Largest image file that is read."""
 
 WHOLE = "all"
 """The split that takes every sample of a data set without splits."""
@@ -56,9 +60,26 @@ class FileDataset(ImageFiles):
         return os.path.join(self.root, self.index.ids[row])
 
     def read(self, row: int) -> bytes:
-        """The file's content; OSError where it cannot be read."""
-        with open(self.path(row), "rb") as file:
-            return file.read()
+        """The file's content; OSError where it cannot be read, or is no regular file of a picture's size."""
+        return read_regular(self.path(row))
+
+
+def read_regular(path: str) -> bytes:
+    """The content of a regular file of up to `MAX_BYTES`.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, is larger, or is a pipe or a device, which is not waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path}: no regular file; expected an image file")
+        if found.st_size > MAX_BYTES:
+            raise OSError(f"{path}: {found.st_size:,} bytes; expected an image file of up to {MAX_BYTES:,}")
+        return file.read()
 
 
 def file_index(

@@ -13,7 +13,7 @@ from PIL import Image
 from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import Batch
-from featcache.errors import EncoderError
+from featcache.errors import EncoderError, ImageReadError
 from featcache.processes import tf32_allowed
 from featcache.store.key import Json
 
@@ -78,12 +78,39 @@ def prepare_picture(geometry: Callable[[Any], Any], picture: Picture) -> Batch:
     ----------
     geometry : callable
         torchvision transforms that take a PIL image or a tensor (3, H, W).
+
+    Raises
+    ------
+    ImageReadError
+        The picture is so long that resizing its short side would take more than `MOST_PIXELS`; or its mode has no
+        known scale (see `to_rgb`).
     """
+    _check_extent(geometry, *(picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size))
     if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
         tensor = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
         return np.ascontiguousarray(geometry(tensor).permute(1, 2, 0).numpy())
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else to_rgb(picture)
     return np.asarray(geometry(image))
+
+
+MOST_PIXELS = 1 << 25
+"""Most pixels of a picture that was resized by its short side, before the crop: 150,000 x 224."""
+
+
+def _check_extent(geometry: object, width: int, height: int) -> None:
+    """ImageReadError where a step of the geometry would resize a picture to more than `MOST_PIXELS`."""
+    for step in getattr(geometry, "transforms", ()):
+        if "Resize" not in type(step).__name__:
+            continue
+        size = [step.size] if isinstance(step.size, int) else list(step.size)
+        if len(size) == 2 and getattr(step, "longest", True):  # squashed to that size, or fitted into it
+            continue
+        factor = max(size) / max(1, min(width, height))
+        if width * height * factor**2 > MOST_PIXELS:
+            raise ImageReadError(
+                f"{width} x {height} pixels: {width * factor:,.0f} x {height * factor:,.0f} when its short side is "
+                f"resized to {max(size)}, more than {MOST_PIXELS:,} pixels; crop it or remove it from the data set"
+            )
 
 
 class Scaling:

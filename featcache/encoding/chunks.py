@@ -21,7 +21,14 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoders.taps import encode_outputs, tap_dim
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
-from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, read_sample, worked_batches
+from featcache.encoding.pipeline import (
+    batches_of,
+    default_ahead,
+    default_workers,
+    prepared,
+    read_sample,
+    worked_batches,
+)
 from featcache.encoding.reuse import Donors, Place
 from featcache.encoding.store_job import MadeChunk, Work
 from featcache.errors import ContentChangedError, EncoderError
@@ -131,8 +138,9 @@ class ChunkEncoder:
             place = places[0] if places else None
             return _Sample(work, row, sample.content, error=sample.error, place=place)
         views = {part.whole_view for part in work.parts}
-        images = {view: self._view(view)(sample.picture, view.view, self._ids[row]) for view in sorted(views, key=str)}
-        return _Sample(work, row, sample.content, images)
+        ordered = sorted(views, key=str)
+        made = prepared(sample, lambda picture: {v: self._view(v)(picture, v.view, self._ids[row]) for v in ordered})
+        return _Sample(work, row, sample.content, made.image or {}, made.error)
 
     def _view(self, view: Part) -> View:
         if view not in self._views:

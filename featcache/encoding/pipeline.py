@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import xxhash
 
 from featcache.datasets.base import Dataset, Picture
 from featcache.encoders.base import Batch, Encoder
 from featcache.encoders.preparation import encoder_for
+from featcache.errors import EXHAUSTED, EncoderError
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -35,11 +36,11 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Prepared(Generic[T]):
     """A sample's image as the encoder takes it; `error` says why there is none."""
 
     row: int
-    image: Batch | None
+    image: T | None
     error: str = ""
 
 
@@ -67,21 +68,45 @@ def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lam
         digest = xxhash.xxh3_128_digest(content)
         return Sample(row, digest, None if known(digest) else dataset.decode(content, row))
     except Exception as error:  # decoders raise anything on damaged files; the row is reported by name
+        _raise_if_exhausted(error)
         return Sample(row, digest, error=f"{type(error).__name__}: {error}")
 
 
 def prepared_batches(
     dataset: Dataset, encoder: Encoder, batches: Iterable[range], workers: int, ahead: int
-) -> Iterator[list[Prepared]]:
+) -> Iterator[list[Prepared[Batch]]]:
     """Yield each batch of rows prepared for an encoder; see `worked_batches`."""
     encoder = encoder_for(dataset, encoder)
 
-    def prepare(rows: Sequence[int]) -> list[Prepared]:
-        samples = [read_sample(dataset, row) for row in rows]
-        images = [None if sample.picture is None else encoder.prepare(sample.picture) for sample in samples]
-        return [Prepared(one.row, image, one.error) for one, image in zip(samples, images, strict=True)]
+    def prepare(rows: Sequence[int]) -> list[Prepared[Batch]]:
+        return [prepared(read_sample(dataset, row), encoder.prepare) for row in rows]
 
     return worked_batches(prepare, batches, workers, ahead)
+
+
+def prepared(sample: Sample, prepare: Callable[[Picture], T]) -> Prepared[T]:
+    """What `prepare` makes of a sample's picture; a picture that cannot be resized is reported as an unreadable one.
+
+    Raises
+    ------
+    EncoderError
+        Of an encoder that cannot prepare any picture.
+    """
+    if sample.picture is None:
+        return Prepared(sample.row, None, sample.error)
+    try:
+        return Prepared(sample.row, prepare(sample.picture))
+    except EncoderError:
+        raise
+    except Exception as error:  # of a mode without a known scale, of a strange shape, ...
+        _raise_if_exhausted(error)
+        return Prepared(sample.row, None, f"{type(error).__name__}: {error}")
+
+
+def _raise_if_exhausted(error: Exception) -> None:
+    """Raise what is a failure of the machine (too many open files): the images are not to blame."""
+    if isinstance(error, OSError) and error.errno in EXHAUSTED:
+        raise error
 
 
 def worked_batches(

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import DatasetError
 from featcache.store.key import Json
 from featcache.store.layout import Array
@@ -194,7 +195,8 @@ def _own_csv(text: str) -> Foreign:
     features = np.array([row[3:] for row in rows], dtype=np.float32).reshape(len(rows), len(header) - 3)
     labels = np.array([int(row[1]) for row in rows], dtype=np.int64)
     names = {int(row[1]): row[2] for row in rows}
-    classes = [names.get(label, f"class {label}") for label in range(max(names, default=-1) + 1)]
+    largest = min(max(names, default=-1), MAX_CLASSES)  # import_features refuses what is above
+    classes = [names.get(label, f"class {label}") for label in range(largest + 1)]
     return Foreign(features, labels, [row[0] for row in rows], classes)
 
 

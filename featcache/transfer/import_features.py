@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
+from featcache.datasets.labels import MAX_CLASSES
 from featcache.encoding.chunks import normalise
 from featcache.encoding.pipeline import worked_batches
 from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
@@ -210,6 +211,12 @@ def _labels(labels: Array | None, n: int) -> npt.NDArray[np.int64]:
     if labels.shape != (n,) or labels.dtype.kind not in "iufb" or not np.array_equal(labels, np.rint(labels)):
         raise DatasetError(
             f"labels are {labels.dtype} {labels.shape}; expected {n:,} whole numbers, one per row of the features"
+        )
+    odd = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))  # before the cast, which would wrap
+    if len(odd):
+        raise DatasetError(
+            f"{len(odd):,} labels are out of range, first {labels[odd[0]]} in row {odd[0]}; expected class indices, 0 to "
+            f"{MAX_CLASSES - 1:,}: correct it"
         )
     return labels.astype(np.int64)
 

@@ -15,7 +15,7 @@ import torch
 from featcache.datasets.base import Dataset, Picture
 from featcache.encoders.base import Batch
 from featcache.encoding.pipeline import worked_batches
-from featcache.errors import ImageReadError, TrainingError
+from featcache.errors import EncoderError, ImageReadError, TrainingError
 from ft.objectives.base import Rows, TrainingBatch
 
 View = Callable[[Picture, int, str], Batch]
@@ -98,12 +98,13 @@ def training_batches(
 
     def image(row: int, epoch: int) -> Batch:
         try:
-            picture = dataset.decode(dataset.read(row), row)
+            return view(dataset.decode(dataset.read(row), row), epoch, ids[row])
+        except EncoderError:
+            raise
         except Exception as error:  # decoders raise anything on damaged files
             raise ImageReadError(
                 f"{dataset.name}/{dataset.split}: {ids[row]} cannot be read ({error}); repair or remove it"
             ) from error
-        return view(picture, epoch, ids[row])
 
     samples = ([(row, epoch) for row in rows.tolist()] for epoch, rows in map(order.rows, steps))
     for step, batch in zip(steps, worked_batches(images, samples, workers, ahead), strict=True):

@@ -19,7 +19,7 @@ from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import FileDataset
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.encoders import Encoder, load_encoder
-from featcache.encoders.base import PROJECTED, whole_encoder
+from featcache.encoders.base import PROJECTED, Batch, whole_encoder
 from featcache.encoders.taps import encode_outputs, tap_dim, taps_of
 from featcache.encoding.chunks import normalise, stored_identity
 from featcache.encoding.pipeline import Prepared, batches_of, default_ahead, default_workers, prepared_batches
@@ -226,7 +226,7 @@ def _at(place: str) -> list[str]:
 
 
 def _predicted(
-    head: LogitHead, encoder: Encoder, batch: Sequence[Prepared], ids: Sequence[str], top: int
+    head: LogitHead, encoder: Encoder, batch: Sequence[Prepared[Batch]], ids: Sequence[str], top: int
 ) -> Iterator[Prediction]:
     good = [item.image for item in batch if item.image is not None]
     found: Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]] = iter(())

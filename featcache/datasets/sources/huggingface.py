@@ -33,7 +33,15 @@ import numpy.typing as npt
 
 from featcache.datasets.base import SampleIndex
 from featcache.datasets.classes import listed_beside
-from featcache.datasets.files import ImageFiles, check_name, check_split, default_name, file_index, size_and_stamp
+from featcache.datasets.files import (
+    ImageFiles,
+    check_name,
+    check_split,
+    default_name,
+    file_index,
+    read_regular,
+    size_and_stamp,
+)
 from featcache.datasets.labels import classes_of
 from featcache.datasets.options import split_list, split_options
 from featcache.errors import DatasetError, MissingExtraError
@@ -64,8 +72,7 @@ class HuggingFaceDataset(ImageFiles):
             return bytes(item["bytes"])
         if not item.get("path"):
             raise FileNotFoundError(f"{self.index.ids[row]}: no image in this row")
-        with open(item["path"], "rb") as file:
-            return file.read()
+        return read_regular(item["path"])
 
 
 class Window:

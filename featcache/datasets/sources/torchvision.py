@@ -34,6 +34,7 @@ from featcache.datasets.files import (
     default_name,
     file_index,
     local_path,
+    read_regular,
     refuse_int_labels,
     size_and_stamp,
 )
@@ -80,7 +81,7 @@ class FilesOfClass(ImageFiles):
 
     def read(self, row: int) -> bytes:
         """The file's content; OSError where it cannot be read."""
-        return Path(self.paths[row]).read_bytes()
+        return read_regular(self.paths[row])
 
 
 def open_torchvision(
