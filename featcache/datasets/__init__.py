@@ -5,8 +5,10 @@
 ('digits-sketch', 500, ('zero', 'one', 'two'))
 """
 
+import contextlib
 import difflib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -113,7 +115,8 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         opener = getattr(import_module(module), function)
     argument, listed = _class_option(source, argument)
     dataset = opener(argument, split, labels=labels, name=name)
-    return dataset if listed is None else with_classes(dataset, listed, numbered=source in NUMBERED)
+    named = dataset if listed is None else with_classes(dataset, listed, numbered=source in NUMBERED)
+    return _opened(named, spec, labels, name)
 
 
 def _class_option(source: str, argument: str) -> tuple[str, ClassList | None]:
@@ -122,6 +125,22 @@ def _class_option(source: str, argument: str) -> tuple[str, ClassList | None]:
         return argument, None
     rest, value = take_option(argument, "classes")
     return rest, None if value is None else load_class_list(value)
+
+
+def _opened(dataset: Dataset, spec: str, labels: str, name: str | None) -> Dataset:
+    """The data set, which remembers how to open it again, if it lies on this machine; stores record it."""
+    if "://" in spec:  # an address may hold credentials
+        return dataset
+    with contextlib.suppress(AttributeError):  # of a class with slots
+        record = {"spec": spec, "labels": labels, "name": name, "folder": os.getcwd()}
+        object.__setattr__(dataset, "opened_as", record)  # data sets may be frozen data classes
+    return dataset
+
+
+def opened_as(dataset: Dataset) -> Mapping[str, str | None] | None:
+    """Arguments of `open_datasets` that opened a data set, and the working directory; None for others."""
+    record: Mapping[str, str | None] | None = getattr(dataset, "opened_as", None)
+    return record
 
 
 def _check_bare_path(spec: str) -> None:
@@ -160,5 +179,6 @@ def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | N
 
         argument, listed = _class_option(source, argument)
         domains = open_collection(argument, split, labels=labels, name=name)
-        return [data if listed is None else with_classes(data, listed, numbered=False) for data in domains]
+        named = [data if listed is None else with_classes(data, listed, numbered=False) for data in domains]
+        return [_opened(dataset, spec, labels, name) for dataset in named]
     return [open_dataset(spec, split, labels=labels, name=name)]

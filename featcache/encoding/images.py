@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset
+from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset, opened_as
 from featcache.datasets.base import Dataset, decoding_of, prepared_of
 from featcache.datasets.content import content_digest
 from featcache.encoders import Encoder, encoder_for, load_encoder
@@ -187,6 +187,7 @@ class ImageJob(StoreJob[ImageStore]):
         """See `StoreJob.contents`; a tap is not in the space of texts."""
         provenance = self.encoder.provenance | {
             "source": self.encoder.source,
+            "data": opened_as(self.dataset),
             "written": written_now(),
             "rows_encoded_last": self.encoded,
             "rows_copied_last": self.copied,

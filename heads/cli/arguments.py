@@ -18,7 +18,9 @@ from featcache.store.protocol import FeatureTable
 from heads.estimators.catalogue import parameters_of, takes_prior
 
 if TYPE_CHECKING:
+    from heads.evaluation.metrics import Row
     from heads.fitted.base import LogitHead
+    from heads.report.against import Comparison
     from heads.rows.in_memory import ResidentStore
 
 HEAD_HELP = "file written by `featcache fit`"
@@ -66,7 +68,7 @@ def names_argument(parser: argparse.ArgumentParser, default: str) -> None:
 
 def report_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--report``."""
-    parser.add_argument("--report", metavar="FOLDER", help="write tables and plots there")
+    parser.add_argument("--report", metavar="FOLDER", help="write report.html, tables and plots there")
 
 
 def metric_argument(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +83,43 @@ def group_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group", nargs="+", metavar="COLUMN", help="also by the values of these metadata columns (`label`: by class)"
     )
+
+
+def against_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--against``."""
+    parser.add_argument(
+        "--against",
+        metavar="published",
+        help="show published figures beside the results: `published`, `published:NAME` with a model (ViT-B/16) or a "
+        "system (wise-ft), or a TOML file of figures",
+    )
+
+
+def compared(rows: Sequence[Row], args: argparse.Namespace, *, prompts: str | None = None) -> list[Comparison]:
+    """The published figures beside the rows; none without ``--against``."""
+    if not args.against:
+        return []
+    from heads.report.against import compare_published
+
+    return compare_published(rows, args.against, prompts=prompts)
+
+
+def against_lines(rows: Sequence[Row], found: Sequence[Comparison], args: argparse.Namespace) -> list[str]:
+    """The table of a comparison, as paragraphs to print; none without ``--against``."""
+    if not args.against:
+        return []
+    from heads.report.against import comparison_text
+
+    return ["", comparison_text(found, rows), ""]
+
+
+def with_published(rows: Sequence[Row], found: Sequence[Comparison], args: argparse.Namespace) -> list[Row]:
+    """The rows as ``--json`` prints them: with ``--against``, each with its comparisons under ``published``."""
+    if not args.against:
+        return list(rows)
+    from heads.report.rows import label_of
+
+    return [row | {"published": [one.to_json() for one in found if one.head == label_of(row)]} for row in rows]
 
 
 def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, object]:

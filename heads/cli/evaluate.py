@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheError, HeadError
+from featcache.progress import format_seconds
 from featcache.store.places.targets import checked_target
 from heads.cli.arguments import (
     HEAD_HELP,
+    against_argument,
+    against_lines,
+    compared,
     group_argument,
     load_heads,
     metric_argument,
@@ -20,6 +28,7 @@ from heads.cli.arguments import (
     results_argument,
     rows_device_argument,
     store_arguments,
+    with_published,
 )
 from heads.cli.classes import class_arguments, class_subset
 from heads.evaluation.bootstrap import DRAWS
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     from heads.evaluation.evaluate import Judgement
     from heads.evaluation.metrics import Row
     from heads.fitted.base import LogitHead
+    from heads.report.web import Background
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
     results_argument(parser)
     report_argument(parser)
+    against_argument(parser)
+    parser.add_argument(
+        "--calibrate",
+        metavar="STORE",
+        help="with --report: fit the temperature of the calibration charts on this split (default: that of --select)",
+    )
     rows_device_argument(parser)
     store_arguments(parser)
 
@@ -66,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from heads import judge, save
     from heads.report.results import results_file
 
+    began = time.perf_counter()
     with process_group() as (rank, size):
         results_file(args.results)
         for target in filter(None, (args.output, args.per_sample, args.confusion)):
@@ -88,7 +105,10 @@ def run(args: argparse.Namespace) -> int:
     if rank == 0:
         if args.output:
             save(chosen[0], args.output)
-        _report(args, judgement, len(heads) + len(path), [*map(describe_choice, chosen), *_seen(heads, stores)], stores)
+        remarks = [*map(describe_choice, chosen), *_seen(heads, stores)]
+        shown = chosen[0] if chosen else best_head(heads, judgement.rows)
+        background = _background(args, shown, stores, time.perf_counter() - began) if args.report else None
+        _report(args, judgement, len(heads) + len(path), remarks, stores, background)
     return 0
 
 
@@ -118,25 +138,75 @@ def _report(
     shown: int,
     remarks: Sequence[str],
     stores: Sequence[FeatureTable],
+    background: Background | None,
 ) -> None:
     """Write the files, and print the first `shown` rows."""
     from heads import add_intervals, append_rows
     from heads.evaluation.evaluate import store_labels
     from heads.report import table_text, write_report
     from heads.report.results import write_confusion, write_samples
+    from heads.report.web import provenance_facts, with_facts
 
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
     append_rows(args.results, rows)
+    published = compared(rows, args)
     lines = [table_text(rows[:shown]), *_intervals(rows), *_worst(rows), *remarks]
+    lines += against_lines(rows, published, args)
     lines.append(f"{len(rows)} row(s) appended to {args.results}")
     if args.per_sample:
         ids = dict(zip(store_labels(stores, args.names), (store.ids for store in stores), strict=True))
         lines.append(f"samples: {write_samples(judgement, args.per_sample, ids)}")
     if args.confusion:
         lines.append(f"confusion counts: {write_confusion(judgement, args.confusion)}")
-    if args.report:
-        lines.append("report: " + ", ".join(str(path) for path in write_report(rows, args.report)))
-    show(rows, "\n".join(lines), args.json)
+    if background is not None:
+        told = with_facts(replace(background, published=published), Heads=provenance_facts(rows))
+        title = f"Evaluation on {', '.join(store_labels(stores, args.names))}"
+        page, *_ = write_report(rows, args.report, reference=args.reference, title=title, background=told)
+        lines.append(f"report: {page}, with tables and plots beside it")
+    show(with_published(rows, published, args), "\n".join(lines), args.json)
+
+
+def best_head(heads: Sequence[LogitHead], rows: Sequence[Row]) -> LogitHead:
+    """The most accurate head on the first store, of those that are not chosen: whose details a page shows."""
+    from heads.report.rows import datasets_of, value_of
+
+    first = datasets_of(rows)[0]
+    values = [value_of(row, first, "top1") or 0.0 for row in rows[: len(heads)]]
+    return heads[values.index(max(values))]
+
+
+def _background(
+    args: argparse.Namespace, head: LogitHead, stores: Sequence[FeatureTable], seconds: float
+) -> Background:
+    """What the page shows beside the rows."""
+    from heads.evaluation.evaluate import store_labels
+    from heads.report.details import head_details, store_facts
+    from heads.report.web import Background
+
+    names = store_labels(stores, args.names)
+    known = args.names or [store.name for store in stores]
+    subset = class_subset(args, head.classnames, known, head.name)
+    selection = args.calibrate or args.select
+    after = _calibrated(head, selection, args) if selection else None
+    details = head_details(head, stores, names, class_subset=subset, calibrated=after)
+    rows = sum(len(store) for store in stores)
+    cost = {
+        "evaluation": f"{format_seconds(seconds)} for {rows:,} rows, stores opened and verified",
+        "command": shlex.join(["featcache", *sys.argv[1:]]),
+    }
+    return Background(details=details, facts={"Cost": cost, "Stores": store_facts(stores, names)})
+
+
+def _calibrated(head: LogitHead, selection: str, args: argparse.Namespace) -> LogitHead | None:
+    """The head with a temperature fitted on a split; None where it was fitted there, or the split has other classes."""
+    from heads import calibrate
+
+    try:
+        return calibrate(head, open_images(selection, args))
+    except FeatcacheError:
+        if args.calibrate:
+            raise
+        return None  # the split of --select may suit the choice of alpha alone
 
 
 def _intervals(rows: Sequence[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reports of an evaluation: tables for the terminal and in Markdown, plots, and all of it as one page."""
+"""Reports of an evaluation: tables, plots, and the page; published figures beside measured ones."""
 
 from heads.report.page import write_report
 from heads.report.plots import plot_nll_against_alpha, plot_robustness

@@ -1,16 +1,22 @@
-"""The Markdown page of an evaluation: tables and plots in one folder."""
+"""The report of an evaluation in one folder: a page for the browser, the same in Markdown, tables, and plots."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from featcache.store.places.targets import write_target
 from heads.evaluation.metrics import METRICS, Row
+from heads.report.against import HEADER, comparison_cells
+from heads.report.formats import ENDINGS, FORMATS, Shown
 from heads.report.plots import plot_nll_against_alpha, plot_robustness
-from heads.report.rows import alpha_of, choose_datasets, datasets_of, paths_of
-from heads.report.tables import markdown_table, markdown_text
+from heads.report.rows import alpha_of, choose_datasets, datasets_of, paths_of, point_of
+from heads.report.tables import markdown_lines, markdown_table, markdown_text
+from heads.report.web import Background, write_page
 
-PAGE = "report.md"
+PAGE, MARKDOWN, TABLES = "report.html", "report.md", "report"
 ROBUSTNESS = "accuracy.png"
+OF_SHIFT = "accuracy-{}.png"
 NLL = "nll-{}.png"
 
 
@@ -23,8 +29,9 @@ def write_report(
     metrics: Sequence[str] = ("top1", "nll"),
     title: str = "Evaluation",
     notes: str = "",
+    background: Background | None = None,
 ) -> list[Path]:
-    """Write ``report.md`` with a table per metric and the plots that the rows allow.
+    """Write ``report.html``, ``report.md``, tables as ``report.csv`` and ``report.tex``, and plots as PNG files.
 
     Parameters
     ----------
@@ -34,12 +41,13 @@ def write_report(
     reference : the in-distribution data set; default: the first
     metrics : one table for each
     title : heading of the page
-    notes : Markdown between heading and tables, such as what was run on which machine
+    notes : plain text between heading and tables, such as what was run on which machine
+    background : what else the page shows: calibration, confusions, published figures, cost, provenance
 
     Returns
     -------
-    The page, then the plots: accuracy in-distribution against shifted if there are shifted data sets, and NLL against
-    alpha for each interpolation.
+    ``report.html``, then ``report.md``, then the plots: accuracy in-distribution against shifted, the mean and each
+    shift, and NLL against alpha for each interpolation.
 
     Raises
     ------
@@ -47,23 +55,59 @@ def write_report(
         If the rows lack a data set or metric.
     """
     first, shifted = choose_datasets(rows, datasets, reference, metrics[0])
+    shown, background = Shown([first, *shifted], first, metrics), background or Background()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {title}", notes.strip(), _legend(first, shifted)]
+    parts = [f"# {markdown_text(title)}", notes.strip(), _legend(first, shifted)]
     parts += _tables([row for row in rows if alpha_of(row) is None], first, shifted, metrics, "Heads")
     plots: list[Path] = []
     if shifted and "top1" in metrics:
-        plots.append(plot_robustness(rows, folder / ROBUSTNESS, datasets=[first, *shifted], reference=first))
-        parts += ["## Accuracy, in-distribution against shifted", f"![accuracy]({ROBUSTNESS})"]
+        plots += _shift_plots(rows, folder, first, shifted)
+        parts.append("## Accuracy, in-distribution against shifted")
+        parts += [f"![accuracy]({plot.name})" for plot in plots]
     for number, (name, path) in enumerate(paths_of(rows).items(), start=1):
         parts += _tables(path, first, shifted, metrics, f"Interpolation {markdown_text(name)}")
         if len(path) > 1 and first in datasets_of(path, "nll"):
             file = folder / NLL.format(number)
             plots.append(plot_nll_against_alpha(rows, file, datasets=[first, *shifted], name=name))
             parts += [f"![NLL against alpha]({file.name})"]
-    page = folder / PAGE
-    write_target(page, ("\n\n".join(filter(None, parts)) + "\n").encode())
-    return [page, *plots]
+    if background.published:
+        parts += ["## Published figures", markdown_lines(HEADER, comparison_cells(background.published))]
+    markdown = folder / MARKDOWN
+    write_target(markdown, ("\n\n".join(filter(None, parts)) + "\n").encode())
+    for kind, ending in ENDINGS.items():
+        write_target(folder / f"{TABLES}.{ending}", FORMATS[kind](rows, shown).encode())
+    noted = replace(background, notes=[*notes.split("\n\n"), *background.notes])
+    page = write_page(rows, folder / PAGE, shown, title=title, background=noted)
+    return [page, markdown, *plots]
+
+
+def _shift_plots(rows: Sequence[Row], folder: Path, first: str, shifted: Sequence[str]) -> list[Path]:
+    """The mean of the shifts, then each where there are several, as WiSE-FT plots them; of those that some head has."""
+    wanted = [(ROBUSTNESS, list(shifted))]
+    if len(shifted) > 1:
+        wanted += [(OF_SHIFT.format(file), [name]) for name, file in zip(shifted, file_names(shifted), strict=True)]
+    return [
+        plot_robustness(rows, folder / file, datasets=[first, *names], reference=first)
+        for file, names in wanted
+        if any(point_of(row, first, names, "top1") for row in rows)
+    ]
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Parts of file names for data sets, all different.
+
+    Examples
+    --------
+    >>> file_names(["ImageNetV2", "a/b", "a b"])
+    ['ImageNetV2', 'a_b', 'a_b-2']
+    """
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.@+-]", "_", name)[:80]
+        numbered = (f"{plain}-{number}" for number in range(2, len(names) + 2))
+        found.append(plain if plain not in found else next(other for other in numbered if other not in found))
+    return found
 
 
 def _legend(first: str, shifted: Sequence[str]) -> str:

@@ -35,8 +35,9 @@ INK = "#222222"
 EDGE = 1e-3
 """A logit scale has no 0 and no 1: points are drawn within [EDGE, 1 - EDGE]."""
 
-TICKS = (0.1, 0.5, 1, 2, 5, *range(10, 91, 5), 92, 94, 95, 96, 97, 98, 99, 99.5, 99.9)
-"""Percentages that may be labelled on a logit scale."""
+TICKS = (0.1, 0.5, 1, 2, *range(5, 96, 5), 98, 99, 99.5, 99.9)
+FINE_TICKS = tuple(sorted({*TICKS, *range(1, 100), *(step / 2 for step in range(180, 200))}))
+"""Percentages that may be labelled on a logit scale: every 5 points; every point or half where few of these fit."""
 
 
 def plot_robustness(
@@ -197,14 +198,20 @@ def _percent_axis(axis: Axis, values: Floats) -> tuple[float, float]:
     return low, high
 
 
-def percent_ticks(low: float, high: float, most: int = 9) -> list[float]:
-    """Round percentages between two fractions, as fractions.
+def percent_ticks(low: float, high: float, most: int = 21) -> list[float]:
+    """Round percentages between two fractions, as fractions: every 5 points, or finer ones where fewer than 3 fit.
 
-    >>> percent_ticks(0.88, 0.975)
-    [0.9, 0.92, 0.94, 0.95, 0.96, 0.97]
+    >>> percent_ticks(0.68, 0.86)
+    [0.7, 0.75, 0.8, 0.85]
+    >>> percent_ticks(0.942, 0.975)
+    [0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
     """
-    inside = [t / 100 for t in TICKS if low <= t / 100 <= high]
-    return inside[:: max(1, math.ceil(len(inside) / most))]
+    found: list[float] = []
+    for ticks in (TICKS, FINE_TICKS):
+        found = [t / 100 for t in ticks if low <= t / 100 <= high]
+        if len(found) >= 3:
+            break
+    return found[:: max(1, math.ceil(len(found) / most))]
 
 
 def _draw_paths(axes: Axes, rows: Sequence[Row], points: Floats) -> None:

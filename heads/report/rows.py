@@ -92,8 +92,21 @@ def choice_text(entry: Row) -> str:
 
 
 def name_of(row: Row) -> str:
-    """Name of the head of a row."""
-    return str(row.get("head") or row.get("name") or "head")
+    """Name of the head of a row; in WiSE-FT's files, which have no heads, that of the experiment."""
+    return str(row.get("head") or row.get("name") or row.get("exp_name") or _wise_ft_name(row) or "head")
+
+
+def is_wise_ft(row: Row) -> bool:
+    """Whether WiSE-FT's program wrote the row, which then holds its arguments."""
+    return "eval_datasets" in row or "results_db" in row
+
+
+def _wise_ft_name(row: Row) -> str:
+    """What WiSE-FT's rows without a name are called: by their model."""
+    if not is_wise_ft(row):
+        return ""
+    how = "linear classifier" if row.get("freeze_encoder") else "end to end"
+    return f"WiSE-FT {row['model']}, {how}" if row.get("model") else f"WiSE-FT, {how}"
 
 
 def alpha_of(row: Row) -> float | None:

@@ -42,15 +42,28 @@ def markdown_table(
     """
     shown = metric_of(metric)
     first, shifted = choose_datasets(rows, datasets, reference, metric)
-    columns = _columns(rows, first, shifted, metric)
-    cells = {title: _marked(values, shown, title, best="**{}**") for title, values in columns.items()}
+    cells = bold_cells(rows, first, shifted, metric, best="**{}**")
     lines = [
-        _markdown_line([f"{shown.title}, {shown.unit}", *map(markdown_text, columns)]),
-        "|:---|" + "---:|" * len(columns),
+        _markdown_line([f"{shown.title}, {shown.unit}", *map(markdown_text, cells)]),
+        "|:---|" + "---:|" * len(cells),
     ]
     for i, row in enumerate(rows):
         lines.append(_markdown_line([markdown_text(label_of(row)), *(column[i] for column in cells.values())]))
     return "\n".join(lines)
+
+
+def markdown_lines(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of plain texts."""
+    rule = "|" + ":---|" * len(header)
+    return "\n".join([_markdown_line(header), rule, *(_markdown_line([*map(markdown_text, line)]) for line in lines)])
+
+
+def bold_cells(
+    rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str, *, best: str
+) -> dict[str, list[str]]:
+    """Texts of all heads by column (data sets, their mean, the change to it), in the form `best` where best."""
+    columns = columns_of(rows, first, shifted, metric)
+    return {title: _marked(values, metric_of(metric), title, best=best) for title, values in columns.items()}
 
 
 def table_text(
@@ -95,7 +108,7 @@ def table_text(
     by_metric = [
         [_marked(values, metric_of(m), title, best="{}*", other="{} ") for title, values in columns.items()]
         for m in metrics
-        for columns in [_columns(rows, first, shifted, m)]
+        for columns in [columns_of(rows, first, shifted, m)]
     ]
     groups = [
         _aligned(label_of(row), [subheads, *([line[i] for line in lines] for lines in zip(*by_metric, strict=True))])
@@ -106,7 +119,7 @@ def table_text(
     return "\n\n".join(_joined(["", "", *titles], margin, block) for block in blocks)
 
 
-def _columns(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str) -> dict[str, list[float | None]]:
+def columns_of(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str) -> dict[str, list[float | None]]:
     """Values of all heads by data set, then the mean over the shifted ones and the change to it."""
     columns = {name: [value_of(row, name, metric) for row in rows] for name in (first, *shifted)}
     if shifted:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from heads.evaluation.metrics import LOWER_IS_BETTER, Row, metric_of
+from heads.report.charts import Curve
 from heads.report.rows import datasets_of
 
 
@@ -93,3 +94,76 @@ def _cell(found: Summary, key: str, factor: float, digits: int) -> str:
     spread = found.spread[key]
     text = f"{found.mean[key] * factor:.{digits}f}"
     return text if spread is None else f"{text} ± {spread * factor:.{digits}f}"
+
+
+def summary_rows(summaries: Iterable[Summary]) -> list[Row]:
+    """Summaries as results rows: means over seeds, under a name that says setting, shots and data."""
+    found = list(summaries)
+    several = len({(one.data, one.model) for one in found}) > 1
+    return [
+        {
+            "head": _label(one, several),
+            "encoder": one.model,
+            "params": dict(one.setting),
+            "shots": one.shots,
+            "seeds": one.seeds,
+            **{key: value for key, value in one.mean.items() if not key.startswith("select:")},
+        }
+        for one in found
+    ]
+
+
+def _label(found: Summary, with_data: bool) -> str:
+    setting = [f"{name}={value}" for name, value in found.setting.items()]
+    shots = [] if found.shots is None else [f"{found.shots} shots"]
+    where = [found.data if found.model is None or "@" in found.data else f"{found.data}@{found.model}"]
+    return ", ".join([found.head, *setting, *shots, *(where if with_data else [])])
+
+
+def sweep_curves(summaries: Sequence[Summary], metric: str = "top1") -> list[Curve]:
+    """A metric against what a sweep varies, a line per head, with its spread over seeds.
+
+    Against the number of shots, and against every numeric parameter with three values or more; a chart per test set.
+    """
+    axes: list[tuple[str, bool]] = []
+    if len({one.shots for one in summaries if one.shots is not None}) > 1:
+        axes.append(("shots", True))
+    names = dict.fromkeys(name for one in summaries for name, value in one.setting.items() if _numeric(value))
+    axes += [(name, False) for name in names if len({str(one.setting.get(name)) for one in summaries}) > 2]
+    datasets = [name for name in datasets_of([one.mean for one in summaries], metric) if name != "select"]
+    return [
+        curve
+        for name, is_shots in axes
+        for dataset in datasets
+        if (curve := _curve(summaries, f"{dataset}:{metric}", name, is_shots)) is not None
+    ]
+
+
+def _numeric(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _curve(summaries: Sequence[Summary], key: str, name: str, is_shots: bool) -> Curve | None:
+    """The chart of one metric on one test set along one parameter; lines agree in everything else."""
+    dataset, _, metric = key.rpartition(":")
+    shown = metric_of(metric)
+    lines: dict[str, list[tuple[float, float, float | None]]] = {}
+    several = len({(one.data, one.model) for one in summaries}) > 1
+    for one in summaries:
+        x = one.shots if is_shots else one.setting.get(name)
+        if key not in one.mean or not isinstance(x, int | float):
+            continue
+        others = {other: value for other, value in one.setting.items() if other != name}
+        rest = replace(one, setting=others, shots=None if is_shots else one.shots)
+        spread = one.spread[key]
+        point = (float(x), one.mean[key] * shown.factor, None if spread is None else spread * shown.factor)
+        lines.setdefault(_label(rest, several), []).append(point)
+    lines = {label: sorted(line) for label, line in lines.items() if len(line) > 1}
+    if not lines:
+        return None
+    points = {label: [(x, y) for x, y, _ in line] for label, line in lines.items()}
+    spreads = {label: [s for *_, s in line] for label, line in lines.items()}
+    values = [x for line in points.values() for x, _ in line]
+    log = min(values) > 0 and max(values) > 8 * min(values)
+    title = f"{shown.title} on {dataset} by {name}"
+    return Curve(title, name, f"{shown.title} ({shown.unit})", points, spreads, log)

@@ -156,11 +156,12 @@ def test_plots_of_awkward_rows(tmp_path):
 
 
 def test_report(rows, tmp_path):
-    page, *plots = write_report(rows, tmp_path / "out", title="Digits", notes="On two cores.")
+    html, page, *plots = write_report(rows, tmp_path / "out", title="Digits", notes="On two cores.")
     text = page.read_text(encoding="utf-8")
-    assert page.name == "report.md"
+    assert (html.name, page.name) == ("report.html", "report.md")
     assert text.startswith("# Digits\n\nOn two cores.\n")
-    assert [p.name for p in plots] == ["accuracy.png", "nll-1.png"]
+    shifts = ["accuracy-digits-noisy.png", "accuracy-digits-rotated.png"]
+    assert [p.name for p in plots] == ["accuracy.png", *shifts, "nll-1.png"]
     for plot in plots:
         assert f"]({plot.name})" in text
         assert plot.exists()
@@ -169,20 +170,23 @@ def test_report(rows, tmp_path):
 
 
 def test_report_without_shift_or_interpolation(rows, tmp_path):
-    assert write_report(rows[:2], tmp_path, datasets=["digits"]) == [tmp_path / "report.md"]
+    written = write_report(rows[:2], tmp_path, datasets=["digits"])
+    assert written == [tmp_path / "report.html", tmp_path / "report.md"]
     assert "shifted mean" not in (tmp_path / "report.md").read_text()
 
 
 def test_report_keeps_its_reference_in_every_table(rows, tmp_path):
-    page, *_ = write_report(rows, tmp_path, reference="digits-rotated")
+    _, page, *_ = write_report(rows, tmp_path, reference="digits-rotated")
     headers = [line for line in page.read_text().splitlines() if line.startswith(("| Acc", "| NLL"))]
     assert {cells(header)[1] for header in headers} == {"digits-rotated"}
     assert len(headers) == 4
 
 
 def test_percent_ticks():
-    assert percent_ticks(0.5, 0.99, most=4) == [0.5, 0.7, 0.9, 0.96]
+    assert percent_ticks(0.66, 0.87) == [0.7, 0.75, 0.8, 0.85]
+    assert percent_ticks(0.76, 0.78) == [0.76, 0.77, 0.78]
     assert percent_ticks(0.501, 0.502) == []
+    assert len(percent_ticks(0.05, 0.95, most=7)) <= 7
 
 
 def test_every_head_and_data_set_is_in_a_legend(rows, tmp_path):
@@ -198,8 +202,8 @@ def test_names_cannot_add_html_markup_or_lines_to_the_page(tmp_path):
     row = {"head": name, f"{name}:top1": 0.5, f"{name}:nll": 1.0, "other:top1": 0.25, "other:nll": 2.0}
     path = [{**row, "alpha": alpha} for alpha in (0.0, 0.5)]
     written = write_report([row, *path], tmp_path)
-    assert len(written) == 3  # the plots took the names, too
-    page = written[0].read_text()
+    assert len(written) == 4  # the plots took the names, too
+    page = written[1].read_text()
     assert "<script" not in page
     assert "\x1b" not in page
     assert [line for line in page.splitlines() if line.startswith("## b")] == []

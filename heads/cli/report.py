@@ -1,0 +1,116 @@
+"""The verb ``featcache report``: tables, plots and a page from any results files, WiSE-FT's included."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from featcache.cli.arguments import show
+from featcache.errors import HeadError
+from heads.cli.arguments import against_argument, against_lines, compared, with_published
+
+if TYPE_CHECKING:
+    from heads.evaluation.metrics import Row
+    from heads.report.charts import Curve
+
+FORMATS = ("text", "csv", "markdown", "latex")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache report``."""
+    parser.add_argument(
+        "results",
+        metavar="RESULTS",
+        nargs="+",
+        help="results.jsonl of evaluate, sweep or wise, or WiSE-FT's --results-db",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", help="write report.html, report.md, report.csv, report.tex and plots there"
+    )
+    parser.add_argument("--format", default="text", choices=FORMATS, help="what is printed (default: text)")
+    parser.add_argument("--on", metavar="DATA", nargs="+", help="data sets to show, in order (default: all)")
+    parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
+    parser.add_argument(
+        "--metric", metavar="M", nargs="+", default=["top1", "nll"], help="a table for each (default: top1 nll)"
+    )
+    parser.add_argument("--heads", metavar="NAME", nargs="+", help="heads to show, by the beginning of their names")
+    parser.add_argument("--title", help="heading of the page (default: the names of the files)")
+    against_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``featcache report RESULTS...``."""
+    from heads.report import write_report
+    from heads.report.formats import FORMATS as PRINTED
+    from heads.report.formats import Shown
+    from heads.report.read import is_epoch, read_rows
+    from heads.report.web import Background, provenance_facts
+
+    found = read_rows(args.results)
+    epochs = [row for row in found if is_epoch(row)]
+    rows, curves = _rows([row for row in found if not is_epoch(row)] or epochs)
+    rows = _chosen(rows, args)
+    shown = Shown(args.on, args.reference, args.metric)
+    published = compared(rows, args)
+    text = PRINTED[args.format](rows, shown)
+    lines = [text.rstrip("\n"), *(against_lines(rows, published, args) if args.format == "text" else [])]
+    if args.output:
+        facts = {"Heads": provenance_facts(rows), "Files": dict.fromkeys(args.results, "read")}
+        background = Background(published=published, curves=[*curves, *_epoch_curves(epochs)], facts=facts)
+        first, shifted = shown.places(rows, args.metric[0])
+        title = args.title or f"Results in {', '.join(args.results)}"
+        page, *_ = write_report(
+            rows,
+            args.output,
+            datasets=[first, *shifted],
+            reference=first,
+            metrics=args.metric,
+            title=title,
+            background=background,
+        )
+        lines += [f"report: {page}"] if args.format == "text" else []
+    show(with_published(rows, published, args), "\n".join(lines), args.json)
+    return 0
+
+
+def _rows(found: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
+    """One row per head, and of sweeps one per setting, the mean over seeds, with their paths."""
+    from heads.report.read import latest
+    from heads.sweeps.summary import summarise, summary_rows, sweep_curves
+
+    swept = [row for row in found if isinstance(row.get("sweep"), str)]
+    if not swept:
+        return latest(found), []
+    summaries = summarise(_unique(swept))
+    return [*latest(row for row in found if "sweep" not in row), *summary_rows(summaries)], sweep_curves(summaries)
+
+
+def _unique(rows: Sequence[Row]) -> list[Row]:
+    """Rows of sweeps, once per job and head."""
+    return list({(row["sweep"], row.get("head")): row for row in rows}.values())
+
+
+def _chosen(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
+    from heads.report.rows import label_of, name_of
+
+    if not args.heads:
+        return list(rows)
+    kept = [row for row in rows if any(label_of(row).startswith(name) for name in args.heads)]
+    if not kept:
+        known = ", ".join(dict.fromkeys(map(name_of, rows)))
+        raise HeadError(f"--heads {' '.join(args.heads)}: no such head; the files hold {known}")
+    return kept
+
+
+def _epoch_curves(epochs: Sequence[Row]) -> list[Curve]:
+    """Accuracy after each epoch, of files that WiSE-FT wrote while training."""
+    from heads.report.charts import Curve
+    from heads.report.rows import datasets_of, value_of
+
+    lines = {}
+    for name in datasets_of(epochs, "top1"):
+        points = [(int(row["current_epoch"]), value_of(row, name, "top1")) for row in epochs]
+        lines[name] = sorted((float(epoch), 100 * value) for epoch, value in points if value is not None)
+    lines = {name: line for name, line in lines.items() if line}
+    return [Curve("Accuracy by epoch", "epoch", "Accuracy (%)", lines)] if lines else []

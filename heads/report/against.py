@@ -1,0 +1,422 @@
+"""Measured results beside published ones: the figures of papers and READMEs, each with its source and protocol.
+
+The figures lie in ``heads/report/published/*.toml``, one file per system, so that an installed package has them. A file
+holds tables::
+
+    system = "WiSE-FT"
+
+    [[table]]
+    title = "End-to-end fine-tuning, interpolated with zero-shot"
+    source = "Wortsman et al., arXiv 2109.01903, Table 5"
+    model = "ViT-B/16"              # OpenAI's weights; a row may name its own, as any key below
+    method = "wise"                 # zero_shot, wise, linear (a probe, or its interpolation) or finetuned
+    name = "WiSE-FT, end to end"    # of the method, for people; optional
+    prompts = "openai-imagenet"     # optional
+    preprocess = "central-crop"     # optional: an encoder's option, in place of the model's own preprocessing
+    preprocessing = "..."           # in words
+    protocol = "..."
+    shots = 16                      # optional: rows per class
+    on_request = true               # optional: compared only where the file is named
+    tolerance = { top1 = 0.6 }      # in the unit of the values: percentage points, or nats
+    datasets = ["imagenet", "imagenet-v2"]
+    rows = [{ alpha = 0.5, top1 = [81.7, 72.8] }]   # metrics by data set, "" where there is none; average = their mean
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from featcache.encoders import PREPARATIONS
+from featcache.errors import HeadError
+from heads.evaluation.metrics import METRICS, Metric, Row
+from heads.report.rows import alpha_of, is_wise_ft, label_of, mean_of, name_of
+
+PUBLISHED = "published"
+FOLDER = Path(__file__).parent / PUBLISHED
+METHODS = ("zero_shot", "wise", "linear", "finetuned")
+PROBES = ("logistic", "ridge")
+NUMBERS = ("alpha", "shots", "settings", "tolerance", "average")
+KEYS = {
+    *("title", "source", "model", "method", "name", "prompts", "preprocess", "preprocessing", "protocol"),
+    *("on_request", "datasets", "rows", "average_of", *NUMBERS),
+}
+UNKNOWN = Metric("", "%", higher_is_better=True)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published value.
+
+    Attributes
+    ----------
+    file, system, title, source, preprocessing, protocol : where it comes from, and how it was made
+    model : one of OpenAI's
+    method : one of `METHODS`; `name` is what its authors call it
+    datasets : the data set, or those whose mean it is
+    metric, value, tolerance : as in results rows: fractions for percentages
+    alpha : interpolation coefficient; 0 for zero-shot, 1 for what is not interpolated
+    shots : rows per class, None for all
+    prompts, preprocess : None where not stated, or the model's own
+    on_request : compared only where the file is named
+    """
+
+    file: str
+    system: str
+    title: str
+    source: str
+    preprocessing: str
+    protocol: str
+    model: str
+    method: str
+    name: str
+    datasets: tuple[str, ...]
+    metric: str
+    value: float
+    tolerance: float
+    alpha: float
+    shots: int | None = None
+    prompts: str | None = None
+    preprocess: str | None = None
+    on_request: bool = False
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Method and source in a few words."""
+        setting = "".join(f", {name} {value:g}" for name, value in self.settings.items())
+        return f"{self.name}{setting}: {self.source}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measured value beside a published one.
+
+    Attributes
+    ----------
+    head, dataset : as the results name them
+    measured : as in results rows
+    figure : the published one
+    other : what differs between both settings, such as the preprocessing; empty if nothing is known to
+    """
+
+    head: str
+    dataset: str
+    measured: float
+    figure: Figure
+    other: str = ""
+
+    @property
+    def difference(self) -> float:
+        """Measured minus published."""
+        return self.measured - self.figure.value
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the difference is larger than the tolerance, where the settings are alike."""
+        return not self.other and abs(self.difference) > self.figure.tolerance + 1e-9
+
+    @property
+    def shown(self) -> Metric:
+        """How the metric is shown."""
+        return METRICS.get(self.figure.metric, UNKNOWN)
+
+    def text(self, value: float, sign: str = "") -> str:
+        """A value in the metric's unit, with two decimals for percentages and three for nats."""
+        digits = 2 if self.shown.unit == "%" else 3
+        return f"{value * self.shown.factor:{sign}.{digits}f}"
+
+    def to_json(self) -> Row:
+        """Everything in JSON's types."""
+        figure = self.figure
+        return {
+            "head": self.head,
+            "data": self.dataset,
+            "metric": figure.metric,
+            "measured": self.measured,
+            "published": figure.value,
+            "difference": self.difference,
+            "tolerance": figure.tolerance,
+            "beyond": self.beyond,
+            "other": self.other,
+            "method": figure.name,
+            "source": figure.source,
+            "title": figure.title,
+            "preprocessing": figure.preprocessing,
+            "protocol": figure.protocol,
+        }
+
+
+def published_figures() -> tuple[Figure, ...]:
+    """All figures that the package holds."""
+    return _figures_in(FOLDER)
+
+
+@cache
+def _figures_in(folder: Path) -> tuple[Figure, ...]:
+    return tuple(figure for path in sorted(folder.glob("*.toml")) for figure in read_figures(path))
+
+
+def read_figures(path: str | Path) -> list[Figure]:
+    """The figures in one file; see the module for its form.
+
+    Raises
+    ------
+    HeadError
+        For a file that cannot be read, an unknown key or method, or lists of unequal lengths.
+    """
+    path = Path(path)
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise HeadError(f"{path}: cannot be read as published figures ({error}); it is a TOML file") from error
+    try:
+        return [
+            figure
+            for table in record.get("table", ())
+            for row in table["rows"]
+            for figure in _figures(path, str(record["system"]), {k: v for k, v in table.items() if k != "rows"} | row)
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HeadError(f"{path}: {error!r}; expected system, and tables with rows of lists by data set") from error
+
+
+def _figures(path: Path, system: str, row: Mapping[str, object]) -> Iterator[Figure]:
+    """The figures of a row, which has its table's keys, too."""
+    known: dict[str, object] = dict(row)
+    names = tuple(map(str, _sequence(known["datasets"])))
+    metrics = [key for key in known if key not in KEYS]
+    method = str(known["method"])
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}, expected one of {', '.join(METHODS)}")
+    tolerances = _mapping(known["tolerance"])
+
+    def figure(datasets: Sequence[str], metric: str, value: object) -> Figure:
+        factor = METRICS.get(metric, UNKNOWN).factor
+        return Figure(
+            file=path.stem,
+            system=system,
+            **{key: str(known[key]) for key in ("title", "source", "preprocessing", "protocol", "model")},
+            method=method,
+            name=str(known.get("name", method.replace("_", "-"))),
+            datasets=tuple(datasets),
+            metric=metric,
+            value=round(_number(value) / factor, 10),
+            tolerance=_number(tolerances[metric]) / factor,
+            alpha=_number(known.get("alpha", 0.0 if method == "zero_shot" else 1.0)),
+            shots=int(_number(known["shots"])) if "shots" in known else None,
+            prompts=None if "prompts" not in known else str(known["prompts"]),
+            preprocess=None if "preprocess" not in known else str(known["preprocess"]),
+            on_request=bool(known.get("on_request", False)),
+            settings={key: _number(value) for key, value in _mapping(known.get("settings", {})).items()},
+        )
+
+    for metric in metrics:
+        values = _sequence(known[metric])
+        if len(values) > len(names):
+            raise ValueError(f"{metric} has {len(values)} values for {len(names)} data sets")
+        yield from (figure([name], metric, v) for name, v in zip(names, values, strict=False) if v != "")
+    if "average" in known:
+        yield figure(tuple(map(str, _sequence(known.get("average_of", names)))), metrics[0], known["average"])
+
+
+def _sequence(value: object) -> Sequence[object]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r} is no list")
+    return value
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no table")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def compare_published(rows: Sequence[Row], against: str = PUBLISHED, *, prompts: str | None = None) -> list[Comparison]:
+    """Measured values beside published ones of the same model, method, data set and metric.
+
+    Parameters
+    ----------
+    rows : one per head, as `heads.evaluate` or WiSE-FT gives them
+    against
+        ``published``, all figures of the package; ``published:WORD[,WORD...]``, with a file's name (its figures alone)
+        or a model's (which the rows are taken to be of: the name of a fine-tuned model's folder does not tell); or a
+        TOML file of your own figures.
+    prompts : template set of the zero-shot rows, where it is known
+
+    Returns
+    -------
+    In the order of the rows. Where preprocessing or prompts are known to differ, `Comparison.other` says so.
+
+    Raises
+    ------
+    HeadError
+        For an unknown word or a file that cannot be read.
+    """
+    figures, model = _chosen(against)
+    by_place: dict[tuple[str, str], list[Figure]] = {}
+    for figure in figures:
+        by_place.setdefault((plain_dataset(figure.datasets[-1]), figure.metric), []).append(figure)
+    found = []
+    for row in rows:
+        names = {plain_dataset(key.rpartition(":")[0]): key.rpartition(":")[0] for key in row if ":" in key}
+        of_row = model or plain_model(_model_of(row))
+        for key in (key for key in row if ":" in key):
+            name, _, metric = key.rpartition(":")
+            for figure in by_place.get((plain_dataset(name), metric), ()):
+                parts = [names.get(plain_dataset(part)) for part in figure.datasets]
+                measured = mean_of(row, [part for part in parts if part is not None], metric)
+                if measured is None or None in parts or not _same(row, figure, of_row):
+                    continue
+                shown = name if len(parts) == 1 else f"mean of {len(parts)}"
+                found.append(Comparison(label_of(row), shown, measured, figure, _other(row, figure, prompts)))
+    return found
+
+
+def _chosen(against: str) -> tuple[list[Figure], str | None]:
+    """The figures that are meant, and the model that the rows are said to be of."""
+    first, colon, words = against.partition(":")
+    if first != PUBLISHED:
+        if not Path(against).is_file():
+            raise HeadError(
+                f"--against {against}: expected {PUBLISHED}, {PUBLISHED}:NAME with a file's or a model's name, or a "
+                "TOML file of figures"
+            )
+        return read_figures(against), None
+    figures = published_figures()
+    files, models = ({figure.file for figure in figures}, {plain_model(figure.model) for figure in figures})
+    wanted, model = set(), None
+    for word in words.split(",") if colon else ():
+        if word in files:
+            wanted.add(word)
+        elif plain_model(word) in models:
+            model = plain_model(word)
+        else:
+            shown = sorted({figure.model for figure in figures})
+            raise HeadError(f"--against {against}: {word!r} is none of {', '.join([*sorted(files), *shown])}")
+    chosen = [figure for figure in figures if (figure.file in wanted if wanted else not figure.on_request)]
+    return chosen, model
+
+
+def _model_of(row: Row) -> str:
+    return str(row.get("encoder") or row.get("model") or "")
+
+
+def plain_model(name: str) -> str:
+    """One form of a model's names; other weights than OpenAI's remain in it.
+
+    Examples
+    --------
+    >>> plain_model("ViT-B-16-quickgelu/openai/central-crop"), plain_model("ViT-B/16"), plain_model("ViT-L/14@336px")
+    ('vitb16', 'vitb16', 'vitl14336')
+    >>> plain_model("ViT-B-16/laion2b_s34b_b88k")
+    'vitb16laion2bs34bb88k'
+    """
+    kept = [part for part in name.lower().split("/") if part not in ("openai", *PREPARATIONS)]
+    return re.sub(r"quickgelu|[^a-z0-9]", "", "/".join(kept)).removesuffix("px")
+
+
+def plain_dataset(name: str) -> str:
+    """One form of a data set's names: ours, WiSE-FT's and Lipsum-FT's; a split does not count.
+
+    Examples
+    --------
+    >>> plain_dataset("ImageNetV2"), plain_dataset("imagenet-v2/test"), plain_dataset("DomainNetReal_x224")
+    ('imagenetv2', 'imagenetv2', 'domainnetreal')
+    """
+    return re.sub(r"[^a-z0-9]", "", name.partition("/")[0].lower().removesuffix("_x224")).removesuffix(
+        "matchedfrequency"
+    )
+
+
+def _same(row: Row, figure: Figure, model: str) -> bool:
+    """Whether a row is of the figure's model, method, interpolation coefficient and shots."""
+    if plain_model(figure.model) != model or figure.shots != row.get("shots"):
+        return False
+    method, alpha = method_of(row)
+    return abs(alpha - figure.alpha) < 1e-6 and (alpha == 0 or method == figure.method)
+
+
+def method_of(row: Row) -> tuple[str | None, float]:
+    """The method of a row, one of `METHODS` or None, and its interpolation coefficient; at 0 all are zero-shot.
+
+    Examples
+    --------
+    >>> method_of({"head": "zero_shot"}), method_of({"head": "zero_shot+ridge", "alpha": 0.5})
+    (('zero_shot', 0.0), ('linear', 0.5))
+    >>> method_of({"alpha": 0.5, "freeze_encoder": False, "results_db": "results.jsonl"})   # WiSE-FT's own row
+    ('wise', 0.5)
+    """
+    name = name_of(row).partition(":")[0]
+    alpha = alpha_of(row)
+    if is_wise_ft(row) and alpha is not None:
+        return ("linear" if row.get("freeze_encoder") else "wise"), alpha
+    first, _, second = name.partition("+")
+    if first == "zero_shot":
+        return ("linear", alpha) if second and alpha is not None else ("zero_shot", 0.0)
+    kinds = {"wise": "wise", "finetuned": "finetuned", **dict.fromkeys(PROBES, "linear")}
+    return kinds.get(first), 1.0 if alpha is None else alpha
+
+
+def _other(row: Row, figure: Figure, prompts: str | None) -> str:
+    """What is known to differ between a row and a figure."""
+    parts = _model_of(row).lower().split("/")
+    own = next((part for part in parts if part in PREPARATIONS), None)
+    differs = ["preprocessing"] if own != figure.preprocess else []
+    if prompts is not None and figure.prompts is not None and prompts != figure.prompts:
+        differs.append("prompts")
+    return " and ".join(differs)
+
+
+HEADER = ("head", "data set", "metric", "measured", "published", "difference", "", "source")
+
+
+def comparison_cells(found: Sequence[Comparison]) -> list[list[str]]:
+    """A line of texts for each comparison, under `HEADER`; ``!`` marks a difference beyond the tolerance."""
+    return [
+        [
+            one.head,
+            one.dataset,
+            f"{one.figure.metric} {one.shown.unit}".strip(),
+            one.text(one.measured),
+            one.text(one.figure.value),
+            one.text(one.difference, "+"),
+            "!" if one.beyond else f"other {one.other}" if one.other else "",
+            one.figure.label,
+        ]
+        for one in found
+    ]
+
+
+def comparison_text(found: Sequence[Comparison], rows: Sequence[Row] = ()) -> str:
+    """The comparisons as a plain table, and what was beyond its tolerance."""
+    if not found:
+        models = ", ".join(sorted({_model_of(row) or "not named" for row in rows}))
+        return (
+            f"no published figure for these results (model: {models}); --against published:MODEL says which of "
+            "OpenAI's models they are of, benchmarks/published has all figures"
+        )
+    lines = [list(HEADER), *comparison_cells(found)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = range(3, 6)
+    text = [
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    beyond = [one for one in found if one.beyond]
+    alike = sum(not one.other for one in found)
+    tail = f"{len(beyond)} of {alike} differences in like settings are beyond their tolerance"
+    tail += "".join(sorted({f"; ! {one.figure.metric}: {one.text(one.figure.tolerance)}" for one in beyond}))
+    return "\n".join([*(line.rstrip() for line in text), tail])

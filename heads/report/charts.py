@@ -1,0 +1,299 @@
+"""Charts of a page: where ticks, lines and marks lie, in the pixels of an SVG that the page's template draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import expit, logit
+
+from heads.evaluation.metrics import Row, metric_of
+from heads.report.plots import EDGE, percent_ticks
+from heads.report.rows import alpha_of, curve_of, datasets_of, label_of, name_of, paths_of, point_of
+
+WIDTH, HEIGHT = 400, 310
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 46
+COLOURS = 8
+SHAPES = ("circle", "square", "triangle", "cross")
+MOST_IN_LEGEND = 14
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point at (x, y): its shape, and the lines that hovering shows."""
+
+    x: float
+    y: float
+    shape: str
+    tip: str
+    label: str = ""
+    size: float = 1.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line, its marks, and the band of its spread, as the points of SVG's polyline and polygon."""
+
+    name: str
+    colour: int
+    line: str = ""
+    band: str = ""
+    marks: Sequence[Mark] = ()
+    kind: str = ""  # "dashed", "strong"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of `WIDTH` x `HEIGHT` pixels; ticks are (pixel, text)."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    series: Sequence[Series]
+
+    @property
+    def legend(self) -> list[Series]:
+        """The series that the legend names; none where they are too many."""
+        named = [series for series in self.series if series.name]
+        return named if len(named) <= MOST_IN_LEGEND else []
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values to draw against something: a path over C, shots, or updates.
+
+    Attributes
+    ----------
+    title, x_label, y_label : texts
+    lines : name -> points (x, y), in the order of x
+    spread : name -> standard deviation at each point, where there is one
+    log : whether x is drawn on a logarithmic scale
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Mapping[str, Points]
+    spread: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    log: bool = False
+
+
+class Axis:
+    """A scale from values to pixels.
+
+    Parameters
+    ----------
+    low, high : the values at both ends
+    start, stop : their pixels
+    kind : "linear", "log" or "logit"
+    """
+
+    def __init__(self, low: float, high: float, start: float, stop: float, kind: str = "linear") -> None:
+        self.kind, self.low, self.high = kind, low, high
+        self._ends, self._pixels = (self._z(low), self._z(high)), (start, stop)
+
+    def _z(self, value: float) -> float:
+        if self.kind == "logit":
+            return float(logit(min(max(value, EDGE), 1 - EDGE)))
+        return math.log(value) if self.kind == "log" else value
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        (low, high), (start, stop) = self._ends, self._pixels
+        return round(start + (self._z(value) - low) / ((high - low) or 1.0) * (stop - start), 1)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Pixels and texts of round values."""
+        if self.kind == "logit":
+            found = [(t, f"{100 * t:g}") for t in _apart(self, percent_ticks(self.low, self.high))]
+        elif self.kind == "log":
+            found = [(t, f"{t:g}") for t in _log_ticks(self.low, self.high)]
+        else:
+            found = [(t, f"{t:g}") for t in _round_ticks(self.low, self.high)]
+        return [(self(value), text) for value, text in found]
+
+
+def _apart(axis: Axis, values: Sequence[float], least: float = 22.0) -> list[float]:
+    """The values whose labels do not touch, from the middle of the axis outwards."""
+    kept: list[float] = []
+    for value in sorted(values, key=lambda v: (round(200 * v) % 10 != 0, abs(v - (axis.low + axis.high) / 2))):
+        if all(abs(axis(value) - axis(other)) >= least for other in kept):
+            kept.append(value)
+    return sorted(kept)
+
+
+def _round_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten.
+
+    >>> _round_ticks(0.0, 1.0)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    span = (high - low) or 1.0
+    raw = span / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """1, 2 and 5 of each decade, or the decades alone."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        found = [f * 10.0**d for d in decades for f in factors if low * 0.999 <= f * 10.0**d <= high * 1.001]
+        if len(found) <= most:
+            return found
+    return found[:: math.ceil(len(found) / most)]
+
+
+def _x_axis(values: Sequence[float], kind: str = "linear") -> Axis:
+    return Axis(*_limits(values, kind), LEFT, WIDTH - RIGHT, kind)
+
+
+def _y_axis(values: Sequence[float], kind: str = "linear") -> Axis:
+    return Axis(*_limits(values, kind), HEIGHT - BOTTOM, TOP, kind)
+
+
+def _limits(values: Sequence[float], kind: str) -> tuple[float, float]:
+    """Both ends of an axis, with a margin around the values."""
+    found = np.asarray(values, np.float64)
+    if kind == "logit":
+        z = logit(np.clip(found, EDGE, 1 - EDGE))
+        margin = max(0.09 * float(np.ptp(z)), 0.12)
+        low, high = expit([z.min() - margin, z.max() + margin])
+        return float(low), float(high)
+    if kind == "log":
+        return float(found.min()) / 1.1, float(found.max()) * 1.1
+    margin = 0.06 * float(np.ptp(found)) or 0.05 * abs(float(found.max())) or 0.5
+    return float(found.min()) - margin, float(found.max()) + margin
+
+
+def _polyline(pairs: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:g},{y:g}" for x, y in pairs)
+
+
+def robustness_chart(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str = "top1") -> Chart | None:
+    """In-distribution against one shifted data set, or the mean of several, on logit scales; None without such rows."""
+    found = [(row, point) for row in rows if (point := point_of(row, first, shifted, metric)) is not None]
+    if not found:
+        return None
+    shown = metric_of(metric)
+    over = shifted[0] if len(shifted) == 1 else f"mean of {len(shifted)} shifted data sets"
+    x = _x_axis([point[0] for _, point in found], "logit")
+    y = _y_axis([point[1] for _, point in found], "logit")
+
+    def mark(row: Row, shape: str, label: str = "") -> Mark:
+        at = point_of(row, first, shifted, metric) or (0.0, 0.0)
+        values = "\n".join(f"{name} {100 * v:.2f} {shown.unit}" for name, v in zip((first, over), at, strict=True))
+        return Mark(x(at[0]), y(at[1]), shape, f"{label_of(row)}\n{values}", label)
+
+    series = _no_drop(x, y)
+    paths = paths_of([row for row, _ in found])
+    for number, (name, path) in enumerate(paths.items()):
+        marks = [mark(row, *_alpha_shape(alpha_of(row) or 0.0)) for row in path]
+        series.append(Series(f"{name}, by α", number % COLOURS, _polyline([(m.x, m.y) for m in marks]), marks=marks))
+    for number, row in enumerate(row for row, _ in found if alpha_of(row) is None):
+        place = number + len(paths)
+        shape = SHAPES[place // COLOURS % len(SHAPES)]
+        series.append(Series(name_of(row), place % COLOURS, marks=[mark(row, shape)]))
+    unit = f"{shown.unit}, logit scale"
+    title = f"{shown.title} on {over}"
+    return Chart(title, f"{first} ({unit})", f"{over} ({unit})", x.ticks(), y.ticks(), series)
+
+
+def _alpha_shape(alpha: float) -> tuple[str, str]:
+    """Shape and label of a point of an interpolation, as WiSE-FT draws them."""
+    shape = {0.0: "star", 1.0: "diamond"}.get(alpha, "thin")
+    return shape, f"{alpha:g}" if alpha in (0.0, 0.5, 1.0) else ""
+
+
+def _no_drop(x: Axis, y: Axis) -> list[Series]:
+    """The line on which a shift costs nothing, where it crosses the frame."""
+    low, high = max(x.low, y.low), min(x.high, y.high)
+    if low >= high:
+        return []
+    ends = [(x(p), y(p)) for p in (low, high)]  # straight, as both axes have one scale
+    return [Series("no drop", COLOURS, _polyline(ends), kind="dashed")]
+
+
+def alpha_charts(rows: Sequence[Row], datasets: Sequence[str], metrics: Sequence[str], most: int = 6) -> list[Chart]:
+    """Every metric along every interpolation, a line per data set."""
+    charts = []
+    for name, path in list(paths_of(rows).items())[:most]:
+        if len(path) < 2:
+            continue
+        for metric in metrics:
+            shown = metric_of(metric)
+            known = datasets_of(path, metric)
+            curves = {d: curve_of(path, d, metric, shown.factor) for d in datasets if d in known}
+            lines = {d: [(float(a), float(v)) for a, v in curve] for d, curve in curves.items() if len(curve)}
+            if lines:
+                curve = Curve(f"{shown.title} along {name}", "α", f"{shown.title} ({shown.unit})", lines)
+                charts.append(curve_chart(curve, best=max if shown.higher_is_better else min))
+    return charts
+
+
+def curve_chart(curve: Curve, best: object = None) -> Chart:
+    """A chart of lines; the first is drawn strong, and with `best` (max or min) the best point of each is marked."""
+    flat = [point for line in curve.lines.values() for point in line]
+    spreads = [s for found in curve.spread.values() for s in found if s is not None]
+    edge = max(spreads, default=0.0)
+    log = curve.log and min(px for px, _ in flat) > 0
+    x = _x_axis([px for px, _ in flat], "log" if log else "linear")
+    y = _y_axis([py + sign * edge for _, py in flat for sign in (-1, 1)])
+    series = []
+    for number, (name, line) in enumerate(curve.lines.items()):
+        spread = curve.spread.get(name, [None] * len(line))
+        pixels = [(x(px), y(py)) for px, py in line]
+        winner = best(line, key=lambda point: point[1]) if callable(best) else None
+        marks = [
+            Mark(x(px), y(py), "circle", _tip(name, curve, px, py, s), size=1.0 if (px, py) == winner else 0.6)
+            for (px, py), s in zip(line, spread, strict=True)
+        ]
+        shape = _band(line, spread, x, y)
+        kind = "strong" if number == 0 and len(curve.lines) > 1 else ""
+        series.append(Series(name, number % COLOURS, _polyline(pixels), shape, marks, kind))
+    return Chart(curve.title, curve.x_label, curve.y_label, x.ticks(), y.ticks(), series)
+
+
+def _tip(name: str, curve: Curve, x: float, y: float, spread: float | None) -> str:
+    around = "" if spread is None else f" ± {spread:.3g}"
+    return f"{name}\n{curve.x_label} {x:g}\n{curve.y_label} {y:.4g}{around}"
+
+
+def _band(line: Points, spread: Sequence[float | None], x: Axis, y: Axis) -> str:
+    """The outline of mean ± spread; empty where a spread is missing."""
+    sides = [(px, py, s) for (px, py), s in zip(line, spread, strict=True) if s is not None]
+    if len(sides) < 2 or len(sides) != len(line):
+        return ""
+    upper = [(x(px), y(py + s)) for px, py, s in sides]
+    lower = [(x(px), y(py - s)) for px, py, s in reversed(sides)]
+    return _polyline([*upper, *lower])
+
+
+def reliability_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float, int]]]) -> Chart:
+    """Accuracy against confidence, bin by bin: (confidence, accuracy, rows); the area of a mark grows with its rows."""
+    x, y = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(0, 1, HEIGHT - BOTTOM, TOP)
+    series = [Series("calibrated", COLOURS, _polyline([(x(0), y(0)), (x(1), y(1))]), kind="dashed")]
+    for number, (name, bins) in enumerate(lines.items()):
+        total = sum(rows for *_, rows in bins) or 1
+        marks = [
+            Mark(
+                x(confidence),
+                y(accuracy),
+                "circle",
+                f"{name}\nconfidence {100 * confidence:.1f} %\naccuracy {100 * accuracy:.1f} %\n{rows:,} rows",
+                size=0.5 + 2 * math.sqrt(rows / total),
+            )
+            for confidence, accuracy, rows in bins
+        ]
+        series.append(Series(name, number, _polyline([(m.x, m.y) for m in marks]), marks=marks))
+    percent = [(value, f"{100 * value:.0f}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    ticks = [(x(v), text) for v, text in percent], [(y(v), text) for v, text in percent]
+    return Chart(title, "confidence (%)", "accuracy (%)", *ticks, series)

@@ -1,0 +1,160 @@
+"""Results rows in the formats that other programs read: CSV, Markdown, LaTeX; and the text of a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from heads.evaluation.metrics import METRICS, Row, metric_of
+from heads.report.rows import alpha_of, choose_datasets, datasets_of, label_of, name_of
+from heads.report.tables import bold_cells, markdown_table, table_text
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What to show of results rows.
+
+    Attributes
+    ----------
+    datasets : in order; None: all in the rows
+    reference : the in-distribution one; None: the first
+    metrics : a table each; those that the rows lack are left out
+    """
+
+    datasets: Sequence[str] | None = None
+    reference: str | None = None
+    metrics: Sequence[str] = ("top1", "nll")
+
+    def places(self, rows: Sequence[Row], metric: str) -> tuple[str, list[str]]:
+        """The in-distribution data set and the shifted ones, as `choose_datasets`."""
+        return choose_datasets(rows, self.datasets, self.reference, metric)
+
+    def present(self, rows: Sequence[Row]) -> list[str]:
+        """The metrics that the rows have; the first is kept, so that its lack is an error."""
+        return [m for i, m in enumerate(self.metrics) if i == 0 or datasets_of(rows, m)]
+
+
+def as_text(rows: Sequence[Row], shown: Shown) -> str:
+    """Tables for the terminal; a metric that some data sets lack has a table of its own."""
+    first, shifted = shown.places(rows, shown.metrics[0])
+    everywhere = [m for m in shown.present(rows) if {first, *shifted} <= set(datasets_of(rows, m))]
+    return table_text(rows, [first, *shifted], everywhere, reference=first)
+
+
+def as_csv(rows: Sequence[Row], shown: Shown) -> str:
+    r"""One line per head: its name, alpha, model, and a column per data set and metric, as in the rows.
+
+    Every metric is written, not only those shown.
+
+    Examples
+    --------
+    >>> print(as_csv([{"head": "ridge", "encoder": "tiny", "digits:top1": 0.5}], Shown()))
+    head,alpha,model,digits:top1
+    ridge,,tiny,0.5
+    <BLANKLINE>
+    """
+    first, shifted = shown.places(rows, shown.metrics[0])
+    known = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
+    names = list(dict.fromkeys([*shown.metrics, *METRICS]))
+    columns = [key for data in (first, *shifted) for m in names if (key := f"{data}:{m}") in known]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["head", "alpha", "model", *columns])
+    for row in rows:
+        place = [name_of(row), alpha_of(row), row.get("encoder") or row.get("model")]
+        writer.writerow([*place, *(row.get(key) for key in columns)])
+    return out.getvalue()
+
+
+def as_markdown(rows: Sequence[Row], shown: Shown) -> str:
+    """A Markdown table per metric."""
+    tables = []
+    for metric in shown.present(rows):
+        first, shifted = _places(rows, shown, metric)
+        tables.append(markdown_table(rows, [first, *shifted], metric=metric, reference=first))
+    return "\n\n".join(tables) + "\n"
+
+
+def as_latex(rows: Sequence[Row], shown: Shown) -> str:
+    r"""A ``tabular`` per metric, with booktabs' rules; the best of each column bold.
+
+    Examples
+    --------
+    >>> print(as_latex([{"head": "zero_shot", "a:top1": 0.8}, {"head": "ridge", "a:top1": 0.9}], Shown()))
+    % \usepackage{booktabs}
+    \begin{tabular}{lr}
+    \toprule
+    Accuracy, \% & a \\
+    \midrule
+    zero\_shot & 80.0 \\
+    ridge & \textbf{90.0} \\
+    \bottomrule
+    \end{tabular}
+    <BLANKLINE>
+    """
+    parts = [r"% \usepackage{booktabs}"]
+    for metric in shown.present(rows):
+        metric_shown = metric_of(metric)
+        cells = bold_cells(rows, *_places(rows, shown, metric), metric, best=r"\textbf{{{}}}")
+        head = [f"{metric_shown.title}, {metric_shown.unit}", *cells]
+        parts += [rf"\begin{{tabular}}{{l{'r' * len(cells)}}}", r"\toprule", _latex_line(map_text(head)), r"\midrule"]
+        parts += [
+            _latex_line([latex_text(label_of(row)), *(column[i] for column in cells.values())])
+            for i, row in enumerate(rows)
+        ]
+        parts += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(parts) + "\n"
+
+
+def map_text(cells: Sequence[str]) -> list[str]:
+    """Texts as LaTeX shows them."""
+    return [latex_text(cell) for cell in cells]
+
+
+def latex_text(text: str) -> str:
+    r"""A name as LaTeX shows it: one line, without commands.
+
+    Examples
+    --------
+    >>> print(latex_text("a_b & 50% α=1"))
+    a\_b \& 50\% $\alpha$=1
+    """
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return "".join(LATEX.get(char, char) for char in line)
+
+
+LATEX = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "α": r"$\alpha$",
+    "–": "--",
+}
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _places(rows: Sequence[Row], shown: Shown, metric: str) -> tuple[str, list[str]]:
+    """The data sets that have a metric; the first of them is the reference where the usual one lacks it."""
+    first, shifted = shown.places(rows, shown.metrics[0])
+    known = [name for name in (first, *shifted) if name in datasets_of(rows, metric)]
+    return choose_datasets(rows, known, known[0], metric) if known else (first, shifted)
+
+
+FORMATS: dict[str, Callable[[Sequence[Row], Shown], str]] = {
+    "text": as_text,
+    "csv": as_csv,
+    "markdown": as_markdown,
+    "latex": as_latex,
+}
+"""Name -> text of results rows."""
+
+ENDINGS = {"csv": "csv", "latex": "tex"}
+"""Formats that a report writes to files of their own, and the endings of these."""

@@ -1,0 +1,129 @@
+"""Reading results files: ours, and WiSE-FT's.
+
+WiSE-FT's rows hold the fields of its command line, a float ``alpha`` for the models of a sweep, and the metrics under
+``"ImageNet:top1"`` and so on; rows whose ``alpha`` is a list were written after each epoch of training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from featcache.errors import HeadError
+from heads.evaluation.metrics import Row
+from heads.report.rows import alpha_of, name_of
+
+LONGEST = 60  # characters of what distinguishes two heads of one name
+
+
+def read_rows(paths: Sequence[str | Path]) -> list[Row]:
+    """All rows of some results files, in order.
+
+    Raises
+    ------
+    HeadError
+        For a file that cannot be read or holds no results. A last line that a killed process left unfinished is
+        skipped.
+    """
+    rows: list[Row] = []
+    for path in paths:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HeadError(f"{path}: cannot be read as results ({error}); expected a file of JSON lines") from error
+        lines = text.splitlines()
+        found = [row for number, line in enumerate(lines, 1) if (row := _row(line, path, number, len(lines)))]
+        if not any(":" in key for row in found for key in row):
+            raise HeadError(
+                f"{path}: no row with a key '<data set>:<metric>'; expected what `featcache evaluate` appends"
+            )
+        rows += found
+    return rows
+
+
+def _row(line: str, path: str | Path, number: int, last: int) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        if number < last and line.strip():
+            raise HeadError(f"{path}:{number}: no JSON ({error}); remove that line") from None
+        return None
+    if not isinstance(row, dict):
+        raise HeadError(f"{path}:{number}: {line[:40]!r} is no JSON object; expected one results row per line")
+    return row
+
+
+def is_epoch(row: Row) -> bool:
+    """Whether WiSE-FT wrote the row after an epoch of training."""
+    return isinstance(row.get("alpha"), list) and "current_epoch" in row
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """One row per head: what later rows of the same head say replaces or joins what earlier ones said.
+
+    The same head is one of equal name, model, alpha, parameters and splits. Heads of one name that differ get what
+    differs added to their names.
+
+    Examples
+    --------
+    >>> first, second = {"head": "ridge", "a:top1": 0.5}, {"head": "ridge", "a:top1": 0.6, "b:top1": 0.4}
+    >>> latest([first, second])
+    [{'head': 'ridge', 'a:top1': 0.6, 'b:top1': 0.4}]
+    >>> [row["head"] for row in latest([{**first, "encoder": "tiny"}, {**second, "encoder": "ViT-B-32"}])]
+    ['ridge (tiny)', 'ridge (ViT-B-32)']
+    """
+    merged: dict[str, Row] = {}
+    for row in rows:
+        key = json.dumps(_identity(row), sort_keys=True, default=str)
+        merged[key] = {**merged.get(key, {}), **row}
+    return _distinct(list(merged.values()))
+
+
+def _identity(row: Row) -> dict[str, object]:
+    """What says which head a row is of: everything but results."""
+    return {
+        key: value
+        for key, value in row.items()
+        if ":" not in key and not key.startswith("shifted_") and key not in ("current_epoch", "fit_seconds")
+    }
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with names that tell heads apart."""
+    named: dict[tuple[str, float | None], list[Row]] = {}
+    for row in rows:
+        named.setdefault((name_of(row), alpha_of(row)), []).append(row)
+    clashing = {name for (name, _), group in named.items() if len(group) > 1}
+    alike = {name: [row for row in rows if name_of(row) == name] for name in clashing}
+    shown: list[Row] = []
+    for row in rows:
+        name = name_of(row)
+        if name in clashing:
+            shown.append({**row, "head": f"{name} ({_difference(row, alike[name])})"})
+        else:
+            shown.append({**row, "head": name})
+    return shown
+
+
+def _difference(row: Row, others: Sequence[Row]) -> str:
+    """The fields in which the heads of one name differ, in short; else the row's place among them."""
+    flat = [_flat(_identity(other)) for other in others]
+    own = _flat(_identity(row))
+    fields = [key for key in own if key != "alpha" and len({one.get(key) for one in flat}) > 1]
+    texts = [own[key] if key in ("encoder", "model") else f"{key.rpartition('.')[2]} {own[key]}" for key in fields]
+    text = ", ".join(dict.fromkeys(texts))
+    return (text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…") or f"{others.index(row) + 1}"
+
+
+def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested fields as texts by dotted name; of splits, their names."""
+    found: dict[str, str] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            found |= _flat(item, f"{prefix}{key}.")
+        elif key in ("fitted_on", "chosen_on") and isinstance(item, list):
+            found[key] = "+".join(str(split.get("name")) for split in item if isinstance(split, Mapping))
+        else:
+            found[f"{prefix}{key}"] = str(item)
+    return found
