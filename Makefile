@@ -65,8 +65,8 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 gpu: $(READY)  ## everything marked gpu
 	$(BIN)/python -m pytest -m gpu
 
-gpu-bare:  ## the kernels' GPU tests, with a python that has torch, triton, cupy, numpy and pytest and need have no more
-	$(PYTHON) -m pytest -m gpu tests/test_gpu
+gpu-bare:  ## GPU tests and benchmarks with a python that has torch, and what else it happens to have; installs nothing
+	$(PYTHON) -m benchmarks.gpu_bare
 
 gpu-bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_encode --device cuda --out benchmarks/results/encode-gpu.json

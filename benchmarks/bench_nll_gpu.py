@@ -5,7 +5,7 @@ All run in turn in one process on unit rows at logit scale 100, timed by CUDA ev
 - product: the bare cuBLAS product of all heads into an array that exists already, rounded to the inputs' type;
 - eager: torch with all logits of a head; "loss alone" is product and cross_entropy, "all" what `linear_nll` gives;
 - compile: "all" under torch.compile;
-- cce, liger: cut-cross-entropy and Liger's fused linear cross entropy, which give the loss alone;
+- torch, cce, liger: fused linear cross entropies of torch (2.13 and later), cut-cross-entropy and Liger: loss alone;
 - cuda, triton: ours through the door, heads packed and sums on the host included; "rows" are the kernels alone.
 
 Then 21 interpolations of two heads against our own 21 calls and eager ones, and 21 heads on a training set of
@@ -31,6 +31,7 @@ from heads.kernels import linear_nll
 from heads.kernels.problem import Problem, pose
 
 FULL = {"N": 131_072, "D": 512, "C": 1000}
+VALIDATION = 50_000
 TINY = {"N": 200, "D": 16, "C": 50}
 IMAGENET = 1_281_167
 HEADS = (1, 8, 16)
@@ -93,7 +94,7 @@ def peers(inputs: Inputs, left_out: dict[str, str]) -> dict[str, Work]:
         works["compile, all"] = each_head(torch.compile(everything))
     else:
         left_out["compile"] = "timed on a GPU alone"
-    for name, make in {"cce": _cut_cross_entropy, "liger": _liger}.items():
+    for name, make in {"torch": _torch, "cce": _cut_cross_entropy, "liger": _liger}.items():
         try:
             if not X.is_cuda:
                 raise RuntimeError("needs a GPU")
@@ -103,6 +104,11 @@ def peers(inputs: Inputs, left_out: dict[str, str]) -> dict[str, Work]:
         except Exception as error:  # whatever a peer raises where it is missing, or cannot take these inputs
             left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
     return works
+
+
+def _torch() -> Callable[..., object]:
+    function = torch.nn.functional.linear_cross_entropy  # an AttributeError before torch 2.13
+    return lambda X, w, y: function(X * SCALE, w, y)
 
 
 def _cut_cross_entropy() -> Callable[..., object]:
@@ -161,24 +167,25 @@ class Bench:
         self.left_out: dict[str, str] = {}
         self.notes: dict[str, Any] = {}
 
-    def heads(self, n_heads: int, limits: dict[str, float]) -> None:
+    def heads(self, n_heads: int, limits: dict[str, float], rows: int | None = None) -> None:
         """H heads on N rows: everybody."""
-        inputs = draw(*(self.sizes[k] for k in ("N", "D", "C")), n_heads, self.dtype, self.device)  # type: ignore[call-arg]
+        title, n = f"H={n_heads}" + (f", {rows} rows" if rows else ""), rows or self.sizes["N"]
+        inputs = draw(n, self.sizes["D"], self.sizes["C"], n_heads, self.dtype, self.device)
         mine = ours(pose(*inputs), lambda impl: linear_nll(*inputs, logit_scale=SCALE, impl=impl), self.left_out)
-        works = {f"H={n_heads}, {k}": work for k, work in {**peers(inputs, self.left_out), **mine}.items()}
+        works = {f"{title}, {k}": work for k, work in {**peers(inputs, self.left_out), **mine}.items()}
         found = turns(self.device, works, self.rounds)
         self.seconds |= found
-        at = {name.split(", ", 1)[1]: median(values) for name, values in found.items()}
+        at = {name.removeprefix(f"{title}, "): median(values) for name, values in found.items()}
         others = {name: t for name, t in at.items() if name not in mine and name != "product"}
         cells = 2 * len(inputs[0]) * inputs[1].numel()
         for name in mine:
-            self.notes[f"H={n_heads}, {name}: share of the product's ceiling"] = cells / at[name] / limits["FLOP/s"]
-            self.notes[f"H={n_heads}, {name}: peak MiB beyond inputs"] = peak_mib(self.device, mine[name])
+            self.notes[f"{title}, {name}: share of the product's ceiling"] = cells / at[name] / limits["FLOP/s"]
+            self.notes[f"{title}, {name}: peak MiB beyond inputs"] = peak_mib(self.device, mine[name])
         if self.device.type == "cuda":
             best = min(mine, key=lambda name: at[name])
             if n_heads * self.sizes["C"] >= 8000:
-                self.bar(f"H={n_heads}, {best} over the bare product", at[best] / at["product"], 1.3, below=True)
-            self.bar(f"H={n_heads}, nearest peer over {best}", min(others.values()) / at[best], 1.0)
+                self.bar(f"{title}, {best} over the bare product", at[best] / at["product"], 1.15, below=True)
+            self.bar(f"{title}, nearest peer over {best}", min(others.values()) / at[best], 1.0)
 
     def grid(self) -> None:
         """A path of interpolations of two heads."""
@@ -247,6 +254,7 @@ def main() -> None:
     bench = Bench(device, dtype, sizes, options.rounds)
     for n_heads in options.heads:
         bench.heads(n_heads, limits)
+    bench.heads(1, limits, rows=100 if options.tiny else VALIDATION)
     bench.grid()
     bench.imagenet(4 * sizes["N"] if options.tiny else IMAGENET)
     bench.agreement()

@@ -1,0 +1,143 @@
+"""Everything that a GPU has to show, with whatever this python can import: tests, then benchmarks, in one record.
+
+``python -m benchmarks.gpu_bare [--out FILE] [--seconds 480] [--device cpu]``
+
+For machines with a card and little else: no network, nothing is installed. Each step runs in a process of its own with
+a share of the time, and is left out, with the reason in the record, where a library is missing or the time is spent. A
+step that fails is in the record with the end of what it printed; the exit code is then 1. ``--device cpu`` runs the
+benchmarks tiny on a CPU, which says only that the command works.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KERNELS = ("torch", "numpy")
+PROJECT = (*KERNELS, "zarr", "numcodecs", "sklearn", "scipy", "numba")
+ENCODING = (*PROJECT, "open_clip", "torchvision", "PIL")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, what it imports, and the most seconds it gets."""
+
+    name: str
+    needs: tuple[str, ...]
+    command: tuple[str, ...]
+    seconds: int
+
+    @property
+    def missing(self) -> list[str]:
+        """The libraries that cannot be imported here."""
+        return [name for name in self.needs if find_spec(name) is None]
+
+
+def steps(device: str) -> list[Step]:
+    """Tests first; benchmarks in the order of what would be missed most."""
+
+    def tests(name: str, *needs: str) -> Step:
+        return Step(
+            f"test_{name}",
+            (*KERNELS, "pytest", *needs),
+            ("pytest", "-q", "-m", "gpu", f"tests/test_gpu/test_{name}.py"),
+            90,
+        )
+
+    def bench(name: str, needs: tuple[str, ...], seconds: int, *options: str) -> Step:
+        small = () if device == "cuda" else ("--tiny", "--rounds", "1")
+        return Step(
+            f"{name} {' '.join(options)}".strip(),
+            needs,
+            (f"benchmarks.{name}", "--device", device, *options, *small),
+            seconds,
+        )
+
+    found = (
+        [tests("kernels"), tests("solvers", "sklearn"), tests("estimators", "zarr", "sklearn")]
+        if device == "cuda"
+        else []
+    )
+    return [
+        *found,
+        bench("bench_nll_gpu", KERNELS, 150, "--dtype", "bf16"),
+        bench("bench_solvers_gpu", (*KERNELS, "scipy", "sklearn"), 180),
+        bench("bench_nll_gpu", KERNELS, 90, "--dtype", "fp32", "--tf32", "--heads", "1"),
+        bench("bench_encode", ENCODING, 90),
+        bench("bench_precision", ENCODING, 60),
+    ]
+
+
+def run(found: Sequence[Step], seconds: float) -> dict[str, Any]:
+    """The record of each step: a benchmark's own, or what a test printed last, or why it did not run."""
+    end, record = time.monotonic() + seconds, {}
+    for step in found:
+        left = end - time.monotonic()
+        if step.missing:
+            record[step.name] = {"left out": f"cannot import {', '.join(step.missing)}"}
+        elif left < 10:
+            record[step.name] = {"left out": f"{seconds:.0f} s are spent; give more with --seconds"}
+        else:
+            record[step.name] = _one(step, min(left, step.seconds))
+        print(f"{step.name}: {_line(record[step.name])}", flush=True)
+    return record
+
+
+def _one(step: Step, seconds: float) -> dict[str, Any]:
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        is_benchmark = step.command[0].startswith("benchmarks.")
+        command = [sys.executable, "-m", *step.command, *(("--out", str(out)) if is_benchmark else ())]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
+            code, printed = done.returncode, done.stdout + done.stderr
+        except subprocess.TimeoutExpired as error:
+            printed = b"".join(part for part in (error.stdout, error.stderr) if isinstance(part, bytes)).decode()
+            code = None
+        found: dict[str, Any] = {"took_s": round(time.monotonic() - start, 1)}
+        if out.exists():
+            found["record"] = json.loads(out.read_text())
+        elif code is None:
+            found["failed"] = f"stopped after {seconds:.0f} s: {printed[-1500:]}"
+        elif code:
+            found["failed"] = f"exit code {code}: {printed[-3000:]}"
+        else:
+            found["printed"] = printed[-600:]
+        return found
+
+
+def _line(found: dict[str, Any]) -> str:
+    if "left out" in found:
+        return f"left out, {found['left out']}"
+    if "failed" in found:
+        return f"FAILED after {found['took_s']} s, {found['failed']}"
+    bars = found.get("record", {}).get("bars", [])
+    kept = f", {sum(bar['met'] for bar in bars)} of {len(bars)} bars met" if bars else ""
+    return f"{found['took_s']} s{kept}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the steps, print a line per step, write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--seconds", type=float, default=480, help="for all steps together (default: 480)")
+    parser.add_argument("--out", default="benchmarks/results/gpu-bare.json", help="JSON file")
+    args = parser.parse_args(argv)
+    record = run(steps(args.device), args.seconds)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.out).write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {args.out}")
+    return int(any("failed" in found for found in record.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
