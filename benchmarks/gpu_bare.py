@@ -62,7 +62,7 @@ def steps(device: str) -> list[Step]:
         )
 
     found = (
-        [tests("kernels"), tests("solvers", "sklearn"), tests("estimators", "zarr", "sklearn")]
+        [tests("kernels"), tests("solvers", "scipy", "threadpoolctl"), tests("estimators", "zarr", "sklearn")]
         if device == "cuda"
         else []
     )

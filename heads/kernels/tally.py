@@ -276,7 +276,7 @@ def _on_host(sums: dict[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
     if not sums["nll"].is_cuda:
         return {name: values.numpy() for name, values in sums.items()}
     whole = torch.cat([values.double().flatten() for values in sums.values()]).cpu()
-    parts = whole.split([values.numel() for values in sums.values()])
+    parts = torch.split(whole, [values.numel() for values in sums.values()])
     return {
         name: part.to(values.dtype).view(values.shape).numpy()
         for part, (name, values) in zip(parts, sums.items(), strict=True)

@@ -19,6 +19,9 @@ Nocedal and Wright, Numerical Optimization, algorithm 7.4; line search: backtrac
 
 from __future__ import annotations
 
+import math
+import statistics
+import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -85,6 +88,34 @@ class _History:
         return found
 
 
+class _Clock:
+    """Seconds between ticks on a GPU, which has finished its work by then; on a CPU nothing is measured.
+
+    Costs by the clock are rounded to powers of two, so that two runs rarely differ in them, and a CPU's results, which
+    are compared to the bit, never depend on one.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.on = device == "cuda"
+        self._last: float | None = None
+        self._taken: list[float] = []
+
+    def tick(self) -> float | None:
+        """Seconds since the last tick, None without one."""
+        if not self.on:
+            return None
+        torch.cuda.synchronize()
+        now, last = time.perf_counter(), self._last
+        self._last = now
+        if last is not None:
+            self._taken.append(now - last)
+        return None if last is None else now - last
+
+    def median(self) -> float | None:
+        """Of the seconds so far, None without any."""
+        return statistics.median(self._taken) if self._taken else None
+
+
 class Minimiser:
     """Minimise one objective for one penalty after another, each from the last optimum.
 
@@ -116,6 +147,7 @@ class Minimiser:
         self._blocks: ClassBlocks | None = None
         self._age = 0  # iterations since the blocks were built, or from the start
         self._build_cost = ClassBlocks.cost(objective)
+        self._clock = _Clock(self.theta.device.type)
         self.builds = 0
 
     def solve(self, penalty: Penalty) -> Optimum:
@@ -150,8 +182,7 @@ class Minimiser:
                 break
             # New blocks, once the iterations since the last build have cost as much as a build.
             if self._age >= self._build_cost:
-                self._blocks, self._age = ClassBlocks(f, line.sample(), self.theta), 0
-                self.builds += 1
+                self._build()
                 continue
             # The step. If rounding hides every decrease: try again without history, then give up.
             taken = self._search(direction, value, slope) if slope < 0.0 else None
@@ -167,7 +198,18 @@ class Minimiser:
             stalled = len(recent) > _WINDOW and recent[0] - value <= 0.5 * eps * value
             iteration += 1
             self._age += 1
+            self._clock.tick()
         return Optimum(self.theta, value, gap, iteration, stalled or slope == 0.0 or gap <= max(tol, 1e2 * eps))
+
+    def _build(self) -> None:
+        """New blocks at the point; on a GPU the first ones say what a build costs."""
+        iteration = self._clock.median()
+        self._blocks, self._age = ClassBlocks(self.objective, self._line.sample(), self.theta), 0
+        self.builds += 1
+        build = self._clock.tick()
+        if iteration and build:
+            self._build_cost = max(8.0, 2.0 ** round(math.log2(build / iteration)))
+            self._clock = _Clock("cpu")
 
     def _search(self, direction: Tensor, value: float, slope: float) -> tuple[float, float, Tensor] | None:
         """Step that decreases the objective enough, with value and gradient there; None if there is none."""

@@ -100,7 +100,11 @@ class ClassBlocks:
 
     @staticmethod
     def cost(f: Objective) -> float:
-        """Cost of building, in iterations of L-BFGS (at least 8; infinite where blocks would not fit in 1 GiB)."""
+        """Cost of building, in iterations of L-BFGS (at least 8; infinite where blocks would not fit in 1 GiB).
+
+        By counted operations, which is what a CPU takes. On a GPU, whose products run many times as fast as its
+        factorisations, `Minimiser` replaces this by what the first build took.
+        """
         rows, dim = f.rows.n, f.dim
         if f.n_outputs * (dim + 1) ** 2 * f.rows.sample.X.element_size() > _MAX_BYTES:
             return float("inf")

@@ -1,6 +1,7 @@
 """The logistic solver's parts: gradients, kept logits, preconditioner, rows in passes, against autograd."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from logistic_reference import objective
 
+from heads.solvers.logistic import lbfgs
 from heads.solvers.logistic.lbfgs import Minimiser
 from heads.solvers.logistic.objective import Line, Logits, Objective
 from heads.solvers.logistic.path import PathSolver
@@ -279,3 +281,33 @@ def test_the_caller_s_tf32_switch_does_not_reach_the_solver(monkeypatch: pytest.
         assert (seen, matmul.fp32_precision) == (["ieee"], "tf32")
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("build", "cost"), [(1.0, 8.0), (70.0, 64.0)])
+def test_on_a_gpu_the_clock_says_what_a_build_costs(
+    build: float, cost: float, draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build of 70 iterations' time counts as 64 of them; a clock that the test moves stands for the GPU's."""
+    now = [0.0]
+    probe = Line.probe
+
+    def slow_probe(self: Line, direction: torch.Tensor) -> Any:
+        now[0] += 1.0
+        return probe(self, direction)
+
+    class SlowBlocks(ClassBlocks):
+        def __init__(self, *args: Any) -> None:
+            now[0] += build
+            super().__init__(*args)
+
+    monkeypatch.setattr(Line, "probe", slow_probe)
+    monkeypatch.setattr(lbfgs, "ClassBlocks", SlowBlocks)
+    monkeypatch.setattr(lbfgs, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    line, _ = problem(draw)
+    minimiser = Minimiser(line.objective, tol=1e-12)
+    minimiser._clock.on, minimiser._build_cost = True, 3.0
+    minimiser.solve(L2(1e-3))
+    assert minimiser.builds
+    assert minimiser._build_cost == cost
+    assert not minimiser._clock.on
