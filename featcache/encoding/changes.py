@@ -11,38 +11,65 @@ from featcache.datasets.base import Dataset, dataset_key
 from featcache.datasets.content import content_digest
 from featcache.errors import FeatcacheError, MismatchError, StoreWriteError
 from featcache.store import ImageStore, content_key, open_image_store
-from featcache.store.columns import read_stamps, write_stamps
+from featcache.store.columns import labels_digest, metadata_digest, read_stamps, write_stamps
 from featcache.store.key import Json
 from featcache.store.layout import MANIFEST, ArraySpec
 from featcache.store.places import StorePath, read, stat
 
 
-def known_identity(identity: Json, dataset: Dataset, root: StorePath) -> Json:
-    """The identity of the store that holds these samples.
+def known_identity(identity: Json, dataset: Dataset, root: StorePath, *, update_labels: bool = False) -> Json:
+    """The identity of the store that holds these samples under this name.
 
-    The content of arrays became part of their key later than other things: a finished store under the older key, of ids
-    and sizes alone, is taken where its content is sure to be that of the data set. Else the identity stays.
+    - The content of arrays became part of their key later than other things: a finished store under the older key, of
+      ids and sizes alone, is taken where its content is sure to be that of the data set.
+    - A store has one set of labels. Where a finished one has other labels and another name, the data set has a store of
+      its own, keyed by its name too: digits and words for the same images. Its rows are copied, not encoded.
 
     Parameters
     ----------
     identity : dict
         ``{"encoder": ..., "dataset": ...}``, with the content in the key.
+    update_labels : bool
+        Replace the labels of a store of another name.
     """
+    folder = root / ImageStore.kind / content_key(identity["encoder"])
+    found = _of_content(identity, dataset, root, folder)
+    named = found | {"dataset": found["dataset"] | {"name": dataset.name, "split": dataset.split}}
+    if _is_finished(folder, named):
+        return named
+    store = _finished(folder, found)
+    if store is None or update_labels or (store.name, store.split) == (dataset.name, dataset.split):
+        return found
+    index = dataset.index
+    digests = labels_digest(index.labels, index.classnames), metadata_digest(index.metadata)
+    return found if (store.labels_digest, store.metadata_digest) == digests else named
+
+
+def _of_content(identity: Json, dataset: Dataset, root: StorePath, folder: StorePath) -> Json:
+    """The identity, or the older one of a store that holds the same content."""
     content = dataset.index.content
-    if content is None:
+    if content is None or _is_finished(folder, identity):
         return identity
     ids_and_sizes = dataset_key(replace(dataset.index, content=None))
     older = identity | {"dataset": identity["dataset"] | {"samples": ids_and_sizes}}
-    folder = root / ImageStore.kind / content_key(identity["encoder"])
-    if stat(folder / content_key(identity["dataset"]) / MANIFEST) is not None:
+    store = _finished(folder, older)
+    if store is None:
         return identity
-    try:
-        store = open_image_store(folder / content_key(older["dataset"]))
-        hashes = store.array("content").tobytes()
-    except (FeatcacheError, OSError):  # none, unfinished or damaged
-        return identity
+    hashes = store.array("content").tobytes()
     same = content_digest(str(store.info.get("decoding")), hashes) == content.digest(root)
     return older if same else identity
+
+
+def _is_finished(folder: StorePath, identity: Json) -> bool:
+    return stat(folder / content_key(identity["dataset"]) / MANIFEST) is not None
+
+
+def _finished(folder: StorePath, identity: Json) -> ImageStore | None:
+    """The finished store of an identity; None if there is none, or it is damaged."""
+    try:
+        return open_image_store(folder / content_key(identity["dataset"]))
+    except FeatcacheError:
+        return None
 
 
 def changed_rows(dataset: Dataset, store: StorePath, content: ArraySpec, chunks: Iterable[int]) -> list[int]:
@@ -82,7 +109,7 @@ def check_source(dataset: Dataset, store: ImageStore) -> list[str]:
     if index.content is not None:  # part of the key: other rows are named below, other ids and sizes here
         same = (store.ids, store.info.get("decoding")) == (list(index.ids), index.content.decoding)
     else:
-        same = stored == {"rows": len(index), "samples": dataset_key(index)}
+        same = (stored["rows"], stored["samples"]) == (len(index), dataset_key(index))
     if not same:
         raise MismatchError(
             f"{store.path}: made from other samples than {dataset.name}/{dataset.split} ({len(store):,} rows there, "

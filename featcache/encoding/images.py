@@ -146,7 +146,7 @@ class ImageJob(StoreJob[ImageStore]):
         }
         super().__init__(
             root,
-            known_identity(identity, dataset, root),
+            known_identity(identity, dataset, root, update_labels=options.update_labels),
             len(self.index),
             f"{dataset.name}/{dataset.split} with {encoder.name}",
             progress=progress,
@@ -327,7 +327,7 @@ class ImageJob(StoreJob[ImageStore]):
             raise LabelsChangedError(
                 f"{self.what}: {difference}. {store.reference} holds the features of these images, which need no "
                 f"encoding: run again with --update-labels to replace its {what} by those of "
-                f"{self.dataset.name}/{self.dataset.split}, or with another --root to keep both labelings side by side"
+                f"{self.dataset.name}/{self.dataset.split}, or with another --name to keep both labelings side by side"
             )
         add_name(store, self.encoder.name)
         known = list(store.text_digests)  # another model may share the image tower alone

@@ -176,7 +176,10 @@ def check_classes(classnames: Sequence[str], store: Encoded, head: str = "head")
     if len(theirs) < len(classnames) and set(theirs) <= set(classnames):
         remedy = "pass class_subset=heads.subset_by_name(head.classnames, store.classnames) to keep only its classes"
     else:
-        remedy = "encode the data with the head's class list, or fit the head on this one"
+        remedy = (
+            "encode the data with the head's class list (SOURCE,classes=LIST --update-labels keeps the features), or "
+            "fit the head on this one"
+        )
     ours, others = set(classnames), set(theirs)
     lacking, unknown = [repr(c) for c in classnames if c not in others], [repr(c) for c in theirs if c not in ours]
     named = "".join(

@@ -191,7 +191,7 @@ def _open_list(file: Path, split: str, label: dict[str, int], displays: list[str
     if len(set(numbers.values())) != len(numbers):
         raise DatasetError(f"{file}: a class has more than one number; restore the published list")
     files = [size_and_stamp(file.parent / row.path) for row in rows]
-    check_found(rows, files, file)
+    check_found(rows, files, file, file.parent)
     index = file_index([row.path for row in rows], files, labels, displays, str(file))
     return FileDataset(name, split, index, file.parent)
 

@@ -3,9 +3,10 @@
 Line. ``path<TAB>label``, or without a tab ``path label`` split at the last space; so paths may hold spaces, and a
 label with a space needs the tab. Blank lines and lines that start with ``#`` are skipped. UTF-8.
 
-Paths are relative to the list file's folder; the path as it is written is the sample's id, and the rows are in the
-file's order. Absolute paths are allowed (the id, and with it the data set's key, then depends on the location of the
-data); ``..`` is refused: a list cannot reach out of its folder unseen.
+Paths start from ``root=DIR`` (``list:FILE,root=DIR``), by default from the list file's folder, or from the nearest
+folder above it that has the files: lists name images from the folder in which a training script runs. The path as it is
+written is the sample's id, and the rows are in the file's order. Absolute paths are allowed (the id, and with it the
+data set's key, then depends on the location of the data); ``..`` is refused.
 
 Class order. Labels are class names, sorted by code point, unless ``classes.txt`` beside the list says otherwise (one
 name a line, or ``label<TAB>display name``; it must hold every label of the list). With ``labels="int"`` they are
@@ -32,10 +33,13 @@ from featcache.datasets.files import (
     size_and_stamp,
 )
 from featcache.datasets.labels import by_name, by_number, check_labels_option
+from featcache.datasets.options import split_options
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
 EXPECTED = "expected 'path<TAB>label' or 'path label'"
+PROBED = 20
+"""Lines looked at to find the folder that paths start from."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class ListRow:
     tab: bool
 
 
-def open_list_file(file: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open the samples that a list file names.
+def open_list_file(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open the samples that a list file names: ``FILE`` or ``FILE,root=DIR``.
 
     See `open_dataset`; the default name is that of the file, or of its folder where the file is named by the split.
 
@@ -58,14 +62,24 @@ def open_list_file(file: str, split: str, *, labels: str = "names", name: str | 
     DatasetError
         With ``file:line``, what was got and what was expected; or where no listed image exists.
     """
+    file, options = split_options("list", argument, ("root",))
     path = local_path("list", file.replace(PLACEHOLDER, check_split(split)))
     check_labels_option(labels)
     rows = parse_list(read_lines(path), str(path))
     indices, classnames = _classes(rows, path, labels)
-    files = [size_and_stamp(path.parent / row.path) for row in rows]
-    check_found(rows, files, path)
+    root = local_path("list,root=", options["root"]) if "root" in options else _root(rows, path)
+    files = [size_and_stamp(root / row.path) for row in rows]
+    check_found(rows, files, path, root)
     index = file_index([row.path for row in rows], files, indices, classnames, str(path))
-    return FileDataset(check_name(name or name_of_file(file, path.parent)), split, index, path.parent)
+    return FileDataset(check_name(name or name_of_file(file, path.parent)), split, index, root)
+
+
+def _root(rows: list[ListRow], path: Path) -> Path:
+    """The nearest folder from the list's on that holds one of the first images; the list's if none does."""
+    for folder in path.parents[:-1]:
+        if any((folder / row.path).is_file() for row in rows[:PROBED]):
+            return folder
+    return path.parent
 
 
 def parse_list(lines: list[str], source: str) -> list[ListRow]:
@@ -142,7 +156,7 @@ def _classes(rows: list[ListRow], path: Path, labels: str) -> tuple[list[int], S
     return by_number(written, where, names, "correct it, or leave out --labels int")
 
 
-def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path) -> None:
+def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path, root: Path) -> None:
     """Refuse a list whose images are elsewhere, and lines that may have been split at the wrong space.
 
     Other missing images keep their row, so that encoding can report them and, with ``--max-bad``, continue without
@@ -150,10 +164,10 @@ def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path) -
     """
     missing = [row for row, facts in zip(rows, files, strict=True) if facts == (0, 0)]
     if len(missing) == len(rows):
-        examples = ", ".join(repr(os.path.join(path.parent, row.path)) for row in missing[:SHOWN])
+        examples = ", ".join(repr(os.path.join(root, row.path)) for row in missing[:SHOWN])
         raise DatasetError(
-            f"{path}: none of its {len(rows):,} images exists: looked for {examples}; "
-            "paths are relative to the list file's folder, and a label with a space needs a tab before it"
+            f"{path}: none of its {len(rows):,} images exists: looked for {examples}; name the folder that paths start "
+            f"from, list:{path.name},root=DIR; and a label with a space needs a tab before it"
         )
     for row in missing:
         if not row.tab and " " in row.path:

@@ -173,3 +173,22 @@ def test_what_was_written_is_read(path, label):
     assert parse_line(f"{path}\t{label}") == (path, label)
     if " " not in label:
         assert parse_line(f"{path} {label}") == (path, label)
+
+
+def test_paths_start_from_the_nearest_folder_that_has_them(tmp_path):
+    for place, shade in (("data/img", 10), ("img", 20), ("elsewhere/img", 30)):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (2, 2), (shade,) * 3).save(tmp_path / place / "a.png")
+    (tmp_path / "data" / "lists").mkdir()
+    file = tmp_path / "data" / "lists" / "list.txt"
+    file.write_text("img/a.png cat\n")
+
+    def first(spec):
+        data = open_dataset(spec, "test")
+        return data.decode(data.read(0), 0).getpixel((0, 0))[0]
+
+    assert first(f"list:{file}") == 10  # data/img, one folder above the list
+    assert first(f"list:{file},root={tmp_path}") == 20
+    assert first(f"list:{file},root={tmp_path}/elsewhere") == 30
+    (tmp_path / "data" / "img" / "a.png").unlink()
+    assert first(f"list:{file}") == 20

@@ -51,13 +51,12 @@ def test_changed_columns_are_noticed_and_taken_over_without_encoding(tmp_path: P
     encode(tmp_path, WithColumns(region=REGIONS), encoder)
     with pytest.raises(LabelsChangedError, match=r"metadata columns differ .*'region'.*--update-labels"):
         encode(tmp_path, WithColumns(region=REGIONS[::-1]), encoder)
-    other = WithColumns(name="wild", region=REGIONS[::-1], year=YEARS)
     with pytest.raises(
         LabelsChangedError,
         match=r"fake/train@numpy holds .*--update-labels to replace its labels, class names and columns region, year "
-        r"by those of wild/train, or with another --root to keep both",
+        r"by those of fake/train, or with another --name to keep both",
     ):
-        encode(tmp_path, other, encoder)
+        encode(tmp_path, WithColumns(region=REGIONS[::-1], year=YEARS), encoder)
     images = encoder.images
     store = encode(tmp_path, WithColumns(region=REGIONS[::-1], year=YEARS), encoder, update_labels=True)
     assert encoder.images == images
@@ -68,6 +67,17 @@ def test_changed_columns_are_noticed_and_taken_over_without_encoding(tmp_path: P
     assert (plain.path, plain.metadata) == (store.path, {})
     assert stat(plain.path / "metadata.parquet") is None
     assert verify(plain.path, deep=True).ok
+
+
+def test_other_columns_under_another_name_have_a_store_of_their_own(tmp_path: Path) -> None:
+    encoder = NumpyEncoder()
+    first = encode(tmp_path, WithColumns(region=REGIONS), encoder)
+    second = encode(tmp_path, WithColumns(name="wild", year=YEARS), encoder)
+    assert (second.path == first.path, sorted(second.metadata)) == (False, ["year"])
+    assert open_image_store(first.path).metadata["region"].tolist() == REGIONS
+    assert encode(tmp_path, WithColumns(name="wild", year=YEARS), encoder).path == second.path
+    first = encode(tmp_path, WithColumns(name="other", year=YEARS), encoder, update_labels=True)
+    assert sorted(first.metadata) == ["year"]
 
 
 def test_a_damaged_column_file_is_found(tmp_path: Path) -> None:
