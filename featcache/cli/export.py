@@ -19,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file, - for standard output; or, for npy, a folder; a store of texts goes to a .ckpt, as Lipsum-FT's "
         "setup.py writes it",
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the ending of TARGET, else npy")
+    parser.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        help="default: by the ending of TARGET, else npy; fe is transferlearning's text file of features before "
+        "normalisation, label last",
+    )
     parser.add_argument("--dtype", default="float32", choices=("float16", "float32", "float64"))
     root_argument(parser)
 

@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("heads.cli.predict", "classify image files with a head"),
     "retrieve": ("heads.cli.retrieve", "image-text retrieval: recall@k in both directions"),
     "sweep": ("heads.cli.sweep", "fit and evaluate many heads, settings, shots and seeds, one row each"),
+    "table": ("heads.cli.table", "one head under several models on every domain of a data set, with averages"),
     "report": ("heads.cli.report", "tables, plots and one page from results files, with published figures beside"),
     "leaks": ("heads.cli.leaks", "find near-duplicates between a train and a test split"),
     "demo": ("ft.cli.demo", "the main job from start to end, on the embedded model and handwritten digits"),

@@ -14,12 +14,14 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import FeatcacheError, OutputError
+from featcache.errors import FeatcacheError, MismatchError, OutputError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
 from featcache.store.places.targets import is_stream, replacing, write_target
 
 BLOCK_ROWS = 16_384
+UNIT = 2e-3
+"""How far from 1 the lengths of float16 rows of unit length may be."""
 Block = tuple[Array, npt.NDArray[np.int64], list[str]]
 
 
@@ -34,6 +36,8 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     ``safetensors``  one file: tensors ``features`` and ``labels``; ids and class names as JSON in its metadata
     ``parquet``      one file: columns ``id``, ``label``, ``class``, ``features`` (a list of D floats)
     ``csv``          one file: columns ``id``, ``label``, ``class``, ``f0`` ... ``f<D-1>``
+    ``fe``           one text file as transferlearning's ``--mode fe`` writes it: no header, features before they were
+                     normalised, then the label, separated by spaces, 4 decimals; name it as the target needs
 
     Parameters
     ----------
@@ -46,6 +50,8 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     ------
     FeatcacheError
         An unknown format.
+    MismatchError
+        ``fe`` of features whose lengths before normalisation are not known.
     OutputError
         A folder, a device or a pipe in place of a file, or no room; what was there before is untouched.
     """
@@ -131,10 +137,42 @@ def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
         text.detach()
 
 
+def _fe(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
+    """Unit rows times their lengths; float16 keeps three digits of each value."""
+    lengths = _lengths(store)
+    done = 0
+    for features, labels, _ in _blocks(store, np.dtype(np.float32)):
+        rows = features * lengths[done : done + len(features), None]
+        done += len(features)
+        np.savetxt(file, np.column_stack([rows, labels]), fmt="%.4f", delimiter=" ")
+
+
+def _lengths(store: ImageStore) -> Array:
+    """Lengths (N',) of the valid rows before they were normalised.
+
+    Raises
+    ------
+    MismatchError
+        If they are not known: a store without them, or imported features that were of unit length already.
+    """
+    if "norm" not in store.manifest.arrays:
+        raise MismatchError(f"{store.reference}: holds no lengths of its features; encode it again, or export to csv")
+    lengths = store.array("norm")[store.valid]
+    if not np.isfinite(lengths).all():
+        raise MismatchError(f"{store.reference}: the lengths of some features are missing; `featcache verify` it")
+    if store.provenance.get("imported") and np.allclose(lengths, 1, atol=UNIT):
+        raise MismatchError(
+            f"{store.reference}: was imported from features of unit length, so their lengths before normalisation are "
+            "not known; import them as the encoder gave them, or export to csv"
+        )
+    return lengths
+
+
 FORMATS: dict[str, Callable[[ImageStore, BinaryIO, np.dtype], None] | None] = {
     "npy": None,
     "safetensors": _safetensors,
     "parquet": _parquet,
     "csv": _csv,
+    "fe": _fe,
 }
 """Name -> what writes a file of that format; npy files go into a folder."""

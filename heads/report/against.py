@@ -35,6 +35,7 @@ from featcache.encoders import PREPARATIONS
 from featcache.errors import HeadError
 from heads.evaluation.metrics import METRICS, Metric, Row
 from heads.report.rows import alpha_of, is_wise_ft, label_of, mean_of, name_of
+from heads.report.tables import aligned_lines
 
 PUBLISHED = "published"
 FOLDER = Path(__file__).parent / PUBLISHED
@@ -388,9 +389,9 @@ def comparison_cells(found: Sequence[Comparison]) -> list[list[str]]:
             one.head,
             one.dataset,
             f"{one.figure.metric} {one.shown.unit}".strip(),
-            one.text(one.measured),
-            one.text(one.figure.value),
-            one.text(one.difference, "+"),
+            f"{one.text(one.measured):>8}",
+            f"{one.text(one.figure.value):>9}",
+            f"{one.text(one.difference, '+'):>10}",
             "!" if one.beyond else f"other {one.other}" if one.other else "",
             one.figure.label,
         ]
@@ -406,17 +407,9 @@ def comparison_text(found: Sequence[Comparison], rows: Sequence[Row] = ()) -> st
             f"no published figure for these results (model: {models}); --against published:MODEL says which of "
             "OpenAI's models they are of, benchmarks/published has all figures"
         )
-    lines = [list(HEADER), *comparison_cells(found)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = range(3, 6)
-    text = [
-        "  ".join(
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
+    text = aligned_lines([HEADER, *comparison_cells(found)])
     beyond = [one for one in found if one.beyond]
     alike = sum(not one.other for one in found)
     tail = f"{len(beyond)} of {alike} differences in like settings are beyond their tolerance"
     tail += "".join(sorted({f"; ! {one.figure.metric}: {one.text(one.figure.tolerance)}" for one in beyond}))
-    return "\n".join([*(line.rstrip() for line in text), tail])
+    return "\n".join([*text, tail])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from heads.evaluation.metrics import METRICS, Row, metric_of
@@ -99,18 +99,16 @@ def as_latex(rows: Sequence[Row], shown: Shown) -> str:
         metric_shown = metric_of(metric)
         cells = bold_cells(rows, *_places(rows, shown, metric), metric, best=r"\textbf{{{}}}")
         head = [f"{metric_shown.title}, {metric_shown.unit}", *cells]
-        parts += [rf"\begin{{tabular}}{{l{'r' * len(cells)}}}", r"\toprule", _latex_line(map_text(head)), r"\midrule"]
-        parts += [
-            _latex_line([latex_text(label_of(row)), *(column[i] for column in cells.values())])
-            for i, row in enumerate(rows)
-        ]
-        parts += [r"\bottomrule", r"\end{tabular}"]
+        lines = [[label_of(row), *(column[i] for column in cells.values())] for i, row in enumerate(rows)]
+        parts.append(latex_table(head, lines))
     return "\n".join(parts) + "\n"
 
 
-def map_text(cells: Sequence[str]) -> list[str]:
-    """Texts as LaTeX shows them."""
-    return [latex_text(cell) for cell in cells]
+def latex_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A ``tabular`` of one text column and number columns; the numbers may hold LaTeX of our own."""
+    body = [_latex_line([latex_text(first), *cells]) for first, *cells in lines]
+    top = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", _latex_line(map(latex_text, header))]
+    return "\n".join([*top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
 
 
 def latex_text(text: str) -> str:
@@ -137,7 +135,7 @@ LATEX = {
 }
 
 
-def _latex_line(cells: Sequence[str]) -> str:
+def _latex_line(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 

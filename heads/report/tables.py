@@ -52,9 +52,28 @@ def markdown_table(
     return "\n".join(lines)
 
 
-def markdown_lines(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of plain texts."""
-    rule = "|" + ":---|" * len(header)
+def aligned_lines(lines: Sequence[Sequence[str]], right: int = 0) -> list[str]:
+    r"""Lines of cells in columns; those from column `right` on, if there is one, end below each other.
+
+    Examples
+    --------
+    >>> print("\n".join(aligned_lines([["model", "a"], ["x", "10.5"]], right=1)))
+    model     a
+    x      10.5
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if right and i >= right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def markdown_lines(header: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
+    """A Markdown table of plain texts, those from column `right` on, if there is one, right-aligned."""
+    rule = "|" + "".join("---:|" if right and i >= right else ":---|" for i in range(len(header)))
     return "\n".join([_markdown_line(header), rule, *(_markdown_line([*map(markdown_text, line)]) for line in lines)])
 
 

@@ -1,0 +1,151 @@
+"""The verb ``featcache table``: backbones x domains, with averages; what is missing is encoded."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from featcache.cli.arguments import (
+    decoding_arguments,
+    device_argument,
+    preprocess_argument,
+    pretrained_argument,
+    progress_of,
+    quiet_argument,
+    root_argument,
+    show,
+)
+from featcache.encoding.options import EncodeOptions
+from featcache.errors import HeadError
+from heads.cli.arguments import (
+    against_argument,
+    against_lines,
+    compared,
+    json_setting,
+    results_argument,
+    with_published,
+)
+from heads.evaluation.metrics import metric_of
+
+if TYPE_CHECKING:
+    from featcache.encoders import Encoder
+    from heads.evaluation.metrics import Row
+    from heads.sweeps.backbones import BackboneTable
+
+FORMATS = ("text", "csv", "markdown", "latex")
+DIGITS = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache table``."""
+    parser.add_argument("head", metavar="HEAD", help="zero_shot, or with --train a head that is fitted on images")
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        nargs="+",
+        required=True,
+        help="a table for each: collection:NAME:DIR has a column per domain, any other source one column",
+    )
+    parser.add_argument("--models", metavar="MODEL", nargs="+", required=True, help="a line for each, as in encode")
+    pretrained_argument(parser, "every model")
+    parser.add_argument("--split", default="all", help="split of every domain (default: all)")
+    parser.add_argument("--templates", default="picture", help="template set or file (default: picture)")
+    parser.add_argument("--train", metavar="DATA:SPLIT", help="training rows of heads that are fitted on images")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the head, its value in JSON"
+    )
+    parser.add_argument("--metric", default="top1", help="what the cells show (default: top1)")
+    parser.add_argument("--format", default="text", choices=FORMATS, help="of the tables (default: text)")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    against_argument(parser)
+    results_argument(parser, per="model and data set")
+    decoding_arguments(parser)
+    preprocess_argument(parser)
+    device_argument(parser)
+    quiet_argument(parser)
+    root_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``featcache table HEAD --data DATA... --models MODEL...``."""
+    from featcache.encoders import load_encoder
+    from heads import append_rows
+    from heads.report.results import results_file
+    from heads.sweeps.backbones import BackbonePlan, backbone_tables
+
+    metric_of(args.metric)
+    plan = BackbonePlan(
+        args.head,
+        args.data,
+        args.models,
+        args.split,
+        args.templates,
+        _train(args.train),
+        dict(json_setting(args.head, text) for text in args.set),
+    )
+    results_file(args.results)
+
+    def load(model: str) -> Encoder:
+        place = {"device": args.device, "precision": args.precision}
+        return load_encoder(model, args.pretrained, **place, preprocess=args.preprocess)
+
+    tables = backbone_tables(
+        plan,
+        load,
+        root=args.root,
+        options=EncodeOptions(batch_size=args.batch_size, workers=args.workers),
+        progress=progress_of(args),
+        done=lambda row: append_rows(args.results, [row]) and None,
+        say=lambda line: None if args.quiet else print(line, file=sys.stderr, flush=True),
+    )
+    rows = [row for table in tables for row in table.rows]
+    published = compared(rows, args, prompts=args.templates)
+    lines = [table_text(table, args.head, args.metric, args.format) for table in tables]
+    if args.format == "text":
+        lines += [*against_lines(rows, published, args), f"{len(rows)} row(s) appended to {args.results}"]
+    show(with_published(_averaged(tables, args.metric), published, args), "\n".join(lines), args.json)
+    return 0
+
+
+def _train(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    spec, colon, split = text.rpartition(":")
+    if not colon or not spec or not split:
+        raise HeadError(f"--train {text}: expected DATA:SPLIT, such as collection:pacs:DIR,domain=photo:all")
+    return spec, split
+
+
+def _averaged(tables: Sequence[BackboneTable], metric: str) -> list[Row]:
+    """The rows, with the mean over the domains of their table."""
+    return [
+        row | {"table": table.title, "average": values[-1]}
+        for table in tables
+        for row, values in zip(table.rows, table.values(metric), strict=True)
+    ]
+
+
+def table_text(table: BackboneTable, head: str, metric: str, form: str = "text") -> str:
+    """One table in one of `FORMATS`, values with two decimals."""
+    from heads.report.formats import latex_table
+    from heads.report.tables import aligned_lines, markdown_lines
+
+    shown = metric_of(metric)
+    digits = DIGITS if shown.unit == "%" else shown.digits
+    cells = [[f"{shown.factor * value:.{digits}f}" for value in line] for line in table.values(metric)]
+    header = ["model", *table.columns]
+    lines = [[model, *line] for model, line in zip(table.models, cells, strict=True)]
+    if form == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([["data", *header], *([table.title, *line] for line in lines)])
+        return out.getvalue().rstrip("\n")
+    if form == "markdown":
+        return f"{markdown_lines(header, lines, right=1)}\n"
+    if form == "latex":
+        return latex_table(header, lines)
+    title = f"{table.title}: {head}, {shown.title.lower()}, {shown.unit}"
+    return "\n".join([title, *aligned_lines([header, *lines], right=1), ""])
