@@ -29,7 +29,6 @@ from heads.cli.arguments import (
     results_argument,
     with_published,
 )
-from heads.evaluation.metrics import metric_of
 
 if TYPE_CHECKING:
     from featcache.encoders import Encoder
@@ -74,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """``featcache table HEAD --data DATA... --models MODEL...``."""
     from featcache.encoders import load_encoder
     from heads import append_rows
+    from heads.evaluation.metrics import metric_of
     from heads.report.results import results_file
     from heads.sweeps.backbones import BackbonePlan, backbone_tables
 
@@ -93,13 +93,16 @@ def run(args: argparse.Namespace) -> int:
         place = {"device": args.device, "precision": args.precision}
         return load_encoder(model, args.pretrained, **place, preprocess=args.preprocess)
 
+    def done(row: Row) -> None:
+        append_rows(args.results, [row])
+
     tables = backbone_tables(
         plan,
         load,
         root=args.root,
         options=EncodeOptions(batch_size=args.batch_size, workers=args.workers),
         progress=progress_of(args),
-        done=lambda row: append_rows(args.results, [row]) and None,
+        done=done,
         say=lambda line: None if args.quiet else print(line, file=sys.stderr, flush=True),
     )
     rows = [row for table in tables for row in table.rows]
@@ -131,6 +134,7 @@ def _averaged(tables: Sequence[BackboneTable], metric: str) -> list[Row]:
 
 def table_text(table: BackboneTable, head: str, metric: str, form: str = "text") -> str:
     """One table in one of `FORMATS`, values with two decimals."""
+    from heads.evaluation.metrics import metric_of
     from heads.report.formats import latex_table
     from heads.report.tables import aligned_lines, markdown_lines
 

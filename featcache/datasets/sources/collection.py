@@ -1,8 +1,8 @@
 """``collection:NAME:ROOT``: each domain of a collection as a separate data set, all with one class list.
 
 NAME is one of `COLLECTIONS` (``pacs``, ``officehome`` or ``office-home``, ``office31``, ``vlcs``, ``domainnet``,
-``terraincognita``, ``visda``), or ``domains`` for any folder of domain folders of class folders. ``,domain=real+sketch``
-behind ROOT takes some of the domains; one that is missing is an error.
+``terraincognita``, ``visda``), or ``domains`` for any folder of domain folders of class folders.
+``,domain=real+sketch`` behind ROOT takes some of the domains; one that is missing is an error.
 
 Domains. Folders of ROOT or of ``ROOT/kfold`` (PACS). Names are compared without case, spaces, ``_`` and ``-``, so that
 ``RealWorld``, ``Real World`` and ``real_world`` are one. ``<domain>/images/<class>`` (Office-31) is read as

@@ -38,7 +38,16 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("kind", list(FORMATS))
+def test_features_before_normalisation_are_written_without_unreadable_rows_and_read_back(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    found = read_foreign(export(store, tmp_path / "fe.csv", "fe"))
+    rows, labels = store.numpy(np.float64)
+    np.testing.assert_allclose(found.features, rows * store.array("norm")[store.valid][:, None], atol=6e-5)
+    np.testing.assert_array_equal(found.labels, labels)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "fe"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_exports_are_read_back(store: ImageStore, tmp_path: Path, kind: str, dtype: str) -> None:
     target = export(store, tmp_path / f"out.{kind}", kind, dtype)
