@@ -15,7 +15,7 @@ PACKAGES = ("featcache", "heads", "ft")
 MAX_FUNCTION, MAX_PARAMETERS = 60, 8
 MAX_TOP, MAX_ROOM, MAX_ANY = 12, 18, 300
 NOT_DOORS = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
-KERNELS = {"_tile", "nll_fused"}  # Triton kernels take pointers, strides and sizes one by one
+KERNELS = {"_logits", "nll_fused"}  # Triton kernels take pointers, strides and sizes one by one
 PAGE = ROOT / "docs" / "architecture.md"
 UNPICKLER = ROOT / "ft" / "checkpoints" / "formats" / "trusted.py"
 

@@ -59,6 +59,28 @@ def _logits(
 
 
 @triton.jit
+def _own(
+    x_rows,
+    w_head,
+    begin,
+    label,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Raw products (BLOCK_N,) of rows with the weights of their labels: the diagonal of one more product."""
+    products = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)
+    w_rows = w_head + label.to(tl.int64) * D
+    for first in range(0, D, BLOCK_D):
+        k = first + tl.arange(0, BLOCK_D)
+        w = tl.load(w_rows[:, None] + k[None, :], mask=(k < D)[None, :], other=0.0)
+        products = tl.dot(x_rows.load([begin, first]), w.T, products, input_precision=PRECISION)
+    lane = tl.arange(0, BLOCK_N)
+    return tl.sum(tl.where(lane[:, None] == lane[None, :], products, 0.0), 1)
+
+
+@triton.jit
 def nll_fused(
     features,
     weights,
@@ -99,19 +121,8 @@ def nll_fused(
     x_rows = tl.make_tensor_descriptor(features, [n, D], [feature_stride, 1], [BLOCK_N, BLOCK_D])
     w_rows = tl.make_tensor_descriptor(w_head, [classes, D], [D, 1], [BLOCK_C, BLOCK_D])
 
-    # The label's own logit.
-    own = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)
-    w_own = w_head + label.to(tl.int64) * D
-    for first in range(0, D, BLOCK_D):
-        k = first + tl.arange(0, BLOCK_D)
-        w = tl.load(w_own[:, None] + k[None, :], mask=(k < D)[None, :], other=0.0)
-        own = tl.dot(x_rows.load([begin, first]), w.T, own, input_precision=PRECISION)
-    lane = tl.arange(0, BLOCK_N)
-    target = tl.sum(tl.where(lane[:, None] == lane[None, :], own, 0.0), 1)
-    shift = tl.zeros((BLOCK_N,), tl.float32)
-    if HAS_BIAS:
-        shift = tl.load(b_head + label) * LOG2E
-    target = tl.fma(target, factor, shift)
+    own = _own(x_rows, w_head, begin, label, D, PRECISION, BLOCK_N, BLOCK_D)
+    target = tl.fma(own, factor, tl.load(b_head + label) * LOG2E) if HAS_BIAS else own * factor
 
     top = tl.full((BLOCK_N,), -3.4028234e38, tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
