@@ -10,11 +10,12 @@ another, K N rows, for heads that learn from augmented images. Views of one imag
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import FeatcacheError, StoreNotFoundError
+from featcache.errors import FeatcacheError, MissingExtraError, StoreNotFoundError
 from featcache.store.base import Store
 from featcache.store.columns import METADATA, Columns, metadata_digest, read_columns, read_ids
 from featcache.store.layout import Array
@@ -32,6 +33,70 @@ class ImageFeatures(Store, TableDefaults):
 
     def __len__(self) -> int:
         return self.reader("features").spec.shape[0]
+
+    def __getitem__(self, rows: int | slice | Rows) -> tuple[Array, Any]:
+        """Features (D,) float32 and label of one row; with a slice or an array of rows (n, D) and (n,).
+
+        A row whose image could not be read has NaN features and label -1.
+        """
+        if isinstance(rows, int | np.integer):
+            (place,) = self._places([int(rows)])
+            return self.gather(np.array([place]))[0].astype(np.float32), int(self.labels[place])
+        places = np.arange(len(self))[rows]
+        return self.gather(places).astype(np.float32), self.labels[places]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Array, int]]:
+        """Several rows at once: `torch.utils.data.DataLoader` fetches a batch with one read."""
+        places = np.array(self._places(rows), np.int64)
+        return list(zip(self.gather(places).astype(np.float32), self.labels[places].tolist(), strict=True))
+
+    def _places(self, rows: Sequence[int]) -> list[int]:
+        for row in rows:
+            if not -len(self) <= row < len(self):
+                raise IndexError(f"row {row} asked for; {self.reference} holds rows 0 to {len(self) - 1}")
+        return [row % len(self) for row in rows]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D), that of `features`."""
+        return len(self), self.dim
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """`features`, so that ``np.asarray(store)`` and whatever takes arrays work."""
+        return np.array(self.features, dtype, copy=copy)
+
+    @cached_property
+    def features(self) -> npt.NDArray[np.float32]:
+        """All features (N, D) float32 in memory, NaN where the image could not be read; `labels` go with them.
+
+        `numpy` leaves unreadable images out; `blocks` and `gather` read large stores piece by piece.
+        """
+        return self.reader("features").read(0, len(self), np.empty((len(self), self.dim), np.float32))
+
+    def to_pandas(self, *, features: bool = False) -> Any:
+        """A `pandas.DataFrame` of all rows: ``id``, ``label``, ``class``, ``valid`` and the metadata columns.
+
+        Parameters
+        ----------
+        features : bool
+            Add columns ``f0`` to ``f<D-1>`` with the features.
+
+        Raises
+        ------
+        MissingExtraError
+            pandas is not installed.
+        """
+        from pyarrow import table
+
+        names = np.array([*self.classnames, None], object)  # -1 is the last: no class
+        columns: dict[str, Any] = {"id": self.ids, "label": self.labels, "class": names[self.labels]}
+        columns |= {"valid": self.valid} | dict(self.metadata)
+        if features:
+            columns |= {f"f{column}": values for column, values in enumerate(self.features.T)}
+        try:
+            return table(columns).to_pandas()
+        except ImportError as error:
+            raise MissingExtraError("to_pandas needs pandas, which is not installed: pip install pandas") from error
 
     @property
     def split(self) -> str:
@@ -118,7 +183,8 @@ class ImageStore(ImageFeatures):
     part = Part()
 
     def __repr__(self) -> str:
-        return f"ImageStore({self.name}/{self.split}: {len(self):,} x {self.dim}, {self.encoder_name}, {self.path})"
+        shape = f"{len(self):,} x {self.dim}, {len(self.classnames)} classes"
+        return f"ImageStore({self.name}/{self.split}: {shape}, {self.encoder_name}, {self.path})"
 
     @property
     def bad(self) -> tuple[BadRow, ...]:
@@ -211,7 +277,8 @@ class ViewStack(ImageFeatures):
         self._readers: dict[str, Reader] = {}
 
     def __repr__(self) -> str:
-        return f"ViewStack({len(self.stores)} views of {len(self.stores[0]):,} images x {self.dim}, {self.name})"
+        shape = f"{len(self.stores)} views of {len(self.stores[0]):,} images x {self.dim}"
+        return f"ViewStack({shape}, {len(self.classnames)} classes, {self.name}/{self.split}, {self.encoder_name})"
 
     @property
     def dataset_key(self) -> str:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +48,50 @@ class LogitHead(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", Provenance(self.provenance))  # users may give a plain mapping
+
+    def __repr__(self) -> str:
+        encoder = self.provenance.encoder or {}
+        told = f", alpha={self.alpha:g}" if self.alpha is not None else ""
+        told += f", {encoder['name']}" if encoder.get("name") else ""
+        return f"{type(self).__name__}({self.name}: {len(self.classnames)} classes x {self.dim}{told})"
+
+    # What scikit-learn asks of a fitted classifier (https://scikit-learn.org/stable/developers/develop.html)
+
+    @property
+    def classes_(self) -> Array:
+        """Label values (C,), as `predict` returns them."""
+        return np.arange(len(self.classnames)) if self.classes is None else np.asarray(self.classes)
+
+    @property
+    def n_features_in_(self) -> int:
+        """`dim`, as scikit-learn calls it."""
+        return self.dim
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, Tags, TargetTags
+
+        return Tags("classifier", TargetTags(required=True), None, ClassifierTags())
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_clone__(self) -> Self:
+        return self
+
+    def get_params(self, deep: bool = True) -> dict[str, object]:
+        """None: a fitted head has no parameters left to set."""
+        return {}
+
+    def fit(self, X: object, y: object = None) -> NoReturn:
+        """HeadError: a head is fitted already."""
+        raise HeadError(
+            f"{self.name} is fitted already; fit an estimator anew (heads.Ridge(), ...), or wrap the head in "
+            "sklearn.frozen.FrozenEstimator where a tool would fit it"
+        )
+
+    def to_torch(self) -> Any:
+        """The head as a torch layer; HeadError for heads that are not linear."""
+        return self.linear().to_torch()
 
     @property
     @abstractmethod

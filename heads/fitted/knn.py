@@ -71,7 +71,7 @@ class NeighbourBank:
         return cosines[~own].reshape(shape), self.labels[found[~own]].reshape(shape)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KNNHead(LogitHead):
     """A bank and a number of neighbours; logits are log vote shares.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,11 @@ from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, to_numpy
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearHead(LogitHead):
     """Logits = X @ weights.T + bias; logit scale and temperature are folded in, so their cross entropy is the NLL.
 
@@ -74,6 +77,33 @@ class LinearHead(LogitHead):
     def dim(self) -> int:
         """Feature dimension D."""
         return int(self.weights.shape[1])
+
+    @property
+    def coef_(self) -> NDArray[np.float32]:
+        """`weights` (C, D), as scikit-learn calls them: probabilities are ``softmax(X @ coef_.T + intercept_)``."""
+        return self.weights
+
+    @property
+    def intercept_(self) -> NDArray[np.float32]:
+        """`bias` (C,), as scikit-learn calls it."""
+        return self.bias
+
+    def to_torch(self) -> torch.nn.Linear:
+        """The head as a layer (D to C) on the CPU, whose outputs are the logits; it shares no memory with the head.
+
+        Examples
+        --------
+        >>> layer = LinearHead(np.eye(2), np.zeros(2), ("cat", "dog")).to_torch()
+        >>> layer.in_features, layer.out_features
+        (2, 2)
+        """
+        import torch
+
+        layer = torch.nn.Linear(self.dim, len(self.classnames))
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(self.weights))
+            layer.bias.copy_(torch.from_numpy(self.bias))
+        return layer
 
     def logits(self, X: ArrayLike) -> NDArray[np.float32]:
         """Logits (n, C) of features (n, D), as float32."""

@@ -69,7 +69,7 @@ class Near:
         return self._last[1]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TipAdapterHead(LogitHead):
     """``base.logits(X) + strength * sum over keys of the class of exp(-sharpness (1 - cosine))``.
 
