@@ -76,7 +76,8 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="tiny",
-        help="tiny (the default), an open_clip architecture, local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], "
+        help="tiny (the default), an open_clip architecture, OpenAI's name of one of its models (ViT-B/32, RN50x64), "
+        "local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], "
         "python:MODULE:FUNCTION",
     )
     pretrained_argument(parser)

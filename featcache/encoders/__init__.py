@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from featcache.encoders.base import Batch, Encoder, full_name, loading_arguments
 from featcache.encoders.preparation import PREPARATIONS, encoder_for, prepared_by
+from featcache.store.model_names import open_clip_name
 
 ENCODERS: dict[str, str] = {
     "tiny": "featcache.encoders.openclip:load_tiny",
@@ -39,8 +40,8 @@ def load_encoder(
     Parameters
     ----------
     model : str
-        ``tiny`` (embedded), an open_clip architecture, a model folder (``local-dir:FOLDER`` or its path),
-        ``hf-hub:ORG/REPO``;
+        ``tiny`` (embedded), an open_clip architecture, one of OpenAI's models by its own name (``ViT-B/32``; see
+        `featcache.store.model_names`), a model folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``;
         ``timm:NAME[,CHECKPOINT]``; ``python:MODULE:FUNCTION``.
     pretrained : str, optional
         open_clip tag, checkpoint file, or ``random``.
@@ -57,7 +58,7 @@ def load_encoder(
     EncoderError
         The model cannot be loaded, or does not support the preparation.
     """
-    model = full_name(model)
+    model, pretrained = open_clip_name(full_name(model), pretrained)
     module, _, function = ENCODERS.get(model.partition(":")[0], ENCODERS["open_clip"]).partition(":")
     load: Callable[..., Encoder] = vars(import_module(module))[function]
     encoder = load(model, pretrained, device, precision)

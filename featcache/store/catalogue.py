@@ -23,6 +23,7 @@ from featcache.store.images import ImageStore, find_part
 from featcache.store.key import Json, resolve_root
 from featcache.store.layout import MANIFEST, SCHEMA
 from featcache.store.manifest import read_header, read_manifest
+from featcache.store.model_names import stored_model
 from featcache.store.parts import finished_parts
 from featcache.store.places import File, StorePath, by_folder, create, files, location, stat
 from featcache.store.texts import BankStore, PriorStore, TextStore
@@ -289,7 +290,9 @@ def _of_name(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
     name, mark, key = wanted.rpartition("#")
     if not mark or not KEY.fullmatch(key):
         name, key = wanted, ""
-    short, _, model = name.partition("@")
+    short, at, model = name.partition("@")
+    model = stored_model(model)
+    name = f"{short}{at}{model}"
     return [
         entry
         for entry in entries

@@ -24,6 +24,7 @@ import torch
 from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError
+from featcache.store.model_names import QUICK
 from featcache.transfer.flax import SUFFIXES, is_flax
 from ft.checkpoints.folder import (
     CLIP,
@@ -297,6 +298,8 @@ def _whole(source: str | Path, state: dict[str, torch.Tensor], parent: Parent) -
     if extra := sorted(given.keys() - known.keys()):
         raise MismatchError(f"{source}: {_first(extra)} are not tensors of {parent.name}; name the right --base")
     missing = sorted(known.keys() - given.keys())
+    if missing and not parent.has_weights and "/" in parent.name and parent.name in QUICK:
+        parent = parent_of(parent.name)  # OpenAI's name of a model says whose weights
     if missing and not parent.has_weights:
         raise MismatchError(
             f"{source} lacks {_first(missing)} of {parent.name}, which is an architecture without weights; give a "

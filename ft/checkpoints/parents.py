@@ -17,6 +17,7 @@ from featcache.encoders import load_encoder
 from featcache.encoders.base import full_name
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.errors import EncoderError, MismatchError
+from featcache.store.model_names import open_clip_name
 from ft.checkpoints.folder import (
     CONFIG,
     OPTIONS,
@@ -88,7 +89,8 @@ def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, archi
     Parameters
     ----------
     name : str, Path or Parent
-        A model folder, ``tiny``, ``RUN/start``, ``hf-hub:ORG/REPO``, or an architecture of open_clip.
+        A model folder, ``tiny``, ``RUN/start``, ``hf-hub:ORG/REPO``, an architecture of open_clip, or OpenAI's name of
+        one of its models.
     pretrained : str, optional
         Weights of an architecture: a tag of open_clip or a checkpoint file.
     architecture : bool
@@ -113,14 +115,16 @@ def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, archi
         return _in_folder(text)
     if pretrained is None and path.name == START and (path.parent / OPTIONS).is_file():
         return _start_of(path.parent, text)
-    if pretrained is None and not architecture and not text.startswith("hf-hub:"):
+    on_hub = text.startswith("hf-hub:")
+    alone = architecture and pretrained is None and not on_hub
+    chosen, weights = open_clip_name(text, "random" if alone else pretrained)
+    if weights is None and not on_hub:
         raise EncoderError(
             f"{text}: not a model folder (no {CONFIG} in it); expected one, `tiny`, RUN/{START} (what a run began "
             "with), or an architecture of open_clip with --pretrained"
         )
-    has_weights = pretrained is not None or text.startswith("hf-hub:")
-    named = (text, pretrained if has_weights else "random")
-    return _by_name(text, named, load_open_clip(*named, device="cpu"), has_weights)
+    named = (chosen, weights)
+    return _by_name(text, named, load_open_clip(*named, device="cpu"), has_weights=not alone)
 
 
 def folder_of(model: str) -> Path | None:
