@@ -16,23 +16,28 @@ from featcache.cli.arguments import (
     root_argument,
     show,
 )
+from featcache.errors import TrainingError
 from featcache.progress import Silent
 from ft.recipes import RECIPES, load_recipe
 from ft.regularizers import REGULARIZERS
 from ft.training.options import CHOICES, FinetuneOptions, parse_regularizer
+from heads.cli.arguments import results_argument
 
 if TYPE_CHECKING:
     from ft.training.loop import FinetuneResult
 
 HELP = {
     "objective": "what is minimised",
+    "objective_weight": "factor on the objective, beside the regularisers' (RegFT's --lambda-ce)",
     "head": "zero_shot, zeros, ridge, logistic (fitted from the store of the training split), or a fitted head's file",
     "head_scale": "logit scale inside the head's weights (WiSE-FT) or beside them (Lipsum-FT)",
     "head_bias": "train a bias of the head",
     "templates": "template set or file, for zero-shot heads and captions",
     "prompts": "JSON file {class: [sentences]} instead of templates",
     "false_negatives": "contrastive: count equal captions of other pairs as negatives, as the original does",
+    "eval_templates": "contrastive: templates of the classifier that is evaluated and saved (default: --templates)",
     "train": "parts to train: image, text, head, logit_scale",
+    "shots": "train on this many samples of each class, drawn with --seed",
     "epochs": "passes over the data (default: 10)",
     "steps": "updates, instead of epochs",
     "batch_size": "images per update, over all processes and micro-batches",
@@ -52,6 +57,8 @@ HELP = {
     "shuffle": "draw a new order every epoch",
     "prior": "frozen features: computed, or kept in a store for the next run",
     "select": "metric on --val that chooses the best checkpoint",
+    "eval_start": "evaluate the starting model on --val, too: a table of before and after, and rows of --results",
+    "keep_every": "epochs between checkpoints that are kept, OUT/checkpoint_1 and so on (default: none is)",
     "eval_every": "updates between evaluations on --val (default: one epoch)",
     "save_every": "updates between checkpoints (default: one epoch)",
     "log_every": "updates between lines of log.jsonl",
@@ -80,12 +87,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=LAMBDA[,PARAMETER=VALUE...]",
         help=f"a term of the loss and its weight; one of {', '.join(REGULARIZERS)}; may be repeated",
     )
+    parser.add_argument(
+        "--eval-names",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar="CLASS=NAME",
+        help="contrastive: other class names in the prompts of that classifier, as in 0=zero",
+    )
+    results_argument(parser, per="model")
     device_argument(parser)
     quiet_argument(parser)
     root_argument(parser)
     kinds = get_type_hints(FinetuneOptions)
     for option in dataclasses.fields(FinetuneOptions):
-        if option.name != "regularizers":
+        if option.name not in ("regularizers", "eval_names"):
             _add_flag(parser, option.name, kinds[option.name], option.default)
 
 
@@ -108,8 +123,11 @@ def run(args: argparse.Namespace) -> int:
     """``featcache finetune DATASET --out DIR``; of the processes of torchrun, the first one reports."""
     from featcache.processes import is_first
     from ft.training.loop import finetune
+    from heads import append_rows
 
     options = _options(args)
+    if getattr(args, "eval_start", False) and not args.val:
+        raise TrainingError("--eval-start evaluates on --val; name a split")
     result = finetune(
         args.data,
         args.model,
@@ -125,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
         progress=progress_of(args) if is_first() else Silent(),
     )
     if is_first():
+        append_rows(args.results, result.before_after)
         show(_record(result), _text(result, options.preprocess), args.json)
     return 0
 
@@ -137,9 +156,18 @@ def _options(args: argparse.Namespace) -> FinetuneOptions:
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if one in given and other not in given:
             values.pop(other, None)
+    if "eval_names" in given:
+        given["eval_names"] = dict(map(_pair, given["eval_names"]))
     if args.regularizer:
         given["regularizers"] = dict(parse_regularizer(text) for text in args.regularizer)
     return FinetuneOptions.from_dict(values | given)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, other = text.partition("=")
+    if not equals or not other:
+        raise TrainingError(f"--eval-names {text}: expected CLASS=NAME, as in 0=zero")
+    return name, other
 
 
 def _record(result: FinetuneResult) -> dict[str, Any]:
@@ -152,15 +180,20 @@ def _record(result: FinetuneResult) -> dict[str, Any]:
         "best_head": str(result.best_head),
         "best_step": result.best_step,
         "judged": result.judged,
+        "before_after": result.before_after,
     }
 
 
 def _text(result: FinetuneResult, preprocess: str | None) -> str:
+    from heads.report import table_text
+
     way = f" --preprocess {preprocess}" if preprocess else ""
     lines = [f"{result.steps:,} updates"]
     for row in result.judged:
         mark = "  <- best" if row["step"] == result.best_step else ""
         lines.append(f"  update {row['step']:>7,}: accuracy {row['accuracy']:.4f}, nll {row['nll']:.4f}{mark}")
+    if result.before_after:
+        lines += ["", table_text(result.before_after), ""]
     lines += [
         f"{result.best}  (featcache encode DATA --model local-dir:{result.best}{way})",
         f"{result.best_head}  (featcache evaluate {result.best_head} --on STORE)",

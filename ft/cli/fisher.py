@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from featcache.cli.arguments import model_arguments, preprocess_argument, progress_of, show
-from featcache.datasets.base import Dataset, SampleIndex
+from featcache.datasets.base import Dataset
 from featcache.store.places.targets import checked_target
 
 if TYPE_CHECKING:
     from featcache.encoders.openclip import OpenClipEncoder
     from heads import LinearHead
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first samples of a data set."""
-
-    base: Any
-    index: SampleIndex
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.base, name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +33,13 @@ def run(args: argparse.Namespace) -> int:
     """``featcache fisher DATASET:SPLIT --model M -o FILE``."""
     from ft.checkpoints.parents import load_open_clip
     from ft.merging.fisher import fisher, write_fisher
+    from ft.training.data import Subset
     from ft.training.loop import open_split
 
     checked_target(args.output)
     dataset = open_split(args.data)
     if args.limit:
-        dataset = _first(dataset, args.limit)
+        dataset = Subset(dataset, np.arange(min(args.limit, len(dataset.index))), dataset.split)
     encoder = load_open_clip(args.model, args.pretrained, device=args.device, preprocess=args.preprocess)
     head = _head(args, dataset, encoder)
     values = fisher(encoder, dataset, head, passes=args.passes, seed=args.seed, progress=progress_of(args))
@@ -73,9 +64,3 @@ def _head(args: argparse.Namespace, dataset: Dataset, encoder: OpenClipEncoder) 
     names = dataset.index.classnames
     texts = embed_prompts(names, args.templates, encoder, name=dataset.name, root=args.root).store
     return ZeroShot().fit(texts).linear()
-
-
-def _first(dataset: Dataset, n: int) -> Any:
-    index = dataset.index
-    kept = SampleIndex(index.ids[:n], index.sizes[:n], index.stamps[:n], index.labels[:n], index.classnames)
-    return _First(dataset, kept)

@@ -142,6 +142,8 @@ class OverPairs:
         Seed of the drawn captions.
     false_negatives : bool
         Treat equal captions of other pairs as wrong, as plain InfoNCE does.
+    evaluated : C sequences of str, optional
+        Prompts of the classifier of each class; default: `sentences`.
     """
 
     separable: ClassVar[bool] = False
@@ -153,12 +155,15 @@ class OverPairs:
         labels: npt.NDArray[np.int64],
         seed: int,
         false_negatives: bool,
+        evaluated: Sequence[Sequence[str]] | None = None,
     ) -> None:
         self._captions = Captions(sentences, seed)
+        self._evaluated = self._captions if evaluated is None else Captions(evaluated, seed)
         self._model, self._labels, self._false_negatives = model, labels, false_negatives
         self._tokens = model.encoder.tokenize(self._captions.texts)
+        self._prompts = model.encoder.tokenize(self._evaluated.texts)
         trained = any(model.get_parameter(name).requires_grad for name in model.layers("text"))
-        self._fixed = None if trained else self._all_features()
+        self._fixed = None if trained else self._all_features(self._tokens)
 
     def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See `Objective`; there are no logits."""
@@ -169,9 +174,10 @@ class OverPairs:
         return contrastive(features, texts[places.to(texts.device)], self._model.logit_scale, same), None
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The zero-shot head of the current model: the normalised mean of the captions of each class."""
-        texts = unit((self._all_features() if self._fixed is None else self._fixed).double())
-        means = torch.stack([texts[torch.from_numpy(places)].mean(dim=0) for places in self._captions.of_class])
+        """The zero-shot head of the current model: the normalised mean of the prompts of each class."""
+        known = self._fixed if self._evaluated is self._captions else None
+        texts = unit((self._all_features(self._prompts) if known is None else known).double())
+        means = torch.stack([texts[torch.from_numpy(places)].mean(dim=0) for places in self._evaluated.of_class])
         weights = (self._model.logit_scale.detach() * unit(means)).float()
         return weights, torch.full_like(weights[:, 0], self._model.encoder.logit_bias or 0.0)
 
@@ -179,5 +185,6 @@ class OverPairs:
         return self._model.text_features(self._tokens[numbers].to(self._model.encoder.device))
 
     @torch.no_grad()
-    def _all_features(self) -> torch.Tensor:
-        return torch.cat([self._features(part) for part in torch.split(torch.arange(len(self._tokens)), TEXT_BATCH)])
+    def _all_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        device = self._model.encoder.device
+        return torch.cat([self._model.text_features(part.to(device)) for part in torch.split(tokens, TEXT_BATCH)])

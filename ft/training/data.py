@@ -6,17 +6,19 @@ random state needs to be saved. An incomplete last batch of an epoch is dropped,
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
-from featcache.datasets.base import Dataset, Picture
+from featcache.datasets.base import Dataset, Picture, SampleIndex
 from featcache.encoders.base import Batch
 from featcache.encoding.pipeline import worked_batches
 from featcache.errors import EncoderError, ImageReadError, TrainingError
 from ft.objectives.base import Rows, TrainingBatch
+from heads.rows.few_shot import draw_shots
 
 View = Callable[[Picture, int, str], Batch]
 
@@ -79,6 +81,61 @@ class Order:
 @lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> Rows:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a data set, in the order of the rows given.
+
+    Parameters
+    ----------
+    base : Dataset
+    rows : (n,) int64 array
+    split : str
+    """
+
+    base: Dataset
+    rows: Rows
+    split: str
+
+    @property
+    def name(self) -> str:
+        """That of the data set."""
+        return self.base.name
+
+    @cached_property
+    def index(self) -> SampleIndex:
+        """The samples."""
+        index, rows = self.base.index, self.rows
+        metadata = {column: values[rows] for column, values in index.metadata.items()}
+        ids = [index.ids[row] for row in rows.tolist()]
+        columns = {name: vars(index)[name][rows] for name in ("sizes", "stamps", "labels")}
+        return replace(index, ids=ids, metadata=metadata, **columns)
+
+    def read(self, row: int) -> bytes | memoryview:
+        """The undecoded content of one sample."""
+        return self.base.read(int(self.rows[row]))
+
+    def decode(self, content: bytes | memoryview, row: int) -> Picture:
+        """The image in that content."""
+        return self.base.decode(content, int(self.rows[row]))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "base":  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+
+def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
+    """`shots` samples of each class, those that `heads.few_shot` draws from a store of the data set.
+
+    Raises
+    ------
+    HeadError
+        A class with fewer samples.
+    """
+    rows = draw_shots(dataset.index.labels, shots, seed, n_classes=len(dataset.index.classnames))
+    return Subset(dataset, rows, f"{dataset.split}-{shots}shots-seed{seed}")
 
 
 def training_batches(

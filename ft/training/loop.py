@@ -7,7 +7,7 @@ same device, threads and number of processes.
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -29,7 +29,7 @@ from ft.training.averages import EMA, SWA
 from ft.training.data import training_batches
 from ft.training.model import Trainable
 from ft.training.options import FinetuneOptions
-from ft.training.output import Log, TensorBoardLog, open_folder, write_head, write_model, write_options
+from ft.training.output import Log, TensorBoardLog, before_after, open_folder, write_head, write_model, write_options
 from ft.training.resume import RESUME, Progression, read_resume, restore, write_resume
 from ft.training.setup import Run, prepare
 from ft.training.step import Ledger
@@ -67,6 +67,8 @@ class FinetuneResult:
     best_step : int or None
     judged : list of dict
         ``step``, ``accuracy`` and ``nll`` on the selection split.
+    before_after : list of dict
+        With `FinetuneOptions.eval_start`: results rows of the starting model and of the last update on that split.
     """
 
     last: Path
@@ -77,6 +79,7 @@ class FinetuneResult:
     steps: int
     best_step: int | None
     judged: list[Json]
+    before_after: list[Json] = field(default_factory=list)
 
 
 def open_split(spec: str, labels: str = "names") -> Dataset:
@@ -210,6 +213,8 @@ class _Loop:
         self._began = time.monotonic() - state.seconds
         device, ahead, steps = run.encoder.device, default_ahead(run.encoder), range(state.step, run.total)
         try:
+            if state.step == 0 and self.options.eval_start and run.val is not None:
+                self._validate_start(run.val)
             for batch in training_batches(run.dataset, run.view, run.order, steps, device, self.workers, ahead):
                 self.ledger.add(self.stepper.update(batch, run.rate(batch.step)))
                 state.step += 1
@@ -235,6 +240,7 @@ class _Loop:
             steps=state.step,
             best_step=state.best_step,
             judged=state.history,
+            before_after=before_after(run, state.history),
         )
 
     def _average(self) -> None:
@@ -248,8 +254,8 @@ class _Loop:
         """Log, validate and save where due; losses are always checked before anything is validated or saved."""
         run, state, average = self.run, self.state, self.run.average
         validating = self._due(self.options.eval_every) and run.val is not None
-        saving = self._due(self.options.save_every)
-        if not (validating or saving or self._due(self.options.log_every)):
+        saving, kept = self._due(self.options.save_every), self._kept()
+        if not (validating or saving or kept or self._due(self.options.log_every)):
             return
         self._log(self._read_ledger())
         averaged = average.state_dict() if average is not None and average.count else None
@@ -257,10 +263,24 @@ class _Loop:
             metrics = self._validate(run.val) if validating and run.val is not None else None
             if saving and self.place.first:
                 write_model(run, self.out, LAST, state.step, metrics)
+            if kept and self.place.first:
+                write_model(run, self.out, kept, state.step, metrics)
         if saving and self.place.first:
             state.seconds = time.monotonic() - self._began
             write_resume(self.out / RESUME, self.stepper, average, state, run.identity)
         wait()
+
+    def _kept(self) -> str | None:
+        """Name of the checkpoint that is kept after this step, if one is."""
+        epoch, rest = divmod(self.state.step, self.run.order.steps_per_epoch)
+        every = self.options.keep_every
+        return f"checkpoint_{epoch}" if every and not rest and epoch % every == 0 else None
+
+    def _validate_start(self, val: Dataset) -> None:
+        """Evaluate the starting model, which is never the best."""
+        metrics = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
+        self._log({"step": 0, "val": metrics})
+        self.state.history.append({"step": 0, **metrics})
 
     def _due(self, every: int) -> bool:
         step = self.state.step

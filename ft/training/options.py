@@ -30,6 +30,8 @@ class FinetuneOptions:
     ----------
     objective : {"cross_entropy", "contrastive"}
         Of a head, or between images and their captions (templates x class names).
+    objective_weight : float
+        Factor on the objective, beside the weights of the regularisers (RegFT's lambda of the cross entropy).
     head : str
         Initial head: ``zero_shot``, ``zeros``, ``ridge`` or ``logistic`` (fitted on the store of the training split),
         or a file that ``featcache fit`` wrote. Contrastive runs have none.
@@ -45,10 +47,16 @@ class FinetuneOptions:
         JSON file of sentences per class, instead of templates.
     false_negatives : bool
         Contrastive: pair i is right and all others are wrong, equal captions included, as in the original.
+    eval_templates : str, optional
+        Contrastive: templates, or a file, of the classifier that is evaluated and saved; default: `templates`.
+    eval_names : mapping of class name -> str
+        Contrastive: other names in the prompts of that classifier, such as ``{"0": "zero"}``.
     train : tuple of "image", "text", "head", "logit_scale"
         Parts to train. Empty: image and head; for the contrastive objective image, text and logit scale.
     regularizers : mapping of name -> {"weight": lambda, parameter: value, ...}
         A bare number is taken as the weight.
+    shots : int, optional
+        Train on this many samples of each class, drawn by `heads.rows.few_shot.draw_shots` with `seed`.
     epochs, steps : int
         Length of the run, one of the two; default 10 epochs.
     batch_size : int
@@ -95,6 +103,10 @@ class FinetuneOptions:
         Frozen features of the initial tower: computed, or kept in a store for later runs.
     select : {"accuracy", "nll"}
         Metric that selects the best checkpoint on the selection split; ties go to the lower NLL, then to the earlier.
+    eval_start : bool
+        Evaluate the starting model on the selection split, too.
+    keep_every : int
+        Epochs between checkpoints that are kept, ``checkpoint_1`` and so on; 0: only ``last`` and ``best`` are.
     eval_every, save_every, log_every : int
         Updates between validations and checkpoints (0: once per epoch), and between log lines.
     workers : int
@@ -114,14 +126,18 @@ class FinetuneOptions:
     """
 
     objective: str = "cross_entropy"
+    objective_weight: float = 1.0
     head: str = "zero_shot"
     head_scale: str = "folded"
     head_bias: bool = True
     templates: str = "simple"
     prompts: str | None = None
     false_negatives: bool = False
+    eval_templates: str | None = None
+    eval_names: Mapping[str, str] = field(default_factory=dict)
     train: tuple[str, ...] = ()
     regularizers: Mapping[str, Any] = field(default_factory=dict)
+    shots: int | None = None
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 128
@@ -150,6 +166,8 @@ class FinetuneOptions:
     shuffle: bool = True
     prior: str = "online"
     select: str = "accuracy"
+    eval_start: bool = False
+    keep_every: int = 0
     eval_every: int = 0
     save_every: int = 0
     log_every: int = 20
@@ -171,10 +189,11 @@ class FinetuneOptions:
 
     def _check_numbers(self) -> None:
         values = vars(self)
-        for name in ("epochs", "steps", "batch_size", "accumulate", "lr", "eps", "clip", "log_every"):
+        for name in ("shots", "epochs", "steps", "batch_size", "accumulate", "lr", "eps", "clip", "log_every"):
             if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0):
                 raise TrainingError(f"{name} {values[name]!r}: expected a positive number")
-        for name in ("weight_decay", "warmup", "freeze_layers", "eval_every", "save_every", "workers", "seed"):
+        counts = ("warmup", "freeze_layers", "eval_every", "save_every", "keep_every", "workers", "seed")
+        for name in ("objective_weight", "weight_decay", *counts):
             if not (math.isfinite(values[name]) and values[name] >= 0):
                 raise TrainingError(f"{name} {values[name]!r}: expected zero or more")
         for name in ("label_smoothing", "ema_decay"):
@@ -206,6 +225,8 @@ class FinetuneOptions:
                 f"train {', '.join(found)}: not a part of the objective {self.objective}; it trains "
                 f"{', '.join(part for part in PARTS if part not in useless)}"
             )
+        if not contrastive and (self.eval_templates or self.eval_names):
+            raise TrainingError("eval_templates and eval_names belong to the objective contrastive; leave them out")
         if contrastive and self.label_smoothing:
             raise TrainingError("label_smoothing belongs to the objective cross_entropy; leave it out")
         if contrastive and "logit_distillation" in self.regularizers:

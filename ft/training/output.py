@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,18 @@ def write_head(run: Run, out: Path, name: str, step: int) -> None:
 def _splits(run: Run, name: str) -> Json:
     chosen = [] if run.selected_on is None or name != BEST else [run.selected_on]
     return {"fitted_on": [run.trained_on], "chosen_on": chosen}
+
+
+def before_after(run: Run, history: Sequence[Json]) -> list[Json]:
+    """Results rows on the selection split of the starting model and of the last update; none without the first."""
+    if run.val is None or not history or history[0]["step"] != 0:
+        return []
+    rows = []
+    for name, entry, fitted in (("start", history[0], []), ("finetuned", history[-1], [run.trained_on])):
+        values = {f"{run.val.name}:top1": entry["accuracy"], f"{run.val.name}:nll": entry["nll"]}
+        record = {"head": name, "encoder": run.encoder.name, "params": {"step": entry["step"]}}
+        rows.append(record | {"fitted_on": fitted, "chosen_on": []} | values)
+    return rows
 
 
 class Log:

@@ -32,12 +32,17 @@ from ft.objectives.head import Head
 from ft.prior.prior import OnlinePrior, Prior, StoredPrior
 from ft.regularizers import REGULARIZERS
 from ft.training.averages import EMA, SWA
-from ft.training.data import Order
+from ft.training.data import Order, few_shots
 from ft.training.model import Frozen, Trainable
 from ft.training.optim import make_optimizer, rates
 from ft.training.options import FinetuneOptions
 from ft.training.step import FROZEN, Stepper
 from heads import HEADS, LinearClassifier, LinearHead, ZeroShot
+
+UNTRACKED = ("workers", "log_every", "tensorboard", "prior", "eval_start", "keep_every")
+"""Options that change no weight, in a resumed run either."""
+LATER = ("shots", "objective_weight", "eval_templates", "eval_names")
+"""Options that older runs did not have."""
 
 PROBES = {name: kind for name, kind in HEADS.items() if issubclass(kind, LinearClassifier) and kind.fits_on == "images"}
 
@@ -65,8 +70,8 @@ class Run:
     source: Path | Json
     dataset: Dataset
     val: Dataset | None
-    trained_on: dict[str, str]
-    selected_on: dict[str, str] | None
+    trained_on: Json
+    selected_on: Json | None
     options: FinetuneOptions
     order: Order
     view: View
@@ -94,6 +99,9 @@ def prepare(
         Model, head, data or options that do not exist or do not fit together.
     """
     trained_on, selected_on = split_record(dataset, root), None if val is None else split_record(val, root)
+    if options.shots:
+        dataset = few_shots(dataset, options.shots, options.seed)
+        trained_on["sample"] = {"shots": options.shots, "seed": options.seed}
     if options.batch_norm and place.world > 1:
         raise TrainingError("batch_norm under several processes would see each share alone; leave it off")
     if val is not None and selected_on is not None:
@@ -110,16 +118,16 @@ def prepare(
     total = options.steps or (options.epochs or 0) * order.steps_per_epoch
     plain = encoder_for(dataset, encoder) if options.augment == "none" else encoder
     view = make_view(options.augment, plain, options.seed)
-    identity = {k: v for k, v in options.to_dict().items() if k not in ("workers", "log_every", "tensorboard", "prior")}
-    identity |= {
+    samples = split_record(dataset, root)
+    identity = _tracked(options) | {
         "model": [encoder.image_identity["weights"], encoder.text_digest],
-        "data": trained_on["dataset_key"],
-        "labels": trained_on["labels_digest"],
+        "data": samples["dataset_key"],
+        "labels": samples["labels_digest"],
         "val": None if selected_on is None else selected_on["dataset_key"],
         "processes": place.world,
     }
     with place.first_goes_first():
-        stepper = make_stepper(RunSetting(encoder, dataset, options, root), options, view, trained_on["dataset_key"])
+        stepper = make_stepper(RunSetting(encoder, dataset, options, root), options, view, samples["dataset_key"])
     average: EMA | SWA | None = None
     if options.average != "none":
         trained = stepper.model.trained()
@@ -143,7 +151,17 @@ def prepare(
     )
 
 
-def split_record(dataset: Dataset, root: str | Path | None = None) -> dict[str, str]:
+def _tracked(options: FinetuneOptions) -> Json:
+    """Options that a resumed run must share; a later one only where it is set, so that older runs can be resumed."""
+    values, defaults = options.to_dict(), FinetuneOptions().to_dict()
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in UNTRACKED and not (name in LATER and value == defaults[name])
+    }
+
+
+def split_record(dataset: Dataset, root: str | Path | None = None) -> Json:
     """Name, split and digests of a data set, as provenance records them."""
     return {
         "name": dataset.name,
@@ -216,6 +234,14 @@ class RunSetting:
             return [list(texts) for texts in prompts_of(load_prompt_file(self.options.prompts), names)]
         return fill(load_templates(self.options.templates), names)
 
+    def evaluated_captions(self) -> list[list[str]] | None:
+        """Prompts of the zero-shot classifier of a contrastive run; None for its captions."""
+        options, names = self.options, self.dataset.index.classnames
+        if not options.eval_templates and not set(options.eval_names) & set(names):
+            return None
+        shown = [options.eval_names.get(name, name) for name in names]
+        return fill(load_templates(options.eval_templates or options.templates), shown)
+
     def starting_head(self) -> Head:
         """The head at the start of training, from `FinetuneOptions.head`.
 
@@ -277,7 +303,8 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
     new = "head." if options.head == "zeros" else "\0"  # a head of zeros is new: it has no initial values
     objective: Objective
     if model.head is None:
-        objective = OverPairs(model, sentences, labels, options.seed, options.false_negatives)
+        evaluated = setting.evaluated_captions()
+        objective = OverPairs(model, sentences, labels, options.seed, options.false_negatives, evaluated)
     else:
         objective = OverHead(model.head, options.label_smoothing)
     regularizers = {}

@@ -173,7 +173,7 @@ class Stepper:
             parameters=self.parameters,
             initial_parameters=self.initial,
         )
-        terms = {self.options.objective: objective}
+        terms = {self.options.objective: self.options.objective_weight * objective}
         for name, (weight, regularizer) in self.regularizers.items():
             self.generator.manual_seed(_seed(self.options.seed, batch.step))
             terms[name] = weight * regularizer(step)

@@ -12,17 +12,22 @@ from featcache.prompts import load_templates
 from ft.recipes import RECIPES, load_recipe, recipe_header
 from ft.training.options import FinetuneOptions
 
-FREE = {"accumulate", "checkpoint_activations", "compile", "ema_decay", "log_every", "prior", "save_every"}
+FREE = {"accumulate", "checkpoint_activations", "compile", "ema_decay", "keep_every", "log_every", "prior"}
+FREE |= {"save_every", "eval_start"}
 FREE |= {"swa_start", "tensorboard", "workers"}
 """Options that move no published figure: how a run is made, and the numbers of averages that no recipe takes."""
 OF_HEADS = {"head", "head_scale", "head_bias"}  # a contrastive run has none
 
 USUAL: dict[str, Any] = {
     "objective": "cross_entropy",
+    "objective_weight": 1.0,
     "head": "zero_shot",
     "templates": "openai-imagenet",
     "prompts": None,
     "false_negatives": False,
+    "eval_templates": None,
+    "eval_names": {},
+    "shots": None,
     "train": ["image", "head"],
     "regularizers": {},
     "epochs": 10,
@@ -55,6 +60,7 @@ LIPSUM |= {
 # WiSE-FT: s inside the head, which has a bias; float32; 500 updates of warm-up; gradient norm of 1 at most
 WISE = USUAL | {"head_scale": "folded", "head_bias": True, "schedule": "wise_ft", "warmup": 500, "clip": 1.0}
 WISE |= {"precision": "fp32", "augment": "wise_ft", "batch_size": 512, "lr": 3e-5}
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 PAIRS = {"objective": "contrastive", "train": ["image", "text", "logit_scale"], "precision": "fp32"}
 TABLE: dict[str, dict[str, Any]] = {
     "lipsum_domainnet": LIPSUM | {"steps": 5_000},
@@ -69,7 +75,12 @@ TABLE: dict[str, dict[str, Any]] = {
     "mnist_list": USUAL
     | PAIRS
     | {"templates": "bare", "false_negatives": True, "optimizer": "adam", "lr": 1e-6, "schedule": "constant"}
-    | {"epochs": 20, "batch_size": 10, "augment": "none", "shuffle": False},
+    | {"epochs": 20, "batch_size": 10, "augment": "none", "shuffle": False}
+    | {"eval_templates": "clip-example", "eval_names": {str(digit): word for digit, word in enumerate(DIGITS)}},
+    "transferlearning": USUAL
+    | PAIRS
+    | {"templates": "picture", "false_negatives": True, "optimizer": "adam", "lr": 5e-5, "schedule": "constant"}
+    | {"betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.2, "batch_size": 32, "augment": "none", "seed": 42},
 }
 """Every option of the published runs; where the sources leave one open, the recipe's header says what is taken."""
 
@@ -105,6 +116,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
         "word labels RN50 34->54 RN101 38->48 B/16 54->82 B/32 22->32",
         "ln 5 = 1.609",
     ),
+    "transferlearning": ("82.78 66.67 89.50 89.90",),
 }
 
 
@@ -138,7 +150,7 @@ def test_a_recipe_is_valid_and_its_header_names_source_and_results(name: str) ->
     assert load_templates(options.templates)
     header = recipe_header(name)
     assert "Published" in header
-    assert "arXiv" in header or "CLIP-fine-tune-example" in header
+    assert any(source in header for source in ("arXiv", "CLIP-fine-tune-example", "transferlearning/clip"))
     assert (options.steps is None) != (options.epochs is None)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from clip_models import make_model, write_folder
+from finetuning import start
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -263,3 +264,11 @@ def main(task: str, model: str, place: str, *names: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+def test_a_run_of_an_older_version_is_resumed(model: str, tmp_path: Path) -> None:
+    """Its record lacks the options that came later; they count only where they are set."""
+    identity = start(model).identity
+    assert not {"shots", "objective_weight", "eval_templates", "eval_names"} & identity.keys()
+    assert not {"eval_start", "keep_every"} & start(model, keep_every=1, eval_start=True).identity.keys()
+    assert start(model, objective_weight=0.5).identity["objective_weight"] == 0.5
