@@ -14,20 +14,23 @@ from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
 from heads.estimators.base import NonlinearClassifier
 from heads.fitted.base import label_values
-from heads.fitted.knn import KNNHead, NeighbourBank
+from heads.fitted.knn import KNNHead, NeighbourBank, Neighbours
 from heads.fitted.provenance import Json
+from heads.kernels.tally import stats_of_arrays
 from heads.rows.device import device_rows
 from heads.rows.samples import Features, Rows, Samples, Selection, as_samples, gathered, require_finite, to_numpy
 from heads.rows.selection import RowSampler, selection_samples, thinned
 from heads.search import INDEXES, PROBED
+from heads.solvers.temperature import fit_temperature
 
 
 class KNN(NonlinearClassifier):
     """k nearest neighbours by cosine, each voting with ``exp(cosine / temperature)`` (DINO, DINOv2).
 
     Equals ``sklearn.neighbors.KNeighborsClassifier(k, metric="cosine", weights=lambda d: exp(-d / temperature))``;
-    of neighbours equally far at the edge the earlier rows vote. Probabilities are the vote shares, up to a floor:
-    ``(share + 1e-8) / (1 + C 1e-8)``.
+    of neighbours equally far at the edge the earlier rows vote. Shares are no probabilities yet: a class without a
+    neighbour has none. So ``p_c ~ ((1 - e) share_c + e / C)^s``: with probability e the neighbours know nothing, and
+    all classes are alike; s sharpens or flattens. Both are fitted to held-out rows, and change no prediction.
 
     Parameters
     ----------
@@ -36,23 +39,28 @@ class KNN(NonlinearClassifier):
     index
         "exact", or with `pip install featcache[faiss]` (or ``[faiss-gpu]``) "faiss-flat", "faiss-ivf" or "faiss-hnsw";
         the last two are approximate.
+    metric : what chooses k: "nll" or "top1" (ties by the NLL)
+    calibrate
+        Whether e and s are fitted. Without, probabilities are the shares up to a floor:
+        ``(share + 1e-8) / (1 + C 1e-8)``, and a test row whose class has no neighbour costs 18.4 nats.
     probes
         How far an approximate index looks: cells of "faiss-ivf" (None is 16), candidates of "faiss-hnsw" (None is 64).
 
     Attributes
     ----------
     n_neighbors_ : int
-        The k of the highest accuracy on the selection split, or leave-one-out on the training rows; the smallest of
+        The k of the best `metric` on the selection split, or leave-one-out on the training rows; the smallest of
         equals.
-    accuracies_ : dict
-        Accuracy there by k; empty where there was nothing to choose.
+    accuracies_, nlls_ : dict
+        Accuracy and NLL (nats) there by k; empty where there was nothing to choose.
     classes_, classnames_, n_features_in_, provenance_, head_
 
     Notes
     -----
     The rows are the head: a saved file holds them, in the type they came in (float16 of a store), so that it can be
-    used where the store is not. A class without a training row gets no vote. With one k nothing is searched while
-    fitting; with several, leave-one-out searches a bounded share of the rows.
+    used where the store is not. A class without a training row gets no vote. Leave-one-out searches a bounded share of
+    the rows, and rows whose class has no other row do not count; with one k and without `calibrate` nothing is searched
+    while fitting.
 
     Rows on a GPU (CUDA tensors, `heads.resident`) are searched there by "exact"; faiss copies its index to the
     GPUs that it can use, except "faiss-hnsw". ``searched_on`` in the provenance tells.
@@ -73,6 +81,7 @@ class KNN(NonlinearClassifier):
     head_: KNNHead
     n_neighbors_: int
     accuracies_: dict[int, float]
+    nlls_: dict[int, float]
 
     def __init__(
         self,
@@ -80,11 +89,15 @@ class KNN(NonlinearClassifier):
         temperature: Positive = 0.07,
         index: Annotated[str, OneOf("exact", "faiss-flat", "faiss-ivf", "faiss-hnsw")] = "exact",
         probes: Count | None = None,
+        metric: Annotated[str, OneOf("nll", "top1")] = "nll",
+        calibrate: bool = True,
     ) -> None:
         self.n_neighbors = n_neighbors
         self.temperature = temperature
         self.index = index
         self.probes = probes
+        self.metric = metric
+        self.calibrate = calibrate
 
     def fit(
         self,
@@ -122,19 +135,48 @@ class KNN(NonlinearClassifier):
         fields: Json = {"name": self.name, "classes": label_values(self.classes_)}
         heads = [KNNHead(bank, k, float(self.temperature), columns, self.classnames_, **fields) for k in ks]
         held_out = None if selection is None else selection_samples(selection, samples)
-        self.accuracies_ = {} if len(ks) == 1 else _accuracies(heads, held_out)
-        self.n_neighbors_ = max(ks, key=lambda k: self.accuracies_.get(k, 0.0))
+        self.accuracies_, self.nlls_ = {}, {}
+        if len(ks) > 1 or self.calibrate:
+            heads = self._scored(heads, held_out)
+        self.n_neighbors_ = self._best(ks)
         self._keep(heads, samples, held_out)
         return self
 
+    def _scored(self, heads: list[KNNHead], held_out: Samples | None) -> list[KNNHead]:
+        """The heads, with e and s fitted if they are to be; sets accuracies and NLLs where there are several."""
+        found, labels = _neighbours(heads[0], held_out)
+        fitted = []
+        for head in heads:
+            if self.calibrate and len(labels):
+                head = _calibrated(head, found, labels)
+            fitted.append(head)
+            if len(heads) > 1:
+                parts = [slice(first, first + _ROWS) for first in range(0, len(labels), _ROWS)]
+                logits = ((head.finish((found[0][part], found[1][part])), labels[part]) for part in parts)
+                stats = [stats_of_arrays(block, own) for block, own in logits]
+                hits, nll = sum(int((s.rank == 0).sum()) for s in stats), sum(float(s.nll.sum()) for s in stats)
+                self.accuracies_[head.n_neighbors] = hits / max(len(labels), 1)
+                self.nlls_[head.n_neighbors] = nll / max(len(labels), 1)
+        return fitted
+
+    def _best(self, ks: list[int]) -> int:
+        """The k of the best metric, on ties the smaller."""
+        if not self.accuracies_:
+            return ks[0]
+        if self.metric == "nll":
+            return min(ks, key=lambda k: self.nlls_[k])
+        return min(ks, key=lambda k: (-self.accuracies_[k], self.nlls_[k]))
+
     def _keep(self, heads: list[KNNHead], samples: Samples, held_out: Samples | None) -> None:
         """Set the heads of the path and the chosen head, with their provenance."""
-        how = "given" if len(heads) == 1 else "leave-one-out" if held_out is None else "split"
+        how = "given" if len(heads) == 1 and not self.calibrate else "leave-one-out" if held_out is None else "split"
         chosen = held_out.store if how == "split" and held_out is not None else None
         probed = {} if self.probes is None else {"probes": self.probes}
         self._path = []
         for head in heads:
-            params = {"n_neighbors": head.n_neighbors, "temperature": head.temperature, "index": self.index, **probed}
+            params: Json = {"n_neighbors": head.n_neighbors, "temperature": head.temperature, "index": self.index}
+            params |= {**probed, "metric": self.metric} if len(heads) > 1 else probed
+            params |= {"floor": head.floor, "scale": head.scale} if self.calibrate else {}
             record = self._provenance(params | {"selection": how}, samples.store, searched_on=head.bank.searched_on)
             self._path.append(head.with_provenance(record))
         (best,) = (head for head in self._path if head.n_neighbors == self.n_neighbors_)
@@ -164,6 +206,8 @@ class KNN(NonlinearClassifier):
             raise HeadError(f"n_neighbors is {self.n_neighbors!r}, expected positive whole numbers")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise HeadError(f"temperature is {self.temperature!r}, expected a positive number")
+        if self.metric not in ("nll", "top1"):
+            raise HeadError(f"metric is {self.metric!r}, expected 'nll' or 'top1'")
         if self.index not in INDEXES:
             raise HeadError(f"index is {self.index!r}, expected one of {', '.join(INDEXES)}")
         if self.probes is not None and (self.index not in PROBED or self.probes < 1):
@@ -173,17 +217,41 @@ class KNN(NonlinearClassifier):
         return sorted({min(int(k), n) for k in given})
 
 
-def _accuracies(heads: list[KNNHead], held_out: Samples | None) -> dict[int, float]:
-    """Accuracy of each k on the selection split, or on a share of the bank's rows, each without itself."""
-    bank = heads[0].bank
-    if held_out is None:
-        rows = RowSampler(len(bank.labels), len(heads[0].classnames))(len(bank.labels))
-        blocks = [(bank.others(rows, min(bank.depth, len(bank.labels) - 1)), bank.labels[rows])]
+_ROWS = 4096
+"""Held-out rows whose vote shares are in memory at once, and that e and s are fitted to."""
+_FLOORS = 8
+
+
+def _neighbours(head: KNNHead, held_out: Samples | None) -> tuple[Neighbours, NDArray[np.int64]]:
+    """Neighbours and labels of the selection split, or of a share of the bank's rows, each without itself."""
+    bank = head.bank
+    if held_out is not None:
+        blocks = [(head.prepare(features), labels) for features, labels in thinned(held_out)]
     else:
-        blocks = [(heads[0].prepare(features), labels) for features, labels in thinned(held_out)]
-    total = sum(len(labels) for _, labels in blocks)
-    hits = {
-        head.n_neighbors: sum(int((head.finish(found).argmax(axis=1) == labels).sum()) for found, labels in blocks)
-        for head in heads
-    }
-    return {k: count / total for k, count in hits.items()}
+        rows = RowSampler(len(bank.labels), len(head.classnames))(len(bank.labels))
+        rows = rows[np.bincount(bank.labels)[bank.labels[rows]] > 1]
+        depth = min(bank.depth, len(bank.labels) - 1)
+        if not depth or not len(rows):
+            return (np.zeros((0, 1)), np.zeros((0, 1), np.int64)), np.zeros(0, np.int64)
+        blocks = [(bank.others(rows, depth), bank.labels[rows])]
+    cosines, voters = (np.concatenate([found[k] for found, _ in blocks]) for k in range(2))
+    return (cosines, voters), np.concatenate([labels for _, labels in blocks]).astype(np.int64)
+
+
+def _calibrated(head: KNNHead, found: Neighbours, labels: NDArray[np.int64]) -> KNNHead:
+    """The head with the floor and scale of the highest likelihood on some of the rows.
+
+    n rows cannot support a share of ignorance much below 1/n: the smallest is half a row, as in `fit_temperature`.
+    """
+    some = RowSampler(len(labels), len(head.classnames), rows=_ROWS, scores=2**19)(len(labels))
+    shares, own = head.shares((found[0][some], found[1][some])), labels[some]
+    best: tuple[float, float, float] | None = None
+    for ignorance in np.geomspace(0.5 / (len(own) + 0.5), 0.95, _FLOORS):
+        floor = float(ignorance / (1 - ignorance) / shares.shape[1])
+        logs = np.log(shares + floor)
+        temperature = fit_temperature(logs, own)
+        nll = float(stats_of_arrays((logs / temperature).astype(np.float32), own).nll.mean())
+        if best is None or nll < best[0]:
+            best = nll, floor, 1.0 / temperature
+    assert best is not None  # there are several floors
+    return replace(head, floor=best[1], scale=best[2])

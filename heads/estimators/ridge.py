@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from numbers import Integral
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from featcache.parameters import Positive
+from featcache.parameters import OneOf, Positive
 from heads.estimators.base import LinearClassifier
 from heads.estimators.kept_moments import blocks_in_place, store_moments, worth_keeping
 from heads.estimators.text_prior import checked_prior, prior_record
@@ -25,15 +25,21 @@ from heads.rows.weights import ClassWeight, class_weights, group_ids, row_weight
 from heads.solvers.folds import FOLDS, folds_of
 from heads.solvers.parallel import Blocks
 from heads.solvers.primitives import as_tensor
-from heads.solvers.ridge.leave_one_out import Scored, squared_errors
+from heads.solvers.ridge.held_out import Elsewhere, HeldOut
+from heads.solvers.ridge.leave_one_out import squared_errors
+from heads.solvers.ridge.path_scores import path_scores
 from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
-from heads.solvers.temperature import fit_temperature
 
 Float = NDArray[np.float64]
 
 ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
 """Default path: 25 values from 1e-3 to 1e3, four per decade."""
+
+METRICS = ("auto", "nll", "top1", "squared_error")
+
+_CHOICE_ROWS, _CHOICE_SCORES = 2**12, 2**19
+"""Held-out rows behind the comparison of alphas: at least the first, up to the second in scores."""
 
 
 def choose_alpha(
@@ -89,23 +95,40 @@ class Ridge(LinearClassifier):
     prior
         A fitted linear head W0 (`LinearHead`, `ZeroShot`) that the weights shrink to instead of zero: the penalty is
         ``alpha ||W - s W0||²``. The mean over classes is subtracted from W0, which changes no prediction, and s brings
-        its scores to the scale of the targets (least squares; `prior_scale_`). Its bias is not used. s is fitted on all
+        its scores to the scale of the targets (least squares; `prior_scale_`). s is fitted on all
         training rows, and leave-one-out, of groups too, is exact given that s: only the number s has seen
         the row that is left out. With folds, s is fitted on the training rows of each; a selection split is not used.
+    metric
+        What chooses alpha on the held-out rows: "nll" (at its best temperature), "top1" (ties by NLL) or
+        "squared_error" (of `RidgeCV`). "auto" is the NLL with a prior or a selection split, else the squared error.
+        In leave-one-out scores, and those of groups, the other rows of a class make up for those that are left out
+        (`heads.solvers.ridge.held_out`), but not in squared errors, which are those of `RidgeCV`.
+    add_prior
+        Whether the prior's logits, its bias included, are added to the scores with a weight of their own
+        (`prior_weight_`), fitted by NLL with the temperature. Least squares to one-hot targets undoes much of what a
+        prior knows; the sum has the prior itself as a limit.
 
     Attributes
     ----------
     coef_ : (C, D) float64
     intercept_ : (C,) float64
+        With a prior that is added, its part included.
     alpha_ : float
-        The chosen penalty, of the smallest `cv_errors_`; see `choose_alpha`.
+        The chosen penalty.
     alphas_ : (A,) float64
     cv_errors_ : (A,) float64
         Mean over rows and classes of the squared error: by `cv`, or on the selection split.
+    cv_nll_, cv_top1_ : (A,) float64
+        NLL (nats) at the best temperature, and accuracy, on a share of the same rows; NaN where none could be held out.
     temperature_ : float
-        Scores divided by it are logits; fitted by (weighted) NLL on the selection split, or on scores by `cv`.
+        Scores divided by it are logits; fitted by (weighted) NLL on the selection split, or on scores by `cv`. Where no
+        class has two rows, logits get a spread of one.
+    temperatures_ : (A,) float64
+        That of every alpha, from fewer rows.
     prior_scale_ : float
         s of the prior; 0 without one.
+    prior_weight_ : float
+        Weight of the prior's logits in the scores; 0 without a prior that is added.
     classes_, classnames_, n_features_in_, provenance_, spectrum_
 
     Notes
@@ -132,7 +155,11 @@ class Ridge(LinearClassifier):
     alpha_: float
     alphas_: Float
     cv_errors_: Float
+    cv_nll_: Float
+    cv_top1_: Float
+    temperatures_: Float
     prior_scale_: float
+    prior_weight_: float
     spectrum_: Spectrum
 
     def __init__(
@@ -142,12 +169,16 @@ class Ridge(LinearClassifier):
         cv: Any = "loo",
         class_weight: Any = None,
         prior: Any = None,
+        metric: Annotated[str, OneOf(*METRICS)] = "auto",
+        add_prior: bool = True,
     ) -> None:
         self.alphas = alphas
         self.fit_intercept = fit_intercept
         self.cv = cv
         self.class_weight = class_weight
         self.prior = prior
+        self.metric = metric
+        self.add_prior = add_prior
 
     def fit(
         self,
@@ -178,6 +209,8 @@ class Ridge(LinearClassifier):
         MismatchError
             If the selection store or the prior has another encoder or class list.
         """
+        if self.metric not in METRICS:
+            raise HeadError(f"metric is {self.metric!r}, expected one of {', '.join(METRICS)}")
         self.alphas_ = check_alphas(self.alphas)
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
@@ -185,14 +218,52 @@ class Ridge(LinearClassifier):
         validation = None if selection is None else selection_samples(selection, samples)
         problem = self._problem(samples, sample_weight, groups, prior, choose=validation is None)
         require_finite(samples, problem.diagonal())
-        self.spectrum_ = problem.spectrum()
-        blocks = None if validation is None else partial(self._weighted, validation)
-        self.alpha_, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, blocks)
-        self.coef_, self.intercept_ = self.spectrum_.solve(self.alpha_)
-        self.prior_scale_ = problem.prior_scale()
-        self.temperature_ = self._temperature(problem, validation)
+        self.spectrum_, self.prior_scale_ = problem.spectrum(), problem.prior_scale()
+        self._added = _logits_of(prior) if prior is not None and self.add_prior else None
+        best = self._choose(problem, validation)
+        self.alpha_ = float(self.alphas_[best])
+        # The temperature, and the prior's weight, once more: for the chosen alpha, from more rows.
+        held = self._held_out(problem, validation)
+        scored = path_scores(held, [self.alpha_], self._added)
+        self.temperature_ = float(scored.temperatures[0]) if len(held.labels) else self._spread(samples, best)
+        self.prior_weight_ = float(scored.prior_weights[0])
+        self.coef_, self.intercept_ = self._with_prior(self.alpha_, self.prior_weight_)
         self._record(samples, validation, prior, problem)
         return self
+
+    def _choose(self, problem: RidgeProblem, validation: Samples | None) -> int:
+        """Score the path, and return the position of the best alpha."""
+        blocks = None if validation is None else partial(self._weighted, validation)
+        _, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, blocks)
+        held = self._held_out(problem, validation, rows=_CHOICE_ROWS, scores=_CHOICE_SCORES)
+        self._scored = path_scores(held, self.alphas_, self._added)
+        self.temperatures_, _, self.cv_nll_, self.cv_top1_ = self._scored
+        self._metric = self.metric
+        if self.metric == "auto":
+            self._metric = "nll" if validation is not None or self.prior is not None else "squared_error"
+        return self._scored.best(self._metric, self.cv_errors_)
+
+    def _held_out(self, problem: RidgeProblem, validation: Samples | None, **bounds: int) -> HeldOut:
+        """A share of the rows that alpha and temperature are chosen on."""
+        if validation is None:
+            rows = problem.rows if problem.weights is None else int(np.count_nonzero(problem.weights))
+            return problem.held_out(self.spectrum_, RowSampler(rows, problem.n_targets, **bounds))
+        weights = self._class_weights(validation)
+        X, y = (np.concatenate(column) for column in zip(*thinned(validation, **bounds), strict=True))
+        return Elsewhere(X, np.asarray(y, np.int64), weights[y], self.spectrum_)
+
+    def _spread(self, samples: Samples, best: int) -> float:
+        """The temperature at which the logits of the training rows have a standard deviation of one, on average."""
+        weights, intercepts = self.spectrum_.solve(float(self.alphas_[best]))
+        scores = np.concatenate([x.astype(np.float64) @ weights.T + intercepts for x, _ in thinned(samples)])
+        return float(scores.std(axis=1).mean()) or 1.0
+
+    def _with_prior(self, alpha: float, weight: float) -> tuple[Float, Float]:
+        """Weights and intercepts of one alpha, the prior's logits added."""
+        weights, intercepts = self.spectrum_.solve(alpha)
+        if self._added is None:
+            return weights, intercepts
+        return weights + weight * self._added[0], intercepts + weight * self._added[1]
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, C, D) and intercepts (A, C) of every alpha of `alphas_`: scores, before any temperature."""
@@ -203,14 +274,22 @@ class Ridge(LinearClassifier):
     def path_heads(self) -> list[LinearHead]:
         """A head for every alpha, ascending; `heads.evaluate` takes them all at once.
 
-        Accuracies are exact. All scores are divided by the `temperature_` of the chosen alpha, which is not the best
-        one for the NLL of the others: those would need held-out scores of every alpha.
+        Each has the temperature, and the prior's weight, that its own held-out scores give.
         """
         record, heads = self.linear().provenance, []
         for alpha in np.union1d(self.alphas_, [self.alpha_]).tolist():
-            own, name = record.with_params(alpha=alpha), f"{self.name} alpha={alpha:.6g}"
-            heads.append(self._as_head(*self.spectrum_.solve(alpha), self.temperature_, name, own))
+            temperature, weight = self._numbers_of(alpha)
+            own, name = record.with_params(alpha=alpha, temperature=temperature), f"{self.name} alpha={alpha:.6g}"
+            own = own if self._added is None else own.with_params(prior_weight=weight)
+            heads.append(self._as_head(*self._with_prior(alpha, weight), temperature, name, own))
         return heads
+
+    def _numbers_of(self, alpha: float) -> tuple[float, float]:
+        """Temperature and prior's weight of an alpha of the path, or those of the chosen one."""
+        place = np.flatnonzero(self.alphas_ == alpha)
+        if alpha == self.alpha_ or not len(place) or not np.isfinite(self.temperatures_[place[0]]):
+            return self.temperature_, self.prior_weight_
+        return float(self.temperatures_[place[0]]), float(self._scored.prior_weights[place[0]])
 
     def restrict(self, class_subset: Sequence[int], alpha: float | None = None) -> Self:
         """A fitted copy with some target columns only, in the order given; no pass over the rows.
@@ -231,7 +310,8 @@ class Ridge(LinearClassifier):
         found = copy(self)
         found.alpha_ = self.alpha_ if alpha is None else float(alpha)
         found.spectrum_ = self.spectrum_.columns(index)
-        found.coef_, found.intercept_ = found.spectrum_.solve(found.alpha_)
+        found._added = None if self._added is None else (self._added[0][index], self._added[1][index])
+        found.coef_, found.intercept_ = found._with_prior(found.alpha_, found.prior_weight_)
         found.classes_, found.classnames_ = self.classes_[index], tuple(self.classnames_[i] for i in index.tolist())
         record = self.provenance_.with_params(alpha=found.alpha_, of_classes=len(self.classnames_))
         found.provenance_ = record.but(classnames=list(found.classnames_))
@@ -277,23 +357,6 @@ class Ridge(LinearClassifier):
         for features, labels in blocks_in_place(validation):
             yield features, labels, None if weights is None else weights[as_tensor(labels).cpu().numpy()]
 
-    def _temperature(self, problem: RidgeProblem, validation: Samples | None) -> float:
-        """Temperature by `fit_temperature` on held-out rows, weighted as the training rows."""
-        if validation is None:
-            rows = problem.rows if problem.weights is None else int(np.count_nonzero(problem.weights))
-            keep = RowSampler(rows, problem.n_targets)
-            blocks = problem.scores(self.spectrum_, self.alpha_, keep)
-        else:
-            blocks = self._validation_scores(validation)
-        scores, labels, weights = (np.concatenate(column) for column in zip(*blocks, strict=True))
-        return fit_temperature(scores, labels, weights=weights)
-
-    def _validation_scores(self, validation: Samples) -> Iterator[Scored]:
-        """Scores of a share of the validation split, labels, and the weights of their classes."""
-        weights = self._class_weights(validation)
-        for x, y in thinned(validation):
-            yield x.astype(np.float64) @ self.coef_.T + self.intercept_, y, weights[y]
-
     def _class_weights(self, samples: Samples) -> Float:
         """Weight of each class (C,) among these rows."""
         if self.class_weight is None:
@@ -309,6 +372,7 @@ class Ridge(LinearClassifier):
             "fit_intercept": bool(self.fit_intercept),
             "temperature": self.temperature_,
             "selection": how,
+            "metric": self._metric,
         }
         if validation is None:
             params["cv"] = self.cv if isinstance(self.cv, str) else problem.n_folds
@@ -320,8 +384,15 @@ class Ridge(LinearClassifier):
             params["class_weight"] = _plain_weights(self.class_weight)
         if prior is not None:
             params |= {"prior": prior_record(prior), "prior_scale": self.prior_scale_}
+            params |= {"prior_weight": self.prior_weight_} if self.add_prior else {}
         chosen = None if validation is None else validation.store
         self.provenance_ = self._provenance(params, samples.store, chosen, prior)
+
+
+def _logits_of(prior: LinearHead) -> tuple[Float, Float]:
+    """Weights (C, D) and biases (C,) of a prior, less their means over classes."""
+    weights, bias = prior.weights.astype(np.float64), prior.bias.astype(np.float64)
+    return weights - weights.mean(axis=0), bias - bias.mean()
 
 
 def _plain_weights(class_weight: ClassWeight) -> object:

@@ -82,6 +82,7 @@ class KNNHead(LogitHead):
     columns : (C,) class indices of the bank that `classnames` are
     classes : (C,) the label values that `predict` returns; None for class indices
     scale : factor on the log vote shares: 1 / T of a temperature that was fitted afterwards
+    floor : added to every share, the same for every class: what the rows cannot rule out
     """
 
     kind: ClassVar[str] = "knn"
@@ -95,6 +96,7 @@ class KNNHead(LogitHead):
     provenance: Provenance = field(default_factory=Provenance, repr=False)
     classes: Array | None = field(default=None, repr=False)
     scale: float = 1.0
+    floor: float = FLOOR
 
     @property
     def dim(self) -> int:
@@ -102,7 +104,7 @@ class KNNHead(LogitHead):
         return int(self.bank.features.shape[1])
 
     def logits(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Logits (n, C): ``log(share + 1e-8)`` of the vote."""
+        """Logits (n, C): ``scale log(share + floor)`` of the vote."""
         return self.finish(self.bank.neighbours(self._features(X), self.n_neighbors))
 
     @property
@@ -116,11 +118,15 @@ class KNNHead(LogitHead):
 
     def finish(self, prepared: Neighbours) -> NDArray[np.float32]:
         """Logits (n, C) from neighbours (n, >= k)."""
+        return (self.scale * np.log(self.shares(prepared) + self.floor)).astype(np.float32)
+
+    def shares(self, prepared: Neighbours) -> NDArray[np.float64]:
+        """Vote shares (n, C) from neighbours (n, >= k)."""
         cosines, labels = prepared[0][:, : self.n_neighbors], prepared[1][:, : self.n_neighbors]
         shares = vote(cosines, labels, self.temperature, int(self.columns.max()) + 1)[:, self.columns]
         total = shares.sum(axis=1, keepdims=True)  # below 1 where votes went to classes that are masked here
         np.divide(shares, total, out=shares, where=total > 0)
-        return (self.scale * np.log(shares + FLOOR)).astype(np.float32)
+        return shares
 
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
         """The same neighbours, of which those of other classes do not vote."""
@@ -138,7 +144,7 @@ class KNNHead(LogitHead):
         """The rows themselves, in their own type: the file needs no store."""
         tensors = {"features": to_numpy(self.bank.features), "labels": self.bank.labels, "columns": self.columns}
         settings = {"n_neighbors": self.n_neighbors, "temperature": self.temperature, "index": self.bank.index}
-        settings["scale"] = self.scale
+        settings |= {"scale": self.scale, "floor": self.floor}
         return tensors, settings if self.bank.probes is None else {**settings, "probes": self.bank.probes}
 
     @classmethod
@@ -146,7 +152,7 @@ class KNNHead(LogitHead):
         """The head of `to_file`; its index is built again."""
         depth, probes = settings["n_neighbors"], settings.get("probes")
         bank = NeighbourBank(tensors["features"], tensors["labels"], settings["index"], depth, probes)
-        common["scale"] = settings.get("scale", 1.0)  # older files lack it
+        common |= {"scale": settings.get("scale", 1.0), "floor": settings.get("floor", FLOOR)}  # older files lack them
         return cls(bank, settings["n_neighbors"], settings["temperature"], tensors["columns"], **common)
 
 

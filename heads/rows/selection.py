@@ -74,6 +74,8 @@ def selection_samples(selection: Selection, samples: Samples) -> Samples:
 class RowSampler:
     """Positions of a seeded random share of the rows of consecutive blocks, which bounds the size of scores (N, C).
 
+    `scores` bounds their number (None is two million), but there are `rows` rows at least (None is 16,384).
+
     Examples
     --------
     >>> keep = RowSampler(n=10, n_classes=3)
@@ -81,8 +83,8 @@ class RowSampler:
     [0, 1, 2, 3]
     """
 
-    def __init__(self, n: int, n_classes: int) -> None:
-        self.share = max(_ROWS, _SCORES // n_classes) / max(n, 1)
+    def __init__(self, n: int, n_classes: int, *, rows: int | None = None, scores: int | None = None) -> None:
+        self.share = max(rows or _ROWS, (scores or _SCORES) // n_classes) / max(n, 1)
         self._rng = np.random.default_rng(0)
 
     def __call__(self, rows: int) -> NDArray[np.intp]:
@@ -92,16 +94,16 @@ class RowSampler:
         return np.flatnonzero(self._rng.random(rows) < self.share)
 
 
-def thinned(samples: Samples, n: int | None = None) -> Iterator[Block]:
+def thinned(samples: Samples, n: int | None = None, **bounds: int) -> Iterator[Block]:
     """Blocks with `RowSampler`'s share of the rows; without `n`, their number, a pass counts them first."""
     on_device = device_rows(samples)
     if on_device is not None:
         n = len(on_device[1])
-        yield rows_on_host(on_device, RowSampler(n, len(samples.classnames))(n))
+        yield rows_on_host(on_device, RowSampler(n, len(samples.classnames), **bounds)(n))
         return
     if n is None:
         n = sum(len(labels) for _, labels in samples.blocks())
-    keep = RowSampler(n, len(samples.classnames))
+    keep = RowSampler(n, len(samples.classnames), **bounds)
     for features, labels in samples.blocks():
         rows = keep(len(labels))
         yield features[rows], labels[rows]

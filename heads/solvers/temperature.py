@@ -13,13 +13,17 @@ pseudo-row is added, labelled with the class of the second largest score: half a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featcache.errors import HeadError
 from heads.rows.samples import to_numpy
+from heads.solvers.parallel import one_torch_thread, side_by_side
 
 # Bounds of the inverse temperature in units of 1 / (spread of the scores). The upper one is reached only without
 # `prior_rows`, when every row is classified correctly and the likelihood has no maximum; the lower one when the scores
@@ -87,6 +91,102 @@ def fit_temperature(scores: Any, labels: Any, *, weights: Any = None, prior_rows
             return 1.0 / step
         inverse = step
     return 1.0 / inverse
+
+
+def fit_mixture(
+    scores: Any, base: Any, labels: Any, *, weights: Any = None, prior_rows: float = PRIOR_ROWS
+) -> tuple[float, float]:
+    """T > 0 and w >= 0 that minimise the mean NLL of ``softmax((scores + w base) / T)``, with confusions added.
+
+    It is `fit_temperature` for two sets of scores: convex in 1 / T and w / T, solved by damped Newton steps. The class
+    of an added confusion is that of the second largest sum of both, each divided by its spread. Where the scores only
+    harm, they keep a millionth of the base's spread, so that T stays finite.
+
+    Parameters
+    ----------
+    scores, base : (N, C)
+    labels : (N,) class indices
+    weights, prior_rows : as of `fit_temperature`
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> a, b = rng.normal(size=(2, 4000, 5))
+    >>> labels = (2 * a + b + rng.gumbel(size=a.shape)).argmax(1)
+    >>> temperature, weight = fit_mixture(a, b, labels)
+    >>> round(temperature, 1), round(weight, 1)
+    (0.5, 0.5)
+    """
+    rows, other = _Rows.of(scores, labels, weights), to_numpy(base)
+    spreads = [float(rows.weights @ z.std(axis=1, dtype=np.float64)) / rows.total for z in (rows.scores, other)]
+    if not min(spreads) > 0:
+        return fit_temperature(scores, labels, weights=weights, prior_rows=prior_rows), 0.0
+    # Less each row's mean: a softmax does not see it, and float32 keeps more of the rest.
+    wide = (z - z.mean(axis=1, keepdims=True) for z in (rows.scores, other))
+    pair = [torch.from_numpy((z / spread).astype(np.float32)) for z, spread in zip(wide, spreads, strict=True)]
+    share = prior_rows / (rows.total + prior_rows)
+    best = _mixed(pair, rows, share)
+    first = max(best[0], 1e-6 * best[1]) / spreads[0]
+    return 1.0 / first, best[1] / spreads[1] / first
+
+
+def _mixed(pair: Sequence[Tensor], rows: _Rows, share: float) -> NDArray[np.float64]:
+    """The factors (2,) of two scores of unit spread, not negative, by projected Newton steps."""
+    labels = torch.from_numpy(np.asarray(rows.labels, np.int64))
+    second = (pair[0] + pair[1]).topk(2, dim=1).indices[:, 1]
+    columns = (*pair, labels, second, torch.from_numpy(rows.weights))
+
+    def terms_at(factors: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        def of_piece(part: slice) -> NDArray[np.float64]:
+            return _mixture_terms(factors, share, *(column[part] for column in columns))
+
+        with one_torch_thread() as threads:
+            pieces = list(side_by_side(len(labels), 1024, of_piece, threads))
+        value, *slope, aa, ab, bb = np.sum(pieces, axis=0) / rows.total
+        return float(value), np.array(slope), np.array([[aa, ab], [ab, bb]])
+
+    found = np.array([1.0, 1.0])
+    value, slope, curvature = terms_at(found)
+    for _ in range(50):
+        # A factor at zero that wants below stays there.
+        free, step = (found > 0) | (slope < 0), np.zeros(2)
+        inner = curvature[np.ix_(free, free)]
+        step[free] = -np.linalg.solve(inner + 1e-12 * (np.trace(inner) + 1e-300) * np.eye(len(inner)), slope[free])
+        length = 1.0
+        while True:
+            trial = np.clip(found + length * step, 0.0, _BOUNDS[1])
+            new = terms_at(trial)
+            if new[0] <= value + 1e-4 * float(slope @ (trial - found)) + 1e-7 * abs(value) or length < 1e-6:
+                break
+            length /= 2
+        moved = float(np.abs(trial - found).max())
+        found, (value, slope, curvature) = trial, new
+        if moved <= 1e-4 * float(found.max() or 1.0):  # a Newton step from here changes the eighth digit
+            break
+    return found
+
+
+def _mixture_terms(
+    factors: NDArray[np.float64], share: float, a: Tensor, b: Tensor, labels: Tensor, second: Tensor, weights: Tensor
+) -> NDArray[np.float64]:
+    """Weighted sums over some rows: NLL, its two slopes, and its curvatures aa, ab and bb."""
+    logits = (a * factors[0]).add_(b, alpha=float(factors[1]))
+    logits -= logits.amax(dim=1, keepdim=True)
+
+    def wanted(z: Tensor) -> Tensor:
+        found = (1 - share) * z.gather(1, labels[:, None]) + share * z.gather(1, second[:, None])
+        return found[:, 0].double()
+
+    target = wanted(logits)
+    p = logits.exp_()
+    total = p.sum(dim=1, keepdim=True)
+    p /= total
+    pa, pb = p * a, p * b
+    mean_a, mean_b = pa.sum(dim=1).double(), pb.sum(dim=1).double()
+    aa, ab, bb = (torch.linalg.vecdot(x, z).double() for x, z in ((pa, a), (pa, b), (pb, b)))
+    columns = [total[:, 0].double().log() - target, mean_a - wanted(a), mean_b - wanted(b)]
+    columns += [aa - mean_a**2, ab - mean_a * mean_b, bb - mean_b**2]
+    return np.array([float(weights @ column) for column in columns])
 
 
 class _Rows(NamedTuple):

@@ -162,9 +162,14 @@ def real_features(request: pytest.FixtureRequest) -> tuple[NDArray[np.float16], 
     """CLIP features (float16) and labels: real ones where the test data is, drawn ones everywhere."""
     if request.param == "anisotropic":
         return clip_like(800, 96, 20)
-    root = Path(os.environ.get("FEATCACHE_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-    path = root / "clip-vit-b32-features" / f"{request.param}.npz"
-    if not path.exists():
-        pytest.skip(f"no {path}; set FEATCACHE_TEST_DATA")
-    with np.load(path) as file:
+    with np.load(request.getfixturevalue("clip_folder") / f"{request.param}.npz") as file:
         return file["train_features"], file["train_labels"].astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def clip_folder() -> Path:
+    """The folder of real CLIP features; a skip where it is not at hand."""
+    root = Path(os.environ.get("FEATCACHE_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+    if not (root / "clip-vit-b32-features").exists():
+        pytest.skip(f"no features in {root}; set FEATCACHE_TEST_DATA")
+    return root / "clip-vit-b32-features"

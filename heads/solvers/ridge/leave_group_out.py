@@ -19,12 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from heads.solvers.parallel import Blocks
 from heads.solvers.primitives import as_tensor, wide_targets
-from heads.solvers.ridge.leave_one_out import Scored
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
 Float = NDArray[np.float64]
 Array = NDArray[np.generic]
 Batch = tuple[Array, Array, Float]
+"""Features (G, m, D), targets (G, m, ...) and weights (G, m) of G groups of m rows."""
 
 _NUMBERS = 2**22  # largest array of a batch
 
@@ -45,27 +45,16 @@ def leave_group_out_errors(spectrum: Spectrum, blocks: Blocks, groups: NDArray[n
     """
     values = check_alphas(alphas)
     total, weight = np.zeros(len(values)), 0.0
-    for x, y, share in _complete(blocks, groups):
-        z, rest = _rotated(spectrum, x, y)
+    for x, y, share, _ in complete_groups(blocks, groups):
+        z, rest = rotated(spectrum, x, y)
         for k, alpha in enumerate(values):
-            left_out = _left_out(spectrum, z, rest, share, float(alpha))
-            total[k] += float((share * (left_out**2).sum(axis=-1)).sum())
+            residual = left_out(spectrum, z, rest, share, float(alpha))
+            total[k] += float((share * (residual**2).sum(axis=-1)).sum())
         weight += float(share.sum())
     return total / weight if weight else total
 
 
-def leave_group_out_scores(
-    spectrum: Spectrum, blocks: Blocks, groups: NDArray[np.integer], alpha: float
-) -> Iterator[Scored]:
-    """``(scores (n, C), y (n,), weights (n,))``: what the ridge fitted without a row's group predicts; by group."""
-    for x, y, share in _complete(blocks, groups):
-        z, rest = _rotated(spectrum, x, y)
-        labels = y.reshape(-1).astype(np.int64, copy=False)
-        wide = wide_targets(as_tensor(labels), rest.shape[-1]).numpy()
-        yield wide - _left_out(spectrum, z, rest, share, alpha).reshape(wide.shape), labels, share.reshape(-1)
-
-
-def _rotated(spectrum: Spectrum, x: Array, y: Array) -> tuple[Float, Float]:
+def rotated(spectrum: Spectrum, x: Array, y: Array) -> tuple[Float, Float]:
     """Rows (G, m, R) in the eigenbasis, and targets less means and base scores (G, m, K)."""
     centred = x.astype(np.float64) - spectrum.mean_x
     n_targets = len(spectrum.mean_y)
@@ -76,7 +65,7 @@ def _rotated(spectrum: Spectrum, x: Array, y: Array) -> tuple[Float, Float]:
     return centred @ spectrum.vectors, rest
 
 
-def _left_out(spectrum: Spectrum, z: Float, rest: Float, share: Float, alpha: float) -> Float:
+def left_out(spectrum: Spectrum, z: Float, rest: Float, share: Float, alpha: float) -> Float:
     """Residuals (G, m, K) of each group under the fit without it."""
     shrunk = z / (spectrum.eigenvalues + alpha)
     residual = rest - shrunk @ spectrum.projected
@@ -85,8 +74,10 @@ def _left_out(spectrum: Spectrum, z: Float, rest: Float, share: Float, alpha: fl
     return np.asarray(np.linalg.solve(system, residual), np.float64)
 
 
-def _complete(blocks: Blocks, groups: NDArray[np.integer]) -> Iterator[Batch]:
-    """Batches ``(X (G, m, D), y (G, m, ...), weights (G, m))`` of whole groups of one size m."""
+def complete_groups(
+    blocks: Blocks, groups: NDArray[np.integer]
+) -> Iterator[tuple[Array, Array, Float, NDArray[np.int64]]]:
+    """`Batch`es of whole groups of one size m, with the number of each group (G,)."""
     sizes = np.bincount(groups)
     seen, done = np.zeros_like(sizes), 0
     waiting: list[tuple[Array, ...]] = []
@@ -103,7 +94,9 @@ def _complete(blocks: Blocks, groups: NDArray[np.integer]) -> Iterator[Batch]:
         waiting = [tuple(column[~ready] for column in columns)]
 
 
-def _batches(columns: list[Array], sizes: NDArray[np.integer]) -> Iterator[Batch]:
+def _batches(
+    columns: list[Array], sizes: NDArray[np.integer]
+) -> Iterator[tuple[Array, Array, Float, NDArray[np.int64]]]:
     """Whole groups, sorted by size and cut so that a batch stays small."""
     x, y, weights, groups = columns
     order = np.lexsort((groups, sizes[groups]))
@@ -113,4 +106,4 @@ def _batches(columns: list[Array], sizes: NDArray[np.integer]) -> Iterator[Batch
         step = max(1, _NUMBERS // (size * max(x.shape[1], size)))
         for first in range(0, len(rows), step):
             piece = rows[first : first + step]
-            yield x[piece], y[piece], weights[piece]
+            yield x[piece], y[piece], weights[piece], groups[piece[:, 0]]

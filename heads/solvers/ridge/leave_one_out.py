@@ -35,7 +35,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -50,9 +50,6 @@ from heads.solvers.primitives import Column, as_tensor, on_gpu, product, wide_ta
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
 Float = NDArray[np.float64]
-
-Scored = tuple[Float, NDArray[np.integer], Float]
-"""Scores (n, C) of rows under fits without them, their labels (n,) and weights (n,)."""
 
 # Near pairs: rounding is amplified by 1/gap, the near formula errs by gap²/2; these balance the two.
 _GAP = {torch.float32: 4e-3, torch.float64: 1e-6}
@@ -100,26 +97,6 @@ def squared_errors(
     """
     spectra = [spectrum] if isinstance(spectrum, Spectrum) else spectrum
     return _errors(spectra, blocks, check_alphas(alphas), dtype, leave_out=False)
-
-
-def leave_one_out_scores(spectrum: Spectrum, blocks: Blocks, alpha: float) -> Iterator[Scored]:
-    """Blocks ``(scores (n, C), y (n,), weights (n,))``: what the ridge fitted without row i predicts for row i.
-
-    With the prediction ŷ of the full fit and one-hot targets y: ``(ŷ - h y) / (1 - h)``. Weights are ones without any.
-    """
-    weights, intercept = spectrum.solve(alpha)
-    shrink = 1.0 / (spectrum.eigenvalues + alpha)
-
-    def of_piece(features: NDArray[np.floating], labels: NDArray[np.integer], share: Float | None = None) -> Scored:
-        x = features.astype(np.float64)
-        scores = x @ weights.T + intercept
-        z = (x - spectrum.mean_x) @ spectrum.vectors
-        weight = np.ones(len(labels)) if share is None else share
-        leverage = (z**2 @ shrink + spectrum.intercept_leverage) * weight
-        scores[np.arange(len(labels)), labels] -= leverage
-        return scores / (1.0 - leverage)[:, None], labels, weight
-
-    return map_pieces(blocks, of_piece)
 
 
 def _errors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from heads.solvers.folds import sampled_rows
 from heads.solvers.parallel import Blocks
 from heads.solvers.primitives import as_tensor, wide_targets
-from heads.solvers.ridge.leave_group_out import leave_group_out_errors, leave_group_out_scores
-from heads.solvers.ridge.leave_one_out import Scored, leave_one_out_errors, leave_one_out_scores, squared_errors
+from heads.solvers.ridge.held_out import HeldOut, Keep, groups_out, in_folds, one_out
+from heads.solvers.ridge.leave_group_out import leave_group_out_errors
+from heads.solvers.ridge.leave_one_out import leave_one_out_errors, squared_errors
 from heads.solvers.ridge.moments import Moments, fold_moments
 from heads.solvers.ridge.spectrum import Spectrum, decompose, decompose_rows
 
@@ -125,21 +125,24 @@ class RidgeProblem:
             return leave_group_out_errors(spectrum, self.blocks(), self.groups, alphas)
         return leave_one_out_errors(spectrum, self.blocks, alphas)
 
-    def scores(self, spectrum: Spectrum, alpha: float, keep: Callable[[int], NDArray[np.intp]]) -> Iterator[Scored]:
-        """Scores of some labelled rows under fits without them, their labels and weights; see `sampled_rows`."""
-        if self.groups is not None and self.folds is None:
-            scored = leave_group_out_scores(spectrum, self.blocks(), self.groups, alpha)
-            for _, scores, labels, share in sampled_rows(scored, keep):
-                yield scores.astype(np.float64, copy=False), labels, share
-            return
-        chosen = sampled_rows(self.blocks(), keep)
-        if self.folds is None:
-            yield from leave_one_out_scores(spectrum, (block[1:] for block in chosen), alpha)
-            return
-        solved = [part.solve(alpha) for part in self.fold_spectra]
-        for fold, features, labels, share in chosen:
-            weights, intercepts = solved[fold]
-            yield features.astype(np.float64) @ weights.T + intercepts, labels, share
+    def held_out(self, spectrum: Spectrum, keep: Keep) -> HeldOut:
+        """A share of the labelled rows, left out as the problem says: their scores under fits without them."""
+        if self.folds is not None:
+            return in_folds(self.fold_spectra, self.blocks(), keep)
+        totals = self._class_totals() if self.dual else self.total.sum_y.astype(np.float64)
+        if self.groups is not None:
+            return groups_out(spectrum, self._without_prior(spectrum), totals, self.blocks(), self.groups, keep)
+        return one_out(spectrum, self._without_prior(spectrum), totals, self.blocks(), keep)
+
+    def _without_prior(self, spectrum: Spectrum) -> Spectrum:
+        return spectrum if self.base is None else self.plain_spectrum
+
+    def _class_totals(self) -> Float:
+        """Weight (C,) of the rows of each class."""
+        totals = np.zeros(self.n_targets)
+        for _, y, share, _ in self.blocks():
+            totals += np.bincount(as_tensor(y).cpu().numpy(), weights=share, minlength=self.n_targets)
+        return totals
 
     def _primal_spectrum(self, moments: Moments) -> Spectrum:
         return decompose(moments, fit_intercept=self.fit_intercept)

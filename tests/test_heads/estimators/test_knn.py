@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -15,6 +16,7 @@ from featcache.errors import HeadError, MismatchError, MissingExtraError
 from heads import KNN
 from heads.fitted.knn import FLOOR, vote
 from heads.search import ExactIndex, FaissIndex
+from heads.solvers.temperature import fit_temperature
 
 
 def reference(X: Any, y: Any, k: int, temperature: float = 0.07) -> KNeighborsClassifier:
@@ -67,22 +69,51 @@ def test_probabilities_are_those_of_scikit_learn(real_features: Any, k: int) -> 
     X, y = real_features
     X, y = X[:500].astype(np.float64), y[:500]
     test = X[::5] + 0.02 * np.random.default_rng(0).normal(size=X[::5].shape)
-    head, model = KNN(k).fit(X, y), reference(X, y, k)
+    head, model = KNN(k, calibrate=False).fit(X, y), reference(X, y, k)
     np.testing.assert_allclose(head.predict_proba(test), model.predict_proba(test), atol=1e-5)
     np.testing.assert_array_equal(head.predict(test), model.predict(test))
+    np.testing.assert_array_equal(KNN(k).fit(X, y).predict(test), model.predict(test))
     shared = KNN(k).fit(X.astype(np.float16), y)  # as a store holds them
     assert (shared.predict(test) == model.predict(test)).mean() > 0.98
 
 
 def test_logits_are_log_shares_over_a_floor() -> None:
     X, y = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), np.array([0, 1, 2])
-    head = KNN(2, temperature=0.5).fit(X, y)
+    head = KNN(2, temperature=0.5, calibrate=False).fit(X, y)
     share = np.exp(np.array([1.0, 0.8]) / 0.5)
     share /= share.sum()
     wanted = np.log(np.array([*share, 0.0]) + FLOOR)
     np.testing.assert_allclose(head.frozen().logits(np.array([[2.0, 0.0]]))[0], wanted, rtol=1e-6)
-    tiny = KNN(2, temperature=1e-6).fit(X, y).predict_proba(np.array([[2.0, 0.0]]))  # no overflow
+    tiny = KNN(2, temperature=1e-6, calibrate=False).fit(X, y).predict_proba(np.array([[2.0, 0.0]]))  # no overflow
     np.testing.assert_allclose(tiny, [[1.0, 0.0, 0.0]], atol=1e-7)
+
+
+def test_floor_and_scale_are_those_of_the_highest_likelihood(images: Any, tmp_path: Path) -> None:
+    """Better on new rows than the plain shares, than a temperature alone, and than knowing nothing."""
+    train, test = images(n=60, noise=0.9), images(n=3000, seed=4, noise=0.9)
+    head, plain = KNN(3).fit(train).frozen(), KNN(3, calibrate=False).fit(train).frozen()
+
+    def nll(logits: Any) -> float:
+        return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(3000), test.y].mean())
+
+    cooled = plain.logits(test.X) / fit_temperature(plain.logits(test.X), test.y)
+    assert nll(head.logits(test.X)) < nll(cooled) < nll(plain.logits(test.X))
+    assert nll(head.logits(test.X)) < np.log(5)
+    np.testing.assert_array_equal(head.predict(test), plain.predict(test))
+    shares = head.shares(head.prepare(test.X))
+    np.testing.assert_allclose(head.logits(test.X), head.scale * np.log(shares + head.floor), rtol=1e-5)
+    head.save(tmp_path / "head")
+    np.testing.assert_array_equal(heads.load(tmp_path / "head").logits(test.X), head.logits(test.X))
+    with pytest.raises(HeadError, match="'nll' or 'top1'"):
+        KNN(3, metric="brier").fit(train)
+
+
+def test_the_nll_may_choose_more_neighbours_than_the_accuracy(images: Any) -> None:
+    train = images(n=200, noise=0.9)
+    by_nll, by_top1 = (KNN([1, 5, 40], metric=metric).fit(train) for metric in ("nll", "top1"))
+    assert by_nll.nlls_ == by_top1.nlls_
+    assert by_nll.nlls_[by_nll.n_neighbors_] == min(by_nll.nlls_.values())
+    assert by_top1.accuracies_[by_top1.n_neighbors_] == max(by_top1.accuracies_.values())
 
 
 def test_a_neighbour_that_was_not_found_does_not_vote() -> None:
@@ -94,7 +125,7 @@ def test_k_is_chosen_by_leave_one_out_or_on_a_selection_split(images: Any) -> No
     train, selection = images(n=70, noise=0.6), images(n=200, seed=9, noise=0.6, split="val", dataset_key="data-9")
     X, y = train.numpy(np.float64)
     ks = [1, 3, 20, 60]
-    head = KNN(ks).fit(X, y)
+    head = KNN(ks, metric="top1").fit(X, y)
     left_out = dict.fromkeys(ks, 0.0)
     for i in range(70):
         rest = np.arange(70) != i
@@ -142,7 +173,7 @@ def test_a_class_subset_votes_among_the_same_neighbours(images: Any) -> None:
     train, test = images(n=150, noise=0.6), images(n=300, seed=4, noise=0.6, split="test", dataset_key="data-2")
     keep = np.isin(test.y, [3, 1])
     test.X, test.y = test.X[keep], test.y[keep]
-    head = KNN(20).fit(train).frozen()
+    head = KNN(20, calibrate=False).fit(train).frozen()
     shares = np.exp(head.logits(test.X))[:, [3, 1]] - FLOOR
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
     np.testing.assert_allclose(head.restrict([3, 1]).predict_proba(test.X), shares, atol=1e-4)
@@ -190,7 +221,8 @@ def test_odd_cases(images: Any, draw: Any) -> None:
     store.X, store.y = store.X[keep], store.y[keep]
     head = KNN(10).fit(store)
     assert head.predict_proba(images()).shape == (200, 5)
-    assert (head.frozen().logits(store.X)[:, 2] == np.float32(np.log(FLOOR))).all()
+    frozen = head.frozen()
+    assert (frozen.logits(store.X)[:, 2] == np.float32(frozen.scale * np.log(frozen.floor))).all()
     names = np.array(["cat", "dog", "emu", "fox", "gnu", "hen"])
     assert KNN(1).fit(X, names).predict(X).tolist() == names.tolist()
 

@@ -49,14 +49,14 @@ def test_streamed_equals_in_memory(images: Any) -> None:
 def test_selection_split_decides_alpha_and_temperature(images: Any) -> None:
     train = images(n=60, noise=0.4)
     selection = images(n=400, seed=9, noise=0.4, split="val", dataset_key="data-9")
-    head = Ridge(ALPHAS).fit(train, selection=selection)
+    head = Ridge(ALPHAS, metric="squared_error").fit(train, selection=selection)
     X, y = selection.numpy(np.float64)
     weights, intercepts = head.path()
     errors = [((np.eye(5)[y] - X @ w.T - b) ** 2).mean() for w, b in zip(weights, intercepts, strict=True)]
     np.testing.assert_allclose(head.cv_errors_, errors, rtol=1e-9)
     assert head.alpha_ == ALPHAS[int(np.argmin(errors))]
     assert head.provenance_["chosen_on"][0]["split"] == "val"
-    arrays = Ridge(ALPHAS).fit(train, selection=selection.numpy())
+    arrays = Ridge(ALPHAS, metric="squared_error").fit(train, selection=selection.numpy())
     assert (arrays.alpha_, arrays.temperature_) == (head.alpha_, pytest.approx(head.temperature_))
     with pytest.raises(MismatchError, match="enc-2"):
         Ridge().fit(train, selection=images(encoder_key="enc-2"))

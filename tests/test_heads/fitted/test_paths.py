@@ -13,19 +13,22 @@ from heads.fitted.tip_adapter import KeyBank
 from heads.solvers.temperature import fit_temperature
 
 
-def test_ridge_has_every_alpha_at_one_temperature(images: Any) -> None:
+def test_ridge_has_every_alpha_at_its_own_temperature(images: Any) -> None:
     store, test = images(n=150, noise=0.5), images(seed=5, split="test", dataset_key="data-2")
     X, y = store.numpy(np.float64)
     head = Ridge([100.0, 0.1, 1.0]).fit(store)
     path = head.path_heads()
     assert [member.name for member in path] == ["ridge alpha=0.1", "ridge alpha=1", "ridge alpha=100"]
     rows = heads.evaluate(path, [test])
-    for alpha, member, row in zip((0.1, 1.0, 100.0), path, rows, strict=True):
+    for alpha, member, row, temperature in zip(
+        (0.1, 1.0, 100.0), path, rows, np.roll(head.temperatures_, -1), strict=True
+    ):
         model = SklearnRidge(alpha).fit(X, np.eye(5)[y])
         scores = test.X.astype(np.float64) @ model.coef_.T + model.intercept_
-        np.testing.assert_allclose(member.logits(test.X), scores / head.temperature_, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(member.logits(test.X), scores / temperature, rtol=1e-4, atol=1e-4)
         assert row["params"]["alpha"] == alpha
-        assert row["params"]["temperature"] == head.temperature_
+        assert row["params"]["temperature"] == temperature
+        assert temperature == pytest.approx(Ridge([alpha]).fit(store).temperature_, rel=1e-6)
         assert row["animals:top1"] == pytest.approx((scores.argmax(axis=1) == test.y).mean(), abs=0.006)
 
 

@@ -88,14 +88,14 @@ def test_heads_of_stores_predict_indices_and_save_no_labels(images: Any, tmp_pat
     assert loaded.score(store) == (loaded.predict(store) == store.y).mean() == loaded.score(store.X, store.y) > 0.8
 
 
-@pytest.mark.parametrize("kind", [Ridge, lambda: KNN(5), TipAdapter])
+@pytest.mark.parametrize("kind", [Ridge, lambda: KNN(5, calibrate=False), TipAdapter])
 def test_files_of_before_mean_indices(images: Any, texts: Any, tmp_path: Path, kind: Any) -> None:
     more = {"texts": texts()} if kind is TipAdapter else {}
     path = kind().fit(images(), **more).save(tmp_path / "head.safetensors")
     with safe_open(str(path), framework="np") as file:
         metadata = file.metadata()
     record = json.loads(metadata["head"])
-    for added in ("classes", "absent", "scale"):
+    for added in ("classes", "absent", "scale", "floor"):
         record.pop(added, None)
     save_file(load_file(path), tmp_path / "old.safetensors", metadata | {"head": json.dumps(record)})
     old, new, X = heads.load(tmp_path / "old.safetensors"), heads.load(path), images(seed=3).X

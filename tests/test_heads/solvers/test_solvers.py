@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from sklearn import linear_model
 
 from featcache.errors import HeadError
-from heads.solvers.ridge.leave_one_out import leave_one_out_errors, leave_one_out_scores, squared_errors
+from heads.solvers.ridge.held_out import groups_out, one_out
+from heads.solvers.ridge.leave_one_out import leave_one_out_errors, squared_errors
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.ridge.spectrum import decompose
 
@@ -84,6 +85,13 @@ def test_weights_equal_scikit_learns_for_every_alpha(real_features: Any, fit_int
         np.testing.assert_allclose(intercepts[k], intercept, atol=1e-12)
 
 
+def left_out(spectrum: Any, X: Any, y: Any, totals: Any = None) -> Any:
+    """All rows, each without itself; classes so heavy that what is left out of them does not matter, unless given."""
+    n_classes = int(y.max()) + 1
+    heavy = np.full(n_classes, 1e30) if totals is None else totals
+    return one_out(spectrum, spectrum, heavy, [(X, y)], np.arange)
+
+
 @pytest.mark.parametrize("fit_intercept", [True, False])
 def test_leave_one_out_equals_ridge_cv(real_features: Any, fit_intercept: bool) -> None:
     X, y = real_features
@@ -96,7 +104,7 @@ def test_leave_one_out_equals_ridge_cv(real_features: Any, fit_intercept: bool) 
         errors = leave_one_out_errors(spectrum, lambda: [(X, y)], ALPHAS, dtype=dtype)
         np.testing.assert_allclose(errors, wanted, rtol=1e-5)
         assert ALPHAS[errors.argmin()] == model.alpha_
-    scores = np.concatenate([s for s, *_ in leave_one_out_scores(spectrum, [(X, y)], ALPHAS[2])])
+    scores = left_out(spectrum, X, y).scores(ALPHAS[2])
     each = ((onehot - scores) ** 2).sum(axis=1)
     np.testing.assert_allclose(each, model.cv_results_[:, :, 2].sum(axis=1), rtol=1e-5)
 
@@ -105,12 +113,36 @@ def test_leave_one_out_equals_ridge_cv(real_features: Any, fit_intercept: bool) 
 def test_leave_one_out_equals_refits_without_each_row(draw: Any, fit_intercept: bool) -> None:
     X, y = draw(40, 6, 3)
     spectrum = decompose(moments_of(X, y, 3), fit_intercept=fit_intercept)
-    scores = np.concatenate([s for s, *_ in leave_one_out_scores(spectrum, [(X, y)], 0.1)])
+    scores = left_out(spectrum, X, y).scores(0.1)
     wide, onehot = X.astype(np.float64), np.eye(3)[y]
     for i in range(40):
         keep = np.arange(40) != i
         model = linear_model.Ridge(0.1, fit_intercept=fit_intercept).fit(wide[keep], onehot[keep])
         np.testing.assert_allclose(scores[i], model.predict(wide[i : i + 1])[0], atol=1e-10)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("with_prior", [True, False])
+def test_the_class_of_a_left_out_row_keeps_its_weight(draw: Any, fit_intercept: bool, with_prior: bool) -> None:
+    """As a refit without the row, or its group, in which the other rows of its class have targets n / (n - out)."""
+    X, y = draw(40, 6, 3)
+    plain = decompose(moments_of(X, y, 3), fit_intercept=fit_intercept)
+    wide, onehot, base = X.astype(np.float64), np.eye(3)[y], np.random.default_rng(0).normal(size=(3, 6))
+    base = base if with_prior else np.zeros((3, 6))
+    spectrum = plain.pulled_to(base) if with_prior else plain
+    counts, groups = np.bincount(y, minlength=3).astype(float), np.arange(40) // 2
+    ones = one_out(spectrum, plain, counts, [(X, y)], np.arange).scores(0.1)
+    pairs = groups_out(spectrum, plain, counts, [(X, y)], groups, np.arange)
+    order = np.argsort(groups, kind="stable")
+    np.testing.assert_array_equal(pairs.labels, y[order])
+    for scores, ids in ((ones, np.arange(40)), (pairs.scores(0.1), groups)):
+        for i in range(40):
+            keep = ids != ids[i]
+            targets = onehot[keep] * (counts / np.bincount(y[keep], minlength=3))[y[i]] ** (np.arange(3) == y[i])
+            data = linear_model.Ridge(0.1, fit_intercept=fit_intercept).fit(wide[keep], targets)
+            rest = linear_model.Ridge(0.1, fit_intercept=fit_intercept).fit(wide[keep], -wide[keep] @ base.T)
+            wanted = data.predict(wide[[i]]) + rest.predict(wide[[i]]) + wide[[i]] @ base.T
+            np.testing.assert_allclose(scores[i, y[i]], wanted[0, y[i]], atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
