@@ -52,6 +52,7 @@ release: $(READY)  ## build the distribution, install it in a fresh environment,
 
 bench: $(READY)  ## every benchmark at full size, results into benchmarks/results
 	$(BIN)/python -m benchmarks.bench_store --out benchmarks/results/store.json
+	$(BIN)/python -m benchmarks.bench_verify --out benchmarks/results/verify.json
 	$(BIN)/python -m benchmarks.bench_store_write --out benchmarks/results/store-write.json
 	$(BIN)/python -m benchmarks.bench_writers --out benchmarks/results/writers.json
 	$(BIN)/python -m benchmarks.bench_encode --out benchmarks/results/encode.json

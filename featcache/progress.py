@@ -18,6 +18,9 @@ class Progress(Protocol):
     def finish(self) -> None:
         """The run is over."""
 
+    def wait(self, why: str) -> None:
+        """Nothing can be done for now; empty if it is not known why."""
+
 
 class Silent:
     """No progress at all: the default of the Python API."""
@@ -29,6 +32,9 @@ class Silent:
         """Nothing."""
 
     def finish(self) -> None:
+        """Nothing."""
+
+    def wait(self, why: str) -> None:
         """Nothing."""
 
 
@@ -46,7 +52,7 @@ class Printed:
         self._terminal = self._stream.isatty()
         self._interval = 0.2 if self._terminal else 10.0
         self._what, self._total, self._done, self._fresh = "", 0, 0, 0
-        self._began = self._shown = 0.0
+        self._began = self._shown = self._waited = 0.0
 
     def start(self, what: str, total: int, done: int) -> None:
         """See `Progress.start`."""
@@ -65,6 +71,15 @@ class Printed:
     def finish(self) -> None:
         """See `Progress.finish`: the last line stays."""
         self._print(end="\n")
+
+    def wait(self, why: str) -> None:
+        """See `Progress.wait`: a line every ten seconds, the first one after five."""
+        now = time.monotonic()
+        if why and now >= self._waited:
+            if self._waited:
+                self._stream.write(f"{why}\n")
+                self._stream.flush()
+            self._waited = now + (10.0 if self._waited else 5.0)
 
     def _print(self, end: str) -> None:
         seconds = max(time.monotonic() - self._began, 1e-9)

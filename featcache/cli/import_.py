@@ -1,6 +1,7 @@
 """The verb ``featcache import``: a store of features that another program computed."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from featcache.cli.arguments import root_argument, show, update_labels_argument
@@ -36,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
     where = {"name": args.name, "split": args.split, "root": args.root}
     store = import_features(found, source, classnames=classnames, update_labels=args.update_labels, **where)
     record = {"store": str(store.path), "name": store.name, "split": store.split, "rows": len(store), "dim": store.dim}
+    twice = [name for name, uses in Counter(store.classnames).items() if uses > 1]
+    record["repeated_classnames"] = twice
+    note = f"\n  note: classes of the same name: {', '.join(twice)}" if twice else ""
     what = f"{store.name}/{store.split}@{store.encoder_name}: {len(store):,} x {store.dim}, imported from"
-    show(record, f"{what} {Path(args.source).name}\n  {store.path}", args.json)
+    show(record, f"{what} {Path(args.source).name}\n  {store.path}{note}", args.json)
     return 0

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="hash every file and drop damaged chunks, so that encode makes them again",
+        help="hash every file, write again what the manifest determines, and drop damaged chunks for encode to redo",
     )
     parser.add_argument("--against", metavar="DATA", help="also read and hash every image of the source data set")
     root_argument(parser)
@@ -49,10 +49,14 @@ def run(args: argparse.Namespace) -> int:
     lines += [f"  damaged: {problem}" for problem in report.problems]
     if report.ok:
         lines.append("  checksums agree" if deep else "  sizes and keys agree; contents were not hashed (--deep)")
+    elif args.repair and not report.encode_again:
+        lines.append("  repaired: what was damaged was written again, and every chunk is whole")
     elif args.repair:
         lines.append("  damaged chunks dropped; run the command that made the store: it makes only them again")
-    else:
+    elif report.encode_again:
         lines.append("  run again with --repair, then the command that made the store: it redoes damaged chunks only")
+    else:
+        lines.append("  run again with --repair: it writes these files again, and no chunk is damaged")
     lines += [f"  source changed: {name}" for name in changed]
     if args.against:
         now = "  run encode to store what it holds now; it says where that replaces features"

@@ -27,7 +27,7 @@ from featcache.encoding.store_job import (
 )
 from featcache.errors import EncoderError, MismatchError, PromptError
 from featcache.progress import Progress
-from featcache.store import BankStore, StoreWriter, check_deep, find_path, open_bank_store, resolve_root
+from featcache.store import BankStore, StoreWriter, find_path, open_bank_store, resolve_root
 from featcache.store.key import checksum
 from featcache.store.layout import ArraySpec
 from featcache.store.parts import Part
@@ -262,7 +262,6 @@ def open_bank(reference: str | int, encoder: Encoder, root: str | StorePath | No
         path: StorePath = embed_random_texts(int(reference), encoder, root=root).store.path
     else:
         path = find_path(reference, resolve_root(root))
-    check_deep(path)
     store = open_bank_store(path)
     if encoder.text_digest not in store.text_digests:
         raise MismatchError(

@@ -1,7 +1,7 @@
 """Noticing that source files changed behind the same ids and sizes, without reading them on every cache hit."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +13,8 @@ from featcache.errors import FeatcacheError, MismatchError, StoreWriteError
 from featcache.store import ImageStore, content_key, open_image_store
 from featcache.store.columns import labels_digest, metadata_digest, read_stamps, write_stamps
 from featcache.store.key import Json
-from featcache.store.layout import MANIFEST, ArraySpec
-from featcache.store.places import StorePath, read, stat
+from featcache.store.layout import MANIFEST, Array
+from featcache.store.places import StorePath, stat
 
 
 def known_identity(identity: Json, dataset: Dataset, root: StorePath, *, update_labels: bool = False) -> Json:
@@ -72,23 +72,24 @@ def _finished(folder: StorePath, identity: Json) -> ImageStore | None:
         return None
 
 
-def changed_rows(dataset: Dataset, store: StorePath, content: ArraySpec, chunks: Iterable[int]) -> list[int]:
+def changed_rows(
+    dataset: Dataset, store: StorePath, chunks: Iterable[range], content: Callable[[range], Array]
+) -> list[int]:
     """Rows of finished chunks, in order, where the source no longer has the content that was encoded.
 
     Only samples with another modification time than the recorded one are read and hashed; if their content is
     unchanged, the new times are recorded. An unreadable sample counts as changed unless it was unreadable before.
-    `content` is the store's array of content hashes.
+    `chunks` are the rows of each chunk, and `content` gives the stored hashes (n, 16) of one.
     """
     stamps = dataset.index.stamps
     remembered = read_stamps(store, len(stamps))
     if np.array_equal(stamps, remembered):
         return []
     changed: list[int] = []
-    for chunk in chunks:
-        rows = content.rows_of(chunk)
+    for rows in chunks:
         touched = [row for row in rows if stamps[row] != remembered[row]]
         if touched:
-            stored = content.chunk_array(read(content.chunk_path(store, chunk)))
+            stored = content(rows)
             changed += [row for row in touched if _digest(dataset, row) != stored[row - rows.start].tobytes()]
     if not changed:
         with contextlib.suppress(StoreWriteError):  # only a cache; the store may be on a read-only disk

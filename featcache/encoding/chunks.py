@@ -38,12 +38,26 @@ from featcache.store.parts import Part
 from featcache.store.writer import Values
 
 Float = TypeVar("Float", np.float32, np.float64)
+SAFE_LENGTHS = (1e-15, 1e18)
+"""Lengths of rows whose squares are far from the ends of float32's range."""
 
 
 def normalise(features: npt.NDArray[Float]) -> tuple[npt.NDArray[Float], npt.NDArray[Float]]:
-    """Unit rows (N, D) and the lengths (N,) that they had, in their own precision; a row of zeros stays zero."""
-    norm = np.sqrt(np.einsum("nd,nd->n", features, features))
-    return features / np.maximum(norm, np.finfo(np.float32).tiny)[:, None], norm
+    """Unit rows (N, D) and the lengths (N,) that they had, in their own precision; a row of zeros stays zero.
+
+    Rows whose squares leave the range of float32 are divided by their largest value first, in float64.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        norm = np.sqrt(np.einsum("nd,nd->n", features, features))
+        unit = features / np.maximum(norm, np.finfo(np.float32).tiny)[:, None]
+        extreme = np.flatnonzero(~((norm > SAFE_LENGTHS[0]) & (norm < SAFE_LENGTHS[1])))
+        peak = np.abs(features[extreme]).max(axis=1, initial=0.0).astype(np.float64)
+        use = np.isfinite(peak) & (peak > 0)
+        rows, peak = extreme[use], peak[use]
+        scaled = features[rows] / peak[:, None]
+        lengths = np.sqrt(np.einsum("nd,nd->n", scaled, scaled))
+        unit[rows], norm[rows] = scaled / lengths[:, None], lengths * peak
+    return unit, norm
 
 
 def stored_identity(encoder: Encoder, tap: str | None = None) -> Json:

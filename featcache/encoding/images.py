@@ -30,6 +30,7 @@ from featcache.encoding.store_job import (
     StoreJob,
     Work,
     store_key,
+    stored_chunk,
     stored_rows,
     written_now,
 )
@@ -126,6 +127,7 @@ def encode_dataset(
         if options.parts:
             job.run()
         store = open_image_store(job.path)
+    job.sweep()
     seconds = time.perf_counter() - began
     return EncodeResult(store, hit and not job.encoded + job.copied, job.encoded, relabelled, seconds, job.copied)
 
@@ -245,12 +247,14 @@ class ImageJob(StoreJob[ImageStore]):
 
     def before(self, writer: StoreWriter) -> None:
         """Drop the chunks whose source files changed since they were written."""
-        if stat(self.path / STAMPS) is None:
+        size = writer.rows_spec.chunk_rows
+        done = [writer.rows_spec.rows_of(marker.chunk) for marker in writer.markers()]
+        if not done and stat(self.path / STAMPS) is None:
             write_stamps(self.path, self.index.stamps)
             return
-        done = [marker.chunk for marker in writer.markers()]
-        for row in changed_rows(self.dataset, self.path, writer.specs["content"], done):
-            writer.drop(row // writer.rows_spec.chunk_rows)
+        stored = lambda rows: stored_chunk(writer, "content", rows.start // size)  # noqa: E731
+        for row in changed_rows(self.dataset, self.path, done, stored):
+            writer.drop(row // size)
 
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
         """See `StoreJob.make`."""
@@ -282,8 +286,9 @@ class ImageJob(StoreJob[ImageStore]):
         """
         if self.index.content is not None:  # part of the key
             return
-        content = store.manifest.arrays["content"]
-        changed = changed_rows(self.dataset, self.path, content, range(content.n_chunks))
+        content = store.reader("content")
+        chunks = map(content.spec.rows_of, range(content.spec.n_chunks))
+        changed = changed_rows(self.dataset, self.path, chunks, lambda rows: content.read(rows.start, rows.stop))
         if not changed:
             return
         same_name = (store.name, store.split) == (self.dataset.name, self.dataset.split)
@@ -291,7 +296,7 @@ class ImageJob(StoreJob[ImageStore]):
             raise ContentChangedError(self._what_changed(store, changed, same_name=same_name))
         writer = self.writer()
         writer.reopen()
-        for chunk in {row // content.chunk_rows for row in changed}:
+        for chunk in {row // content.spec.chunk_rows for row in changed}:
             writer.drop(chunk)
         self.run()
 

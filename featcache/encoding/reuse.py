@@ -19,13 +19,12 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import FeatcacheError
+from featcache.errors import FeatcacheError, StoreCorruptError
 from featcache.store import ImageStore, open_image_store
-from featcache.store.images import PartStore, open_part
-from featcache.store.key import checksum
+from featcache.store.images import open_part
 from featcache.store.layout import MANIFEST, Array
 from featcache.store.parts import Part
-from featcache.store.places import StorePath, files, read_or_none
+from featcache.store.places import StorePath, files
 
 VALUES = ("features", "norm")
 
@@ -82,7 +81,7 @@ class Donors:
                 if content is None or valid is None:
                     continue
                 rows = store.manifest.arrays["content"].rows_of(chunk)
-                kept = np.flatnonzero(valid[: len(rows)])
+                kept = np.flatnonzero(valid)
                 halves.append(np.ascontiguousarray(content[kept]).view("<u8"))
                 places.append(np.stack([np.full(len(kept), donor), kept + rows.start], axis=1))
         hashes, found = np.concatenate(halves), np.concatenate(places)
@@ -104,7 +103,7 @@ class Donors:
             if seconds[number] != second:
                 continue
             donor, row = places[number].tolist()
-            if (not viewed or self._ids(donor)[row] == sample_id) and self._has(donor, row, parts):
+            if (not viewed or self._ids(donor)[row : row + 1] == [sample_id]) and self._has(donor, row, parts):
                 return Place(donor, row)
         return None
 
@@ -124,7 +123,10 @@ class Donors:
 
     def _ids(self, donor: int) -> list[str]:
         with self._lock:
-            return self.stores[donor].ids
+            try:
+                return self.stores[donor].ids
+            except StoreCorruptError:
+                return []
 
     def _has(self, donor: int, row: int, parts: Sequence[Part]) -> bool:
         """Whether all parts exist, and the chunks of a row hold the bytes that were written."""
@@ -153,9 +155,9 @@ class Donors:
         store = self._part(donor, part)
         if store is None:
             return None
-        spec = store.manifest.arrays[name]
-        folder = store.folder if isinstance(store, PartStore) else store.path
-        content = read_or_none(spec.chunk_path(folder, chunk))
-        if content is None or checksum(content) != store.manifest.checksums[name][chunk]:
+        reader = store.reader(name)
+        rows = reader.spec.rows_of(chunk)
+        try:
+            return reader.read(rows.start, rows.stop)
+        except StoreCorruptError:
             return None
-        return spec.chunk_array(content)

@@ -33,8 +33,9 @@ from featcache.errors import (
 from featcache.progress import Progress, Silent
 from featcache.store import BadRow, Marker, StoreWriter, content_key, read_manifest
 from featcache.store.base import Store
+from featcache.store.checks import remedy
 from featcache.store.claims import Claims
-from featcache.store.key import Json
+from featcache.store.key import Json, checksum
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, Array, ArraySpec
 from featcache.store.manifest import begun_chunk_rows
 from featcache.store.parts import SHARED, Part, part_manifest
@@ -190,7 +191,12 @@ class StoreJob(ABC, Generic[S]):
         began = time.perf_counter()
         found = self.finished()
         store = self.run() if found is None else found
+        self.sweep()
         return JobResult(store, found is not None, self.encoded, time.perf_counter() - began)
+
+    def sweep(self) -> None:
+        """Delete what killed writers left in the finished store."""
+        self._claims.sweep()
 
     def writer(self) -> StoreWriter:
         """The writer of the store, begun or resumed.
@@ -254,6 +260,7 @@ class StoreJob(ABC, Generic[S]):
             elif share.only:
                 raise self._shard_done(len(missing), outputs.store.rows_spec.n_chunks)
             elif not fresh:
+                self.progress.wait(self._claims.waited_for())
                 time.sleep(pause)  # others work on the rest; what they abandon is taken over
                 pause = min(2 * pause, POLL_SECONDS[1])
         raise StoreCorruptError(
@@ -355,6 +362,10 @@ class Outputs:
         if not lacking:
             return None
         content = stored_chunk(self.store, "content", chunk)
+        padded = self.store.specs["content"].chunk_bytes(content)
+        if checksum(padded) != base.checksums["content"]:
+            path = self.store.specs["content"].chunk_path(self.store.store, chunk)
+            raise StoreCorruptError(f"{path}: its bytes differ from their checksum; {remedy(self.store.store)}")
         return Work(chunk, rows, tuple(lacking), content, {item.row: item.error for item in base.bad})
 
     def write(self, made: MadeChunk) -> None:

@@ -1,35 +1,46 @@
 """What every kind of opened store shares: its manifest, its arrays, its readers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from featcache.errors import StoreCorruptError
-from featcache.store.key import Json
+from featcache.store.checks import check_verify, remedy
+from featcache.store.key import Json, checksum
 from featcache.store.layout import PROVENANCE, Array, ArraySpec
-from featcache.store.manifest import Manifest, parse_json
+from featcache.store.manifest import Manifest, parse_provenance
 from featcache.store.places import StorePath, files, read_or_none
 from featcache.store.readers import MappedReader, ObjectReader, Reader, ZarrReader
 
 
-def _fast_reader(folder: StorePath, spec: ArraySpec) -> Reader:
-    return MappedReader(folder, spec) if isinstance(folder, Path) else ObjectReader(folder, spec)
+def _fast_reader(folder: StorePath, spec: ArraySpec, checksums: Sequence[str]) -> Reader:
+    if isinstance(folder, Path):
+        return MappedReader(folder, spec, checksums)
+    return ObjectReader(folder, spec, checksums)
 
 
-READERS: dict[str, Callable[[StorePath, ArraySpec], Reader]] = {"mapped": _fast_reader, "zarr": ZarrReader}
+READERS: dict[str, Callable[[StorePath, ArraySpec, Sequence[str]], Reader]] = {
+    "mapped": _fast_reader,
+    "zarr": ZarrReader,
+}
 
 
 class Store:
-    """A finished store, opened by `open_store`; StoreCorruptError if a chunk file is missing or has the wrong size."""
+    """A finished store, opened by `open_store`; StoreCorruptError if a chunk file is missing or has the wrong size.
+
+    What it hands out is checked when it is first read, unless `verify` is ``"never"``; StoreCorruptError if a file
+    differs from its checksum.
+    """
 
     kind: ClassVar[str]
     made_by: ClassVar[str]
     """The command that makes such stores."""
 
-    def __init__(self, path: StorePath, manifest: Manifest, reader: str = "mapped") -> None:
+    def __init__(self, path: StorePath, manifest: Manifest, reader: str = "mapped", verify: str = "read") -> None:
+        check_verify(verify)
         self.path, self.manifest = path, manifest
         self.folder = path  # of the arrays; taps and views have their own folder in the store's
-        self.reader_name = reader
+        self.reader_name, self.verify = reader, verify
         self._readers: dict[str, Reader] = {}
         check_sizes(path, manifest.all_arrays.values())
 
@@ -80,13 +91,20 @@ class Store:
 
     @property
     def provenance(self) -> Json:
-        """How and when the store was made; recorded, never part of a key."""
-        return read_provenance(self.path)
+        """How and when the store was made; recorded, never part of a key.
+
+        Raises
+        ------
+        StoreCorruptError
+            The record is missing or damaged.
+        """
+        return read_provenance(self.path, self.manifest)
 
     def reader(self, name: str) -> Reader:
         """Reader of one array, opened once."""
         if name not in self._readers:
-            self._readers[name] = READERS[self.reader_name](self.folder, self.manifest.all_arrays[name])
+            checksums = () if self.verify == "never" else self.manifest.checksums[name]
+            self._readers[name] = READERS[self.reader_name](self.folder, self.manifest.all_arrays[name], checksums)
         return self._readers[name]
 
     def array(self, name: str) -> Array:
@@ -94,13 +112,25 @@ class Store:
         reader = self.reader(name)
         return reader.read(0, reader.spec.shape[0])
 
+    def sidecar(self, name: str) -> bytes:
+        """The content of a file beside the arrays, checked like them."""
+        content = read_or_none(self.path / name)
+        if content is None or (self.verify != "never" and checksum(content) != self.manifest.files[name]):
+            what = "is missing" if content is None else "differs from its checksum"
+            raise StoreCorruptError(f"{self.path / name}: {what}; {remedy(self.path)}")
+        return content
 
-def read_provenance(store: StorePath) -> Json:
-    """The record of how a store was made; empty if there is none, or it is damaged."""
+
+def read_provenance(store: StorePath, manifest: Manifest) -> Json:
+    """The record of how a store was made; StoreCorruptError if it is missing or damaged."""
+    path = store / PROVENANCE
     try:
-        return dict(parse_json(read_or_none(store / PROVENANCE) or b"{}"))
-    except ValueError:
-        return {}
+        return parse_provenance(read_or_none(path), manifest.key, sealed=PROVENANCE in manifest.sealed)
+    except ValueError as error:
+        raise StoreCorruptError(
+            f"{path}: {error}; run `featcache verify {store} --deep --repair`, which notes the loss there: "
+            "the features do not depend on it"
+        ) from error
 
 
 def check_sizes(folder: StorePath, specs: Iterable[ArraySpec]) -> None:

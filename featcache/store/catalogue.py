@@ -14,15 +14,17 @@ from featcache.errors import (
     FeatcacheError,
     FeatcacheWarning,
     MismatchError,
+    StoreCorruptError,
     StoreNotFoundError,
     StoreSchemaError,
     StoreWriteError,
 )
 from featcache.store.base import Store, read_provenance
+from featcache.store.checks import remedy
 from featcache.store.images import ImageStore, find_part
 from featcache.store.key import Json, resolve_root
-from featcache.store.layout import MANIFEST, SCHEMA
-from featcache.store.manifest import read_header, read_manifest
+from featcache.store.layout import HEADER, MANIFEST, SCHEMA
+from featcache.store.manifest import manifest_or_none, read_header, read_manifest
 from featcache.store.model_names import stored_model
 from featcache.store.parts import finished_parts
 from featcache.store.places import File, StorePath, by_folder, create, files, location, stat
@@ -39,7 +41,7 @@ ASIDE = re.compile(r"(?:.*/)?(?:alpha=[0-9.]+|\.[^/]*)")
 """Models that a command made on the way (interpolations of `wise`, soups): a name without a model never means them."""
 
 
-def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
+def open_store(path: str | StorePath, reader: str = "mapped", verify: str = "read") -> Store:
     """Open a finished store.
 
     Parameters
@@ -48,11 +50,14 @@ def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
         The store's folder; or, as text, a name below the default root, as `find_store` takes it: ``"digits/test"``.
     reader : {"mapped", "zarr"}
         "mapped" reads chunk files directly; "zarr" goes through zarr-python. The rows are equal.
+    verify : {"read", "never"}
+        "read" compares each chunk with its checksum when it is first read, once per process; "never" trusts the disk.
 
     Raises
     ------
     StoreNotFoundError, StoreIncompleteError, StoreCorruptError
-        No store there; encoding has not finished; a file is missing or of the wrong size.
+        No store there; encoding has not finished; a file is missing or of the wrong size (when it is opened), or
+        differs from its checksum (when it is read).
     """
     folder = location(path)
     try:
@@ -60,12 +65,22 @@ def open_store(path: str | StorePath, reader: str = "mapped") -> Store:
     except StoreNotFoundError:
         if not isinstance(path, str) or (isinstance(folder, Path) and folder.is_absolute()):
             raise
-        return find_store(path, reader=reader)
-    return KINDS[manifest.kind](folder, manifest, reader)
+        return find_store(path, reader=reader, verify=verify)
+    header = read_header(folder)
+    if manifest.kind not in KINDS:
+        raise StoreCorruptError(
+            f"{folder / MANIFEST}: of kind {manifest.kind!r}, expected one of {', '.join(KINDS)}; a tap or view is "
+            "named by its store"
+        )
+    if header is not None and header.key != manifest.key:
+        raise StoreCorruptError(
+            f"{folder}: {MANIFEST} is that of the store {manifest.key}, {HEADER} that of {header.key}; {remedy(folder)}"
+        )
+    return KINDS[manifest.kind](folder, manifest, reader, verify)
 
 
-def _open_as(expected: type[S], path: str | StorePath, reader: str = "mapped") -> S:
-    store = open_store(path, reader)
+def _open_as(expected: type[S], path: str | StorePath, reader: str = "mapped", verify: str = "read") -> S:
+    store = open_store(path, reader, verify)
     if not isinstance(store, expected):
         raise MismatchError(
             f"{path}: a store of {store.kind}; expected a store of {expected.kind}, made by `{expected.made_by}`"
@@ -73,14 +88,14 @@ def _open_as(expected: type[S], path: str | StorePath, reader: str = "mapped") -
     return store
 
 
-def open_image_store(path: str | StorePath, reader: str = "mapped") -> ImageStore:
+def open_image_store(path: str | StorePath, reader: str = "mapped", verify: str = "read") -> ImageStore:
     """`open_store` for a store of images; MismatchError if it holds something else."""
-    return _open_as(ImageStore, path, reader)
+    return _open_as(ImageStore, path, reader, verify)
 
 
-def open_text_store(path: str | StorePath, reader: str = "mapped") -> TextStore:
+def open_text_store(path: str | StorePath, reader: str = "mapped", verify: str = "read") -> TextStore:
     """`open_store` for a store of texts; MismatchError if it holds something else."""
-    return _open_as(TextStore, path, reader)
+    return _open_as(TextStore, path, reader, verify)
 
 
 def open_bank_store(path: str | StorePath) -> BankStore:
@@ -203,7 +218,12 @@ def _entry(path: StorePath, held: Mapping[str, File]) -> Entry | None:
 
 
 def find_store(
-    reference: str | StorePath, root: str | StorePath | None = None, *, reader: str = "mapped", **search: Any
+    reference: str | StorePath,
+    root: str | StorePath | None = None,
+    *,
+    reader: str = "mapped",
+    verify: str = "read",
+    **search: Any,
 ) -> Store:
     """Open the store that `find_path` finds; after ``#``, one of its taps or views.
 
@@ -227,8 +247,8 @@ def find_store(
     """
     whole, mark, part = reference.rpartition("#") if isinstance(reference, str) else ("", "", "")
     if not mark or KEY.fullmatch(part) or stat(location(str(reference)) / MANIFEST) is not None:
-        return open_store(find_path(reference, root, **search), reader)
-    store = open_store(find_path(whole, root, **search), reader)
+        return open_store(find_path(reference, root, **search), reader, verify)
+    store = open_store(find_path(whole, root, **search), reader, verify)
     if not isinstance(store, ImageStore):
         raise StoreNotFoundError(f"{reference}: only stores of images have taps and views")
     return find_part(store, part)
@@ -311,7 +331,7 @@ def _is_model(entry: Entry, model: str) -> bool:
         return True
     if not any(ends.endswith(f"/{name}") for name in entry.models):
         return False  # the last part is the name: only then is the record of its folder read
-    source = read_provenance(entry.path).get("source")
+    source = _provenance(entry).get("source")
     loaded = source.get("model") if isinstance(source, dict) else None
     return isinstance(loaded, str) and loaded.replace(":", "/").endswith(ends)
 
@@ -345,7 +365,7 @@ def _newest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list
 
 def _written(entry: Entry) -> tuple[str, float]:
     """When a store was written, in seconds, and by the times of its files."""
-    return str(read_provenance(entry.path).get("written", "")), entry.modified
+    return str(_provenance(entry).get("written", "")), entry.modified
 
 
 def address(entry: Entry, entries: Sequence[Entry]) -> str:
@@ -417,3 +437,9 @@ def names_in(held: Iterable[str]) -> tuple[str, ...]:
     """
     found = (name.partition("/")[2] for name in held if name.startswith(f"{NAMES}/"))
     return tuple(sorted(unquote(name) for name in found if not name.endswith(".partial")))
+
+
+def _provenance(entry: Entry) -> Json:
+    """The record of how a store was made; empty while it is not finished."""
+    manifest = manifest_or_none(entry.path)
+    return {} if manifest is None else read_provenance(entry.path, manifest)

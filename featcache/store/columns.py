@@ -7,16 +7,15 @@ an edit is noticed and encodes nothing again.
 
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.errors import DatasetError
+from featcache.errors import DatasetError, StoreCorruptError
 from featcache.store.layout import Array
-from featcache.store.places import StorePath, put, read, read_or_none
+from featcache.store.places import StorePath, put, read_or_none
 
 Columns: TypeAlias = dict[str, Array]
 SAMPLES = "samples.parquet"
@@ -149,17 +148,19 @@ def metadata_bytes(metadata: Mapping[str, Array]) -> bytes:
     return _parquet({name: pa.array(column, kinds[name]) for name, column in metadata.items()})
 
 
-def metadata_from(path: Path | io.BytesIO) -> Columns:
-    """Inverse of `metadata_bytes`, from a file or its content."""
-    from pyarrow import parquet
+def metadata_from(content: bytes, name: object = METADATA) -> Columns:
+    """Inverse of `metadata_bytes`; `name` is that of the file, for the error message.
 
-    table = parquet.read_table(path)
-    return {name: _column(name, table[name].to_pylist()) for name in table.column_names}
-
-
-def read_columns(store: StorePath) -> Columns:
-    """The metadata columns of a store."""
-    return metadata_from(io.BytesIO(read(store / METADATA)))
+    Raises
+    ------
+    StoreCorruptError
+        It is no Parquet file, or holds other columns than `metadata_bytes` writes.
+    """
+    table = _table(content, name)
+    try:
+        return {column: _column(column, table[column].to_pylist()) for column in table.column_names}
+    except DatasetError as error:
+        raise _damaged(name, error) from error
 
 
 def samples_bytes(ids: Sequence[str], sizes: npt.NDArray[np.int64]) -> bytes:
@@ -178,22 +179,51 @@ def _parquet(columns: Mapping[str, object]) -> bytes:
     return sink.getvalue()
 
 
-def read_ids(store: StorePath) -> list[str]:
-    """The sample ids of a store."""
-    from pyarrow import parquet
+def ids_from(content: bytes, rows: int, name: object = SAMPLES) -> list[str]:
+    """The sample ids in the content of a samples file; `name` is its name, for the error message.
 
-    ids: list[str] = parquet.read_table(io.BytesIO(read(store / SAMPLES)), columns=["id"])["id"].to_pylist()
+    Raises
+    ------
+    StoreCorruptError
+        It is no Parquet file, or does not hold one id per row.
+    """
+    table = _table(content, name)
+    ids: list[str] = table["id"].to_pylist() if "id" in table.column_names else []
+    if len(ids) != rows or not all(isinstance(value, str) for value in ids):
+        raise _damaged(name, f"expected {rows:,} ids, got {len(ids):,}")
     return ids
 
 
+def _table(content: bytes, name: object) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: object, why: object) -> StoreCorruptError:
+    said = " ".join(str(why).split())
+    return StoreCorruptError(f"{name}: cannot be read ({said}); run the command that made the store again")
+
+
 def write_stamps(store: StorePath, stamps: npt.NDArray[np.int64]) -> None:
-    """Record the modification times (N,) int64, in ns, at which the content hashes were right."""
-    put(store / STAMPS, np.ascontiguousarray(stamps, dtype="<i8").tobytes())
+    """Record the modification times (N,) int64, in ns, at which the content hashes were right, and their digest."""
+    content = np.ascontiguousarray(stamps, dtype="<i8").tobytes()
+    put(store / STAMPS, content + xxhash.xxh3_128_digest(content))
 
 
 def read_stamps(store: StorePath, n_rows: int) -> npt.NDArray[np.int64]:
-    """The recorded modification times; -1, which means to hash again, if there are none."""
-    content = read_or_none(store / STAMPS) or b""
-    if len(content) != 8 * n_rows:
-        return np.full(n_rows, -1, dtype=np.int64)
-    return np.frombuffer(content, dtype="<i8").astype(np.int64)
+    """The recorded modification times; -1, which means to hash again, if there are none or they are damaged."""
+    stamps = stamps_from(read_or_none(store / STAMPS) or b"", n_rows)
+    return np.full(n_rows, -1, dtype=np.int64) if stamps is None else stamps
+
+
+def stamps_from(content: bytes, n_rows: int) -> npt.NDArray[np.int64] | None:
+    """The times in the content of a file; None if it is damaged. Earlier versions wrote no digest."""
+    times, digest = content[: 8 * n_rows], content[8 * n_rows :]
+    if len(times) != 8 * n_rows or digest not in (b"", xxhash.xxh3_128_digest(times)):
+        return None
+    return np.frombuffer(times, dtype="<i8").astype(np.int64)

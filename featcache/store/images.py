@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import FeatcacheError, MissingExtraError, StoreNotFoundError
+from featcache.errors import (
+    FeatcacheError,
+    MissingExtraError,
+    StoreCorruptError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+)
 from featcache.store.base import Store
-from featcache.store.columns import METADATA, Columns, metadata_digest, read_columns, read_ids
+from featcache.store.checks import remedy
+from featcache.store.columns import METADATA, SAMPLES, Columns, ids_from, metadata_digest, metadata_from
+from featcache.store.key import Json
 from featcache.store.layout import Array
 from featcache.store.manifest import BadRow, Manifest
-from featcache.store.parts import Part, finished_parts, part_manifest
+from featcache.store.parts import Part, begun_parts, finished_parts, part_manifest
 from featcache.store.places import files
 from featcache.store.protocol import TableDefaults
 from featcache.store.readers import Reader, Rows, StackedReader
@@ -130,8 +138,20 @@ class ImageFeatures(Store, TableDefaults):
 
     @cached_property
     def labels(self) -> Labels:
-        """Labels (N,), -1 where the image could not be read."""
-        return self.array("labels")
+        """Labels (N,), -1 where the image could not be read.
+
+        Raises
+        ------
+        StoreCorruptError
+            They differ from their checksum, or one is not below the number of classes.
+        """
+        labels = self.array("labels")
+        if len(labels) and not -1 <= labels.min() <= labels.max() < len(self.classnames):
+            raise StoreCorruptError(
+                f"{self.path}/labels: labels {labels.min()} to {labels.max()}, expected -1 to "
+                f"{len(self.classnames) - 1} for {len(self.classnames)} class names; {remedy(self.path)}"
+            )
+        return labels
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -141,12 +161,14 @@ class ImageFeatures(Store, TableDefaults):
     @cached_property
     def ids(self) -> list[str]:
         """The N sample ids, in row order."""
-        return read_ids(self.path)
+        return ids_from(self.sidecar(SAMPLES), len(self), self.path / SAMPLES)
 
     @cached_property
     def metadata(self) -> Columns:
         """Columns that came with the samples (region, year, ...), each (N,) int64 or object holding str; often none."""
-        return read_columns(self.path) if METADATA in self.manifest.files else {}
+        if METADATA not in self.manifest.files:
+            return {}
+        return metadata_from(self.sidecar(METADATA), self.path / METADATA)
 
     def blocks(self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32) -> Iterator[tuple[Array, Labels]]:
         """Features (n, D) and labels (n,) of the valid rows, block by block.
@@ -214,6 +236,8 @@ class ImageStore(ImageFeatures):
         ------
         StoreNotFoundError
             There are none, or none with that tap.
+        StoreIncompleteError
+            One of them is not finished, or has lost its manifest.
         FeatcacheError
             There are several kinds; name one.
         """
@@ -225,6 +249,13 @@ class ImageStore(ImageFeatures):
                 f"{self.base.reference}: no views with the tap {tap!r}; the encode command with --views K "
                 f"--augmentation {name} --view-seed {number}{f' --tap {tap}' if tap else ''} adds them"
             )
+        begun = [part for part in begun_parts(files(self.base.path)) if part not in found]
+        for part in begun:
+            if (part.augmentation, part.seed, part.tap) == (name, number, tap):
+                raise StoreIncompleteError(
+                    f"{self.base.path / part.name}: not finished; run the same encode command again, or name single "
+                    f"views, such as {found[0].label}"
+                )
         return ViewStack([open_part(self.base, part) for part in sorted(found, key=lambda part: part.view)])
 
 
@@ -235,7 +266,7 @@ class PartStore(ImageStore):
     """
 
     def __init__(self, base: ImageStore, part: Part, manifest: Manifest) -> None:
-        super().__init__(base.path / part.name, manifest, base.reader_name)
+        super().__init__(base.path / part.name, manifest, base.reader_name, base.verify)
         self._base, self.part = base, part
         self.path = base.path  # of ids, columns and provenance
         labels = {name: base.manifest.checksums[name] for name in base.manifest.whole}
@@ -259,6 +290,11 @@ class PartStore(ImageStore):
         return self.base.dataset_key
 
     @property
+    def provenance(self) -> Json:
+        """The store's."""
+        return self.base.provenance
+
+    @property
     def view_id(self) -> str | None:
         """What distinguishes the rows of a view from others of the same samples; None for a tap of the images."""
         return f"{self.part.whole_view.name} {self.manifest.dataset_key}" if self.part.augmentation else None
@@ -274,6 +310,7 @@ class ViewStack(ImageFeatures):
     def __init__(self, stores: Sequence[ImageStore]) -> None:
         first = stores[0]
         self.stores, self.path, self.manifest = tuple(stores), first.path, first.manifest
+        self.verify = first.verify
         self._readers: dict[str, Reader] = {}
 
     def __repr__(self) -> str:
@@ -284,6 +321,11 @@ class ViewStack(ImageFeatures):
     def dataset_key(self) -> str:
         """The store's: all views are of the same samples."""
         return self.stores[0].dataset_key
+
+    @property
+    def provenance(self) -> Json:
+        """The store's."""
+        return self.stores[0].provenance
 
     @property
     def view_id(self) -> str:

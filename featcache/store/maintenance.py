@@ -13,29 +13,45 @@ from pathlib import Path
 
 from featcache.errors import FeatcacheError, StoreCorruptError, StoreSchemaError
 from featcache.store.catalogue import store_folders
+from featcache.store.checks import remedy
 from featcache.store.claims import CLAIMS, STALE_SECONDS
+from featcache.store.columns import STAMPS, stamps_from
+from featcache.store.derived import Derived, is_of_another_store
 from featcache.store.key import checksum, content_key
-from featcache.store.layout import MANIFEST, MARKERS
-from featcache.store.manifest import Manifest, Marker, read_header, read_manifest
+from featcache.store.layout import MANIFEST, MARKERS, PROVENANCE
+from featcache.store.manifest import (
+    BadRow,
+    Manifest,
+    Marker,
+    parse_provenance,
+    provenance_bytes,
+    read_header,
+    read_manifest,
+)
 from featcache.store.parts import Part, finished_parts, part_manifest
-from featcache.store.places import REQUESTS, File, StorePath, by_folder, files, read_or_none, remove, stat
+from featcache.store.places import REQUESTS, File, StorePath, by_folder, files, put, read_or_none, remove, stat
 from featcache.store.places.local import PARTIAL_SUFFIX, abandoned_partials
 
 THREADS = 4
 MOMENTS = "moments"
+LOST = "the record of how this store was made was damaged, and removed by `featcache verify --repair`"
 
 
 @dataclass
 class Report:
-    """What `verify` found: the files it checked, one line per problem, the chunks to encode again.
+    """What `verify` found: the files it checked, one line per problem, and what `repair` does about them.
 
-    `parts` are the reports on taps and views; their problems are listed here, too.
+    `rewritten` are the contents of damaged files that can be written again; `removed` damaged files that the command
+    that made the store writes again without encoding, or that are only a cache; `damaged_chunks` are to be encoded
+    again. `parts` are the reports on taps and views; their problems are listed here, too.
     """
 
     store: StorePath
     files: int = 0
     nbytes: int = 0
     problems: list[str] = field(default_factory=list)
+    rewritten: dict[str, bytes] = field(default_factory=dict)
+    removed: set[str] = field(default_factory=set)
     damaged_chunks: set[int] = field(default_factory=set)
     parts: list["Report"] = field(default_factory=list)
 
@@ -44,17 +60,40 @@ class Report:
         """Whether there is no problem."""
         return not self.problems
 
+    @property
+    def encode_again(self) -> bool:
+        """Whether the command that made the store has to run again after `repair`."""
+        return MANIFEST in self.removed or any(part.encode_again for part in self.parts)
+
 
 def verify(store: StorePath, *, deep: bool = False) -> Report:
-    """Check a store with its taps and views: keys, presence and sizes, and with `deep` the hash of every file."""
-    manifest, found = read_manifest(store), files(store)
-    report = _verify_files(store, manifest, found, deep)
+    """Check a store with its taps and views: keys, presence and sizes, and with `deep` the content of every file.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreIncompleteError, StoreSchemaError
+        There is no such store; it is not finished; it is of another version of featcache.
+    """
+    try:
+        manifest = read_manifest(store)
+    except StoreSchemaError:
+        raise
+    except StoreCorruptError as error:
+        return Report(store, problems=[str(error)], removed={MANIFEST})
+    if is_of_another_store(manifest, store):
+        problem = f"{_shown(store, MANIFEST)}: that of the store {manifest.key}, copied here"
+        return Report(store, problems=[problem], removed={MANIFEST})
+    found = files(store)
+    bad = [BadRow(*row) for row in manifest.info.get("bad", ())]
+    report = _verify_files(store, manifest, found, bad, deep)
     folders = by_folder(found, 1)
     for part in finished_parts(found):
         try:
-            inner = _verify_files(store / part.name, part_manifest(manifest, store, part), folders[part.name], deep)
+            own = part_manifest(manifest, store, part)
         except FeatcacheError as error:
-            inner = Report(store / part.name, problems=[str(error)])
+            inner = Report(store / part.name, problems=[str(error)], removed={MANIFEST})
+        else:
+            inner = _verify_files(store / part.name, own, folders[part.name], bad, deep)
         report.parts.append(inner)
         report.files, report.nbytes = report.files + inner.files, report.nbytes + inner.nbytes
         report.problems += inner.problems
@@ -71,11 +110,14 @@ class _Expected:
     chunk: int | None = None
 
 
-def _verify_files(store: StorePath, manifest: Manifest, found: Mapping[str, File], deep: bool) -> Report:
+def _verify_files(
+    store: StorePath, manifest: Manifest, found: Mapping[str, File], bad: Sequence[BadRow], deep: bool
+) -> Report:
     report = Report(store)
     for half, what, key in zip(("encoder", "dataset"), ("encoder", "data set"), manifest.key.split("/"), strict=True):
         if content_key(manifest.identity[half]) != key:
             report.problems.append(f"{what} identity does not hash to {key}: the manifest was edited")
+            report.removed.add(MANIFEST)
     expected = [
         _Expected(spec.chunk_name(chunk), value, spec.chunk_nbytes, chunk if name in manifest.arrays else None)
         for name, spec in manifest.all_arrays.items()
@@ -84,16 +126,49 @@ def _verify_files(store: StorePath, manifest: Manifest, found: Mapping[str, File
     expected += [_Expected(name, value) for name, value in manifest.files.items()]
     with ThreadPoolExecutor(THREADS) as pool:
         problems = list(pool.map(lambda item: _problem(store, item, found.get(item.name), deep), expected))
+    damaged = [(item, problem) for item, problem in zip(expected, problems, strict=True) if problem]
+    report.problems += [problem for _, problem in damaged]
+    report.damaged_chunks = {item.chunk for item, _ in damaged if item.chunk is not None}
+    if damaged:
+        report.removed.add(MANIFEST)
     report.files = len(expected)
     report.nbytes = sum(found[item.name].nbytes for item in expected if item.name in found)
-    report.problems += [problem for problem in problems if problem]
-    damaged = zip(expected, problems, strict=True)
-    report.damaged_chunks = {item.chunk for item, problem in damaged if problem and item.chunk is not None}
+    _verify_records(report, manifest, bad, found, deep)
     return report
 
 
+def _verify_records(
+    report: Report, manifest: Manifest, bad: Sequence[BadRow], found: Mapping[str, File], deep: bool
+) -> None:
+    """Check what the manifest determines (zarr's metadata, the markers) and what holds its own digest."""
+    store, derived = report.store, Derived(manifest, bad)
+    names = list(derived.names())
+    with ThreadPoolExecutor(THREADS) as pool:
+        contents = list(pool.map(lambda name: read_or_none(store / name) if deep else b"", names))
+    for name, content in zip(names, contents, strict=True):
+        missing = name not in found or content is None
+        if missing or (deep and not derived.fits(name, content or b"")):
+            what = "missing" if missing else "differs from what the manifest says"
+            report.problems.append(f"{_shown(store, name)}: {what}")
+            report.rewritten[name] = derived.content(name)
+    report.files += len(names)
+    try:
+        content = read_or_none(store / PROVENANCE)
+        parse_provenance(content, manifest.key, sealed=PROVENANCE in manifest.sealed)
+    except ValueError as error:
+        report.problems.append(f"{_shown(store, PROVENANCE)}: {error}")
+        report.rewritten[PROVENANCE] = provenance_bytes({"note": LOST}, manifest.key)
+    if STAMPS in found and stamps_from(read_or_none(store / STAMPS) or b"", manifest.n_rows) is None:
+        report.problems.append(f"{_shown(store, STAMPS)}: differs from its digest; the next encode writes it again")
+        report.removed.add(STAMPS)
+
+
+def _shown(store: StorePath, name: str) -> str:
+    return f"{store.parent.name}/{store.name}/{name}"
+
+
 def _problem(store: StorePath, item: _Expected, found: File | None, deep: bool) -> str:
-    shown = f"{store.parent.name}/{store.name}/{item.name}"
+    shown = _shown(store, item.name)
     if found is None:
         return f"{shown}: missing"
     if item.nbytes is not None and found.nbytes != item.nbytes:
@@ -104,28 +179,27 @@ def _problem(store: StorePath, item: _Expected, found: File | None, deep: bool) 
 
 
 def check_deep(store: StorePath) -> None:
-    """Hash a whole store; StoreCorruptError, naming the first damaged files, if it is damaged."""
+    """Check every file of a store; StoreCorruptError, naming the first damaged files, if it is damaged."""
     report = verify(store, deep=True)
     if not report.ok:
         shown = "; ".join(report.problems[:3])
-        raise StoreCorruptError(
-            f"{store}: {len(report.problems)} damaged file(s): {shown}; run `featcache verify {store} --deep --repair` "
-            "and then the command that made the store: it redoes damaged chunks and keeps the others"
-        )
+        raise StoreCorruptError(f"{store}: {len(report.problems)} damaged file(s): {shown}; {remedy(store)}")
 
 
 def repair(report: Report) -> None:
-    """Remove the markers of damaged chunks and the manifest, so that the command that made the store redoes them.
+    """Write again what can be derived, and remove the manifest where something is to be encoded or written again.
 
-    A damaged tap or view leaves the store itself as it is.
+    The markers of damaged chunks go with the manifest, so that the command that made the store redoes these chunks
+    alone. A damaged tap or view leaves the store itself as it is.
     """
     for part in report.parts:
-        if not part.ok:
-            repair(part)
-    if len(report.problems) > sum(len(part.problems) for part in report.parts):
-        remove(report.store / MANIFEST)
-        for chunk in report.damaged_chunks:
-            remove(report.store / Marker.name(chunk))
+        repair(part)
+    for name in sorted(report.removed, key=lambda name: name != MANIFEST):
+        remove(report.store / name)
+    for name, content in report.rewritten.items():
+        put(report.store / name, content)
+    for chunk in report.damaged_chunks:
+        remove(report.store / Marker.name(chunk))
 
 
 @dataclass(frozen=True)
@@ -189,15 +263,12 @@ def _is_older(held: Mapping[str, File], moment: float) -> bool:
 
 
 def _why(path: StorePath, held: Mapping[str, File]) -> str | None:
-    """Why a whole store is garbage, None if it is not; a store of another featcache version is not."""
+    """Why a whole store is garbage, None if it is not.
+
+    One of another featcache version is not, nor one whose manifest is damaged: its chunks may be whole.
+    """
     if MANIFEST not in held:
         return "holds no store" if read_header(path) is None else "unfinished"
-    try:
-        read_manifest(path)
-    except StoreSchemaError:
-        return None
-    except FeatcacheError:
-        return "unreadable: its manifest is damaged"
     return None
 
 

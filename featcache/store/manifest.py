@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from featcache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError, StoreSchemaError
+from featcache.errors import (
+    FeatcacheError,
+    StoreCorruptError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+    StoreSchemaError,
+)
 from featcache.store.key import Json, canonical_json, checksum, pretty_json
 from featcache.store.layout import HEADER, MANIFEST, MARKERS, SCHEMA, ArraySpec
 from featcache.store.places import StorePath, files, read_or_none
@@ -71,14 +77,16 @@ def read_header(store: StorePath) -> Header | None:
 
 
 def begun_chunk_rows(store: StorePath, default: int) -> int:
-    """Rows per chunk of a store that was begun, else `default`.
+    """Rows per chunk of a store that was begun, else `default`; a manifest knows better than a header.
 
     Raises
     ------
     StoreSchemaError
         It was begun by another version of featcache.
     """
-    header = read_header(store)
+    header, manifest = read_header(store), manifest_or_none(store)
+    if manifest is not None and (header is None or header.key == manifest.key):
+        return next(iter(manifest.arrays.values())).chunk_rows
     if header is None:
         return default
     check_schema(header.schema, store)
@@ -152,6 +160,8 @@ class Manifest:
         Sidecar name -> xxh3-128.
     info : dict
         What else is known: `ImageInfo`, `TextInfo`, `BankInfo`, `PriorInfo` or `PartInfo`, by kind.
+    sealed : tuple of str
+        Files that hold their own digest; stores of earlier versions have none.
     """
 
     kind: str
@@ -162,6 +172,7 @@ class Manifest:
     checksums: dict[str, list[str]]
     files: dict[str, str]
     info: Json = field(default_factory=dict)
+    sealed: tuple[str, ...] = ()
 
     @property
     def encoder_key(self) -> str:
@@ -196,6 +207,8 @@ class Manifest:
             "files": self.files,
             "info": self.info,
         }
+        if self.sealed:
+            record["sealed"] = list(self.sealed)
         return pretty_json(record | {"digest": checksum(canonical_json(record))})
 
 
@@ -211,6 +224,14 @@ def read_manifest(store: StorePath) -> Manifest:
     if content is None:
         raise _not_finished(store)
     return parse_manifest(content, store)
+
+
+def manifest_or_none(store: StorePath) -> Manifest | None:
+    """The manifest of a store; None if it is not finished, or its manifest is damaged or of another schema."""
+    try:
+        return read_manifest(store)
+    except FeatcacheError:
+        return None
 
 
 def parse_manifest(content: bytes, store: StorePath) -> Manifest:
@@ -230,11 +251,36 @@ def parse_manifest(content: bytes, store: StorePath) -> Manifest:
             checksums=record["checksums"],
             files=record["files"],
             info=record["info"],
+            sealed=tuple(record.get("sealed", ())),
         )
         _check_manifest(manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(store, f"cannot be parsed ({type(error).__name__}: {error})") from error
     return manifest
+
+
+def provenance_bytes(record: Mapping[str, object], key: str) -> bytes:
+    """The provenance file of the store with that key, with a digest of its record and the key."""
+    return pretty_json({**record, "digest": checksum(key.encode() + canonical_json(dict(record)))})
+
+
+def parse_provenance(content: bytes | None, key: str, *, sealed: bool) -> Json:
+    """Inverse of `provenance_bytes`; a store of an earlier version has no digest (`sealed` is False).
+
+    Raises
+    ------
+    ValueError
+        The file is missing, is no JSON object, or differs from its digest.
+    """
+    if content is None:
+        raise ValueError("is missing")
+    try:
+        record = dict(parse_json(content))
+    except (ValueError, TypeError) as error:
+        raise ValueError("is no JSON object") from error
+    if sealed and record.pop("digest", None) != checksum(key.encode() + canonical_json(record)):
+        raise ValueError("differs from its digest")
+    return record
 
 
 def _damaged(store: StorePath, what: str) -> StoreCorruptError:
@@ -267,7 +313,7 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("key, arrays and checksums do not belong together")
     for name, spec in manifest.all_arrays.items():
         values = manifest.checksums[name]
-        if len(values) != spec.n_chunks or any(type(value) is not str for value in values):
+        if type(values) is not list or len(values) != spec.n_chunks or any(type(value) is not str for value in values):
             raise ValueError(f"array {name}: expected {spec.n_chunks} checksums")
     rows = {spec.shape[0] for spec in manifest.arrays.values()}
     if len(rows) != 1 or set(manifest.identity) != {"encoder", "dataset"}:
@@ -359,11 +405,15 @@ INFO: dict[str, dict[str, Callable[[object], bool]]] = {
     "images": COMMON | {"split": _text, "labels_digest": _text, "bad": lambda value: isinstance(value, list)},
     "parts": {"name": _text, "split": _text, "encoder_name": _text, "dim": COMMON["dim"]},
     "texts": COMMON | {"templates": lambda value: value is None or _texts(value)},
+    "banks": COMMON | {"error": _number_or_none},
+    "priors": COMMON | {"recorded": lambda value: type(value) is int and value >= 0},
 }
 """What the info of a manifest is checked for when it is read, by kind of store."""
 
 
 def _check_info(kind: str, info: Json, shapes: Shapes) -> None:
+    if kind == "banks" and not {"features", "moment"} <= set(shapes):
+        raise ValueError(f"a bank with the arrays {sorted(shapes)}, without features or moment")
     for name, fits in INFO.get(kind, {}).items():
         if name not in info or not fits(info[name]):
             raise ValueError(f"info says {name!r}: {info.get(name, 'nothing')!r}")

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from featcache.errors import MismatchError
-from featcache.store.layout import MANIFEST
+from featcache.store.checks import remedy
+from featcache.store.layout import HEADER, MANIFEST
 from featcache.store.manifest import Manifest, read_manifest
 from featcache.store.places import StorePath
 
@@ -88,7 +89,7 @@ def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
     """
     manifest = read_manifest(path / part.name)
     if manifest.kind != KIND or manifest.n_rows != base.n_rows:
-        raise MismatchError(f"{path / part.name}: not a part of this store; move that folder away")
+        raise MismatchError(f"{path / part.name / MANIFEST}: not that of a part of this store; {remedy(path)}")
     if any(manifest.checksums[name] != base.checksums[name] for name in SHARED):
         raise MismatchError(
             f"{path / part.name}: made from other images than the store now holds; {part.how_to_add} makes it anew"
@@ -98,5 +99,14 @@ def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
 
 def finished_parts(held: Iterable[str]) -> list[Part]:
     """The finished parts among the files of a store, given by their relative names."""
-    folders = [name.removesuffix(f"/{MANIFEST}") for name in held if name.endswith(f"/{MANIFEST}")]
+    return _parts_with(held, MANIFEST)
+
+
+def begun_parts(held: Iterable[str]) -> list[Part]:
+    """The parts among the files of a store, finished or not."""
+    return _parts_with(held, HEADER)
+
+
+def _parts_with(held: Iterable[str], file: str) -> list[Part]:
+    folders = [name.removesuffix(f"/{file}") for name in held if name.endswith(f"/{file}")]
     return sorted((part for name in folders if (part := Part.parse(name))), key=lambda part: part.name)

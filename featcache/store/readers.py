@@ -3,6 +3,9 @@
 All read ranges of rows, into a buffer that the caller may provide, and gather random rows. The first two skip work
 whose result is known: an uncompressed chunk file holds the rows as they are. The readers are held equal by
 `tests/test_featcache/store/test_readers.py` and timed by `benchmarks/bench_store.py`.
+
+A reader that is given checksums compares each chunk with its own before the first row of it is handed out
+(`featcache.store.checks`); `benchmarks/bench_verify.py` says what that costs.
 """
 
 import ctypes
@@ -10,7 +13,7 @@ import mmap
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -21,14 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import StoreCorruptError
-from featcache.store.layout import Array, ArraySpec
-from featcache.store.places import REQUESTS, StorePath
+from featcache.store.checks import ChunkChecks, Stamp, remedy
+from featcache.store.layout import HEADER, Array, ArraySpec, same_metadata, zarr_metadata
+from featcache.store.places import REQUESTS, StorePath, read, read_or_none
+from featcache.store.places.local import Buffer
 from featcache.store.places.s3 import ObjectPath, zarr_store
 
 Rows: TypeAlias = npt.NDArray[np.integer]
 PARALLEL_NBYTES = 1 << 23
 COPY_PIECES = 8
-REMEDY = "run `featcache verify STORE --deep --repair` and the same encode command again"
 
 MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap module does not name it
 MAP_FAILED = ctypes.c_void_p(-1).value
@@ -36,7 +40,13 @@ MAX_MAPS = 16_384  # a process may hold 65,530 maps on Linux
 
 
 class Reader(ABC):
-    """Rows of one array of a store; readers differ in how they fetch them."""
+    """Rows of one array of a store; readers differ in how they fetch them.
+
+    Raises
+    ------
+    StoreCorruptError
+        When rows are read: the chunk that holds them is missing, or differs from its checksum.
+    """
 
     spec: ArraySpec
 
@@ -136,13 +146,12 @@ class MappedReader(Reader):
         A chunk file is missing or has the wrong size.
     """
 
-    def __init__(self, store: Path, spec: ArraySpec) -> None:
+    def __init__(self, store: Path, spec: ArraySpec, checksums: Sequence[str] = ()) -> None:
         self.spec = spec
         files = [spec.chunk_path(store, chunk) for chunk in range(spec.n_chunks)]
-        for file in files:
-            # checked first: touching a map beyond the end of its file kills the process
-            if problem := spec.chunk_problem(file.stat().st_size if file.exists() else None):
-                raise StoreCorruptError(f"{file}: chunk file {problem}; {REMEDY}")
+        # sizes first: touching a map beyond the end of its file kills the process
+        stamps = [self._stamp(store, file) for file in files]
+        self._checks = ChunkChecks(store, spec, checksums, stamps)
         self._whole: Array | None = None
         self._chunks: list[Array] = []
         if can_stitch(spec.chunk_nbytes, spec.n_chunks):
@@ -151,7 +160,24 @@ class MappedReader(Reader):
         else:
             self._chunks = [np.memmap(file, dtype=spec.dtype, mode="c", shape=spec.chunk_shape) for file in files]
 
+    def _stamp(self, store: Path, file: Path) -> Stamp:
+        try:
+            found = file.stat()
+        except FileNotFoundError:
+            found = None
+        if problem := self.spec.chunk_problem(None if found is None else found.st_size):
+            raise StoreCorruptError(f"{file}: chunk file {problem}; {remedy(store)}")
+        return found.st_ino, found.st_size, found.st_mtime_ns  # type: ignore[union-attr]  # none is a problem
+
+    def _content(self, chunk: int) -> Buffer:
+        """The bytes of a whole chunk file, padding included."""
+        size = self.spec.chunk_rows
+        rows = self._chunks[chunk] if self._whole is None else self._whole[chunk * size : (chunk + 1) * size]
+        return rows.reshape(-1).view(np.uint8).data
+
     def _read(self, start: int, stop: int, out: Array) -> None:
+        size = self.spec.chunk_rows
+        self._checks.check_all(range(start // size, -(-stop // size)), self._content)
         if self._whole is not None:
             copy_rows(out, self._whole[start:stop])
             return
@@ -159,6 +185,8 @@ class MappedReader(Reader):
             copy_rows(out[place], self._chunks[chunk][within])
 
     def _gather(self, rows: Rows) -> Array:
+        if self._checks:
+            self._checks.check_all(np.unique(rows // self.spec.chunk_rows).tolist(), self._content)
         if self._whole is not None:
             return self._whole[rows]
         return gather_by_chunk(self.spec, rows, self.spec.chunk_rows, lambda chunk, within: self._chunks[chunk][within])
@@ -213,11 +241,15 @@ def _map(address: int | None, nbytes: int, protection: int, flags: int, descript
 
 
 class ObjectReader(Reader):
-    """Reads byte ranges of chunk objects, many requests at a time: a random row does not cost its whole chunk."""
+    """Reads byte ranges of chunk objects, many requests at a time: a random row does not cost its whole chunk.
 
-    def __init__(self, store: ObjectPath, spec: ArraySpec) -> None:
+    The first read of a chunk does, if the chunk is to be checked.
+    """
+
+    def __init__(self, store: ObjectPath, spec: ArraySpec, checksums: Sequence[str] = ()) -> None:
         self.spec, self._store = spec, store
         self._row_nbytes = spec.chunk_nbytes // spec.chunk_rows
+        self._checks = ChunkChecks(store, spec, checksums)
 
     def _read(self, start: int, stop: int, out: Array) -> None:
         def read_chunk(span: tuple[int, slice, slice]) -> None:  # one request
@@ -241,32 +273,62 @@ class ObjectReader(Reader):
 
     def _rows(self, chunk: int, starts: list[int], n: int) -> Array:
         """Ranges of n rows each of a chunk, behind one another."""
+        if self._checks.is_due(chunk):
+            whole = self._checked_chunk(chunk)
+            return whole[starts] if n == 1 else np.concatenate([whole[start : start + n] for start in starts])
         path, length = self.spec.chunk_path(self._store, chunk), n * self._row_nbytes
         try:
             parts = path.read_ranges([row * self._row_nbytes for row in starts], length)
         except FileNotFoundError:
-            raise StoreCorruptError(f"{path}: chunk file is missing; {REMEDY}") from None
+            raise self._missing(path) from None
         if any(len(part) != length for part in parts):
-            raise StoreCorruptError(f"{path}: chunk file is shorter than {self.spec.chunk_nbytes:,} bytes; {REMEDY}")
-        whole = parts[0] if len(parts) == 1 else b"".join(parts)
-        return np.frombuffer(whole, dtype=self.spec.dtype).reshape(-1, *self.spec.shape[1:])
+            raise StoreCorruptError(
+                f"{path}: chunk file is shorter than {self.spec.chunk_nbytes:,} bytes; {remedy(self._store)}"
+            )
+        joined = parts[0] if len(parts) == 1 else b"".join(parts)
+        return np.frombuffer(joined, dtype=self.spec.dtype).reshape(-1, *self.spec.shape[1:])
+
+    def _checked_chunk(self, chunk: int) -> Array:
+        """A whole chunk, compared with its checksum."""
+        path = self.spec.chunk_path(self._store, chunk)
+        content = read_or_none(path)
+        if content is None:
+            raise self._missing(path)
+        self._checks.check(chunk, content)
+        return self.spec.chunk_array(content)
+
+    def _missing(self, path: ObjectPath) -> StoreCorruptError:
+        return StoreCorruptError(f"{path}: chunk file is missing; {remedy(self._store)}")
 
 
 class ZarrReader(Reader):
     """Reads through zarr: any store that zarr can open, at the price of whole chunks for single rows."""
 
-    def __init__(self, store: StorePath, spec: ArraySpec) -> None:
+    def __init__(self, store: StorePath, spec: ArraySpec, checksums: Sequence[str] = ()) -> None:
         import zarr
 
-        self.spec = spec
+        self.spec, self._store = spec, store
+        self._checks = ChunkChecks(store, spec, checksums)
+        metadata = f"{spec.name}/{HEADER}"
+        found = read_or_none(store / metadata)
+        # What zarr returns depends on this file: shape, chunks, the names of the chunk files.
+        if found is None or (checksums and not same_metadata(found, zarr_metadata([spec], {})[metadata])):
+            what = "missing" if found is None else "does not describe the array of the manifest"
+            raise StoreCorruptError(f"{store / metadata}: {what}; {remedy(store)}")
         place = str(store) if isinstance(store, Path) else zarr_store(store)
         self._array: Any = zarr.open_array(place, path=spec.name, mode="r", zarr_format=3)
 
+    def _check(self, chunks: Iterable[int]) -> None:
+        self._checks.check_all(chunks, lambda chunk: read(self.spec.chunk_path(self._store, chunk)))
+
     def _read(self, start: int, stop: int, out: Array) -> None:
+        size = self.spec.chunk_rows
+        self._check(range(start // size, -(-stop // size)))
         copy_rows(out, self._array[start:stop])
 
     def _gather(self, rows: Rows) -> Array:
         size = self.spec.chunk_rows
+        self._check(np.unique(rows // size).tolist())
         return gather_by_chunk(
             self.spec, rows, size, lambda chunk, within: self._array[chunk * size : (chunk + 1) * size][within]
         )

@@ -24,15 +24,25 @@ Why several writers are safe
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from featcache.errors import FeatcacheError, MismatchError, StoreIncompleteError
+from featcache.errors import MismatchError, StoreIncompleteError
 from featcache.store import places
 from featcache.store.claims import Claims
-from featcache.store.key import checksum, pretty_json
-from featcache.store.layout import HEADER, MANIFEST, PROVENANCE, SCHEMA, Array, ArraySpec, zarr_metadata
-from featcache.store.manifest import BadRow, Header, Manifest, Marker, check_schema, read_header, read_manifest
+from featcache.store.derived import is_consistent
+from featcache.store.key import checksum
+from featcache.store.layout import HEADER, MANIFEST, PROVENANCE, SCHEMA, Array, ArraySpec, same_metadata, zarr_metadata
+from featcache.store.manifest import (
+    BadRow,
+    Header,
+    Manifest,
+    Marker,
+    check_schema,
+    manifest_or_none,
+    provenance_bytes,
+    read_header,
+)
 from featcache.store.places import File, StorePath
 from featcache.store.places.local import sweep_partials
 
@@ -96,16 +106,43 @@ class StoreWriter:
             created = places.create(self.store / HEADER, metadata[HEADER])
             if not created and read_header(self.store) is None:  # there is one, but it is damaged
                 places.put(self.store / HEADER, metadata[HEADER])
-        header = read_header(self.store)
+        header, manifest = read_header(self.store), manifest_or_none(self.store)
         if header is not None:
             check_schema(header.schema, self.store)
-        if header != self.header:
-            raise MismatchError(
-                f"{self.store}: holds a store with another identity or chunk size than {self.header.key}; "
-                "it was moved by hand or is damaged: move that folder away, or use another --root"
-            )
-        for name, content in (self.files | metadata).items():
-            if name != HEADER and places.read_or_none(self.store / name) != content:
+        if header is not None and header != self.header:
+            if not self._is_damaged(header, manifest):
+                raise MismatchError(
+                    f"{self.store}: {HEADER} is that of the store {header.key} in chunks of {header.chunk_rows:,} "
+                    f"rows, expected {self.header.key} in chunks of {self.header.chunk_rows:,}; it was moved by hand: "
+                    "move it back to the folder of that name, or use another --root"
+                )
+            places.put(self.store / HEADER, metadata[HEADER])
+        vouched = {} if manifest is None or manifest.key != self.header.key else manifest.files
+        self._put_beside({name: content for name, content in metadata.items() if name != HEADER}, vouched)
+
+    def _is_damaged(self, header: Header, manifest: Manifest | None) -> bool:
+        """Whether a header that is not ours is a damaged one of ours, rather than that of another store."""
+        if header.key != self.header.key:
+            finished = manifest is not None and manifest.key == self.header.key
+            return finished or not is_consistent(header)
+        # The key is a digest of the identity; of the rest, only the chunk size is for the first writer to say.
+        expected = self.header if manifest is not None else replace(self.header, chunk_rows=header.chunk_rows)
+        return header != expected
+
+    def _put_beside(self, metadata: Mapping[str, bytes], vouched: Mapping[str, str]) -> None:
+        """Write the zarr.json of the arrays and the sidecars, unless what is there is sound.
+
+        Another version of zarr or pyarrow writes other bytes that say the same: they stay.
+        """
+        for name, content in metadata.items():
+            held = places.read_or_none(self.store / name)
+            if held is None or not same_metadata(held, content):
+                places.put(self.store / name, content)
+        for name, content in self.files.items():
+            held = places.read_or_none(self.store / name)
+            if held is not None and checksum(held) == vouched.get(name):
+                self.files[name] = held
+            elif held != content:
                 places.put(self.store / name, content)
 
     def pending(self) -> list[int]:
@@ -219,7 +256,7 @@ class StoreWriter:
         }
         for name, content in extra.items():
             places.put(self.store / name, content)
-        places.put(self.store / PROVENANCE, pretty_json(dict(provenance)))
+        places.put(self.store / PROVENANCE, provenance_bytes(provenance, self.header.key))
         # What killed writers left behind.
         Claims(self.store).clear()
         if isinstance(self.store, Path):
@@ -234,6 +271,7 @@ class StoreWriter:
             checksums | whole,
             {name: checksum(content) for name, content in (self.files | extra).items()},
             dict(info),
+            (PROVENANCE,),
         )
         if len(markers) == self.rows_spec.n_chunks:
             places.create(self.store / MANIFEST, manifest.to_bytes())
@@ -247,9 +285,8 @@ class StoreWriter:
 
     def _manifest_agrees(self, markers: Sequence[Marker], whole: Mapping[str, list[str]]) -> bool:
         """Whether the manifest, no matter which writer put it, agrees with these markers and whole arrays."""
-        try:
-            manifest = read_manifest(self.store)
-        except FeatcacheError:
+        manifest = manifest_or_none(self.store)
+        if manifest is None:
             return False
         chunks = all(
             manifest.checksums.get(name, [])[marker.chunk : marker.chunk + 1] == [value]

@@ -192,17 +192,37 @@ def _difference(store: ImageStore, info: Mapping[str, object], index: SampleInde
 
 
 def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDArray[np.float32], SampleIndex]:
-    features = np.ascontiguousarray(found.features, dtype=np.float32)
-    if features.ndim != 2 or not features.size:
-        raise DatasetError(f"features have shape {found.features.shape}; expected (N, D), one row per sample")
-    broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(broken):
-        raise DatasetError(f"{len(broken):,} rows hold NaN or infinite features, first row {broken[0]}; leave them out")
+    features = _features(found.features)
     labels = _labels(found.labels, len(features))
     names = classnames or found.classnames or [f"class {label}" for label in range(int(labels.max()) + 1)]
     ids = found.ids or [f"row-{row:08d}" for row in range(len(features))]
     sizes = np.full(len(features), features.itemsize * features.shape[1], np.int64)
     return features, SampleIndex(ids, sizes, np.zeros_like(sizes), labels, tuple(names))
+
+
+def _features(given: Array) -> npt.NDArray[np.float32]:
+    """The features in float32, which must hold them: DatasetError names the first row that it does not."""
+    if given.dtype.kind not in "fiub":
+        raise DatasetError(f"features are {given.dtype}; expected real numbers, such as float16 or float32")
+    if given.ndim != 2 or not given.size:
+        raise DatasetError(f"features have shape {given.shape}; expected (N, D), one row per sample")
+    with np.errstate(over="ignore"):
+        features = np.ascontiguousarray(given, dtype=np.float32)
+    broken = np.flatnonzero(~np.isfinite(given).all(axis=1))
+    if len(broken):
+        raise DatasetError(f"{len(broken):,} rows hold NaN or infinite features, first row {broken[0]}; leave them out")
+    peaks = np.maximum(given.max(axis=1), -given.min(axis=1).astype(np.float64))  # |x| would copy all features
+    limits = np.finfo(np.float32)
+    long = np.flatnonzero(peaks > limits.max / np.sqrt(given.shape[1]))  # few: their lengths are then computed
+    lengths = np.linalg.norm(given[long].astype(np.float64), axis=1)
+    short = np.flatnonzero((peaks > 0) & (peaks < limits.tiny)) if given.dtype.itemsize > 4 else long[:0]
+    wrong = np.concatenate([long[lengths > limits.max], short])
+    if len(wrong):
+        raise DatasetError(
+            f"row {wrong.min()}: its values, at most {peaks[wrong.min()]:.3g}, are beyond what float32 holds "
+            f"({limits.tiny:.3g} to {limits.max:.3g} for the length of a row); scale the features"
+        )
+    return features
 
 
 def _labels(labels: Array | None, n: int) -> npt.NDArray[np.int64]:
@@ -215,8 +235,8 @@ def _labels(labels: Array | None, n: int) -> npt.NDArray[np.int64]:
     odd = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))  # before the cast, which would wrap
     if len(odd):
         raise DatasetError(
-            f"{len(odd):,} labels are out of range, first {labels[odd[0]]} in row {odd[0]}; expected class indices, 0 to "
-            f"{MAX_CLASSES - 1:,}: correct it"
+            f"{len(odd):,} labels are out of range, first {labels[odd[0]]} in row {odd[0]}; expected class indices, "
+            f"0 to {MAX_CLASSES - 1:,}: correct it"
         )
     return labels.astype(np.int64)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import root_argument
 from featcache.errors import HeadError
-from featcache.store import ImageStore, TextStore, check_deep, find_store, resolve_root
+from featcache.store import ImageStore, TextStore, find_store, resolve_root
 from featcache.store.catalogue import Entry
 from featcache.store.images import ImageFeatures
 from featcache.store.protocol import FeatureTable
@@ -44,7 +44,7 @@ def store_arguments(parser: argparse.ArgumentParser) -> None:
 
 def verify_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--no-verify``."""
-    parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums first")
+    parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums")
     parser.set_defaults(rows_device=None, of=None)
 
 
@@ -142,18 +142,17 @@ def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, objec
 
 
 def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | TextStore:
-    """The store that a reference names, verified unless ``--no-verify``; with ``--device``, features in its memory.
+    """The store that a reference names, checked as it is read (``--no-verify``: not); ``--device`` holds its rows.
 
     Of several stores of that name, those that belong to what the command has named before come first: the encoder of
     the heads (see `load_heads`), or of the first store.
     """
-    store = find_store(reference, resolve_root(args.root), fits=args.of)
+    verify = "never" if args.no_verify else "read"
+    store = find_store(reference, resolve_root(args.root), fits=args.of, verify=verify)
     if not isinstance(store, ImageFeatures | TextStore):
         raise HeadError(f"{reference}: a store of {store.kind}; expected a store of images or texts")
     if args.of is None:
         args.of = _beside(store)
-    if not args.no_verify:
-        check_deep(store.path)
     device = args.rows_device
     if device is None or isinstance(store, TextStore):
         return store

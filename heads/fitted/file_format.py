@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
@@ -30,7 +32,8 @@ def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
     OutputError
         The path is no regular file, or there is no room.
     """
-    metadata = {"format": _FORMAT, "head": json.dumps(record, sort_keys=True)}
+    head = json.dumps(record, sort_keys=True)
+    metadata = {"format": _FORMAT, "head": head, "digest": _digest(tensors, head)}
     write_target(path, to_bytes(tensors, metadata=metadata), STREAM)
     return Path(path)
 
@@ -54,4 +57,25 @@ def read_head(path: str | Path) -> tuple[Tensors, Json]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise HeadError(f"{path}: cannot be read as a head ({error}); `featcache fit` writes one") from error
-    return tensors, json.loads(metadata["head"])
+    head = metadata.get("head", "")
+    if metadata.get("digest") not in (None, _digest(tensors, head)):  # None: a file of an earlier version
+        raise HeadError(f"{path}: damaged, its content differs from its digest; fit the head again")
+    return tensors, _record(head, path)
+
+
+def _record(head: str, path: str | Path) -> Json:
+    try:
+        record: Json = dict(json.loads(head))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise HeadError(f"{path}: its record is no JSON object ({error}); fit the head again") from error
+    return record
+
+
+def _digest(tensors: Tensors, head: str) -> str:
+    """Digest of everything that a head's file holds: xxh3-128 of the record, and of each array with name and type."""
+    digest = xxhash.xxh3_128(head.encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_store_write, bench_writers
+from benchmarks import bench_store_write, bench_verify, bench_writers
 
 
 def test_writing_and_reading_against_the_peers(tmp_path: Path) -> None:
@@ -17,6 +17,17 @@ def test_writing_and_reading_against_the_peers(tmp_path: Path) -> None:
     assert {name.removeprefix("write/") for name in record["seconds"] if name.startswith("write/")} == names
     assert {bar["bar"] for bar in record["bars"]} == {0.55, 0.9}
     assert record["fsync makes writing so many times slower"] > 0
+
+
+def test_checking_against_trusting(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    assert bench_verify.main(["--tiny", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    fits = {"ridge", "ridge, kept moments", "nearest mean"}
+    assert {bar["name"].partition(":")[0] for bar in record["bars"]} == fits
+    assert set(record["seconds"]) == {
+        f"{name}/{how}" for name in (*fits, "one pass over the rows") for how in ("never", "read")
+    }
 
 
 @pytest.mark.nightly  # three processes load a model

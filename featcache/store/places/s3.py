@@ -2,8 +2,10 @@
 
 The one file of the store that imports obstore. Credentials, region and endpoint come from the environment:
 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL`` (an
-``http://`` endpoint is allowed), or from the machine's role. What the writer's protocol needs comes from S3 itself: a
-put of an object is atomic, and ``If-None-Match: *`` creates an object only if there is none.
+``http://`` endpoint is allowed), or from a web identity or container role. The machine's own role is asked of the
+cloud's metadata address only if ``AWS_EC2_METADATA_DISABLED=false`` or ``AWS_METADATA_ENDPOINT`` says so. What the
+writer's protocol needs comes from S3 itself: a put of an object is atomic, and ``If-None-Match: *`` creates an object
+only if there is none.
 """
 
 import os
@@ -31,8 +33,30 @@ def _client(bucket: str, prefix: str, endpoint: str, process: int) -> Any:
     return S3Store(bucket, prefix=prefix or None, client_options=options)  # type: ignore[arg-type]
 
 
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+    "AWS_METADATA_ENDPOINT",
+)
+"""Variables that say where credentials come from, or that none are needed."""
+
+
+def check_credentials(url: str) -> None:
+    """FeatcacheError if only the cloud's metadata address is left to ask, and nobody said to ask it."""
+    asked = os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "false"
+    if not asked and not any(os.environ.get(name) for name in CREDENTIALS):
+        raise FeatcacheError(
+            f"{url}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SKIP_SIGNATURE=true for a "
+            "public bucket, or AWS_EC2_METADATA_DISABLED=false to ask for the role of this machine"
+        )
+
+
 def client(bucket: str, prefix: str = "") -> Any:
     """An obstore client of a bucket, or of a prefix of it, configured by the environment."""
+    check_credentials(f"{SCHEME}{bucket}")
     return _client(bucket, prefix, os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid())
 
 

@@ -1,7 +1,6 @@
 """Finding stores by folder, key and short name; the root; progress lines."""
 
 import io
-import json
 import warnings
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from featcache.encoding.texts import embed_prompts
 from featcache.errors import FeatcacheError, FeatcacheWarning, ImageReadError, StoreNotFoundError, StoreWriteError
 from featcache.progress import Printed
 from featcache.store import TextStore, find_path, resolve_root, verify
+from featcache.store.manifest import provenance_bytes
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_equal_weights_are_found_under_every_name(root: Path, capsys: pytest.Cap
 def test_of_several_stores_of_one_model_the_newest_is_found_and_the_others_are_named(root: Path) -> None:
     first = find_store("fake/train", root)
     grown = encode_dataset(NumpyDataset(50), NumpyEncoder(0), root=root).store
-    provenance = json.loads((first.path / "provenance.json").read_text()) | {"written": "2020-01-01T00:00:00Z"}
-    (first.path / "provenance.json").write_text(json.dumps(provenance))
+    provenance = first.provenance | {"written": "2020-01-01T00:00:00Z"}
+    (first.path / "provenance.json").write_bytes(provenance_bytes(provenance, first.manifest.key))
     key = first.manifest.dataset_key[:8]
     for reference in ("fake/train", "fake/train@numpy"):
         with pytest.warns(FeatcacheWarning, match=rf"2 stores .* to use another, write fake/train@numpy#{key}$"):

@@ -50,7 +50,7 @@ def test_unfinished_stores_go_when_they_are_old_enough(tmp_path: Path) -> None:
     assert verify(kept, deep=True).ok
 
 
-def test_unreadable_stores_and_strays_go_but_another_version_stays(tmp_path: Path) -> None:
+def test_strays_go_but_stores_with_a_damaged_manifest_or_of_another_version_stay(tmp_path: Path) -> None:
     damaged, newer = finished(tmp_path, 1), finished(tmp_path, 2)
     (damaged / "manifest.json").write_text("{")
     manifest = newer / "manifest.json"
@@ -60,7 +60,7 @@ def test_unreadable_stores_and_strays_go_but_another_version_stays(tmp_path: Pat
     (stray / "notes.txt").write_text("?")
     age(tmp_path, 8 * DAY)
     found = {item.path: item.why for item in find_garbage(tmp_path, 7 * DAY)}
-    assert found == {damaged: "unreadable: its manifest is damaged", stray: "holds no store"}
+    assert found == {stray: "holds no store"}  # the chunks of a store with a damaged manifest may be whole
 
 
 def test_leftovers_of_killed_processes_go_and_the_store_stays(tmp_path: Path) -> None:

@@ -198,6 +198,8 @@ def test_claims_are_exclusive_until_they_expire(tmp_path: Path) -> None:
     assert yours.take(4)
     mine.release(3)
     assert yours.take(3)
+    assert not mine.take(3)
+    assert mine.waited_for().startswith(f"waiting for chunk 3, claimed by {atomic.HOST}-{os.getpid()}-")
     now[0] += STALE_SECONDS + 5
     assert mine.take(3)
     put(tmp_path / "claims" / "7", f"{atomic.HOST}-999999999-x".encode())  # no such process
@@ -208,6 +210,47 @@ def test_claims_are_exclusive_until_they_expire(tmp_path: Path) -> None:
     mine.release_all()
     yours.clear()
     assert not list((tmp_path / "claims").iterdir())
+
+
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_a_claim_of_a_host_whose_clock_is_wrong_is_waited_for_two_minutes_at_most(tmp_path: Path, hours: int) -> None:
+    now = [1000.0]
+    mine, claim = Claims(tmp_path, lambda: now[0]), tmp_path / "claims" / "8"
+    put(claim, b"another-1-ab")
+    os.utime(claim, (time.time() + 3600 * hours,) * 2)
+    if hours >= 0:  # an hour behind looks like a dead writer: two writers of a chunk are harmless
+        assert not mine.take(8)
+        assert (
+            mine.waited_for()
+            == "waiting for chunk 8, claimed by another-1-ab; taken over in 120 s unless it is renewed"
+        )
+        now[0] += STALE_SECONDS - 1
+        assert not mine.take(8)
+        os.utime(claim, (time.time() + 3600 * hours + 20,) * 2)  # renewed
+        now[0] += 2
+        assert not mine.take(8)
+        now[0] += STALE_SECONDS + 1
+    assert mine.take(8)
+    assert mine.waited_for() == ""
+
+
+def test_a_claim_whose_request_was_repeated_is_ones_own(tmp_path: Path) -> None:
+    mine = Claims(tmp_path)
+    assert mine.take(1)
+    assert mine.take(1)
+    assert not Claims(tmp_path).take(1)
+
+
+def test_what_dead_writers_left_is_swept_by_the_next_run(tmp_path: Path) -> None:
+    options = EncodeOptions(max_bad=1)
+    store = encode_dataset(NumpyDataset(9), NumpyEncoder(), root=tmp_path, options=options).store.path
+    before = contents(store)
+    dead = f"{atomic.HOST}-999999999-abc"
+    put(store / "claims" / "3", dead.encode())
+    put(store / "claims" / "finish", b"another-1-ab")  # perhaps alive
+    (store / "features" / f"x.{dead}.partial").write_bytes(b"half")
+    assert encode_dataset(NumpyDataset(9), NumpyEncoder(), root=tmp_path, options=options).hit
+    assert contents(store) == before | {"claims/finish": b"another-1-ab"}
 
 
 def test_a_renewed_claim_stays(tmp_path: Path) -> None:
