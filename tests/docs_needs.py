@@ -30,6 +30,8 @@ from image_sources import as_hugging_face_saves, example, record
 from PIL import Image
 
 from featcache.cli.main import main
+from featcache.prompts import load_classnames
+from ft.recipes import RECIPES, load_recipe
 
 MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "RN50")
 CATS = ("cat", "dog")
@@ -98,17 +100,19 @@ def shard(path: Path, first: int) -> None:
 def pretrained(scratch: Scratch) -> None:
     """Small random models answer to the names and tags of OpenAI's."""
 
+    text = {"text_cfg": CONFIG["text_cfg"] | {"context_length": 77}}
+
     def weights(tag: Mapping[str, Any], **_: Any) -> str:
         path = scratch.base / f"weights-{'quick' if tag.get('quick_gelu') else 'plain'}.pt"
         if not path.exists():
-            torch.save(make_model(quick_gelu=bool(tag.get("quick_gelu"))).state_dict(), path)
+            torch.save(make_model(quick_gelu=bool(tag.get("quick_gelu")), **text).state_dict(), path)
         return str(path)
 
     scratch.patch.setattr(open_clip.factory, "download_pretrained", weights)
     for name in MODELS:
         for full, quick in ((name, False), (f"{name}-quickgelu", True)):
             if full in open_clip.factory._MODEL_CONFIGS:
-                scratch.patch.setitem(open_clip.factory._MODEL_CONFIGS, full, CONFIG | {"quick_gelu": quick})
+                scratch.patch.setitem(open_clip.factory._MODEL_CONFIGS, full, CONFIG | text | {"quick_gelu": quick})
 
 
 @need
@@ -121,8 +125,18 @@ def diffusion(scratch: Scratch) -> None:
 
 @need
 def tiny_run(scratch: Scratch) -> None:
-    """Runs of two steps."""
+    """Two steps of `tiny`."""
     scratch.replace["--recipe regft"] = "--recipe regft --steps 2 --batch-size 4 --model tiny"
+
+
+@need
+def short_runs(scratch: Scratch) -> None:
+    """Two steps of every recipe, and one template instead of 80."""
+    for recipe in RECIPES:
+        templates = " --templates bare" if load_recipe(recipe).get("head") == "zero_shot" and recipe != "regft" else ""
+        run = f"--recipe {recipe} --steps 2 --eval-every 1 --batch-size 2{templates}"
+        scratch.replace[f"--recipe {recipe}"] = run
+    scratch.replace["--templates openai-imagenet"] = "--templates simple"
 
 
 @need
@@ -210,10 +224,10 @@ def tfds(scratch: Scratch) -> None:
     kind = "tensorflow_datasets.core.features."
     features = {
         "image": {"pythonClassName": f"{kind}image_feature.Image"},
-        "label": {"pythonClassName": f"{kind}class_label_feature.ClassLabel", "classLabel": {"numClasses": "2"}},
+        "label": {"pythonClassName": f"{kind}class_label_feature.ClassLabel", "classLabel": {"numClasses": "345"}},
     }
     (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": features}}))
-    (folder / "label.labels.txt").write_text("aircraft_carrier\nzebra\n")
+    (folder / "label.labels.txt").write_text("".join(f"{name}\n" for name in load_classnames("domainnet")))
 
 
 @need
@@ -276,6 +290,68 @@ def foreign_features(scratch: Scratch) -> None:
     (scratch.base / "classes.txt").write_text("cat\ndog\n")
 
 
+# The layouts of docs/switching.md.
+
+
+@need
+def lipsum_data(scratch: Scratch) -> None:
+    """``*_x224`` arrays in small, and a best_acc.ckpt."""
+    chance = np.random.default_rng(0)
+    for name in ("DomainNetReal", "DomainNetSketch"):
+        folder = scratch.base / "lipsum_data" / f"{name}_x224"
+        folder.mkdir(parents=True)
+        np.save(folder / "test_images.npy", chance.integers(0, 256, (4, 32, 32, 3)).astype(np.float32))
+        np.save(folder / "test_labels.npy", chance.integers(0, 345, 4))
+    lipsum_checkpoint(scratch)
+
+
+@need
+def regft_data(scratch: Scratch) -> None:
+    """A prompt-style file, a file of sentences, and CoOp's split of EuroSAT."""
+    names = ["Forest", "River", "Annual Crop Land"]
+    styles = {"eurosat": {"template": "a centered satellite photo of {}.", "classnames": names}}
+    (scratch.base / "prompt_styles.json").write_text(json.dumps(styles))
+    (scratch.base / "gpt_file").mkdir()
+    sentences = {name: [f"{name} from above.", "Seen from far away."] for name in names}
+    (scratch.base / "gpt_file" / "eurosat_prompt.json").write_text(json.dumps(sentences))
+    class_folders(scratch.base / "eurosat" / "2750", tuple(names), 1)
+    rows = [[f"2750/{name}/000{label}.png", label, name] for label, name in enumerate(names)]
+    (scratch.base / "eurosat" / "split_zhou_EuroSAT.json").write_text(
+        json.dumps({"train": [], "val": [], "test": rows})
+    )
+
+
+@need
+def mnist_lists(scratch: Scratch) -> None:
+    """The example's four lists, and two images per digit."""
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    for number, split in enumerate(("train", "test")):
+        lines: dict[str, list[str]] = {"0": [], "zero": []}
+        class_folders(scratch.base / "data" / "MNIST" / split, tuple(map(str, range(10))), 2, 100 * number)
+        for path in sorted((scratch.base / "data" / "MNIST" / split).glob("*/*.png")):
+            place, digit = path.relative_to(scratch.base), int(path.parent.name)
+            lines["0"].append(f"{place} {digit}")
+            lines["zero"].append(f"{place} {words[digit]}")
+        for kind, rows in lines.items():
+            (scratch.base / "data" / f"MNIST_{split}_{kind}.txt").write_text("\n".join(rows) + "\n")
+
+
+@need
+def wise_ft_data(scratch: Scratch) -> None:
+    """ImageNet and three shifts, as below ``--data-location``."""
+    wnids = ("n01443537", "n01484850", "n02129165")  # all in ImageNet-R; the last not in ImageNet-A
+    for number, folder in enumerate(("imagenet/train", "imagenet/val_in_folder", "imagenet-r", "sketch")):
+        class_folders(scratch.base / folder, wnids, 2, 100 * number)
+    class_folders(scratch.base / "imagenet-a", ("n01498041", "n01531178"), 2, 500)
+
+
+@need
+def office_home(scratch: Scratch) -> None:
+    for number, domain in enumerate(("Art", "Clipart", "Product", "RealWorld")):
+        class_folders(scratch.base / "OfficeHome" / domain, ("Alarm_Clock", "Bed"), 2, 100 * number)
+    (scratch.base / "OfficeHome" / "classes.txt").write_text("Alarm_Clock\nBed\n")  # two of the 65
+
+
 # Stores and heads.
 
 
@@ -286,6 +362,16 @@ def pets_stores(scratch: Scratch) -> None:
     for name in ("pets", "flowers"):
         run("encode", f"imagefolder:{name}", "--split", "train", "val", "test", "--quiet")
         run("text", f"imagefolder:{name}", "--quiet")
+
+
+@need
+def numbered_stores(scratch: Scratch) -> None:
+    """Stores of classes that have numbers for names."""
+    for number, split in enumerate(("train", "test")):
+        class_folders(scratch.base / "pets" / split, ("n01", "n02"), 4, 1000 * number)
+    run("encode", "imagefolder:pets", "--split", "train", "test", "--quiet")
+    [manifest] = [path for path in Path("cache").glob("images/*/*/manifest.json") if '"train"' in path.read_text()]
+    scratch.replace["#3f2a91c0"] = f"#{manifest.parent.name[:8]}"
 
 
 @need
