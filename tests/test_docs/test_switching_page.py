@@ -25,7 +25,6 @@ HABITS = {
         "sets of equal shape",
         "`nll` with 1e-8",
         "200 logits",
-        "log line",
         "TFDS",
         "and its defaults",
         "squared logit scale",
@@ -60,10 +59,6 @@ HABITS = {
     ],
     "WiSE-FT": [
         "val_in_folder",
-        "CIFAR-10.1",
-        "FMoW",
-        "YTBB",
-        "fmow_template",
         "--load zeroshot.pt,finetuned.pt",
         "--warmup_length",
         "--eval-datasets",
