@@ -21,7 +21,7 @@ from featcache.errors import (
     StoreNotFoundError,
     StoreSchemaError,
 )
-from featcache.store.key import Json, canonical_json, checksum, pretty_json
+from featcache.store.key import Json, canonical_json, checksum, content_key, pretty_json
 from featcache.store.layout import HEADER, MANIFEST, MARKERS, SCHEMA, ArraySpec
 from featcache.store.places import StorePath, files, read_or_none
 
@@ -74,6 +74,14 @@ def read_header(store: StorePath) -> Header | None:
     if all(isinstance(text, str) for text in texts) and all(type(n) is int and n > 0 for n in numbers):
         return header
     return None if header.schema == SCHEMA else Header(header.schema, "", "", {}, 0, 1, "encode")
+
+
+def is_consistent(header: Header) -> bool:
+    """Whether the identity of a header hashes to its key: it is that of some store."""
+    try:
+        return header.key == f"{content_key(header.identity['encoder'])}/{content_key(header.identity['dataset'])}"
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def begun_chunk_rows(store: StorePath, default: int) -> int:

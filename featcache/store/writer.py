@@ -30,7 +30,6 @@ from pathlib import Path
 from featcache.errors import MismatchError, StoreIncompleteError
 from featcache.store import places
 from featcache.store.claims import Claims
-from featcache.store.derived import is_consistent
 from featcache.store.key import checksum
 from featcache.store.layout import HEADER, MANIFEST, PROVENANCE, SCHEMA, Array, ArraySpec, same_metadata, zarr_metadata
 from featcache.store.manifest import (
@@ -39,6 +38,7 @@ from featcache.store.manifest import (
     Manifest,
     Marker,
     check_schema,
+    is_consistent,
     manifest_or_none,
     provenance_bytes,
     read_header,
