@@ -6,7 +6,7 @@ import re
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.errors import FeatcacheError
 from featcache.store import find_path, resolve_root
-from featcache.store.maintenance import delete, find_garbage
+from featcache.store.upkeep.maintenance import delete, find_garbage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

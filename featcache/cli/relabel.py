@@ -6,7 +6,7 @@ from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.errors import DatasetError
 from featcache.prompts import load_classnames
 from featcache.store import find_path, resolve_root
-from featcache.store.edits import relabel
+from featcache.store.upkeep.edits import relabel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.store import find_path, resolve_root
-from featcache.store.edits import rename
+from featcache.store.upkeep.edits import rename
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

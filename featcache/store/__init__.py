@@ -17,9 +17,9 @@ from featcache.store.catalogue import (
 )
 from featcache.store.images import ImageStore
 from featcache.store.key import content_key, resolve_root
-from featcache.store.maintenance import Report, check_deep, repair, verify
 from featcache.store.manifest import BadRow, Manifest, Marker, read_manifest
 from featcache.store.texts import BankStore, PriorStore, TextStore
+from featcache.store.upkeep.maintenance import Report, check_deep, repair, verify
 from featcache.store.writer import StoreWriter
 
 __all__ = [

@@ -14,7 +14,7 @@ from featcache.datasets import labels_digest
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import DatasetError, LabelsChangedError, MismatchError, StoreNotFoundError
 from featcache.store import verify
-from featcache.store.edits import relabel, rename
+from featcache.store.upkeep.edits import relabel, rename
 from heads import Ridge, evaluate, store_moments
 
 
