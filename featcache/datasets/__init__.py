@@ -34,6 +34,7 @@ __all__ = [
 COLLECTION = "collection"
 DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "arrays": "featcache.datasets.sources.arrays:open_arrays",
+    "cifar": "featcache.datasets.sources.cifar:open_cifar",
     "collection": "featcache.datasets.sources.collection:open_domain",
     "coop": "featcache.datasets.sources.coop:open_coop",
     "digits": "featcache.datasets.sources.digits:open_digits",
@@ -78,6 +79,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``torchvision:CLASS:ROOT``      torchvision's data sets (`torchvision`)
         ``tfds:NAME:DIR``               TensorFlow Datasets' records (`tfds`)
         ``imagenet:DIR``                ImageNet, ``imagenet:v2:DIR``, sketch, r, a, objectnet (`imagenet`)
+        ``cifar:10.1:DIR``              CIFAR-10.1 and CIFAR-10.2 (`cifar`)
         ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`domains`)
         ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
 

@@ -72,9 +72,8 @@ def read_regular(path: str) -> bytes:
     OSError
         It cannot be read, is larger, or is a pipe or a device, which is not waited for.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(f"{path}: no regular file; expected an image file")
         if found.st_size > MAX_BYTES:

@@ -5,8 +5,8 @@ from importlib import import_module
 from typing import TypedDict
 
 from featcache.encoders.base import Batch, Encoder, full_name, loading_arguments
+from featcache.encoders.model_names import open_clip_name
 from featcache.encoders.preparation import PREPARATIONS, encoder_for, prepared_by
-from featcache.store.model_names import open_clip_name
 
 ENCODERS: dict[str, str] = {
     "tiny": "featcache.encoders.openclip:load_tiny",
@@ -41,7 +41,7 @@ def load_encoder(
     ----------
     model : str
         ``tiny`` (embedded), an open_clip architecture, one of OpenAI's models by its own name (``ViT-B/32``; see
-        `featcache.store.model_names`), a model folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``;
+        `featcache.encoders.model_names`), a model folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``;
         ``timm:NAME[,CHECKPOINT]``; ``python:MODULE:FUNCTION``.
     pretrained : str, optional
         open_clip tag, checkpoint file, or ``random``.

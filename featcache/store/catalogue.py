@@ -25,7 +25,6 @@ from featcache.store.images import ImageStore, find_part
 from featcache.store.key import Json, resolve_root
 from featcache.store.layout import HEADER, MANIFEST, SCHEMA
 from featcache.store.manifest import manifest_or_none, read_header, read_manifest
-from featcache.store.model_names import stored_model
 from featcache.store.parts import finished_parts
 from featcache.store.places import File, StorePath, by_folder, create, files, location, stat
 from featcache.store.texts import BankStore, PriorStore, TextStore
@@ -310,9 +309,7 @@ def _of_name(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
     name, mark, key = wanted.rpartition("#")
     if not mark or not KEY.fullmatch(key):
         name, key = wanted, ""
-    short, at, model = name.partition("@")
-    model = stored_model(model)
-    name = f"{short}{at}{model}"
+    short, _, model = name.partition("@")
     return [
         entry
         for entry in entries
@@ -327,13 +324,22 @@ def _is_model(entry: Entry, model: str) -> bool:
     if not model:
         return False
     ends = f"/{model}"
-    if any(name.endswith(ends) for name in entry.models):
+    if any(name.endswith(ends) or name == openai_name(model) for name in entry.models):
         return True
     if not any(ends.endswith(f"/{name}") for name in entry.models):
         return False  # the last part is the name: only then is the record of its folder read
     source = _provenance(entry).get("source")
     loaded = source.get("model") if isinstance(source, dict) else None
     return isinstance(loaded, str) and loaded.replace(":", "/").endswith(ends)
+
+
+def openai_name(model: str) -> str:
+    """What stores call a model of OpenAI, of which the reader may only know OpenAI's own name.
+
+    >>> openai_name("ViT-L/14@336px")
+    'ViT-L-14-336-quickgelu/openai'
+    """
+    return f"{model.replace('/', '-').replace('@', '-').removesuffix('px')}-quickgelu/openai"
 
 
 def _has_key(entry: Entry, wanted: str, *, either: bool = False) -> bool:

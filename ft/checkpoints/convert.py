@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled
+from featcache.encoders.model_names import QUICK
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError
-from featcache.store.model_names import QUICK
 from featcache.transfer.flax import SUFFIXES, is_flax
 from ft.checkpoints.folder import (
     CLIP,

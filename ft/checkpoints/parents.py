@@ -15,9 +15,9 @@ import torch
 
 from featcache.encoders import load_encoder
 from featcache.encoders.base import full_name
+from featcache.encoders.model_names import open_clip_name
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.errors import EncoderError, MismatchError
-from featcache.store.model_names import open_clip_name
 from ft.checkpoints.folder import (
     CONFIG,
     OPTIONS,

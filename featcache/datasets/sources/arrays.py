@@ -15,6 +15,7 @@ are encoded under ``--preprocess central-crop``, which crops them no further, an
 features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,22 +116,53 @@ def open_arrays(argument: str, split: str, *, labels: str = "names", name: str |
     base = local_path("arrays", folder)
     path = base / f"{check_split(split)}_images.npy"
     size, stamp = size_and_stamp(path)
-    images = _load(path)
+    images = load_array(path)
     _check_images(images, path)
     if prepared is not None:
         _check_prepared(images, path, prepared)
     targets = _labels(base / f"{split}_labels.npy", len(images))
+    names = _classnames(base, targets)
+    index = array_index(path, (size, stamp), images, targets, names, prefix=split, prepared=prepared)
+    warn_empty_classes(index, f"arrays:{folder} split {split}")
+    return ArrayDataset(check_name(name or default_name(base.name)), split, index, images, prepared)
+
+
+def array_index(
+    path: Path,
+    facts: tuple[int, int],
+    images: Array,
+    targets: npt.NDArray[np.int64],
+    classnames: Sequence[str],
+    *,
+    prefix: str,
+    prepared: str | None = None,
+) -> SampleIndex:
+    """The index of the rows of an array, whose content is part of its key.
+
+    Parameters
+    ----------
+    path : Path
+        Its file.
+    facts : (bytes, mtime in ns)
+        Of the file, before it was opened.
+    images : (N, ...) array
+    targets : (N,) class indices
+    classnames : sequence of C str
+    prefix : str
+        What ids start with, before the row.
+    prepared : str, optional
+        As in `ArrayDataset`.
+    """
+    size, stamp = facts
     row_bytes = images.itemsize * int(np.prod(images.shape[1:]))
-    index = SampleIndex(
-        [f"{split}/{row:07d}" for row in range(len(images))],
+    return SampleIndex(
+        [f"{prefix}/{row:07d}" for row in range(len(images))],
         np.full(len(images), row_bytes, np.int64),
         np.full(len(images), stamp, np.int64),
         targets,
-        _classnames(base, targets),
+        tuple(classnames),
         content=FileContent(path, size, stamp, _decoding(images, prepared), lambda: _hashes(images)),
     )
-    warn_empty_classes(index, f"arrays:{folder} split {split}")
-    return ArrayDataset(check_name(name or default_name(base.name)), split, index, images, prepared)
 
 
 def _decoding(images: Array, prepared: str | None) -> str:
@@ -143,7 +175,8 @@ def _hashes(images: Array) -> bytes:
     return b"".join(xxhash.xxh3_128_digest(np.ascontiguousarray(row).data) for row in images)
 
 
-def _load(path: Path) -> Array:
+def load_array(path: Path) -> Array:
+    """A numpy file, memory-mapped; DatasetError where it is missing or no array."""
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -195,7 +228,7 @@ def _check_range(images: Array, path: Path) -> None:
 
 
 def _labels(path: Path, samples: int) -> npt.NDArray[np.int64]:
-    labels = _load(path)
+    labels = load_array(path)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DatasetError(f"{path}: got {labels.dtype} {labels.shape}; expected integers of shape (N,)")
     if len(labels) != samples:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from featcache.encoders import load_encoder
+from featcache.encoders.model_names import QUICK, open_clip_name
 from featcache.errors import ActivationMismatchError, EncoderError
 from featcache.store import find_store
-from featcache.store.model_names import QUICK, open_clip_name, stored_model
+from featcache.store.catalogue import openai_name
 from ft.checkpoints.parents import parent_of
 
 NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -21,6 +22,7 @@ def test_every_name_is_an_architecture_that_has_openais_weights() -> None:
     for name in NAMES:
         model, tag = open_clip_name(name)
         assert (model in known, tag) == (True, "openai")
+        assert openai_name(name) == f"{model}/openai"
         config = open_clip.get_model_config(model)
         assert config is not None
         assert config["quick_gelu"]
@@ -85,4 +87,3 @@ def test_stores_are_found_by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(NumpyEncoder, "name", "ViT-L-14-336-quickgelu/openai")
     store = encode_dataset(NumpyDataset(), NumpyEncoder(), root=tmp_path).store
     assert find_store("fake/train@ViT-L/14@336px", tmp_path).path == store.path
-    assert stored_model("tiny") == "tiny"

@@ -32,8 +32,3 @@ def open_clip_name(model: str, pretrained: str | None = None) -> tuple[str, str 
     if "/" in model or pretrained in (None, OPENAI):
         return QUICK[model], pretrained or OPENAI
     return model, pretrained
-
-
-def stored_model(model: str) -> str:
-    """The name that stores of a model carry: ``ViT-B-32-quickgelu/openai`` for ``ViT-B/32``."""
-    return f"{QUICK[model]}/{OPENAI}" if model in QUICK else model

@@ -1,0 +1,73 @@
+"""``cifar:10.1:DIR`` and ``cifar:10.2:DIR``: the two new test sets of CIFAR-10, in their published files.
+
+========== ============================================================================== ===========================
+CIFAR-10.1 ``cifar10.1_v6_data.npy`` and ``cifar10.1_v6_labels.npy`` (Recht et al., 2018)  split ``test``
+CIFAR-10.2 ``cifar102_test.npy``, ``cifar102_train.npy`` (Lu et al., 2020): pickled dicts  splits ``test``, ``train``
+           of ``images`` and ``labels``, read without unpickling
+========== ============================================================================== ===========================
+
+DIR holds these files, or their folder ``CIFAR-10.1`` or ``CIFAR-10.2``. ``,version=v4`` takes that version of
+CIFAR-10.1. The classes are CIFAR-10's ten; a digest of the images is part of the key, as for ``arrays:``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from featcache.datasets.files import check_name, local_path, refuse_int_labels, size_and_stamp
+from featcache.datasets.formats.pickled_arrays import read_pickled
+from featcache.datasets.options import split_options
+from featcache.datasets.sources.arrays import Array, ArrayDataset, array_index, load_array
+from featcache.errors import DatasetError
+from featcache.prompts.class_lists import load_classnames
+
+NAMES = {"10.1": "CIFAR101", "10.2": "CIFAR102"}
+"""Version -> default name, as WiSE-FT's results have it."""
+SIDE = 32
+
+
+def open_cifar(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> ArrayDataset:
+    """Open one split of CIFAR-10.1 or CIFAR-10.2.
+
+    See `open_dataset`; the default name is one of `NAMES`.
+
+    Raises
+    ------
+    DatasetError
+        Where a file is missing or holds something else.
+    """
+    refuse_int_labels("cifar:10.1:DIR", labels)
+    kind, colon, rest = argument.partition(":")
+    place, options = split_options("cifar", rest, ("version",))
+    if kind not in NAMES or not colon:
+        raise DatasetError(f"cifar:{argument}: expected cifar:10.1:DIR or cifar:10.2:DIR")
+    if "version" in options and kind != "10.1":
+        raise DatasetError(f"cifar:{argument}: only CIFAR-10.1 has versions; leave version= out")
+    base = local_path("cifar", place)
+    folder = next((inner for inner in (base / f"CIFAR-{kind}", base) if inner.is_dir()), base)
+    if split not in (("test",) if kind == "10.1" else ("test", "train")):
+        raise DatasetError(f"{folder}: CIFAR-{kind} has no split {split!r}; expected test")
+    version = options.get("version", "v6")
+    path = folder / (f"cifar10.1_{version}_data.npy" if kind == "10.1" else f"cifar102_{split}.npy")
+    facts = size_and_stamp(path)
+    images, targets = _of_101(path) if kind == "10.1" else _of_102(path)
+    if images.shape[1:] != (SIDE, SIDE, 3) or images.dtype != np.uint8 or targets.shape != (len(images),):
+        raise DatasetError(f"{path}: got {images.dtype} {images.shape}, {targets.shape} labels; restore the files")
+    if targets.dtype.kind not in "iu":
+        raise DatasetError(f"{path}: got labels of type {targets.dtype}; expected whole numbers: restore the files")
+    numbers, names = np.asarray(targets).astype(np.int64), load_classnames("cifar10")
+    index = array_index(path, facts, images, numbers, names, prefix=f"cifar{kind}/{split}")
+    return ArrayDataset(check_name(name or NAMES[kind]), split, index, images)
+
+
+def _of_101(path: Path) -> tuple[Array, Array]:
+    return load_array(path), load_array(path.with_name(path.name.replace("_data", "_labels")))
+
+
+def _of_102(path: Path) -> tuple[Array, Array]:
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; check the folder and split")
+    found = read_pickled(path)
+    if not isinstance(found, dict) or not {"images", "labels"} <= found.keys():
+        raise DatasetError(f"{path}: expected a dict of images and labels; restore the file")
+    return np.asarray(found["images"]), np.asarray(found["labels"])
