@@ -3,6 +3,7 @@
 from heads.combine.calibrate import calibrate
 from heads.combine.ensemble import blend, ensemble, stack
 from heads.combine.interpolate import interpolate, interpolate_by_folds
+from heads.estimators.adamw import AdamW
 from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.catalogue import HEADS
 from heads.estimators.discriminant import LinearDiscriminant, NearestMean
@@ -34,6 +35,7 @@ from heads.search.leaks import leaks
 from heads.solvers.temperature import fit_temperature
 
 __all__ = [
+    "AdamW",
     "HEADS",
     "HeadClassifier",
     "Judgement",

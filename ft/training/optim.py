@@ -1,6 +1,5 @@
 """The optimiser, and the learning-rate schedules of the two papers as pure functions of the step."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -9,6 +8,7 @@ from featcache.errors import TrainingError
 from ft.training.layers import lr_factors
 from ft.training.model import Trainable, part_of
 from ft.training.options import FinetuneOptions
+from heads.solvers.schedule import cosine, wise_ft_schedule
 
 OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
@@ -44,46 +44,7 @@ def lipsum_schedule(step: int, lr: float, n_iters: int) -> float:
     warmup, decay = n_iters // 10, 9 * n_iters // 10
     if step < warmup:
         return lr * step / warmup
-    return lr * _cosine(min(step - warmup, decay) / decay)
-
-
-def wise_ft_schedule(step: int, lr: float, warmup: int, total: int) -> float:
-    """Learning rate of WiSE-FT (arXiv 2109.01903): linear warm-up, cosine to zero.
-
-    ``lr (t + 1) / warmup`` for t < warmup, else ``lr (1 + cos(pi (t - warmup) / (total - warmup))) / 2``. Unlike in
-    Lipsum-FT's schedule, the first rate is above zero, the peak is reached at the last warm-up step, and the last rate
-    (t = total - 1) is still above zero.
-
-    Parameters
-    ----------
-    step : int
-        Number t of updates made before this one; from `total` on the rate is 0.
-    lr : float
-        Peak rate.
-    warmup : int
-        Updates of the warm-up (500 in the paper), 0 for none.
-    total : int
-        Length of the run in updates.
-
-    Raises
-    ------
-    TrainingError
-        Step or warm-up is negative, or the run has no updates.
-
-    Examples
-    --------
-    >>> [f"{wise_ft_schedule(step, 3e-5, 500, 25020):.3g}" for step in (0, 249, 499, 500, 12760, 25019)]
-    ['6e-08', '1.5e-05', '3e-05', '3e-05', '1.5e-05', '1.23e-13']
-    """
-    if step < 0 or warmup < 0 or total < 1:
-        raise TrainingError(f"step {step}, warm-up {warmup}, total {total}: expected step, warm-up >= 0, total >= 1")
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    return 0.0 if step >= total else lr * _cosine((step - warmup) / (total - warmup))
-
-
-def _cosine(fraction: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * fraction))
+    return lr * cosine(min(step - warmup, decay) / decay)
 
 
 def rates(options: FinetuneOptions, total: int) -> Callable[[int], float]:

@@ -24,6 +24,7 @@ HEADS: Plugins[type[HeadClassifier]] = Plugins(
         "knn": "heads.estimators.knn:KNN",
         "tip_adapter": "heads.estimators.tip_adapter:TipAdapter",
         "tip_adapter_f": "heads.estimators.tip_adapter:TipAdapterF",
+        "adamw": "heads.estimators.adamw:AdamW",
         "lp_plus_plus": "heads.estimators.lp_plus_plus:LPPlusPlus",
     }
 )

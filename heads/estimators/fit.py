@@ -18,7 +18,7 @@ from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 
-CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_"}
+CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_", "lr": "lr_"}
 """Parameters that list values to choose from, and the attribute with the chosen value."""
 
 

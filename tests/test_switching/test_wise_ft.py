@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_pictures import write_pictures
 
 from featcache.cli.main import main
 from featcache.prompts import load_subset
 from featcache.prompts.wordnet import imagenet_names, imagenet_wnids
-from heads import LinearHead, save
+from featcache.store import find_store
+from heads import LinearHead, load, save
+from heads.fitted.linear import as_linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*classes have no image")
 
@@ -184,3 +187,46 @@ def test_names_must_fit_the_splits(world: Any, tmp_path: Path, capsys: Any) -> N
     assert "no data set 'ImageNetR' among A" in capsys.readouterr().err
     assert main([*command, "--name", "A"]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_frozen_encoder_is_probed_on_stored_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """src/wise_ft.py --freeze-encoder --lr 0.01 --epochs 3 --batch-size 8 --wd 0.1 --warmup_length 2"""
+    monkeypatch.chdir(tmp_path)
+    data = write_pictures(tmp_path / "pictures")
+    clip_models.write_folder(tmp_path / "model", clip_models.make_model(0))
+    assert main(["encode", data, "--split", "all", "--name", "pets", "--model", "model", "--quiet"]) == 0
+    assert main(["text", data, "--split", "all", "--name", "pets", "--model", "model", "--quiet"]) == 0
+    assert main(["fit", "zero_shot", "texts/pets", "-o", "zero_shot.safetensors"]) == 0
+    command = ["fit", "adamw", "pets/all", "--prior", "texts/pets", "-o", "probe.safetensors"]
+    settings = {"lr": 0.01, "epochs": 3, "batch_size": 8, "weight_decay": 0.1, "warmup": 2}
+    assert main([*command, *(word for name, value in settings.items() for word in ("--set", f"{name}={value}"))]) == 0
+    zero_shot, probe = as_linear(load("zero_shot.safetensors")), as_linear(load("probe.safetensors"))
+    X, y = find_store("pets/all", tmp_path / "cache").numpy()  # type: ignore[union-attr]
+    weights, bias = (torch.tensor(value, requires_grad=True) for value in (zero_shot.weights, zero_shot.bias))
+    optimizer, step = torch.optim.AdamW([weights, bias], lr=0.01, weight_decay=0.1), 0
+    for epoch in range(3):
+        order = np.random.default_rng([0, epoch]).permutation(len(y))
+        for rows in np.split(order, range(8, len(y), 8)):
+            logits = torch.from_numpy(X[rows]) @ weights.T + bias
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, torch.from_numpy(y[rows])).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_([weights, bias], 1.0)
+            rate = 0.01 * ((step + 1) / 2 if step < 2 else 0.5 * (1 + np.cos(np.pi * (step - 2) / (9 - 2))))
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            step += 1
+    np.testing.assert_allclose(probe.weights, weights.detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(probe.bias, bias.detach().numpy(), rtol=1e-4, atol=1e-5)
+    command = [
+        "evaluate",
+        "zero_shot.safetensors",
+        "probe.safetensors",
+        "--on",
+        "pets/all",
+        "--alphas",
+        "0",
+        "0.5",
+        "1",
+    ]
+    assert main([*command, "--results", "results.jsonl"]) == 0
+    assert [row["alpha"] for row in read(Path("results.jsonl")) if "alpha" in row] == [0.0, 0.5, 1.0]

@@ -8,7 +8,7 @@ import pytest
 
 import heads
 from featcache.errors import HeadError
-from heads import Logistic, LPPlusPlus, Ridge, TipAdapter, TipAdapterF, ZeroShot
+from heads import AdamW, Logistic, LPPlusPlus, Ridge, TipAdapter, TipAdapterF, ZeroShot
 
 
 def from_text(kind: Any) -> Any:
@@ -25,6 +25,7 @@ MAKERS = {
     "lp_plus_plus": from_text(lambda: LPPlusPlus(steps=5)),
     "ridge": from_prior(Ridge),
     "logistic": from_prior(Logistic),
+    "adamw": from_prior(AdamW),
 }
 
 
