@@ -1,6 +1,7 @@
 """Files of this machine that exist completely or not at all, also after a power cut.
 
-`put` writes a temporary file, syncs it, renames it to the final name and syncs the folder. Every step ends with a call
+`put` writes a temporary file, syncs it, renames it to the final name and syncs the folder, and the folders above that
+it had to make. Every step ends with a call
 of `after_step`, a hook that does nothing: the fault tests replace it and stop the process after each step.
 """
 
@@ -74,7 +75,7 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
         try:
             _write(partial, content)
         except FileNotFoundError:  # looked at only now, since most folders exist
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             after_step("mkdir")
             _write(partial, content)
         move(partial, path)
@@ -91,6 +92,16 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
         raise
     sync_folder(path.parent)
     after_step("sync folder")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably: a synced file in a folder that is lost is lost, too."""
+    new = [folder]
+    while not new[-1].exists():
+        new.append(new[-1].parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    for existing in new[1:]:
+        sync_folder(existing)
 
 
 def _write(path: Path, content: Buffer) -> None:

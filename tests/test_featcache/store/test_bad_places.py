@@ -259,3 +259,19 @@ def test_inconsistent_manifests_are_refused(manifest: tuple[Path, dict[str, Any]
     copy["digest"] = checksum(canonical_json(copy))
     with pytest.raises(FeatcacheError, match=r"manifest\.json: cannot be parsed .* run the same encode command again"):
         parse_manifest(json.dumps(copy).encode(), path)
+
+
+def test_s3_asks_for_the_role_of_a_machine_only_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    from featcache.store.places.s3 import CREDENTIALS, check_credentials
+
+    for name in (*CREDENTIALS, "AWS_EC2_METADATA_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    for value in ("", "true"):
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", value)
+        with pytest.raises(FeatcacheError, match="s3://features: no credentials; set AWS_ACCESS_KEY_ID"):
+            check_credentials("s3://features")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+    check_credentials("s3://features")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    check_credentials("s3://features")
