@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick slow lint nightly zarr-oldest coverage docs release bench gpu gpu-bare gpu-bench tiny clean
+.PHONY: demo test quick slow lint nightly audit zarr-oldest coverage docs release bench gpu gpu-bare gpu-bench tiny clean
 TESTS := -n 2 --dist worksteal
 
 demo: $(READY)  ## the main job on the embedded model, with its report in demo/
@@ -27,12 +27,16 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-nightly: $(READY) zarr-oldest  ## the long checks too
+nightly: $(READY) zarr-oldest audit  ## the long checks too
 	$(BIN)/python -m pytest $(TESTS) -m "not gpu"
 
 zarr-oldest: $(READY)  ## the stores under the oldest zarr that is allowed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/zarr-oldest zarr==3.1.3 crc32c==2.9.post0
 	PYTHONPATH=build/zarr-oldest $(BIN)/python -m pytest tests/test_featcache/encoding/test_encode.py tests/test_featcache/store/test_readers.py
+
+audit: $(READY)  ## the pinned versions against the published advisories; says so and goes on where there is no network
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip-audit || { echo "audit skipped: pip-audit cannot be installed"; exit 0; }; \
+	$(BIN)/python -m tools.audit constraints.txt
 
 coverage: $(READY)  ## line coverage of the three packages
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pytest-cov

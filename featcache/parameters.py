@@ -20,7 +20,9 @@ ValueError: metric is 'foo', expected 'top1' or 'nll'
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import reprlib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -138,6 +140,48 @@ def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
     }
 
 
+def check_record(record: object, kinds: Mapping[str, Any], where: str, required: Iterable[str] = ()) -> dict[str, Any]:
+    """A record that came from a file or a flag, whose fields have the annotated kinds; other fields pass.
+
+    Parameters
+    ----------
+    record : what was read
+    kinds : annotation of each known field
+    where : how messages begin
+    required : fields that must be there
+
+    Raises
+    ------
+    ValueError
+        Naming the place, the field, its value, and what is expected.
+
+    Examples
+    --------
+    >>> check_record({"k": 3}, {"k": Count}, "head.safetensors")
+    {'k': 3}
+    >>> check_record({"k": "x"}, {"k": Count}, "head.safetensors")
+    Traceback (most recent call last):
+        ...
+    ValueError: head.safetensors: k is 'x', expected a whole number from 1
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: holds {reprlib.repr(record)}, expected an object {{name: value}}")
+    if lacking := [name for name in required if name not in record]:
+        raise ValueError(f"{where}: lacks {', '.join(map(repr, lacking))}")
+    for name, kind in kinds.items():
+        if name in record and not _fits(record[name], kind):
+            raise ValueError(f"{where}: {name} is {reprlib.repr(record[name])}, expected {_words(kind)}")
+    return record
+
+
+def json_value(text: str | bytes) -> object:
+    """The value that a JSON text holds; ValueError for any text that holds none, however deep it is nested."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is one of an annotation's."""
     origin, parts = get_origin(kind), get_args(kind)
@@ -159,8 +203,15 @@ def _fits(value: Any, kind: Any) -> bool:
         )
     if kind in (int, float):
         number = Integral if kind is int else Real
-        return not isinstance(value, bool) and isinstance(value, number) and math.isfinite(value)
+        return not isinstance(value, bool) and isinstance(value, number) and _is_finite(value)
     return isinstance(value, kind)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 _WORDS = {

@@ -7,6 +7,7 @@ NLL may differ by rounding.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+
+from featcache.errors import FeatcacheError
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -29,13 +32,60 @@ def is_first() -> bool:
     """Whether this process writes and prints for all, also before the process group is up and after it has ended."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
-    return int(os.environ.get("RANK", "0")) == 0
+    return number_from("RANK", 0) == 0
 
 
 def wait() -> None:
     """Wait until all processes have come here."""
     if rank_and_size()[1] > 1:
         dist.barrier()
+
+
+def checked_device(device: str) -> str:
+    """A device that torch can compute on here.
+
+    Raises
+    ------
+    FeatcacheError
+        For no device of torch, a GPU that the machine lacks, or one that holds no values (``meta``).
+
+    Examples
+    --------
+    >>> checked_device("cpu")
+    'cpu'
+    >>> checked_device("quantum")
+    Traceback (most recent call last):
+        ...
+    featcache.errors.FeatcacheError: --device quantum: no device of torch; expected cpu, cuda, cuda:N or mps
+    """
+    try:
+        found = torch.device(device)
+        if found.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+    except (RuntimeError, ValueError):
+        raise FeatcacheError(f"--device {device}: no device of torch; expected cpu, cuda, cuda:N or mps") from None
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        held = f"torch sees {count} of its GPUs" if count else "torch sees no GPU here"
+        raise FeatcacheError(f"--device {device}: {held}; leave --device out, or check nvidia-smi and the driver")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise FeatcacheError(f"--device {device}: torch sees no such device here; leave --device out")
+    return device
+
+
+def number_from(variable: str, default: int) -> int:
+    """The whole number, 0 or more, that torchrun keeps in an environment variable.
+
+    Raises
+    ------
+    FeatcacheError
+        It holds something else.
+    """
+    text = os.environ.get(variable, "")
+    if not text:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise FeatcacheError(f"${variable} is {text!r}, expected a whole number as torchrun sets it; unset it")
+    return int(text)
 
 
 def local_device(device: str) -> str:
@@ -46,9 +96,9 @@ def local_device(device: str) -> str:
     >>> local_device("cpu"), local_device("cuda:3")
     ('cpu', 'cuda:3')
     """
-    if device != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if device != "cuda" or number_from("WORLD_SIZE", 1) < 2:
         return device
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return f"cuda:{number_from('LOCAL_RANK', 0)}"
 
 
 def tf32_allowed() -> bool:
@@ -99,19 +149,25 @@ def process_group(device: str | None = None, timeout: timedelta | None = None) -
     timeout : timedelta, optional
         How long processes wait for each other, by default as long as torch does.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = number_from("WORLD_SIZE", 1)
     if size < 2 or dist.is_initialized():
         yield rank_and_size()
         return
-    if device is None and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if device is None and torch.cuda.device_count() >= number_from("LOCAL_WORLD_SIZE", 1):
+        device = f"cuda:{number_from('LOCAL_RANK', 0)}"
     device = None if device is None else local_device(device)
     on_gpu = device is not None and device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
+    rank = number_from("RANK", size)
+    if not rank < size or not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise FeatcacheError(
+            f"$WORLD_SIZE is {size}, and $RANK, $MASTER_ADDR or $MASTER_PORT do not fit it; start the processes with "
+            "torchrun, or unset WORLD_SIZE"
+        )
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
     try:
-        yield int(os.environ["RANK"]), size
+        yield rank, size
     finally:
         dist.destroy_process_group()
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from featcache.processes import local_device, process_group, rank_and_size, wait
+from featcache.processes import checked_device, local_device, process_group, rank_and_size, wait
 
 BUCKET = 2**22  # elements of one all-reduce: large enough for the network, small next to the model
 PATIENCE = timedelta(hours=24)
@@ -54,7 +54,8 @@ def processes(device: str | None = None) -> Iterator[Place]:
     device : str, optional
         Default: ``cuda`` where CUDA is available, else ``cpu``; ``cuda`` is the card of the local rank.
     """
-    device = local_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    device = local_device(default if device is None else checked_device(device))
     with process_group(device, PATIENCE) as (rank, world):
         yield Place(rank, world, device)
 

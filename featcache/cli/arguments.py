@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Callable
 
 from featcache.datasets import DATASETS
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
@@ -40,10 +42,23 @@ def update_labels_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--update-labels", action="store_true", help="store changed labels; features are kept")
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """A type of flags: whole numbers from `low` on."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from {low}")
+        return int(text)
+
+    return number
+
+
 def decoding_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--batch-size`` and ``--workers``, of verbs that encode images."""
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per forward pass (default: 64)")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=64, metavar="N", help="images per forward pass (default: 64)"
+    )
+    parser.add_argument("--workers", type=at_least(1), metavar="N", help="threads that decode (default: one per core)")
 
 
 def shard_argument(parser: argparse.ArgumentParser, units: str) -> None:

@@ -120,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return SIGNALLED + signal.SIGPIPE
         # Whoever writes a file names it in the error; what remains is print.
         return _report(error, explain(error, error.filename or "standard output"), FeatcacheError.exit_code, as_json)
+    except UnicodeEncodeError as error:  # of a name that goes into a key or a file
+        message = f"{error.object!r} is no text in UTF-8 ({error.reason}); give another name"
+        return _report(error, message, FeatcacheError.exit_code, as_json)
     except MemoryError as error:
         return _report(error, _need(error), FeatcacheError.exit_code, as_json)
     except RuntimeError as error:
@@ -160,6 +163,8 @@ def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] not in VERBS:
         return _front_door(arguments)
     name, *words = arguments
+    if odd := next((word for word in words if "\0" in word), None):
+        raise FeatcacheError(f"{odd!r}: no name of a file and no text holds a NUL; leave it out")
     module, summary = VERBS[name]
     try:
         if (package := module.partition(".")[0]) in SIBLINGS:

@@ -33,13 +33,19 @@ def _http_client(scheme: str, host: str) -> Any:
 
 
 def _place(url: str) -> tuple[Any, str]:
-    parts = urlsplit(url)
-    if parts.query or parts.fragment or not parts.netloc:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise DatasetError(f"{url}: no address ({error}); expected scheme://host/path") from error
+    if parts.query or parts.fragment or not parts.netloc or not unquote(parts.path).isprintable():
         raise DatasetError(f"{url}: expected scheme://host/path, without '?' or '#'; download the file instead")
     if parts.scheme == "s3":
         from featcache.store.places.s3 import client
 
         return client(parts.netloc), unquote(parts.path).lstrip("/")
+    from featcache.store.places.s3 import check_address
+
+    check_address(f"{parts.scheme}://{parts.netloc}")
     return _http_client(parts.scheme, parts.netloc), unquote(parts.path).lstrip("/")
 
 

@@ -101,7 +101,10 @@ def is_torchscript(path: Path) -> bool:
 def _torchscript_state(path: Path) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch wants archives gone; OpenAI's files remain
-        archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        try:
+            archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        except Exception as error:  # torch raises anything on damaged archives
+            raise EncoderError(f"{path}: a damaged TorchScript archive ({str(error)[:200]}); fetch it again") from error
     return dict(archive.state_dict())
 
 

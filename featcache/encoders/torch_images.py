@@ -14,7 +14,7 @@ from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
 from featcache.encoders.base import Batch
 from featcache.errors import EncoderError, ImageReadError
-from featcache.processes import tf32_allowed
+from featcache.processes import checked_device, tf32_allowed
 from featcache.store.key import Json
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,8 +33,10 @@ def computed_in(precision: str) -> str:
 
 
 def default_device(device: str | None) -> str:
-    """The given device, else ``cuda`` where there is one, else ``cpu``."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The given device, checked, else ``cuda`` where there is one, else ``cpu``."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return checked_device(device)
 
 
 class Computing:

@@ -7,6 +7,8 @@ from pathlib import Path
 from featcache.errors import DatasetError
 
 CLASS_FILE = "classes.txt"
+MAX_BYTES = 1 << 28
+"""Largest text file that is read."""
 
 
 def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]:
@@ -56,7 +58,11 @@ def read_lines(path: Path) -> list[str]:
         Where the file cannot be read or is not UTF-8.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:  # /dev/zero has no end
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         problem = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise DatasetError(f"{path}: cannot be read as UTF-8 text ({problem}); check the path and encoding") from error

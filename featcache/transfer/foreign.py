@@ -21,17 +21,21 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import DatasetError
+from featcache.prompts.text_files import read_lines
 from featcache.store.key import Json
 from featcache.store.layout import Array
 
 FEATURES = ("features", "image_features", "feats", "embeddings", "x", "X", "data")
 LABELS = ("labels", "targets", "label", "target", "y")
+
+
+Reader: TypeAlias = "Callable[[Path, tuple[str, ...]], Foreign]"
 
 
 @dataclass
@@ -66,12 +70,7 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
     if reader is None or not path.is_file():
         why = "no such file" if reader else "unknown kind of file"
         raise DatasetError(f"{path}: {why}; expected a folder or a file that ends in {', '.join(READERS)}")
-    try:
-        found = reader(path, FEATURES)
-    except DatasetError:
-        raise
-    except Exception as error:  # readers raise anything on damaged files
-        raise DatasetError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    found = _read(reader, path, FEATURES)
     if found.labels is None:
         for name in ("labels", "targets"):
             beside = path.with_name(path.name.replace("features", name))
@@ -84,12 +83,25 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
 def read_array(source: str | Path) -> Array:
     """One array: the labels in a npy, npz, pt or text file (one per line)."""
     path = Path(source)
-    if path.suffix.lower() in (".txt", ".csv"):
-        return np.loadtxt(path, ndmin=1, delimiter=",")
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower(), _numbers if path.suffix.lower() == ".txt" else None)
     if reader is None:
         raise DatasetError(f"{path}: expected labels in a .npy, .npz, .pt, .txt or .csv file")
-    return reader(path, LABELS).features
+    return _read(_numbers if path.suffix.lower() == ".csv" else reader, path, LABELS).features
+
+
+def _read(reader: Reader, path: Path, names: tuple[str, ...]) -> Foreign:
+    """What a reader makes of a file; DatasetError for anything that it raises."""
+    try:
+        return reader(path, names)
+    except (DatasetError, MemoryError):
+        raise
+    except Exception as error:  # readers raise anything on damaged files
+        said = str(error).partition("\n")[0]
+        raise DatasetError(f"{path}: cannot be read ({type(error).__name__}: {said}); write it anew") from error
+
+
+def _numbers(path: Path, names: tuple[str, ...]) -> Foreign:
+    return Foreign(np.loadtxt(path, ndmin=1, delimiter=",", encoding="utf-8"))
 
 
 def _folder(folder: Path, split: str) -> Foreign:
@@ -105,7 +117,7 @@ def _folder(folder: Path, split: str) -> Foreign:
 
 
 def _lines(path: Path) -> list[str] | None:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
+    return "\n".join(read_lines(path)).splitlines() if path.is_file() else None
 
 
 def _pick(found: Mapping[str, object], names: tuple[str, ...], path: Path) -> Any:
@@ -138,7 +150,10 @@ def _npz(path: Path, names: tuple[str, ...]) -> Foreign:
 
 
 def _npy(path: Path, names: tuple[str, ...]) -> Foreign:
-    return Foreign(np.load(path, allow_pickle=False))
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.ndarray):
+        raise DatasetError(f"{path}: an archive of several arrays; expected one array, or the ending .npz")
+    return Foreign(found)
 
 
 def _torch(path: Path, names: tuple[str, ...]) -> Foreign:
@@ -200,7 +215,7 @@ def _own_csv(text: str) -> Foreign:
     return Foreign(features, labels, [row[0] for row in rows], classes)
 
 
-READERS: dict[str, Callable[[Path, tuple[str, ...]], Foreign]] = {
+READERS: dict[str, Reader] = {
     ".npz": _npz,
     ".npy": _npy,
     ".pt": _torch,

@@ -21,6 +21,7 @@ from featcache.encoding.chunks import normalise
 from featcache.encoding.pipeline import worked_batches
 from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
 from featcache.errors import DatasetError, LabelsChangedError
+from featcache.prompts.text_files import read_lines
 from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import Json, checksum
@@ -242,5 +243,5 @@ def _labels(labels: Array | None, n: int) -> npt.NDArray[np.int64]:
 
 
 def read_classes(path: str | Path) -> list[str]:
-    """Class names, one per line."""
-    return Path(path).read_text(encoding="utf-8").splitlines()
+    """Class names, one per line; DatasetError where the file cannot be read as UTF-8 text."""
+    return "\n".join(read_lines(Path(path))).splitlines()

@@ -4,9 +4,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from featcache.errors import TrainingError
+from featcache.parameters import check_record, json_value
 from ft.regularizers import REGULARIZERS
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -178,6 +179,8 @@ class FinetuneOptions:
         default = ("image", "head") if self.objective == "cross_entropy" else ("image", "text", "logit_scale")
         object.__setattr__(self, "train", tuple(self.train) or default)
         object.__setattr__(self, "betas", tuple(self.betas))
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise TrainingError(f"betas {list(self.betas)}: expected two numbers in [0, 1)")
         object.__setattr__(self, "regularizers", {k: _weighted(k, v) for k, v in self.regularizers.items()})
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 10)
@@ -250,7 +253,12 @@ class FinetuneOptions:
         known = {item.name for item in fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise TrainingError(f"unknown options {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
-        return cls(**values)
+        try:
+            return cls(**check_record(dict(values), get_type_hints(cls), "options"))
+        except TrainingError:
+            raise
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able inverse of `from_dict`."""
@@ -299,6 +307,6 @@ def parse_regularizer(text: str) -> tuple[str, dict[str, Any]]:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError:
         return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import root_argument
 from featcache.errors import HeadError
+from featcache.parameters import json_value
 from featcache.store import ImageStore, TextStore, find_store, resolve_root
 from featcache.store.catalogue import Entry
 from featcache.store.images import ImageFeatures
@@ -136,8 +136,8 @@ def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, objec
     if not equals or name not in known:
         raise HeadError(f"{shown}: expected {form} with one of {', '.join(known)}")
     try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
+        return name, json_value(value)
+    except ValueError:
         raise HeadError(f"{shown}: {value!r} is no JSON value; quote texts twice: '\"text\"'") from None
 
 

@@ -40,6 +40,10 @@ class LogitHead(ABC):
     """
 
     kind: ClassVar[str]
+    settings: ClassVar[Mapping[str, Any]]
+    """Fields of `to_file` besides the tensors, and their kinds."""
+    tensors: ClassVar[Mapping[str, str]]
+    """Type and shape of the tensors of `to_file`; see `heads.fitted.file_format.check_tensors`."""
     classnames: tuple[str, ...]
     name: str
     provenance: Provenance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import HeadError
+from featcache.parameters import check_record, json_value
 from featcache.store.places.targets import write_target
 from heads.fitted.provenance import Json
 from heads.rows.samples import Array
@@ -65,10 +68,9 @@ def read_head(path: str | Path) -> tuple[Tensors, Json]:
 
 def _record(head: str, path: str | Path) -> Json:
     try:
-        record: Json = dict(json.loads(head))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise HeadError(f"{path}: its record is no JSON object ({error}); fit the head again") from error
-    return record
+        return check_record(json_value(head), {"kind": str}, str(path))
+    except ValueError as error:
+        raise HeadError(f"{path}: its record cannot be read ({error}); fit the head again") from error
 
 
 def _digest(tensors: Tensors, head: str) -> str:
@@ -79,3 +81,33 @@ def _digest(tensors: Tensors, head: str) -> str:
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def check_tensors(tensors: Tensors, shapes: Mapping[str, str], sizes: Mapping[str, int], where: str) -> None:
+    """Check that there are tensors of the right types and shapes.
+
+    Parameters
+    ----------
+    shapes
+        A letter for the type, ``f`` or ``i``, and one for each axis: ``weights: fCD``. Equal letters are equal sizes.
+        Class indices (``i``) are 0 to `MAX_CLASSES`, and not NaN.
+    sizes : sizes of the letters that are known
+
+    Raises
+    ------
+    ValueError
+        Naming the tensor, and what is expected.
+    """
+    known = dict(sizes)
+    for name, form in shapes.items():
+        kind, axes, found = form[0], form[1:], tensors.get(name)
+        if found is None:
+            raise ValueError(f"{where}: lacks the tensor {name!r}")
+        got = f"{where}: {name} is {found.dtype} {found.shape}"
+        if found.dtype.kind not in {"f": "f", "i": "iu"}[kind] or found.ndim != len(axes):
+            raise ValueError(f"{got}, expected {'floats' if kind == 'f' else 'whole numbers'} ({', '.join(axes)})")
+        for axis, size in zip(axes, found.shape, strict=True):
+            if known.setdefault(axis, size) != size or not size:
+                raise ValueError(f"{got}, expected {axis} = {known[axis] or 'at least 1'}")
+        if kind == "i" and not 0 <= found.min() <= found.max() < MAX_CLASSES:
+            raise ValueError(f"{where}: {name} reaches from {found.min()} to {found.max()}, expected class indices")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from featcache.errors import HeadError
+from featcache.parameters import check_record
 from heads.fitted.base import Fitted, LogitHead, as_head
-from heads.fitted.file_format import read_head
+from heads.fitted.file_format import check_tensors, read_head
 from heads.fitted.knn import KNNHead
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Provenance
 from heads.fitted.tip_adapter import TipAdapterHead
+from heads.rows.samples import Array
 
 KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead)}
 """Class of each kind of head that a file can hold."""
@@ -38,12 +42,34 @@ def load(path: str | Path) -> LogitHead:
             f"{path}: not a classifier that this version can read; update featcache, or read a regression with "
             "heads.RidgeRegression.load"
         )
-    labels = record.pop("classes", None)
-    return kind.from_file(
-        tensors,
-        record,
-        classnames=tuple(record.pop("classnames")),
-        name=record.pop("name"),
-        provenance=Provenance(record.pop("provenance")),
-        classes=None if labels is None else np.array(labels["values"], dtype=labels["dtype"]),
-    )
+    try:
+        check_record(record, {**RECORD, **kind.settings}, str(path), ("classnames", "name", "provenance"))
+        provenance = Provenance.checked(record.pop("provenance"), str(path))
+        check_tensors(tensors, kind.tensors, {"C": len(record["classnames"])}, str(path))
+        return kind.from_file(
+            tensors,
+            record,
+            classnames=tuple(record.pop("classnames")),
+            name=record.pop("name"),
+            provenance=provenance,
+            classes=_label_values(record.pop("classes", None)),
+        )
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        if isinstance(error, HeadError):
+            raise
+        said = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise HeadError(f"{path}: {said.removeprefix(f'{path}: ')}; fit the head again") from error
+
+
+RECORD: dict[str, Any] = {"name": str, "classnames": list[str], "classes": dict[str, Any] | None}
+"""Fields of the record of every head, and their kinds; each kind of head has `LogitHead.settings` more."""
+
+
+def _label_values(labels: dict[str, Any] | None) -> Array | None:
+    """Label values as `LogitHead.save` wrote them."""
+    if labels is None:
+        return None
+    dtype = str(labels["dtype"])
+    if not re.fullmatch(r"[<>|=]?[biufU][0-9]{1,4}|object", dtype) or not isinstance(labels["values"], list):
+        raise ValueError(f"labels of type {dtype}, expected numbers or texts")
+    return np.array(labels["values"], dtype=dtype)

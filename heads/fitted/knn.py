@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from featcache.parameters import Count, OneOf, Positive
 from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
@@ -86,6 +87,14 @@ class KNNHead(LogitHead):
     """
 
     kind: ClassVar[str] = "knn"
+    settings: ClassVar[Mapping[str, Any]] = {
+        "n_neighbors": Count,
+        "temperature": Positive,
+        "index": Annotated[str, OneOf(*INDEXES)],
+        "probes": Count | None,
+        "scale": Positive,
+    }
+    tensors: ClassVar[Mapping[str, str]] = {"features": "fND", "labels": "iN", "columns": "iC"}
 
     bank: NeighbourBank
     n_neighbors: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -45,6 +45,8 @@ class LinearHead(LogitHead):
     """
 
     kind: ClassVar[str] = "linear"
+    settings: ClassVar[Mapping[str, Any]] = {"alpha": float | None, "absent": list[int]}
+    tensors: ClassVar[Mapping[str, str]] = {"weights": "fCD", "bias": "fC"}
 
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]

@@ -11,10 +11,25 @@ from typing import Any
 
 from featcache import __version__
 from featcache.errors import MismatchError
+from featcache.parameters import check_record
 from featcache.store.protocol import Encoded, FeatureSource, TextSource
 
 Json = dict[str, Any]
 """A JSON object."""
+
+
+_KINDS: dict[str, Any] = {
+    "head": str | None,
+    "params": dict[str, Any] | None,
+    "encoder_key": str | None,
+    "text_digest": str | None,
+    "encoder": dict[str, Any] | None,
+    "classnames": list[str] | None,
+    "fitted_on": list[Any] | None,
+    "chosen_on": list[Any] | None,
+    "featcache": str | None,
+}
+"""Kinds of the known keys of a `Provenance`."""
 
 
 class Provenance(Json):
@@ -52,6 +67,21 @@ class Provenance(Json):
             chosen_on=[] if chosen is None else [split_id(chosen)],
             featcache=__version__,
         )
+
+    @classmethod
+    def checked(cls, record: object, where: str) -> Provenance:
+        """A record that was read from a file; ValueError where a known key holds something else."""
+        known = check_record(record, _KINDS, where)
+        for key in ("fitted_on", "chosen_on"):
+            for entry in known.get(key) or ():
+                check_record(entry, {"name": str | None, "split": str | None}, f"{where}: {key}")
+        encoder = known.get("encoder") or {}
+        source = check_record(encoder, {"name": str | None}, f"{where}: encoder").get("source")
+        if source is not None:
+            text = str | None
+            kinds = {"model": str, "pretrained": text, "precision": text, "preprocess": text}
+            check_record(source, kinds, f"{where}: encoder", ("model", "pretrained"))
+        return cls(known)
 
     @property
     def head(self) -> str | None:

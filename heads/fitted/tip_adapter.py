@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from featcache.datasets.labels import MAX_CLASSES
+from featcache.parameters import Range
 from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
@@ -83,6 +85,19 @@ class TipAdapterHead(LogitHead):
     """
 
     kind: ClassVar[str] = "tip_adapter"
+    settings: ClassVar[Mapping[str, Any]] = {
+        "strength": float,
+        "sharpness": float,
+        "bank_classes": Annotated[int, Range(1, MAX_CLASSES)],
+        "free": bool,
+    }
+    tensors: ClassVar[Mapping[str, str]] = {
+        "weights": "fCD",
+        "bias": "fC",
+        "columns": "iC",
+        "features": "fND",
+        "labels": "iN",
+    }
 
     base: LinearHead
     bank: KeyBank
@@ -145,6 +160,9 @@ class TipAdapterHead(LogitHead):
     @classmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
         """The head of `to_file`."""
+        largest = max(int(tensors["labels"].max()), int(tensors["columns"].max()))
+        if largest >= settings["bank_classes"]:
+            raise ValueError(f"class {largest} of {settings['bank_classes']}, expected a smaller index")
         base = LinearHead(tensors["weights"], tensors["bias"], common["classnames"], name="zero_shot")
         bank = KeyBank(tensors["features"], tensors["labels"], settings["bank_classes"], settings.get("free", False))
         return cls(base, bank, settings["strength"], settings["sharpness"], tensors["columns"], **common)

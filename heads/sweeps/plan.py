@@ -27,8 +27,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from featcache.errors import HeadError
+from featcache.parameters import Count, Range, check_record
 from heads.estimators.catalogue import head_class, make_head, takes_prior
 from heads.fitted.provenance import Json
 
@@ -196,44 +198,59 @@ def read_plan(path: str | Path) -> SweepPlan:
             record = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HeadError(f"{path}: cannot be read as a sweep ({error}); it is a TOML file") from error
-    named = {"select_metric", "select_shots", "paper", "allow_fewer"}
-    _refuse_unknown(record, {"head", "data", "models", "shots", "seeds", "alphas", *named}, path)
     try:
+        _checked(record, _PLAN, str(path))
         heads = tuple(_head(entry, path) for entry in record.get("head", ()))
         data = tuple(_splits(entry, path) for entry in record.get("data", ()))
         return SweepPlan(
             heads,
             data,
             tuple(record.get("models", (None,))),
-            tuple(None if shots == "all" else int(shots) for shots in record.get("shots", ("all",))),
-            tuple(int(seed) for seed in record.get("seeds", (0,))),
+            tuple(None if shots == "all" else shots for shots in record.get("shots", ("all",))),
+            tuple(record.get("seeds", (0,))),
             tuple(float(alpha) for alpha in record.get("alphas", ())),
-            str(record.get("select_metric", "top1")),
+            record.get("select_metric", "top1"),
             record.get("paper"),
             record.get("select_shots"),
-            _flag(record, "allow_fewer"),
+            record.get("allow_fewer", False),
         )
-    except (TypeError, ValueError, AttributeError) as error:
-        raise HeadError(f"{path}: {error}; lists hold numbers or names, [[head]] and [[data]] are tables") from error
+    except HeadError:
+        raise
+    except ValueError as error:
+        raise HeadError(str(error)) from error
 
 
-def _flag(record: Json, name: str) -> bool:
-    value = record.get(name, False)
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, expected true or false")
-    return value
+_PLAN: dict[str, Any] = {
+    "head": list[dict[str, Any]],
+    "data": list[dict[str, Any]],
+    "models": list[str],
+    "shots": list[Count | Literal["all"]],
+    "seeds": list[Annotated[int, Range(0)]],
+    "alphas": list[float],
+    "select_metric": str,
+    "select_shots": Count,
+    "paper": str,
+    "allow_fewer": bool,
+}
+_HEAD: dict[str, Any] = {"name": str, "set": dict[str, Any], "grid": dict[str, Any]}
+_DATA: dict[str, Any] = {"train": str, "select": str, "on": str | list[str], "texts": str | list[str]}
+"""Keys of the file and of its tables, and their kinds."""
 
 
 def _head(entry: Json, path: str | Path) -> HeadGrid:
-    _refuse_unknown(entry, {"name", "set", "grid"}, path)
-    return HeadGrid(str(entry.get("name")), dict(entry.get("set", {})), dict(entry.get("grid", {})))
+    _checked(entry, _HEAD, f"{path}: [[head]]")
+    return HeadGrid(entry.get("name", ""), entry.get("set", {}), entry.get("grid", {}))
 
 
 def _splits(entry: Json, path: str | Path) -> Splits:
-    _refuse_unknown(entry, {"train", "select", "on", "texts"}, path)
-    on, texts = entry.get("on", ()), entry.get("texts", ())
-    on, texts = ((names,) if isinstance(names, str) else tuple(names) for names in (on, texts))
+    _checked(entry, _DATA, f"{path}: [[data]]")
+    on, texts = ((names,) if isinstance(names := entry.get(key, ()), str) else tuple(names) for key in ("on", "texts"))
     return Splits(entry.get("train"), on, entry.get("select"), texts)
+
+
+def _checked(record: Json, kinds: Mapping[str, Any], where: str) -> None:
+    _refuse_unknown(record, set(kinds), where)
+    check_record(record, kinds, where)
 
 
 def _refuse_unknown(record: Mapping[str, object], known: set[str], path: str | Path) -> None:

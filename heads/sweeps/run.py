@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from featcache import __version__
 from featcache.errors import HeadError
+from featcache.parameters import json_value
 from featcache.store import content_key
 from featcache.store.protocol import FeatureTable, TextSource
 from heads.combine.interpolate import interpolate, interpolate_by_folds
@@ -99,9 +99,9 @@ def known_jobs(results: str | Path) -> dict[str, list[Row]]:
     """Rows of sweeps in a results file by their job; incomplete lines are skipped."""
     found: dict[str, list[Row]] = {}
     path = Path(results)
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            row = json.loads(line)
+            row = json_value(line)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("sweep"), str):

@@ -2,7 +2,10 @@
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any
 
 import open_clip
 import torch
@@ -10,7 +13,9 @@ import torch
 from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript, load_torchscript
 from featcache.encoders.openclip.encoder import OpenClipEncoder
 from featcache.encoders.torch_images import default_device
-from featcache.errors import EncoderError
+from featcache.errors import EncoderError, FeatcacheError
+from featcache.parameters import Range, check_record
+from featcache.progress import one_line
 from featcache.store.key import Json
 
 TINY = Path(__file__).parent.parent / "tiny"
@@ -36,8 +41,31 @@ def load(
     EncoderError, ActivationMismatchError
         The model cannot be loaded, or its weights were trained with the other activation.
     """
+    place = default_device(device)
+    with _translated(model, pretrained):
+        return _loaded(model, pretrained, place, precision)
+
+
+@contextmanager
+def _translated(model: str, pretrained: str | None) -> Iterator[None]:
+    """Whatever open_clip, torch and safetensors raise on odd files and configurations, as one EncoderError."""
+    try:
+        yield
+    except (FeatcacheError, MemoryError):
+        raise
+    except Exception as error:
+        said = one_line(str(error))[:300] or type(error).__name__
+        raise EncoderError(
+            f"model {model} with weights {pretrained}: open_clip cannot load it ({said}); check the name, the file, "
+            "and that this machine reaches the model's host"
+        ) from error
+
+
+def _loaded(model: str, pretrained: str | None, device: str, precision: str) -> OpenClipEncoder:
     folder = model.startswith("local-dir:")
     config = _config(model)
+    if folder:
+        check_configuration(model, config, Path(model.partition(":")[2]))
     if folder or model.startswith("hf-hub:"):
         network = _create(model, None)
         name = folder_name(model.partition(":")[2])
@@ -46,9 +74,52 @@ def load(
         name = f"{model}/{Path(str(pretrained)).stem if Path(str(pretrained)).is_file() else pretrained}"
     merges = Path(model.partition(":")[2]) / MERGES
     arguments = {"bpe_path": str(merges)} if folder and merges.exists() else {}
-    return OpenClipEncoder(
-        network, config, open_clip.get_tokenizer(model, **arguments), name, default_device(device), precision
-    )
+    return OpenClipEncoder(network, config, open_clip.get_tokenizer(model, **arguments), name, device, precision)
+
+
+_SIZE = Annotated[int, Range(1, 1 << 24)]
+_TOWER: dict[str, Any] = {
+    "width": _SIZE,
+    "layers": _SIZE | list[_SIZE],
+    "heads": _SIZE,
+    "image_size": _SIZE | list[_SIZE],
+}
+_TOWER |= {"patch_size": _SIZE, "head_width": _SIZE, "context_length": _SIZE, "vocab_size": _SIZE}
+_CONFIG: dict[str, Any] = {"embed_dim": _SIZE, "vision_cfg": dict[str, Any], "text_cfg": dict[str, Any]}
+"""Kinds of what a configuration may hold; open_clip knows more fields."""
+
+
+def check_configuration(model: str, config: Json, folder: Path) -> None:
+    """Refuse, before it is allocated, a configuration of other kinds or of far more weights than its folder has.
+
+    Raises
+    ------
+    EncoderError
+        Naming the field, or both sizes.
+    """
+    try:
+        check_record(config, _CONFIG, model, _CONFIG)
+        towers = [check_record(config[tower], _TOWER, f"{model}: {tower}") for tower in ("vision_cfg", "text_cfg")]
+    except ValueError as error:
+        raise EncoderError(f"{error}; give a model folder as open_clip writes it") from error
+    least = sum(_least_weights(tower) for tower in towers)
+    held = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin", "*.pt*") for file in folder.glob(pattern))
+    if least > held + SLACK:
+        raise EncoderError(
+            f"{model}: its configuration asks for at least {least:,} weights, and its files hold {held:,} bytes; "
+            "they do not belong together"
+        )
+
+
+SLACK = 1 << 24
+"""Weights of small models, whose tables of positions may be computed."""
+
+
+def _least_weights(tower: Json) -> int:
+    """Lower bound of the weights of a tower: its square matrices, and its table of tokens; 0 for other families."""
+    width, layers = tower.get("width", 0), tower.get("layers", 0)
+    depth = layers if isinstance(layers, int) else len(layers)
+    return int(4 * depth * width**2 + tower.get("vocab_size", 0) * width) if "timm_model_name" not in tower else 0
 
 
 GENERIC = re.compile(r"best|last|start|final|latest|model|(?:alpha=|epoch|step|checkpoint).*")
@@ -86,6 +157,8 @@ def _config(model: str) -> Json:
             f"model {model!r}: open_clip knows no such architecture; expected `tiny`, `local-dir:FOLDER`, or one of "
             f"{', '.join(open_clip.list_models()[:8])}, ... (open_clip.list_models() names all)"
         )
+    if not isinstance(config, dict):
+        raise EncoderError(f"model {model}: model_cfg holds {config!r}, expected an object; name a model folder")
     return dict(config)
 
 
@@ -130,11 +203,6 @@ def _create(model: str, pretrained: str | None) -> torch.nn.Module:
     logging.disable(logging.WARNING)  # open_clip warns through the root logger where weights are random on purpose
     try:
         network: torch.nn.Module = open_clip.create_model(model, pretrained=pretrained, precision="fp32", device="cpu")
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise EncoderError(
-            f"model {model} with weights {pretrained}: open_clip cannot load it ({error}); check the name, the file, "
-            "and that this machine reaches the model's host"
-        ) from error
     finally:
         logging.disable(logging.NOTSET)
     return network

@@ -147,7 +147,7 @@ def stat(path: Path) -> File | None:
     """Size and age of a file, None if there is none."""
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL, which no name of a file holds
         return None
     return File(found.st_size, found.st_mtime)
 

@@ -9,16 +9,19 @@ only if there is none.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from featcache.errors import FeatcacheError, MissingExtraError
 from featcache.store.places.local import Buffer, File
 
 SCHEME = "s3://"
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 T = TypeVar("T")
 
 
@@ -55,9 +58,37 @@ def check_credentials(url: str) -> None:
 
 
 def client(bucket: str, prefix: str = "") -> Any:
-    """An obstore client of a bucket, or of a prefix of it, configured by the environment."""
+    """An obstore client of a bucket, or of a prefix of it, configured by the environment.
+
+    Raises
+    ------
+    FeatcacheError
+        The name of the bucket or ``AWS_ENDPOINT_URL`` is none, or there are no credentials (see `check_credentials`).
+    """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    if endpoint:
+        check_address(endpoint, "AWS_ENDPOINT_URL ")
+    if not BUCKET.fullmatch(bucket):
+        raise FeatcacheError(f"{SCHEME}{bucket}: expected letters, digits, dots and hyphens in the name of a bucket")
     check_credentials(f"{SCHEME}{bucket}")
-    return _client(bucket, prefix, os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid())
+    return _client(bucket, prefix, endpoint, os.getpid())
+
+
+def check_address(address: str, what: str = "") -> None:
+    """Refuse what obstore would panic at: an address without a valid host and port (FeatcacheError).
+
+    >>> check_address("http://127.0.0.1:9000")
+    """
+    try:
+        parts = urlsplit(address)
+        sound = parts.scheme in ("http", "https") and HOST.fullmatch(parts.hostname or "") and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        sound = None
+    if not sound or not address.isascii() or not address.isprintable() or " " in address or "@" in address:
+        raise FeatcacheError(f"{what}{address}: expected http://HOST[:PORT] or https://HOST[:PORT]")
+
+
+HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9a-fA-F:.]+")
 
 
 @dataclass(frozen=True)
@@ -83,8 +114,10 @@ class ObjectPath:
         """
         bucket, _, key = url.removeprefix(SCHEME).partition("/")
         parts = [part for part in key.split("/") if part not in ("", ".")]
-        if not bucket or ".." in parts:
-            raise FeatcacheError(f"{url}: expected s3://BUCKET or s3://BUCKET/PREFIX")
+        if not BUCKET.fullmatch(bucket) or ".." in parts or not key.isprintable():
+            raise FeatcacheError(
+                f"{url}: expected s3://BUCKET or s3://BUCKET/PREFIX, with letters, digits, dots and hyphens in BUCKET"
+            )
         return cls(bucket, PurePosixPath(*parts))
 
     @property
