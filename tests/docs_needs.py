@@ -343,6 +343,13 @@ def wise_ft_data(scratch: Scratch) -> None:
     for number, folder in enumerate(("imagenet/train", "imagenet/val_in_folder", "imagenet-r", "sketch")):
         class_folders(scratch.base / folder, wnids, 2, 100 * number)
     class_folders(scratch.base / "imagenet-a", ("n01498041", "n01531178"), 2, 500)
+    images, labels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), np.arange(4)
+    for name in ("CIFAR-10.1", "CIFAR-10.2"):
+        (scratch.base / name).mkdir()
+    for kind, values in (("data", images), ("labels", labels)):
+        np.save(scratch.base / "CIFAR-10.1" / f"cifar10.1_v6_{kind}.npy", values)
+    held = np.array({"images": images, "labels": labels}, dtype=object)
+    np.save(scratch.base / "CIFAR-10.2" / "cifar102_test.npy", held, allow_pickle=True)
 
 
 @need

@@ -59,6 +59,7 @@ HABITS = {
     ],
     "WiSE-FT": [
         "val_in_folder",
+        "CIFAR-10.1",
         "--load zeroshot.pt,finetuned.pt",
         "--warmup_length",
         "--eval-datasets",
