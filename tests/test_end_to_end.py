@@ -207,7 +207,9 @@ def test_the_demo_shows_the_road_and_the_second_run_hits_the_cache(cli: Any, tmp
     shifted = [by_head["ridge"][f"digits-{shift}:top1"] for shift in SHIFTS]
     assert sum(shifted) / len(shifted) < by_head["ridge"]["digits:top1"] - 0.05
     report = Path(record["report"])
-    assert {file.suffix for file in report.parent.iterdir()} == {".md", ".png", ".jsonl", ".safetensors"}
+    assert {file.suffix for file in report.parent.iterdir()} == {
+        *(".html", ".md", ".csv", ".tex", ".png", ".jsonl", ".safetensors")
+    }
     code, record, _ = cli("demo", "--root", str(tmp_path / "cache"))
     assert record["hits"] == record["stores"]
 
@@ -232,6 +234,8 @@ def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path) -> N
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"featcache", "heads", "ft"}
     assert "featcache/encoders/tiny/open_clip_model.safetensors" in names
     assert "featcache/py.typed" in names
+    figures = {f"heads/report/published/{path.name}" for path in (ROOT / "benchmarks" / "published").glob("*.toml")}
+    assert figures | {"heads/report/templates/page.html"} <= set(names)
     target = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)

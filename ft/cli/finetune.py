@@ -123,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     """``featcache finetune DATASET --out DIR``; of the processes of torchrun, the first one reports."""
     from featcache.processes import is_first
     from ft.training.loop import finetune
+    from ft.training.page import write_run_page
     from heads import append_rows
 
     options = _options(args)
@@ -144,7 +145,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if is_first():
         append_rows(args.results, result.before_after)
-        show(_record(result), _text(result, options.preprocess), args.json)
+        page = write_run_page(args.out)
+        text = f"{_text(result, options.preprocess)}\n{page}  (losses and evaluations, for the browser)"
+        show(_record(result) | {"report": str(page)}, text, args.json)
     return 0
 
 

@@ -15,12 +15,21 @@ from featcache.cli.arguments import (
     show,
 )
 from featcache.errors import FeatcacheError
-from heads.cli.arguments import metric_argument, names_argument, report_argument, results_argument
+from heads.cli.arguments import (
+    against_argument,
+    against_lines,
+    compared,
+    metric_argument,
+    names_argument,
+    report_argument,
+    results_argument,
+)
 from heads.cli.classes import class_arguments, class_subset
 
 if TYPE_CHECKING:
     from ft.merging.sweep import Sweep
     from heads.evaluation.metrics import Row
+    from heads.report.against import Comparison
 
 FISHER_FLOOR = 1e-8
 
@@ -99,6 +108,7 @@ def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     results_argument(parser, per="alpha")
     report_argument(parser)
+    against_argument(parser)
     device_argument(parser)
     preprocess_argument(parser)
     root_argument(parser)
@@ -141,7 +151,6 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
     from ft.training.loop import open_split
     from heads import append_rows
     from heads.evaluation.evaluate import store_labels
-    from heads.report import write_report
 
     on, select = [open_split(spec) for spec in args.on], open_split(args.select) if args.select else None
     names = store_labels(on, args.names)
@@ -166,14 +175,36 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
     found = sweep(*models, select, options) if select else sweep_unchosen(*models, options)
     rows = [row for row in found.rows if row] + ([found.best] if isinstance(found, ChosenSweep) else [])
     append_rows(args.results, rows)
-    lines = _text(found, names, args)
-    if args.report:
-        written = write_report(_reported(found, names), args.report, datasets=names)
-        lines.append("report: " + ", ".join(map(str, written)))
+    published = compared(rows, args)
+    lines = [*_text(found, names, args), *against_lines(rows, published, args)]
+    if rows:
+        lines.append(f"report: {_write_page(found, names, published, args)}")
     if rows:
         lines.append(f"{len(rows)} row(s) appended to {args.results}")
     show(_record(found), "\n".join(lines), args.json)
     return 0
+
+
+def _write_page(found: Sweep, names: Sequence[str], published: Sequence[Comparison], args: argparse.Namespace) -> Path:
+    """The page of the sweep, beside its models; with ``--report``, the whole report there."""
+    from ft.merging.sweep import ChosenSweep
+    from heads.report import write_report
+    from heads.report.formats import Shown
+    from heads.report.page import PAGE
+    from heads.report.web import Background, provenance_facts, write_page
+
+    reported = _reported(found, names) if names else found.rows
+    datasets = list(names) or ([found.selection] if isinstance(found, ChosenSweep) else None)
+    models = {"zero-shot": str(args.zero_shot), "fine-tuned": ", ".join(args.fine_tuned), "folder": str(args.out)}
+    notes = []
+    if isinstance(found, ChosenSweep):
+        notes.append(f"α = {found.alpha:g} was chosen on {found.selection}.")
+    background = Background(notes, published=published, facts={"Models": models, "Heads": provenance_facts(reported)})
+    title = f"Weight-space interpolation of {args.zero_shot} and {', '.join(args.fine_tuned)}"
+    if args.report:
+        page, *_ = write_report(reported, args.report, datasets=datasets, title=title, background=background)
+        return page
+    return write_page(reported, Path(args.out) / PAGE, Shown(datasets), title=title, background=background)
 
 
 def _record(found: Sweep) -> dict[str, Any]:

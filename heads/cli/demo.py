@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from featcache.encoding.texts import TextResult
     from heads.evaluation.metrics import Row
     from heads.fitted.base import LogitHead
+    from heads.report.web import Background
 
 ALPHAS = tuple(step / 10 for step in range(11))
 TESTS = ("digits", *(f"digits:{shift}" for shift in ("sketch", "inverted", "noisy", "rotated", "lowres")))
@@ -64,10 +65,33 @@ def run_demo(args: argparse.Namespace) -> Row:
         output,
         title="Handwritten digits under the embedded `tiny` model",
         notes=_notes(choice, summary),
+        background=_background(images, heads[-1], rows, encoded, total),
     )
     say(f"\n{table_text(rows)}\n\n* the best of each row; third head: the interpolation {choice}")
-    say(f"{summary}\nreport: {written[0]} (and {len(written) - 1} plots); heads and results.jsonl beside it")
+    say(f"{summary}\nreport: {written[0]} for the browser; tables, plots, heads and results.jsonl beside it")
     return {"rows": rows, "hits": hits, "stores": len(images) + 1, "seconds": total, "report": str(written[0])}
+
+
+def _background(
+    images: dict[str, EncodeResult], chosen: LogitHead, rows: Sequence[Row], encoded: float, total: float
+) -> Background:
+    """What the page shows of the chosen head, and what all of it cost."""
+    from heads import calibrate
+    from heads.report.details import head_details, store_facts
+    from heads.report.web import Background, provenance_facts
+
+    tests = [result.store for name, result in images.items() if name.endswith("/test")]
+    names = [store.name for store in tests]
+    details = head_details(chosen, tests, names, calibrated=calibrate(chosen, images["digits/val"].store))
+    fresh = sum(result.encoded_rows for result in images.values())
+    rate = f", {fresh / encoded:,.0f} images/s with everything around it" if fresh else ""
+    cost = {
+        "encoding": f"{format_seconds(encoded)} for {fresh:,} images{rate}",
+        "cache": f"{sum(result.hit for result in images.values())} of {len(images)} image stores were there",
+        "everything": format_seconds(total),
+    }
+    facts = {"Cost": cost, "Stores": store_facts(tests, names), "Heads": provenance_facts(rows)}
+    return Background(details=details, facts=facts)
 
 
 def _encode(root: str | None, say: Callable[[str], None]) -> tuple[dict[str, EncodeResult], TextResult]:

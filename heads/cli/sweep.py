@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
 from heads.cli.arguments import (
+    against_argument,
+    against_lines,
+    compared,
     json_setting,
     metric_argument,
     open_reference,
+    report_argument,
     results_argument,
     rows_device_argument,
     store_arguments,
+    with_published,
 )
 from heads.sweeps.plan import PAPERS, HeadGrid, Splits, SweepPlan, read_plan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from featcache.store import TextStore
     from featcache.store.protocol import FeatureTable
+    from heads.report.against import Comparison
+    from heads.sweeps.summary import Summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose on the first test store, as the paper does: a leak, which every row then names",
     )
     results_argument(parser, per="fit")
+    report_argument(parser)
+    against_argument(parser)
     parser.add_argument("--quiet", action="store_true", help="do not print a line per fit on stderr")
     rows_device_argument(parser)
     store_arguments(parser)
@@ -87,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     """``featcache sweep HEAD... --train STORE --on STORE...``."""
     from heads.report.results import results_file
     from heads.sweeps.run import run_sweep
-    from heads.sweeps.summary import picks, summarise, sweep_table
+    from heads.sweeps.summary import picks, summarise, summary_rows, sweep_table
 
     plan = _plan(args)
     results_file(args.results)
@@ -105,9 +117,33 @@ def run(args: argparse.Namespace) -> int:
             print(line, file=sys.stderr, flush=True)
 
     rows = run_sweep(plan, open_once, args.results, say)
-    chosen = picks(summarise(rows), plan.metric)
-    show(rows, f"{sweep_table(chosen)}\n\n{len(rows)} row(s) in {args.results}; shown: {_shown(plan)}", args.json)
+    summaries = summarise(rows)
+    chosen = picks(summaries, plan.metric)
+    published = compared(summary_rows(chosen), args)
+    lines = [sweep_table(chosen), "", f"{len(rows)} row(s) in {args.results}; shown: {_shown(plan)}"]
+    lines += against_lines(rows, published, args)
+    if args.report:
+        lines.append(f"report: {_write_report(summaries, published, plan, args)}")
+    show(with_published(rows, compared(rows, args), args), "\n".join(lines), args.json)
     return 0
+
+
+def _write_report(
+    summaries: Sequence[Summary], published: Sequence[Comparison], plan: SweepPlan, args: argparse.Namespace
+) -> Path:
+    """The report of every setting, the means over seeds."""
+    from heads.report import write_report
+    from heads.report.web import Background, provenance_facts
+    from heads.sweeps.summary import summary_rows, sweep_curves
+
+    rows = summary_rows(summaries)
+    seeds = ", ".join(map(str, plan.seeds))
+    notes = [f"Means over the seeds {seeds}; ± and bands are standard deviations."] if plan.seeds[1:] else []
+    facts = {"Settings": provenance_facts(rows), "Sweep": {"rows": args.results, "shown": _shown(plan)}}
+    background = Background(notes, published=published, curves=sweep_curves(summaries), facts=facts)
+    title = f"Sweep of {', '.join(dict.fromkeys(head.name for head in plan.heads))}"
+    page, *_ = write_report(rows, args.report, title=title, background=background)
+    return page
 
 
 def _shown(plan: SweepPlan) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from heads.evaluation.metrics import Row, metric_of
-from heads.report.plots import EDGE, percent_ticks
+from heads.report.plots import EDGE, OUTER, STEPS
 from heads.report.rows import alpha_of, curve_of, datasets_of, label_of, name_of, paths_of, point_of
 
 WIDTH, HEIGHT = 400, 310
@@ -59,9 +59,14 @@ class Chart:
 
     @property
     def legend(self) -> list[Series]:
-        """The series that the legend names; none where they are too many."""
+        """The series that the legend names; none where there is one, or they are too many."""
         named = [series for series in self.series if series.name]
-        return named if len(named) <= MOST_IN_LEGEND else []
+        return named if 1 < len(named) <= MOST_IN_LEGEND else []
+
+    @property
+    def y_label_fits(self) -> bool:
+        """Whether the tick labels leave room for the name of the vertical axis."""
+        return max((len(text) for _, text in self.y_ticks), default=0) < 5
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,23 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Pixels and texts of round values."""
         if self.kind == "logit":
-            found = [(t, f"{100 * t:g}") for t in _apart(self, percent_ticks(self.low, self.high))]
+            found = [(t, f"{100 * t:g}") for t in _logit_ticks(self)]
         elif self.kind == "log":
             found = [(t, f"{t:g}") for t in _log_ticks(self.low, self.high)]
         else:
             found = [(t, f"{t:g}") for t in _round_ticks(self.low, self.high)]
         return [(self(value), text) for value, text in found]
+
+
+def _logit_ticks(axis: Axis) -> list[float]:
+    """Fractions to label: every 5 points, and points between where fewer than 4 have room."""
+    kept: list[float] = []
+    for step in STEPS:
+        inside = {n * step / 100 for n in range(1, round(100 / step))} | {p / 100 for p in OUTER}
+        kept = _apart(axis, [value for value in inside if axis.low <= value <= axis.high])
+        if len(kept) >= 4:
+            break
+    return kept
 
 
 def _apart(axis: Axis, values: Sequence[float], least: float = 22.0) -> list[float]:

@@ -35,9 +35,9 @@ INK = "#222222"
 EDGE = 1e-3
 """A logit scale has no 0 and no 1: points are drawn within [EDGE, 1 - EDGE]."""
 
-TICKS = (0.1, 0.5, 1, 2, *range(5, 96, 5), 98, 99, 99.5, 99.9)
-FINE_TICKS = tuple(sorted({*TICKS, *range(1, 100), *(step / 2 for step in range(180, 200))}))
-"""Percentages that may be labelled on a logit scale: every 5 points; every point or half where few of these fit."""
+STEPS = (5, 2, 1, 0.5)
+OUTER = (0.1, 0.5, 1, 2, 98, 99, 99.5, 99.9)
+"""Percentages labelled on a logit scale: every 5 points, or a finer step where fewer than 3 fit, and `OUTER`."""
 
 
 def plot_robustness(
@@ -199,15 +199,17 @@ def _percent_axis(axis: Axis, values: Floats) -> tuple[float, float]:
 
 
 def percent_ticks(low: float, high: float, most: int = 21) -> list[float]:
-    """Round percentages between two fractions, as fractions: every 5 points, or finer ones where fewer than 3 fit.
+    """Round percentages between two fractions, as fractions: every 5 points, or finer where fewer than 3 fit.
 
     >>> percent_ticks(0.68, 0.86)
     [0.7, 0.75, 0.8, 0.85]
     >>> percent_ticks(0.942, 0.975)
-    [0.945, 0.95, 0.955, 0.96, 0.965, 0.97, 0.975]
+    [0.95, 0.96, 0.97]
     """
     found: list[float] = []
-    for ticks in (TICKS, FINE_TICKS):
+    for step in STEPS:
+        inner = [step * number for number in range(1, round(100 / step))]
+        ticks = sorted({*inner, *OUTER}) if step == STEPS[0] else inner
         found = [t / 100 for t in ticks if low <= t / 100 <= high]
         if len(found) >= 3:
             break

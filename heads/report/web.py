@@ -198,9 +198,9 @@ def _best_rows(rows: Sequence[Row], most: int, shown: Shown) -> list[Row]:
 
 
 def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background, hidden: int) -> Page:
-    first, shifted = shown.places(rows, shown.metrics[0])
-    metrics = [m for m in shown.present(rows) if m in METRICS]
-    legend = f"In-distribution: {first}." if shifted else f"Evaluated on {first}."
+    first, shifted = shown.places(rows, shown.metrics[0]) if rows else ("", [])
+    metrics = [m for m in shown.present(rows) if m in METRICS] if rows else []
+    legend = f"In-distribution: {first}." if shifted else f"Evaluated on {first}." if first else ""
     if shifted:
         legend += f" Shifted: {', '.join(shifted)}. The shifted mean is unweighted."
     if hidden:
@@ -267,6 +267,9 @@ def _column(
 
 
 def _interval(row: Row, dataset: str, metric: str, shown: Metric) -> str:
+    spread = row.get(f"{dataset}:{metric}_spread")
+    if isinstance(spread, float):
+        return f"± {format_value(spread, shown)}"
     ends = row.get(f"{dataset}:{metric}_interval")
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         return ""
@@ -369,7 +372,7 @@ def provenance_facts(rows: Sequence[Row], most: int = 30) -> dict[str, str]:
             names = [split_text(split) for split in row.get(key) or () if isinstance(split, dict)]
             parts += [f"{verb} {' + '.join(names)}"] if names else []
         if alpha_of(row) is None or row.get("chosen_on"):
-            facts.setdefault(label_of(row), "; ".join(filter(None, parts)))
+            facts.setdefault(label_of(row), "; ".join(filter(None, parts)) or "as its name says")
         if len(facts) >= most:
             break
     return facts
@@ -384,8 +387,16 @@ def split_text(split: Mapping[str, object]) -> str:
 def _listed(params: object) -> Iterable[str]:
     if not isinstance(params, Mapping):
         return []
-    texts = [f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in params.items()]
+    texts = [f"{key} {_short(value)}" for key, value in params.items() if value is not None]
     return [text if len(text) <= 60 else f"{text[:59]}…" for text in texts]
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_short, value))
+    if isinstance(value, Mapping):
+        return str(value.get("head", "…"))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def with_facts(background: Background, **facts: Mapping[str, str]) -> Background:

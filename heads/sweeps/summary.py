@@ -108,6 +108,11 @@ def summary_rows(summaries: Iterable[Summary]) -> list[Row]:
             "shots": one.shots,
             "seeds": one.seeds,
             **{key: value for key, value in one.mean.items() if not key.startswith("select:")},
+            **{
+                f"{key}_spread": value
+                for key, value in one.spread.items()
+                if value is not None and not key.startswith("select:")
+            },
         }
         for one in found
     ]
@@ -115,7 +120,7 @@ def summary_rows(summaries: Iterable[Summary]) -> list[Row]:
 
 def _label(found: Summary, with_data: bool) -> str:
     setting = [f"{name}={value}" for name, value in found.setting.items()]
-    shots = [] if found.shots is None else [f"{found.shots} shots"]
+    shots = [] if found.shots is None else [f"{found.shots} shot{'s' * (found.shots > 1)}"]
     where = [found.data if found.model is None or "@" in found.data else f"{found.data}@{found.model}"]
     return ", ".join([found.head, *setting, *shots, *(where if with_data else [])])
 
@@ -164,6 +169,6 @@ def _curve(summaries: Sequence[Summary], key: str, name: str, is_shots: bool) ->
     points = {label: [(x, y) for x, y, _ in line] for label, line in lines.items()}
     spreads = {label: [s for *_, s in line] for label, line in lines.items()}
     values = [x for line in points.values() for x, _ in line]
-    log = min(values) > 0 and max(values) > 8 * min(values)
+    log = min(values) > 0 and max(values) >= 8 * min(values)
     title = f"{shown.title} on {dataset} by {name}"
     return Curve(title, name, f"{shown.title} ({shown.unit})", points, spreads, log)

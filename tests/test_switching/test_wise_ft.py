@@ -136,6 +136,8 @@ def test_the_readmes_sweep_has_their_keys_and_numpys_numbers(world: Any, tmp_pat
             assert row[f"{name}:top1"] == pytest.approx(top1), name
             assert row[f"{name}:nll"] == pytest.approx(nll, rel=2e-3), name
     assert (tmp_path / "report" / "report.md").exists()
+    assert len(list((tmp_path / "report").glob("accuracy-*.png"))) == len(NAMES) - 1
+    assert "wise α=0.3" in (tmp_path / "report" / "report.html").read_text()
     assert not (out / "best").exists()  # nothing was chosen on a split that is reported
 
 

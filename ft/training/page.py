@@ -1,0 +1,103 @@
+"""The page of a fine-tuning run: its losses and its evaluations, from the run's own files."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from featcache.progress import format_seconds
+from ft.checkpoints.folder import LOG, OPTIONS
+from ft.checkpoints.state import Json
+from heads.report.charts import Curve
+from heads.report.page import PAGE
+from heads.report.web import Background, write_page
+
+MEASURES = {"accuracy": ("top1", "Accuracy (%)", 100.0), "nll": ("nll", "NLL (nats)", 1.0)}
+CURVES = {"lr": "learning rate", "gradient_norm": "norm of the gradient"}
+
+
+def write_run_page(folder: str | Path) -> Path:
+    """Write ``report.html`` of a run into its folder: a line per evaluation, losses and metrics over the updates.
+
+    Parameters
+    ----------
+    folder : of the run, with ``log.jsonl`` and ``options.json``
+    """
+    folder = Path(folder)
+    options: Json = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+    steps = dict(_lines(folder / LOG))
+    judged = {step: line["val"] for step, line in steps.items() if "val" in line}
+    val = options.get("val") or {}
+    name = f"{val.get('name', 'selection')}/{val.get('split', 'split')}"
+    rows = [
+        {"head": f"update {step:,}"} | {f"{name}:{key}": found[own] for own, (key, *_) in MEASURES.items()}
+        for step, found in judged.items()
+    ]
+    data = options["dataset"]
+    title = f"{options['model']} fine-tuned on {data['name']}/{data['split']}"
+    background = Background(
+        notes=[] if rows else ["There is no selection split, so nothing was evaluated; give one with --val."],
+        curves=list(_curves(steps, judged)),
+        facts={"Cost": _cost(steps, options), "Options": _texts(options["options"]), "Provenance": _origin(options)},
+    )
+    return write_page(rows, folder / PAGE, title=title, background=background)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Json]]:
+    """The lines of the log by update; those of one update are joined, and of a resumed run the later ones count."""
+    found: dict[int, Json] = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # left unfinished by a kill
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found[line["step"]] = found.get(line["step"], {}) | line
+    yield from sorted(found.items())
+
+
+def _curves(steps: Mapping[int, Json], judged: Mapping[int, Json]) -> Iterator[Curve]:
+    logged = [(float(step), line) for step, line in steps.items() if "loss" in line]
+    lines = {"loss": [(step, float(line["loss"])) for step, line in logged]}
+    for name in dict.fromkeys(term for _, line in logged for term in line.get("terms", {})):
+        lines[name] = [(step, float(line["terms"][name])) for step, line in logged if name in line.get("terms", {})]
+    if logged:
+        yield Curve("Loss and its terms", "update", "loss", lines)
+    for own, (_, label, factor) in MEASURES.items():
+        points = [(float(step), factor * float(found[own])) for step, found in judged.items() if own in found]
+        if points:
+            yield Curve(f"{label.partition(' (')[0]} on the selection split", "update", label, {own: points})
+    for key, title in CURVES.items():
+        points = [(step, float(line[key])) for step, line in logged if isinstance(line.get(key), int | float)]
+        if points:
+            yield Curve(title.capitalize(), "update", title, {title: points})
+
+
+def _cost(steps: Mapping[int, Json], options: Json) -> dict[str, str]:
+    seconds = [float(line["seconds"]) for line in steps.values() if "seconds" in line]
+    total = int(options.get("steps") or 0)
+    batch = int(options["options"].get("batch_size") or 0)
+    facts = {"updates": f"{total:,} of {batch:,} images", "device": str(options.get("device"))}
+    if seconds and seconds[-1] > 0:
+        last = max(step for step, line in steps.items() if "seconds" in line)
+        facts["time"] = (
+            f"{format_seconds(seconds[-1])}, {last * batch / seconds[-1]:,.1f} images/s, evaluations included"
+        )
+    return facts
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {key.replace("_", " "): _text(value) for key, value in values.items() if value not in (None, "", [], {})}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _origin(options: Json) -> dict[str, str]:
+    return {
+        key: _text(options[key]) for key in ("featcache", "start", "dataset", "val", "processes") if options.get(key)
+    }
