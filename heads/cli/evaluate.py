@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--intervals", nargs="?", type=int, const=DRAWS, metavar="DRAWS", help="bootstrap intervals of top1 and NLL"
     )
+    parser.add_argument(
+        "--log-line", action="store_true", help="also a line per head as in Lipsum-FT's log: NAME/acc 8.246e-01, ..."
+    )
     parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank of every sample: .npz or .parquet")
     parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
     results_argument(parser)
@@ -145,12 +148,15 @@ def _report(
     from heads.evaluation.evaluate import store_labels
     from heads.report import table_text, write_report
     from heads.report.results import write_confusion, write_samples
+    from heads.report.rows import log_line
     from heads.report.web import provenance_facts, with_facts
 
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
     append_rows(args.results, rows)
     published = compared(rows, args)
     lines = [table_text(rows[:shown]), *_intervals(rows), *_worst(rows), *remarks]
+    if args.log_line:
+        lines += ["", *map(log_line, rows), ""]
     lines += against_lines(rows, published, args)
     lines.append(f"{len(rows)} row(s) appended to {args.results}")
     if args.per_sample:

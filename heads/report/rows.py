@@ -135,3 +135,18 @@ def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
         if alpha is not None:
             paths.setdefault(name_of(row), {}).setdefault(alpha, row)
     return {name: [path[alpha] for alpha in sorted(path)] for name, path in paths.items()}
+
+
+def log_line(row: Row) -> str:
+    """The figures of a row as the last line of Lipsum-FT's log, whose NLL is capped (`nll_capped`).
+
+    Examples
+    --------
+    >>> log_line({"head": "zero_shot", "Real:top1": 0.8246, "Real:nll": 0.7306, "Real:nll_capped": 0.7305})
+    'Real/acc 8.246e-01, Real/nll 7.305e-01'
+    """
+    return ", ".join(
+        f"{name}/{shown} {row[f'{name}:{metric}']:.3e}"
+        for name in datasets_of([row])
+        for shown, metric in (("acc", "top1"), ("nll", "nll_capped"))
+    )

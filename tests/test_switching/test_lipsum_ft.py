@@ -15,8 +15,9 @@ from foreign_checkpoints import flax_vision, pack
 from small_pictures import write_pictures
 
 from featcache.cli.main import main
+from featcache.store import find_store
 from ft.checkpoints.folder import read_state
-from heads import load
+from heads import LinearHead, load, save
 from heads.fitted.linear import as_linear
 
 CLASSES, TEMPLATES = ["aircraft_carrier", "The_Eiffel_Tower", "t-shirt"], ["a photo of a {}.", "art of the {}."]
@@ -189,3 +190,27 @@ def assert_same(found: Any, expected: Any) -> None:
             assert_same(found[key], value)
     else:
         assert np.array_equal(found, expected.numpy())
+
+
+def test_the_last_line_of_their_log(model: torch.nn.Module, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """``DomainNetReal/acc 8.246e-01, DomainNetReal/nll 7.305e-01, ...``, the NLL with 1e-8 in its logarithm."""
+    monkeypatch.chdir(tmp_path)
+    head = LinearHead(300 * sines((2, 24), 0.5).astype(np.float32), np.zeros(2, np.float32), ("cat", "dog"))
+    save(head, "head.safetensors")
+    expected = []
+    for name, n in (("DomainNetReal", 12), ("DomainNetSketch", 20)):
+        data = write_pictures(tmp_path / name, n)
+        command = ["encode", data, "--split", "all", "--name", f"{name}_x224", "--model", "model", "--quiet"]
+        assert main([*command, "--preprocess", "central-crop"]) == 0
+        X, y = find_store(f"{name}_x224/all", tmp_path / "cache").numpy(np.float64)  # type: ignore[union-attr]
+        logits = X @ head.weights.astype(np.float64).T
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p = (p / p.sum(axis=1, keepdims=True))[np.arange(n), y]
+        expected += [
+            f"{name}/acc {(logits.argmax(axis=1) == y).mean():.3e}",
+            f"{name}/nll {-np.log(p + 1e-8).mean():.3e}",
+        ]
+    capsys.readouterr()
+    command = ["evaluate", "head.safetensors", "--on", "DomainNetReal_x224/all", "DomainNetSketch_x224/all"]
+    assert main([*command, "--name", "DomainNetReal", "DomainNetSketch", "--log-line"]) == 0
+    assert ", ".join(expected) in capsys.readouterr().out.splitlines()
