@@ -91,6 +91,36 @@ class Printed:
         self._stream.flush()
 
 
+class Bar:
+    """A tqdm bar, on a terminal or in a notebook: rows done, rate and time left."""
+
+    def start(self, what: str, total: int, done: int) -> None:
+        """See `Progress.start`."""
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+        self._bar = tqdm(total=total, initial=done, desc=one_line(what), unit=" rows", unit_scale=True, leave=True)
+
+    def advance(self, rows: int) -> None:
+        """See `Progress.advance`."""
+        self._bar.update(rows)
+
+    def finish(self) -> None:
+        """See `Progress.finish`: the last state stays."""
+        self._bar.close()
+
+
+def shown_progress() -> Progress:
+    """A bar on a terminal and in a notebook, a line every ten seconds elsewhere, such as in a log file."""
+    return Bar() if sys.stderr.isatty() or "ipykernel" in sys.modules else Printed()
+
+
+def as_progress(progress: Progress | bool | None) -> Progress | None:
+    """What Python callers give: True is `shown_progress`, False and None are none."""
+    if isinstance(progress, bool):
+        return shown_progress() if progress else None
+    return progress
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds for people.
 
@@ -103,6 +133,20 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}:{rest:02d} min"
     return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def format_bytes(nbytes: int) -> str:
+    """Bytes for people.
+
+    >>> [format_bytes(value) for value in (12, 45_600, 1_230_000, 268_000_000, 4.3e9)]
+    ['12 B', '46 kB', '1.2 MB', '268 MB', '4.3 GB']
+    """
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.1f} {unit}" if unit in ("MB", "GB") and value < 10 else f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
 
 
 def format_age(seconds: float) -> str:

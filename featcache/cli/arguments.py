@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 
 from featcache.datasets import DATASETS
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
-from featcache.progress import Printed, Progress, Silent, printable
+from featcache.progress import Progress, Silent, printable, shown_progress
 from featcache.store import ImageStore, TextStore
 from featcache.store.catalogue import other_names
 from featcache.store.places.targets import is_stream
@@ -124,7 +125,7 @@ def encoder_of(args: argparse.Namespace, preprocess: str | None = None) -> Encod
 
 def progress_of(args: argparse.Namespace) -> Progress:
     """Progress on stderr, none with ``--quiet``."""
-    return Silent() if args.quiet else Printed()
+    return Silent() if args.quiet else shown_progress()
 
 
 def alias_note(store: ImageStore | TextStore, encoder: Encoder) -> str:
@@ -132,6 +133,11 @@ def alias_note(store: ImageStore | TextStore, encoder: Encoder) -> str:
     if store.encoder_name == encoder.name or encoder.name not in other_names(store.path):
         return ""
     return f"\n  the tower of {encoder.name} equals that of {store.encoder_name}: @{encoder.name} finds this store, too"
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None where output goes to a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def show(value: object, text: str, as_json: bool, beside: str | None = None) -> None:

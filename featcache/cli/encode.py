@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from featcache.cli.arguments import (
     alias_note,
     data_arguments,
@@ -27,7 +29,14 @@ from featcache.store.images import parts_of
 from featcache.store.key import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
     from featcache.encoding.images import EncodeResult
+
+
+SHOWN_CLASSES = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +119,7 @@ def _record(result: EncodeResult) -> Json:
         "rows": len(store),
         "dim": store.dim,
         "bad": len(store.bad),
+        "classes": len(store.classnames),
         "hit": result.hit,
         "encoded_rows": result.encoded_rows,
         "copied_rows": result.copied_rows,
@@ -130,7 +140,22 @@ def describe_encoded(result: EncodeResult) -> str:
         copied = f", {result.copied_rows:,} copied from other stores" if result.copied_rows else ""
         how = f"{result.encoded_rows:,} rows encoded{copied} in {format_seconds(result.seconds)}"
     parts = ", ".join(part.label for part in parts_of(store))
-    return f"{what}{bad}, {how}\n  {store.path}" + (f"\n  with {parts}" if parts else "")
+    lines = [f"{what}{bad}, {how}", f"  {store.path}", f"  {class_counts(store.labels, store.classnames)}"]
+    return "\n".join([*lines, *([f"  with {parts}"] if parts else [])])
+
+
+def class_counts(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> str:
+    """How many rows each class has, so that a misspelt folder is seen: all of a few classes, else the smallest.
+
+    >>> class_counts(np.array([0, 0, 1, -1]), ["cat", "dgo"])
+    '2 classes: cat 2, dgo 1'
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=len(classnames))
+    order = range(len(classnames)) if len(classnames) <= SHOWN_CLASSES else np.argsort(counts, kind="stable")[:3]
+    named = ", ".join(f"{classnames[c]} {counts[c]:,}" for c in order)
+    if len(classnames) <= SHOWN_CLASSES:
+        return f"{len(classnames)} classes: {named}"
+    return f"{len(classnames):,} classes of {counts.min():,} to {counts.max():,} rows; the smallest: {named}"
 
 
 def _name_note(result: EncodeResult, dataset: Dataset) -> str:

@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: by the ending of TARGET, else npy; fe is transferlearning's text file of features before "
         "normalisation, label last",
     )
-    parser.add_argument("--dtype", default="float32", choices=("float16", "float32", "float64"))
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float16", "float32", "float64"),
+        help="of the features (default: float32)",
+    )
     root_argument(parser)
 
 

@@ -5,6 +5,7 @@ whole chunk by whole chunk; see `featcache.encoding.store_job` for how processes
 """
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,8 @@ from featcache.encoding.store_job import (
     stored_rows,
     written_now,
 )
-from featcache.errors import ContentChangedError, ImageReadError, LabelsChangedError
-from featcache.progress import Progress
+from featcache.errors import ContentChangedError, DatasetError, FeatcacheWarning, ImageReadError, LabelsChangedError
+from featcache.progress import Progress, as_progress
 from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.catalogue import add_name
 from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
@@ -69,7 +70,8 @@ def encode(
     *,
     root: str | StorePath | None = None,
     labels: str = "names",
-    progress: Progress | None = None,
+    name: str | None = None,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> ImageStore:
     """Encode a split of a data set, or find it in the cache: features (N, D) with sample i in row i.
@@ -88,6 +90,11 @@ def encode(
         Folder or ``s3://bucket/prefix`` of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``.
     labels : {"names", "int"}
         What the labels of a list file are.
+    name : str, optional
+        Name of the data set in listings and results; by default that of its folder or file. A store that holds these
+        samples already keeps its name, with a warning (``featcache rename`` changes it).
+    progress : Progress or bool, optional
+        True shows progress on stderr, or in the notebook.
     **options
         ``device``, ``precision``, ``preprocess`` (see `featcache.encoders.load_encoder`; ignored if `model` is an
         Encoder; by default that of pictures that lie prepared), and fields of `EncodeOptions`.
@@ -98,11 +105,25 @@ def encode(
         DatasetError, ImageReadError, EncoderError, LabelsChangedError, ContentChangedError, StoreWriteError, or
         ShardDoneError if only a share was asked for.
     """
-    loading = {name: options.pop(name) for name in LOADING if name in options}
-    dataset = open_dataset(data, split, labels=labels) if isinstance(data, str) else data
+    loading = {option: options.pop(option) for option in LOADING if option in options}
+    if name is not None and not isinstance(data, str):
+        raise DatasetError(
+            f"name={name!r}: this data set is called {data.name}; leave name out, or rename the data set"
+        )
+    dataset = open_dataset(data, split, labels=labels, name=name) if isinstance(data, str) else data
     loading.setdefault("preprocess", prepared_of(dataset))
     encoder = load_encoder(model, pretrained, **loading) if isinstance(model, str) else model
-    return encode_dataset(dataset, encoder, root=root, options=EncodeOptions(**options), progress=progress).store
+    store = encode_dataset(
+        dataset, encoder, root=root, options=EncodeOptions(**options), progress=as_progress(progress)
+    ).store
+    if name is not None and (store.name, store.split) != (dataset.name, dataset.split):
+        warnings.warn(
+            f"{dataset.name}/{dataset.split}: the store of these samples has the name {store.name}/{store.split} and "
+            f"keeps it; to change it: featcache rename {store.reference} {dataset.name}/{dataset.split}",
+            FeatcacheWarning,
+            stacklevel=2,
+        )
+    return store
 
 
 def encode_dataset(

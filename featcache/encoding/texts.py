@@ -31,7 +31,7 @@ from featcache.encoding.store_job import (
     written_now,
 )
 from featcache.errors import EncoderError, LabelsChangedError, PromptError
-from featcache.progress import Progress
+from featcache.progress import Progress, as_progress
 from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, open_text_store, resolve_root
 from featcache.store.catalogue import add_name
@@ -53,7 +53,7 @@ def embed_text(
     prompts: Mapping[str, Sequence[str]] | None = None,
     name: str = "prompts",
     root: str | StorePath | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **loading: Unpack[LoadingOptions],
 ) -> TextStore:
     """Embed class names x templates, or the sentences of a prompt file, or find them in the cache.
@@ -80,7 +80,9 @@ def embed_text(
         No classes, a template without a place for the name, a class without sentences, a text that is too long.
     """
     encoder = load_encoder(model, pretrained, **loading) if isinstance(model, str) else model
-    return embed_prompts(classnames, templates, encoder, prompts=prompts, name=name, root=root, progress=progress).store
+    return embed_prompts(
+        classnames, templates, encoder, prompts=prompts, name=name, root=root, progress=as_progress(progress)
+    ).store
 
 
 def embed_prompts(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import show
+from featcache.cli.arguments import show, terminal_width
 from featcache.errors import FeatcacheError, HeadError
 from featcache.progress import format_seconds
 from featcache.store.places.targets import checked_target
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--select", metavar="STORE", help="choose the best alpha on this split, and add that head")
     metric_argument(parser)
+    parser.set_defaults(metric=None)
     parser.add_argument("-o", "--output", metavar="FILE", help="save the head that --select chose")
     names_argument(parser, "the stores'")
     class_arguments(parser)
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if rank == 0:
         if args.output:
             save(chosen[0], args.output)
-        remarks = [*map(describe_choice, chosen), *_seen(heads, stores)]
+        remarks = [*_shifts(judgement.rows, stores, args), *map(describe_choice, chosen), *_seen(heads, stores)]
         shown = chosen[0] if chosen else best_head(heads, judgement.rows)
         background = _background(args, shown, stores, time.perf_counter() - began) if args.report else None
         _report(args, judgement, len(heads) + len(path), remarks, stores, background)
@@ -123,6 +124,11 @@ def _interpolations(
 
     if args.output and not args.select:
         raise HeadError("-o saves the head that --select chose; give --select STORE and --alphas")
+    if args.metric and not args.select:
+        raise HeadError(
+            f"--metric {args.metric}: it is what --select compares, and every metric is in the results anyway; give "
+            "--select STORE and --alphas, or leave it out"
+        )
     if args.alphas is None:
         if args.select:
             raise HeadError("--select goes with --alphas: there is nothing to choose from; give --alphas 0 0.1 ... 1")
@@ -132,7 +138,7 @@ def _interpolations(
     path: list[LogitHead] = [*interpolate(heads[0], heads[1], args.alphas)]
     if not args.select:
         return path, []
-    return path, [choose(path, open_images(args.select, args), metric=args.metric, distributed=distributed)]
+    return path, [choose(path, open_images(args.select, args), metric=args.metric or "top1", distributed=distributed)]
 
 
 def _report(
@@ -154,7 +160,7 @@ def _report(
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
     append_rows(args.results, rows)
     published = compared(rows, args)
-    lines = [table_text(rows[:shown]), *_intervals(rows), *_worst(rows), *remarks]
+    lines = [table_text(rows[:shown], width=terminal_width() or 110), *_intervals(rows), *_worst(rows), *remarks]
     if args.log_line:
         lines += ["", *map(log_line, rows), ""]
     lines += against_lines(rows, published, args)
@@ -252,6 +258,27 @@ def describe_choice(head: LogitHead) -> str:
 
     choice = head.provenance.chosen_on[-1]
     return f"chosen on {choice['name']}/{choice['split']}: alpha = {head.alpha:g} ({choice_text(choice)})"
+
+
+def _shifts(rows: Sequence[Row], stores: Sequence[FeatureTable], args: argparse.Namespace) -> list[str]:
+    """Which data set is the reference, over which the means go, and which rows they leave out."""
+    from heads.evaluation.evaluate import store_labels
+
+    labels = store_labels(stores, args.names)
+    if len(labels) < 2:
+        return []
+    first = args.reference or labels[0]
+    shifted = ", ".join(label for label in labels if label != first)
+    lines = [
+        f"reference: {first}{'' if args.reference else ' (the first of --on; --reference names another)'}; "
+        f"shifted: {shifted}"
+    ]
+    lines += [
+        f"note: the means of {row['head']} leave out {', '.join(left)}, whose rows it was fitted on"
+        for row in rows
+        if (left := row.get("shifted_left_out"))
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable]) -> list[str]:

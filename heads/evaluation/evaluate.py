@@ -116,7 +116,7 @@ def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options:
     ``"<store.name>:<metric>"``; the name is ``<name>/<split>`` where two of the stores share a name. With groups
     also ``"<name>:worst_group_top1"``, ``worst_group``, ``worst_group_nll`` and, by group, ``group_top1``,
     ``group_nll``, ``group_rows``. For two or more stores also ``shifted_mean_<metric>``, ``shifted_worst_<metric>``
-    and ``shifted_worst_domain``.
+    and ``shifted_worst_domain``, without the stores that the head was fitted on (``shifted_left_out``).
 
     Raises
     ------
@@ -170,8 +170,9 @@ def judge(
     for label, one in zip(labels, passes, strict=True):
         for row, result in zip(rows, one.results(), strict=True):
             row.update({f"{label}:{key}": value for key, value in result.items()})
-    for row in rows:
-        row.update(over_domains(row, labels, options.get("reference")))
+    for row, head in zip(rows, fitted, strict=True):
+        own = [label for label, store in zip(labels, stores, strict=True) if head.provenance.was_fitted_on(store)]
+        row.update(over_domains(row, labels, options.get("reference"), own))
     named = dict(zip(labels, passes, strict=True))
     return Judgement(
         rows,

@@ -6,7 +6,7 @@ its mean and worst over shifted domains. A group is a value of a metadata column
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +120,7 @@ class GroupSums:
         ]
 
 
-def over_domains(row: Row, domains: Sequence[str], reference: str | None = None) -> Row:
+def over_domains(row: Row, domains: Sequence[str], reference: str | None = None, fitted: Collection[str] = ()) -> Row:
     """Mean and worst of every metric over the shifted domains of a results row.
 
     Parameters
@@ -128,11 +128,12 @@ def over_domains(row: Row, domains: Sequence[str], reference: str | None = None)
     row : with ``"<domain>:<metric>"``
     domains : names of the stores, in order
     reference : the in-distribution one, which is left out; None is the first
+    fitted : those whose rows the head was fitted on, which are left out too
 
     Returns
     -------
-    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1);
-    empty if there is no shifted domain.
+    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1), and
+    ``shifted_left_out`` where the head was fitted on some; empty if there is no shifted domain.
 
     Raises
     ------
@@ -149,10 +150,11 @@ def over_domains(row: Row, domains: Sequence[str], reference: str | None = None)
     if reference is not None and reference not in domains:
         raise HeadError(f"reference {reference!r} is not one of the stores {', '.join(domains)}")
     first = domains[0] if reference is None else reference
-    shifted = [domain for domain in domains if domain != first]
+    left_out = [domain for domain in domains if domain != first and domain in fitted]
+    found: Row = {"shifted_left_out": left_out} if left_out else {}
+    shifted = [domain for domain in domains if domain != first and domain not in left_out]
     if not shifted:
-        return {}
-    found: Row = {}
+        return found
     for metric in METRICS:
         values = [float(row[f"{domain}:{metric}"]) for domain in shifted]
         found[f"shifted_mean_{metric}"] = sum(values) / len(values)

@@ -53,7 +53,11 @@ def value_of(row: Row, dataset: str, metric: str) -> float | None:
 
 
 def mean_of(row: Row, datasets: Sequence[str], metric: str) -> float | None:
-    """Unweighted mean over data sets; None if one is missing, since means over different sets do not compare."""
+    """Unweighted mean over data sets; None if one is missing, since means over different sets do not compare.
+
+    Data sets whose rows the head was fitted on do not count (``shifted_left_out``).
+    """
+    datasets = [name for name in datasets if name not in row.get("shifted_left_out", ())]
     values = [value for name in datasets if (value := value_of(row, name, metric)) is not None]
     return sum(values) / len(values) if values and len(values) == len(datasets) else None
 

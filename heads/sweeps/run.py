@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featcache import __version__
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import json_value
 from featcache.store import content_key
 from featcache.store.protocol import FeatureTable, TextSource
@@ -77,21 +78,21 @@ def run_sweep(plan: SweepPlan, open_store: Open, results: str | Path, say: Say =
     """
     done = known_jobs(results)
     rows: list[Row] = []
-    jobs = [(splits, model) for splits in plan.data for model in plan.models]
-    for splits, model in jobs:
-        named = _with_model(splits, model)
+    runs = [(_with_model(splits, model), model) for splits in plan.data for model in plan.models]
+    total, number = sum(len(list(plan.jobs(named))) for named, _ in runs), 0
+    for named, model in runs:
         stores = _opened(named, open_store, plan)
         for job in plan.jobs(named):
-            key = _key(job, stores, plan)
+            key, number = _key(job, stores, plan), number + 1
             if key in done:
-                say(f"{_label(job)}: done before")
+                say(f"{number}/{total} {_label(job)}: done before")
                 rows += done[key]
                 continue
             began = time.perf_counter()
             new = [_plain(row, job, key, model) for row in _evaluated(job, stores, plan)]
             append_rows(results, new)
             rows += new
-            say(f"{_label(job)}: {time.perf_counter() - began:.1f} s")
+            say(f"{number}/{total} {_label(job)}: {time.perf_counter() - began:.1f} s")
     return rows
 
 
@@ -161,6 +162,8 @@ def _drawn(stores: _Stores, job: Job, plan: SweepPlan) -> _Stores:
 def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> Row:
     """The metric on the selection split, by which picks are made."""
     record: Json = {} if plan.paper is None else {"leak": PAPERS[plan.paper]}
+    if trained := _trained_on(stores):
+        record["leak"] = "; ".join([*record.values(), f"{', '.join(trained)}: evaluated on its training rows"])
     if stores.select is not None:
         (row,) = evaluate([head], [stores.select], allow_chosen=True)
         record[f"select:{plan.metric}"] = row[f"{stores.select.name}:{plan.metric}"]
@@ -191,6 +194,12 @@ def _key(job: Job, stores: _Stores, plan: SweepPlan) -> str:
     return content_key(record)
 
 
+def _trained_on(stores: _Stores) -> list[str]:
+    """The test stores that hold the training rows."""
+    key = None if stores.train is None else stores.train.dataset_key
+    return [f"{store.name}/{store.split}" for store in stores.on if key is not None and store.dataset_key == key]
+
+
 def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> _Stores:
     """The stores; a plan that follows a paper chooses on the first reported split."""
     on = tuple(open_store(reference) for reference in splits.on)
@@ -199,7 +208,15 @@ def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> _Stores:
     for store in (train, select, *on):
         if store is not None and not is_store(store):
             raise HeadError(f"{store.name}: a store of texts where images are expected; name NAME/SPLIT")
-    return _Stores(train, select, on, tuple(open_store(reference) for reference in splits.texts))
+    stores = _Stores(train, select, on, tuple(open_store(reference) for reference in splits.texts))
+    if trained := _trained_on(stores):
+        warnings.warn(
+            f"{', '.join(trained)}: --on is --train; figures there are those of training rows, and each row says so "
+            "(`leak`); name a test split",
+            FeatcacheWarning,
+            stacklevel=3,
+        )
+    return stores
 
 
 def _with_model(splits: Splits, model: str | None) -> Splits:

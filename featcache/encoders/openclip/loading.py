@@ -1,5 +1,6 @@
 """Loading open_clip models: by name and tag, by checkpoint file, by model folder; the embedded `tiny` included."""
 
+import difflib
 import logging
 import re
 from collections.abc import Iterator
@@ -74,7 +75,12 @@ def _loaded(model: str, pretrained: str | None, device: str, precision: str) -> 
         name = f"{model}/{Path(str(pretrained)).stem if Path(str(pretrained)).is_file() else pretrained}"
     merges = Path(model.partition(":")[2]) / MERGES
     arguments = {"bpe_path": str(merges)} if folder and merges.exists() else {}
-    return OpenClipEncoder(network, config, open_clip.get_tokenizer(model, **arguments), name, device, precision)
+    tokenizer: Any
+    try:
+        tokenizer = open_clip.get_tokenizer(model, **arguments)
+    except (OSError, ValueError, RuntimeError, ImportError, TypeError, KeyError) as error:
+        tokenizer = MissingTokenizer(model, error)  # images need none
+    return OpenClipEncoder(network, config, tokenizer, name, device, precision)
 
 
 _SIZE = Annotated[int, Range(1, 1 << 24)]
@@ -122,6 +128,23 @@ def _least_weights(tower: Json) -> int:
     return int(4 * depth * width**2 + tower.get("vocab_size", 0) * width) if "timm_model_name" not in tower else 0
 
 
+class MissingTokenizer:
+    """Stands for a tokenizer that cannot be loaded: any use says which files are missing."""
+
+    def __init__(self, model: str, error: Exception) -> None:
+        self._model, self._why = model, " ".join(str(error).split())[:200]
+
+    def __getattr__(self, name: str) -> Any:
+        raise EncoderError(
+            f"{self._model}: texts need its tokenizer, which cannot be loaded ({self._why}); put tokenizer.json and "
+            "tokenizer_config.json (and what they name) into the model's folder; images need no tokenizer"
+        )
+
+    def __call__(self, texts: object) -> Any:
+        """As for every other use."""
+        return self.tokens
+
+
 GENERIC = re.compile(r"best|last|start|final|latest|model|(?:alpha=|epoch|step|checkpoint).*")
 """Folders that every run has: the run's own folder must tell them apart."""
 
@@ -153,8 +176,10 @@ def _config(model: str) -> Json:
             f"model {model}: no readable open_clip_config.json ({error}); name a model folder"
         ) from error
     if config is None:
+        near = difflib.get_close_matches(model, ["tiny", *open_clip.list_models()], n=1)
         raise EncoderError(
-            f"model {model!r}: open_clip knows no such architecture; expected `tiny`, `local-dir:FOLDER`, or one of "
+            f"model {model!r}: open_clip knows no such architecture; "
+            f"{f'did you mean {near[0]}? Else ' if near else ''}expected `tiny`, `local-dir:FOLDER`, or one of "
             f"{', '.join(open_clip.list_models()[:8])}, ... (open_clip.list_models() names all)"
         )
     if not isinstance(config, dict):

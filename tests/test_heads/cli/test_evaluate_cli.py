@@ -15,6 +15,7 @@ from pyarrow import parquet
 import featcache
 from featcache.cli.main import main
 from featcache.datasets import SampleIndex
+from featcache.errors import FeatcacheWarning
 from featcache.prompts import load_objectnet
 from heads import KNN, NearestMean, Ridge, compare, evaluate, load, save
 
@@ -244,3 +245,48 @@ def test_objectnets_own_mapping_files(cli: Any, root: Path) -> None:
     assert code == 5
     assert "'zero'" in error
     assert "'Can', 'Box'" in error
+
+
+def test_training_rows_do_not_count_in_the_means_of_shifts(cli: Any) -> None:
+    on = ("--on", "shapes/test", "shapes-dark/test", "shapes/train")
+    code, [row], error = cli("evaluate", "ridge.safetensors", *on)
+    assert code == 0, error
+    assert row["shifted_left_out"] == ["shapes/train"]
+    assert row["shifted_mean_top1"] == row["shapes-dark:top1"]
+    _, text, _ = cli("evaluate", "ridge.safetensors", *on, as_json=False)
+    assert "reference: shapes/test (the first of --on" in text
+    assert "the means of ridge leave out shapes/train" in text
+    mean = next(line for line in text.splitlines() if line.startswith("shifted mean"))
+    assert f"{100 * row['shapes-dark:top1']:.1f}" in mean
+
+
+def test_a_metric_without_a_selection_is_refused(cli: Any) -> None:
+    code, _, error = cli("evaluate", "ridge.safetensors", "--on", "shapes/test", "--metric", "nll")
+    assert code == 2
+    assert "--metric nll: it is what --select compares" in error
+
+
+def test_the_head_leads_to_the_store_of_its_encoder(cli: Any, root: Path) -> None:
+    other = NumpyEncoder(1)
+    other.name = "other"  # type: ignore[misc]
+    store = featcache.encode(Shapes("shapes-dark", "test", 500, 60, 9), model=other, root=root)
+    try:
+        code, _, error = cli("info", "shapes-dark/test")
+        assert (code, "2 stores match" in error) == (3, True)
+        code, [row], error = cli("evaluate", "ridge.safetensors", "--on", "shapes-dark/test")
+        assert code == 0, error
+        assert row["encoder"] == "numpy"
+        code, _, error = cli("fit", "ridge", "shapes/train", "--select", "shapes-dark/test", "-o", "r.safetensors")
+        assert code == 0, error
+    finally:
+        assert cli("rm", str(store.path), "--yes")[0] == 0
+
+
+def test_a_sweep_on_its_training_rows_says_so(cli: Any) -> None:
+    with pytest.warns(FeatcacheWarning, match="^shapes/train: --on is --train"):
+        code, rows, error = cli("sweep", "ridge", "--train", "shapes/train", "--on", "shapes/train", "shapes/test")
+    assert code == 0, error
+    assert "1/1 ridge on shapes/train" in error
+    assert rows[0]["leak"] == "shapes/train: evaluated on its training rows"
+    code, rows, error = cli("sweep", "ridge", "--train", "shapes/train", "--on", "shapes/test")
+    assert "leak" not in rows[0]

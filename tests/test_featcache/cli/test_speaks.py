@@ -1,0 +1,109 @@
+"""What the command line says where a slip would otherwise go unnoticed."""
+
+import argparse
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import NumpyDataset, NumpyEncoder
+from PIL import Image
+
+import featcache
+from featcache import encode_dataset, list_stores
+from featcache.cli.encode import class_counts
+from featcache.cli.main import VERBS, main
+from featcache.encoders.openclip import loading
+from featcache.errors import DatasetError, EncoderError, FeatcacheWarning
+from featcache.progress import Bar
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_every_argument_has_a_help_text(verb: str) -> None:
+    parser = argparse.ArgumentParser()
+    import_module(VERBS[verb][0]).add_arguments(parser)
+    assert [action.dest for action in parser._actions if not action.help] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["encoed", "digits"], "unknown verb 'encoed'; did you mean 'encode'?"),
+        (["list", "--rot", "x"], "unrecognized arguments: --rot x; did you mean '--root'?"),
+        (["list", "--root", "cahce"], "no such folder; did you mean"),
+        (["encode", "digits", "--model", "ViT-B32", "--pretrained", "openai"], "did you mean ViT-B-32?"),
+    ],
+)
+def test_the_nearest_name_is_suggested(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "rm"]) == 0
+    assert "usage: featcache rm" in capsys.readouterr().out
+
+
+def test_encode_shows_the_rows_of_each_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, n in (("cat", 3), ("dog", 2), ("dgo", 1)):
+        (tmp_path / "pets" / folder).mkdir(parents=True)
+        for k in range(n):
+            pixels = np.random.default_rng([n, k]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / folder / f"{k}.png")
+    where = ["--split", "all", "--root", str(tmp_path / "c"), "--quiet"]
+    assert main(["encode", f"imagefolder:{tmp_path / 'pets'}", *where]) == 0
+    assert "3 classes: cat 3, dgo 1, dog 2" in capsys.readouterr().out
+    labels, names = np.repeat(np.arange(20), np.arange(1, 21)), [f"c{c}" for c in range(20)]
+    assert class_counts(labels, names).endswith("of 1 to 20 rows; the smallest: c0 1, c1 2, c2 3")
+
+
+def test_a_name_in_python_is_as_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = featcache.encode("digits", "val", root=tmp_path, name="mine", progress=True)
+    assert store.reference == "mine/val@tiny"
+    assert "297/297 rows" in capsys.readouterr().err
+    with pytest.warns(FeatcacheWarning, match=r"keeps it; to change it: featcache rename mine/val@tiny other/val"):
+        assert featcache.encode("digits", "val", root=tmp_path, name="other").name == "mine"
+    with pytest.raises(DatasetError, match="leave name out"):
+        featcache.encode(NumpyDataset(), model=NumpyEncoder(), root=tmp_path, name="x")
+
+
+def test_a_bar_counts_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Bar()
+    bar.start("digits/train", 100, 40)
+    bar.advance(60)
+    bar.finish()
+    said = capsys.readouterr().err
+    assert "digits/train" in said
+    assert "100/100" in said
+
+
+def test_images_need_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise OSError("no file named tokenizer.json in the folder")
+
+    monkeypatch.setattr("featcache.encoders.openclip.loading.open_clip.get_tokenizer", missing)
+    encoder = loading.load_tiny("tiny", device="cpu")
+    assert len(featcache.encode("digits", "val", model=encoder, root=tmp_path)) == 297
+    with pytest.raises(EncoderError, match=r"texts need its tokenizer.*no file named tokenizer\.json"):
+        featcache.embed_text(["one", "two"], model=encoder, root=tmp_path)
+
+
+def test_a_list_fits_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    store = encode_dataset(NumpyDataset(), NumpyEncoder(), root=tmp_path).store
+    monkeypatch.setattr("featcache.cli.list.terminal_width", lambda: 70)
+    assert main(["list", "--root", str(tmp_path)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert len(line) <= 70
+    assert line.split()[:6] == ["fake/train@numpy", "40", "x", "16", str(len(store.classnames)), "classes"]
+    assert main(["list", "--root", str(tmp_path), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert (record["dim"], record["classes"]) == (16, len(store.classnames))
+    assert record["key"] == list_stores(tmp_path)[0].key
