@@ -140,7 +140,9 @@ def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
     }
 
 
-def check_record(record: object, kinds: Mapping[str, Any], where: str, required: Iterable[str] = ()) -> dict[str, Any]:
+def check_record(
+    record: object, kinds: Mapping[str, object], where: str, required: Iterable[str] = ()
+) -> dict[str, Any]:
     """A record that came from a file or a flag, whose fields have the annotated kinds; other fields pass.
 
     Parameters

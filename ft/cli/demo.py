@@ -17,7 +17,7 @@ from featcache.datasets import open_dataset
 from featcache.progress import Printed, Silent, format_seconds
 from heads.cli.demo import TESTS, demo_arguments, run_demo
 
-OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, object] = {
     "templates": "digits",
     "head_scale": "separate",
     "head_bias": False,

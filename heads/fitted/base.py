@@ -40,7 +40,7 @@ class LogitHead(ABC):
     """
 
     kind: ClassVar[str]
-    settings: ClassVar[Mapping[str, Any]]
+    settings: ClassVar[Mapping[str, object]]
     """Fields of `to_file` besides the tensors, and their kinds."""
     tensors: ClassVar[Mapping[str, str]]
     """Type and shape of the tensors of `to_file`; see `heads.fitted.file_format.check_tensors`."""

@@ -61,7 +61,7 @@ def load(path: str | Path) -> LogitHead:
         raise HeadError(f"{path}: {said.removeprefix(f'{path}: ')}; fit the head again") from error
 
 
-RECORD: dict[str, Any] = {"name": str, "classnames": list[str], "classes": dict[str, Any] | None}
+RECORD: dict[str, object] = {"name": str, "classnames": list[str], "classes": dict[str, Any] | None}
 """Fields of the record of every head, and their kinds; each kind of head has `LogitHead.settings` more."""
 
 

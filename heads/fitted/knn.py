@@ -87,7 +87,7 @@ class KNNHead(LogitHead):
     """
 
     kind: ClassVar[str] = "knn"
-    settings: ClassVar[Mapping[str, Any]] = {
+    settings: ClassVar[Mapping[str, object]] = {
         "n_neighbors": Count,
         "temperature": Positive,
         "index": Annotated[str, OneOf(*INDEXES)],

@@ -45,7 +45,7 @@ class LinearHead(LogitHead):
     """
 
     kind: ClassVar[str] = "linear"
-    settings: ClassVar[Mapping[str, Any]] = {"alpha": float | None, "absent": list[int]}
+    settings: ClassVar[Mapping[str, object]] = {"alpha": float | None, "absent": list[int]}
     tensors: ClassVar[Mapping[str, str]] = {"weights": "fCD", "bias": "fC"}
 
     weights: NDArray[np.float32]

@@ -18,7 +18,7 @@ Json = dict[str, Any]
 """A JSON object."""
 
 
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, object] = {
     "head": str | None,
     "params": dict[str, Any] | None,
     "encoder_key": str | None,

@@ -85,7 +85,7 @@ class TipAdapterHead(LogitHead):
     """
 
     kind: ClassVar[str] = "tip_adapter"
-    settings: ClassVar[Mapping[str, Any]] = {
+    settings: ClassVar[Mapping[str, object]] = {
         "strength": float,
         "sharpness": float,
         "bank_classes": Annotated[int, Range(1, MAX_CLASSES)],

@@ -220,7 +220,7 @@ def read_plan(path: str | Path) -> SweepPlan:
         raise HeadError(str(error)) from error
 
 
-_PLAN: dict[str, Any] = {
+_PLAN: dict[str, object] = {
     "head": list[dict[str, Any]],
     "data": list[dict[str, Any]],
     "models": list[str],
@@ -232,8 +232,8 @@ _PLAN: dict[str, Any] = {
     "paper": str,
     "allow_fewer": bool,
 }
-_HEAD: dict[str, Any] = {"name": str, "set": dict[str, Any], "grid": dict[str, Any]}
-_DATA: dict[str, Any] = {"train": str, "select": str, "on": str | list[str], "texts": str | list[str]}
+_HEAD: dict[str, object] = {"name": str, "set": dict[str, Any], "grid": dict[str, Any]}
+_DATA: dict[str, object] = {"train": str, "select": str, "on": str | list[str], "texts": str | list[str]}
 """Keys of the file and of its tables, and their kinds."""
 
 
@@ -248,7 +248,7 @@ def _splits(entry: Json, path: str | Path) -> Splits:
     return Splits(entry.get("train"), on, entry.get("select"), texts)
 
 
-def _checked(record: Json, kinds: Mapping[str, Any], where: str) -> None:
+def _checked(record: Json, kinds: Mapping[str, object], where: str) -> None:
     _refuse_unknown(record, set(kinds), where)
     check_record(record, kinds, where)
 

@@ -84,14 +84,14 @@ def _loaded(model: str, pretrained: str | None, device: str, precision: str) -> 
 
 
 _SIZE = Annotated[int, Range(1, 1 << 24)]
-_TOWER: dict[str, Any] = {
+_TOWER: dict[str, object] = {
     "width": _SIZE,
     "layers": _SIZE | list[_SIZE],
     "heads": _SIZE,
     "image_size": _SIZE | list[_SIZE],
 }
 _TOWER |= {"patch_size": _SIZE, "head_width": _SIZE, "context_length": _SIZE, "vocab_size": _SIZE}
-_CONFIG: dict[str, Any] = {"embed_dim": _SIZE, "vision_cfg": dict[str, Any], "text_cfg": dict[str, Any]}
+_CONFIG: dict[str, object] = {"embed_dim": _SIZE, "vision_cfg": dict[str, Any], "text_cfg": dict[str, Any]}
 """Kinds of what a configuration may hold; open_clip knows more fields."""
 
 
