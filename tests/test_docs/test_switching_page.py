@@ -25,6 +25,7 @@ HABITS = {
         "sets of equal shape",
         "`nll` with 1e-8",
         "200 logits",
+        "DomainNetReal/acc",
         "TFDS",
         "and its defaults",
         "squared logit scale",
