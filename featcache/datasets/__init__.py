@@ -45,6 +45,7 @@ DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "table": "featcache.datasets.sources.table:open_table",
     "tfds": "featcache.datasets.sources.tfds:open_tfds",
     "torchvision": "featcache.datasets.sources.torchvision:open_torchvision",
+    "wilds": "featcache.datasets.sources.wilds:open_wilds",
     "webdataset": "featcache.datasets.sources.webdataset:open_webdataset",
 }
 """Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
@@ -81,6 +82,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``imagenet:DIR``                ImageNet, ``imagenet:v2:DIR``, sketch, r, a, objectnet (`imagenet`)
         ``cifar:10.1:DIR``              CIFAR-10.1 and CIFAR-10.2 (`cifar`)
         ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`domains`)
+        ``wilds:NAME:DIR``              FMoW and iWildCam (`wilds`)
         ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
 
         Behind every argument, ``,classes=imagenet-r`` takes another class list than the source's own, by name or from

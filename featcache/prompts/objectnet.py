@@ -58,6 +58,11 @@ def shared_classes() -> ObjectNet:
     return ObjectNet(folders, labels, imagenet)
 
 
+def has_mappings(folder: Path) -> bool:
+    """Whether a copy of ObjectNet comes with mapping files."""
+    return (folder / "mappings").is_dir() or (folder / FOLDERS).is_file()
+
+
 def load_objectnet(folder: str | Path) -> ObjectNet:
     """Read the mapping files of ObjectNet.
 

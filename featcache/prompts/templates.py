@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
 from featcache.errors import DatasetError, PromptError
 from featcache.prompts.text_files import read_lines
 
-PLACEHOLDER = re.compile(r"\{c?\}")
+PLACEHOLDER = re.compile(r"\{[ac]?\}")
+ARTICLE = "{a}"
 OPENAI = "openai-imagenet"
 
 
@@ -26,7 +27,7 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
     Returns
     -------
     tuple of T str
-        Each with ``{}`` or ``{c}`` where the class name goes.
+        Each with ``{}`` or ``{c}`` where the class name goes, or ``{a}`` for it `with_article`.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def template_names() -> list[str]:
     Examples
     --------
     >>> template_names()
-    ['bare', 'clip-example', 'digits', 'openai-imagenet', 'picture', 'simple']
+    ['bare', 'clip-example', 'digits', 'fmow', 'iwildcam', 'openai-imagenet', 'picture', 'simple']
     """
     return sorted([*_named(), OPENAI])
 
@@ -84,15 +85,32 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
     --------
     >>> fill(["a {}.", "the {c}!"], ["ice_cream"], replace_underscores=True)
     [['a ice cream.', 'the ice cream!']]
+    >>> fill(["a {}.", "{a}."], ["ice_cream"])
+    [['a ice_cream.', 'an ice cream.']]
     """
     if not templates or not classnames:
         raise PromptError(f"got {len(templates)} templates and {len(classnames)} class names; expected some of both")
     for template in templates:
         _check(template, "template")
     names = [name.replace("_", " ") if replace_underscores else name for name in classnames]
-    # Split and join, not a substitution: names with backslashes or braces must come through as they are.
-    parts = [PLACEHOLDER.split(template) for template in templates]
-    return [[name.join(pieces) for pieces in parts] for name in names]
+    # Functions, not replacement texts: names with backslashes or braces must come through as they are.
+    return [[PLACEHOLDER.sub(partial(_filled, name=name), template) for template in templates] for name in names]
+
+
+def _filled(place: re.Match[str], name: str) -> str:
+    return with_article(name) if place[0] == ARTICLE else name
+
+
+def with_article(name: str) -> str:
+    """A class name behind its indefinite article, with spaces for ``_``; by its first letter, as WiSE-FT has it.
+
+    Examples
+    --------
+    >>> with_article("airport_hangar"), with_article("zoo")
+    ('an airport hangar', 'a zoo')
+    """
+    plain = name.replace("_", " ")
+    return f"an {plain}" if plain[:1] in tuple("aeiou") else f"a {plain}"
 
 
 @cache
@@ -119,7 +137,7 @@ def _templates_of(path: Path) -> tuple[str, ...]:
 
 
 def _check(template: object, where: str) -> None:
-    """PromptError unless it is a text with ``{}`` or ``{c}`` and no other brace."""
+    """PromptError unless it is a text with ``{}``, ``{c}`` or ``{a}`` and no other brace."""
     rest, places = PLACEHOLDER.subn("", template) if isinstance(template, str) else ("", 0)
     if places == 0 or "{" in rest or "}" in rest:
         raise PromptError(

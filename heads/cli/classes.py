@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import HeadError
 from featcache.prompts import load_classnames, load_objectnet, load_subset, subset_names
+from featcache.prompts.objectnet import shared_classes
 
 if TYPE_CHECKING:
     from heads.evaluation.passes import ClassSubset
@@ -35,7 +36,7 @@ def class_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[DATA=]FILE",
         help='merge classes, each new one taking the largest logit of its members: JSON {"new": [index or name, ...], '
-        "...}, or objectnet:DIR with ObjectNet's own mapping files",
+        "...}, or objectnet (objectnet:DIR with ObjectNet's own mapping files)",
     )
 
 
@@ -75,6 +76,9 @@ def class_subset(
 def _projection(what: str) -> Projection:
     from heads.evaluation.projections import Projection, load_projection
 
+    if what == OBJECTNET.removesuffix(":"):
+        shared = shared_classes()
+        return Projection(shared.classnames, shared.imagenet)
     if what.startswith(OBJECTNET):
         mapping = load_objectnet(what.removeprefix(OBJECTNET))
         return Projection(mapping.classnames, mapping.imagenet)

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from heads.report.web import Background
 
 
+ALSO_SHOWN = {"macro_f1": "macro F1", "pm0": "pm-0 accuracy", "pm10": "pm-10 accuracy"}
+"""Metrics of some data sets or on request, in fractions -> how they are called."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache evaluate``."""
     parser.add_argument("heads", metavar="HEAD", nargs="+", help=HEAD_HELP)
@@ -68,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank of every sample: .npz or .parquet")
     parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
+    parser.add_argument("--macro-f1", action="store_true", help="also the mean F1 of the classes that have rows")
     results_argument(parser)
     report_argument(parser)
     against_argument(parser)
@@ -103,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             reference=args.reference,
             names=args.names,
             per_sample=bool(args.per_sample or args.intervals),
-            confusion=bool(args.confusion),
+            confusion=bool(args.confusion or args.macro_f1),
             distributed=size > 1,
         )
     if rank == 0:
@@ -237,7 +242,7 @@ def _intervals(rows: Sequence[Row]) -> list[str]:
 
 
 def _worst(rows: Sequence[Row]) -> list[str]:
-    """The worst domain and the worst groups of each head."""
+    """The worst domain and the worst groups of each head, and metrics that the table has no column for."""
     from heads.report.rows import label_of
 
     lines = []
@@ -249,6 +254,9 @@ def _worst(rows: Sequence[Row]) -> list[str]:
             if key.endswith(":worst_group"):
                 worst = 100 * row[f"{key}_top1"]
                 lines.append(f"worst group of {label_of(row)} on {key.partition(':')[0]}: {row[key]}, {worst:.1f} %")
+            store, _, metric = key.partition(":")
+            if metric in ALSO_SHOWN:
+                lines.append(f"{ALSO_SHOWN[metric]} of {label_of(row)} on {store}: {100 * row[key]:.1f} %")
     return lines
 
 

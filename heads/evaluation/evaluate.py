@@ -17,7 +17,7 @@ from featcache.errors import HeadError
 from featcache.processes import rank_and_size, sum_over_ranks
 from featcache.store.protocol import FeatureTable
 from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
-from heads.evaluation.metrics import LOWER_IS_BETTER, Row, metric_of
+from heads.evaluation.metrics import LOWER_IS_BETTER, Row, macro_f1, metric_of
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
 from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead, as_head
@@ -143,7 +143,7 @@ def judge(
     per_sample
         Also keep NLL and rank of every head on every sample.
     confusion
-        Also count (label, predicted class) pairs: H C² numbers per store.
+        Also count (label, predicted class) pairs, H C² numbers per store, and report ``"<name>:macro_f1"``.
     """
     known = EvaluateOptions.__annotations__
     if unknown := sorted(options.keys() - known.keys()):
@@ -234,6 +234,8 @@ class _Pass:
         if not self.tallies[0].n:
             raise HeadError(f"no rows were evaluated; {self.store.name!r} has no valid row")
         found: list[Row] = [{**result} for tally in self.tallies for result in tally.results()]
+        if self._confusion:
+            found = [{**one, "macro_f1": macro_f1(counts)} for one, counts in zip(found, self.confusion(), strict=True)]
         if self.groups is not None:
             found = [{**one, **other} for one, other in zip(found, self.groups.results(), strict=True)]
         return found

@@ -104,14 +104,19 @@ class GroupSums:
         return [self.rows, self.hits, self.nll]
 
     def results(self) -> list[Row]:
-        """For each head: accuracy, NLL and rows by group, and the worst group; the first one on ties."""
+        """For each head: accuracy, NLL and rows by group, and the worst group; the first one on ties.
+
+        Rows with an empty cell are reported as the group ``""``, which never is the worst: it is no group, but what is
+        not known (WILDS leaves the region of unknown countries out in the same way).
+        """
         top1, nll = self.hits / self.rows, self.nll / self.rows  # `groups_of` names no group without rows
         names = self.groups.names
+        known = [place for place, name in enumerate(names) if name] or list(range(len(names)))
         return [
             {
-                "worst_group_top1": float(top1[h].min()),
-                "worst_group": names[int(top1[h].argmin())],
-                "worst_group_nll": float(nll[h].max()),
+                "worst_group_top1": float(top1[h, known].min()),
+                "worst_group": names[known[int(top1[h, known].argmin())]],
+                "worst_group_nll": float(nll[h, known].max()),
                 "group_top1": dict(zip(names, top1[h].tolist(), strict=True)),
                 "group_nll": dict(zip(names, nll[h].tolist(), strict=True)),
                 "group_rows": dict(zip(names, self.rows.tolist(), strict=True)),

@@ -79,6 +79,23 @@ def metric_of(name: str) -> Metric:
     return METRICS[name]
 
 
+def macro_f1(confusion: NDArray[np.integer]) -> float:
+    """Mean over the classes that have rows of ``2 TP / (rows + predictions)``, as WILDS has it for iWildCam.
+
+    Parameters
+    ----------
+    confusion : (C, C) counts, [label, predicted class]
+
+    Examples
+    --------
+    >>> macro_f1(np.array([[2, 1, 0], [0, 1, 0], [0, 0, 0]]))  # 0.8 and 2/3
+    0.7333333333333334
+    """
+    right, rows, predictions = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    present = rows > 0
+    return float((2 * right[present] / (rows + predictions)[present]).mean())
+
+
 class Metrics:
     """Metrics of one head, from blocks of its logits (n, C) and labels (n,): a `Tally` that grows.
 

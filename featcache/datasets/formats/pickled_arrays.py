@@ -37,7 +37,7 @@ class _Type:
     code: str
     order: str = "|"
 
-    def type(self) -> np.dtype[Any]:
+    def type(self) -> np.dtype[np.generic]:
         """As numpy's."""
         if self.code not in ("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"):
             raise ValueError(f"an array of type {self.code!r}")
@@ -128,9 +128,9 @@ class _Machine:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[object, object] = {}
 
-    def step(self, name: str, argument: Any) -> None:
+    def step(self, name: str, argument: object) -> None:
         """One operation."""
         if name in LITERALS:
             self.stack.append(argument)
@@ -148,7 +148,7 @@ class _Machine:
                 raise ValueError(f"the operation {name}")
             handler(argument)
 
-    def _since_mark(self) -> list[Any]:
+    def _since_mark(self) -> list[object]:
         place = len(self.stack) - 1 - next(n for n, item in enumerate(reversed(self.stack)) if item is MARK)
         items = self.stack[place + 1 :]
         del self.stack[place:]
@@ -219,5 +219,5 @@ class _Machine:
                 raise ValueError("a state of something else than an array")
 
 
-def _filled(content: bytes, kind: _Type, shape: tuple[int, ...], *, fortran: bool) -> npt.NDArray[Any]:
+def _filled(content: bytes, kind: _Type, shape: tuple[int, ...], *, fortran: bool) -> npt.NDArray[np.generic]:
     return np.frombuffer(content, kind.type()).reshape(shape, order="F" if fortran else "C")

@@ -2,7 +2,8 @@
 
 NAME is one of `COLLECTIONS` (``pacs``, ``officehome`` or ``office-home``, ``office31``, ``vlcs``, ``domainnet``,
 ``terraincognita``, ``visda``), or ``domains`` for any folder of domain folders of class folders.
-``,domain=real+sketch`` behind ROOT takes some of the domains; one that is missing is an error.
+``,domain=real+sketch`` behind ROOT takes some of the domains; one that is missing is an error, but of VisDA what is
+there is taken.
 
 Domains. Folders of ROOT or of ``ROOT/kfold`` (PACS). Names are compared without case, spaces, ``_`` and ``-``, so that
 ``RealWorld``, ``Real World`` and ``real_world`` are one. ``<domain>/images/<class>`` (Office-31) is read as
@@ -44,13 +45,14 @@ from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
 @dataclass(frozen=True)
 class Collection:
-    """What is known of a collection: its domains, the number of its classes, and whether they are sorted by lower-cased
-    alphanumeric name, as in DomainNet's lists.
+    """What is known of a collection: its domains, the number of its classes, whether they are sorted by lower-cased
+    alphanumeric name, as in DomainNet's lists, and whether it is often had without some domains.
     """
 
     domains: tuple[str, ...] = ()
     classes: int = 0
     sort_alphanumeric: bool = False
+    partial: bool = False
 
 
 COLLECTIONS = {
@@ -62,7 +64,7 @@ COLLECTIONS = {
         ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"), 345, sort_alphanumeric=True
     ),
     "terraincognita": Collection(("location_38", "location_43", "location_46", "location_100"), 10),
-    "visda": Collection(("train", "validation", "test"), 12),
+    "visda": Collection(("train", "validation", "test"), 12, partial=True),
     "domains": Collection(),
 }
 """NAME -> what is known of it; 0 classes: any number."""
@@ -127,7 +129,8 @@ def _domain_folders(base: Path, kind: str) -> dict[str, Path]:
 
 def _wanted(kind: str, folders: dict[str, Path], picked: Sequence[str], base: Path) -> list[str]:
     known = {_plain(domain): domain for domain in folders}
-    wanted = list(picked) or list(COLLECTIONS[kind].domains) or list(folders)
+    whole = () if COLLECTIONS[kind].partial else COLLECTIONS[kind].domains
+    wanted = list(picked) or list(whole) or list(folders)
     missing = [domain for domain in wanted if _plain(domain) not in known]
     if missing:
         raise DatasetError(

@@ -9,12 +9,14 @@ source                      images                                              
 ``imagenet:v2:DIR``         ``DIR/<class index>/`` (ImageNetV2: 0 to 999)          1,000
 ``imagenet:r:DIR``          ``DIR/<WordNet id>/`` (ImageNet-R)                     its 200: `load_subset` of imagenet-r
 ``imagenet:a:DIR``          ``DIR/<WordNet id>/`` (ImageNet-A)                     its 200: `load_subset` of imagenet-a
-``imagenet:objectnet:DIR``  ``DIR/images/<folder>/``, with ``DIR/mappings/``       the 113 that ImageNet knows
+``imagenet:objectnet:DIR``  ``DIR/images/<folder>/``, also with ``DIR/mappings/``  the 113 that ImageNet knows
 =========================== ====================================================== ==================================
 
 The shifted versions have one split, ``test`` (or ``all``). Class indices do not depend on which folders are there;
 ImageFolder would number those of a part of ImageNet from 0, and ImageNetV2's as texts: 0, 1, 10, 100, 101, ... A folder
 that is not a class is an error, except for ObjectNet's 200 classes outside ImageNet.
+
+``,names=wise-ft`` behind DIR gives the data sets the names that WiSE-FT's results have: ``ImageNetV2`` and so on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,9 +31,10 @@ from featcache.datasets.files import (
     local_path,
     refuse_int_labels,
 )
+from featcache.datasets.options import split_options
 from featcache.datasets.sources.image_folder import class_folder_index, class_folders, split_folder
 from featcache.errors import DatasetError
-from featcache.prompts.objectnet import load_objectnet
+from featcache.prompts.objectnet import has_mappings, load_objectnet, shared_classes
 from featcache.prompts.wordnet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
 
 VERSIONS = {
@@ -41,11 +44,17 @@ VERSIONS = {
 }
 """Prefix of DIR -> the data set's name."""
 
+WISE_FT = {
+    **dict(zip(VERSIONS, ("ImageNet", "ImageNetSketch", "ImageNetV2", "ImageNetR", "ImageNetA"), strict=False)),
+    "objectnet": "ObjectNet",
+}
+"""Prefix of DIR -> the data set's name in WiSE-FT's results."""
+
 
 def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open one split of ImageNet, or a shifted version of it.
 
-    See `open_dataset`; the default name is one of `VERSIONS`.
+    See `open_dataset`; the default name is one of `VERSIONS`, or of `WISE_FT`.
 
     Raises
     ------
@@ -55,6 +64,10 @@ def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str
     refuse_int_labels("imagenet:DIR", labels)
     first, colon, rest = argument.partition(":")
     kind, place = (first, rest) if colon and first in VERSIONS else ("", argument)
+    place, options = split_options("imagenet", place, ("names",))
+    if options.get("names", "wise-ft") != "wise-ft":
+        raise DatasetError(f"imagenet:{argument}: expected names=wise-ft, or leave it out")
+    usual = WISE_FT[kind] if options else VERSIONS[kind]
     base = local_path("imagenet", place)
     if not base.is_dir():
         raise DatasetError(
@@ -71,7 +84,7 @@ def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str
         )
     wanted = [folder for folder in found if folder in label]
     index = class_folder_index(root, label, classnames, f"imagenet:{argument} split {split}", wanted)
-    return FileDataset(check_name(default_name(name or VERSIONS[kind])), split, index, root)
+    return FileDataset(check_name(default_name(name or usual)), split, index, root)
 
 
 def _known() -> str:
@@ -81,7 +94,7 @@ def _known() -> str:
 def _classes(kind: str, base: Path) -> tuple[Mapping[str, int], Sequence[str]]:
     """Class folder -> label, and the class names."""
     if kind == "objectnet":
-        mapping = load_objectnet(base)
+        mapping = load_objectnet(base) if has_mappings(base) else shared_classes()
         return _numbered(mapping.folders), mapping.classnames
     if kind in ("r", "a"):
         return _numbered(subset_wnids(VERSIONS[kind])), subset_names_of(VERSIONS[kind])

@@ -85,7 +85,9 @@ def test_template_file_errors(tmp_path, name, text, message):
 
 
 def test_unknown_templates_list_the_known_ones():
-    with pytest.raises(PromptError, match="bare, clip-example, digits, openai-imagenet, picture, simple"):
+    with pytest.raises(
+        PromptError, match="bare, clip-example, digits, fmow, iwildcam, openai-imagenet, picture, simple"
+    ):
         load_templates("simpel")
 
 

@@ -1,0 +1,146 @@
+"""WiSE-FT's other data sets: names, templates and metrics of its results, against independent computations."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
+
+from featcache.cli.main import main
+from featcache.encoders import load_encoder
+from featcache.prompts import fill, load_class_list, load_templates
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*have no image")
+
+
+def of_file(name: str) -> Any:
+    """A test file of another room, whose makers of small data are used here."""
+    path = Path(__file__).parents[1] / "test_featcache" / "datasets" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"made_by_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
+    assert main([*map(str, arguments), "--json"]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    return found if isinstance(found, list) else [found]
+
+
+def zero_shot(prompts: list[list[str]]) -> np.ndarray[Any, Any]:
+    """Normalised means of normalised prompts (C, D), in float64."""
+    encoder = load_encoder("tiny")
+    features = encoder.encode_texts([text for texts in prompts for text in texts]).astype(np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    means = features.reshape(len(prompts), -1, features.shape[1]).mean(axis=1)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def predictions(folder: Path, ids: list[str], weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    encoder = load_encoder("tiny")
+    pictures = [Image.open(folder / name).convert("RGB") for name in ids]
+    features = encoder.encode_images([encoder.prepare(picture) for picture in pictures]).astype(np.float64)
+    return (features @ weights.T).argmax(axis=1)  # type: ignore[no-any-return]
+
+
+def judged(capsys: pytest.CaptureFixture[str], tmp_path: Path, spec: str, templates: str, *flags: str) -> Any:
+    """The row of the zero-shot head on a test split, and the ids of its samples."""
+    (store,) = run(capsys, "encode", spec, "--split", "test", "--quiet")
+    (texts,) = run(capsys, "text", spec, "--split", "test", "--templates", templates, "--quiet")
+    head = tmp_path / "zs.safetensors"
+    run(capsys, "fit", "zero_shot", texts["store"], "-o", head)
+    (row,) = run(capsys, "evaluate", head, "--on", store["store"], "--results", tmp_path / "r.jsonl", *flags)
+    return row
+
+
+def test_iwildcam_with_its_templates_and_macro_f1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = of_file("test_wilds")
+    rows = [row for row in made.iwildcam(tmp_path / "iwildcam_v2.0") if row["split"] == "test"]
+    row = judged(capsys, tmp_path, f"wilds:iwildcam:{tmp_path}", "iwildcam", "--macro-f1")
+    names = load_class_list("iwildcam").names
+    weights = zero_shot([[f"a photo of {name}.", f"{name} in the wild."] for name in names])
+    truth = np.array([r["y"] for r in rows])
+    found = predictions(tmp_path / "iwildcam_v2.0", [f"train/{r['filename']}" for r in rows], weights)
+    assert row["IWildCamOOD:top1"] == pytest.approx(accuracy_score(truth, found))
+    expected = f1_score(truth, found, labels=np.unique(truth), average="macro", zero_division=0)
+    assert row["IWildCamOOD:macro_f1"] == pytest.approx(expected)
+
+
+def test_fmow_with_its_templates_and_worst_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = of_file("test_wilds")
+    rows = made.fmow(tmp_path)
+    row = judged(capsys, tmp_path, f"wilds:fmow:{tmp_path}", "fmow", "--group", "region")
+    kept = [n for n, r in enumerate(rows) if r["split"] == "test" and int(str(r["timestamp"])[:4]) >= 2016]
+    names = list(load_class_list("fmow").names)
+    weights = zero_shot(fill(load_templates("fmow"), names))
+    found = predictions(tmp_path / "fmow_v1.1", [f"images/rgb_img_{n}.png" for n in kept], weights)
+    right = np.array([names[p] for p in found]) == np.array([rows[n]["category"] for n in kept])
+    region = np.array([made.COUNTRIES.get(str(rows[n]["country_code"]), "") for n in kept])
+    assert row["FMOWOOD:top1"] == pytest.approx(right.mean())
+    worst = min(right[region == name].mean() for name in set(region) - {""})
+    assert row["FMOWOOD:worst_group_top1"] == pytest.approx(worst)
+
+
+def test_fmow_templates_say_a_and_an() -> None:
+    texts = fill(load_templates("fmow"), ["airport_hangar", "zoo"])
+    assert [len(prompts) for prompts in texts] == [16, 16]
+    assert texts[0][0] == "satellite photo of a airport_hangar."
+    assert texts[0][3] == "aerial photo of an airport hangar."
+    assert texts[1][2] == "satellite photo of a zoo."
+    assert texts[1][12:] == [
+        "satellite photo of a zoo in oceania.",
+        "aerial photo of a zoo in oceania.",
+        "a photo of a zoo.",
+        "zoo.",
+    ]
+
+
+def test_macro_f1_counts_what_other_classes_are_taken_for() -> None:
+    from heads.evaluation.metrics import macro_f1
+
+    rng = np.random.default_rng(0)
+    truth, found = rng.integers(0, 5, 200), rng.integers(0, 7, 200)
+    counts = np.zeros((7, 7), np.int64)
+    np.add.at(counts, (truth, found), 1)
+    expected = f1_score(truth, found, labels=np.unique(truth), average="macro", zero_division=0)
+    assert macro_f1(counts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "name"),
+    [
+        ("", "val/n01440764", "ImageNet"),
+        ("v2:", "0", "ImageNetV2"),
+        ("r:", "n01443537", "ImageNetR"),
+        ("a:", "n01498041", "ImageNetA"),
+        ("sketch:", "n01440764", "ImageNetSketch"),
+        ("objectnet:", "images/alarm_clock", "ObjectNet"),
+    ],
+)
+def test_names_of_their_results(
+    tmp_path: Path, kind: str, place: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, split = tmp_path / "data", "test" if kind else "val"
+    (data / place).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(data / place / "1.png")
+    (store,) = run(capsys, "encode", f"imagenet:{kind}{data},names=wise-ft", "--split", split, "--quiet")
+    assert store["name"] == name
+    (again,) = run(capsys, "encode", f"imagenet:{kind}{data}", "--split", split, "--quiet")
+    assert again["hit"]
+
+
+def test_visda_with_its_validation_domain_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vehicles = ("aeroplane", "bicycle", "bus", "car", "motorcycle", "skateboard", "train", "truck")
+    for name in (*vehicles, "horse", "knife", "person", "plant"):
+        (tmp_path / "validation" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (len(name), 0, 0)).save(tmp_path / "validation" / name / f"{name}.png")
+    found = run(capsys, "encode", f"collection:visda:{tmp_path}", "--split", "all", "--quiet")
+    assert [(store["name"], store["rows"]) for store in found] == [("visda-validation", 12)]
