@@ -108,6 +108,10 @@ class Bar:
         """See `Progress.finish`: the last state stays."""
         self._bar.close()
 
+    def wait(self, why: str) -> None:
+        """See `Progress.wait`: shown behind the figures."""
+        self._bar.set_postfix_str(one_line(why))
+
 
 def shown_progress() -> Progress:
     """A bar on a terminal and in a notebook, a line every ten seconds elsewhere, such as in a log file."""

@@ -4,7 +4,7 @@ import difflib
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import torch
 
 from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript, load_torchscript
 from featcache.encoders.openclip.encoder import OpenClipEncoder
+from featcache.encoders.openclip.hub import needs_hub, offline_where_unreachable
 from featcache.encoders.torch_images import default_device
 from featcache.errors import EncoderError, FeatcacheError
 from featcache.parameters import Range, check_record
@@ -43,7 +44,8 @@ def load(
         The model cannot be loaded, or its weights were trained with the other activation.
     """
     place = default_device(device)
-    with _translated(model, pretrained):
+    hub = offline_where_unreachable(model) if needs_hub(model, pretrained) else nullcontext()
+    with _translated(model, pretrained), hub:
         return _loaded(model, pretrained, place, precision)
 
 
@@ -225,7 +227,7 @@ def openai_file_digests() -> dict[str, str]:
 
 
 def _create(model: str, pretrained: str | None) -> torch.nn.Module:
-    logging.disable(logging.WARNING)  # open_clip warns through the root logger where weights are random on purpose
+    logging.disable(logging.ERROR)  # open_clip warns through the root logger where weights are random on purpose
     try:
         network: torch.nn.Module = open_clip.create_model(model, pretrained=pretrained, precision="fp32", device="cpu")
     finally:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import NumpyDataset, NumpyEncoder
+from huggingface_hub import constants
 from PIL import Image
 
 import featcache
@@ -107,3 +109,19 @@ def test_a_list_fits_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (record,) = json.loads(capsys.readouterr().out)
     assert (record["dim"], record["classes"]) == (16, len(store.classnames))
     assert record["key"] == list_stores(tmp_path)[0].key
+
+
+def test_a_hub_that_cannot_be_reached_is_known_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    began = time.perf_counter()
+    for words in (["--model", "hf-hub:org/none"], ["--model", "ViT-B-32", "--pretrained", "laion2b_s34b_b79k"]):
+        assert main(["encode", "digits", *words, "--root", str(tmp_path), "--quiet"]) == 2
+        said = capsys.readouterr().err
+        assert "127.0.0.1 cannot be reached, and the local cache" in said
+    assert time.perf_counter() - began < 30  # each file was tried for over a minute
+    assert not constants.HF_HUB_OFFLINE

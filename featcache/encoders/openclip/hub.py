@@ -1,0 +1,67 @@
+"""The model hub, where it cannot be reached: its client would try each file for a minute before it says so."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants
+
+from featcache.errors import EncoderError
+
+PATIENCE = 3.0
+"""Seconds to wait for a connection; a name that is not resolved is known at once."""
+
+
+def needs_hub(model: str, pretrained: str | None) -> bool:
+    """Whether a model's files may have to come from the hub."""
+    if model.startswith("local-dir:"):  # its tokenizer or text tower may be named, not held
+        config = Path(model.partition(":")[2]) / "open_clip_config.json"
+        return config.is_file() and b'"hf_' in config.read_bytes()
+    return model.startswith("hf-hub:") or (pretrained not in (None, "random") and not Path(str(pretrained)).is_file())
+
+
+@contextmanager
+def offline_where_unreachable(model: str) -> Iterator[None]:
+    """Where the hub cannot be reached, files come from the local cache alone.
+
+    Raises
+    ------
+    EncoderError
+        The hub cannot be reached, and the cache lacks a file.
+    """
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    if constants.HF_HUB_OFFLINE or getproxies() or reaches(str(address.hostname), port):
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except Exception as error:
+        raise EncoderError(
+            f"model {model}: {address.hostname} cannot be reached, and the local cache ({constants.HF_HUB_CACHE}) "
+            "lacks its files; connect this machine, or give local-dir:FOLDER or --pretrained FILE"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def reaches(host: str, port: int, seconds: float = PATIENCE) -> bool:
+    """Whether a connection to a host is made in that time."""
+    found = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=seconds).close()
+            found.append(True)
+        except OSError:
+            found.append(False)
+
+    thread = threading.Thread(target=connect, daemon=True)  # a resolver may hang for longer
+    thread.start()
+    thread.join(seconds)
+    return found == [True]
