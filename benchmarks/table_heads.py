@@ -113,14 +113,19 @@ def few_shot_curves(
         return run_sweep(plan, opened.__getitem__, Path(scratch) / "rows.jsonl", print)
 
 
+def zero_shot_head(folder: Path, train: ResidentStore) -> LinearHead:
+    """The head of the class vectors in ``imagenet_fewshot.npz``."""
+    with np.load(folder / "imagenet_fewshot.npz") as file:
+        weights = LOGIT_SCALE * file["text_weights"].astype(np.float32)
+    identity = {"head": "zero_shot", "text_digest": "ViT-B-32/openai", "encoder_key": None, "fitted_on": []}
+    return LinearHead(weights, np.zeros(len(weights)), train.classnames, name="zero_shot", provenance=identity)
+
+
 def imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
     """Few-shot ImageNet with a text head: each way of combining both, against zero-shot and against rows alone."""
     stores = stores_of(folder, "imagenet_fewshot")
     train, test = stores["train"], stores["test"]
-    with np.load(folder / "imagenet_fewshot.npz") as file:
-        weights = LOGIT_SCALE * file["text_weights"].astype(np.float32)
-    identity = {"head": "zero_shot", "text_digest": "ViT-B-32/openai", "encoder_key": None, "fitted_on": []}
-    zero_shot = LinearHead(weights, np.zeros(len(weights)), train.classnames, name="zero_shot", provenance=identity)
+    zero_shot = zero_shot_head(folder, train)
     alone: dict[str, Any] = {name: heads.HEADS[name]() for name in ROWS_ALONE}
     for name, head in alone.items():
         _fitted(name, head.fit, train)

@@ -8,6 +8,7 @@ from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.catalogue import HEADS
 from heads.estimators.discriminant import LinearDiscriminant, NearestMean
 from heads.estimators.fit import Material, fit_head, settled
+from heads.estimators.gda import GDA
 from heads.estimators.kept_moments import store_moments
 from heads.estimators.knn import KNN
 from heads.estimators.logistic import Logistic
@@ -36,6 +37,7 @@ from heads.solvers.temperature import fit_temperature
 
 __all__ = [
     "AdamW",
+    "GDA",
     "HEADS",
     "HeadClassifier",
     "Judgement",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show
 from featcache.errors import HeadError
+from featcache.progress import Printed, Silent
 from featcache.store import TextStore
 from featcache.store.places.targets import checked_target
 from heads.cli.arguments import json_setting, open_reference, open_texts, rows_device_argument, store_arguments
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         train=_train(kind, [store for store in stores if not isinstance(store, TextStore)]),
         selection=_selection(args),
         prior=_prior(args.prior, args) if args.prior else None,
+        progress=Silent() if args.json else Printed(),
     )
     if material.prior is not None and not takes_prior(args.head):
         raise HeadError(f"--prior: {args.head} shrinks towards nothing; leave it out")

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from featcache.progress import Progress, Silent
 from featcache.store.protocol import Encoded, FeatureSource
 from heads.fitted.base import LogitHead, label_values, softmax
 from heads.fitted.linear import LinearHead
@@ -23,12 +24,14 @@ from heads.rows.samples import Array, Rows, Samples, as_samples, feature_blocks,
 class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
     """Base of every head; a subclass sets `classes_` (C,), `classnames_`, `provenance_` and the rest.
 
-    `fits_on` says what its `fit` takes, "images" or "texts"; `takes_texts`, that it also takes ``texts=``.
+    `progress` is told by heads whose fit takes long; it is no parameter. `fits_on` says what its `fit` takes, "images"
+    or "texts"; `takes_texts`, that it also takes ``texts=``.
     """
 
     name: ClassVar[str]
     fits_on: ClassVar[str] = "images"
     takes_texts: ClassVar[bool] = False
+    progress: Progress = Silent()
 
     classes_: Array
     classnames_: tuple[str, ...]

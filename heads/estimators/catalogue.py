@@ -21,6 +21,7 @@ HEADS: Plugins[type[HeadClassifier]] = Plugins(
         "logistic": "heads.estimators.logistic:Logistic",
         "nearest_mean": "heads.estimators.discriminant:NearestMean",
         "discriminant": "heads.estimators.discriminant:LinearDiscriminant",
+        "gda": "heads.estimators.gda:GDA",
         "knn": "heads.estimators.knn:KNN",
         "tip_adapter": "heads.estimators.tip_adapter:TipAdapter",
         "tip_adapter_f": "heads.estimators.tip_adapter:TipAdapterF",

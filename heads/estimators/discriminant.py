@@ -47,7 +47,7 @@ class MomentClassifier(LinearClassifier):
     moments_: Moments
 
     @abstractmethod
-    def _solve(self, moments: Moments) -> Solved:
+    def solve(self, moments: Moments) -> Solved:
         """The head from moments in which every class has rows."""
 
     def fit(
@@ -84,7 +84,7 @@ class MomentClassifier(LinearClassifier):
         if present.sum() < 2:
             raise HeadError(f"{present.sum()} class has rows, expected at least 2; add rows of another class")
         validation = None if selection is None else selection_samples(selection, samples)
-        solved = self._solve(_restricted(self.moments_, present))
+        solved = self.solve(self.moments_.of_columns(present))
         self.coef_, self.intercept_ = np.zeros((len(present), samples.dim)), np.zeros(len(present))
         self.coef_[present], self.intercept_[present] = solved.weights, solved.intercepts
         if validation is None:
@@ -123,7 +123,7 @@ class MomentClassifier(LinearClassifier):
         present = rest.counts > 0
         if present.sum() < 2:
             return np.zeros((0, len(rest.xtx))), np.zeros(0), present
-        solved = self._solve(_restricted(rest, present))
+        solved = self.solve(rest.of_columns(present))
         return solved.weights, solved.intercepts, present
 
     def _scores_of(self, blocks: Blocks, present: NDArray[np.bool_]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
@@ -141,11 +141,6 @@ class MomentClassifier(LinearClassifier):
             return fit_temperature(np.concatenate([s for s, _ in scored]), np.concatenate([y for _, y in scored]))
         own = np.concatenate([scores for scores, _ in self._scores_of(thinned(samples, self.moments_.n), present)])
         return float(own.std(axis=1).mean()) or 1.0
-
-
-def _restricted(moments: Moments, present: NDArray[np.bool_]) -> Moments:
-    """The same moments without the classes that have no row."""
-    return replace(moments, cross=moments.cross[present], sum_y=moments.sum_y[present])
 
 
 SHRINKAGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -192,7 +187,8 @@ class NearestMean(MomentClassifier):
     def __init__(self, normalize: bool = True) -> None:
         self.normalize = normalize
 
-    def _solve(self, moments: Moments) -> Solved:
+    def solve(self, moments: Moments) -> Solved:
+        """The head from moments in which every class has rows."""
         means = moments.class_sums / moments.counts[:, None]
         squares = (means**2).sum(axis=1)
         if not self.normalize:
@@ -287,7 +283,7 @@ class LinearDiscriminant(MomentClassifier):
             For other shrinkages.
         """
         own, present = self.linear(), self.moments_.counts > 0
-        moments = _restricted(self.moments_, present)
+        moments = self.moments_.of_columns(present)
         spread = _spread(self.coef_[present], self.intercept_[present], moments)
         found: dict[float, LinearHead] = {}
         for weights, intercepts, solved in self._solved(moments, [*shrinkages, self.shrinkage_]):
@@ -301,7 +297,8 @@ class LinearDiscriminant(MomentClassifier):
         found[self.shrinkage_] = replace(own, name=found[self.shrinkage_].name)
         return [found[shrinkage] for shrinkage in sorted(found)]
 
-    def _solve(self, moments: Moments) -> Solved:
+    def solve(self, moments: Moments) -> Solved:
+        """The head from moments in which every class has rows."""
         return next(self._solved(moments, [self.shrinkage]))
 
     def _solved(self, moments: Moments, shrinkages: Sequence[float | str]) -> Iterator[Solved]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from featcache.progress import Progress, Silent
 from featcache.store.protocol import FeatureSource, TextSource
 from heads.estimators.base import HeadClassifier
 from heads.estimators.catalogue import head_class, make_head, takes_prior, takes_selection
@@ -32,12 +33,14 @@ class Material:
     texts : text stores of one class list and text tower; several make an ensemble
     selection : image store on which hyper-parameters are chosen; None uses the head's default, such as folds
     prior : fitted linear head that weights shrink towards, None for zero
+    progress : told by heads whose fit takes long
     """
 
     train: FeatureSource | None = None
     texts: Sequence[TextSource] = ()
     selection: FeatureSource | None = None
     prior: LinearHead | Fitted | None = None
+    progress: Progress = field(default_factory=Silent)
 
     def text_head(self) -> LinearHead:
         """The zero-shot head of the texts."""
@@ -70,6 +73,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
     """
     kind = head_class(name)
     head = make_head(name, parameters or {}, material.prior if takes_prior(name) else None)
+    head.progress = material.progress
     if (kind.fits_on == "texts" or kind.takes_texts) and not material.texts:
         raise HeadError(f"{name} needs a text store; name one that `featcache text` wrote (texts/NAME)")
     if kind.fits_on == "texts":

@@ -23,6 +23,7 @@ from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, split_id
 from heads.rows.samples import Rows, Samples, Selection, as_samples
 from heads.rows.selection import selection_samples
+from heads.solvers.edges import warn_at_edge
 from heads.solvers.logistic.path import Fitted, PathSolver
 from heads.solvers.logistic.rows import TrainingRows
 
@@ -30,6 +31,9 @@ Float = NDArray[np.float64]
 
 CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 """Default path: 13 values from 1e-2 to 1e4, two per decade."""
+
+FOLD_TOL = 1e-5
+"""Tolerance of fits that only choose C: they change held-out NLLs in the fourth digit."""
 
 
 class Logistic(LinearClassifier):
@@ -54,7 +58,9 @@ class Logistic(LinearClassifier):
         A fitted head on the logit scale (`LinearHead`, or a fitted `ZeroShot`) that weights shrink to; as C goes to
         0, W becomes the prior's. scikit-learn's `clone` keeps a `LinearHead`, but returns an estimator unfitted.
     metric : what chooses C: "nll" (smallest mean) or "top1" (largest share); the smaller C on ties
-    tol : largest relative distance of the objective from its minimum, as the solver estimates it
+    tol
+        Largest relative distance of the objective from its minimum, as the solver estimates it; at least 1e-5 for the
+        fits of folds, which only choose C.
     max_iter : iterations for one C
     refit
         Whether the head of the chosen (or only) C is fitted again, on training and selection rows together. The heads
@@ -164,12 +170,17 @@ class Logistic(LinearClassifier):
             lambda rows, keep: self._solver(rows, prior, keep),
             self.metric,
             validation,
+            self.progress,
         )
         self._path, self.cv_scores_ = choice.searched() if Cs is None else choice.along(Cs)
         self.Cs_ = np.array([f.C for f in self._path])
         self.objectives_ = np.array([f.objective for f in self._path])
         self.n_iter_ = np.array([f.iterations for f in self._path])
-        best = self._path[choice.best(self._path, self.cv_scores_)]
+        place = choice.best(self._path, self.cv_scores_)
+        best = self._path[place]
+        if Cs is not None and self.cv_scores_.size:
+            losses = self.cv_scores_ if self.metric == "nll" else 1 - self.cv_scores_
+            warn_at_edge("C", self.Cs_, losses, place)
         # The head: the best of the path, or fitted again on both splits.
         splits = [samples] if validation is None or not self.refit else [samples, validation]
         if len(splits) == 2:
@@ -214,7 +225,8 @@ class Logistic(LinearClassifier):
 
     def _solver(self, rows: TrainingRows, prior: LinearHead | None, keep: NDArray[np.bool_] | None) -> PathSolver:
         shift = None if prior is None else (prior.weights.astype(np.float64), prior.bias.astype(np.float64))
-        return PathSolver(rows, keep=keep, prior=shift, missing_intercept=ABSENT, tol=self.tol, max_iter=self.max_iter)
+        tol = self.tol if keep is None else max(self.tol, FOLD_TOL)
+        return PathSolver(rows, keep=keep, prior=shift, missing_intercept=ABSENT, tol=tol, max_iter=self.max_iter)
 
     def _warn_of_slow(self, fits: list[Fitted]) -> None:
         slow = [f"{f.C:.3g}" for f in fits if not f.converged]

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.progress import Progress, Silent
 from heads.kernels import linear_nll
 from heads.kernels.tally import stats_of_arrays
 from heads.rows.device import chosen_rows, device_rows
@@ -77,6 +78,7 @@ class Choice:
     solver : gives the path solver of all rows, or of those that a mask keeps
     metric : "nll" (smallest mean) or "top1" (largest share)
     validation : the selection split, or None for folds
+    progress : told of the rows of every fit
     how : "none", "split" or "folds", set by `along` and `searched`
     """
 
@@ -84,23 +86,37 @@ class Choice:
     solver: Solver
     metric: str
     validation: Samples | None
+    progress: Progress = field(default_factory=Silent)
     how: str = "none"
 
     def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
         """Every C in turn, and the scores; no scores for a single C, or where no row can be held out."""
-        path = list(self.solver(self.rows, None).path(Cs))
+        fits = len(Cs) * (1 if len(Cs) == 1 or self.validation is not None else 1 + FOLDS)
+        self.progress.start("logistic, all C", fits * len(self.rows.y), 0)
+        path = self._told(self.solver(self.rows, None).path(Cs))
         if len(path) == 1:
+            self.progress.finish()
             return path, np.zeros(0)
         self.how = "folds" if self.validation is None else "split"
         if self.validation is not None:
+            self.progress.finish()
             return path, self._split_scores(path, self.validation)
         total, n = np.zeros(len(path)), 0
         for keep, scored in self._folds():
-            sums, rows = self._fold_sums(scored, list(self.solver(self.rows, keep).path(Cs)))
+            sums, rows = self._fold_sums(scored, self._told(self.solver(self.rows, keep).path(Cs)))
             total, n = total + sums, n + rows
+        self.progress.finish()
         if n:
             return path, total / n
         return path, self._without_choice()
+
+    def _told(self, fits: Iterator[Fitted]) -> list[Fitted]:
+        """The fits; progress hears of each."""
+        found = []
+        for fitted in fits:
+            found.append(fitted)
+            self.progress.advance(len(self.rows.y))
+        return found
 
     def searched(self) -> tuple[list[Fitted], Float]:
         """The CLIP paper's search: the values of C that it tried, ascending, and their scores.

@@ -22,6 +22,7 @@ from heads.fitted.provenance import Json
 from heads.rows.samples import Rows, Samples, Selection, as_samples, require_finite, to_numpy
 from heads.rows.selection import RowSampler, selection_samples, thinned
 from heads.rows.weights import ClassWeight, class_weights, group_ids, row_weights
+from heads.solvers.edges import warn_at_edge
 from heads.solvers.folds import FOLDS, folds_of
 from heads.solvers.parallel import Blocks
 from heads.solvers.primitives import as_tensor
@@ -241,7 +242,11 @@ class Ridge(LinearClassifier):
         self._metric = self.metric
         if self.metric == "auto":
             self._metric = "nll" if validation is not None or self.prior is not None else "squared_error"
-        return self._scored.best(self._metric, self.cv_errors_)
+        best = self._scored.best(self._metric, self.cv_errors_)
+        if validation is not None or not np.isnan(self.cv_nll_).all():
+            by = {"nll": self.cv_nll_, "top1": 1 - self.cv_top1_, "squared_error": self.cv_errors_}
+            warn_at_edge("alpha", self.alphas_, by[self._metric], best)
+        return best
 
     def _held_out(self, problem: RidgeProblem, validation: Samples | None, **bounds: int) -> HeldOut:
         """A share of the rows that alpha and temperature are chosen on."""

@@ -126,8 +126,8 @@ def fit_mixture(
     pair = [torch.from_numpy((z / spread).astype(np.float32)) for z, spread in zip(wide, spreads, strict=True)]
     share = prior_rows / (rows.total + prior_rows)
     best = _mixed(pair, rows, share)
-    first = max(best[0], 1e-6 * best[1]) / spreads[0]
-    return 1.0 / first, best[1] / spreads[1] / first
+    first = float(max(best[0], 1e-6 * best[1])) / spreads[0]
+    return 1.0 / first, float(best[1]) / spreads[1] / first
 
 
 def _mixed(pair: Sequence[Tensor], rows: _Rows, share: float) -> NDArray[np.float64]:

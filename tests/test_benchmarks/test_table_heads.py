@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import table_heads
+from benchmarks import table_choosing, table_heads
 from heads.combine.interpolate import ALPHAS
 
 
@@ -55,3 +55,13 @@ def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.Captur
     assert " ± " in page
     assert "95% paired bootstrap intervals" in page
     assert "not told apart from zero_shot: " in page
+
+
+def test_ways_of_choosing_stand_beside_zero_shot(folder: Path) -> None:
+    table_choosing.main([str(folder), "--out", str(folder / "out"), "--sets", "toys"])
+    rows = json.loads((folder / "out" / "choosing.json").read_text())["rows"]
+    assert len(rows) == 2 * (len(table_choosing.ALONE) + len(table_choosing.NEIGHBOURS)) + 1 + len(
+        table_choosing.TO_PRIOR
+    )
+    assert [row["head"] for row in rows if "against zero-shot" in row] == list(table_choosing.TO_PRIOR)
+    assert (folder / "out" / "choosing.md").read_text().count("\n| ") == len(rows) + 1

@@ -19,7 +19,7 @@ float32.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -104,6 +104,10 @@ class Moments:
         """
         (found,) = fold_moments(blocks, dim=dim, n_targets=n_targets, folds=1)
         return found
+
+    def of_columns(self, keep: NDArray[np.bool_]) -> Moments:
+        """The same rows with some of the targets (K,), such as the classes that have rows."""
+        return replace(self, cross=self.cross[keep], sum_y=self.sum_y[keep])
 
     def __add__(self, other: Moments) -> Moments:
         return self._combined(other, 1)

@@ -8,7 +8,7 @@ import pytest
 from logistic_reference import objective, reference
 
 from featcache.errors import HeadError, MismatchError
-from heads import Logistic
+from heads import Logistic, Material, Ridge, fit_head
 from heads.estimators.logistic_choice import GRID, search
 
 
@@ -159,3 +159,33 @@ def test_one_row_per_class_takes_the_C_nearest_to_one(draw: Any) -> None:
         folds = Logistic([0.1, 10.0]).fit(np.concatenate([X, X[:1]]), np.append(y, 0))
     assert [head.provenance_["params"]["selection"] for head in (split, folds)] == ["split", "folds"]
     assert len(split.cv_scores_) == len(folds.cv_scores_) == 2
+
+
+def test_a_choice_at_the_end_of_its_path_says_so(images: Any) -> None:
+    store = images(n=150, noise=0.2)
+    for head, name in ((Logistic(C=[1e-3, 1e-2, 1e-1]), "C = 0.1"), (Ridge([1e1, 1e2, 1e3]), "alpha = 10")):
+        with pytest.warns(UserWarning, match=f"{name} is the end of its path"):
+            head.fit(store)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Ridge([1e-9, 1e-8, 1e-7]).fit(store)  # flat there
+        Logistic(C=[0.1, 10.0]).fit(store)  # no path
+
+
+def test_progress_hears_of_every_fit(images: Any) -> None:
+    class Told:
+        total = done = finished = 0
+
+        def start(self, what: str, total: int, done: int) -> None:
+            self.total = total
+
+        def advance(self, rows: int) -> None:
+            self.done += rows
+
+        def finish(self) -> None:
+            self.finished += 1
+
+    told = Told()
+    fit_head("logistic", Material(images(n=100), progress=told), {"C": [0.1, 1.0, 10.0]})
+    assert told.total == told.done == 100 * 3 * 6
+    assert told.finished == 1

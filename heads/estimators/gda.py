@@ -1,0 +1,138 @@
+"""GDA, the training-free "hard-to-beat baseline": a Gaussian discriminant of the rows added to the zero-shot logits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from featcache.parameters import NotNegative, OneOf
+from heads.estimators.base import LinearClassifier
+from heads.estimators.discriminant import LinearDiscriminant
+from heads.estimators.few_shot import FewShotClassifier, FewShotRows, validation_folds
+from heads.rows.samples import gathered
+from heads.solvers.ridge.moments import Moments
+from heads.solvers.temperature import fit_mixture
+
+Float = NDArray[np.float64]
+Labels = NDArray[np.integer]
+
+
+class GDA(FewShotClassifier, LinearClassifier):
+    """Zero-shot logits plus alpha times the discriminant of a Gaussian per class with one covariance S.
+
+    ``logits = zero-shot + alpha (x . w_c + b_c)`` with ``w_c = P m_c``, ``b_c = log(1/C) - m_c . w_c / 2``, m_c the
+    mean of the rows of class c, and the precision matrix ``P = D ((N - 1) S + trace(S) I)^-1``. It is
+    `LinearDiscriminant` with its shrinkage "auto" and uniform priors up to a factor, and nothing is trained.
+
+    Parameters
+    ----------
+    alpha
+        A number of the paper's formula; or "fitted": alpha, and a temperature of the sum, by the likelihood of the
+        selection split, or of folds of the training rows. (The paper takes the best accuracy on a validation split.)
+
+    Attributes
+    ----------
+    coef_ : (C, D) float64, of the sum before the temperature
+    intercept_ : (C,) float64
+    alpha_ : float
+        Infinite where the zero-shot logits only harm. With one row in every class nothing can be held out, and both
+        parts get the same spread over classes.
+    temperature_ : float
+    classes_, classnames_, n_features_in_, provenance_
+
+    Notes
+    -----
+    A class without a training row has the mean of the others' weights and intercepts in the discriminant's part, so
+    that its zero-shot logit decides.
+
+    References
+    ----------
+    Wang et al. 2024, "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation".
+
+    Examples
+    --------
+    >>> from heads import LinearHead
+    >>> text = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
+    >>> X = np.array([[1.0, 0.9], [0.9, 0.8], [0.0, 1.0], [0.2, 0.8]])
+    >>> GDA().fit(X, [0, 0, 1, 1], texts=text).coef_.shape
+    (2, 2)
+    """
+
+    name = "gda"
+    metric = "nll"
+
+    alpha_: float
+
+    def __init__(self, alpha: NotNegative | Annotated[str, OneOf("fitted")] = "fitted") -> None:
+        self.alpha = alpha
+
+    def _check_parameters(self) -> None:
+        if self.alpha != "fitted" and (isinstance(self.alpha, str) or not 0 <= self.alpha < np.inf):
+            raise HeadError(f"alpha is {self.alpha!r}, expected a number from 0, or 'fitted'")
+
+    def _fit(self, rows: FewShotRows) -> None:
+        X, y = rows.features.astype(np.float64), rows.labels
+        text = rows.text.weights.astype(np.float64), rows.text.bias.astype(np.float64)
+        weights, intercepts = gda(X, y, len(text[1]))
+        share, how = self._share(rows, X, (weights, intercepts))
+        self.coef_, self.intercept_ = text[0] + share * weights, text[1] + share * intercepts
+        self.alpha_ = share
+        if not np.isfinite(share):
+            self.coef_, self.intercept_ = weights, intercepts
+        self.provenance_ = self._record(rows, {"alpha": self.alpha_, "temperature": self.temperature_}, how)
+
+    def _share(self, rows: FewShotRows, X: Float, whole: tuple[Float, Float]) -> tuple[float, str]:
+        """Alpha and how it was found; sets the temperature."""
+        self.temperature_ = 1.0
+        if not isinstance(self.alpha, str):
+            return float(self.alpha), "given"
+        base_of = rows.text.logits
+        found = _held_out(rows, X, whole)
+        if found is None:
+            spreads = [z.std(axis=1).mean() for z in (base_of(rows.features), X @ whole[0].T + whole[1])]
+            return float(spreads[0] / spreads[1]) if spreads[1] > 0 else 0.0, "none"
+        scores, features, labels = found
+        temperature, weight = fit_mixture(scores, base_of(features), labels)
+        self.temperature_ = temperature / weight if weight > 0 else temperature
+        return 1.0 / weight if weight > 0 else np.inf, "folds" if rows.validation is None else "split"
+
+
+def gda(X: Float, y: Labels, n_classes: int) -> tuple[Float, Float]:
+    """Weights (C, D) and intercepts (C,) of the discriminant of rows (N, D), as in the paper."""
+    moments = Moments.from_blocks([(X, y)], dim=X.shape[1], n_targets=n_classes)
+    present = moments.counts > 0
+    solved = LinearDiscriminant("auto", "uniform").solve(moments.of_columns(present))
+    n, dim = X.shape
+    scale, classes = dim * (n - 1) / (n * (n - 1 + dim)), int(present.sum())  # the paper's S is divided by N - 1
+    weights, intercepts = np.empty((n_classes, dim)), np.empty(n_classes)
+    weights[present] = scale * solved.weights
+    intercepts[present] = scale * solved.intercepts + (1 - scale) * np.log(1 / classes)  # log(1/C) is not scaled
+    weights[~present], intercepts[~present] = weights[present].mean(axis=0), intercepts[present].mean()
+    return weights, intercepts
+
+
+def _held_out(
+    rows: FewShotRows, X: Float, whole: tuple[Float, Float]
+) -> tuple[Float, NDArray[np.floating], Labels] | None:
+    """Scores, features and labels of the selection split, or of folds of the training rows; None if there are none."""
+    if rows.validation is not None:
+        features, labels = gathered(rows.validation)
+        return features.astype(np.float64) @ whole[0].T + whole[1], features, labels
+    found = validation_folds(rows.labels, len(whole[1]))
+    if found is None:
+        return None
+    folds, scored = found
+    scores = np.zeros((len(X), len(whole[1])))
+    for k in range(int(folds.max()) + 1):
+        keep, out = folds != k, folds == k
+        if len(np.unique(rows.labels[keep])) < 2:
+            scored = scored & ~out
+            continue
+        weights, intercepts = gda(X[keep], rows.labels[keep], len(whole[1]))
+        scores[out] = X[out] @ weights.T + intercepts
+    if not scored.any():
+        return None
+    return scores[scored], rows.features[scored], rows.labels[scored]

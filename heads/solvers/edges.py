@@ -1,0 +1,51 @@
+"""A word on choices at the end of their path, beyond which a better value may lie."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+_GAIN = 1e-3
+
+
+def warn_at_edge(
+    name: str, values: Sequence[float] | NDArray[np.float64], losses: NDArray[np.float64], best: int
+) -> None:
+    """Warn in one line if the best of three values or more is the first or last, and better than the one beside it.
+
+    Parameters
+    ----------
+    name : of the parameter
+    values : (A,), ascending or descending
+    losses : (A,) what is minimised; a step of less than a thousandth counts as flat
+    best : position of the chosen value
+
+    Examples
+    --------
+    >>> with warnings.catch_warnings(record=True) as found:
+    ...     warnings.simplefilter("always")
+    ...     warn_at_edge("C", [1.0, 10.0, 100.0], np.array([3.0, 2.0, 1.0]), 2)
+    ...     warn_at_edge("C", [1.0, 10.0, 100.0], np.array([3.0, 2.0, 2.0]), 2)
+    >>> [str(one.message) for one in found]
+    ['C = 100 is the end of its path, and the best may lie beyond it; give further values']
+    """
+    if len(values) < 3 or best not in (0, len(values) - 1):
+        return
+    beside = losses[1] if best == 0 else losses[-2]
+    if losses[best] < (1 - _GAIN) * beside:
+        what = f"{name} = {float(values[best]):.6g} is the end of its path, and the best may lie beyond it"
+        warnings.warn(f"{what}; give further values", UserWarning, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """The `stacklevel` of the first caller outside of the packages, whose line a warning should name."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("heads", "featcache"):
+        level, frame = level + 1, frame.f_back
+    return level - 1

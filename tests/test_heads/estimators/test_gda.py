@@ -1,0 +1,76 @@
+"""GDA: the paper's formula in float64, its alpha by likelihood, classes without rows."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from featcache.errors import HeadError
+from heads import GDA, ZeroShot
+
+
+def papers_scores(train: Any, new: Any) -> Any:
+    """``x . w_c + b_c`` of the authors, with ``torch.cov``'s division by N - 1."""
+    (X, y), new = train.numpy(np.float64), new.astype(np.float64)
+    classes, (n, dim) = int(y.max()) + 1, X.shape
+    means = np.stack([X[y == c].mean(axis=0) for c in range(classes)])
+    covariance = np.cov((X - means[y]).T)
+    weights = means @ (dim * np.linalg.inv((n - 1) * covariance + np.trace(covariance) * np.eye(dim)))
+    return new @ weights.T + np.log(1 / classes) - (weights * means).sum(axis=1) / 2
+
+
+def nll(logits: Any, y: Any) -> float:
+    return float(-log_softmax(logits, axis=1)[np.arange(len(y)), y].mean())
+
+
+def test_a_given_alpha_is_the_papers_formula(images: Any, texts: Any) -> None:
+    train, test, text = images(n=60, noise=0.6), images(seed=5, noise=0.6), ZeroShot().fit(texts()).linear()
+    scores = papers_scores(train, test.X)
+    head = GDA(0.7).fit(train, texts=texts())
+    np.testing.assert_allclose(head.scores(test.X), text.logits(test.X) + 0.7 * scores, rtol=1e-5, atol=1e-4)
+    assert head.provenance_["params"] == head.provenance_["params"] | {"alpha": 0.7, "selection": "given"}
+    assert head.temperature_ == 1.0
+    for bad in (-1.0, np.inf, "folds"):
+        with pytest.raises(HeadError, match="a number from 0, or 'fitted'"):
+            GDA(bad).fit(train, texts=texts())
+
+
+def test_alpha_and_temperature_are_the_likeliest_on_a_selection_split(images: Any, texts: Any) -> None:
+    train, text = images(n=30, noise=0.6), ZeroShot().fit(texts()).linear()
+    val = images(n=4000, seed=9, noise=0.6, split="val", dataset_key="data-9")
+    scores, base = papers_scores(train, val.X), text.logits(val.X)
+    head = GDA().fit(train, texts=texts(), selection=val)
+
+    def loss(log_alpha: float) -> float:
+        return nll((base + np.exp(log_alpha) * scores) / head.temperature_, val.y)
+
+    assert minimize_scalar(loss, (-1, 1), tol=1e-10).x == pytest.approx(np.log(head.alpha_), abs=0.02)
+    assert head.provenance_["chosen_on"][0]["split"] == "val"
+    assert nll(head.scores(val.X) / head.temperature_, val.y) < min(nll(base, val.y), nll(scores, val.y))
+
+
+def test_without_a_split_folds_choose_and_it_beats_both_parts(images: Any, texts: Any) -> None:
+    test, gains = images(n=2000, seed=50, noise=0.5), []
+    for seed in range(4):
+        rough = texts().raw + 0.4 * np.random.default_rng(seed).normal(size=(5, 1, 12))
+        few, prompts = images(n=40, seed=seed, noise=0.5), type(texts())(rough.astype(np.float32))
+        head = GDA().fit(few, texts=prompts)
+        assert head.provenance_["params"]["selection"] == "folds"
+        parts = ZeroShot().fit(prompts).linear().logits(test.X), papers_scores(few, test.X)
+        gains.append([head.score(test) - (part.argmax(axis=1) == test.y).mean() for part in parts])
+    assert np.mean(gains, axis=0).min() > 0.01
+
+
+def test_a_class_without_rows_keeps_its_zero_shot_logit(images: Any, texts: Any) -> None:
+    train = images(n=100)
+    keep = train.y != 2
+    train.X, train.y = train.X[keep], train.y[keep]
+    test = images(seed=5)
+    head = GDA().fit(train, texts=texts())
+    assert (head.predict(test)[test.y == 2] == 2).mean() > 0.8
+    one_each = images().X[np.unique(images().y, return_index=True)[1]]
+    single = GDA().fit(one_each, np.arange(5), texts=texts())
+    assert single.provenance_["params"]["selection"] == "none"
+    assert single.score(test) > 0.8
