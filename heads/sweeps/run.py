@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featcache import __version__
 from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import json_value
 from featcache.store import content_key
+from featcache.store.key import checksum
 from featcache.store.protocol import FeatureTable, TextSource
 from heads.combine.interpolate import interpolate, interpolate_by_folds
 from heads.estimators.base import HeadClassifier
@@ -49,7 +52,13 @@ class _Stores:
             for what, store in images.items()
         }
         record["on"] = [{**split_id(store), "encoder": store.encoder_key} for store in self.on]
-        return record | {"texts": [store.text_key for store in self.texts]}
+        return record | {"texts": [_text_id(store) for store in self.texts]}
+
+
+def _text_id(store: TextSource) -> Json:
+    """What tells embedded prompts apart: `text_key` alone is the same for all prompts under one text tower."""
+    prompts = {"classnames": list(store.classnames), "raw": checksum(np.ascontiguousarray(store.raw).data)}
+    return {"encoder": store.text_key, "prompts": content_key(prompts)}
 
 
 def run_sweep(plan: SweepPlan, open_store: Open, results: str | Path, say: Say = lambda line: None) -> list[Row]:
@@ -82,8 +91,9 @@ def run_sweep(plan: SweepPlan, open_store: Open, results: str | Path, say: Say =
     total, number = sum(len(list(plan.jobs(named))) for named, _ in runs), 0
     for named, model in runs:
         stores = _opened(named, open_store, plan)
+        identity = stores.identity()
         for job in plan.jobs(named):
-            key, number = _key(job, stores, plan), number + 1
+            key, number = _key(job, identity, plan), number + 1
             if key in done:
                 say(f"{number}/{total} {_label(job)}: done before")
                 rows += done[key]
@@ -175,14 +185,14 @@ def _plain(row: Row, job: Job, key: str, model: str | None) -> Row:
     return row | place | {"setting": job.setting, "shots": job.shots, "seed": job.seed}
 
 
-def _key(job: Job, stores: _Stores, plan: SweepPlan) -> str:
+def _key(job: Job, stores: Json, plan: SweepPlan) -> str:
     """What a job's row depends on."""
     record = {
         "head": job.head,
         "setting": job.setting,
         "shots": job.shots,
         "seed": job.seed if job.shots is not None else None,
-        "stores": stores.identity(),
+        "stores": stores,
         "alphas": list(plan.alphas),
         "metric": plan.metric,
         "paper": plan.paper,

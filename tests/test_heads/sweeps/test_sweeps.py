@@ -78,6 +78,16 @@ def test_other_data_labels_or_settings_are_other_jobs(stores: dict[str, Any], tm
     assert run_sweep(plan, stores.__getitem__, results)[0]["sweep"] == first
 
 
+def test_other_prompts_under_one_text_tower_are_other_jobs(stores: dict[str, Any], tmp_path: Path) -> None:
+    plan, results = plan_of(HeadGrid("zero_shot")), tmp_path / "r.jsonl"
+    first = run_sweep(plan, stores.__getitem__, results)
+    texts = stores["texts/animals"]
+    assert texts.text_key == replace(texts, raw=texts.raw[::-1]).text_key
+    other = run_sweep(plan, {**stores, "texts/animals": replace(texts, raw=texts.raw[::-1])}.__getitem__, results)
+    assert other[0]["animals:top1"] != first[0]["animals:top1"]
+    assert run_sweep(plan, stores.__getitem__, results) == first
+
+
 def test_the_best_interpolation_is_chosen_on_the_selection_split(stores: dict[str, Any], tmp_path: Path) -> None:
     plan = plan_of(HeadGrid("ridge"), alphas=(0.0, 0.5, 1.0))
     rows = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
