@@ -169,6 +169,8 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
     for part in finished_parts(found):
         try:
             own = part_manifest(manifest, store, part)
+        except StoreSchemaError as error:  # left as it is
+            inner = Report(store / part.name, problems=[str(error)])
         except FeatcacheError as error:
             inner = Report(store / part.name, problems=[str(error)], removed={MANIFEST})
         else:
