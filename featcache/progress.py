@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 
 class Progress(Protocol):
@@ -18,8 +18,13 @@ class Progress(Protocol):
     def finish(self) -> None:
         """The run is over."""
 
+
+@runtime_checkable
+class Waits(Protocol):
+    """A `Progress` that also says why nothing can be done for now."""
+
     def wait(self, why: str) -> None:
-        """Nothing can be done for now; empty if it is not known why."""
+        """Called again and again while a run waits; `why` is empty if it is not known."""
 
 
 class Silent:
@@ -34,8 +39,20 @@ class Silent:
     def finish(self) -> None:
         """Nothing."""
 
-    def wait(self, why: str) -> None:
-        """Nothing."""
+
+class _Due:
+    """When to say again that a run waits: after five seconds, and then every ten."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def is_due(self, why: str) -> bool:
+        """Whether there is something to say, and it is time to."""
+        now, first = time.monotonic(), not self._next
+        if not why or now < self._next:
+            return False
+        self._next = now + (5.0 if first else 10.0)
+        return not first
 
 
 class Printed:
@@ -52,7 +69,8 @@ class Printed:
         self._terminal = self._stream.isatty()
         self._interval = 0.2 if self._terminal else 10.0
         self._what, self._total, self._done, self._fresh = "", 0, 0, 0
-        self._began = self._shown = self._waited = 0.0
+        self._began = self._shown = 0.0
+        self._due = _Due()
 
     def start(self, what: str, total: int, done: int) -> None:
         """See `Progress.start`."""
@@ -73,13 +91,10 @@ class Printed:
         self._print(end="\n")
 
     def wait(self, why: str) -> None:
-        """See `Progress.wait`: a line every ten seconds, the first one after five."""
-        now = time.monotonic()
-        if why and now >= self._waited:
-            if self._waited:
-                self._stream.write(f"{why}\n")
-                self._stream.flush()
-            self._waited = now + (10.0 if self._waited else 5.0)
+        """See `Waits.wait`: a line every ten seconds, the first one after five."""
+        if self._due.is_due(why):
+            self._stream.write(f"{one_line(why)}\n")
+            self._stream.flush()
 
     def _print(self, end: str) -> None:
         seconds = max(time.monotonic() - self._began, 1e-9)
@@ -93,6 +108,9 @@ class Printed:
 
 class Bar:
     """A tqdm bar, on a terminal or in a notebook: rows done, rate and time left."""
+
+    def __init__(self) -> None:
+        self._due = _Due()
 
     def start(self, what: str, total: int, done: int) -> None:
         """See `Progress.start`."""
@@ -109,8 +127,11 @@ class Bar:
         self._bar.close()
 
     def wait(self, why: str) -> None:
-        """See `Progress.wait`: shown behind the figures."""
-        self._bar.set_postfix_str(one_line(why))
+        """See `Waits.wait`."""
+        from tqdm.auto import tqdm
+
+        if self._due.is_due(why):
+            tqdm.write(one_line(why), file=sys.stderr)
 
 
 def shown_progress() -> Progress:

@@ -30,7 +30,7 @@ from featcache.errors import (
     StoreNotFoundError,
     StoreSchemaError,
 )
-from featcache.progress import Progress, Silent
+from featcache.progress import Progress, Silent, Waits
 from featcache.store import BadRow, Marker, StoreWriter, content_key, read_manifest
 from featcache.store.base import Store
 from featcache.store.checks import remedy
@@ -260,7 +260,8 @@ class StoreJob(ABC, Generic[S]):
             elif share.only:
                 raise self._shard_done(len(missing), outputs.store.rows_spec.n_chunks)
             elif not fresh:
-                self.progress.wait(self._claims.waited_for())
+                if isinstance(self.progress, Waits):
+                    self.progress.wait(self._claims.waited_for())
                 time.sleep(pause)  # others work on the rest; what they abandon is taken over
                 pause = min(2 * pause, POLL_SECONDS[1])
         raise StoreCorruptError(

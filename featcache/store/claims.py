@@ -71,14 +71,15 @@ class Claims:
 
     def waited_for(self) -> str:
         """What the claims that are in the way say, for people; empty if there are none."""
-        held = {name: read_or_none(self._folder / name) for name in self._watched}
-        name = min((name for name in held if held[name]), key=lambda name: self._watched[name][1], default=None)
-        if name is None:
-            return ""
-        holder = (held[name] or b"").decode(errors="replace")
-        left = max(0.0, STALE_SECONDS - (self._clock() - self._watched[name][1]))
-        what = f"chunk {name}" if name.isdigit() else f"the {name}"
-        return f"waiting for {what}, claimed by {holder}; taken over in {left:.0f} s unless it is renewed"
+        for name, (_, since) in sorted(self._watched.items(), key=lambda item: item[1][1]):
+            holder = read_or_none(self._folder / name)
+            if holder is not None:
+                left = max(0.0, STALE_SECONDS - (self._clock() - since))
+                what = f"chunk {name}" if name.isdigit() else f"the {name}"
+                who = holder.decode(errors="replace")
+                return f"waiting for {what}, claimed by {who}; taken over in {left:.0f} s unless it is renewed"
+            del self._watched[name]  # given back
+        return ""
 
     def renew(self) -> None:
         """Keep the claims alive; cheap enough to call after every batch."""

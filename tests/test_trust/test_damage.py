@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from damage import WORLDS, World, damages, encode, plain
+from fakes import TAP
 
 from featcache.cli.main import main
 from featcache.errors import FeatcacheError, StoreSchemaError
@@ -149,8 +150,10 @@ def check_repairs(root: Path, seconds: float | None) -> int:
         if time.monotonic() > until:
             return number
         before = file.read_bytes()
-        if says_the_same(content, first[file]):
-            continue
+        if says_the_same(content, first[file]) or (
+            file.parts[-3] == f"tap-{TAP}" and what.startswith("altered bad.0.2")
+        ):
+            continue  # the error text in a marker of a part is not read
         apply(file, content)
         case = f"{file.relative_to(store)}, {what}"
         if what == "altered schema" and file.name == "manifest.json":  # that of another version: left as it is
