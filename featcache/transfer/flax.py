@@ -4,22 +4,23 @@ A file is a tree of maps with arrays as leaves, or one array. Every array is an 
 type 3) that holds msgpack of ``[shape, dtype name, bytes in C order]``.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import ModuleType
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from featcache.errors import EncoderError, FeatcacheError, MissingExtraError
 from featcache.store import TextStore
+from featcache.store.key import Json
 from featcache.store.places.targets import write_target
 
 ARRAY, SCALAR = 1, 3
 MAPS, EXTENSIONS = (0xDE, 0xDF), (0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8)
 SUFFIXES = (".ckpt", ".msgpack")
 
-Tree: TypeAlias = dict[str, Any] | torch.Tensor
+Tree: TypeAlias = Json | torch.Tensor
 """Nested maps of tensors, or one tensor."""
 
 
@@ -55,7 +56,7 @@ def read_flax(path: str | Path) -> Tree:
     return content
 
 
-def write_flax(tree: Mapping[str, Any] | torch.Tensor, path: str | Path) -> Path:
+def write_flax(tree: Json | torch.Tensor, path: str | Path) -> Path:
     """Write a tree of float tensors as `flax.serialization.to_bytes` does.
 
     Raises
@@ -86,12 +87,13 @@ def write_text_store(store: TextStore, path: str | Path) -> Path:
     return write_flax({name: torch.from_numpy(np.ascontiguousarray(rows.T)) for name, rows in arrays.items()}, path)
 
 
-def _msgpack() -> Any:
+def _msgpack() -> ModuleType:
     try:
         import msgpack
     except ImportError as error:
         raise MissingExtraError("msgpack is not installed; pip install 'featcache[finetune]'") from error
-    return msgpack
+    module: ModuleType = msgpack
+    return module
 
 
 def _array(code: int, payload: bytes) -> torch.Tensor:
@@ -106,7 +108,7 @@ def _array(code: int, payload: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(content, dtype).reshape(tuple(shape)).copy())
 
 
-def _packed(value: Any) -> Any:
+def _packed(value: object) -> object:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{type(value).__name__}, expected a tensor")
     array = value.detach().cpu().float().numpy()

@@ -96,7 +96,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _flat(content: Mapping[str, Any]) -> Any:
+def _flat(content: Mapping[str, object]) -> object:
     """``{clip: state dict, head: (weight, bias)}``, as RegFT saves a mixed model, in one level."""
     clip, head = content[CLIP], content[HEAD]
     if not isinstance(clip, Mapping) or not isinstance(head, tuple | list) or len(head) != 2:
@@ -134,7 +134,7 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
     return Path(path)
 
 
-def write_torch(content: Mapping[str, Any], path: str | Path) -> Path:
+def write_torch(content: Mapping[str, object], path: str | Path) -> Path:
     """Write tensors with torch.save, atomically; ``torch.load(..., weights_only=True)`` reads them."""
     with replacing(path) as file, writing(path):
         torch.save(dict(content), file)

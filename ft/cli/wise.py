@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import (
     device_argument,
@@ -207,8 +207,8 @@ def _write_page(found: Sweep, names: Sequence[str], published: Sequence[Comparis
     return write_page(reported, Path(args.out) / PAGE, Shown(datasets), title=title, background=background)
 
 
-def _record(found: Sweep) -> dict[str, Any]:
-    record: dict[str, Any] = {
+def _record(found: Sweep) -> dict[str, object]:
+    record: dict[str, object] = {
         "folders": [str(folder) for folder in found.folders],
         "heads": [str(head) for head in found.heads],
         "ingredients": found.ingredients,

@@ -8,7 +8,6 @@ random state needs to be saved. An incomplete last batch of an epoch is dropped,
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +119,7 @@ class Subset:
         """The image in that content."""
         return self.base.decode(content, int(self.rows[row]))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name == "base":  # while it is copied
             raise AttributeError(name)
         return getattr(self.base, name)

@@ -11,13 +11,14 @@ from types import ModuleType
 import pytest
 
 import featcache
+import ft
 import heads
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("zarr", "pyarrow", "sklearn", "scipy", "numba", "open_clip", "torchvision", "safetensors", "xxhash", "PIL")
 
 
-@pytest.mark.parametrize("package", [featcache, heads])
+@pytest.mark.parametrize("package", [featcache, heads, ft])
 def test_public_names_are_the_public_objects(package: ModuleType) -> None:
     api = importlib.import_module(f"{package.__name__}.api")
     assert set(api.__all__) <= set(dir(package))
@@ -25,15 +26,13 @@ def test_public_names_are_the_public_objects(package: ModuleType) -> None:
         assert getattr(package, name) is getattr(api, name)
 
 
-@pytest.mark.parametrize("package", [featcache, heads])
+@pytest.mark.parametrize("package", [featcache, heads, ft])
 def test_no_public_name_is_that_of_a_module(package: ModuleType) -> None:
     """Else the import system would put the module in the name's place, depending on the order of imports."""
     assert not {module.name for module in pkgutil.iter_modules(package.__path__)} & set(package.__all__)
 
 
 def test_heads_and_ft_answer_as_parts_of_featcache() -> None:
-    import ft
-
     assert featcache.heads is heads
     assert featcache.ft is ft
     assert {"heads", "ft", "encode"} <= set(dir(featcache))

@@ -15,16 +15,16 @@ convolutions (height, width, in, out), scales of layer norms are called ``scale`
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from featcache.errors import EncoderError
 from featcache.transfer.flax import is_flax, read_flax, write_flax
 from ft.checkpoints.formats.huggingface import from_huggingface, to_huggingface
-from ft.checkpoints.state import State
+from ft.checkpoints.state import Json, State
 
 SCALE, PROJECTION = "logit_scale", "visual_projection"
 PROJECTIONS = {PROJECTION: "visual.proj", "text_projection": "text_projection"}
@@ -59,7 +59,7 @@ def read_lipsum(path: str | Path) -> LipsumCheckpoint:
             raise EncoderError(f"{path}: an array {tuple(content.shape)}; expected a logit scale, one number")
         return LipsumCheckpoint({SCALE: content.reshape(())}, None)
     extractor, cls = content.get("ext", content), content.get("cls")
-    if isinstance(extractor, Mapping) and "vision_model" in extractor:
+    if isinstance(extractor, dict) and "vision_model" in extractor:
         return LipsumCheckpoint(_tower(extractor), None if cls is None else cls.T.contiguous())
     if isinstance(cls, torch.Tensor) and cls.ndim == 2:
         return LipsumCheckpoint({}, cls.T.contiguous())
@@ -95,7 +95,7 @@ def write_lipsum(state: State, weights: torch.Tensor | None, out: str | Path) ->
         The architecture is not a plain ViT, which is all that Lipsum-FT's model can be.
     """
     named = to_huggingface(state)
-    tree: dict[str, Any] = {}
+    tree: Json = {}
     for name, value in named.items():
         if name.startswith("vision_model."):
             *places, leaf = _flax_place(name, value.ndim)
@@ -104,7 +104,7 @@ def write_lipsum(state: State, weights: torch.Tensor | None, out: str | Path) ->
                 at = at.setdefault(place, {})
             at[leaf] = _flax_layout(name, value)
     extractor = tree | {PROJECTION: state["visual.proj"], SCALE: state[SCALE]}
-    content: dict[str, Any] = {"ext": extractor}
+    content: Json = {"ext": extractor}
     if weights is not None:
         content = {"cls": (weights / state[SCALE].exp().to(weights)).T} | content
     return write_flax(content, out)
@@ -117,7 +117,7 @@ def write_lipsum_folder(state: State, folder: Path) -> None:
         write_flax({"kernel": state[key]}, folder / f"{stem}.ckpt")
 
 
-def _tower(extractor: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _tower(extractor: Json) -> dict[str, torch.Tensor]:
     named = dict(_flatten(extractor))
     projection = named.pop(f"{PROJECTION}.weight", None)
     if projection is None:  # a bare matrix (in, out), as open_clip keeps it
@@ -126,11 +126,11 @@ def _tower(extractor: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {key: value.contiguous() for key, value in state.items()}
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def _flatten(tree: Json, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """The arrays under the names and in the layout of torch's layers."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             yield from _flatten(value, f"{name}.")
         elif key == "kernel":
             weight = value.permute(3, 2, 0, 1) if value.ndim == 4 else value.T
