@@ -35,6 +35,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "gc": ("featcache.cli.gc", "find unfinished stores and partial files (--delete removes them)"),
     "export": ("featcache.cli.export", "write features, labels and ids to npy, safetensors, Parquet or CSV"),
     "import": ("featcache.cli.import_", "make a store of features that another program computed"),
+    "doctor": ("featcache.cli.doctor", "say what is installed and reachable: versions, device, extras, hub, disk"),
+    "completion": ("featcache.cli.completion", "print a script that completes commands in bash, zsh or fish"),
     "fit": ("heads.cli.fit", "fit a head from stores"),
     "evaluate": ("heads.cli.evaluate", "evaluate heads on stores"),
     "compare": ("heads.cli.compare", "compare two heads row by row: intervals, exact tests"),

@@ -33,9 +33,7 @@ def offline_where_unreachable(model: str) -> Iterator[None]:
     EncoderError
         The hub cannot be reached, and the cache lacks a file.
     """
-    address = urlsplit(constants.ENDPOINT)
-    port = address.port or (80 if address.scheme == "http" else 443)
-    if constants.HF_HUB_OFFLINE or getproxies() or reaches(str(address.hostname), port):
+    if constants.HF_HUB_OFFLINE or hub_is_reachable():
         yield
         return
     constants.HF_HUB_OFFLINE = True
@@ -43,11 +41,19 @@ def offline_where_unreachable(model: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise EncoderError(
-            f"model {model}: {address.hostname} cannot be reached, and the local cache ({constants.HF_HUB_CACHE}) "
-            "lacks its files; connect this machine, or give local-dir:FOLDER or --pretrained FILE"
+            f"model {model}: {urlsplit(constants.ENDPOINT).hostname} cannot be reached, and the local cache "
+            f"({constants.HF_HUB_CACHE}) lacks its files; connect this machine, or give local-dir:FOLDER or "
+            "--pretrained FILE"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = False
+
+
+def hub_is_reachable() -> bool:
+    """Whether the hub answers; behind a proxy, it is taken to."""
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    return bool(getproxies()) or reaches(str(address.hostname), port)
 
 
 def reaches(host: str, port: int, seconds: float = PATIENCE) -> bool:
