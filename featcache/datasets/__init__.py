@@ -45,6 +45,7 @@ DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "table": "featcache.datasets.sources.table:open_table",
     "tfds": "featcache.datasets.sources.tfds:open_tfds",
     "torchvision": "featcache.datasets.sources.torchvision:open_torchvision",
+    "vid-robust": "featcache.datasets.sources.vid_robust:open_vid_robust",
     "wilds": "featcache.datasets.sources.wilds:open_wilds",
     "webdataset": "featcache.datasets.sources.webdataset:open_webdataset",
 }
@@ -82,6 +83,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``imagenet:DIR``                ImageNet, ``imagenet:v2:DIR``, sketch, r, a, objectnet (`imagenet`)
         ``cifar:10.1:DIR``              CIFAR-10.1 and CIFAR-10.2 (`cifar`)
         ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`domains`)
+        ``vid-robust:DIR``              ImageNet-Vid-Robust's frames (`vid_robust`)
         ``wilds:NAME:DIR``              FMoW and iWildCam (`wilds`)
         ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
 

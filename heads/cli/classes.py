@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from heads.evaluation.projections import Projection
 
 OBJECTNET = "objectnet:"
+VID_ROBUST = "vid-robust:"
 IMAGENET = 1000  # classes, of which the named subsets are parts
 ALL = ""  # stands for every data set; none has this name
 
@@ -36,7 +37,7 @@ def class_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[DATA=]FILE",
         help='merge classes, each new one taking the largest logit of its members: JSON {"new": [index or name, ...], '
-        "...}, or objectnet (objectnet:DIR with ObjectNet's own mapping files)",
+        "...}, or objectnet (objectnet:DIR with ObjectNet's own mapping files), vid-robust:DIR",
     )
 
 
@@ -79,6 +80,10 @@ def _projection(what: str) -> Projection:
     if what == OBJECTNET.removesuffix(":"):
         shared = shared_classes()
         return Projection(shared.classnames, shared.imagenet)
+    if what.startswith(VID_ROBUST):
+        from featcache.datasets.sources.vid_robust import folder_of, vid_classes
+
+        return Projection(*vid_classes(folder_of(what.removeprefix(VID_ROBUST))))
     if what.startswith(OBJECTNET):
         mapping = load_objectnet(what.removeprefix(OBJECTNET))
         return Projection(mapping.classnames, mapping.imagenet)

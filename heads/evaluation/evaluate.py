@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from featcache.processes import rank_and_size, sum_over_ranks
 from featcache.store.protocol import FeatureTable
+from heads.evaluation.frames import frame_results, has_frames
 from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
 from heads.evaluation.metrics import LOWER_IS_BETTER, Row, macro_f1, metric_of
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
@@ -236,6 +237,8 @@ class _Pass:
         found: list[Row] = [{**result} for tally in self.tallies for result in tally.results()]
         if self._confusion:
             found = [{**one, "macro_f1": macro_f1(counts)} for one, counts in zip(found, self.confusion(), strict=True)]
+        if has_frames(self.store):
+            found = [{**one, **other} for one, other in zip(found, frame_results(self.jobs, self.store), strict=True)]
         if self.groups is not None:
             found = [{**one, **other} for one, other in zip(found, self.groups.results(), strict=True)]
         return found

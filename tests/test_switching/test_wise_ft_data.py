@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from featcache.cli.main import main
 from featcache.encoders import load_encoder
 from featcache.prompts import fill, load_class_list, load_templates
+from featcache.prompts.wordnet import imagenet_wnids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have no image")
 
@@ -144,3 +145,48 @@ def test_visda_with_its_validation_domain_alone(tmp_path: Path, capsys: pytest.C
         Image.new("RGB", (8, 8), (len(name), 0, 0)).save(tmp_path / "validation" / name / f"{name}.png")
     found = run(capsys, "encode", f"collection:visda:{tmp_path}", "--split", "all", "--quiet")
     assert [(store["name"], store["rows"]) for store in found] == [("visda-validation", 12)]
+
+
+def test_vid_robust_has_pm0_and_pm10(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three classes of ImageNet's in small: the sets of two anchors, one frame with two labels."""
+    wnids, base = imagenet_wnids(), tmp_path / "imagenet_vid_ytbb_robust" / "imagenet-vid-robust"
+    rng = np.random.default_rng(3)
+    classes = {"bear": [294, 295, 296], "fox": [277, 278], "zebra": [340]}
+    sets, known = {}, {}  # type: dict[str, list[str]], dict[str, list[int]]
+    for video in range(12):
+        (base / "val" / f"v{video}").mkdir(parents=True)
+        for frame in range(3):
+            key = f"val/v{video}/{frame}.jpg"
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(base / key)
+            known[key] = [video % 3, (video + 1) % 3] if frame else [video % 3]
+        sets[f"val/v{video}/0.jpg"] = [f"val/v{video}/{frame}.jpg" for frame in (1, 2)]
+    files = {
+        "metadata/pmsets.json": sets,
+        "metadata/labels.json": known,
+        "misc/imagenet_vid_class_index.json": {str(n): [f"own{n}", name] for n, name in enumerate(classes)},
+        "misc/rev_wnid_map.json": {f"own{n}": [wnids[i] for i in found] for n, found in enumerate(classes.values())},
+    }
+    for name, content in files.items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(json.dumps(content))
+    (store,) = run(capsys, "encode", f"vid-robust:{tmp_path}", "--split", "test", "--quiet")
+    (texts,) = run(capsys, "text", "imagenet", "--quiet")
+    head = tmp_path / "zs.safetensors"
+    run(capsys, "fit", "zero_shot", texts["store"], "-o", head)
+    (row,) = run(
+        *(capsys, "evaluate", head, "--on", store["store"], "--results", tmp_path / "r.jsonl"),
+        *("--projection", f"ImageNetVidRobust=vid-robust:{tmp_path}"),
+    )
+    weights = zero_shot([[f"a photo of a {name}."] for name in load_class_list("imagenet").names])
+    encoder, keys = load_encoder("tiny"), sorted(known)
+    pictures = [encoder.prepare(Image.open(base / key).convert("RGB")) for key in keys]
+    logits = encoder.encode_images(pictures).astype(np.float64) @ weights.T
+    merged = np.stack([logits[:, found].max(axis=1) for found in classes.values()], axis=1).argmax(axis=1)
+    right = {key: merged[n] in known[key] for n, key in enumerate(keys)}
+    pm0 = np.mean([right[anchor] for anchor in sets])
+    pm10 = np.mean([right[anchor] and all(right[frame] for frame in frames) for anchor, frames in sets.items()])
+    assert (row["ImageNetVidRobust:pm0"], row["ImageNetVidRobust:pm10"]) == pytest.approx((pm0, pm10))
+    assert 0 < pm10 < pm0 < 1
+    assert row["ImageNetVidRobust:top1"] == pytest.approx(
+        np.mean([merged[n] == known[k][0] for n, k in enumerate(keys)])
+    )

@@ -1,0 +1,102 @@
+"""``vid-robust:DIR``: ImageNet-Vid-Robust (Shankar et al., arXiv 1906.02168), 30 classes, sets of nearby video frames.
+
+DIR is ``imagenet-vid-robust``, or a folder that holds it: ``val/<video>/<frame>.jpg``, in ``metadata/`` the files
+``labels.json`` and ``pmsets.json``, in ``misc/`` the files ``imagenet_vid_class_index.json`` and ``rev_wnid_map.json``.
+It has one split, ``test``.
+
+Samples. Every anchor frame and the frames of its set (up to 10 before and behind it); ids are the keys of the files,
+``val/<video>/<frame>.jpg``. A frame may show several classes: the first is its label, and all count as right.
+
+Two columns go into the store: ``anchor``, the anchors of the sets that a frame is in, and ``also``, its further labels.
+From them `featcache evaluate` computes pm-0 and pm-10 accuracy (`heads.evaluation.frames`).
+"""
+
+import json
+from pathlib import Path
+from typing import cast
+
+from featcache.datasets.files import (
+    WHOLE,
+    FileDataset,
+    check_name,
+    check_path,
+    file_index,
+    local_path,
+    refuse_int_labels,
+    size_and_stamp,
+)
+from featcache.errors import DatasetError
+from featcache.prompts.wordnet import imagenet_wnids
+
+NAME = "ImageNetVidRobust"
+"""Default name, as WiSE-FT's results have it."""
+PLACES = ("", "imagenet-vid-robust", "imagenet_vid_ytbb_robust/imagenet-vid-robust")
+SETS = "metadata/pmsets.json"
+SEPARATOR = " "
+
+
+def open_vid_robust(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open ImageNet-Vid-Robust.
+
+    Raises
+    ------
+    DatasetError
+        Where a file is missing, or does not hold what it should.
+    """
+    refuse_int_labels("vid-robust:DIR", labels)
+    folder = folder_of(argument)
+    if split not in ("test", WHOLE):
+        raise DatasetError(f"{folder}: no split {split!r}; expected test")
+    sets, known = _lists(folder / SETS), _lists(folder / "metadata/labels.json")
+    anchors: dict[str, list[str]] = {}
+    for anchor, frames in sets.items():
+        for frame in dict.fromkeys((anchor, *map(str, frames))):
+            anchors.setdefault(frame, []).append(anchor)
+    keys = sorted(anchors)
+    classnames = vid_classes(folder)[0]
+    try:
+        numbers = [[int(str(label)) for label in known[check_path(key)]] for key in keys]
+        targets = [found[0] for found in numbers]
+    except (KeyError, IndexError, ValueError) as error:
+        raise DatasetError(f"{folder}: no label of a frame ({error}); restore metadata/labels.json") from error
+    files = [size_and_stamp(folder / key) for key in keys]
+    if not any(stamp for _, stamp in files):
+        raise DatasetError(f"{folder}: none of its {len(keys):,} frames exists, such as {keys[0]}; restore them")
+    metadata = {
+        "anchor": [SEPARATOR.join(anchors[key]) for key in keys],
+        "also": [SEPARATOR.join(map(str, found[1:])) for found in numbers],
+    }
+    index = file_index(keys, files, targets, classnames, f"vid-robust:{argument}", metadata)
+    return FileDataset(check_name(name or NAME), split, index, folder)
+
+
+def folder_of(argument: str) -> Path:
+    """The folder of the data set; DatasetError where it is not there."""
+    base = local_path("vid-robust", argument)
+    found = next((base / place for place in PLACES if (base / place / SETS).is_file()), None)
+    if found is None:
+        raise DatasetError(f"{base}: no {SETS} in it; expected imagenet-vid-robust: check the path")
+    return found
+
+
+def vid_classes(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """The class names in label order, and the class indices of each among ImageNet's 1,000."""
+    index, parts = _lists(folder / "misc/imagenet_vid_class_index.json"), _lists(folder / "misc/rev_wnid_map.json")
+    place = {wnid: number for number, wnid in enumerate(imagenet_wnids())}
+    try:
+        rows = [index[str(number)] for number in range(len(index))]
+        names = tuple(str(name) for _, name in rows)
+        return names, tuple(tuple(place[str(wnid)] for wnid in parts[str(own)]) for own, _ in rows)
+    except (KeyError, ValueError) as error:
+        raise DatasetError(f"{folder}/misc: the class files do not fit together ({error}); restore them") from error
+
+
+def _lists(file: Path) -> dict[str, list[object]]:
+    """A JSON object of lists."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file}: cannot be read as JSON ({error}); restore it") from error
+    if not isinstance(found, dict) or not found or not all(isinstance(value, list) for value in found.values()):
+        raise DatasetError(f"{file}: expected a JSON object of lists; restore it")
+    return cast("dict[str, list[object]]", found)
