@@ -204,7 +204,10 @@ def check_classes(classnames: Sequence[str], store: Encoded, head: str = "head")
     if tuple(classnames) == theirs:
         return
     if len(theirs) < len(classnames) and set(theirs) <= set(classnames):
-        remedy = "pass class_subset=heads.subset_by_name(head.classnames, store.classnames) to keep only its classes"
+        remedy = (
+            f"keep only its classes with --class-subset {store.name}=NAME, a named subset or a file of class names (in "
+            "Python, class_subset=heads.subset_by_name(head.classnames, store.classnames))"
+        )
     else:
         remedy = (
             "encode the data with the head's class list (SOURCE,classes=LIST --update-labels keeps the features), or "
