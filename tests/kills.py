@@ -96,14 +96,21 @@ def contents(places: Sequence[str]) -> dict[str, str]:
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
-        if path.is_file() and path.name not in VOLATILE and not path.name.endswith((".partial", ".tmp"))
+        if path.is_file() and path.name not in VOLATILE and not is_temporary(path)
     }
 
 
-def left_over(places: Sequence[str]) -> list[str]:
-    """Claims and partial files."""
+def is_temporary(path: Path) -> bool:
+    """Whether a file, or a folder above it, is one that a run fills before it gives it its name."""
+    return any(part.endswith((".partial", ".tmp", ".old")) or part.startswith(".tmp") for part in path.parts)
+
+
+def left_over(process: int) -> list[str]:
+    """Claims and partial files of a process; those of killed ones are swept by the run that finishes."""
     found = [path for path in Path().rglob("*") if path.is_file() and not path.is_relative_to("pictures")]
-    return [str(path) for path in found if path.name.endswith((".partial", ".tmp")) or path.parent.name == "claims"]
+    claims = [path for path in found if path.parent.name == "claims" and path.read_text().endswith(f"-{process}")]
+    named = [path for path in found if is_temporary(path) and f"{process}" in str(path)]
+    return [str(path) for path in {*claims, *named}]
 
 
 def clear(places: Sequence[str]) -> None:
@@ -143,7 +150,7 @@ class Trial:
             self.ended[number] += 1
         elif code:
             self.broken.append(f"{self.name}: exit code {code} after {number.name}")
-        if number == signal.SIGTERM and code == 143 and (left := left_over(self.places)):
+        if number == signal.SIGTERM and code == 143 and (left := left_over(child)):
             self.broken.append(f"{self.name}: {left} left after SIGTERM")
         found = contents(self.places)
         if "cache" not in self.places and "run" not in self.places:  # stores are judged when they are finished

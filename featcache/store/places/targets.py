@@ -130,9 +130,9 @@ def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
         with writing(target):
             with partial.open("xb") as file:
                 yield file
-                file.flush()
-                if synced:
-                    os.fsync(file.fileno())
+            if synced:
+                with partial.open("rb") as written:  # safetensors puts another file in its place
+                    os.fsync(written.fileno())
             if path.exists():
                 os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
             os.replace(partial, path)
