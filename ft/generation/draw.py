@@ -17,7 +17,7 @@ from PIL import Image
 
 from featcache.encoding.options import Share
 from featcache.errors import FeatcacheError, MismatchError
-from featcache.progress import Progress, Silent
+from featcache.progress import Progress, Silent, Waits
 from featcache.prompts.text_files import CLASS_FILE
 from featcache.store import places
 from featcache.store.claims import Claims
@@ -166,6 +166,8 @@ class _Run:
             if share.only:
                 break
             if len(held_by_others) == len(todo):
+                if isinstance(self.progress, Waits):
+                    self.progress.wait(self.claims.waited_for())
                 time.sleep(POLL_SECONDS)
             todo = held_by_others
         self.progress.finish()
