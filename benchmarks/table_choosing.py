@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import heads
 from benchmarks.common import machine_facts, write_json
 from benchmarks.table_heads import SETS, stores_of, zero_shot_head
-from heads import KNN, Ridge
+from heads import GDA, KNN, Ridge, TipAdapter
+from heads.estimators.few_shot import METRICS
 from heads.evaluation.compare import compare
 
 ALONE: Mapping[str, Mapping[str, Any]] = {
@@ -56,9 +58,15 @@ def of_imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
     stores = stores_of(folder, "imagenet_fewshot")
     prior = zero_shot_head(folder, stores["train"])
     rows = [_row("imagenet_fewshot", "zero-shot", None, prior, stores["test"], 0.0)]
-    for label, options in TO_PRIOR.items():
+    fits: dict[str, Callable[[], Any]] = {
+        label: partial(Ridge(prior=prior, **options).fit, stores["train"]) for label, options in TO_PRIOR.items()
+    }
+    fits["gda"] = partial(GDA().fit, stores["train"], texts=prior)
+    for metric in METRICS:
+        fits[f"Tip-Adapter, {metric}"] = partial(TipAdapter(metric=metric).fit, stores["train"], texts=prior)
+    for label, fit in fits.items():
         began = time.process_time()
-        head = Ridge(prior=prior, **options).fit(stores["train"])
+        head = fit()
         rows.append(_row("imagenet_fewshot", label, None, head, stores["test"], time.process_time() - began))
         (found,) = compare(prior, head, [stores["test"]], draws=draws)
         rows[-1]["against zero-shot"] = {key: found[key]["difference"] for key in ("top1", "nll")}

@@ -60,8 +60,8 @@ def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.Captur
 def test_ways_of_choosing_stand_beside_zero_shot(folder: Path) -> None:
     table_choosing.main([str(folder), "--out", str(folder / "out"), "--sets", "toys"])
     rows = json.loads((folder / "out" / "choosing.json").read_text())["rows"]
-    assert len(rows) == 2 * (len(table_choosing.ALONE) + len(table_choosing.NEIGHBOURS)) + 1 + len(
-        table_choosing.TO_PRIOR
-    )
-    assert [row["head"] for row in rows if "against zero-shot" in row] == list(table_choosing.TO_PRIOR)
+    of_set = 2 * (len(table_choosing.ALONE) + len(table_choosing.NEIGHBOURS))
+    combined = [row["head"] for row in rows if "against zero-shot" in row]
+    assert combined == [*table_choosing.TO_PRIOR, "gda", "Tip-Adapter, top1", "Tip-Adapter, nll"]
+    assert len(rows) == of_set + 1 + len(combined)
     assert (folder / "out" / "choosing.md").read_text().count("\n| ") == len(rows) + 1
