@@ -63,6 +63,7 @@ HABITS = {
         "CIFAR-10.1",
         "FMOWID",
         "IWildCamID",
+        "ImageNetVidRobust",
         "fmow_template",
         "--load zeroshot.pt,finetuned.pt",
         "--warmup_length",
