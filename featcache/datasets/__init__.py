@@ -48,6 +48,7 @@ DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "vid-robust": "featcache.datasets.sources.vid_robust:open_vid_robust",
     "wilds": "featcache.datasets.sources.wilds:open_wilds",
     "webdataset": "featcache.datasets.sources.webdataset:open_webdataset",
+    "ytbb-robust": "featcache.datasets.sources.ytbb_robust:open_ytbb_robust",
 }
 """Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
 
@@ -84,6 +85,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``cifar:10.1:DIR``              CIFAR-10.1 and CIFAR-10.2 (`cifar`)
         ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`domains`)
         ``vid-robust:DIR``              ImageNet-Vid-Robust's frames (`vid_robust`)
+        ``ytbb-robust:DIR``             YTBB-Robust's frames (`ytbb_robust`)
         ``wilds:NAME:DIR``              FMoW and iWildCam (`wilds`)
         ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
 

@@ -1,5 +1,6 @@
 """What the sources that read image files share: rows of files, class files, names."""
 
+import json
 import os
 import re
 import stat
@@ -7,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from PIL import Image
 from featcache.datasets.base import IMAGE_FILE, SHOWN, SampleIndex
 from featcache.datasets.decode import decode_image
 from featcache.errors import DatasetError
+
+T = TypeVar("T")
 
 PLACEHOLDER = "{split}"
 """What a file name holds where the name of the split belongs."""
@@ -114,6 +117,23 @@ def local_path(source: str, argument: str) -> Path:
     if not argument or "\0" in argument:
         raise DatasetError(f"{source}:{argument}: expected a path after the colon")
     return Path(argument).expanduser().absolute()
+
+
+def json_object(file: Path, kind: type[T]) -> dict[str, T]:
+    """A file's JSON object, whose values are all of one kind.
+
+    Raises
+    ------
+    DatasetError
+        It cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file}: cannot be read as JSON ({error}); restore it") from error
+    if not isinstance(found, dict) or not found or not all(isinstance(value, kind) for value in found.values()):
+        raise DatasetError(f"{file}: expected a JSON object of {kind.__name__}s; restore it")
+    return found
 
 
 def size_and_stamp(file: "os.DirEntry[str] | Path") -> tuple[int, int]:

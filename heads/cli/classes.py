@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from heads.evaluation.projections import Projection
 
 OBJECTNET = "objectnet:"
-VID_ROBUST = "vid-robust:"
+VID_ROBUST, YTBB_ROBUST = "vid-robust:", "ytbb-robust:"
 IMAGENET = 1000  # classes, of which the named subsets are parts
 ALL = ""  # stands for every data set; none has this name
 
@@ -37,7 +37,8 @@ def class_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[DATA=]FILE",
         help='merge classes, each new one taking the largest logit of its members: JSON {"new": [index or name, ...], '
-        "...}, or objectnet (objectnet:DIR with ObjectNet's own mapping files), vid-robust:DIR",
+        "...}, or objectnet (objectnet:DIR with ObjectNet's own mapping files), vid-robust:DIR, "
+        "ytbb-robust:DIR[,labels=DIR]",
     )
 
 
@@ -62,7 +63,7 @@ def class_subset(
     for flag, given in (("--class-subset", args.class_subset), ("--projection", args.projection)):
         for text in given:
             data, equals, what = text.partition("=")
-            if not equals:
+            if not equals or ":" in data:  # the equals sign of a source's option
                 data, what = ALL, text
             elif data not in names:
                 raise HeadError(f"{flag} {text}: no data set {data!r} among {', '.join(names)}")
@@ -84,6 +85,10 @@ def _projection(what: str) -> Projection:
         from featcache.datasets.sources.vid_robust import folder_of, vid_classes
 
         return Projection(*vid_classes(folder_of(what.removeprefix(VID_ROBUST))))
+    if what.startswith(YTBB_ROBUST):
+        from featcache.datasets.sources.ytbb_robust import folders_of, ytbb_classes
+
+        return Projection(*ytbb_classes(folders_of(what.removeprefix(YTBB_ROBUST))[1]))
     if what.startswith(OBJECTNET):
         mapping = load_objectnet(what.removeprefix(OBJECTNET))
         return Projection(mapping.classnames, mapping.imagenet)

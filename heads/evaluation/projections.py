@@ -1,9 +1,9 @@
 """Class lists other than a head's own: some of its classes, or new ones that each cover several of its classes.
 
 A data set may show 200 of ImageNet's classes (ImageNet-R, -A: a class subset), or classes that are unions of ImageNet's
-(ObjectNet: 113 classes over 125 ImageNet ids; ImageNet-Vid-Robust and YTBB-Robust: 30 classes). The field takes the
+(ObjectNet: 113 classes over 125 ImageNet ids; ImageNet-Vid-Robust: 30, YTBB-Robust: 23). The field takes the
 largest logit of the ids that a class maps to (WiSE-FT's evaluation of these sets; Taori et al. 2020), and the softmax
-runs over the new classes.
+runs over the new classes. A class that covers none is a missing class: it is never predicted, its rows count as wrong.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
 from heads.fitted.base import LogitHead, positions_of
+from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Provenance, subset_by_name
 
 Int64 = NDArray[np.int64]
+NONE = -1  # stands for the members of a class that covers none
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class Projection:
     Parameters
     ----------
     classnames : the C' new names, in label order
-    groups : for each new class, the head's classes that it covers: all as indices, or all as names
+    groups : for each new class, the head's classes that it covers: all as indices, or all as names; none for a
+        missing class
 
     Raises
     ------
     HeadError
-        For fewer than two classes, a class that covers none, or negative or repeated indices in one class.
+        For fewer than two classes, or negative or repeated indices in one class.
 
     Examples
     --------
@@ -59,8 +62,8 @@ class Projection:
                 "of each, as many names as groups"
             )
         for name, group in zip(self.classnames, self.groups, strict=True):
-            if not group or len(set(group)) < len(group):
-                raise HeadError(f"class {name!r} maps to {list(group)}; give at least one class of the head, each once")
+            if len(set(group)) < len(group):
+                raise HeadError(f"class {name!r} maps to {list(group)}; give each class of the head once")
 
     def indices(self, classnames: Sequence[str]) -> list[list[int]]:
         """Class indices of each group among a head's classes.
@@ -93,13 +96,13 @@ class Projection:
             kept = head.restrict([group[0] for group in groups])
             # Heads are data classes; the new classes have no label values.
             return replace(kept, classnames=self.classnames, classes=None)  # type: ignore[type-var]
-        flat = [index for group in groups for index in group]
-        used = np.unique(flat)
+        flat = np.array([index for group in groups for index in group or [NONE]])
+        used = np.unique(flat[flat != NONE])
         if len(used) < 2:
-            raise HeadError(
-                f"every class maps to {head.classnames[flat[0]]!r}; classes must differ in what they map to"
-            )
-        columns, starts = np.searchsorted(used, flat), np.cumsum([0, *(len(group) for group in groups[:-1])])
+            what = "nothing" if not len(used) else repr(head.classnames[used[0]])
+            raise HeadError(f"every class maps to {what}; classes must differ in what they map to")
+        columns = np.where(flat == NONE, len(used), np.searchsorted(used, flat))
+        starts = np.cumsum([0, *(max(len(group), 1) for group in groups[:-1])])
         base = head.restrict(used)
         return ProjectedHead(base, columns, starts, self.classnames, head.name, head.provenance, head.alpha)
 
@@ -130,7 +133,7 @@ class ProjectedHead(LogitHead):
     Attributes
     ----------
     base : the head over every class that is covered
-    columns : the columns of `base` that each group covers, group after group
+    columns : the columns of `base` that each group covers, group after group; the number of its classes for none
     starts : (C',) where each group begins in `columns`
     """
 
@@ -167,6 +170,8 @@ class ProjectedHead(LogitHead):
         return self._merged(self.base.finish(prepared))
 
     def _merged(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.columns.max() == logits.shape[1]:
+            logits = np.pad(logits, ((0, 0), (0, 1)), constant_values=ABSENT)
         merged: NDArray[np.float32] = np.maximum.reduceat(logits[:, self.columns], self.starts, axis=1)
         return merged
 
@@ -197,7 +202,7 @@ class ProjectedHead(LogitHead):
 def load_projection(path: str | Path) -> Projection:
     """A mapping file: JSON, ``{new class: [class of the head, ...], ...}`` in label order.
 
-    The head's classes are given by index, or by name if their names are unique.
+    The head's classes are given by index, or by name if their names are unique; none, ``[]``, for a missing class.
 
     Raises
     ------

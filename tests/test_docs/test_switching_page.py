@@ -64,6 +64,7 @@ HABITS = {
         "FMOWID",
         "IWildCamID",
         "ImageNetVidRobust",
+        "YTBBRobust",
         "fmow_template",
         "--load zeroshot.pt,finetuned.pt",
         "--warmup_length",

@@ -190,3 +190,57 @@ def test_vid_robust_has_pm0_and_pm10(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert row["ImageNetVidRobust:top1"] == pytest.approx(
         np.mean([merged[n] == known[k][0] for n, k in enumerate(keys)])
     )
+
+
+def ytbb_tree(base: Path, notes: Path) -> tuple[dict[str, list[str]], dict[str, set[int]], dict[int, list[int]]]:
+    """Frames and label files in small: frames of each set, class indices of each anchor, ImageNet's of each class."""
+    made = of_file("test_ytbb_robust")
+    rng = np.random.default_rng(5)
+    groups = {0: [981, 982, 983], 5: [294, 295, 296, 297], 10: [339], 17: [340], 22: [407, 436, 468]}  # 22: car
+    sets: dict[str, list[str]] = {}
+    known: dict[str, set[int]] = {}
+    pairs, anchors, rows = {}, {}, []
+    for video in range(24):
+        number, own = [0, 5, 6, 10, 17, 22][video % 6], f"v-{video}_{video * 100}"
+        rows.append((f"v-{video}", video * 100, number))
+        frames = [f"{own}/frame-{n}.jpg" for n in range(8, 13)]
+        sets[frames[2]], known[frames[2]] = frames, {number}
+        anchors[("/home/me/frames/" if video % 2 else "") + frames[2]] = ["good"]
+        if video % 4 == 0:
+            anchors[frames[2]].append("zebra")
+            known[frames[2]].add(17)
+        pairs.update({f"{frames[2]},{frame}": ["similar"] for frame in frames if frame != frames[2]})
+        (base / own).mkdir(parents=True)
+        scene = rng.integers(0, 200, (32, 32, 3), dtype=np.uint8)
+        for frame in frames:
+            Image.fromarray(scene + rng.integers(0, 55, (32, 32, 3), dtype=np.uint8)).save(base / frame)
+    made.write_labels(notes, anchors, pairs, rows, {**{n: g for n, g in groups.items() if n != 22}, 23: groups[22]})
+    return sets, known, groups
+
+
+def test_ytbb_robust_has_pm0_and_pm10(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Six of the 23 classes, of which a head over ImageNet never predicts cow; a frame has the labels of its anchor."""
+    videos, notes = tmp_path / "imagenet_vid_ytbb_robust/ytbb-robust/ytbb_videos", tmp_path / "ytbb-robust_metadata"
+    sets, known, groups = ytbb_tree(videos, notes)
+    source = f"ytbb-robust:{tmp_path},labels={notes}"
+    (store,) = run(capsys, "encode", source, "--split", "test", "--quiet")
+    (texts,) = run(capsys, "text", "imagenet", "--quiet")
+    head = tmp_path / "zs.safetensors"
+    run(capsys, "fit", "zero_shot", texts["store"], "-o", head)
+    evaluate = (capsys, "evaluate", head, "--on", store["store"], "--results", tmp_path / "r.jsonl")
+    (row,) = run(*evaluate, "--projection", f"YTBBRobust={source}")
+    (same,) = run(*evaluate, "--projection", source)  # its equals sign separates no data set
+    weights = zero_shot([[f"a photo of a {name}."] for name in load_class_list("imagenet").names])
+    encoder, keys = load_encoder("tiny"), sorted(frame for frames in sets.values() for frame in frames)
+    pictures = [encoder.prepare(Image.open(videos / key).convert("RGB")) for key in keys]
+    logits = encoder.encode_images(pictures).astype(np.float64) @ weights.T
+    merged = np.full((len(keys), 23), -np.inf)
+    for number, members in groups.items():
+        merged[:, number] = logits[:, members].max(axis=1)
+    found = dict(zip(keys, merged.argmax(axis=1).tolist(), strict=True))
+    pm0 = np.mean([found[anchor] in labels for anchor, labels in known.items()])
+    pm10 = np.mean([all(found[frame] in known[anchor] for frame in frames) for anchor, frames in sets.items()])
+    assert (row["YTBBRobust:pm0"], row["YTBBRobust:pm10"]) == pytest.approx((pm0, pm10))
+    assert 0 < pm10 < pm0 < 1
+    assert np.isfinite(row["YTBBRobust:nll"])
+    assert same["YTBBRobust:pm10"] == row["YTBBRobust:pm10"]

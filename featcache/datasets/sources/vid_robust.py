@@ -11,9 +11,7 @@ Two columns go into the store: ``anchor``, the anchors of the sets that a frame 
 From them `featcache evaluate` computes pm-0 and pm-10 accuracy (`heads.evaluation.frames`).
 """
 
-import json
 from pathlib import Path
-from typing import cast
 
 from featcache.datasets.files import (
     WHOLE,
@@ -21,6 +19,7 @@ from featcache.datasets.files import (
     check_name,
     check_path,
     file_index,
+    json_object,
     local_path,
     refuse_int_labels,
     size_and_stamp,
@@ -47,7 +46,7 @@ def open_vid_robust(argument: str, split: str, *, labels: str = "names", name: s
     folder = folder_of(argument)
     if split not in ("test", WHOLE):
         raise DatasetError(f"{folder}: no split {split!r}; expected test")
-    sets, known = _lists(folder / SETS), _lists(folder / "metadata/labels.json")
+    sets, known = json_object(folder / SETS, list), json_object(folder / "metadata/labels.json", list)
     anchors: dict[str, list[str]] = {}
     for anchor, frames in sets.items():
         for frame in dict.fromkeys((anchor, *map(str, frames))):
@@ -81,7 +80,8 @@ def folder_of(argument: str) -> Path:
 
 def vid_classes(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     """The class names in label order, and the class indices of each among ImageNet's 1,000."""
-    index, parts = _lists(folder / "misc/imagenet_vid_class_index.json"), _lists(folder / "misc/rev_wnid_map.json")
+    index = json_object(folder / "misc/imagenet_vid_class_index.json", list)
+    parts = json_object(folder / "misc/rev_wnid_map.json", list)
     place = {wnid: number for number, wnid in enumerate(imagenet_wnids())}
     try:
         rows = [index[str(number)] for number in range(len(index))]
@@ -89,14 +89,3 @@ def vid_classes(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], .
         return names, tuple(tuple(place[str(wnid)] for wnid in parts[str(own)]) for own, _ in rows)
     except (KeyError, ValueError) as error:
         raise DatasetError(f"{folder}/misc: the class files do not fit together ({error}); restore them") from error
-
-
-def _lists(file: Path) -> dict[str, list[object]]:
-    """A JSON object of lists."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: cannot be read as JSON ({error}); restore it") from error
-    if not isinstance(found, dict) or not found or not all(isinstance(value, list) for value in found.values()):
-        raise DatasetError(f"{file}: expected a JSON object of lists; restore it")
-    return cast("dict[str, list[object]]", found)

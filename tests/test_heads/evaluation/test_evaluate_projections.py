@@ -106,7 +106,6 @@ def test_label_sets_that_differ_are_refused_by_name(projection: Projection, imag
     [
         (("a",), ((0,),), "at least two"),
         (("a", "b"), ((0,),), "2 class names and 1 groups"),
-        (("a", "b"), ((0,), ()), r"'b' maps to \[\]"),
         (("a", "b"), ((0,), (1, 1)), r"'b' maps to \[1, 1\]"),
         (("a", "b"), ((0,), (-1,)), "count from 0"),
         (("a", "b"), ((0,), (1, "x")), "class indices, or names"),
@@ -120,6 +119,19 @@ def test_what_is_no_projection(names: Any, groups: Any, message: str) -> None:
 def test_every_class_on_one_column_is_refused(images: Any) -> None:
     with pytest.raises(HeadError, match="every class maps to 'bee'"):
         Projection(("a", "b"), ((1,), (1,))).of(Ridge().fit(images()).linear())
+
+    with pytest.raises(HeadError, match="every class maps to nothing"):
+        Projection(("a", "b"), ((), ())).of(Ridge().fit(images()).linear())
+
+
+def test_a_class_that_covers_none_is_never_predicted(images: Any) -> None:
+    head = Ridge().fit(images()).linear()
+    projected = Projection(("none", "pair", "one"), ((), (0, 2), (1,))).of(head)
+    X = np.random.default_rng(0).normal(size=(50, head.dim))
+    full = X @ head.weights.T + head.bias
+    wanted = np.stack([np.full(50, -1e4), full[:, [0, 2]].max(axis=1), full[:, 1]], axis=1)
+    np.testing.assert_allclose(projected.logits(X), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(projected.restrict([2, 0]).logits(X), wanted[:, [2, 0]], rtol=1e-4, atol=1e-4)
 
 
 def test_mapping_files(tmp_path: Path, images: Any) -> None:

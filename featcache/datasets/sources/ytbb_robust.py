@@ -1,0 +1,176 @@
+"""``ytbb-robust:DIR``: YTBB-Robust (Shankar et al., arXiv 1906.02168), 23 classes, sets of nearby video frames.
+
+DIR is ``ytbb-robust``, or a folder that holds it: ``ytbb_videos/<video>_<ms>/frame-<number>.jpg``. It has one split,
+``test``. Its labels are the five files of `FILES`, which WiSE-FT and the ImageNet testbed keep beside their code, in
+``ytbb-robust_metadata``: put that folder, or its files, into DIR, or name it: ``ytbb-robust:DIR,labels=FOLDER``.
+
+Samples. The anchor frames that reviewers found good, and of the up to 10 frames before and behind each those that they
+found similar to it; ids are paths below ``ytbb_videos``. A frame has the labels of its anchor: that of the video first,
+then those that reviewers added. All count as right.
+
+Classes. Those of YouTube-BoundingBoxes in label order, without ``none``, which is never predicted. Cow, giraffe,
+skateboard and toilet have no counterpart in ImageNet: a head over ImageNet never predicts them, and their frames count
+as wrong, as in WiSE-FT.
+
+The columns ``anchor`` and ``also`` go into the store, as those of `vid_robust`.
+"""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from featcache.datasets.files import (
+    WHOLE,
+    FileDataset,
+    check_name,
+    file_index,
+    json_object,
+    local_path,
+    refuse_int_labels,
+    size_and_stamp,
+)
+from featcache.datasets.options import split_options
+from featcache.errors import DatasetError
+from featcache.prompts.text_files import read_lines
+
+NAME = "YTBBRobust"
+"""Default name, as WiSE-FT's results have it."""
+PLACES = ("", "ytbb-robust", "imagenet_vid_ytbb_robust/ytbb-robust")
+VIDEOS = "ytbb_videos"
+CLASSES, GROUPS = "ytbb_class_index.json", "rev_class_idx_map.json"
+ANCHORS, PAIRS, VIDEO_LABELS = "anchor_labels.json", "pmk_labels.json", "ytbb_robustness_test_anchors_full.csv"
+FILES = (CLASSES, GROUPS, ANCHORS, PAIRS, VIDEO_LABELS)
+LABEL_PLACES = ("", "metadata", "ytbb-robust_metadata")
+NONE = "none"
+NUMBERED_OTHERWISE = {22: "car", 23: NONE}
+"""Classes whose numbers in `VIDEO_LABELS` are not those of `CLASSES`."""
+PROBLEMS = frozenset(
+    (
+        *("dissimilar", "problematic", "incorrect", "dont know", "bad-anchor"),
+        *("deformation", "background-change", "occlusion-increased", "blur-increase"),
+    )
+)
+"""Labels of a pair of frames that is left out."""
+BAD_ANCHOR = "bad-anchor"
+REACH = 10
+FRAME = re.compile(r"([^/\s]+_\d+)/frame-(\d+)\.jpg")
+Annotations = dict[str, list[str]]
+
+
+def open_ytbb_robust(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open YTBB-Robust.
+
+    Raises
+    ------
+    DatasetError
+        Where a file is missing, or does not hold what it should.
+    """
+    refuse_int_labels("ytbb-robust:DIR", labels)
+    folder, notes = folders_of(argument)
+    if split not in ("test", WHOLE):
+        raise DatasetError(f"{folder}: no split {split!r}; expected test")
+    classnames = ytbb_classes(notes)[0]
+    good = _good_anchors(notes)
+    sets, known = _frame_sets(notes, good), _labels(notes, good, classnames)
+    owner = {frame: anchor for anchor, frames in sets.items() for frame in frames}
+    keys = sorted(owner)
+    files = [size_and_stamp(folder / key) for key in keys]
+    if not any(stamp for _, stamp in files):
+        raise DatasetError(f"{folder}: none of its {len(keys):,} frames exists, such as {keys[:1]}; restore them")
+    further = [known[owner[key]][1:] for key in keys]
+    metadata = {
+        "anchor": [owner[key] for key in keys],
+        "also": [" ".join(map(str, found)) for found in further],
+    }
+    targets = [known[owner[key]][0] for key in keys]
+    index = file_index(keys, files, targets, classnames, f"ytbb-robust:{argument}", metadata)
+    return FileDataset(check_name(name or NAME), split, index, folder)
+
+
+def folders_of(argument: str) -> tuple[Path, Path]:
+    """The folder of the videos and that of the labels; DatasetError where one is not there."""
+    place, options = split_options("ytbb-robust", argument, ("labels",))
+    base = local_path("ytbb-robust", place)
+    inner = next((base / place for place in PLACES if (base / place / VIDEOS).is_dir()), None)
+    if inner is None:
+        raise DatasetError(f"{base}: no {VIDEOS} in it; expected ytbb-robust: check the path")
+    given = options.get("labels")
+    candidates = [local_path("labels", given)] if given else [inner / place for place in LABEL_PLACES]
+    notes = next((found for found in candidates if (found / PAIRS).is_file()), None)
+    if notes is None:
+        raise DatasetError(
+            f"{candidates[0]}: no {PAIRS} in it; expected a folder with {', '.join(FILES)}: name it, "
+            f"ytbb-robust:{place},labels=FOLDER"
+        )
+    return inner / VIDEOS, notes
+
+
+def ytbb_classes(notes: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """The class names in label order, and the class indices of each among ImageNet's 1,000: none for some."""
+    names, groups = json_object(notes / CLASSES, str), json_object(notes / GROUPS, list)
+    try:
+        kept = {number: names[str(number)] for number in range(len(names)) if names[str(number)] != NONE}
+        return tuple(kept.values()), tuple(tuple(map(int, groups.get(str(number), ()))) for number in kept)
+    except (KeyError, ValueError, TypeError) as error:
+        raise DatasetError(f"{notes}: {CLASSES} and {GROUPS} do not fit together ({error}); restore them") from error
+
+
+def _frame_sets(notes: Path, good: Annotations) -> dict[str, list[str]]:
+    """Anchor -> the frames of its set, itself the first; anchors that a pair calls bad are left out."""
+    pairs = _annotations(notes / PAIRS)
+    bad = {_key(pair.partition(",")[0]) for pair, marks in pairs.items() if BAD_ANCHOR in marks}
+    sets: dict[str, list[str]] = {}
+    videos: set[str] = set()
+    for anchor in (key for key in good if key not in bad):
+        found = FRAME.fullmatch(anchor)
+        if found is None:
+            raise DatasetError(f"{notes / ANCHORS}: {anchor!r}; expected VIDEO_MS/frame-NUMBER.jpg: restore the file")
+        video, number = found[1], int(found[2])
+        if video in videos:
+            raise DatasetError(f"{notes / ANCHORS}: {video} has two anchors; expected one: restore the file")
+        videos.add(video)
+        near = [f"{video}/frame-{number + step}.jpg" for step in range(-REACH, REACH + 1) if step]
+        marked = {frame: set(pairs.get(f"{anchor},{frame}", ())) for frame in near}
+        sets[anchor] = [
+            anchor,
+            *(frame for frame, marks in marked.items() if "similar" in marks and not marks & PROBLEMS),
+        ]
+    if not sets:
+        raise DatasetError(f"{notes / ANCHORS}: no anchor is labelled good; restore the file")
+    return sets
+
+
+def _labels(notes: Path, good: Annotations, classnames: Sequence[str]) -> dict[str, list[int]]:
+    """Anchor -> its class indices: that of the video first, then those that reviewers added, in label order."""
+    place = {name: number for number, name in enumerate(classnames)}
+    numbered = {int(number): name for number, name in json_object(notes / CLASSES, str).items()} | NUMBERED_OTHERWISE
+    try:
+        rows = list(csv.DictReader(read_lines(notes / VIDEO_LABELS), strict=True))
+        video = {f"{row['ytid']}_{row['time_ms']}": numbered[int(row["label"])] for row in rows}
+        first = {anchor: place[video[anchor.partition("/")[0]]] for anchor in good}
+    except (csv.Error, KeyError, ValueError, TypeError) as error:
+        raise DatasetError(f"{notes / VIDEO_LABELS}: no label of a video ({error}); restore the file") from error
+    added = {anchor: {place[mark] for mark in marks if mark in place} for anchor, marks in good.items()}
+    return {anchor: [own, *sorted(added[anchor] - {own})] for anchor, own in first.items()}
+
+
+def _good_anchors(notes: Path) -> Annotations:
+    """Key -> marks of the anchors that are marked as good, and not as bad or unsure too."""
+    found = {_key(key): marks for key, marks in _annotations(notes / ANCHORS).items()}
+    return {key: marks for key, marks in found.items() if "good" in marks and not {"bad", "unsure"} & set(marks)}
+
+
+def _annotations(file: Path) -> Annotations:
+    """Key -> marks, by name; of two annotations of a key the latter."""
+    found = json_object(file, list)
+    try:
+        marks = found["labels"]
+        return {str(row["key"]): [str(marks[number]) for number in row["labels"]] for row in found["annotations"]}
+    except (KeyError, IndexError, TypeError) as error:
+        raise DatasetError(f"{file}: not a file of annotations ({error!r}); restore it") from error
+
+
+def _key(path: str) -> str:
+    """The last two parts of a path, which annotations may hold in full."""
+    return "/".join(path.split("/")[-2:])
