@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +70,27 @@ class Derived:
         verb = VERBS.get(manifest.kind, "import" if imported else "encode")
         fields = (manifest.kind, manifest.key, manifest.identity, manifest.n_rows, self._rows.chunk_rows, verb)
         self._header = Header(SCHEMA, *fields)
-        self._metadata = zarr_metadata(manifest.all_arrays.values(), {"featcache": asdict(self._header)})
+        self._metadata_names = [HEADER, *(f"{name}/{HEADER}" for name in manifest.all_arrays)]
+
+    @cached_property
+    def _metadata(self) -> Mapping[str, bytes]:
+        """zarr's metadata by name, which takes zarr to write."""
+        return zarr_metadata(self._manifest.all_arrays.values(), {"featcache": asdict(self._header)})
 
     def names(self) -> Iterator[str]:
         """The names of the derived files."""
-        yield from self._metadata
+        yield from self._metadata_names
         yield from map(Marker.name, range(self._rows.n_chunks))
 
     def content(self, name: str) -> bytes:
         """What is written where a file is damaged."""
-        return self._metadata[name] if name in self._metadata else self._marker(name).to_bytes()
+        return self._metadata[name] if name in self._metadata_names else self._marker(name).to_bytes()
 
     def fits(self, name: str, found: bytes) -> bool:
         """Whether a file says what it must."""
         if name == HEADER:
             return same_metadata(_with_verb(found, self._header.verb), self._metadata[HEADER])
-        if name in self._metadata:
+        if name in self._metadata_names:
             return same_metadata(found, self._metadata[name])
         expected = self._marker(name)
         rows = self._rows.rows_of(expected.chunk)

@@ -47,7 +47,7 @@ def test_verbs_that_need_no_model_answer_at_once(tmp_path: Path) -> None:
     root = ("--root", str(tmp_path))
     store = encode_dataset(NumpyDataset(5), NumpyEncoder(), root=tmp_path).store
     place = str(store.path)
-    for words in (("list",), ("info", place), ("verify", place), ("verify", place, "--deep"), ("gc",)):
+    for words in (("list",), ("info", place), ("verify", place), ("gc",)):
         said, seconds = answer(*words, *root)
         assert said == ["0"], words
         assert seconds < SECONDS, words

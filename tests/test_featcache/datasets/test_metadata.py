@@ -57,7 +57,7 @@ def test_parquet_round_trip(tmp_path_factory, rows):
     made = SampleIndex([str(n) for n in range(len(rows))], one, one, one, ("x",), {"t": texts, "n": numbers}).metadata
     path = tmp_path_factory.mktemp("m") / "metadata.parquet"
     path.write_bytes(metadata_bytes(made))
-    read = metadata_from(path)
+    read = metadata_from(path.read_bytes(), path)
     assert list(read) == ["t", "n"]
     assert read["t"].tolist() == list(texts)
     assert read["n"].tolist() == list(numbers)

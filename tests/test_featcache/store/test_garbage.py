@@ -115,7 +115,7 @@ def test_the_listing_shows_size_age_and_model(tmp_path: Path, capsys: pytest.Cap
     assert main(["list", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "fake/train@numpy" in said
-    assert "40 rows" in said
+    assert "40 x 16" in said
     assert "3 days" in said
 
 
