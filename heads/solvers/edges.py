@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
-_GAIN = 1e-3
+_GAIN = 0.02
 
 
 def warn_at_edge(
@@ -23,7 +23,7 @@ def warn_at_edge(
     ----------
     name : of the parameter
     values : (A,), ascending or descending
-    losses : (A,) what is minimised; a step of less than a thousandth counts as flat
+    losses : (A,) what is minimised; a step of less than two percent counts as flat
     best : position of the chosen value
 
     Examples
@@ -46,6 +46,6 @@ def warn_at_edge(
 def _callers_level() -> int:
     """The `stacklevel` of the first caller outside of the packages, whose line a warning should name."""
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("heads", "featcache"):
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("heads", "featcache", "ft"):
         level, frame = level + 1, frame.f_back
     return level - 1

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from featcache.errors import EncoderError
 
@@ -40,6 +41,8 @@ def offline_where_unreachable(model: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if not _is_of_the_hub(error):
+            raise
         raise EncoderError(
             f"model {model}: {urlsplit(constants.ENDPOINT).hostname} cannot be reached, and the local cache "
             f"({constants.HF_HUB_CACHE}) lacks its files; connect this machine, or give local-dir:FOLDER or "
@@ -47,6 +50,15 @@ def offline_where_unreachable(model: str) -> Iterator[None]:
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = False
+
+
+def _is_of_the_hub(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that of the hub's client without a connection."""
+    while error is not None:
+        if isinstance(error, ConnectionError | LocalEntryNotFoundError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def hub_is_reachable() -> bool:

@@ -74,7 +74,7 @@ class Derived:
 
     @cached_property
     def _metadata(self) -> Mapping[str, bytes]:
-        """zarr's metadata by name, which takes zarr to write."""
+        """Zarr's metadata by name, which takes zarr to write."""
         return zarr_metadata(self._manifest.all_arrays.values(), {"featcache": asdict(self._header)})
 
     def names(self) -> Iterator[str]:

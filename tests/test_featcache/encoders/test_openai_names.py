@@ -8,7 +8,7 @@ import torch
 
 from featcache.encoders import load_encoder
 from featcache.encoders.model_names import QUICK, open_clip_name
-from featcache.errors import ActivationMismatchError, EncoderError
+from featcache.errors import ActivationMismatchError, EncoderError, FeatcacheError
 from featcache.store import find_store
 from featcache.store.catalogue import openai_name
 from ft.checkpoints.parents import parent_of
@@ -28,7 +28,7 @@ def test_every_name_is_an_architecture_that_has_openais_weights() -> None:
         assert config["quick_gelu"]
 
 
-class Loaded(Exception):
+class Loaded(FeatcacheError):
     """What open_clip was asked for: the weights themselves are on the network."""
 
 

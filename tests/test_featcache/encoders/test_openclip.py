@@ -182,7 +182,7 @@ def test_openais_files_are_known_by_digest() -> None:
 @pytest.mark.parametrize(
     ("model", "pretrained", "message"),
     [
-        ("ViT-B-33", "openai", "open_clip knows no such architecture; expected `tiny`"),
+        ("ViT-B-33", "openai", "open_clip knows no such architecture; did you mean ViT-B-32"),
         ("ViT-B-32", None, "needs weights; give a checkpoint file, `random`, or one of the tags"),
         ("ViT-B-32", "opemai", "needs weights; give a checkpoint file, `random`, or one of the tags"),
         ("local-dir:/nowhere", None, "no readable open_clip_config.json"),

@@ -81,6 +81,8 @@ def test_processes_wait_for_the_first_for_hours(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(dist, "init_process_group", alone)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
     with processes("cpu") as place:
         assert place.world == 2
         group = dist.distributed_c10d._get_default_group()

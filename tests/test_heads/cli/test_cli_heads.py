@@ -77,7 +77,10 @@ def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
         (("sweep", "ridge", "--on", "digits/test"), "name a train store"),
         (("sweep", "ridge", "--train", "digits/train", "--on", "digits/test", "--shots", "few"), "--shots few"),
         (("sweep", "ridge", "--grid", "knn.n_neighbors=[1]", "--on", "x"), "with one of the heads ridge"),
-        (("sweep", "ridge", "--grid", "ridge.alpha=[1]", "--on", "x"), "ridge.NAME=VALUE with one of add_prior, alphas,"),
+        (
+            ("sweep", "ridge", "--grid", "ridge.alpha=[1]", "--on", "x"),
+            "ridge.NAME=VALUE with one of add_prior, alphas,",
+        ),
         (("sweep", "--file", "none.toml"), "cannot be read as a sweep"),
         (("sweep", "--file", "none.toml", "--data", "digits"), "leave heads and stores out"),
         (("sweep", "ridge", "--set", "ridge.prior='texts'", "--on", "x"), "is no JSON value; quote texts twice"),

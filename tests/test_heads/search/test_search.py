@@ -43,12 +43,13 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Copy]:
 def test_defaults_are_dinos(draw: Any) -> None:
     """Neighbours by cosine vote for their class with exp(cosine / 0.07), for k = 10, 20, 100 and 200."""
     assert KNN().get_params() == {
-        "n_neighbors": (10, 20, 100, 200), "temperature": 0.07, "index": "exact", "probes": None
+        "n_neighbors": (10, 20, 100, 200), "temperature": 0.07, "index": "exact", "probes": None, "calibrate": True,
+        "metric": "nll",
     }  # fmt: skip
     X, y = draw(400, 16, 5)
     X, test = X[:320].astype(np.float64), X[320:].astype(np.float64)
     y = y[:320]
-    head = KNN().fit(X, y)
+    head = KNN(calibrate=False, metric="top1").fit(X, y)  # the votes as they are
     assert list(head.accuracies_) == [member.n_neighbors for member in head.path_heads()] == [10, 20, 100, 200]
     cosines = unit(test) @ unit(X).T
     for member in head.path_heads():

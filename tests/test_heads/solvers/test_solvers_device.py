@@ -50,7 +50,7 @@ def test_moments_and_leave_one_out_are_those_of_arrays(
     tensors = (X, y, weights)
     arrays = (X.numpy(), y.numpy(), None if weights is None else weights.numpy())
     found, truth = (Moments.from_blocks([block], dim=24, n_targets=6) for block in (tensors, arrays))
-    np.testing.assert_allclose(found.xtx, truth.xtx, rtol=1e-12)
+    np.testing.assert_allclose(found.xtx, truth.xtx, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.class_sums, truth.class_sums, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.counts, truth.counts, rtol=0 if weights is None else 1e-12)
     for intercept in (True, False):
