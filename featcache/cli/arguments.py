@@ -29,10 +29,12 @@ def root_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def data_arguments(parser: argparse.ArgumentParser, metavar: str) -> None:
-    """Add the data set, and ``--labels``."""
+def data_arguments(parser: argparse.ArgumentParser, metavar: str, nargs: str | None = None) -> None:
+    """Add the data set, or several with `nargs`, and ``--labels``."""
     sources = ", ".join(sorted(DATASETS))
-    parser.add_argument("data", metavar=metavar, help=f"SOURCE:ARGUMENT, with one of the sources {sources}")
+    parser.add_argument(
+        "data", metavar=metavar, nargs=nargs, help=f"SOURCE:ARGUMENT, with one of the sources {sources}"
+    )
     parser.add_argument(
         "--labels", default="names", choices=("names", "int"), help="what a list file has as labels (default: names)"
     )

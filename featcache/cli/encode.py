@@ -1,4 +1,4 @@
-"""The verb ``featcache encode``: splits of a data set into image stores."""
+"""The verb ``featcache encode``: splits of data sets into image stores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featcache.datasets import Dataset, open_datasets
 from featcache.datasets.base import prepared_of
 from featcache.encoding.augment import AUGMENTATIONS
 from featcache.encoding.options import EncodeOptions, Share
-from featcache.errors import ShardDoneError
+from featcache.errors import DatasetError, ShardDoneError
 from featcache.progress import format_seconds
 from featcache.store.images import parts_of
 from featcache.store.key import Json
@@ -41,7 +41,7 @@ SHOWN_CLASSES = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache encode``."""
-    data_arguments(parser, "DATA")
+    data_arguments(parser, "DATA", nargs="+")
     parser.add_argument("--split", nargs="+", default=["train"], metavar="S", help="splits to encode (default: train)")
     parser.add_argument("--name", help="name of the data set in listings and results")
     parser.add_argument("--chunk-rows", type=int, metavar="N", help="rows per chunk (default: 4096)")
@@ -90,11 +90,7 @@ def run(args: argparse.Namespace) -> int:
         taps=args.tap,
         reuse=not args.no_reuse,
     )
-    datasets = [
-        dataset
-        for split in args.split
-        for dataset in open_datasets(args.data, split, labels=args.labels, name=args.name)
-    ]
+    datasets = _datasets(args)
     encoder = encoder_of(args, args.preprocess or prepared_of(datasets[0]))
     records, lines = [], []
     for dataset in datasets:
@@ -108,6 +104,26 @@ def run(args: argparse.Namespace) -> int:
         lines.append(describe_encoded(result) + _name_note(result, dataset) + alias_note(result.store, encoder))
     show(records, "\n".join(lines), args.json)
     return 0
+
+
+def _datasets(args: argparse.Namespace) -> list[Dataset]:
+    """The splits of all data sets, which one encoder is to encode."""
+    if args.name and len(args.data) > 1:
+        raise DatasetError(f"--name {args.name}: one name for {len(args.data)} data sets; encode that one by itself")
+    found = [
+        dataset
+        for data in args.data
+        for split in args.split
+        for dataset in open_datasets(data, split, labels=args.labels, name=args.name)
+    ]
+    prepared = {prepared_of(dataset) for dataset in found}
+    if len(prepared) > 1 and not args.preprocess:
+        names = ", ".join(sorted(name or "none" for name in prepared))
+        raise DatasetError(
+            f"the data sets lie prepared in different ways ({names}); encode those of each way by themselves, or say "
+            "--preprocess for all"
+        )
+    return found
 
 
 def _record(result: EncodeResult) -> Json:

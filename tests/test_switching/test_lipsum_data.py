@@ -64,9 +64,8 @@ def test_after_the_recipe_each_x224_set_is_judged_by_one_command(
     train, val = f"arrays:{data}/train_x224,classes=domainnet", f"arrays:{data}/train_x224,{lies}:val"
     run(capsys, "finetune", train, "--val", val, "--recipe", "lipsum_domainnet", "-o", "RUN", *short)
     model = f"local-dir:{tmp_path}/RUN/best"
-    stores = []
-    for name in DOMAINS:
-        stores += run(capsys, "encode", f"arrays:{data}/{name}_x224,{lies}", "--split", "test", "--model", model)
+    sets = [f"arrays:{data}/{name}_x224,{lies}" for name in DOMAINS]
+    stores = run(capsys, "encode", *sets, "--split", "test", "--model", model)
     assert [store["hit"] for store in stores] == [False] * 5
     assert len({store["store"] for store in stores}) == 5
     (row,) = run(capsys, "evaluate", "RUN/best_head.safetensors", "--on", *(store["store"] for store in stores))
@@ -89,6 +88,18 @@ def test_a_set_that_is_not_declared_so_is_cropped_and_kept_apart(
     one, two = open_image_store(lies["store"]), open_image_store(cropped["store"])
     assert one.encoder_key == two.encoder_key
     assert np.abs(one.numpy()[0] - two.numpy()[0]).max() > 0.01
+
+
+def test_sets_that_lie_prepared_and_others_are_not_mixed_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [f"arrays:{tmp_path}/{name}_x224" for name in ("ImageNet", "ImageNetV2")]
+    for seed, name in enumerate(("ImageNet", "ImageNetV2")):
+        x224(tmp_path, name, seed, 10)
+    assert main(["encode", f"{sets[0]},prepared=central-crop", sets[1], "--split", "test", "--quiet"]) == 2
+    assert "prepared in different ways (central-crop, none)" in capsys.readouterr().err
+    assert main(["encode", *sets, "--split", "test", "--name", "one", "--quiet"]) == 2
+    assert "one name for 2 data sets" in capsys.readouterr().err
 
 
 def test_zero_shot_on_imagenet_r_by_its_200_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
