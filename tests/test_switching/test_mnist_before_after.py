@@ -1,5 +1,6 @@
 """The MNIST list example's table, before and after, for both label styles: one command each, against plain torch."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,19 @@ def test_before_and_after_need_a_split(project: Path, capsys: pytest.CaptureFixt
     command = ["finetune", "list:MNIST_train_0.txt", "--split", "all", "--model", "model", "--out", "run"]
     assert main([*command, "--eval-start"]) == 2
     assert "--val" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("project")
+def test_one_command_shows_both_label_styles_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    for style in ("0", "zero"):
+        lists = [f"list:MNIST_train_{style}.txt", "--split", "all", "--val", f"list:MNIST_test_{style}.txt:all"]
+        short = ["--epochs", "1", "--workers", "1", "--quiet"]
+        assert main(["finetune", *lists, "--model", "model", "--recipe", "mnist_list", "--out", style, *short]) == 0
+    rows = [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()]
+    capsys.readouterr()
+    assert main(["report", "results.jsonl", "--format", "csv"]) == 0
+    table = list(csv.reader(capsys.readouterr().out.splitlines()))
+    for style, both in {"0": rows[:2], "zero": rows[2:]}.items():
+        place = table[0].index(f"MNIST_test_{style}:top1")
+        shown = [line[place] for line in table[1:] if line[place]]
+        assert [float(cell) for cell in shown] == pytest.approx([row[f"MNIST_test_{style}:top1"] for row in both])
