@@ -92,7 +92,7 @@ def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATASET:SPLIT",
         help="encode and evaluate every merged model on these splits; the first one is the in-distribution one",
     )
-    names_argument(parser, "the data sets'")
+    names_argument(parser, "the data sets', for ImageNet and its shifts those of WiSE-FT's results")
     class_arguments(parser)
     parser.add_argument("--best-only", action="store_true", help="evaluate only the chosen model on the splits of --on")
     parser.add_argument(
@@ -147,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
+    from featcache.datasets.sources.imagenet import RESULTS_NAMES
     from ft.merging.sweep import ChosenSweep, WiseOptions, sweep, sweep_unchosen
     from ft.training.loop import open_split
     from heads import append_rows
@@ -154,6 +155,8 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
 
     on, select = [open_split(spec) for spec in args.on], open_split(args.select) if args.select else None
     names = store_labels(on, args.names)
+    if not args.names:
+        names = [RESULTS_NAMES.get(name, name) for name in names]
     options = WiseOptions(
         pretrained=args.pretrained,
         fisher=fisher,

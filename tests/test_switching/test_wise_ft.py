@@ -124,7 +124,7 @@ def test_the_readmes_sweep_has_their_keys_and_numpys_numbers(world: Any, tmp_pat
     out, results = tmp_path / "merged", tmp_path / "results.jsonl"
     command = ["wise", str(folder / "zeroshot"), str(folder / "finetuned"), "--alphas", *map(str, ALPHAS)]
     command += ["--out", str(out), "--heads", *(str(folder / f"head{k}.safetensors") for k in range(2))]
-    command += ["--on", *sources, "--name", *NAMES, "--results", str(results), "--report", str(tmp_path / "report")]
+    command += ["--on", *sources, "--results", str(results), "--report", str(tmp_path / "report")]
     command += ["--class-subset", "ImageNetR=imagenet-r", "ImageNetA=imagenet-a"]
     command += ["--projection", f"ObjectNet=objectnet:{data.base / 'objectnet-1.0'}"]
     assert main(command) == 0

@@ -50,6 +50,9 @@ WISE_FT = {
 }
 """Prefix of DIR -> the data set's name in WiSE-FT's results."""
 
+RESULTS_NAMES = {VERSIONS[kind]: name for kind, name in WISE_FT.items()}
+"""The data set's name -> its name in WiSE-FT's results."""
+
 
 def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open one split of ImageNet, or a shifted version of it.
