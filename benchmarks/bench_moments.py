@@ -28,6 +28,7 @@ from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.layout import image_arrays, labels_array
 from heads.estimators.kept_moments import store_moments
 
+ROOT = Path(__file__).parents[1]
 CHUNK_ROWS = 4096
 PEER_BLOCK = 65_536
 
@@ -99,7 +100,7 @@ def peak_bytes(path: Path, folds: int) -> tuple[int, int]:
         "print(before, own_peak(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code, str(path), str(folds)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code, str(path), str(folds)], check=True, capture_output=True, text=True, cwd=ROOT
     )
     before, after, _ = map(int, found.stdout.split())
     return before, after

@@ -152,7 +152,7 @@ def memory(sizes: dict[str, int], n_heads: int, threads: int, name: str) -> floa
     """`peak_mib` of one contestant in a process of its own."""
     arguments = [json.dumps(sizes), str(n_heads), str(threads), name]
     command = [sys.executable, "-m", "benchmarks.bench_nll", "--peak", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     return float(done.stdout.split()[-1])
 
 
