@@ -43,7 +43,7 @@ class Computing:
     """A model as it computes features in a precision: float32, float16 by autocast, or with bfloat16 weights.
 
     Autocast to bfloat16 casts weights in every layer of every batch. A copy with bfloat16 weights casts once, and is as
-    close to float32: with ViT-B-32 on a CPU that multiplies bfloat16 natively, autocast encodes 0.8 and the copy 1.9
+    close to float32: with ViT-B-32 on a CPU that multiplies bfloat16 natively, autocast encodes 0.8 and the copy 1.8
     times as many images per second as float32, both at a cosine of at least 0.9999 to its features.
 
     Parameters

@@ -41,7 +41,7 @@ def fmow(root: Path, n: int = 60) -> list[dict[str, object]]:
             "img_filename": f"airport_{row}_rgb.jpg",
             "category": categories[int(rng.integers(62))],
             "timestamp": f"{rng.integers(2002, 2018)}-07-0{rng.integers(1, 9)}T10:30:00Z",
-            "country_code": str(rng.choice([*COUNTRIES, "XXX"])),
+            "country_code": str(rng.choice([*COUNTRIES, "ZZZ"])),
         }
         for row in range(n)
     ]
