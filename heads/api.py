@@ -3,19 +3,19 @@
 from heads.combine.calibrate import calibrate
 from heads.combine.ensemble import blend, ensemble, stack
 from heads.combine.interpolate import interpolate, interpolate_by_folds
-from heads.estimators.adamw import AdamW
 from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.catalogue import HEADS
 from heads.estimators.discriminant import LinearDiscriminant, NearestMean
+from heads.estimators.few_shot.gda import GDA
+from heads.estimators.few_shot.lp_plus_plus import LPPlusPlus
+from heads.estimators.few_shot.tip_adapter import TipAdapter, TipAdapterF
 from heads.estimators.fit import Material, fit_head, settled
-from heads.estimators.gda import GDA
 from heads.estimators.kept_moments import store_moments
 from heads.estimators.knn import KNN
-from heads.estimators.logistic import Logistic
-from heads.estimators.lp_plus_plus import LPPlusPlus
-from heads.estimators.ridge import Ridge
-from heads.estimators.ridge_regression import RidgeRegression
-from heads.estimators.tip_adapter import TipAdapter, TipAdapterF
+from heads.estimators.logistic.adamw import AdamW
+from heads.estimators.logistic.classifier import Logistic
+from heads.estimators.ridge.classifier import Ridge
+from heads.estimators.ridge.regression import RidgeRegression
 from heads.estimators.zero_shot import ZeroShot, score_templates, template_weights
 from heads.evaluation.bootstrap import bootstrap, bootstrap_groups
 from heads.evaluation.compare import add_intervals, compare

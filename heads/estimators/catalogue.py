@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 HEADS: Plugins[type[HeadClassifier]] = Plugins(
     {
         "zero_shot": "heads.estimators.zero_shot:ZeroShot",
-        "ridge": "heads.estimators.ridge:Ridge",
-        "logistic": "heads.estimators.logistic:Logistic",
+        "ridge": "heads.estimators.ridge.classifier:Ridge",
+        "logistic": "heads.estimators.logistic.classifier:Logistic",
         "nearest_mean": "heads.estimators.discriminant:NearestMean",
         "discriminant": "heads.estimators.discriminant:LinearDiscriminant",
-        "gda": "heads.estimators.gda:GDA",
+        "gda": "heads.estimators.few_shot.gda:GDA",
         "knn": "heads.estimators.knn:KNN",
-        "tip_adapter": "heads.estimators.tip_adapter:TipAdapter",
-        "tip_adapter_f": "heads.estimators.tip_adapter:TipAdapterF",
-        "adamw": "heads.estimators.adamw:AdamW",
-        "lp_plus_plus": "heads.estimators.lp_plus_plus:LPPlusPlus",
+        "tip_adapter": "heads.estimators.few_shot.tip_adapter:TipAdapter",
+        "tip_adapter_f": "heads.estimators.few_shot.tip_adapter:TipAdapterF",
+        "adamw": "heads.estimators.logistic.adamw:AdamW",
+        "lp_plus_plus": "heads.estimators.few_shot.lp_plus_plus:LPPlusPlus",
     }
 )
 """Every head by the name that the command line uses."""

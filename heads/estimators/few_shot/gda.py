@@ -11,7 +11,7 @@ from featcache.errors import HeadError
 from featcache.parameters import NotNegative, OneOf
 from heads.estimators.base import LinearClassifier
 from heads.estimators.discriminant import LinearDiscriminant
-from heads.estimators.few_shot import FewShotClassifier, FewShotRows, validation_folds
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
 from heads.rows.samples import gathered
 from heads.solvers.ridge.moments import Moments
 from heads.solvers.temperature import fit_mixture

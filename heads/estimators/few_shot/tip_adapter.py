@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from featcache.parameters import Count, NotNegative, OneOf, Positive, Range
 from heads.estimators.base import NonlinearClassifier
-from heads.estimators.few_shot import FewShotClassifier, FewShotRows, best_setting, validation_folds
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, best_setting, validation_folds
 from heads.fitted.linear import LinearHead
 from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead, unit_rows
 from heads.kernels.tally import stats_of_arrays

@@ -9,7 +9,7 @@ from logistic_reference import objective, reference
 
 from featcache.errors import HeadError, MismatchError
 from heads import Logistic, Material, Ridge, fit_head
-from heads.estimators.logistic_choice import GRID, search
+from heads.estimators.logistic.choice import GRID, search
 
 
 @pytest.mark.parametrize("metric", ["nll", "top1"])
@@ -84,7 +84,7 @@ def test_search_chooses_what_the_whole_grid_would(images: Any, metric: str) -> N
 
 
 def test_search_over_folds(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heads.estimators.logistic_choice.search", lambda score: search(score, GRID[32:64]))
+    monkeypatch.setattr("heads.estimators.logistic.choice.search", lambda score: search(score, GRID[32:64]))
     train = images(n=60, noise=0.6)
     head = Logistic("search").fit(train)
     path = Logistic(head.Cs_).fit(train)

@@ -1,4 +1,4 @@
-"""Ridge regression on number targets: the same path, leave-one-out, folds and groups as `heads.estimators.ridge`."""
+"""Ridge regression on number targets: the same path, leave-one-out, folds and groups as ridge classification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
-from heads.estimators.ridge import ALPHAS, choose_alpha
+from heads.estimators.ridge.classifier import ALPHAS, choose_alpha
 from heads.fitted.file_format import read_head, write_head
 from heads.fitted.provenance import Provenance, check_encoder, encoder_record, split_id
 from heads.rows.samples import Array, Rows, feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy

@@ -16,7 +16,7 @@ from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
 from featcache.store.protocol import FeatureSource
 from heads.estimators.base import LinearClassifier
-from heads.estimators.logistic_choice import METRICS, Choice, logistic_rows
+from heads.estimators.logistic.choice import METRICS, Choice, logistic_rows
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
@@ -49,7 +49,7 @@ class Logistic(LinearClassifier):
     ----------
     C
         Inverse penalty; several of them to choose from; or "search", the CLIP paper's, over 96 values from 1e-6 to
-        1e6 (`heads.estimators.logistic_choice`). The paper's protocol is ``Logistic(C="search", metric="top1",
+        1e6 (`heads.estimators.logistic.choice`). The paper's protocol is ``Logistic(C="search", metric="top1",
         refit=True)``.
         Without a selection split, and with no two rows of one class, nothing can be held out: the C nearest to 1 is
         taken (on the log scale, the smaller of two), with a warning.

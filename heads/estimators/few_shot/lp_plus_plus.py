@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf
 from heads.estimators.base import LinearClassifier
-from heads.estimators.few_shot import FewShotClassifier, FewShotRows, best_setting, validation_folds
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, best_setting, validation_folds
 from heads.fitted.linear import LinearHead
 from heads.kernels.tally import stats_of_arrays
 from heads.rows.samples import gathered

@@ -10,7 +10,7 @@ import torch
 import heads
 from featcache.errors import HeadError
 from heads import LinearHead, TipAdapter, TipAdapterF, ZeroShot
-from heads.estimators.tip_adapter import KeyTraining, train_keys
+from heads.estimators.few_shot.tip_adapter import KeyTraining, train_keys
 
 
 def unit(rows: Any) -> Any:

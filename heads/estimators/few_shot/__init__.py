@@ -1,0 +1,1 @@
+"""Heads that add a few labelled rows to a zero-shot head."""

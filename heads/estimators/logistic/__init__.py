@@ -1,0 +1,1 @@
+"""Logistic regression, with an exact path over C or trained by AdamW."""

@@ -1,0 +1,1 @@
+"""Ridge classification and regression."""
