@@ -21,6 +21,7 @@ from open_clip.transformer import VisionTransformer
 from featcache.datasets.base import Picture
 from featcache.encoders.base import PROJECTED, Batch, FloatArray, SpecialTokens
 from featcache.encoders.checkpoints import tower_digest
+from featcache.encoders.openclip.texts import encode_sorted, encode_text, needed_length
 from featcache.encoders.preparation import PREPARATIONS
 from featcache.encoders.taps import PRE_PROJECTION
 from featcache.encoders.torch_images import (
@@ -55,9 +56,6 @@ def with_pre_projection(visual: Any, pixels: torch.Tensor) -> tuple[torch.Tensor
     trunk._parameters = {**visual._parameters, "proj": None}
     before = trunk(pixels)
     return before, before @ visual.proj
-
-
-TEXT_BATCH = 256
 
 
 class OpenClipEncoder:
@@ -258,32 +256,36 @@ class OpenClipEncoder:
         PromptError
             A text is longer than the context length: open_clip would cut it silently.
         """
-        batches = [texts[start : start + TEXT_BATCH] for start in range(0, len(texts), TEXT_BATCH)]
-        features = [self.encode_tokens(self.tokenize(batch)) for batch in batches]
-        return np.concatenate(features) if features else np.empty((0, self.dim), dtype=np.float32)
+        if not texts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return encode_sorted(texts, self.tokenize, self.encode_tokens)
 
     def encode_tokens(self, ids: torch.Tensor) -> FloatArray:
         """Features (B, D) float32, not normalised, of B token sequences (B, L) on any device."""
-        found = self._computing(lambda model, x: model.encode_text(x), ids.to(self.device))
+        ids = ids[:, : needed_length(self.model, ids)].to(self.device)
+        found = self._computing(encode_text, ids)
         features: FloatArray = found.float().cpu().numpy()
         return features
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids (B, L) int64 of B texts, on the CPU; raises PromptError as `encode_texts` does."""
-        self._check_lengths(texts)
         tokens: torch.Tensor = self._tokenizer(list(texts))
+        limit = int(self._tokenizer.context_length)
+        for text, last in zip(texts, tokens[:, -1].tolist(), strict=True):
+            if self._pads_with_zeros and last == 0:
+                continue  # it ends in padding, so that nothing was cut
+            if (count := self._count(text)) > limit:
+                raise PromptError(f"text of {count} tokens, {self.name} takes {limit}: {text!r}; shorten it")
         return tokens
 
-    def _check_lengths(self, texts: Sequence[str]) -> None:
-        limit = int(self._tokenizer.context_length)
-        for text in texts:
-            count = self._count(text)
-            if count > limit:
-                raise PromptError(f"text of {count} tokens, {self.name} takes {limit}: {text!r}; shorten it")
+    @property
+    def _pads_with_zeros(self) -> bool:
+        """Whether the tokenizer is open_clip's own."""
+        return hasattr(self._tokenizer, "encode")
 
     def _count(self, text: str) -> int:
         """Tokens of a text, those of its start and end included."""
-        if hasattr(self._tokenizer, "encode"):  # open_clip's own tokenizer
+        if self._pads_with_zeros:
             return len(self._tokenizer.encode(text)) + 2
         clean = getattr(self._tokenizer, "clean_fn", str)  # Hugging Face's, as SigLIP has
         return len(self._tokenizer.tokenizer(clean(text))["input_ids"])
