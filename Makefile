@@ -61,6 +61,7 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 	$(BIN)/python -m benchmarks.bench_writers --out benchmarks/results/writers.json
 	$(BIN)/python -m benchmarks.bench_encode --out benchmarks/results/encode.json
 	$(BIN)/python -m benchmarks.bench_precision --out benchmarks/results/precision.json
+	$(BIN)/python -m benchmarks.bench_preparation --out benchmarks/results/preparation.json
 	$(BIN)/python -m benchmarks.bench_texts --out benchmarks/results/texts.json
 	$(BIN)/python -m benchmarks.bench_ridge --out benchmarks/results/ridge.json
 	$(BIN)/python -m benchmarks.bench_himalaya --out benchmarks/results/himalaya.json

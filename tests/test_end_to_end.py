@@ -254,7 +254,7 @@ def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path) -> N
     assert (elsewhere / "demo" / "report.md").exists()
 
 
-@pytest.mark.parametrize("name", ["bench_store", "bench_encode", "bench_precision", "bench_texts"])
+@pytest.mark.parametrize("name", ["bench_store", "bench_encode", "bench_precision", "bench_texts", "bench_preparation"])
 def test_benchmarks_run(name: str, tmp_path: Path) -> None:
     out = tmp_path / "record.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--tiny", "--out", str(out)]

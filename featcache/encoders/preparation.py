@@ -8,20 +8,34 @@ on ImageNet-R as OpenAI prepares pictures, and 52.00 % and 76.35 % on Lipsum-FT'
     the central square whose side is 7/8 of the shorter side, ``int(224 / (224 + 32) * min(h, w))`` pixels, offsets
     ``((h - side) + 1) // 2`` and ``((w - side) + 1) // 2``, resized whole to the model's size with the model's filter:
     Lipsum-FT's evaluation (arXiv 2404.00860). 8-bit pictures stay in 8 bits.
+`fast`
+    the model's own resizing and cropping, by other programs: JPEG files are decoded by libjpeg-turbo itself, with the
+    pixels of Pillow (large ones at a fraction of their size, where both sides stay at least three times the model's),
+    and 8-bit pictures are resized by torchvision in 8 bits, which differs from Pillow by a level of 255 here and there.
+    ``python -m benchmarks.bench_preparation`` prints speed and agreement.
 """
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import Dataset, Picture, prepared_of
+from featcache.datasets.base import IMAGE_FILE, Dataset, Picture, SampleIndex, decoding_of, prepared_of
+from featcache.datasets.decode import to_rgb
+from featcache.datasets.fast_jpeg import decode_jpeg, needs_decoder
 from featcache.encoders.base import Encoder
 from featcache.errors import EncoderError
 
+if TYPE_CHECKING:
+    import torch
+
 Box: TypeAlias = tuple[int, int, int, int]
+
+SMALLEST = 3
+"""JPEG files are decoded at a fraction of their size where both sides stay this many times the size of the model's."""
 
 EVAL_FRACTION = 224 / (224 + 32)
 
@@ -53,8 +67,38 @@ def central_crop(picture: Picture) -> Picture:
     return cut(picture, central_square(*size))
 
 
-PREPARATIONS: Mapping[str, Callable[[Picture], Picture]] = {"central-crop": central_crop}
-"""Name -> what happens to a picture before the model's own resizing, which then has nothing left to crop."""
+def as_tensor(picture: Picture) -> "torch.Tensor":
+    """8-bit pictures as a tensor (3, H, W), which torchvision resizes itself."""
+    import torch
+
+    pixels = np.require(picture if isinstance(picture, np.ndarray) else to_rgb(picture), requirements="W")
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures are prepared otherwise than the model says.
+
+    Parameters
+    ----------
+    change : callable
+        Before the model's own resizing.
+    square : bool
+        Only for models of square images.
+    fast : bool
+        JPEG files are decoded by `decode_jpeg`.
+    """
+
+    change: "Callable[[Picture], Picture | torch.Tensor]"
+    square: bool = False
+    fast: bool = False
+
+
+PREPARATIONS: Mapping[str, Preparation] = {
+    "central-crop": Preparation(central_crop, square=True),  # the model's own resizing then has nothing left to crop
+    "fast": Preparation(as_tensor, fast=True),
+}
+"""Name -> what is done to pictures before the model's own resizing."""
 
 
 def prepared_by(encoder: Encoder, name: str) -> Encoder:
@@ -63,10 +107,12 @@ def prepared_by(encoder: Encoder, name: str) -> Encoder:
     Raises
     ------
     EncoderError
-        No such preparation, or the encoder does not support it: only open_clip models of square images do.
+        No such preparation, the encoder does not support it (open_clip models do), or a library is missing.
     """
     if name not in PREPARATIONS:
         raise EncoderError(f"preprocess {name!r}: expected one of {', '.join(PREPARATIONS)}, or leave it out")
+    if PREPARATIONS[name].fast:
+        needs_decoder()
     encoder.use_preparation(name)
     return encoder
 
@@ -93,3 +139,39 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
     twin = copy.copy(encoder)  # shares every tensor
     twin.prepares = False
     return twin
+
+
+def decoded_for(dataset: Dataset, encoder: Encoder) -> Dataset:
+    """The data set, its JPEG files decoded by libjpeg-turbo itself if the encoder's preparation is a fast one."""
+    fast = encoder.preparation is not None and PREPARATIONS[encoder.preparation].fast
+    return _Fast(dataset, encoder) if fast and decoding_of(dataset) == IMAGE_FILE else dataset
+
+
+class _Fast(Dataset):
+    """A data set of image files; what `decode_jpeg` does not take is decoded as ever, with its errors."""
+
+    decoding = IMAGE_FILE
+
+    def __init__(self, dataset: Dataset, encoder: Encoder) -> None:
+        self._dataset = dataset
+        self.prepared = prepared_of(dataset)
+        self._smallest = SMALLEST * max(encoder.image_size or (0,))
+
+    @property
+    def name(self) -> str:
+        return self._dataset.name
+
+    @property
+    def split(self) -> str:
+        return self._dataset.split
+
+    @property
+    def index(self) -> SampleIndex:
+        return self._dataset.index
+
+    def read(self, row: int) -> bytes | memoryview:
+        return self._dataset.read(row)
+
+    def decode(self, content: bytes | memoryview, row: int) -> Picture:
+        found = decode_jpeg(content, self._smallest)
+        return self._dataset.decode(content, row) if found is None else found

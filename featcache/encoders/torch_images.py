@@ -70,11 +70,12 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     return nullcontext() if dtype is None else torch.autocast(device.partition(":")[0], dtype=dtype)
 
 
-def prepare_picture(geometry: Callable[[Any], Any], picture: Picture) -> Batch:
+def prepare_picture(geometry: Callable[[Any], Any], picture: Picture | torch.Tensor) -> Batch:
     """Resize and crop one picture to (H, W, 3).
 
     PIL images and uint8 arrays go through Pillow and stay uint8; float arrays (H, W, 3) with values 0-255 are
-    resized in float32 (bicubic with antialiasing; overshoot is kept) and never rounded.
+    resized in float32 (bicubic with antialiasing; overshoot is kept) and never rounded. Tensors (3, H, W) are resized
+    in their own type.
 
     Parameters
     ----------
@@ -87,10 +88,12 @@ def prepare_picture(geometry: Callable[[Any], Any], picture: Picture) -> Batch:
         The picture is so long that resizing its short side would take more than `MOST_PIXELS`; or its mode has no
         known scale (see `to_rgb`).
     """
-    _check_extent(geometry, *(picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size))
     if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
-        tensor = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
-        return np.ascontiguousarray(geometry(tensor).permute(1, 2, 0).numpy())
+        picture = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
+    if isinstance(picture, torch.Tensor):
+        _check_extent(geometry, picture.shape[2], picture.shape[1])
+        return np.ascontiguousarray(geometry(picture).permute(1, 2, 0).numpy())
+    _check_extent(geometry, *(picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size))
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else to_rgb(picture)
     return np.asarray(geometry(image))
 

@@ -18,6 +18,7 @@ from featcache.datasets.base import Dataset
 from featcache.encoders import Batch, Encoder
 from featcache.encoders.base import PROJECTED
 from featcache.encoders.openclip import OpenClipEncoder
+from featcache.encoders.preparation import decoded_for
 from featcache.encoders.taps import encode_outputs, tap_dim
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
@@ -103,7 +104,8 @@ class ChunkEncoder:
         donors: Donors,
         advance: Callable[[int], None],
     ) -> None:
-        self._dataset, self._encoder, self._options, self._advance = dataset, encoder, options, advance
+        self._dataset = decoded_for(dataset, encoder)
+        self._encoder, self._options, self._advance = encoder, options, advance
         self._donors = donors
         self._ids = dataset.index.ids
         self._views: dict[Part, View] = {}

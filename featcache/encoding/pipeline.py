@@ -16,7 +16,7 @@ import xxhash
 
 from featcache.datasets.base import Dataset, Picture
 from featcache.encoders.base import Batch, Encoder
-from featcache.encoders.preparation import encoder_for
+from featcache.encoders.preparation import decoded_for, encoder_for
 from featcache.errors import EXHAUSTED, EncoderError
 
 S = TypeVar("S")
@@ -77,6 +77,7 @@ def prepared_batches(
 ) -> Iterator[list[Prepared[Batch]]]:
     """Yield each batch of rows prepared for an encoder; see `worked_batches`."""
     encoder = encoder_for(dataset, encoder)
+    dataset = decoded_for(dataset, encoder)
 
     def prepare(rows: Sequence[int]) -> list[Prepared[Batch]]:
         return [prepared(read_sample(dataset, row), encoder.prepare) for row in rows]

@@ -15,6 +15,7 @@ import numpy as np
 import open_clip
 import torch
 import torchvision
+import torchvision.transforms.v2
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
@@ -90,6 +91,7 @@ class OpenClipEncoder:
         self._preprocess = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
         transforms = open_clip.transform.image_transform_v2(self._preprocess, is_train=False).transforms
         self._geometry = torchvision.transforms.Compose(transforms[:-3])  # not: to RGB, to tensor, normalise
+        self._geometry_of_tensors = torchvision.transforms.Compose([_in_8_bits(step) for step in transforms[:-3]])
         self._scaling = Scaling(self._preprocess.mean, self._preprocess.std, device)
         self.preparation: str | None = None  # one of PREPARATIONS, before the geometry
         self.prepares = True
@@ -131,7 +133,7 @@ class OpenClipEncoder:
 
     def use_preparation(self, name: str) -> None:
         """See `featcache.encoders.preparation.prepared_by`."""
-        if len(set(self.image_size)) > 1:
+        if len(set(self.image_size)) > 1 and PREPARATIONS[name].square:
             raise EncoderError(
                 f"preprocess {name}: {self.name} takes {self.image_size}, which is not a square; leave it out"
             )
@@ -212,9 +214,10 @@ class OpenClipEncoder:
 
     def prepare(self, picture: Picture) -> Batch:
         """Resize and crop one picture as open_clip does, after `preparation`; see `prepare_picture`."""
-        if self.preparation is not None and self.prepares:
-            picture = PREPARATIONS[self.preparation](picture)
-        return prepare_picture(self._geometry, picture)
+        changed = PREPARATIONS[self.preparation].change(picture) if self.preparation and self.prepares else picture
+        if isinstance(changed, torch.Tensor):
+            return prepare_picture(self._geometry_of_tensors, changed)
+        return prepare_picture(self._geometry, changed)
 
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
@@ -293,6 +296,14 @@ class OpenClipEncoder:
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which a float32 model computes in `precision`: fine-tuning."""
         return autocast(self.device, self.precision)
+
+
+def _in_8_bits(step: Any) -> Any:
+    """A resizing step that resizes 8-bit tensors in 8 bits, which torchvision's first transforms do in float32."""
+    if type(step) is not torchvision.transforms.Resize:
+        return step
+    mode = torchvision.transforms.v2.InterpolationMode(step.interpolation.value)
+    return torchvision.transforms.v2.Resize(step.size, mode, max_size=step.max_size, antialias=True)
 
 
 def _jsonable(value: Any) -> Any:
