@@ -1,59 +1,103 @@
-"""Every writing verb, ended by SIGKILL and SIGTERM at random moments, and what is then on the disk.
+"""Every writing verb, ended by SIGKILL and SIGTERM at its write points, and what is then on the disk.
 
-``python tests/kills.py FOLDER KILLS TERMS SEED`` prints one JSON object: how many runs each signal ended, by verb, and
-every rule that was broken. The rules: a named file holds its old or its new bytes, never others; after SIGTERM the exit
-code is 143 and neither claims nor partial files are left; the same command, run again, ends with the bytes of a run
-that was not disturbed.
+A write point is a call that changes a file: opening one for writing, renaming, linking, removing, making a folder, and
+every step of the write protocol of `featcache.store.places.local`. Runs are counted by these points and ended at one of
+them, or a few milliseconds behind it, so that a trial does not depend on how fast the machine is.
+
+``python tests/kills.py FOLDER trials KILLS TERMS SEED`` ends runs at random points until so many were ended by each
+signal; ``python tests/kills.py FOLDER points SIGNAL EVERY VERB...`` ends one run at each point (or every n-th) in turn.
+Both print one JSON object: how many runs were ended, by verb, and every rule that was broken. The rules: a named file
+holds its old or its new bytes, never others; after SIGTERM the exit code is 143 and neither claims nor partial files
+are left; the same command, run again, ends with the bytes of a run that was not disturbed.
 """
 
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import random
 import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import diffusion_models
 import numpy as np
 import torch
 from small_pictures import write_pictures
 
+import ft.cli.demo
 import heads
+import heads.cli.demo
 import heads.report
+import heads.sweeps.run
 from featcache.cli.main import main
+from featcache.datasets.base import SampleIndex
+from featcache.datasets.sources import digits
 from featcache.encoding import banks, images, texts
+from featcache.store.places import local
 from featcache.transfer import export, import_features
 from ft.checkpoints import convert
+from ft.generation import diffusion
 from ft.merging import fisher, sweep
 from ft.training import loop
 
-LOADED = (banks, images, texts, export, import_features, convert, fisher, sweep, loop, heads, heads.report)
-TRAIN = "pictures/all"
+LOADED = (banks, images, texts, export, import_features, convert, fisher, sweep, loop, heads.report, heads.sweeps.run)
+LOADED += (ft.cli.demo,)
+ALL = "pictures/all"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command line, what it writes, and the folder that is there before it as a copy of another."""
+
+    words: str
+    writes: str
+    copied: str = ""
+
+
+GOOD = "--root good"
 COMMANDS = {
-    "encode": "encode imagefolder:pictures --split all --chunk-rows 2 --quiet --tap pre_projection",
-    "text": "text pictures.txt --quiet",
-    "import": "import features.npz --encoder-name m --name n",
-    "fit": f"fit ridge {TRAIN} -o head.safetensors --root good",
-    "export csv": f"export {TRAIN} out.csv --root good",
-    "export npy": f"export {TRAIN} out --root good",
-    "export parquet": f"export {TRAIN} out.parquet --root good",
-    "evaluate": f"evaluate ridge.safetensors --on {TRAIN} --root good --per-sample samples.npz --confusion c.npz",
-    "fisher": "fisher imagefolder:pictures:all -o f.safetensors --limit 4 --quiet --root good",
-    "convert": "convert tiny converted --overwrite",
-    "wise": "wise tiny tiny --alphas 0 0.5 --out merged --overwrite",
-    "finetune": "finetune imagefolder:pictures --split all --out run --steps 6 --batch-size 4 --save-every 2 "
-    "--workers 1 --quiet --device cpu --root good",
+    "encode": Verb("encode imagefolder:pictures --split all --chunk-rows 8 --quiet --tap pre_projection", "cache"),
+    "text": Verb("text pictures.txt --quiet", "cache"),
+    "import": Verb("import features.npz --encoder-name m --name n", "cache"),
+    "rename": Verb(f"rename {ALL} photographs/train", "cache", "kept"),
+    "relabel": Verb(f"relabel {ALL} cat=tiger dog=wolf", "cache", "kept"),
+    "rm": Verb(f"rm {ALL} --yes", "cache", "kept"),
+    "fit": Verb(f"fit ridge {ALL} -o head.safetensors {GOOD}", "head.safetensors"),
+    "export csv": Verb(f"export {ALL} out.csv {GOOD}", "out.csv"),
+    "export npy": Verb(f"export {ALL} out {GOOD}", "out"),
+    "export parquet": Verb(f"export {ALL} out.parquet {GOOD}", "out.parquet"),
+    "export safetensors": Verb(f"export {ALL} out.safetensors {GOOD}", "out.safetensors"),
+    "evaluate": Verb(
+        f"evaluate ridge.safetensors --on {ALL} {GOOD} --per-sample samples.npz --confusion c.npz --results r.jsonl",
+        "samples.npz c.npz r.jsonl",
+    ),
+    "sweep": Verb(f"sweep ridge nearest_mean --train {ALL} --on {ALL} --results r.jsonl --quiet {GOOD}", "r.jsonl"),
+    "fisher": Verb(f"fisher imagefolder:pictures:all -o f.safetensors --limit 4 --quiet {GOOD}", "f.safetensors"),
+    "convert": Verb("convert tiny converted --overwrite", "converted"),
+    "wise": Verb("wise tiny tiny --alphas 0 0.5 --out merged --overwrite", "merged"),
+    "generate": Verb(
+        "generate classes.txt --out drawn --images 2 --batch-size 2 --size 8 --device cpu --quiet", "drawn"
+    ),
+    "finetune": Verb(
+        f"finetune imagefolder:pictures --split all --out run --steps 4 --batch-size 4 --save-every 2 --workers 1 "
+        f"--quiet --device cpu {GOOD}",
+        "run",
+    ),
+    "demo": Verb("demo --output shown --root cache", "shown cache"),
 }
-WRITES = {"fit": "head.safetensors", "evaluate": "samples.npz c.npz", "fisher": "f.safetensors", "convert": "converted"}
-WRITES |= {"export csv": "out.csv", "export npy": "out", "export parquet": "out.parquet", "wise": "merged"}
-WRITES |= {"finetune": "run"}
-VERBS = {name: (words.split(), WRITES.get(name, "cache").split()) for name, words in COMMANDS.items()}
-"""Name -> command line, and what it writes."""
-VOLATILE = {"provenance.json", "log.jsonl", "resume.safetensors", "options.json"}  # with times of day and durations
+UNFINISHED = ("cache", "run")
+"""Places that are judged when they are finished: until then, other files say what they are."""
+VOLATILE = {"provenance.json", "log.jsonl", "resume.safetensors", "options.json", "report.html", "report.md"}
+"""Files with times of day and durations."""
+DURATIONS = ("fit_seconds",)
 
 
 def setup(folder: Path) -> None:
@@ -63,41 +107,115 @@ def setup(folder: Path) -> None:
     torch.set_num_threads(1)
     write_pictures(folder / "pictures", 24)
     (folder / "pictures.txt").write_text("cat\ndog\n")
+    (folder / "classes.txt").write_text("owl\nant\nbee\n")
     chance = np.random.default_rng(0)
     np.savez("features.npz", features=chance.standard_normal((9000, 16)).astype(np.float32), labels=np.arange(9000) % 3)
-    encode = ["encode", "imagefolder:pictures", "--split", "all", "--quiet", "--root", "good"]
-    fit = ["fit", "ridge", TRAIN, "-o", "ridge.safetensors", "--root", "good"]
+    diffusion.Painter = lambda *_: diffusion_models.Draft()  # type: ignore[assignment, misc]
+    heads.cli.demo.open_dataset, heads.cli.demo.TESTS = few_digits, heads.cli.demo.TESTS[:2]  # type: ignore[misc]
+    encode = ["encode", "imagefolder:pictures", "--split", "all", "--quiet", "--tap", "pre_projection", *GOOD.split()]
+    fit = ["fit", "ridge", ALL, "-o", "ridge.safetensors", *GOOD.split()]
     assert [finish(encode), finish(fit)] == [0, 0]
+    shutil.copytree("good", "kept")
 
 
-def begin(words: Sequence[str]) -> int:
+def few_digits(spec: str, split: str) -> digits.DigitsDataset:
+    """Every eighth of the handwritten digits."""
+    whole = digits.open_digits(spec.partition(":")[2] or "clean", split)
+    index, few = whole.index, slice(None, None, 8)
+    kept = SampleIndex(index.ids[few], index.sizes[few], index.stamps[few], index.labels[few], index.classnames)
+    return replace(whole, index=kept, originals=whole.originals[few])
+
+
+@dataclass
+class Ending:
+    """When a run is ended: by which signal, at which write point, and how many seconds behind it."""
+
+    number: signal.Signals = signal.SIGKILL
+    point: int = -1
+    delay: float = 0.0
+
+
+passed = mmap.mmap(-1, 8)
+"""How many write points the latest run has come to."""
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod")
+
+
+def count_points(ending: Ending) -> None:
+    """Count the write points of this process, and end it at one of them."""
+    here, lock = str(Path.cwd()), threading.Lock()
+
+    def end() -> None:
+        if ending.delay:
+            time.sleep(ending.delay)
+        os.kill(os.getpid(), ending.number)
+
+    def come_to_one(_: object = None) -> None:
+        with lock:
+            number = int.from_bytes(passed[:], "little") + 1
+            passed[:] = number.to_bytes(8, "little")
+        if number == ending.point:
+            threading.Thread(target=end, daemon=True).start() if ending.delay else end()
+
+    def watch(event: str, values: tuple[Any, ...]) -> None:
+        opened = event == "open" and isinstance(values[2], int) and values[2] & WRITING
+        if (opened or event in CHANGING) and isinstance(values[0], str | os.PathLike):
+            path = os.fspath(values[0])
+            if not os.path.isabs(path) or path.startswith(here):
+                come_to_one()
+
+    local.after_step = come_to_one
+    sys.addaudithook(watch)
+
+
+def begin(words: Sequence[str], ending: Ending | None = None) -> int:
     """Start a run in a child; returns its process id."""
+    passed[:] = bytes(8)
     child = os.fork()
     if child == 0:
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
+        said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         code = 1
         try:
+            count_points(ending or Ending())
             code = main(list(words))
         finally:
             os._exit(code)
     return child
 
 
-def finish(words: Sequence[str]) -> int:
+def finish(words: Sequence[str], ending: Ending | None = None) -> int:
     """Run to the end; the exit code."""
-    return os.waitstatus_to_exitcode(os.waitpid(begin(words), 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(begin(words, ending), 0)[1])
 
 
 def contents(places: Sequence[str]) -> dict[str, str]:
-    """Digest of every file that a verb has finished."""
+    """Digest of every file that a verb has finished, and of every row of results."""
     files = [path for place in map(Path, places) for path in ([place] if place.is_file() else place.rglob("*"))]
-    return {
-        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-        if path.is_file() and path.name not in VOLATILE and not is_temporary(path)
-    }
+    found: dict[str, str] = {}
+    for path in files:
+        if not path.is_file() or is_temporary(path):
+            continue
+        if path.name in VOLATILE:
+            found[str(path)] = "there"
+        elif path.suffix == ".jsonl":
+            found |= {f"{path}: {digest(row(line))}": "row" for line in path.read_bytes().splitlines(keepends=True)}
+        else:
+            found[str(path)] = digest(path.read_bytes())
+    return found
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def row(line: bytes) -> bytes:
+    """A line of results without durations; one that is cut stays as it is."""
+    if not line.endswith(b"\n"):
+        return line
+    record = {name: value for name, value in json.loads(line).items() if name not in DURATIONS}
+    return json.dumps(record).encode()
 
 
 def is_temporary(path: Path) -> bool:
@@ -107,10 +225,10 @@ def is_temporary(path: Path) -> bool:
 
 def left_over(process: int) -> list[str]:
     """Claims and partial files of a process; those of killed ones are swept by the run that finishes."""
-    found = [path for path in Path().rglob("*") if path.is_file() and not path.is_relative_to("pictures")]
-    claims = [path for path in found if path.parent.name == "claims" and path.read_text().endswith(f"-{process}")]
+    found = [path for path in Path().rglob("*") if not path.is_relative_to("pictures")]
+    claims = [path for path in found if path.parent.name == "claims" and f"-{process}-" in path.read_text()]
     named = [path for path in found if is_temporary(path) and f"{process}" in str(path)]
-    return [str(path) for path in {*claims, *named}]
+    return sorted(str(path) for path in {*claims, *named})
 
 
 def clear(places: Sequence[str]) -> None:
@@ -118,7 +236,7 @@ def clear(places: Sequence[str]) -> None:
         shutil.rmtree(place, ignore_errors=True)
         with contextlib.suppress(OSError):
             place.unlink()
-    for path in [*Path().glob("*.partial"), *Path().glob(".*.tmp"), *Path().glob(".*.old")]:
+    for path in [path for path in Path().rglob("*") if is_temporary(path)]:
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):
             path.unlink()
@@ -127,74 +245,112 @@ def clear(places: Sequence[str]) -> None:
 class Trial:
     """One verb: its undisturbed result, and runs that signals end."""
 
-    def __init__(self, name: str, chance: random.Random) -> None:
-        self.name, self.chance = name, chance
-        self.words, self.places = VERBS[name]
+    def __init__(self, name: str) -> None:
+        verb = COMMANDS[name]
+        self.name, self.words, self.places, self.copied = name, verb.words.split(), verb.writes.split(), verb.copied
         self.broken: list[str] = []
         self.ended = {signal.SIGKILL: 0, signal.SIGTERM: 0}
-        clear(self.places)
+        self.afresh()
         began = time.monotonic()
-        assert finish(self.words) == 0, name
-        self.seconds = time.monotonic() - began
+        assert finish(self.words) == 0, f"{name}: {Path('said').read_text()[-2000:]}"
+        self.seconds, self.points = time.monotonic() - began, int.from_bytes(passed[:], "little")
         self.good = contents(self.places)
-        assert self.good, name
-        clear(self.places)
+        self.afresh()
+        assert self.good != contents(self.places), name
 
-    def disturb(self, number: signal.Signals) -> None:
-        """Start, wait, end; then check what is there."""
-        child = begin(self.words)
-        time.sleep(self.chance.uniform(0.02, 1.0) * self.seconds)
-        os.kill(child, number)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    def afresh(self) -> None:
+        """As before the first run."""
+        clear(self.places)
+        if self.copied:
+            shutil.copytree(self.copied, self.places[0])
+
+    def disturb(self, ending: Ending) -> None:
+        """Start, end, and check what is there."""
+        child = begin(self.words, ending)
+        code, number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ending.number
+        where = f"after {number.name} at write point {ending.point} of {self.points}"
         if code in (-number, 128 + number):
             self.ended[number] += 1
-        elif code:
-            self.broken.append(f"{self.name}: exit code {code} after {number.name}")
+        elif code and not self.is_done():
+            self.broken.append(f"{self.name}: exit code {code} {where}: {Path('said').read_text()[-300:]}")
         if number == signal.SIGTERM and code == 143 and (left := left_over(child)):
-            self.broken.append(f"{self.name}: {left} left after SIGTERM")
-        found = contents(self.places)
-        if "cache" not in self.places and "run" not in self.places:  # stores are judged when they are finished
-            wrong = [path for path, digest in found.items() if self.good.get(path) != digest]
-            self.broken += [f"{self.name}: {path} has other bytes after {number.name}" for path in wrong]
+            self.broken.append(f"{self.name}: {left[:5]} left {where}")
+        if code == -signal.SIGTERM:
+            self.broken.append(f"{self.name}: no orderly end {where}")
+        judged = [place for place in self.places if place not in UNFINISHED]
+        wrong = [path for path, held in contents(judged).items() if self.good.get(path) != held]
+        self.broken += [f"{self.name}: {path} has other bytes {where}" for path in wrong]
 
-    def resume(self) -> None:
+    def resume(self, where: str) -> None:
         """Run to the end on what is there; compare, and start afresh."""
-        if (code := finish(self.words)) != 0:
-            self.broken.append(f"{self.name}: exit code {code} when run again")
+        code = finish(self.words)
+        if code and not self.is_done():
+            said = Path("said").read_text()[-300:]
+            self.broken.append(f"{self.name}: exit code {code} when run again {where}: {said}")
         elif (found := contents(self.places)) != self.good:
             names = sorted(set(found) ^ set(self.good)) or [name for name in found if found[name] != self.good[name]]
-            self.broken.append(f"{self.name}: {names[:5]} differ when run again")
-        clear(self.places)
+            self.broken.append(f"{self.name}: {names[:5]} differ when run again {where}")
+
+    def is_done(self) -> bool:
+        """Whether a verb that has nothing left to do (``rm``, ``rename``) has said so."""
+        return bool(self.copied) and contents(self.places) == self.good
 
 
-def run(folder: Path, kills: int, terms: int, seed: int) -> dict[str, object]:
-    """Trials until so many runs were ended by each signal."""
-    setup(folder)
+def at_points(number: signal.Signals, every: int, names: Sequence[str]) -> list[Trial]:
+    """One run ended at each write point of some verbs in turn, and run again."""
+    trials = [Trial(name) for name in names]
+    for trial in trials:
+        for point in range(1, trial.points + 1, every):
+            trial.afresh()
+            trial.disturb(Ending(number, point))
+            trial.resume(f"after {number.name} at {point} of {trial.points}")
+    return trials
+
+
+LEAST = 8
+"""Runs of a slow verb that each signal ends; the others make up the number."""
+
+
+def at_random(kills: int, terms: int, seed: int) -> list[Trial]:
+    """Trials until so many runs were ended by each signal, one to three before a run to the end."""
     chance = random.Random(seed)
-    trials = [Trial(name, chance) for name in VERBS]
-    turn = 0
+    trials = [Trial(name) for name in COMMANDS]
+    slow = 3 * sorted(trial.seconds for trial in trials)[len(trials) // 2]
+    wanted = {signal.SIGKILL: kills, signal.SIGTERM: terms}
 
     def count(number: signal.Signals) -> int:
         return sum(trial.ended[number] for trial in trials)
 
-    while (
-        sum(trial.ended[signal.SIGKILL] for trial in trials) < kills
-        or sum(t.ended[signal.SIGTERM] for t in trials) < terms
-    ):
-        trial = trials[turn % len(trials)]
-        turn += 1
-        many = (
-            sum(t.ended[signal.SIGTERM] for t in trials) * kills > sum(t.ended[signal.SIGKILL] for t in trials) * terms
-        )
-        for _ in range(chance.randint(1, 3)):
-            trial.disturb(signal.SIGKILL if many or chance.random() < 0.5 else signal.SIGTERM)
-        trial.resume()
+    while any(count(number) < n for number, n in wanted.items()):
+        for trial in trials:
+            if trial.seconds > slow and all(trial.ended[n] >= min(LEAST, wanted[n] // len(trials)) for n in wanted):
+                continue
+            points = []
+            trial.afresh()
+            for _ in range(chance.randint(1, 3)):
+                number = min(wanted, key=lambda n: (count(n) / max(wanted[n], 1), chance.random()))
+                delay = chance.choice([0.0, 0.0, chance.uniform(0, 0.03)])
+                points.append(chance.randint(1, trial.points))
+                trial.disturb(Ending(number, points[-1], delay))
+            trial.resume(f"after ends at {points} of {trial.points}")
+    return trials
+
+
+def told(trials: Sequence[Trial]) -> dict[str, object]:
     return {
         "SIGKILL": {trial.name: trial.ended[signal.SIGKILL] for trial in trials},
         "SIGTERM": {trial.name: trial.ended[signal.SIGTERM] for trial in trials},
+        "points": {trial.name: trial.points for trial in trials},
+        "seconds": {trial.name: round(trial.seconds, 2) for trial in trials},
         "broken": [line for trial in trials for line in trial.broken],
     }
 
 
+WAYS: dict[str, Callable[..., list[Trial]]] = {
+    "trials": lambda *numbers: at_random(*map(int, numbers)),
+    "points": lambda number, every, *names: at_points(signal.Signals[number], int(every), names or list(COMMANDS)),
+}
+
 if __name__ == "__main__":
-    print(json.dumps(run(Path(sys.argv[1]), *map(int, sys.argv[2:5]))))
+    setup(Path(sys.argv[1]).resolve())
+    print(json.dumps(told(WAYS[sys.argv[2]](*sys.argv[3:])), indent=1))

@@ -18,6 +18,7 @@ from featcache.errors import FeatcacheError, MismatchError, OutputError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
 from featcache.store.places.targets import is_stream, replacing, write_target
+from featcache.store.places.tensors import in_order, put_in_order
 
 BLOCK_ROWS = 16_384
 UNIT = 2e-3
@@ -104,9 +105,10 @@ def _safetensors(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
     facts = {"ids": json.dumps(ids), "classnames": json.dumps(list(store.classnames)), "encoder": store.encoder_name}
     tensors = {"features": features, "labels": labels}
     if file is sys.stdout.buffer:
-        file.write(save(tensors, metadata=facts))
+        file.write(in_order(save(tensors, metadata=facts)))
     else:  # without a second copy in memory
         save_file(tensors, file.name, metadata=facts)
+        put_in_order(file.name)
 
 
 def _parquet(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:

@@ -24,6 +24,7 @@ from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled, is_torchscri
 from featcache.errors import EncoderError, OutputError
 from featcache.store.places.local import sync_folder
 from featcache.store.places.targets import replacing, writing
+from featcache.store.places.tensors import put_in_order
 from ft.checkpoints.state import Json, Shapes, State, check_shapes, shapes_of
 
 CONFIG = FOLDER_CONFIG
@@ -131,6 +132,7 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
     tensors = _separate(state)
     with replacing(path) as file, writing(path, sum(value.nbytes for value in tensors.values())):
         save_file(tensors, file.name, metadata={"format": "pt", **(metadata or {})})
+        put_in_order(file.name)
     return Path(path)
 
 

@@ -15,6 +15,7 @@ from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import HeadError
 from featcache.parameters import check_record, json_value
 from featcache.store.places.targets import write_target
+from featcache.store.places.tensors import in_order
 from heads.fitted.provenance import Json
 from heads.rows.samples import Array
 
@@ -37,7 +38,7 @@ def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
     """
     head = json.dumps(record, sort_keys=True)
     metadata = {"format": _FORMAT, "head": head, "digest": _digest(tensors, head)}
-    write_target(path, to_bytes(tensors, metadata=metadata), STREAM)
+    write_target(path, in_order(to_bytes(tensors, metadata=metadata)), STREAM)
     return Path(path)
 
 
