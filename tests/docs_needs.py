@@ -510,6 +510,33 @@ def python_names(scratch: Scratch) -> None:
 
 
 @need
+def flat(scratch: Scratch) -> None:
+    """Class folders without splits."""
+    class_folders(scratch.base / "flat", each=10)
+
+
+@need
+def python_held(scratch: Scratch) -> None:
+    """A live Hugging Face data set, pictures with names, and a network."""
+    import datasets
+    from torchvision import transforms
+
+    import featcache
+
+    pictures, names = [Image.open(io.BytesIO(png(number))) for number in range(8)], [*CATS] * 4
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=CATS))
+    dataset = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 4}, features=features)
+    steps = [transforms.Resize(8), transforms.ToTensor()]
+
+    def mnist(root: str, train: bool) -> list[tuple[Image.Image, int]]:
+        return [(picture, row % 2) for row, picture in enumerate(pictures)]
+
+    scratch.names |= {"featcache": featcache, "dataset": dataset, "MNIST": mnist, "pictures": pictures, "names": names}
+    scratch.names |= {"network": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))}
+    scratch.names["transform"] = transforms.Compose(steps)
+
+
+@need
 def python_path(scratch: Scratch) -> None:
     """The path of a store."""
     scratch.replace["cache/images/..."] = str(scratch.names["store"].path)

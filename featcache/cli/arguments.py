@@ -95,7 +95,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="tiny",
         help="tiny (the default), an open_clip architecture, OpenAI's name of one of its models (ViT-B/32, RN50x64), "
-        "local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], "
+        "MY-CLIP.json (your own architecture, as open_clip's), local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], "
         "python:MODULE:FUNCTION",
     )
     pretrained_argument(parser)

@@ -21,6 +21,7 @@ from featcache.cli.arguments import (
 )
 from featcache.datasets import Dataset, open_datasets
 from featcache.datasets.base import prepared_of
+from featcache.datasets.holdout import holdout_options
 from featcache.encoding.augment import AUGMENTATIONS
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.errors import DatasetError, ShardDoneError
@@ -44,6 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_arguments(parser, "DATA", nargs="+")
     parser.add_argument("--split", nargs="+", default=["train"], metavar="S", help="splits to encode (default: train)")
     parser.add_argument("--name", help="name of the data set in listings and results")
+    parser.add_argument(
+        "--holdout",
+        type=float,
+        metavar="SHARE",
+        help="divide data without splits: SHARE (0.2) of each class is held out as val or test, the rest is train",
+    )
+    parser.add_argument("--holdout-seed", type=int, default=0, metavar="S", help="seed of --holdout (default: 0)")
+    parser.add_argument(
+        "--holdout-group", metavar="COLUMN", help="metadata column whose samples stay together in --holdout"
+    )
     parser.add_argument("--chunk-rows", type=int, metavar="N", help="rows per chunk (default: 4096)")
     parser.add_argument(
         "--max-bad", type=int, default=0, metavar="N", help="go on with up to N unreadable images (default: 0)"
@@ -110,11 +121,12 @@ def _datasets(args: argparse.Namespace) -> list[Dataset]:
     """The splits of all data sets, which one encoder is to encode."""
     if args.name and len(args.data) > 1:
         raise DatasetError(f"--name {args.name}: one name for {len(args.data)} data sets; encode that one by itself")
+    holdout = holdout_options(args.holdout, args.holdout_seed, args.holdout_group)
     found = [
         dataset
         for data in args.data
         for split in args.split
-        for dataset in open_datasets(data, split, labels=args.labels, name=args.name)
+        for dataset in open_datasets(data + holdout, split, labels=args.labels, name=args.name)
     ]
     prepared = {prepared_of(dataset) for dataset in found}
     if len(prepared) > 1 and not args.preprocess:

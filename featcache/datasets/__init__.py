@@ -14,6 +14,7 @@ from pathlib import Path
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key
 from featcache.datasets.classes import with_classes
+from featcache.datasets.holdout import divided, take_holdout
 from featcache.datasets.options import take_option
 from featcache.errors import DatasetError
 from featcache.prompts.class_lists import ClassList, load_class_list
@@ -90,7 +91,8 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
 
         Behind every argument, ``,classes=imagenet-r`` takes another class list than the source's own, by name or from
-        a file; see `featcache.datasets.classes`.
+        a file (see `featcache.datasets.classes`), and ``,holdout=0.2`` divides data without splits (see
+        `featcache.datasets.holdout`).
     split : str
         ``train``, ``val``, ``test``, ...; ``all`` for class folders without splits.
     labels : str
@@ -121,10 +123,11 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     if isinstance(opener, str):
         module, _, function = opener.partition(":")
         opener = getattr(import_module(module), function)
+    argument, holdout = take_holdout(argument)
     argument, listed = _class_option(source, argument)
-    dataset = opener(argument, split, labels=labels, name=name)
+    dataset = opener(argument, holdout.of if holdout else split, labels=labels, name=name)
     named = dataset if listed is None else with_classes(dataset, listed, numbered=source in NUMBERED)
-    return _opened(named, spec, labels, name)
+    return _opened(divided(named, split, holdout) if holdout else named, spec, labels, name)
 
 
 def _class_option(source: str, argument: str) -> tuple[str, ClassList | None]:
@@ -185,8 +188,10 @@ def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | N
     if source == COLLECTION:
         from featcache.datasets.sources.collection import open_collection
 
+        argument, holdout = take_holdout(argument)
         argument, listed = _class_option(source, argument)
-        domains = open_collection(argument, split, labels=labels, name=name)
+        domains = open_collection(argument, holdout.of if holdout else split, labels=labels, name=name)
         named = [data if listed is None else with_classes(data, listed, numbered=False) for data in domains]
-        return [_opened(dataset, spec, labels, name) for dataset in named]
+        sides = [divided(data, split, holdout) for data in named] if holdout else named
+        return [_opened(dataset, spec, labels, name) for dataset in sides]
     return [open_dataset(spec, split, labels=labels, name=name)]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
-from featcache.datasets.content import FileContent
+from featcache.datasets.content import Content
 from featcache.errors import DatasetError
 from featcache.store.columns import as_columns, feed_int64, feed_texts
 from featcache.store.places import StorePath
@@ -95,7 +95,7 @@ class SampleIndex:
         A list, never a dict: two ImageNet classes share a name with others.
     metadata : mapping of name to (N,) int64, or object holding str
         What else is known of the samples (region, year, caption); see `featcache.store.columns`.
-    content : FileContent, optional
+    content : Content, optional
         What the samples hold, where ids and sizes do not tell data sets apart; part of the key.
 
     Raises
@@ -111,7 +111,7 @@ class SampleIndex:
     labels: npt.NDArray[np.int64]
     classnames: tuple[str, ...]
     metadata: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    content: FileContent | None = None
+    content: Content | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.ids), len(self.sizes), len(self.stamps), len(self.labels)}

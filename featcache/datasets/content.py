@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from featcache.errors import StoreWriteError
@@ -27,32 +29,67 @@ SETTLED_NS = 2 * 10**9
 
 
 @dataclass(frozen=True)
-class FileContent:
+class Content:
+    """The digest of samples that a program holds.
+
+    Parameters
+    ----------
+    where : Path or str
+        Their file, or what to call them in errors.
+    decoding : str
+        How the samples decode: equal bytes of another type or shape are other images.
+    hashes : callable
+        The xxh3-128 of every sample in row order, 16 bytes each, as `Dataset.read` gives them; reads them all.
+    remedy : str
+        What to do where they change while they are encoded.
+    """
+
+    where: Path | str
+    decoding: str
+    hashes: Callable[[], bytes]
+    remedy: str = "run the same command again, which encodes what it holds now"
+    _known: list[str] = field(default_factory=list, compare=False, repr=False)
+
+    def digest(self, root: StorePath | None = None) -> str:
+        """The digest, 32 hexadecimal digits; a `root` may remember it between processes."""
+        if not self._known:
+            self._known.append(self.found(root))
+        return self._known[0]
+
+    def found(self, root: StorePath | None) -> str:
+        """The digest, computed."""
+        return content_digest(self.decoding, self.hashes())
+
+    def of_rows(self, rows: npt.NDArray[np.int64]) -> "Content":
+        """The content of some of the samples, in that order."""
+
+        def hashes() -> bytes:
+            return np.frombuffer(self.hashes(), np.uint8).reshape(-1, 16)[rows].tobytes()
+
+        return Content(self.where, self.decoding, hashes, self.remedy)
+
+
+@dataclass(frozen=True)
+class FileContent(Content):
     """The digest of the samples in one file.
 
     Parameters
     ----------
-    path : Path
     size, stamp : int
         Bytes and modification time in ns of the file when it was opened.
-    decoding : str
-        How the samples decode: equal bytes of another type or shape are other images.
-    hashes : callable
-        The xxh3-128 of every sample in row order, 16 bytes each, as `Dataset.read` gives them; reads the file.
     """
 
-    path: Path
-    size: int
-    stamp: int
-    decoding: str
-    hashes: Callable[[], bytes]
-    _known: list[str] = field(default_factory=list, compare=False, repr=False)
+    size: int = 0
+    stamp: int = 0
 
-    def digest(self, root: StorePath | None = None) -> str:
-        """The digest, 32 hexadecimal digits; a `root` remembers it between processes."""
-        if not self._known:
-            self._known.append(self._remembered(root) or self._compute(root))
-        return self._known[0]
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.where)
+
+    def found(self, root: StorePath | None) -> str:
+        """The digest, which a `root` remembers between processes."""
+        return self._remembered(root) or self._compute(root)
 
     def _place(self, root: StorePath) -> StorePath:
         name = sha256(f"{self.path}\n{self.decoding}".encode(errors="surrogateescape")).hexdigest()[:24]

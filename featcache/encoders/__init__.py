@@ -41,7 +41,8 @@ def load_encoder(
     ----------
     model : str
         ``tiny`` (embedded), an open_clip architecture, one of OpenAI's models by its own name (``ViT-B/32``; see
-        `featcache.encoders.model_names`), a model folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``;
+        `featcache.encoders.model_names`), an architecture of your own (``MY-CLIP.json``, as open_clip writes them), a
+        model folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``;
         ``timm:NAME[,CHECKPOINT]``; ``python:MODULE:FUNCTION``.
     pretrained : str, optional
         open_clip tag, checkpoint file, or ``random``.

@@ -224,6 +224,8 @@ def loading_arguments(
     place, colon, folder = model.partition(":")
     if place == "local-dir":
         model = f"{place}{colon}{Path(folder).expanduser().absolute()}"
+    if model.endswith(".json"):
+        model = str(Path(model).expanduser().absolute())
     if pretrained is not None and Path(pretrained).expanduser().is_file():
         pretrained = str(Path(pretrained).expanduser().absolute())
     source = {"model": model, "pretrained": pretrained, "precision": precision}

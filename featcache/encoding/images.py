@@ -8,15 +8,19 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 
 from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset, opened_as
 from featcache.datasets.base import Dataset, decoding_of, prepared_of
 from featcache.datasets.content import content_digest
+from featcache.datasets.holdout import Holdout, divided, holdout_options
+from featcache.datasets.sources.held import as_dataset, is_dataset
 from featcache.encoders import Encoder, encoder_for, load_encoder
 from featcache.encoders.base import whole_encoder
+from featcache.encoders.modules import ModuleEncoder
 from featcache.encoders.taps import tap_dim
 from featcache.encoding.augment import check_views, view_identity
 from featcache.encoding.changes import changed_rows, known_identity
@@ -35,7 +39,14 @@ from featcache.encoding.store_job import (
     stored_rows,
     written_now,
 )
-from featcache.errors import ContentChangedError, DatasetError, FeatcacheWarning, ImageReadError, LabelsChangedError
+from featcache.errors import (
+    ContentChangedError,
+    DatasetError,
+    EncoderError,
+    FeatcacheWarning,
+    ImageReadError,
+    LabelsChangedError,
+)
 from featcache.progress import Progress, as_progress
 from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.catalogue import add_name
@@ -47,7 +58,8 @@ from featcache.store.parts import Part
 from featcache.store.places import StorePath, remove, stat
 
 KEPT = ("name", "split", "encoder_name", "logit_scale", "logit_bias", "decoding")
-LOADING = ("device", "precision", "preprocess")
+LOADING = ("device", "precision", "preprocess", "transform", "digest")
+HELD = ("classnames", "image", "label", "id", "metadata", "holdout")
 
 
 @dataclass(frozen=True)
@@ -63,13 +75,13 @@ class EncodeResult:
 
 
 def encode(
-    data: str | Dataset,
-    split: str = "train",
-    model: str | Encoder = "tiny",
+    data: Any,
+    split: str | None = None,
+    model: Any = "tiny",
     pretrained: str | None = None,
     *,
     root: str | StorePath | None = None,
-    labels: str = "names",
+    labels: Any = "names",
     name: str | None = None,
     progress: Progress | bool | None = None,
     **options: Any,
@@ -78,18 +90,22 @@ def encode(
 
     Parameters
     ----------
-    data : str or Dataset
-        ``digits``, ``imagefolder:DIR``, ``list:FILE``, ``arrays:DIR``; see `featcache.datasets`.
-    split : str
-        Name of the split (ignored if `data` is a Dataset).
-    model : str or Encoder
-        ``tiny``, an open_clip architecture, ``local-dir:FOLDER``; see `featcache.encoders`.
+    data : str, or what a program holds
+        ``digits``, ``imagefolder:DIR``, ``list:FILE``, ``arrays:DIR`` (see `featcache.datasets`); a Hugging Face data
+        set, or a DatasetDict; a torch data set of (image, label); a list of PIL images, uint8 arrays or paths, with
+        `labels` (see `featcache.datasets.sources.held`); a `featcache.datasets.Dataset`. What is in memory is named by
+        its content, never by the object.
+    split : str, optional
+        Name of the split; default: the one that a data set in memory names, else ``train``.
+    model : str, Encoder or torch.nn.Module
+        ``tiny``, an open_clip architecture, ``local-dir:FOLDER`` (see `featcache.encoders`); a module with
+        ``transform=``, named by a digest of its weights and of the transform (see `featcache.encoders.modules`).
     pretrained : str, optional
         open_clip tag or checkpoint file.
     root : str, Path or ObjectPath, optional
         Folder or ``s3://bucket/prefix`` of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``.
-    labels : {"names", "int"}
-        What the labels of a list file are.
+    labels : {"names", "int"}, or sequence of N int or str
+        What the labels of a list file are; the labels of a list of pictures.
     name : str, optional
         Name of the data set in listings and results; by default that of its folder or file. A store that holds these
         samples already keeps its name, with a warning (``featcache rename`` changes it).
@@ -97,7 +113,10 @@ def encode(
         True shows progress on stderr, or in the notebook.
     **options
         ``device``, ``precision``, ``preprocess`` (see `featcache.encoders.load_encoder`; ignored if `model` is an
-        Encoder; by default that of pictures that lie prepared), and fields of `EncodeOptions`.
+        Encoder; by default that of pictures that lie prepared); ``transform`` and ``digest`` of a module;
+        ``classnames``, and ``image``, ``label``, ``id`` and ``metadata``, the columns of a Hugging Face data set;
+        ``holdout``, the share of data without splits that is held out from ``train`` for ``test``; and fields of
+        `EncodeOptions`.
 
     Raises
     ------
@@ -106,13 +125,13 @@ def encode(
         ShardDoneError if only a share was asked for.
     """
     loading = {option: options.pop(option) for option in LOADING if option in options}
-    if name is not None and not isinstance(data, str):
+    held = {option: options.pop(option) for option in HELD if option in options}
+    if name is not None and is_dataset(data):
         raise DatasetError(
             f"name={name!r}: this data set is called {data.name}; leave name out, or rename the data set"
         )
-    dataset = open_dataset(data, split, labels=labels, name=name) if isinstance(data, str) else data
-    loading.setdefault("preprocess", prepared_of(dataset))
-    encoder = load_encoder(model, pretrained, **loading) if isinstance(model, str) else model
+    dataset = _dataset(data, split, labels, name, held)
+    encoder = _encoder(model, pretrained, loading, prepared_of(dataset))
     store = encode_dataset(
         dataset, encoder, root=root, options=EncodeOptions(**options), progress=as_progress(progress)
     ).store
@@ -124,6 +143,36 @@ def encode(
             stacklevel=2,
         )
     return store
+
+
+def _dataset(data: Any, split: str | None, labels: Any, name: str | None, held: dict[str, Any]) -> Dataset:
+    share = held.pop("holdout", None)
+    if isinstance(data, str):
+        if held:
+            raise DatasetError(f"{', '.join(held)}: for data in memory; write options of {data} behind it")
+        return open_dataset(data + holdout_options(share), split or "train", labels=labels, name=name)
+    if share is None:
+        return as_dataset(data, split, labels=labels, name=name, **held)
+    whole = as_dataset(data, labels=labels, name=name, **held)
+    return divided(whole, split or "train", Holdout(share))
+
+
+def _encoder(model: Any, pretrained: str | None, loading: dict[str, Any], prepared: str | None) -> Encoder:
+    """The encoder that a name or a module stands for; any other object is taken as one."""
+    if isinstance(model, str):
+        if unused := [option for option in ("transform", "digest") if option in loading]:
+            raise EncoderError(
+                f"{', '.join(unused)}: for a torch module; {model} has its own preparation: leave it out"
+            )
+        loading.setdefault("preprocess", prepared)
+        return load_encoder(model, pretrained, **loading)
+    if isinstance(model, torch.nn.Module):
+        if loading.pop("preprocess", None) is not None or pretrained is not None:
+            raise EncoderError(
+                "preprocess and pretrained are for models by name; a module has weights and a transform="
+            )
+        return ModuleEncoder(model, **loading)
+    return cast(Encoder, model)
 
 
 def encode_dataset(
@@ -259,10 +308,7 @@ class ImageJob(StoreJob[ImageStore]):
             return
         hashes = stored_rows(writer, "content").tobytes()
         if content_digest(content.decoding, hashes) != content.digest(self.root):
-            raise ContentChangedError(
-                f"{self.what}: {content.path} changed while it was encoded; run the same command again, which encodes "
-                "what it holds now"
-            )
+            raise ContentChangedError(f"{self.what}: {content.where} changed while it was encoded; {content.remedy}")
 
     # Encoding
 

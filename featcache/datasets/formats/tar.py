@@ -20,6 +20,8 @@ from featcache.datasets.remote import is_remote, open_remote, read_range, read_r
 from featcache.errors import DatasetError
 
 BLOCK = 512
+NUMBER = re.compile(r"(?:[-_.]?[0-9]+(?:-of-[0-9]+)?)?")
+"""What may follow the split in the name of a shard: ``train-000000``, ``train_3``, ``train-0-of-8``, ``train``."""
 SMALL = 1 << 20
 
 
@@ -162,9 +164,9 @@ def expand_shards(pattern: str, split: str) -> list[str]:
     Parameters
     ----------
     pattern : str
-        A folder, whose shards are ``SPLIT/*.tar`` (for ``all``: ``*.tar``; at an address as many as
-        ``SPLIT/nshards.txt`` says, ``0.tar`` on); or file names with ``{split}``, ``{000..127}``, ``{a,b}`` and,
-        locally, ``*``.
+        A folder, whose shards are ``SPLIT/*.tar``, or else ``SPLIT-000000.tar`` and so on (for ``all``: ``*.tar``; at
+        an address as many as ``SPLIT/nshards.txt`` says, ``0.tar`` on); or file names with ``{split}``,
+        ``{000..127}``, ``{a,b}`` and, locally, ``*``.
     split : str
 
     Raises
@@ -179,8 +181,18 @@ def expand_shards(pattern: str, split: str) -> list[str]:
         return [shard for place in places for shard in _remote(place.rstrip("/"), split)]
     shards = [shard for place in places for shard in _local(str(local_path("webdataset", place)), split)]
     if not shards:
-        raise DatasetError(f"webdataset:{pattern}: no tar file for split {split!r}; looked for {places[0]}")
+        raise DatasetError(
+            f"webdataset:{pattern}: no tar file for split {split!r}; looked for {_looked(places[0], split)}"
+        )
     return shards
+
+
+def _looked(place: str, split: str) -> str:
+    if not os.path.isdir(place):
+        return place
+    there = ", ".join(sorted(file.name for file in Path(place).iterdir())[:5]) or "nothing"
+    what = f"{place}/*.tar" if split == WHOLE else f"{place}/{split}/*.tar and {place}/{split}-000000.tar"
+    return f"{what}, found {there}"
 
 
 def _remote(place: str, split: str) -> list[str]:
@@ -198,8 +210,12 @@ def _remote(place: str, split: str) -> list[str]:
 
 def _local(place: str, split: str) -> list[str]:
     if os.path.isdir(place):
-        folder = Path(place) if split == WHOLE else Path(place) / split
-        return sorted(map(str, folder.glob("*.tar")), key=_natural)
+        if split == WHOLE:
+            return sorted(map(str, Path(place).glob("*.tar")), key=_natural)
+        below = list((Path(place) / split).glob("*.tar"))
+        beside = [file for file in Path(place).glob("*.tar") if NUMBER.fullmatch(file.stem.removeprefix(split))]
+        named = [file for file in beside if file.name.startswith(split)]
+        return sorted(map(str, below or named), key=_natural)
     if os.path.isfile(place):
         return [place]
     if not glob.has_magic(place):

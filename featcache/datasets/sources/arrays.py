@@ -161,7 +161,7 @@ def array_index(
         np.full(len(images), stamp, np.int64),
         targets,
         tuple(classnames),
-        content=FileContent(path, size, stamp, _decoding(images, prepared), lambda: _hashes(images)),
+        content=FileContent(path, _decoding(images, prepared), lambda: _hashes(images), size=size, stamp=stamp),
     )
 
 

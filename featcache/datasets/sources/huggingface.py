@@ -23,16 +23,18 @@ otherwise.
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from featcache.datasets.base import SampleIndex
+from featcache.datasets.base import IMAGE_FILE, SampleIndex
 from featcache.datasets.classes import listed_beside
+from featcache.datasets.content import Content
 from featcache.datasets.files import (
     ImageFiles,
     check_name,
@@ -67,12 +69,15 @@ class HuggingFaceDataset(ImageFiles):
 
     def read(self, row: int) -> bytes:
         """The image's file; OSError where it cannot be read."""
-        item = self.item(row)
-        if item.get("bytes") is not None:
-            return bytes(item["bytes"])
-        if not item.get("path"):
-            raise FileNotFoundError(f"{self.index.ids[row]}: no image in this row")
-        return read_regular(item["path"])
+        return _file_of(self.item(row), self.index.ids[row])
+
+
+def _file_of(item: Item, name: str) -> bytes:
+    if item.get("bytes") is not None:
+        return bytes(item["bytes"])
+    if not item.get("path"):
+        raise FileNotFoundError(f"{name}: no image in this row")
+    return read_regular(item["path"])
 
 
 class Window:
@@ -127,17 +132,71 @@ def open_huggingface(
     if not place:
         raise DatasetError("hf: expected a folder or a name on the hub after the colon")
     data = _load(place, check_split(split), options)
-    image, label = _image_column(data, options, place), _label_column(data, options, place)
+    streamed = options.get("streaming", "no") == "yes"
+    index = _indexed(data, split, options, f"hf:{place}", labels, streamed=streamed)
+    name = check_name(name or default_name(Path(place).name))
+    access = _access(data, _image_column(data, options, f"hf:{place}"), streamed=streamed)
+    return HuggingFaceDataset(name, split, listed_beside(index, Path(place)), access)
+
+
+def live_huggingface(
+    data: HubData, split: str | None, columns: Mapping[str, Any], name: str | None = None
+) -> HuggingFaceDataset:
+    """A data set that the library has loaded: one split, in its order, with its images' files as the content.
+
+    Parameters
+    ----------
+    data : datasets.Dataset
+    split : str, optional
+        Default: the one that it names, else ``train``.
+    columns : mapping
+        ``image``, ``label``, ``id`` and ``metadata`` (a list), as the options of ``hf:``.
+    name : str, optional
+        Default: the data set's own, else ``data``.
+
+    Raises
+    ------
+    DatasetError
+        It is a stream, or its columns do not tell image and label.
+    """
+    if not hasattr(data, "__len__"):
+        raise DatasetError(
+            f"data is {type(data).__name__}, a stream; expected a data set with rows: load it without streaming, or "
+            "name it as hf:PLACE,streaming=yes"
+        )
+    split = check_split(split or re.sub(r"[^\w.-].*", "", str(data.split or "")) or "train")
+    listed = {key: "+".join(value) if isinstance(value, list | tuple) else value for key, value in columns.items()}
+    where = f"the data set with the columns {', '.join(data.column_names)}"
+    index = _indexed(data, split, listed, where, "names", streamed=False)
+    name = check_name(name or default_name(data.info.dataset_name or data.info.builder_name or "data"))
+    image = _image_column(data, listed, where)
+    content = Content(f"{name}/{split}", IMAGE_FILE, lambda: _hashes(data, image))
+    return HuggingFaceDataset(name, split, replace(index, content=content), _access(data, image, streamed=False))
+
+
+def _hashes(data: HubData, image: str) -> bytes:
+    """The xxh3-128 of every image's file; zeros for one that cannot be read."""
+    found: list[bytes] = []
+    for batch in data.select_columns([image]).with_format("arrow").iter(BATCH):
+        for item in batch[image].combine_chunks().to_pylist():
+            try:
+                found.append(xxhash.xxh3_128_digest(_file_of(item or {}, "")))
+            except OSError:
+                found.append(bytes(16))
+    return b"".join(found)
+
+
+def _indexed(
+    data: HubData, split: str, options: Mapping[str, str], where: str, labels: str, *, streamed: bool
+) -> SampleIndex:
+    image, label = _image_column(data, options, where), _label_column(data, options, where)
     columns = split_list(options.get("metadata", ""))
     wanted = [*dict.fromkeys([label, *columns, *([options["id"]] if "id" in options else [])])]
-    _check_columns(data, wanted, place)
-    streamed = options.get("streaming", "no") == "yes"
+    _check_columns(data, wanted, where)
     files, cells = _scan_stream(data, image, wanted) if streamed else _scan(data, image, wanted)
     ids = [str(value) for value in cells[options["id"]]] if "id" in options else _row_ids(split, len(files))
     targets, classnames = _classes(data.features[label], cells[label], ids, labels)
-    index = file_index(ids, files, targets, classnames, f"hf:{place}", {c: _metadata(cells[c]) for c in columns})
-    name = check_name(name or default_name(Path(place).name))
-    return HuggingFaceDataset(name, split, listed_beside(index, Path(place)), _access(data, image, streamed))
+    return file_index(ids, files, targets, classnames, where, {c: _metadata(cells[c]) for c in columns})
 
 
 def _load(place: str, split: str, options: dict[str, str]) -> HubData:
@@ -196,29 +255,29 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
         client.setLevel(level)
 
 
-def _image_column(data: HubData, options: dict[str, str], place: str) -> str:
+def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
     import datasets
 
     images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if options.get("image", images[0] if len(images) == 1 else None) not in images:
-        raise DatasetError(f"hf:{place}: image columns are {', '.join(images) or 'none'}; name one with image=")
+        raise DatasetError(f"{where}: image columns are {', '.join(images) or 'none'}; name one with image=")
     return str(options.get("image", images[0]))
 
 
-def _label_column(data: HubData, options: dict[str, str], place: str) -> str:
+def _label_column(data: HubData, options: Mapping[str, str], where: str) -> str:
     import datasets
 
     classes = [column for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
     usual = classes if len(classes) == 1 else [column for column in ("label", "labels") if column in data.features]
     if "label" not in options and not usual:
-        raise DatasetError(f"hf:{place}: no label column among {', '.join(data.features)}; name one with label=")
+        raise DatasetError(f"{where}: no label column among {', '.join(data.features)}; name one with label=")
     return str(options.get("label") or usual[0])
 
 
-def _check_columns(data: HubData, columns: Iterable[str], place: str) -> None:
+def _check_columns(data: HubData, columns: Iterable[str], where: str) -> None:
     missing = [column for column in columns if column not in data.features]
     if missing:
-        raise DatasetError(f"hf:{place}: no column {', '.join(missing)}; there are {', '.join(data.features)}")
+        raise DatasetError(f"{where}: no column {', '.join(missing)}; there are {', '.join(data.features)}")
 
 
 def _row_ids(split: str, rows: int) -> list[str]:
@@ -267,7 +326,7 @@ def _undecoded(data: HubData, image: str) -> HubData:
     return data.cast_column(image, datasets.Image(decode=False))
 
 
-def _access(data: HubData, image: str, streamed: bool) -> Callable[[int], Item]:
+def _access(data: HubData, image: str, *, streamed: bool) -> Callable[[int], Item]:
     if streamed:
         undecoded = _undecoded(data, image).select_columns([image])
         return Window(lambda row: (item[image] or {} for item in undecoded.skip(row)))

@@ -91,7 +91,7 @@ def split_folder(base: Path, split: str) -> Path:
         )
     raise DatasetError(
         f"{base}: no split {split!r}: looked for {' and '.join(f'{n}/' for n in names)}, found {held}; pass another "
-        f"split, or 'all' if it holds the class folders directly"
+        f"split, or 'all' if it holds the class folders directly (--holdout 0.2 divides these into train and test)"
     )
 
 

@@ -16,14 +16,13 @@ names them otherwise, in the order of the labels, or in another order where its 
 import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from featcache.datasets.base import SampleIndex
+from featcache.datasets.base import Picture, SampleIndex
 from featcache.datasets.classes import listed_beside
 from featcache.datasets.decode import decode_image, to_rgb
 from featcache.datasets.files import (
@@ -39,6 +38,7 @@ from featcache.datasets.files import (
     size_and_stamp,
 )
 from featcache.datasets.options import split_options
+from featcache.datasets.pictures import DECODING, of_content, to_content
 from featcache.errors import DatasetError, ImageReadError
 
 FILE_LISTS = ("samples", "_samples", "_image_files", "_images", "images", "data")
@@ -53,7 +53,7 @@ WORDS: dict[str, object] = {"yes": True, "no": False}
 class PicturesOfClass:
     """A data set whose samples are the images that a torchvision data set returns."""
 
-    decoding: ClassVar[str] = "mode, size and pixels"
+    decoding: ClassVar[str] = DECODING
     name: str
     split: str
     index: SampleIndex
@@ -61,13 +61,11 @@ class PicturesOfClass:
 
     def read(self, row: int) -> bytes:
         """Mode, size and pixels of the image; raises what the class raises if it cannot be read."""
-        return _to_content(self.source[row][0])
+        return to_content(self.source[row][0])
 
-    def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
+    def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """The image."""
-        head, _, pixels = bytes(content).partition(b"\n")
-        mode, width, height = head.decode().split(" ")
-        return Image.frombytes(mode, (int(width), int(height)), pixels)
+        return of_content(content)
 
 
 @dataclass(frozen=True)
@@ -104,14 +102,27 @@ def open_torchvision(
     root = local_path("torchvision:" + kind, place)
     source = _make(kind, root, check_split(split), options)
     title = check_name(name or default_name(kind.lower()))
-    paths = _files(source, root)
-    if paths:
-        ids = [_id(path, root) for path in paths]
-        files = [size_and_stamp(Path(path)) for path in paths]
-        index = file_index(ids, files, _labels(source, kind), _classnames(source, kind), argument)
-        return FilesOfClass(title, split, listed_beside(index, root), paths)
+    found = files_of(source, root, split, title)
+    if found is not None:
+        return replace(found, index=listed_beside(found.index, root))
     index = _picture_index(source, kind, split, argument)
     return PicturesOfClass(title, split, listed_beside(index, root), source)
+
+
+def files_of(source: VisionData, root: Path, split: str, name: str) -> FilesOfClass | None:
+    """The image files of an opened torchvision data set; None if it lists none, or returns other pictures than theirs.
+
+    Their ids are paths below `root`.
+    """
+    paths = _files(source, root)
+    if not paths:
+        return None
+    kind = type(source).__name__
+    files = [size_and_stamp(Path(path)) for path in paths]
+    index = file_index(
+        [_id(path, root) for path in paths], files, _labels(source, kind), classnames_of(source, kind), name
+    )
+    return FilesOfClass(name, split, index, paths)
 
 
 def _make(kind: str, root: Path, split: str, options: dict[str, str]) -> VisionData:
@@ -210,7 +221,8 @@ def _label(target: Any, row: int, kind: str) -> int:
     return int(target)
 
 
-def _classnames(source: VisionData, kind: str) -> list[str]:
+def classnames_of(source: VisionData, kind: str) -> list[str]:
+    """The class names of an opened data set, in its order."""
     names = getattr(source, "classes", None)
     if names:
         return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
@@ -224,18 +236,8 @@ def _picture_index(source: VisionData, kind: str, split: str, where: str) -> Sam
         raise DatasetError(f"torchvision:{where}: no sample in split {split!r}")
     shape = getattr(getattr(source, "data", None), "shape", None)
     uniform = shape is not None and len(shape) >= 3 and shape[0] == len(source)
-    first = len(_to_content(source[0][0]))
-    sizes = [first] * len(rows) if uniform else [len(_to_content(source[row][0])) for row in rows]
+    first = len(to_content(source[0][0]))
+    sizes = [first] * len(rows) if uniform else [len(to_content(source[row][0])) for row in rows]
     ids = [f"{kind}/{split}/{row:07d}" for row in rows]
     files = [(size, 0) for size in sizes]
-    return file_index(ids, files, _labels(source, kind), _classnames(source, kind), where)
-
-
-def _to_content(picture: object) -> bytes:
-    """Mode, size and pixels."""
-    if not isinstance(picture, Image.Image):
-        raise ImageReadError(f"got {type(picture).__name__}; expected a PIL image, as torchvision's data sets return")
-    if picture.mode in ("P", "PA"):
-        picture = picture.convert("RGBA")
-    head = f"{picture.mode} {picture.width} {picture.height}\n"
-    return head.encode() + bytes(picture.tobytes())
+    return file_index(ids, files, _labels(source, kind), classnames_of(source, kind), where)

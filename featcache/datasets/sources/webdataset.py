@@ -1,8 +1,9 @@
 """``webdataset:PATTERN``: tar shards as WebDataset and CLIP_benchmark write them, local or at http and s3 addresses.
 
-PATTERN is a folder with ``SPLIT/*.tar`` (CLIP_benchmark's layout), or tar files: ``DIR/train-{000..127}.tar``,
-``DIR/{split}/*.tar``, ``https://host/{a,b}.tar``, ``s3://bucket/{split}-{0..9}.tar``. The shards are gone through once,
-for names and offsets; images are then read at random. Remote shards need the extra ``s3``, local ones nothing.
+PATTERN is a folder with ``SPLIT/*.tar`` (CLIP_benchmark's layout) or ``SPLIT-000000.tar``, or tar files:
+``DIR/train-{000..127}.tar``, ``DIR/{split}/*.tar``, ``https://host/{a,b}.tar``, ``s3://bucket/{split}-{0..9}.tar``. The
+shards are gone through once, for names and offsets; images are then read at random. Remote shards need the extra
+``s3``, local ones nothing.
 
 Samples. Members that follow each other and have the same name up to the first dot of its last part, as WebDataset
 groups them: ``cat7.jpg``, ``cat7.cls``, ``cat7.json``, ``cat7.txt``. The id is ``shard.tar/cat7``; a name that comes

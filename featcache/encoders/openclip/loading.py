@@ -1,8 +1,11 @@
 """Loading open_clip models: by name and tag, by checkpoint file, by model folder; the embedded `tiny` included."""
 
 import difflib
+import hashlib
+import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -32,7 +35,8 @@ def load(
     Parameters
     ----------
     model : str
-        ``ViT-B-32`` and the like (with `pretrained`), ``local-dir:FOLDER``, or ``hf-hub:ORG/REPO``.
+        ``ViT-B-32`` and the like (with `pretrained`), a file ``MY-CLIP.json`` in the form of open_clip's
+        ``model_configs`` (likewise), ``local-dir:FOLDER``, or ``hf-hub:ORG/REPO``.
     pretrained : str, optional
         A tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks).
     device : str, optional
@@ -66,6 +70,9 @@ def _translated(model: str, pretrained: str | None) -> Iterator[None]:
 
 def _loaded(model: str, pretrained: str | None, device: str, precision: str) -> OpenClipEncoder:
     folder = model.startswith("local-dir:")
+    shown, prepares = model, dict[str, Any]()
+    if model.endswith(".json"):
+        model, shown, prepares = register_architecture(Path(model).expanduser())
     config = _config(model)
     if folder:
         check_configuration(model, config, Path(model.partition(":")[2]))
@@ -73,8 +80,8 @@ def _loaded(model: str, pretrained: str | None, device: str, precision: str) -> 
         network = _create(model, None)
         name = folder_name(model.partition(":")[2])
     else:
-        network = _create_named(model, pretrained, bool(config.get("quick_gelu", False)))
-        name = f"{model}/{Path(str(pretrained)).stem if Path(str(pretrained)).is_file() else pretrained}"
+        network = _create_named(model, pretrained, bool(config.get("quick_gelu", False)), prepares)
+        name = f"{shown}/{Path(str(pretrained)).stem if Path(str(pretrained)).is_file() else pretrained}"
     merges = Path(model.partition(":")[2]) / MERGES
     arguments = {"bpe_path": str(merges)} if folder and merges.exists() else {}
     tokenizer: Any
@@ -83,6 +90,47 @@ def _loaded(model: str, pretrained: str | None, device: str, precision: str) -> 
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, KeyError) as error:
         tokenizer = MissingTokenizer(model, error)  # images need none
     return OpenClipEncoder(network, config, tokenizer, name, device, precision)
+
+
+def register_architecture(file: Path) -> tuple[str, str, Json]:
+    """Tell open_clip of a user's architecture, under a name that no other has: that of the file and a digest.
+
+    Parameters
+    ----------
+    file : Path
+        JSON as in open_clip's ``model_configs`` (``embed_dim``, ``vision_cfg``, ``text_cfg``), or as in a model folder
+        (``model_cfg``, ``preprocess_cfg``).
+
+    Returns
+    -------
+    (name for open_clip, name for people, preprocessing that the file asks for)
+
+    Raises
+    ------
+    EncoderError
+        There is no such file, or it holds no architecture.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise EncoderError(
+            f"model {file}: cannot be read as JSON ({error}); expected an architecture as in open_clip's model_configs"
+        ) from error
+    config = found.get("model_cfg", found) if isinstance(found, dict) else {}
+    missing = [name for name in _CONFIG if name not in config]
+    if missing:
+        raise EncoderError(
+            f"model {file}: no {', '.join(missing)}; expected an architecture as in open_clip's model_configs"
+        )
+    _check_fields(str(file), config)
+    content = json.dumps(config, sort_keys=True)
+    name = f"{file.stem}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    if open_clip.factory.get_model_config(name) is None:
+        with tempfile.TemporaryDirectory() as place:
+            copy = Path(place) / f"{name}.json"
+            copy.write_text(content)
+            open_clip.add_model_config(copy)
+    return name, file.stem, dict(found.get("preprocess_cfg", {}))
 
 
 _SIZE = Annotated[int, Range(1, 1 << 24)]
@@ -105,11 +153,7 @@ def check_configuration(model: str, config: Json, folder: Path) -> None:
     EncoderError
         Naming the field, or both sizes.
     """
-    try:
-        check_record(config, _CONFIG, model, _CONFIG)
-        towers = [check_record(config[tower], _TOWER, f"{model}: {tower}") for tower in ("vision_cfg", "text_cfg")]
-    except ValueError as error:
-        raise EncoderError(f"{error}; give a model folder as open_clip writes it") from error
+    towers = _check_fields(model, config)
     least = sum(_least_weights(tower) for tower in towers)
     held = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin", "*.pt*") for file in folder.glob(pattern))
     if least > held + SLACK:
@@ -117,6 +161,15 @@ def check_configuration(model: str, config: Json, folder: Path) -> None:
             f"{model}: its configuration asks for at least {least:,} weights, and its files hold {held:,} bytes; "
             "they do not belong together"
         )
+
+
+def _check_fields(model: str, config: Json) -> list[Json]:
+    """The configurations of both towers."""
+    try:
+        check_record(config, _CONFIG, model, _CONFIG)
+        return [check_record(config[tower], _TOWER, f"{model}: {tower}") for tower in ("vision_cfg", "text_cfg")]
+    except ValueError as error:
+        raise EncoderError(f"{error}; give a model folder as open_clip writes it") from error
 
 
 SLACK = 1 << 24
@@ -189,11 +242,11 @@ def _config(model: str) -> Json:
     return dict(config)
 
 
-def _create_named(model: str, pretrained: str | None, quick_gelu: bool) -> torch.nn.Module:
+def _create_named(model: str, pretrained: str | None, quick_gelu: bool, prepares: Json) -> torch.nn.Module:
     if pretrained == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return _create(model, None)
+            return _create(model, None, prepares)
     tags = open_clip.pretrained.list_pretrained_tags_by_model(model)
     if pretrained is None or (pretrained not in tags and not Path(pretrained).is_file()):
         raise EncoderError(
@@ -202,10 +255,10 @@ def _create_named(model: str, pretrained: str | None, quick_gelu: bool) -> torch
         )
     check_activation(model, pretrained, quick_gelu, _wanted_activation(model, pretrained))
     if Path(pretrained).is_file() and is_torchscript(Path(pretrained)):
-        network = _create(model, None)
+        network = _create(model, None, prepares)
         load_torchscript(network, Path(pretrained))
         return network
-    return _create(model, pretrained)
+    return _create(model, pretrained, prepares)
 
 
 def _wanted_activation(model: str, pretrained: str) -> bool | None:
@@ -226,10 +279,13 @@ def openai_file_digests() -> dict[str, str]:
     return found
 
 
-def _create(model: str, pretrained: str | None) -> torch.nn.Module:
+def _create(model: str, pretrained: str | None, prepares: Json | None = None) -> torch.nn.Module:
+    more = {"force_preprocess_cfg": prepares} if prepares else {}
     logging.disable(logging.ERROR)  # open_clip warns through the root logger where weights are random on purpose
     try:
-        network: torch.nn.Module = open_clip.create_model(model, pretrained=pretrained, precision="fp32", device="cpu")
+        network: torch.nn.Module = open_clip.create_model(
+            model, pretrained=pretrained, precision="fp32", device="cpu", **more
+        )
     finally:
         logging.disable(logging.NOTSET)
     return network

@@ -279,3 +279,16 @@ def test_json_member_of_another_kind(tmp_path):
     spec = raw_tar(tmp_path / "a.tar", [("a.png", PNG), ("a.json", json.dumps([1]).encode())])
     with pytest.raises(DatasetError, match="no label 'kind' among png, json"):
         open_dataset(f"{spec},label=kind", "train")
+
+
+def test_a_folder_of_shards_that_are_named_by_their_split(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name, first in (("train-000000", 0), ("train-000001", 4), ("trainval-000000", 8), ("val_0", 12), ("test", 16)):
+        write(folder / f"{name}.tar", [sample(number) for number in range(first, first + 4)])
+    found = {split: [path.rpartition("/")[2] for path in expand_shards(str(folder), split)] for split in
+             ("train", "val", "test")}  # fmt: skip
+    assert found == {"train": ["train-000000.tar", "train-000001.tar"], "val": ["val_0.tar"], "test": ["test.tar"]}
+    assert len(open_dataset(f"webdataset:{folder}", "train").index) == 8
+    with pytest.raises(DatasetError, match=r"for split 'dev'; looked for .*dev-000000.tar, found test.tar, train-"):
+        expand_shards(str(folder), "dev")

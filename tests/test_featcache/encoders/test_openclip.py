@@ -1,6 +1,7 @@
 """open_clip models through every door, against open_clip's own pipeline."""
 
 import copy
+import json
 import warnings
 from pathlib import Path
 
@@ -235,3 +236,35 @@ def test_features_from_cuda_stay_close_to_the_cpus(tmp_path: Path, precision: st
         0
     ]
     assert np.einsum("nd,nd->n", cpu, cuda).min() > (0.9999 if precision == "fp32" else 0.99)
+
+
+def test_an_architecture_of_ones_own(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    """As open_clip's model_configs hold it, or with the preprocessing beside it, as its model folders do."""
+    model = make_model()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "ViT-B-32.json").write_text(json.dumps(CONFIG))  # a name that open_clip has for another architecture
+    (tmp_path / "mine.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}))
+    plain, mine = (
+        load_encoder(str(tmp_path / name), str(tmp_path / "weights.pt"), device="cpu")
+        for name in ("ViT-B-32.json", "mine.json")
+    )
+    folder = load_encoder(write_folder(tmp_path / "folder", model), device="cpu")
+    images = [mine.prepare(picture) for picture in pictures]
+    assert np.array_equal(mine.encode_images(images), folder.encode_images(images))
+    assert mine.image_identity == folder.image_identity
+    assert (plain.name, mine.name) == ("ViT-B-32/weights", "mine/weights")
+    assert plain.image_identity != mine.image_identity  # another mean
+    assert load_encoder("ViT-B-32", "random", device="cpu").dim == 512  # open_clip's own is what it was
+    assert mine.source["model"] == str(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "No such file"), ("{", "cannot be read as JSON"), ("[1]", "no embed_dim, vision_cfg, text_cfg"),
+     ('{"embed_dim": 8, "vision_cfg": {"width": "x"}, "text_cfg": {}}', "width")],
+)  # fmt: skip
+def test_a_file_that_holds_no_architecture(tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "mine.json").write_text(content)
+    with pytest.raises(EncoderError, match=said):
+        load_encoder(str(tmp_path / "mine.json"), "random")

@@ -1,0 +1,178 @@
+"""A split of data that come without one: part of the samples is held out, the rest is for training.
+
+``,holdout=0.2`` behind any source holds out a fifth; the splits are then ``train``, and ``val`` or ``test`` for what is
+held out. Options: ``holdout_seed=`` (0), ``holdout_group=COLUMN``, a metadata column whose samples stay together
+(patients, videos), and ``holdout_of=SPLIT``, the source's split that is divided (``all``).
+
+Stratified. Each class gives its share, rounded, and at least one sample of two or more. Which ones is decided by a
+digest of the seed and the sample's id (or its group): the same on every machine, and most samples keep their side
+when the data set grows. A group goes with the class that most of its samples have.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from featcache.datasets.base import Dataset, Picture, SampleIndex, decoding_of, prepared_of
+from featcache.datasets.files import WHOLE
+from featcache.datasets.options import take_option
+from featcache.errors import DatasetError
+
+TRAIN, HELD_OUT = "train", ("val", "test")
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """How a split is divided: the share that is held out, its seed, and the metadata column of groups."""
+
+    share: float
+    seed: int = 0
+    group: str | None = None
+    of: str = WHOLE
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise DatasetError(f"holdout={self.share:g}: expected a share between 0 and 1, such as 0.2")
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Some rows of a data set."""
+
+    split: str
+    index: SampleIndex
+    whole: Dataset
+    rows: Rows
+
+    @property
+    def name(self) -> str:
+        """The data set's."""
+        return self.whole.name
+
+    @property
+    def decoding(self) -> str | None:
+        """The data set's."""
+        return decoding_of(self.whole)
+
+    @property
+    def prepared(self) -> str | None:
+        """The data set's."""
+        return prepared_of(self.whole)
+
+    def read(self, row: int) -> bytes | memoryview:
+        """The content of one sample."""
+        return self.whole.read(int(self.rows[row]))
+
+    def decode(self, content: bytes | memoryview, row: int) -> Picture:
+        """The image in that content."""
+        return self.whole.decode(content, int(self.rows[row]))
+
+
+def take_holdout(argument: str) -> tuple[str, Holdout | None]:
+    """An argument without its ``holdout`` options, and what they say.
+
+    Examples
+    --------
+    >>> take_holdout("photos,holdout=0.2,holdout_seed=1")
+    ('photos', Holdout(share=0.2, seed=1, group=None, of='all'))
+    """
+    found: dict[str, str] = {}
+    for name in ("holdout", "holdout_seed", "holdout_group", "holdout_of"):
+        argument, value = take_option(argument, name)
+        found |= {} if value is None else {name: value}
+    if not found:
+        return argument, None
+    if "holdout" not in found:
+        raise DatasetError(f"{', '.join(found)}: needs holdout=, the share to hold out, such as holdout=0.2")
+    try:
+        share, seed = float(found["holdout"]), int(found.get("holdout_seed", "0"))
+    except ValueError as error:
+        raise DatasetError(
+            f"holdout: {error}; expected a share such as 0.2, and a whole number as holdout_seed"
+        ) from error
+    return argument, Holdout(share, seed, found.get("holdout_group"), found.get("holdout_of", WHOLE))
+
+
+def holdout_options(share: float | None, seed: int = 0, group: str | None = None) -> str:
+    """The options as they stand behind a source.
+
+    >>> holdout_options(0.2, 0, "patient")
+    ',holdout=0.2,holdout_group=patient'
+    """
+    if share is None:
+        return ""
+    return f",holdout={share:g}{f',holdout_seed={seed}' if seed else ''}{f',holdout_group={group}' if group else ''}"
+
+
+def divided(whole: Dataset, split: str, holdout: Holdout) -> Divided:
+    """One side of a data set.
+
+    Raises
+    ------
+    DatasetError
+        The split is neither ``train`` nor one of a held-out part, there is no such column, or a side is empty.
+    """
+    if split != TRAIN and split not in HELD_OUT:
+        raise DatasetError(
+            f"{whole.name}: split {split!r} with holdout={holdout.share:g}; expected train, or {' or '.join(HELD_OUT)} "
+            "for what is held out"
+        )
+    held = held_out(whole.index, holdout)
+    rows = np.flatnonzero(held != (split == TRAIN)).astype(np.int64)
+    if not len(rows):
+        raise DatasetError(
+            f"{whole.name}: nothing is left for {split} with holdout={holdout.share:g} of {len(held):,} samples; give "
+            "another share, or more samples"
+        )
+    return Divided(split, _of_rows(whole.index, rows), whole, rows)
+
+
+def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:
+    """Which samples (N,) are held out."""
+    unit, names = _units(index, holdout.group)
+    counts = np.bincount(unit, minlength=len(names))
+    votes = np.zeros((len(names), len(index.classnames)), np.int64)
+    np.add.at(votes, (unit, index.labels), 1)
+    label = votes.argmax(axis=1)
+    order = sorted(range(len(names)), key=lambda one: xxhash.xxh3_128_digest(f"{holdout.seed}\n{names[one]}".encode()))
+    chosen = np.zeros(len(names), bool)
+    for number in range(len(index.classnames)):
+        units = [one for one in order if label[one] == number]
+        total, taken = int(counts[units].sum()), 0
+        wanted = holdout.share * total
+        for place, one in enumerate(units[:-1]):  # one stays for training
+            if taken + counts[one] / 2 > wanted and place:
+                break
+            chosen[one] = True
+            taken += int(counts[one])
+    return chosen[unit]
+
+
+def _units(index: SampleIndex, group: str | None) -> tuple[Rows, list[str]]:
+    """What stays together: the number of each sample's unit, and the units' names."""
+    if group is None:
+        return np.arange(len(index), dtype=np.int64), list(index.ids)
+    if group not in index.metadata:
+        there = ", ".join(sorted(index.metadata)) or "none"
+        raise DatasetError(f"holdout_group={group}: no such metadata column; there are {there}")
+    values = [str(value) for value in index.metadata[group]]
+    names = sorted(set(values))
+    number = {name: place for place, name in enumerate(names)}
+    return np.array([number[value] for value in values], np.int64), names
+
+
+def _of_rows(index: SampleIndex, rows: Rows) -> SampleIndex:
+    metadata: Mapping[str, npt.NDArray[np.generic]] = {name: values[rows] for name, values in index.metadata.items()}
+    return replace(
+        index,
+        ids=[index.ids[row] for row in rows],
+        sizes=index.sizes[rows],
+        stamps=index.stamps[rows],
+        labels=index.labels[rows],
+        metadata=metadata,
+        content=None if index.content is None else index.content.of_rows(rows),
+    )

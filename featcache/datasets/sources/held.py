@@ -1,0 +1,252 @@
+"""What a program holds already: lists of pictures, torch's data sets, live Hugging Face data sets.
+
+``featcache.encode`` takes them in place of ``source:argument``. Sample ids are the split and the row (of image files:
+their path), and a digest of the content is part of the key. So equal pictures in equal order find their store again,
+whatever the object's name or place in memory, and other pictures never do. To compute it, every picture is read once;
+image files are named by path, size and time, as everywhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike, path
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias, TypeGuard
+
+import numpy as np
+import xxhash
+
+from featcache.datasets.base import Dataset, Picture, SampleIndex
+from featcache.datasets.content import Content
+from featcache.datasets.files import FileDataset, check_name, check_split, default_name, file_index, size_and_stamp
+from featcache.datasets.labels import by_number, classes_of
+from featcache.datasets.pictures import DECODING, is_tensor, of_content, to_content
+from featcache.errors import DatasetError, ImageReadError
+
+Held: TypeAlias = Any
+"""A data set that a program holds: the libraries share no interface beyond ``len`` and indexing."""
+
+EXPECTED = (
+    "expected 'source:argument', a list of PIL images or uint8 arrays with labels=, a torch data set of (image, "
+    "label), or a Hugging Face data set"
+)
+THREADS = 4
+COLUMNS: Sequence[str] = ("image", "label", "id", "metadata")
+
+
+@dataclass(frozen=True)
+class HeldPictures:
+    """A data set whose samples are decoded pictures; `picture` gives one by row."""
+
+    decoding: ClassVar[str] = DECODING
+    name: str
+    split: str
+    index: SampleIndex
+    picture: Callable[[int], object]
+
+    def read(self, row: int) -> bytes:
+        """Mode, size and pixels of the picture."""
+        return to_content(self.picture(row))
+
+    def decode(self, content: bytes | memoryview, row: int) -> Picture:
+        """The picture."""
+        return of_content(content)
+
+
+def as_dataset(
+    data: Held, split: str | None = None, *, labels: object = "names", name: str | None = None, **options: Any
+) -> Dataset:
+    """A data set of what a program holds.
+
+    Parameters
+    ----------
+    data : Dataset, list, array (N, H, W, 3), torch or Hugging Face data set, or a mapping of splits to these
+        Pictures are PIL images, uint8 arrays, tensors (see `featcache.datasets.pictures`) or, in lists, paths.
+        A list may hold pictures, with `labels`, or pairs of picture and label.
+    split : str, optional
+        Name of the split, and the key of a mapping; default: the one that the data set names, else ``train``.
+    labels : sequence of N int or str
+        Of a list or an array of pictures.
+    name : str, optional
+        Default: what the data set calls itself, or the name of its class.
+    **options
+        ``classnames`` (C names, where labels are numbers); ``image``, ``label``, ``id`` and ``metadata``, the columns
+        of a Hugging Face data set.
+
+    Raises
+    ------
+    DatasetError
+        It is none of these, or its labels are missing or of another kind.
+
+    Examples
+    --------
+    >>> black, white = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
+    >>> found = as_dataset([black, white], "test", labels=["night", "day"])
+    >>> found.name, found.index.ids, found.index.labels, found.index.classnames
+    ('pictures', ['test/0000000', 'test/0000001'], array([1, 0]), ('day', 'night'))
+    """
+    if isinstance(data, Mapping):
+        data, split = _of_split(data, split)
+    if is_dataset(data):
+        return data
+    family = {part.__module__.partition(".")[0] for part in type(data).__mro__}
+    columns = {key: options.pop(key) for key in COLUMNS if key in options}
+    if "datasets" in family:
+        from featcache.datasets.sources.huggingface import live_huggingface
+
+        _no_labels(labels, "a Hugging Face data set has a column of labels; name it with label=")
+        return live_huggingface(data, split, columns, name)
+    if columns:
+        raise DatasetError(
+            f"{', '.join(columns)}: for Hugging Face data sets, not for {type(data).__name__}; leave out"
+        )
+    split, classnames = check_split(split or "train"), options.get("classnames")
+    if isinstance(data, list | tuple | np.ndarray) or is_tensor(data):
+        return _of_list(data, labels, split, check_name(name or "pictures"), classnames)
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        stream = " A stream has no rows to come back to: make a list of it." if hasattr(data, "__iter__") else ""
+        raise DatasetError(f"data is {type(data).__name__}; {EXPECTED}.{stream}")
+    _no_labels(labels, "a torch data set returns pairs of image and label")
+    return _of_torch(data, split, check_name(name or default_name(type(data).__name__.lower())), classnames)
+
+
+def is_dataset(data: Held) -> TypeGuard[Dataset]:
+    """Whether data are a `Dataset` already."""
+    return not isinstance(data, str) and all(hasattr(data, member) for member in ("index", "read", "decode"))
+
+
+def _of_split(data: Mapping[str, Held], split: str | None) -> tuple[Held, str]:
+    if split is None and len(data) > 1:
+        split = "train"
+    name = next(iter(data), "") if split is None else split
+    if name not in data:
+        raise DatasetError(f"data has no split {name!r}; expected one of {', '.join(map(str, data)) or '(none)'}")
+    return data[name], name
+
+
+def _no_labels(labels: object, why: str) -> None:
+    if not isinstance(labels, str) or labels != "names":
+        raise DatasetError(f"labels= is for lists of pictures: {why}; leave labels out")
+
+
+def _of_list(
+    data: Held, labels: object, split: str, name: str, classnames: Sequence[str] | None
+) -> HeldPictures | FileDataset:
+    """A list of pictures or paths with labels, or of pairs."""
+    pictures: Sequence[object] = data
+    if not len(data):
+        raise DatasetError("data holds no picture; expected at least one")
+    if isinstance(data, list | tuple) and all(isinstance(item, list | tuple) and len(item) == 2 for item in data):
+        _no_labels(labels, "this list holds pairs of picture and label")
+        pictures, labels = [item[0] for item in data], [item[1] for item in data]
+    if isinstance(labels, str) or labels is None:
+        raise DatasetError(
+            f"{len(pictures):,} pictures without labels; give labels=, one for each, as a name or a number"
+        )
+    values = list(labels)  # type: ignore[call-overload]
+    if len(values) != len(pictures):
+        raise DatasetError(f"{len(values):,} labels for {len(pictures):,} pictures; expected one for each")
+    if all(isinstance(item, str | PathLike) for item in pictures):
+        return _of_paths(
+            [Path(str(item)).expanduser().absolute() for item in pictures], values, split, name, classnames
+        )
+    return _indexed(name, split, lambda row: pictures[row], lambda row: values[row], len(pictures), classnames)
+
+
+def _of_paths(
+    files: Sequence[Path], labels: Sequence[object], split: str, name: str, classnames: Sequence[str] | None
+) -> FileDataset:
+    root = Path(path.commonpath([file.parent for file in files]))
+    ids = [file.relative_to(root).as_posix() for file in files]
+    targets, classes = _classes(labels, ids, classnames)
+    index = file_index(ids, [size_and_stamp(file) for file in files], targets, classes, name)
+    return FileDataset(name, split, index, root)
+
+
+def _of_torch(data: Held, split: str, name: str, classnames: Sequence[str] | None) -> Dataset:
+    """A map-style data set of torch; torchvision's on image files are read as these files."""
+    listed = classnames or _listed_classes(data)
+    is_plain = any(part.__module__.startswith("torchvision.datasets") for part in type(data).__mro__) and not any(
+        getattr(data, member, None) for member in ("transform", "target_transform", "transforms")
+    )
+    if is_plain and classnames is None and isinstance(getattr(data, "root", None), str | PathLike):
+        from featcache.datasets.sources.torchvision import files_of
+
+        found = files_of(data, Path(data.root).expanduser().absolute(), split, name)
+        if found is not None:
+            return found
+    return _indexed(name, split, lambda row: _pair(data, row)[0], lambda row: _pair(data, row)[1], len(data), listed)
+
+
+def _pair(data: Held, row: int) -> tuple[object, object]:
+    item = data[row]
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise DatasetError(f"sample {row} is {type(item).__name__}; expected (image, label)")
+    return item[0], item[1]
+
+
+def _listed_classes(data: Held) -> Sequence[str] | None:
+    """The class names that a data set, or the one that it is a subset of, lists."""
+    while data is not None:
+        names = getattr(data, "classes", None)
+        if names:
+            return [one if isinstance(one, str) else ", ".join(map(str, one)) for one in names]
+        data = getattr(data, "dataset", None)
+    return None
+
+
+def _indexed(
+    name: str,
+    split: str,
+    picture: Callable[[int], object],
+    label: Callable[[int], object],
+    rows: int,
+    classnames: Sequence[str] | None,
+) -> HeldPictures:
+    """Every picture read once, for its size and its hash."""
+
+    def look(row: int) -> tuple[int, bytes, object]:
+        try:
+            content = to_content(picture(row))
+        except ImageReadError as error:
+            raise DatasetError(f"sample {row}: {error}") from error
+        return len(content), xxhash.xxh3_128_digest(content), label(row)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        looked = list(pool.map(look, range(rows)))
+    ids = [f"{split}/{row:07d}" for row in range(rows)]
+    targets, classes = _classes([value for *_, value in looked], ids, classnames)
+    index = SampleIndex(
+        ids,
+        np.array([size for size, *_ in looked], np.int64),
+        np.zeros(rows, np.int64),
+        np.asarray(targets, np.int64),
+        tuple(classes),
+        content=Content(
+            f"{name}/{split}",
+            DECODING,
+            lambda: b"".join(digest for _, digest, _ in looked),
+            "expected the same picture each time that a sample is asked for: leave its random transforms out",
+        ),
+    )
+    return HeldPictures(name, split, index, picture)
+
+
+def _classes(
+    labels: Sequence[object], ids: Sequence[str], classnames: Sequence[str] | None
+) -> tuple[Sequence[int], Sequence[str]]:
+    """Class indices and names of labels that are numbers (of Python, numpy or torch) or names."""
+    plain = [value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value for value in labels]
+    if all(isinstance(value, str) for value in plain):
+        return classes_of([str(value) for value in plain], lambda row: ids[row], classnames)
+    odd = next((row for row, value in enumerate(plain) if isinstance(value, bool) or not isinstance(value, int)), None)
+    if odd is not None:
+        raise DatasetError(
+            f"sample {ids[odd]} has the label {plain[odd]!r:.60}; expected a class index, or names for all"
+        )
+    return by_number(
+        [int(str(value)) for value in plain],
+        lambda row: ids[row],
+        classnames,
+        "correct it, or name more classes with classnames=",
+    )

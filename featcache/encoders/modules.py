@@ -1,0 +1,221 @@
+"""A torch module with a transform as an image encoder: the model that a program holds already.
+
+Its identity names content: a digest of the weights and buffers, what ``repr`` says of the module, a digest of the
+source of its own classes, and a description of the transform. So the same model finds its stores again in another
+program, and any other does not. The description is the transform's ``repr``. Functions in it count by their module,
+name and source; where only a memory address would tell two transforms apart (lambdas, functions of a script, objects
+without a ``repr``), `digest` has to say what they do.
+"""
+
+import contextlib
+import copy
+import functools
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from featcache.datasets.base import Picture
+from featcache.datasets.decode import to_rgb
+from featcache.encoders.base import Batch, FloatArray, ImageEncoder
+from featcache.encoders.checkpoints import state_digest
+from featcache.encoders.torch_images import Computing, check_precision, computed_in, default_device, torch_provenance
+from featcache.errors import EncoderError
+from featcache.store.key import Json
+
+ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
+LOOKS = 8
+"""Times that a picture is transformed, to see a random step."""
+LIBRARIES = frozenset({"torch", "torchvision", "timm", "open_clip", "transformers"})
+"""Whose classes count by their names, so that an update keeps the stores."""
+HIDES = ("Lambda",)
+"""Transforms whose ``repr`` leaves out what they do."""
+
+
+class ModuleEncoder(ImageEncoder):
+    """A torch module and its transform; it has no text side.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        ``module(pixels (B, 3, H, W)) -> features (B, D)``, or a CLIP model with ``encode_image``. It is copied, and the
+        copy put into evaluation mode: training it afterwards changes nothing here.
+    transform : callable
+        ``transform(picture) -> tensor (3, H, W)`` of a PIL image in RGB, such as torchvision's; called in several
+        threads, and the same each time.
+    digest : str, optional
+        Stands for what the transform and the module's code do, where their ``repr`` does not say it.
+    name : str, optional
+        Default: the name of the module's class.
+    device : str, optional
+        Default: where the module's weights are.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the weights and products.
+
+    Raises
+    ------
+    EncoderError
+        There is no transform, it is random, or only a memory address would tell it from others.
+
+    Examples
+    --------
+    >>> flat = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    >>> encoder = ModuleEncoder(flat, lambda picture: torch.full((3, 4, 4), 0.5), digest="grey", name="mean")
+    >>> encoder.dim, encoder.encode_images([encoder.prepare(np.zeros((8, 8, 3), np.uint8))])
+    (3, array([[0.5, 0.5, 0.5]], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        digest: str | None = None,
+        name: str | None = None,
+        device: str | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        shown = name or type(module).__name__
+        if transform is None:
+            raise EncoderError(
+                f"{shown}: a module needs transform=, from a PIL image to its input (3, H, W), such as torchvision's "
+                "transforms"
+            )
+        weights = next(iter([*module.parameters(), *module.buffers()]), None)
+        here = "cpu" if weights is None else str(weights.device)
+        self.name, self.device, self.precision = shown, default_device(device or here), check_precision(precision)
+        self._transform: Callable[[Any], Any] = transform
+        self._described = digest or [*_told_apart(shown, repr(module), describe(transform)), _code(module)]
+        self.module = copy.deepcopy(module).float().eval().to(self.device)
+        self._weights = state_digest(self.module)
+        self._check_steady()
+        self._computing = Computing(self.module, self.device, self.precision)
+
+    @cached_property
+    def dim(self) -> int:
+        """D, the width of the features of a black picture."""
+        return int(self.encode_images([self.prepare(np.zeros((256, 256, 3), np.uint8))]).shape[1])
+
+    @property
+    def image_identity(self) -> Json:
+        """Weights, class, description of module and transform, precision."""
+        kind = type(self.module)
+        return {
+            "library": "torch",
+            "tower": "image",
+            "architecture": f"{kind.__module__}.{kind.__qualname__}",
+            "weights": self._weights,
+            "described": self._described,
+            "precision": computed_in(self.precision),
+        }
+
+    @property
+    def provenance(self) -> Json:
+        """Versions and settings that may move the last digits."""
+        return torch_provenance(self.device) | {"transform": repr(self._transform)}
+
+    def prepare(self, picture: Picture) -> Batch:
+        """What the transform makes of one picture: (3, H, W) float32."""
+        rgb = to_rgb(picture)
+        found = self._transform(_as_image(rgb) if isinstance(rgb, np.ndarray) else rgb)
+        values = found.numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+        if not isinstance(found, torch.Tensor | np.ndarray) or values.ndim != 3:
+            raise EncoderError(
+                f"{self.name}: the transform gave {type(found).__name__} {values.shape}; expected (3, H, W)"
+            )
+        return np.ascontiguousarray(values, np.float32)
+
+    def _check_steady(self) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        first, *others = (self.prepare(pixels) for _ in range(LOOKS))
+        if any(not np.array_equal(first, other) for other in others):
+            raise EncoderError(
+                f"{self.name}: the transform makes another input of the same picture each time; give the one for "
+                "evaluation, without random steps"
+            )
+
+    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B prepared images (3, H, W)."""
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            raise EncoderError(
+                f"{self.name}: images of the shapes {sorted(shapes)}; expected one: crop in the transform"
+            )
+        pixels = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
+        found = self._computing(lambda m, x: _features(m, x), pixels)
+        if not isinstance(found, torch.Tensor) or found.ndim != 2:
+            shown = f"a tensor {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            raise EncoderError(
+                f"{self.name} returned {shown}; expected features (B, D): wrap it in a module that does so"
+            )
+        features: FloatArray = found.float().cpu().numpy()
+        return features
+
+
+def _as_image(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8))
+
+
+def _features(module: Any, pixels: torch.Tensor) -> Any:
+    """Of a CLIP model, the image features."""
+    return module.encode_image(pixels) if hasattr(module, "encode_image") else module(pixels)
+
+
+def describe(transform: object) -> str:
+    """What a transform does, in words that name no place in memory; it may still hold one (see `ModuleEncoder`).
+
+    Examples
+    --------
+    >>> describe(functools.partial(round, ndigits=2))
+    "partial(<built-in function round>, (), {'ndigits': 2})"
+    """
+    if isinstance(transform, functools.partial):
+        return f"partial({describe(transform.func)}, {transform.args}, {transform.keywords})"
+    if isinstance(transform, FunctionType):
+        return _of_function(transform)
+    if isinstance(steps := getattr(transform, "transforms", None), list | tuple):
+        return f"{type(transform).__name__}({', '.join(map(describe, steps))})"
+    hides = type(transform).__name__ in HIDES
+    return f"{transform!r} at 0x0" if hides else repr(transform)
+
+
+def _of_function(function: FunctionType) -> str:
+    """Module, name and a digest of the source of a function that can be imported; else its ``repr``."""
+    module = sys.modules.get(function.__module__)
+    if function.__module__ == "__main__" or vars(module or object).get(function.__qualname__) is not function:
+        return repr(function)
+    try:
+        source = inspect.getsource(function)
+    except OSError:
+        return repr(function)
+    return f"{function.__module__}.{function.__qualname__} {hashlib.sha256(source.encode()).hexdigest()[:32]}"
+
+
+def _code(module: torch.nn.Module) -> str:
+    """Digest of the source of all classes in a module that are not of a library; what has no source is left out."""
+    kinds = {type(part) for part in module.modules()}
+    digest = hashlib.sha256()
+    for kind in sorted(kinds, key=lambda one: (one.__module__, one.__qualname__)):
+        if kind.__module__.partition(".")[0] not in LIBRARIES:
+            with contextlib.suppress(OSError, TypeError):
+                digest.update(f"{kind.__qualname__}\n{inspect.getsource(kind)}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _told_apart(name: str, *described: str) -> list[str]:
+    for text in described:
+        if found := ADDRESS.search(text):
+            near = " ".join(text[max(0, found.start() - 40) : found.end()].split())
+            raise EncoderError(
+                f"{name}: '... {near}' names a place in memory, not what it does, so that its features could be taken "
+                "for another's; give digest='what the transform does', another text whenever it changes"
+            )
+    return list(described)

@@ -1,0 +1,161 @@
+"""What a program holds: lists, torch's and Hugging Face's data sets; keys name content, never places in memory."""
+
+import datasets as hub
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import featcache
+from featcache.datasets import dataset_key
+from featcache.datasets.sources.held import as_dataset
+from featcache.encoders.callables import CallableEncoder
+from featcache.errors import ContentChangedError, DatasetError
+
+RNG = np.random.default_rng(0)
+ARRAYS = [RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8) for _ in range(8)]
+NUMBERS = [0, 1] * 4
+NAMES = ["cat", "dog"] * 4
+PIXELS = CallableEncoder(lambda images: images.reshape(len(images), -1) / 255.0, 90, digest="pixels")
+EXPECTED = np.stack([a.reshape(-1) / np.linalg.norm(a.reshape(-1).astype(np.float64)) for a in ARRAYS])
+
+
+class Pictures(torch.utils.data.Dataset):
+    classes = ("cat", "dog")
+
+    def __init__(self, transform=None, arrays=ARRAYS):
+        self.transform, self.arrays = transform, arrays
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __getitem__(self, row):
+        picture = Image.fromarray(self.arrays[row])
+        return (self.transform(picture) if self.transform else picture), torch.tensor(row % 2)
+
+
+def hugging_face(arrays=ARRAYS):
+    features = hub.Features(image=hub.Image(), breed=hub.ClassLabel(names=["cat", "dog"]), year=hub.Value("int64"))
+    columns = {"image": [Image.fromarray(a) for a in arrays], "breed": NUMBERS[: len(arrays)]}
+    return hub.Dataset.from_dict(columns | {"year": list(range(len(arrays)))}, features=features)
+
+
+HELD = {
+    "arrays": lambda: (ARRAYS, {"labels": NAMES}),
+    "one array": lambda: (np.stack(ARRAYS), {"labels": np.array(NUMBERS), "classnames": ["cat", "dog"]}),
+    "pictures": lambda: ([Image.fromarray(a) for a in ARRAYS], {"labels": NAMES}),
+    "pairs": lambda: ([(Image.fromarray(a), name) for a, name in zip(ARRAYS, NAMES, strict=True)], {}),
+    "tensors": lambda: (torch.from_numpy(np.stack(ARRAYS)).permute(0, 3, 1, 2), {"labels": NAMES}),
+    "torch": lambda: (Pictures(), {}),
+    "to tensor": lambda: (Pictures(torchvision.transforms.ToTensor()), {}),
+    "subset": lambda: (torch.utils.data.Subset(Pictures(), range(8)), {}),
+    "hugging face": lambda: (hugging_face(), {}),
+    "splits": lambda: (hub.DatasetDict(train=hugging_face(), test=hugging_face(ARRAYS[:3])), {}),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_features_and_labels_of_what_is_held(kind, tmp_path):
+    data, options = HELD[kind]()
+    store = featcache.encode(data, "train", PIXELS, root=tmp_path, name="mine", **options)
+    assert np.allclose(store.features, EXPECTED, atol=1e-3)
+    assert store.labels.tolist() == NUMBERS
+    assert (store.name, store.split, store.classnames) == ("mine", "train", ("cat", "dog"))
+    again, options = HELD[kind]()
+    assert featcache.encode(again, "train", PIXELS, root=tmp_path, name="mine", **options).path == store.path
+
+
+def test_equal_pictures_meet_in_one_store_and_other_pictures_never(tmp_path):
+    """Same ids, same sizes, same lengths: the content alone tells them apart."""
+    other = [a.copy() for a in ARRAYS]
+    other[5][3, 2, 1] ^= 1
+    paths = {
+        name: featcache.encode(data, "train", PIXELS, root=tmp_path, labels=NAMES).path
+        for name, data in {
+            "arrays": ARRAYS,
+            "pictures": [Image.fromarray(a) for a in ARRAYS],
+            "edited": other,
+            "reversed": ARRAYS[::-1],
+        }.items()
+    }
+    assert paths["arrays"] == paths["pictures"]
+    assert len(set(paths.values())) == 3
+    one, two = (dataset_key(as_dataset(hugging_face(arrays)).index) for arrays in (ARRAYS, ARRAYS[::-1]))
+    assert one != two
+    assert one == dataset_key(as_dataset(hugging_face()).index)
+
+
+def test_a_freed_list_and_its_successor_at_the_same_place(tmp_path):
+    for shade in range(5):
+        pictures = [np.full((6, 5, 3), 10 * shade + 10 + row, np.uint8) for row in range(2)]
+        pictures[0][0] = 255
+        store = featcache.encode(pictures, "train", PIXELS, root=tmp_path, labels=[0, 1])
+        flat = pictures[0].reshape(-1).astype(np.float64)
+        assert np.allclose(store.features[0], flat / np.linalg.norm(flat), atol=1e-3)
+        del pictures
+
+
+def test_paths_with_labels(tmp_path):
+    for row, array in enumerate(ARRAYS):
+        Image.fromarray(array).save(tmp_path / f"{row}.png")
+    data = as_dataset([tmp_path / f"{row}.png" for row in range(8)], labels=NAMES)
+    assert data.index.ids == [f"{row}.png" for row in range(8)]
+    assert np.array_equal(np.asarray(data.decode(data.read(3), 3)), ARRAYS[3])
+
+
+def test_torchvision_reads_the_files_that_it_lists(tmp_path):
+    for row, array in enumerate(ARRAYS):
+        (tmp_path / NAMES[row]).mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / NAMES[row] / f"{row}.png")
+    data = as_dataset(torchvision.datasets.ImageFolder(tmp_path), "test")
+    assert data.index.ids[0] == "cat/0.png"
+    assert (data.name, data.split, data.index.classnames) == ("imagefolder", "test", ("cat", "dog"))
+    shrunk = as_dataset(torchvision.datasets.ImageFolder(tmp_path, torchvision.transforms.Resize(3)), "test")
+    assert shrunk.decode(shrunk.read(0), 0).size == (3, 3)  # a transform is part of what it returns
+
+
+def test_columns_of_a_hugging_face_data_set():
+    data = hugging_face().add_column("group", NUMBERS[::-1])
+    held = as_dataset(data, metadata=["year"], label="group")
+    assert held.index.labels.tolist() == NUMBERS[::-1]
+    assert held.index.metadata["year"].tolist() == list(range(8))
+    assert as_dataset(hub.DatasetDict(test=data), label="group").split == "test"
+
+
+def test_a_picture_that_differs_each_time(tmp_path):
+    shades = iter(range(1000))
+    data = Pictures(lambda picture: Image.new("RGB", (5, 6), (next(shades) % 256, 0, 0)))
+    with pytest.raises(ContentChangedError, match="leave its random transforms out"):
+        featcache.encode(data, "train", PIXELS, root=tmp_path)
+    assert not any(entry.finished for entry in featcache.list_stores(tmp_path))
+
+
+NORMALISED = torchvision.transforms.Compose(
+    [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize([0.5] * 3, [0.5] * 3)]
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (ARRAYS, {}, "8 pictures without labels; give labels="),
+        (ARRAYS, {"labels": NAMES[:3]}, "3 labels for 8 pictures"),
+        (ARRAYS, {"labels": [0.5] * 8}, "has the label 0.5; expected a class index"),
+        (ARRAYS, {"labels": [0, 5] * 4, "classnames": ["cat", "dog"]}, "got label 5; expected a class index, 0 to 1"),
+        ([], {"labels": []}, "holds no picture"),
+        ([a / 255 for a in ARRAYS], {"labels": NAMES}, "float64 .*expected uint8"),
+        ([a.transpose(2, 0, 1) for a in ARRAYS], {"labels": NAMES}, "channels first"),
+        (Pictures(NORMALISED), {}, "leave Normalize out"),
+        (Pictures(), {"labels": NAMES}, "labels= is for lists of pictures"),
+        (iter(ARRAYS), {"labels": NAMES}, "A stream has no rows to come back to"),
+        (7, {}, "data is int; expected 'source:argument'"),
+        ({"train": ARRAYS, "test": ARRAYS}, {"split": "val", "labels": NAMES}, "no split 'val'; expected one of train"),
+        (hugging_face().remove_columns("breed"), {}, "no label column among image, year"),
+        (hugging_face().to_iterable_dataset(), {}, "a stream; expected a data set with rows"),
+        (ARRAYS, {"labels": NAMES, "label": "breed"}, "label: for Hugging Face data sets"),
+    ],
+)
+def test_what_cannot_be_held(data, options, said, tmp_path):
+    with pytest.raises(DatasetError, match=said):
+        featcache.encode(data, options.pop("split", "train"), PIXELS, root=tmp_path, **options)
