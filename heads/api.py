@@ -24,6 +24,7 @@ from heads.evaluation.metrics import Metrics
 from heads.evaluation.predict import predict_images
 from heads.evaluation.projections import Projection, load_projection
 from heads.evaluation.retrieval import retrieval_ranks, retrieve
+from heads.evaluation.seen import unseen
 from heads.fitted.base import LogitHead
 from heads.fitted.files import load, save
 from heads.fitted.linear import LinearHead
@@ -90,4 +91,5 @@ __all__ = [
     "store_moments",
     "subset_by_name",
     "template_weights",
+    "unseen",
 ]

@@ -159,6 +159,15 @@ class ImageFeatures(Store, TableDefaults):
         return self.array("valid").astype(bool)
 
     @cached_property
+    def row_hashes(self) -> npt.NDArray[np.uint64]:
+        """Hash (N,) of each row's content: the first 64 bits of the xxh3-128 that was taken when it was encoded.
+
+        It is that of the bytes that the data set gave: of the encoded image file, of the values of an array's row; of
+        the given float32 features where they were imported. Taps and views of an image share it.
+        """
+        return np.ascontiguousarray(self.array("content")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
+
+    @cached_property
     def ids(self) -> list[str]:
         """The N sample ids, in row order."""
         return ids_from(self.sidecar(SAMPLES), len(self), self.path / SAMPLES)

@@ -85,6 +85,10 @@ class FeatureSource(Encoded, Protocol):
     def n_rows(self) -> int | None:
         """Number of rows, valid or not; None where only a pass tells."""
 
+    @property
+    def row_hashes(self) -> NDArray[np.uint64] | None:
+        """Hash (N,) of what each row was made from, equal for equal content; None where it is not known."""
+
     def blocks(self) -> Iterator[Block]:
         """The valid rows, block by block; a block is good until the next one."""
 
@@ -201,6 +205,11 @@ class SourceDefaults:
     @property
     def n_rows(self) -> int | None:
         """None: only a pass tells."""
+        return None
+
+    @property
+    def row_hashes(self) -> NDArray[np.uint64] | None:
+        """None: not known."""
         return None
 
 

@@ -85,6 +85,22 @@ def group_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def seen_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--exclude-seen`` and ``--allow-seen``."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--exclude-seen",
+        action="store_const",
+        const="exclude",
+        default="refuse",
+        dest="seen",
+        help="leave out, and count, rows that a head was fitted or chosen on (default: refuse them)",
+    )
+    either.add_argument(
+        "--allow-seen", action="store_const", const="allow", dest="seen", help="report on such rows all the same"
+    )
+
+
 def against_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--against``."""
     parser.add_argument(

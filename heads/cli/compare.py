@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from featcache.cli.arguments import show
-from heads.cli.arguments import HEAD_HELP, group_argument, load_heads, open_images, store_arguments
+from heads.cli.arguments import HEAD_HELP, group_argument, load_heads, open_images, seen_arguments, store_arguments
 from heads.cli.classes import class_arguments, class_subset
 from heads.evaluation.bootstrap import DRAWS
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level", type=float, default=0.95, metavar="P", help="confidence level of the intervals (default: 0.95)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    seen_arguments(parser)
     class_arguments(parser)
     store_arguments(parser)
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         head_b,
         stores,
         class_subset=class_subset(args, head_a.classnames, [store.name for store in stores], head_a.name),
+        seen=args.seen,
         groups=args.group,
         clusters=args.cluster,
         draws=args.draws,
@@ -52,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
 def _describe(record: dict[str, Any]) -> str:
     """The comparison on one store, in a few lines."""
     a, b = record["heads"]
-    lines = [f"{record['store']}, {record['n']:,} rows; {100 * record['level']:g} % intervals of {b} minus {a}"]
+    less = f" ({record['n_excluded']:,} seen rows left out)" if record.get("n_excluded") else ""
+    lines = [f"{record['store']}, {record['n']:,} rows{less}; {100 * record['level']:g} % intervals of {b} minus {a}"]
     for metric, factor, digits, unit in (("top1", 100, 1, " %"), ("nll", 1, 3, "")):
         cells = [f"{who} {factor * record[metric][key][0]:.{digits}f}{unit}" for who, key in ((a, "a"), (b, "b"))]
         difference = _interval(record[metric]["difference"], factor, digits)

@@ -27,6 +27,7 @@ from heads.cli.arguments import (
     report_argument,
     results_argument,
     rows_device_argument,
+    seen_arguments,
     store_arguments,
     with_published,
 )
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names_argument(parser, "the stores'")
     class_arguments(parser)
     group_argument(parser)
+    seen_arguments(parser)
     parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
     parser.add_argument(
         "--intervals", nargs="?", type=int, const=DRAWS, metavar="DRAWS", help="bootstrap intervals of top1 and NLL"
@@ -104,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             [*heads, *path, *chosen],
             stores,
             class_subset=class_subset(args, heads[0].classnames, names, heads[0].name),
+            seen=args.seen,
             groups=args.group,
             reference=args.reference,
             names=args.names,
@@ -114,9 +117,14 @@ def run(args: argparse.Namespace) -> int:
     if rank == 0:
         if args.output:
             save(chosen[0], args.output)
-        remarks = [*_shifts(judgement.rows, stores, args), *map(describe_choice, chosen), *_seen(heads, stores)]
+        remarks = [
+            *_shifts(judgement.rows, stores, args),
+            *map(describe_choice, chosen),
+            *_seen(heads, stores, judgement),
+        ]
         shown = chosen[0] if chosen else best_head(heads, judgement.rows)
-        background = _background(args, shown, stores, time.perf_counter() - began) if args.report else None
+        evaluated = list(judgement.stores.values())
+        background = _background(args, shown, evaluated, time.perf_counter() - began) if args.report else None
         _report(args, judgement, len(heads) + len(path), remarks, stores, background)
     return 0
 
@@ -143,7 +151,8 @@ def _interpolations(
     path: list[LogitHead] = [*interpolate(heads[0], heads[1], args.alphas)]
     if not args.select:
         return path, []
-    return path, [choose(path, open_images(args.select, args), metric=args.metric or "top1", distributed=distributed)]
+    selection, metric = open_images(args.select, args), args.metric or "top1"
+    return path, [choose(path, selection, metric=metric, distributed=distributed, seen=args.seen)]
 
 
 def _report(
@@ -289,11 +298,23 @@ def _shifts(rows: Sequence[Row], stores: Sequence[FeatureTable], args: argparse.
     return list(dict.fromkeys(lines))
 
 
-def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable]) -> list[str]:
-    """A warning for every head that is evaluated on its training rows."""
-    return [
-        f"note: {head.name} was fitted on {store.name}/{store.split}; its figures there are those of training rows"
-        for head in heads
-        for store in stores
-        if any(entry.get("dataset_key") == store.dataset_key for entry in head.provenance.fitted_on)
+def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable], judgement: Judgement) -> list[str]:
+    """What became of rows that heads have seen, and where only the names of splits could tell."""
+    from heads.evaluation.seen import names_only
+
+    lines = [
+        f"{count:,} row(s) that a head was fitted or chosen on left out of {label}"
+        for label in judgement.stores
+        if (count := judgement.rows[0].get(f"{label}:n_excluded"))
     ]
+    for head in heads:
+        keys = [entry.get("dataset_key") for entry in head.provenance.fitted_on]
+        for store in stores:
+            where = f"{store.name}/{store.split}"
+            if store.dataset_key in keys and f"{store.name}:n_excluded" not in judgement.rows[0]:
+                lines.append(f"note: {head.name} was fitted on {where}; its figures there are those of training rows")
+        if unknown := list(dict.fromkeys(name for store in stores for name in names_only(head, store))):
+            lines.append(
+                f"note: {head.name} has no hashes of the rows of {', '.join(unknown)}: only names were compared"
+            )
+    return lines

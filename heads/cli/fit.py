@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
     parser.add_argument(
+        "--exclude-seen", action="store_true", help="leave rows out of --select that are training rows (else refused)"
+    )
+    parser.add_argument(
         "--prior", metavar="HEAD", help="shrink the weights towards this head: a file, or texts/NAME for zero-shot"
     )
     parser.add_argument(
@@ -61,10 +64,11 @@ def run(args: argparse.Namespace) -> int:
     if args.select and not takes_selection(args.head):
         raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
     stores = [open_reference(reference, args) for reference in args.stores]
+    train = _train(kind, [store for store in stores if not isinstance(store, TextStore)])
     material = Material(
         texts=_texts(kind, [store for store in stores if isinstance(store, TextStore)]),
-        train=_train(kind, [store for store in stores if not isinstance(store, TextStore)]),
-        selection=_selection(args),
+        train=train,
+        selection=_selection(args, train),
         prior=_prior(args.prior, args) if args.prior else None,
         progress=Silent() if args.json else Printed(),
     )
@@ -80,11 +84,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _selection(args: argparse.Namespace) -> FeatureTable | None:
+def _selection(args: argparse.Namespace, train: FeatureTable | None) -> FeatureTable | None:
+    from heads import unseen
+
     store = open_reference(args.select, args) if args.select else None
     if isinstance(store, TextStore):
         raise HeadError(f"--select {args.select}: a store of texts; expected a store of images")
-    return store
+    return unseen(store, train) if args.exclude_seen and store is not None and train is not None else store
 
 
 def _prior(reference: str, args: argparse.Namespace) -> LinearHead:

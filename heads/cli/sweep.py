@@ -19,6 +19,7 @@ from heads.cli.arguments import (
     report_argument,
     results_argument,
     rows_device_argument,
+    seen_arguments,
     store_arguments,
     with_published,
 )
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(PAPERS),
         help="choose on the first test store, as the paper does: a leak, which every row then names",
     )
+    seen_arguments(parser)
     results_argument(parser, per="fit")
     report_argument(parser)
     against_argument(parser)
@@ -173,6 +175,7 @@ def _plan(args: argparse.Namespace) -> SweepPlan:
         paper=args.reproduce_paper,
         select_shots=args.select_shots,
         allow_fewer=args.allow_fewer,
+        seen=args.seen,
     )
 
 

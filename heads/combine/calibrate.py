@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from heads.evaluation.seen import refuse_seen
 from heads.fitted.base import Fitted, LogitHead, as_head
 from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import ROLES
 from heads.rows.samples import Samples, Selection, is_store
 from heads.rows.selection import selection_samples, thinned
 from heads.solvers.temperature import fit_temperature
@@ -72,6 +74,8 @@ def _rows_of(head: LogitHead, selection: Selection) -> Samples:
             f"{head.name} was fitted on {selection.name}/{selection.split}, where it is surer than elsewhere; "
             "calibrate on a split that it was not fitted on"
         )
+    if is_store(selection):
+        refuse_seen(head, selection, ROLES[:1])
     classes = np.arange(len(head.classnames)) if head.classes is None else head.classes
     nothing = np.zeros((0, head.dim)), np.zeros(0, np.int64)  # the rows that fitted the head, which are not at hand
     return selection_samples(selection, Samples(head.dim, classes, head.classnames, nothing))

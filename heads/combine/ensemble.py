@@ -17,10 +17,11 @@ from scipy.optimize import nnls
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import Block, FeatureSource
+from heads.evaluation.seen import refuse_seen
 from heads.fitted.base import Fitted, LogitHead
 from heads.fitted.linear import LinearHead, as_linear, check_same_classes
 from heads.fitted.missing_classes import ABSENT, absences, known_by_others
-from heads.fitted.provenance import Provenance, merged
+from heads.fitted.provenance import ROLES, Provenance, merged
 from heads.rows.joint import joint_key
 from heads.rows.samples import is_store
 from heads.rows.selection import RowSampler
@@ -139,6 +140,7 @@ def stack(
         head.check(store)
         if head.provenance.was_fitted_on(store):
             raise HeadError(f"{head.name} was fitted on {store.name}/{store.split}; stack on a split that fitted none")
+        refuse_seen(head, store, ROLES[:1])
     gram, target, kept = _moments(members, stores)
     weights, _ = nnls(gram, target)
     if not weights.any():

@@ -27,7 +27,7 @@ from heads.fitted.linear import LinearHead, as_linear, check_same_classes
 from heads.fitted.missing_classes import absences, known_by_others
 from heads.fitted.provenance import Json, Provenance, merged
 from heads.rows.device import chosen_rows, device_rows
-from heads.rows.samples import Rows, Samples, gathered, to_numpy
+from heads.rows.samples import Array, Rows, Samples, gathered, to_numpy
 from heads.rows.weights import group_ids
 from heads.solvers.folds import FOLDS, FoldAssigner, group_folds
 
@@ -195,7 +195,9 @@ def interpolate_by_folds(
     samples = samples_of(X, y, first)
     found = _group_ids(estimator, groups, samples)
     fit = partial(_fitted, estimator, first)
-    second = fit(X, y, found)  # before the folds: it names rows that are not finite by their place among all
+    second = fit(
+        X, y, found if groups is None else to_numpy(groups)
+    )  # before the folds: it names rows that are not finite by their place among all
     alpha, how = _choose(fit, first, samples, found, path, folds, metric)
     (head,) = interpolate(first, second, [alpha])
     return head.with_provenance(head.provenance.with_params(**how))
@@ -226,9 +228,7 @@ def _group_ids(estimator: Any, groups: ArrayLike | None, samples: Samples) -> ND
     return group_ids(given, len(samples.labels()))
 
 
-def _fitted(
-    estimator: Any, first: LinearHead, X: Rows, y: ArrayLike | None, groups: NDArray[np.int64] | None
-) -> LinearHead:
+def _fitted(estimator: Any, first: LinearHead, X: Rows, y: ArrayLike | None, groups: Array | None) -> LinearHead:
     """A copy of the estimator, fitted."""
     options: Json = {"texts": first} if estimator.takes_texts else {"classnames": first.classnames}
     if groups is not None:

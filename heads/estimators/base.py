@@ -84,13 +84,15 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         fitted: FeatureSource | None,
         chosen: FeatureSource | None = None,
         parent: LinearHead | None = None,
+        groups: ArrayLike | None = None,
         **identity: object,
     ) -> Provenance:
         """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays.
 
-        `parent` is the head that this one begins from; its splits count as fitted and chosen on, too.
+        `parent` is the head that this one begins from; its splits count as fitted and chosen on, too. `groups` are
+        those of the valid rows that were held out together.
         """
-        record = Provenance.of_fit(self.name, params, self.classnames_, fitted, chosen).but(**identity)
+        record = Provenance.of_fit(self.name, params, self.classnames_, fitted, chosen, groups).but(**identity)
         return record if parent is None else record.begun_from(parent.provenance)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureTable
 from heads.evaluation.bootstrap import LEVEL, DrawOptions, bootstrap, bootstrap_groups, sign_test
-from heads.evaluation.evaluate import Judgement, SampleTable, judge, store_labels
+from heads.evaluation.evaluate import Judgement, SampleTable, judge
 from heads.evaluation.groups import Groups, groups_of
 from heads.evaluation.metrics import Row
 from heads.evaluation.passes import ClassSubset
+from heads.evaluation.seen import Seen
+
+
+class CompareOptions(DrawOptions, total=False):
+    """Further keywords of `compare`: those of the bootstrap, and what is done with rows that a head has seen."""
+
+    seen: Seen
 
 
 def compare(
@@ -26,7 +33,7 @@ def compare(
     allow_chosen: bool = False,
     groups: Sequence[str] | None = None,
     clusters: Sequence[str] | None = None,
-    **options: Unpack[DrawOptions],
+    **options: Unpack[CompareOptions],
 ) -> list[Row]:
     """Compare two heads on each store, row by row.
 
@@ -37,31 +44,38 @@ def compare(
     clusters
         Metadata columns: rows that agree in all of them are drawn together (see `heads.bootstrap`).
     **options
-        `draws`, `level`, `seed` of the percentile bootstrap.
+        `draws`, `level`, `seed` of the percentile bootstrap; `seen` as in `heads.evaluate`.
 
     Returns
     -------
     One dict per store: ``store``, ``n``, ``level``, ``heads``; for ``top1`` and ``nll`` each ``a``, ``b`` and
     ``difference`` (b less a), each ``[value, low, high]``; ``mcnemar``: rows that only a, only b predicts correctly,
     and the exact two-sided ``p``; ``sign_nll``: rows where a, where b has the smaller NLL, and ``p``; with groups
-    ``groups``: rows and ``top1`` difference of each, and ``worst_group_top1`` of a and b.
+    ``groups``: rows and ``top1`` difference of each, and ``worst_group_top1`` of a and b; with ``seen="exclude"``
+    ``n_excluded``.
 
     Raises
     ------
     MismatchError, HeadError
         As `heads.evaluate`.
     """
-    judgement = judge([head_a, head_b], stores, class_subset=class_subset, allow_chosen=allow_chosen, per_sample=True)
+    seen = options.pop("seen", "refuse")
+    draws = cast(DrawOptions, options)
+    judgement = judge(
+        [head_a, head_b], stores, class_subset=class_subset, allow_chosen=allow_chosen, seen=seen, per_sample=True
+    )
     names = [row["head"] for row in judgement.rows]
     level = options.get("level", LEVEL)
     found = []
-    for store, label in zip(stores, store_labels(stores), strict=True):
+    for label, store in judgement.stores.items():
         table = judgement.samples[label]
         codes = None if clusters is None else groups_of(store, clusters).codes
         record = {"store": label, "n": len(table.rows), "level": level, "heads": names}
-        found.append({**record, **_differences(table, codes, options)})
+        if seen == "exclude":
+            record["n_excluded"] = judgement.rows[0][f"{label}:n_excluded"]
+        found.append({**record, **_differences(table, codes, draws)})
         if groups is not None:
-            found[-1].update(_by_group(table, groups_of(store, groups), options))
+            found[-1].update(_by_group(table, groups_of(store, groups), draws))
     return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
@@ -21,7 +21,9 @@ from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
 from heads.evaluation.metrics import LOWER_IS_BETTER, Row, macro_f1, metric_of
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
 from heads.evaluation.projections import Projection
+from heads.evaluation.seen import OPTIMISTIC, Seen, check_seen, excluded, refuse_seen, rows_in, unseen_by
 from heads.fitted.base import LogitHead, as_head
+from heads.fitted.provenance import ROLES
 from heads.kernels import Tally
 
 
@@ -37,7 +39,13 @@ class EvaluateOptions(TypedDict, total=False):
         subset's order, they are positions in the subset (ImageNet-R and -A, whose labels are 0..199). A `Projection`
         makes new classes, each the largest logit of some of the heads' (ObjectNet).
     allow_chosen : bool
-        Report even on a split that a head was chosen on: a leak, for reproducing papers.
+        Report even on rows that a head was chosen on: a leak, for reproducing papers.
+    seen : {"refuse", "exclude", "allow"}
+        Rows that a head was fitted or chosen on, known by their content, whatever the split is called. "refuse", the
+        default, is an error, unless the store is the training split of the head's record under its own name: those
+        are figures of training rows, and ``fitted_on`` says so. "exclude" leaves out the rows that any of the heads
+        has seen, so that all are judged on the same rows, and counts them: ``"<name>:n_excluded"``. "allow" reports
+        all the same.
     groups : sequence of str
         Metadata columns of the stores (``label`` is the class): accuracy and NLL are also reported for each of their
         values, or combinations of values.
@@ -52,6 +60,7 @@ class EvaluateOptions(TypedDict, total=False):
 
     class_subset: ClassSubset
     allow_chosen: bool
+    seen: Seen
     groups: Sequence[str] | None
     reference: str | None
     names: Sequence[str] | None
@@ -86,12 +95,14 @@ class Judgement:
     samples : for each store, by its name in the rows, what every head did on every sample; empty unless asked for
     confusion : for each store (H, C, C) counts, [label, predicted class]; empty unless asked for
     classnames : for each store the C classes that labels and counts refer to
+    stores : the stores, without the rows that were left out
     """
 
     rows: list[Row]
     samples: dict[str, SampleTable] = field(default_factory=dict)
     confusion: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     classnames: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    stores: dict[str, FeatureTable] = field(default_factory=dict, repr=False)
 
 
 def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options: Unpack[EvaluateOptions]) -> list[Row]:
@@ -109,7 +120,7 @@ def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options:
     stores
         Image stores (their valid rows count), on a disk or, from `heads.resident`, in memory or on a GPU.
     **options
-        `class_subset`, `allow_chosen`, `groups`, `reference`, `names`, `distributed`: see `EvaluateOptions`.
+        `class_subset`, `allow_chosen`, `seen`, `groups`, `reference`, `names`, `distributed`: see `EvaluateOptions`.
 
     Returns
     -------
@@ -124,7 +135,8 @@ def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options:
     MismatchError
         If a head and a store differ in encoder, text tower or class list.
     HeadError
-        If a head was chosen on one of the stores, a group column is missing, or there is nothing to evaluate.
+        If a head was chosen on one of the stores, or fitted or chosen on some of its rows under another name; a group
+        column is missing, or there is nothing to evaluate.
     """
     return judge(heads, stores, **options).rows
 
@@ -155,10 +167,9 @@ def judge(
     labels = store_labels(stores, options.get("names"))
     rows = [_describe(head, stores) for head in fitted]
     passes = []
-    for store, subset in zip(stores, subsets_of(stores, labels, options.get("class_subset")), strict=True):
-        # every refusal comes before the first pass
-        if not options.get("allow_chosen", False):
-            refuse_chosen(fitted, store)
+    # every refusal comes before the first pass
+    rests = [_reportable(fitted, store, options) for store in stores]
+    for store, subset in zip(rests, subsets_of(stores, labels, options.get("class_subset")), strict=True):
         columns = options.get("groups")
         groups = None if columns is None else groups_of(store, columns)
         jobs = jobs_for(fitted, store, subset)
@@ -171,15 +182,24 @@ def judge(
     for label, one in zip(labels, passes, strict=True):
         for row, result in zip(rows, one.results(), strict=True):
             row.update({f"{label}:{key}": value for key, value in result.items()})
+    exclude, before = options.get("seen") == "exclude", dict(zip(labels, stores, strict=True))
+    after = dict(zip(labels, rests, strict=True))
     for row, head in zip(rows, fitted, strict=True):
-        own = [label for label, store in zip(labels, stores, strict=True) if head.provenance.was_fitted_on(store)]
+        own = [label for label, store in before.items() if not exclude and head.provenance.was_fitted_on(store)]
         row.update(over_domains(row, labels, options.get("reference"), own))
+        if exclude:
+            row.update({f"{label}:n_excluded": excluded(before[label], after[label]) for label in labels})
     named = dict(zip(labels, passes, strict=True))
     return Judgement(
         rows,
-        {label: one.samples for label, one in named.items() if one.samples is not None},
+        {
+            label: replace(one.samples, rows=rows_in(before[label], after[label], one.samples.rows))
+            for label, one in named.items()
+            if one.samples is not None
+        },
         {label: one.confusion() for label, one in named.items() if confusion},
         {label: one.jobs[0].head.classnames for label, one in named.items()},
+        after,
     )
 
 
@@ -303,12 +323,27 @@ def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:
     return row
 
 
+def _reportable(heads: Sequence[LogitHead], store: FeatureTable, options: EvaluateOptions) -> FeatureTable:
+    """The store, or what is left of it without the rows that heads have seen; refused where they have."""
+    seen = check_seen(options.get("seen", "refuse"))
+    if seen == "exclude":
+        return unseen_by(store, heads)
+    if seen == "allow":
+        return store
+    allow_chosen = options.get("allow_chosen", False)
+    if not allow_chosen:
+        refuse_chosen(heads, store)
+    for head in heads:
+        refuse_seen(head, store, ROLES[:1] if allow_chosen else ROLES, named=False)
+    return store
+
+
 def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
     """HeadError if one of the heads was chosen on a store, where its results are optimistic."""
     for head in heads:
         if head.provenance.was_chosen_on(store):
             raise HeadError(
-                f"{head.name} was chosen on {store.name}/{store.split}, so its results there are optimistic; "
+                f"{head.name} was chosen on {store.name}/{store.split}, {OPTIMISTIC}; "
                 "report on another split (in Python, allow_chosen=True reproduces papers that do not)"
             )
 
@@ -320,9 +355,11 @@ def choose(
     metric: str = "top1",
     class_subset: ClassSubset = None,
     distributed: bool = False,
+    seen: Seen = "refuse",
 ) -> LogitHead:
     """The best head on a selection split; `evaluate` will refuse to report it on that split.
 
+    Rows of the split that one of the heads was fitted on are refused, or left out with ``seen="exclude"``.
     Ties go to the lower NLL, then to the earlier head; ``tied`` in the record of the choice counts the heads of the
     best value where there are several. ``nll``, ``nll_capped``, ``brier`` and ``ece`` are minimised, the others
     maximised.
@@ -334,16 +371,25 @@ def choose(
     """
     metric_of(metric)
     fitted = [as_head(head) for head in heads]
-    for head in fitted:
+    if check_seen(seen) == "exclude":
+        selection = unseen_by(selection, fitted, ROLES[:1])
+    elif seen == "refuse":
+        refuse_fitted(fitted, selection)
+    rows = evaluate(fitted, [selection], class_subset=class_subset, seen="allow", distributed=distributed)
+    values = [row[f"{selection.name}:{metric}"] for row in rows]
+    best, found = best_of(values, [row[f"{selection.name}:nll"] for row in rows], metric)
+    return fitted[best].with_provenance(fitted[best].provenance.chosen(selection, **found))
+
+
+def refuse_fitted(heads: Sequence[LogitHead], selection: FeatureTable) -> None:
+    """HeadError if one of the heads was fitted on a selection split, or on rows of it."""
+    for head in heads:
         if head.provenance.was_fitted_on(selection):
             raise HeadError(
                 f"{head.name} was fitted on {selection.name}/{selection.split}, where its results are optimistic; "
                 "choose on a split that none of the heads was fitted on"
             )
-    rows = evaluate(fitted, [selection], class_subset=class_subset, allow_chosen=True, distributed=distributed)
-    values = [row[f"{selection.name}:{metric}"] for row in rows]
-    best, found = best_of(values, [row[f"{selection.name}:nll"] for row in rows], metric)
-    return fitted[best].with_provenance(fitted[best].provenance.chosen(selection, **found))
+        refuse_seen(head, selection, ROLES[:1])
 
 
 def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple[int, Row]:

@@ -16,18 +16,22 @@ from featcache.errors import HeadError
 from featcache.parameters import check_record, json_value
 from featcache.store.places.targets import write_target
 from featcache.store.places.tensors import in_order
-from heads.fitted.provenance import Json
+from heads.fitted.provenance import ROLES, Json, SplitRecord, rows_of
 from heads.rows.samples import Array
 
 Tensors = dict[str, Array]
 
 _FORMAT = "featcache-head-1"
+SEEN = "seen."
 STREAM = "safetensors"
 """What a head is on standard output."""
 
 
 def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
     """Write tensors and a JSON-able record with its ``kind``; a reader sees the old file or the new one.
+
+    The hashes of the rows that a head was fitted and chosen on, which its ``provenance`` has, become tensors
+    ``seen.0``, ``seen.1``, ..., equal ones once; ``seen`` in the record says which belongs to which split.
 
     The path ``-`` is standard output.
 
@@ -36,6 +40,9 @@ def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
     OutputError
         The path is no regular file, or there is no room.
     """
+    seen, places = _seen(record.get("provenance", {}))
+    if seen:
+        tensors, record = tensors | seen, record | {"seen": places}
     head = json.dumps(record, sort_keys=True)
     metadata = {"format": _FORMAT, "head": head, "digest": _digest(tensors, head)}
     write_target(path, in_order(to_bytes(tensors, metadata=metadata)), STREAM)
@@ -64,12 +71,52 @@ def read_head(path: str | Path) -> tuple[Tensors, Json]:
     head = metadata.get("head", "")
     if metadata.get("digest") not in (None, _digest(tensors, head)):  # None: a file of an earlier version
         raise HeadError(f"{path}: damaged, its content differs from its digest; fit the head again")
-    return tensors, _record(head, path)
+    record = _record(head, path)
+    seen = {name: tensors.pop(name) for name in list(tensors) if name.startswith(SEEN)}
+    if places := record.pop("seen", {}):
+        record["provenance"] = _with_rows(record.get("provenance", {}), places, seen, path)
+    return tensors, record
+
+
+def _seen(provenance: Json) -> tuple[Tensors, dict[str, list[int | None]]]:
+    """The different sets of hashes of a provenance, and which of them each split has."""
+    tensors: Tensors = {}
+    numbers: dict[bytes, int] = {}
+    places: dict[str, list[int | None]] = {}
+    for role in ROLES:
+        places[role] = []
+        for rows in map(rows_of, provenance.get(role) or ()):
+            number = None
+            if rows is not None:
+                number = numbers.setdefault(xxhash.xxh3_128_digest(rows.tobytes()), len(numbers))
+                tensors[f"{SEEN}{number}"] = rows
+            places[role].append(number)
+    return tensors, places
+
+
+def _with_rows(provenance: Json, places: Json, tensors: Tensors, path: str | Path) -> Json:
+    """A provenance whose splits have the hashes of their rows again; HeadError where they do not belong to it."""
+    try:
+        record = dict(provenance)
+        for role, numbers in places.items():
+            rows = [None if number is None else _hashes(tensors[f"{SEEN}{number}"]) for number in numbers]
+            record[role] = [SplitRecord(*pair) for pair in zip(record[role], rows, strict=True)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise HeadError(
+            f"{path}: the rows that it was fitted on cannot be read ({error}); fit the head again"
+        ) from error
+    return record
+
+
+def _hashes(rows: Array) -> Array:
+    if rows.dtype != np.uint64 or rows.ndim != 1:
+        raise ValueError(f"{rows.dtype} {rows.shape}, expected uint64 (n,)")
+    return np.unique(rows)
 
 
 def _record(head: str, path: str | Path) -> Json:
     try:
-        return check_record(json_value(head), {"kind": str}, str(path))
+        return check_record(json_value(head), {"kind": str, "seen": Json}, str(path))
     except ValueError as error:
         raise HeadError(f"{path}: its record cannot be read ({error}); fit the head again") from error
 

@@ -9,27 +9,72 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from featcache import __version__
 from featcache.errors import MismatchError
 from featcache.parameters import check_record
-from featcache.store.protocol import Encoded, FeatureSource, TextSource
+from featcache.store.protocol import Encoded, FeatureSource, FeatureTable, TextSource
+from heads.rows.hashes import Hashes, are_in, column_of, group_hashes, hash_set
 
 Json = dict[str, Any]
 """A JSON object."""
+ROLES = ("fitted_on", "chosen_on")
+"""Keys of a `Provenance` that list splits."""
 
 
 _KINDS: dict[str, object] = {
     "head": str | None,
-    "params": dict[str, Any] | None,
+    "params": Json | None,
     "encoder_key": str | None,
     "text_digest": str | None,
-    "encoder": dict[str, Any] | None,
+    "encoder": Json | None,
     "classnames": list[str] | None,
     "fitted_on": list[Any] | None,
     "chosen_on": list[Any] | None,
     "featcache": str | None,
 }
 """Kinds of the known keys of a `Provenance`."""
+
+
+class SplitRecord(Json):
+    """What a record says of a split (see `split_id`), with the hashes of its rows.
+
+    Attributes
+    ----------
+    rows
+        Ascending hashes of the rows and, where a fit held out groups of a metadata column (``grouped_by``), of these;
+        None where they are not known: streams and arrays, heads of earlier versions, fine-tuned models.
+
+    Examples
+    --------
+    >>> SplitRecord({"name": "pets", "split": "train"}, np.array([3, 8], np.uint64))
+    {'name': 'pets', 'split': 'train'}
+    """
+
+    def __init__(self, record: Json, rows: Hashes | None = None) -> None:
+        super().__init__(record)
+        self.rows = rows
+
+    def joined(self, other: Json) -> SplitRecord:
+        """The record with the rows of another of the same split as well."""
+        theirs = rows_of(other)
+        if self.rows is None or theirs is None:
+            return SplitRecord(self, theirs if self.rows is None else self.rows)
+        return SplitRecord(self, self.rows if theirs is self.rows else np.union1d(self.rows, theirs))
+
+    def holds(self, store: FeatureTable) -> NDArray[np.bool_]:
+        """Which rows (N,) of a store are valid, and are rows of this split or of one of its groups."""
+        found = np.zeros(len(store), bool)
+        if self.rows is None:
+            return found
+        if store.row_hashes is not None:
+            found |= are_in(store.row_hashes, self.rows)
+        column = str(self.get("grouped_by"))
+        if "grouped_by" in self and column in store.metadata:
+            found |= are_in(group_hashes(column, store.metadata[column]), self.rows)
+        return found & store.valid
 
 
 class Provenance(Json):
@@ -54,8 +99,12 @@ class Provenance(Json):
         classnames: Sequence[str],
         fitted: FeatureSource | None,
         chosen: FeatureSource | None = None,
+        groups: ArrayLike | None = None,
     ) -> Provenance:
-        """Record of a fit on a source, or on arrays (None), whose hyper-parameters were chosen on another source."""
+        """Record of a fit on a source, or on arrays (None), whose hyper-parameters were chosen on another source.
+
+        `groups` are those that the fit held out together, of the valid rows.
+        """
         return cls(
             head=head,
             params=params,
@@ -63,7 +112,7 @@ class Provenance(Json):
             text_digest=None,
             encoder=None if fitted is None else encoder_record(fitted),
             classnames=list(classnames),
-            fitted_on=[] if fitted is None else [split_id(fitted)],
+            fitted_on=[] if fitted is None else [split_id(fitted, groups)],
             chosen_on=[] if chosen is None else [split_id(chosen)],
             featcache=__version__,
         )
@@ -133,7 +182,8 @@ class Provenance(Json):
 
     def chosen(self, source: FeatureSource, **how: object) -> Provenance:
         """The record of a head chosen on one more split."""
-        return self.but(chosen_on=[*self.chosen_on, {**split_id(source), **how}])
+        record = split_id(source)
+        return self.but(chosen_on=[*self.chosen_on, SplitRecord({**record, **how}, record.rows)])
 
     def cooled(self, temperature: float) -> Provenance:
         """The record of the head with its logits divided by one more temperature."""
@@ -260,8 +310,11 @@ def encoder_record(store: FeatureSource | TextSource) -> Json:
     return {"name": store.encoder_name, "source": store.provenance.get("source")}
 
 
-def split_id(store: FeatureSource) -> Json:
-    """The identity of a labelled split, as recorded in provenance; of a few-shot sample also how it was drawn."""
+def split_id(store: FeatureSource, groups: ArrayLike | None = None) -> SplitRecord:
+    """The identity of a labelled split, as recorded in provenance; of a few-shot sample also how it was drawn.
+
+    Where `groups` of the valid rows are a metadata column of the store, its name is recorded, and their hashes.
+    """
     identity: Json = {
         "name": store.name,
         "split": store.split,
@@ -270,7 +323,19 @@ def split_id(store: FeatureSource) -> Json:
     }
     if store.view_id is not None:  # augmented views of the split's samples: the same split, but other rows
         identity["view"] = store.view_id
-    return identity if store.sample is None else {**identity, "sample": dict(store.sample)}
+    if store.sample is not None:
+        identity["sample"] = dict(store.sample)
+    rows, column = hash_set(store), column_of(store, groups)
+    if column is not None:
+        identity["grouped_by"] = column
+        known = group_hashes(column, getattr(store, "metadata")[column])  # noqa: B009 (only tables have columns)
+        rows = np.unique(known if rows is None else np.concatenate([rows, known]))
+    return SplitRecord(identity, rows)
+
+
+def rows_of(entry: Json) -> Hashes | None:
+    """The hashes of the rows of a recorded split, where they are known."""
+    return entry.rows if isinstance(entry, SplitRecord) else None
 
 
 def same_split(entry: Json, store: FeatureSource) -> bool:
@@ -292,6 +357,10 @@ def merged(*lists: Iterable[Json]) -> list[Json]:
     found: list[Json] = []
     for entries in lists:
         for entry in entries:
-            if entry not in found:
-                found.append(dict(entry))
+            record = SplitRecord(entry, rows_of(entry))
+            if entry in found:
+                place = found.index(entry)
+                found[place] = record.joined(found[place])
+            else:
+                found.append(record)
     return found

@@ -103,6 +103,12 @@ class FewShotStore(Derived):
         return [ids[row] for row in self.rows.tolist()] if ids else []
 
     @property
+    def row_hashes(self) -> NDArray[np.uint64] | None:
+        """Hashes (n,) of the rows' content, where the store knows them."""
+        hashes = self.store.row_hashes
+        return None if hashes is None else hashes[self.rows]
+
+    @property
     def metadata(self) -> dict[str, Array]:
         """Group columns (n,)."""
         return {column: values[self.rows] for column, values in self.store.metadata.items()}

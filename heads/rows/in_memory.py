@@ -34,6 +34,7 @@ class ResidentStore(TableDefaults):
         refuse it.
     metadata : group columns (N,)
     provenance : how the features were made
+    row_hashes : (N,) uint64, equal for rows of equal content; None where it is not known
 
     Examples
     --------
@@ -57,6 +58,7 @@ class ResidentStore(TableDefaults):
     ids: Sequence[str] = field(default=(), repr=False)
     metadata: Mapping[str, Array] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, object] = field(default_factory=dict, repr=False)
+    row_hashes: NDArray[np.uint64] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         features = self.features if isinstance(self.features, torch.Tensor) else torch.as_tensor(self.features)
@@ -134,7 +136,7 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
         features[done : done + len(found)] = torch.from_numpy(np.ascontiguousarray(block)).to(place)
         labels[done : done + len(found)] = found
         done += len(found)
-    ids = store.ids
+    ids, hashes = store.ids, store.row_hashes
     return ResidentStore(
         features,
         labels,
@@ -151,6 +153,7 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
         ids=[ids[row] for row in keep.tolist()] if ids else [],
         metadata={column: values[keep] for column, values in store.metadata.items()},
         provenance=store.provenance,
+        row_hashes=None if hashes is None else hashes[keep],
     )
 
 

@@ -92,6 +92,11 @@ class JointStore(Derived):
         return self.origin.ids
 
     @property
+    def row_hashes(self) -> NDArray[np.uint64] | None:
+        """Hashes (N,) of the images' content, the same for all members."""
+        return self.origin.row_hashes
+
+    @property
     def metadata(self) -> Mapping[str, Array]:
         """Group columns (N,)."""
         return self.origin.metadata

@@ -18,7 +18,7 @@ from sklearn.exceptions import DataConversionWarning
 
 from featcache.errors import HeadError
 from featcache.store import ImageStore
-from featcache.store.protocol import FeatureSource, TextSource
+from featcache.store.protocol import FeatureSource, FeatureTable, TextSource
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -85,6 +85,11 @@ class Samples:
 def is_store(value: object) -> TypeIs[FeatureSource]:
     """Whether what a caller gave is a source of features, not an array."""
     return hasattr(value, "blocks") and hasattr(value, "classnames")
+
+
+def is_table(source: FeatureSource) -> TypeIs[FeatureTable]:
+    """Whether the rows of a source can be read by their number."""
+    return hasattr(source, "gather")
 
 
 def is_text(value: object) -> TypeIs[TextSource]:

@@ -9,8 +9,19 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
+from featcache.store.protocol import FeatureSource
 from heads.rows.device import device_rows, rows_on_host
-from heads.rows.samples import Block, Samples, Selection, as_samples, finite_blocks, is_store, raise_not_finite
+from heads.rows.hashes import rows_also_in
+from heads.rows.samples import (
+    Block,
+    Samples,
+    Selection,
+    as_samples,
+    finite_blocks,
+    is_store,
+    is_table,
+    raise_not_finite,
+)
 
 SELECTION = "features of the selection split"
 
@@ -43,9 +54,10 @@ def selection_samples(selection: Selection, samples: Samples) -> Samples:
     MismatchError
         If encoder, class list or width differ from those of the training rows.
     HeadError
-        For NaN or infinite features (naming rows).
+        For NaN or infinite features (naming rows), or rows that are training rows, too, known by their content.
     """
     if is_store(selection):
+        _refuse_training_rows(selection, samples.store)
         found = as_samples(selection)
         theirs = selection.encoder_key
         ours = theirs if samples.store is None else samples.store.encoder_key
@@ -69,6 +81,17 @@ def selection_samples(selection: Selection, samples: Samples) -> Samples:
         for _ in checked.blocks():
             pass
     return checked
+
+
+def _refuse_training_rows(selection: FeatureSource, train: FeatureSource | None) -> None:
+    """HeadError if rows of a validation split are training rows, of which nothing can be held out."""
+    both = None if train is None or not is_table(selection) else rows_also_in(selection, train)
+    if train is not None and both is not None and both.any():
+        raise HeadError(
+            f"{int(both.sum()):,} of the {len(both):,} rows of the selection split {selection.name}/{selection.split} "
+            f"are training rows, of {train.name}/{train.split}; choose on others (--exclude-seen leaves these out, in "
+            "Python selection=heads.unseen(selection, train))"
+        )
 
 
 class RowSampler:

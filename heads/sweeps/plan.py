@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal
 from featcache.errors import HeadError
 from featcache.parameters import Count, Range, check_record
 from heads.estimators.catalogue import head_class, make_head, takes_prior
+from heads.evaluation.seen import Seen
 from heads.fitted.provenance import Json
 
 PAPERS: dict[str, str] = {
@@ -108,6 +109,9 @@ class SweepPlan:
     allow_fewer
         Take all rows of classes with fewer rows than the shots, as CoOp does, instead of an error. Results then say
         how many rows were used.
+    seen
+        What is done with rows of a test or selection split that a head was fitted (or chosen) on: "refuse", "exclude"
+        or "allow", as in `heads.evaluate`.
 
     Raises
     ------
@@ -125,6 +129,7 @@ class SweepPlan:
     paper: str | None = None
     select_shots: int | None = None
     allow_fewer: bool = False
+    seen: Seen = "refuse"
 
     def __post_init__(self) -> None:
         for name in ("heads", "data", "models", "shots", "seeds"):
@@ -213,6 +218,7 @@ def read_plan(path: str | Path) -> SweepPlan:
             record.get("paper"),
             record.get("select_shots"),
             record.get("allow_fewer", False),
+            record.get("seen", "refuse"),
         )
     except HeadError:
         raise
@@ -231,6 +237,7 @@ _PLAN: dict[str, object] = {
     "select_shots": Count,
     "paper": str,
     "allow_fewer": bool,
+    "seen": Seen,
 }
 _HEAD: dict[str, object] = {"name": str, "set": dict[str, Any], "grid": dict[str, Any]}
 _DATA: dict[str, object] = {"train": str, "select": str, "on": str | list[str], "texts": str | list[str]}

@@ -23,6 +23,7 @@ from heads.estimators.fit import Material, fit_head, settled
 from heads.estimators.zero_shot import ZeroShot
 from heads.evaluation.evaluate import choose, evaluate
 from heads.evaluation.metrics import Row
+from heads.evaluation.seen import unseen
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, split_id
@@ -129,7 +130,8 @@ def _evaluated(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[Row]:
     heads = [as_head(estimator)]
     if plan.alphas and isinstance(heads[0], LinearHead) and job.head != "zero_shot":
         heads.append(_interpolated(estimator, stores, plan))
-    for head, row in zip(heads, evaluate(heads, stores.on, allow_chosen=plan.paper is not None), strict=True):
+    rows = evaluate(heads, stores.on, allow_chosen=plan.paper is not None, seen=plan.seen)
+    for head, row in zip(heads, rows, strict=True):
         yield row | {"fit_seconds": seconds, **_row_counts(stores), **_selection(head, stores, plan)}
 
 
@@ -146,7 +148,8 @@ def _interpolated(estimator: HeadClassifier, stores: _Stores, plan: SweepPlan) -
     """The best interpolation with the zero-shot head: on the selection split, or by folds of the train rows."""
     zero_shot = ZeroShot().fit(list(stores.texts))
     if stores.select is not None:
-        return choose(interpolate(zero_shot, estimator, plan.alphas), stores.select, metric=plan.metric)
+        path = interpolate(zero_shot, estimator, plan.alphas)
+        return choose(path, stores.select, metric=plan.metric, seen=plan.seen)
     if stores.train is None:
         raise HeadError("interpolation by folds fits on labelled rows; name a split to train on, or one to select on")
     return interpolate_by_folds(zero_shot, settled(estimator), stores.train, alphas=plan.alphas, metric=plan.metric)
@@ -161,12 +164,19 @@ def _row_counts(stores: _Stores) -> dict[str, int]:
 def _drawn(stores: _Stores, job: Job, plan: SweepPlan) -> _Stores:
     """The stores with the job's sample of the train split, and of the selection split where the plan asks for one."""
     if job.shots is None or stores.train is None:
-        return stores
+        return _held_out(stores, plan)
     select = stores.select
     if select is not None and plan.select_shots is not None and plan.paper is None:
         select = few_shot(select, min(plan.select_shots, job.shots), job.seed, allow_fewer=plan.allow_fewer)
     train = few_shot(stores.train, job.shots, job.seed, allow_fewer=plan.allow_fewer)
-    return replace(stores, train=train, select=select)
+    return _held_out(replace(stores, train=train, select=select), plan)
+
+
+def _held_out(stores: _Stores, plan: SweepPlan) -> _Stores:
+    """The stores, training rows left out of the selection split where the plan leaves out what was seen."""
+    if plan.seen != "exclude" or stores.train is None or stores.select is None:
+        return stores
+    return replace(stores, select=unseen(stores.select, stores.train))
 
 
 def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> Row:
@@ -175,7 +185,7 @@ def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> Row:
     if trained := _trained_on(stores):
         record["leak"] = "; ".join([*record.values(), f"{', '.join(trained)}: evaluated on its training rows"])
     if stores.select is not None:
-        (row,) = evaluate([head], [stores.select], allow_chosen=True)
+        (row,) = evaluate([head], [stores.select], seen="allow")
         record[f"select:{plan.metric}"] = row[f"{stores.select.name}:{plan.metric}"]
     return record
 
@@ -199,6 +209,8 @@ def _key(job: Job, stores: Json, plan: SweepPlan) -> str:
         "select_shots": None if job.shots is None else plan.select_shots,
         "featcache": __version__,
     }
+    if plan.seen != "refuse":
+        record["seen"] = plan.seen
     if plan.allow_fewer and job.shots is not None:
         record["allow_fewer"] = True
     return content_key(record)

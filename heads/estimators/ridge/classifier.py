@@ -229,7 +229,7 @@ class Ridge(LinearClassifier):
         self.temperature_ = float(scored.temperatures[0]) if len(held.labels) else self._spread(samples, best)
         self.prior_weight_ = float(scored.prior_weights[0])
         self.coef_, self.intercept_ = self._with_prior(self.alpha_, self.prior_weight_)
-        self._record(samples, validation, prior, problem)
+        self._record(samples, validation, prior, problem, groups)
         return self
 
     def _choose(self, problem: RidgeProblem, validation: Samples | None) -> int:
@@ -369,7 +369,12 @@ class Ridge(LinearClassifier):
         return class_weights(self.class_weight, samples.labels(), samples.classes, samples.classnames)
 
     def _record(
-        self, samples: Samples, validation: Samples | None, prior: LinearHead | None, problem: RidgeProblem
+        self,
+        samples: Samples,
+        validation: Samples | None,
+        prior: LinearHead | None,
+        problem: RidgeProblem,
+        groups: ArrayLike | None,
     ) -> None:
         how = "split" if validation is not None else "leave-one-out" if isinstance(self.cv, str) else "folds"
         params: Json = {
@@ -391,7 +396,7 @@ class Ridge(LinearClassifier):
             params |= {"prior": prior_record(prior), "prior_scale": self.prior_scale_}
             params |= {"prior_weight": self.prior_weight_} if self.add_prior else {}
         chosen = None if validation is None else validation.store
-        self.provenance_ = self._provenance(params, samples.store, chosen, prior)
+        self.provenance_ = self._provenance(params, samples.store, chosen, prior, groups)
 
 
 def _logits_of(prior: LinearHead) -> tuple[Float, Float]:

@@ -122,7 +122,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         if not np.isfinite(problem.diagonal()).all():
             raise_not_finite(rows.features())
         self.n_features_in_ = rows.dim
-        self.provenance_ = _record(X, None if selection is None else selection[0])
+        self.provenance_ = _record(X, None if selection is None else selection[0], groups)
         self.spectrum_ = problem.spectrum()
         validation = None if selection is None else _validation_blocks(problem, *selection)
         self.alpha_, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, validation)
@@ -254,14 +254,14 @@ def _validation_blocks(problem: RidgeProblem, X: Rows, y: ArrayLike) -> Callable
     return lambda: finite_blocks(rows.blocks, SELECTION)
 
 
-def _record(X: Rows, chosen: Rows | None) -> Provenance:
-    """Provenance of the training rows and the selection split; two stores must have one encoder."""
+def _record(X: Rows, chosen: Rows | None, groups: ArrayLike | None) -> Provenance:
+    """Provenance of the training rows, with their groups, and the selection split; stores must have one encoder."""
     fitted = X if is_store(X) else None
     record = Provenance(
         head=_KIND,
         encoder_key=None if fitted is None else fitted.encoder_key,
         encoder=None if fitted is None else encoder_record(fitted),
-        fitted_on=[] if fitted is None else [split_id(fitted)],
+        fitted_on=[] if fitted is None else [split_id(fitted, groups)],
         chosen_on=[split_id(chosen)] if is_store(chosen) else [],
         featcache=__version__,
     )

@@ -1,0 +1,147 @@
+"""Rows that a head was fitted or chosen on, whatever the split was called: refused, left out and counted, or allowed.
+
+Rows are known by the hash of their content (`FeatureTable.row_hashes`), which heads keep of all their training and
+selection rows; where a fit held out groups of a metadata column, by their group, too. Where a head or a store has no
+hashes, the names and keys of splits decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from featcache.store.protocol import FeatureSource, FeatureTable
+from heads.fitted.base import Fitted, LogitHead, as_head
+from heads.fitted.provenance import ROLES, Json, SplitRecord, rows_of, same_split
+from heads.rows.few_shot import FewShotStore
+from heads.rows.hashes import remaining, rows_also_in
+from heads.rows.samples import is_store, is_table
+
+Seen = Literal["refuse", "exclude", "allow"]
+Mask = NDArray[np.bool_]
+OPTIMISTIC = "so its results there are optimistic"
+REMEDY = (
+    'leave these rows out (--exclude-seen; in Python seen="exclude", or heads.unseen), or take them all the same '
+    '(--allow-seen; seen="allow")'
+)
+
+
+def check_seen(seen: Seen) -> Seen:
+    """What to do with rows that were seen, checked."""
+    if seen not in get_args(Seen):
+        raise HeadError(f"seen is {seen!r}, expected one of {', '.join(get_args(Seen))}")
+    return seen
+
+
+def unseen(store: FeatureTable, *others: LogitHead | Fitted | FeatureSource) -> FeatureTable:
+    """The rows of a store that heads were neither fitted nor chosen on, and that are not in other stores, as a store.
+
+    ``sample["excluded"]`` of the result counts the rows that are left out; without any, it is the store itself.
+
+    Parameters
+    ----------
+    store : what is to be evaluated or chosen on
+    others : fitted heads, and stores of which no row may remain
+
+    Raises
+    ------
+    HeadError
+        If no row remains, or the rows cannot be told apart: a head that was fitted on this split has no hashes of
+        its rows, or a source has none.
+    """
+    masks = [_of_source(store, other) if is_store(other) else _of_head(store, as_head(other)) for other in others]
+    return _without(store, masks)
+
+
+def unseen_by(store: FeatureTable, heads: Sequence[LogitHead], roles: Sequence[str] = ROLES) -> FeatureTable:
+    """The rows of a store that heads were not fitted on, nor chosen; `roles` says which of the two count."""
+    return _without(store, [_of_head(store, head, roles) for head in heads])
+
+
+def excluded(store: FeatureTable, rest: FeatureTable) -> int:
+    """How many rows of a store `unseen` has left out."""
+    return 0 if rest is store else int(store.valid.sum()) - len(rest)
+
+
+def rows_in(store: FeatureTable, rest: FeatureTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of a store, from those of what `unseen` has left of it."""
+    return rest.rows[rows] if isinstance(rest, FewShotStore) and rest is not store else rows
+
+
+def _without(store: FeatureTable, masks: Sequence[Mask]) -> FeatureTable:
+    leave_out = np.logical_or.reduce(masks) if masks else np.zeros(len(store), bool)
+    return remaining(store, leave_out) if leave_out.any() else store
+
+
+def refuse_seen(head: LogitHead, store: FeatureSource, roles: Sequence[str] = ROLES, *, named: bool = True) -> None:
+    """HeadError if rows of a source are among those that a head was fitted or chosen on.
+
+    Parameters
+    ----------
+    roles : which of the two count
+    named : whether they also count where the split has the name, split and key of the one in the head's record
+    """
+    if not is_table(store):
+        return
+    for role in roles:
+        for entry in head.provenance.get(role) or ():
+            if not isinstance(entry, SplitRecord) or (not named and is_named(entry, store)):
+                continue
+            if count := int(entry.holds(store).sum()):
+                raise HeadError(_refusal(head.name, entry, role, count, store))
+
+
+def is_named(entry: Json, store: FeatureSource) -> bool:
+    """Whether a record means this split, by its key and under the name that the store has now."""
+    return same_split(entry, store) and (entry.get("name"), entry.get("split")) == (store.name, store.split)
+
+
+def names_only(head: LogitHead, store: FeatureTable) -> list[str]:
+    """Splits of images in a head's record whose rows cannot be compared with a store's: only their names were."""
+    entries = [entry for role in ROLES for entry in head.provenance.get(role) or ()]
+    return list(
+        dict.fromkeys(
+            f"{entry.get('name')}/{entry.get('split')}"
+            for entry in entries
+            if "text_key" not in entry and (rows_of(entry) is None or store.row_hashes is None)
+        )
+    )
+
+
+def _refusal(name: str, entry: Json, role: str, count: int, store: FeatureTable) -> str:
+    verb, total = role.removesuffix("_on"), int(store.valid.sum())
+    by = "" if "grouped_by" not in entry else f" or share a {entry['grouped_by']} with them"
+    return (
+        f"{count:,} of the {total:,} rows of {store.name}/{store.split} are among those of {entry.get('name')}/"
+        f"{entry.get('split')}{by}, which {name} was {verb} on, {OPTIMISTIC}; {REMEDY}"
+    )
+
+
+def _of_head(store: FeatureTable, head: LogitHead, roles: Sequence[str] = ROLES) -> Mask:
+    found = np.zeros(len(store), bool)
+    for role in roles:
+        for entry in head.provenance.get(role) or ():
+            rows = rows_of(entry)
+            if isinstance(entry, SplitRecord) and rows is not None:
+                found |= entry.holds(store)
+            if (rows is None or store.row_hashes is None) and same_split(entry, store):
+                raise HeadError(
+                    f"{head.name} was {role.removesuffix('_on')} on {store.name}/{store.split}, and which of its rows "
+                    "is not known: the head or the store has no hashes of them; report on another split, or fit the "
+                    "head again"
+                )
+    return found
+
+
+def _of_source(store: FeatureTable, other: FeatureSource) -> Mask:
+    found = rows_also_in(store, other)
+    if found is None:
+        raise HeadError(
+            f"{store.name}/{store.split} or {other.name}/{other.split} has no hashes of its rows, and rows of both "
+            "cannot be found; only stores of images have them"
+        )
+    return found
