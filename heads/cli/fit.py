@@ -64,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
     if args.select and not takes_selection(args.head):
         raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
     stores = [open_reference(reference, args) for reference in args.stores]
+    texts = _texts(kind, [store for store in stores if isinstance(store, TextStore)])
     train = _train(kind, [store for store in stores if not isinstance(store, TextStore)])
     material = Material(
-        texts=_texts(kind, [store for store in stores if isinstance(store, TextStore)]),
+        texts=texts,
         train=train,
         selection=_selection(args, train),
         prior=_prior(args.prior, args) if args.prior else None,
