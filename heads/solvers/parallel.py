@@ -8,9 +8,11 @@ Results come in order and do not depend on the number of threads.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -32,10 +34,16 @@ Blocks = Iterable[Block]
 Result = TypeVar("Result")
 
 
+@lru_cache(maxsize=1)
+def _thread_pools(modules: int) -> ThreadpoolController:
+    """The thread pools of the loaded libraries; finding them takes milliseconds, so only once between imports."""
+    return ThreadpoolController()
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[int]:
     """Keep BLAS and LAPACK to one thread inside; gives the number of threads that they were allowed before."""
-    controller = ThreadpoolController()
+    controller = _thread_pools(len(sys.modules))
     threads = max([pool["num_threads"] for pool in controller.info() if pool["user_api"] == "blas"], default=1)
     with controller.limit(limits=1, user_api="blas"):
         yield threads

@@ -13,8 +13,8 @@ pseudo-row is added, labelled with the class of the second largest score: half a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from torch import Tensor
 from featcache.errors import HeadError
 from heads.rows.samples import to_numpy
 from heads.solvers.parallel import one_torch_thread, side_by_side
+
+Result = TypeVar("Result")
 
 # Bounds of the inverse temperature in units of 1 / (spread of the scores). The upper one is reached only without
 # `prior_rows`, when every row is classified correctly and the likelihood has no maximum; the lower one when the scores
@@ -35,7 +37,13 @@ _BOUNDS = (1e-3, 1e3)
 PRIOR_ROWS = 0.5
 
 
-def fit_temperature(scores: Any, labels: Any, *, weights: Any = None, prior_rows: float = PRIOR_ROWS) -> float:
+_CELLS = 2**17
+"""Scores of one piece of rows: 1 MiB of float64."""
+
+
+def fit_temperature(
+    scores: Any, labels: Any, *, weights: Any = None, prior_rows: float = PRIOR_ROWS, start: float | None = None
+) -> float:
     """Temperature T > 0 that minimises the mean NLL of ``softmax(scores / T)``, with `prior_rows` confusions added.
 
     With ``e = prior_rows / (N + prior_rows)`` minimised is the (weighted) mean over rows of
@@ -51,6 +59,8 @@ def fit_temperature(scores: Any, labels: Any, *, weights: Any = None, prior_rows
         (N,), not negative: a row of weight w counts as w rows, and N is their sum. None is ones.
     prior_rows
         Confusions that are added, spread over the rows; 0 is maximum likelihood.
+    start
+        Where to begin, such as the temperature of similar scores; None is the spread of the scores.
 
     Raises
     ------
@@ -76,19 +86,26 @@ def fit_temperature(scores: Any, labels: Any, *, weights: Any = None, prior_rows
     spread = float(rows.weights @ rows.scores.std(axis=1, dtype=np.float64)) / rows.total
     if not spread:
         return 1.0  # all classes score alike: every temperature gives the same NLL
-    low, high = (bound / spread for bound in _BOUNDS)
-    if rows.slope(low, share)[0] >= 0:
-        return 1.0 / low
-    if rows.slope(high, share)[0] <= 0:
-        return 1.0 / high
-    inverse = 1.0 / spread
+    likelihood = _Likelihood.of(rows, share)
+    low, high = lowest, highest = [bound / spread for bound in _BOUNDS]
+    if likelihood.target == 0.0:
+        return 1.0 / high  # every row is classified correctly: the likelihood has no maximum
+    inverse = min(max(1.0 / (start or spread), low), high)
     for _ in range(60):
-        slope, curvature = rows.slope(inverse, share)
+        slope, curvature = likelihood.slope(inverse)
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         step = inverse - slope / curvature if curvature > 0 else low
-        step = step if low < step < high else float(np.sqrt(low * high))
-        if abs(step - inverse) <= 1e-7 * inverse:
-            return 1.0 / step
+        if low < step < high:
+            if abs(step - inverse) <= 1e-4 * inverse:  # the next Newton step would change the eighth digit
+                return 1.0 / step
+        else:
+            if slope < 0 and high == highest and likelihood.slope(high)[0] <= 0:
+                return 1.0 / high
+            if slope >= 0 and low == lowest and likelihood.slope(low)[0] >= 0:
+                return 1.0 / low
+            step = float(np.sqrt(low * high))
+            if abs(step - inverse) <= 1e-7 * inverse:
+                return 1.0 / step
         inverse = step
     return 1.0 / inverse
 
@@ -210,19 +227,47 @@ class _Rows(NamedTuple):
             )
         return cls(scores, labels, found, float(found.sum()))
 
-    def slope(self, inverse: float, share: float, rows: int = 8192) -> tuple[float, float]:
-        """First two derivatives of the mean NLL, `share` of it of the second class, in the inverse temperature."""
-        slope = curvature = 0.0
-        for start in range(0, len(self.labels), rows):
-            part = slice(start, start + rows)
-            block = self.scores[part].astype(np.float64)
-            block -= block.max(axis=1, keepdims=True)
-            target = (1 - share) * block[np.arange(len(block)), self.labels[part]]
+
+class _Likelihood(NamedTuple):
+    """What the slopes at all temperatures share: the largest score of each row, and the mean score that is wanted."""
+
+    rows: _Rows
+    largest: NDArray[np.floating]
+    target: float
+
+    @classmethod
+    def of(cls, rows: _Rows, share: float) -> _Likelihood:
+        """Of each row ``(1 - share)`` of the label's score is wanted and `share` of the second largest score."""
+
+        def of_piece(part: slice) -> tuple[NDArray[np.floating], float]:
+            scores = rows.scores[part]
+            largest = scores.max(axis=1)
+            target = (1 - share) * scores[np.arange(len(scores)), rows.labels[part]].astype(np.float64)
             if share:
-                target += share * np.partition(block, -2, axis=1)[:, -2]
-            p = np.exp(block * inverse)
-            p /= p.sum(axis=1, keepdims=True)
-            mean = (p * block).sum(axis=1)
-            slope += float(self.weights[part] @ (mean - target))
-            curvature += float(self.weights[part] @ ((p * block**2).sum(axis=1) - mean**2))
-        return slope / self.total, curvature / self.total
+                target += share * np.partition(scores, -2, axis=1)[:, -2].astype(np.float64)
+            return largest, float(rows.weights[part] @ (target - largest))
+
+        parts = list(_in_pieces(rows.scores.shape, of_piece))
+        return cls(rows, np.concatenate([part[0] for part in parts]), sum(part[1] for part in parts))
+
+    def slope(self, inverse: float) -> tuple[float, float]:
+        """First two derivatives of the mean NLL in the inverse temperature."""
+        rows = self.rows
+
+        def of_piece(part: slice) -> tuple[float, float]:
+            z = np.subtract(rows.scores[part], self.largest[part, None], dtype=np.float64)
+            p = z * inverse
+            total = np.exp(p, out=p).sum(axis=1)
+            p *= z
+            mean = p.sum(axis=1) / total
+            square = np.einsum("nc,nc->n", p, z) / total
+            return float(rows.weights[part] @ mean), float(rows.weights[part] @ (square - mean**2))
+
+        parts = list(_in_pieces(rows.scores.shape, of_piece))
+        mean, curvature = (sum(part[k] for part in parts) for k in range(2))
+        return (mean - self.target) / rows.total, curvature / rows.total
+
+
+def _in_pieces(shape: tuple[int, ...], function: Callable[[slice], Result]) -> Iterator[Result]:
+    """`function` of pieces of the rows of scores (N, C), as many at once as torch has threads."""
+    return side_by_side(shape[0], max(1, _CELLS // shape[1]), function, torch.get_num_threads())

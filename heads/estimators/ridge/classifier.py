@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from functools import partial
+from functools import cached_property, partial
 from numbers import Integral
 from typing import Annotated, Any, Self
 
@@ -28,7 +28,7 @@ from heads.solvers.parallel import Blocks
 from heads.solvers.primitives import as_tensor
 from heads.solvers.ridge.held_out import Elsewhere, HeldOut
 from heads.solvers.ridge.leave_one_out import squared_errors
-from heads.solvers.ridge.path_scores import path_scores
+from heads.solvers.ridge.path_scores import PathScores, path_scores
 from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
@@ -121,6 +121,7 @@ class Ridge(LinearClassifier):
         Mean over rows and classes of the squared error: by `cv`, or on the selection split.
     cv_nll_, cv_top1_ : (A,) float64
         NLL (nats) at the best temperature, and accuracy, on a share of the same rows; NaN where none could be held out.
+        Computed when first asked for, unless alpha was chosen by them.
     temperature_ : float
         Scores divided by it are logits; fitted by (weighted) NLL on the selection split, or on scores by `cv`. Where no
         class has two rows, logits get a spread of one.
@@ -156,9 +157,6 @@ class Ridge(LinearClassifier):
     alpha_: float
     alphas_: Float
     cv_errors_: Float
-    cv_nll_: Float
-    cv_top1_: Float
-    temperatures_: Float
     prior_scale_: float
     prior_weight_: float
     spectrum_: Spectrum
@@ -237,16 +235,39 @@ class Ridge(LinearClassifier):
         blocks = None if validation is None else partial(self._weighted, validation)
         _, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, blocks)
         held = self._held_out(problem, validation, rows=_CHOICE_ROWS, scores=_CHOICE_SCORES)
-        self._scored = path_scores(held, self.alphas_, self._added)
-        self.temperatures_, _, self.cv_nll_, self.cv_top1_ = self._scored
+        self.__dict__.pop("_scored", None)
+        self._score_path = partial(path_scores, held, self.alphas_, self._added)
         self._metric = self.metric
         if self.metric == "auto":
             self._metric = "nll" if validation is not None or self.prior is not None else "squared_error"
-        best = self._scored.best(self._metric, self.cv_errors_)
-        if validation is not None or not np.isnan(self.cv_nll_).all():
-            by = {"nll": self.cv_nll_, "top1": 1 - self.cv_top1_, "squared_error": self.cv_errors_}
-            warn_at_edge("alpha", self.alphas_, by[self._metric], best)
+        if self._metric == "squared_error":
+            values, best = self.cv_errors_, int(np.nanargmin(self.cv_errors_))
+        else:
+            values = self.cv_nll_ if self._metric == "nll" else 1 - self.cv_top1_
+            best = self._scored.best(self._metric, self.cv_errors_)
+        if validation is not None or len(held.labels):
+            warn_at_edge("alpha", self.alphas_, values, best)
         return best
+
+    @cached_property
+    def _scored(self) -> PathScores:
+        """What held-out rows say of every alpha."""
+        return self._score_path()
+
+    @property
+    def cv_nll_(self) -> Float:
+        """NLL of every alpha at its best temperature, (A,)."""
+        return self._scored.nll
+
+    @property
+    def cv_top1_(self) -> Float:
+        """Accuracy of every alpha, (A,)."""
+        return self._scored.top1
+
+    @property
+    def temperatures_(self) -> Float:
+        """Temperature of every alpha, (A,)."""
+        return self._scored.temperatures
 
     def _held_out(self, problem: RidgeProblem, validation: Samples | None, **bounds: int) -> HeldOut:
         """A share of the rows that alpha and temperature are chosen on."""

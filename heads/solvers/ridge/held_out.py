@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,23 +83,52 @@ class OneOut(HeldOut):
     plain: Spectrum
     totals: Float
 
+    @cached_property
+    def _rotated(self) -> NDArray[np.floating]:
+        """The rows in the eigenbasis (n, R), the same for every alpha.
+
+        In float32 where rows are many times the features: leverages are small then, and rounding stays small with them.
+        """
+        plain = self.plain
+        kind = np.float32 if plain.rows > _MANY_ROWS * len(plain.mean_x) else np.float64
+        mean, vectors = plain.mean_x.astype(kind), plain.vectors.astype(kind)
+        found = np.empty((len(self.labels), vectors.shape[1]), kind)
+
+        def fill(x: NDArray[np.floating], out: NDArray[np.floating]) -> None:
+            np.matmul(np.subtract(x, mean, dtype=kind), vectors, out=out)
+
+        for _ in map_pieces([(self.features, found)], fill):
+            pass
+        return found
+
+    @cached_property
+    def _base(self) -> Float | float:
+        """Scores (n, C) of the weights that the penalty pulls to."""
+        base = self.spectrum.base
+        return 0.0 if base is None else self.linear_scores(base, -base @ self.plain.mean_x)
+
     def scores(self, alpha: float) -> Float:
         """Scores (n, C): ``(ŷ - h y) / (1 - h)`` of the full fit, the own class at its full weight."""
-        weights, intercepts = self.spectrum.solve(alpha)
         shrink, plain = 1.0 / (self.plain.eigenvalues + alpha), self.plain
+        path, own_path = (p.projected * shrink[:, None] for p in (self.spectrum, plain))
 
-        def of_piece(x: NDArray[np.floating], y: NDArray[np.int64], share: Float) -> Float:
-            wide, own = x.astype(np.float64), (np.arange(len(y)), y)
-            z = (wide - plain.mean_x) @ plain.vectors
+        kind = self._rotated.dtype
+        path, own_path, shrink = (a.astype(kind) for a in (path, own_path, shrink))
+
+        def of_piece(z: Float, y: NDArray[np.int64], share: Float) -> tuple[Float, Float, Float]:
             leverage = (z**2 @ shrink + plain.intercept_leverage) * share
-            found = wide @ weights.T + intercepts
-            found[own] -= leverage
-            found /= (1.0 - leverage)[:, None]
-            data = plain.mean_y[y] + (z * shrink * plain.projected.T[y]).sum(axis=1)
-            found[own] += (_restored(self.totals[y], share) - 1.0) * (data - leverage) / (1.0 - leverage)
-            return found
+            data = plain.mean_y[y] + np.einsum("nr,nr->n", z, own_path.T[y])
+            return z @ path, leverage, data
 
-        return np.concatenate(list(map_pieces([(self.features, self.labels, self.weights)], of_piece)))
+        pieces = list(map_pieces([(self._rotated, self.labels, self.weights)], of_piece))
+        found, leverage, data = (np.concatenate([piece[k] for piece in pieces], dtype=np.float64) for k in range(3))
+        found += plain.mean_y
+        found += self._base
+        own = np.arange(len(found)), self.labels
+        found[own] -= leverage
+        found /= (1.0 - leverage)[:, None]
+        found[own] += (_restored(self.totals[self.labels], self.weights) - 1.0) * (data - leverage) / (1.0 - leverage)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +195,8 @@ def groups_out(
     )
     return GroupsOut(features, labels.astype(np.int64), weights, spectrum, plain, totals, batches)
 
+
+_MANY_ROWS = 8
 
 _NOTHING = 1e-12  # share of a class's weight that is only rounding
 

@@ -53,18 +53,23 @@ def path_scores(held: HeldOut, alphas: Sequence[float] | Float, prior: tuple[Flo
     prior : weights (C, D) and intercepts (C,) of the logits that may be added; None adds none
     """
     base = None if prior is None or not len(held.labels) else held.linear_scores(*prior).astype(np.float32)
-    rows = [_of_alpha(held, float(alpha), base) for alpha in alphas]
+    rows: list[tuple[float, float, float, float]] = []
+    for alpha in alphas:
+        near = rows[-1][0] if rows and np.isfinite(rows[-1][0]) else None
+        rows.append(_of_alpha(held, float(alpha), base, near))
     return PathScores(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def _of_alpha(held: HeldOut, alpha: float, base: NDArray[np.float32] | None) -> tuple[float, float, float, float]:
+def _of_alpha(
+    held: HeldOut, alpha: float, base: NDArray[np.float32] | None, near: float | None
+) -> tuple[float, float, float, float]:
     if not len(held.labels):
         return np.nan, 0.0, np.nan, np.nan
     scores = held.scores(alpha)
     if not np.isfinite(scores).all():
         return np.nan, 0.0, np.nan, np.nan
     if base is None:
-        temperature, weight = fit_temperature(scores, held.labels, weights=held.weights), 0.0
+        temperature, weight = fit_temperature(scores, held.labels, weights=held.weights, start=near), 0.0
     else:
         temperature, weight = fit_mixture(scores, base, held.labels, weights=held.weights)
         scores += weight * base
