@@ -50,6 +50,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("ft.cli.generate", "draw training images of class names with a diffusion model (RegFT)"),
     "finetune": ("ft.cli.finetune", "fine-tune a model; its checkpoint is encoded like any other"),
     "wise": ("ft.cli.wise", "interpolate the weights of two models (WiSE-FT)"),
+    "merge": ("ft.cli.merge", "merge models: soups, task arithmetic, TIES, Model Stock, RegMean, Fisher"),
+    "moments": ("ft.cli.moments", "second moments of the inputs of a model's layers, for RegMean"),
     "fisher": ("ft.cli.fisher", "diagonal Fisher information of a model, for weighted interpolations"),
     "convert": ("ft.cli.convert", "read checkpoints of other systems, write open_clip or Hugging Face layouts"),
 }

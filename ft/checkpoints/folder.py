@@ -136,6 +136,12 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
     return Path(path)
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What the header of a safetensors file says; empty where it says nothing."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def write_torch(content: Mapping[str, object], path: str | Path) -> Path:
     """Write tensors with torch.save, atomically; ``torch.load(..., weights_only=True)`` reads them."""
     with replacing(path) as file, writing(path):

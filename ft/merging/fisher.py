@@ -137,16 +137,31 @@ def _batches(
     encoder: OpenClipEncoder, dataset: Dataset, passes: int, seed: int, progress: Progress
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Prepared pixels, and the uniform numbers that draw the labels."""
+    ids = iter([(turn, name) for turn in range(passes) for name in dataset.index.ids])
+    for pixels in pixel_batches(encoder, dataset, f"fisher of {encoder.name}", progress, passes):
+        drawn = [view_uniforms(seed, *next(ids), 1)[0] for _ in pixels]
+        yield pixels, torch.tensor(drawn, device=encoder.device)
+
+
+def pixel_batches(
+    encoder: OpenClipEncoder, dataset: Dataset, title: str, progress: Progress, passes: int = 1
+) -> Iterator[torch.Tensor]:
+    """Inputs of the image tower, `passes` times over the data set in its order.
+
+    Raises
+    ------
+    ImageReadError
+        An image cannot be read.
+    """
     n = len(dataset.index)
-    progress.start(f"fisher of {encoder.name} on {dataset.name}/{dataset.split}", n * passes, 0)
-    for turn in range(passes):
+    progress.start(f"{title} on {dataset.name}/{dataset.split}", n * passes, 0)
+    for _ in range(passes):
         for batch in prepared_batches(dataset, encoder, batches_of(range(n), 4 * GROUP), default_workers(), 0):
             if bad := [item for item in batch if item.image is None]:
                 raise ImageReadError(
                     f"{dataset.index.ids[bad[0].row]} cannot be read ({bad[0].error}); repair or remove it"
                 )
             images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
-            drawn = [view_uniforms(seed, turn, dataset.index.ids[item.row], 1)[0] for item in batch]
-            yield encoder.pixels(images.to(encoder.device)), torch.tensor(drawn, device=encoder.device)
+            yield encoder.pixels(images.to(encoder.device))
             progress.advance(len(batch))
     progress.finish()

@@ -11,14 +11,16 @@ Papers: Wortsman et al., Robust fine-tuning of zero-shot models (arXiv 2109.0190
 import math
 from collections.abc import Sequence
 from functools import reduce
+from typing import Annotated
 
 import torch
 
 from featcache.errors import MismatchError, TrainingError
+from featcache.parameters import Positive, Range
 from ft.checkpoints.state import State, check_shapes, shapes_of
+from ft.merging.tensors import check_models, common_dtype, shared
 
 FISHER_FLOOR = 1e-8
-COUNTER = "num_batches_tracked"
 
 
 def interpolate(
@@ -99,16 +101,62 @@ def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dic
     >>> soup(models)["w"].tolist(), soup(models, [3, 1])["w"].tolist()
     ([0.5, 1.0], [0.25, 1.0])
     """
-    if not states:
-        raise TrainingError("a soup of no models; expected at least one state dict")
-    for number, state in enumerate(states[1:], start=2):
-        check_shapes(shapes_of(states[0]), shapes_of(state), ("model 1", f"model {number}"))
+    check_models(states)
     shares = [1.0] * len(states) if weights is None else [float(weight) for weight in weights]
     total = math.fsum(shares)
     if len(shares) != len(states) or not math.isfinite(total) or total == 0:
         raise TrainingError(f"weights {shares} for {len(states)} models; expected as many finite numbers, sum not zero")
     shares = [share / total for share in shares]
     return {key: _blend(key, [state[key] for state in states], shares) for key in states[0]}
+
+
+def towards(states: Sequence[State], base: State, *, alpha: Annotated[float, Range()] = 0.5) -> dict[str, torch.Tensor]:
+    """Interpolate between a base and the mean of the models (WiSE-FT); see `interpolate` and `soup`.
+
+    Examples
+    --------
+    >>> towards([{"w": torch.tensor(3.0)}, {"w": torch.tensor(5.0)}], {"w": torch.tensor(0.0)}, alpha=0.25)["w"].item()
+    1.0
+    """
+    return interpolate(base, soup(states), alpha)
+
+
+def fisher_soup(
+    states: Sequence[State], fishers: Sequence[State], *, floor: Positive = FISHER_FLOOR
+) -> dict[str, torch.Tensor]:
+    """Average models element by element by their Fisher information, ``sum_k f_k theta_k / sum_k f_k``.
+
+    ``f = max(F, floor)``, and ``f = 1`` for a key without Fisher information.
+
+    Parameters
+    ----------
+    states : K state dicts
+    fishers : K state dicts
+        Diagonal Fisher information of some or all keys, the same ones in each; see `ft.merging.fisher.fisher`.
+    floor : float
+        Smallest Fisher information of an element.
+
+    Raises
+    ------
+    MismatchError
+        Keys or shapes differ; Fisher information of another number of models.
+
+    Examples
+    --------
+    >>> models = [{"w": torch.tensor(1.0)}, {"w": torch.tensor(3.0)}]
+    >>> fisher_soup(models, [{"w": torch.tensor(3.0)}, {"w": torch.tensor(1.0)}])["w"].item()
+    1.5
+    """
+    check_models(states)
+    if len(fishers) != len(states):
+        raise MismatchError(f"Fisher information of {len(fishers)} models for {len(states)}; give that of each model")
+    for number, fisher in enumerate(fishers, start=1):
+        _check_fishers(states[0], fishers[0], fisher, ("the Fisher of model 1", f"the Fisher of model {number}"))
+    even = [1 / len(states)] * len(states)
+    return {
+        key: _blend(key, [s[key] for s in states], even, [f[key] for f in fishers if key in f], floor)
+        for key in states[0]
+    }
 
 
 def _checked_fishers(theta: State, fisher0: State, fisher1: State, alpha: float, floor: float) -> list[State]:
@@ -118,10 +166,14 @@ def _checked_fishers(theta: State, fisher0: State, fisher1: State, alpha: float,
         raise TrainingError(f"alpha {alpha!r} with Fisher weights; expected a number in [0, 1]")
     if not (floor > 0 and math.isfinite(floor)):
         raise TrainingError(f"Fisher floor {floor!r}: expected a positive number")
-    check_shapes(shapes_of(fisher0), shapes_of(fisher1), ("the Fisher of theta0", "the Fisher of theta1"))
+    _check_fishers(theta, fisher0, fisher1, ("the Fisher of theta0", "the Fisher of theta1"))
+    return [fisher0, fisher1]
+
+
+def _check_fishers(theta: State, fisher0: State, fisher1: State, names: tuple[str, str]) -> None:
+    check_shapes(shapes_of(fisher0), shapes_of(fisher1), names)
     known = {key: tuple(theta[key].shape) for key in fisher0 if key in theta}
     check_shapes(known, shapes_of(fisher0), ("the model", "its Fisher"))
-    return [fisher0, fisher1]
 
 
 def _blend(
@@ -132,14 +184,10 @@ def _blend(
     floor: float = FISHER_FLOOR,
 ) -> torch.Tensor:
     """Weighted mean of one key; a tensor shared by all models of nonzero weight is copied, not computed."""
-    dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    dtype = common_dtype(tensors)
     chosen = [tensor.detach().to(dtype) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0]
-    if all(torch.equal(chosen[0], tensor) for tensor in chosen[1:]):
-        return chosen[0].clone()
-    if not dtype.is_floating_point:
-        if key.rpartition(".")[2] == COUNTER:
-            return chosen[-1].clone()
-        raise MismatchError(f"integer buffer {key} differs between the models; merge models of one architecture")
+    if (kept := shared(key, chosen)) is not None:
+        return kept
     if not fishers:
         terms = [weight * tensor.detach().double() for tensor, weight in zip(tensors, weights, strict=True)]
         return reduce(torch.add, terms).to(dtype)

@@ -66,7 +66,7 @@ def merged_head(
     >>> merged_head(one, [three], 0.3, [half, two])[0].item()
     2.263157894736842
     """
-    theta0, theta1 = _state(first), soup([_state(head) for head in tuned])
+    theta0, theta1 = head_state(first), soup([head_state(head) for head in tuned])
     merged = interpolate(theta0, theta1, alpha, *fishers, floor=floor)
     return merged[HEAD_WEIGHT].numpy(), merged[HEAD_BIAS].numpy()
 
@@ -81,7 +81,8 @@ def tower_part(state: State) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if name not in (HEAD_WEIGHT, HEAD_BIAS)}
 
 
-def _state(head: LinearHead) -> dict[str, torch.Tensor]:
+def head_state(head: LinearHead) -> dict[str, torch.Tensor]:
+    """Weights and bias of a head as a float64 state dict."""
     values = {HEAD_WEIGHT: head.weights, HEAD_BIAS: head.bias}
     return {name: torch.from_numpy(value.astype(np.float64)) for name, value in values.items()}
 

@@ -1,0 +1,60 @@
+"""The verb ``featcache moments``: second moments of the inputs of a model's linear layers, for RegMean."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from featcache.cli.arguments import model_arguments, preprocess_argument, progress_of, show
+from featcache.errors import TrainingError
+from featcache.store.places.targets import checked_target
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``featcache moments``."""
+    parser.add_argument("data", metavar="DATASET:SPLIT", help="images, usually some of what the model was trained on")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="output file (safetensors; default: beside the model, RUN/best_moments...)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only N images, drawn with --seed")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the drawn images (default: 0)")
+    parser.add_argument(
+        "--templates", metavar="T", help="also the text tower, over these templates x class names, if it was trained"
+    )
+    model_arguments(parser)
+    preprocess_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``featcache moments DATASET:SPLIT --model local-dir:RUN/best``."""
+    from featcache.prompts import fill, load_templates
+    from ft.checkpoints.parents import folder_of, load_open_clip
+    from ft.merging.moments import layer_moments, moments_path, write_moments
+    from ft.training.data import Subset
+    from ft.training.loop import open_split
+
+    folder = folder_of(args.model)
+    if folder is None:
+        raise TrainingError(f"--model {args.model}: expected a model folder, local-dir:RUN/best, beside which they lie")
+    out = Path(args.output) if args.output else moments_path(folder)
+    checked_target(out)
+    dataset = open_split(args.data)
+    if args.limit and args.limit < len(dataset.index):
+        drawn = np.random.default_rng(args.seed).permutation(len(dataset.index))[: args.limit]
+        dataset = Subset(dataset, np.sort(drawn), dataset.split)
+    encoder = load_open_clip(args.model, args.pretrained, device=args.device, preprocess=args.preprocess)
+    prompts = fill(load_templates(args.templates), dataset.index.classnames) if args.templates else []
+    values = layer_moments(encoder, dataset, prompts, progress=progress_of(args))
+    path = write_moments(values, folder, out)
+    n = len(dataset.index)
+    show(
+        {"file": str(path), "images": n, "layers": len(values)},
+        f"{path}: inputs of {len(values)} layers over {n:,} images (featcache merge regmean RUN/best RUN2/best ...)",
+        args.json,
+    )
+    return 0

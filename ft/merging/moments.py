@@ -1,0 +1,163 @@
+"""Gram matrices of the inputs of every linear layer of a model on a data set, for RegMean.
+
+Layers are found while the model runs: `torch.nn.functional.linear`, products with a parameter (the projections of
+CLIP's towers), and attention, whose input and output projections torch computes in one function. So the kind of module
+does not matter, and neither does the library it is from.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from featcache.datasets.base import Dataset
+from featcache.encoders.openclip import OpenClipEncoder
+from featcache.errors import MismatchError, TrainingError
+from featcache.progress import Progress, Silent
+from ft.checkpoints.folder import read_metadata, read_state, weights_file, write_state
+from ft.checkpoints.parents import account_of
+from ft.merging.fisher import pixel_batches
+from ft.merging.wise import HEAD_WEIGHT
+from ft.regularizers.base import unit
+
+PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+ATTENTION = inspect.signature(F.multi_head_attention_forward)
+WEIGHTS = "weights"
+
+
+class InputMoments(TorchFunctionMode):
+    """Within the block, sums ``x^T x`` over all inputs of the layers of some parameters.
+
+    Parameters
+    ----------
+    names : mapping of id(parameter) -> name
+
+    Attributes
+    ----------
+    sums : dict of ``NAME@AXIS`` -> (D, D) float64
+        AXIS is that of the parameter which the input runs over: 1 in linear layers, 0 in ``x @ parameter``.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names, self.sums = names, dict[str, torch.Tensor]()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Add what a layer is about to read; the result is that of the function."""
+        kwargs = kwargs or {}
+        if func is F.linear:
+            self.add(args[1], 1, args[0])
+        elif func in PRODUCTS and len(args) > 1:
+            self.add(args[1], 0, args[0])
+        elif func is F.multi_head_attention_forward:
+            self._add_attention(func, ATTENTION.bind(*args, **kwargs).arguments)
+        return func(*args, **kwargs)
+
+    def _add_attention(self, func: Callable[..., Any], given: dict[str, Any]) -> None:
+        query, output = given["query"], given["out_proj_weight"]
+        if given["in_proj_weight"] is not None and query is given["key"] and query is given["value"]:
+            self.add(given["in_proj_weight"], 1, query)
+        # with the identity as its projection, the function returns what the projection reads
+        identity = torch.eye(output.shape[1], dtype=query.dtype, device=query.device)
+        self.add(output, 1, func(**given | {"out_proj_weight": identity, "out_proj_bias": None})[0])
+
+    def add(self, parameter: Any, axis: int, inputs: torch.Tensor) -> None:
+        """Add inputs (..., D) of a layer, if it is one of the named ones."""
+        name = self.names.get(id(parameter))
+        if name is not None:
+            rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+            self.sums[f"{name}@{axis}"] = self.sums.get(f"{name}@{axis}", 0) + (rows.T @ rows).double()
+
+
+@torch.no_grad()
+def layer_moments(
+    encoder: OpenClipEncoder,
+    dataset: Dataset,
+    prompts: Sequence[Sequence[str]] = (),
+    *,
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """Sums of ``x^T x`` over the inputs of every linear layer, and over the features that a head reads.
+
+    Parameters
+    ----------
+    encoder : OpenClipEncoder
+        See `ft.checkpoints.parents.load_open_clip`.
+    dataset : Dataset
+        Images, used without augmentation; labels are not used.
+    prompts : C sequences of str
+        Also the layers of the text tower, over these prompts; a tower that all merged models share needs none.
+
+    Returns
+    -------
+    mapping of ``NAME@AXIS`` -> (D, D) float32
+        Names are those of open_clip's state dict, and ``head.weight`` for the head; see `InputMoments`.
+
+    Raises
+    ------
+    TrainingError
+        No images.
+    ImageReadError
+        An image cannot be read.
+    """
+    if not len(dataset.index):
+        raise TrainingError("moments of no images; give a split that has images")
+    names = {id(parameter): name for name, parameter in encoder.model.named_parameters()}
+    head = torch.empty(0)
+    moments = InputMoments(names | {id(head): HEAD_WEIGHT})
+    for pixels in pixel_batches(encoder, dataset, f"moments of {encoder.name}", progress or Silent()):
+        with moments:
+            features = encoder.model.encode_image(pixels)
+        moments.add(head, 1, unit(features))
+    for ids in _of_one_length(encoder, [text for texts in prompts for text in texts]):
+        with moments:
+            encoder.encode_tokens(ids)
+    return {key: value.float().cpu() for key, value in moments.sums.items()}
+
+
+def _of_one_length(encoder: OpenClipEncoder, texts: Sequence[str]) -> Iterator[torch.Tensor]:
+    """Token ids of distinct texts in batches of one length: what follows the end of a text is no input."""
+    if texts:
+        ids = encoder.tokenize(list(dict.fromkeys(texts)))
+        lengths = (ids != ids[:, -1:]).sum(dim=1)
+        for length in sorted(set(lengths.tolist())):
+            yield from torch.split(ids[lengths == length], 256)
+
+
+def moments_path(folder: str | Path) -> Path:
+    """The file of the moments beside a model folder: ``RUN/best_moments.safetensors`` for ``RUN/best``."""
+    path = Path(str(folder).removeprefix("local-dir:"))
+    return path.with_name(f"{path.name}_moments.safetensors")
+
+
+def write_moments(values: Mapping[str, torch.Tensor], folder: Path, out: str | Path | None = None) -> Path:
+    """Write moments of the model in a folder, with the sha256 of its weights, beside it or to another file."""
+    record = account_of(weights_file(folder))
+    return write_state(values, out or moments_path(folder), {"content": "layer moments", WEIGHTS: json.dumps(record)})
+
+
+def read_moments(path: Path, weights: Path) -> dict[str, torch.Tensor]:
+    """Moments of the model with these weights.
+
+    Raises
+    ------
+    EncoderError
+        There is no such file.
+    MismatchError
+        They were computed with other weights.
+    """
+    values = read_state(path)
+    of = json.loads(read_metadata(path).get(WEIGHTS, "{}"))
+    if of.get("sha256") != account_of(weights)["sha256"]:
+        raise MismatchError(
+            f"{path}: computed with other weights ({of.get('file', 'unknown')}) than {weights} has now; make it again "
+            f"(featcache moments DATASET:SPLIT --model local-dir:{weights.parent})"
+        )
+    return values

@@ -1,0 +1,48 @@
+"""Task arithmetic: add what several fine-tuned models have learnt to the model they began with.
+
+``theta = theta0 + lambda sum_k (theta_k - theta0)``
+
+Paper: Ilharco et al., Editing models with task arithmetic (arXiv 2212.04089).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+
+from featcache.parameters import Range
+from ft.checkpoints.state import State
+from ft.merging.tensors import merged_by_key
+
+
+def task_arithmetic(
+    states: Sequence[State], base: State, *, scale: Annotated[float, Range()] = 0.4
+) -> dict[str, torch.Tensor]:
+    """Add the sum of the task vectors, times `scale`, to the base.
+
+    Parameters
+    ----------
+    states : K state dicts
+        Fine-tuned models.
+    base : state dict
+        The model they began with.
+    scale : float
+        lambda, to be chosen on a selection split; 0.4 is what Yadav et al. (arXiv 2306.01708) take without one. A
+        negative value makes the base forget what the models learnt.
+
+    Raises
+    ------
+    MismatchError
+        Keys, shapes or integer buffers differ.
+
+    Examples
+    --------
+    >>> base, one, two = ({"w": torch.tensor(value)} for value in (1.0, 2.0, 4.0))
+    >>> task_arithmetic([one, two], base, scale=0.5)["w"].item()
+    3.0
+    """
+
+    def rule(key: str, models: list[torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+        return start + scale * torch.stack([model - start for model in models]).sum(dim=0)
+
+    return merged_by_key(states, base, rule)

@@ -1,0 +1,79 @@
+"""Going through the tensors of several models: what all share is copied, the others are computed in float64."""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+
+from featcache.errors import MismatchError, TrainingError
+from ft.checkpoints.state import State, check_shapes, shapes_of
+
+COUNTER = "num_batches_tracked"
+
+Rule = Callable[[str, list[torch.Tensor], torch.Tensor], torch.Tensor]
+"""Key, the tensor of each model, and that of the base, or the models' mean where there is none: all float64."""
+
+
+def merged_by_key(states: Sequence[State], base: State | None, rule: Rule) -> dict[str, torch.Tensor]:
+    """Merge the tensors of each key by a rule, rounded once to the widest dtype.
+
+    A tensor that the models and the base share is copied bit for bit, so that an untouched tower keeps its digest.
+    Integer buffers must be equal, except BatchNorm's batch counters, which come from the last model.
+
+    Raises
+    ------
+    MismatchError
+        Keys, shapes or integer buffers differ.
+    TrainingError
+        No model.
+    """
+    check_models(states, base)
+    merged = {}
+    for key in states[0]:
+        tensors = [state[key].detach() for state in states]
+        known = tensors if base is None else [*tensors, base[key].detach()]
+        dtype = common_dtype(known)
+        kept = shared(key, [tensor.to(dtype) for tensor in known], last=len(tensors) - 1)
+        if kept is None:
+            wide = [tensor.double() for tensor in tensors]
+            start = torch.stack(wide).mean(dim=0) if base is None else base[key].detach().double()
+            kept = rule(key, wide, start).to(dtype)
+        merged[key] = kept
+    return merged
+
+
+def check_models(states: Sequence[State], base: State | None = None) -> None:
+    """Refuse models with different keys or shapes, and none at all."""
+    if not states:
+        raise TrainingError("a merge of no models; expected at least one state dict")
+    for number, state in enumerate(states[1:], start=2):
+        check_shapes(shapes_of(states[0]), shapes_of(state), ("model 1", f"model {number}"))
+    if base is not None:
+        check_shapes(shapes_of(base), shapes_of(states[0]), ("the base", "the models"))
+
+
+def common_dtype(tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    """The widest dtype."""
+    return reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+
+
+def shared(key: str, tensors: Sequence[torch.Tensor], last: int = -1) -> torch.Tensor | None:
+    """A copy of what needs no computation: the tensor that all have, or the batch counter at `last`; else None.
+
+    Raises
+    ------
+    MismatchError
+        Another integer buffer that differs.
+    """
+    if all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
+        return tensors[0].clone()
+    if tensors[0].dtype.is_floating_point:
+        return None
+    if key.rpartition(".")[2] == COUNTER:
+        return tensors[last].clone()
+    raise MismatchError(f"integer buffer {key} differs between the models; merge models of one architecture")
+
+
+def parameter_keys(state: State) -> list[str]:
+    """Keys of floating tensors."""
+    return [key for key, value in state.items() if value.dtype.is_floating_point]

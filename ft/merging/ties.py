@@ -1,0 +1,73 @@
+"""TIES-Merging: task vectors without their small entries and without those that contradict the majority.
+
+Of each task vector ``tau_k = theta_k - theta0`` only a share `keep` of its entries is kept, those of largest magnitude
+(trim). The sign of an element of the merged vector is that of the sum over models (elect sign). Its value is the mean
+of the entries that are kept and have that sign (disjoint mean), or 0 where there are none.
+
+``theta = theta0 + lambda tau``
+
+Paper: Yadav et al., TIES-Merging: resolving interference when merging models (arXiv 2306.01708).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+
+from featcache.parameters import Range
+from ft.checkpoints.state import State
+from ft.merging.tensors import check_models, merged_by_key, parameter_keys
+
+
+def ties(
+    states: Sequence[State],
+    base: State,
+    *,
+    keep: Annotated[float, Range(0, 1, open=True)] = 0.2,
+    scale: Annotated[float, Range()] = 1.0,
+) -> dict[str, torch.Tensor]:
+    """Trim, elect signs, and add the disjoint mean to the base; keep 0.2 and scale 1 are the paper's defaults.
+
+    Parameters
+    ----------
+    states : K state dicts
+        Fine-tuned models.
+    base : state dict
+        The model they began with.
+    keep : float
+        Share of the entries of each task vector that is kept, over all tensors together; entries that tie with the
+        smallest kept one are kept as well.
+    scale : float
+        lambda.
+
+    Raises
+    ------
+    MismatchError
+        Keys, shapes or integer buffers differ.
+
+    Examples
+    --------
+    >>> base = {"w": torch.zeros(4)}
+    >>> models = [{"w": torch.tensor([4.0, 1.0, 3.0, 0.1])}, {"w": torch.tensor([2.0, -3.0, 0.1, 0.2])}]
+    >>> ties(models, base, keep=0.5)["w"].tolist()
+    [3.0, -3.0, 3.0, 0.0]
+    """
+    check_models(states, base)
+    limits = [_limit(state, base, keep) for state in states]
+
+    def rule(key: str, models: list[torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+        vectors = torch.stack([model - start for model in models])
+        least = torch.tensor(limits, dtype=vectors.dtype).reshape(-1, *[1] * start.ndim)
+        vectors = torch.where(vectors.abs() >= least, vectors, 0)
+        agreeing = (vectors != 0) & (vectors.sign() == vectors.sum(dim=0).sign())
+        return start + scale * (vectors * agreeing).sum(dim=0) / agreeing.sum(dim=0).clamp(min=1)
+
+    return merged_by_key(states, base, rule)
+
+
+def _limit(state: State, base: State, keep: float) -> float:
+    """Magnitude of the smallest entry of a task vector that is kept."""
+    keys = parameter_keys(base)
+    sizes = torch.cat([(state[key].double() - base[key].double()).abs().flatten() for key in keys])
+    kept = max(1, round(keep * len(sizes)))
+    return float(sizes.kthvalue(len(sizes) - kept + 1).values)
