@@ -5,6 +5,7 @@ from heads.combine.ensemble import blend, ensemble, stack
 from heads.combine.interpolate import interpolate, interpolate_by_folds
 from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.catalogue import HEADS
+from heads.estimators.dense.attentive import Attentive
 from heads.estimators.discriminant import LinearDiscriminant, NearestMean
 from heads.estimators.few_shot.gda import GDA
 from heads.estimators.few_shot.lp_plus_plus import LPPlusPlus
@@ -25,6 +26,7 @@ from heads.evaluation.predict import predict_images
 from heads.evaluation.projections import Projection, load_projection
 from heads.evaluation.retrieval import retrieval_ranks, retrieve
 from heads.evaluation.seen import unseen
+from heads.fitted.attentive import AttentiveHead
 from heads.fitted.base import LogitHead
 from heads.fitted.files import load, save
 from heads.fitted.linear import LinearHead
@@ -38,6 +40,8 @@ from heads.solvers.temperature import fit_temperature
 
 __all__ = [
     "AdamW",
+    "Attentive",
+    "AttentiveHead",
     "GDA",
     "HEADS",
     "HeadClassifier",

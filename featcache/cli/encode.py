@@ -28,6 +28,7 @@ from featcache.errors import DatasetError, ShardDoneError
 from featcache.progress import format_seconds
 from featcache.store.images import parts_of
 from featcache.store.key import Json
+from featcache.store.tokens import POOLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,8 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="also store another output of the encoder: pre_projection (repeatable; can be added to a finished store)",
+        help="also store another output of the encoder: pre_projection, patch, layer:-2, layer:-2:cls (repeatable; can "
+        "be added to a finished store)",
     )
+    parser.add_argument("--pool", choices=POOLS, help="pool the tokens of taps such as patch to one vector an image")
     parser.add_argument("--views", type=int, default=0, metavar="K", help="also store K augmented views of every image")
     parser.add_argument(
         "--augmentation",
@@ -99,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         view_seed=args.view_seed,
         share=Share.parse(args.shard) if args.shard else None,
         taps=args.tap,
+        pool=args.pool,
         reuse=not args.no_reuse,
     )
     datasets = _datasets(args)

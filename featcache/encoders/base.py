@@ -38,6 +38,15 @@ class SpecialTokens(NamedTuple):
     """Tokens of a padded text."""
 
 
+class TokenShape(NamedTuple):
+    """Shape (P, D) of an output with tokens."""
+
+    tokens: int
+    dim: int
+    prefix: int = 0
+    """How many of them are class and register tokens, which come first."""
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """A CLIP-style model with an image side and, where it has one, a text side.
@@ -72,6 +81,10 @@ class Encoder(Protocol):
     @property
     def taps(self) -> Mapping[str, int]:
         """Further outputs of the image side, name -> width; see `featcache.encoders.taps`."""
+
+    @property
+    def token_taps(self) -> Mapping[str, TokenShape]:
+        """Outputs of the image side with tokens: ``patch``, ``tokens``, ``layer:0``, ..., ``layer:0:tokens``, ..."""
 
     @property
     def image_identity(self) -> Json:
@@ -111,7 +124,7 @@ class Encoder(Protocol):
         """Features (B, D) float32, not normalised, of B prepared images."""
 
     def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
-        """Features under `PROJECTED` and the given taps, each (B, width) float32, from one forward pass."""
+        """Features under `PROJECTED` and the given taps, (B, width) or (B, P, D) float32, from one forward pass."""
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B texts."""
@@ -136,6 +149,7 @@ class ImageEncoder(ABC):
     device: str = "cpu"
     image_size: tuple[int, int] | None = None
     taps: Mapping[str, int] = {}
+    token_taps: Mapping[str, TokenShape] = {}
     text_identity: Json | None = None
     text_digest: str | None = None
     special_tokens: SpecialTokens | None = None
@@ -171,7 +185,7 @@ class ImageEncoder(ABC):
 
 NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_images", "encode_texts")
 LATER = (
-    *("source", "preparation", "prepares", "device", "image_size", "taps"),
+    *("source", "preparation", "prepares", "device", "image_size", "taps", "token_taps"),
     *("text_identity", "special_tokens", "logit_scale", "logit_bias"),
 )
 

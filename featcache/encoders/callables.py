@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
-from featcache.encoders.base import Batch, Encoder, FloatArray, ImageEncoder, whole_encoder
+from featcache.encoders.base import PROJECTED, Batch, Encoder, FloatArray, ImageEncoder, TokenShape, whole_encoder
 from featcache.errors import EncoderError
 
 
@@ -24,9 +24,10 @@ class CallableEncoder(ImageEncoder):
     Parameters
     ----------
     function : callable
-        ``function(images) -> features``: images (B, H, W, 3) as `preprocess` gives them, stacked; features (B, D).
-    dim : int
-        D.
+        ``function(images) -> features``: images (B, H, W, 3) as `preprocess` gives them, stacked; features (B, D), or
+        tokens (B, P, D), or a map (B, D, H, W) of P = H W places.
+    dim : int, or (int, int)
+        D, or (P, D) of tokens: the features are then their mean, and the tap ``patch`` the tokens.
     preprocess : callable, optional
         ``preprocess(picture) -> (H, W, 3)``, uint8 or float32, of a PIL image in RGB or an array; called in several
         threads. Default: the pixels unchanged, for pictures of one size.
@@ -55,7 +56,7 @@ class CallableEncoder(ImageEncoder):
     def __init__(
         self,
         function: Callable[[Any], Any],
-        dim: int,
+        dim: int | tuple[int, int],
         preprocess: Callable[[Any], Any] | None = None,
         *,
         digest: str,
@@ -63,11 +64,15 @@ class CallableEncoder(ImageEncoder):
         device: str = "cpu",
         provenance: Mapping[str, object] | None = None,
     ) -> None:
-        if dim < 1 or not digest:
+        tokens, dim = (None, dim) if isinstance(dim, int) else dim
+        if min(tokens or 1, dim) < 1 or not digest:
             raise EncoderError(f"got dim={dim} and digest={digest!r}; expected a width of at least 1 and a digest")
         shown = re.sub(r"\W+", "-", getattr(function, "__name__", "") or type(function).__name__).strip("-")
         self.name, self.dim, self.device = name or shown or "callable", dim, device
         self.image_identity = {"library": "python", "tower": "image", "digest": digest, "dim": dim}
+        if tokens is not None:
+            self.image_identity["tokens"] = tokens
+            self.token_taps = {"patch": TokenShape(tokens, dim)}
         self.provenance = dict(provenance or {})
         self._function, self._preprocess = function, preprocess
 
@@ -83,6 +88,10 @@ class CallableEncoder(ImageEncoder):
 
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
+        return self.encode_outputs(images, ())[PROJECTED]
+
+    def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
+        """The features, and with tokens the tap ``patch``."""
         shapes = {image.shape for image in images}
         if len(shapes) > 1:
             raise EncoderError(
@@ -90,9 +99,17 @@ class CallableEncoder(ImageEncoder):
             )
         found = self._function(np.stack(images))
         features = found.detach().float().cpu().numpy() if hasattr(found, "detach") else np.asarray(found)
-        if features.shape != (len(images), self.dim):
-            raise EncoderError(f"{self.name}: features {features.shape}; expected {(len(images), self.dim)}")
-        return features.astype(np.float32, copy=False)
+        shape: tuple[int, ...] = (len(images), self.dim)
+        if self.token_taps:
+            shape = (len(images), self.token_taps["patch"].tokens, self.dim)
+            if features.ndim == 4:  # a map (B, D, H, W)
+                features = features.reshape(*features.shape[:2], -1).swapaxes(1, 2)
+        if features.shape != shape:
+            raise EncoderError(f"{self.name}: features {features.shape}; expected {shape}")
+        features = features.astype(np.float32, copy=False)
+        if not self.token_taps:
+            return {PROJECTED: features}
+        return {PROJECTED: features.mean(axis=1), "patch": features}
 
     @staticmethod
     def digest_of(*parts: bytes | str) -> str:

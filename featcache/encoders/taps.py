@@ -1,17 +1,35 @@
 """Further outputs of an image forward pass besides the features, such as what comes before the last projection.
 
-An encoder lists them in `Encoder.taps`, name -> width, and computes them in `Encoder.encode_outputs`. The linear probes
-of the CLIP paper (Radford et al. 2021, arXiv 2103.00020) are fitted on `pre_projection`.
+An encoder lists them in `Encoder.taps`, name -> width, and those with tokens in `Encoder.token_taps`, and computes them
+in `Encoder.encode_outputs`. The linear probes of the CLIP paper (Radford et al. 2021, arXiv 2103.00020) are fitted on
+`pre_projection`. Pooled tokens are made here, for every encoder; `featcache.store.tokens` says how taps are named.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from featcache.encoders.base import PROJECTED, Batch, Encoder, FloatArray
+from featcache.encoders.base import PROJECTED, Batch, Encoder, FloatArray, TokenShape
 from featcache.errors import EncoderError
+from featcache.store.tokens import NAME, check_pool, pool, sources_of, tap_name
 
 PRE_PROJECTION = "pre_projection"
-NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
+LAYER = re.compile(r"layer:(-?[0-9]+)(:tokens)?")
+MOST_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tap of an encoder: the output it is made from, as the encoder calls it, its shape, and how it is pooled.
+
+    `tokens` is P of (B, P, D), None for (B, D); `prefix` of them are class and register tokens.
+    """
+
+    output: str | None
+    dim: int
+    tokens: int | None = None
+    prefix: int = 0
+    pool: str = ""
 
 
 def taps_of(encoder: Encoder) -> dict[str, int]:
@@ -19,8 +37,8 @@ def taps_of(encoder: Encoder) -> dict[str, int]:
     return {name: int(dim) for name, dim in encoder.taps.items() if NAME.fullmatch(name)}
 
 
-def tap_dim(encoder: Encoder, tap: str | None) -> int:
-    """Width of a tap; of the features for None.
+def find_tap(encoder: Encoder, tap: str | None) -> Tap:
+    """A tap by its name; the features for None.
 
     Raises
     ------
@@ -28,17 +46,61 @@ def tap_dim(encoder: Encoder, tap: str | None) -> int:
         The encoder has no such tap.
     """
     if tap is None:
-        return encoder.dim
-    taps = taps_of(encoder)
-    if tap not in taps:
-        others = f"it has {', '.join(sorted(taps))}" if taps else f"it gives its features alone, {encoder.dim} wide"
-        raise EncoderError(f"{encoder.name} has no tap {tap!r}; {others}")
-    return taps[tap]
+        return Tap(None, encoder.dim)
+    name = tap_name(tap)
+    if name in (rows := taps_of(encoder)):
+        return Tap(name, rows[name])
+    shapes = encoder.token_taps
+    if (output := _output(name, shapes)) is not None:
+        return Tap(output, shapes[output].dim, shapes[output].tokens, shapes[output].prefix)
+    sources, how = sources_of(name)
+    for source in sources:
+        if (output := _output(source, shapes)) is not None:
+            shape = shapes[output]
+            check_pool(how, shape.prefix, f"{encoder.name}, tap {tap!r}")
+            return Tap(output, shape.dim, None, shape.prefix, how)
+    raise EncoderError(f"{encoder.name} has no tap {tap!r}; {_known(encoder)}")
+
+
+def _output(name: str, shapes: Mapping[str, TokenShape]) -> str | None:
+    """What the encoder calls its output with tokens of that name; layers may be counted from the end."""
+    layer = LAYER.fullmatch(name)
+    if layer is not None and int(layer[1]) < 0:
+        depth = sum(LAYER.fullmatch(known) is not None and known.count(":") == 1 for known in shapes)
+        name = f"layer:{depth + int(layer[1])}{layer[2] or ''}"
+    return name if name in shapes else None
+
+
+def _known(encoder: Encoder) -> str:
+    """What an encoder has, in words."""
+    rows, shapes = sorted(taps_of(encoder)), encoder.token_taps
+    layers = [name for name in shapes if LAYER.fullmatch(name)]
+    named = rows + [name for name in shapes if name not in layers]
+    if layers:
+        last = max(int(name.split(":")[1]) for name in layers)
+        named.append(f"layer:0 to layer:{last} (from the end, layer:-1)")
+    if not named:
+        return f"it gives its features alone, {encoder.dim} wide"
+    more = ", ..." if len(named) > MOST_NAMED else ""
+    return f"it has {', '.join(named[:MOST_NAMED])}{more}" + ("; pooled, such as patch:mean" if shapes else "")
+
+
+def tap_dim(encoder: Encoder, tap: str | None) -> int:
+    """Width of a tap; of the features for None; EncoderError where the encoder has no such tap."""
+    return find_tap(encoder, tap).dim
 
 
 def encode_outputs(encoder: Encoder, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
     """Features (B, D) float32 of B prepared images under `PROJECTED`, and the given taps, from one forward pass.
 
-    The features equal those of ``encoder.encode_images(images)`` bit for bit.
+    The features equal those of ``encoder.encode_images(images)`` bit for bit. Taps with tokens are (B, P, D).
     """
-    return encoder.encode_outputs(images, taps) if taps else {PROJECTED: encoder.encode_images(images)}
+    if not taps:
+        return {PROJECTED: encoder.encode_images(images)}
+    found = {name: find_tap(encoder, name) for name in taps}
+    outputs = encoder.encode_outputs(images, list(dict.fromkeys(str(tap.output) for tap in found.values())))
+    made = {PROJECTED: outputs[PROJECTED]}
+    for name, tap in found.items():
+        values = outputs[str(tap.output)]
+        made[name] = pool(values, tap.pool, tap.prefix) if tap.pool else values
+    return made

@@ -4,7 +4,7 @@
 classifier (``forward_head(..., pre_logits=True)``); pictures are resized and cropped as its data configuration says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
 from featcache.datasets.base import Picture
-from featcache.encoders.base import Batch, Encoder, FloatArray, ImageEncoder
+from featcache.encoders.base import PROJECTED, Batch, Encoder, FloatArray, ImageEncoder, TokenShape
 from featcache.encoders.checkpoints import state_digest
+from featcache.encoders.token_outputs import LAST, token_shapes, with_tokens
 from featcache.encoders.torch_images import (
     Computing,
     Scaling,
@@ -87,10 +88,27 @@ class TimmEncoder(ImageEncoder):
 
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
         """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
+        return self.encode_outputs(images, ())[PROJECTED]
+
+    def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
+        """Features and taps of B prepared images from one forward pass, by name."""
         pixels = self._scaling(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))
-        found = self._computing(lambda m, x: m.forward_head(m.forward_features(x), pre_logits=True), pixels)
-        features: FloatArray = found.float().cpu().numpy()
-        return features
+
+        def outputs(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            def compute() -> dict[str, torch.Tensor]:
+                last = model.forward_features(x)
+                return {LAST: last, PROJECTED: model.forward_head(last, pre_logits=True)}
+
+            return with_tokens(model, compute, taps)
+
+        found = self._computing(outputs, pixels)
+        return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
+
+    @cached_property
+    def token_taps(self) -> Mapping[str, TokenShape]:  # type: ignore[override]  # read-only here
+        """See `Encoder.token_taps`; an image without content is encoded to know the number of tokens."""
+        blank = np.zeros((*self._data["input_size"][1:], 3), np.uint8)
+        return token_shapes(self.model, lambda taps: self.encode_outputs([blank], taps))
 
 
 def load_timm(model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32") -> Encoder:

@@ -19,7 +19,7 @@ from featcache.encoders import Batch, Encoder
 from featcache.encoders.base import PROJECTED
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoders.preparation import decoded_for
-from featcache.encoders.taps import encode_outputs, tap_dim
+from featcache.encoders.taps import encode_outputs, find_tap, tap_dim
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.pipeline import (
@@ -32,11 +32,14 @@ from featcache.encoding.pipeline import (
 )
 from featcache.encoding.reuse import Donors, Place
 from featcache.encoding.store_job import MadeChunk, Work
+from featcache.encoding.tokens import PutFile, TokenRows
 from featcache.errors import ContentChangedError, EncoderError
 from featcache.store import BadRow
 from featcache.store.key import Json, content_key
+from featcache.store.layout import image_arrays
 from featcache.store.parts import Part
-from featcache.store.writer import Values
+from featcache.store.tokens import ROWS_STORED, TOKENS_STORED, tap_name
+from featcache.store.writer import ChunkValues
 
 Float = TypeVar("Float", np.float32, np.float64)
 SAFE_LENGTHS = (1e-15, 1e18)
@@ -63,8 +66,9 @@ def normalise(features: npt.NDArray[Float]) -> tuple[npt.NDArray[Float], npt.NDA
 
 def stored_identity(encoder: Encoder, tap: str | None = None) -> Json:
     """The encoder's half of a store's key, or of a tap's: `content_key` of it is the ``encoder_key``."""
-    stored = encoder.image_identity | {"stored": "float16, L2-normalised in float32"}
-    return stored if tap is None else stored | {"stored_tap": tap}
+    tokens = tap is not None and find_tap(encoder, tap).tokens is not None
+    stored = encoder.image_identity | {"stored": TOKENS_STORED if tokens else ROWS_STORED}
+    return stored if tap is None else stored | {"stored_tap": tap_name(tap)}
 
 
 def encoder_info(encoder: Encoder) -> Json:
@@ -94,6 +98,8 @@ class ChunkEncoder:
         Other stores, from which rows of known content are copied.
     advance : callable
         Called with the number of rows of every batch that is done.
+    put : callable
+        Writes a file of tokens.
     """
 
     def __init__(
@@ -103,10 +109,11 @@ class ChunkEncoder:
         options: EncodeOptions,
         donors: Donors,
         advance: Callable[[int], None],
+        put: PutFile,
     ) -> None:
         self._dataset = decoded_for(dataset, encoder)
         self._encoder, self._options, self._advance = encoder, options, advance
-        self._donors = donors
+        self._donors, self._put = donors, put
         self._ids = dataset.index.ids
         self._views: dict[Part, View] = {}
 
@@ -126,14 +133,26 @@ class ChunkEncoder:
         for batch in batches:
             work = batch[0].work
             if chunk is None:
-                chunk = _Chunk(work, self._encoder)
+                chunk = _Chunk(work, self._encoder, self._tokens(work))
             chunk.add(batch)
             while len(chunk.waiting) >= size or (chunk.waiting and chunk.is_whole):
                 self._forward(chunk, size)
+                chunk.flush()
+            chunk.flush()
             self._advance(len(batch))
             if chunk.is_whole:
                 yield self._encoded(chunk)
                 chunk = None
+
+    def _tokens(self, work: Work) -> dict[Part, TokenRows]:
+        """The parts of a chunk with tokens, which are written file by file."""
+        found = {}
+        for part in work.parts:
+            tap = find_tap(self._encoder, part.tap)
+            if tap.tokens is not None:
+                specs = image_arrays(len(self._ids), tap.dim, work.chunk_rows, tap.tokens)
+                found[part] = TokenRows(part, specs["features"], work.rows, self._put, self._donors)
+        return found
 
     def _samples(self, tasks: Sequence[tuple[Work, int]]) -> list[_Sample]:
         return [self._sample(work, row) for work, row in tasks]
@@ -172,7 +191,13 @@ class ChunkEncoder:
             taps = [part.tap for part in parts if part.tap]
             found = encode_outputs(self._encoder, [sample.images[view] for sample in batch], taps)
             for part in parts:
-                chunk.made[part][places] = found[part.tap or PROJECTED]
+                values = found[part.tap or PROJECTED]
+                if part in chunk.tokens:
+                    rows = [sample.row for sample in batch]
+                    self._check_finite(values, rows)
+                    chunk.tokens[part].add(rows, values)
+                else:
+                    chunk.made[part][places] = values
 
     def _encoded(self, chunk: "_Chunk") -> MadeChunk:
         bad = [BadRow(row, self._ids[row], error) for row, error in chunk.errors.items()]
@@ -181,15 +206,19 @@ class ChunkEncoder:
         copied = np.array([sample.row - chunk.rows.start for sample in chunk.known], dtype=np.int64)
         fresh = valid.copy()
         fresh[copied] = 0
-        values: dict[Part, Values] = {}
+        rest = {"valid": valid, "content": chunk.content}
+        values: dict[Part, ChunkValues] = {
+            part: {"features": tokens.written, "norm": tokens.norm, **rest} for part, tokens in chunk.tokens.items()
+        }
         for part, features in chunk.made.items():
-            self._check_finite(features, fresh, chunk.rows)
+            rows = np.flatnonzero(fresh)
+            self._check_finite(features[rows], (rows + chunk.rows.start).tolist())
             unit, norm = normalise(features)
             stored = unit.astype(np.float16)
             if len(copied):
                 places = [sample.place for sample in chunk.known if sample.place is not None]
                 stored[copied], norm[copied] = self._donors.values(part, places)
-            values[part] = {"features": stored, "norm": norm, "valid": valid, "content": chunk.content}
+            values[part] = {"features": stored, "norm": norm, **rest}
         self._check_same(chunk)
         return MadeChunk(chunk.work, values, bad, len(copied))
 
@@ -209,24 +238,26 @@ class ChunkEncoder:
                 "encode them with another --root"
             )
 
-    def _check_finite(self, features: npt.NDArray[np.float32], valid: npt.NDArray[np.uint8], rows: range) -> None:
-        broken = np.flatnonzero(~np.isfinite(features).all(axis=1) & (valid == 1))
+    def _check_finite(self, features: npt.NDArray[np.float32], rows: Sequence[int]) -> None:
+        broken = np.flatnonzero(~np.isfinite(features).all(axis=tuple(range(1, features.ndim))))
         if len(broken):
             raise EncoderError(
                 f"{self._encoder.name} made NaN or infinite features for {len(broken)} image(s), first "
-                f"{self._ids[rows.start + int(broken[0])]}; with fp16 that is an overflow: take --precision bf16"
+                f"{self._ids[rows[int(broken[0])]]}; with fp16 that is an overflow: take --precision bf16"
             )
 
 
 class _Chunk:
     """A chunk while its rows come in."""
 
-    def __init__(self, work: Work, encoder: Encoder) -> None:
-        self.work, self.rows = work, work.rows
+    def __init__(self, work: Work, encoder: Encoder, tokens: Mapping[Part, TokenRows]) -> None:
+        self.work, self.rows, self.tokens = work, work.rows, tokens
         rows = work.rows
         self.content = np.zeros((len(rows), 16), dtype=np.uint8)
         self.made = {
-            part: np.full((len(rows), tap_dim(encoder, part.tap)), np.nan, dtype=np.float32) for part in work.parts
+            part: np.full((len(rows), tap_dim(encoder, part.tap)), np.nan, dtype=np.float32)
+            for part in work.parts
+            if part not in tokens
         }
         self.waiting: list[_Sample] = []
         self.known: list[_Sample] = []
@@ -249,6 +280,14 @@ class _Chunk:
             else:
                 self.waiting.append(sample)
         self._seen += len(batch)
+
+    def flush(self) -> None:
+        """Write the files of tokens that are complete: all rows before the first that waits for the model."""
+        if self.tokens:
+            before = self.waiting[0].row if self.waiting else self.rows.start + self._seen
+            known = {sample.row: sample.place for sample in self.known if sample.place is not None}
+            for tokens in self.tokens.values():
+                tokens.flush(before, known)
 
 
 def as_stored(encoder: OpenClipEncoder) -> OpenClipEncoder:

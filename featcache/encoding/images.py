@@ -21,7 +21,7 @@ from featcache.datasets.sources.held import as_dataset, is_dataset
 from featcache.encoders import Encoder, encoder_for, load_encoder
 from featcache.encoders.base import whole_encoder
 from featcache.encoders.modules import ModuleEncoder
-from featcache.encoders.taps import tap_dim
+from featcache.encoders.taps import find_tap
 from featcache.encoding.augment import check_views, view_identity
 from featcache.encoding.changes import changed_rows, known_identity
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
@@ -39,6 +39,7 @@ from featcache.encoding.store_job import (
     stored_rows,
     written_now,
 )
+from featcache.encoding.tokens import prefix_info
 from featcache.errors import (
     ContentChangedError,
     DatasetError,
@@ -230,10 +231,11 @@ class ImageJob(StoreJob[ImageStore]):
         self.metadata_digest = metadata_digest(self.index.metadata)
         self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
         self.kept: Json = {}
+        self._writers: dict[Part, StoreWriter] = {}
         self.donors = Donors(self.path, decoding_of(dataset) if options.reuse else None)
         check_views(options.views, options.augmentation, encoder)
-        for tap in options.taps:
-            tap_dim(encoder, tap)
+        for part in options.parts:
+            find_tap(encoder, part.tap)
 
     # What the store holds
 
@@ -252,8 +254,11 @@ class ImageJob(StoreJob[ImageStore]):
             "encoder": stored_identity(self.encoder, part.tap),
             "dataset": self.identity["dataset"] | view_identity(part, self.encoder),
         }
-        specs = image_arrays(self.n_rows, tap_dim(self.encoder, part.tap), store.rows_spec.chunk_rows)
-        return StoreWriter(self.path / part.name, PARTS, store_key(identity), identity, specs, {}, {})
+        tap = find_tap(self.encoder, part.tap)
+        specs = image_arrays(self.n_rows, tap.dim, store.rows_spec.chunk_rows, tap.tokens)
+        writer = StoreWriter(self.path / part.name, PARTS, store_key(identity), identity, specs, {}, {})
+        self._writers[part] = writer
+        return writer
 
     def contents(self, part: Part, writer: StoreWriter) -> Contents:
         """See `StoreJob.contents`; a tap is not in the space of texts."""
@@ -269,7 +274,8 @@ class ImageJob(StoreJob[ImageStore]):
         names: Json = {"name": self.dataset.name, "split": self.dataset.split}
         if part != Part():
             name = f"{self.encoder.name}#{part.tap}" if part.tap else self.encoder.name
-            info = names | {"encoder_name": name, "dim": tap_dim(self.encoder, part.tap)}
+            tap = find_tap(self.encoder, part.tap)
+            info = names | {"encoder_name": name, "dim": tap.dim} | prefix_info(tap.prefix, tap.tokens)
             no_texts: Json = {"text_digests": [], "logit_scale": None, "logit_bias": None}
             return Contents(info | (no_texts if part.tap else {}), provenance)
         bad = [item for marker in writer.markers() for item in marker.bad]
@@ -326,7 +332,8 @@ class ImageJob(StoreJob[ImageStore]):
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
         """See `StoreJob.make`."""
         self.donors.prepare()
-        return ChunkEncoder(self.dataset, self.encoder, self.options, self.donors, self.advance).encode(works)
+        put = lambda part, file, values: self._writers[part].put_file("features", file, values)  # noqa: E731
+        return ChunkEncoder(self.dataset, self.encoder, self.options, self.donors, self.advance, put).encode(works)
 
     def check_bad(self, bad: Sequence[BadRow]) -> None:
         """ImageReadError where more images cannot be read than the options allow."""

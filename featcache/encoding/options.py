@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from featcache.errors import FeatcacheError
 from featcache.store.parts import Part
+from featcache.store.tokens import check_pool, has_tokens, pooled_name, tap_name
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,10 @@ class EncodeOptions:
     share : Share, optional
         The share of this process; default: from torchrun's RANK and WORLD_SIZE, else all of the work.
     taps : sequence of str
-        More outputs of the encoder to store, such as ``pre_projection``; see `featcache.encoders.taps`.
+        More outputs of the encoder to store: ``pre_projection``, ``patch``, ``layer:-2:cls``; see
+        `featcache.store.tokens`.
+    pool : str, optional
+        Pool the taps with tokens: ``patch`` is stored as ``patch:mean``; one of `featcache.store.tokens.POOLS`.
     views : int
         Augmented views of every image to store, numbers 0 to `views` - 1.
     augmentation : str
@@ -106,6 +110,7 @@ class EncodeOptions:
     refresh: bool = False
     share: Share | None = None
     taps: Sequence[str] = ()
+    pool: str | None = None
     views: int = 0
     augmentation: str = "plain"
     view_seed: int = 0
@@ -114,11 +119,17 @@ class EncodeOptions:
     @property
     def parts(self) -> list[Part]:
         """The requested taps and views, and each tap of every view."""
-        taps = list(dict.fromkeys(self.taps))
+        pool = self.pool
+        named = [pooled_name(tap_name(tap), pool) if pool and has_tokens(tap) else tap_name(tap) for tap in self.taps]
+        taps = list(dict.fromkeys(named))
         views = [Part(tap, self.augmentation, self.view_seed, k) for k in range(self.views) for tap in (None, *taps)]
         return [Part(tap) for tap in taps] + views
 
     def __post_init__(self) -> None:
+        if self.pool is not None:
+            check_pool(self.pool)
+            if not any(map(has_tokens, self.taps)):
+                raise FeatcacheError(f"pool {self.pool}: no tap with tokens to pool; name one, such as --tap patch")
         for name, value, least in (
             ("batch_size", self.batch_size, 1),
             ("chunk_rows", self.chunk_rows or 1, 1),

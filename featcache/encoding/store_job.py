@@ -40,7 +40,7 @@ from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, Array, ArraySpe
 from featcache.store.manifest import begun_chunk_rows
 from featcache.store.parts import SHARED, Part, part_manifest
 from featcache.store.places import StorePath, read, stat
-from featcache.store.writer import Values
+from featcache.store.writer import ChunkValues, Values
 
 S = TypeVar("S", bound=Store)
 
@@ -73,7 +73,7 @@ class Work:
     """One chunk, and the parts of it to make; ``Part()`` is the store itself.
 
     If the store has the chunk already, `content` (n, 16) holds the content hashes it was made from and `bad` its bad
-    rows: a part that joins later must be of the same images.
+    rows: a part that joins later must be of the same images. `chunk_rows` are those of a whole chunk.
     """
 
     chunk: int
@@ -81,6 +81,7 @@ class Work:
     parts: tuple[Part, ...]
     content: npt.NDArray[np.uint8] | None = None
     bad: Mapping[int, str] = field(default_factory=dict)
+    chunk_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class MadeChunk:
     """The rows of one chunk, ready to be written; `copied` of them came from other stores."""
 
     work: Work
-    values: Mapping[Part, Values]
+    values: Mapping[Part, ChunkValues]
     bad: Sequence[BadRow] = ()
     copied: int = 0
 
@@ -352,7 +353,7 @@ class Outputs:
         rows, base = self.store.rows_spec.rows_of(chunk), self.store.marker(chunk)
         if base is None:
             parts = [part for part, writer in self.parts.items() if writer.marker(chunk) is None]
-            return Work(chunk, rows, (Part(), *parts))
+            return Work(chunk, rows, (Part(), *parts), chunk_rows=self.store.rows_spec.chunk_rows)
         lacking = []
         for part, writer in self.parts.items():
             marker = writer.marker(chunk)
@@ -367,7 +368,8 @@ class Outputs:
         if checksum(padded) != base.checksums["content"]:
             path = self.store.specs["content"].chunk_path(self.store.store, chunk)
             raise StoreCorruptError(f"{path}: its bytes differ from their checksum; {remedy(self.store.store)}")
-        return Work(chunk, rows, tuple(lacking), content, {item.row: item.error for item in base.bad})
+        bad = {item.row: item.error for item in base.bad}
+        return Work(chunk, rows, tuple(lacking), content, bad, self.store.rows_spec.chunk_rows)
 
     def write(self, made: MadeChunk) -> None:
         """Write a chunk, the store's own part first."""

@@ -25,25 +25,44 @@ from featcache.errors import (
 from featcache.store.base import Store
 from featcache.store.checks import remedy
 from featcache.store.columns import METADATA, SAMPLES, Columns, ids_from, metadata_digest, metadata_from
-from featcache.store.key import Json
+from featcache.store.key import Json, content_key
 from featcache.store.layout import Array
 from featcache.store.manifest import BadRow, Manifest
 from featcache.store.parts import Part, begun_parts, finished_parts, part_manifest
 from featcache.store.places import files
 from featcache.store.protocol import TableDefaults
 from featcache.store.readers import Reader, Rows, StackedReader
+from featcache.store.tokens import (
+    PooledNorms,
+    PooledReader,
+    block_rows,
+    check_pool,
+    pooled_identity,
+    pooled_name,
+    sources_of,
+    tokens_remedy,
+)
 
 Labels = npt.NDArray[np.int64]
 
 
 class ImageFeatures(Store, TableDefaults):
-    """Labelled features (N, D) of images under one encoder, float16 and L2-normalised; a `FeatureTable`."""
+    """Labelled features (N, D) of images under one encoder, float16 and L2-normalised; a `FeatureTable`.
+
+    Those of a tap with tokens are (N, P, D), as are its blocks; see `tokens`.
+    """
+
+    @property
+    def tokens(self) -> int | None:
+        """P, the number of tokens of an image, whose root mean square length is 1; None for features (N, D)."""
+        shape = self.reader("features").spec.shape
+        return shape[1] if len(shape) == 3 else None
 
     def __len__(self) -> int:
         return self.reader("features").spec.shape[0]
 
     def __getitem__(self, rows: int | slice | Rows) -> tuple[Array, Any]:
-        """Features (D,) float32 and label of one row; with a slice or an array of rows (n, D) and (n,).
+        """Features (D,) or (P, D) float32 and label of one row; with a slice or an array of rows (n, D) and (n,).
 
         A row whose image could not be read has NaN features and label -1.
         """
@@ -65,9 +84,9 @@ class ImageFeatures(Store, TableDefaults):
         return [row % len(self) for row in rows]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(N, D), that of `features`."""
-        return len(self), self.dim
+    def shape(self) -> tuple[int, ...]:
+        """(N, D) or (N, P, D), that of `features`."""
+        return self.reader("features").spec.shape
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """`features`, so that ``np.asarray(store)`` and whatever takes arrays work."""
@@ -79,7 +98,7 @@ class ImageFeatures(Store, TableDefaults):
 
         `numpy` leaves unreadable images out; `blocks` and `gather` read large stores piece by piece.
         """
-        return self.reader("features").read(0, len(self), np.empty((len(self), self.dim), np.float32))
+        return self.reader("features").read(0, len(self), np.empty(self.shape, np.float32))
 
     def to_pandas(self, *, features: bool = False) -> Any:
         """A `pandas.DataFrame` of all rows: ``id``, ``label``, ``class``, ``valid`` and the metadata columns.
@@ -100,6 +119,7 @@ class ImageFeatures(Store, TableDefaults):
         columns: dict[str, Any] = {"id": self.ids, "label": self.labels, "class": names[self.labels]}
         columns |= {"valid": self.valid} | dict(self.metadata)
         if features:
+            self.require_rows("to_pandas(features=True)")
             columns |= {f"f{column}": values for column, values in enumerate(self.features.T)}
         try:
             return table(columns).to_pandas()
@@ -184,8 +204,8 @@ class ImageFeatures(Store, TableDefaults):
 
         The buffer of the features is reused: a block is good until the next one.
         """
-        rows = min(rows, len(self))
-        buffer = np.empty((rows, self.dim), dtype=dtype)
+        rows = block_rows(self.shape, rows)
+        buffer = np.empty((rows, *self.shape[1:]), dtype=dtype)
         for start in range(0, len(self), rows):
             stop = min(start + rows, len(self))
             block = self.reader("features").read(start, stop, buffer[: stop - start])
@@ -197,7 +217,7 @@ class ImageFeatures(Store, TableDefaults):
 
     def numpy(self, dtype: npt.DTypeLike = np.float32) -> tuple[Array, Labels]:
         """Features (N', D) and labels (N',) of the N' valid rows, in memory."""
-        features = self.reader("features").read(0, len(self), np.empty((len(self), self.dim), dtype=dtype))
+        features = self.reader("features").read(0, len(self), np.empty(self.shape, dtype=dtype))
         if self.valid.all():
             return features, self.labels
         return features[self.valid], self.labels[self.valid]
@@ -205,6 +225,11 @@ class ImageFeatures(Store, TableDefaults):
     def gather(self, rows: Rows) -> Array:
         """Features (n, D) float16 of the given rows, valid or not, in that order."""
         return self.reader("features").gather(rows)
+
+    def require_rows(self, what: str) -> None:
+        """FeatcacheError, in which `what` comes first, where features have tokens, which something cannot take."""
+        if self.tokens is not None:
+            raise FeatcacheError(f"{what}: {self.reference} has {tokens_remedy(self.tokens, self.dim)}")
 
 
 class ImageStore(ImageFeatures):
@@ -214,7 +239,7 @@ class ImageStore(ImageFeatures):
     part = Part()
 
     def __repr__(self) -> str:
-        shape = f"{len(self):,} x {self.dim}, {len(self.classnames)} classes"
+        shape = f"{' x '.join(f'{size:,}' for size in self.shape)}, {len(self.classnames)} classes"
         return f"ImageStore({self.name}/{self.split}: {shape}, {self.encoder_name}, {self.path})"
 
     @property
@@ -230,9 +255,26 @@ class ImageStore(ImageFeatures):
     def tap(self, name: str) -> "ImageStore":
         """Another output of the encoder for the same images, such as ``pre_projection``; see `featcache.store.parts`.
 
-        It has its own width and encoder_key: a head that is fitted on a tap fits that tap only.
+        It has its own width and encoder_key: a head that is fitted on a tap fits that tap only. ``patch:mean`` is
+        pooled from ``patch`` where it is not stored itself.
         """
-        return open_part(self.base, replace(self.part, tap=name))
+        return open_tap(self.base, replace(self.part, tap=name))
+
+    def pooled(self, how: str) -> "ImageStore":
+        """Pooled tokens as features (N, D): ``mean``, ``max`` or ``gem`` over the patches, or ``cls``.
+
+        They equal those of the tap ``<tap>:<how>`` to the rounding of float16, and have its encoder_key.
+
+        Raises
+        ------
+        FeatcacheError
+            The features have no tokens, the word is another, or there is no class token.
+        """
+        if self.tokens is None:
+            raise FeatcacheError(
+                f"pool {how}: {self.reference} holds one vector an image; name a tap with tokens, such as #patch"
+            )
+        return PooledStore(self, how)
 
     def view(self, view: int, augmentation: str | None = None, seed: int | None = None) -> "ImageStore":
         """One augmented view of every image; name augmentation and seed if the store has several kinds of views."""
@@ -313,6 +355,27 @@ class PartStore(ImageStore):
         return super().reader(name) if name in self.manifest.arrays else self.base.reader(name)
 
 
+class PooledStore(PartStore):
+    """A tap with tokens whose images are pooled to one unit vector each as they are read."""
+
+    def __init__(self, store: ImageStore, how: str) -> None:
+        prefix = int(store.info.get("prefix_tokens", 0))
+        check_pool(how, prefix, store.reference)
+        tap = pooled_name(str(store.part.tap), how)
+        identity = store.manifest.identity | {"encoder": pooled_identity(store.manifest.identity["encoder"], tap)}
+        manifest = replace(
+            store.manifest,
+            whole={},  # the store's, as for every part
+            identity=identity,
+            key=f"{content_key(identity['encoder'])}/{store.manifest.dataset_key}",
+            info=store.info | {"encoder_name": f"{store.base.encoder_name}#{tap}", "pooled": how},
+        )
+        super().__init__(store.base, store.part, manifest)
+        self.part = replace(store.part, tap=tap)
+        self._pooled = PooledReader(store.reader("features"), how, prefix)
+        self._readers = {"features": self._pooled, "norm": PooledNorms(self._pooled, store.reader("norm"))}
+
+
 class ViewStack(ImageFeatures):
     """K views of the same N images as one store of K N rows: rows k N to (k + 1) N - 1 are view k."""
 
@@ -362,6 +425,10 @@ class ViewStack(ImageFeatures):
             self._readers[name] = StackedReader([store.reader(name) for store in self.stores])
         return self._readers[name]
 
+    def pooled(self, how: str) -> "ViewStack":
+        """See `ImageStore.pooled`."""
+        return ViewStack([store.pooled(how) for store in self.stores])
+
     def blocks(self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32) -> Iterator[tuple[Array, Labels]]:
         """See `ImageFeatures.blocks`; no block holds rows of two views."""
         for store in self.stores:
@@ -391,6 +458,16 @@ def open_part(base: ImageStore, part: Part) -> ImageStore:
         ) from None
 
 
+def open_tap(base: ImageStore, part: Part) -> ImageStore:
+    """A part as `open_part`, pooled from another where it is not stored itself."""
+    sources, how = sources_of(part.tap or "")
+    stored = parts_of(base) if sources else []
+    found = next((name for name in sources if replace(part, tap=name) in stored), None)
+    if part in stored or found is None:
+        return open_part(base, part)
+    return open_part(base, replace(part, tap=found)).pooled(how)
+
+
 def parts_of(store: ImageStore) -> list[Part]:
     """The finished parts of a store, in order."""
     return finished_parts(files(store.path))
@@ -407,7 +484,7 @@ def find_part(base: ImageStore, label: str) -> ImageFeatures:
     name, _, tap = label.partition(":")
     if name == "views":
         return base.views(tap=tap or None)
-    return open_part(base, Part.parse(label) or Part(label))
+    return open_tap(base, Part.parse(label) or Part(label))
 
 
 def the_augmentation(store: ImageStore, augmentation: str | None, seed: int | None) -> tuple[str, int]:

@@ -5,6 +5,7 @@
     <store>/zarr.json               group; its attributes are the header: keys and chunk size
             features/zarr.json      float16 (N, D), chunks (rows, D), uncompressed little-endian bytes
             features/c/<i>/0        chunk i: rows i*rows ..., padded to the full chunk with the fill value
+            (of a tap with tokens: float16 (N, P, D) in files c/<i>/0/0 of `TOKEN_NBYTES` at most, several a chunk)
             norm, valid, content    the other row arrays, in the same chunks
             labels                  int64 (N,), written when the store is finished, replaced without encoding
             samples.parquet         ids and sizes; metadata.parquet: columns; stamps.bin: file times, only a cache
@@ -42,6 +43,10 @@ PROVENANCE = "provenance.json"
 DTYPES = ("<f2", "<f4", "<f8", "<i8", "<i4", "<u2", "|u1", "|i1")
 NAME_LETTERS = frozenset(string.ascii_letters + string.digits + "._-")
 MAX_SIZE = 1 << 48
+TOKEN_NBYTES = 1 << 24
+"""Most bytes of a file of tokens, which a chunk of 4,096 images (1.2 GB with 196 tokens of 768) is divided into."""
+TOKEN_FILES = 16_384
+"""Most files of tokens in an array, as many as are mapped as one; those of larger arrays are larger."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,10 @@ class ArraySpec:
         """The rows of a chunk."""
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0]))
 
+    def files_of(self, rows: range) -> range:
+        """The chunk files that hold some rows, the first of which begins a file."""
+        return range(rows.start // self.chunk_rows, -(-rows.stop // self.chunk_rows))
+
     def chunk_array(self, content: bytes) -> Array:
         """Inverse of `chunk_bytes`, padding included: (chunk_rows, ...)."""
         return np.frombuffer(content, dtype=self.dtype).reshape(self.chunk_shape)
@@ -131,20 +140,39 @@ class ArraySpec:
         return cls(name, spec["dtype"], tuple(spec["shape"]), spec["chunk_rows"], fill)
 
 
-def image_arrays(n_rows: int, dim: int, chunk_rows: int) -> dict[str, ArraySpec]:
+def image_arrays(n_rows: int, dim: int, chunk_rows: int, tokens: int | None = None) -> dict[str, ArraySpec]:
     """The row arrays of an image store of N rows and width D.
 
     ``features`` are L2-normalised, ``norm`` is their float32 length before, ``valid`` is 0 where the image could not be
-    read, ``content`` is the xxh3-128 of the undecoded bytes.
+    read, ``content`` is the xxh3-128 of the undecoded bytes. With P tokens an image, ``features`` are (N, P, D), the
+    root mean square length of an image's tokens is 1, and ``norm`` is what it was before.
     """
     nan = float("nan")
+    if tokens is None:
+        features = ArraySpec("features", "<f2", (n_rows, dim), chunk_rows, nan)
+    else:
+        features = ArraySpec(
+            "features", "<f2", (n_rows, tokens, dim), token_rows(n_rows, tokens * dim, chunk_rows), nan
+        )
     specs = (
-        ArraySpec("features", "<f2", (n_rows, dim), chunk_rows, nan),
+        features,
         ArraySpec("norm", "<f4", (n_rows,), chunk_rows, nan),
         ArraySpec("valid", "|u1", (n_rows,), chunk_rows, 0),
         ArraySpec("content", "|u1", (n_rows, 16), chunk_rows, 0),
     )
     return {spec.name: spec for spec in specs}
+
+
+def token_rows(n_rows: int, width: int, chunk_rows: int) -> int:
+    """Rows in a file of tokens, `width` float16 numbers a row: a divisor of the chunk's rows, if there are several.
+
+    >>> token_rows(50_000, 196 * 768, 4096), token_rows(1797, 196 * 768, 1797), token_rows(8, 4, 8)
+    (32, 55, 8)
+    """
+    most = max(1, max(TOKEN_NBYTES, 2 * width * n_rows // TOKEN_FILES) // (2 * width))
+    if n_rows <= chunk_rows:
+        return min(most, n_rows)
+    return next(rows for rows in range(min(most, chunk_rows), 0, -1) if chunk_rows % rows == 0)
 
 
 def labels_array(n_rows: int, chunk_rows: int) -> ArraySpec:

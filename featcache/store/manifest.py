@@ -9,7 +9,7 @@ these records.
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -94,7 +94,7 @@ def begun_chunk_rows(store: StorePath, default: int) -> int:
     """
     header, manifest = read_header(store), manifest_or_none(store)
     if manifest is not None and (header is None or header.key == manifest.key):
-        return next(iter(manifest.arrays.values())).chunk_rows
+        return coarsest(manifest.arrays.values()).chunk_rows
     if header is None:
         return default
     check_schema(header.schema, store)
@@ -115,9 +115,19 @@ class BadRow:
         return texts and type(self.row) is int and self.row in rows
 
 
+def coarsest(specs: Iterable[ArraySpec]) -> ArraySpec:
+    """The array whose chunks are those of the markers: files of tokens hold fewer rows."""
+    return max(specs, key=lambda spec: spec.chunk_rows)
+
+
+def joined(checksums: Iterable[str]) -> str:
+    """The checksums of the files of one chunk, as a marker holds them."""
+    return " ".join(checksums)
+
+
 @dataclass(frozen=True)
 class Marker:
-    """Chunk `chunk` is complete: `checksums` holds the xxh3-128 of each array's chunk file."""
+    """Chunk `chunk` is complete: `checksums` holds the xxh3-128 of each array's chunk file, `joined` if several."""
 
     chunk: int
     rows: int
@@ -398,6 +408,7 @@ class PartInfo(TypedDict):
     text_digests: NotRequired[list[str]]
     logit_scale: NotRequired[None]
     logit_bias: NotRequired[None]
+    prefix_tokens: NotRequired[int]
 
 
 COMMON: dict[str, Callable[[object], bool]] = {
@@ -429,8 +440,9 @@ def _check_info(kind: str, info: Json, shapes: Shapes) -> None:
         raise ValueError(f"{len(info['classnames'])} class names, {info['dim']} wide, for arrays of {dict(shapes)}")
     if kind in ("images", "parts"):
         # More arrays may have joined; these must be there, a part's labels excepted.
-        rows, dim = shapes.get("features", (0,))[0], info["dim"]
-        known = {"features": (rows, dim), "norm": (rows,), "valid": (rows,), "content": (rows, 16)}
+        features, dim = shapes.get("features", (0,)), info["dim"]
+        rows, tokens = features[0], features[1:2] if kind == "parts" and len(features) == 3 else ()
+        known = {"features": (rows, *tokens, dim), "norm": (rows,), "valid": (rows,), "content": (rows, 16)}
         if kind == "images":
             known["labels"] = (rows,)
         if any(shapes.get(name) != shape for name, shape in known.items()):

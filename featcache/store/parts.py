@@ -6,6 +6,7 @@ manifest last. So it can join a finished store, by any number of writers, while 
     <store>/tap-pre_projection/            features, norm, valid, content; done/, manifest.json
             view-plain-0-3/                view 3 of the augmentation `plain`, seed 0
             view-plain-0-3-pre_projection/ a tap of that view
+            tap-layer.-2.cls/              the tap layer:-2:cls
 
 Ids, labels and columns are the store's. The content hashes of a part must equal the store's: if images changed and the
 store was encoded again without the part, the part is refused until it is encoded again, too.
@@ -20,10 +21,12 @@ from featcache.store.checks import remedy
 from featcache.store.layout import HEADER, MANIFEST
 from featcache.store.manifest import Manifest, read_manifest
 from featcache.store.places import StorePath
+from featcache.store.tokens import tap_name
 
 KIND = "parts"
-TAP = re.compile(r"tap-([a-z][a-z0-9_]*)")
-VIEW = re.compile(r"view-([a-z0-9_]+)-([0-9]{1,12})-([0-9]{1,9})(?:-([a-z][a-z0-9_]*))?")
+FOLDER = r"([a-z][a-z0-9_]*(?:\.-?[a-z0-9_]+)*)"
+TAP = re.compile(f"tap-{FOLDER}")
+VIEW = re.compile(rf"view-([a-z0-9_]+)-([0-9]{{1,12}})-([0-9]{{1,9}})(?:-{FOLDER})?")
 SHARED = ("valid", "content")
 """Arrays that must equal those of the store."""
 
@@ -36,6 +39,8 @@ class Part:
     Part(tap='pre_projection', augmentation='plain', seed=0, view=3)
     >>> Part("pre_projection").name, Part(augmentation="plain", view=3).name, Part().name
     ('tap-pre_projection', 'view-plain-0-3', '')
+    >>> Part("layer:-2:cls").name, Part.parse("tap-layer.-2.cls")
+    ('tap-layer.-2.cls', Part(tap='layer:-2:cls', augmentation=None, seed=0, view=0))
     """
 
     tap: str | None = None
@@ -43,12 +48,17 @@ class Part:
     seed: int = 0
     view: int = 0
 
+    def __post_init__(self) -> None:
+        if self.tap:
+            object.__setattr__(self, "tap", tap_name(self.tap))
+
     @property
     def name(self) -> str:
         """Name of its folder in the store; empty for the store itself."""
+        tap = (self.tap or "").replace(":", ".")
         if self.augmentation is None:
-            return f"tap-{self.tap}" if self.tap else ""
-        return f"view-{self.augmentation}-{self.seed}-{self.view}" + (f"-{self.tap}" if self.tap else "")
+            return f"tap-{tap}" if tap else ""
+        return f"view-{self.augmentation}-{self.seed}-{self.view}" + (f"-{tap}" if tap else "")
 
     @property
     def label(self) -> str:
@@ -71,9 +81,10 @@ class Part:
     def parse(cls, name: str) -> "Part | None":
         """The part with that folder name; None if the name is not one."""
         if tapped := TAP.fullmatch(name):
-            return cls(tapped[1])
+            return cls(tapped[1].replace(".", ":"))
         viewed = VIEW.fullmatch(name)
-        part = cls(viewed[4], viewed[1], int(viewed[2]), int(viewed[3])) if viewed else None
+        tap = viewed[4].replace(".", ":") if viewed and viewed[4] else None
+        part = cls(tap, viewed[1], int(viewed[2]), int(viewed[3])) if viewed else None
         return part if part and part.name == name else None  # numbers without leading zeros
 
 

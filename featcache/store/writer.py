@@ -24,7 +24,7 @@ Why several writers are safe
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from featcache.errors import MismatchError, StoreIncompleteError
@@ -38,7 +38,9 @@ from featcache.store.manifest import (
     Manifest,
     Marker,
     check_schema,
+    coarsest,
     is_consistent,
+    joined,
     manifest_or_none,
     provenance_bytes,
     read_header,
@@ -48,8 +50,18 @@ from featcache.store.places.local import sweep_partials
 
 THREADS = 2
 
+
+@dataclass(frozen=True)
+class Written:
+    """Rows of an array whose files `StoreWriter.put_file` has put already: their checksums, in order."""
+
+    checksums: tuple[str, ...]
+
+
 Values = Mapping[str, Array]
 """Rows (n, ...) by the name of the array."""
+ChunkValues = Mapping[str, Array | Written]
+"""The same of one chunk, some of it written before the rest was known."""
 
 
 class StoreWriter:
@@ -62,7 +74,8 @@ class StoreWriter:
     kind, key, identity
         As in `Manifest`.
     specs : dict of ArraySpec
-        The arrays written chunk by chunk; all have the same rows and chunk rows.
+        The arrays written chunk by chunk; all have the same rows and chunk rows, but one may divide each chunk into
+        several files.
     whole : dict of ArraySpec
         The arrays that `finalise` writes.
     files : dict of bytes
@@ -91,7 +104,7 @@ class StoreWriter:
     ) -> None:
         self.store = store
         self.specs, self.whole, self.files = dict(specs), dict(whole), dict(files)
-        self.rows_spec = next(iter(self.specs.values()))
+        self.rows_spec = coarsest(self.specs.values())
         rows, chunk_rows = self.rows_spec.shape[0], self.rows_spec.chunk_rows
         self.header = Header(SCHEMA, kind, key, dict(identity), rows, chunk_rows, verb)
         self._known: dict[int, tuple[File, Marker | None]] = {}
@@ -173,27 +186,47 @@ class StoreWriter:
         return marker
 
     def _sizes_fit(self, chunk: int, stat: Callable[[str], File | None]) -> bool:
-        found = [(spec, stat(spec.chunk_name(chunk))) for spec in self.specs.values()]
+        rows = self.rows_spec.rows_of(chunk)
+        found = [(spec, stat(spec.chunk_name(file))) for spec in self.specs.values() for file in spec.files_of(rows)]
         return all(file is not None and file.nbytes == spec.chunk_nbytes for spec, file in found)
 
     def _parse(self, chunk: int, content: bytes | None) -> Marker | None:
         rows = self.rows_spec.rows_of(chunk)
         return None if content is None else Marker.from_bytes(content, chunk, set(self.specs), rows)
 
-    def write_chunk(self, chunk: int, values: Values, bad: Sequence[BadRow] = ()) -> bool:
+    def write_chunk(self, chunk: int, values: ChunkValues, bad: Sequence[BadRow] = ()) -> bool:
         """Write one chunk, `values` for each of the `specs`, then its marker with the rows that could not be read.
 
         Returns False, with nothing written, if another writer has finished the chunk in the meantime.
         """
-        if self.marker(chunk) is not None:
+        if (known := self.marker(chunk)) is not None:
+            written = {name: joined(value.checksums) for name, value in values.items() if isinstance(value, Written)}
+            if any(known.checksums[name] != value for name, value in written.items()):
+                self.drop(chunk)  # files of two writers are mixed
+                self.reopen()
             return False
-        checksums = {name: self._put_chunk(spec, chunk, values[name]) for name, spec in self.specs.items()}
-        marker = Marker(chunk, len(self.rows_spec.rows_of(chunk)), checksums, tuple(bad))
+        rows = self.rows_spec.rows_of(chunk)
+        checksums = {name: self._put_rows(spec, rows, values[name]) for name, spec in self.specs.items()}
+        marker = Marker(chunk, len(rows), checksums, tuple(bad))
         places.put(self.store / Marker.name(chunk), marker.to_bytes())
         # A finaliser may have read an older marker of this chunk: its manifest is then wrong.
         if places.stat(self.store / MANIFEST) is not None and not self._manifest_agrees([marker], {}):
             self.reopen()
         return True
+
+    def _put_rows(self, spec: ArraySpec, rows: range, values: Array | Written) -> str:
+        """Write the files of a chunk's rows that are not written yet; their checksums, joined."""
+        if isinstance(values, Written):
+            return joined(values.checksums)
+        parts = [(file, spec.rows_of(file)) for file in spec.files_of(rows)]
+        return joined(
+            self._put_chunk(spec, file, values[part.start - rows.start : part.stop - rows.start])
+            for file, part in parts
+        )
+
+    def put_file(self, name: str, file: int, values: Array) -> str:
+        """Write one of the several files of a chunk, before `write_chunk`; returns its checksum."""
+        return self._put_chunk(self.specs[name], file, values)
 
     def _put_chunk(self, spec: ArraySpec, chunk: int, values: Array) -> str:
         content = spec.chunk_bytes(values)
@@ -215,9 +248,11 @@ class StoreWriter:
 
     def _is_sound(self, chunk: int) -> bool:
         marker = self.marker(chunk)
+        rows = self.rows_spec.rows_of(chunk)
         return marker is not None and all(
-            checksum(places.read_or_none(spec.chunk_path(self.store, chunk)) or b"") == marker.checksums[name]
+            checksum(places.read_or_none(spec.chunk_path(self.store, file)) or b"") == value
             for name, spec in self.specs.items()
+            for file, value in zip(spec.files_of(rows), marker.checksums[name].split(), strict=True)
         )
 
     def finalise(
@@ -245,7 +280,7 @@ class StoreWriter:
         """
         extra = dict(extra or {})
         markers = self.markers()
-        checksums = {name: [marker.checksums[name] for marker in markers] for name in self.specs}
+        checksums = {name: [v for marker in markers for v in marker.checksums[name].split()] for name in self.specs}
         # Everything that the manifest vouches for, or that readers look for beside it.
         whole = {
             name: [
@@ -289,9 +324,10 @@ class StoreWriter:
         if manifest is None:
             return False
         chunks = all(
-            manifest.checksums.get(name, [])[marker.chunk : marker.chunk + 1] == [value]
+            manifest.checksums.get(name, [])[files.start : files.stop] == value.split()
             for marker in markers
             for name, value in marker.checksums.items()
+            for files in [self.specs[name].files_of(self.rows_spec.rows_of(marker.chunk))]
         )
         return chunks and all(manifest.checksums.get(name) == value for name, value in whole.items())
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from featcache.encoding.pipeline import worked_batches
 from featcache.errors import FeatcacheError
 from featcache.store.protocol import FeatureTable
+from featcache.store.tokens import feature_shape
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -129,7 +130,7 @@ class FeatureBatches:
     def _resident(self) -> Batch | None:
         """All rows on the device, loaded in the first epoch; None if batches are to be read from the store."""
         if self._held is None and self.resident is not False:
-            needed = len(self.rows) * self.store.dim * self.like.element_size()
+            needed = len(self.rows) * int(np.prod(feature_shape(self.store))) * self.like.element_size()
             if self.resident is None and needed > RESIDENT_SHARE * free_memory(self.like.device):
                 return None
             self._held = self._loaded(needed)
@@ -137,7 +138,7 @@ class FeatureBatches:
 
     def _loaded(self, needed: int) -> Batch:
         try:
-            features = self.like.new_empty((len(self.rows), self.store.dim))
+            features = self.like.new_empty((len(self.rows), *feature_shape(self.store)))
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             raise FeatcacheError(
                 f"{self.store.name}/{self.store.split}: {needed:,} bytes do not fit on {self.like.device}; leave "
@@ -172,7 +173,7 @@ class _Stage:
     """One of the two buffers; for a GPU, pinned memory and the stream that copies it to the device."""
 
     def __init__(self, batches: FeatureBatches) -> None:
-        like, shape = batches.like, (batches.batch_size, batches.store.dim)
+        like, shape = batches.like, (batches.batch_size, *feature_shape(batches.store))
         self.store, self.rows = batches.store, batches.rows
         self.out, self.out_labels = like.new_empty(shape), like.new_empty(shape[0], dtype=torch.int64)
         self.features, self.labels = self.out, self.out_labels

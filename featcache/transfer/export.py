@@ -19,6 +19,7 @@ from featcache.store import ImageStore
 from featcache.store.layout import Array
 from featcache.store.places.targets import is_stream, replacing, write_target
 from featcache.store.places.tensors import in_order, put_in_order
+from featcache.store.tokens import block_rows
 
 BLOCK_ROWS = 16_384
 UNIT = 2e-3
@@ -60,6 +61,8 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     chosen = kind or ("csv" if is_stream(target) else path.suffix.removeprefix(".").lower() or "npy")
     if chosen not in FORMATS:
         raise FeatcacheError(f"{target}: cannot export to {chosen!r}; expected one of {', '.join(FORMATS)}")
+    if chosen not in ("npy", "safetensors"):
+        store.require_rows(f"--format {chosen}")
     write = FORMATS[chosen]
     if write is None:
         _npy(store, path, np.dtype(dtype))
@@ -72,15 +75,15 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
 def _blocks(store: ImageStore, dtype: np.dtype) -> Iterator[Block]:
     ids, valid = store.ids, store.valid
     for number, (features, labels) in enumerate(store.blocks(BLOCK_ROWS, dtype)):
-        start = number * min(BLOCK_ROWS, len(store))
-        rows = np.flatnonzero(valid[start : start + BLOCK_ROWS]) + start
+        size = block_rows(store.shape, BLOCK_ROWS)
+        rows = np.flatnonzero(valid[number * size : (number + 1) * size]) + number * size
         yield features, labels, [ids[row] for row in rows]
 
 
 def _npy(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     if is_stream(folder) or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: npy files go into a folder; name one, or another --format for a single file")
-    shape = (int(store.valid.sum()), store.dim)
+    shape = (int(store.valid.sum()), *store.shape[1:])
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with replacing(folder / "features.npy") as file:
         np.lib.format.write_array_header_1_0(file, header)

@@ -13,8 +13,9 @@ from featcache.errors import HeadError
 from featcache.parameters import json_value
 from featcache.store import ImageStore, TextStore, find_store, resolve_root
 from featcache.store.catalogue import Entry
-from featcache.store.images import ImageFeatures
+from featcache.store.images import ImageFeatures, ViewStack
 from featcache.store.protocol import FeatureTable
+from featcache.store.tokens import POOLS
 from heads.estimators.catalogue import parameters_of, takes_prior
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def rows_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def store_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every verb that reads stores."""
+    parser.add_argument(
+        "--pool", choices=POOLS, help="pool the tokens of stores such as NAME/SPLIT#patch to one vector an image"
+    )
     verify_argument(parser)
     root_argument(parser)
 
@@ -45,7 +49,7 @@ def store_arguments(parser: argparse.ArgumentParser) -> None:
 def verify_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--no-verify``."""
     parser.add_argument("--no-verify", action="store_true", help="do not check the stores' checksums")
-    parser.set_defaults(rows_device=None, of=None)
+    parser.set_defaults(rows_device=None, of=None, pool=None)
 
 
 def results_argument(parser: argparse.ArgumentParser, per: str = "head") -> None:
@@ -169,9 +173,13 @@ def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | T
         raise HeadError(f"{reference}: a store of {store.kind}; expected a store of images or texts")
     if args.of is None:
         args.of = _beside(store)
+    if args.pool and isinstance(store, ImageStore | ViewStack):
+        store = store.pooled(args.pool)
     device = args.rows_device
     if device is None or isinstance(store, TextStore):
         return store
+    if store.tokens is not None:
+        store.require_rows(f"--device {device} holds one vector an image; the head's own device is --set device")
     if store.groups is not None:
         raise HeadError(f"--device {device}: {reference} stacks views, which are streamed; leave --device out")
     from heads.rows.in_memory import resident

@@ -25,12 +25,13 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     """Base of every head; a subclass sets `classes_` (C,), `classnames_`, `provenance_` and the rest.
 
     `progress` is told by heads whose fit takes long; it is no parameter. `fits_on` says what its `fit` takes, "images"
-    or "texts"; `takes_texts`, that it also takes ``texts=``.
+    or "texts"; `takes_texts`, that it also takes ``texts=``; `takes_tokens`, that features may be (N, P, D).
     """
 
     name: ClassVar[str]
     fits_on: ClassVar[str] = "images"
     takes_texts: ClassVar[bool] = False
+    takes_tokens: ClassVar[bool] = False
     progress: Progress = Silent()
 
     classes_: Array
@@ -65,7 +66,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
             if y is None:
                 raise HeadError("arrays need labels: score(X, y); only a store brings its own")
             return float((self.predict(X) == to_numpy(y)).mean())
-        samples = as_samples(X)
+        samples = as_samples(X, tokens=self.takes_tokens)
         labels = np.concatenate([labels for _, labels in samples.blocks()])
         return float((self.predict(X) == self.classes_[labels]).mean())
 

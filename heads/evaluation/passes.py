@@ -67,6 +67,7 @@ def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, subset: Sequence[i
 
 
 def _job(head: LogitHead, store: FeatureTable, subset: Sequence[int] | Projection | None) -> Job:
+    head.check_tokens(store)
     check_encoder(head.provenance.head or head.name, head.provenance, head.dim, store)
     if subset is None:
         check_classes(head.classnames, store, head.name)

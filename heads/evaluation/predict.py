@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from featcache.encoders.base import PROJECTED, Batch, whole_encoder
 from featcache.encoders.taps import encode_outputs, tap_dim, taps_of
 from featcache.encoding.chunks import normalise, stored_identity
 from featcache.encoding.pipeline import Prepared, batches_of, default_ahead, default_workers, prepared_batches
-from featcache.errors import DatasetError, EncoderError, HeadError, MismatchError
+from featcache.encoding.tokens import unit_tokens
+from featcache.errors import DatasetError, EncoderError, FeatcacheError, HeadError, MismatchError
 from featcache.prompts.text_files import read_lines
 from featcache.store import content_key
 from heads.fitted.base import LogitHead, as_head
@@ -183,7 +185,12 @@ def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
 def tap_of(head: LogitHead, encoder: Encoder) -> str | None:
     """The tap of an encoder that a head was fitted on, such as ``pre_projection``; None for the features."""
     fitted = head.provenance.encoder_key
-    return next((tap for tap in taps_of(encoder) if content_key(stored_identity(encoder, tap)) == fitted), None)
+    named = str((head.provenance.encoder or {}).get("name") or "").rpartition("#")[2]  # pooled taps are not listed
+    for tap in (*taps_of(encoder), named):
+        with suppress(FeatcacheError):
+            if content_key(stored_identity(encoder, tap)) == fitted:
+                return tap
+    return None
 
 
 def find_images(places: Sequence[str]) -> list[str]:
@@ -233,7 +240,8 @@ def _predicted(
     if good:
         tap = tap_of(head, encoder)
         made = encode_outputs(encoder, good, [tap] if tap else [])
-        unit, _ = normalise(made[tap or PROJECTED])
+        values = made[tap or PROJECTED]
+        unit, _ = normalise(values) if values.ndim == 2 else unit_tokens(values)
         logits = head.logits(unit.astype(np.float16).astype(np.float32))
         found = zip(*top_classes(logits, top), strict=True)
     for item in batch:

@@ -15,7 +15,7 @@ from featcache.errors import HeadError
 from featcache.store.protocol import Encoded
 from heads.fitted.file_format import Tensors, write_head
 from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder
-from heads.rows.samples import Array, Rows, feature_blocks, is_store, to_numpy
+from heads.rows.samples import Array, Rows, feature_blocks, is_store, refuse_tokens, to_numpy
 
 Float = TypeVar("Float", np.float32, np.float64)
 
@@ -44,6 +44,8 @@ class LogitHead(ABC):
     """Fields of `to_file` besides the tensors, and their kinds."""
     tensors: ClassVar[Mapping[str, str]]
     """Type and shape of the tensors of `to_file`; see `heads.fitted.file_format.check_tensors`."""
+    takes_tokens: ClassVar[bool] = False
+    """Whether it takes features (n, P, D)."""
     classnames: tuple[str, ...]
     name: str
     provenance: Provenance
@@ -162,9 +164,21 @@ class LogitHead(ABC):
         raise HeadError(f"{self.name} is not linear: it has no class weights to interpolate; evaluate it as it is")
 
     def check(self, store: Encoded) -> None:
-        """Refuse a store of another encoder, text tower or class list (MismatchError)."""
+        """Refuse a store of another encoder, text tower or class list (MismatchError), or with tokens (HeadError)."""
+        self.check_tokens(store)
         check_encoder(self.provenance.head or self.name, self.provenance, self.dim, store)
         check_classes(self.classnames, store, self.name)
+
+    def check_tokens(self, store: Encoded) -> None:
+        """HeadError for a store whose features are (N, P, D), unless the head takes such."""
+        if not self.takes_tokens:
+            refuse_tokens(store, f"{self.name} takes one vector an image")
+
+    def renamed(self, name: str, **params: object) -> Self:
+        """The same head under another name, with other parameters in its record."""
+        other = self.with_provenance(self.provenance.with_params(**params))
+        object.__setattr__(other, "name", name)
+        return other
 
     def with_provenance(self, provenance: Mapping[str, object]) -> Self:
         """The same head with another record."""
@@ -202,7 +216,7 @@ class LogitHead(ABC):
         if is_store(X):
             self.check(X)
         done = 0
-        for features in feature_blocks(X):
+        for features in feature_blocks(X, tokens=self.takes_tokens):
             logits = self.logits(features)
             if not np.isfinite(logits).all():
                 bad = (np.flatnonzero(~np.isfinite(logits).all(axis=1))[:10] + done).tolist()

@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.errors import HeadError
 from featcache.parameters import check_record
+from heads.fitted.attentive import AttentiveHead
 from heads.fitted.base import Fitted, LogitHead, as_head
 from heads.fitted.file_format import check_tensors, read_head
 from heads.fitted.knn import KNNHead
@@ -18,7 +19,7 @@ from heads.fitted.provenance import Provenance
 from heads.fitted.tip_adapter import TipAdapterHead
 from heads.rows.samples import Array
 
-KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead)}
+KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead, AttentiveHead)}
 """Class of each kind of head that a file can hold."""
 
 

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, Derived, FeatureTable
-from heads.rows.samples import Array, to_numpy
+from featcache.store.tokens import block_rows, feature_shape
+from heads.rows.samples import Array, to_numpy, tokens_of
 
 
 def draw_shots(
@@ -92,6 +93,11 @@ class FewShotStore(Derived):
         return len(self.rows)
 
     @property
+    def tokens(self) -> int | None:
+        """P, where the store's features are (N, P, D)."""
+        return tokens_of(self.store)
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """Labels (n,)."""
         return self.store.labels[self.rows]
@@ -120,6 +126,7 @@ class FewShotStore(Derived):
 
     def blocks(self, rows: int = 65_536, dtype: DTypeLike = np.float32) -> Iterator[Block]:
         """Features (n, D) and labels (n,), block by block."""
+        rows = block_rows((len(self.rows), *feature_shape(self)), rows)
         for start in range(0, len(self.rows), rows):
             part = self.rows[start : start + rows]
             yield self.store.gather(part).astype(dtype, copy=False), self.store.labels[part]

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import Block, Derived, FeatureTable
-from heads.rows.samples import Array
+from heads.rows.samples import Array, refuse_tokens
 
 
 def joint_key(keys: Sequence[str | None]) -> str | None:
@@ -47,6 +47,8 @@ class JointStore(Derived):
             raise HeadError(
                 f"got {len(stores)} store(s), expected at least two of the same images under several models"
             )
+        for store in stores:
+            refuse_tokens(store, "stores are joined vector by vector")
         _check_same_samples(stores)
         self.stores = tuple(stores)
         self.offsets = np.cumsum([0, *(store.dim for store in stores)])

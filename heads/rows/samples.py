@@ -19,6 +19,7 @@ from sklearn.exceptions import DataConversionWarning
 from featcache.errors import HeadError
 from featcache.store import ImageStore
 from featcache.store.protocol import FeatureSource, FeatureTable, TextSource
+from featcache.store.tokens import tokens_remedy
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -116,16 +117,35 @@ def to_numpy(value: object) -> Array:
     return np.asarray(value)
 
 
-def feature_blocks(X: Rows) -> Iterator[Features]:
-    """Blocks of features alone, of a source or of a 2-D array-like."""
+def tokens_of(source: object) -> int | None:
+    """P of a source with tokens (N, P, D); None for features (N, D)."""
+    found: int | None = getattr(source, "tokens", None)
+    return found
+
+
+def refuse_tokens(source: object, what: str) -> None:
+    """HeadError, in which `what` comes first, for a source with tokens, which only some heads take."""
+    tokens = tokens_of(source)
+    if tokens is not None:
+        dim = int(getattr(source, "dim", 0))
+        raise HeadError(f"{what}: {getattr(source, 'name', 'the store')} has {tokens_remedy(tokens, dim)}")
+
+
+def feature_blocks(X: Rows, *, tokens: bool = False) -> Iterator[Features]:
+    """Blocks of features alone, of a source or of a 2-D array-like, with `tokens` also of a 3-D one."""
     if is_store(X):
         yield from (features for features, _ in X.blocks())
     else:
-        yield _checked_array(X)
+        yield _checked_array(X, tokens)
 
 
 def as_samples(
-    X: Rows, y: ArrayLike | None = None, *, classnames: Sequence[str] | None = None, classes: Array | None = None
+    X: Rows,
+    y: ArrayLike | None = None,
+    *,
+    classnames: Sequence[str] | None = None,
+    classes: Array | None = None,
+    tokens: bool = False,
 ) -> Samples:
     """Samples of a source, or of arrays with labels.
 
@@ -136,6 +156,7 @@ def as_samples(
     classnames
         Names of all C classes, for arrays; classes without a training row then keep their index. Names may repeat.
     classes : label values of the training rows, for a selection split given as arrays
+    tokens : take features (N, P, D), too
 
     Raises
     ------
@@ -145,9 +166,11 @@ def as_samples(
     if is_store(X):
         if y is not None:
             raise HeadError("a store brings its own labels: pass y=None, or pass X, y = store.numpy()")
+        if not tokens:
+            refuse_tokens(X, "this head takes one vector an image")
         names = tuple(str(c) for c in X.classnames)
         return _with_two_classes(Samples(int(X.dim), np.arange(len(names)), names, X))
-    features, labels = _checked_features(X), _checked_labels(y)
+    features, labels = _checked_features(X, tokens), _checked_labels(y)
     if len(features) != len(labels):
         raise HeadError(f"X has {len(features)} rows and y has {len(labels)} labels; they must be equal")
     if classnames is not None and classes is None:
@@ -157,7 +180,7 @@ def as_samples(
     else:
         indices = _as_indices(labels, classes)
     names = tuple(str(c) for c in (classes if classnames is None else classnames))
-    return _with_two_classes(Samples(int(features.shape[1]), classes, names, (features, indices.astype(np.int64))))
+    return _with_two_classes(Samples(int(features.shape[-1]), classes, names, (features, indices.astype(np.int64))))
 
 
 def gathered(samples: Samples) -> Block:
@@ -218,29 +241,29 @@ def raise_not_finite(blocks: Iterable[Features], what: str = "features") -> NoRe
     bad: list[int] = []
     offset = 0
     for features in blocks:
-        bad += (np.flatnonzero(~np.isfinite(features).all(axis=1)) + offset).tolist()
+        bad += (np.flatnonzero(~np.isfinite(features).all(axis=tuple(range(1, features.ndim)))) + offset).tolist()
         offset += len(features)
     shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
     where = f"{len(bad)} rows (of {offset} valid ones, from 0): {shown}" if bad else "no single row: they overflow"
     raise HeadError(f"{what} hold NaN or infinity in {where}; drop these rows or encode the images again")
 
 
-def _checked_features(X: object) -> Features | torch.Tensor:
+def _checked_features(X: object, tokens: bool = False) -> Features | torch.Tensor:
     """Features (N, D): a floating tensor on a GPU stays one, everything else becomes an array."""
     if is_on_device(X) and X.is_floating_point():
-        _check_shape(X.shape)
+        _check_shape(X.shape, tokens)
         return X.detach()
-    return _checked_array(X)
+    return _checked_array(X, tokens)
 
 
-def _checked_array(X: object) -> Features:
-    """Features (N, D) as an array; integers become float64."""
+def _checked_array(X: object, tokens: bool = False) -> Features:
+    """Features (N, D), with `tokens` also (N, P, D), as an array; integers become float64."""
     if hasattr(X, "tocsr"):  # scipy's sparse matrices and arrays
         raise HeadError("features are a sparse matrix, and sparse input is not supported; pass X.toarray()")
     features = to_numpy(X)
     if features.dtype.kind == "c":
         raise HeadError("Complex data not supported: features must be real; pass X.real or X.imag")
-    _check_shape(features.shape)
+    _check_shape(features.shape, tokens)
     if features.dtype.kind == "f":
         return features
     try:
@@ -249,12 +272,12 @@ def _checked_array(X: object) -> Features:
         raise HeadError(f"features must be numbers, got dtype {features.dtype}: {error}") from error
 
 
-def _check_shape(shape: Sequence[int]) -> None:
-    if len(shape) != 2:
+def _check_shape(shape: Sequence[int], tokens: bool = False) -> None:
+    if len(shape) != 2 and not (tokens and len(shape) == 3):
         raise HeadError(
             f"features must be 2-D, (N, D), got {tuple(shape)}. Reshape your data: X.reshape(1, -1) for one sample"
         )
-    for size, what in zip(shape, ("sample(s)", "feature(s)"), strict=True):
+    for size, what in zip((shape[0], shape[-1]), ("sample(s)", "feature(s)"), strict=True):
         if not size:  # in the words that scikit-learn's checks look for
             raise HeadError(f"0 {what} (shape={tuple(shape)}) while a minimum of 1 is required.")
 

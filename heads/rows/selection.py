@@ -44,7 +44,7 @@ class _Validation(Samples):
             raise HeadError("the selection split has no valid row; choose on another split, or on none")
 
 
-def selection_samples(selection: Selection, samples: Samples) -> Samples:
+def selection_samples(selection: Selection, samples: Samples, *, tokens: bool = False) -> Samples:
     """The validation split, a source or ``(X, y)``, as samples of the training rows' classes and encoder.
 
     Rows in memory are checked at once, those of a source as they are read.
@@ -58,7 +58,7 @@ def selection_samples(selection: Selection, samples: Samples) -> Samples:
     """
     if is_store(selection):
         _refuse_training_rows(selection, samples.store)
-        found = as_samples(selection)
+        found = as_samples(selection, tokens=tokens)
         theirs = selection.encoder_key
         ours = theirs if samples.store is None else samples.store.encoder_key
         if theirs != ours or found.classnames != samples.classnames:
@@ -69,7 +69,7 @@ def selection_samples(selection: Selection, samples: Samples) -> Samples:
             )
     else:
         X, y = selection
-        found = as_samples(X, y, classnames=samples.classnames, classes=samples.classes)
+        found = as_samples(X, y, classnames=samples.classnames, classes=samples.classes, tokens=tokens)
     if found.dim != samples.dim:
         raise MismatchError(f"the selection split has {found.dim} features, training has {samples.dim}")
     checked = _Validation(found.dim, found.classes, found.classnames, found.source)

@@ -8,6 +8,7 @@ import numpy as np
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureTable
+from heads.rows.samples import refuse_tokens
 from heads.search.exact import ExactIndex
 
 Pair = dict[str, Any]
@@ -38,6 +39,7 @@ def leaks(train: FeatureTable, test: FeatureTable, threshold: float = 0.95, per_
     """
     if not -1 <= threshold <= 1 or per_row < 1:
         raise HeadError(f"threshold {threshold} and per_row {per_row}; expected a cosine from -1 to 1, and at least 1")
+    refuse_tokens(train, "duplicates are sought among single vectors")
     if train.encoder_key != test.encoder_key:
         raise MismatchError(
             f"{train.name!r} has features of encoder {train.encoder_key} and {test.name!r} of {test.encoder_key}; "

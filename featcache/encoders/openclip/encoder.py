@@ -20,11 +20,12 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from featcache.datasets.base import Picture
-from featcache.encoders.base import PROJECTED, Batch, FloatArray, SpecialTokens
+from featcache.encoders.base import PROJECTED, Batch, FloatArray, SpecialTokens, TokenShape
 from featcache.encoders.checkpoints import tower_digest
 from featcache.encoders.openclip.texts import encode_sorted, encode_text, needed_length
 from featcache.encoders.preparation import PREPARATIONS
 from featcache.encoders.taps import PRE_PROJECTION
+from featcache.encoders.token_outputs import LAST, token_shapes, with_tokens
 from featcache.encoders.torch_images import (
     Computing,
     Scaling,
@@ -48,15 +49,23 @@ def pre_projection_dim(model: Any) -> int | None:
     return None
 
 
-def with_pre_projection(visual: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tower's output without its projection (B, width), and with it (B, D), as the tower itself computes it."""
-    if isinstance(visual, TimmModel):
-        before = visual.trunk(pixels)
-        return before, visual.head(before)
-    trunk = copy.copy(visual)  # shares every tensor; the original is never without its projection
-    trunk._parameters = {**visual._parameters, "proj": None}
-    before = trunk(pixels)
-    return before, before @ visual.proj
+def outputs_of(model: Any, pixels: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Features (B, D) and the given taps of an image tower, as the tower itself computes them, from one pass."""
+    visual = model.visual
+
+    def compute() -> dict[str, torch.Tensor]:
+        if isinstance(visual, TimmModel):
+            last = visual.trunk.forward_features(pixels)
+            before = visual.trunk.forward_head(last)
+            return {LAST: last, PRE_PROJECTION: before, PROJECTED: visual.head(before)}
+        if pre_projection_dim(model) is None:
+            return {PROJECTED: model.encode_image(pixels)}
+        trunk = copy.copy(visual)  # shares every tensor; the original is never without its projection
+        trunk._parameters = {**visual._parameters, "proj": None}
+        before = trunk(pixels)
+        return {PRE_PROJECTION: before, PROJECTED: before @ visual.proj}
+
+    return with_tokens(visual, compute, [name for name in taps if name != PRE_PROJECTION])
 
 
 class OpenClipEncoder:
@@ -233,9 +242,14 @@ class OpenClipEncoder:
 
     def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
         """Features and taps of B prepared images from one forward pass, by name."""
-        before, after = self._computing(lambda m, x: with_pre_projection(m.visual, x), self._batch(images))
-        found = {PROJECTED: after, PRE_PROJECTION: before}
+        found = self._computing(lambda model, x: outputs_of(model, x, taps), self._batch(images))
         return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
+
+    @cached_property
+    def token_taps(self) -> Mapping[str, TokenShape]:
+        """See `Encoder.token_taps`; an image without content is encoded to know the number of tokens."""
+        blank = np.zeros((*self.image_size, 3), np.uint8)
+        return token_shapes(self.model.visual, lambda taps: self.encode_outputs([blank], taps))
 
     def _batch(self, images: Sequence[Batch]) -> torch.Tensor:
         return self.pixels(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))

@@ -25,7 +25,9 @@ from featcache.store.manifest import (
     Header,
     Manifest,
     Marker,
+    coarsest,
     is_consistent,
+    joined,
     parse_json,
     parse_provenance,
     provenance_bytes,
@@ -65,7 +67,7 @@ class Derived:
 
     def __init__(self, manifest: Manifest, bad: Sequence[BadRow]) -> None:
         self._manifest, self._bad = manifest, bad
-        self._rows = next(iter(manifest.arrays.values()))
+        self._rows = coarsest(manifest.arrays.values())
         imported = "imported" in manifest.identity["encoder"]
         verb = VERBS.get(manifest.kind, "import" if imported else "encode")
         fields = (manifest.kind, manifest.key, manifest.identity, manifest.n_rows, self._rows.chunk_rows, verb)
@@ -100,7 +102,8 @@ class Derived:
     def _marker(self, name: str) -> Marker:
         chunk = int(name.rpartition("/")[2].removesuffix(".json"))
         rows = self._rows.rows_of(chunk)
-        checksums = {array: self._manifest.checksums[array][chunk] for array in self._manifest.arrays}
+        files = {array: spec.files_of(rows) for array, spec in self._manifest.arrays.items()}
+        checksums = {array: joined(self._manifest.checksums[array][f] for f in found) for array, found in files.items()}
         return Marker(chunk, len(rows), checksums, tuple(bad for bad in self._bad if bad.row in rows))
 
     def _plain(self, marker: Marker) -> Marker:
@@ -205,10 +208,16 @@ def _verify_files(
         if content_key(manifest.identity[half]) != key:
             report.problems.append(f"{what} identity does not hash to {key}: the manifest was edited")
             report.removed.add(MANIFEST)
+    chunk_rows = coarsest(manifest.arrays.values()).chunk_rows
     expected = [
-        _Expected(spec.chunk_name(chunk), value, spec.chunk_nbytes, chunk if name in manifest.arrays else None)
+        _Expected(
+            spec.chunk_name(file),
+            value,
+            spec.chunk_nbytes,
+            file * spec.chunk_rows // chunk_rows if name in manifest.arrays else None,
+        )
         for name, spec in manifest.all_arrays.items()
-        for chunk, value in enumerate(manifest.checksums[name])
+        for file, value in enumerate(manifest.checksums[name])
     ]
     expected += [_Expected(name, value) for name, value in manifest.files.items()]
     with ThreadPoolExecutor(THREADS) as pool:

@@ -267,7 +267,7 @@ def test_a_resnet_has_no_such_tap(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = open_clip.CLIP(**(CONFIG | {"vision_cfg": vision}))
     encoder = load_encoder(write_folder(tmp_path / "resnet", model, vision_cfg=vision))
-    with pytest.raises(EncoderError, match=r"no tap 'pre_projection'; it gives its features alone, 24 wide"):
+    with pytest.raises(EncoderError, match=r"no tap 'pre_projection'; it has patch, tokens, layer:0 to layer:3"):
         encode_dataset(
             open_dataset("digits", "test"), encoder, root=tmp_path, options=EncodeOptions(taps=["pre_projection"])
         )

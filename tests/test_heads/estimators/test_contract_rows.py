@@ -15,7 +15,11 @@ from heads import HEADS, LinearHead, ZeroShot
 IMAGE_HEADS = sorted(name for name, kind in HEADS.items() if kind.fits_on == "images")
 NAMES = ("ant", "bee", "cow", "dog", "elk")
 
-QUICK: dict[str, dict[str, Any]] = {"logistic": {"C": [0.1, 10.0]}, "tip_adapter_f": {"epochs": 3}}
+QUICK: dict[str, dict[str, Any]] = {
+    "logistic": {"C": [0.1, 10.0]},
+    "tip_adapter_f": {"epochs": 3},
+    "attentive": {"queries": 4, "epochs": 25, "lr": 1e-2},
+}
 """Settings that save time where a head's own take it."""
 
 Fit = Callable[..., Any]
@@ -189,7 +193,7 @@ def test_a_selection_split_is_remembered_where_it_counts(fit: Fit, images: Any) 
     assert [entry["split"] for entry in chosen] == ["val"]
     path = head.path_heads()
     assert len({str(member.provenance["chosen_on"]) for member in path}) == 1
-    if head.name in ("adamw", "knn", "logistic", "tip_adapter", "tip_adapter_f"):
+    if head.name in ("adamw", "attentive", "knn", "logistic", "tip_adapter", "tip_adapter_f"):
         assert path[0].provenance["chosen_on"] == []
         assert len(heads.evaluate(path, [val])) == len(path)
     else:

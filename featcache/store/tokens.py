@@ -1,0 +1,200 @@
+"""Features with tokens: their names, pooling, and a reader that pools as it reads.
+
+A tap may have P tokens an image, (N, P, D): the patch tokens of a vision transformer, or the H x W places of a
+convolutional map. Its name says where they come from, and what was pooled::
+
+    patch             patch tokens after the last norm           patch:mean, patch:max, patch:gem, patch:cls
+    tokens            the same behind class and register tokens
+    layer:-2          patch tokens of the last layer but one     layer:-2:mean, ..., layer:-2:cls
+    layer:-2:tokens   the same behind class and register tokens
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import FeatcacheError
+from featcache.store.key import Json
+from featcache.store.layout import Array
+from featcache.store.readers import Reader, Rows
+
+Float32 = npt.NDArray[np.float32]
+
+POOLS = ("mean", "cls", "max", "gem")
+"""Mean, class token, maximum, and generalised mean with exponent 3 (Radenovic et al. 2018) of values above 1e-6."""
+GEM_POWER, GEM_LEAST = 3.0, 1e-6
+TOKENS = "tokens"
+NAME = re.compile(r"[a-z][a-z0-9_]{0,47}(?::-?[0-9]{1,4})?(?::[a-z][a-z0-9_]{0,47})?")
+"""Names that can be part of a store."""
+BLOCK_NBYTES = 1 << 26
+"""Most bytes of a block of tokens."""
+
+
+def tap_name(name: str) -> str:
+    """The one name of a tap: ``layer:-2:patch`` is ``layer:-2``.
+
+    >>> tap_name("layer:-2:patch"), tap_name("patch"), tap_name("layer:3:cls")
+    ('layer:-2', 'patch', 'layer:3:cls')
+    """
+    return name.removesuffix(":patch")
+
+
+def has_tokens(name: str) -> bool:
+    """Whether a tap of that name has tokens.
+
+    >>> [has_tokens(name) for name in ("patch", "tokens", "layer:3", "layer:3:tokens", "patch:mean", "pre_projection")]
+    [True, True, True, True, False, False]
+    """
+    return re.fullmatch(r"patch|tokens|layer:-?[0-9]+(:tokens)?", tap_name(name)) is not None
+
+
+def pooled_name(name: str, how: str) -> str:
+    """The tap of the pooled tokens of another.
+
+    >>> pooled_name("patch", "mean"), pooled_name("tokens", "cls"), pooled_name("layer:-2:tokens", "max")
+    ('patch:mean', 'patch:cls', 'layer:-2:max')
+    """
+    return f"{'patch' if name == TOKENS else name.removesuffix(f':{TOKENS}')}:{how}"
+
+
+def sources_of(name: str) -> tuple[Sequence[str], str]:
+    """The taps with tokens that a pooled tap can be made from, the smallest first, and how; none if it is not pooled.
+
+    >>> sources_of("layer:-2:mean"), sources_of("patch:cls"), sources_of("layer:-2")
+    ((('layer:-2', 'layer:-2:tokens'), 'mean'), (('tokens',), 'cls'), ((), ''))
+    """
+    base, colon, how = name.rpartition(":")
+    if not colon or how not in POOLS:
+        return (), ""
+    every = TOKENS if base == "patch" else f"{base}:{TOKENS}"
+    return ((every,) if how == "cls" else (base, every)), how
+
+
+ROWS_STORED = "float16, L2-normalised in float32"
+TOKENS_STORED = "float16, tokens of a root mean square length of 1 in float32"
+"""How features of the two kinds are stored, as identities say it."""
+
+
+def pooled_identity(identity: Json, tap: str) -> Json:
+    """The encoder's half of the key of a pooled tap, from that of a tap with tokens."""
+    return identity | {"stored": ROWS_STORED, "stored_tap": tap}
+
+
+def tokens_remedy(tokens: int, dim: int) -> str:
+    """What to do where features with tokens cannot be taken, as the end of an error message."""
+    return (
+        f"{tokens} tokens of {dim} an image; pool them: --pool mean (in Python: store.pooled('mean')), or #patch:mean "
+        f"in its reference; pools are {', '.join(POOLS)}"
+    )
+
+
+def check_pool(how: str, prefix: int = 1, what: str = "features") -> str:
+    """FeatcacheError for another word than those of `POOLS`, or for a class token that is not there."""
+    if how not in POOLS:
+        raise FeatcacheError(f"pool {how!r}: expected one of {', '.join(POOLS)}")
+    if how == "cls" and not prefix:
+        raise FeatcacheError(
+            f"{what}: no class token among its tokens; store them with --tap tokens or --tap layer:K:tokens, or take "
+            "another pool"
+        )
+    return how
+
+
+def pool(tokens: Array, how: str, prefix: int = 0) -> Float32:
+    """Pooled tokens (n, D) float32, not normalised.
+
+    Parameters
+    ----------
+    tokens : (n, P, D)
+    how : one of `POOLS`
+    prefix : class and register tokens, which come first; ``cls`` is the first of them, the others leave them out
+
+    Examples
+    --------
+    >>> pool(np.array([[[9.0], [1.0], [2.0]]]), "mean", 1), pool(np.array([[[9.0], [1.0], [2.0]]]), "cls", 1)
+    (array([[1.5]], dtype=float32), array([[9.]], dtype=float32))
+    """
+    check_pool(how, prefix)
+    wide = tokens.astype(np.float32, copy=False)
+    if how == "cls":
+        return wide[:, 0]
+    patches = wide[:, prefix:]
+    if how == "mean":
+        return np.asarray(patches.mean(axis=1, dtype=np.float32))
+    if how == "max":
+        return np.asarray(patches.max(axis=1))
+    powers = np.maximum(patches, np.float32(GEM_LEAST)) ** np.float32(GEM_POWER)
+    return np.asarray(powers.mean(axis=1, dtype=np.float32) ** np.float32(1 / GEM_POWER))
+
+
+def block_rows(shape: Sequence[int], rows: int, itemsize: int = 4) -> int:
+    """Rows of a block of features (N, ...): the given number, or what keeps blocks of tokens small.
+
+    >>> block_rows((50_000, 512), 65_536), block_rows((50_000, 196, 768), 65_536)
+    (50000, 111)
+    """
+    rows = min(rows, shape[0])
+    if len(shape) < 3:
+        return rows
+    return max(1, min(rows, BLOCK_NBYTES // (int(np.prod(shape[1:])) * itemsize)))
+
+
+def feature_shape(store: object) -> tuple[int, ...]:
+    """Shape of the features of one image: (D,), or (P, D) with tokens."""
+    tokens, dim = getattr(store, "tokens", None), int(getattr(store, "dim"))  # noqa: B009 - stores share no class
+    return (dim,) if tokens is None else (int(tokens), dim)
+
+
+class PooledReader(Reader):
+    """Pooled tokens as unit rows (N, D) float16, computed at the first read and kept in memory.
+
+    With ``norm`` they are the lengths (N,) that the rows had before; `scales` are those of the tokens.
+    """
+
+    def __init__(self, tokens: Reader, how: str, prefix: int) -> None:
+        self._tokens, self._how, self._prefix = tokens, how, prefix
+        self._rows: Array | None = None
+        self.lengths = np.empty(0, np.float32)
+        self.spec = replace(tokens.spec, shape=(tokens.spec.shape[0], tokens.spec.shape[2]))
+
+    @property
+    def rows(self) -> Array:
+        """All rows."""
+        if self._rows is None:
+            shape = self._tokens.spec.shape
+            step, found = block_rows(shape, shape[0]), np.empty(self.spec.shape, np.float16)
+            self.lengths = np.empty(shape[0], np.float32)
+            buffer = np.empty((step, *shape[1:]), np.float32)
+            for start in range(0, shape[0], step):
+                stop = min(start + step, shape[0])
+                pooled = pool(self._tokens.read(start, stop, buffer[: stop - start]), self._how, self._prefix)
+                lengths = np.sqrt(np.einsum("nd,nd->n", pooled, pooled))
+                found[start:stop] = pooled / np.where(lengths == 0, 1, lengths)[:, None]
+                self.lengths[start:stop] = lengths
+            self._rows = found
+        return self._rows
+
+    def _read(self, start: int, stop: int, out: Array) -> None:
+        out[...] = self.rows[start:stop]
+
+    def _gather(self, rows: Rows) -> Array:
+        return self.rows[rows]
+
+
+class PooledNorms(Reader):
+    """The lengths (N,) of pooled tokens before they were made unit rows, from those of the images' tokens."""
+
+    def __init__(self, pooled: PooledReader, norms: Reader) -> None:
+        self._pooled, self._norms, self.spec = pooled, norms, norms.spec
+
+    def _read(self, start: int, stop: int, out: Array) -> None:
+        out[...] = self._norms.read(start, stop)
+        if len(self._pooled.rows):
+            out *= self._pooled.lengths[start:stop]
+
+    def _gather(self, rows: Rows) -> Array:
+        whole = self.read(0, self.spec.shape[0])
+        return whole[rows]

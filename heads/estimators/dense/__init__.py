@@ -1,0 +1,1 @@
+"""Heads for features with tokens (N, P, D)."""

@@ -1,0 +1,319 @@
+"""The attentive probe: learned queries pool patch tokens, trained by AdamW on batches read as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from featcache.errors import HeadError
+from featcache.parameters import Count, NotNegative, Positive, Range
+from featcache.processes import checked_device
+from heads.estimators.base import NonlinearClassifier
+from heads.estimators.few_shot.base import validation_folds
+from heads.fitted.attentive import AttentiveHead, attentive_logits
+from heads.fitted.base import label_values
+from heads.fitted.provenance import Provenance
+from heads.rows.samples import Rows, Samples, Selection, as_samples, finite_blocks
+from heads.rows.selection import selection_samples
+from heads.rows.token_batches import TokenBatches
+from heads.solvers.schedule import wise_ft_schedule
+
+EPOCHS, UPDATES = 20, 200
+CLIP = 1.0  # largest norm of the gradient
+WARMUP = 0.1  # share of the updates
+QUERY_SCALE, WEIGHT_SCALE = 0.02, 0.01  # standard deviations of the first parameters
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and standard deviation (D,) of the training tokens, which are standardised by them."""
+
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+
+class Attentive(NonlinearClassifier):
+    """Cross entropy of a linear classifier on tokens that Q learned queries pool, by AdamW.
+
+    With tokens x (P, D) of an image, queries u, values V and class weights W::
+
+        logits = sum over q of W[q] V[q] (sum over p of softmax_p(u[q] . x[p]) x[p]) + b
+
+    This is multi-query cross-attention without a key projection ("efficient probing"); `heads` divides each query into
+    pieces that attend with a share of the D dimensions each, as in multi-head attention. Tokens are standardised by the
+    mean and deviation of each dimension over the training tokens, which is folded into the parameters afterwards.
+
+    Parameters
+    ----------
+    queries : Q
+    heads : pieces of each query
+    lr
+        Largest learning rate; of several, the most accurate on the selection split, or else on a held-out fifth of the
+        training rows, is taken (ties by NLL). A tenth of the updates warm up, and a cosine ends at zero.
+    weight_decay : decoupled, times the learning rate; of values and class weights
+    epochs : passes over the rows; None: 20, or as many as make 200 updates of a small set
+    batch_size : images per update
+    device : where batches are computed, such as ``cuda``; None: where the rows are
+    seed : of the first parameters and of the order of the rows
+
+    Attributes
+    ----------
+    lr_ : float
+        The chosen learning rate.
+    losses_ : (epochs,) float64
+        Mean loss of the updates of each epoch, in nats.
+    head_, classes_, classnames_, n_features_in_, provenance_
+
+    Notes
+    -----
+    Batches of a store are read as they are needed: memory holds one, and the disk is read once an epoch. Features
+    (N, D) count as one token an image, which makes the head a linear probe. It is trained in float32.
+
+    References
+    ----------
+    Psomas et al. 2026, "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency"
+    (arXiv 2506.10178).
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.integers(0, 2, 200)
+    >>> X = rng.normal(size=(200, 9, 6))
+    >>> X[np.arange(200), rng.integers(0, 9, 200)] = np.where(y, 5.0, -5.0)[:, None]   # one of nine tokens tells
+    >>> Attentive(queries=2, lr=1e-2, batch_size=50).fit(X, y).score(X, y) > 0.95
+    True
+    """
+
+    name = "attentive"
+    takes_tokens = True
+
+    head_: AttentiveHead
+    lr_: float
+    losses_: NDArray[np.float64]
+
+    def __init__(
+        self,
+        queries: Count = 32,
+        heads: Count = 1,
+        lr: Positive | Sequence[Positive] = 1e-3,
+        weight_decay: NotNegative = 0.1,
+        epochs: Count | None = None,
+        batch_size: Count = 128,
+        device: str | None = None,
+        seed: Annotated[int, Range(0)] = 0,
+    ) -> None:
+        self.queries = queries
+        self.heads = heads
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.device = device
+        self.seed = seed
+
+    def fit(
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
+        """Fit on arrays, tensors or an image store, with tokens (N, P, D) or without.
+
+        Parameters
+        ----------
+        X : image store, or array-like (N, P, D) or (N, D)
+        y : labels (N,), with arrays
+        selection : store, or ``(X, y)``, on which the learning rate is chosen
+        classnames : with arrays: the C names; y then holds class indices, and classes may have no row
+
+        Raises
+        ------
+        HeadError
+            For fewer than two classes, NaN or infinite features (naming rows), parameters out of range, or a loss that
+            is not finite.
+        MismatchError
+            If the selection store belongs to another encoder or class list.
+        """
+        rates = self._checked()
+        samples = as_samples(X, y, classnames=classnames, tokens=True)
+        self._set_classes(samples)
+        validation = None if selection is None else selection_samples(selection, samples, tokens=True)
+        for _ in () if validation is None else validation.blocks():
+            pass  # refuses features that are not finite
+        scaling, rows = scaling_of(samples), TokenBatches(samples, self.device)
+        everything = np.arange(len(rows))
+        trained = [self._train(rate, rows, everything, scaling) for rate in rates]
+        best, how = self._choice(rates, trained, rows, scaling, validation)
+        self.lr_, self.losses_ = rates[best], trained[best][1]
+        names = ("queries", "heads", "weight_decay", "batch_size", "seed")
+        params = {name: getattr(self, name) for name in names}
+        params |= {"epochs": len(self.losses_), "lr": self.lr_, "selection": how}
+        self._path_record = self._provenance(dict(params), samples.store)
+        self.provenance_ = self._provenance(params, samples.store, None if validation is None else validation.store)
+        self._path = [
+            (rate, self._head(arrays, self._path_record)) for rate, (arrays, _) in zip(rates, trained, strict=True)
+        ]
+        self.head_ = self._head(trained[best][0], self.provenance_)
+        return self
+
+    def path_heads(self) -> list[AttentiveHead]:
+        """The head of every learning rate."""
+        self.frozen()
+        return [head.renamed(f"{self.name} lr={rate:g}", lr=rate) for rate, head in self._path]
+
+    def _head(self, arrays: Sequence[NDArray[np.float32]], record: Provenance) -> AttentiveHead:
+        return AttentiveHead(*arrays, self.classnames_, self.name, record, label_values(self.classes_))
+
+    def _checked(self) -> list[float]:
+        """The learning rates, ascending."""
+        rates: list[float] = np.unique(np.asarray(self.lr, np.float64)).tolist()
+        counts = self.queries, self.heads, self.batch_size, 1 if self.epochs is None else self.epochs
+        if not rates or not all(np.isfinite(rate) and rate > 0 for rate in rates):
+            raise HeadError(f"lr is {self.lr!r}, expected positive numbers")
+        if not (np.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise HeadError(f"weight_decay is {self.weight_decay!r}, expected a number from 0")
+        if min(counts) < 1:
+            raise HeadError(
+                f"queries={self.queries}, heads={self.heads}, epochs={self.epochs} and batch_size={self.batch_size}; "
+                "expected at least 1 of each"
+            )
+        if self.device is not None:
+            checked_device(self.device)
+        return rates
+
+    def _choice(
+        self,
+        rates: Sequence[float],
+        trained: Sequence[_Trained],
+        rows: TokenBatches,
+        scaling: Scaling,
+        validation: Samples | None,
+    ) -> tuple[int, str]:
+        """Position of the best learning rate, and what chose it."""
+        if len(rates) == 1:
+            return 0, "given"
+        if validation is not None:
+            held_out = TokenBatches(validation, self.device)
+            return self._best(trained, held_out, np.arange(len(held_out))), "split"
+        folds = validation_folds(rows.labels, len(self.classnames_))
+        if folds is None:
+            return int(np.argmin([losses[-1] for _, losses in trained])), "none"
+        kept, scored = np.flatnonzero(folds[0] != 0), np.flatnonzero((folds[0] == 0) & folds[1])
+        return self._best([self._train(rate, rows, kept, scaling) for rate in rates], rows, scored), "held-out fifth"
+
+    def _best(self, trained: Sequence[_Trained], rows: TokenBatches, which: NDArray[np.int64]) -> int:
+        """Position of the most accurate on some rows; ties go to the lower NLL."""
+        found = []
+        for arrays, _ in trained:
+            parameters = [torch.from_numpy(values).to(rows.device) for values in arrays]
+            hits, nll = 0, 0.0
+            with torch.inference_mode():
+                for tokens, labels in rows.batches(which, int(self.batch_size)):
+                    logits = attentive_logits(tokens, *parameters)
+                    hits += int((logits.argmax(dim=1) == labels).sum())
+                    nll += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            found.append((-hits, nll))
+        return min(range(len(found)), key=found.__getitem__)
+
+    def _train(self, lr: float, rows: TokenBatches, which: NDArray[np.int64], scaling: Scaling) -> _Trained:
+        """Folded parameters, and the mean loss of every epoch, of training on some rows."""
+        probe = _Probe(self, scaling, rows.device)
+        per_epoch = -(-len(which) // int(self.batch_size))
+        epochs = max(EPOCHS, -(-UPDATES // per_epoch)) if self.epochs is None else int(self.epochs)
+        total = per_epoch * epochs
+        decayed = {"params": [probe.values, probe.weights], "weight_decay": float(self.weight_decay)}
+        others = {"params": [probe.queries, probe.bias], "weight_decay": 0.0}
+        optimizer = torch.optim.AdamW([decayed, others], lr=lr)
+        losses, step = np.zeros((epochs, per_epoch)), 0
+        self.progress.start(f"attentive probe, lr {lr:g}", total, 0)
+        for epoch in range(epochs):
+            order = np.random.default_rng([int(self.seed), epoch]).permutation(which)
+            for place, (tokens, labels) in enumerate(rows.batches(order, int(self.batch_size))):
+                logits = attentive_logits(probe.standardised(tokens), *probe.parameters())
+                loss = torch.nn.functional.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(probe.trained, CLIP)
+                for group in optimizer.param_groups:
+                    group["lr"] = wise_ft_schedule(step, lr, int(WARMUP * total), total)
+                optimizer.step()
+                losses[epoch, place], step = loss.detach(), step + 1
+                self.progress.advance(1)
+        self.progress.finish()
+        arrays, means = probe.folded(), losses.mean(axis=1)
+        if not all(np.isfinite(values).all() for values in (means, *arrays)):
+            raise HeadError(f"training at lr {lr:g} diverged: a loss or a parameter is not finite; take a smaller lr")
+        return arrays, means
+
+
+_Trained = tuple[list[NDArray[np.float32]], NDArray[np.float64]]
+
+
+class _Probe:
+    """The parameters while they are trained, on standardised tokens."""
+
+    def __init__(self, head: Attentive, scaling: Scaling, device: torch.device) -> None:
+        queries, pieces, dim = int(head.queries), int(head.heads), head.n_features_in_
+        width = -(-dim // (queries * pieces))
+        generator = torch.Generator().manual_seed(int(head.seed))
+
+        def drawn(scale: float, *shape: int) -> Tensor:
+            return (torch.randn(*shape, generator=generator) * scale).to(device).requires_grad_()
+
+        self.queries = drawn(QUERY_SCALE, queries, 1, dim)
+        self.values = drawn(dim**-0.5, queries * pieces, width, dim)
+        self.weights = drawn(WEIGHT_SCALE, len(head.classnames_), queries * pieces, width)
+        self.bias = torch.zeros(len(head.classnames_), device=device, requires_grad=True)
+        self.trained = [self.queries, self.values, self.weights, self.bias]
+        # Which dimensions each piece of a query attends with, and the factor of multi-head attention.
+        piece = torch.arange(dim) * pieces // dim
+        self._mask = (piece == torch.arange(pieces)[:, None]).float().to(device) * (dim / pieces) ** -0.5
+        self._scaling = scaling
+        self._mean = torch.from_numpy(scaling.mean).float().to(device)
+        self._deviation = torch.from_numpy(scaling.deviation).float().to(device)
+
+    def standardised(self, tokens: Tensor) -> Tensor:
+        """Tokens (n, P, D) of zero mean and unit deviation in each dimension."""
+        return (tokens - self._mean) / self._deviation
+
+    def parameters(self) -> list[Tensor]:
+        """The arguments of `attentive_logits`: each piece of a query is a query."""
+        return [(self.queries * self._mask).flatten(0, 1), self.values, self.weights, self.bias]
+
+    def folded(self) -> list[NDArray[np.float32]]:
+        """The same for tokens as they are: the mean shifts all scores of a query alike, and moves the bias."""
+        found = [value.detach().cpu().double().numpy() for value in self.parameters()]
+        queries, values, weights, bias = found
+        queries, values = queries / self._scaling.deviation, values / self._scaling.deviation
+        shift = np.einsum("cqe,qe->c", weights, values @ self._scaling.mean)
+        return [value.astype(np.float32) for value in (queries, values, weights, bias - shift)]
+
+
+def scaling_of(samples: Samples) -> Scaling:
+    """Mean and deviation of each dimension over all tokens, in one pass and float64; 1 for a deviation of zero.
+
+    Raises
+    ------
+    HeadError
+        For features that are not finite, naming rows, or where there is no row.
+    """
+    total = squares = np.zeros(samples.dim)
+    count = 0
+    for features, _ in finite_blocks(samples.blocks):
+        tokens = features.reshape(-1, samples.dim).astype(np.float64)
+        total, squares = total + tokens.sum(axis=0), squares + np.einsum("nd,nd->d", tokens, tokens)
+        count += len(tokens)
+    if not count:
+        raise HeadError("there is no valid row to fit on; encode images that can be read")
+    mean = total / count
+    variance = squares / count - mean**2
+    floor = 1e-12 * max(float(np.max(squares / count)), np.finfo(np.float64).tiny)
+    return Scaling(mean, np.sqrt(np.where(variance > floor, variance, 1.0)))

@@ -1,0 +1,131 @@
+"""The attentive head: learned queries pool the tokens of an image, and a linear classifier reads the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from featcache.errors import HeadError
+from featcache.store.tokens import block_rows
+from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.file_format import Tensors
+from heads.fitted.provenance import Json, Provenance
+from heads.rows.samples import Array, to_numpy
+
+Float32 = NDArray[np.float32]
+
+
+def attentive_logits(tokens: Tensor, queries: Tensor, values: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    """Logits (n, C) of tokens (n, P, D).
+
+    With Q queries ``u`` (Q, D), values ``V`` (Q, E, D), class weights ``W`` (C, Q, E) and bias ``b`` (C,)::
+
+        a[n, q] = softmax over p of (u[q] . x[n, p])
+        logits[n, c] = sum over q of W[c, q] . V[q] (sum over p of a[n, q, p] x[n, p]) + b[c]
+
+    Tokens are pooled before the values are applied, which is the same by linearity and costs E times P less.
+
+    Examples
+    --------
+    >>> one = torch.ones
+    >>> attentive_logits(one(1, 4, 2), one(3, 2), one(3, 1, 2), one(5, 3, 1), torch.zeros(5))[0].tolist()
+    [6.0, 6.0, 6.0, 6.0, 6.0]
+    """
+    attention = torch.softmax(tokens @ queries.T, dim=1)
+    pooled = attention.transpose(1, 2) @ tokens
+    return torch.einsum("nqd,qed->nqe", pooled, values).flatten(1) @ weights.flatten(1).T + bias
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentiveHead(LogitHead):
+    """See `attentive_logits`; features (n, D) without tokens count as one token each.
+
+    Attributes
+    ----------
+    queries : (Q, D) float32
+    values : (Q, E, D) float32
+    weights : (C, Q, E) float32
+    bias : (C,) float32
+    classes : (C,) the label values that `predict` returns; None for class indices
+    """
+
+    kind: ClassVar[str] = "attentive"
+    settings: ClassVar[Mapping[str, object]] = {}
+    tensors: ClassVar[Mapping[str, str]] = {"queries": "fQD", "values": "fQED", "weights": "fCQE", "bias": "fC"}
+    takes_tokens: ClassVar[bool] = True
+
+    queries: Float32
+    values: Float32
+    weights: Float32
+    bias: Float32
+    classnames: tuple[str, ...]
+    name: str = "attentive"
+    provenance: Provenance = field(default_factory=Provenance, repr=False)
+    classes: Array | None = field(default=None, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return int(self.queries.shape[1])
+
+    def logits(self, X: ArrayLike) -> Float32:
+        """Logits (n, C) of tokens (n, P, D), or of features (n, D); float32, a block of bounded size at a time."""
+        tokens = as_token_array(X, self.dim, self.name)
+        parameters = [torch.from_numpy(values) for values in (self.queries, self.values, self.weights, self.bias)]
+        out = np.empty((len(tokens), len(self.classnames)), np.float32)
+        step = block_rows(tokens.shape, len(tokens)) if len(tokens) else 1
+        with torch.inference_mode():
+            for start in range(0, len(tokens), step):
+                block = torch.from_numpy(np.ascontiguousarray(tokens[start : start + step], np.float32))
+                out[start : start + step] = attentive_logits(block, *parameters).numpy()
+        return out
+
+    def attention(self, X: ArrayLike) -> Float32:
+        """Where the queries look: (n, Q, P), each row over the tokens sums to 1."""
+        tokens = torch.from_numpy(np.ascontiguousarray(as_token_array(X, self.dim, self.name), np.float32))
+        found: Float32 = torch.softmax(tokens @ torch.from_numpy(self.queries).T, dim=1).transpose(1, 2).numpy()
+        return found
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The head over some classes only; their logits do not change."""
+        index = positions_of(class_subset, self)
+        names = tuple(self.classnames[i] for i in index.tolist())
+        classes = values_at(self.classes, index)
+        return replace(self, weights=self.weights[index], bias=self.bias[index], classnames=names, classes=classes)
+
+    def with_temperature(self, temperature: float) -> Self:
+        """Class weights and bias divided by a positive temperature."""
+        scale = np.float32(checked_temperature(temperature))
+        record = self.provenance.cooled(temperature)
+        return replace(self, weights=self.weights / scale, bias=self.bias / scale, provenance=record)
+
+    def to_file(self) -> tuple[Tensors, Json]:
+        """All parameters."""
+        return {"queries": self.queries, "values": self.values, "weights": self.weights, "bias": self.bias}, {}
+
+    @classmethod
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+        """The head of `to_file`."""
+        return cls(*(np.ascontiguousarray(tensors[name], np.float32) for name in cls.tensors), **common)
+
+
+def as_token_array(X: ArrayLike, dim: int, name: str) -> NDArray[np.floating]:
+    """Features as tokens (n, P, D).
+
+    Raises
+    ------
+    HeadError
+        For another number of axes, or another width.
+    """
+    features = to_numpy(X)
+    if features.ndim not in (2, 3):
+        raise HeadError(f"head {name!r} takes features (n, P, {dim}) or (n, {dim}), got {features.shape}")
+    if features.shape[-1] != dim:
+        raise HeadError(f"X has {features.shape[-1]} features, but {name} is expecting {dim} features as input")
+    return features if features.ndim == 3 else features[:, None]
