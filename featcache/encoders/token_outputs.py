@@ -6,12 +6,14 @@ convolutional map (B, C, H, W) are H x W tokens of width C.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from featcache.encoders.base import TokenShape
 
+Model: TypeAlias = Any
+"""Models of other libraries, and what they return."""
 PATCH, TOKENS = "patch", "tokens"
 LAST = "last"
 """Among computed outputs: what a timm model's ``forward_features`` returned."""
@@ -37,7 +39,7 @@ class Layers:
     tokens_first: bool = False
 
 
-def layers_of(visual: Any) -> Layers | None:
+def layers_of(visual: Model) -> Layers | None:
     """The layers of an open_clip image tower, or of a timm model; None where they are not known."""
     trunk = getattr(visual, "trunk", visual)  # open_clip's TimmModel holds one
     if hasattr(trunk, "transformer") and hasattr(trunk, "ln_post"):
@@ -66,7 +68,7 @@ def as_tokens(values: Tensor, *, channels_last: bool = False) -> Tensor:
     return values
 
 
-def with_tokens(visual: Any, compute: Callable[[], dict[str, Tensor]], wanted: Iterable[str]) -> dict[str, Tensor]:
+def with_tokens(visual: Model, compute: Callable[[], dict[str, Tensor]], wanted: Iterable[str]) -> dict[str, Tensor]:
     """What `compute` returns, and the wanted outputs with tokens, each (B, P, D), from that one pass of `visual`.
 
     The last tokens are those under `LAST`, if `compute` returns some.
@@ -80,7 +82,7 @@ def with_tokens(visual: Any, compute: Callable[[], dict[str, Tensor]], wanted: I
     numbered = [(number, layers.modules[number]) for number in sorted(needed)]
     for number, module in numbered + ([(-1, layers.last)] if layers.last is not None else []):
 
-        def keep(_module: nn.Module, _inputs: object, output: Any, number: int = number) -> None:
+        def keep(_module: nn.Module, _inputs: object, output: Model, number: int = number) -> None:
             caught[number] = output[0] if isinstance(output, tuple) else output
 
         hooks.append(module.register_forward_hook(keep))
@@ -103,7 +105,7 @@ def _output(name: str, layers: Layers, caught: dict[int, Tensor], last: Tensor) 
     return tokens if name == TOKENS or name.endswith(f":{TOKENS}") else tokens[:, layers.prefix :]
 
 
-def token_shapes(visual: Any, run: Callable[[Sequence[str]], Mapping[str, Any]]) -> dict[str, TokenShape]:
+def token_shapes(visual: Model, run: Callable[[Sequence[str]], Mapping[str, Model]]) -> dict[str, TokenShape]:
     """The outputs with tokens of a vision model, by name; `run` computes some of them for one image."""
     layers = layers_of(visual)
     if layers is None:

@@ -112,7 +112,8 @@ class AttentiveHead(LogitHead):
     @classmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
         """The head of `to_file`."""
-        return cls(*(np.ascontiguousarray(tensors[name], np.float32) for name in cls.tensors), **common)
+        queries, values, weights, bias = (np.ascontiguousarray(tensors[name], np.float32) for name in cls.tensors)
+        return cls(queries, values, weights, bias, **common)
 
 
 def as_token_array(X: ArrayLike, dim: int, name: str) -> NDArray[np.floating]:

@@ -35,12 +35,13 @@ class TokenBatches:
         on_device, source = device_rows(samples), samples.source
         self.device = torch.device(device or ("cpu" if on_device is None else on_device[0].device))
         self._fetch: FETCH
+        self.labels: Labels
         if on_device is not None:
             features, self.labels = on_device[0], samples.labels()
             self._fetch = lambda rows: features[torch.from_numpy(rows).to(features.device)]
         elif not isinstance(source, tuple) and hasattr(source, "gather"):
             valid, gather = np.flatnonzero(source.valid), source.gather  # type: ignore[attr-defined]  # a FeatureTable
-            self.labels: Labels = np.asarray(source.labels)[valid]  # type: ignore[attr-defined]
+            self.labels = np.asarray(source.labels)[valid]  # type: ignore[attr-defined]
             self._fetch = lambda rows: torch.from_numpy(np.asarray(gather(valid[rows])))
         else:
             held, labels = gathered(samples)

@@ -170,7 +170,9 @@ class Attentive(NonlinearClassifier):
         return [head.renamed(f"{self.name} lr={rate:g}", lr=rate) for rate, head in self._path]
 
     def _head(self, arrays: Sequence[NDArray[np.float32]], record: Provenance) -> AttentiveHead:
-        return AttentiveHead(*arrays, self.classnames_, self.name, record, label_values(self.classes_))
+        queries, values, weights, bias = arrays
+        classes = label_values(self.classes_)
+        return AttentiveHead(queries, values, weights, bias, self.classnames_, self.name, record, classes)
 
     def _checked(self) -> list[float]:
         """The learning rates, ascending."""

@@ -67,7 +67,8 @@ def test_standardising_is_folded_into_the_parameters() -> None:
     probe = _Probe(estimator, scaling, torch.device("cpu"))
     with torch.no_grad():
         plain = attentive_logits(probe.standardised(torch.from_numpy(X)), *probe.parameters()).numpy()
-    folded = AttentiveHead(*probe.folded(), ("a", "b", "c", "d")).logits(X)
+    queries, values, weights, bias = probe.folded()
+    folded = AttentiveHead(queries, values, weights, bias, ("a", "b", "c", "d")).logits(X)
     np.testing.assert_allclose(folded, plain, atol=1e-5)
 
 
