@@ -516,12 +516,41 @@ def flat(scratch: Scratch) -> None:
 
 
 @need
+def lists(scratch: Scratch) -> None:
+    """``train.txt`` and ``test.txt`` beside pets."""
+    pets(scratch)
+    for split in ("train", "test"):
+        files = sorted((scratch.base / "pets" / split).glob("*/*.png"))
+        lines = [f"{file.relative_to(scratch.base)} {file.parent.name}\n" for file in files]
+        (scratch.base / f"{split}.txt").write_text("".join(lines))
+
+
+@need
+def npz(scratch: Scratch) -> None:
+    """Features of two classes in ``train.npz`` and ``test.npz``."""
+    chance = np.random.default_rng(0)
+    for split in ("train", "test"):
+        labels = np.arange(40) % 2
+        features = chance.standard_normal((40, 8)) + 3 * labels[:, None] * np.eye(8)[0]
+        np.savez(scratch.base / f"{split}.npz", features=features.astype(np.float32), labels=labels)
+
+
+@need
+def shards(scratch: Scratch) -> None:
+    """A folder of shards that are named by their split."""
+    for split, first in (("train", 0), ("test", 100)):
+        for number in range(2):
+            shard(scratch.base / "shards" / f"{split}-{number:06d}.tar", first + 10 * number)
+
+
+@need
 def python_held(scratch: Scratch) -> None:
     """A live Hugging Face data set, pictures with names, and a network."""
     import datasets
     from torchvision import transforms
 
     import featcache
+    import heads
 
     pictures, names = [Image.open(io.BytesIO(png(number))) for number in range(8)], [*CATS] * 4
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=CATS))
@@ -531,7 +560,14 @@ def python_held(scratch: Scratch) -> None:
     def mnist(root: str, train: bool) -> list[tuple[Image.Image, int]]:
         return [(picture, row % 2) for row, picture in enumerate(pictures)]
 
-    scratch.names |= {"featcache": featcache, "dataset": dataset, "MNIST": mnist, "pictures": pictures, "names": names}
+    scratch.names |= {
+        "featcache": featcache,
+        "heads": heads,
+        "dataset": dataset,
+        "MNIST": mnist,
+        "pictures": pictures,
+        "names": names,
+    }
     scratch.names |= {"network": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))}
     scratch.names["transform"] = transforms.Compose(steps)
 

@@ -72,6 +72,17 @@ def blocks(page: Path) -> Iterator[Block]:
     assert not directive, f"{page.name}: the last directive has no block"
 
 
+def jobs(page: Path) -> dict[str, Block]:
+    """The blocks of README's fifteen jobs, by the bold heading above each."""
+    found: dict[str, Block] = {}
+    lines = page.read_text().splitlines()
+    for block in blocks(page):
+        headings = [line for line in lines[: block.line] if re.match(r"\*\*[0-9]+\. |## ", line)]
+        if headings and headings[-1].startswith("**"):
+            found[headings[-1].split("**")[1]] = block
+    return found
+
+
 def _block(page: Path, line: int, language: str, text: str, directive: str) -> Block:
     said = dict(word.partition("=")[::2] for word in shlex.split(directive))
     where = f"{page.name}:{line}"
@@ -96,3 +107,6 @@ def commands(block: Block) -> list[Command]:
             continue
         continued = line.endswith("\\")
     return [Command(line, output) for line, output in found]
+
+
+JOBS = jobs(ROOT / "README.md")

@@ -56,7 +56,7 @@ def fit_both(cli: Any) -> None:
 def test_the_six_lines_of_the_readme(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATCACHE_ROOT", str(root))
     text = (ROOT / "README.md").read_text()
-    block = text.partition("```python\n")[2].partition("```")[0]
+    block = text.partition("## In Python\n")[2].partition("```python\n")[2].partition("```")[0]
     assert len([line for line in block.splitlines() if line.strip()]) <= 7  # six and the import
     scope: dict[str, Any] = {}
     exec(block, scope)

@@ -116,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FeatcacheError as error:
         return _report(error, str(error), error.exit_code, as_json)
     except Terminated as ended:
-        return _report(ended, f"ended by {ended.signal.name}: {INTERRUPTED}", SIGNALLED + ended.signal, as_json)
+        return _report(ended, f"ended by {ended.signal.name}: {_left(ended)}", SIGNALLED + ended.signal, as_json)
     except KeyboardInterrupt as error:
-        return _report(error, f"interrupted: {INTERRUPTED}", SIGNALLED + signal.SIGINT, as_json)
+        return _report(error, f"interrupted: {_left(error)}", SIGNALLED + signal.SIGINT, as_json)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():  # `| head` has seen enough
             return SIGNALLED + signal.SIGPIPE
@@ -137,6 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "can't start new thread")
 """What torch and Python say in a RuntimeError where there is no memory."""
+
+
+def _left(stopped: KeyboardInterrupt) -> str:
+    """What a run that was stopped says of itself."""
+    return "; ".join(getattr(stopped, "__notes__", ())) or INTERRUPTED
 
 
 def _need(error: Exception) -> str:

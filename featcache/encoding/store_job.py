@@ -241,8 +241,18 @@ class StoreJob(ABC, Generic[S]):
         self.before(writer)
         try:
             return self._run(outputs)
+        except KeyboardInterrupt as stopped:
+            stopped.add_note(self._kept(outputs))
+            raise
         finally:
             self._claims.release_all()
+
+    def _kept(self, outputs: "Outputs") -> str:
+        """What a run that was stopped leaves: rows of whole chunks."""
+        spec, pending = outputs.store.rows_spec, outputs.pending()
+        kept = self.n_rows - sum(len(spec.rows_of(chunk)) for chunk in pending)
+        rest = f"; rows are written in chunks of {spec.chunk_rows:,} (--chunk-rows)" if self.n_rows > kept else ""
+        return f"{self.what}: {kept:,} of {self.n_rows:,} rows are kept{rest}; run the same command again to go on"
 
     def before(self, writer: StoreWriter) -> None:
         """Called before chunks are made: the place to drop those that must be made again."""

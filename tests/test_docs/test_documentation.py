@@ -1,102 +1,33 @@
 """Every fenced block of README.md and docs/ is run as it is printed: see `docs_pages` for the directives."""
 
-import doctest
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from docs_needs import NEEDS, Scratch
-from docs_pages import LANGUAGES, PAGES, ROOT, Block, Command, blocks, commands
+from docs_pages import JOBS, LANGUAGES, PAGES, ROOT, Block, Command, blocks, commands
+from docs_run import run, run_block, scratch
 
-from featcache.cli.main import VERBS, Parser, main
-from featcache.store.places import local
+from featcache.cli.main import VERBS, Parser
 
+__all__ = ["scratch"]  # a fixture
 MOST_SKIPPED = 0
-OUTPUT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 ALL = [block for page in PAGES for block in blocks(page)]
 RUN = [
     pytest.param(block, id=block.name, marks=[pytest.mark.nightly] if block.nightly else [])
     for block in ALL
-    if block.language and not block.skip
+    if block.language and not block.skip and block not in JOBS.values()  # these run in tests/test_jobs
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-@pytest.fixture
-def scratch(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Scratch]:
-    """A folder as a reader has it: stores go to ./cache."""
-    base = tmp_path / "work"
-    (base / "home").mkdir(parents=True)
-    monkeypatch.chdir(base)
-    monkeypatch.delenv("FEATCACHE_ROOT")
-    monkeypatch.setenv("HOME", str(base / "home"))
-    monkeypatch.setattr(local, "synced", False)
-    with ExitStack() as later:
-        yield Scratch(base, tmp_path_factory.getbasetemp() / "shared-digits", monkeypatch, later)
 
 
 @pytest.mark.filterwarnings("default")  # a reader sees warnings, and goes on
 @pytest.mark.parametrize("block", RUN)
 def test_the_block_runs(block: Block, scratch: Scratch, capfd: pytest.CaptureFixture[str]) -> None:
-    for name in block.needs:
-        NEEDS[name](scratch)
-    text = block.text
-    for old, new in scratch.replace.items():
-        text = text.replace(old, new)
-    if block.language == "python":
-        exec(compile(text, block.name, "exec"), dict(scratch.names))
-    elif block.language == "toml":
-        (scratch.base / "sweep.toml").write_text(text)
-        assert main(["sweep", "--file", "sweep.toml"]) == 0
-    else:
-        shown = Block(block.page, block.line, block.language, text)
-        for command in commands(shown):
-            run(command, block.name, scratch, capfd)
-
-
-def run(command: Command, where: str, scratch: Scratch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Run one command as a shell would, and compare what it prints with what the page shows."""
-    words = shlex.split(os.path.expandvars(command.line), comments=True)
-    capfd.readouterr()
-    code = PROGRAMS[words[0]](words[1:], scratch)
-    said = capfd.readouterr()
-    assert code == 0, f"{where}: $ {command.line}\n{said.err}"
-    if command.output:
-        assert doctest.OutputChecker().check_output(command.output, said.out, OUTPUT), f"{where}: got\n{said.out}"
-
-
-def featcache(words: list[str], scratch: Scratch) -> int:
-    return main(words)
-
-
-def export(words: list[str], scratch: Scratch) -> int:
-    for word in words:
-        name, _, value = word.partition("=")
-        scratch.patch.setenv(name, value)
-    return 0
-
-
-def torchrun(words: list[str], scratch: Scratch) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}).returncode
-
-
-def make(words: list[str], scratch: Scratch) -> int:
-    """The target exists; what it does is tested elsewhere, or is the tests."""
-    return subprocess.run(["make", "--dry-run", *words], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
-
-
-PROGRAMS = {"featcache": featcache, "export": export, "torchrun": torchrun, "make": make}
-"""What a command may begin with; a benchmark or another program gets a line here."""
+    run_block(block, scratch, capfd)
 
 
 def test_every_fence_has_a_language_that_is_run_or_none() -> None:

@@ -40,13 +40,14 @@ def test_encode_gives_its_claims_back(tmp_path: Path, number: signal.Signals, co
     out, said = run.communicate(timeout=60)
     assert run.returncode == code
     assert out == ""
+    done = len(list(tmp_path.glob("cache/images/*/*/done/*.json")))
     assert said.splitlines()[-1] == (
-        f"featcache: Terminated: ended by {number.name}: what was finished is kept; run the same command again to go on"
+        f"featcache: Terminated: ended by {number.name}: pictures/all with tiny: {2 * done} of 120 rows are kept; "
+        "rows are written in chunks of 2 (--chunk-rows); run the same command again to go on"
     )
     assert "Traceback" not in said
     assert not list(tmp_path.glob("cache/images/*/*/claims/*"))
     assert not list(tmp_path.rglob("*.partial"))
-    done = len(list(tmp_path.glob("cache/images/*/*/done/*.json")))
     assert 2 <= done < 60
     assert main([*words]) == 0
 
