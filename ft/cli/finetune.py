@@ -46,6 +46,10 @@ HELP = {
     "clip": "largest norm of the gradient",
     "layer_decay": "factor on the learning rate for each layer further from the output",
     "freeze_layers": "number of layers at the input of the image tower that are not trained, counting the embedding",
+    "lora_rank": "rank of a low-rank update that is trained instead of the towers (LoRA); checkpoints hold the sum",
+    "lora_alpha": "factor on the update, times 1/rank (default: the rank)",
+    "lora_tower": "towers with an update",
+    "lora_targets": "matrices with an update: query, key, value, out (of attention), mlp",
     "batch_norm": "batch normalisation uses and updates batch statistics (ResNets)",
     "precision": "of the towers' matrix products",
     "compile": "torch.compile of the image tower",
@@ -104,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             _add_flag(parser, option.name, kinds[option.name], option.default)
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: Any) -> None:
+def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: object) -> None:
     """The flag of an option; without it, the recipe's value is used, then the option's default."""
     flag, text = f"--{name.replace('_', '-')}", HELP.get(name, name.replace("_", " "))
     shown = "" if default in (None, (), "") or "default:" in text else f" (default: {default})"
@@ -173,7 +177,7 @@ def _pair(text: str) -> tuple[str, str]:
     return name, other
 
 
-def _record(result: FinetuneResult) -> dict[str, Any]:
+def _record(result: FinetuneResult) -> dict[str, object]:
     return {
         "steps": result.steps,
         "last": str(result.last),

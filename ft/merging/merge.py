@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from featcache import __version__
 from featcache.encoders.openclip import OpenClipEncoder
@@ -71,7 +70,7 @@ def merge(
     if "base" in needs and base is None:
         raise TrainingError(f"{method} starts from the model that the others were fine-tuned from; give it (--base)")
     files = [weights_of(parent, name) for name in models]
-    ingredients: dict[str, Any] = {}
+    ingredients: dict[str, object] = {}
     if "fishers" in needs:
         _check_number(method, "Fisher files (--fisher)", len(fishers), len(models))
         ingredients["fishers"] = [tower_part(read_state(path)) for path in fishers]
@@ -135,7 +134,7 @@ def merge_heads(
     needs = needs_of(method)
     if "base" in needs and base is None:
         raise TrainingError(f"{method} starts from the base's head; give it first, as in --heads START A B")
-    ingredients: dict[str, Any] = {
+    ingredients: dict[str, object] = {
         "states": [head_state(head) for head in heads],
         "base": None if base is None else head_state(base),
         "fishers": [head_part(found) for found in fishers],

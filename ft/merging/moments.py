@@ -9,7 +9,6 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +47,12 @@ class InputMoments(TorchFunctionMode):
         self.names, self.sums = names, dict[str, torch.Tensor]()
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         """Add what a layer is about to read; the result is that of the function."""
         kwargs = kwargs or {}
         if func is F.linear:
@@ -57,21 +60,22 @@ class InputMoments(TorchFunctionMode):
         elif func in PRODUCTS and len(args) > 1:
             self.add(args[1], 0, args[0])
         elif func is F.multi_head_attention_forward:
-            self._add_attention(func, ATTENTION.bind(*args, **kwargs).arguments)
+            self._add_attention(ATTENTION.bind(*args, **kwargs).arguments)
         return func(*args, **kwargs)
 
-    def _add_attention(self, func: Callable[..., Any], given: dict[str, Any]) -> None:
+    def _add_attention(self, given: dict[str, torch.Tensor]) -> None:
         query, output = given["query"], given["out_proj_weight"]
-        if given["in_proj_weight"] is not None and query is given["key"] and query is given["value"]:
+        if query is given["key"] and query is given["value"]:
             self.add(given["in_proj_weight"], 1, query)
         # with the identity as its projection, the function returns what the projection reads
         identity = torch.eye(output.shape[1], dtype=query.dtype, device=query.device)
-        self.add(output, 1, func(**given | {"out_proj_weight": identity, "out_proj_bias": None})[0])
+        changed = given | {"out_proj_weight": identity, "out_proj_bias": None}
+        self.add(output, 1, F.multi_head_attention_forward(**changed)[0])  # type: ignore[arg-type]
 
-    def add(self, parameter: Any, axis: int, inputs: torch.Tensor) -> None:
+    def add(self, parameter: object, axis: int, inputs: object) -> None:
         """Add inputs (..., D) of a layer, if it is one of the named ones."""
         name = self.names.get(id(parameter))
-        if name is not None:
+        if name is not None and isinstance(inputs, torch.Tensor):
             rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
             self.sums[f"{name}@{axis}"] = self.sums.get(f"{name}@{axis}", 0) + (rows.T @ rows).double()
 

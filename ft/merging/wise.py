@@ -10,7 +10,6 @@ Heads are merged by the same formula as the weights: in WiSE-FT the classifier i
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ def merged_head(
     alpha: float,
     fishers: Sequence[State] = (),
     floor: float = FISHER_FLOOR,
-) -> tuple[NDArray[Any], NDArray[Any]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights (C, D) and bias (C,) of the head of a merged model, in float64.
 
     Parameters

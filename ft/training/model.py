@@ -15,6 +15,7 @@ from ft.checkpoints.state import State
 from ft.objectives.head import Head
 from ft.regularizers.base import wide
 from ft.training.layers import depths
+from ft.training.lora import adapt, is_factor
 from ft.training.options import FinetuneOptions
 
 Encode: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -37,6 +38,9 @@ class Trainable(nn.Module):
         self.clip: nn.Module = encoder.model
         self.head = None if head is None else head.to(encoder.device)
         self._largest_scale = max(math.log(100.0), float(encoder.model.logit_scale.detach()))
+        if options.lora_rank:
+            scale = (options.lora_alpha or options.lora_rank) / options.lora_rank
+            adapt(encoder.model, options.lora_towers, options.lora_targets, options.lora_rank, scale, options.seed)
         self._choose_trained(options)
         if options.checkpoint_activations:
             encoder.model.set_grad_checkpointing(True)
@@ -57,7 +61,8 @@ class Trainable(nn.Module):
         for name, parameter in self.named_parameters():
             part = part_of(name)
             frozen = options.freeze_layers and part == "image" and layers[name] <= options.freeze_layers
-            parameter.requires_grad_(part in options.train and not frozen)
+            kept = part in options.lora_towers and not is_factor(name)
+            parameter.requires_grad_(part in options.train and not frozen and not kept)
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise TrainingError(f"nothing to train: {', '.join(options.train)} without {options.head!r}")
 

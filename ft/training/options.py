@@ -15,12 +15,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "head_scale": ("folded", "separate"),
     "optimizer": ("adamw", "adam"),
     "schedule": ("wise_ft", "lipsum", "constant"),
+    "lora_tower": ("trained", "image", "text", "both"),
     "precision": ("fp32", "bf16", "fp16"),
     "average": ("none", "ema", "swa"),
     "prior": ("online", "store"),
     "select": ("accuracy", "nll"),
 }
 PARTS = ("image", "text", "head", "logit_scale")
+LORA_TARGETS = ("query", "key", "value", "out", "mlp")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,15 @@ class FinetuneOptions:
         Factor on the learning rate per layer of distance from the output.
     freeze_layers : int
         Image tower: first layers that are not trained (0: none, 1: the embedding and one block).
+    lora_rank : int
+        Train a low-rank update of the towers' matrices instead of the towers (LoRA, see `ft.training.lora`); 0 trains
+        the towers themselves. Checkpoints hold the sum: they are plain models.
+    lora_alpha : float, optional
+        The update is multiplied by alpha / rank; default: the rank.
+    lora_tower : {"trained", "image", "text", "both"}
+        Towers with an update; ``trained`` means those of `train`. A trained tower without one is trained as a whole.
+    lora_targets : tuple of "query", "key", "value", "out", "mlp"
+        Matrices with an update: of attention (out is its output projection), and of the multilayer perceptrons.
     batch_norm : bool
         Use and update batch statistics of trained batch normalisation layers (ResNets); validation and the frozen model
         use running statistics. Not with several processes, micro-batches, or `checkpoint_activations`.
@@ -154,6 +165,10 @@ class FinetuneOptions:
     label_smoothing: float = 0.0
     layer_decay: float = 1.0
     freeze_layers: int = 0
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_tower: str = "trained"
+    lora_targets: tuple[str, ...] = ("query", "key", "value")
     batch_norm: bool = False
     precision: str = "fp32"
     compile: bool = False
@@ -176,8 +191,10 @@ class FinetuneOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        default = ("image", "head") if self.objective == "cross_entropy" else ("image", "text", "logit_scale")
+        towers = {"image": ("image",), "text": ("text",)}.get(self.lora_tower, ("image", "text"))
+        default = ("image", "head") if self.objective == "cross_entropy" else (*towers, "logit_scale")
         object.__setattr__(self, "train", tuple(self.train) or default)
+        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
         object.__setattr__(self, "betas", tuple(self.betas))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise TrainingError(f"betas {list(self.betas)}: expected two numbers in [0, 1)")
@@ -189,13 +206,31 @@ class FinetuneOptions:
                 raise TrainingError(f"{name} {value!r}: expected one of {', '.join(choices)}")
         self._check_numbers()
         self._check_parts()
+        self._check_lora()
+
+    @property
+    def lora_towers(self) -> tuple[str, ...]:
+        """Towers that are trained through a low-rank update alone."""
+        wanted = {"image": ("image",), "text": ("text",)}.get(self.lora_tower, ("image", "text"))
+        return tuple(part for part in wanted if part in self.train) if self.lora_rank else ()
 
     def _check_numbers(self) -> None:
         values = vars(self)
-        for name in ("shots", "epochs", "steps", "batch_size", "accumulate", "lr", "eps", "clip", "log_every"):
+        for name in (
+            "shots",
+            "epochs",
+            "steps",
+            "batch_size",
+            "accumulate",
+            "lr",
+            "eps",
+            "clip",
+            "log_every",
+            "lora_alpha",
+        ):
             if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0):
                 raise TrainingError(f"{name} {values[name]!r}: expected a positive number")
-        counts = ("warmup", "freeze_layers", "eval_every", "save_every", "keep_every", "workers", "seed")
+        counts = ("warmup", "freeze_layers", "lora_rank", "eval_every", "save_every", "keep_every", "workers", "seed")
         for name in ("objective_weight", "weight_decay", *counts):
             if not (math.isfinite(values[name]) and values[name] >= 0):
                 raise TrainingError(f"{name} {values[name]!r}: expected zero or more")
@@ -239,6 +274,27 @@ class FinetuneOptions:
                 "logit_distillation with head 'zeros': the initial model gives every class the same probability, and "
                 "the trained one would be pulled there; expected a head that predicts something: zero_shot, ridge, "
                 "logistic or a file, or take feature_distillation"
+            )
+
+    def _check_lora(self) -> None:
+        wrong = [target for target in self.lora_targets if target not in LORA_TARGETS]
+        if wrong or not self.lora_targets:
+            raise TrainingError(f"lora_targets {wrong}: expected some of {', '.join(LORA_TARGETS)}")
+        if not self.lora_rank:
+            if self.lora_alpha is not None or self.lora_tower != "trained":
+                raise TrainingError("lora_alpha and lora_tower belong to LoRA; give lora_rank too")
+            return
+        wanted = {"trained": (), "both": ("image", "text")}.get(self.lora_tower, (self.lora_tower,))
+        if missing := [tower for tower in wanted if tower not in self.train]:
+            raise TrainingError(
+                f"lora_tower {self.lora_tower}: the {missing[0]} tower is not trained ({', '.join(self.train)}); take "
+                "a tower that is, or the objective contrastive, which trains both"
+            )
+        if not self.lora_towers:
+            raise TrainingError(f"lora_rank {self.lora_rank}: no tower is trained ({', '.join(self.train)}); train one")
+        if "l2sp" in self.regularizers:
+            raise TrainingError(
+                "l2sp pulls parameters to their initial values, which LoRA does not train; leave it out"
             )
 
     @classmethod

@@ -41,7 +41,16 @@ from heads import HEADS, LinearClassifier, LinearHead, ZeroShot
 
 UNTRACKED = ("workers", "log_every", "tensorboard", "prior", "eval_start", "keep_every")
 """Options that change no weight, in a resumed run either."""
-LATER = ("shots", "objective_weight", "eval_templates", "eval_names")
+LATER = (
+    "shots",
+    "objective_weight",
+    "eval_templates",
+    "eval_names",
+    "lora_rank",
+    "lora_alpha",
+    "lora_tower",
+    "lora_targets",
+)
 """Options that older runs did not have."""
 
 PROBES = {name: kind for name, kind in HEADS.items() if issubclass(kind, LinearClassifier) and kind.fits_on == "images"}
