@@ -19,7 +19,7 @@ import heads
 from benchmarks.common import machine_facts, write_json
 from benchmarks.table_heads import SETS, stores_of, zero_shot_head
 from heads import GDA, KNN, Ridge, TipAdapter
-from heads.estimators.few_shot.base import METRICS
+from heads.estimators.base import METRICS
 from heads.evaluation.compare import compare
 
 ALONE: Mapping[str, Mapping[str, Any]] = {

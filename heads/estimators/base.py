@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,12 +13,24 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
+from featcache.parameters import OneOf
 from featcache.progress import Progress, Silent
 from featcache.store.protocol import Encoded, FeatureSource
 from heads.fitted.base import LogitHead, label_values, softmax
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Array, Rows, Samples, as_samples, feature_blocks, is_store, to_numpy
+from heads.rows.samples import Array, Rows, Samples, Selection, as_samples, feature_blocks, is_store, to_numpy
+from heads.rows.selection import selection_samples
+
+METRICS = ("top1", "nll")
+Metric = Annotated[str, OneOf(*METRICS)]
+"""What chooses a hyper-parameter on held-out rows: the lowest NLL, or the best accuracy, on ties by the NLL."""
+
+
+def check_metric(metric: str) -> None:
+    """HeadError for anything but a `Metric`."""
+    if metric not in METRICS:
+        raise HeadError(f"metric is {metric!r}, expected {' or '.join(map(repr, METRICS))}")
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
@@ -74,6 +86,14 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """Write the head to a safetensors file; see `heads.fitted.files.save`."""
         return self.frozen().save(path)
 
+    def _training_rows(
+        self, X: Rows, y: ArrayLike | None, selection: Selection | None, classnames: Sequence[str] | None
+    ) -> tuple[Samples, Samples | None]:
+        """The training rows, whose classes are set, and the selection split, both as `Samples`."""
+        samples = as_samples(X, y, classnames=classnames)
+        self._set_classes(samples)
+        return samples, None if selection is None else selection_samples(selection, samples)
+
     def _set_classes(self, samples: Samples) -> Self:
         self.classes_, self.classnames_ = samples.classes, samples.classnames
         self.n_features_in_ = samples.dim
@@ -95,6 +115,50 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """
         record = Provenance.of_fit(self.name, params, self.classnames_, fitted, chosen, groups).but(**identity)
         return record if parent is None else record.begun_from(parent.provenance)
+
+
+class RowsClassifier(HeadClassifier):
+    """Base of heads that fit on labelled rows alone: a subclass checks its parameters, and fits itself to `Samples`."""
+
+    def fit(
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
+        """Fit on arrays, tensors or an image store.
+
+        Parameters
+        ----------
+        X : image store, or array-like (N, D)
+        y : labels (N,), with arrays
+        selection
+            Store, or ``(X, y)``, on which hyper-parameters are chosen and temperatures fitted; None holds out training
+            rows, as the class says.
+        classnames : with arrays: the C names; y then holds class indices, and classes may have no row
+
+        Raises
+        ------
+        HeadError
+            For fewer than two classes with rows, NaN or infinite features (naming rows), labels or parameters out of
+            range; a prior of another shape.
+        MismatchError
+            If the selection store or a prior belongs to another encoder or class list.
+        MissingExtraError
+            For an optional library that is not installed.
+        """
+        self._check_parameters()
+        self._fit(*self._training_rows(X, y, selection, classnames))
+        return self
+
+    def _check_parameters(self) -> None:
+        """Raise a HeadError for parameters out of range."""
+
+    @abstractmethod
+    def _fit(self, samples: Samples, validation: Samples | None) -> None:
+        """Set the fitted attributes, `provenance_` included."""
 
 
 class LinearClassifier(HeadClassifier):

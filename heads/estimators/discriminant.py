@@ -9,21 +9,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, NamedTuple, Self
+from numbers import Real
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import OneOf, Range
-from heads.estimators.base import LinearClassifier
+from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, check_metric
+from heads.estimators.few_shot.base import best_setting
 from heads.estimators.kept_moments import blocks_in_place, moments_by_fold
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json
-from heads.rows.samples import Rows, Samples, Selection, as_samples, require_finite
-from heads.rows.selection import RowSampler, selection_samples, thinned
+from heads.kernels.tally import stats_of_arrays
+from heads.rows.samples import Samples, require_finite
+from heads.rows.selection import RowSampler, thinned
 from heads.solvers.folds import in_folds, sampled_rows
 from heads.solvers.parallel import Blocks
 from heads.solvers.ridge.moments import Moments
@@ -31,6 +34,8 @@ from heads.solvers.ridge.spectrum import steady_eigh
 from heads.solvers.temperature import fit_temperature
 
 Float = NDArray[np.float64]
+Scored = tuple[list[Float], NDArray[np.integer]]
+"""Scores (n, C) by every candidate, and labels (n,)."""
 
 
 class Solved(NamedTuple):
@@ -41,108 +46,102 @@ class Solved(NamedTuple):
     params: Json
 
 
-class MomentClassifier(LinearClassifier):
+class MomentClassifier(RowsClassifier, LinearClassifier):
     """Base of heads whose weights are a function of `Moments`; missing classes are left out of the fit."""
 
     moments_: Moments
 
+    metric: str = "nll"
+    """What chooses among `candidates`, where there are several."""
+
     @abstractmethod
-    def solve(self, moments: Moments) -> Solved:
-        """The head from moments in which every class has rows."""
+    def candidates(self, moments: Moments) -> list[Solved]:
+        """The heads to choose from, of moments in which every class has rows."""
 
-    def fit(
-        self,
-        X: Rows,
-        y: ArrayLike | None = None,
-        *,
-        selection: Selection | None = None,
-        classnames: Sequence[str] | None = None,
-    ) -> Self:
-        """Fit on arrays, tensors or an image store.
-
-        Parameters
-        ----------
-        X : image store (streamed twice), or array-like (N, D)
-        y : labels (N,), with arrays
-        selection : store, or ``(X, y)``, on which the temperature is fitted; None uses 5 folds of the training rows
-        classnames : with arrays: the C names; y then holds class indices, and classes may lack rows
-
-        Raises
-        ------
-        HeadError
-            For fewer than two classes with rows, NaN or infinite features (naming rows), labels or parameters out of
-            range.
-        MismatchError
-            If the selection store has another encoder or class list.
-        """
-        samples = as_samples(X, y, classnames=classnames)
-        self._set_classes(samples)
+    def _fit(self, samples: Samples, validation: Samples | None) -> None:
         parts = moments_by_fold(samples)
         self.moments_ = sum(parts, Moments.zeros(samples.dim, len(samples.classnames)))
         require_finite(samples, self.moments_.xtx.diagonal())
         present = self.moments_.counts > 0
         if present.sum() < 2:
             raise HeadError(f"{present.sum()} class has rows, expected at least 2; add rows of another class")
-        validation = None if selection is None else selection_samples(selection, samples)
-        solved = self.solve(self.moments_.of_columns(present))
+        found = self.candidates(self.moments_.of_columns(present))
+        # Held-out scores of every candidate, which choose one and its temperature.
+        if validation is None:
+            scored = list(self._fold_scores(samples, parts, len(found)))
+        else:
+            scored = list(_scores_of(found, thinned(validation), present))
+        labels = np.concatenate([np.zeros(0, np.int64), *(y for _, y in scored)])
+        scores = [np.concatenate([block[place] for block, _ in scored]) for place in range(len(found) if scored else 0)]
+        best = _best(scores, labels, self.metric) if len(found) > 1 and len(labels) else 0
+        solved = found[best]
         self.coef_, self.intercept_ = np.zeros((len(present), samples.dim)), np.zeros(len(present))
         self.coef_[present], self.intercept_[present] = solved.weights, solved.intercepts
-        if validation is None:
-            scored = list(self._fold_scores(samples, parts))
+        if len(labels):
+            self.temperature_ = fit_temperature(scores[best], labels)
         else:
-            scored = list(self._scores_of(thinned(validation), present))
-        self.temperature_ = self._temperature(scored, samples, present)
+            self.temperature_ = self._spread_of_rows(solved, samples, present)
         self.intercept_[~present] = ABSENT * self.temperature_
         self._absent = tuple(np.flatnonzero(~present).tolist())
-        by = "folds" if validation is None else "split"
-        how = {"temperature": self.temperature_, "selection": by if any(len(y) for _, y in scored) else "none"}
+        how: Json = {"temperature": self.temperature_, "selection": "none"}
+        if len(labels):
+            how["selection"] = "folds" if validation is None else "split"
+        if len(found) > 1:
+            how["metric"] = self.metric
         chosen = None if validation is None else validation.store
         self.provenance_ = self._provenance({**solved.params, **how}, samples.store, chosen)
-        return self
 
-    def _fold_scores(self, samples: Samples, parts: list[Moments]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
-        """Scores of a share of the rows, each by the head of the other folds, and their labels."""
+    def _fold_scores(self, samples: Samples, parts: list[Moments], candidates: int) -> Iterator[Scored]:
+        """Scores of a share of the rows, each by the heads of the other folds, and their labels."""
         solved = [self._without(part) for part in parts]
         n_classes = len(samples.classnames)
         blocks = in_folds(blocks_in_place(samples), n_classes)
+        everywhere = self.moments_.counts > 0
         for fold, features, labels, _ in sampled_rows(blocks, RowSampler(self.moments_.n, n_classes)):
-            weights, intercepts, present = solved[fold]
+            found, present = solved[fold]
             rows = np.flatnonzero(present[labels])
             if present.sum() < 2 or not len(rows):
                 continue
-            scores = np.empty((len(rows), len(present)))
-            scores[:, present] = features[rows].astype(np.float64) @ weights.T + intercepts
-            # A class without a row outside of this fold ranks last.
-            scores[:, ~present] = scores[:, present].min(axis=1, keepdims=True)
-            everywhere = self.moments_.counts > 0
-            yield scores[:, everywhere], (np.cumsum(everywhere) - 1)[labels[rows]]
+            wide, scores = features[rows].astype(np.float64), np.empty((candidates, len(rows), len(present)))
+            for own, head in zip(scores, found, strict=True):
+                own[:, present] = wide @ head.weights.T + head.intercepts
+                # A class without a row outside of this fold ranks last.
+                own[:, ~present] = own[:, present].min(axis=1, keepdims=True)
+            yield list(scores[:, :, everywhere]), (np.cumsum(everywhere) - 1)[labels[rows]]
 
-    def _without(self, part: Moments) -> tuple[Float, Float, NDArray[np.bool_]]:
-        """The head without the rows of one fold, and which classes it has."""
+    def _without(self, part: Moments) -> tuple[list[Solved], NDArray[np.bool_]]:
+        """The heads without the rows of one fold, and which classes they have."""
         rest = self.moments_ - part
         present = rest.counts > 0
-        if present.sum() < 2:
-            return np.zeros((0, len(rest.xtx))), np.zeros(0), present
-        solved = self.solve(rest.of_columns(present))
-        return solved.weights, solved.intercepts, present
+        return self.candidates(rest.of_columns(present)) if present.sum() > 1 else [], present
 
-    def _scores_of(self, blocks: Blocks, present: NDArray[np.bool_]) -> Iterator[tuple[Float, NDArray[np.integer]]]:
-        """Scores over the classes that have training rows, for the rows of these classes, and their labels."""
-        for features, labels in blocks:
-            rows = present[labels]
-            scores = features[rows].astype(np.float64) @ self.coef_[present].T + self.intercept_[present]
-            yield scores, (np.cumsum(present) - 1)[labels[rows]]
-
-    def _temperature(
-        self, scored: list[tuple[Float, NDArray[np.integer]]], samples: Samples, present: NDArray[np.bool_]
-    ) -> float:
-        """By likelihood on held-out rows; with one row per class, none can be held out: logits get a spread of one."""
-        if sum(len(labels) for _, labels in scored):
-            return fit_temperature(np.concatenate([s for s, _ in scored]), np.concatenate([y for _, y in scored]))
-        own = np.concatenate([scores for scores, _ in self._scores_of(thinned(samples, self.moments_.n), present)])
+    def _spread_of_rows(self, solved: Solved, samples: Samples, present: NDArray[np.bool_]) -> float:
+        """The temperature where no row can be held out, with one in each class: logits get a spread of one."""
+        blocks = _scores_of([solved], thinned(samples, self.moments_.n), present)
+        own = np.concatenate([scores[0] for scores, _ in blocks])
         return float(own.std(axis=1).mean()) or 1.0
 
 
+def _scores_of(solved: list[Solved], blocks: Blocks, present: NDArray[np.bool_]) -> Iterator[Scored]:
+    """Scores of heads over the classes that have training rows, for the rows of these classes, and their labels."""
+    for features, labels in blocks:
+        rows = present[labels]
+        wide = features[rows].astype(np.float64)
+        yield [wide @ head.weights.T + head.intercepts for head in solved], (np.cumsum(present) - 1)[labels[rows]]
+
+
+def _best(scores: list[Float], labels: NDArray[np.integer], metric: str) -> int:
+    """Position of the best candidate on held-out rows, each at its best temperature."""
+    found = []
+    for own in scores:
+        logits = (own / fit_temperature(own, labels)).astype(np.float32)
+        statistics = stats_of_arrays(logits, labels)
+        found.append((int((statistics.rank == 0).sum()) / len(labels), float(statistics.nll.mean())))
+    top1, nll = (np.array(column) for column in zip(*found, strict=True))
+    return best_setting(top1, nll, metric)
+
+
+Shrinkage = Annotated[float, Range(0, 1)] | Annotated[str, OneOf("auto", "oas")]
 SHRINKAGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shrinkages of `LinearDiscriminant.path_heads` beside that of the fitted head."""
 
@@ -187,15 +186,15 @@ class NearestMean(MomentClassifier):
     def __init__(self, normalize: bool = True) -> None:
         self.normalize = normalize
 
-    def solve(self, moments: Moments) -> Solved:
-        """The head from moments in which every class has rows."""
+    def candidates(self, moments: Moments) -> list[Solved]:
+        """The one head of these moments."""
         means = moments.class_sums / moments.counts[:, None]
         squares = (means**2).sum(axis=1)
         if not self.normalize:
-            return Solved(means, -squares / 2, {"normalize": False})
+            return [Solved(means, -squares / 2, {"normalize": False})]
         lengths = np.sqrt(squares)[:, None]  # a mean of zero length has no direction: it scores 0
         directions = np.divide(means, lengths, out=np.zeros_like(means), where=lengths > 0)
-        return Solved(directions, np.zeros(len(means)), {"normalize": True})
+        return [Solved(directions, np.zeros(len(means)), {"normalize": True})]
 
 
 class LinearDiscriminant(MomentClassifier):
@@ -217,9 +216,11 @@ class LinearDiscriminant(MomentClassifier):
         ``sklearn.covariance.OAS(assume_centered=True)`` on rows less their class mean. Both need only the moments.
         (scikit-learn's "auto" is Ledoit-Wolf class by class, which needs the rows. On CLIP features of flowers, pets,
         actions and few-shot ImageNet "auto" had a lower NLL than "oas", and its accuracy within 0.1 points or higher.)
+        Of several, the one of the best `metric` on held-out rows, each at its best temperature.
     priors
         "empirical", the training frequencies, or "uniform" (S stays pooled over rows, where scikit-learn would
         weigh the classes' covariances by the priors).
+    metric : what chooses among several shrinkages: "nll" or "top1" (ties by the NLL)
 
     Attributes
     ----------
@@ -255,11 +256,13 @@ class LinearDiscriminant(MomentClassifier):
 
     def __init__(
         self,
-        shrinkage: Annotated[float, Range(0, 1)] | Annotated[str, OneOf("auto", "oas")] = "auto",
+        shrinkage: Shrinkage | Sequence[Shrinkage] = "auto",
         priors: Annotated[str, OneOf("empirical", "uniform")] = "empirical",
+        metric: Metric = "nll",
     ) -> None:
         self.shrinkage = shrinkage
         self.priors = priors
+        self.metric = metric
 
     @property
     def shrinkage_(self) -> float:
@@ -297,9 +300,21 @@ class LinearDiscriminant(MomentClassifier):
         found[self.shrinkage_] = replace(own, name=found[self.shrinkage_].name)
         return [found[shrinkage] for shrinkage in sorted(found)]
 
-    def solve(self, moments: Moments) -> Solved:
-        """The head from moments in which every class has rows."""
-        return next(self._solved(moments, [self.shrinkage]))
+    def candidates(self, moments: Moments) -> list[Solved]:
+        """A head for every shrinkage to choose from."""
+        return list(self._solved(moments, self._shrinkages()))
+
+    def _shrinkages(self) -> list[float | str]:
+        """The given shrinkages; HeadError for an empty list."""
+        given: list[float | str] = (
+            [self.shrinkage] if isinstance(self.shrinkage, str | float | int | np.number) else [*self.shrinkage]
+        )
+        if not given:
+            raise HeadError("shrinkage is an empty list; expected numbers from 0 to 1, 'auto' or 'oas'")
+        return given
+
+    def _check_parameters(self) -> None:
+        check_metric(self.metric)
 
     def _solved(self, moments: Moments, shrinkages: Sequence[float | str]) -> Iterator[Solved]:
         """The head of each shrinkage, from one decomposition."""

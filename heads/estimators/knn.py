@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
-from heads.estimators.base import NonlinearClassifier
+from heads.estimators.base import Metric, NonlinearClassifier, RowsClassifier, check_metric
+from heads.estimators.few_shot.base import best_setting
 from heads.fitted.base import label_values
 from heads.fitted.knn import KNNHead, NeighbourBank, Neighbours
 from heads.fitted.provenance import Json
 from heads.kernels.tally import stats_of_arrays
 from heads.rows.device import device_rows
-from heads.rows.samples import Features, Rows, Samples, Selection, as_samples, gathered, require_finite, to_numpy
-from heads.rows.selection import RowSampler, selection_samples, thinned
+from heads.rows.samples import Features, Samples, gathered, require_finite, to_numpy
+from heads.rows.selection import RowSampler, thinned
 from heads.search import INDEXES, PROBED
 from heads.solvers.temperature import fit_temperature
 
 
-class KNN(NonlinearClassifier):
+class KNN(RowsClassifier, NonlinearClassifier):
     """k nearest neighbours by cosine, each voting with ``exp(cosine / temperature)`` (DINO, DINOv2).
 
     Equals ``sklearn.neighbors.KNeighborsClassifier(k, metric="cosine", weights=lambda d: exp(-d / temperature))``;
@@ -89,7 +90,7 @@ class KNN(NonlinearClassifier):
         temperature: Positive = 0.07,
         index: Annotated[str, OneOf("exact", "faiss-flat", "faiss-ivf", "faiss-hnsw")] = "exact",
         probes: Count | None = None,
-        metric: Annotated[str, OneOf("nll", "top1")] = "nll",
+        metric: Metric = "nll",
         calibrate: bool = True,
     ) -> None:
         self.n_neighbors = n_neighbors
@@ -99,48 +100,18 @@ class KNN(NonlinearClassifier):
         self.metric = metric
         self.calibrate = calibrate
 
-    def fit(
-        self,
-        X: Rows,
-        y: ArrayLike | None = None,
-        *,
-        selection: Selection | None = None,
-        classnames: Sequence[str] | None = None,
-    ) -> Self:
-        """Keep the rows of arrays, tensors or an image store; choose k where there are several.
-
-        Parameters
-        ----------
-        X : image store, or array-like (N, D)
-        y : labels (N,), with arrays
-        selection : store, or ``(X, y)``, on which k is chosen; None leaves out one training row at a time
-        classnames : with arrays: the C names; y then holds class indices, and classes may lack rows
-
-        Raises
-        ------
-        HeadError
-            For parameters out of range, fewer than two classes, NaN or infinite features (naming rows) here or in the
-            selection split.
-        MismatchError
-            If the selection store has another encoder or class list.
-        MissingExtraError
-            For a faiss index without faiss.
-        """
-        samples = as_samples(X, y, classnames=classnames)
-        self._set_classes(samples)
+    def _fit(self, samples: Samples, held_out: Samples | None) -> None:
         features, labels = self._rows(samples)
         ks = self._checked(len(labels))
         bank = NeighbourBank(features, labels, self.index, ks[-1], self.probes)
         columns = np.arange(len(samples.classnames))
         fields: Json = {"name": self.name, "classes": label_values(self.classes_)}
         heads = [KNNHead(bank, k, float(self.temperature), columns, self.classnames_, **fields) for k in ks]
-        held_out = None if selection is None else selection_samples(selection, samples)
         self.accuracies_, self.nlls_ = {}, {}
         if len(ks) > 1 or self.calibrate:
             heads = self._scored(heads, held_out)
         self.n_neighbors_ = self._best(ks)
         self._keep(heads, samples, held_out)
-        return self
 
     def _scored(self, heads: list[KNNHead], held_out: Samples | None) -> list[KNNHead]:
         """The heads, with e and s fitted if they are to be; sets accuracies and NLLs where there are several."""
@@ -163,9 +134,8 @@ class KNN(NonlinearClassifier):
         """The k of the best metric, on ties the smaller."""
         if not self.accuracies_:
             return ks[0]
-        if self.metric == "nll":
-            return min(ks, key=lambda k: self.nlls_[k])
-        return min(ks, key=lambda k: (-self.accuracies_[k], self.nlls_[k]))
+        top1, nll = (np.array([found[k] for k in ks]) for found in (self.accuracies_, self.nlls_))
+        return ks[best_setting(top1, nll, self.metric)]
 
     def _keep(self, heads: list[KNNHead], samples: Samples, held_out: Samples | None) -> None:
         """Set the heads of the path and the chosen head, with their provenance."""
@@ -206,8 +176,7 @@ class KNN(NonlinearClassifier):
             raise HeadError(f"n_neighbors is {self.n_neighbors!r}, expected positive whole numbers")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise HeadError(f"temperature is {self.temperature!r}, expected a positive number")
-        if self.metric not in ("nll", "top1"):
-            raise HeadError(f"metric is {self.metric!r}, expected 'nll' or 'top1'")
+        check_metric(self.metric)
         if self.index not in INDEXES:
             raise HeadError(f"index is {self.index!r}, expected one of {', '.join(INDEXES)}")
         if self.probes is not None and (self.index not in PROBED or self.probes < 1):

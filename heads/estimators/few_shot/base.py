@@ -9,9 +9,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featcache.errors import HeadError
 from featcache.store.protocol import TextSource
-from heads.estimators.base import HeadClassifier
+from heads.estimators.base import HeadClassifier, check_metric
 from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
@@ -21,8 +20,6 @@ from heads.rows.selection import selection_samples
 from heads.solvers.folds import FOLDS, FoldAssigner
 
 Float = NDArray[np.float64]
-
-METRICS = ("top1", "nll")
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ class FewShotClassifier(HeadClassifier):
             If the rows, the texts and the selection split differ in encoder, width or class list.
         """
         self._check_parameters()
-        if self.metric not in METRICS:
-            raise HeadError(f"metric is {self.metric!r}, expected 'top1' or 'nll'")
+        check_metric(self.metric)
         text = text_head(texts)
         samples = samples_of(X, y, text)
         self._set_classes(samples)

@@ -104,7 +104,7 @@ def gda(X: Float, y: Labels, n_classes: int) -> tuple[Float, Float]:
     """Weights (C, D) and intercepts (C,) of the discriminant of rows (N, D), as in the paper."""
     moments = Moments.from_blocks([(X, y)], dim=X.shape[1], n_targets=n_classes)
     present = moments.counts > 0
-    solved = LinearDiscriminant("auto", "uniform").solve(moments.of_columns(present))
+    (solved,) = LinearDiscriminant("auto", "uniform").candidates(moments.of_columns(present))
     n, dim = X.shape
     scale, classes = dim * (n - 1) / (n * (n - 1 + dim)), int(present.sum())  # the paper's S is divided by N - 1
     weights, intercepts = np.empty((n_classes, dim)), np.empty(n_classes)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, OneOf
-from heads.estimators.base import LinearClassifier
+from featcache.parameters import Count
+from heads.estimators.base import LinearClassifier, Metric
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, best_setting, validation_folds
 from heads.fitted.linear import LinearHead
 from heads.kernels.tally import stats_of_arrays
@@ -76,7 +76,7 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
     top1_: Float
     nll_: Float
 
-    def __init__(self, steps: Count = 300, metric: Annotated[str, OneOf("top1", "nll")] = "top1") -> None:
+    def __init__(self, steps: Count = 300, metric: Metric = "top1") -> None:
         self.steps = steps
         self.metric = metric
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, NotNegative, OneOf, Positive, Range
-from heads.estimators.base import NonlinearClassifier
+from featcache.parameters import Count, NotNegative, Positive, Range
+from heads.estimators.base import Metric, NonlinearClassifier
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, best_setting, validation_folds
 from heads.fitted.linear import LinearHead
 from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead, unit_rows
@@ -96,7 +96,7 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         self,
         alphas: Sequence[NotNegative] = ALPHAS,
         betas: Sequence[Positive] = BETAS,
-        metric: Annotated[str, OneOf("top1", "nll")] = "top1",
+        metric: Metric = "top1",
     ) -> None:
         self.alphas = alphas
         self.betas = betas
@@ -205,7 +205,7 @@ class TipAdapterF(TipAdapter):
         self,
         alphas: Sequence[NotNegative] = ALPHAS,
         betas: Sequence[Positive] = BETAS,
-        metric: Annotated[str, OneOf("top1", "nll")] = "top1",
+        metric: Metric = "top1",
         epochs: Annotated[int, Range(0)] = 20,
         learning_rate: Positive = 1e-3,
         batch_size: Count = 256,

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, NotNegative, Positive, Range
-from heads.estimators.base import LinearClassifier
-from heads.estimators.few_shot.base import validation_folds
+from heads.estimators.base import LinearClassifier, RowsClassifier
+from heads.estimators.few_shot.base import best_setting, validation_folds
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.rows.device import device_rows
-from heads.rows.samples import Rows, Samples, Selection, as_samples, finite_blocks, gathered
-from heads.rows.selection import selection_samples
+from heads.rows.samples import Samples, finite_blocks, gathered
 from heads.solvers.schedule import wise_ft_schedule
 
 Whole = Annotated[int, Range(0)]
@@ -32,7 +30,7 @@ CLIP = 1.0  # largest norm of the gradient
 WARMUP = 500
 
 
-class AdamW(LinearClassifier):
+class AdamW(RowsClassifier, LinearClassifier):
     """Cross entropy of ``logits = W x + b`` by AdamW with a linear warm-up and a cosine to zero.
 
     This is the linear classifier of WiSE-FT (``--freeze-encoder``): batches in a new random order every epoch, the
@@ -106,36 +104,13 @@ class AdamW(LinearClassifier):
         self.prior = prior
         self.seed = seed
 
-    def fit(
-        self,
-        X: Rows,
-        y: ArrayLike | None = None,
-        *,
-        selection: Selection | None = None,
-        classnames: Sequence[str] | None = None,
-    ) -> Self:
-        """Fit on arrays, tensors or an image store.
+    def _check_parameters(self) -> None:
+        """Set the learning rates."""
+        self._rates = self._checked()
 
-        Parameters
-        ----------
-        X : image store, or array-like (N, D)
-        y : labels (N,), with arrays
-        selection : store, or ``(X, y)``, on which the learning rate is chosen
-        classnames : with arrays: the C names; y then holds class indices, and classes may have no row
-
-        Raises
-        ------
-        HeadError
-            For fewer than two classes with rows, NaN or infinite features (naming rows), parameters out of range, a
-            prior of another shape, or a loss that is not finite.
-        MismatchError
-            If the selection store or the prior belongs to another encoder or class list.
-        """
-        rates = self._checked()
-        samples = as_samples(X, y, classnames=classnames)
-        self._set_classes(samples)
+    def _fit(self, samples: Samples, validation: Samples | None) -> None:
+        rates = self._rates
         prior = checked_prior(self.prior, samples)
-        validation = None if selection is None else selection_samples(selection, samples)
         rows = _tensors(samples)
         held_out = None if validation is None else _tensors(validation)
         self._path = [self._train(rate, prior, *rows) for rate in rates]
@@ -145,10 +120,9 @@ class AdamW(LinearClassifier):
         names = ("weight_decay", "epochs", "batch_size", "warmup", "label_smoothing", "seed")
         params = {name: getattr(self, name) for name in names} | {"prior": prior_record(prior)}
         params |= {"lr": self.lr_, "selection": how}
-        self._rates, self._path_record = rates, self._provenance(dict(params), samples.store, parent=prior)
+        self._path_record = self._provenance(dict(params), samples.store, parent=prior)
         chosen_on = None if validation is None else validation.store
         self.provenance_ = self._provenance(params, samples.store, chosen_on, prior)
-        return self
 
     def path_heads(self) -> list[LinearHead]:
         """The head of every learning rate."""
@@ -236,8 +210,9 @@ def _best(path: Sequence[_Trained], rows: _Tensors) -> int:
             logits = torch.nn.functional.linear(features.float(), first, second)
             hits += int((logits.argmax(dim=1) == labels).sum())
             nll += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        found.append((-hits, nll))
-    return min(range(len(found)), key=found.__getitem__)
+        found.append((hits, nll))
+    top1, losses = (np.array(column, np.float64) for column in zip(*found, strict=True))
+    return best_setting(top1, losses, "top1")
 
 
 def _tensors(samples: Samples) -> _Tensors:

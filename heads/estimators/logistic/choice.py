@@ -65,8 +65,6 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Solver = Callable[[TrainingRows, Mask | None], PathSolver]
 
-METRICS = ("nll", "top1")
-
 
 @dataclass
 class Choice:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
 from featcache.store.protocol import FeatureSource
-from heads.estimators.base import LinearClassifier
-from heads.estimators.logistic.choice import METRICS, Choice, logistic_rows
+from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, check_metric
+from heads.estimators.logistic.choice import Choice, logistic_rows
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, split_id
-from heads.rows.samples import Rows, Samples, Selection, as_samples
-from heads.rows.selection import selection_samples
+from heads.rows.samples import Samples
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.logistic.path import Fitted, PathSolver
 from heads.solvers.logistic.rows import TrainingRows
@@ -36,7 +35,7 @@ FOLD_TOL = 1e-5
 """Tolerance of fits that only choose C: they change held-out NLLs in the fourth digit."""
 
 
-class Logistic(LinearClassifier):
+class Logistic(RowsClassifier, LinearClassifier):
     """Softmax regression with an L2 penalty, C chosen on held-out rows.
 
     Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
@@ -119,7 +118,7 @@ class Logistic(LinearClassifier):
         C: Positive | Annotated[str, OneOf("search")] | Sequence[Positive] = CS,
         fit_intercept: bool = True,
         prior: Any = None,
-        metric: Annotated[str, OneOf("nll", "top1")] = "nll",
+        metric: Metric = "nll",
         tol: Positive = 1e-8,
         max_iter: Count = 1000,
         refit: bool = False,
@@ -134,36 +133,12 @@ class Logistic(LinearClassifier):
         self.refit = refit
         self.in_memory = in_memory
 
-    def fit(
-        self,
-        X: Rows,
-        y: ArrayLike | None = None,
-        *,
-        selection: Selection | None = None,
-        classnames: Sequence[str] | None = None,
-    ) -> Self:
-        """Fit on arrays, tensors or an image store.
+    def _check_parameters(self) -> None:
+        """Set the values of C."""
+        self._Cs = self._checked()
 
-        Parameters
-        ----------
-        X : image store (streamed once, or out of core), or array-like (N, D)
-        y : labels (N,), with arrays
-        selection : store, or ``(X, y)``, on which C is chosen; None uses 5 folds of the training rows
-        classnames : with arrays: the C names; y then holds class indices, and classes may have no row
-
-        Raises
-        ------
-        HeadError
-            For fewer than two classes with rows, NaN or infinite features (naming rows), labels or parameters out of
-            range, a prior of another shape.
-        MismatchError
-            If the selection store or the prior belongs to another encoder or class list.
-        """
-        Cs = self._checked()
-        samples = as_samples(X, y, classnames=classnames)
-        self._set_classes(samples)
-        prior = checked_prior(self.prior, samples)
-        validation = None if selection is None else selection_samples(selection, samples)
+    def _fit(self, samples: Samples, validation: Samples | None) -> None:
+        Cs, prior = self._Cs, checked_prior(self.prior, samples)
         # The path, and the choice along it.
         choice = Choice(
             logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory),
@@ -191,7 +166,6 @@ class Logistic(LinearClassifier):
         self._absent = _missing(best)
         chosen_on = validation.store if choice.how == "split" and validation is not None else None
         self._take_provenance(splits, choice.how, chosen_on, prior)
-        return self
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, C, D) and intercepts (A, C) of every C of `Cs_`: logits."""
@@ -211,8 +185,7 @@ class Logistic(LinearClassifier):
 
     def _checked(self) -> Float | None:
         """Check the parameters; Cs ascending, None for the search."""
-        if self.metric not in METRICS:
-            raise HeadError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        check_metric(self.metric)
         if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
             raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
         if isinstance(self.C, str) and self.C == "search":

@@ -19,8 +19,8 @@ from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.base import positions_of
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
-from heads.rows.samples import Rows, Samples, Selection, as_samples, require_finite, to_numpy
-from heads.rows.selection import RowSampler, selection_samples, thinned
+from heads.rows.samples import Rows, Samples, Selection, require_finite, to_numpy
+from heads.rows.selection import RowSampler, thinned
 from heads.rows.weights import ClassWeight, class_weights, group_ids, row_weights
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.folds import FOLDS, folds_of
@@ -211,10 +211,8 @@ class Ridge(LinearClassifier):
         if self.metric not in METRICS:
             raise HeadError(f"metric is {self.metric!r}, expected one of {', '.join(METRICS)}")
         self.alphas_ = check_alphas(self.alphas)
-        samples = as_samples(X, y, classnames=classnames)
-        self._set_classes(samples)
+        samples, validation = self._training_rows(X, y, selection, classnames)
         prior = checked_prior(self.prior, samples)
-        validation = None if selection is None else selection_samples(selection, samples)
         problem = self._problem(samples, sample_weight, groups, prior, choose=validation is None)
         require_finite(samples, problem.diagonal())
         self.spectrum_, self.prior_scale_ = problem.spectrum(), problem.prior_scale()

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from sklearn.covariance import OAS
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
@@ -197,3 +198,40 @@ def test_bad_priors_and_rows(draw: Any) -> None:
     for kind in (NearestMean, LinearDiscriminant):
         with pytest.raises(HeadError, match=r"2 rows \(of 60 valid ones, from 0\): 4, 50"):
             kind().fit(X, y)
+
+
+@pytest.mark.parametrize("metric", ["nll", "top1"])
+@pytest.mark.parametrize("split", [True, False])
+def test_a_shrinkage_is_chosen_on_held_out_rows(images: Any, metric: str, split: bool) -> None:
+    """Against scikit-learn's discriminant of every shrinkage, fitted and scored by hand on the same rows."""
+    given, train, val = [0.9, 0.05, "auto"], images(n=80, noise=0.7), images(n=90, seed=4, noise=0.7, split="val")
+    head = LinearDiscriminant(given, metric=metric).fit(train, selection=val if split else None)
+    X, y = (column.astype(kind) for column, kind in zip(train.numpy(), (np.float64, np.int64), strict=True))
+    values = [12 / (len(y) - 1 + 12) if s == "auto" else s for s in given]
+    if split:
+        rounds = [(np.ones(len(y), bool), (val.X.astype(np.float64), val.y))]
+    else:
+        folds = FoldAssigner(len(train.classnames))(y)
+        rounds = [(folds != k, (X[folds == k], y[folds == k])) for k in range(5)]
+    found = []
+    for place, value in enumerate(values):
+        scores, labels = [], []
+        for keep, (rows, own) in rounds:
+            n = int(keep.sum())
+            shrinkage = 12 / (n - 1 + 12) if given[place] == "auto" else value
+            reference = LinearDiscriminantAnalysis("lsqr", shrinkage=shrinkage).fit(X[keep], y[keep])
+            scores.append(rows @ reference.coef_.T + reference.intercept_)
+            labels.append(own)
+        logits, own = np.concatenate(scores), np.concatenate(labels)
+        logits = logits / fit_temperature(logits, own)
+        nll = -log_softmax(logits, axis=1)[np.arange(len(own)), own].mean()
+        found.append((nll,) if metric == "nll" else ((logits.argmax(1) != own).mean(), nll))
+    assert head.shrinkage_ == pytest.approx(values[found.index(min(found))])
+    assert (head.provenance_.params["metric"], head.provenance_.params["selection"]) == (
+        metric,
+        "split" if split else "folds",
+    )
+    alone = LinearDiscriminant(head.shrinkage_).fit(train, selection=val if split else None)
+    np.testing.assert_allclose(head.coef_, alone.coef_, rtol=1e-9)
+    with pytest.raises(HeadError, match="empty list"):
+        LinearDiscriminant([]).fit(train)

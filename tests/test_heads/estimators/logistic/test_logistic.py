@@ -121,7 +121,7 @@ def test_bad_input_is_named(draw: Any) -> None:
     for bad in (0.0, [1.0, -1.0], np.inf, []):
         with pytest.raises(HeadError, match="positive finite"):
             Logistic(bad).fit(X, y)
-    with pytest.raises(HeadError, match="nll, top1, got 'auc'"):
+    with pytest.raises(HeadError, match="metric is 'auc', expected 'top1' or 'nll'"):
         Logistic(metric="auc").fit(X, y)
     with pytest.raises(HeadError, match="max_iter=0"):
         Logistic(max_iter=0).fit(X, y)
