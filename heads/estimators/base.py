@@ -33,6 +33,18 @@ def check_metric(metric: str) -> None:
         raise HeadError(f"metric is {metric!r}, expected {' or '.join(map(repr, METRICS))}")
 
 
+def best_setting(top1: NDArray[np.float64], nll: NDArray[np.float64], metric: str) -> int:
+    """Flat position of the best setting by a metric; ties in accuracy are decided by the NLL.
+
+    Examples
+    --------
+    >>> best_setting(np.array([0.5, 0.9, 0.9]), np.array([1.0, 3.0, 2.0]), "top1")
+    2
+    """
+    losses = nll if metric == "nll" else -top1
+    return int(np.where(losses == losses.min(), nll, np.inf).argmin())
+
+
 class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
     """Base of every head; a subclass sets `classes_` (C,), `classnames_`, `provenance_` and the rest.
 

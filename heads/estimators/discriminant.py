@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -18,8 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import OneOf, Range
-from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, check_metric
-from heads.estimators.few_shot.base import best_setting
+from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, best_setting, check_metric
 from heads.estimators.kept_moments import blocks_in_place, moments_by_fold
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT

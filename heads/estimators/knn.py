@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
-from heads.estimators.base import Metric, NonlinearClassifier, RowsClassifier, check_metric
-from heads.estimators.few_shot.base import best_setting
+from heads.estimators.base import Metric, NonlinearClassifier, RowsClassifier, best_setting, check_metric
 from heads.fitted.base import label_values
 from heads.fitted.knn import KNNHead, NeighbourBank, Neighbours
 from heads.fitted.provenance import Json

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from featcache.store.protocol import TextSource
 from heads.estimators.base import HeadClassifier, check_metric
+from heads.estimators.base import best_setting as best_setting
 from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
@@ -92,18 +93,6 @@ class FewShotClassifier(HeadClassifier):
         return self._provenance(
             params, rows.samples.store, chosen, rows.text, **text_identity(rows.text, self.classnames_)
         )
-
-
-def best_setting(top1: Float, nll: Float, metric: str) -> int:
-    """Flat position of the best setting by a metric; ties in accuracy are decided by the NLL.
-
-    Examples
-    --------
-    >>> best_setting(np.array([0.5, 0.9, 0.9]), np.array([1.0, 3.0, 2.0]), "top1")
-    2
-    """
-    losses = nll if metric == "nll" else -top1
-    return int(np.where(losses == losses.min(), nll, np.inf).argmin())
 
 
 def validation_folds(labels: NDArray[np.int64], n_classes: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:

@@ -11,8 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, NotNegative, Positive, Range
-from heads.estimators.base import LinearClassifier, RowsClassifier
-from heads.estimators.few_shot.base import best_setting, validation_folds
+from heads.estimators.base import LinearClassifier, RowsClassifier, best_setting
+from heads.estimators.few_shot.base import validation_folds
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.rows.device import device_rows
