@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache doctor``: 0 if everything that is needed is there, else 2."""
-    from featcache.encoders.openclip.hub import hub_is_reachable
+    from featcache.datasets.hub import hub_is_reachable
     from featcache.encoders.torch_images import default_device
 
     versions = {name: _version(name) for name in NEEDED}

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ LIBRARIES = frozenset({"torch", "torchvision", "timm", "open_clip", "transformer
 """Whose classes count by their names, so that an update keeps the stores."""
 HIDES = ("Lambda",)
 """Transforms whose ``repr`` leaves out what they do."""
+
+
+Transform: TypeAlias = Callable[[Image.Image], object]
 
 
 class ModuleEncoder(ImageEncoder):
@@ -76,7 +79,7 @@ class ModuleEncoder(ImageEncoder):
     def __init__(
         self,
         module: torch.nn.Module,
-        transform: Callable[[Any], Any] | None = None,
+        transform: Transform | None = None,
         *,
         digest: str | None = None,
         name: str | None = None,
@@ -92,7 +95,7 @@ class ModuleEncoder(ImageEncoder):
         weights = next(iter([*module.parameters(), *module.buffers()]), None)
         here = "cpu" if weights is None else str(weights.device)
         self.name, self.device, self.precision = shown, default_device(device or here), check_precision(precision)
-        self._transform: Callable[[Any], Any] = transform
+        self._transform: Transform = transform
         self._described = digest or [*_told_apart(shown, repr(module), describe(transform)), _code(module)]
         self.module = copy.deepcopy(module).float().eval().to(self.device)
         self._weights = state_digest(self.module)

@@ -5,6 +5,7 @@ classifier (``forward_head(..., pre_logits=True)``); pictures are resized and cr
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
 from featcache.datasets.base import Picture
+from featcache.datasets.hub import offline_where_unreachable
 from featcache.encoders.base import PROJECTED, Batch, Encoder, FloatArray, ImageEncoder, TokenShape
 from featcache.encoders.checkpoints import state_digest
 from featcache.encoders.token_outputs import LAST, token_shapes, with_tokens
@@ -33,6 +35,7 @@ from featcache.errors import EncoderError
 from featcache.store.key import Json
 
 RANDOM = "random"
+TIMM_REMEDY = "connect this machine, or give --pretrained FILE"
 NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
 
 
@@ -140,8 +143,9 @@ def load_timm(model: str, pretrained: str | None = None, device: str | None = No
 def _create(name: str, weights: str | None) -> torch.nn.Module:
     if weights not in (None, RANDOM) and not Path(str(weights)).is_file():
         raise EncoderError(f"timm:{name}: no checkpoint file {weights}; expected a file, or `random`")
+    hub = nullcontext() if weights is not None else offline_where_unreachable(f"timm:{name}", TIMM_REMEDY)
     try:
-        with torch.random.fork_rng(devices=[]):  # `random` is the same model every time
+        with hub, torch.random.fork_rng(devices=[]):  # `random` is the same model every time
             torch.manual_seed(0)
             network: torch.nn.Module = timm.create_model(name, pretrained=weights is None, num_classes=0)
         if weights not in (None, RANDOM):

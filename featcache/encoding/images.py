@@ -17,7 +17,7 @@ from featcache.datasets import dataset_key, labels_digest, metadata_digest, open
 from featcache.datasets.base import Dataset, decoding_of, prepared_of
 from featcache.datasets.content import content_digest
 from featcache.datasets.holdout import Holdout, divided, holdout_options
-from featcache.datasets.sources.held import as_dataset, is_dataset
+from featcache.datasets.sources.held import Held, as_dataset, is_dataset
 from featcache.encoders import Encoder, encoder_for, load_encoder
 from featcache.encoders.base import whole_encoder
 from featcache.encoders.modules import ModuleEncoder
@@ -76,13 +76,13 @@ class EncodeResult:
 
 
 def encode(
-    data: Any,
+    data: Held,
     split: str | None = None,
-    model: Any = "tiny",
+    model: str | Encoder | torch.nn.Module = "tiny",
     pretrained: str | None = None,
     *,
     root: str | StorePath | None = None,
-    labels: Any = "names",
+    labels: object = "names",
     name: str | None = None,
     progress: Progress | bool | None = None,
     **options: Any,
@@ -146,19 +146,21 @@ def encode(
     return store
 
 
-def _dataset(data: Any, split: str | None, labels: Any, name: str | None, held: dict[str, Any]) -> Dataset:
+def _dataset(data: Held, split: str | None, labels: object, name: str | None, held: dict[str, Any]) -> Dataset:
     share = held.pop("holdout", None)
     if isinstance(data, str):
         if held:
             raise DatasetError(f"{', '.join(held)}: for data in memory; write options of {data} behind it")
-        return open_dataset(data + holdout_options(share), split or "train", labels=labels, name=name)
+        return open_dataset(data + holdout_options(share), split or "train", labels=cast(str, labels), name=name)
     if share is None:
         return as_dataset(data, split, labels=labels, name=name, **held)
     whole = as_dataset(data, labels=labels, name=name, **held)
     return divided(whole, split or "train", Holdout(share))
 
 
-def _encoder(model: Any, pretrained: str | None, loading: dict[str, Any], prepared: str | None) -> Encoder:
+def _encoder(
+    model: str | Encoder | torch.nn.Module, pretrained: str | None, loading: dict[str, Any], prepared: str | None
+) -> Encoder:
     """The encoder that a name or a module stands for; any other object is taken as one."""
     if isinstance(model, str):
         if unused := [option for option in ("transform", "digest") if option in loading]:
@@ -173,7 +175,7 @@ def _encoder(model: Any, pretrained: str | None, loading: dict[str, Any], prepar
                 "preprocess and pretrained are for models by name; a module has weights and a transform="
             )
         return ModuleEncoder(model, **loading)
-    return cast(Encoder, model)
+    return model
 
 
 def encode_dataset(

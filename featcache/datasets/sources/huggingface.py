@@ -24,6 +24,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,6 +45,7 @@ from featcache.datasets.files import (
     read_regular,
     size_and_stamp,
 )
+from featcache.datasets.hub import offline_where_unreachable
 from featcache.datasets.labels import classes_of
 from featcache.datasets.options import split_list, split_options
 from featcache.errors import DatasetError, MissingExtraError
@@ -213,6 +215,8 @@ def _load(place: str, split: str, options: dict[str, str]) -> HubData:
         if not saved:
             return _load_quietly(folder, place, split, options)
         found = datasets.load_from_disk(str(folder))
+    except DatasetError:
+        raise
     except Exception as error:  # the library raises its own, huggingface_hub's, httpx's and Arrow's kinds
         nowhere = "" if folder.exists() else f" (there is no folder {folder.absolute()})"
         raise DatasetError(
@@ -247,10 +251,13 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)
+    remedy = f"connect this machine, or give a folder (there is no {folder.absolute()})"
+    hub = nullcontext() if folder.is_dir() else offline_where_unreachable(f"hf:{place}", remedy, DatasetError)
     try:
-        return datasets.load_dataset(
-            where, options.get("config"), split=split, streaming=options.get("streaming") == "yes"
-        )
+        with hub:
+            return datasets.load_dataset(
+                where, options.get("config"), split=split, streaming=options.get("streaming") == "yes"
+            )
     finally:
         client.setLevel(level)
 

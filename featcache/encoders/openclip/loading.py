@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import open_clip
 import torch
 
+from featcache.datasets.hub import needs_hub, offline_where_unreachable
 from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript, load_torchscript
 from featcache.encoders.openclip.encoder import OpenClipEncoder
-from featcache.encoders.openclip.hub import needs_hub, offline_where_unreachable
 from featcache.encoders.torch_images import default_device
 from featcache.errors import EncoderError, FeatcacheError
 from featcache.parameters import Range, check_record
@@ -48,7 +48,7 @@ def load(
         The model cannot be loaded, or its weights were trained with the other activation.
     """
     place = default_device(device)
-    hub = offline_where_unreachable(model) if needs_hub(model, pretrained) else nullcontext()
+    hub = offline_where_unreachable(f"model {model}") if needs_hub(model, pretrained) else nullcontext()
     with _translated(model, pretrained), hub:
         return _loaded(model, pretrained, place, precision)
 

@@ -38,7 +38,7 @@ def test_doctor_says_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("featcache.encoders.openclip.hub.getproxies", dict)
+    monkeypatch.setattr("featcache.datasets.hub.getproxies", dict)
     encode_dataset(NumpyDataset(), NumpyEncoder(), root=tmp_path)
     assert main(["doctor", "--root", str(tmp_path), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

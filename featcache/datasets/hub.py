@@ -1,6 +1,7 @@
-"""The model hub, where it cannot be reached: its client would try each file for a minute before it says so."""
+"""The hub of models and data sets, where it cannot be reached: its client would try for minutes before it says so."""
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from urllib.request import getproxies
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from featcache.errors import EncoderError
+from featcache.errors import DatasetError, EncoderError
 
 PATIENCE = 3.0
 """Seconds to wait for a connection; a name that is not resolved is known at once."""
@@ -25,31 +26,44 @@ def needs_hub(model: str, pretrained: str | None) -> bool:
     return model.startswith("hf-hub:") or (pretrained not in (None, "random") and not Path(str(pretrained)).is_file())
 
 
+MODEL_REMEDY = "connect this machine, or give local-dir:FOLDER or --pretrained FILE"
+
+
 @contextmanager
-def offline_where_unreachable(model: str) -> Iterator[None]:
+def offline_where_unreachable(
+    what: str, remedy: str = MODEL_REMEDY, kind: type[EncoderError | DatasetError] = EncoderError
+) -> Iterator[None]:
     """Where the hub cannot be reached, files come from the local cache alone.
+
+    Parameters
+    ----------
+    what, remedy : str
+        Beginning and end of the error message.
+    kind : class of errors
 
     Raises
     ------
-    EncoderError
+    EncoderError, DatasetError
         The hub cannot be reached, and the cache lacks a file.
     """
     if constants.HF_HUB_OFFLINE or hub_is_reachable():
         yield
         return
-    constants.HF_HUB_OFFLINE = True
+    settings = [module for module in (constants, sys.modules.get("datasets.config")) if module is not None]
+    for module in settings:
+        vars(module)["HF_HUB_OFFLINE"] = True
     try:
         yield
     except Exception as error:
         if not _is_of_the_hub(error):
             raise
-        raise EncoderError(
-            f"model {model}: {urlsplit(constants.ENDPOINT).hostname} cannot be reached, and the local cache "
-            f"({constants.HF_HUB_CACHE}) lacks its files; connect this machine, or give local-dir:FOLDER or "
-            "--pretrained FILE"
+        raise kind(
+            f"{what}: {urlsplit(constants.ENDPOINT).hostname} cannot be reached, and the local cache "
+            f"({constants.HF_HUB_CACHE}) lacks its files; {remedy}"
         ) from error
     finally:
-        constants.HF_HUB_OFFLINE = False
+        for module in settings:
+            vars(module)["HF_HUB_OFFLINE"] = False
 
 
 def _is_of_the_hub(error: BaseException | None) -> bool:
