@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from featcache import __version__
 from featcache.datasets.base import Dataset
 from featcache.encoders.openclip import OpenClipEncoder
@@ -321,7 +323,7 @@ class _Evaluation:
             chosen_on=[entry for head in used for entry in head.provenance.chosen_on],
             featcache=__version__,
         )
-        return LinearHead(weights, bias, names, "wise", provenance, alpha)
+        return LinearHead(weights.astype(np.float32), bias.astype(np.float32), names, "wise", provenance, alpha)
 
 
 def greedy(n: int, value: Callable[[list[int]], float]) -> list[int]:

@@ -58,8 +58,11 @@ class Objective(Protocol):
     separable: ClassVar[bool]
     """Whether the loss of a batch is the mean of the losses of its parts, weighted by rows."""
 
-    def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Loss of features (N, D), and the logits (N, C) if it has any."""
+    def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss of features (N, D), and its logits: (N, C) of a head, (N, N) of pairs."""
+
+    def logits(self, features: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        """The same logits alone."""
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights (C, D) and bias (C,) of the current classifier of unit features, logit scale included."""

@@ -87,8 +87,19 @@ def contrastive(
         )
     if captions is not None and captions.shape != image_features.shape[:1]:
         raise TrainingError(f"captions {tuple(captions.shape)} for {len(image_features)} pairs: expected (N,)")
+    return _loss(pair_logits(image_features, text_features, logit_scale), captions)
+
+
+def pair_logits(
+    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor | float
+) -> torch.Tensor:
+    """Logits (N, N) of the pairs of all processes, images in rows and texts in columns."""
     images, texts = (gather(unit(wide(features))) for features in (image_features, text_features))
-    logits = logit_scale * images @ texts.T
+    return logit_scale * images @ texts.T
+
+
+def _loss(logits: torch.Tensor, captions: torch.Tensor | None) -> torch.Tensor:
+    """The loss of `contrastive` from the logits of all processes, and the captions of this one."""
     if captions is None:
         targets = torch.arange(len(logits), device=logits.device)
         return 0.5 * (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets))
@@ -165,13 +176,19 @@ class OverPairs:
         trained = any(model.get_parameter(name).requires_grad for name in model.layers("text"))
         self._fixed = None if trained else self._all_features(self._tokens)
 
-    def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See `Objective`; there are no logits."""
-        drawn = self._captions.draw(self._labels[batch.rows], batch.rows, batch.epoch)
-        different, places = torch.unique(drawn, return_inverse=True)
+    def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Objective`."""
+        logits = self.logits(features, batch)
+        return _loss(logits, None if self._false_negatives else self._drawn(batch)), logits
+
+    def logits(self, features: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        """Those of the pairs of the batch."""
+        different, places = torch.unique(self._drawn(batch), return_inverse=True)
         texts = self._features(different) if self._fixed is None else self._fixed[different.to(self._fixed.device)]
-        same = None if self._false_negatives else drawn
-        return contrastive(features, texts[places.to(texts.device)], self._model.logit_scale, same), None
+        return pair_logits(features, texts[places.to(texts.device)], self._model.logit_scale)
+
+    def _drawn(self, batch: TrainingBatch) -> torch.Tensor:
+        return self._captions.draw(self._labels[batch.rows], batch.rows, batch.epoch)
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The zero-shot head of the current model: the normalised mean of the prompts of each class."""

@@ -60,10 +60,15 @@ class OverHead:
     def __init__(self, head: Head, smoothing: float) -> None:
         self.head, self.smoothing = head, smoothing
 
-    def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Objective`."""
-        logits = self.head(features)
+        logits = self.logits(features, batch)
         return cross_entropy(logits, batch.labels, self.smoothing), logits
+
+    def logits(self, features: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        """Those of the head."""
+        found: torch.Tensor = self.head(features)
+        return found
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The head."""

@@ -18,6 +18,8 @@ REGULARIZERS: Plugins[type[Regularizer]] = Plugins(
         "l2sp": "ft.regularizers.l2sp:L2SP",
         "feature_distillation": "ft.regularizers.distill:FeatureDistillation",
         "logit_distillation": "ft.regularizers.distill:LogitDistillation",
+        "orthogonality": "ft.regularizers.carot:Orthogonality",
+        "self_distillation": "ft.regularizers.carot:SelfDistillation",
         "car": "ft.regularizers.car:ContextDistillation",
     }
 )

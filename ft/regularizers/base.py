@@ -25,6 +25,12 @@ class Step:
         The same batch (the same augmented pixels) through the initial tower.
     logits, frozen_logits : (N, C), optional
         Logits of the trained and of the initial model.
+    teacher_logits : (N, C), optional
+        Logits of a moving average of the trained model.
+    paired : bool
+        The logits are those of N pairs (N, N): columns are predictions as well.
+    projection : (width, D), optional
+        The last projection of the trained image tower.
     parameters, initial_parameters : mappings of name -> tensor, optional
         Current and initial values of the trained parameters.
     """
@@ -35,6 +41,9 @@ class Step:
     frozen_logits: torch.Tensor | None = None
     parameters: Mapping[str, torch.Tensor] | None = None
     initial_parameters: Mapping[str, torch.Tensor] | None = None
+    teacher_logits: torch.Tensor | None = None
+    paired: bool = False
+    projection: torch.Tensor | None = None
 
     def pair(self, trained: str, frozen: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Two fields, the second without gradient, both in float32 or wider.

@@ -11,6 +11,7 @@ import torch
 
 from featcache.errors import TrainingError
 from ft.checkpoints.state import State, check_shapes, shapes_of
+from ft.regularizers.carot import SelfDistillation
 
 COUNT = "number of updates"
 
@@ -132,6 +133,28 @@ class SWA(_Average):
         if not self.count:
             raise TrainingError("mean of no models; call update() at least once")
         return super().state_dict()
+
+
+class Teacher(_Average):
+    """The average that `ft.regularizers.carot.SelfDistillation` distils from; it begins as the model itself.
+
+    Parameters
+    ----------
+    state : state dict
+    term : SelfDistillation
+        Says when the average moves, and how far.
+    total : int
+        Updates of the run.
+    """
+
+    def __init__(self, state: State, term: SelfDistillation, total: int) -> None:
+        self._every = term.every
+        super().__init__(state, lambda count: 1 - term.momentum(count * term.every, total))
+
+    def follow(self, state: State, step: int) -> None:
+        """Move towards the model after update `step` = 0, 1, ..., where that is due."""
+        if step % self._every == 0:
+            self.update(state)
 
 
 def _wide(value: torch.Tensor) -> torch.Tensor:

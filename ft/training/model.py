@@ -18,6 +18,9 @@ from ft.training.layers import depths
 from ft.training.lora import adapt, is_factor
 from ft.training.options import FinetuneOptions
 
+PROJECTIONS = (("proj", True), ("head.proj.weight", False), ("attnpool.c_proj.weight", False))
+"""Last projections of open_clip's image towers, and whether their rows are the inputs."""
+
 Encode: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -83,6 +86,21 @@ class Trainable(nn.Module):
         """Features (M, D) float32, not normalised, of token ids (M, L)."""
         with self.encoder.autocast():
             return wide(self.encoder.model.encode_text(tokens))
+
+    @property
+    def projection(self) -> torch.Tensor:
+        """The last projection (width, D) of the image tower.
+
+        Raises
+        ------
+        TrainingError
+            A tower without one.
+        """
+        for name, inputs_first in PROJECTIONS:
+            found: torch.Tensor | None = dict(self.encoder.model.visual.named_parameters()).get(name)
+            if found is not None:
+                return found if inputs_first else found.T
+        raise TrainingError("orthogonality: this image tower ends in no projection; leave the regulariser out")
 
     @property
     def logit_scale(self) -> torch.Tensor:

@@ -62,6 +62,8 @@ def write_resume(
         "scaler": stepper.scaler.state_dict(),
     }
     state = _prefixed("model", stepper.model.trained()) | _optimizer_state(stepper)
+    if stepper.teacher is not None:
+        state |= _prefixed("teacher", stepper.teacher.resume_state())
     if average is not None:
         state |= _prefixed("average", average.resume_state())
     write_state(state, path, {"run": json.dumps(record)})
@@ -105,12 +107,14 @@ def restore(stepper: Stepper, average: EMA | SWA | None, record: Json, tensors: 
     MismatchError
         Its tensors do not match those of this run.
     """
-    groups = {key: _unprefixed(key, tensors) for key in ("model", "optimizer", "average")}
+    groups = {key: _unprefixed(key, tensors) for key in ("model", "optimizer", "average", "teacher")}
     check_shapes(shapes_of(stepper.model.trained()), shapes_of(groups["model"]), ("the model", "the saved state"))
     stepper.model.take(groups["model"])
     _restore_optimizer(stepper, groups["optimizer"])
     if average is not None:
         average.resume(groups["average"])
+    if stepper.teacher is not None:
+        stepper.teacher.resume(groups["teacher"])
     stepper.scaler.load_state_dict(record["scaler"])
     return Progression(**record["progression"])
 

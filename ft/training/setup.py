@@ -31,7 +31,8 @@ from ft.objectives.cross_entropy import OverHead
 from ft.objectives.head import Head
 from ft.prior.prior import OnlinePrior, Prior, StoredPrior
 from ft.regularizers import REGULARIZERS
-from ft.training.averages import EMA, SWA
+from ft.regularizers.carot import SelfDistillation
+from ft.training.averages import EMA, SWA, Teacher
 from ft.training.data import Order, few_shots
 from ft.training.model import Frozen, Trainable
 from ft.training.optim import make_optimizer, rates
@@ -136,7 +137,8 @@ def prepare(
         "processes": place.world,
     }
     with place.first_goes_first():
-        stepper = make_stepper(RunSetting(encoder, dataset, options, root), options, view, samples["dataset_key"])
+        setting = RunSetting(encoder, dataset, options, root)
+        stepper = make_stepper(setting, options, view, samples["dataset_key"], total)
     average: EMA | SWA | None = None
     if options.average != "none":
         trained = stepper.model.trained()
@@ -299,7 +301,7 @@ class RunSetting:
         return head
 
 
-def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data_key: str) -> Stepper:
+def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data_key: str, total: int) -> Stepper:
     """Model, objective, regularisers and optimiser of a run."""
     encoder, contrastive = setting.encoder, options.objective == "contrastive"
     sentences = setting.captions() if contrastive else []
@@ -320,6 +322,7 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
     for name, given in options.regularizers.items():
         parameters = {key: value for key, value in given.items() if key != "weight"}
         regularizers[name] = float(given["weight"]), REGULARIZERS[name].from_setting(setting, **parameters)
+    taught = [term for _, term in regularizers.values() if isinstance(term, SelfDistillation)]
     prior: Prior | None = None
     if frozen is not None:
         # The frozen tower computes as the trained one does, by autocast; a compiled one rounds differently.
@@ -343,5 +346,6 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
         generator=setting.generator,
         prior=prior,
         frozen_head=None if frozen is None else frozen.head,
+        teacher=Teacher(model.trained(), taught[0], total) if taught else None,
         initial={name: value.clone() for name, value in initial.items() if not name.startswith(new)},
     )

@@ -24,6 +24,7 @@ from ft.objectives.base import Objective, TrainingBatch
 from ft.objectives.head import Head
 from ft.prior.prior import Prior
 from ft.regularizers.base import Regularizer, Step
+from ft.training.averages import Teacher
 from ft.training.model import Trainable
 from ft.training.optim import set_rate
 from ft.training.options import FinetuneOptions
@@ -125,6 +126,8 @@ class Stepper:
         Frozen logits, if a regulariser needs them.
     initial : mapping of name -> tensor
         Initial values of the trained parameters, if a regulariser needs them.
+    teacher : Teacher, optional
+        Moving average of the model, if a regulariser needs its logits.
     """
 
     model: Trainable
@@ -137,6 +140,7 @@ class Stepper:
     prior: Prior | None
     frozen_head: Head | None
     initial: Mapping[str, torch.Tensor]
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         self._needs = frozenset().union(*(term.needs for _, term in self.regularizers.values()))
@@ -160,9 +164,17 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.clip_logit_scale()
+        if self.teacher is not None:
+            self.teacher.follow(self.model.trained(), batch.step)
         return Update(terms, norm, rate)
 
-    def terms(self, features: torch.Tensor, frozen: torch.Tensor | None, batch: TrainingBatch) -> Tensors:
+    def terms(
+        self,
+        features: torch.Tensor,
+        frozen: torch.Tensor | None,
+        batch: TrainingBatch,
+        taught: torch.Tensor | None = None,
+    ) -> Tensors:
         """The objective, and each regulariser times its lambda, for features (N, D) of a batch."""
         objective, logits = self.objective(features, batch)
         step = Step(
@@ -172,6 +184,9 @@ class Stepper:
             frozen_logits=self.frozen_head(frozen) if self.frozen_head is not None and frozen is not None else None,
             parameters=self.parameters,
             initial_parameters=self.initial,
+            teacher_logits=taught,
+            paired=self.options.objective == "contrastive",
+            projection=self.model.projection if "projection" in self._needs else None,
         )
         terms = {self.options.objective: self.options.objective_weight * objective}
         for name, (weight, regularizer) in self.regularizers.items():
@@ -184,12 +199,21 @@ class Stepper:
             return None
         return self.prior.features(batch.rows, batch.epoch, batch.images)
 
+    @torch.no_grad()
+    def _taught(self, batch: TrainingBatch, parts: list[TrainingBatch]) -> torch.Tensor | None:
+        """Logits of the teacher; before the model's own pass, after which its weights must stay until the gradient."""
+        if self.teacher is None:
+            return None
+        with self.model.evaluating(), self.model.holding(self.teacher.state_dict()):
+            features = torch.cat([self.model.image_features(part.images) for part in parts])
+            return self.objective.logits(features, batch)
+
     def _add_up(self, parts: list[TrainingBatch], rows: int) -> Tensors:
         """Backward pass part by part, weighted by rows."""
         totals: Tensors = {}
         for part in parts:
-            frozen = self._frozen(part)
-            terms = self.terms(self.model.image_features(part.images), frozen, part)
+            frozen, taught = self._frozen(part), self._taught(part, [part])
+            terms = self.terms(self.model.image_features(part.images), frozen, part, taught)
             shares = {name: term * (len(part) / rows) for name, term in terms.items()}
             self.scaler.scale(_sum(shares)).backward()  # type: ignore[no-untyped-call]
             totals = {name: totals.get(name, 0.0) + share.detach() for name, share in shares.items()}
@@ -197,12 +221,12 @@ class Stepper:
 
     def _through_features(self, batch: TrainingBatch, parts: list[TrainingBatch]) -> Tensors:
         """Backward pass from the loss of the whole batch to its features, then from these into the tower."""
-        frozen = [self._frozen(part) for part in parts]
+        frozen, taught = [self._frozen(part) for part in parts], self._taught(batch, parts)
         with torch.no_grad():
             values = torch.cat([self.model.image_features(part.images) for part in parts])
         features = values.requires_grad_()
         known = [rows for rows in frozen if rows is not None]
-        terms = self.terms(features, torch.cat(known) if known else None, batch)
+        terms = self.terms(features, torch.cat(known) if known else None, batch, taught)
         self.scaler.scale(_sum(terms)).backward()  # type: ignore[no-untyped-call]
         gradients = features.grad if features.grad is not None else torch.zeros_like(features)
         for part, gradient in zip(parts, torch.split(gradients, [len(part) for part in parts]), strict=True):

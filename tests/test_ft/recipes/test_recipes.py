@@ -76,6 +76,15 @@ TABLE: dict[str, dict[str, Any]] = {
     | {"batch_size": 128, "augment": "regft", "templates": "simple"}
     | {"regularizers": {"variance_covariance": {"weight": 1.0, "variance": 0.16, "covariance": 0.02}}},
     "flyp": WISE | PAIRS | {"lr": 1e-5, "clip": None},
+    "carot": WISE
+    | PAIRS
+    | {"lr": 1e-5, "clip": None}
+    | {
+        "regularizers": {
+            "orthogonality": {"weight": 0.2},
+            "self_distillation": {"weight": 1.5, "start": 0.05, "decay": 0.9, "warmup": 0.2, "every": 500},
+        }
+    },
     "mnist_list": USUAL
     | PAIRS
     | {"templates": "bare", "false_negatives": True, "optimizer": "adam", "lr": 1e-6, "schedule": "constant"}
@@ -115,6 +124,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     ),
     "regft": ("no table of the paper", "50 a class", "10 for EuroSAT, Flowers and Pets", "inherited 1e-3"),
     "flyp": ("IN 82.6 R 71.6 A 48.9 V2 72.8 Sketch 49.6 ObjectNet 55.5", "not checked"),
+    "carot": ("not quoted", "0.05 times the norm", "--false-negatives"),
     "mnist_list": (
         "digit labels RN50 58->60 RN101 54->68 B/16 66->88 B/32 44->68",
         "word labels RN50 34->54 RN101 38->48 B/16 54->82 B/32 22->32",
@@ -168,5 +178,5 @@ def test_refuses_invalid_recipes(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("lr: 3")
     with pytest.raises(TrainingError, match="cannot be read as TOML"):
         load_recipe(tmp_path / "broken.toml")
-    with pytest.raises(TrainingError, match="expected one of flyp"):
+    with pytest.raises(TrainingError, match="expected one of carot, flyp"):
         load_recipe("unknown")

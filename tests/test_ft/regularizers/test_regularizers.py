@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from golden import sines
@@ -11,6 +12,7 @@ from featcache.errors import FeatcacheError, MismatchError, TrainingError
 from ft.regularizers import REGULARIZERS
 from ft.regularizers.base import Regularizer, Step
 from ft.regularizers.car import ContextDistillation
+from ft.regularizers.carot import Orthogonality, SelfDistillation
 from ft.regularizers.distill import FeatureDistillation, LogitDistillation, cosine_distance
 from ft.regularizers.l2sp import L2SP, l2sp
 from ft.regularizers.lipsum import Lipsum
@@ -34,6 +36,8 @@ MAKE: dict[str, list[Callable[[], Regularizer]]] = {
     "l2sp": [L2SP],
     "feature_distillation": [FeatureDistillation, lambda: FeatureDistillation("cosine")],
     "logit_distillation": [LogitDistillation, lambda: LogitDistillation(3.0)],
+    "orthogonality": [Orthogonality],
+    "self_distillation": [SelfDistillation],
     "car": [lambda: ContextDistillation(sines((5, D), 1.5), 5.0)],
 }
 CASES = [pytest.param(name, make, id=f"{name}-{i}") for name, makes in MAKE.items() for i, make in enumerate(makes)]
@@ -42,18 +46,21 @@ CASES = [pytest.param(name, make, id=f"{name}-{i}") for name, makes in MAKE.item
 def start(dtype: torch.dtype = torch.float64) -> Step:
     """A step of a model that has not moved."""
     features, logits, weight = (t.to(dtype) for t in (sines((N, D), 0.1), sines((N, C), 0.9, 4.0), sines((C, D), 2.2)))
-    return Step(features, features.clone(), logits, logits.clone(), {"w": weight}, {"w": weight.clone()})
+    step = Step(features, features.clone(), logits, logits.clone(), {"w": weight}, {"w": weight.clone()})
+    return replace(step, teacher_logits=logits.clone(), projection=weight)
 
 
 def moved(step: Step, by: float = 0.1) -> Step:
     assert step.features is not None
     assert step.logits is not None
     assert step.parameters is not None
+    weight = step.parameters["w"] + by * sines((C, D), 5.0).to(step.features)
     return replace(
         step,
         features=step.features + by * sines((N, D), 5.0).to(step.features),
         logits=step.logits + by * sines((N, C), 5.0).to(step.logits),
-        parameters={"w": step.parameters["w"] + by * sines((C, D), 5.0).to(step.features)},
+        parameters={"w": weight},
+        projection=weight,
     )
 
 
@@ -65,9 +72,8 @@ def trained(step: Step) -> list[torch.Tensor]:
 def doubled(step: Step) -> Step:
     assert step.parameters is not None
     assert step.initial_parameters is not None
-    tensors = {
-        name: getattr(step, name).double() for name in ("features", "frozen_features", "logits", "frozen_logits")
-    }
+    names = ("features", "frozen_features", "logits", "frozen_logits", "teacher_logits", "projection")
+    tensors = {name: getattr(step, name).double() for name in names}
     parameters = {"w": step.parameters["w"].double()}
     return Step(**tensors, parameters=parameters, initial_parameters={"w": step.initial_parameters["w"].double()})
 
@@ -110,7 +116,7 @@ def test_gradients_are_those_of_finite_differences(name: str, make: Callable[[],
 
     def of(features: torch.Tensor, logits: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(0)  # the random modes draw the same texts every time
-        return term(replace(step, features=features, logits=logits, parameters={"w": weight}))
+        return term(replace(step, features=features, logits=logits, parameters={"w": weight}, projection=weight))
 
     assert torch.autograd.gradcheck(of, [value.requires_grad_() for value in trained(step)])
 
@@ -119,7 +125,7 @@ def test_gradients_are_those_of_finite_differences(name: str, make: Callable[[],
 def test_frozen_side_gets_no_gradient(name: str, make: Callable[[], Regularizer]) -> None:
     step = moved(start())
     assert step.initial_parameters is not None
-    frozen = [step.frozen_features, step.frozen_logits, step.initial_parameters["w"]]
+    frozen = [step.frozen_features, step.frozen_logits, step.teacher_logits, step.initial_parameters["w"]]
     for value in [*frozen, *trained(step)]:
         assert value is not None
         value.requires_grad_()
@@ -200,6 +206,24 @@ def test_logit_distillation_is_kl_times_temperature_squared() -> None:
     p, q = (step.frozen_logits / T).softmax(-1), (step.logits / T).softmax(-1)
     expected = T**2 * (p * (p / q).log()).sum(-1).mean()
     torch.testing.assert_close(LogitDistillation(T)(step), expected)
+
+
+def test_orthogonality_is_numpys_frobenius_norm() -> None:
+    projection = sines((7, D), 0.3)
+    gram = projection.numpy().T @ projection.numpy() - np.eye(D)
+    assert Orthogonality()(Step(projection=projection)).item() == pytest.approx(np.sqrt((gram**2).sum()), rel=1e-6)
+
+
+def test_self_distillation_of_pairs_has_both_directions() -> None:
+    now, then = sines((N, N), 0.2, 3.0), sines((N, N), 1.1, 3.0)
+
+    def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        return (p * (p / q).log()).sum(-1).mean()
+
+    rows, columns = (kl(t.softmax(-1), s.softmax(-1)) for t, s in ((then, now), (then.T, now.T)))
+    step = Step(logits=now, teacher_logits=then)
+    torch.testing.assert_close(SelfDistillation()(step), rows)
+    torch.testing.assert_close(SelfDistillation()(replace(step, paired=True)), rows + columns)
 
 
 def test_car_is_kl_of_context_distributions() -> None:

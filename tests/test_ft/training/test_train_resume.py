@@ -37,6 +37,10 @@ PATHS: dict[str, dict[str, Any]] = {
     "contrastive": {
         "objective": "contrastive",
         "templates": "digits",
+        "regularizers": {
+            "orthogonality": 0.1,
+            "self_distillation": {"weight": 1.0, "every": 2, "start": 0.5},
+        },
         "accumulate": 2,
         "average": "swa",
         "swa_start": 0.0,

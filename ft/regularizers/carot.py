@@ -1,0 +1,100 @@
+"""CaRot: an orthogonal visual projection, and distillation from a moving average of the trained model itself.
+
+``orthogonality     = |W^T W - I|_F``   (W (width, D): the last projection of the image tower)
+``self_distillation = mean_i KL(softmax(t_i) || softmax(l_i))``   (t: logits of the averaged model)
+
+For the contrastive objective l is the (N, N) matrix of a batch, and the same divergence over its columns is added. The
+authors' code writes the cross entropy instead of the divergence, which has the same gradient but is not zero at the
+start. Beside these two, their runs add 0.05 times the Frobenius norm of the product of both projections, which is left
+out here.
+
+The average moves after every `every` updates by ``1 - m``, where m rises linearly from `start` to `decay` over the
+share `warmup` of the run; the defaults are theirs.
+
+Paper: Oh et al., Towards calibrated robust fine-tuning of vision-language models (arXiv 2311.01723).
+"""
+
+from typing import Annotated, ClassVar
+
+import torch
+
+from featcache.errors import TrainingError
+from featcache.parameters import Count, Range
+from ft.regularizers.base import Regularizer, Step, kl_to_frozen, wide
+
+Share = Annotated[float, Range(0, 1)]
+
+
+def orthogonality(projection: torch.Tensor) -> torch.Tensor:
+    """Frobenius norm of ``W^T W - I`` for W (width, D).
+
+    Examples
+    --------
+    >>> orthogonality(torch.eye(3)[:, :2]).item(), orthogonality(2 * torch.eye(1)).item()
+    (0.0, 3.0)
+    """
+    gram = projection.T @ projection
+    norm: torch.Tensor = torch.linalg.matrix_norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    return norm
+
+
+class Orthogonality(Regularizer):
+    """`orthogonality` of the image tower's last projection.
+
+    Examples
+    --------
+    >>> Orthogonality()(Step(projection=2 * torch.eye(1))).item()
+    3.0
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"projection"})
+    zero_at_start: ClassVar[bool] = False
+    separable: ClassVar[bool] = True
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """The norm."""
+        if step.projection is None:
+            raise TrainingError("the step has no projection; this regulariser needs it")
+        return orthogonality(wide(step.projection))
+
+
+class SelfDistillation(Regularizer):
+    """Keep the predictions of a moving average of the model.
+
+    Parameters
+    ----------
+    start, decay, warmup : float
+        The momentum of the average rises from `start` to `decay` over this share of the run.
+    every : int
+        Updates between two moves of the average.
+
+    Examples
+    --------
+    >>> step = Step(logits=torch.tensor([[0.0, 0.0]]), teacher_logits=torch.tensor([[100.0, 0.0]]))
+    >>> round(SelfDistillation()(step).item(), 4)
+    0.6931
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"logits", "teacher_logits"})
+    zero_at_start: ClassVar[bool] = True
+    separable: ClassVar[bool] = False
+
+    def __init__(self, start: Share = 0.05, decay: Share = 0.9, warmup: Share = 0.2, every: Count = 500) -> None:
+        self.start, self.decay, self.warmup, self.every = start, decay, warmup, every
+
+    def __call__(self, step: Step) -> torch.Tensor:
+        """Divergence of the rows, and for pairs that of the columns."""
+        now, then = step.pair("logits", "teacher_logits")
+        rows = kl_to_frozen(now, then)
+        return rows + kl_to_frozen(now.T, then.T) if step.paired else rows
+
+    def momentum(self, step: int, total: int) -> float:
+        """M after update `step` (0, 1, ...) of `total`.
+
+        Examples
+        --------
+        >>> [round(SelfDistillation().momentum(step, 1000), 3) for step in (0, 100, 200, 900)]
+        [0.05, 0.475, 0.9, 0.9]
+        """
+        rising = self.warmup * total
+        return self.decay if step >= rising else self.start + (self.decay - self.start) * step / rising
