@@ -344,7 +344,7 @@ def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
         if head.provenance.was_chosen_on(store):
             raise HeadError(
                 f"{head.name} was chosen on {store.name}/{store.split}, {OPTIMISTIC}; "
-                "report on another split (in Python, allow_chosen=True reproduces papers that do not)"
+                "report on another split (--allow-seen, in Python allow_chosen=True, reproduces papers that do not)"
             )
 
 

@@ -34,8 +34,8 @@ from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
 Float = NDArray[np.float64]
 
-ALPHAS = tuple(float(10.0 ** (k / 4)) for k in range(-12, 13))
-"""Default path: 25 values from 1e-3 to 1e3, four per decade."""
+ALPHAS = tuple(float(10.0 ** (k / 4)) for k in (-20, -18, -16, -14, *range(-12, 13)))
+"""Default path: 29 values from 1e-5 to 1e3, four per decade from 1e-3 on, and two below."""
 
 METRICS = ("auto", "nll", "top1", "squared_error")
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Pool:
             pixels = rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)
             pixels[..., i % 2] //= 3  # so that classes can be told apart
             Image.fromarray(pixels).save(folder / "pool" / f"{i:03d}.png")
+
+    @cached_property
+    def other(self) -> ImageStore:
+        """Images that are never evaluated on."""
+        return self.store(range(54, POOL), name="other")
 
     def image(self, i: int) -> Path:
         return self.folder / "pool" / f"{i:03d}.png"
@@ -128,7 +134,6 @@ def _selected(train: Any, other: Any, folder: Path) -> Any:
 MADE: list[Callable[[Any, Any, Path], Any]] = [
     _plain, _saved, _interpolated, _ensembled, _begun, _calibrated, _chosen, _selected,
 ]  # fmt: skip
-OTHER = (54, 55, 56, 57, 58, 59)  # never evaluated on
 
 
 def drawn_case(pool: Pool, number: int, overlap: bool, folder: Path) -> tuple[Any, ImageStore, int]:
@@ -145,7 +150,7 @@ def drawn_case(pool: Pool, number: int, overlap: bool, folder: Path) -> tuple[An
     names = [("pets", "train"), ("pets", "test"), ("holdout", "train"), ("clean", "val")]
     first, second = rng.choice(len(names), 2, replace=not overlap)
     seen = pool.store(train, forms[0], *names[first])
-    head = MADE[number % len(MADE)](seen, pool.store(OTHER, name="other"), folder)
+    head = MADE[number % len(MADE)](seen, pool.other, folder)
     return head, pool.store(test, forms[1], *names[second]), len(set(train) & set(test))
 
 
