@@ -41,7 +41,7 @@ class Layers:
 
 def layers_of(visual: Model) -> Layers | None:
     """The layers of an open_clip image tower, or of a timm model; None where they are not known."""
-    trunk = getattr(visual, "trunk", visual)  # open_clip's TimmModel holds one
+    trunk: Model = getattr(visual, "trunk", visual)  # open_clip's TimmModel holds one
     if hasattr(trunk, "transformer") and hasattr(trunk, "ln_post"):
         tokens_first = not getattr(trunk.transformer, "batch_first", True)
         return Layers(list(trunk.transformer.resblocks), 1, trunk.ln_post, tokens_first=tokens_first)
