@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import random
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -13,17 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from fakes import CLASSES, TAP, NumpyDataset, NumpyEncoder, TappedEncoder
+from safetensors import safe_open
+from small_pictures import write_pictures
 
 import heads
 from featcache import EncodeOptions, FeatureBatches, encode_dataset, find_store, list_stores, open_store
 from featcache.cli.main import main
 from featcache.datasets.base import SampleIndex
+from featcache.encoders import load_encoder
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import FeatcacheError
 from featcache.store import StoreWriter, open_text_store
 from featcache.store.columns import as_columns
 from featcache.store.layout import ArraySpec
 from featcache.transfer.export import export
+from ft.checkpoints.folder import read_state
+from ft.training.resume import read_resume
 from heads.estimators.kept_moments import store_moments
 
 BROKEN = 5
@@ -128,6 +136,12 @@ class World:
     folder: Path
     reads: Mapping[str, Callable[[], object]]
     neighbours: Mapping[str, bytes] = field(default_factory=dict)
+    of: Mapping[str, str] = field(default_factory=dict)
+    """The files that a reader reads, as a pattern; of a reader that is not named: all."""
+    edits: bool = True
+    """Whether a JSON file with another value in it is damaged; otherwise it is one that its owner has changed."""
+    swaps: bool = True
+    """Whether a file with the content of another is damaged; a head is a head, whatever its file is called."""
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.rglob("*") if path.is_file())
@@ -255,19 +269,146 @@ def write_bank(root: Path, rows: np.ndarray) -> Path:
 
 
 def head_world(root: Path) -> World:
-    """A fitted head in its file."""
+    """A fitted head of every kind in its file."""
     chance = np.random.default_rng(0)
     features, labels = chance.standard_normal((30, 8)).astype(np.float32), np.arange(30) % 3
+    texts = embed_prompts(["ant", "bee", "cat"], ["a {}"], NumpyEncoder(), root=root / "cache").store
+    store = open_store(encode(root / "cache"))
     folder = root / "heads"
     folder.mkdir(parents=True)
-    heads.save(heads.Ridge().fit(features, labels), folder / "ridge.safetensors")
-    probe = chance.standard_normal((5, 8)).astype(np.float32)
+    made = {
+        "ridge": heads.Ridge().fit(features, labels),
+        "named": heads.NearestMean().fit(features, np.array(["x", "y", "z"])[labels]),
+        "zero-shot": heads.ZeroShot().fit(texts),
+        "knn": heads.KNN(3).fit(store),
+        "tip-adapter": heads.TipAdapter().fit(store, texts=texts),
+    }
+    for name, head in made.items():
+        heads.save(head, folder / f"{name}.safetensors")
+    heads.RidgeRegression().fit(features, features[:, :2]).save(folder / "regression.safetensors")
 
-    def loaded() -> Any:
-        head = heads.load(folder / "ridge.safetensors")
-        return head.predict_proba(probe), head.classnames, dict(head.provenance)
+    def loaded(name: str) -> Any:
+        head = heads.load(folder / f"{name}.safetensors")
+        probe = np.random.default_rng(1).standard_normal((5, head.dim)).astype(np.float32)
+        return head.predict_proba(probe), head.predict(probe), head.classnames, dict(head.provenance)
 
-    return World(root, folder, {"load": loaded})
+    def regression() -> Any:
+        model = heads.RidgeRegression.load(folder / "regression.safetensors")
+        return model.predict(features), model.alpha_, model.cv_errors_, dict(model.provenance_)
+
+    reads: dict[str, Callable[[], object]] = {f"load {name}": partial(loaded, name) for name in made}
+    return World(
+        root,
+        folder,
+        {**reads, "load regression": regression},
+        of={f"load {name}": f"{name}.safetensors" for name in (*made, "regression")},
+        swaps=False,
+    )
+
+
+def verb(words: str, *files: str) -> Callable[[], object]:
+    """A command line, read by what it prints and writes, without what depends on the time."""
+
+    def read() -> object:
+        for name in files:
+            Path(name).unlink(missing_ok=True)
+        said, printed = io.StringIO(), io.StringIO()
+        with redirect_stderr(said), redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("always")
+            code = main(words.split())
+        told = said.getvalue() + printed.getvalue()  # `verify` and the like say on standard output what is wrong
+        if (code in (2, 3, 4, 5) and "Traceback" not in told) or "is left out" in told:
+            raise FeatcacheError(told)
+        lines = [line for line in printed.getvalue().splitlines() if not re.search(r"\b[0-9.]+ m?s\b|row\(s\)", line)]
+        return code, lines, [_stable(Path(name)) for name in files]
+
+    return read
+
+
+def _stable(file: Path) -> object:
+    """The content of a file, of results their rows without durations."""
+    if file.suffix != ".jsonl":
+        return file.read_bytes()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "fit_seconds"} for row in rows]
+
+
+def verb_world(root: Path) -> World:
+    """Stores of small pictures and of texts, read by the verbs that read stores; kept moments and digests too."""
+    os.chdir(root)
+    source = write_pictures(root / "pictures", 12)
+    at = f"--root {root / 'cache'}"
+    (root / "classes.txt").write_text("cat\ndog\n")
+    for words in (f"encode {source} --split all --quiet {at}", f"text classes.txt --quiet {at}"):
+        assert main(words.split()) == 0
+    assert main(f"fit ridge pictures/all -o ridge.safetensors {at}".split()) == 0
+    assert main(f"fit zero_shot texts/classes -o texts.safetensors {at}".split()) == 0
+    on = f"--on pictures/all {at}"
+    reads = {
+        "fit": verb(f"fit ridge pictures/all -o head.safetensors {at}", "head.safetensors"),
+        "fit knn": verb(f"fit knn pictures/all -o head.safetensors {at}", "head.safetensors"),
+        "fit zero-shot": verb(f"fit zero_shot texts/classes -o head.safetensors {at}", "head.safetensors"),
+        "evaluate": verb(f"evaluate ridge.safetensors {on} --results r.jsonl", "r.jsonl"),
+        "interpolate": verb(
+            f"evaluate texts.safetensors ridge.safetensors --alphas 0 0.5 1 {on} --results r.jsonl", "r.jsonl"
+        ),
+        "compare": verb(f"compare texts.safetensors ridge.safetensors pictures/all --draws 20 {at}"),
+        "sweep": verb(f"sweep ridge --train pictures/all {on} --quiet --results r.jsonl", "r.jsonl"),
+        "info": verb(f"info pictures/all {at}"),
+        "info of texts": verb(f"info texts/classes {at}"),
+        "encode": verb(f"encode {source} --split all --quiet {at}"),
+        "text": verb(f"text classes.txt --quiet {at}"),
+    }
+    return World(root, root / "cache", reads)
+
+
+def run_world(root: Path) -> World:
+    """What fine-tuning leaves: models, heads, its state; read by the verbs and readers that read these."""
+    os.chdir(root)
+    source = write_pictures(root / "pictures", 8)
+    at = f"--root {root / 'stores'}"
+    words = f"finetune {source} --split all --out run --steps 1 --batch-size 4 --workers 1 --quiet --device cpu {at}"
+    assert main(words.split()) == 0
+    run = root / "run"
+    state = read_state(run / "resume.safetensors")
+    with safe_open(run / "resume.safetensors", framework="pt") as file:
+        identity = json.loads(file.metadata()["run"])["identity"]
+    picture = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)]
+
+    def features() -> object:
+        encoder = load_encoder(f"local-dir:{run / 'last'}", device="cpu")
+        return encoder.encode_images([encoder.prepare(picture[0])]), encoder.encode_texts(["a cat"])
+
+    def resumed() -> object:
+        found = read_resume(run / "resume.safetensors", identity)
+        if found is None:
+            raise FeatcacheError("resume.safetensors is gone: the run starts anew")
+        record, tensors = found
+        return record, {name: tensors[name] for name in state}
+
+    merged = ("merged/alpha=0.500/open_clip_model.safetensors",)
+    reads: dict[str, Callable[[], object]] = {
+        "load the model": features,
+        "load the state": resumed,
+        "load the head": lambda: heads.load(run / "last_head.safetensors").linear().weights,
+        "wise": verb("wise tiny run/last --alpha 0.5 --out merged --overwrite", *merged),
+        "convert": verb("convert run/last converted.safetensors --overwrite", "converted.safetensors"),
+    }
+    of = {"load the model": "last/*", "load the state": "resume*", "load the head": "last_head*"}
+    return World(root, run, reads, of=of | {"wise": "last/*", "convert": "last/*"}, edits=False)
+
+
+def result_world(root: Path) -> World:
+    """Results of an evaluation, and the files that reports are made of."""
+    os.chdir(root)
+    path, folder = encode(root / "cache"), root / "results"
+    folder.mkdir()
+    made = [heads.LinearHead(np.eye(3, 16, dtype=np.float32) * s, np.zeros(3, np.float32), CLASSES) for s in (1, 2, 3)]
+    heads.append_rows(folder / "results.jsonl", heads.evaluate(made, [open_store(path)]))
+
+    return World(
+        root, folder, {"report": verb("report results/results.jsonl -o shown", "shown/report.csv")}, edits=False
+    )
 
 
 WORLDS: dict[str, Callable[[Path], World]] = {
@@ -275,4 +416,7 @@ WORLDS: dict[str, Callable[[Path], World]] = {
     "texts": text_world,
     "banks": bank_world,
     "heads": head_world,
+    "verbs": verb_world,
+    "runs": run_world,
+    "results": result_world,
 }

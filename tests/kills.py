@@ -4,13 +4,14 @@ A write point is a call that changes a file: opening one for writing, renaming, 
 every step of the write protocol of `featcache.store.places.local`. Runs are counted by these points and ended at one of
 them, or a few milliseconds behind it, so that a trial does not depend on how fast the machine is.
 
-``python tests/kills.py FOLDER trials KILLS TERMS SEED`` ends runs at random points until so many were ended by each
-signal; ``python tests/kills.py FOLDER points SIGNAL EVERY VERB...`` ends one run at each point (or every n-th) in turn.
-Both print one JSON object: how many runs were ended, by verb, and every rule that was broken. The rules: a named file
-holds its old or its new bytes, never others; after SIGTERM the exit code is 143 and neither claims nor partial files
-are left; the same command, run again, ends with the bytes of a run that was not disturbed.
+``python tests/kills.py FOLDER trials KILLS TERMS SEED [VERB...]`` ends runs at random points until so many were ended
+by each signal; ``python tests/kills.py FOLDER points SIGNAL EVERY [VERB...]`` ends one run at each point (or every n-th)
+in turn. Both print one JSON object: how many runs were ended, by verb, and every rule that was broken. The rules: a
+named file holds its old or its new bytes, never others; after SIGTERM the exit code is 143 and neither claims nor partial
+files are left; the same command, run again, ends with the bytes of a run that was not disturbed.
 """
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -55,11 +56,13 @@ ALL = "pictures/all"
 
 @dataclass(frozen=True)
 class Verb:
-    """A command line, what it writes, and the folder that is there before it as a copy of another."""
+    """A command line, what it writes, and what is there before it: a copy of another file or folder."""
 
     words: str
     writes: str
     copied: str = ""
+    otherwise: str = ""
+    """What ends the work of a killed run that left nothing to name."""
 
 
 GOOD = "--root good"
@@ -69,9 +72,9 @@ COMMANDS = {
     "import": Verb("import features.npz --encoder-name m --name n", "cache"),
     "rename": Verb(f"rename {ALL} photographs/train", "cache", "kept"),
     "relabel": Verb(f"relabel {ALL} cat=tiger dog=wolf", "cache", "kept"),
-    "rm": Verb(f"rm {ALL} --yes", "cache", "kept"),
-    "fit": Verb(f"fit ridge {ALL} -o head.safetensors {GOOD}", "head.safetensors"),
-    "export csv": Verb(f"export {ALL} out.csv {GOOD}", "out.csv"),
+    "rm": Verb(f"rm {ALL} --yes", "cache", "kept", "gc --older-than 0d --delete"),
+    "fit": Verb(f"fit ridge {ALL} -o head.safetensors {GOOD}", "head.safetensors", "classes.txt"),
+    "export csv": Verb(f"export {ALL} out.csv {GOOD}", "out.csv", "classes.txt"),
     "export npy": Verb(f"export {ALL} out {GOOD}", "out"),
     "export parquet": Verb(f"export {ALL} out.parquet {GOOD}", "out.parquet"),
     "export safetensors": Verb(f"export {ALL} out.safetensors {GOOD}", "out.safetensors"),
@@ -81,7 +84,7 @@ COMMANDS = {
     ),
     "sweep": Verb(f"sweep ridge nearest_mean --train {ALL} --on {ALL} --results r.jsonl --quiet {GOOD}", "r.jsonl"),
     "fisher": Verb(f"fisher imagefolder:pictures:all -o f.safetensors --limit 4 --quiet {GOOD}", "f.safetensors"),
-    "convert": Verb("convert tiny converted --overwrite", "converted"),
+    "convert": Verb("convert tiny converted --overwrite", "converted", "pictures"),
     "wise": Verb("wise tiny tiny --alphas 0 0.5 --out merged --overwrite", "merged"),
     "generate": Verb(
         "generate classes.txt --out drawn --images 2 --batch-size 2 --size 8 --device cpu --quiet", "drawn"
@@ -181,6 +184,10 @@ def begin(words: Sequence[str], ending: Ending | None = None) -> int:
             count_points(ending or Ending())
             code = main(list(words))
         finally:
+            for thread in threading.enumerate():  # as Python ends
+                if thread is not threading.current_thread() and not thread.daemon:
+                    thread.join()
+            atexit._run_exitfuncs()
             os._exit(code)
     return child
 
@@ -220,7 +227,7 @@ def row(line: bytes) -> bytes:
 
 def is_temporary(path: Path) -> bool:
     """Whether a file, or a folder above it, is one that a run fills before it gives it its name."""
-    return any(part.endswith((".partial", ".tmp", ".old")) or part.startswith(".tmp") for part in path.parts)
+    return any(part.endswith((".partial", ".tmp")) or part.startswith(".tmp") for part in path.parts)
 
 
 def left_over(process: int) -> list[str]:
@@ -248,21 +255,24 @@ class Trial:
     def __init__(self, name: str) -> None:
         verb = COMMANDS[name]
         self.name, self.words, self.places, self.copied = name, verb.words.split(), verb.writes.split(), verb.copied
+        self.otherwise = verb.otherwise.split()
         self.broken: list[str] = []
         self.ended = {signal.SIGKILL: 0, signal.SIGTERM: 0}
-        self.afresh()
-        began = time.monotonic()
-        assert finish(self.words) == 0, f"{name}: {Path('said').read_text()[-2000:]}"
+        for _ in range(2):  # the first run also makes stores that the others find
+            self.afresh()
+            began = time.monotonic()
+            assert finish(self.words) == 0, f"{name}: {Path('said').read_text()[-2000:]}"
         self.seconds, self.points = time.monotonic() - began, int.from_bytes(passed[:], "little")
         self.good = contents(self.places)
         self.afresh()
-        assert self.good != contents(self.places), name
+        self.before = contents(self.places)
+        assert self.good != self.before, name
 
     def afresh(self) -> None:
         """As before the first run."""
         clear(self.places)
         if self.copied:
-            shutil.copytree(self.copied, self.places[0])
+            (shutil.copytree if Path(self.copied).is_dir() else shutil.copyfile)(self.copied, self.places[0])
 
     def disturb(self, ending: Ending) -> None:
         """Start, end, and check what is there."""
@@ -278,12 +288,17 @@ class Trial:
         if code == -signal.SIGTERM:
             self.broken.append(f"{self.name}: no orderly end {where}")
         judged = [place for place in self.places if place not in UNFINISHED]
-        wrong = [path for path, held in contents(judged).items() if self.good.get(path) != held]
-        self.broken += [f"{self.name}: {path} has other bytes {where}" for path in wrong]
+        found = contents(judged)
+        known = {path for path in self.good | self.before if any(path.startswith(place) for place in judged)}
+        for path in known | set(found):
+            if found.get(path) not in (self.before.get(path), self.good.get(path)):
+                self.broken.append(f"{self.name}: {path} has other bytes {where}")
 
     def resume(self, where: str) -> None:
         """Run to the end on what is there; compare, and start afresh."""
         code = finish(self.words)
+        if code and self.otherwise:
+            code = finish(self.otherwise)
         if code and not self.is_done():
             said = Path("said").read_text()[-300:]
             self.broken.append(f"{self.name}: exit code {code} when run again {where}: {said}")
@@ -311,10 +326,10 @@ LEAST = 8
 """Runs of a slow verb that each signal ends; the others make up the number."""
 
 
-def at_random(kills: int, terms: int, seed: int) -> list[Trial]:
+def at_random(kills: int, terms: int, seed: int, names: Sequence[str]) -> list[Trial]:
     """Trials until so many runs were ended by each signal, one to three before a run to the end."""
     chance = random.Random(seed)
-    trials = [Trial(name) for name in COMMANDS]
+    trials = [Trial(name) for name in names]
     slow = 3 * sorted(trial.seconds for trial in trials)[len(trials) // 2]
     wanted = {signal.SIGKILL: kills, signal.SIGTERM: terms}
 
@@ -347,7 +362,7 @@ def told(trials: Sequence[Trial]) -> dict[str, object]:
 
 
 WAYS: dict[str, Callable[..., list[Trial]]] = {
-    "trials": lambda *numbers: at_random(*map(int, numbers)),
+    "trials": lambda k, t, seed, *names: at_random(int(k), int(t), int(seed), names or list(COMMANDS)),
     "points": lambda number, every, *names: at_points(signal.Signals[number], int(every), names or list(COMMANDS)),
 }
 

@@ -19,7 +19,7 @@ import xxhash
 
 from featcache.errors import StoreWriteError
 from featcache.store.columns import feed_texts
-from featcache.store.key import pretty_json
+from featcache.store.key import checksum, pretty_json
 from featcache.store.places import StorePath, put, read_or_none
 
 DIGESTS = "digests"
@@ -103,14 +103,16 @@ class FileContent(Content):
             return None
         if not isinstance(record, dict) or (record.get("size"), record.get("mtime_ns")) != (self.size, self.stamp):
             return None
-        return str(record["digest"]) if "digest" in record else None
+        if record.pop("checksum", None) != checksum(pretty_json(record)):  # damaged, or of an earlier version
+            return None
+        return str(record["digest"])
 
     def _compute(self, root: StorePath | None) -> str:
         found = content_digest(self.decoding, self.hashes())
         if root is not None and self._settled():
             record = {"path": str(self.path), "size": self.size, "mtime_ns": self.stamp, "digest": found}
             with contextlib.suppress(StoreWriteError, UnicodeEncodeError):  # the root may be read-only
-                put(self._place(root), pretty_json(record))
+                put(self._place(root), pretty_json(record | {"checksum": checksum(pretty_json(record))}))
         return found
 
     def _settled(self) -> bool:

@@ -223,6 +223,8 @@ def whole_encoder(found: object, origin: str) -> Encoder:
 
 FOLDER_CONFIG = "open_clip_config.json"
 """The file that makes a folder a model folder of open_clip."""
+FOLDER_PROVENANCE, FOLDER_FILES = "provenance.json", "files"
+"""Where a model folder says where it comes from, and the field with checksums of the files of its tokenizer."""
 
 
 def full_name(model: str) -> str:

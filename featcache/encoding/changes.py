@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
-from featcache.datasets.base import Dataset, dataset_key
+from featcache.datasets.base import Dataset, SampleIndex, dataset_key
 from featcache.datasets.content import content_digest
 from featcache.errors import FeatcacheError, MismatchError, StoreWriteError
 from featcache.store import ImageStore, content_key, open_image_store
@@ -41,8 +41,19 @@ def known_identity(identity: Json, dataset: Dataset, root: StorePath, *, update_
     if store is None or update_labels or (store.name, store.split) == (dataset.name, dataset.split):
         return found
     index = dataset.index
-    digests = labels_digest(index.labels, index.classnames), metadata_digest(index.metadata)
-    return found if (store.labels_digest, store.metadata_digest) == digests else named
+    same = same_labels(store, index) and store.metadata_digest == metadata_digest(index.metadata)
+    return found if same else named
+
+
+def same_labels(store: ImageStore, index: SampleIndex) -> bool:
+    """Whether a store has the class names of a data set, and its labels where rows are readable.
+
+    The digest says it at once where it is equal. After `relabel` it may not be: the labels of unreadable rows, which it
+    counts, are not stored.
+    """
+    if store.labels_digest == labels_digest(index.labels, index.classnames):
+        return True
+    return store.classnames == index.classnames and not ((store.labels != index.labels) & store.valid).any()
 
 
 def _of_content(identity: Json, dataset: Dataset, root: StorePath, folder: StorePath) -> Json:

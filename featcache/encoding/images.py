@@ -23,7 +23,7 @@ from featcache.encoders.base import whole_encoder
 from featcache.encoders.modules import ModuleEncoder
 from featcache.encoders.taps import find_tap
 from featcache.encoding.augment import check_views, view_identity
-from featcache.encoding.changes import changed_rows, known_identity
+from featcache.encoding.changes import changed_rows, known_identity, same_labels
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.encoding.pipeline import default_workers
@@ -423,7 +423,7 @@ class ImageJob(StoreJob[ImageStore]):
     def _difference(self, store: ImageStore) -> str:
         """What differs from the store, in words; empty if nothing does."""
         index = self.index
-        if store.labels_digest != self.labels_digest:
+        if not same_labels(store, index):
             if store.classnames != index.classnames:
                 return f"the class names differ from those of {store.reference}"
             rows = np.flatnonzero((store.labels != index.labels) & store.valid)

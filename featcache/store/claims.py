@@ -9,6 +9,7 @@ its times end up in the listing, a claim that does not change while this writer 
 expired all the same.
 """
 
+import atexit
 import contextlib
 import time
 import uuid
@@ -17,11 +18,25 @@ from pathlib import Path
 
 from featcache.errors import StoreWriteError
 from featcache.store.places import StorePath, create, files, put, read_or_none, remove, stat
-from featcache.store.places.local import abandoned_partials, is_alive, owner
+from featcache.store.places.local import is_alive, owner, sweep_partials
 
 CLAIMS = "claims"
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 120.0
+
+
+_taken: dict[StorePath, bytes] = {}
+"""Files of the claims of this process, and what they hold, until they are given back."""
+
+
+@atexit.register
+def give_back() -> None:
+    """Give back what is still claimed: a signal may have interrupted that, too."""
+    for path, mine in list(_taken.items()):
+        if mine.startswith(f"{owner()}-".encode()):  # not those of the process that this one was forked from
+            with contextlib.suppress(Exception):
+                if read_or_none(path) == mine:
+                    remove(path)
 
 
 class Claims:
@@ -37,6 +52,7 @@ class Claims:
     def take(self, what: int | str) -> bool:
         """Claim a chunk (or another piece of work); False if a live writer holds it."""
         path, mine = self._folder / str(what), self._name.encode()
+        _taken[path] = mine
         taken = create(path, mine)
         if not taken and self._is_stale(path):
             put(path, mine)  # two writers may both do this: harmless, as two writers of one chunk are
@@ -44,6 +60,8 @@ class Claims:
         if taken:
             self._held[str(what)] = self._clock()
             self._watched.pop(str(what), None)
+        else:
+            del _taken[path]
         return taken
 
     def _is_stale(self, path: StorePath) -> bool:
@@ -93,6 +111,7 @@ class Claims:
         """Give one claim back."""
         if self._held.pop(str(what), None) is not None:
             remove(self._folder / str(what))
+            _taken.pop(self._folder / str(what), None)
 
     def release_all(self) -> None:
         """Give every claim back."""
@@ -104,6 +123,7 @@ class Claims:
         self._held.clear()
         for name in files(self._folder):
             remove(self._folder / name)
+            _taken.pop(self._folder / name, None)
 
     def sweep(self) -> None:
         """Delete what dead writers left in a finished store: expired claims, temporary files. Others stay."""
@@ -111,5 +131,5 @@ class Claims:
             for name in files(self._folder):
                 if name not in self._held and self._is_stale(self._folder / name):
                     remove(self._folder / name)
-            for path in abandoned_partials(self._store) if isinstance(self._store, Path) else ():
-                path.unlink(missing_ok=True)
+            if isinstance(self._store, Path):
+                sweep_partials(self._store)

@@ -18,7 +18,7 @@ from featcache.errors import FeatcacheError, MismatchError, OutputError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
 from featcache.store.places.targets import is_stream, replacing, write_target
-from featcache.store.places.tensors import in_order, put_in_order
+from featcache.store.places.tensors import UNSEALED, in_order, seal
 from featcache.store.tokens import block_rows
 
 BLOCK_ROWS = 16_384
@@ -110,8 +110,8 @@ def _safetensors(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
     if file is sys.stdout.buffer:
         file.write(in_order(save(tensors, metadata=facts)))
     else:  # without a second copy in memory
-        save_file(tensors, file.name, metadata=facts)
-        put_in_order(file.name)
+        save_file(tensors, file.name, metadata=facts | UNSEALED)
+        seal(file.name)
 
 
 def _parquet(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:

@@ -30,6 +30,7 @@ from featcache.errors import DatasetError
 from featcache.prompts.text_files import read_lines
 from featcache.store.key import Json
 from featcache.store.layout import Array
+from featcache.store.places.tensors import check_sound
 
 FEATURES = ("features", "image_features", "feats", "embeddings", "x", "X", "data")
 LABELS = ("labels", "targets", "label", "target", "y")
@@ -177,6 +178,7 @@ def _numpy_globals() -> list[Any]:
 def _safetensors(path: Path, names: tuple[str, ...]) -> Foreign:
     from safetensors import safe_open
 
+    check_sound(path)
     with safe_open(path, framework="pt") as file:
         facts, keys = file.metadata() or {}, list(file.keys())
         found: Json = {key: file.get_tensor(key) for key in keys if key in (*FEATURES, *LABELS)}

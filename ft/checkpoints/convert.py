@@ -25,6 +25,7 @@ from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled
 from featcache.encoders.model_names import QUICK
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError
+from featcache.store.places.targets import new_folder
 from featcache.transfer.flax import SUFFIXES, is_flax
 from ft.checkpoints.folder import (
     CLIP,
@@ -32,7 +33,6 @@ from ft.checkpoints.folder import (
     HEAD,
     head_path,
     model_folder,
-    new_folder,
     read_config,
     read_state,
     write_model_folder,

@@ -6,11 +6,9 @@ fine-tuned or merged model can be encoded with ``featcache encode --model local-
 """
 
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from featcache import encoders
-from featcache.encoders.base import FOLDER_CONFIG
+from featcache.encoders.base import FOLDER_CONFIG, FOLDER_FILES
+from featcache.encoders.base import FOLDER_PROVENANCE as PROVENANCE
 from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled, is_torchscript
-from featcache.errors import EncoderError, OutputError
-from featcache.store.places.local import sync_folder
-from featcache.store.places.targets import replacing, writing
-from featcache.store.places.tensors import put_in_order
+from featcache.errors import EncoderError
+from featcache.store.key import checksum
+from featcache.store.places.targets import new_folder, replacing, writing
+from featcache.store.places.tensors import UNSEALED, check_sound, seal
 from ft.checkpoints.state import Json, Shapes, State, check_shapes, shapes_of
 
 CONFIG = FOLDER_CONFIG
 WEIGHTS = "open_clip_model.safetensors"
-PROVENANCE = "provenance.json"
 
 START, LAST, BEST = "start", "last", "best"
 OPTIONS, LOG = "options.json", "log.jsonl"
@@ -109,6 +107,7 @@ def _flat(content: Mapping[str, object]) -> object:
 
 def _load(file: Path) -> Any:
     if file.suffix == ".safetensors":
+        check_sound(file)
         return load_file(file)
     if not is_torchscript(file):
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -131,8 +130,8 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
     """
     tensors = _separate(state)
     with replacing(path) as file, writing(path, sum(value.nbytes for value in tensors.values())):
-        save_file(tensors, file.name, metadata={"format": "pt", **(metadata or {})})
-        put_in_order(file.name)
+        save_file(tensors, file.name, metadata={"format": "pt", **(metadata or {}), **UNSEALED})
+        seal(file.name)
     return Path(path)
 
 
@@ -236,7 +235,7 @@ def write_model_folder(
     out : str or Path
         The new folder, created atomically.
     provenance : JSON-able mapping, optional
-        Origin of the weights; written next to them as ``provenance.json``.
+        Origin of the weights; written next to them as ``provenance.json``, with checksums of the tokenizer's files.
     overwrite : bool
         Replace a folder that is already there.
 
@@ -256,37 +255,12 @@ def write_model_folder(
     with new_folder(out) as partial:
         _write_configuration(source if folder is None else folder, partial)
         if provenance is not None:
+            tokenizer = {path.name: checksum(path.read_bytes()) for path in sorted(partial.iterdir())}
+            tokenizer.pop(CONFIG)  # which its owner may edit
+            provenance = {**provenance, FOLDER_FILES: tokenizer} if tokenizer else provenance
             (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
         write_state(state, partial / WEIGHTS)
     return out
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill inside the block, which then takes the place of `out`, or is deleted after an error.
-
-    Raises
-    ------
-    OutputError
-        There is a file or a device at `out`, or no room; what was there before is untouched.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is no folder, and would be lost; name another place")
-    out = Path(os.path.realpath(out))
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
-    try:
-        with writing(out):
-            partial.mkdir(parents=True)
-            yield partial
-            if out.exists():
-                os.replace(out, old)
-            os.replace(partial, out)
-    finally:
-        if old.exists() and not out.exists():  # ended between the two renames
-            os.replace(old, out)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    sync_folder(out.parent)
 
 
 def _write_configuration(source: str | Path | Json, folder: Path) -> None:

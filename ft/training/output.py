@@ -9,7 +9,7 @@ from typing import Any
 from featcache import __version__
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import MissingExtraError, TrainingError
-from featcache.store.places.local import put
+from featcache.store.places.local import PARTIAL_SUFFIX, put, sweep_partials
 from featcache.store.places.targets import writing
 from ft.checkpoints.folder import BEST, LOG, OPTIONS, head_path, write_model_folder
 from ft.checkpoints.state import Json
@@ -27,12 +27,18 @@ def open_folder(out: Path, overwrite: bool) -> None:
     TrainingError
         It holds other files.
     """
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / OPTIONS).exists())):
+    if out.exists() and not (out.is_dir() and ((out / OPTIONS).exists() or _is_empty(out))):
         raise TrainingError(f"{out} exists and is not the folder of a run; name another --out")
     out.mkdir(parents=True, exist_ok=True)
+    sweep_partials(out)
     if overwrite:
         for name in (RESUME, LOG):  # the models are replaced when the new run writes its own
             (out / name).unlink(missing_ok=True)
+
+
+def _is_empty(out: Path) -> bool:
+    """Whether a folder holds nothing, or only the options that a killed run was about to write."""
+    return all(path.name.startswith(f"{OPTIONS}.") and path.suffix == PARTIAL_SUFFIX for path in out.iterdir())
 
 
 def write_options(run: Run, out: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from featcache.errors import MismatchError, TrainingError
+from featcache.store.places.tensors import check_sound
 from ft.checkpoints.folder import write_state
 from ft.checkpoints.state import Json, State, check_shapes, shapes_of
 from ft.training.averages import EMA, SWA
@@ -82,6 +83,7 @@ def read_resume(path: Path, identity: Json) -> tuple[Json, dict[str, torch.Tenso
     if not path.exists():
         return None
     try:
+        check_sound(path)
         with safe_open(str(path), framework="pt") as file:
             record: Json = json.loads((file.metadata() or {}).get("run", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

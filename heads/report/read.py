@@ -7,10 +7,11 @@ WiSE-FT's rows hold the fields of its command line, a float ``alpha`` for the mo
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheWarning, HeadError
 from heads.evaluation.metrics import Row
 from heads.report.rows import alpha_of, name_of
 
@@ -24,7 +25,7 @@ def read_rows(paths: Sequence[str | Path]) -> list[Row]:
     ------
     HeadError
         For a file that cannot be read or holds no results. A last line that a killed process left unfinished is
-        skipped.
+        skipped, with a FeatcacheWarning.
     """
     rows: list[Row] = []
     for path in paths:
@@ -48,6 +49,9 @@ def _row(line: str, path: str | Path, number: int, last: int) -> Row | None:
     except ValueError as error:
         if number < last and line.strip():
             raise HeadError(f"{path}:{number}: no JSON ({error}); remove that line") from None
+        if line.strip():
+            said = f"{path}:{number}: the last line is unfinished and is left out; run what wrote it again"
+            warnings.warn(said, FeatcacheWarning, stacklevel=3)
         return None
     if not isinstance(row, dict):
         raise HeadError(f"{path}:{number}: {line[:40]!r} is no JSON object; expected one results row per line")

@@ -25,9 +25,11 @@ def test_checking_against_trusting(tmp_path: Path) -> None:
     record = json.loads(out.read_text())
     fits = {"ridge", "ridge, kept moments", "nearest mean"}
     assert {bar["name"].partition(":")[0] for bar in record["bars"]} == fits
-    assert set(record["seconds"]) == {
-        f"{name}/{how}" for name in (*fits, "one pass over the rows") for how in ("never", "read")
-    }
+    names = {*fits, "one pass over the rows"}
+    assert set(record["seconds"]) == {f"{name}{part}" for name in names for part in ("", ", its checks")}
+    for name in names:
+        whole, checking = (record["seconds"][name + part]["all"] for part in ("", ", its checks"))
+        assert all(0 < own < both for own, both in zip(checking, whole, strict=True))
 
 
 @pytest.mark.nightly  # three processes load a model

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from damage import WORLDS, World, damages, encode, plain
+from damage import CHANGES, WORLDS, World, damages, encode, plain
 from fakes import TAP
 
 from featcache.cli.main import main
@@ -38,7 +38,8 @@ def every_damage(world: World, seed: int = 0) -> Iterator[Damaged]:
         others = [world.neighbours.get(inside), files[number - 1].read_bytes()]
         for place, neighbour in enumerate(other for other in others if other is not None):
             for what, content in damages(file.read_bytes(), neighbour, seed + number):
-                if place == 0 or what == "swapped":
+                edited = file.suffix in (".json", ".jsonl") and what.startswith(("bit", *CHANGES))
+                if (world.swaps if what == "swapped" else place == 0) and (world.edits or not edited):
                     yield file, what, content
 
 
@@ -78,7 +79,12 @@ def run_bench(world: World, seconds: float | None = None) -> tuple[int, Counter[
     sound = {name: outcome(world, name) for name in world.reads}
     failed = {name: value for name, (kind, value) in sound.items() if kind != "returned"}
     assert not failed, failed
-    cases = [(damaged, name) for damaged in every_damage(world) for name in world.reads]
+    cases = [
+        (damaged, name)
+        for damaged in every_damage(world)
+        for name in world.reads
+        if damaged[0].relative_to(world.folder).match(world.of.get(name, "*"))
+    ]
     if seconds is not None:
         random.Random(time.time_ns()).shuffle(cases)
     else:

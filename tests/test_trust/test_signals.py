@@ -23,7 +23,7 @@ def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str], seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not list(folder.glob(pattern)) and process.poll() is None:
         assert time.monotonic() < until, pattern

@@ -18,9 +18,9 @@ from safetensors.numpy import load as load_safetensors
 from featcache import EncodeOptions, encode_dataset
 from featcache.cli.main import main
 from featcache.errors import OutputError
-from featcache.store.places import targets
-from featcache.store.places.targets import replacing, write_target
-from ft.checkpoints.folder import new_folder, write_state
+from featcache.store.places import local, targets
+from featcache.store.places.targets import new_folder, replacing, write_target
+from ft.checkpoints.folder import write_state
 from heads import append_rows, load
 
 
@@ -150,7 +150,21 @@ def test_errors_about_files_that_were_read_keep_their_name(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_new_folder_takes_the_place_of_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    if not at_once:
+        monkeypatch.setattr("featcache.store.places.local._swap", lambda one, two: False)
+    for content in ("old", "new"):
+        with new_folder(tmp_path / "model") as folder:
+            (folder / content).write_text(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+
+
 def test_an_interrupted_change_of_folders_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system cannot exchange two names at once."""
     out, moves = tmp_path / "model", []
     out.mkdir()
     (out / "weights").write_text("old")
@@ -162,7 +176,8 @@ def test_an_interrupted_change_of_folders_is_undone(tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
         real(old, new)
 
-    monkeypatch.setattr("ft.checkpoints.folder.os.replace", stop)
+    monkeypatch.setattr("featcache.store.places.local._swap", lambda one, two: False)
+    monkeypatch.setattr("featcache.store.places.local.os.replace", stop)
     with pytest.raises(KeyboardInterrupt), new_folder(out):
         moves.clear()
     monkeypatch.undo()
@@ -180,3 +195,40 @@ def test_exports_keep_their_bytes(place: Path) -> None:
         file = io.BytesIO()
         np.save(file, array)
         assert (place / "out" / f"{name}.npy").read_bytes() == file.getvalue()
+
+
+def dead_process() -> str:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return local.owner().replace(str(os.getpid()), str(child))
+
+
+def test_what_a_killed_process_left_is_swept_when_its_file_is_written_again(tmp_path: Path) -> None:
+    names = {
+        f"out.csv.{dead_process()}-0123abcd.partial": False,
+        f"out.csv.{local.owner()}-0123abcd.partial": True,  # of a process that is alive
+        "out.csv.mine.partial": True,  # no name of ours
+        f"other.csv.{dead_process()}-0123abcd.partial": True,
+    }
+    for name in names:
+        (tmp_path / name).write_text("part")
+        os.utime(tmp_path / name, (0, 0))
+    write_target(tmp_path / "out.csv", b"whole")
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_an_interrupted_clean_up_is_finished_when_the_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featcache.store.places.local.shutil.rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "model"):
+        raise ValueError
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    local.give_up_all()
+    assert not list(tmp_path.iterdir())

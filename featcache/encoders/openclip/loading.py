@@ -15,13 +15,15 @@ import open_clip
 import torch
 
 from featcache.datasets.hub import needs_hub, offline_where_unreachable
+from featcache.encoders.base import FOLDER_FILES, FOLDER_PROVENANCE
 from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript, load_torchscript
 from featcache.encoders.openclip.encoder import OpenClipEncoder
 from featcache.encoders.torch_images import default_device
 from featcache.errors import EncoderError, FeatcacheError
 from featcache.parameters import Range, check_record
 from featcache.progress import one_line
-from featcache.store.key import Json
+from featcache.store.key import Json, checksum
+from featcache.store.places.tensors import check_sound
 
 TINY = Path(__file__).parent.parent / "tiny"
 MERGES = "bpe_merges.txt.gz"
@@ -155,7 +157,7 @@ def check_configuration(model: str, config: Json, folder: Path) -> None:
     """
     towers = _check_fields(model, config)
     least = sum(_least_weights(tower) for tower in towers)
-    held = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin", "*.pt*") for file in folder.glob(pattern))
+    held = sum(file.stat().st_size for file in _weights(folder))
     if least > held + SLACK:
         raise EncoderError(
             f"{model}: its configuration asks for at least {least:,} weights, and its files hold {held:,} bytes; "
@@ -279,7 +281,39 @@ def openai_file_digests() -> dict[str, str]:
     return found
 
 
+def _check_files(model: str, pretrained: str | None) -> None:
+    """EncoderError where weights or a tokenizer differ from the checksums beside them, or weights are missing."""
+    files = [] if pretrained is None or not Path(pretrained).is_file() else [Path(pretrained)]
+    if model.startswith("local-dir:"):
+        folder = Path(model.partition(":")[2])
+        files += _weights(folder)
+        if not files:  # open_clip would go on with random ones
+            raise EncoderError(f"{folder}: holds no weights (open_clip_model.safetensors); write or fetch it again")
+        _check_tokenizer(folder)
+    for file in files:
+        try:
+            check_sound(file)
+        except ValueError as error:
+            raise EncoderError(f"{file}: {error}; write or fetch it again") from error
+
+
+def _weights(folder: Path) -> list[Path]:
+    return [file for pattern in ("*.safetensors", "*.bin", "*.pt*") for file in folder.glob(pattern)]
+
+
+def _check_tokenizer(folder: Path) -> None:
+    try:
+        named = json.loads((folder / FOLDER_PROVENANCE).read_bytes())[FOLDER_FILES].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # of another program, or an earlier version
+    for name, known in named:
+        file = folder / Path(str(name)).name
+        if not file.is_file() or checksum(file.read_bytes()) != known:
+            raise EncoderError(f"{file}: differs from its checksum in {FOLDER_PROVENANCE}; write or fetch it again")
+
+
 def _create(model: str, pretrained: str | None, prepares: Json | None = None) -> torch.nn.Module:
+    _check_files(model, pretrained)
     more = {"force_preprocess_cfg": prepares} if prepares else {}
     logging.disable(logging.ERROR)  # open_clip warns through the root logger where weights are random on purpose
     try:

@@ -72,7 +72,7 @@ def remove(path: StorePath) -> None:
 def _cannot(what: str, path: StorePath, error: OSError) -> StoreWriteError:
     return StoreWriteError(
         f"cannot {what} {path}: {error.strerror or error}; nothing that was finished is lost: make room or give the "
-        "right to write there, or name another --root, and run the same command again"
+        "right to write there, or name another folder (--root or --out), and run the same command again"
     )
 
 

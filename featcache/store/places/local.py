@@ -5,8 +5,12 @@ it had to make. Every step ends with a call
 of `after_step`, a hook that does nothing: the fault tests replace it and stop the process after each step.
 """
 
+import atexit
 import contextlib
+import ctypes
 import os
+import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,7 +21,13 @@ from typing import TypeAlias
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 PARTIAL_SUFFIX = ".partial"
+SHOWN_NAME = 60
+MAX_AGE = 86_400.0
+"""Seconds after which a temporary file of another host counts as abandoned."""
 HOST = f"{uuid.getnode():x}"
+
+_begun: set[Path] = set()
+"""Temporary files and folders of this process that have neither got their names nor been deleted."""
 
 synced = os.environ.get("FEATCACHE_FSYNC", "1") != "0"
 """Whether files survive a power cut: FEATCACHE_FSYNC=0 leaves that to the system; a killed process loses nothing."""
@@ -70,7 +80,7 @@ def _link(partial: Path, path: Path) -> None:
 
 
 def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> None:
-    partial = path.with_name(f"{path.name}.{owner()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    partial = begin(path)
     try:
         try:
             _write(partial, content)
@@ -81,8 +91,7 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
         move(partial, path)
         after_step("rename")
     except BaseException as error:  # a signal, too, leaves nothing behind
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        give_up(partial)
         if (
             isinstance(error, OSError)
             and error.filename in (None, str(partial))
@@ -90,8 +99,60 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
         ):
             error.filename = str(path)
         raise
+    _begun.discard(partial)
     sync_folder(path.parent)
     after_step("sync folder")
+
+
+def begin(path: Path) -> Path:
+    """Name of a temporary file or folder that is to take the place of `path`; `give_up` is to follow."""
+    partial = path.with_name(f"{path.name[:SHOWN_NAME]}.{owner()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    _begun.add(partial)
+    return partial
+
+
+def give_up(partial: Path) -> None:
+    """Delete a temporary file or folder, if it has not been renamed."""
+    with contextlib.suppress(OSError):
+        try:
+            partial.unlink(missing_ok=True)
+        except (IsADirectoryError, PermissionError):  # macOS says the latter of folders
+            shutil.rmtree(partial, ignore_errors=True)
+    _begun.discard(partial)
+
+
+@atexit.register
+def give_up_all() -> None:
+    """Delete every temporary file and folder of this process: a signal may have interrupted their deletion, too."""
+    for partial in list(_begun):
+        if f".{owner()}-" in partial.name:  # not those of the process that this one was forked from
+            give_up(partial)
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Swap the names of two folders, at once where the system can; the old folder is then called `new`."""
+    if _swap(new, old):
+        return
+    aside = old.with_name(f".{old.name}.{owner()}.old")
+    try:
+        os.replace(old, aside)
+        os.replace(new, old)
+        os.replace(aside, new)
+    finally:
+        if not old.exists():  # ended between the renames
+            os.replace(aside, old)
+
+
+def _swap(one: Path, two: Path) -> bool:
+    """Linux's exchange of two names; False where there is none, on this system or this file system."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(two), _EXCHANGE) == 0)
+
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 
 def _make_folder(folder: Path) -> None:
@@ -152,6 +213,17 @@ def stat(path: Path) -> File | None:
     return File(found.st_size, found.st_mtime)
 
 
+def sync_files(folder: Path) -> None:
+    """Write all files below a folder to the disk, and their names."""
+    for path in folder.rglob("*") if synced else ():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
 def files(folder: str, prefix: str = "") -> Iterator[tuple[str, File]]:
     """Every file below a folder, with its name relative to the folder after `prefix`."""
     try:
@@ -172,10 +244,19 @@ def files(folder: str, prefix: str = "") -> Iterator[tuple[str, File]]:
 def sweep_partials(folder: Path) -> None:
     """Delete the `abandoned_partials` below a folder."""
     for path in abandoned_partials(folder):
-        path.unlink(missing_ok=True)
+        give_up(path)
 
 
-def abandoned_partials(folder: Path, max_age: float = 86_400.0) -> list[Path]:
+def sweep_partials_of(path: Path) -> None:
+    """Delete what killed processes have left of their attempts to write `path`."""
+    start, end = f"{path.name[:SHOWN_NAME]}.", re.compile(rf"[0-9a-f]+-[0-9]+-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path.parent):
+            if name.startswith(start) and end.fullmatch(name[len(start) :]) and _is_abandoned(path.with_name(name)):
+                give_up(path.with_name(name))
+
+
+def abandoned_partials(folder: Path, max_age: float = MAX_AGE) -> list[Path]:
     """Temporary files below a folder whose processes were killed.
 
     Those of other hosts count as abandoned after `max_age` seconds: their writers may still be about to rename them.
@@ -183,7 +264,7 @@ def abandoned_partials(folder: Path, max_age: float = 86_400.0) -> list[Path]:
     return [path for path in folder.rglob(f"*{PARTIAL_SUFFIX}") if _is_abandoned(path, max_age)]
 
 
-def _is_abandoned(path: Path, max_age: float) -> bool:
+def _is_abandoned(path: Path, max_age: float = MAX_AGE) -> bool:
     alive = is_alive(path.name.split(".")[-2])
     try:
         return time.time() - path.stat().st_mtime > max_age if alive is None else not alive

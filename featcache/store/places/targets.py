@@ -5,17 +5,25 @@ import os
 import re
 import stat
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from featcache.errors import OutputError, explain
-from featcache.store.places.local import PARTIAL_SUFFIX, Buffer, owner, sync_folder, synced
+from featcache.store.places.local import (
+    SHOWN_NAME,
+    Buffer,
+    begin,
+    exchange,
+    give_up,
+    sweep_partials_of,
+    sync_files,
+    sync_folder,
+    synced,
+)
 
 STREAMS = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 """Names of standard output."""
-SHOWN_NAME = 60
 
 
 def is_stream(target: str | Path) -> bool:
@@ -125,7 +133,8 @@ def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    partial = path.with_name(f"{path.name[:SHOWN_NAME]}.{owner()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    sweep_partials_of(path)
+    partial = begin(path)
     try:
         with writing(target):
             with partial.open("xb") as file:
@@ -138,8 +147,35 @@ def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
             os.replace(partial, path)
             sync_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        give_up(partial)
+
+
+@contextlib.contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """A folder to fill inside the block, which then takes the place of the target, or is deleted after an error.
+
+    Raises
+    ------
+    OutputError
+        There is a file or a device at the target, or no room; what was there before is untouched.
+    """
+    path = Path(os.path.realpath(target))
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{target}: is no folder, and would be lost; name another place")
+    sweep_partials_of(path)
+    partial = begin(path)
+    try:
+        with writing(path):
+            partial.mkdir(parents=True)
+            yield partial
+            sync_files(partial)
+            if path.exists():
+                exchange(partial, path)
+            else:
+                os.replace(partial, path)
+            sync_folder(path.parent)
+    finally:
+        give_up(partial)
 
 
 def write_target(target: str | Path, content: Buffer, stream: str = "") -> None:

@@ -1,13 +1,21 @@
-"""safetensors files whose bytes depend on what they hold alone.
+"""safetensors files whose bytes depend on what they hold alone, and which show when they are damaged.
 
-The library writes the metadata in the order of a hash table, which is another one in every process.
+The library writes the metadata in the order of a hash table, which is another one in every process. Here it is sorted,
+and may hold a checksum of the file. Files of other programs have none, and pass.
 """
 
 import json
+import mmap
 from pathlib import Path
+from typing import Any
+
+import xxhash
 
 LENGTH = 8
 """Bytes of a header's length, at the start of a file."""
+CHECKSUM = "checksum"
+UNSEALED = {CHECKSUM: "0" * 32}
+"""Metadata of a file to `seal`."""
 
 
 def in_order(content: bytes) -> bytes:
@@ -20,24 +28,58 @@ def in_order(content: bytes) -> bytes:
     b'{"__metadata__":{"a":"1","b":"2"}}'
     """
     end = LENGTH + int.from_bytes(content[:LENGTH], "little")
-    return b"".join((content[:LENGTH], _sorted(content[LENGTH:end]), memoryview(content)[end:]))
+    header = content[LENGTH:end]
+    return b"".join((content[:LENGTH], _written(json.loads(header), len(header)), memoryview(content)[end:]))
 
 
-def put_in_order(path: str | Path) -> None:
-    """`in_order` of a file that was just written, in place."""
+def seal(path: str | Path) -> None:
+    """Sort the metadata of a file that was just written with that of `UNSEALED`, and put its checksum there."""
     with Path(path).open("r+b") as file:
-        header = file.read(int.from_bytes(file.read(LENGTH), "little"))
+        length = int.from_bytes(file.read(LENGTH), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
         file.seek(LENGTH)
-        file.write(_sorted(header))
+        file.write(_written(header, length))
+        file.flush()
+        header["__metadata__"][CHECKSUM] = _checksum(file.fileno())
+        file.seek(LENGTH)
+        file.write(_written(header, length))
 
 
-def _sorted(header: bytes) -> bytes:
-    """A header of the same length, whose metadata is sorted."""
-    record = json.loads(header)
-    if len(record.get("__metadata__", ())) < 2:
-        return header
-    record["__metadata__"] = dict(sorted(record["__metadata__"].items()))
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode().ljust(len(header))
-    if len(text) != len(header):
-        raise ValueError(f"a header of {len(header)} bytes became one of {len(text)}")
+def check_sound(path: str | Path) -> None:
+    """ValueError where a file has another checksum than it names; other files, and those that name none, pass."""
+    if not _is_sound(Path(path)):
+        raise ValueError("damaged, its content differs from its checksum")
+
+
+def _is_sound(path: Path) -> bool:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH), "little")
+        if not 0 < length < path.stat().st_size:
+            return True
+        header = file.read(length)
+        try:
+            named = json.loads(header)["__metadata__"][CHECKSUM]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return True
+        return isinstance(named, str) and _checksum(file.fileno(), named.encode()) == named
+
+
+def _checksum(descriptor: int, named: bytes = b"") -> str:
+    """xxh3-128 of a file, as it is without its checksum."""
+    digest = xxhash.xxh3_128()
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as whole:
+        end = LENGTH + int.from_bytes(whole[:LENGTH], "little")
+        digest.update(whole[:end].replace(named, UNSEALED[CHECKSUM].encode(), 1) if named else whole[:end])
+        with memoryview(whole) as view, view[end:] as tensors:
+            digest.update(tensors)
+    return digest.hexdigest()
+
+
+def _written(record: dict[str, Any], length: int) -> bytes:
+    """A header of that length, its metadata sorted."""
+    if "__metadata__" in record:
+        record["__metadata__"] = dict(sorted(record["__metadata__"].items()))
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
+    if len(text) != length:
+        raise ValueError(f"a header of {length} bytes became one of {len(text)}")
     return text

@@ -399,7 +399,18 @@ def _leftovers(path: StorePath, held: Mapping[str, File], now: float) -> Garbage
 
 
 def delete(garbage: Garbage) -> None:
-    """Delete what `find_garbage` found: the manifest first, then the markers, then the rest."""
+    """Delete what `find_garbage` found: the manifest first, then the markers, then the rest.
+
+    An interruption comes when all is deleted: a store without a manifest is of no use, and has no name to delete it by.
+    """
+    try:
+        _delete(garbage)
+    except KeyboardInterrupt:
+        _delete(garbage)
+        raise
+
+
+def _delete(garbage: Garbage) -> None:
     names = set(garbage.names)
     markers = {name for name in names if name.startswith(f"{MARKERS}/")}
     for group in (names & {MANIFEST}, markers, names - markers - {MANIFEST}):

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from featcache.errors import EncoderError
-from ft.checkpoints.folder import new_folder, write_state
+from featcache.store.places.targets import new_folder
+from ft.checkpoints.folder import write_state
 from ft.checkpoints.state import Json, State
 
 LAYER = {

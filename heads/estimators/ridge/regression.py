@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,8 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
+from featcache.parameters import check_record
 from heads.estimators.ridge.classifier import ALPHAS, choose_alpha
-from heads.fitted.file_format import read_head, write_head
+from heads.fitted.file_format import Tensors, check_tensors, read_head, write_head
 from heads.fitted.provenance import Provenance, check_encoder, encoder_record, split_id
 from heads.rows.samples import Array, Rows, feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
 from heads.rows.selection import SELECTION
@@ -179,15 +180,29 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
             If the file is missing, or was not written by `save`.
         """
         tensors, record = read_head(path)
-        if record.get("kind") != _KIND:
+        if record["kind"] != _KIND:
             raise HeadError(f"{path}: a head of classes, not a regression; read it with heads.load")
-        model = cls(tensors["alphas"].tolist(), record["provenance"]["params"]["fit_intercept"])
+        try:
+            check_record(record, {"alpha": float}, str(path), ("alpha", "provenance"))
+            provenance = Provenance.checked(record["provenance"], str(path))
+            params = check_record(provenance.params, {"fit_intercept": bool}, f"{path}: params", ("fit_intercept",))
+            check_tensors(tensors, _shapes(tensors), {}, str(path))
+        except ValueError as error:
+            raise HeadError(f"{error}; fit the regression again") from error
+        model = cls(tensors["alphas"].tolist(), params["fit_intercept"])
         model.coef_, model.alpha_ = tensors["weights"], record["alpha"]
         intercepts = tensors["intercepts"]
         model.intercept_ = intercepts if model.coef_.ndim == 2 else float(intercepts[0])
         model.alphas_, model.cv_errors_ = tensors["alphas"], tensors["cv_errors"]
-        model.n_features_in_, model.provenance_ = model.coef_.shape[-1], Provenance(record["provenance"])
+        model.n_features_in_, model.provenance_ = model.coef_.shape[-1], provenance
         return model
+
+
+def _shapes(tensors: Tensors) -> Mapping[str, str]:
+    """Type and shape of the tensors of a file: of K targets, or of one."""
+    single = tensors["weights"].ndim == 1 if "weights" in tensors else False
+    weights = {"weights": "fD", "intercepts": "f1"} if single else {"weights": "fKD", "intercepts": "fK"}
+    return {**weights, "alphas": "fA", "cv_errors": "fA"}
 
 
 class _Rows(NamedTuple):

@@ -98,7 +98,9 @@ def test_a_read_only_disk_serves_hits_and_refuses_the_rest(
     store = encode_dataset(touched, encoder, root=small_disk).store
     assert encoder.images == 0
     assert whole(store, 8)
-    with pytest.raises(StoreWriteError, match=r"cannot write .*Read-only file system.*name another --root"):
+    with pytest.raises(
+        StoreWriteError, match=r"cannot write .*Read-only file system.*name another folder \(--root or --out\)"
+    ):
         encode(small_disk, 9)
     monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)
     assert main(["encode", "digits", "--split", "val", "--quiet", "--root", str(small_disk)]) == 2

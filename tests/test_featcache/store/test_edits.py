@@ -1,6 +1,7 @@
 """Renaming stores and their classes, and deleting stores by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fakes import TAP, NumpyDataset, NumpyEncoder, TappedEncoder
 from featcache import EncodeOptions, encode_dataset, find_store, list_stores
 from featcache.cli.main import main
 from featcache.datasets import labels_digest
+from featcache.datasets.base import SampleIndex
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import DatasetError, LabelsChangedError, MismatchError, StoreNotFoundError
 from featcache.store import verify
@@ -131,3 +133,20 @@ def test_a_name_of_several_stores_deletes_none(root: Path, capsys: pytest.Captur
     assert code == 3
     assert "2 stores match; write one of: fake/train@numpy#" in error
     assert len(list_stores(root)) == 3
+
+
+def test_a_relabelled_store_with_unreadable_rows_is_found_by_its_new_names(tmp_path: Path) -> None:
+    class Renamed(NumpyDataset):
+        @property
+        def index(self) -> SampleIndex:
+            return replace(super().index, classnames=("ant", "wasp", "cat"))
+
+    options = EncodeOptions(max_bad=1)
+    store = encode_dataset(NumpyDataset(broken=[5]), NumpyEncoder(), root=tmp_path, options=options).store
+    assert relabel(store.path, {"bee": "wasp"}) == [("bee", "wasp")]
+    assert encode_dataset(Renamed(broken=[5]), NumpyEncoder(), root=tmp_path, options=options).hit
+    with pytest.raises(LabelsChangedError, match="the class names differ"):
+        encode_dataset(NumpyDataset(broken=[5]), NumpyEncoder(), root=tmp_path, options=options)
+    others = Renamed(broken=[5], labels=(np.arange(40) + 1) % 3)
+    with pytest.raises(LabelsChangedError, match="39 of 40 labels differ"):
+        encode_dataset(others, NumpyEncoder(), root=tmp_path, options=options)

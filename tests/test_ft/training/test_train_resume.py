@@ -114,7 +114,7 @@ def arm(kills: int) -> None:
     elif kills == 2:
         ft.training.loop.write_resume = deadly(ft.training.loop.write_resume, 1)  # type: ignore[attr-defined]
     elif kills == 3:
-        ft.checkpoints.folder.os.replace = deadly(os.replace, 1)  # type: ignore[attr-defined]
+        os.replace = deadly(os.replace, 1)  # type: ignore[assignment]
 
 
 def contents(out: Path) -> dict[str, Any]:

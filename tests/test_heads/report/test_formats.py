@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheWarning, HeadError
 from heads.report.formats import Shown, as_csv, as_latex, as_markdown, as_text, latex_text
 from heads.report.read import is_epoch, latest, read_rows
 
@@ -45,7 +45,8 @@ def write(path, rows, tail=""):
 def test_files_are_read_in_order_and_an_unfinished_last_line_is_skipped(tmp_path):
     one = write(tmp_path / "1.jsonl", ROWS[:1])
     two = write(tmp_path / "2.jsonl", ROWS[1:], '{"head": "rid')
-    assert read_rows([two, one]) == [ROWS[1], ROWS[0]]
+    with pytest.warns(FeatcacheWarning, match=r"2.jsonl:2: the last line is unfinished and is left out"):
+        assert read_rows([two, one]) == [ROWS[1], ROWS[0]]
 
 
 @pytest.mark.parametrize(
