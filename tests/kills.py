@@ -4,11 +4,13 @@ A write point is a call that changes a file: opening one for writing, renaming, 
 every step of the write protocol of `featcache.store.places.local`. Runs are counted by these points and ended at one of
 them, or a few milliseconds behind it, so that a trial does not depend on how fast the machine is.
 
-``python tests/kills.py FOLDER trials KILLS TERMS SEED [VERB...]`` ends runs at random points until so many were ended
-by each signal; ``python tests/kills.py FOLDER points SIGNAL EVERY [VERB...]`` ends one run at each point (or every n-th)
-in turn. Both print one JSON object: how many runs were ended, by verb, and every rule that was broken. The rules: a
-named file holds its old or its new bytes, never others; after SIGTERM the exit code is 143 and neither claims nor partial
-files are left; the same command, run again, ends with the bytes of a run that was not disturbed.
+- ``python tests/kills.py FOLDER trials KILLS TERMS SEED [VERB...]`` ends runs at random points until so many were ended
+  by each signal;
+- ``python tests/kills.py FOLDER points SIGNAL EVERY [VERB...]`` ends one run at each point (or every n-th) in turn.
+
+Both print one JSON object: how many runs were ended, by verb, and every rule that was broken. The rules: a named file
+holds its old or its new bytes, never others; after SIGTERM the exit code is 143 and neither claims nor partial files
+are left; the same command, run again, ends with the bytes of a run that was not disturbed.
 """
 
 import atexit

@@ -7,7 +7,6 @@ and may hold a checksum of the file. Files of other programs have none, and pass
 import json
 import mmap
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -36,7 +35,7 @@ def seal(path: str | Path) -> None:
     """Sort the metadata of a file that was just written with that of `UNSEALED`, and put its checksum there."""
     with Path(path).open("r+b") as file:
         length = int.from_bytes(file.read(LENGTH), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
+        header: dict[str, dict[str, str]] = json.loads(file.read(length))
         file.seek(LENGTH)
         file.write(_written(header, length))
         file.flush()
@@ -75,7 +74,7 @@ def _checksum(descriptor: int, named: bytes = b"") -> str:
     return digest.hexdigest()
 
 
-def _written(record: dict[str, Any], length: int) -> bytes:
+def _written(record: dict[str, dict[str, str]], length: int) -> bytes:
     """A header of that length, its metadata sorted."""
     if "__metadata__" in record:
         record["__metadata__"] = dict(sorted(record["__metadata__"].items()))
