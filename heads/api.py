@@ -15,6 +15,7 @@ from heads.estimators.kept_moments import store_moments
 from heads.estimators.knn import KNN
 from heads.estimators.logistic.adamw import AdamW
 from heads.estimators.logistic.classifier import Logistic
+from heads.estimators.multilabel.logistic import MultiLabelLogistic
 from heads.estimators.ridge.classifier import Ridge
 from heads.estimators.ridge.regression import RidgeRegression
 from heads.estimators.zero_shot import ZeroShot, score_templates, template_weights
@@ -22,6 +23,7 @@ from heads.evaluation.bootstrap import bootstrap, bootstrap_groups
 from heads.evaluation.compare import add_intervals, compare
 from heads.evaluation.evaluate import Judgement, choose, evaluate, judge
 from heads.evaluation.metrics import Metrics
+from heads.evaluation.multilabel import multilabel_metrics
 from heads.evaluation.predict import predict_images
 from heads.evaluation.projections import Projection, load_projection
 from heads.evaluation.retrieval import retrieval_ranks, retrieve
@@ -30,6 +32,7 @@ from heads.fitted.attentive import AttentiveHead
 from heads.fitted.base import LogitHead
 from heads.fitted.files import load, save
 from heads.fitted.linear import LinearHead
+from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import subset_by_name
 from heads.report.results import append_rows
 from heads.rows.few_shot import few_shot
@@ -55,6 +58,9 @@ __all__ = [
     "LogitHead",
     "Material",
     "Metrics",
+    "MultiLabelHead",
+    "MultiLabelLogistic",
+    "multilabel_metrics",
     "NearestMean",
     "Projection",
     "ResidentStore",

@@ -172,7 +172,7 @@ def describe_encoded(result: EncodeResult) -> str:
         copied = f", {result.copied_rows:,} copied from other stores" if result.copied_rows else ""
         how = f"{result.encoded_rows:,} rows encoded{copied} in {format_seconds(result.seconds)}"
     parts = ", ".join(part.label for part in parts_of(store))
-    lines = [f"{what}{bad}, {how}", f"  {store.path}", f"  {class_counts(store.labels, store.classnames)}"]
+    lines = [f"{what}{bad}, {how}", f"  {store.path}", f"  {class_counts(store.truth, store.classnames)}"]
     return "\n".join([*lines, *([f"  with {parts}"] if parts else [])])
 
 
@@ -181,8 +181,13 @@ def class_counts(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> 
 
     >>> class_counts(np.array([0, 0, 1, -1]), ["cat", "dgo"])
     '2 classes: cat 2, dgo 1'
+
+    Of multi-label targets, the rows that each class applies to.
     """
-    counts = np.bincount(labels[labels >= 0], minlength=len(classnames))
+    if labels.ndim == 1:
+        counts = np.bincount(labels[labels >= 0], minlength=len(classnames))
+    else:
+        counts = (labels == 1).sum(axis=0)
     order = range(len(classnames)) if len(classnames) <= SHOWN_CLASSES else np.argsort(counts, kind="stable")[:3]
     named = ", ".join(f"{classnames[c]} {counts[c]:,}" for c in order)
     if len(classnames) <= SHOWN_CLASSES:

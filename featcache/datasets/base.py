@@ -16,7 +16,7 @@ Metadata columns have a third (`featcache.store.columns`).
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from PIL import Image
 from featcache.datasets.content import Content
 from featcache.errors import DatasetError
 from featcache.store.columns import as_columns, feed_int64, feed_texts
+from featcache.store.layout import Array
 from featcache.store.places import StorePath
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -97,12 +98,15 @@ class SampleIndex:
         What else is known of the samples (region, year, caption); see `featcache.store.columns`.
     content : Content, optional
         What the samples hold, where ids and sizes do not tell data sets apart; part of the key.
+    targets : (N, L) int8, optional
+        Of multi-label data, for L = C classes: 1 where a class applies, 0 where not, -1 where that is unknown; the
+        labels are then all -1 (see `labelling`).
 
     Raises
     ------
     DatasetError
-        Where the lengths differ, an id occurs twice, a label is not an index into `classnames`, or a metadata column
-        holds neither whole numbers nor texts.
+        Where the lengths differ, an id occurs twice, a label is not an index into `classnames`, a metadata column
+        holds neither whole numbers nor texts, or targets have another shape or other values.
     """
 
     ids: Sequence[str]
@@ -112,6 +116,12 @@ class SampleIndex:
     classnames: tuple[str, ...]
     metadata: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     content: Content | None = None
+    targets: npt.NDArray[np.int8] | None = None
+
+    @property
+    def truth(self) -> npt.NDArray[np.integer]:
+        """`targets` (N, L) of multi-label data, else `labels` (N,)."""
+        return self.labels if self.targets is None else self.targets
 
     def __post_init__(self) -> None:
         lengths = {len(self.ids), len(self.sizes), len(self.stamps), len(self.labels)}
@@ -140,6 +150,9 @@ class SampleIndex:
         labels = np.asarray(self.labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DatasetError(f"labels are {labels.dtype} {labels.shape}; expected integers of shape (N,)")
+        if self.targets is not None:
+            check_targets(self.targets, len(self.ids), self.classnames)
+            return
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classnames)))
         if len(wrong):
             first = int(wrong[0])
@@ -152,6 +165,45 @@ class SampleIndex:
 
 SHOWN = 5
 """Samples named in an error; the rest is counted."""
+
+
+class Labelling(TypedDict):
+    """Fields of a `SampleIndex`."""
+
+    labels: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int8] | None
+
+
+def labelling(truth: npt.ArrayLike) -> Labelling:
+    """Fields of a `SampleIndex` for labels (N,), or for the targets (N, L) of multi-label data.
+
+    >>> labelling([[1, 0], [0, -1]])
+    {'labels': array([-1, -1]), 'targets': array([[ 1,  0],
+           [ 0, -1]], dtype=int8)}
+    """
+    found = np.asarray(truth)
+    if found.ndim == 1:
+        return {"labels": found.astype(np.int64), "targets": None}
+    return {"labels": np.full(len(found), -1, np.int64), "targets": found.astype(np.int8)}
+
+
+def check_targets(targets: Array, rows: int, classnames: Sequence[str]) -> None:
+    """DatasetError unless targets are (N, L), a column for each class name, of 1, 0 and -1."""
+    got = f"targets are {targets.dtype} {targets.shape}"
+    if targets.shape != (rows, len(classnames)):
+        raise DatasetError(
+            f"{got} for {rows:,} samples and {len(classnames)} class names; expected (N, L), one column a class"
+        )
+    if len(set(classnames)) != len(classnames):
+        twice = next(name for name in classnames if list(classnames).count(name) > 1)
+        raise DatasetError(f"two classes of multi-label data are named {twice!r}; give each a name of its own")
+    odd = np.argwhere((targets != 0) & (targets != 1) & (targets != -1))
+    if len(odd):
+        row, column = odd[0].tolist()
+        raise DatasetError(
+            f"the target of row {row} for {classnames[column]!r} is {targets[row, column]}; expected 1 where the class "
+            "applies, 0 where it does not, -1 where that is unknown"
+        )
 
 
 def dataset_key(index: SampleIndex, root: StorePath | None = None) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.datasets.base import Dataset, SampleIndex
 from featcache.errors import DatasetError
@@ -65,7 +66,7 @@ def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> Samp
         if all(name in place for name in old):
             _check_once(old, names, listed)
             moved = np.array([place[name] for name in old], np.int64)
-            return replace(index, labels=moved[index.labels], classnames=listed.names)
+            return _placed(index, moved, listed.names)
     if numbered and len(old) == len(listed.names) and _keep_their_places(old, listed.names):
         return _renamed(index, listed)
     missing = [name for name in old if name not in {*listed.keys, *listed.names}]
@@ -76,14 +77,25 @@ def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> Samp
     )
 
 
+def _placed(index: SampleIndex, moved: npt.NDArray[np.int64], names: tuple[str, ...]) -> SampleIndex:
+    """Class i in place ``moved[i]`` of the names; targets of names that the source lacks are unknown."""
+    if index.targets is None:
+        return replace(index, labels=moved[index.labels], classnames=names)
+    targets = np.full((len(index), len(names)), -1, np.int8)
+    targets[:, moved] = index.targets
+    return replace(index, targets=targets, classnames=names)
+
+
 def _renamed(index: SampleIndex, listed: ClassList) -> SampleIndex:
     """Label i is class i of the list."""
-    largest = int(index.labels.max(initial=0))
+    largest = int(index.labels.max(initial=0)) if index.targets is None else len(index.classnames) - 1
     if largest >= len(listed.names):
         raise DatasetError(
             f"{listed.name}: {len(listed.names)} classes, and a label is {largest}; expected a class for each label: "
             "name another list"
         )
+    if index.targets is not None:
+        return _placed(index, np.arange(len(index.classnames)), listed.names)
     return replace(index, classnames=listed.names)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from featcache.datasets.base import IMAGE_FILE, SHOWN, SampleIndex
+from featcache.datasets.base import IMAGE_FILE, SHOWN, SampleIndex, labelling
 from featcache.datasets.decode import decode_image
 from featcache.errors import DatasetError
 
@@ -99,7 +99,7 @@ def file_index(
     ids : sequence of N str
     files : sequence of N (bytes, mtime in ns)
         As `size_and_stamp` gives them.
-    labels : (N,) integers
+    labels : (N,) integers, or targets (N, C) of multi-label data
     classnames : sequence of C str
     where : str
         What to call the data set in the warning.
@@ -107,7 +107,8 @@ def file_index(
         Metadata columns.
     """
     sizes, stamps = np.array(files, np.int64).reshape(-1, 2).T.copy()
-    index = SampleIndex(ids, sizes, stamps, np.asarray(labels, np.int64), tuple(classnames), metadata or {})
+    known = labelling(labels)
+    index = SampleIndex(ids, sizes, stamps, classnames=tuple(classnames), metadata=metadata or {}, **known)
     warn_empty_classes(index, where, stacklevel=5)
     return index
 
@@ -189,7 +190,10 @@ def refuse_int_labels(source: str, labels: str) -> None:
 
 def warn_empty_classes(index: SampleIndex, where: str, stacklevel: int = 4) -> None:
     """Warn of classes without a sample: they stay, since splits share one class list."""
-    counts = np.bincount(index.labels, minlength=len(index.classnames))
+    if index.targets is None:
+        counts = np.bincount(index.labels, minlength=len(index.classnames))
+    else:
+        counts = (index.targets == 1).sum(axis=0)
     empty = [index.classnames[c] for c in np.flatnonzero(counts == 0)]
     if empty:
         warnings.warn(

@@ -4,7 +4,8 @@
 held out. Options: ``holdout_seed=`` (0), ``holdout_group=COLUMN``, a metadata column whose samples stay together
 (patients, videos), and ``holdout_of=SPLIT``, the source's split that is divided (``all``).
 
-Stratified. Each class gives its share, rounded, and at least one sample of two or more. Which ones is decided by a
+Stratified. Each class gives its share, rounded, and at least one sample of two or more; a multi-label sample counts for
+the rarest of its classes. Which ones is decided by a
 digest of the seed and the sample's id (or its group): the same on every machine, and most samples keep their side
 when the data set grows. A group goes with the class that most of its samples have.
 """
@@ -135,12 +136,12 @@ def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:
     """Which samples (N,) are held out."""
     unit, names = _units(index, holdout.group)
     counts = np.bincount(unit, minlength=len(names))
-    votes = np.zeros((len(names), len(index.classnames)), np.int64)
-    np.add.at(votes, (unit, index.labels), 1)
+    votes = np.zeros((len(names), len(index.classnames) + 1), np.int64)
+    np.add.at(votes, (unit, _strata(index)), 1)
     label = votes.argmax(axis=1)
     order = sorted(range(len(names)), key=lambda one: xxhash.xxh3_128_digest(f"{holdout.seed}\n{names[one]}".encode()))
     chosen = np.zeros(len(names), bool)
-    for number in range(len(index.classnames)):
+    for number in range(len(index.classnames) + 1):
         units = [one for one in order if label[one] == number]
         total, taken = int(counts[units].sum()), 0
         wanted = holdout.share * total
@@ -150,6 +151,15 @@ def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:
             chosen[one] = True
             taken += int(counts[one])
     return chosen[unit]
+
+
+def _strata(index: SampleIndex) -> Rows:
+    """What samples (N,) are stratified by: their class; of multi-label samples the rarest that applies, C for none."""
+    if index.targets is None:
+        return index.labels
+    applies = index.targets == 1
+    rarity = np.where(applies, applies.sum(axis=0), len(index) + 1)
+    return np.where(applies.any(axis=1), rarity.argmin(axis=1), len(index.classnames))
 
 
 def _units(index: SampleIndex, group: str | None) -> tuple[Rows, list[str]]:
@@ -173,6 +183,7 @@ def _of_rows(index: SampleIndex, rows: Rows) -> SampleIndex:
         sizes=index.sizes[rows],
         stamps=index.stamps[rows],
         labels=index.labels[rows],
+        targets=None if index.targets is None else index.targets[rows],
         metadata=metadata,
         content=None if index.content is None else index.content.of_rows(rows),
     )

@@ -51,9 +51,11 @@ def same_labels(store: ImageStore, index: SampleIndex) -> bool:
     The digest says it at once where it is equal. After `relabel` it may not be: the labels of unreadable rows, which it
     counts, are not stored.
     """
-    if store.labels_digest == labels_digest(index.labels, index.classnames):
+    if store.labels_digest == labels_digest(index.truth, index.classnames):
         return True
-    return store.classnames == index.classnames and not ((store.labels != index.labels) & store.valid).any()
+    if store.classnames != index.classnames or store.multilabel != (index.targets is not None):
+        return False
+    return bool((store.truth == index.truth)[store.valid].all())
 
 
 def _of_content(identity: Json, dataset: Dataset, root: StorePath, folder: StorePath) -> Json:

@@ -53,7 +53,7 @@ from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, r
 from featcache.store.catalogue import add_name
 from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
 from featcache.store.key import Json
-from featcache.store.layout import image_arrays, labels_array
+from featcache.store.layout import Array, image_arrays, label_arrays
 from featcache.store.parts import KIND as PARTS
 from featcache.store.parts import Part
 from featcache.store.places import StorePath, remove, stat
@@ -229,7 +229,7 @@ class ImageJob(StoreJob[ImageStore]):
             share=options.share or Share.from_environment(),
             parts=options.parts,
         )
-        self.labels_digest = labels_digest(self.index.labels, self.index.classnames)
+        self.labels_digest = labels_digest(self.index.truth, self.index.classnames)
         self.metadata_digest = metadata_digest(self.index.metadata)
         self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
         self.kept: Json = {}
@@ -247,8 +247,11 @@ class ImageJob(StoreJob[ImageStore]):
 
     def layout(self, chunk_rows: int) -> Layout:
         """See `StoreJob.layout`."""
-        rows, labels = image_arrays(self.n_rows, self.encoder.dim, chunk_rows), labels_array(self.n_rows, chunk_rows)
-        return Layout(rows, {"labels": labels}, {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)})
+        rows, labels = (
+            image_arrays(self.n_rows, self.encoder.dim, chunk_rows),
+            label_arrays(self.index.truth, chunk_rows),
+        )
+        return Layout(rows, labels, {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)})
 
     def part_writer(self, part: Part, store: StoreWriter) -> StoreWriter:
         """See `StoreJob.part_writer`."""
@@ -281,8 +284,11 @@ class ImageJob(StoreJob[ImageStore]):
             no_texts: Json = {"text_digests": [], "logit_scale": None, "logit_bias": None}
             return Contents(info | (no_texts if part.tap else {}), provenance)
         bad = [item for marker in writer.markers() for item in marker.bad]
-        labels = self.index.labels.copy()
-        labels[[item.row for item in bad]] = -1
+        truth: dict[str, Array] = {"labels": self.index.labels.copy()}
+        if self.index.targets is not None:
+            truth["targets"] = self.index.targets.copy()
+        for values in truth.values():
+            values[[item.row for item in bad]] = -1
         info = names | {
             "classnames": list(self.index.classnames),
             "labels_digest": self.labels_digest,
@@ -293,7 +299,7 @@ class ImageJob(StoreJob[ImageStore]):
             "bad": [[item.row, item.sample_id, item.error] for item in bad],
         }
         columns = {METADATA: metadata_bytes(self.index.metadata)} if self.index.metadata else {}
-        return Contents(info | self.kept, provenance, {"labels": labels}, columns)
+        return Contents(info | self.kept, provenance, truth, columns)
 
     def finalise(self, part: Part, writer: StoreWriter) -> None:
         """See `StoreJob.finalise`; remembers the files' times, too.
@@ -426,7 +432,13 @@ class ImageJob(StoreJob[ImageStore]):
         if not same_labels(store, index):
             if store.classnames != index.classnames:
                 return f"the class names differ from those of {store.reference}"
-            rows = np.flatnonzero((store.labels != index.labels) & store.valid)
+            if store.multilabel != (index.targets is not None):
+                kinds = "one label a sample", "any number of labels a sample"
+                return (
+                    f"{store.reference} has {kinds[store.multilabel]}, and the data set {kinds[not store.multilabel]}"
+                )
+            differs = store.truth != index.truth
+            rows = np.flatnonzero(differs.reshape(len(index), -1).any(axis=1) & store.valid)
             named = f" (first: {index.ids[rows[0]]})" if len(rows) else ""
             return f"{len(rows):,} of {len(index):,} labels differ from those of {store.reference}{named}"
         if store.metadata_digest != self.metadata_digest:

@@ -97,14 +97,15 @@ def labels_digest(labels: npt.NDArray[np.integer], classnames: Sequence[str]) ->
 
     Parameters
     ----------
-    labels : (N,) integers
+    labels : (N,) integers, or the targets (N, C) of multi-label data
     classnames : sequence of C str
 
     Returns
     -------
     str
         xxh3-128, 32 hexadecimal digits, of the number of labels, the labels, the number of classes, the byte length
-        of each name, and the names in UTF-8; every number as little-endian int64.
+        of each name, and the names in UTF-8; every number as little-endian int64. Targets are hashed under a heading of
+        their own, row by row.
 
     Raises
     ------
@@ -116,7 +117,7 @@ def labels_digest(labels: npt.NDArray[np.integer], classnames: Sequence[str]) ->
     >>> labels_digest(np.array([0, 1]), ["cat", "dog"]) == labels_digest(np.array([0, 1]), ["dog", "cat"])
     False
     """
-    digest = xxhash.xxh3_128(b"featcache labels 1\n")
+    digest = xxhash.xxh3_128(b"featcache labels 1\n" if np.ndim(labels) == 1 else b"featcache targets 1\n")
     feed_int64(digest, [len(labels)])
     feed_int64(digest, labels)
     feed_texts(digest, classnames)

@@ -64,18 +64,19 @@ class ImageFeatures(Store, TableDefaults):
     def __getitem__(self, rows: int | slice | Rows) -> tuple[Array, Any]:
         """Features (D,) or (P, D) float32 and label of one row; with a slice or an array of rows (n, D) and (n,).
 
-        A row whose image could not be read has NaN features and label -1.
+        A row whose image could not be read has NaN features and label -1. Multi-label rows have targets (L,).
         """
         if isinstance(rows, int | np.integer):
-            (place,) = self._places([int(rows)])
-            return self.gather(np.array([place]))[0].astype(np.float32), int(self.labels[place])
+            ((features, label),) = self.__getitems__([int(rows)])
+            return features, label
         places = np.arange(len(self))[rows]
-        return self.gather(places).astype(np.float32), self.labels[places]
+        return self.gather(places).astype(np.float32), self.truth[places]
 
-    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Array, int]]:
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Array, int | Array]]:
         """Several rows at once: `torch.utils.data.DataLoader` fetches a batch with one read."""
         places = np.array(self._places(rows), np.int64)
-        return list(zip(self.gather(places).astype(np.float32), self.labels[places].tolist(), strict=True))
+        labels: list[int] | list[Array] = list(self.truth[places]) if self.multilabel else self.truth[places].tolist()
+        return list(zip(self.gather(places).astype(np.float32), labels, strict=True))
 
     def _places(self, rows: Sequence[int]) -> list[int]:
         for row in rows:
@@ -103,6 +104,8 @@ class ImageFeatures(Store, TableDefaults):
     def to_pandas(self, *, features: bool = False) -> Any:
         """A `pandas.DataFrame` of all rows: ``id``, ``label``, ``class``, ``valid`` and the metadata columns.
 
+        Of multi-label data, a column of targets for each class, under the class's name, in place of label and class.
+
         Parameters
         ----------
         features : bool
@@ -116,7 +119,11 @@ class ImageFeatures(Store, TableDefaults):
         from pyarrow import table
 
         names = np.array([*self.classnames, None], object)  # -1 is the last: no class
-        columns: dict[str, Any] = {"id": self.ids, "label": self.labels, "class": names[self.labels]}
+        columns: dict[str, object] = {"id": self.ids}
+        if self.targets is None:
+            columns |= {"label": self.labels, "class": names[self.labels]}
+        else:
+            columns |= dict(zip(self.classnames, self.targets.T, strict=True))
         columns |= {"valid": self.valid} | dict(self.metadata)
         if features:
             self.require_rows("to_pandas(features=True)")
@@ -148,7 +155,7 @@ class ImageFeatures(Store, TableDefaults):
 
     @property
     def labels_digest(self) -> str:
-        """Digest of labels and class names."""
+        """Digest of labels, or targets, and class names."""
         return str(self.info["labels_digest"])
 
     @property
@@ -158,7 +165,7 @@ class ImageFeatures(Store, TableDefaults):
 
     @cached_property
     def labels(self) -> Labels:
-        """Labels (N,), -1 where the image could not be read.
+        """Labels (N,), -1 where the image could not be read, and in every row of multi-label data.
 
         Raises
         ------
@@ -172,6 +179,35 @@ class ImageFeatures(Store, TableDefaults):
                 f"{len(self.classnames) - 1} for {len(self.classnames)} class names; {remedy(self.path)}"
             )
         return labels
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether any number of classes may apply to a row: `targets` then take the place of labels."""
+        return "targets" in self.manifest.whole
+
+    @cached_property
+    def targets(self) -> npt.NDArray[np.int8] | None:
+        """Targets (N, L) int8 of multi-label data: 1 where a class applies, 0 where not, -1 where unknown; else None.
+
+        Raises
+        ------
+        StoreCorruptError
+            They differ from their checksum, or hold other numbers.
+        """
+        if not self.multilabel:
+            return None
+        targets = self.array("targets")
+        if targets.size and not -1 <= targets.min() <= targets.max() <= 1:
+            raise StoreCorruptError(
+                f"{self.path}/targets: numbers {targets.min()} to {targets.max()}, expected -1, 0 and 1; "
+                f"{remedy(self.path)}"
+            )
+        return targets
+
+    @property
+    def truth(self) -> Array:
+        """`targets` (N, L) of multi-label data, else `labels` (N,)."""
+        return self.labels if self.targets is None else self.targets
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -200,27 +236,28 @@ class ImageFeatures(Store, TableDefaults):
         return metadata_from(self.sidecar(METADATA), self.path / METADATA)
 
     def blocks(self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32) -> Iterator[tuple[Array, Labels]]:
-        """Features (n, D) and labels (n,) of the valid rows, block by block.
+        """Features (n, D) and labels (n,), or targets (n, L), of the valid rows, block by block.
 
         The buffer of the features is reused: a block is good until the next one.
         """
         rows = block_rows(self.shape, rows)
+        truth = self.truth
         buffer = np.empty((rows, *self.shape[1:]), dtype=dtype)
         for start in range(0, len(self), rows):
             stop = min(start + rows, len(self))
             block = self.reader("features").read(start, stop, buffer[: stop - start])
             keep = self.valid[start:stop]
             if keep.all():
-                yield block, self.labels[start:stop]
+                yield block, truth[start:stop]
             else:
-                yield block[keep], self.labels[start:stop][keep]
+                yield block[keep], truth[start:stop][keep]
 
     def numpy(self, dtype: npt.DTypeLike = np.float32) -> tuple[Array, Labels]:
-        """Features (N', D) and labels (N',) of the N' valid rows, in memory."""
+        """Features (N', D) and labels (N',), or targets (N', L), of the N' valid rows, in memory."""
         features = self.reader("features").read(0, len(self), np.empty(self.shape, dtype=dtype))
         if self.valid.all():
-            return features, self.labels
-        return features[self.valid], self.labels[self.valid]
+            return features, self.truth
+        return features[self.valid], self.truth[self.valid]
 
     def gather(self, rows: Rows) -> Array:
         """Features (n, D) float16 of the given rows, valid or not, in that order."""
@@ -239,7 +276,8 @@ class ImageStore(ImageFeatures):
     part = Part()
 
     def __repr__(self) -> str:
-        shape = f"{' x '.join(f'{size:,}' for size in self.shape)}, {len(self.classnames)} classes"
+        kind = " that do not exclude each other" if self.multilabel else ""
+        shape = f"{' x '.join(f'{size:,}' for size in self.shape)}, {len(self.classnames)} classes{kind}"
         return f"ImageStore({self.name}/{self.split}: {shape}, {self.encoder_name}, {self.path})"
 
     @property

@@ -8,6 +8,7 @@
             (of a tap with tokens: float16 (N, P, D) in files c/<i>/0/0 of `TOKEN_NBYTES` at most, several a chunk)
             norm, valid, content    the other row arrays, in the same chunks
             labels                  int64 (N,), written when the store is finished, replaced without encoding
+            targets                 int8 (N, L) of multi-label data: 1, 0, or -1 for unknown; labels are then all -1
             samples.parquet         ids and sizes; metadata.parquet: columns; stamps.bin: file times, only a cache
             done/<i>.json           marker: chunk i is complete, with the checksum of each of its files
             manifest.json           written last; readers refuse a store without one
@@ -178,6 +179,19 @@ def token_rows(n_rows: int, width: int, chunk_rows: int) -> int:
 def labels_array(n_rows: int, chunk_rows: int) -> ArraySpec:
     """The labels of an image store, -1 where the image could not be read."""
     return ArraySpec("labels", "<i8", (n_rows,), chunk_rows, -1)
+
+
+def targets_array(n_rows: int, n_classes: int, chunk_rows: int) -> ArraySpec:
+    """The targets of a multi-label store: 1 where a class applies, 0 where it does not, -1 where that is unknown."""
+    return ArraySpec("targets", "|i1", (n_rows, n_classes), chunk_rows, -1)
+
+
+def label_arrays(truth: Array, chunk_rows: int) -> dict[str, ArraySpec]:
+    """The arrays of labels (N,), or of targets (N, L), beside the features."""
+    specs = [labels_array(len(truth), chunk_rows)]
+    if truth.ndim == 2:
+        specs.append(targets_array(len(truth), truth.shape[1], chunk_rows))
+    return {spec.name: spec for spec in specs}
 
 
 def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, object]) -> dict[str, bytes]:

@@ -445,5 +445,6 @@ def _check_info(kind: str, info: Json, shapes: Shapes) -> None:
         known = {"features": (rows, *tokens, dim), "norm": (rows,), "valid": (rows,), "content": (rows, 16)}
         if kind == "images":
             known["labels"] = (rows,)
+            known |= {"targets": (rows, len(info["classnames"]))} if "targets" in shapes else {}
         if any(shapes.get(name) != shape for name, shape in known.items()):
             raise ValueError(f"arrays of {kind} have the shapes {dict(shapes)}, with a width of {dim}")

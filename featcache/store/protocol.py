@@ -15,8 +15,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from featcache.store.layout import Array
 
-Block = tuple[Array, NDArray[np.int64]]
-"""Features (n, D) and labels (n,)."""
+Block = tuple[Array, NDArray[np.integer]]
+"""Features (n, D) and labels (n,); of multi-label rows, targets (n, L) int8 in their place."""
 
 
 class Encoded(Protocol):
@@ -82,6 +82,10 @@ class FeatureSource(Encoded, Protocol):
         """Image of each valid row where rows are views, which must not be held out apart; else None."""
 
     @property
+    def multilabel(self) -> bool:
+        """Whether any number of classes may apply to a row: blocks then hold targets in place of labels."""
+
+    @property
     def n_rows(self) -> int | None:
         """Number of rows, valid or not; None where only a pass tells."""
 
@@ -98,7 +102,11 @@ class FeatureTable(FeatureSource, Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels (N,), -1 where the image could not be read."""
+        """Labels (N,), -1 where the image could not be read, and in every row of multi-label data."""
+
+    @property
+    def targets(self) -> NDArray[np.int8] | None:
+        """Targets (N, L) of multi-label data: 1 where a class applies, 0 where not, -1 where unknown; else None."""
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -203,6 +211,11 @@ class SourceDefaults:
         return None
 
     @property
+    def multilabel(self) -> bool:
+        """False: each row has one label."""
+        return False
+
+    @property
     def n_rows(self) -> int | None:
         """None: only a pass tells."""
         return None
@@ -223,6 +236,11 @@ class TableDefaults(SourceDefaults, ABC):
     def n_rows(self) -> int | None:
         """Number of rows."""
         return len(self)
+
+    @property
+    def targets(self) -> NDArray[np.int8] | None:
+        """None: each row has one label."""
+        return None
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -272,6 +290,11 @@ class Derived(TableDefaults):
     def labels_digest(self) -> str | None:
         """Digest of labels and class names."""
         return self.origin.labels_digest
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether any number of classes may apply to a row."""
+        return self.origin.multilabel
 
     @property
     def classnames(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from featcache.encoding.pipeline import worked_batches
 from featcache.errors import FeatcacheError
+from featcache.store.layout import Array
 from featcache.store.protocol import FeatureTable
 from featcache.store.tokens import feature_shape
 
@@ -27,8 +28,8 @@ RESIDENT_SHARE = 0.5
 """Largest share of the free memory that `resident=None` lets a store take."""
 
 
-class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
-    """The valid rows of an image store as a map-style data set: item i is (features (D,), label).
+class FeatureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
+    """The valid rows of an image store as a map-style data set: item i is (features (D,), label or targets (L,)).
 
     `torch.utils.data.DataLoader` fetches a batch with one gather (`__getitems__`).
 
@@ -49,18 +50,24 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int | torch.Tensor]]:
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         features = torch.from_numpy(self.store.gather(rows)).to(self.dtype)
-        return list(zip(features, self.store.labels[rows].tolist(), strict=True))
+        labels = truth_of(self.store)[rows]
+        values: list[int] | list[torch.Tensor] = (
+            list(torch.from_numpy(labels)) if self.store.multilabel else labels.tolist()
+        )
+        return list(zip(features, values, strict=True))
 
 
 @dataclass
 class FeatureBatches:
     """Batches ``(features (B, D), labels (B,) int64)`` of the valid rows of an image store, epoch by epoch.
+
+    Of a multi-label store, targets (B, L) int8 take the place of labels.
 
     Each iteration is one epoch; `epoch`, the number of the next one, may be set. With `shuffle` the order is a
     permutation by (seed, epoch), equal on every device and for both ways of reading.
@@ -148,7 +155,7 @@ class FeatureBatches:
         for block, labels in self.store.blocks(dtype=np.float16):
             features[done : done + len(labels)] = torch.from_numpy(np.ascontiguousarray(block)).to(features.device)
             done += len(labels)
-        return features, torch.from_numpy(self.store.labels[self.rows]).to(features.device)
+        return features, torch.from_numpy(truth_of(self.store)[self.rows]).to(features.device)
 
     def _from_device(self, held: Batch, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
         features, labels = held
@@ -175,7 +182,9 @@ class _Stage:
     def __init__(self, batches: FeatureBatches) -> None:
         like, shape = batches.like, (batches.batch_size, *feature_shape(batches.store))
         self.store, self.rows = batches.store, batches.rows
-        self.out, self.out_labels = like.new_empty(shape), like.new_empty(shape[0], dtype=torch.int64)
+        self.truth = truth_of(batches.store)
+        labels = torch.from_numpy(self.truth[:0]).new_empty((shape[0], *self.truth.shape[1:]))
+        self.out, self.out_labels = like.new_empty(shape), labels.to(like.device)
         self.features, self.labels = self.out, self.out_labels
         self.stream: torch.cuda.Stream | None = None
         self.used: torch.cuda.Event | None = None
@@ -183,7 +192,7 @@ class _Stage:
         if like.device.type == "cuda":
             self.stream = torch.cuda.Stream(like.device)  # type: ignore[no-untyped-call]
             self.features = torch.empty(shape, dtype=torch.float16, pin_memory=True)
-            self.labels = torch.empty(shape[0], dtype=torch.int64, pin_memory=True)
+            self.labels = labels.pin_memory()
 
     def release(self) -> None:
         """Let the buffer be filled again, once the kernels that the caller has launched so far have run."""
@@ -196,7 +205,7 @@ class _Stage:
         if self.stream is not None:
             self.stream.synchronize()  # the copy out of the pinned buffers may still run
         self.features[: self.n].copy_(torch.from_numpy(self.store.gather(rows)))
-        self.labels[: self.n].copy_(torch.from_numpy(self.store.labels[rows]))
+        self.labels[: self.n].copy_(torch.from_numpy(self.truth[rows]))
         if self.stream is not None:
             if self.used is not None:
                 self.stream.wait_event(self.used)
@@ -210,6 +219,11 @@ class _Stage:
         if self.stream is not None:
             torch.cuda.current_stream(self.out.device).wait_stream(self.stream)
         return self.out[: self.n], self.out_labels[: self.n]
+
+
+def truth_of(store: FeatureTable) -> Array:
+    """Targets (N, L) of a multi-label store, else labels (N,)."""
+    return store.labels if store.targets is None else store.targets
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """A store's features for other programs: npy, safetensors, Parquet or CSV, with labels, ids and class names.
 
-Only valid rows are written, in store order, float16 as stored or any other float type.
+Only valid rows are written, in store order, float16 as stored or any other float type. Of multi-label stores, targets
+(N', L) take the place of labels: 1 where a class applies, 0 where not, -1 where that is unknown.
 """
 
 import csv
@@ -20,11 +21,12 @@ from featcache.store.layout import Array
 from featcache.store.places.targets import is_stream, replacing, write_target
 from featcache.store.places.tensors import UNSEALED, in_order, seal
 from featcache.store.tokens import block_rows
+from featcache.transfer.foreign import TARGET
 
 BLOCK_ROWS = 16_384
 UNIT = 2e-3
 """How far from 1 the lengths of float16 rows of unit length may be."""
-Block = tuple[Array, npt.NDArray[np.int64], list[str]]
+Block = tuple[Array, npt.NDArray[np.integer], list[str]]
 
 
 def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype: npt.DTypeLike = np.float32) -> Path:
@@ -38,6 +40,8 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     ``safetensors``  one file: tensors ``features`` and ``labels``; ids and class names as JSON in its metadata
     ``parquet``      one file: columns ``id``, ``label``, ``class``, ``features`` (a list of D floats)
     ``csv``          one file: columns ``id``, ``label``, ``class``, ``f0`` ... ``f<D-1>``
+                     (Parquet and CSV of multi-label stores: ``id``, ``labels``, a list of L; or a column
+                     ``target:NAME`` for each class; then the features)
     ``fe``           one text file as transferlearning's ``--mode fe`` writes it: no header, features before they were
                      normalised, then the label, separated by spaces, 4 decimals; name it as the target needs
 
@@ -90,7 +94,7 @@ def _npy(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
         for features, _, _ in _blocks(store, dtype):
             file.write(np.ascontiguousarray(features).data)
     with replacing(folder / "labels.npy") as file:
-        np.lib.format.write_array(file, store.labels[store.valid])
+        np.lib.format.write_array(file, store.truth[store.valid])
     write_target(folder / "ids.txt", _lines(name for name, ok in zip(store.ids, store.valid, strict=True) if ok))
     write_target(folder / "classes.txt", _lines(store.classnames))
 
@@ -119,24 +123,32 @@ def _parquet(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
     from pyarrow import parquet
 
     width = pa.list_(pa.from_numpy_dtype(dtype), store.dim)
-    fields = [("id", pa.string()), ("label", pa.int64()), ("class", pa.string()), ("features", width)]
+    named = [("label", pa.int64()), ("class", pa.string())]
+    if store.multilabel:
+        named = [("labels", pa.list_(pa.int8(), len(store.classnames)))]
+    fields = [("id", pa.string()), *named, ("features", width)]
     facts = {"featcache.classnames": json.dumps(list(store.classnames))}
     schema = pa.schema([pa.field(name, kind) for name, kind in fields], metadata=facts)
     with parquet.ParquetWriter(file, schema) as writer:
         for features, labels, ids in _blocks(store, dtype):
             values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), store.dim)
-            named = [store.classnames[label] for label in labels]
-            writer.write_table(pa.table([pa.array(ids), pa.array(labels), pa.array(named), values], schema=schema))
+            if store.multilabel:
+                said = [pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), len(store.classnames))]
+            else:
+                said = [pa.array(labels), pa.array([store.classnames[label] for label in labels])]
+            writer.write_table(pa.table([pa.array(ids), *said, values], schema=schema))
 
 
 def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     try:
         writer = csv.writer(text)
-        writer.writerow(["id", "label", "class", *(f"f{column}" for column in range(store.dim))])
+        named = [f"{TARGET}{name}" for name in store.classnames] if store.multilabel else ["label", "class"]
+        writer.writerow(["id", *named, *(f"f{column}" for column in range(store.dim))])
         for features, labels, ids in _blocks(store, dtype):
             for row, label, name in zip(features, labels, ids, strict=True):
-                writer.writerow([name, int(label), store.classnames[label], *map(str, row)])
+                said = label.tolist() if store.multilabel else [int(label), store.classnames[label]]
+                writer.writerow([name, *said, *map(str, row)])
         text.flush()
     finally:
         text.detach()
@@ -144,6 +156,8 @@ def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
 
 def _fe(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
     """Unit rows times their lengths; float16 keeps three digits of each value."""
+    if store.multilabel:
+        raise MismatchError(f"{store.reference}: fe files hold one label a row, and this is multi-label; export to csv")
     lengths = _lengths(store)
     done = 0
     for features, labels, _ in _blocks(store, np.dtype(np.float32)):

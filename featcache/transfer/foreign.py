@@ -32,6 +32,8 @@ from featcache.store.key import Json
 from featcache.store.layout import Array
 from featcache.store.places.tensors import check_sound
 
+TARGET = "target:"
+"""What the columns of multi-label targets start with in CSV files of `featcache.transfer.export`."""
 FEATURES = ("features", "image_features", "feats", "embeddings", "x", "X", "data")
 LABELS = ("labels", "targets", "label", "target", "y")
 
@@ -41,7 +43,7 @@ Reader: TypeAlias = "Callable[[Path, tuple[str, ...]], Foreign]"
 
 @dataclass
 class Foreign:
-    """Features (N, D), with the labels, ids and class names that were found beside them."""
+    """Features (N, D), with the labels (N,) or (N, L), ids and class names that were found beside them."""
 
     features: Array
     labels: Array | None = None
@@ -194,6 +196,8 @@ def _parquet(path: Path, names: tuple[str, ...]) -> Foreign:
     features = np.stack(column.to_numpy()) if len(table) else np.empty((0, 0), np.float32)
     facts = (table.schema.metadata or {}).get(b"featcache.classnames")
     labels = next((table[name].to_numpy() for name in LABELS if name in table.column_names), None)
+    if labels is not None and labels.dtype == object and len(labels):
+        labels = np.stack(labels)
     ids = table["id"].to_pylist() if "id" in table.column_names else None
     return Foreign(features, labels, ids, json.loads(facts) if facts else None)
 
@@ -203,6 +207,8 @@ def _csv(path: Path, names: tuple[str, ...]) -> Foreign:
     first = text.partition("\n")[0]
     if first.startswith("id,label,class,"):
         return _own_csv(text)
+    if first.startswith((f"id,{TARGET}", f'id,"{TARGET}')):
+        return _own_targets(text)
     numbers = np.loadtxt(io.StringIO(text), delimiter="," if "," in first else None, ndmin=2, dtype=np.float64)
     return Foreign(numbers[:, :-1].astype(np.float32), numbers[:, -1])
 
@@ -215,6 +221,15 @@ def _own_csv(text: str) -> Foreign:
     largest = min(max(names, default=-1), MAX_CLASSES)  # import_features refuses what is above
     classes = [names.get(label, f"class {label}") for label in range(largest + 1)]
     return Foreign(features, labels, [row[0] for row in rows], classes)
+
+
+def _own_targets(text: str) -> Foreign:
+    header, *rows = csv.reader(io.StringIO(text))
+    classes = [name.removeprefix(TARGET) for name in header if name.startswith(TARGET)]
+    first = 1 + len(classes)
+    targets = np.array([row[1:first] for row in rows], dtype=np.int64).reshape(len(rows), len(classes))
+    features = np.array([row[first:] for row in rows], dtype=np.float32).reshape(len(rows), len(header) - first)
+    return Foreign(features, targets, [row[0] for row in rows], classes)
 
 
 READERS: dict[str, Reader] = {

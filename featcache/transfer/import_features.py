@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
+from featcache.datasets.base import check_targets, labelling
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.encoding.chunks import normalise
 from featcache.encoding.pipeline import worked_batches
@@ -25,7 +26,7 @@ from featcache.prompts.text_files import read_lines
 from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import Json, checksum
-from featcache.store.layout import Array, image_arrays, labels_array
+from featcache.store.layout import Array, image_arrays, label_arrays
 from featcache.store.manifest import ImageInfo
 from featcache.store.parts import Part
 from featcache.store.places import StorePath
@@ -78,7 +79,8 @@ def import_features(
     Parameters
     ----------
     found : Foreign
-        Features (N, D), of any float type, normalised or not; labels (N,), integers from 0.
+        Features (N, D), of any float type, normalised or not; labels (N,), integers from 0. Of multi-label data
+        labels (N, L): 1 where a class applies, 0 where not, -1 or NaN where that is unknown.
     name, split : str
         Name of the store; part of its key.
     classnames : sequence of C str, optional
@@ -141,7 +143,7 @@ class _ImportJob(StoreJob[ImageStore]):
     def layout(self, chunk_rows: int) -> Layout:
         rows = image_arrays(self.n_rows, self.features.shape[1], chunk_rows)
         sidecar = {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)}
-        return Layout(rows, {"labels": labels_array(self.n_rows, chunk_rows)}, sidecar)
+        return Layout(rows, label_arrays(self.index.truth, chunk_rows), sidecar)
 
     def before(self, writer: StoreWriter) -> None:
         writer.drop_damaged()
@@ -160,7 +162,9 @@ class _ImportJob(StoreJob[ImageStore]):
         return MadeChunk(work, {Part(): values})
 
     def contents(self, part: Part, writer: StoreWriter) -> Contents:
-        return Contents(self.info, {"imported": True, "written": written_now()}, {"labels": self.index.labels})
+        truth: dict[str, Array] = {"labels": self.index.labels}
+        truth |= {} if self.index.targets is None else {"targets": self.index.targets}
+        return Contents(self.info, {"imported": True, "written": written_now()}, truth)
 
 
 def _info(source: Source, index: SampleIndex, dim: int, name: str, split: str) -> ImageInfo:
@@ -168,7 +172,7 @@ def _info(source: Source, index: SampleIndex, dim: int, name: str, split: str) -
         "name": name,
         "split": split,
         "classnames": list(index.classnames),
-        "labels_digest": labels_digest(index.labels, index.classnames),
+        "labels_digest": labels_digest(index.truth, index.classnames),
         "metadata_digest": metadata_digest({}),
         "encoder_name": source.encoder_name,
         "dim": dim,
@@ -185,7 +189,10 @@ def _difference(store: ImageStore, info: Mapping[str, object], index: SampleInde
         pairs = zip(store.classnames, index.classnames, strict=False)
         counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
         return f"its class names differ ({next((f'{a!r} there, {b!r} now' for a, b in pairs if a != b), counts)})"
-    rows = np.flatnonzero(store.labels != index.labels)
+    if store.multilabel != (index.targets is not None):
+        kinds = "one label a row", "any number of labels a row"
+        return f"it has {kinds[store.multilabel]}, and these have {kinds[not store.multilabel]}"
+    rows = np.flatnonzero((store.truth != index.truth).reshape(len(index), -1).any(axis=1))
     if len(rows):
         return f"{len(rows):,} of {len(index):,} labels differ (first: {index.ids[rows[0]]})"
     changed = [key for key in OPTIONAL if info[key] and info[key] != store.info[key]]
@@ -195,10 +202,13 @@ def _difference(store: ImageStore, info: Mapping[str, object], index: SampleInde
 def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDArray[np.float32], SampleIndex]:
     features = _features(found.features)
     labels = _labels(found.labels, len(features))
-    names = classnames or found.classnames or [f"class {label}" for label in range(int(labels.max()) + 1)]
+    n_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    names = classnames or found.classnames or [f"class {label}" for label in range(n_classes)]
+    if labels.ndim == 2:
+        check_targets(labels, len(features), tuple(names))
     ids = found.ids or [f"row-{row:08d}" for row in range(len(features))]
     sizes = np.full(len(features), features.itemsize * features.shape[1], np.int64)
-    return features, SampleIndex(ids, sizes, np.zeros_like(sizes), labels, tuple(names))
+    return features, SampleIndex(ids, sizes, np.zeros_like(sizes), classnames=tuple(names), **labelling(labels))
 
 
 def _features(given: Array) -> npt.NDArray[np.float32]:
@@ -226,12 +236,15 @@ def _features(given: Array) -> npt.NDArray[np.float32]:
     return features
 
 
-def _labels(labels: Array | None, n: int) -> npt.NDArray[np.int64]:
+def _labels(labels: Array | None, n: int) -> Array:
     if labels is None:
         raise DatasetError("no labels found beside the features; name their file with --labels")
+    if labels.ndim == 2 and len(labels) == n and labels.shape[1] > 1 and labels.dtype.kind in "iufb":
+        return np.where(np.isnan(labels), -1, labels)  # targets, which `check_targets` checks
     if labels.shape != (n,) or labels.dtype.kind not in "iufb" or not np.array_equal(labels, np.rint(labels)):
         raise DatasetError(
-            f"labels are {labels.dtype} {labels.shape}; expected {n:,} whole numbers, one per row of the features"
+            f"labels are {labels.dtype} {labels.shape}; expected {n:,} whole numbers, one per row of the features, or "
+            f"({n:,}, L) of multi-label data"
         )
     odd = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))  # before the cast, which would wrap
     if len(odd):

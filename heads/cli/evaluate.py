@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 ALSO_SHOWN = {"macro_f1": "macro F1", "pm0": "pm-0 accuracy", "pm10": "pm-10 accuracy"}
 """Metrics of some data sets or on request, in fractions -> how they are called."""
 
+SHOWN_CLASSES = 40
+"""Classes of multi-label heads in the table that is printed; the results file has all."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache evaluate``."""
@@ -168,13 +171,15 @@ def _report(
     from heads.evaluation.evaluate import store_labels
     from heads.report import table_text, write_report
     from heads.report.results import write_confusion, write_samples
-    from heads.report.rows import log_line
+    from heads.report.rows import log_line, main_metrics
     from heads.report.web import provenance_facts, with_facts
 
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
     append_rows(args.results, rows)
     published = compared(rows, args)
-    lines = [table_text(rows[:shown], width=terminal_width() or 110), *_intervals(rows), *_worst(rows), *remarks]
+    width = terminal_width() or 110
+    table = table_text(rows[:shown], metrics=main_metrics(rows), width=width)
+    lines = [table, *_intervals(rows), *_worst(rows), *_by_class(rows), *remarks]
     if args.log_line:
         lines += ["", *map(log_line, rows), ""]
     lines += against_lines(rows, published, args)
@@ -194,10 +199,11 @@ def _report(
 
 def best_head(heads: Sequence[LogitHead], rows: Sequence[Row]) -> LogitHead:
     """The most accurate head on the first store, of those that are not chosen: whose details a page shows."""
-    from heads.report.rows import datasets_of, value_of
+    from heads.report.rows import datasets_of, main_metrics, value_of
 
-    first = datasets_of(rows)[0]
-    values = [value_of(row, first, "top1") or 0.0 for row in rows[: len(heads)]]
+    metric = main_metrics(rows)[0]
+    first = datasets_of(rows, metric)[0]
+    values = [value_of(row, first, metric) or 0.0 for row in rows[: len(heads)]]
     return heads[values.index(max(values))]
 
 
@@ -266,6 +272,29 @@ def _worst(rows: Sequence[Row]) -> list[str]:
             store, _, metric = key.partition(":")
             if metric in ALSO_SHOWN:
                 lines.append(f"{ALSO_SHOWN[metric]} of {label_of(row)} on {store}: {100 * row[key]:.1f} %")
+    return lines
+
+
+def _by_class(rows: Sequence[Row]) -> list[str]:
+    """Of multi-label heads, the table of classes of each head on each store, and the classes without a positive."""
+    from heads.report.rows import label_of
+    from heads.report.tables import aligned_lines
+
+    lines = []
+    for row in rows:
+        for store in (key.removesuffix(":class_ap") for key in row if key.endswith(":class_ap")):
+            columns = [row[f"{store}:class_{name}"] for name in ("ap", "auroc", "f1")]
+            counts = row[f"{store}:class_positives"]
+            cells = [
+                [name, *("–" if column[name] is None else f"{100 * column[name]:.1f}" for column in columns), f"{n:,}"]
+                for name, n in list(counts.items())[:SHOWN_CLASSES]
+            ]
+            more = len(counts) - len(cells)
+            lines += ["", f"{label_of(row)} on {store}, by class:"]
+            lines += aligned_lines([["", "AP %", "AUROC %", "F1 %", "positives"], *cells], right=1)
+            lines += [f"... and {more:,} more classes, in the results file"] * (more > 0)
+            if left := row[f"{store}:left_out"]:
+                lines.append(f"without a positive, left out of means over classes: {', '.join(left)}")
     return lines
 
 

@@ -49,13 +49,15 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     """Base of every head; a subclass sets `classes_` (C,), `classnames_`, `provenance_` and the rest.
 
     `progress` is told by heads whose fit takes long; it is no parameter. `fits_on` says what its `fit` takes, "images"
-    or "texts"; `takes_texts`, that it also takes ``texts=``; `takes_tokens`, that features may be (N, P, D).
+    or "texts"; `takes_texts`, that it also takes ``texts=``; `takes_tokens`, that features may be (N, P, D);
+    `multilabel`, that any number of classes applies to a row.
     """
 
     name: ClassVar[str]
     fits_on: ClassVar[str] = "images"
     takes_texts: ClassVar[bool] = False
     takes_tokens: ClassVar[bool] = False
+    multilabel: ClassVar[bool] = False
     progress: Progress = Silent()
 
     classes_: Array

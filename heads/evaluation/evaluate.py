@@ -18,13 +18,15 @@ from featcache.processes import rank_and_size, sum_over_ranks
 from featcache.store.protocol import FeatureTable
 from heads.evaluation.frames import frame_results, has_frames
 from heads.evaluation.groups import Groups, GroupSums, groups_of, over_domains
-from heads.evaluation.metrics import LOWER_IS_BETTER, Row, macro_f1, metric_of
+from heads.evaluation.metrics import LOWER_IS_BETTER, Row, macro_f1, selection_metric
+from heads.evaluation.multilabel import MultiLabelPass, ScoreTable
 from heads.evaluation.passes import ClassSubset, Job, jobs_for, rows_of_rank, score, units_of, valid_rows
 from heads.evaluation.projections import Projection
 from heads.evaluation.seen import OPTIMISTIC, Seen, check_seen, excluded, refuse_seen, rows_in, unseen_by
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.provenance import ROLES
 from heads.kernels import Tally
+from heads.rows.samples import is_multilabel
 
 
 class EvaluateOptions(TypedDict, total=False):
@@ -96,6 +98,7 @@ class Judgement:
     confusion : for each store (H, C, C) counts, [label, predicted class]; empty unless asked for
     classnames : for each store the C classes that labels and counts refer to
     stores : the stores, without the rows that were left out
+    scores : in place of `samples`, for each multi-label store: logits of every head on every sample
     """
 
     rows: list[Row]
@@ -103,6 +106,7 @@ class Judgement:
     confusion: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     classnames: dict[str, tuple[str, ...]] = field(default_factory=dict)
     stores: dict[str, FeatureTable] = field(default_factory=dict, repr=False)
+    scores: dict[str, ScoreTable] = field(default_factory=dict)
 
 
 def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options: Unpack[EvaluateOptions]) -> list[Row]:
@@ -166,11 +170,15 @@ def judge(
         raise HeadError(f"got {len(fitted)} heads and {len(stores)} stores; give at least one of each")
     labels = store_labels(stores, options.get("names"))
     rows = [_describe(head, stores) for head in fitted]
-    passes = []
+    passes: list[_Pass | MultiLabelPass] = []
     # every refusal comes before the first pass
     rests = [_reportable(fitted, store, options) for store in stores]
     for store, subset in zip(rests, subsets_of(stores, labels, options.get("class_subset")), strict=True):
         columns = options.get("groups")
+        if is_multilabel(store):
+            asked = {"class_subset": subset is not None, "groups": columns is not None, "confusion": confusion}
+            passes.append(MultiLabelPass(fitted, store, asked, per_sample=per_sample))
+            continue
         groups = None if columns is None else groups_of(store, columns)
         jobs = jobs_for(fitted, store, subset)
         passes.append(_Pass(jobs, store, groups, per_sample=per_sample, confusion=confusion))
@@ -197,9 +205,14 @@ def judge(
             for label, one in named.items()
             if one.samples is not None
         },
-        {label: one.confusion() for label, one in named.items() if confusion},
-        {label: one.jobs[0].head.classnames for label, one in named.items()},
+        {label: one.confusion() for label, one in named.items() if confusion and isinstance(one, _Pass)},
+        {label: one.classnames for label, one in named.items()},
         after,
+        {
+            label: replace(one.scores, rows=rows_in(before[label], after[label], one.scores.rows))
+            for label, one in named.items()
+            if isinstance(one, MultiLabelPass) and one.scores is not None
+        },
     )
 
 
@@ -220,6 +233,11 @@ class _Pass:
             shape = (len(jobs), len(rows))
             labels = np.zeros(len(rows), np.int64)
             self.samples = SampleTable(rows, labels, np.zeros(shape, np.float32), np.zeros(shape, np.int64))
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """Of the heads."""
+        return self.jobs[0].head.classnames
 
     def run(self, rank: int, size: int) -> None:
         """Add this process's share of the rows."""
@@ -352,7 +370,7 @@ def choose(
     heads: Sequence[object],
     selection: FeatureTable,
     *,
-    metric: str = "top1",
+    metric: str | None = None,
     class_subset: ClassSubset = None,
     distributed: bool = False,
     seen: Seen = "refuse",
@@ -362,22 +380,25 @@ def choose(
     Rows of the split that one of the heads was fitted on are refused, or left out with ``seen="exclude"``.
     Ties go to the lower NLL, then to the earlier head; ``tied`` in the record of the choice counts the heads of the
     best value where there are several. ``nll``, ``nll_capped``, ``brier`` and ``ece`` are minimised, the others
-    maximised.
+    maximised. The default is ``top1``; of multi-label heads ``map``, which stands for ``map_macro``.
 
     Raises
     ------
     HeadError
         For an unknown metric, or a selection split that one of the heads was fitted on.
     """
-    metric_of(metric)
     fitted = [as_head(head) for head in heads]
+    multilabel = any(head.multilabel for head in fitted)
+    metric = selection_metric(metric, multilabel=multilabel)
     if check_seen(seen) == "exclude":
         selection = unseen_by(selection, fitted, ROLES[:1])
     elif seen == "refuse":
         refuse_fitted(fitted, selection)
     rows = evaluate(fitted, [selection], class_subset=class_subset, seen="allow", distributed=distributed)
-    values = [row[f"{selection.name}:{metric}"] for row in rows]
-    best, found = best_of(values, [row[f"{selection.name}:nll"] for row in rows], metric)
+    values, nll = (
+        [row[f"{selection.name}:{key}"] for row in rows] for key in (metric, "binary_nll" if multilabel else "nll")
+    )
+    best, found = best_of(values, nll, metric)
     return fitted[best].with_provenance(fitted[best].provenance.chosen(selection, **found))
 
 
@@ -401,6 +422,8 @@ def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple
     (2, {'metric': 'top1', 'value': 1.0, 'candidates': 3, 'tied': 2})
     """
     found = np.asarray(values, np.float64)
+    if np.isnan(found).all():
+        raise HeadError(f"{metric} is not defined for any head: no class has a row to choose by; take another split")
     best = int(np.lexsort((np.asarray(nll), found if metric in LOWER_IS_BETTER else -found))[0])
     entry: Row = {"metric": metric, "value": float(found[best]), "candidates": len(found)}
     tied = int((found == found[best]).sum())

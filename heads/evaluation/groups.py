@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureTable
-from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS, Row
+from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS, MULTILABEL, Row
 
 LABEL = "label"
 """The column that every store has: the class names of its rows."""
@@ -137,8 +137,8 @@ def over_domains(row: Row, domains: Sequence[str], reference: str | None = None,
 
     Returns
     -------
-    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1), and
-    ``shifted_left_out`` where the head was fitted on some; empty if there is no shifted domain.
+    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1 or mAP),
+    and ``shifted_left_out`` where the head was fitted on some; empty if there is no shifted domain.
 
     Raises
     ------
@@ -160,9 +160,10 @@ def over_domains(row: Row, domains: Sequence[str], reference: str | None = None,
     shifted = [domain for domain in domains if domain != first and domain not in left_out]
     if not shifted:
         return found
-    for metric in METRICS:
+    main = "top1" if f"{shifted[0]}:top1" in row else "map_macro"
+    for metric in METRICS if main == "top1" else MULTILABEL:
         values = [float(row[f"{domain}:{metric}"]) for domain in shifted]
         found[f"shifted_mean_{metric}"] = sum(values) / len(values)
         found[f"shifted_worst_{metric}"] = max(values) if metric in LOWER_IS_BETTER else min(values)
-    worst = min(shifted, key=lambda domain: row[f"{domain}:top1"])
+    worst = min(shifted, key=lambda domain: row[f"{domain}:{main}"])
     return {**found, "shifted_worst_domain": worst}

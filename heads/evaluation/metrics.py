@@ -15,6 +15,8 @@ ece                 expected calibration error: `CALIBRATION_BINS` bins of equal
 =================== ===========================================================================================
 
 `heads.kernels.tally` computes them, with the number of calibration bins, `CALIBRATION_BINS`.
+
+Multi-label heads have other metrics, `heads.evaluation.multilabel`.
 """
 
 from __future__ import annotations
@@ -62,7 +64,24 @@ METRICS: dict[str, Metric] = {
 }
 """Every metric by its key in results, in table order."""
 
-LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if not metric.higher_is_better)
+MULTILABEL: dict[str, Metric] = {
+    "map_macro": Metric("mAP", "%", higher_is_better=True),
+    "map_micro": Metric("Micro average precision", "%", higher_is_better=True),
+    "map_weighted": Metric("Weighted average precision", "%", higher_is_better=True),
+    "auroc_macro": Metric("AUROC", "%", higher_is_better=True),
+    "f1_macro": Metric("Macro F1", "%", higher_is_better=True),
+    "f1_micro": Metric("Micro F1", "%", higher_is_better=True),
+    "precision_micro": Metric("Micro precision", "%", higher_is_better=True),
+    "recall_micro": Metric("Micro recall", "%", higher_is_better=True),
+    "subset_accuracy": Metric("Subset accuracy", "%", higher_is_better=True),
+    "binary_nll": Metric("Binary NLL", "nats"),
+}
+"""The metrics of multi-label heads by their key in results; see `heads.evaluation.multilabel`."""
+
+ALL_METRICS = METRICS | MULTILABEL
+"""Metrics of heads of either kind."""
+
+LOWER_IS_BETTER = frozenset(name for name, metric in ALL_METRICS.items() if not metric.higher_is_better)
 """The metrics that are minimised."""
 
 
@@ -74,9 +93,33 @@ def metric_of(name: str) -> Metric:
     HeadError
         For an unknown one, with the known ones.
     """
-    if name not in METRICS:
-        raise HeadError(f"unknown metric {name!r}; expected one of {', '.join(METRICS)}")
-    return METRICS[name]
+    if name not in ALL_METRICS:
+        raise HeadError(f"unknown metric {name!r}; expected one of {', '.join(ALL_METRICS)}")
+    return ALL_METRICS[name]
+
+
+def selection_metric(name: str | None, *, multilabel: bool) -> str:
+    """The metric that heads are chosen by: of None top1, or the mAP of multi-label heads.
+
+    Raises
+    ------
+    HeadError
+        For an unknown one, or one of heads of the other kind.
+
+    Examples
+    --------
+    >>> selection_metric(None, multilabel=False), selection_metric("map", multilabel=True)
+    ('top1', 'map_macro')
+    """
+    known, default = (MULTILABEL, "map_macro") if multilabel else (METRICS, "top1")
+    short = {"map": "map_macro", "nll": "binary_nll"} if multilabel else {}
+    found = default if name is None else short.get(name, name)
+    if found in known:
+        return found
+    metric_of(found)
+    raise HeadError(
+        f"{name} is no metric of {'multi-label' if multilabel else 'these'} heads; expected one of {', '.join(known)}"
+    )
 
 
 def macro_f1(confusion: NDArray[np.integer]) -> float:

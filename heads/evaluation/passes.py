@@ -19,7 +19,7 @@ from featcache.store.protocol import FeatureTable
 from heads.evaluation.projections import Projection
 from heads.fitted.base import LogitHead
 from heads.fitted.linear import LinearHead, as_linear
-from heads.fitted.provenance import check_classes, check_encoder
+from heads.fitted.provenance import check_classes, check_encoder, check_labelling
 from heads.kernels import Tally, linear_nll
 from heads.kernels.problem import Values
 from heads.kernels.tally import RowStats, stats_of_arrays
@@ -69,6 +69,7 @@ def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, subset: Sequence[i
 def _job(head: LogitHead, store: FeatureTable, subset: Sequence[int] | Projection | None) -> Job:
     head.check_tokens(store)
     check_encoder(head.provenance.head or head.name, head.provenance, head.dim, store)
+    check_labelling(head.name, store, multilabel=head.multilabel)
     if subset is None:
         check_classes(head.classnames, store, head.name)
         return Job(head, head.sharing, None)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from featcache.errors import HeadError
 from featcache.store.protocol import Encoded
 from heads.fitted.file_format import Tensors, write_head
-from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder
+from heads.fitted.provenance import Json, Provenance, check_classes, check_encoder, check_labelling
 from heads.rows.samples import Array, Rows, feature_blocks, is_store, refuse_tokens, to_numpy
 
 Float = TypeVar("Float", np.float32, np.float64)
@@ -46,6 +46,8 @@ class LogitHead(ABC):
     """Type and shape of the tensors of `to_file`; see `heads.fitted.file_format.check_tensors`."""
     takes_tokens: ClassVar[bool] = False
     """Whether it takes features (n, P, D)."""
+    multilabel: ClassVar[bool] = False
+    """Whether logits are those of independent yes-or-no questions, not of classes that exclude each other."""
     classnames: tuple[str, ...]
     name: str
     provenance: Provenance
@@ -167,6 +169,7 @@ class LogitHead(ABC):
         """Refuse a store of another encoder, text tower or class list (MismatchError), or with tokens (HeadError)."""
         self.check_tokens(store)
         check_encoder(self.provenance.head or self.name, self.provenance, self.dim, store)
+        check_labelling(self.name, store, multilabel=self.multilabel)
         check_classes(self.classnames, store, self.name)
 
     def check_tokens(self, store: Encoded) -> None:

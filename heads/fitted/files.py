@@ -15,11 +15,14 @@ from heads.fitted.base import Fitted, LogitHead, as_head
 from heads.fitted.file_format import check_tensors, read_head
 from heads.fitted.knn import KNNHead
 from heads.fitted.linear import LinearHead
+from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import Provenance
 from heads.fitted.tip_adapter import TipAdapterHead
 from heads.rows.samples import Array
 
-KINDS: dict[str, type[LogitHead]] = {kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead, AttentiveHead)}
+KINDS: dict[str, type[LogitHead]] = {
+    kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead, AttentiveHead, MultiLabelHead)
+}
 """Class of each kind of head that a file can hold."""
 
 

@@ -242,6 +242,24 @@ def check_encoder(head: str, provenance: Provenance, dim: int, store: Encoded) -
         )
 
 
+def check_labelling(head: str, store: Encoded, *, multilabel: bool) -> None:
+    """Refuse a multi-label store for a head of one label a row, and the other way round.
+
+    Raises
+    ------
+    MismatchError
+        With what each of them is.
+    """
+    theirs = bool(getattr(store, "multilabel", False))
+    if theirs != multilabel:
+        kinds = "takes one label a row", "is multi-label"
+        remedy = "fit a multilabel head" if theirs else "fit a head of one label a row"
+        raise MismatchError(
+            f"{head} {kinds[multilabel]}, but {store.name!r} {'is multi-label' if theirs else 'has one label a row'}; "
+            f"{remedy} (such as {'multilabel_logistic' if theirs else 'logistic'}) for this store"
+        )
+
+
 def check_classes(classnames: Sequence[str], store: Encoded, head: str = "head") -> None:
     """Refuse a store whose class list differs, in names or in order.
 

@@ -25,6 +25,19 @@ def datasets_of(rows: Sequence[Mapping[str, object]], metric: str = "top1") -> l
     return list(dict.fromkeys(key.removesuffix(f":{metric}") for key in keys))
 
 
+def main_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The metrics that short tables show: accuracy and NLL, or those of multi-label heads.
+
+    Examples
+    --------
+    >>> main_metrics([{"digits:top1": 0.9}]), main_metrics([{"voc:map_macro": 0.9}])
+    (('top1', 'nll'), ('map_macro', 'auroc_macro', 'f1_macro', 'f1_micro'))
+    """
+    if any(key.endswith(":map_macro") for row in rows for key in row):
+        return "map_macro", "auroc_macro", "f1_macro", "f1_micro"
+    return "top1", "nll"
+
+
 def choose_datasets(
     rows: Sequence[Row], datasets: Sequence[str] | None, reference: str | None, metric: str = "top1"
 ) -> tuple[str, list[str]]:

@@ -103,6 +103,12 @@ class FewShotStore(Derived):
         return self.store.labels[self.rows]
 
     @property
+    def targets(self) -> NDArray[np.int8] | None:
+        """Targets (n, L) of multi-label data, else None."""
+        targets = self.store.targets
+        return None if targets is None else targets[self.rows]
+
+    @property
     def ids(self) -> list[str]:
         """The n sample ids."""
         ids = self.store.ids
@@ -125,15 +131,17 @@ class FewShotStore(Derived):
         return self.store.view_id
 
     def blocks(self, rows: int = 65_536, dtype: DTypeLike = np.float32) -> Iterator[Block]:
-        """Features (n, D) and labels (n,), block by block."""
+        """Features (n, D) and labels (n,), or targets (n, L), block by block."""
         rows = block_rows((len(self.rows), *feature_shape(self)), rows)
+        truth = self.labels if self.targets is None else self.targets
         for start in range(0, len(self.rows), rows):
-            part = self.rows[start : start + rows]
-            yield self.store.gather(part).astype(dtype, copy=False), self.store.labels[part]
+            part = slice(start, start + rows)
+            yield self.store.gather(self.rows[part]).astype(dtype, copy=False), truth[part]
 
     def numpy(self, dtype: DTypeLike = np.float32) -> Block:
-        """Features (n, D) and labels (n,) in memory."""
-        return self.gather(np.arange(len(self.rows))).astype(dtype, copy=False), self.labels
+        """Features (n, D) and labels (n,), or targets (n, L), in memory."""
+        truth = self.labels if self.targets is None else self.targets
+        return self.gather(np.arange(len(self.rows))).astype(dtype, copy=False), truth
 
     def gather(self, rows: NDArray[np.integer]) -> Array:
         """Features of some of these rows, in the order given."""
@@ -150,6 +158,8 @@ def few_shot(store: FeatureTable, shots: int, seed: int = 0, *, allow_fewer: boo
     """
     if store.groups is not None:
         raise HeadError(f"{store.name!r}: rows are views, and shots are images; draw from the store itself")
+    if store.multilabel:
+        raise HeadError(f"{store.name!r} is multi-label, and shots are drawn by the one label of a row; take all rows")
     rows = draw_shots(store.labels, shots, seed, n_classes=len(store.classnames), allow_fewer=allow_fewer)
     if not len(rows):
         raise HeadError(f"{store.name!r} has no valid row to draw from")

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, FeatureSource, FeatureTable, SourceDefaults, TableDefaults
-from heads.rows.samples import Array, refuse_tokens, to_numpy
+from heads.rows.samples import Array, is_multilabel, refuse_tokens, to_numpy
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -127,6 +127,8 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
     if dtype not in DTYPES:
         raise HeadError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     refuse_tokens(store, "only single vectors are held in memory")
+    if is_multilabel(store):
+        raise HeadError(f"{store.name!r} is multi-label; such rows are not held on a device: take the store itself")
     place = _checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     keep = np.flatnonzero(store.valid)
     if not len(keep):

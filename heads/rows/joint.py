@@ -84,6 +84,11 @@ class JointStore(Derived):
         return self.origin.labels
 
     @property
+    def targets(self) -> NDArray[np.int8] | None:
+        """Targets (N, L) of multi-label data, else None."""
+        return self.origin.targets
+
+    @property
     def valid(self) -> NDArray[np.bool_]:
         """(N,) False where the image could not be read."""
         return self.origin.valid

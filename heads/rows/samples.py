@@ -57,7 +57,7 @@ class Samples:
         if isinstance(self.source, tuple):
             yield to_numpy(self.source[0]), self.source[1]
         else:
-            yield from self.source.blocks()
+            yield from self.source.blocks()  # type: ignore[misc]  # as_samples refuses multi-label sources
 
     def labels(self) -> Labels:
         """Class indices (N,) of all rows; of a stream, in a pass."""
@@ -91,6 +91,11 @@ def is_store(value: object) -> TypeIs[FeatureSource]:
 def is_table(source: FeatureSource) -> TypeIs[FeatureTable]:
     """Whether the rows of a source can be read by their number."""
     return hasattr(source, "gather")
+
+
+def is_multilabel(store: FeatureSource) -> bool:
+    """Whether any number of classes may apply to a row of a source; sources of other programs may not say."""
+    return bool(getattr(store, "multilabel", False))
 
 
 def is_text(value: object) -> TypeIs[TextSource]:
@@ -166,6 +171,11 @@ def as_samples(
     if is_store(X):
         if y is not None:
             raise HeadError("a store brings its own labels: pass y=None, or pass X, y = store.numpy()")
+        if is_multilabel(X):
+            raise HeadError(
+                f"{X.name}/{X.split} is multi-label (any number of its {len(X.classnames)} classes applies to a row), "
+                "and this head takes one label a row; fit multilabel_logistic or multilabel_ridge"
+            )
         if not tokens:
             refuse_tokens(X, "this head takes one vector an image")
         names = tuple(str(c) for c in X.classnames)

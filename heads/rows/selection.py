@@ -57,7 +57,7 @@ def selection_samples(selection: Selection, samples: Samples, *, tokens: bool = 
         For NaN or infinite features (naming rows), or rows that are training rows, too, known by their content.
     """
     if is_store(selection):
-        _refuse_training_rows(selection, samples.store)
+        refuse_training_rows(selection, samples.store)
         found = as_samples(selection, tokens=tokens)
         theirs = selection.encoder_key
         ours = theirs if samples.store is None else samples.store.encoder_key
@@ -83,7 +83,7 @@ def selection_samples(selection: Selection, samples: Samples, *, tokens: bool = 
     return checked
 
 
-def _refuse_training_rows(selection: FeatureSource, train: FeatureSource | None) -> None:
+def refuse_training_rows(selection: FeatureSource, train: FeatureSource | None) -> None:
     """HeadError if rows of a validation split are training rows, of which nothing can be held out."""
     both = None if train is None or not is_table(selection) else rows_also_in(selection, train)
     if train is not None and both is not None and both.any():

@@ -41,6 +41,14 @@ class FakeImageStore(TableDefaults):
     groups: NDArray[np.int64] | None = None
 
     @property
+    def multilabel(self) -> bool:
+        return self.y.ndim == 2
+
+    @property
+    def targets(self) -> NDArray[np.int8] | None:
+        return self.y.astype(np.int8) if self.multilabel else None
+
+    @property
     def dim(self) -> int:
         return self.X.shape[1]
 
@@ -135,10 +143,34 @@ def texts(class_means: NDArray[np.float64]) -> Callable[..., FakeTextStore]:
     return make
 
 
-@pytest.fixture(params=sorted(HEADS))
+ONE_LABEL = sorted(name for name in HEADS if not HEADS[name].multilabel)
+MULTILABEL = sorted(name for name in HEADS if HEADS[name].multilabel)
+
+
+@pytest.fixture(params=ONE_LABEL)
 def fitted(request: pytest.FixtureRequest, images: Any, texts: Any) -> Any:
-    """Every head of HEADS, fitted on what it says it fits on: a new head inherits the contract tests."""
+    """Every head of one label a row, fitted on what it says it fits on: a new head inherits the contract tests."""
     return fit_head(request.param, Material(images(), [texts()]))
+
+
+@pytest.fixture(scope="session")
+def tagged(class_means: NDArray[np.float64]) -> Callable[..., FakeImageStore]:
+    """Factory of multi-label stores: each row is near the sum of the means of its classes; a tenth is unknown."""
+
+    def make(n: int = 200, seed: int = 0, noise: float = 0.2, unknown: float = 0.1, **fields: Any) -> FakeImageStore:
+        rng = np.random.default_rng(seed)
+        Y = (rng.random((n, len(CLASSNAMES))) < 0.4).astype(np.int8)
+        X = unit(Y @ class_means + noise * rng.normal(size=(n, DIM))).astype(np.float16)
+        Y[rng.random(Y.shape) < unknown] = -1
+        return FakeImageStore(X, Y, **fields)
+
+    return make
+
+
+@pytest.fixture(params=MULTILABEL)
+def fitted_multilabel(request: pytest.FixtureRequest, tagged: Any, texts: Any) -> Any:
+    """Every multi-label head: `fitted` for rows with any number of classes."""
+    return fit_head(request.param, Material(tagged(), [texts()]))
 
 
 def clip_like(n: int, dim: int, n_classes: int, seed: int = 0) -> tuple[NDArray[np.float16], NDArray[np.int64]]:

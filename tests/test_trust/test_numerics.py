@@ -49,7 +49,7 @@ INPUTS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
     "a missing class": lambda: (rows()[0], np.where(rows()[1] == 1, 3, rows()[1])),
 }
 FITTED_ON_IMAGES = [
-    name for name in HEADS if getattr(HEADS[name], "fits_on", "") == "images" and not HEADS[name].takes_texts
+    name for name, head in HEADS.items() if head.fits_on == "images" and not head.takes_texts and not head.multilabel
 ]
 
 

@@ -3,14 +3,14 @@
 A cell is a text, a whole number, or None where it is empty. Floating-point cells become whole numbers where they are
 some (pandas turns a column of years with one gap into floats), else texts. In CSV and TSV, which have no types, a
 column is of whole numbers if every cell that is not empty is written as one (``007`` is a text). A column with a cell
-that holds anything else, such as a list, is left out.
+that holds anything else, such as a list, is left out, unless it is asked for: its lists are then texts in JSON.
 """
 
 import csv
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,13 +26,19 @@ class _Nested(ValueError):
     """A cell that is neither text nor number."""
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, nested: Collection[str] = ()) -> Table:
     """Read a table by its extension, one of `FORMATS`.
+
+    Parameters
+    ----------
+    path : Path
+    nested : collection of str
+        Columns whose lists are kept, as texts in JSON.
 
     Returns
     -------
     dict of column name to list of N cells
-        Columns with nested cells are left out.
+        Other columns with nested cells are left out.
 
     Raises
     ------
@@ -41,7 +47,7 @@ def read_table(path: Path) -> Table:
     """
     if path.suffix.lower() not in FORMATS:
         raise DatasetError(f"{path}: expected a table with one of the extensions {' '.join(FORMATS)}")
-    return FORMATS[path.suffix.lower()](path)
+    return FORMATS[path.suffix.lower()](path, nested)
 
 
 def parse_delimited(lines: Sequence[str], source: str, delimiter: str = ",") -> Table:
@@ -99,7 +105,7 @@ def _typed(cells: list[str]) -> list[Cell]:
     return [cell or None for cell in cells]
 
 
-def parse_json_lines(lines: Sequence[str], source: str) -> Table:
+def parse_json_lines(lines: Sequence[str], source: str, nested: Collection[str] = ()) -> Table:
     """Parse JSON lines: one object per line; a key that a line lacks is an empty cell.
 
     Raises
@@ -124,7 +130,7 @@ def parse_json_lines(lines: Sequence[str], source: str) -> Table:
         count += 1
     if not count:
         raise DatasetError(f"{source}: empty; expected one JSON object a line")
-    return _plain({name: cells + [None] * (count - len(cells)) for name, cells in columns.items()}, source)
+    return _plain({name: cells + [None] * (count - len(cells)) for name, cells in columns.items()}, source, nested)
 
 
 def _json_object(line: str, where: str) -> dict[str, object]:
@@ -143,11 +149,12 @@ def _json_object(line: str, where: str) -> dict[str, object]:
     return found
 
 
-def _plain(columns: dict[str, list[object]], source: str) -> Table:
+def _plain(columns: dict[str, list[object]], source: str, nested: Collection[str] = ()) -> Table:
     table: Table = {}
     for name, cells in columns.items():
+        kept = (json.dumps(cell) if name in nested and isinstance(cell, list) else cell for cell in cells)
         try:
-            table[name] = [_cell(cell) for cell in cells]
+            table[name] = [_cell(cell) for cell in kept]
         except _Nested:
             continue
     if not table:
@@ -169,20 +176,23 @@ def _cell(value: object) -> Cell:
     raise _Nested
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, nested: Collection[str] = ()) -> Table:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         schema = parquet.read_schema(path)
+        lists = [field.name for field in schema if field.name in nested and pa.types.is_list(field.type)]
         flat = [field.name for field in schema if not pa.types.is_nested(field.type) and not _is_bytes(pa, field.type)]
-        table = parquet.read_table(path, columns=flat)
+        table = parquet.read_table(path, columns=[*flat, *lists])
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path}: cannot be read as Parquet ({error}); check the path and the file") from error
     if len(set(table.column_names)) != len(table.column_names):
         raise DatasetError(f"{path}: a column name occurs twice; name each column once")
-    texts = {name: _as_python(pa, table[name]) for name in table.column_names}
-    return _plain(texts, str(path))
+    texts = {
+        name: table[name].to_pylist() if name in lists else _as_python(pa, table[name]) for name in [*flat, *lists]
+    }
+    return _plain(texts, str(path), nested)
 
 
 def _is_bytes(pa: Any, kind: Any) -> bool:
@@ -198,14 +208,14 @@ def _as_python(pa: Any, column: Any) -> list[object]:
     return found
 
 
-def _read_text(parse: Callable[..., Table], *more: str) -> Callable[[Path], Table]:
-    return lambda path: parse(read_lines(path), str(path), *more)
+def _read_text(delimiter: str) -> Callable[[Path, Collection[str]], Table]:
+    return lambda path, nested: parse_delimited(read_lines(path), str(path), delimiter)
 
 
-FORMATS: dict[str, Callable[[Path], Table]] = {
+FORMATS: dict[str, Callable[[Path, Collection[str]], Table]] = {
     ".parquet": _read_parquet,
-    ".csv": _read_text(parse_delimited),
-    ".tsv": _read_text(parse_delimited, "\t"),
-    ".jsonl": _read_text(parse_json_lines),
+    ".csv": _read_text(","),
+    ".tsv": _read_text("\t"),
+    ".jsonl": lambda path, nested: parse_json_lines(read_lines(path), str(path), nested),
 }
 """Extension -> reader."""

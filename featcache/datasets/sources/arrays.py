@@ -4,7 +4,8 @@
 float with values 0-255 (not 0-1, not standardised): float values are never rounded through uint8, and a bicubic
 overshoot a little beyond 0-255 is kept. Memory-mapped: only the rows that are read are touched.
 
-``{split}_labels.npy``: (N,) integers.
+``{split}_labels.npy``: (N,) integers; of multi-label data (N, L), 1 where a class applies, 0 where not, -1 where
+unknown.
 
 Class order. The integers are the classes; their names are the lines of ``DIR/classes.txt``, or else "0", "1", ... up
 to the largest label. Sample ids are ``test/0000041``: the split and the row. Many arrays share them, so a digest of the
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.datasets.base import Picture, SampleIndex
+from featcache.datasets.base import Picture, SampleIndex, labelling
 from featcache.datasets.content import FileContent
 from featcache.datasets.files import (
     check_name,
@@ -131,7 +132,7 @@ def array_index(
     path: Path,
     facts: tuple[int, int],
     images: Array,
-    targets: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.integer],
     classnames: Sequence[str],
     *,
     prefix: str,
@@ -146,7 +147,7 @@ def array_index(
     facts : (bytes, mtime in ns)
         Of the file, before it was opened.
     images : (N, ...) array
-    targets : (N,) class indices
+    targets : (N,) class indices, or (N, C) multi-label targets
     classnames : sequence of C str
     prefix : str
         What ids start with, before the row.
@@ -159,9 +160,9 @@ def array_index(
         [f"{prefix}/{row:07d}" for row in range(len(images))],
         np.full(len(images), row_bytes, np.int64),
         np.full(len(images), stamp, np.int64),
-        targets,
-        tuple(classnames),
+        classnames=tuple(classnames),
         content=FileContent(path, _decoding(images, prepared), lambda: _hashes(images), size=size, stamp=stamp),
+        **labelling(targets),
     )
 
 
@@ -227,19 +228,21 @@ def _check_range(images: Array, path: Path) -> None:
         raise DatasetError(f"{got}; expected 0-255: rescale the array")
 
 
-def _labels(path: Path, samples: int) -> npt.NDArray[np.int64]:
+def _labels(path: Path, samples: int) -> npt.NDArray[np.integer]:
     labels = load_array(path)
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise DatasetError(f"{path}: got {labels.dtype} {labels.shape}; expected integers of shape (N,)")
+    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2):
+        raise DatasetError(f"{path}: got {labels.dtype} {labels.shape}; expected integers of shape (N,), or (N, L)")
     if len(labels) != samples:
         raise DatasetError(f"{path}: got {len(labels):,} labels for {samples:,} images; expected one per row")
     return np.asarray(labels).astype(np.int64)
 
 
-def _classnames(base: Path, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+def _classnames(base: Path, labels: npt.NDArray[np.integer]) -> tuple[str, ...]:
     path = base / CLASS_FILE
     if path.is_file():
         return tuple(display for _, display in read_class_file(path, unique=False))
+    if labels.ndim == 2:
+        return tuple(str(c) for c in range(labels.shape[1]))
     largest = max(int(labels.max()), 0)
     if largest >= 1_000_000:
         raise DatasetError(

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from featcache.datasets.base import Dataset, Picture, SampleIndex
+from featcache.datasets.base import Dataset, Picture, SampleIndex, labelling
 from featcache.datasets.content import Content
 from featcache.datasets.files import FileDataset, check_name, check_split, default_name, file_index, size_and_stamp
 from featcache.datasets.labels import by_number, classes_of
 from featcache.datasets.pictures import DECODING, is_tensor, of_content, to_content
+from featcache.datasets.targets import targets_of_names
 from featcache.errors import DatasetError, ImageReadError
 
 Held: TypeAlias = Any
@@ -66,7 +68,8 @@ def as_dataset(
     split : str, optional
         Name of the split, and the key of a mapping; default: the one that the data set names, else ``train``.
     labels : sequence of N int or str
-        Of a list or an array of pictures.
+        Of a list or an array of pictures. Of multi-label data, N lists or sets of names, or an array (N, L) of 1 where
+        a class applies, 0 where not, and -1 where that is unknown.
     name : str, optional
         Default: what the data set calls itself, or the name of its class.
     **options
@@ -220,8 +223,8 @@ def _indexed(
         ids,
         np.array([size for size, *_ in looked], np.int64),
         np.zeros(rows, np.int64),
-        np.asarray(targets, np.int64),
-        tuple(classes),
+        classnames=tuple(classes),
+        **labelling(targets),
         content=Content(
             f"{name}/{split}",
             DECODING,
@@ -234,8 +237,19 @@ def _indexed(
 
 def _classes(
     labels: Sequence[object], ids: Sequence[str], classnames: Sequence[str] | None
-) -> tuple[Sequence[int], Sequence[str]]:
-    """Class indices and names of labels that are numbers (of Python, numpy or torch) or names."""
+) -> tuple[npt.ArrayLike, Sequence[str]]:
+    """Class indices and names of labels that are numbers (of Python, numpy or torch) or names.
+
+    Of lists of names, or rows of numbers, multi-label targets (N, L) in place of the indices.
+    """
+    if labels and all(isinstance(value, list | tuple | set | frozenset) for value in labels):
+        lists = [[str(item) for item in value] for value in labels]  # type: ignore[attr-defined]
+        if all(isinstance(item, str) for value in labels for item in value):  # type: ignore[attr-defined]
+            return targets_of_names(lists, lambda row: ids[row], classnames)
+    rows = [np.asarray(value) for value in labels]
+    if rows and all(row.ndim == 1 and row.dtype.kind in "iub" and row.shape == rows[0].shape for row in rows):
+        targets = np.stack(rows)
+        return targets, classnames or tuple(map(str, range(targets.shape[1])))
     plain = [value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value for value in labels]
     if all(isinstance(value, str) for value in plain):
         return classes_of([str(value) for value in plain], lambda row: ids[row], classnames)

@@ -12,7 +12,13 @@ label=    class name; class index where all are whole numbers           label, c
 split=    the row's split; without such a column all rows are taken     split
 metadata= columns that go into the store: ``metadata=region+year``      all other columns of texts or numbers
 root=     the folder that paths start from                              the table's
+labels=   of multi-label data: see below                                one label a sample
 ========= ============================================================= ============================================
+
+Multi-label data. ``labels=tags`` names a column with the classes that apply to a sample: ``cat|dog``, a JSON list of
+names or class indices (in Parquet and JSON lines, a list), or nothing. ``separator=;`` (or ``space``, ``comma``) says
+what stands between names, and ``unknown=COLUMN`` names a column with the classes of which it is unknown whether they
+apply. ``labels=cat+dog+bird`` names a column for each class: 1, 0, and -1 or nothing where unknown.
 
 Class order. The names of the whole table, of all its splits, sorted by code point, unless ``classes.txt`` beside it
 says otherwise; whole numbers are indices, into ``classes.txt`` or named "0", "1", ... up to the largest. Split ``all``
@@ -21,6 +27,9 @@ takes every row. A metadata column of whole numbers with an empty cell becomes o
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from featcache.datasets.files import (
     PLACEHOLDER,
@@ -37,6 +46,7 @@ from featcache.datasets.files import (
 from featcache.datasets.formats.tables import Cell, Table, read_table
 from featcache.datasets.labels import by_name, by_number, check_labels_option
 from featcache.datasets.options import split_list, split_options
+from featcache.datasets.targets import split_cell, targets_of_columns, targets_of_names
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import CLASS_FILE, read_class_file
 
@@ -45,7 +55,7 @@ USUAL = {
     "label": ("label", "class", "target", "category"),
     "split": ("split",),
 }
-OPTIONS = (*USUAL, "metadata", "root")
+OPTIONS = (*USUAL, "metadata", "root", "labels", "unknown", "separator")
 
 
 def open_table(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
@@ -61,17 +71,25 @@ def open_table(argument: str, split: str, *, labels: str = "names", name: str | 
     check_labels_option(labels)
     written, options = split_options("table", argument, OPTIONS)
     file = local_path("table", written.replace(PLACEHOLDER, check_split(split)))
-    table = read_table(file)
-    columns = {role: _column_of(role, table, options, file) for role in USUAL}
+    several = [*split_list(options.get("labels", "")), *split_list(options.get("unknown", ""))]
+    table = read_table(file, nested=several)
+    roles = [role for role in USUAL if role != "label" or not several]
+    columns = {role: _column_of(role, table, options, file) for role in roles}
     rows = _rows_of(table, columns["split"], split, file)
-    targets, classnames = _classes(table[str(columns["label"])], file, str(columns["label"]), labels)
+    if several:
+        targets, classnames = _targets(table, options, file)
+    else:
+        targets, classnames = _classes(table[str(columns["label"])], file, str(columns["label"]), labels)
     paths = _paths(table[str(columns["path"])], rows, str(columns["path"]), file)
     root = local_path("table,root=", options["root"]) if "root" in options else file.parent
     files = [size_and_stamp(root / path) for path in paths]
     if not any(stamp for _, stamp in files):
         raise DatasetError(f"{file}: none of its {len(rows):,} images exists, such as {root / paths[0]}; give root=DIR")
-    metadata = {column: _metadata(table[column], rows) for column in _carried(table, columns, options, file)}
-    index = file_index(paths, files, [targets[row] for row in rows], classnames, str(file), metadata)
+    metadata = {
+        column: _metadata(table[column], rows)
+        for column in _carried(table, {*columns.values(), *several}, options, file)
+    }
+    index = file_index(paths, files, np.asarray(targets)[rows], classnames, str(file), metadata)
     return FileDataset(check_name(name or name_of_file(written, file.parent)), split, index, root)
 
 
@@ -142,9 +160,28 @@ def _classes(cells: Sequence[Cell], file: Path, column: str, labels: str) -> tup
     return by_name([str(cell) for cell in cells], lambda row: f"{file}: row {row + 1}", listed, path)
 
 
-def _carried(table: Table, columns: dict[str, str | None], options: dict[str, str], file: Path) -> list[str]:
+def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.ArrayLike, Sequence[str]]:
+    """Targets of every row of the table, and the class names; see the table's heading."""
+    columns = split_list(options.get("labels", ""))
+    wanted = [*columns, *split_list(options.get("unknown", ""))]
+    if not columns or "label" in options or (missing := [column for column in wanted if column not in table]):
+        what = f"no column {', '.join(missing)}" if columns and "label" not in options else "labels= and label= differ"
+        raise DatasetError(
+            f"{file}: {what}; labels= names the column or columns of multi-label data, and there are {_shown(table)}"
+        )
+    where = lambda row: f"{file}: row {row + 1}"  # noqa: E731
+    if len(columns) > 1:
+        return targets_of_columns({column: table[column] for column in columns}, where)
+    path = file.parent / CLASS_FILE
+    names = [display for _, display in read_class_file(path)] if path.is_file() else None
+    separator = options.get("separator", "|")
+    lists, *unknown = ([split_cell(cell, separator) for cell in table[column]] for column in wanted)
+    return targets_of_names(lists, where, names, unknown[0] if unknown else None)
+
+
+def _carried(table: Table, used: set[str | None], options: dict[str, str], file: Path) -> list[str]:
     if "metadata" not in options:
-        return [column for column in table if column not in columns.values()]
+        return [column for column in table if column not in used]
     wanted = split_list(options["metadata"])
     missing = [column for column in wanted if column not in table]
     if missing:

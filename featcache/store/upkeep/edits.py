@@ -108,7 +108,7 @@ def relabel(path: StorePath, names: Sequence[str] | Mapping[str, str]) -> list[t
     changed = [(before, after) for before, after in zip(old, new, strict=True) if before != after]
     info: Json = {"classnames": list(new)}
     if isinstance(store, ImageStore):
-        info["labels_digest"] = labels_digest(store.labels, new)
+        info["labels_digest"] = labels_digest(store.truth, new)
     if changed:
         put(path / MANIFEST, replace(store.manifest, info=store.info | info).to_bytes())
     return changed

@@ -214,7 +214,7 @@ def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: b
         return _on_device(on_device, parts, fit_intercept=fit_intercept)
     if in_memory is None:
         needed = 4 * first.dim * sum(_capacity(part) for part in parts if part.store is not None)
-        in_memory = needed <= _memory() // 2
+        in_memory = needed <= machine_memory() // 2
     if in_memory:
         X, y = _resident(parts)
         _check(parts, X.sum(axis=0, dtype=np.float64), y)
@@ -279,6 +279,6 @@ def _nearest_to_one(Cs: Float) -> int:
     return int(np.abs(np.log10(Cs)).round(9).argmin())
 
 
-def _memory() -> int:
+def machine_memory() -> int:
     """Bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

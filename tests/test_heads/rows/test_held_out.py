@@ -12,7 +12,7 @@ from heads import HEADS, KNN, LinearDiscriminant, Logistic, Ridge, RidgeRegressi
 from heads.estimators.catalogue import head_class, takes_selection
 from heads.search import INDEXES, ExactIndex
 
-CHOOSERS = sorted(name for name in HEADS if takes_selection(name))
+CHOOSERS = sorted(name for name in HEADS if takes_selection(name) and not HEADS[name].multilabel)
 
 
 def fit(name: str, images: Any, texts: Any, selection: Any) -> Any:

@@ -167,12 +167,12 @@ def test_out_of_core_equals_in_memory(images: Any, options: Any) -> None:
 
 def test_size_decides_by_default(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, passes = images(n=300, block_rows=64), []
-    monkeypatch.setattr("heads.estimators.logistic.choice._memory", lambda: 2 * 4 * 300 * 12 - 1)
+    monkeypatch.setattr("heads.estimators.logistic.choice.machine_memory", lambda: 2 * 4 * 300 * 12 - 1)
     blocks = store.blocks
     store.blocks = lambda: (passes.append(1), blocks())[1]
     Logistic(1.0).fit(store)
     streamed = len(passes)
-    monkeypatch.setattr("heads.estimators.logistic.choice._memory", lambda: 2 * 4 * 300 * 12)
+    monkeypatch.setattr("heads.estimators.logistic.choice.machine_memory", lambda: 2 * 4 * 300 * 12)
     Logistic(1.0).fit(store)
     assert streamed > 4
     assert len(passes) == streamed + 1

@@ -1,0 +1,120 @@
+"""From what a source says of multi-label samples, lists of names or columns of numbers, to targets (N, L).
+
+A target is 1 where a class applies to a sample, 0 where it does not, and -1 where that is unknown: fits and metrics
+leave unknown targets out.
+"""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.datasets.formats.tables import Cell
+from featcache.datasets.labels import MAX_CLASSES, Where
+from featcache.errors import DatasetError
+
+Targets = npt.NDArray[np.int8]
+SEPARATORS = {"space": None, "comma": ","}
+"""Separators of names that cannot stand in an option themselves."""
+
+
+def split_cell(cell: Cell, separator: str = "|") -> list[str]:
+    """The names in a cell: a JSON list of names or class indices, or names between separators.
+
+    Examples
+    --------
+    >>> split_cell("cat|dog"), split_cell('["cat", "dog"]'), split_cell("[0, 2]"), split_cell(None)
+    (['cat', 'dog'], ['cat', 'dog'], ['0', '2'], [])
+    """
+    if cell is None:
+        return []
+    text = str(cell).strip()
+    if text.startswith("["):
+        try:
+            return [str(item) for item in json.loads(text)]
+        except (ValueError, RecursionError):
+            pass  # a name that begins with a bracket
+    parts = text.split(SEPARATORS.get(separator, separator))
+    return [part.strip() for part in parts if part.strip()]
+
+
+def targets_of_names(
+    lists: Sequence[Sequence[str]],
+    where: Where,
+    names: Sequence[str] | None = None,
+    unknown: Sequence[Sequence[str]] | None = None,
+) -> tuple[Targets, tuple[str, ...]]:
+    """Targets (N, L) and the L class names of lists of the classes that apply to each sample.
+
+    Parameters
+    ----------
+    lists : sequence of N lists of names, or of whole numbers, which index `names`
+    where : callable
+        Names the sample of a row in errors.
+    names : sequence of L str, optional
+        The class list. Default: the names in the lists, sorted by code point; of numbers "0", "1", ... up to the
+        largest.
+    unknown : sequence of N lists, optional
+        Classes of which it is unknown whether they apply; one that also stands in `lists` applies.
+
+    Raises
+    ------
+    DatasetError
+        A name is not in the class list, or there is no class.
+
+    Examples
+    --------
+    >>> targets, classnames = targets_of_names([["cat", "dog"], []], str, unknown=[[], ["cat"]])
+    >>> targets.tolist(), classnames
+    ([[1, 1], [-1, 0]], ('cat', 'dog'))
+    """
+    doubtful = unknown or [[]] * len(lists)
+    used = {name for found in (*lists, *doubtful) for name in found}
+    classes = _class_list(used) if names is None else tuple(names)
+    place = {name: column for column, name in enumerate(classes)}
+    if used and not used <= set(place) and all(name.isdecimal() for name in used):  # indices into named classes
+        place = {str(column): column for column in range(len(classes))}
+    targets = np.zeros((len(lists), len(classes)), np.int8)
+    for value, column in ((-1, doubtful), (1, lists)):
+        for row, found in enumerate(column):
+            for name in found:
+                if name not in place:
+                    raise DatasetError(
+                        f"{where(row)}: class {name!r} is not among the {len(classes)} of the class list; correct the "
+                        "name or add the class"
+                    )
+                targets[row, place[name]] = value
+    return targets, classes
+
+
+def _class_list(used: set[str]) -> tuple[str, ...]:
+    if not used:
+        raise DatasetError("no sample has a class; expected lists of names, or name the classes in classes.txt")
+    if all(name.isdecimal() and len(name) < 10 for name in used):
+        largest = max(map(int, used))
+        if largest < MAX_CLASSES:
+            return tuple(map(str, range(largest + 1)))
+    return tuple(sorted(used))
+
+
+def targets_of_columns(columns: dict[str, Sequence[Cell]], where: Where) -> tuple[Targets, tuple[str, ...]]:
+    """Targets (N, L) of L columns of 1, 0, and -1 or nothing for unknown, and their names.
+
+    Examples
+    --------
+    >>> targets, classnames = targets_of_columns({"cat": [1, 0], "dog": [None, 1]}, str)
+    >>> targets.tolist(), classnames
+    ([[1, -1], [0, 1]], ('cat', 'dog'))
+    """
+    targets = np.zeros((len(next(iter(columns.values()))), len(columns)), np.int8)
+    values: dict[object, int] = {None: -1, -1: -1, 0: 0, 1: 1} | {str(value): value for value in (-1, 0, 1)}
+    for column, (name, cells) in enumerate(columns.items()):
+        for row, cell in enumerate(cells):
+            if cell not in values:
+                raise DatasetError(
+                    f"{where(row)}: {name} is {cell!r}; expected 1 where the class applies, 0 where it does not, -1 or "
+                    "nothing where that is unknown"
+                )
+            targets[row, column] = values[cell]
+    return targets, tuple(columns)

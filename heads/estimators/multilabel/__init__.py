@@ -1,0 +1,1 @@
+"""Heads of multi-label rows: one-vs-rest logistic regression, ridge, zero-shot with thresholds."""

@@ -1,0 +1,195 @@
+"""What multi-label heads share: prediction at thresholds, and the choice of these and of settings on held-out rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from featcache.errors import HeadError
+from featcache.store.protocol import FeatureSource
+from heads.estimators.base import HeadClassifier
+from heads.fitted.multilabel import MultiLabelHead
+from heads.fitted.provenance import Provenance
+from heads.kernels.ranking import SELECTION, best_thresholds
+from heads.rows.multilabel import MultiLabelSamples, Targets, TargetsLike
+from heads.rows.samples import Rows, finite_blocks
+from heads.rows.selection import SELECTION as SELECTION_ROWS
+from heads.solvers.edges import warn_at_edge
+
+Float = NDArray[np.float64]
+THRESHOLDS = ("per_class", "global", "none")
+"""How thresholds are set: for the F1 of each class, for the micro F1, or left at the probability 0.5."""
+
+FOLDS = 5
+HELD_SCORES = 2**28
+"""Most held-out scores that are kept at once, over all settings."""
+
+
+class MultiLabelClassifier(HeadClassifier):
+    """Base of multi-label heads; a subclass fits and sets the attributes below.
+
+    Attributes
+    ----------
+    coef_ : (L, D) float64
+    intercept_ : (L,) float64
+    thresholds_ : (L,) float64, logits from which on a class is predicted
+    absent_ : tuple of the names of classes that could not be fitted
+    classes_ : (L,) column numbers; classnames_, n_features_in_, provenance_
+    """
+
+    multilabel: ClassVar[bool] = True
+
+    coef_: Float
+    intercept_: Float
+    thresholds_: Float
+    absent_: tuple[str, ...]
+
+    def frozen(self) -> MultiLabelHead:
+        """The fitted head, for evaluation and files."""
+        check_is_fitted(self, "coef_")
+        return self._as_head(self.coef_, self.intercept_, self.thresholds_, self.name, self.provenance_)
+
+    def path_heads(self) -> Sequence[MultiLabelHead]:
+        """A head for every setting that the fit tried; here the fitted one."""
+        return [self.frozen()]
+
+    def _as_head(
+        self, weights: Float, intercepts: Float, thresholds: Float | None, name: str, record: Provenance
+    ) -> MultiLabelHead:
+        absent = tuple(self.classnames_.index(name) for name in self.absent_)
+        return MultiLabelHead(
+            weights.astype(np.float32),
+            intercepts.astype(np.float32),
+            self.classnames_,
+            thresholds,
+            name=name,
+            provenance=record,
+            absent=absent,
+        )
+
+    def predict(self, X: Rows) -> NDArray[np.int8]:
+        """1 where a class is predicted, else 0: (N, L)."""
+        return self.frozen().predict(X)
+
+    def predict_proba(self, X: Rows) -> NDArray[np.float32]:
+        """Probabilities (N, L), each class by itself."""
+        return self.frozen().predict_proba(X)
+
+    def decision_function(self, X: Rows) -> NDArray[np.float32]:
+        """Logits (N, L)."""
+        return np.concatenate(list(self.frozen()._all_logits(X)))
+
+    def score(self, X: Rows, y: TargetsLike | None = None) -> float:
+        """Subset accuracy: the share of rows that are right in every class whose target is known."""
+        return self.frozen().score(X, y)
+
+    def _set_rows(self, samples: MultiLabelSamples) -> Self:
+        self.classes_, self.classnames_ = np.arange(len(samples.classnames)), samples.classnames
+        self.n_features_in_ = samples.dim
+        return self
+
+    def _name_absent(self, absent: NDArray[np.bool_], why: str) -> None:
+        """Remember and name classes that could not be fitted."""
+        self.absent_ = tuple(self.classnames_[column] for column in np.flatnonzero(absent))
+        if self.absent_:
+            shown = ", ".join(self.absent_[:5]) + (", ..." if len(self.absent_) > 5 else "")
+            what = f"{len(self.absent_)} of {len(self.classnames_)} classes {why}: {shown}"
+            warnings.warn(f"{what}; their probability is constant", UserWarning, stacklevel=3)
+
+    def __sklearn_tags__(self) -> object:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        tags.classifier_tags.multi_label = True
+        tags.target_tags.single_output = False
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def check_options(metric: str, threshold: str) -> None:
+    """HeadError for a metric or a way of setting thresholds that there is not."""
+    for name, value, known in (("metric", metric, tuple(SELECTION)), ("threshold", threshold, THRESHOLDS)):
+        if value not in known:
+            raise HeadError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+class HeldOut:
+    """Held-out logits of every setting, and what is chosen by them.
+
+    Attributes
+    ----------
+    logits : (A, N', L) float32
+    targets : (N', L)
+    """
+
+    def __init__(self, logits: NDArray[np.float32], targets: Targets) -> None:
+        self.logits, self.targets = logits, targets
+
+    @classmethod
+    def on_split(cls, heads: Sequence[tuple[Float, Float]], rows: MultiLabelSamples) -> HeldOut:
+        """Of (weights, intercepts) on a validation split; HeadError for rows with NaN, or none."""
+        parts, targets = [], []
+        for features, found in finite_blocks(rows.blocks, SELECTION_ROWS):
+            wide = features.astype(np.float32)
+            parts.append(np.stack([wide @ w.T.astype(np.float32) + b.astype(np.float32) for w, b in heads]))
+            targets.append(found.copy())
+        if not sum(map(len, targets)):
+            raise HeadError("the selection split has no valid row; choose on another split, or on none")
+        return cls(np.concatenate(parts, axis=1), np.concatenate(targets))
+
+    def scores(self, metric: str) -> Float:
+        """A score (A,) for each setting, the larger the better; NaN where no class has a positive."""
+        return np.array([SELECTION[metric](logits, self.targets) for logits in self.logits])
+
+    def thresholds(self, setting: int, threshold: str) -> Float | None:
+        """Thresholds (L,) of one setting; None for none."""
+        if threshold == "none":
+            return None
+        return best_thresholds(self.logits[setting], self.targets, per_class=threshold == "per_class")
+
+
+def best_setting(name: str, values: Float, scores: Float) -> int:
+    """Position of the best score, the first of equal ones; a warning where it is the end of the path."""
+    if np.isnan(scores).all():
+        raise HeadError("no class has a held-out positive to choose by; give a selection split, or one value")
+    best = int(np.nanargmax(scores))
+    losses = 1.0 - scores if (scores >= 0).all() else -scores
+    warn_at_edge(name, values, losses, best)
+    return best
+
+
+def folds_of_rows(n: int, folds: int = FOLDS) -> NDArray[np.int64]:
+    """Fold (n,) of each row: equally many rows each, at random, the same on every machine.
+
+    Examples
+    --------
+    >>> np.bincount(folds_of_rows(12)).tolist()
+    [3, 3, 2, 2, 2]
+    """
+    return np.random.default_rng(0).permutation(np.arange(n) % folds)
+
+
+Part = Callable[[], Iterator[tuple[NDArray[np.floating], Targets]]]
+
+
+def rows_where(blocks: Part, keep: NDArray[np.bool_]) -> Part:
+    """Blocks with the rows of a mask (N,) alone."""
+
+    def kept() -> Iterator[tuple[NDArray[np.floating], Targets]]:
+        done = 0
+        for features, targets in blocks():
+            mine = keep[done : done + len(targets)]
+            done += len(targets)
+            if mine.any():
+                yield features[mine], targets[mine]
+
+    return kept
+
+
+def source_of(samples: MultiLabelSamples | None) -> FeatureSource | None:
+    """The store of some rows, None for arrays and for no rows."""
+    return None if samples is None else samples.store

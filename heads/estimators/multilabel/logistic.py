@@ -1,0 +1,240 @@
+"""One-vs-rest logistic regression: the path over C of all classes at once, C and thresholds chosen on held-out rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+
+from featcache.errors import HeadError
+from featcache.parameters import Count, OneOf, Positive
+from heads.estimators.logistic.choice import machine_memory
+from heads.estimators.multilabel.base import (
+    FOLDS,
+    HELD_SCORES,
+    THRESHOLDS,
+    Float,
+    HeldOut,
+    MultiLabelClassifier,
+    best_setting,
+    check_options,
+    folds_of_rows,
+    rows_where,
+    source_of,
+)
+from heads.fitted.missing_classes import ABSENT
+from heads.fitted.multilabel import MultiLabelHead
+from heads.kernels.ranking import SELECTION
+from heads.rows.multilabel import MultiLabelSamples, TargetsLike, as_multilabel, multilabel_selection
+from heads.rows.samples import Rows, Selection, raise_not_finite
+from heads.solvers.logistic.one_vs_rest import OneVsRestSolver
+
+CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 7))
+"""Default path: 11 values from 1e-2 to 1e3, two per decade."""
+
+FOLD_TOL = 1e-6
+"""Tolerance of fits that only choose C."""
+
+
+class MultiLabelLogistic(MultiLabelClassifier):
+    """A logistic regression for each class against the rest, with an L2 penalty; C chosen on held-out rows.
+
+    For each class minimises ``1/2 ||w||² + C sum_i log(1 + exp(-s_i (w x_i + b)))``, s_i 1 for positives and -1 for
+    negatives, b unpenalised; rows whose target is unknown are left out of it. It is
+    ``OneVsRestClassifier(LogisticRegression(C))`` of scikit-learn. All classes are fitted at once, from the same
+    products (`heads.solvers.logistic.one_vs_rest`).
+
+    Parameters
+    ----------
+    C : inverse penalty of all classes; several of them to choose from
+    fit_intercept : whether to fit unpenalised intercepts
+    metric
+        What chooses C: "map" (mean over classes of the average precision), "map_micro" (average precision of all
+        entries together), or "nll" (smallest binary cross entropy); the smaller C on ties.
+    threshold
+        What a class is predicted from: "per_class", the logit of the largest F1 of each class on the held-out rows;
+        "global", one logit for all, of the largest micro F1; "none", the probability 0.5. Held-out rows are those of
+        the selection split, or of 5 folds. With one C and no selection split nothing is held out, and it is "none".
+    tol
+        Largest relative distance of a class's objective from its minimum, as the solver estimates it; at least 1e-6 for
+        the fits of folds.
+    max_iter : iterations for one C
+    in_memory : whether rows are loaded (True), or read anew for every pass; None loads up to half of the memory
+
+    Attributes
+    ----------
+    coef_, intercept_ : (L, D), (L,) float64
+    thresholds_ : (L,) float64
+    C_ : float
+    Cs_ : (A,) float64, ascending
+    cv_scores_ : (A,) `metric` on held-out rows, "nll" negative; empty for one C
+    n_iter_ : (A, L) int64
+    absent_ : names of the classes without a positive (their intercept is -10,000) or without a negative (10,000)
+    classes_, classnames_, n_features_in_, provenance_
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(300, 4))
+    >>> Y = X[:, :2] + 0.3 * rng.normal(size=(300, 2)) > 0       # two questions, answered by two columns
+    >>> head = MultiLabelLogistic(C=[0.1, 1.0, 10.0]).fit(X, Y, classnames=("right", "above"))
+    >>> head.predict([[1.0, -1.0, 0.0, 0.0]]).tolist(), bool(head.score(X, Y) > 0.8)
+    ([[1, 0]], True)
+    """
+
+    name = "multilabel_logistic"
+
+    C_: float
+    Cs_: Float
+    cv_scores_: Float
+    n_iter_: NDArray[np.int64]
+
+    def __init__(
+        self,
+        C: Positive | Sequence[Positive] = CS,
+        fit_intercept: bool = True,
+        metric: Annotated[str, OneOf(*SELECTION)] = "map",
+        threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
+        tol: Positive = 1e-12,
+        max_iter: Count = 500,
+        in_memory: bool | None = None,
+    ) -> None:
+        self.C = C
+        self.fit_intercept = fit_intercept
+        self.metric = metric
+        self.threshold = threshold
+        self.tol = tol
+        self.max_iter = max_iter
+        self.in_memory = in_memory
+
+    def fit(
+        self,
+        X: Rows,
+        y: TargetsLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
+        """Fit on a multi-label store, or on arrays.
+
+        Parameters
+        ----------
+        X : store, or array-like (N, D)
+        y : with arrays: targets (N, L), 1, 0, and -1 or NaN where unknown; or N lists of class names
+        selection : store, or ``(X, y)``, on which C and thresholds are chosen; None uses 5 folds of the training rows
+        classnames : with arrays: the L names
+
+        Raises
+        ------
+        HeadError
+            For NaN or infinite features (naming rows), shapes or values that do not fit, a store with one label a row.
+        MismatchError
+            If the selection split belongs to another encoder or class list.
+        """
+        Cs = self._checked()
+        samples = as_multilabel(X, y, classnames=classnames)
+        self._set_rows(samples)
+        validation = None if selection is None else multilabel_selection(selection, samples)
+        rows = self._placed(samples)
+        solver = self._solver(rows, self.tol)
+        if not np.isfinite(solver.sums).all():
+            raise_not_finite(features for features, _ in rows.blocks())
+        self._path = list(solver.path(Cs))
+        self._name_absent(~solver.fitted, "have no positive or no negative training row")
+        self.Cs_ = Cs
+        self.n_iter_ = np.stack([found.iterations for found in self._path])
+        self._warn_of_slow()
+        held = self._held_out(rows, validation, solver)
+        self.cv_scores_, place = np.zeros(0), 0
+        if held is not None and len(Cs) > 1:
+            self.cv_scores_ = held.scores(self.metric)
+            place = best_setting("C", Cs, self.cv_scores_)
+        best = self._path[place]
+        self.coef_, self.intercept_, self.C_ = best.weights, best.intercepts, best.C
+        thresholds = None if held is None else held.thresholds(place, self.threshold)
+        self.thresholds_ = np.zeros(len(best.intercepts)) if thresholds is None else thresholds
+        how = "none" if held is None else "folds" if validation is None else "split"
+        params = {"C": self.C_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric, "selection": how}
+        params["threshold"] = "none" if thresholds is None else self.threshold
+        self._path_record = self._provenance(dict(params), samples.store).with_params(threshold="none")
+        self.provenance_ = self._provenance(params, samples.store, source_of(validation))
+        return self
+
+    def path(self) -> tuple[Float, Float]:
+        """Weights (A, L, D) and intercepts (A, L) of every C of `Cs_`."""
+        check_is_fitted(self, "coef_")
+        return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
+
+    def path_heads(self) -> list[MultiLabelHead]:
+        """Every C as a head with thresholds at the probability 0.5; `heads.evaluate` takes them at once."""
+        check_is_fitted(self, "coef_")
+        return [
+            self._as_head(
+                f.weights, f.intercepts, None, f"{self.name} C={f.C:.6g}", self._path_record.with_params(C=f.C)
+            )
+            for f in self._path
+        ]
+
+    def _checked(self) -> Float:
+        """Check the parameters; Cs ascending."""
+        check_options(self.metric, self.threshold)
+        if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
+            raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
+        Cs = np.unique(np.asarray(self.C, dtype=np.float64))
+        if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
+            raise HeadError(f"C must be positive finite numbers, got {self.C!r}; try numpy.logspace(-2, 3, 11)")
+        return Cs
+
+    def _placed(self, samples: MultiLabelSamples) -> MultiLabelSamples:
+        """The rows in memory, unless they are to be streamed."""
+        known = None if samples.store is None else samples.store.n_rows
+        load = known is not None and 2 * samples.dim * known <= machine_memory() // 2
+        return samples.in_memory() if (load if self.in_memory is None else self.in_memory) else samples
+
+    def _solver(self, rows: MultiLabelSamples, tol: float, keep: NDArray[np.bool_] | None = None) -> OneVsRestSolver:
+        blocks = rows.blocks if keep is None else rows_where(rows.blocks, keep)
+        return OneVsRestSolver(
+            blocks,
+            rows.dim,
+            len(rows.classnames),
+            fit_intercept=bool(self.fit_intercept),
+            missing_intercept=ABSENT,
+            tol=tol,
+            max_iter=self.max_iter,
+        )
+
+    def _held_out(
+        self, rows: MultiLabelSamples, validation: MultiLabelSamples | None, solver: OneVsRestSolver
+    ) -> HeldOut | None:
+        """Logits of held-out rows: of the validation split, or of folds; None where nothing is chosen by them."""
+        if validation is not None:
+            return HeldOut.on_split([(f.weights, f.intercepts) for f in self._path], validation)
+        if len(self._path) == 1:
+            return None
+        n = solver.n_rows
+        if n < 2 * FOLDS:
+            raise HeadError(f"{n} rows are too few for {FOLDS} folds; give a selection split, or one C")
+        folds = folds_of_rows(n)
+        most = max(HELD_SCORES // (len(self._path) * len(rows.classnames)), 1)
+        scored = np.random.default_rng(1).random(n) < most / n  # all rows, unless their scores were too many
+        parts = []
+        for fold in range(FOLDS):
+            fitted = self._solver(rows, max(self.tol, FOLD_TOL), folds != fold).path(self.Cs_)
+            heads = [(f.weights, f.intercepts) for f in fitted]
+            out = rows_where(rows.blocks, (folds == fold) & scored)
+            features, targets = (np.concatenate(found) for found in zip(*out(), strict=True))
+            part = MultiLabelSamples(rows.dim, rows.classnames, (features, targets))
+            parts.append(HeldOut.on_split(heads, part))
+        logits = np.concatenate([part.logits for part in parts], axis=1)
+        return HeldOut(logits, np.concatenate([part.targets for part in parts]))
+
+    def _warn_of_slow(self) -> None:
+        slow = [f"{f.C:.3g}" for f in self._path if not f.converged.all()]
+        if slow:
+            what = f"no convergence to tol={self.tol} in {self.max_iter} iterations at C = {', '.join(slow)}"
+            warnings.warn(f"{what}; raise max_iter, or tol", ConvergenceWarning, stacklevel=3)

@@ -1,0 +1,152 @@
+"""Evaluation of multi-label heads: ranking metrics of each class, and decisions at each head's thresholds.
+
+=================== ===========================================================================================
+map_macro           mean over classes of the average precision (mAP)
+map_micro           average precision of all entries together
+map_weighted        mean of the average precision, weighted by the positives of each class
+auroc_macro         mean over classes of the area under the ROC curve
+f1_macro            mean over classes of the F1 at the head's thresholds
+f1_micro, ...       F1, precision and recall of all entries together, at the thresholds
+subset_accuracy     share of rows that are right in every class
+binary_nll          mean binary cross entropy over entries, in nats
+=================== ===========================================================================================
+
+Entries whose target is unknown count for nothing. Classes without a positive are left out of means over classes and
+listed under ``left_out``; ``ap_classes`` and ``auroc_classes`` count those that the means are over. ``class_ap``,
+``class_auroc``, ``class_f1``, ``class_positives``, ``class_threshold`` hold the values by class name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from featcache.store.protocol import FeatureTable
+from heads.evaluation.metrics import Row
+from heads.fitted.base import LogitHead
+from heads.fitted.multilabel import MultiLabelHead
+from heads.kernels.ranking import Decisions, Ranked, binary_nll, by_class, mean_of_defined
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """What each of H heads gave each of the N' valid rows of a multi-label store.
+
+    Attributes
+    ----------
+    rows : (N',) rows of the store
+    targets : (N', L) int8
+    logits : (H, N', L) float32
+    """
+
+    rows: NDArray[np.int64]
+    targets: NDArray[np.int8]
+    logits: NDArray[np.float32]
+
+
+class MultiLabelPass:
+    """Multi-label heads on one store; every process of a group does all of it.
+
+    Raises
+    ------
+    HeadError, MismatchError
+        For what is asked of heads with one label a row alone, or a head that does not fit the store.
+    """
+
+    def __init__(
+        self, heads: Sequence[LogitHead], store: FeatureTable, asked: Mapping[str, bool], *, per_sample: bool
+    ) -> None:
+        if wrong := [name for name, given in asked.items() if given]:
+            raise HeadError(f"{', '.join(wrong)}: not for multi-label heads, such as {heads[0].name}; leave it out")
+        for head in heads:
+            head.check(store)
+        self.heads = [head for head in heads if isinstance(head, MultiLabelHead)]
+        self.store, self.classnames = store, heads[0].classnames
+        self.samples = None
+        self.scores: ScoreTable | None = None
+        self._per_sample, self._found = per_sample, list[Row]()
+
+    def run(self, rank: int, size: int) -> None:
+        """Evaluate; the logits of one head are held at a time."""
+        kept = []
+        for head in self.heads:
+            logits, targets = [], []
+            for features, found in self.store.blocks():
+                logits.append(head.logits(features))
+                targets.append(found.copy())
+            if not sum(map(len, targets)):
+                raise HeadError(f"no rows were evaluated; {self.store.name!r} has no valid row")
+            scores, truth = np.concatenate(logits), np.concatenate(targets).astype(np.int8, copy=False)
+            if not np.isfinite(scores).all():
+                raise HeadError(f"{head.name} gives NaN or infinite logits on {self.store.name!r}; encode it again")
+            self._found.append(multilabel_metrics(scores, truth, self.classnames, head.cuts))
+            kept += [scores] if self._per_sample else []
+        if self._per_sample:
+            self.scores = ScoreTable(np.flatnonzero(self.store.valid), truth, np.stack(kept))
+
+    def sums(self) -> list[NDArray[np.generic]]:
+        """Nothing is left to add over processes."""
+        return []
+
+    def results(self) -> list[Row]:
+        """Metrics of each head."""
+        return self._found
+
+
+def multilabel_metrics(
+    scores: NDArray[np.floating],
+    targets: NDArray[np.integer],
+    classnames: Sequence[str],
+    thresholds: NDArray[np.floating] | None = None,
+) -> Row:
+    """Every metric of logits (N, L) and targets (N, L); see the heading of this file.
+
+    Parameters
+    ----------
+    scores : (N, L) logits
+    targets : (N, L) 1, 0, or -1 where unknown
+    classnames : L names
+    thresholds : (L,) logits from which on a class is predicted; None for zeros
+
+    Examples
+    --------
+    >>> scores, targets = np.array([[2.0, -1.0], [1.0, -2.0], [-1.0, -3.0]]), np.array([[1, 0], [0, 0], [1, -1]])
+    >>> found = multilabel_metrics(scores, targets, ("cat", "dog"))
+    >>> round(found["map_macro"], 4), found["left_out"], found["class_positives"]
+    (0.8333, ['dog'], {'cat': 2, 'dog': 0})
+    """
+    cuts = np.zeros(scores.shape[1]) if thresholds is None else np.asarray(thresholds, np.float64)
+    precision = by_class(scores, targets, Ranked.average_precision)
+    auroc = by_class(scores, targets, Ranked.auroc)
+    positives = (targets == 1).sum(axis=0)
+    decisions = Decisions.of(scores, targets, cuts)
+    f1 = np.where(positives > 0, decisions.f1, np.nan)
+    micro = dict(zip(("precision_micro", "recall_micro", "f1_micro"), decisions.micro(), strict=True))
+    together = Ranked.of(scores.reshape(-1), targets.reshape(-1))
+    return {
+        "map_macro": mean_of_defined(precision),
+        "map_micro": together.average_precision(),
+        "map_weighted": mean_of_defined(precision, positives.astype(np.float64)),
+        "auroc_macro": mean_of_defined(auroc),
+        "f1_macro": mean_of_defined(f1),
+        **micro,
+        "subset_accuracy": decisions.subset_accuracy,
+        "binary_nll": binary_nll(scores, targets),
+        "ap_classes": int((~np.isnan(precision)).sum()),
+        "auroc_classes": int((~np.isnan(auroc)).sum()),
+        "left_out": [name for name, count in zip(classnames, positives, strict=True) if not count],
+        "class_ap": _named(classnames, precision),
+        "class_auroc": _named(classnames, auroc),
+        "class_f1": _named(classnames, f1),
+        "class_positives": dict(zip(classnames, positives.tolist(), strict=True)),
+        "class_threshold": _named(classnames, cuts),
+    }
+
+
+def _named(classnames: Sequence[str], values: NDArray[np.floating]) -> dict[str, float | None]:
+    found = (float(value) if np.isfinite(value) else None for value in values)
+    return dict(zip(classnames, found, strict=True))

@@ -1,0 +1,183 @@
+"""`MultiLabelHead`: class weights whose logits are those of independent yes-or-no questions, with a threshold each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featcache.errors import HeadError
+from heads.fitted.base import LogitHead, checked_temperature, positions_of
+from heads.fitted.file_format import Tensors
+from heads.fitted.provenance import Json, Provenance
+from heads.kernels.ranking import Decisions
+from heads.rows.multilabel import TargetsLike, as_multilabel
+from heads.rows.samples import Rows, to_numpy
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MultiLabelHead(LogitHead):
+    """Logits = X @ weights.T + bias; the probability of each class is their sigmoid, whatever the others are.
+
+    Parameters
+    ----------
+    weights : (L, D) float32
+    bias : (L,) float32
+    classnames : L names
+    thresholds : (L,) float64
+        Logits from which on a class is predicted; None stands for zeros, the probability 0.5. Infinite for never.
+    name : as it appears in results rows
+    provenance : JSON-able, as of `LinearHead`
+    absent : classes whose weights are zero since no training row was positive, or none was negative
+
+    Examples
+    --------
+    >>> head = MultiLabelHead(np.eye(2), np.zeros(2), ("cat", "dog"), thresholds=np.array([0.0, 0.5]))
+    >>> head.predict(np.array([[1.0, 0.2], [-1.0, 3.0]])).tolist()
+    [[1, 0], [0, 1]]
+    """
+
+    kind: ClassVar[str] = "multilabel"
+    settings: ClassVar[Mapping[str, object]] = {"absent": list[int], "never": list[int]}
+    tensors: ClassVar[Mapping[str, str]] = {"weights": "fCD", "bias": "fC", "thresholds": "fC"}
+    multilabel: ClassVar[bool] = True
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    classnames: tuple[str, ...]
+    thresholds: NDArray[np.float64] | None = None
+    name: str = "multilabel"
+    provenance: Provenance = field(default_factory=Provenance, repr=False)
+    absent: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("weights", "bias"):
+            object.__setattr__(self, key, np.ascontiguousarray(to_numpy(getattr(self, key)), np.float32))
+        given = np.zeros(len(self.bias)) if self.thresholds is None else to_numpy(self.thresholds)
+        object.__setattr__(self, "thresholds", np.ascontiguousarray(given, np.float64))
+        object.__setattr__(self, "classnames", tuple(self.classnames))
+        object.__setattr__(self, "absent", tuple(map(int, self.absent)))
+        shapes = self.weights.shape[:1], self.bias.shape, self.cuts.shape
+        if self.weights.ndim != 2 or set(shapes) != {(len(self.classnames),)}:
+            raise HeadError(
+                f"weights {self.weights.shape}, bias {self.bias.shape}, thresholds {self.cuts.shape} and "
+                f"{len(self.classnames)} class names do not fit; expected (L, D), (L,), (L,) and L names"
+            )
+        if not (np.isfinite(self.weights).all() and np.isfinite(self.bias).all()) or np.isnan(self.cuts).any():
+            raise HeadError(f"head {self.name!r} has NaN or infinite weights; fit it again on finite features")
+
+    @property
+    def cuts(self) -> NDArray[np.float64]:
+        """`thresholds`, which are never None in a head."""
+        return np.asarray(self.thresholds)
+
+    @property
+    def dim(self) -> int:
+        """Feature width D."""
+        return int(self.weights.shape[1])
+
+    def logits(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Logits (n, L) of features (n, D), as float32."""
+        return self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias
+
+    def predict_proba(self, X: Rows) -> NDArray[np.float32]:
+        """Sigmoids of the logits (n, L), of arrays or a store's valid rows."""
+        return sigmoid(np.concatenate(list(self._all_logits(X))))
+
+    def predict(self, X: Rows) -> NDArray[np.int8]:
+        """1 where the logit reaches the class's threshold, else 0: (n, L)."""
+        return np.concatenate([(logits >= self.cuts).astype(np.int8) for logits in self._all_logits(X)])
+
+    def predict_index(self, X: Rows) -> NoReturn:
+        """HeadError: a row has any number of classes."""
+        raise HeadError(f"{self.name} is multi-label: a row has no single class; call predict or predict_proba")
+
+    def score(self, X: Rows, y: TargetsLike | None = None) -> float:
+        """Subset accuracy: the share of rows that are right in every class whose target is known."""
+        samples = as_multilabel(X, y, classnames=None if y is None else self.classnames)
+        logits = np.concatenate(list(self._all_logits(X)))
+        targets = np.concatenate([found for _, found in samples.blocks()])
+        return Decisions.of(logits, targets, self.cuts).subset_accuracy
+
+    def linear(self) -> NoReturn:
+        """HeadError: softmax heads alone are interpolated and ensembled."""
+        raise HeadError(
+            f"{self.name} is not linear in the sense of softmax heads: it is multi-label; evaluate it alone"
+        )
+
+    def to_torch(self) -> torch.nn.Linear:
+        """The head as a layer (D to L) on the CPU, whose outputs are the logits."""
+        import torch
+
+        layer = torch.nn.Linear(self.dim, len(self.classnames))
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(self.weights))
+            layer.bias.copy_(torch.from_numpy(self.bias))
+        return layer
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> MultiLabelHead:
+        """The same head over some classes only, in the order given."""
+        index = positions_of(class_subset, self)
+        absent = tuple(place for place, old in enumerate(index.tolist()) if old in self.absent)
+        return replace(
+            self,
+            weights=self.weights[index],
+            bias=self.bias[index],
+            thresholds=self.cuts[index],
+            classnames=tuple(self.classnames[i] for i in index.tolist()),
+            absent=absent,
+        )
+
+    def with_temperature(self, temperature: float) -> MultiLabelHead:
+        """The same head with its logits and thresholds divided by a positive temperature: equal predictions."""
+        divisor = checked_temperature(temperature)
+        return replace(
+            self,
+            weights=self.weights / np.float32(divisor),
+            bias=self.bias / np.float32(divisor),
+            thresholds=self.cuts / divisor,
+            provenance=self.provenance.cooled(temperature),
+        )
+
+    def with_thresholds(self, thresholds: ArrayLike) -> MultiLabelHead:
+        """The same head with other thresholds (L,), in logits."""
+        return replace(self, thresholds=np.asarray(thresholds, np.float64))
+
+    def to_file(self) -> tuple[Tensors, Json]:
+        """Weights, bias and thresholds; infinite ones are listed, as files hold finite numbers."""
+        never = np.flatnonzero(np.isinf(self.cuts))
+        tensors: Tensors = {
+            "weights": self.weights,
+            "bias": self.bias,
+            "thresholds": np.nan_to_num(self.cuts, posinf=0.0),
+        }
+        return tensors, {"absent": list(self.absent), "never": never.tolist()}
+
+    @classmethod
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+        """The head of `to_file`."""
+        thresholds = np.array(tensors["thresholds"], np.float64)
+        thresholds[list(settings.get("never", ()))] = np.inf
+        common.pop("classes", None)
+        return cls(
+            tensors["weights"],
+            tensors["bias"],
+            thresholds=thresholds,
+            absent=tuple(settings.get("absent", ())),
+            **common,
+        )
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities of logits, which are overwritten."""
+    with np.errstate(over="ignore"):
+        np.exp(np.negative(logits, out=logits), out=logits)
+    logits += 1.0
+    return np.reciprocal(logits, out=logits)
