@@ -230,7 +230,8 @@ def _check_range(images: Array, path: Path) -> None:
 
 def _labels(path: Path, samples: int) -> npt.NDArray[np.integer]:
     labels = load_array(path)
-    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2):
+    several = labels.ndim == 2 and labels.shape[1] > 1
+    if labels.dtype.kind not in "iub" or not (labels.ndim == 1 or several):
         raise DatasetError(f"{path}: got {labels.dtype} {labels.shape}; expected integers of shape (N,), or (N, L)")
     if len(labels) != samples:
         raise DatasetError(f"{path}: got {len(labels):,} labels for {samples:,} images; expected one per row")
