@@ -43,7 +43,7 @@ coverage: $(READY)  ## line coverage of the three packages
 	$(BIN)/python -m pytest $(TESTS) -m "not nightly and not gpu" --cov=featcache --cov=heads --cov=ft --cov-report=term-missing:skip-covered
 
 docs: $(READY)  ## the documentation as a site, in build/site; broken links are errors
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt mkdocs
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt mkdocs mkdocstrings-python
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 release: $(READY)  ## build the distribution, install it in a fresh environment, run the demo, and tag the commit

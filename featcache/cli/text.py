@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import alias_note, encoder_of, model_arguments, progress_of, show
-from featcache.datasets import COLLECTION, DATASETS, open_datasets
-from featcache.errors import PromptError
+from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
+from featcache.datasets.files import WHOLE
+from featcache.errors import DatasetError, PromptError
 from featcache.progress import format_seconds
 from featcache.prompts import class_list_names, load_classnames, load_prompt_file, load_templates
 
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="class names: of a data set (digits, imagefolder:DIR); a list, one of "
         f"{', '.join(class_list_names())}; or a file with one name per line",
     )
-    parser.add_argument("--split", default="train", help="split of the data set (default: train)")
+    parser.add_argument("--split", help="split of the data set (default: train, or all of data without splits)")
     parser.add_argument("--templates", default="simple", help="template set, or a file (default: simple)")
     parser.add_argument("--prompts", metavar="FILE", help="instead of templates: JSON {class: [sentence, ...]}")
     parser.add_argument("--name", help="name of the store in listings")
@@ -92,12 +94,24 @@ def _how(hit: bool, seconds: float) -> str:
     return "cache hit, no text encoded" if hit else f"encoded in {format_seconds(seconds)}"
 
 
-def classnames_of(classes: str, split: str) -> tuple[Sequence[str], str]:
+def classnames_of(classes: str, split: str | None) -> tuple[Sequence[str], str]:
     """The class names of a data set's split, a list or a file; and the name of the store without ``--name``."""
     if classes in class_list_names():
         return load_classnames(classes), classes
     source = classes.partition(":")[0]
     if source in (*DATASETS, COLLECTION):
-        dataset = open_datasets(classes, split)[0]
+        dataset = _opened(classes, split)
         return dataset.index.classnames, classes.split(":")[1] if source == COLLECTION else dataset.name
     return load_classnames(classes), Path(classes).stem
+
+
+def _opened(spec: str, split: str | None) -> Dataset:
+    """The split; without one, ``train``, or ``all`` of data without splits."""
+    try:
+        return open_datasets(spec, split or "train")[0]
+    except DatasetError:
+        if split is not None:
+            raise
+        with contextlib.suppress(DatasetError):
+            return open_datasets(spec, WHOLE)[0]
+        raise

@@ -111,3 +111,9 @@ def test_a_command_that_fails_or_says_something_else_fails_its_block(
     for command in (Command("featcache --version", "featcache 99"), Command("featcache encode nothing:here", "")):
         with pytest.raises(AssertionError, match="page:1"):
             run(command, "page:1", scratch, capfd)
+
+
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    """``make docs`` is strict about links; a page that no menu names would only be a remark."""
+    menu = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
+    assert sorted(re.findall(r"(\w+\.md)", menu)) == sorted(page.name for page in PAGES if page.parent.name == "docs")

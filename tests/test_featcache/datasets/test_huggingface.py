@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from featcache.datasets import open_dataset
@@ -193,11 +194,22 @@ def test_a_missing_folder_is_said_before_the_hub_is_asked(tmp_path, monkeypatch,
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("featcache.datasets.hub.hub_is_reachable", lambda: True)
     before = logging.getLogger("huggingface_hub").level
     with pytest.raises(DatasetError, match=rf"cannot reach me/animals.*there is no folder {tmp_path}/me/animals"):
         open_dataset("hf:me/animals", "train")
     assert levels == [logging.ERROR]
     assert logging.getLogger("huggingface_hub").level == before
+
+
+def test_without_a_connection_only_the_cache_is_asked(tmp_path, monkeypatch):
+    """The library's own client, which otherwise tries again and again, never opens a connection."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("featcache.datasets.hub.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **more: pytest.fail("asked the hub"))
+    with pytest.raises(DatasetError, match=r"hf:me/animals: .* cannot be reached, and the local cache .* lacks its"):
+        open_dataset("hf:me/animals", "train")
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_window_restarts_only_when_it_must():
