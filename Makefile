@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick slow lint nightly audit zarr-oldest coverage docs release bench gpu gpu-bare gpu-bench tiny clean
+.PHONY: demo test quick slow lint nightly audit zarr-oldest coverage docs release bench bench-quick gpu gpu-bare gpu-bench tiny clean
 TESTS := -n 2 --dist worksteal
 
 demo: $(READY)  ## the main job on the embedded model, with its report in demo/
@@ -68,6 +68,9 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 	$(BIN)/python -m benchmarks.bench_nll --out benchmarks/results/nll.json
 	$(BIN)/python -m benchmarks.bench_logistic --enough 12 --real oxford_pets oxford_flowers ucf101 --out benchmarks/results/logistic.json
 	$(BIN)/python -m benchmarks.bench_finetune --out benchmarks/results/finetune.json
+
+bench-quick: $(READY)  ## the main ratios against those committed last, in under ten minutes; fails where one is worse
+	$(BIN)/python -m benchmarks.quick
 
 gpu: $(READY)  ## everything marked gpu
 	$(BIN)/python -m pytest -m gpu

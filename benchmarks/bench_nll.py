@@ -10,7 +10,8 @@ All run in turn in one process, on unit rows at logit scale 100:
 - compile: the same function under torch.compile, where a C++ compiler is;
 - chunked: our plain torch implementation, block by block.
 
-"fit" is cross entropy with its gradient by the weights, for which no bar is set.
+"fit" is cross entropy with its gradient by the weights, ours, eager torch's, and torch's own
+``torch.nn.functional.linear_cross_entropy`` in blocks, where torch has it (2.13 and later).
 Apple's cut-cross-entropy and Liger's fused linear cross entropy need a GPU, and give the loss alone. Peak memory is the
 rise of a fresh process's high-water mark over its inputs.
 
@@ -39,7 +40,7 @@ TINY = {"N": 300, "D": 24, "C": 70}
 HEADS = (1, 16)
 N_ALPHAS = 21
 SCALE = 100.0
-BARS = {"product": 1.3, "eager": 0.75, "alphas": 6.0, "MiB": 64.0}
+BARS = {"product": 1.3, "eager": 0.75, "alphas": 6.0, "MiB": 64.0, "fit": 1.05}
 
 Work = Callable[[], object]
 
@@ -123,7 +124,12 @@ def fit_contestants(inputs: Inputs) -> dict[str, Work]:
     def eager() -> None:
         torch.nn.functional.cross_entropy(SCALE * (X @ W.T), y).backward()
 
-    return {"fit, ours": lambda: linear_cross_entropy(X, W, y, logit_scale=SCALE).backward(), "fit, eager": eager}
+    works = {"fit, ours": lambda: linear_cross_entropy(X, W, y, logit_scale=SCALE).backward(), "fit, eager": eager}
+    if hasattr(torch.nn.functional, "linear_cross_entropy"):
+        blocks = torch.nn.LinearCrossEntropyOptions()
+        torchs = torch.nn.functional.linear_cross_entropy
+        works["fit, torch in blocks"] = lambda: torchs(X, SCALE * W, y, options=blocks).backward()
+    return works
 
 
 def can_compile() -> str | None:
@@ -226,7 +232,12 @@ def main() -> None:
     seconds |= {f"bfloat16 H=1, {key}": value for key, value in half.items()}
     pair = Inputs(sizes, 2)
     path = interleaved(alpha_contestants(pair), options.rounds)
-    seconds |= path | interleaved(fit_contestants(pair), options.rounds)
+    fits = interleaved(fit_contestants(pair), options.rounds)
+    seconds |= path | fits
+    if (peer := fits.get("fit, torch in blocks")) is not None:
+        value = median(fits["fit, ours"]) / median(peer)
+        row = {"name": "fit: time over that of torch in blocks", "value": value, "bar": BARS["fit"]}
+        bars.append(row | {"met": value <= BARS["fit"], "ratio": ratio(fits["fit, ours"], peer)})
     value = median(path[f"{N_ALPHAS} alphas"]) / median(path["one head"])
     row = {"name": f"{N_ALPHAS} alphas over one head", "value": value, "bar": BARS["alphas"]}
     bars.append(row | {"met": value <= BARS["alphas"]})
@@ -244,7 +255,7 @@ def peaks(sizes: dict[str, int], options: argparse.Namespace, bars: list[dict[st
     if not Path("/proc/self/clear_refs").exists():
         return {}
     wanted = [(h, "ours") for h in options.heads] + [(2, f"{N_ALPHAS} alphas"), (1, "chunked"), (1, "eager")]
-    wanted += [(1, "fit, ours"), (1, "fit, eager")]
+    wanted += [(1, name) for name in fit_contestants(Inputs({"N": 1, "D": 1, "C": 2}, 1))]
     if options.tiny:
         wanted = wanted[:1]
     found = {f"H={h}, {name}": memory(sizes, h, options.threads, name) for h, name in wanted}

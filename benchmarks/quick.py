@@ -1,0 +1,102 @@
+"""The main benchmarks at their own sizes with few rounds, against the ratios that were committed last.
+
+``python -m benchmarks.quick [NAME ...] [--update]`` (``make bench-quick``), on a quiet machine, in under ten minutes.
+
+Every line is a ratio to a peer in the same run, its bar, and the ratio in ``benchmarks/results/quick.json``. A ratio
+that is worse than that one by more than 15% is run once more and then counts as a regression: exit code 1. ``--update``
+writes the file.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import machine_facts, write_json
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "benchmarks" / "results" / "quick.json"
+TOLERANCE = 0.15
+
+RUNS: Mapping[str, Sequence[str]] = {
+    "store": ("bench_store",),
+    "store_write": ("bench_store_write",),
+    "moments": ("bench_moments", "--rows", "1000000", "--rounds", "3"),
+    "ridge": ("bench_ridge", "--alphas", "20", "--rounds", "3"),
+    "nll": ("bench_nll", "--heads", "1", "--no-compile", "--rounds", "3"),
+    "preparation": ("bench_preparation", "--rounds", "9"),
+    "texts": ("bench_texts", "--classes", "2", "--rounds", "3"),
+    "precision": ("bench_precision", "--images", "32", "--rounds", "2"),
+    "verify": ("bench_verify", "--rounds", "3"),
+}
+"""Name -> module of this package and its arguments."""
+
+Ratios = dict[str, dict[str, Any]]
+
+
+def measured(name: str) -> Ratios:
+    """The bars of one benchmark by their names, from a process of its own."""
+    module, *arguments = RUNS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "record.json"
+        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--out", str(out)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if ran.returncode:
+            raise SystemExit(f"{module} failed:\n{ran.stderr}")
+        bars = json.loads(out.read_text())["bars"]
+    return {bar["name"]: {key: bar[key] for key in ("value", "bar", "met")} for bar in bars}
+
+
+def is_worse(found: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
+    """Whether a ratio fell behind the committed one by more than the tolerance; higher is better, or lower.
+
+    Examples
+    --------
+    >>> is_worse({"value": 1.5, "bar": 1.3, "met": False}, {"value": 1.2})  # a time: lower is better
+    True
+    >>> is_worse({"value": 1.5, "bar": 1.3, "met": True}, {"value": 1.2})  # a speed
+    False
+    """
+    if before is None:
+        return False
+    higher_is_better = (found["value"] >= found["bar"]) == found["met"]
+    lost = before["value"] / found["value"] if higher_is_better else found["value"] / before["value"]
+    return bool(lost > 1 + TOLERANCE)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RUNS)} (default: all)")
+    parser.add_argument("--update", action="store_true", help="write the ratios to benchmarks/results/quick.json")
+    args = parser.parse_args(argv)
+    if unknown := sorted(set(args.names) - set(RUNS)):
+        parser.error(f"unknown benchmark {', '.join(unknown)}; expected some of {', '.join(RUNS)}")
+    committed = json.loads(RECORD.read_text())["ratios"] if RECORD.exists() else {}
+    ratios: dict[str, Ratios] = dict(committed)
+    worse, start = [], time.monotonic()
+    for name in args.names or RUNS:
+        before = committed.get(name, {})
+        found = measured(name)
+        if not args.update and any(is_worse(bar, before.get(key)) for key, bar in found.items()):
+            found = measured(name)
+        ratios[name] = found
+        for key, bar in found.items():
+            known = before.get(key)
+            fell = is_worse(bar, known) and not args.update
+            worse += [f"{name}: {key}"] if fell else []
+            was = f"{known['value']:.3g}" if known else "none"
+            verdict = "WORSE" if fell else "met" if bar["met"] else "missed"
+            print(f"{verdict:<7}{name + ':':<13}{key:<60}{bar['value']:>9.3g}  bar {bar['bar']:<6g} committed {was}")
+    print(f"{time.monotonic() - start:.0f} s; {len(worse)} worse than committed by more than {TOLERANCE:.0%}")
+    if args.update:
+        write_json(RECORD, {"machine": machine_facts(), "ratios": ratios})
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
