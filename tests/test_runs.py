@@ -53,13 +53,12 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_from_folders_to_the_report(imagenet: Path, tmp_path: Path) -> None:
     ran = run(str(imagenet), str(tmp_path), HEADS="ridge knn")
     assert ran.returncode == 0, ran.stderr
-    rows = {row["method"]: row for row in map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())}
-    ridge = next(row for name, row in rows.items() if name.startswith("ridge"))
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["head"] for row in rows] == ["zero_shot", "ridge:ridge", "ridge_to_zero_shot:ridge", "knn"]
     names = ("imagenet", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
-    assert [ridge[f"{name}:n"] for name in names] == [100, 100, 60, 60, 80]
-    assert ridge["imagenet:top1"] > 60  # colours tell the classes apart; chance is 5
-    assert ridge["imagenet-r:top1"] > 60
-    assert len(rows) == 4
+    assert all(0 <= row[f"{name}:top1"] <= 1 for row in rows for name in names)
+    assert rows[1]["imagenet:top1"] > 0.6  # colours tell the classes apart; chance is 0.05
+    assert rows[1]["imagenet-r:top1"] > 0.6  # among the 200 classes of ImageNet-R
     assert "<html" in (tmp_path / "report.html").read_text()
     times = [line.split("\t") for line in (tmp_path / "times.tsv").read_text().splitlines()]
     assert [name for name, _ in times][:2] == ["encode train", "encode val"]
