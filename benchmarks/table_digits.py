@@ -11,6 +11,7 @@ accuracy, as its paper does; the table says which.
 import argparse
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,15 @@ from typing import Any
 import torch
 
 import featcache
+import ft
 import heads
 from benchmarks.common import machine_facts, write_json
 from benchmarks.table_digits_text import markdown
 from featcache.datasets import open_dataset
 from featcache.datasets.sources.digits import DOMAINS
+from ft.checkpoints.parents import load_open_clip
+from ft.merging.merge import needs_of
+from ft.merging.moments import layer_moments, write_moments
 from ft.merging.sweep import WiseOptions, sweep
 from ft.training.loop import finetune
 
@@ -67,6 +72,34 @@ METHODS = (
     Method("L2-SP", regularizer="l2sp", weights=(0.01, 0.1, 1.0)),
     Method("distillation", regularizer="logit_distillation", weights=(0.1, 1.0)),
     Method("EMA", {"average": "ema", "ema_decay": 0.9}),
+    Method("LoRA", {"lora_rank": 8, "lora_alpha": 16.0, "lora_targets": ["query", "key", "value", "out", "mlp"]}),
+    Method("FLYP", {"objective": "contrastive"}),
+    Method(
+        "CaRot",  # weights of the paper; the average moves more often, as these runs are short
+        {
+            "objective": "contrastive",
+            "regularizers": {"orthogonality": {"weight": 0.2}, "self_distillation": {"weight": 1.5, "every": 5}},
+        },
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A row of the plain fine-tuned models of all seeds, merged; the setting that is chosen on the selection split."""
+
+    name: str
+    method: str
+    setting: str | None = None
+    values: tuple[float, ...] = ()
+
+
+MERGED = (
+    Merged("soup of FT", "soup"),
+    Merged("task arithmetic", "task_arithmetic", "scale", (0.2, 0.3, 0.4, 0.6)),
+    Merged("TIES", "ties", "scale", (0.5, 1.0, 1.5, 2.0)),
+    Merged("Model Stock", "model_stock"),
+    Merged("RegMean", "regmean"),
 )
 LRS = (1e-4, 3e-4, 1e-3)
 
@@ -172,6 +205,42 @@ class Table:
 
         return self.row("WiSE", seed, options, make)
 
+    def merged(self, merge: Merged, folders: Sequence[Path]) -> dict[str, Any]:
+        """Row of one model made of several, which have their heads beside them."""
+
+        def make() -> dict[str, Any]:
+            best, found = math.inf, {}
+            for value in merge.values or (None,):
+                settings: dict[str, Any] = {} if merge.setting is None else {merge.setting: value}
+                head, model = self.merge(merge, folders, settings)
+                val = featcache.encode("digits", "val", model=model, root=self.root)
+                nll = heads.evaluate([head], [val], allow_chosen=True)[0]["digits:nll"]
+                if nll < best:
+                    best, found = nll, {"params": settings, "val": {"nll": nll}} | self.judge(head, model)
+            return found
+
+        return self.row(merge.name, None, {"of": [str(folder.name) for folder in folders]}, make)
+
+    def merge(self, merge: Merged, folders: Sequence[Path], settings: Mapping[str, Any]) -> tuple[Any, str]:
+        """The merged head, and the model folder."""
+        models, files = [folder / "best" for folder in folders], []
+        if merge.method == "regmean":
+            for model in models:
+                encoder = load_open_clip(f"local-dir:{model}")
+                files.append(write_moments(layer_moments(encoder, open_dataset("digits", "train")), model))
+        out = self.work / "merged" / merge.method / "_".join(f"{key}={value}" for key, value in settings.items())
+        ft.merge(merge.method, models, out, base="tiny", moments=files, overwrite=True, **settings)
+        of_base = heads.load(folders[0] / "start_head.safetensors").linear()
+        head = ft.merge_heads(
+            merge.method,
+            [heads.load(folder / "best_head.safetensors").linear() for folder in folders],
+            load_open_clip(f"local-dir:{out}"),
+            base=of_base if "base" in needs_of(merge.method) else None,
+            moments=[ft.read_state(path) for path in files],
+            **settings,
+        )
+        return head, f"local-dir:{out}"
+
     def metrics(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The part of an evaluation's row that the table shows."""
         names = [spec.replace(":", "-") for spec in self.tests]
@@ -197,6 +266,8 @@ class Table:
                 weight = chosen[method.name] = self.choose(f"{method.name}, weight", candidates)
             options = [self.options(lr, method, weight, seed) for seed in seeds]
             rows += [self.fine_tuned(method.name, seed, own) for seed, own in zip(seeds, options, strict=True)]
+        folders = [self.train(self.options(lr, plain, None, seed), f"FT, seed {seed}")["folder"] for seed in seeds]
+        rows += [self.merged(merge, folders) for merge in MERGED if len(folders) > 1]
         rows += [self.wise(seed, self.options(lr, plain, None, seed)) for seed in seeds]
         return {"rows": rows, "chosen": chosen}
 

@@ -25,7 +25,7 @@ from featcache.datasets.holdout import holdout_options
 from featcache.encoding.augment import AUGMENTATIONS
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.errors import DatasetError, ShardDoneError
-from featcache.progress import format_seconds
+from featcache.progress import format_bytes, format_seconds
 from featcache.store.images import parts_of
 from featcache.store.key import Json
 from featcache.store.tokens import POOLS
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from featcache.encoders import Encoder
     from featcache.encoding.images import EncodeResult
 
 
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk-rows", type=int, metavar="N", help="rows per chunk (default: 4096)")
     parser.add_argument(
         "--max-bad", type=int, default=0, metavar="N", help="go on with up to N unreadable images (default: 0)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be read, encoded and written, and how long it would take"
     )
     update_labels_argument(parser)
     shard_argument(parser, "chunks")
@@ -107,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     )
     datasets = _datasets(args)
     encoder = encoder_of(args, args.preprocess or prepared_of(datasets[0]))
+    if args.dry_run:
+        return _dry_run(datasets, encoder, options, args)
     records, lines = [], []
     for dataset in datasets:
         try:
@@ -118,6 +124,25 @@ def run(args: argparse.Namespace) -> int:
         records.append(_record(result))
         lines.append(describe_encoded(result) + _name_note(result, dataset) + alias_note(result.store, encoder))
     show(records, "\n".join(lines), args.json)
+    return 0
+
+
+def _dry_run(datasets: Sequence[Dataset], encoder: Encoder, options: EncodeOptions, args: argparse.Namespace) -> int:
+    """What a run would do; nothing is written."""
+    from featcache.encoding.plan import plan_encoding
+
+    plans = [plan_encoding(dataset, encoder, root=args.root, options=options) for dataset in datasets]
+    lines = []
+    for plan in plans:
+        what = f"{plan.name}/{plan.split}@{encoder.name}: {plan.rows:,} rows"
+        if not plan.rows_to_encode:
+            lines.append(f"{what}, cache hit: nothing to encode\n  {plan.store}")
+            continue
+        lines.append(
+            f"{what}, {plan.rows_to_encode:,} to encode; would read {format_bytes(plan.bytes_to_read)} and write "
+            f"{format_bytes(plan.bytes_to_write)} in about {format_seconds(plan.seconds)}\n  {plan.store}"
+        )
+    show([plan.to_dict() for plan in plans], "\n".join(lines), args.json)
     return 0
 
 

@@ -1,0 +1,131 @@
+"""What an encode run would read, compute and write; nothing is written."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featcache.datasets.base import Dataset
+from featcache.encoders import Encoder
+from featcache.encoders.base import whole_encoder
+from featcache.encoders.taps import find_tap
+from featcache.encoding.images import ImageJob
+from featcache.encoding.options import EncodeOptions
+from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, prepared_batches
+from featcache.store import resolve_root
+from featcache.store.key import Json
+from featcache.store.manifest import read_header
+from featcache.store.parts import Part
+from featcache.store.places import StorePath
+
+MEASURED = 2
+"""Batches that are encoded to measure the speed; the first is not timed."""
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """What `featcache.encode_dataset` would do.
+
+    Parameters
+    ----------
+    store : StorePath
+        Where the store is, or would be.
+    name, split, rows
+        Of the data set.
+    rows_to_encode : int
+        Images that some output lacks; rows that would be copied from other stores are counted, too.
+    bytes_to_read : int
+        Of their files; 0 where the source does not say sizes.
+    bytes_to_write : int
+        Of features, for all outputs.
+    seconds : float
+        By the speed of one batch, measured now; 0 where nothing is to be encoded.
+    """
+
+    store: StorePath
+    name: str
+    split: str
+    rows: int
+    rows_to_encode: int
+    bytes_to_read: int
+    bytes_to_write: int
+    seconds: float
+
+    def to_dict(self) -> Json:
+        """JSON-able form."""
+        return asdict(self) | {"store": str(self.store)}
+
+
+def plan_encoding(
+    dataset: Dataset,
+    encoder: Encoder,
+    *,
+    root: str | Path | None = None,
+    options: EncodeOptions | None = None,
+) -> EncodePlan:
+    """Plan a run of `featcache.encode_dataset`: rows, bytes, and the time by encoding two batches.
+
+    Raises
+    ------
+    FeatcacheError
+        As `featcache.encode_dataset` before its first image.
+    """
+    options = options or EncodeOptions()
+    if dataset.index.content is not None:
+        dataset.index.content.digest()  # now, so that it is not remembered below the root
+    job = ImageJob(dataset, whole_encoder(encoder, "encoder:"), resolve_root(root), options, None)
+    missing = _missing_rows(job)
+    rows = np.unique(np.concatenate(list(missing.values())))
+    written = sum(2 * len(own) * _width(encoder, part) for part, own in missing.items())
+    seconds = _seconds_a_row(dataset, encoder, options, rows) * len(rows) * (1 + options.views) if len(rows) else 0.0
+    sizes = np.maximum(dataset.index.sizes[rows], 0)
+    return EncodePlan(
+        store=job.path,
+        name=dataset.name,
+        split=dataset.split,
+        rows=len(dataset.index),
+        rows_to_encode=len(rows),
+        bytes_to_read=int(sizes.sum()),
+        bytes_to_write=written,
+        seconds=seconds,
+    )
+
+
+def _missing_rows(job: ImageJob) -> dict[Part, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """The rows that each output lacks. Writers are opened on stores that were begun, where they write nothing."""
+    everything = np.arange(job.n_rows)
+    begun = {part: read_header(job.path / part.name) is not None for part in (Part(), *job.parts)}
+    if not begun[Part()]:
+        return dict.fromkeys(begun, everything)
+    store = job.writer()
+    writers = {part: job.part_writer(part, store) if part != Part() else store for part in begun if begun[part]}
+    missing = dict.fromkeys(begun, everything)
+    for part, writer in writers.items():
+        done = [row for marker in writer.markers() for row in writer.rows_spec.rows_of(marker.chunk)]
+        missing[part] = np.setdiff1d(everything, np.array(done, dtype=np.int64))
+    return missing
+
+
+def _width(encoder: Encoder, part: Part) -> int:
+    tap = find_tap(encoder, part.tap)
+    return tap.dim * (tap.tokens or 1)
+
+
+def _seconds_a_row(
+    dataset: Dataset, encoder: Encoder, options: EncodeOptions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> float:
+    """Time to read, decode and encode one image, over the last of a few batches."""
+    size = min(options.batch_size or 16, max(1, len(rows) // MEASURED))
+    first = range(int(rows[0]), min(int(rows[0]) + MEASURED * size, len(dataset.index)))
+    batches = prepared_batches(
+        dataset, encoder, batches_of(first, size), options.workers or default_workers(), default_ahead(encoder)
+    )
+    began, seconds = time.perf_counter(), 0.0
+    for batch in batches:
+        images = [item.image for item in batch if item.image is not None]
+        if images:
+            encoder.encode_images(images)
+        seconds = (time.perf_counter() - began) / len(batch)
+        began = time.perf_counter()
+    return seconds
