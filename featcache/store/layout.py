@@ -194,6 +194,34 @@ def label_arrays(truth: Array, chunk_rows: int) -> dict[str, ArraySpec]:
     return {spec.name: spec for spec in specs}
 
 
+DIMENSIONS = {
+    "features": ("row", "feature"),
+    "norm": ("row",),
+    "valid": ("row",),
+    "content": ("row", "byte"),
+    "labels": ("row",),
+    "targets": ("row", "class"),
+    "raw": ("class", "prompt", "feature"),
+    "cls": ("class", "feature"),
+    "ctx": ("prompt", "feature"),
+    "counts": ("class",),
+    "moment": ("feature", "other_feature"),
+}
+"""Names of the axes by array, with which xarray opens a store as a data set."""
+
+
+def dimension_names(spec: ArraySpec) -> tuple[str, ...] | None:
+    """Names of the axes of an array; None for arrays that have none.
+
+    >>> dimension_names(image_arrays(9, 4, 9)["features"]), dimension_names(image_arrays(9, 4, 9, 2)["features"])
+    (('row', 'feature'), ('row', 'token', 'feature'))
+    """
+    names = DIMENSIONS.get(spec.name)
+    if spec.name == "features" and len(spec.shape) == 3:
+        return ("row", "token", "feature")
+    return names if names is not None and len(names) == len(spec.shape) else None
+
+
 def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, object]) -> dict[str, bytes]:
     """The zarr.json files of a group with these arrays, made by zarr itself: path in the store -> content."""
     import zarr
@@ -213,16 +241,30 @@ def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, object]) 
             compressors=None,
             serializer=BytesCodec(endian="little"),
             config={"write_empty_chunks": True},
+            dimension_names=dimension_names(spec),
         )
-    return {name: content.to_bytes() for name, content in files.items()}
+    found: dict[str, bytes] = {name: content.to_bytes() for name, content in files.items()}
+    return found | {HEADER: _consolidated(found)}
+
+
+def _consolidated(files: Mapping[str, bytes]) -> bytes:
+    """The group's zarr.json with that of every array in it, so that readers need one request for all."""
+    group = json.loads(files[HEADER])
+    arrays = {name.removesuffix(f"/{HEADER}"): json.loads(text) for name, text in files.items() if name != HEADER}
+    group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    return json.dumps(group, indent=2).encode()
 
 
 EMPTY_FIELDS = ("attributes", "storage_transformers", "dimension_names", "consolidated_metadata")
 """Fields of a zarr.json that some versions of zarr write when they are empty, and others leave out."""
+LATER_FIELDS = ("dimension_names", "consolidated_metadata")
+"""Fields that stores of earlier versions do not have."""
 
 
 def same_metadata(content: bytes, expected: bytes) -> bool:
     """Whether two zarr.json files mean the same, whatever version of zarr wrote them.
+
+    Stores of earlier versions name no axes, and have no consolidated metadata: that counts as the same.
 
     >>> same_metadata(b'{"shape": [48], "attributes": {}}', b'{"shape":[48]}')
     True
@@ -235,8 +277,15 @@ def same_metadata(content: bytes, expected: bytes) -> bool:
         return False
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return False
+    wanted = {name: value for name, value in wanted.items() if name not in LATER_FIELDS or found.get(name)}
     return _filled(found) == _filled(wanted)
 
 
 def _filled(metadata: Json) -> Json:
-    return {name: value for name, value in metadata.items() if value or name not in EMPTY_FIELDS}
+    """The fields that are not empty, in consolidated metadata too."""
+    held = {name: value for name, value in metadata.items() if value or name not in EMPTY_FIELDS}
+    inner = held.get("consolidated_metadata")
+    if isinstance(inner, dict) and isinstance(arrays := inner.get("metadata"), dict):
+        filled = {name: _filled(array) if isinstance(array, dict) else array for name, array in arrays.items()}
+        held["consolidated_metadata"] = inner | {"metadata": filled}
+    return held

@@ -131,7 +131,7 @@ class StoreWriter:
                 )
             places.put(self.store / HEADER, metadata[HEADER])
         vouched = {} if manifest is None or manifest.key != self.header.key else manifest.files
-        self._put_beside({name: content for name, content in metadata.items() if name != HEADER}, vouched)
+        self._put_beside(metadata, vouched)  # the header again, if it describes other labels than these
 
     def _is_damaged(self, header: Header, manifest: Manifest | None) -> bool:
         """Whether a header that is not ours is a damaged one of ours, rather than that of another store."""

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from fakes import NumpyDataset
 
-from featcache import EncodeOptions, encode_dataset
+import heads
+from featcache import EncodeOptions, FeatureBatches, encode_dataset
 from featcache.encoders.base import TokenShape
 from featcache.encoders.callables import CallableEncoder
 from featcache.encoding.images import EncodeResult
@@ -16,6 +18,7 @@ from featcache.errors import EncoderError, FeatcacheError, StoreCorruptError
 from featcache.store import ImageStore, find_store, layout, open_image_store, repair, verify
 from featcache.store.checks import forget
 from featcache.store.places import local as atomic
+from featcache.transfer.export import export
 
 TOKENS, DIM = 5, 6
 
@@ -207,3 +210,25 @@ def test_files_stay_below_their_size_and_number() -> None:
     huge = layout.image_arrays(10_000_000, 1024, 4096, 256)["features"]
     assert huge.n_chunks <= 2 * layout.TOKEN_FILES
     assert layout.image_arrays(100, 4, 100)["features"].shape == (100, 4)
+
+
+def test_tokens_leave_as_they_are_or_not_at_all(tmp_path: Path) -> None:
+    tap = run(tmp_path, NumpyDataset(broken=[3]), TokenEncoder(), "patch", max_bad=1).store.tap("patch")
+    features, labels = tap.numpy(np.float16)
+    export(tap, tmp_path / "out", "npy", dtype="float16")
+    np.testing.assert_array_equal(np.load(tmp_path / "out/features.npy"), features)
+    ids = (tmp_path / "out/ids.txt").read_text().split()
+    assert len(ids) == len(features) == 39
+    batches = FeatureBatches(tap, 16, like=torch.zeros(0), shuffle=False)
+    found = [(tokens.clone(), classes.clone()) for tokens, classes in batches]
+    np.testing.assert_allclose(torch.cat([tokens for tokens, _ in found]).numpy(), features, rtol=1e-6)
+    assert torch.cat([classes for _, classes in found]).tolist() == labels.tolist()
+    for refused in (
+        lambda: export(tap, tmp_path / "out.csv", "csv"),
+        lambda: tap.to_pandas(features=True),
+        lambda: heads.resident(tap, "cpu"),
+        lambda: heads.leaks(tap, tap),
+        lambda: heads.join([tap, tap]),
+    ):
+        with pytest.raises(FeatcacheError, match=r"5 tokens of 6 an image; pool them"):
+            refused()
