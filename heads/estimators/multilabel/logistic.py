@@ -138,17 +138,8 @@ class MultiLabelLogistic(MultiLabelClassifier):
         """
         Cs = self._checked()
         samples = as_multilabel(X, y, classnames=classnames)
-        self._set_rows(samples)
         validation = None if selection is None else multilabel_selection(selection, samples)
-        rows = self._placed(samples)
-        solver = self._solver(rows, self.tol)
-        if not np.isfinite(solver.sums).all():
-            raise_not_finite(features for features, _ in rows.blocks())
-        self._path = list(solver.path(Cs))
-        self._name_absent(~solver.fitted, "have no positive or no negative training row")
-        self.Cs_ = Cs
-        self.n_iter_ = np.stack([found.iterations for found in self._path])
-        self._warn_of_slow()
+        rows, solver = self._fit_all(samples, Cs)
         held = self._held_out(rows, validation, solver)
         self.cv_scores_, place = np.zeros(0), 0
         if held is not None and len(Cs) > 1:
@@ -165,14 +156,35 @@ class MultiLabelLogistic(MultiLabelClassifier):
         self.provenance_ = self._provenance(params, samples.store, source_of(validation))
         return self
 
+    def fit_path(self, X: Rows, y: TargetsLike | None = None, *, classnames: Sequence[str] | None = None) -> Self:
+        """Fit every C, and choose nothing: for `path` and `path_heads`, not for predictions of the estimator itself."""
+        Cs, samples = self._checked(), as_multilabel(X, y, classnames=classnames)
+        self._fit_all(samples, Cs)
+        self._path_record = self._provenance({"metric": self.metric, "selection": "none"}, samples.store)
+        return self
+
+    def _fit_all(self, samples: MultiLabelSamples, Cs: Float) -> tuple[MultiLabelSamples, OneVsRestSolver]:
+        """Set the path; the rows as they were read, and their solver."""
+        self._set_rows(samples)
+        rows = self._placed(samples)
+        solver = self._solver(rows, self.tol)
+        if not np.isfinite(solver.sums).all():
+            raise_not_finite(features for features, _ in rows.blocks())
+        self._path = list(solver.path(Cs))
+        self._name_absent(~solver.fitted, "have no positive or no negative training row")
+        self.Cs_ = Cs
+        self.n_iter_ = np.stack([found.iterations for found in self._path])
+        self._warn_of_slow()
+        return rows, solver
+
     def path(self) -> tuple[Float, Float]:
         """Weights (A, L, D) and intercepts (A, L) of every C of `Cs_`."""
-        check_is_fitted(self, "coef_")
+        check_is_fitted(self, "Cs_")
         return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
 
     def path_heads(self) -> list[MultiLabelHead]:
         """Every C as a head with thresholds at the probability 0.5; `heads.evaluate` takes them at once."""
-        check_is_fitted(self, "coef_")
+        check_is_fitted(self, "Cs_")
         return [
             self._as_head(
                 f.weights, f.intercepts, None, f"{self.name} C={f.C:.6g}", self._path_record.with_params(C=f.C)
