@@ -16,6 +16,7 @@ from heads.estimators.knn import KNN
 from heads.estimators.logistic.adamw import AdamW
 from heads.estimators.logistic.classifier import Logistic
 from heads.estimators.multilabel.logistic import MultiLabelLogistic
+from heads.estimators.multilabel.zero_shot import MultiLabelZeroShot
 from heads.estimators.ridge.classifier import Ridge
 from heads.estimators.ridge.regression import RidgeRegression
 from heads.estimators.zero_shot import ZeroShot, score_templates, template_weights
@@ -60,6 +61,7 @@ __all__ = [
     "Metrics",
     "MultiLabelHead",
     "MultiLabelLogistic",
+    "MultiLabelZeroShot",
     "multilabel_metrics",
     "NearestMean",
     "Projection",

@@ -27,6 +27,7 @@ HEADS: Plugins[type[HeadClassifier]] = Plugins(
         "tip_adapter_f": "heads.estimators.few_shot.tip_adapter:TipAdapterF",
         "adamw": "heads.estimators.logistic.adamw:AdamW",
         "attentive": "heads.estimators.dense.attentive:Attentive",
+        "multilabel_zero_shot": "heads.estimators.multilabel.zero_shot:MultiLabelZeroShot",
         "multilabel_logistic": "heads.estimators.multilabel.logistic:MultiLabelLogistic",
         "lp_plus_plus": "heads.estimators.few_shot.lp_plus_plus:LPPlusPlus",
     }

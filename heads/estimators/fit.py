@@ -76,14 +76,13 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
     head.progress = material.progress
     if (kind.fits_on == "texts" or kind.takes_texts) and not material.texts:
         raise HeadError(f"{name} needs a text store; name one that `featcache text` wrote (texts/NAME)")
+    chosen = {"selection": material.selection} if material.selection is not None and takes_selection(name) else {}
     if kind.fits_on == "texts":
-        return _fitted(head, list(material.texts))
+        return _fitted(head, list(material.texts), **chosen)
     if material.train is None:
         raise HeadError(f"{name} fits from labelled rows; name an image store that `featcache encode` wrote")
     options: Json = {"texts": material.text_head()} if kind.takes_texts else {}
-    if material.selection is not None and takes_selection(name):
-        options["selection"] = material.selection
-    return _fitted(head, material.train, **options, **_groups(kind, material))
+    return _fitted(head, material.train, **options, **chosen, **_groups(kind, material))
 
 
 def _groups(kind: type[HeadClassifier], material: Material) -> Json:

@@ -174,7 +174,7 @@ def as_samples(
         if is_multilabel(X):
             raise HeadError(
                 f"{X.name}/{X.split} is multi-label (any number of its {len(X.classnames)} classes applies to a row), "
-                "and this head takes one label a row; fit multilabel_logistic or multilabel_ridge"
+                "and this head takes one label a row; fit multilabel_logistic"
             )
         if not tokens:
             refuse_tokens(X, "this head takes one vector an image")

@@ -1,0 +1,90 @@
+"""Zero-shot scores of each class by itself, with thresholds chosen on a validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.parameters import OneOf
+from featcache.store.protocol import TextSource
+from heads.estimators.multilabel.base import THRESHOLDS, HeldOut, MultiLabelClassifier, check_options, source_of
+from heads.estimators.zero_shot import ZeroShot
+from heads.fitted.provenance import check_classes, check_encoder
+from heads.rows.multilabel import as_multilabel
+from heads.rows.samples import Selection, is_store
+
+
+class MultiLabelZeroShot(MultiLabelClassifier):
+    """Logits of `ZeroShot`, ``logit_scale * cosine + logit_bias``, each class a question of its own: no softmax.
+
+    Ranking needs no labels. Decisions do: only models with a logit bias (SigLIP) have logits whose sigmoid is a
+    probability of a match, and even their 0.5 is no calibrated threshold on other data. So thresholds are chosen on a
+    selection split; that makes it a frozen zero-shot model with supervised thresholds.
+
+    Parameters
+    ----------
+    templates, weights : as of `ZeroShot`
+    threshold
+        "per_class", the logit of the largest F1 of each class on the selection split; "global", one logit for all, of
+        the largest micro F1; "none", logit 0, as without a selection split.
+
+    Attributes
+    ----------
+    coef_, intercept_, thresholds_ : (L, D), (L,), (L,) float64
+    classes_, classnames_, n_features_in_, provenance_
+    """
+
+    name = "multilabel_zero_shot"
+    fits_on = "texts"
+
+    def __init__(
+        self,
+        templates: Sequence[int | str] | None = None,
+        weights: Sequence[float] | None = None,
+        threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
+    ) -> None:
+        self.templates = templates
+        self.weights = weights
+        self.threshold = threshold
+
+    def fit(
+        self, X: TextSource | Sequence[TextSource], y: object = None, *, selection: Selection | None = None
+    ) -> Self:
+        """Make weights from text stores, and thresholds from a selection split.
+
+        Parameters
+        ----------
+        X : a text store, or several of one class list and text tower
+        selection : multi-label store, or ``(X, Y)``, on which thresholds are chosen; None leaves them at logit 0
+
+        Raises
+        ------
+        HeadError, MismatchError
+            As `ZeroShot.fit`; or if the selection split has one label a row, or belongs to another model or class list.
+        """
+        check_options("map", self.threshold)
+        texts = ZeroShot(self.templates, self.weights).fit(X)
+        self.classes_, self.classnames_, self.n_features_in_ = texts.classes_, texts.classnames_, texts.n_features_in_
+        self.coef_, self.intercept_, self.absent_ = texts.coef_, texts.intercept_, ()
+        self.thresholds_ = np.zeros(len(self.intercept_))
+        record = texts.provenance_.but(head=self.name).with_params(threshold="none")
+        if selection is not None and self.threshold != "none":
+            if is_store(selection):
+                rows = as_multilabel(selection)
+                check_encoder(self.name, record, self.n_features_in_, selection)
+                check_classes(self.classnames_, selection, self.name)
+            else:
+                rows = as_multilabel(*selection, classnames=self.classnames_)
+            if rows.dim != self.n_features_in_:
+                raise HeadError(f"the selection split has {rows.dim} features, the texts {self.n_features_in_}")
+            held = HeldOut.on_split([(self.coef_, self.intercept_)], rows)
+            chosen = held.thresholds(0, self.threshold)
+            self.thresholds_ = self.thresholds_ if chosen is None else chosen
+            record = record.with_params(threshold=self.threshold)
+            store = source_of(rows)
+            record = record if store is None else record.chosen(store, fitted="thresholds")
+        self.provenance_ = record
+        return self
