@@ -242,6 +242,19 @@ def table(scratch: Scratch) -> None:
 
 
 @need
+def tagged_digits(scratch: Scratch) -> None:
+    """Pictures of digits, and a table of what applies to each: even, large, both or neither."""
+    from sklearn.datasets import load_digits
+
+    digits, lines = load_digits(), ["path,tags,split"]
+    for row, (picture, number) in enumerate(zip(digits.images[:120], digits.target, strict=False)):
+        Image.fromarray((255 - 15 * picture).astype(np.uint8)).save(scratch.base / f"{row}.png")
+        tags = [name for name, applies in (("even", number % 2 == 0), ("large", number > 4)) if applies]
+        lines.append(f"{row}.png,{'|'.join(tags)},{('train', 'val', 'test')[row % 3]}")
+    (scratch.base / "tags.csv").write_text("\n".join(lines) + "\n")
+
+
+@need
 def pacs(scratch: Scratch) -> None:
     for number, domain in enumerate(("art_painting", "cartoon", "photo", "sketch")):
         class_folders(scratch.base / "home" / "PACS" / domain, PACS, 1, 100 * number)
