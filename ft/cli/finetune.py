@@ -83,6 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the run; a started one resumes")
     parser.add_argument("--overwrite", action="store_true", help="start again where a run exists")
     parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be read, trained and written, and how long it would take"
+    )
+    parser.add_argument(
         "--recipe", metavar="NAME", help=f"options from a recipe, {', '.join(RECIPES)} or a file; flags override it"
     )
     parser.add_argument(
@@ -133,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     if getattr(args, "eval_start", False) and not args.val:
         raise TrainingError("--eval-start evaluates on --val; name a split")
+    if args.dry_run:
+        return _dry_run(args, options)
     result = finetune(
         args.data,
         args.model,
@@ -152,6 +157,26 @@ def run(args: argparse.Namespace) -> int:
         page = write_run_page(args.out)
         text = f"{_text(result, options.preprocess)}\n{page}  (losses and evaluations, for the browser)"
         show(_record(result) | {"report": str(page)}, text, args.json)
+    return 0
+
+
+def _dry_run(args: argparse.Namespace, options: FinetuneOptions) -> int:
+    """What a run would do; nothing is written."""
+    from featcache.datasets import open_dataset
+    from featcache.progress import format_bytes, format_seconds
+    from ft.training.loop import open_split
+    from ft.training.plan import plan_finetuning
+
+    dataset = open_dataset(args.data, args.split, labels=args.labels)
+    val = open_split(args.val, args.labels) if args.val else None
+    plan = plan_finetuning(dataset, val, args.model, args.pretrained, options, args.device, args.root)
+    text = (
+        f"{dataset.name}/{dataset.split}: {plan.images:,} images, {plan.updates:,} updates of {options.batch_size}; "
+        f"would read {plan.images_to_read:,} images, train {plan.trained_parameters:,} parameters and write "
+        f"{format_bytes(plan.bytes_to_write)} to {args.out} in about {format_seconds(plan.seconds)}, "
+        "without regularisers and evaluations"
+    )
+    show(plan.to_dict(), text, args.json)
     return 0
 
 
