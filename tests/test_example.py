@@ -1,5 +1,6 @@
 """examples/featcache_in_one_file.py, which says in plain code what the library does, gives the library's results."""
 
+import runpy
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -85,3 +86,21 @@ def test_it_is_short_and_runs(folders: dict[str, Path], tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "zero-shot: " in done.stdout
         assert "of 100 images" in done.stdout
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("script", "least"), [("probe", 0.95), ("robustness", 0.9), ("own_model", 0.7), ("own_features", 0.9)]
+)
+def test_the_notebooks_run(script: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each from its first cell to its last in an empty folder, and the accuracy that it prints is a good one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path / "cache"))
+    scope = runpy.run_path(str(EXAMPLE.parent / f"{script}.py"))
+    if script == "robustness":
+        assert max(row["digits:top1"] for row in scope["rows"]) >= least
+        assert scope["best"].alpha > 0
+    elif script == "own_features":
+        assert scope["search"].score(scope["X_test"], scope["y_test"]) >= least
+    else:
+        assert scope["ridge"].score(*scope["test"].numpy()) >= least
