@@ -303,13 +303,16 @@ class LinearDiscriminant(MomentClassifier):
         return list(self._solved(moments, self._shrinkages()))
 
     def _shrinkages(self) -> list[float | str]:
-        """The given shrinkages; HeadError for an empty list."""
+        """The given shrinkages, the strongest first: ties go to it. HeadError for an empty list.
+
+        With two rows in a class, folds leave one, and every shrinkage scores the same.
+        """
         given: list[float | str] = (
             [self.shrinkage] if isinstance(self.shrinkage, str | float | int | np.number) else [*self.shrinkage]
         )
         if not given:
             raise HeadError("shrinkage is an empty list; expected numbers from 0 to 1, 'auto' or 'oas'")
-        return given
+        return sorted(given, key=lambda one: -2.0 if isinstance(one, str) else -one)
 
     def _check_parameters(self) -> None:
         check_metric(self.metric)

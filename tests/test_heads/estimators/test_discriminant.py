@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.errors import HeadError, MismatchError
-from heads import LinearDiscriminant, NearestMean
+from heads import LinearDiscriminant, NearestMean, few_shot
 from heads.solvers.folds import FoldAssigner, in_folds, sampled_rows
 from heads.solvers.ridge.moments import Moments, fold_moments
 from heads.solvers.temperature import fit_temperature
@@ -235,3 +235,8 @@ def test_a_shrinkage_is_chosen_on_held_out_rows(images: Any, metric: str, split:
     np.testing.assert_allclose(head.coef_, alone.coef_, rtol=1e-9)
     with pytest.raises(HeadError, match="empty list"):
         LinearDiscriminant([]).fit(train)
+
+
+def test_where_folds_have_no_scatter_the_strongest_shrinkage_is_taken(images: Any) -> None:
+    train = few_shot(images(noise=0.7), 2)  # folds leave one row of a class: every shrinkage scores the same
+    assert LinearDiscriminant([0.01, 0.7, 0.1]).fit(train).shrinkage_ == 0.7
