@@ -6,7 +6,7 @@ import os
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from featcache.datasets.base import SampleIndex
 from featcache.encoders import load_encoder
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import FeatcacheError
-from featcache.store import StoreWriter, open_text_store
+from featcache.store import StoreWriter, TextStore, open_text_store
 from featcache.store.columns import as_columns
 from featcache.store.layout import ArraySpec
 from featcache.transfer.export import export
@@ -142,6 +142,8 @@ class World:
     """Whether a JSON file with another value in it is damaged; otherwise it is one that its owner has changed."""
     swaps: bool = True
     """Whether a file with the content of another is damaged; a head is a head, whatever its file is called."""
+    mends: Collection[str] = ()
+    """Readers that may write what is damaged anew."""
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.rglob("*") if path.is_file())
@@ -356,10 +358,21 @@ def verb_world(root: Path) -> World:
         "sweep": verb(f"sweep ridge --train pictures/all {on} --quiet --results r.jsonl", "r.jsonl"),
         "info": verb(f"info pictures/all {at}"),
         "info of texts": verb(f"info texts/classes {at}"),
-        "encode": verb(f"encode {source} --split all --quiet {at}"),
-        "text": verb(f"text classes.txt --quiet {at}"),
+        "encode": mended(f"encode {source} --split all --quiet {at}", root, "pictures/all"),
+        "text": mended(f"text classes.txt --quiet {at}", root, "texts/classes"),
     }
-    return World(root, root / "cache", reads)
+    return World(root, root / "cache", reads, mends=("encode", "text"))
+
+
+def mended(words: str, root: Path, reference: str) -> Callable[[], object]:
+    """A command line that finds a store or makes it, and then what the store holds."""
+
+    def read() -> object:
+        verb(words)()
+        store = find_store(reference, root / "cache")
+        return store.raw if isinstance(store, TextStore) else store.numpy()  # type: ignore[attr-defined]
+
+    return read
 
 
 def run_world(root: Path) -> World:

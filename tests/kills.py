@@ -283,11 +283,11 @@ class Trial:
         where = f"after {number.name} at write point {ending.point} of {self.points}"
         if code in (-number, 128 + number):
             self.ended[number] += 1
-        elif code and not self.is_done():
+        elif code and not self.otherwise and not self.is_done():
             self.broken.append(f"{self.name}: exit code {code} {where}: {Path('said').read_text()[-300:]}")
-        if number == signal.SIGTERM and code == 143 and (left := left_over(child)):
+        if number == signal.SIGTERM and code in (143, -number) and (left := left_over(child)):
             self.broken.append(f"{self.name}: {left[:5]} left {where}")
-        if code == -signal.SIGTERM:
+        if code == -signal.SIGTERM and contents(self.places) != self.good:  # or it came when all was done
             self.broken.append(f"{self.name}: no orderly end {where}")
         judged = [place for place in self.places if place not in UNFINISHED]
         found = contents(judged)
@@ -350,6 +350,7 @@ def at_random(kills: int, terms: int, seed: int, names: Sequence[str]) -> list[T
                 points.append(chance.randint(1, trial.points))
                 trial.disturb(Ending(number, points[-1], delay))
             trial.resume(f"after ends at {points} of {trial.points}")
+            Path("so-far.json").write_text(json.dumps(told(trials)))  # to be read while it runs
     return trials
 
 
