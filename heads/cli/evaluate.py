@@ -102,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
         for target in filter(None, (args.output, args.per_sample, args.confusion)):
             checked_target(target)
         heads = load_heads(args.heads, args)
+        if any(head.multilabel for head in heads):
+            _refuse_options(heads[0].name, args)
         stores = [open_images(reference, args) for reference in args.on]
         names = args.names or [store.name for store in stores]
         path, chosen = _interpolations(heads, args, distributed=size > 1)
@@ -130,6 +132,13 @@ def run(args: argparse.Namespace) -> int:
         background = _background(args, shown, evaluated, time.perf_counter() - began) if args.report else None
         _report(args, judgement, len(heads) + len(path), remarks, stores, background)
     return 0
+
+
+def _refuse_options(name: str, args: argparse.Namespace) -> None:
+    """HeadError for options that need one label a row."""
+    named = ("intervals", "per_sample", "confusion", "macro_f1", "log_line", "report", "calibrate")
+    if given := [f"--{option.replace('_', '-')}" for option in named if getattr(args, option)]:
+        raise HeadError(f"{', '.join(given)}: not for multi-label heads, such as {name}; leave it out")
 
 
 def _interpolations(

@@ -45,6 +45,8 @@ def calibrate(head: LogitHead | Fitted, selection: Selection) -> LogitHead:
     3.0
     """
     frozen = as_head(head)
+    if frozen.multilabel:
+        raise HeadError(f"{frozen.name} is multi-label; calibrate takes heads of one label a row")
     held_out = _rows_of(frozen, selection)
     known = np.ones(len(frozen.classnames), bool)
     if isinstance(frozen, LinearHead):

@@ -29,6 +29,7 @@ from featcache.errors import DatasetError, EncoderError, FeatcacheError, HeadErr
 from featcache.prompts.text_files import read_lines
 from featcache.store import content_key
 from heads.fitted.base import LogitHead, as_head
+from heads.fitted.multilabel import MultiLabelHead
 
 MISSING = "no such file; expected a file, a folder, a pattern or @LIST (one path per line)"
 
@@ -73,7 +74,8 @@ def predict_images(
 
     Yields
     ------
-    A `Prediction` for each image. Probabilities are the softmax of the head's logits, its temperature included.
+    A `Prediction` for each image. Probabilities are the softmax of the head's logits, its temperature included. Of a
+    multi-label head: the classes that reach their thresholds, perhaps none, each with its own probability.
 
     Raises
     ------
@@ -110,6 +112,29 @@ def top_classes(logits: NDArray[np.floating], top: int) -> tuple[NDArray[np.int6
     np.exp(wide, out=wide)
     wide /= wide.sum(axis=1, keepdims=True)
     return order, np.take_along_axis(wide, order, axis=1)
+
+
+def _pairs(logits: NDArray[np.floating], top: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    return zip(*top_classes(logits, top), strict=True)
+
+
+def applying_classes(
+    head: MultiLabelHead, logits: NDArray[np.floating], top: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """For each row the classes whose logits (n, L) reach their thresholds, at most `top`, and their sigmoids.
+
+    The most probable come first.
+
+    Examples
+    --------
+    >>> head = MultiLabelHead(np.eye(3), np.zeros(3), ("ant", "bee", "cow"), thresholds=np.array([0.0, 0.0, 2.0]))
+    >>> [classes.tolist() for classes, _ in applying_classes(head, np.array([[0.5, 1.0, 1.5], [-1.0, -1.0, 0.0]]), 5)]
+    [[1, 0], []]
+    """
+    for row in logits.astype(np.float64):
+        order = np.argsort(-row, kind="stable")
+        classes = order[row[order] >= head.cuts[order]][:top]
+        yield classes, 1.0 / (1.0 + np.exp(-row[classes]))
 
 
 def encoder_of(
@@ -243,7 +268,7 @@ def _predicted(
         values = made[tap or PROJECTED]
         unit, _ = normalise(values) if values.ndim == 2 else unit_tokens(values)
         logits = head.logits(unit.astype(np.float16).astype(np.float32))
-        found = zip(*top_classes(logits, top), strict=True)
+        found = applying_classes(head, logits, top) if isinstance(head, MultiLabelHead) else _pairs(logits, top)
     for item in batch:
         if item.image is None:
             error = item.error if Path(ids[item.row]).exists() else MISSING

@@ -22,7 +22,7 @@ from heads.estimators.base import HeadClassifier
 from heads.estimators.fit import Material, fit_head, settled
 from heads.estimators.zero_shot import ZeroShot
 from heads.evaluation.evaluate import choose, evaluate
-from heads.evaluation.metrics import Row
+from heads.evaluation.metrics import Row, selection_metric
 from heads.evaluation.seen import unseen
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.linear import LinearHead
@@ -186,7 +186,8 @@ def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> Row:
         record["leak"] = "; ".join([*record.values(), f"{', '.join(trained)}: evaluated on its training rows"])
     if stores.select is not None:
         (row,) = evaluate([head], [stores.select], seen="allow")
-        record[f"select:{plan.metric}"] = row[f"{stores.select.name}:{plan.metric}"]
+        metric = selection_metric(plan.metric, multilabel=head.multilabel)
+        record[f"select:{plan.metric}"] = row[f"{stores.select.name}:{metric}"]
     return record
 
 
