@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import TextSource
@@ -17,6 +18,21 @@ from heads.rows.samples import Rows, Samples, as_samples, is_text
 def text_head(texts: TextSource | LinearHead | Fitted) -> LinearHead:
     """The linear head of a text store (`ZeroShot` of all its prompts), or the one given."""
     return as_linear(ZeroShot().fit(texts) if is_text(texts) else texts)
+
+
+def class_directions(text: LinearHead) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Unit class vectors (C, D) of a zero-shot head, and their lengths (C,), the logit scale.
+
+    Raises
+    ------
+    HeadError
+        For a class whose weights are all zero.
+    """
+    weights = text.weights.astype(np.float64)
+    lengths = np.linalg.norm(weights, axis=1)
+    if not (lengths > 0).all():
+        raise HeadError("the text head has a class with zero weights; give one with a text vector for every class")
+    return weights / lengths[:, None], lengths
 
 
 def samples_of(X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.parameters import Count
 from heads.estimators.base import LinearClassifier, Metric
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, best_setting, validation_folds
-from heads.fitted.linear import LinearHead
-from heads.kernels.tally import stats_of_arrays
+from heads.estimators.text_prior import class_directions
+from heads.kernels.tally import row_stats
 from heads.rows.samples import gathered
+from heads.solvers.parallel import one_torch_thread, side_by_side
+from heads.solvers.primitives import class_sums
 
 Float = NDArray[np.float64]
 
 _BLEND = 250.0  # the authors' factor between the mean cosine of an image with its class's text and the first blend
-_MOMENTUM = np.float32(0.9)
+_MOMENTUM = 0.9
 _BLEND_EVERY = 10
+_PIECE_ROWS = 512
 
 
 class LPPlusPlus(FewShotClassifier, LinearClassifier):
@@ -87,104 +93,117 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
             )
 
     def _fit(self, rows: FewShotRows) -> None:
-        directions = _directions(rows.text)
+        directions = class_directions(rows.text)[0]
         training = _Rows.of(rows.features, rows.labels, directions)
         if rows.validation is None:
             pairs = _folds(training)
             how = "folds" if pairs else "none"
         else:
             pairs, how = [(training, _Rows.of(*gathered(rows.validation), directions))], "split"
-        self.top1_, self.nll_ = self._scores(pairs)
-        self.steps_ = best_setting(self.top1_, self.nll_, self.metric) + 1 if pairs else int(self.steps)
-        state = next(state for step, state in enumerate(_descent(training), start=1) if step == self.steps_)
-        self.blend_ = state.blend.astype(np.float64)
-        self.coef_ = state.weights.astype(np.float64) + self.blend_[:, None] * directions
-        self.intercept_, self.temperature_ = state.bias.astype(np.float64), 1.0
+        with one_torch_thread() as threads:
+            self.top1_, self.nll_ = self._scores(pairs, threads)
+            self.steps_ = best_setting(self.top1_, self.nll_, self.metric) + 1 if pairs else int(self.steps)
+            state = next(islice(_descent(training, threads), self.steps_ - 1, None))
+        self.blend_ = state.blend.double().numpy()
+        self.coef_ = state.weights.double().numpy() + self.blend_[:, None] * directions
+        self.intercept_, self.temperature_ = state.bias.double().numpy(), 1.0
         self.provenance_ = self._record(rows, {"steps": self.steps_}, how)
 
-    def _scores(self, pairs: list[tuple[_Rows, _Rows]]) -> tuple[Float, Float]:
+    def _scores(self, pairs: list[tuple[_Rows, _Rows]], threads: int) -> tuple[Float, Float]:
         """Accuracy and NLL (steps,) after every step on the validation rows."""
-        sums, n = np.zeros((2, self.steps if pairs else 0)), 0
-        for training, validation in pairs:
-            n += len(validation.labels)
-            for step, state in zip(range(self.steps), _descent(training), strict=False):
-                statistics = stats_of_arrays(validation.logits(state), validation.labels)
-                sums[:, step] += int((statistics.rank == 0).sum()), float(statistics.nll.sum())
-        return sums[0] / max(n, 1), sums[1] / max(n, 1)
+        n = sum(len(validation.labels) for _, validation in pairs)
+        descents = [_descent(training, threads) for training, _ in pairs]
+        found = np.zeros((2, self.steps if pairs else 0))
+        self.progress.start("LP++, number of steps", self.steps * n, 0)
+        for step in range(found.shape[1]):
+            for descent, (_, validation) in zip(descents, pairs, strict=True):
+                found[:, step] += validation.scores(next(descent), threads)
+            self.progress.advance(n)
+        self.progress.finish()
+        return found[0] / max(n, 1), found[1] / max(n, 1)
 
 
 class _State(NamedTuple):
     """Weights (C, D), bias (C,) and blend (C,), float32."""
 
-    weights: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    blend: NDArray[np.float32]
+    weights: Tensor
+    bias: Tensor
+    blend: Tensor
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Features (n, D), cosines to the texts (n, C), float32, and labels (n,)."""
+    """Features (n, D), labels (n,) and unit text vectors (C, D); float32."""
 
-    features: NDArray[np.float32]
-    texts: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    features: Tensor
+    labels: Tensor
+    directions: Tensor
 
     @classmethod
     def of(cls, features: NDArray[np.floating], labels: NDArray[np.int64], directions: Float) -> _Rows:
-        rows = features.astype(np.float32)
-        return cls(rows, rows @ directions.T.astype(np.float32), labels)
+        columns = features.astype(np.float32), np.asarray(labels, np.int64), directions.astype(np.float32)
+        return cls(*map(torch.from_numpy, columns))
 
     def take(self, rows: NDArray[np.bool_]) -> _Rows:
-        return _Rows(self.features[rows], self.texts[rows], self.labels[rows])
+        kept = torch.from_numpy(rows)
+        return _Rows(self.features[kept], self.labels[kept], self.directions)
 
-    def logits(self, state: _State) -> NDArray[np.float32]:
-        return self.features @ state.weights.T + state.bias + state.blend * self.texts
+    def scores(self, state: _State, threads: int) -> Float:
+        """Number of hits and sum of NLLs (2,)."""
+        whole = state.weights + state.blend[:, None] * self.directions
+
+        def of(piece: slice) -> tuple[int, float]:
+            logits = torch.addmm(state.bias, self.features[piece], whole.T)
+            found = row_stats(logits, self.labels[piece])
+            return int((found.rank == 0).sum()), float(found.nll.sum())
+
+        return np.sum(list(side_by_side(len(self.labels), _PIECE_ROWS, of, threads)), axis=0, dtype=np.float64)
+
+    def gradient(self, state: _State, threads: int) -> tuple[Tensor, Tensor]:
+        """Of the mean cross entropy, by ``w + blend t`` (C, D) and by b (C,)."""
+        whole = state.weights + state.blend[:, None] * self.directions
+
+        def of(piece: slice) -> tuple[Tensor, Tensor]:
+            X = self.features[piece]
+            slope = torch.softmax(torch.addmm(state.bias, X, whole.T), dim=1)
+            slope[torch.arange(len(X)), self.labels[piece]] -= 1.0
+            return slope.T @ X, slope.sum(dim=0)
+
+        weights, bias = torch.zeros_like(whole), torch.zeros_like(state.bias)
+        for of_weights, of_bias in side_by_side(len(self.labels), _PIECE_ROWS, of, threads):
+            weights += of_weights
+            bias += of_bias
+        return weights.div_(len(self.labels)), bias.div_(len(self.labels))
 
 
-def _descent(rows: _Rows) -> Iterator[_State]:
+def _descent(rows: _Rows, threads: int) -> Iterator[_State]:
     """States after one, two, ... gradient steps, without end."""
-    n, classes = rows.texts.shape
-    place = np.arange(n)
+    X, labels, directions = rows.features, rows.labels, rows.directions
+    n, classes = len(X), len(directions)
     # Step sizes, from the largest curvature.
-    gram = rows.features.astype(np.float64).T @ rows.features
-    rate = np.float32(4 * n / np.linalg.eigvalsh(gram)[-1])
-    blend_rate = np.float32(n / (4 * np.square(rows.texts, dtype=np.float64).sum(axis=0).max()))
+    cosines = X @ directions.T
+    rate = float(4 * n / torch.linalg.eigvalsh(X.double().T @ X.double())[-1])
+    blend_rate = float(n / (4 * cosines.double().square().sum(dim=0).max()))
     # The start: class sums, and blends from the cosines of images with the texts of their classes.
-    counts = np.bincount(rows.labels, minlength=classes)
-    own = np.bincount(rows.labels, weights=rows.texts[place, rows.labels], minlength=classes)
-    blend = np.full(classes, _BLEND * (own[counts > 0] / counts[counts > 0]).mean(), np.float32)
-    weights, bias = np.zeros((classes, rows.features.shape[1]), np.float32), np.zeros(classes, np.float32)
-    np.add.at(weights, rows.labels, rows.features)
-    speed, bias_speed, step = np.zeros_like(weights), np.zeros_like(bias), 0
+    counts = torch.bincount(labels, minlength=classes)
+    own = torch.bincount(labels, weights=cosines[torch.arange(n), labels].double(), minlength=classes)
+    blend = torch.full((classes,), float(_BLEND * (own[counts > 0] / counts[counts > 0]).mean()))
+    state = _State(class_sums(X, labels, classes), torch.zeros(classes), blend)
+    speed, bias_speed, step = torch.zeros_like(state.weights), torch.zeros_like(state.bias), 0
     while True:
         step += 1
-        # Derivative of the mean cross entropy by the logits: (softmax - one-hot) / N.
-        slope = rows.logits(_State(weights, bias, blend))
-        slope = np.exp(slope - slope.max(axis=1, keepdims=True))
-        slope /= slope.sum(axis=1, keepdims=True)
-        slope[place, rows.labels] -= 1
-        slope /= np.float32(n)
-        speed = _MOMENTUM * speed + slope.T @ rows.features
-        bias_speed = _MOMENTUM * bias_speed + slope.sum(axis=0)
-        weights, bias = weights - rate * speed, bias - rate * bias_speed
-        if step % _BLEND_EVERY == 0:
-            blend = blend - blend_rate * (slope * rows.texts).sum(axis=0)
-        yield _State(weights, bias, blend)
+        of_weights, of_bias = rows.gradient(state, threads)
+        if step % _BLEND_EVERY == 0:  # a step along t_c alone
+            blend = blend - blend_rate * torch.linalg.vecdot(of_weights, directions)
+        speed, bias_speed = _MOMENTUM * speed + of_weights, _MOMENTUM * bias_speed + of_bias
+        state = _State(state.weights - rate * speed, state.bias - rate * bias_speed, blend)
+        yield state
 
 
 def _folds(rows: _Rows) -> list[tuple[_Rows, _Rows]]:
     """Training and validation rows, fold by fold; none where no class has two rows."""
-    found = validation_folds(rows.labels, rows.texts.shape[1])
+    found = validation_folds(rows.labels.numpy(), len(rows.directions))
     if found is None:
         return []
     folds, scored = found
     return [(rows.take(folds != k), rows.take((folds == k) & scored)) for k in range(int(folds.max()) + 1)]
-
-
-def _directions(text: LinearHead) -> Float:
-    """Unit text vectors (C, D)."""
-    weights = text.weights.astype(np.float64)
-    lengths = np.linalg.norm(weights, axis=1, keepdims=True)
-    if not (lengths > 0).all():
-        raise HeadError("the text head has a class with zero weights; give one with a text vector for every class")
-    return np.asarray(weights / lengths)

@@ -19,7 +19,7 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead, unit_rows
 from heads.kernels.tally import stats_of_arrays
 from heads.rows.samples import Array
-from heads.solvers.parallel import map_pieces
+from heads.solvers.parallel import map_pieces, one_torch_thread, side_by_side
 
 Float = NDArray[np.float64]
 
@@ -236,15 +236,21 @@ class TipAdapterF(TipAdapter):
         if found is None:
             return None
         folds, scorable = found
-        total, n = np.zeros((2, len(self._grid.alphas), len(self._grid.betas))), 0
-        for fold in range(int(folds.max()) + 1):
-            validation, training = (folds == fold) & scorable, folds != fold
+
+        def of_fold(fold: slice) -> tuple[KeyBank | None, NDArray[np.bool_]]:
+            validation, training = (folds == fold.start) & scorable, folds != fold.start
             if not validation.any() or not training.any():
-                continue
-            trained = self._bank(rows.features[training], rows.labels[training], rows.text)
-            queries = rows.features[validation], rows.labels[validation]
-            total += scored(rows.text, trained, self._grid, [queries]) * validation.sum()
-            n += int(validation.sum())
+                return None, validation
+            return self._bank(rows.features[training], rows.labels[training], rows.text), validation
+
+        total, n = np.zeros((2, len(self._grid.alphas), len(self._grid.betas))), 0
+        with one_torch_thread() as threads:  # folds side by side, one thread each
+            trained = list(side_by_side(int(folds.max()) + 1, 1, of_fold, threads))
+        for bank_of_fold, validation in trained:
+            if bank_of_fold is not None:
+                queries = rows.features[validation], rows.labels[validation]
+                total += scored(rows.text, bank_of_fold, self._grid, [queries]) * validation.sum()
+                n += int(validation.sum())
         return total / n
 
 
@@ -302,23 +308,27 @@ def train_keys(
     rows = torch.from_numpy(unit_rows(np.asarray(features)))
     base = torch.from_numpy(text.logits(np.asarray(features)))
     targets = torch.from_numpy(np.asarray(labels, np.int64))
-    keys = rows.clone().requires_grad_()
-    optimiser = torch.optim.AdamW([keys], lr=training.learning_rate, eps=1e-4)
+    keys = rows.clone()
+    optimiser = torch.optim.AdamW([keys], lr=training.learning_rate, eps=1e-4, fused=True)
     generator = torch.Generator().manual_seed(training.seed)
     batches = -(-len(rows) // training.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, training.epochs * batches))
     for _ in range(training.epochs):
         order = torch.randperm(len(rows), generator=generator)
         for batch in order.split(training.batch_size):  # type: ignore[no-untyped-call]
-            weights = torch.exp(beta * (rows[batch] @ keys.T - 1.0))
-            weights = weights.scatter(1, batch[:, None], 0.0)  # a row has no vote in its own loss
-            votes = torch.zeros_like(base[batch]).index_add(1, targets, weights)
-            loss = torch.nn.functional.cross_entropy(base[batch] + alpha * votes, targets[batch])
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            # Keys (M) by rows (b) throughout: sums over the keys of a class then run along memory.
+            queries, place = rows[batch], torch.arange(len(batch))
+            weights = (keys @ queries.T).sub_(1.0).mul_(beta).exp_()
+            weights[batch, place] = 0.0  # a row has no vote in its own loss
+            votes = torch.zeros(base.shape[1], len(batch)).index_add_(0, targets, weights)
+            # The gradient of the mean cross entropy, by the logits and then by the keys.
+            slope = torch.softmax(votes.mul_(alpha).add_(base[batch].T), dim=0)
+            slope[targets[batch], place] -= 1.0
+            slope *= alpha * beta / len(batch)
+            keys.grad = weights.mul_(slope[targets]) @ queries
             optimiser.step()
             schedule.step()
-    trained: NDArray[np.float32] = keys.detach().numpy()
+    trained: NDArray[np.float32] = keys.numpy()
     if not np.isfinite(trained).all():
         raise HeadError(f"training the keys diverged at learning_rate={training.learning_rate:g}; try a smaller one")
     return trained

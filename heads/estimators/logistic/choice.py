@@ -65,6 +65,9 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Solver = Callable[[TrainingRows, Mask | None], PathSolver]
 
+_CLEARLY = 0.02  # how much worse than the best, as a share of it, is clearly worse
+_ON = 2  # values of C by which every fold goes on where the first one turned too early
+
 
 @dataclass
 class Choice:
@@ -77,6 +80,7 @@ class Choice:
     metric : "nll" (smallest mean) or "top1" (largest share)
     validation : the selection split, or None for folds
     progress : told of the rows of every fit
+    stop : whether a path ends where the score has clearly turned
     how : "none", "split" or "folds", set by `along` and `searched`
     """
 
@@ -85,36 +89,70 @@ class Choice:
     metric: str
     validation: Samples | None
     progress: Progress = field(default_factory=Silent)
+    stop: bool = False
     how: str = "none"
 
     def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
-        """Every C in turn, and the scores; no scores for a single C, or where no row can be held out."""
+        """Every C in turn, and the scores; no scores for a single C, or where no row can be held out.
+
+        With `stop`, the path ends where the score has clearly turned.
+        """
         fits = len(Cs) * (1 if len(Cs) == 1 or self.validation is not None else 1 + FOLDS)
         self.progress.start("logistic, all C", fits * len(self.rows.y), 0)
-        path = self._told(self.solver(self.rows, None).path(Cs))
-        if len(path) == 1:
-            self.progress.finish()
-            return path, np.zeros(0)
-        self.how = "folds" if self.validation is None else "split"
-        if self.validation is not None:
-            self.progress.finish()
-            return path, self._split_scores(path, self.validation)
-        total, n = np.zeros(len(path)), 0
-        for keep, scored in self._folds():
-            sums, rows = self._fold_sums(scored, self._told(self.solver(self.rows, keep).path(Cs)))
-            total, n = total + sums, n + rows
+        scores = np.zeros(0)
+        if len(Cs) == 1:
+            path = list(self._told(self.solver(self.rows, None).path(Cs)))
+        elif self.validation is not None:
+            self.how, path = "split", []
+            for fitted in self._told(self.solver(self.rows, None).path(Cs)):
+                path.append(fitted)
+                scores = np.append(scores, self._split_scores([fitted], self.validation))
+                if self._turned(scores):
+                    break
+        else:
+            self.how, scores = "folds", self._along_folds(Cs)
+            path = list(self._told(self.solver(self.rows, None).path(Cs[: len(scores)] if scores.size else Cs)))
+            if not scores.size:
+                self._without_choice()
         self.progress.finish()
-        if n:
-            return path, total / n
-        return path, self._without_choice()
+        return path, scores
 
-    def _told(self, fits: Iterator[Fitted]) -> list[Fitted]:
+    def _along_folds(self, Cs: Float) -> Float:
+        """Mean scores of the first values of C, as many as it takes, by folds; none where no row can be held out.
+
+        The first fold says where its score has turned; where that of all folds has not, each goes on a little.
+        """
+        folds = list(self._folds())
+        if not folds:
+            return np.zeros(0)
+        sums, n, done, stop = np.zeros((len(folds), len(Cs))), np.zeros(len(folds)), 0, len(Cs)
+        while True:
+            for k, (keep, scored) in enumerate(folds):
+                fits = self._told(self.solver(self.rows, keep).path(Cs[done:stop]))
+                for place, fitted in enumerate(fits, start=done):
+                    found, n[k] = self._fold_sums(scored, [fitted])
+                    sums[k, place] = found[0]
+                    if k == done == 0 and self._turned(sums[0, : place + 1] / n[0]):
+                        stop = place + 1
+                        break
+            scores: Float = sums[:, :stop].sum(axis=0) / n.sum()
+            if stop == len(Cs) or self._turned(scores):
+                return scores
+            done, stop = stop, min(stop + _ON, len(Cs))
+
+    def _turned(self, scores: Float) -> bool:
+        """Whether the score of ascending C is past its best: clearly worse at two values, and getting no better."""
+        if not self.stop:
+            return False
+        losses = scores if self.metric == "nll" else 1 - scores
+        worse = losses[int(losses.argmin()) :] > (1 + _CLEARLY) * losses.min()
+        return bool(worse.sum() >= 2 and losses[-1] >= losses[-2])
+
+    def _told(self, fits: Iterator[Fitted]) -> Iterator[Fitted]:
         """The fits; progress hears of each."""
-        found = []
         for fitted in fits:
-            found.append(fitted)
             self.progress.advance(len(self.rows.y))
-        return found
+            yield fitted
 
     def searched(self) -> tuple[list[Fitted], Float]:
         """The CLIP paper's search: the values of C that it tried, ascending, and their scores.

@@ -9,8 +9,9 @@ the objective moves their mean into the other factor of each product.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ LOGIT_BYTES = 2**30
 
 LOW_WORK = 10**9
 """N·D·C from which products take long enough for bfloat16 to be worth a copy of the rows."""
+
+COPY_BYTES = 2**28
+"""The most that a copy of the rows that count may take; above it the others take part with weight zero."""
 
 SAMPLE_ROWS = 16384
 """Rows behind a preconditioner if logits are not kept. They affect the number of iterations, never the optimum."""
@@ -117,6 +121,8 @@ class Rows:
     def source(self, places: NDArray[np.int64], n_classes: int, keep: Mask | None) -> RowSource:
         """The rows that `keep` (N,) counts, of `n_classes` classes; `places` (C,) says which of them each class is."""
         device, dim = self.X.device, int(self.X.shape[1])
+        if keep is not None and int(keep.sum()) * dim * self.X.element_size() <= COPY_BYTES:
+            return self._copy(keep).source(places, n_classes, None)
         y = torch.from_numpy(places[self.y]).to(device)
         weights = None if keep is None else torch.from_numpy(keep).to(device, self.dtype)
         kept = self.keep_logits and 2 * len(self.X) * n_classes * self.X.element_size() <= LOGIT_BYTES
@@ -143,6 +149,13 @@ class Rows:
             chosen = rows[first : first + _READ_ROWS]
             X = self.X[torch.from_numpy(chosen).to(self.X.device)].double()
             yield (X if self._to_subtract is None else X - self._to_subtract).cpu().numpy(), self.y[chosen]
+
+    def _copy(self, keep: Mask) -> Self:
+        """The rows of a mask (N,) alone, centred as these."""
+        part = copy(self)
+        part.X, part.y = self.X[torch.from_numpy(keep).to(self.X.device)], self.y[keep]
+        part._narrow = None
+        return part
 
     def _in(self, precision: Precision) -> Tensor:
         """The features, or a copy in bfloat16 that is kept."""
