@@ -7,8 +7,10 @@ from heads.estimators.base import HeadClassifier, LinearClassifier
 from heads.estimators.catalogue import HEADS
 from heads.estimators.dense.attentive import Attentive
 from heads.estimators.discriminant import LinearDiscriminant, NearestMean
+from heads.estimators.few_shot.clap import CLAP
 from heads.estimators.few_shot.gda import GDA
 from heads.estimators.few_shot.lp_plus_plus import LPPlusPlus
+from heads.estimators.few_shot.taskres import TaskRes
 from heads.estimators.few_shot.tip_adapter import TipAdapter, TipAdapterF
 from heads.estimators.fit import Material, fit_head, settled
 from heads.estimators.kept_moments import store_moments
@@ -19,6 +21,9 @@ from heads.estimators.multilabel.logistic import MultiLabelLogistic
 from heads.estimators.multilabel.zero_shot import MultiLabelZeroShot
 from heads.estimators.ridge.classifier import Ridge
 from heads.estimators.ridge.regression import RidgeRegression
+from heads.estimators.transductive.em_dirichlet import EMDirichlet
+from heads.estimators.transductive.label_propagation import LabelPropagation
+from heads.estimators.transductive.transclip import TransCLIP
 from heads.estimators.zero_shot import ZeroShot, score_templates, template_weights
 from heads.evaluation.bootstrap import bootstrap, bootstrap_groups
 from heads.evaluation.compare import add_intervals, compare
@@ -46,12 +51,15 @@ __all__ = [
     "AdamW",
     "Attentive",
     "AttentiveHead",
+    "CLAP",
+    "EMDirichlet",
     "GDA",
     "HEADS",
     "HeadClassifier",
     "Judgement",
     "KNN",
     "LPPlusPlus",
+    "LabelPropagation",
     "LinearClassifier",
     "LinearDiscriminant",
     "LinearHead",
@@ -69,8 +77,10 @@ __all__ = [
     "Ridge",
     "RidgeRegression",
     "RowStream",
+    "TaskRes",
     "TipAdapter",
     "TipAdapterF",
+    "TransCLIP",
     "ZeroShot",
     "add_intervals",
     "append_rows",

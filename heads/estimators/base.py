@@ -50,7 +50,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     `progress` is told by heads whose fit takes long; it is no parameter. `fits_on` says what its `fit` takes, "images"
     or "texts"; `takes_texts`, that it also takes ``texts=``; `takes_tokens`, that features may be (N, P, D);
-    `multilabel`, that any number of classes applies to a row.
+    `multilabel`, that any number of classes applies to a row; `transductive`, that it answers for the rows that it was
+    fitted on, and for no others.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     takes_texts: ClassVar[bool] = False
     takes_tokens: ClassVar[bool] = False
     multilabel: ClassVar[bool] = False
+    transductive: ClassVar[bool] = False
     progress: Progress = Silent()
 
     classes_: Array

@@ -29,7 +29,12 @@ HEADS: Plugins[type[HeadClassifier]] = Plugins(
         "attentive": "heads.estimators.dense.attentive:Attentive",
         "multilabel_zero_shot": "heads.estimators.multilabel.zero_shot:MultiLabelZeroShot",
         "multilabel_logistic": "heads.estimators.multilabel.logistic:MultiLabelLogistic",
+        "clap": "heads.estimators.few_shot.clap:CLAP",
+        "taskres": "heads.estimators.few_shot.taskres:TaskRes",
         "lp_plus_plus": "heads.estimators.few_shot.lp_plus_plus:LPPlusPlus",
+        "transclip": "heads.estimators.transductive.transclip:TransCLIP",
+        "em_dirichlet": "heads.estimators.transductive.em_dirichlet:EMDirichlet",
+        "label_propagation": "heads.estimators.transductive.label_propagation:LabelPropagation",
     }
 )
 """Every head by the name that the command line uses."""

@@ -336,6 +336,8 @@ def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:
         "fitted_on": head.provenance.fitted_on,
         "chosen_on": head.provenance.chosen_on,
     }
+    if "protocol" in head.provenance.params:
+        row["protocol"] = head.provenance.params["protocol"]
     if head.alpha is not None:
         row["alpha"] = float(head.alpha)
     return row

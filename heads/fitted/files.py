@@ -18,10 +18,11 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import Provenance
 from heads.fitted.tip_adapter import TipAdapterHead
+from heads.fitted.transductive import TransductiveHead
 from heads.rows.samples import Array
 
 KINDS: dict[str, type[LogitHead]] = {
-    kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead, AttentiveHead, MultiLabelHead)
+    kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead, AttentiveHead, MultiLabelHead, TransductiveHead)
 }
 """Class of each kind of head that a file can hold."""
 

@@ -143,7 +143,7 @@ def texts(class_means: NDArray[np.float64]) -> Callable[..., FakeTextStore]:
     return make
 
 
-ONE_LABEL = sorted(name for name in HEADS if not HEADS[name].multilabel)
+ONE_LABEL = sorted(name for name in HEADS if not HEADS[name].multilabel and not HEADS[name].transductive)
 MULTILABEL = sorted(name for name in HEADS if HEADS[name].multilabel)
 
 

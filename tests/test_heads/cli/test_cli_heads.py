@@ -36,12 +36,17 @@ def cli(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     return run
 
 
+TRANSDUCTIVE = sorted(name for name, kind in heads.HEADS.items() if kind.transductive)
+
+
 @pytest.mark.parametrize(
     "head",
     [
         name
         for name, kind in sorted(heads.HEADS.items())
-        if name not in ("zero_shot", "lp_plus_plus", "logistic") and not kind.multilabel
+        if name not in ("zero_shot", "lp_plus_plus", "logistic", "clap")
+        and not kind.multilabel
+        and not kind.transductive
     ],
 )
 def test_every_head_fits_and_is_judged_from_the_command_line(cli: Any, head: str) -> None:
@@ -50,6 +55,18 @@ def test_every_head_fits_and_is_judged_from_the_command_line(cli: Any, head: str
     code, rows, error = cli("evaluate", "h.safetensors", "--on", "digits/test")
     assert code == 0, error
     assert rows[0]["digits:top1"] > 0.9
+
+
+@pytest.mark.parametrize("head", TRANSDUCTIVE)
+def test_a_transductive_head_answers_for_its_own_rows_alone(cli: Any, head: str) -> None:
+    assert cli("fit", head, "digits/test@tiny", "texts/digits@tiny", "-o", "h.safetensors")[0] == 0
+    code, rows, error = cli("evaluate", "h.safetensors", "--on", "digits/test")
+    assert code == 0, error
+    assert rows[0]["protocol"] == "transductive"
+    assert rows[0]["digits:top1"] > (0.9 if head != "em_dirichlet" else 0.5)  # which expects few of the classes
+    code, _, error = cli("evaluate", "h.safetensors", "--on", "digits/train")
+    assert code == 2
+    assert "is transductive: it answers for the" in error
 
 
 def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:

@@ -12,7 +12,9 @@ import heads
 from featcache.errors import HeadError
 from heads import HEADS, LinearHead, ZeroShot
 
-IMAGE_HEADS = sorted(name for name, kind in HEADS.items() if kind.fits_on == "images" and not kind.multilabel)
+IMAGE_HEADS = sorted(
+    name for name, kind in HEADS.items() if kind.fits_on == "images" and not kind.multilabel and not kind.transductive
+)
 NAMES = ("ant", "bee", "cow", "dog", "elk")
 
 QUICK: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ import pytest
 
 import heads
 from featcache.errors import HeadError
-from heads import AdamW, Logistic, LPPlusPlus, Ridge, TipAdapter, TipAdapterF, ZeroShot
+from heads import CLAP, AdamW, Logistic, LPPlusPlus, Ridge, TaskRes, TipAdapter, TipAdapterF, ZeroShot
 
 
 def from_text(kind: Any) -> Any:
@@ -23,6 +23,8 @@ MAKERS = {
     "tip_adapter": from_text(TipAdapter),
     "tip_adapter_f": from_text(lambda: TipAdapterF(epochs=1)),
     "lp_plus_plus": from_text(lambda: LPPlusPlus(steps=5)),
+    "clap": from_text(lambda: CLAP(epochs=2)),
+    "taskres": from_text(lambda: TaskRes(epochs=2)),
     "ridge": from_prior(Ridge),
     "logistic": from_prior(Logistic),
     "adamw": from_prior(AdamW),

@@ -1,0 +1,123 @@
+"""Base of the heads that train the directions of a zero-shot head's class vectors: logits ``s_c cos(x, w_c)``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from featcache.errors import HeadError
+from featcache.store.protocol import TextSource
+from heads.estimators.base import LinearClassifier
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows
+from heads.estimators.text_prior import class_directions
+from heads.fitted.base import Fitted
+from heads.fitted.linear import LinearHead
+from heads.rows.samples import Rows
+from heads.solvers.schedule import cosine
+
+_WARMUP_LR = 1e-5  # of the first epoch, in the authors' common code base
+
+
+class PrototypeClassifier(FewShotClassifier, LinearClassifier):
+    """Base: a subclass says how class vectors follow from its parameters, with which penalty, and by which optimiser.
+
+    No setting is chosen, so that there is no selection split. Where the zero-shot head has a bias, it is kept.
+    """
+
+    metric = "nll"
+
+    lr: float
+    epochs: int
+    batch_size: int
+    norm: float
+    seed: int
+
+    losses_: NDArray[np.float64]
+
+    def fit(  # type: ignore[override]  # nothing is chosen
+        self, X: Rows, y: ArrayLike | None = None, *, texts: TextSource | LinearHead | Fitted
+    ) -> Self:
+        """Fit on arrays, tensors or an image store, in memory.
+
+        Parameters
+        ----------
+        X : image store, or array-like (N, D)
+        y : labels (N,), with arrays: class indices of the zero-shot head
+        texts : text store, or a zero-shot head (any linear one)
+
+        Raises
+        ------
+        HeadError
+            For parameters or labels out of range, NaN or infinite features (naming rows), a loss that is not finite.
+        MismatchError
+            If the rows and the texts differ in encoder, width or class list.
+        """
+        return super().fit(X, y, texts=texts)
+
+    @abstractmethod
+    def _vectors(self, texts: Tensor, parameter: Tensor) -> Tensor:
+        """Class vectors (C, D) of the trained parameter (C, D)."""
+
+    @abstractmethod
+    def _optimiser(self, parameter: Tensor) -> torch.optim.Optimizer:
+        """That of the paper."""
+
+    def _begin(self, texts: Tensor, rows: FewShotRows) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Where the parameter starts, and the penalty of class vectors; here zeros and none."""
+        return torch.zeros_like(texts), lambda vectors: vectors.new_zeros(())
+
+    def _check_parameters(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or not (0 < self.lr < np.inf and 0 < self.norm < np.inf):
+            raise HeadError(
+                f"got epochs={self.epochs}, batch_size={self.batch_size}, lr={self.lr!r} and norm={self.norm!r}; "
+                "expected epochs and a batch_size from 1, and a positive lr and norm"
+            )
+
+    def _fit(self, rows: FewShotRows) -> None:
+        directions, scales = class_directions(rows.text)
+        texts = torch.from_numpy((self.norm * directions).astype(np.float32))
+        X = torch.from_numpy(np.asarray(rows.features, np.float32))
+        y = torch.from_numpy(np.asarray(rows.labels, np.int64))
+        scale, bias = torch.from_numpy(scales.astype(np.float32)), torch.from_numpy(rows.text.bias.astype(np.float32))
+        start, penalty = self._begin(texts, rows)
+        parameter = start.clone().requires_grad_()
+
+        def loss(batch: Tensor) -> Tensor:
+            vectors = self._vectors(texts, parameter)
+            unit = torch.nn.functional.normalize(vectors, dim=1) * scale[:, None]
+            logits = torch.nn.functional.linear(X[batch], unit, bias)
+            return torch.nn.functional.cross_entropy(logits, y[batch]) + penalty(vectors)
+
+        optimiser = self._optimiser(parameter)
+        self.progress.start(f"{self.name}, epochs", int(self.epochs) * len(X), 0)
+        self.losses_ = np.array(list(self._descend(optimiser, loss, len(X))))
+        self.progress.finish()
+        vectors = self._vectors(texts, parameter).detach().double().numpy()
+        if not np.isfinite(vectors).all() or not np.isfinite(self.losses_).all():
+            raise HeadError(f"training diverged at lr={self.lr:g}; take a smaller one")
+        self.coef_ = scales[:, None] * vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.intercept_, self.temperature_ = rows.text.bias.astype(np.float64), 1.0
+        self.provenance_ = self._record(rows, self.get_params(deep=False), "none")
+
+    def _descend(self, optimiser: torch.optim.Optimizer, loss: Callable[[Tensor], Tensor], n: int) -> Iterator[float]:
+        """Mean loss of every epoch; the learning rate is tiny in the first one, and then falls as a cosine."""
+        generator = torch.Generator().manual_seed(int(self.seed))
+        for epoch in range(int(self.epochs)):
+            rate = self.lr * cosine((epoch - 1) / self.epochs) if epoch else min(_WARMUP_LR, self.lr)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            total = 0.0
+            for batch in torch.randperm(n, generator=generator).split(int(self.batch_size)):  # type: ignore[no-untyped-call]
+                optimiser.zero_grad()
+                found = loss(batch)
+                found.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                total += float(found.detach()) * len(batch)
+            self.progress.advance(n)
+            yield total / n

@@ -1,0 +1,103 @@
+"""Base of the transductive heads: the rows to predict, the zero-shot head, and labelled rows where there are any."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
+
+from featcache.store.protocol import TextSource
+from heads.estimators.base import NonlinearClassifier
+from heads.estimators.text_prior import samples_of, text_head, text_identity
+from heads.fitted.base import Fitted
+from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import Provenance, encoder_record, split_id
+from heads.fitted.tip_adapter import unit_rows
+from heads.fitted.transductive import PROTOCOL, TransductiveHead
+from heads.rows.samples import Rows, Samples, Selection, gathered, is_store, require_finite, to_numpy
+from heads.rows.selection import selection_samples
+
+Float = NDArray[np.float64]
+LabelledRows = tuple[Float, NDArray[np.int64]]
+"""Unit rows (M, D) and their class indices (M,)."""
+
+
+class TransductiveClassifier(NonlinearClassifier):
+    """Base: a subclass turns rows and zero-shot log-probabilities into better log-probabilities of the same rows.
+
+    The fitted head answers for these rows alone, and refuses others. Results rows say ``protocol: transductive``:
+    figures of such heads are no figures of a classifier that takes one image at a time.
+    """
+
+    takes_texts: ClassVar[bool] = True
+    transductive: ClassVar[bool] = True
+
+    head_: TransductiveHead
+
+    def fit(
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        *,
+        texts: TextSource | LinearHead | Fitted,
+        labelled: Selection | None = None,
+    ) -> Self:
+        """Adapt to rows.
+
+        Parameters
+        ----------
+        X : image store, or array-like (N, D): the rows to be predicted
+        y : ignored, as are the labels of a store
+        texts : text store, or a zero-shot head (any linear one)
+        labelled : store, or ``(X, y)``: a few other rows with labels
+
+        Raises
+        ------
+        HeadError
+            For parameters or labels out of range, NaN or infinite features (naming rows).
+        MismatchError
+            If the rows, the texts and the labelled rows differ in encoder, width or class list.
+        """
+        self._check_parameters()
+        text = text_head(texts)
+        given = X if is_store(X) else to_numpy(X)
+        samples = samples_of(given, None if is_store(X) else np.zeros(len(given), np.int64), text)
+        self._set_classes(samples)
+        features, _ = gathered(samples)
+        require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
+        base = log_softmax(text.logits(features).astype(np.float64), axis=1)
+        others = None if labelled is None else selection_samples(labelled, samples)
+        table = self._adapt(unit_rows(features).astype(np.float64), base, _labelled(others))
+        self.provenance_ = self._adapted(samples, others, text)
+        self.head_ = TransductiveHead(features, table.astype(np.float32), self.classnames_, self.name, self.provenance_)
+        return self
+
+    @abstractmethod
+    def _check_parameters(self) -> None:
+        """Raise a HeadError for parameters out of range."""
+
+    @abstractmethod
+    def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
+        """Log-probabilities (N, C) of unit rows (N, D) with zero-shot log-probabilities (N, C)."""
+
+    def _adapted(self, samples: Samples, others: Samples | None, text: LinearHead) -> Provenance:
+        """The record: the rows count as adapted to, not as fitted on, since their labels were not used."""
+        params = {**self.get_params(deep=False), "protocol": PROTOCOL}
+        store = samples.store
+        if store is not None:
+            params["adapted_to"] = split_id(store)
+        record = self._provenance(params, None if others is None else others.store, None, text)
+        record = record.but(**text_identity(text, self.classnames_))
+        if store is None:
+            return record
+        return record.but(encoder_key=store.encoder_key, encoder=encoder_record(store))
+
+
+def _labelled(samples: Samples | None) -> LabelledRows | None:
+    if samples is None:
+        return None
+    features, labels = gathered(samples)
+    return unit_rows(features).astype(np.float64), np.asarray(labels, np.int64)

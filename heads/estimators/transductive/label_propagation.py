@@ -1,0 +1,65 @@
+"""Label propagation (Zhou et al. 2004) of zero-shot probabilities over a graph of near neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.parameters import Count, NotNegative
+from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
+from heads.search.graph import neighbour_graph
+from heads.solvers.transductive import propagated
+
+_TINY = 1e-15  # added to shares before their logarithm
+
+
+class LabelPropagation(TransductiveClassifier):
+    """``(1 - alpha) (I - alpha S)^-1 Y``: S the normalised graph of near neighbours, Y the zero-shot probabilities.
+
+    Parameters
+    ----------
+    n_neighbors : of each row in the graph
+    alpha : in [0, 1): what a row takes from its neighbours; at 0 the zero-shot head
+    power : of the cosines that are the graph's weights
+
+    Attributes
+    ----------
+    classes_, classnames_, n_features_in_, provenance_, head_
+
+    References
+    ----------
+    Zhou et al. 2004, "Learning with Local and Global Consistency"; on vision-language models Stojnić, Kalantidis,
+    Tolias 2024, "Label Propagation for Zero-shot Classification with Vision-Language Models".
+
+    Examples
+    --------
+    >>> from heads import LinearHead
+    >>> text = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
+    >>> X = np.array([[1.0, 0.8], [0.95, 0.9], [0.9, 0.92], [0.1, 1.0], [0.0, 1.0]])
+    >>> LabelPropagation(n_neighbors=2).fit(X, texts=text).predict(X).tolist()
+    [0, 0, 0, 1, 1]
+    """
+
+    name = "label_propagation"
+
+    def __init__(self, n_neighbors: Count = 10, alpha: NotNegative = 0.9, power: NotNegative = 3.0) -> None:
+        self.n_neighbors = n_neighbors
+        self.alpha = alpha
+        self.power = power
+
+    def _check_parameters(self) -> None:
+        if self.n_neighbors < 1 or not 0 <= self.alpha < 1 or not self.power >= 0:
+            raise HeadError(
+                f"got n_neighbors={self.n_neighbors}, alpha={self.alpha!r} and power={self.power!r}; expected "
+                "n_neighbors from 1, alpha in [0, 1), and a power from 0"
+            )
+
+    def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
+        rows, seeds = X, np.exp(base)
+        if labelled is not None:
+            rows = np.concatenate([X, labelled[0]])
+            seeds = np.concatenate([seeds, np.eye(base.shape[1])[labelled[1]]])
+        graph = neighbour_graph(rows, rows, int(self.n_neighbors))
+        graph.data = np.maximum(graph.data, 0.0) ** self.power
+        found = propagated(seeds, graph, float(self.alpha))[: len(X)]
+        return np.asarray(np.log(found + _TINY) - np.log((found + _TINY).sum(axis=1, keepdims=True)))

@@ -1,0 +1,102 @@
+"""The head of a transductive fit: it answers for the rows that it adapted to, and refuses all others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import xxhash
+from numpy.typing import ArrayLike, NDArray
+
+from featcache.errors import HeadError
+from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.file_format import Tensors
+from heads.fitted.provenance import Json, Provenance
+from heads.rows.samples import Array
+
+Float32 = NDArray[np.float32]
+
+PROTOCOL = "transductive"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TransductiveHead(LogitHead):
+    """Logits of the rows that a head adapted to, found again by their features.
+
+    Attributes
+    ----------
+    features : (N, D), kept and saved in their type
+    table : (N, C) float32, logits of the rows
+    classes : (C,) the label values that `predict` returns; None for class indices
+    """
+
+    kind: ClassVar[str] = "transductive"
+    settings: ClassVar[Mapping[str, object]] = {}
+    tensors: ClassVar[Mapping[str, str]] = {"features": "fND", "table": "fNC"}
+
+    features: NDArray[np.floating]
+    table: Float32
+    classnames: tuple[str, ...]
+    name: str = "transductive"
+    provenance: Provenance = field(default_factory=Provenance, repr=False)
+    classes: Array | None = field(default=None, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension D."""
+        return int(self.features.shape[1])
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {key: place for place, key in enumerate(_keys(self.features))}
+
+    def logits(self, X: ArrayLike) -> Float32:
+        """Logits (n, C), float32; NaN for rows that are not finite.
+
+        Raises
+        ------
+        HeadError
+            For a row that the head did not adapt to.
+        """
+        features = self._features(X)
+        finite = np.isfinite(features).all(axis=1)
+        places = np.array([self._places.get(key, -1) for key in _keys(features)], np.int64)
+        unknown = np.flatnonzero((places < 0) & finite)
+        if len(unknown):
+            raise HeadError(
+                f"{self.name} is transductive: it answers for the {len(self.features):,} rows that it adapted to, and "
+                f"{len(unknown):,} others were given, for instance rows {unknown[:10].tolist()}; fit it on the rows "
+                "to be predicted (labels are not needed), or take a head that is inductive"
+            )
+        found: Float32 = self.table[places]
+        found[~finite] = np.nan
+        return found
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The head over some classes only; their logits do not change."""
+        index = positions_of(class_subset, self)
+        names = tuple(self.classnames[i] for i in index.tolist())
+        return replace(self, table=self.table[:, index], classnames=names, classes=values_at(self.classes, index))
+
+    def with_temperature(self, temperature: float) -> Self:
+        """Logits divided by a positive temperature."""
+        table = self.table / np.float32(checked_temperature(temperature))
+        return replace(self, table=table, provenance=self.provenance.cooled(temperature))
+
+    def to_file(self) -> tuple[Tensors, Json]:
+        """Rows and logits themselves: the file needs no store."""
+        return {"features": self.features, "table": self.table}, {}
+
+    @classmethod
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+        """The head of `to_file`."""
+        return cls(tensors["features"], tensors["table"], **common)
+
+
+def _keys(features: NDArray[np.floating]) -> list[int]:
+    """Hash of each row's numbers, the same in every type that holds them exactly."""
+    rows = np.ascontiguousarray(features, np.float32) + np.float32(0.0)  # no negative zeros
+    return [xxhash.xxh3_64_intdigest(row) for row in rows]

@@ -1,0 +1,162 @@
+"""Transductive heads: their formulas in float64, refusal of other rows, files, records, and real features."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import digamma
+from scipy.stats import dirichlet
+
+import heads
+from featcache.errors import HeadError
+from heads import EMDirichlet, LabelPropagation, Material, TransCLIP, ZeroShot, fit_head
+
+KINDS = (TransCLIP, EMDirichlet, LabelPropagation)
+Float = Any
+
+
+def softmax(z: Float) -> Float:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def nearest(rows: Float, columns: Float, k: int) -> Float:
+    """Cosines of each row with its k nearest columns after the first, as a dense matrix."""
+    cosines = rows @ columns.T
+    found = np.zeros_like(cosines)
+    for i, row in enumerate(cosines):
+        places = np.argsort(-row, kind="stable")[1 : k + 1]
+        found[i, places] = row[places]
+    return found
+
+
+def material(images: Any, texts: Any, n: int = 60) -> tuple[Float, Float, Any]:
+    store = images(n=n, noise=0.6, split="test", dataset_key="data-2")
+    X = store.X.astype(np.float32).astype(np.float64)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    return X, softmax(ZeroShot().fit(texts()).linear().logits(store.X.astype(np.float32)).astype(np.float64)), store
+
+
+def transclip(X: Float, zero_shot: Float, shots: Any = None, gamma: float = 0.0) -> Float:
+    """The paper's updates, row by row and class by class."""
+    (n, dim), classes = X.shape, zero_shot.shape[1]
+    z, W = zero_shot.copy(), nearest(X, X, 3)
+    S, s = (np.zeros((0, dim)), np.zeros((0, classes))) if shots is None else (shots[0], np.eye(classes)[shots[1]])
+    weight, V = (1.0, np.zeros((0, n))) if shots is None else (0.5, nearest(S, X, 3))
+    if shots is None:
+        mu = np.array([z[t, c] @ X[t] for c in range(classes) for t in [np.argsort(-z[:, c], kind="stable")[:8]]])
+    else:
+        mu = s.T @ S
+    mu /= np.linalg.norm(mu, axis=1, keepdims=True)
+    var = np.full(dim, 1 / dim)
+    for k in range(11):
+        density = np.array([[-0.5 * ((x - m) ** 2 / var).sum() for m in mu] for x in X])
+        for _ in range(5):
+            pull = 50 / 6 * (W.T @ z + W @ z + V.T @ s)
+            z = softmax(weight * np.log(zero_shot) + (density + pull) / 50)
+        if k == 10:
+            return z
+        g = gamma * 50 / max(len(S), 1)
+        total = z.sum(axis=0) / n + g * s.sum(axis=0)
+        mu = (z.T @ X / n + g * s.T @ S) / total[:, None]
+        mu /= np.linalg.norm(mu, axis=1, keepdims=True)
+        var = sum(z[:, c] @ (X - mu[c]) ** 2 / n + g * s[:, c] @ (S - mu[c]) ** 2 for c in range(classes))
+        var = var / total.sum()
+    raise AssertionError
+
+
+def test_transclip_is_the_papers_updates(images: Any, texts: Any) -> None:
+    X, zero_shot, store = material(images, texts)
+    wanted = transclip(X, zero_shot)
+    np.testing.assert_allclose(TransCLIP().fit(store, texts=texts()).predict_proba(store), wanted, atol=2e-4)
+    assert np.abs(wanted - zero_shot).max() > 0.1
+    shots = images(n=20, seed=8)
+    S = shots.X.astype(np.float64) / np.linalg.norm(shots.X.astype(np.float64), axis=1, keepdims=True)
+    head = TransCLIP(gamma=0.2).fit(store, texts=texts(), labelled=shots)
+    np.testing.assert_allclose(head.predict_proba(store), transclip(X, zero_shot, (S, shots.y), gamma=0.2), atol=2e-4)
+
+
+def test_em_dirichlet_maximises_each_class_likelihood(images: Any, texts: Any) -> None:
+    """One round by hand: at the maximum the derivative of the likelihood is zero, and densities are scipy's."""
+    _, zero_shot, store = material(images, texts)
+    head = EMDirichlet(balance=2.0, rounds=1).fit(store, texts=texts())
+    logs = np.log(zero_shot + 1e-15)
+    means = zero_shot.T @ logs / zero_shot.sum(axis=0)[:, None]
+    alpha = heads.solvers.transductive.dirichlet_maximum(means, np.ones((5, 5)))
+    np.testing.assert_allclose(digamma(alpha) - digamma(alpha.sum(axis=1, keepdims=True)), means, atol=1e-8)
+    density = np.array([[dirichlet(a).logpdf(p / p.sum()) for a in alpha] for p in zero_shot + 1e-15])
+    wanted = softmax(density + 2 * np.log(zero_shot.mean(axis=0)))
+    np.testing.assert_allclose(head.predict_proba(store), wanted, atol=1e-4)
+
+
+def test_label_propagation_is_the_solution_of_its_equation(images: Any, texts: Any) -> None:
+    X, zero_shot, store = material(images, texts)
+    shots = images(n=20, seed=8)
+    S = shots.X.astype(np.float64) / np.linalg.norm(shots.X.astype(np.float64), axis=1, keepdims=True)
+    for labelled, rows, seeds in (
+        (None, X, zero_shot),
+        (shots, np.concatenate([X, S]), np.concatenate([zero_shot, np.eye(5)[shots.y]])),
+    ):
+        W = np.maximum(nearest(rows, rows, 4), 0) ** 3
+        W = W + W.T
+        D = np.diag(W.sum(axis=1) ** -0.5)
+        found = 0.2 * np.linalg.solve(np.eye(len(rows)) - 0.8 * D @ W @ D, seeds)[: len(X)]
+        head = LabelPropagation(4, alpha=0.8).fit(store, texts=texts(), labelled=labelled)
+        np.testing.assert_allclose(head.predict_proba(store), found / found.sum(axis=1, keepdims=True), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_rows_are_refused(images: Any, texts: Any, kind: Any, tmp_path: Path) -> None:
+    store = images(n=60, split="test", dataset_key="data-2")
+    head = kind().fit(store, texts=texts())
+    loaded = heads.load(head.save(tmp_path / "head.safetensors"))
+    np.testing.assert_array_equal(loaded.logits(store.X[::-1]), head.frozen().logits(store.X)[::-1])
+    others = images(n=60, seed=9, split="val", dataset_key="data-3")
+    for refused in (head, loaded):
+        with pytest.raises(HeadError, match=r"transductive: it answers for the 60 rows.* inductive"):
+            heads.evaluate([refused], [others])
+    broken = store.X.astype(np.float32)
+    broken[4, 2] = np.nan
+    with pytest.raises(HeadError, match=r"NaN or infinity, for instance in rows \[4\]"):
+        head.predict(broken)
+    small = head.frozen().restrict([4, 0])
+    np.testing.assert_array_equal(small.logits(store.X), head.frozen().logits(store.X)[:, [4, 0]])
+    np.testing.assert_allclose(small.with_temperature(2.0).logits(store.X), small.logits(store.X) / 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_say_that_they_are_transductive(images: Any, texts: Any, kind: Any) -> None:
+    store = images(n=60, split="test", dataset_key="data-2")
+    head = fit_head(kind.name, Material(store, [texts()]))
+    (row,) = heads.evaluate([head], [store])
+    assert (row["protocol"], row["params"]["adapted_to"]["split"]) == ("transductive", "test")
+    assert all(entry["split"] != "test" for entry in row["fitted_on"])
+    (plain,) = heads.evaluate([ZeroShot().fit(texts())], [store])
+    assert "protocol" not in plain
+    relabelled = images(n=60, split="test", dataset_key="data-2")
+    relabelled.y = relabelled.y[::-1].copy()
+    np.testing.assert_array_equal(kind().fit(relabelled, texts=texts()).predict(store), head.predict(store))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (TransCLIP, {"n_neighbors": 0}),
+        (TransCLIP, {"gamma": -1.0}),
+        (EMDirichlet, {"rounds": 0}),
+        (LabelPropagation, {"alpha": 1.0}),
+    ],
+)
+def test_settings_in_range(images: Any, texts: Any, kind: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(HeadError, match="expected"):
+        kind(**wrong).fit(images(n=40), texts=texts())
+
+
+def test_transclip_improves_the_zero_shot_head_on_real_features(clip_folder: Any) -> None:
+    """400 rows of ImageNet's first 100 classes, their labels not used."""
+    with np.load(clip_folder / "imagenet_fewshot.npz") as file:
+        X, y, T = file["train_features"], file["train_labels"].astype(np.int64), file["text_weights"]
+    text = heads.LinearHead(100 * T[:100].astype(np.float32), np.zeros(100), tuple(map(str, range(100))))
+    X, y = X[y < 100], y[y < 100]
+    assert TransCLIP().fit(X, texts=text).score(X, y) > text.score(X, y) + 0.01
