@@ -100,7 +100,7 @@ def _groups(kind: type[HeadClassifier], material: Material) -> Json:
     return {}
 
 
-def _fitted(head: Any, X: Any, **options: Any) -> HeadClassifier:
+def _fitted(head: Any, X: object, **options: object) -> HeadClassifier:
     """`head.fit`, whose keywords differ between heads."""
     fitted: HeadClassifier = head.fit(X, **options)
     return fitted

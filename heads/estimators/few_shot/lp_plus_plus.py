@@ -157,7 +157,8 @@ class _Rows:
             found = row_stats(logits, self.labels[piece])
             return int((found.rank == 0).sum()), float(found.nll.sum())
 
-        return np.sum(list(side_by_side(len(self.labels), _PIECE_ROWS, of, threads)), axis=0, dtype=np.float64)
+        found: Float = np.array(list(side_by_side(len(self.labels), _PIECE_ROWS, of, threads)), np.float64)
+        return np.asarray(found.sum(axis=0))
 
     def gradient(self, state: _State, threads: int) -> tuple[Tensor, Tensor]:
         """Of the mean cross entropy, by ``w + blend t`` (C, D) and by b (C,)."""

@@ -63,8 +63,7 @@ class TransductiveClassifier(NonlinearClassifier):
         """
         self._check_parameters()
         text = text_head(texts)
-        given = X if is_store(X) else to_numpy(X)
-        samples = samples_of(given, None if is_store(X) else np.zeros(len(given), np.int64), text)
+        samples = samples_of(X, None if is_store(X) else np.zeros(len(to_numpy(X)), np.int64), text)
         self._set_classes(samples)
         features, _ = gathered(samples)
         require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
