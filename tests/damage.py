@@ -315,10 +315,12 @@ def verb(words: str, *files: str) -> Callable[[], object]:
         for name in files:
             Path(name).unlink(missing_ok=True)
         said, printed = io.StringIO(), io.StringIO()
-        with redirect_stderr(said), redirect_stdout(printed), warnings.catch_warnings():
+        with redirect_stderr(said), redirect_stdout(printed), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             code = main(words.split())
-        told = said.getvalue() + printed.getvalue()  # `verify` and the like say on standard output what is wrong
+        told = (
+            "\n".join([said.getvalue(), *(str(warning.message) for warning in warned)]) + printed.getvalue()
+        )  # `verify` and the like say on standard output what is wrong
         if (code in (2, 3, 4, 5) and "Traceback" not in told) or "is left out" in told:
             raise FeatcacheError(told)
         lines = [line for line in printed.getvalue().splitlines() if not re.search(r"\b[0-9.]+ m?s\b|row\(s\)", line)]
