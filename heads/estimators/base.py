@@ -18,6 +18,7 @@ from featcache.progress import Progress, Silent
 from featcache.store.protocol import Encoded, FeatureSource
 from heads.fitted.base import LogitHead, label_values, softmax
 from heads.fitted.linear import LinearHead
+from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, Rows, Samples, Selection, as_samples, feature_blocks, is_store, to_numpy
 from heads.rows.selection import selection_samples
@@ -187,6 +188,8 @@ class LinearClassifier(HeadClassifier):
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
     temperature_: float
+    centred: ClassVar[bool] = True
+    """Whether a frozen head leaves out what weights and intercepts of all classes have in common."""
     _absent: tuple[int, ...] = ()  # classes without a training row, if their logit is -10,000
 
     def linear(self) -> LinearHead:
@@ -207,9 +210,20 @@ class LinearClassifier(HeadClassifier):
         record: Provenance,
     ) -> LinearHead:
         """Weights and intercepts of one setting as a `LinearHead`."""
+        if self.centred:
+            weights, intercepts = _centred(weights, self._absent), _centred(intercepts, self._absent)
+        with np.errstate(over="ignore"):
+            logit_weights = (weights / temperature).astype(np.float32)
+            logit_intercepts = (intercepts / temperature).astype(np.float32)
+        if not (np.isfinite(logit_weights).all() and np.isfinite(logit_intercepts).all()):
+            size = max(float(np.abs(weights).max()), float(np.abs(intercepts).max())) / temperature
+            raise HeadError(
+                f"{name} has weights of up to {size:.3g}, beyond what float32 holds: the features are too small or too "
+                "large; scale them, for instance to rows of length 1"
+            )
         return LinearHead(
-            (weights / temperature).astype(np.float32),
-            (intercepts / temperature).astype(np.float32),
+            logit_weights,
+            logit_intercepts,
             self.classnames_,
             name=name,
             provenance=record,
@@ -235,7 +249,10 @@ class LinearClassifier(HeadClassifier):
                 bad = (np.flatnonzero(~np.isfinite(wide).all(axis=1))[:10] + done).tolist()
                 raise HeadError(f"features hold NaN or infinity (inf), for instance in rows {bad}; drop these rows")
             done += len(wide)
-            parts.append(wide @ self.coef_.T + self.intercept_)
+            found = wide @ self.coef_.T + self.intercept_
+            if self._absent:  # below the others, wherever these are
+                found[:, list(self._absent)] = found.min(axis=1, keepdims=True) + ABSENT * self.temperature_
+            parts.append(found)
         return np.concatenate(parts)
 
     def predict(self, X: Rows) -> Array:
@@ -246,6 +263,18 @@ class LinearClassifier(HeadClassifier):
     def predict_proba(self, X: Rows) -> NDArray[np.float64]:
         """Probabilities (N, C): softmax of the logits."""
         return softmax(self.scores(X) / self.temperature_)
+
+
+def _centred(table: NDArray[np.float64], absent: Sequence[int]) -> NDArray[np.float64]:
+    """A table (C, ...) less the mean over the classes that the head knows.
+
+    A softmax does not see it, and float32 keeps more of the rest.
+    """
+    if not absent:
+        return np.asarray(table - table.mean(axis=0))
+    found, known = table.copy(), np.delete(np.arange(len(table)), list(absent))
+    found[known] -= table[known].mean(axis=0)
+    return found
 
 
 class NonlinearClassifier(HeadClassifier):

@@ -173,7 +173,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
         given = np.atleast_1d(np.asarray(self.n_neighbors))
         if given.ndim != 1 or not given.size or given.dtype.kind not in "iu" or given.min() < 1:
             raise HeadError(f"n_neighbors is {self.n_neighbors!r}, expected positive whole numbers")
-        if not (np.isfinite(self.temperature) and self.temperature > 0):
+        if not 0 < self.temperature < np.inf:
             raise HeadError(f"temperature is {self.temperature!r}, expected a positive number")
         check_metric(self.metric)
         if self.index not in INDEXES:

@@ -56,6 +56,7 @@ class ZeroShot(LinearClassifier):
     """
 
     name = "zero_shot"
+    centred = False  # rows are as long as the logit scale, which other tools read
     fits_on = "texts"
 
     def __init__(

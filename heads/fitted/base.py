@@ -220,10 +220,18 @@ class LogitHead(ABC):
             self.check(X)
         done = 0
         for features in feature_blocks(X, tokens=self.takes_tokens):
-            logits = self.logits(features)
+            with np.errstate(over="ignore", invalid="ignore"):
+                logits = self.logits(features)
             if not np.isfinite(logits).all():
-                bad = (np.flatnonzero(~np.isfinite(logits).all(axis=1))[:10] + done).tolist()
-                raise HeadError(f"features hold NaN or infinity, for instance in rows {bad}; drop these rows")
+                wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+                bad = (wrong[:10] + done).tolist()
+                if not np.isfinite(features[wrong]).all():
+                    raise HeadError(f"features hold NaN or infinity, for instance in rows {bad}; drop these rows")
+                size = float(np.abs(features[wrong]).max())
+                raise HeadError(
+                    f"logits of {self.name} overflow float32 in rows such as {bad}, whose features reach {size:.3g}; "
+                    "give features on the scale of those that the head was fitted on"
+                )
             done += len(logits)
             yield logits
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from featcache.parameters import Count, OneOf, Positive
+from featcache.parameters import Count, NotNegative, OneOf, Positive
 from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
@@ -93,6 +93,7 @@ class KNNHead(LogitHead):
         "index": Annotated[str, OneOf(*INDEXES)],
         "probes": Count | None,
         "scale": Positive,
+        "floor": NotNegative,
     }
     tensors: ClassVar[Mapping[str, str]] = {"features": "fND", "labels": "iN", "columns": "iC"}
 

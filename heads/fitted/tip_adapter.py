@@ -15,6 +15,7 @@ from heads.fitted.base import LogitHead, checked_temperature, positions_of, valu
 from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
+from heads.rows.lengths import unit_rows
 from heads.rows.samples import Array
 
 Float32 = NDArray[np.float32]
@@ -166,11 +167,3 @@ class TipAdapterHead(LogitHead):
         base = LinearHead(tensors["weights"], tensors["bias"], common["classnames"], name="zero_shot")
         bank = KeyBank(tensors["features"], tensors["labels"], settings["bank_classes"], settings.get("free", False))
         return cls(base, bank, settings["strength"], settings["sharpness"], tensors["columns"], **common)
-
-
-def unit_rows(X: NDArray[np.floating]) -> Float32:
-    """Rows (n, D) of length 1, float32; a row of zeros stays."""
-    rows = X.astype(np.float32, copy=False)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # rows that are not finite are named by `_all_logits`
-        return np.asarray(rows / np.where(lengths == 0, 1.0, lengths), np.float32)

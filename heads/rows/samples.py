@@ -249,12 +249,18 @@ def finite_blocks(
 def raise_not_finite(blocks: Iterable[Features], what: str = "features") -> NoReturn:
     """Raise a `HeadError` that names the rows with NaN or infinity."""
     bad: list[int] = []
-    offset = 0
+    offset, largest = 0, 0.0
     for features in blocks:
+        largest = max(largest, float(np.abs(features).max(initial=0)))
         bad += (np.flatnonzero(~np.isfinite(features).all(axis=tuple(range(1, features.ndim)))) + offset).tolist()
         offset += len(features)
     shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-    where = f"{len(bad)} rows (of {offset} valid ones, from 0): {shown}" if bad else "no single row: they overflow"
+    if not bad:
+        raise HeadError(
+            f"{what} are finite, but reach {largest:.3g}, and their squares overflow; scale them, for instance to rows "
+            "of length 1"
+        )
+    where = f"{len(bad)} rows (of {offset} valid ones, from 0): {shown}"
     raise HeadError(f"{what} hold NaN or infinity in {where}; drop these rows or encode the images again")
 
 

@@ -47,7 +47,12 @@ def class_weights(
         return found
     if isinstance(class_weight, Mapping):
         class_weight = _by_class(class_weight, classes.tolist(), classnames)
-    found = to_numpy(class_weight).astype(np.float64)
+    try:
+        found = to_numpy(class_weight).astype(np.float64)
+    except (TypeError, ValueError):
+        raise HeadError(
+            f"class_weight is {class_weight!r}, expected 'balanced', a mapping or one number per class"
+        ) from None
     if found.shape != classes.shape or not (np.isfinite(found) & (found >= 0)).all():
         raise HeadError(f"class_weight needs {len(classes)} finite numbers, at least 0; got {class_weight!r}")
     return found

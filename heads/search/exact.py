@@ -7,6 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
+from heads.rows.lengths import SAFE_LENGTHS
 from heads.rows.samples import to_numpy
 
 _QUERY_ROWS = 1024
@@ -46,8 +47,11 @@ class ExactIndex:
         self._scale: torch.Tensor | None = None
         if cosine:
             starts = range(0, len(self._rows), _BANK_ROWS)
-            blocks = (self._rows[start : start + _BANK_ROWS].to(self._type) for start in starts)
-            self._scale = torch.cat([_inverse_lengths(block) for block in blocks])
+            lengths = torch.cat([_lengths(self._rows[start : start + _BANK_ROWS].to(self._type)) for start in starts])
+            if (self._rows[~_safe(lengths)] != 0).any():  # rare: a copy of unit rows
+                self._rows = _unit(self._rows.to(self._type))
+                lengths = (self._rows != 0).any(dim=1).to(self._type)
+            self._scale = lengths.reciprocal().masked_fill_(lengths == 0, 0.0)
 
     def search(self, X: ArrayLike, k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
         """Similarities (n, k) in descending order, and row numbers (n, k), as arrays; X may be on a device.
@@ -71,7 +75,7 @@ class ExactIndex:
             else:  # a copy: torch warns of views of read-only memory
                 block = torch.tensor(queries[part], dtype=self._type, device=self._rows.device)
             if self._scale is not None:
-                block = block * _inverse_lengths(block)[:, None]
+                block = _unit(block)
             best, rows = self._search_block(block, k)
             values[part], places[part] = best.cpu().numpy(), rows.cpu().numpy()
         return values, places
@@ -104,10 +108,24 @@ def _on_device(rows: ArrayLike, device: str | None) -> torch.Tensor:
     return torch.from_numpy(found) if shared else torch.tensor(found, device=device)
 
 
-def _inverse_lengths(rows: torch.Tensor) -> torch.Tensor:
-    """1 / length of each row (n,); 0 for a row of zeros."""
-    lengths = (rows * rows).sum(dim=1).sqrt()
-    return lengths.reciprocal().masked_fill_(lengths == 0, 0.0)
+def _lengths(rows: torch.Tensor) -> torch.Tensor:
+    """Length of each row (n,), where its square does not leave the range of the type."""
+    return (rows * rows).sum(dim=1).sqrt()
+
+
+def _safe(lengths: torch.Tensor) -> torch.Tensor:
+    """Which lengths (n,) are right whatever the row."""
+    return (lengths > SAFE_LENGTHS[0]) & (lengths < SAFE_LENGTHS[1])
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (n, D) of length 1; a row of zeros stays."""
+    lengths = _lengths(rows)
+    if not _safe(lengths).all():
+        peaks = rows.abs().amax(dim=1, keepdim=True)
+        rows = rows / peaks.masked_fill(peaks == 0, 1.0)
+        lengths = _lengths(rows)
+    return rows * lengths.reciprocal().masked_fill_(lengths == 0, 0.0)[:, None]
 
 
 def _first_k(products: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MissingExtraError
+from heads.rows.lengths import unit_rows
 from heads.rows.samples import to_numpy
 
 _LINKS, _EFFORT = 32, 200
@@ -157,10 +158,7 @@ def _check_probes(probes: int) -> None:
 
 def _rows(X: ArrayLike, cosine: bool) -> NDArray[np.float32]:
     """Rows (n, D) as faiss takes them, of unit length for cosines."""
-    rows = np.ascontiguousarray(to_numpy(X), np.float32)
+    rows = to_numpy(X)
     if rows.ndim != 2:
         raise HeadError(f"rows are {rows.shape}, expected (n, D)")
-    if not cosine:
-        return rows
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1.0), np.float32)
+    return np.ascontiguousarray(unit_rows(rows) if cosine else rows, np.float32)

@@ -28,6 +28,7 @@ _BLEND = 250.0  # the authors' factor between the mean cosine of an image with i
 _MOMENTUM = 0.9
 _BLEND_EVERY = 10
 _PIECE_ROWS = 512
+_LENGTHS = (1e-2, 1e15)
 
 
 class LPPlusPlus(FewShotClassifier, LinearClassifier):
@@ -94,6 +95,7 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
 
     def _fit(self, rows: FewShotRows) -> None:
         directions = class_directions(rows.text)[0]
+        _check_lengths(rows.features)
         training = _Rows.of(rows.features, rows.labels, directions)
         if rows.validation is None:
             pairs = _folds(training)
@@ -208,3 +210,13 @@ def _folds(rows: _Rows) -> list[tuple[_Rows, _Rows]]:
         return []
     folds, scored = found
     return [(rows.take(folds != k), rows.take((folds == k) & scored)) for k in range(int(folds.max()) + 1)]
+
+
+def _check_lengths(features: NDArray[np.floating]) -> None:
+    """Refuse rows far from unit length: the step of the bias would diverge, or logits overflow."""
+    length = float(np.sqrt(np.square(features, dtype=np.float64).sum(axis=1).mean()))
+    if not _LENGTHS[0] <= length <= _LENGTHS[1]:
+        raise HeadError(
+            f"the rows have a length of {length:.3g} (root mean square), and LP++'s steps are sized for rows of about "
+            "length 1; scale them to it"
+        )

@@ -16,8 +16,9 @@ from featcache.parameters import Count, NotNegative, Positive, Range
 from heads.estimators.base import Metric, NonlinearClassifier
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, best_setting, validation_folds
 from heads.fitted.linear import LinearHead
-from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead, unit_rows
+from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead
 from heads.kernels.tally import stats_of_arrays
+from heads.rows.lengths import unit_rows
 from heads.rows.samples import Array
 from heads.solvers.parallel import map_pieces, one_torch_thread, side_by_side
 
@@ -306,7 +307,11 @@ def train_keys(
     """
     alpha, beta = PAPER
     rows = torch.from_numpy(unit_rows(np.asarray(features)))
-    base = torch.from_numpy(text.logits(np.asarray(features)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        base = torch.from_numpy(text.logits(np.asarray(features)))
+    if not torch.isfinite(base).all():
+        size = float(np.abs(features).max())
+        raise HeadError(f"zero-shot logits overflow float32: features reach {size:.3g}; scale them to rows of length 1")
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     keys = rows.clone()
     optimiser = torch.optim.AdamW([keys], lr=training.learning_rate, eps=1e-4, fused=True)

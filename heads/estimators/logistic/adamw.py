@@ -28,6 +28,7 @@ LRS = (1e-3, 1e-2, 1e-1)
 BLOCK = 65_536  # rows that are scored at once
 CLIP = 1.0  # largest norm of the gradient
 WARMUP = 500
+MAX_EPOCHS = 10**6
 
 
 class AdamW(RowsClassifier, LinearClassifier):
@@ -80,6 +81,7 @@ class AdamW(RowsClassifier, LinearClassifier):
     """
 
     name = "adamw"
+    centred = False  # float32 already
 
     lr_: float
     losses_: np.ndarray
@@ -152,13 +154,16 @@ class AdamW(RowsClassifier, LinearClassifier):
         rates: list[float] = np.unique(np.asarray(self.lr, np.float64)).tolist()
         if not rates or not all(np.isfinite(rate) and rate > 0 for rate in rates):
             raise HeadError(f"lr is {self.lr!r}, expected positive numbers")
-        if not (np.isfinite(self.weight_decay) and self.weight_decay >= 0) or not 0 <= self.label_smoothing < 1:
+        if not 0 <= self.weight_decay < np.inf or not 0 <= self.label_smoothing < 1:
             raise HeadError(
                 f"weight_decay={self.weight_decay!r} and label_smoothing={self.label_smoothing!r}; expected a number "
                 "from 0, and one in [0, 1)"
             )
-        if self.epochs < 1 or self.batch_size < 1:
-            raise HeadError(f"epochs={self.epochs} and batch_size={self.batch_size}; expected at least 1 of each")
+        if not 1 <= self.epochs <= MAX_EPOCHS or self.batch_size < 1:
+            raise HeadError(
+                f"epochs={self.epochs} and batch_size={self.batch_size}; expected at least 1 of each, and at most "
+                f"{MAX_EPOCHS:,} epochs"
+            )
         return rates
 
     def _start(self, prior: LinearHead | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,20 +181,25 @@ class AdamW(RowsClassifier, LinearClassifier):
         total = per_epoch * int(self.epochs)
         warmup = min(WARMUP, total // 10) if self.warmup is None else int(self.warmup)
         optimizer = torch.optim.AdamW([weights, bias], lr=lr, weight_decay=self.weight_decay)
-        losses = torch.zeros(total, device=features.device)
+        losses, steepest = torch.zeros(total, device=features.device), torch.zeros((), device=features.device)
         for step, rows in enumerate(self._batches(len(labels))):
             picked = torch.from_numpy(rows).to(features.device)
             logits = torch.nn.functional.linear(features[picked].float(), weights, bias)
             loss = torch.nn.functional.cross_entropy(logits, labels[picked], label_smoothing=self.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([weights, bias], CLIP)
+            steepest = torch.maximum(steepest, torch.nn.utils.clip_grad_norm_([weights, bias], CLIP))
             optimizer.param_groups[0]["lr"] = wise_ft_schedule(step, lr, warmup, total)
             optimizer.step()
             losses[step] = loss.detach()
         means = losses.double().cpu().numpy().reshape(int(self.epochs), per_epoch).mean(axis=1)
         trained = [value.detach().cpu().double().numpy() for value in (weights, bias)]
-        if not all(np.isfinite(values).all() for values in (means, *trained)):
+        finite = all(np.isfinite(values).all() for values in (means, *trained))
+        # An infinite gradient is clipped to zero: nothing would be learnt.
+        if not torch.isfinite(losses[0]) or (finite and not torch.isfinite(steepest)):
+            size = float(features.abs().max())
+            raise HeadError(f"a gradient overflows float32: features reach {size:.3g}; scale them to rows of length 1")
+        if not finite:
             raise HeadError(f"training at lr {lr:g} diverged: a loss or a weight is not finite; take a smaller lr")
         return trained[0], trained[1], means
 

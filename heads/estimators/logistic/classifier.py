@@ -31,6 +31,8 @@ Float = NDArray[np.float64]
 CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 """Default path: 13 values from 1e-2 to 1e4, two per decade."""
 
+_LARGEST = 1e10
+
 FOLD_TOL = 1e-5
 """Tolerance of fits that only choose C: they change held-out NLLs in the fourth digit."""
 
@@ -107,6 +109,7 @@ class Logistic(RowsClassifier, LinearClassifier):
     """
 
     name = "logistic"
+    centred = False  # but for the prior's, weights and intercepts sum to zero already
 
     C_: float
     Cs_: Float
@@ -139,6 +142,7 @@ class Logistic(RowsClassifier, LinearClassifier):
         self._Cs = self._checked()
 
     def _fit(self, samples: Samples, validation: Samples | None) -> None:
+        _check_size(samples)
         Cs, prior = self._Cs, checked_prior(self.prior, samples)
         # The path, and the choice along it.
         choice = Choice(
@@ -221,6 +225,14 @@ class Logistic(RowsClassifier, LinearClassifier):
             params["refit"] = True
             identity["fitted_on"] = [split_id(s.store) for s in splits if s.store is not None]
         self.provenance_ = self._provenance(params, store, chosen_on, prior, **identity)
+
+
+def _check_size(samples: Samples) -> None:
+    """Refuse features so large that the float32 of the solver no longer finds the optimum; stores hold float16."""
+    if isinstance(samples.source, tuple):
+        largest = float(abs(samples.source[0]).max())
+        if _LARGEST < largest < np.inf:
+            raise HeadError(f"features reach {largest:.3g}; scale them, for instance to rows of length 1")
 
 
 def _missing(fitted: Fitted) -> tuple[int, ...]:

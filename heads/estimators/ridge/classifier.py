@@ -63,8 +63,9 @@ def choose_alpha(
     Raises
     ------
     HeadError
-        If no error is finite.
+        If no error is finite, or for alphas that the moments do not resolve.
     """
+    spectrum.check_resolves(alphas)
     errors = problem.errors(spectrum, alphas) if validation is None else squared_errors(spectrum, validation, alphas)
     errors = errors / problem.n_targets
     if not np.isfinite(errors).any():

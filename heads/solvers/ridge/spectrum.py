@@ -13,7 +13,8 @@ the moments of the residuals follow from those of the rows.
 
 When columns are constant or repeated, S is singular. Its null directions come out of the decomposition as eigenvalues
 around ±1e-16 of the largest; they are clipped at zero, and the targets have no component there beyond the same
-rounding, so W stays right as long as ``alpha`` is well above ``1e-16 * max(s)``; ``alpha > 0`` is required.
+rounding; an alpha below ``D * 2e-16`` times the largest sum of squares would blow that up: null directions are then
+left out.
 
 Fewer rows than features are solved in the dual form, N x N instead of D x D (`decompose_rows`). With rows scaled by the
 roots of their weights, X̃ X̃ᵀ = U diag(s) Uᵀ has the nonzero eigenvalues of X̃ᵀ X̃, and its eigenvectors there are
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +37,8 @@ from heads.solvers.parallel import one_blas_thread
 from heads.solvers.ridge.moments import Moments
 
 Float = NDArray[np.float64]
+
+_EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Spectrum:
     fit_intercept : whether X and Y were centred
     base : (C, D) float64, weights that the penalty pulls to; None for zero
     rows : rows behind it
+    rounding : float, that of one entry of the Gram matrix
+    faint : (F,) float64, centred sums of squares of columns that are not constant, but so small that the rounding of
+        the largest may hide them
     """
 
     eigenvalues: Float
@@ -63,6 +69,20 @@ class Spectrum:
     fit_intercept: bool
     base: Float | None = None
     rows: int = 0
+    rounding: float = 0.0
+    faint: Float = field(default_factory=lambda: np.zeros(0))
+
+    def check_resolves(self, alphas: Float) -> None:
+        """Refuse alphas (HeadError) under which columns matter that are lost in the rounding of the largest."""
+        alpha = float(alphas.min())
+        lost = self.faint[(self.faint > 1e-3 * alpha) & (self.faint + alpha < 10 * self.rounding)]
+        if len(lost):
+            ratio = np.sqrt(float(self.eigenvalues.max()) / float(lost.min()))
+            raise HeadError(
+                f"{len(lost)} columns of the features are up to {ratio:.0e} times smaller than the largest, which sums "
+                f"in float64 do not resolve at alpha {alpha:.3g}; scale the columns, or take alphas from "
+                f"{max(10 * self.rounding, 1e3 * float(lost.max())):.0e}"
+            )
 
     @property
     def intercept_leverage(self) -> float:
@@ -72,7 +92,10 @@ class Spectrum:
     def solve(self, alpha: float) -> tuple[Float, Float]:
         """Weights (C, D) and intercept (C,) for one alpha; equals ``sklearn.linear_model.Ridge(alpha)``."""
         (alpha,) = check_alphas([alpha])
-        weights = (self.vectors @ (self.projected / (self.eigenvalues + alpha)[:, None])).T
+        shrink, null = 1.0 / (self.eigenvalues + alpha), len(self.eigenvalues) * self.rounding
+        if alpha < null:  # null directions hold rounding alone, which so small an alpha would blow up
+            shrink[self.eigenvalues < null] = 0.0
+        weights = (self.vectors @ (self.projected * shrink[:, None])).T
         if self.base is not None:
             weights = weights + self.base
         return weights, self.mean_y - weights @ self.mean_x
@@ -138,7 +161,20 @@ def decompose(moments: Moments, *, fit_intercept: bool = True) -> Spectrum:
         cross = cross - np.outer(moments.sum_y, mean_x)
     values, vectors = steady_eigh(gram)
     values = np.maximum(values, 0.0)
-    return Spectrum(values, vectors, vectors.T @ cross.T, mean_x, mean_y, total, fit_intercept, rows=moments.rows)
+    raw, squares = moments.xtx.diagonal(), gram.diagonal()
+    rounding = _EPS * max(float(values.max(initial=0.0)), float(raw.max(initial=0.0)))
+    return Spectrum(
+        values,
+        vectors,
+        vectors.T @ cross.T,
+        mean_x,
+        mean_y,
+        total,
+        fit_intercept,
+        rows=moments.rows,
+        rounding=rounding,
+        faint=_faint(squares, raw, rounding),
+    )
 
 
 def steady_eigh(matrix: Float) -> tuple[Float, Float]:
@@ -191,6 +227,7 @@ def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float, *, fit_int
     if fit_intercept:
         mean_x, mean_y = weights @ x / total, weights @ y / total
     root = np.sqrt(weights)[:, None]
+    raw = weights @ x**2
     x, y = (x - mean_x) * root, (y - mean_y) * root
     values, vectors = steady_eigh(x @ x.T)
     # Centring takes one dimension, repeated rows take more: what is zero comes out as rounding of the largest.
@@ -198,4 +235,23 @@ def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float, *, fit_int
     values, vectors = values[kept], vectors[:, kept]
     lengths = np.sqrt(values)
     projected = lengths[:, None] * (vectors.T @ y)
-    return Spectrum(values, (x.T @ vectors) / lengths, projected, mean_x, mean_y, total, fit_intercept, rows=len(x))
+    return Spectrum(
+        values,
+        (x.T @ vectors) / lengths,
+        projected,
+        mean_x,
+        mean_y,
+        total,
+        fit_intercept,
+        rows=len(x),
+        rounding=(rounding := _EPS * float(values.max(initial=0.0))),
+        faint=_faint((x**2).sum(axis=0), raw, rounding),
+    )
+
+
+def _faint(squares: Float, raw: Float, rounding: float) -> Float:
+    """Centred sums of squares (of D) that rounding may hide, of columns that are not constant.
+
+    A column is constant whose deviation is a millionth of its size: that is rounding of the moments, or of float32.
+    """
+    return squares[(squares < len(squares) * rounding) & (squares > 1e-12 * raw)]
