@@ -9,6 +9,7 @@ import numpy as np
 
 from featcache.cli.arguments import (
     alias_note,
+    at_least,
     data_arguments,
     decoding_arguments,
     encoder_of,
@@ -57,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--holdout-group", metavar="COLUMN", help="metadata column whose samples stay together in --holdout"
     )
-    parser.add_argument("--chunk-rows", type=int, metavar="N", help="rows per chunk (default: 4096)")
+    parser.add_argument("--chunk-rows", type=at_least(1), metavar="N", help="rows per chunk (default: 4096)")
     parser.add_argument(
-        "--max-bad", type=int, default=0, metavar="N", help="go on with up to N unreadable images (default: 0)"
+        "--max-bad", type=at_least(0), default=0, metavar="N", help="go on with up to N unreadable images (default: 0)"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be read, encoded and written, and how long it would take"
@@ -77,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "be added to a finished store)",
     )
     parser.add_argument("--pool", choices=POOLS, help="pool the tokens of taps such as patch to one vector an image")
-    parser.add_argument("--views", type=int, default=0, metavar="K", help="also store K augmented views of every image")
+    parser.add_argument(
+        "--views", type=at_least(0), default=0, metavar="K", help="also store K augmented views of every image"
+    )
     parser.add_argument(
         "--augmentation",
         default="plain",
@@ -148,6 +151,8 @@ def _dry_run(datasets: Sequence[Dataset], encoder: Encoder, options: EncodeOptio
 
 def _datasets(args: argparse.Namespace) -> list[Dataset]:
     """The splits of all data sets, which one encoder is to encode."""
+    if args.name == "":
+        raise DatasetError("--name '': expected a name of letters, digits, '-', '_' and '.'; or leave it out")
     if args.name and len(args.data) > 1:
         raise DatasetError(f"--name {args.name}: one name for {len(args.data)} data sets; encode that one by itself")
     holdout = holdout_options(args.holdout, args.holdout_seed, args.holdout_group)

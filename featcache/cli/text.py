@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import alias_note, encoder_of, model_arguments, progress_of, show
+from featcache.cli.arguments import alias_note, at_least, encoder_of, model_arguments, progress_of, show
 from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
 from featcache.datasets.files import WHOLE
 from featcache.errors import DatasetError, PromptError
@@ -32,8 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--templates", default="simple", help="template set, or a file (default: simple)")
     parser.add_argument("--prompts", metavar="FILE", help="instead of templates: JSON {class: [sentence, ...]}")
     parser.add_argument("--name", help="name of the store in listings")
-    parser.add_argument("--random", type=int, metavar="M", help="instead of classes: a bank of M random texts (Lipsum)")
-    parser.add_argument("--length", type=int, default=8, metavar="L", help="tokens per random text (default: 8)")
+    parser.add_argument(
+        "--random", type=at_least(1), metavar="M", help="instead of classes: a bank of M random texts (Lipsum)"
+    )
+    parser.add_argument(
+        "--length", type=at_least(1), default=8, metavar="L", help="tokens per random text (default: 8)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random texts (default: 0)")
     model_arguments(parser)
 

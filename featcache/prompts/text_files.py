@@ -63,6 +63,8 @@ def read_lines(path: Path) -> list[str]:
         if len(content) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
         text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:
         problem = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise DatasetError(f"{path}: cannot be read as UTF-8 text ({problem}); check the path and encoding") from error

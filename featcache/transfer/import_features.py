@@ -97,6 +97,9 @@ def import_features(
     LabelsChangedError
         The store exists with other labels, and `update_labels` is False; nothing is written.
     """
+    scale = source.logit_scale
+    if scale is not None and not 0 < scale < np.inf:
+        raise DatasetError(f"logit scale {scale}: expected a positive number, such as 100 for CLIP")
     features, index = _checked(found, classnames)
     job = _ImportJob(features, index, source, name, split, resolve_root(root))
     store = job.finished()
@@ -257,4 +260,7 @@ def _labels(labels: Array | None, n: int) -> Array:
 
 def read_classes(path: str | Path) -> list[str]:
     """Class names, one per line; DatasetError where the file cannot be read as UTF-8 text."""
-    return "\n".join(read_lines(Path(path))).splitlines()
+    names = "\n".join(read_lines(Path(path))).splitlines()
+    if not names:
+        raise DatasetError(f"{path}: no class name in it; write one per line")
+    return names

@@ -210,8 +210,8 @@ def read_config(folder: str | Path) -> Json:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EncoderError(f"{path}: cannot be read as JSON ({error}); give a model folder") from error
-    if not isinstance(config, dict) or "model_cfg" not in config:
-        raise EncoderError(f"{path}: no model_cfg; expected open_clip's configuration")
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
+        raise EncoderError(f"{path}: no table model_cfg; expected open_clip's configuration")
     return config
 
 

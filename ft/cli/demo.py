@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import featcache
-from featcache.cli.arguments import show
+from featcache.cli.arguments import at_least, show
 from featcache.datasets import open_dataset
 from featcache.progress import Printed, Silent, format_seconds
 from heads.cli.demo import TESTS, demo_arguments, run_demo
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache demo``."""
     demo_arguments(parser)
     parser.add_argument("--full", action="store_true", help="also fine-tune, encode, evaluate, interpolate (minutes)")
-    parser.add_argument("--steps", type=int, metavar="N", help="with --full: updates, instead of two epochs")
+    parser.add_argument("--steps", type=at_least(1), metavar="N", help="with --full: updates, instead of two epochs")
 
 
 def run(args: argparse.Namespace) -> int:

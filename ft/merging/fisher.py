@@ -29,6 +29,7 @@ from ft.regularizers.base import unit
 from heads import LinearHead
 
 GROUP = 8
+MOST_PASSES = 10_000
 VISUAL = "visual."
 
 
@@ -122,6 +123,8 @@ def fisher(
 
     parameters = {f"{VISUAL}{name}": value for name, value in tower.items()}
     parameters |= {name: value.to(encoder.device) for name, value in layer.items()}
+    if not 1 <= passes <= MOST_PASSES:
+        raise TrainingError(f"passes {passes}: expected a number from 1 to {MOST_PASSES:,}")
     batches = _batches(encoder, dataset, passes, seed, progress or Silent())
     # fused attention has no batching rule for per-sample gradients; the plain one computes the same
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

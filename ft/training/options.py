@@ -230,6 +230,9 @@ class FinetuneOptions:
         ):
             if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0):
                 raise TrainingError(f"{name} {values[name]!r}: expected a positive number")
+        for name, most in (("epochs", 10**6), ("steps", 10**9)):
+            if (values[name] or 0) > most:
+                raise TrainingError(f"{name} {values[name]!r}: expected a number up to {most:,}")
         counts = ("warmup", "freeze_layers", "lora_rank", "eval_every", "save_every", "keep_every", "workers", "seed")
         for name in ("objective_weight", "weight_decay", *counts):
             if not (math.isfinite(values[name]) and values[name] >= 0):

@@ -18,6 +18,7 @@ from featcache.cli.encode import describe_encoded
 from featcache.cli.text import describe_text
 from featcache.datasets import open_dataset
 from featcache.encoders import load_encoder
+from featcache.errors import OutputError
 from featcache.progress import Silent, format_seconds
 from featcache.prompts import load_templates
 from heads.cli.evaluate import describe_choice
@@ -44,13 +45,15 @@ def run_demo(args: argparse.Namespace) -> Row:
     from heads import append_rows, save
     from heads.report import table_text, write_report
 
+    output = Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"--output {output}: is a file; name a folder")
     began = time.perf_counter()
     say = (lambda line: None) if args.json else print
     images, texts = _encode(args.root, say)
     encoded = time.perf_counter() - began
     heads, rows, path = _fit_and_evaluate(images, texts)
     choice = describe_choice(heads[-1])
-    output = Path(args.output)
     for head in heads:
         save(head, output / f"{head.linear().name.replace('+', '-')}.safetensors")
     append_rows(output / "results.jsonl", [*rows, *path])

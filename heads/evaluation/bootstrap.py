@@ -18,6 +18,7 @@ from featcache.errors import HeadError
 DRAWS = 2000
 """Default number of draws: the ends of a 95% interval are then known to about a tenth of its width."""
 
+MOST_DRAWS = 10**7
 LEVEL = 0.95
 """Default share of the draws between the ends of an interval."""
 
@@ -82,7 +83,7 @@ def bootstrap(
     >>> interval.value, round(interval.low, 2), round(interval.high, 2)
     (0.75, 0.72, 0.78)
     """
-    series = _series(values, draws, level)
+    series = _series(values, draws, level, seed)
     sums, sizes = (series, np.ones(series.shape[1])) if clusters is None else _by_cluster(series, np.asarray(clusters))
     rng = np.random.default_rng(seed)
     means = [(counts @ sums.T) / (counts @ sizes)[:, None] for counts in _draw_counts(len(sizes), draws, rng)]
@@ -107,7 +108,7 @@ def bootstrap_groups(
     -------
     G intervals, and that of the worst group.
     """
-    (series,) = _series(values, draws, level)
+    (series,) = _series(values, draws, level, seed)
     groups = np.asarray(codes)
     if groups.shape != series.shape or groups.min() < 0 or (np.bincount(groups) == 0).any():
         raise HeadError(f"group codes are {groups.shape}, expected {series.shape} with 0 to G-1, each at least once")
@@ -151,14 +152,18 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
     return above, below, float(binomtest(above, above + below).pvalue) if above + below else 1.0
 
 
-def _series(values: ArrayLike, draws: int, level: float) -> NDArray[np.float64]:
+def _series(values: ArrayLike, draws: int, level: float, seed: int) -> NDArray[np.float64]:
     series = np.atleast_2d(np.asarray(values, np.float64))
     if series.ndim != 2 or not series.size:
         raise HeadError(f"values are {np.shape(values)}, expected (N,) or (H, N) with at least one row")
     if not np.isfinite(series).all():
         raise HeadError("values are not all finite (a masked class has infinite NLL); leave these rows out")
-    if draws < 2 or not 0 < level < 1:
-        raise HeadError(f"got {draws} draws and level {level}; expected at least 2, and a level between 0 and 1")
+    if not 2 <= draws <= MOST_DRAWS or not 0 < level < 1:
+        raise HeadError(
+            f"got {draws} draws and level {level}; expected 2 to {MOST_DRAWS:,} draws, and a level between 0 and 1"
+        )
+    if seed < 0:
+        raise HeadError(f"got seed {seed}, expected a whole number from 0")
     return series
 
 

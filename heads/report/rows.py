@@ -50,7 +50,9 @@ def choose_datasets(
     """
     known = datasets_of(rows, metric)
     if not known:
-        raise HeadError(f"{len(rows)} rows without a key '<data set>:{metric}'; evaluate a head first")
+        held = sorted({key.rpartition(":")[2] for row in rows for key in row if ":" in key})
+        hint = f"expected one of {', '.join(held)}" if held else "evaluate a head first"
+        raise HeadError(f"{len(rows)} rows without a key '<data set>:{metric}'; {hint}")
     chosen = list(dict.fromkeys(datasets or known))
     first = reference or chosen[0]
     unknown = [name for name in dict.fromkeys([first, *chosen]) if name not in known]

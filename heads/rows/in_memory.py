@@ -163,8 +163,8 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
 def _checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, with long messages
+        torch.empty(1, device=device).item()  # the device "meta" holds no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any, with long messages
         reason = str(error).partition("\n")[0]
         raise HeadError(f"device {name!r} cannot be used: {reason}; expected e.g. cuda, cuda:1 or cpu") from error
     return device

@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal
 from featcache.errors import HeadError
 from featcache.parameters import Count, Range, check_record
 from heads.estimators.catalogue import head_class, make_head, takes_prior
+from heads.evaluation.metrics import metric_of
 from heads.evaluation.seen import Seen
 from heads.fitted.provenance import Json
 
@@ -135,6 +136,7 @@ class SweepPlan:
         for name in ("heads", "data", "models", "shots", "seeds"):
             if not getattr(self, name):
                 raise HeadError(f"a sweep without {name}; give at least one")
+        metric_of(self.metric)
         if self.paper is not None and self.paper not in PAPERS:
             raise HeadError(f"unknown paper {self.paper!r}; expected one of {', '.join(PAPERS)}")
         if any(shots is not None and shots < 1 for shots in (*self.shots, self.select_shots)):
@@ -144,7 +146,8 @@ class SweepPlan:
 
     def _check(self, splits: Splits) -> None:
         if not splits.on:
-            raise HeadError(f"{splits.train}: nothing to report on; name at least one test store")
+            named = f"{splits.train}: " if splits.train else ""
+            raise HeadError(f"{named}nothing to report on; name at least one test store with --on")
         if self.alphas and not splits.texts:
             raise HeadError("alphas interpolate with the zero-shot head; name a text store")
         for head in self.heads:

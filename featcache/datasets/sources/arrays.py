@@ -16,6 +16,7 @@ are encoded under ``--preprocess central-crop``, which crops them no further, an
 features.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,7 +184,7 @@ def load_array(path: Path) -> Array:
     except FileNotFoundError:
         held = ", ".join(sorted(p.name for p in path.parent.glob("*.npy"))[:10]) or "no .npy file"
         raise DatasetError(f"{path}: no such file; {path.parent} holds {held}: check the folder and split") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path}: not a numpy array file ({error}); write it with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path}: an archive of several arrays; expected one array, written with numpy.save")

@@ -65,13 +65,13 @@ def client(bucket: str, prefix: str = "") -> Any:
     FeatcacheError
         The name of the bucket or ``AWS_ENDPOINT_URL`` is none, or there are no credentials (see `check_credentials`).
     """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    if endpoint:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint is not None:
         check_address(endpoint, "AWS_ENDPOINT_URL ")
     if not BUCKET.fullmatch(bucket):
         raise FeatcacheError(f"{SCHEME}{bucket}: expected letters, digits, dots and hyphens in the name of a bucket")
     check_credentials(f"{SCHEME}{bucket}")
-    return _client(bucket, prefix, endpoint, os.getpid())
+    return _client(bucket, prefix, endpoint or "", os.getpid())
 
 
 def check_address(address: str, what: str = "") -> None:
