@@ -27,8 +27,8 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-nightly: $(READY) zarr-oldest audit  ## the long checks too
-	$(BIN)/python -m pytest $(TESTS) -m "not gpu"
+nightly: $(READY) zarr-oldest audit  ## the long checks too, and an hour of fuzzing
+	$(BIN)/python -m pytest $(TESTS) -m "not gpu" --hypothesis-profile=nightly
 
 zarr-oldest: $(READY)  ## the stores under the oldest zarr that is allowed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/zarr-oldest zarr==3.1.3 crc32c==2.9.post0

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("nightly", deadline=None)  # `make nightly`; see tests/test_trust/test_fuzz.py
 
 
 @pytest.fixture(autouse=True, scope="session")
