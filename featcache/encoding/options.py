@@ -9,6 +9,8 @@ from featcache.errors import FeatcacheError
 from featcache.store.parts import Part
 from featcache.store.tokens import check_pool, has_tokens, pooled_name, tap_name
 
+MOST_VIEWS = 10_000
+
 
 @dataclass(frozen=True)
 class Share:
@@ -140,3 +142,5 @@ class EncodeOptions:
         ):
             if value < least:
                 raise FeatcacheError(f"{name} is {value}, expected at least {least}")
+        if self.views > MOST_VIEWS:
+            raise FeatcacheError(f"views is {self.views}, expected at most {MOST_VIEWS:,}")

@@ -186,7 +186,7 @@ def convert(
     overwrite, classnames = settings.get("overwrite", False), settings.get("classnames")
     _check_target(out, layout, overwrite)
     parent = _base(source, base, pretrained)
-    if parent is None and out.suffix not in FILES and layout != "lipsum":
+    if parent is None and out.suffix not in FILES and layout != "lipsum" and Path(source).exists():
         raise EncoderError(f"{source}: a folder needs a configuration; name the architecture with --base")
     found = read_checkpoint(source, trust=settings.get("trust", False))
     _check_classnames(found, classnames)

@@ -94,11 +94,12 @@ def run(args: argparse.Namespace) -> int:
     """``featcache evaluate HEAD... --on STORE...``; processes of torchrun share the rows, and the first one reports."""
     from featcache.processes import process_group
     from heads import judge, save
-    from heads.report.results import results_file
+    from heads.report.results import results_file, samples_suffix
 
     began = time.perf_counter()
     with process_group() as (rank, size):
         results_file(args.results)
+        samples_suffix(args.per_sample)
         for target in filter(None, (args.output, args.per_sample, args.confusion)):
             checked_target(target)
         heads = load_heads(args.heads, args)
@@ -184,8 +185,8 @@ def _report(
     from heads.report.web import provenance_facts, with_facts
 
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
-    append_rows(args.results, rows)
     published = compared(rows, args)
+    append_rows(args.results, rows)
     width = terminal_width() or 110
     table = table_text(rows[:shown], metrics=main_metrics(rows), width=width)
     lines = [table, *_intervals(rows), *_worst(rows), *_by_class(rows), *remarks]

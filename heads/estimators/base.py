@@ -189,7 +189,8 @@ class LinearClassifier(HeadClassifier):
     intercept_: NDArray[np.float64]
     temperature_: float
     centred: ClassVar[bool] = True
-    """Whether a frozen head leaves out what weights and intercepts of all classes have in common."""
+    """Whether a frozen head leaves out what weights and intercepts of all classes have in common, which a softmax does
+    not see. A head whose labels each have a sigmoid of their own must keep it."""
     _absent: tuple[int, ...] = ()  # classes without a training row, if their logit is -10,000
 
     def linear(self) -> LinearHead:

@@ -70,6 +70,12 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     return len(lines)
 
 
+def samples_suffix(path: str | Path | None) -> None:
+    """Refuse a file of samples of another kind than .npz and .parquet (HeadError)."""
+    if path is not None and Path(path).suffix not in (".npz", ".parquet"):
+        raise HeadError(f"{path}: the file's name must end in .npz or .parquet")
+
+
 def results_file(path: str | Path) -> Path:
     """The file that rows are appended to, links followed; OutputError for what is neither a file nor ``/dev/null``."""
     return Path(path) if str(path) == os.devnull else checked_target(path)
@@ -170,10 +176,9 @@ def _write(
         names = np.asarray([row["head"] for row in judgement.rows])
         named: dict[str, Any] = {"heads": names, "alphas": alphas} | arrays
         np.savez_compressed(buffer, **named)
-    elif path.suffix == ".parquet":
-        _write_parquet(blocks(), buffer)
     else:
-        raise HeadError(f"{path}: the file's name must end in .npz or .parquet")
+        samples_suffix(path)
+        _write_parquet(blocks(), buffer)
     write_target(path, buffer.getbuffer())
     return path
 
