@@ -21,7 +21,7 @@ from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, split_id
-from heads.rows.samples import Samples
+from heads.rows.samples import Samples, to_numpy
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.logistic.path import Fitted, PathSolver
 from heads.solvers.logistic.rows import TrainingRows
@@ -230,7 +230,7 @@ class Logistic(RowsClassifier, LinearClassifier):
 def _check_size(samples: Samples) -> None:
     """Refuse features so large that the float32 of the solver no longer finds the optimum; stores hold float16."""
     if isinstance(samples.source, tuple):
-        largest = float(abs(samples.source[0]).max())
+        largest = float(np.abs(to_numpy(samples.source[0])).max())
         if _LARGEST < largest < np.inf:
             raise HeadError(f"features reach {largest:.3g}; scale them, for instance to rows of length 1")
 

@@ -15,8 +15,8 @@ from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Provenance, encoder_record, split_id
-from heads.fitted.tip_adapter import unit_rows
 from heads.fitted.transductive import PROTOCOL, TransductiveHead
+from heads.rows.lengths import unit_rows
 from heads.rows.samples import Rows, Samples, Selection, gathered, is_store, require_finite, to_numpy
 from heads.rows.selection import selection_samples
 
