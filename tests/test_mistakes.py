@@ -189,7 +189,7 @@ sweep ridge --train digits/val --on digits/test --metric best | 'best'; top1
 3 sweep ridge --train digits/none --on digits/test | digits/none; the nearest
 sweep --file missing.toml | missing.toml: cannot be read as a sweep
 sweep --file bad.toml | bad.toml: cannot be read as a sweep; line 1
-sweep --file unknown.toml | unknown key 'step'; expected some of; heads
+sweep --file unknown.toml | unknown key 'step'; expected some of; seeds
 sweep --reproduce-paper wise | 'wise'; flyp
 3 sweep ridge --data digits --models nosuch --train train | digits/test@nosuch; the nearest
 sweep tip_adapter --train digits/val --on digits/test | tip_adapter needs a text store
@@ -222,7 +222,7 @@ finetune digits --out run --steps 99999999999 | expected a number up to 1,000,00
 finetune digits --out run --steps 5 --epochs 2 | epochs 2 and steps 5: give one of the two
 finetune digits --out run --steps 5 --lr -1 | lr -1.0: expected a positive number
 finetune digits --out run --steps 5 --lr fast | invalid float value: 'fast'
-finetune digits --out run --recipe nosuch | recipe nosuch: expected one of flyp; or a TOML file
+finetune digits --out run --recipe nosuch | recipe nosuch: expected one of; flyp; or a TOML file
 finetune digits --out run --recipe bad.toml | bad.toml: cannot be read as TOML; expected NAME = VALUE
 finetune digits --out run --recipe unknown.toml | unknown options step; expected some of
 finetune digits --out run --steps 1 --regularizer nosuch=1 | regularizer 'nosuch': expected one of lipsum
@@ -247,10 +247,14 @@ wise tiny tiny --out merged --alpha half | invalid float value: 'half'
 wise tiny tiny --out merged --soup best | 'best'; greedy
 wise tiny tiny --out merged --fisher one | --fisher: expected 2 arguments
 wise tiny tiny --out merged --on digits/test --select nosuch | 'digits/test': expected DATASET:SPLIT, as in digits:val
+moments | required: DATASET:SPLIT
+moments digits/none | 'digits/none': expected DATASET:SPLIT, as in digits:val
+merge | required: METHOD, MODEL
+merge nosuch tiny tiny --out m | merge 'nosuch': expected one of soup, wise
 fisher digits:val | required: -o/--output
 fisher digits:val -o f.safetensors --passes 0 | passes 0: expected a number from 1
 fisher digits:nosuch -o f.safetensors | no split 'nosuch'
-convert missing.pt out | missing.pt; no such file
+convert missing.pt out | missing.pt: no such checkpoint; give a safetensors or torch file
 convert x.png out | x.png
 convert ridge.safetensors | required: OUT
 convert ridge.safetensors out --to onnx | 'onnx'; huggingface
