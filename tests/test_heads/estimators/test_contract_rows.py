@@ -11,6 +11,7 @@ import torch
 import heads
 from featcache.errors import HeadError
 from heads import HEADS, LinearHead, ZeroShot
+from heads.estimators.catalogue import takes_selection
 
 IMAGE_HEADS = sorted(
     name for name, kind in HEADS.items() if kind.fits_on == "images" and not kind.multilabel and not kind.transductive
@@ -33,6 +34,8 @@ def fit(request: pytest.FixtureRequest, texts: Any) -> Fit:
     kind: Any = HEADS[request.param]
 
     def fitted(X: Any, y: Any = None, names: tuple[str, ...] = NAMES, **options: Any) -> Any:
+        if "selection" in options and not takes_selection(request.param):
+            pytest.skip("chooses nothing")
         if kind.takes_texts:
             options["texts"] = replace(
                 texts(), raw=texts().raw[: len(names)], counts=np.full(len(names), 2), classnames=names
