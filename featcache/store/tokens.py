@@ -136,7 +136,7 @@ def block_rows(shape: Sequence[int], rows: int, itemsize: int = 4) -> int:
     >>> block_rows((50_000, 512), 65_536), block_rows((50_000, 196, 768), 65_536)
     (50000, 111)
     """
-    rows = min(rows, shape[0])
+    rows = max(1, min(rows, shape[0]))
     if len(shape) < 3:
         return rows
     return max(1, min(rows, BLOCK_NBYTES // (int(np.prod(shape[1:])) * itemsize)))

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,7 @@ def load_array(path: Path) -> Array:
     except FileNotFoundError:
         held = ", ".join(sorted(p.name for p in path.parent.glob("*.npy"))[:10]) or "no .npy file"
         raise DatasetError(f"{path}: no such file; {path.parent} holds {held}: check the folder and split") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, SyntaxError, TokenError) as error:  # headers are parsed
         raise DatasetError(f"{path}: not a numpy array file ({error}); write it with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path}: an archive of several arrays; expected one array, written with numpy.save")

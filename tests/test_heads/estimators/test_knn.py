@@ -104,7 +104,7 @@ def test_floor_and_scale_are_those_of_the_highest_likelihood(images: Any, tmp_pa
     np.testing.assert_allclose(head.logits(test.X), head.scale * np.log(shares + head.floor), rtol=1e-5)
     head.save(tmp_path / "head")
     np.testing.assert_array_equal(heads.load(tmp_path / "head").logits(test.X), head.logits(test.X))
-    with pytest.raises(HeadError, match="'nll' or 'top1'"):
+    with pytest.raises(HeadError, match="'top1' or 'nll'"):
         KNN(3, metric="brier").fit(train)
 
 

@@ -98,7 +98,7 @@ def test_groups_equal_a_loop_and_the_worst_is_the_smallest_of_each_draw() -> Non
         (np.zeros(0), {}, "at least one row"),
         (np.zeros((2, 2, 2)), {}, "expected"),
         (np.array([0.0, np.inf]), {}, "not all finite"),
-        (np.zeros(3), {"draws": 1}, "at least 2"),
+        (np.zeros(3), {"draws": 1}, "expected 2 to"),
         (np.zeros(3), {"level": 1.0}, "level"),
         (np.zeros(3), {"clusters": [0, 1]}, "one for each row"),
         (np.zeros(3), {"clusters": [1, 1, 1]}, "one cluster"),
