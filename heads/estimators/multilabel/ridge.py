@@ -237,7 +237,7 @@ class MultiLabelRidge(MultiLabelClassifier):
         return HeldOut(scores, targets[chosen])
 
     def _compared(self, held: HeldOut) -> Float:
-        """`metric` (A,) of every alpha, the larger the better; squared errors leave out classes that were not fitted."""
+        """`metric` (A,) of every alpha, the larger the better; squared errors leave out classes not fitted."""
         if self.metric != SQUARED:
             return held.scores(self.metric)
         known = held.targets >= 0
