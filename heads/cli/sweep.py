@@ -71,9 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="interpolate with zero-shot; the best is chosen on --select, or by folds of --train",
     )
-    parser.add_argument(
-        "--metric", help="what --select compares (default: top1, of multi-label heads map_macro); ties: the lower NLL"
-    )
+    parser.add_argument("--metric", help="what --select compares (default: top1, of multi-label heads map_macro)")
     parser.add_argument(
         "--set",
         action="append",
@@ -141,6 +139,7 @@ def _write_report(
 ) -> Path:
     """The report of every setting, the means over seeds."""
     from heads.report import write_report
+    from heads.report.rows import main_metrics
     from heads.report.web import Background, provenance_facts
     from heads.sweeps.summary import summary_rows, sweep_curves
 
@@ -151,7 +150,7 @@ def _write_report(
     curves = sweep_curves(summaries, "map_macro" if plan.multilabel else "top1")
     background = Background(notes, published=published, curves=curves, facts=facts)
     title = f"Sweep of {', '.join(dict.fromkeys(head.name for head in plan.heads))}"
-    page, *_ = write_report(rows, args.report, title=title, background=background)
+    page, *_ = write_report(rows, args.report, metrics=main_metrics(rows)[:2], title=title, background=background)
     return page
 
 
