@@ -27,14 +27,15 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, Range, check_record
 from heads.estimators.catalogue import head_class, make_head, takes_prior
-from heads.evaluation.metrics import selection_metric
-from heads.evaluation.seen import Seen
-from heads.fitted.provenance import Json
+
+if TYPE_CHECKING:
+    from heads.evaluation.seen import Seen
+    from heads.fitted.provenance import Json
 
 PAPERS: dict[str, str] = {
     "flyp": "FLYP's L-BFGS probe takes the C that is best on the test split it reports",
@@ -140,6 +141,8 @@ class SweepPlan:
     @property
     def picked_by(self) -> str:
         """The metric that picks compare."""
+        from heads.evaluation.metrics import selection_metric  # loads torch, which `sweep --help` does without
+
         return selection_metric(self.metric, multilabel=self.multilabel)
 
     def __post_init__(self) -> None:
@@ -150,7 +153,7 @@ class SweepPlan:
             raise HeadError(
                 "a sweep of multi-label heads and others; no store fits both: sweep them one after the other"
             )
-        selection_metric(self.metric, multilabel=self.multilabel)
+        _ = self.picked_by  # an unknown metric is an error
         if self.paper is not None and self.paper not in PAPERS:
             raise HeadError(f"unknown paper {self.paper!r}; expected one of {', '.join(PAPERS)}")
         if any(shots is not None and shots < 1 for shots in (*self.shots, self.select_shots)):
@@ -254,7 +257,7 @@ _PLAN: dict[str, object] = {
     "select_shots": Count,
     "paper": str,
     "allow_fewer": bool,
-    "seen": Seen,
+    "seen": Literal["refuse", "exclude", "allow"],
 }
 _HEAD: dict[str, object] = {"name": str, "set": dict[str, Any], "grid": dict[str, Any]}
 _DATA: dict[str, object] = {"train": str, "select": str, "on": str | list[str], "texts": str | list[str]}
