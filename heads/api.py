@@ -18,6 +18,7 @@ from heads.estimators.knn import KNN
 from heads.estimators.logistic.adamw import AdamW
 from heads.estimators.logistic.classifier import Logistic
 from heads.estimators.multilabel.logistic import MultiLabelLogistic
+from heads.estimators.multilabel.ridge import MultiLabelRidge
 from heads.estimators.multilabel.zero_shot import MultiLabelZeroShot
 from heads.estimators.ridge.classifier import Ridge
 from heads.estimators.ridge.regression import RidgeRegression
@@ -69,6 +70,7 @@ __all__ = [
     "Metrics",
     "MultiLabelHead",
     "MultiLabelLogistic",
+    "MultiLabelRidge",
     "MultiLabelZeroShot",
     "multilabel_metrics",
     "NearestMean",

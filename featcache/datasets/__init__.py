@@ -36,6 +36,7 @@ COLLECTION = "collection"
 DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "arrays": "featcache.datasets.sources.arrays:open_arrays",
     "cifar": "featcache.datasets.sources.cifar:open_cifar",
+    "coco": "featcache.datasets.sources.detection.coco:open_coco",
     "collection": "featcache.datasets.sources.collection:open_domain",
     "coop": "featcache.datasets.sources.coop:open_coop",
     "digits": "featcache.datasets.sources.digits:open_digits",
@@ -46,10 +47,11 @@ DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "table": "featcache.datasets.sources.table:open_table",
     "tfds": "featcache.datasets.sources.tfds:open_tfds",
     "torchvision": "featcache.datasets.sources.torchvision:open_torchvision",
-    "vid-robust": "featcache.datasets.sources.vid_robust:open_vid_robust",
+    "vid-robust": "featcache.datasets.sources.video.vid_robust:open_vid_robust",
     "wilds": "featcache.datasets.sources.wilds:open_wilds",
+    "voc": "featcache.datasets.sources.detection.voc:open_voc",
     "webdataset": "featcache.datasets.sources.webdataset:open_webdataset",
-    "ytbb-robust": "featcache.datasets.sources.ytbb_robust:open_ytbb_robust",
+    "ytbb-robust": "featcache.datasets.sources.video.ytbb_robust:open_ytbb_robust",
 }
 """Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
 
@@ -87,6 +89,8 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`domains`)
         ``vid-robust:DIR``              ImageNet-Vid-Robust's frames (`vid_robust`)
         ``ytbb-robust:DIR``             YTBB-Robust's frames (`ytbb_robust`)
+        ``coco:IMAGES,annotations=FILE``  categories of COCO's instances (`coco`)
+        ``voc:DIR``                     PASCAL VOC (`voc`)
         ``wilds:NAME:DIR``              FMoW and iWildCam (`wilds`)
         ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
 

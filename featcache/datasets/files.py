@@ -67,8 +67,8 @@ class FileDataset(ImageFiles):
         return read_regular(self.path(row))
 
 
-def read_regular(path: str) -> bytes:
-    """The content of a regular file of up to `MAX_BYTES`.
+def read_regular(path: str, most: int = MAX_BYTES, what: str = "an image file") -> bytes:
+    """The content of a regular file of up to `most` bytes; `what` says in errors what was expected.
 
     Raises
     ------
@@ -78,9 +78,9 @@ def read_regular(path: str) -> bytes:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path}: no regular file; expected an image file")
-        if found.st_size > MAX_BYTES:
-            raise OSError(f"{path}: {found.st_size:,} bytes; expected an image file of up to {MAX_BYTES:,}")
+            raise OSError(f"{path}: no regular file; expected {what}")
+        if found.st_size > most:
+            raise OSError(f"{path}: {found.st_size:,} bytes; expected {what} of up to {most:,}")
         return file.read()
 
 

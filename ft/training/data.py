@@ -125,6 +125,16 @@ class Subset:
         return getattr(self.base, name)
 
 
+def refuse_multilabel(*datasets: Dataset | None) -> None:
+    """TrainingError for multi-label data: the objectives take one label an image."""
+    for dataset in datasets:
+        if dataset is not None and dataset.index.targets is not None:
+            raise TrainingError(
+                f"{dataset.name}/{dataset.split} is multi-label, and fine-tuning takes one label an image; fit a head, "
+                "such as multilabel_logistic, on its features"
+            )
+
+
 def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
     """`shots` samples of each class, those that `heads.few_shot` draws from a store of the data set.
 

@@ -26,7 +26,7 @@ from ft.distributed import Place, processes, total
 from ft.objectives.base import Objective
 from ft.regularizers.base import unit
 from ft.training.averages import EMA, SWA
-from ft.training.data import training_batches
+from ft.training.data import refuse_multilabel, training_batches
 from ft.training.model import Trainable
 from ft.training.options import FinetuneOptions
 from ft.training.output import Log, TensorBoardLog, before_after, open_folder, write_head, write_model, write_options
@@ -137,6 +137,7 @@ def finetune(
     labels = settings.get("labels", "names")
     dataset = open_dataset(data, settings.get("split", "train"), labels=labels) if isinstance(data, str) else data
     validation = open_split(val, labels) if isinstance(val, str) else val
+    refuse_multilabel(dataset, validation)
     folder = Path(out)
     with processes(settings.get("device")) as place, _own_randomness(place):
         if place.first:

@@ -17,7 +17,7 @@ from ft.objectives.base import Objective
 from ft.objectives.contrastive import OverPairs
 from ft.objectives.cross_entropy import OverHead
 from ft.objectives.head import Head
-from ft.training.data import Order, few_shots, training_batches
+from ft.training.data import Order, few_shots, refuse_multilabel, training_batches
 from ft.training.model import Trainable
 from ft.training.optim import make_optimizer
 from ft.training.options import FinetuneOptions
@@ -76,6 +76,7 @@ def plan_finetuning(
     FeatcacheError
         Model, data or options that do not exist or do not fit together.
     """
+    refuse_multilabel(dataset, val)
     if options.shots:
         dataset = few_shots(dataset, options.shots, options.seed)
     place = Place(0, 1, device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -82,11 +82,11 @@ def _projection(what: str) -> Projection:
         shared = shared_classes()
         return Projection(shared.classnames, shared.imagenet)
     if what.startswith(VID_ROBUST):
-        from featcache.datasets.sources.vid_robust import folder_of, vid_classes
+        from featcache.datasets.sources.video.vid_robust import folder_of, vid_classes
 
         return Projection(*vid_classes(folder_of(what.removeprefix(VID_ROBUST))))
     if what.startswith(YTBB_ROBUST):
-        from featcache.datasets.sources.ytbb_robust import folders_of, ytbb_classes
+        from featcache.datasets.sources.video.ytbb_robust import folders_of, ytbb_classes
 
         return Projection(*ytbb_classes(folders_of(what.removeprefix(YTBB_ROBUST))[1]))
     if what.startswith(OBJECTNET):

@@ -14,7 +14,6 @@ from heads.cli.arguments import (
     against_lines,
     compared,
     json_setting,
-    metric_argument,
     open_reference,
     report_argument,
     results_argument,
@@ -72,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="interpolate with zero-shot; the best is chosen on --select, or by folds of --train",
     )
-    metric_argument(parser)
+    parser.add_argument("--metric", help="what --select compares (default: top1, of multi-label heads map_macro)")
     parser.add_argument(
         "--set",
         action="append",
@@ -100,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """``featcache sweep HEAD... --train STORE --on STORE...``."""
     from heads.report.results import results_file
+    from heads.report.rows import main_metrics
     from heads.sweeps.run import run_sweep
     from heads.sweeps.summary import picks, summarise, summary_rows, sweep_table
 
@@ -120,9 +120,13 @@ def run(args: argparse.Namespace) -> int:
 
     rows = run_sweep(plan, open_once, args.results, say)
     summaries = summarise(rows)
-    chosen = picks(summaries, plan.metric)
+    chosen = picks(summaries, plan.picked_by)
     published = compared(summary_rows(chosen), args)
-    lines = [sweep_table(chosen), "", f"{len(rows)} row(s) in {args.results}; shown: {_shown(plan)}"]
+    lines = [
+        sweep_table(chosen, main_metrics(rows)[:2]),
+        "",
+        f"{len(rows)} row(s) in {args.results}; shown: {_shown(plan)}",
+    ]
     lines += against_lines(rows, published, args)
     if args.report:
         lines.append(f"report: {_write_report(summaries, published, plan, args)}")
@@ -135,6 +139,7 @@ def _write_report(
 ) -> Path:
     """The report of every setting, the means over seeds."""
     from heads.report import write_report
+    from heads.report.rows import main_metrics
     from heads.report.web import Background, provenance_facts
     from heads.sweeps.summary import summary_rows, sweep_curves
 
@@ -142,17 +147,18 @@ def _write_report(
     seeds = ", ".join(map(str, plan.seeds))
     notes = [f"Means over the seeds {seeds}; ± and bands are standard deviations."] if plan.seeds[1:] else []
     facts = {"Settings": provenance_facts(rows), "Sweep": {"rows": args.results, "shown": _shown(plan)}}
-    background = Background(notes, published=published, curves=sweep_curves(summaries), facts=facts)
+    curves = sweep_curves(summaries, "map_macro" if plan.multilabel else "top1")
+    background = Background(notes, published=published, curves=curves, facts=facts)
     title = f"Sweep of {', '.join(dict.fromkeys(head.name for head in plan.heads))}"
-    page, *_ = write_report(rows, args.report, title=title, background=background)
+    page, *_ = write_report(rows, args.report, metrics=main_metrics(rows)[:2], title=title, background=background)
     return page
 
 
 def _shown(plan: SweepPlan) -> str:
     if plan.paper is not None:
-        return f"picked by {plan.metric} on the first reported split ({PAPERS[plan.paper]})"
+        return f"picked by {plan.picked_by} on the first reported split ({PAPERS[plan.paper]})"
     if any(splits.select for splits in plan.data):
-        return f"picked by {plan.metric} on the selection split"
+        return f"picked by {plan.picked_by} on the selection split"
     return "every setting (no selection split)"
 
 

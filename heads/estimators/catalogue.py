@@ -29,6 +29,7 @@ HEADS: Plugins[type[HeadClassifier]] = Plugins(
         "attentive": "heads.estimators.dense.attentive:Attentive",
         "multilabel_zero_shot": "heads.estimators.multilabel.zero_shot:MultiLabelZeroShot",
         "multilabel_logistic": "heads.estimators.multilabel.logistic:MultiLabelLogistic",
+        "multilabel_ridge": "heads.estimators.multilabel.ridge:MultiLabelRidge",
         "clap": "heads.estimators.few_shot.clap:CLAP",
         "taskres": "heads.estimators.few_shot.taskres:TaskRes",
         "lp_plus_plus": "heads.estimators.few_shot.lp_plus_plus:LPPlusPlus",

@@ -27,14 +27,15 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, Range, check_record
 from heads.estimators.catalogue import head_class, make_head, takes_prior
-from heads.evaluation.metrics import metric_of
-from heads.evaluation.seen import Seen
-from heads.fitted.provenance import Json
+
+if TYPE_CHECKING:
+    from heads.evaluation.seen import Seen
+    from heads.fitted.provenance import Json
 
 PAPERS: dict[str, str] = {
     "flyp": "FLYP's L-BFGS probe takes the C that is best on the test split it reports",
@@ -102,7 +103,7 @@ class SweepPlan:
     alphas
         Interpolation coefficients between the zero-shot head (0) and every fitted linear head (1), the best of which
         on the selection split, or by folds of the train rows where there is none, is reported too; empty for none.
-    metric : what picks compare on the selection split
+    metric : what picks compare on the selection split; None for top1, or the mAP of multi-label heads
     select_shots
         Rows per class of the selection split for fits of few shots: the smaller of this and the shots, drawn with the
         same seed (CoOp's protocol has 4). None takes the whole split.
@@ -126,17 +127,33 @@ class SweepPlan:
     shots: tuple[int | None, ...] = (None,)
     seeds: tuple[int, ...] = (0,)
     alphas: tuple[float, ...] = ()
-    metric: str = "top1"
+    metric: str | None = None
     paper: str | None = None
     select_shots: int | None = None
     allow_fewer: bool = False
     seen: Seen = "refuse"
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether the heads are multi-label."""
+        return any(head_class(head.name).multilabel for head in self.heads)
+
+    @property
+    def picked_by(self) -> str:
+        """The metric that picks compare."""
+        from heads.evaluation.metrics import selection_metric  # loads torch, which `sweep --help` does without
+
+        return selection_metric(self.metric, multilabel=self.multilabel)
+
     def __post_init__(self) -> None:
         for name in ("heads", "data", "models", "shots", "seeds"):
             if not getattr(self, name):
                 raise HeadError(f"a sweep without {name}; give at least one")
-        metric_of(self.metric)
+        if len({head_class(head.name).multilabel for head in self.heads}) > 1:
+            raise HeadError(
+                "a sweep of multi-label heads and others; no store fits both: sweep them one after the other"
+            )
+        _ = self.picked_by  # an unknown metric is an error
         if self.paper is not None and self.paper not in PAPERS:
             raise HeadError(f"unknown paper {self.paper!r}; expected one of {', '.join(PAPERS)}")
         if any(shots is not None and shots < 1 for shots in (*self.shots, self.select_shots)):
@@ -217,7 +234,7 @@ def read_plan(path: str | Path) -> SweepPlan:
             tuple(None if shots == "all" else shots for shots in record.get("shots", ("all",))),
             tuple(record.get("seeds", (0,))),
             tuple(float(alpha) for alpha in record.get("alphas", ())),
-            record.get("select_metric", "top1"),
+            record.get("select_metric"),
             record.get("paper"),
             record.get("select_shots"),
             record.get("allow_fewer", False),
@@ -240,7 +257,7 @@ _PLAN: dict[str, object] = {
     "select_shots": Count,
     "paper": str,
     "allow_fewer": bool,
-    "seen": Seen,
+    "seen": Literal["refuse", "exclude", "allow"],
 }
 _HEAD: dict[str, object] = {"name": str, "set": dict[str, Any], "grid": dict[str, Any]}
 _DATA: dict[str, object] = {"train": str, "select": str, "on": str | list[str], "texts": str | list[str]}

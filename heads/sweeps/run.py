@@ -22,7 +22,7 @@ from heads.estimators.base import HeadClassifier
 from heads.estimators.fit import Material, fit_head, settled
 from heads.estimators.zero_shot import ZeroShot
 from heads.evaluation.evaluate import choose, evaluate
-from heads.evaluation.metrics import Row, selection_metric
+from heads.evaluation.metrics import Row
 from heads.evaluation.seen import unseen
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.linear import LinearHead
@@ -149,10 +149,10 @@ def _interpolated(estimator: HeadClassifier, stores: _Stores, plan: SweepPlan) -
     zero_shot = ZeroShot().fit(list(stores.texts))
     if stores.select is not None:
         path = interpolate(zero_shot, estimator, plan.alphas)
-        return choose(path, stores.select, metric=plan.metric, seen=plan.seen)
+        return choose(path, stores.select, metric=plan.picked_by, seen=plan.seen)
     if stores.train is None:
         raise HeadError("interpolation by folds fits on labelled rows; name a split to train on, or one to select on")
-    return interpolate_by_folds(zero_shot, settled(estimator), stores.train, alphas=plan.alphas, metric=plan.metric)
+    return interpolate_by_folds(zero_shot, settled(estimator), stores.train, alphas=plan.alphas, metric=plan.picked_by)
 
 
 def _row_counts(stores: _Stores) -> dict[str, int]:
@@ -186,8 +186,7 @@ def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> Row:
         record["leak"] = "; ".join([*record.values(), f"{', '.join(trained)}: evaluated on its training rows"])
     if stores.select is not None:
         (row,) = evaluate([head], [stores.select], seen="allow")
-        metric = selection_metric(plan.metric, multilabel=head.multilabel)
-        record[f"select:{plan.metric}"] = row[f"{stores.select.name}:{metric}"]
+        record[f"select:{plan.picked_by}"] = row[f"{stores.select.name}:{plan.picked_by}"]
     return record
 
 
@@ -205,7 +204,7 @@ def _key(job: Job, stores: Json, plan: SweepPlan) -> str:
         "seed": job.seed if job.shots is not None else None,
         "stores": stores,
         "alphas": list(plan.alphas),
-        "metric": plan.metric,
+        "metric": plan.picked_by,
         "paper": plan.paper,
         "select_shots": None if job.shots is None else plan.select_shots,
         "featcache": __version__,

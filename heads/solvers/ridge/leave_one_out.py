@@ -35,7 +35,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -82,6 +82,44 @@ def leave_one_out_errors(
     (A,) float64; divide by C for the mean over rows and targets that scikit-learn's ``best_score_`` negates.
     """
     return _errors([spectrum], blocks, check_alphas(alphas), dtype, leave_out=True)
+
+
+def leave_one_out_scores(
+    spectrum: Spectrum, features: NDArray[np.floating], targets: Float, alphas: ArrayLike
+) -> Iterator[Float]:
+    """Scores of rows under fits without them, for one alpha after another.
+
+    ``y_i - (y_i - ȳ - W x̃_i) / (1 - h_i)``: what `leave_one_out_errors` squares the distance of.
+
+    Parameters
+    ----------
+    spectrum : of the moments of all rows, of weight 1
+    features : (n, D), some of these rows
+    targets : (n, K), theirs
+
+    Yields
+    ------
+    (n, K) float64
+
+    Examples
+    --------
+    >>> from heads.solvers.ridge.moments import Moments
+    >>> from heads.solvers.ridge.spectrum import decompose
+    >>> X, Y = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [1.0], [1.0]])
+    >>> spectrum = decompose(Moments.from_blocks([(X, Y)], dim=1, n_targets=1))
+    >>> (scores,) = leave_one_out_scores(spectrum, X, Y, [1.0])
+    >>> without = decompose(Moments.from_blocks([(X[1:], Y[1:])], dim=1, n_targets=1)).solve(1.0)
+    >>> bool(np.isclose(scores[0, 0], without[1][0]))                       # X[0] is 0: the intercept alone
+    True
+    """
+    centred = features.astype(np.float64) - spectrum.mean_x
+    turned = centred @ spectrum.vectors
+    squares = turned**2
+    for alpha in check_alphas(alphas):
+        weights, intercepts = spectrum.solve(alpha)
+        kept = 1.0 - spectrum.intercept_leverage - squares @ (1.0 / (spectrum.eigenvalues + alpha))
+        residuals = targets - centred @ weights.T - (intercepts + weights @ spectrum.mean_x)
+        yield targets - residuals / np.maximum(kept, np.finfo(np.float64).eps)[:, None]
 
 
 def squared_errors(

@@ -149,7 +149,7 @@ def test_objectnet(objectnet):
         ("objectnet_to_imagenet_1k.json", "[]", "expected a JSON object"),
         ("pytorch_to_imagenet_2012_id.json", '{"409": 99}', "is not in"),
         ("pytorch_to_imagenet_2012_id.json", '{"x": 9}', "expected whole numbers"),
-        ("imagenet_to_label_2012_v2", None, "no such file"),
+        ("imagenet_to_label_2012_v2", None, "no such file; check the path"),
     ],
 )
 def test_damaged_objectnet(objectnet, file, content, message):

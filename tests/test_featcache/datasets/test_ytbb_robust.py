@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from featcache.datasets import open_dataset
-from featcache.datasets.sources.ytbb_robust import ytbb_classes
+from featcache.datasets.sources.video.ytbb_robust import ytbb_classes
 from featcache.errors import DatasetError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have no image")

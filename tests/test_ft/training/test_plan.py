@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from clip_models import make_model, write_folder
 from finetuning import Pictures, options, train
+from PIL import Image
 
 from featcache.cli.main import main
 from ft.training.plan import plan_finetuning
@@ -27,6 +28,22 @@ def test_counts_are_those_of_the_run(changes: dict[str, Any], tmp_path: Path) ->
     written += (tmp_path / "run" / "resume.safetensors").stat().st_size
     assert plan.bytes_to_write == pytest.approx(written, rel=0.15)  # headers, and heads of their own files
     assert plan.seconds > 0
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize("val", [[], ["--val", "table:tags.csv,labels=tags:val"]])
+def test_multi_label_data_are_refused_in_one_line(
+    dry: list[str], val: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save("a.png")
+    Path("tags.csv").write_text("path,tags\na.png,cat|dog\n")
+    data = "digits" if val else "table:tags.csv,labels=tags"
+    words = ["finetune", data, "--out", "run", "--root", "s", "--steps", "1", *val, *dry]
+    assert main(words) != 0
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "is multi-label, and fine-tuning takes one label an image" in line
+    assert not Path("run").exists()
 
 
 def test_the_command_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

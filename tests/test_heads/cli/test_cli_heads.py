@@ -96,7 +96,10 @@ def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
         (("fit", "zero_shot", "texts/digits", "--select", "digits/val", "-o", "x"), "chooses nothing"),
         (("fit", "ridge", "none/train", "--set", 'alphas="x"', "-o", "x"), "ridge.alphas is 'x', expected a list of"),
         (("fit", "logistic", "none/train", "--set", "C={}", "-o", "x"), "logistic.C is {}, expected a number above 0"),
-        (("fit", "logistic", "none/train", "--set", 'metric="foo"', "-o", "x"), "'foo', expected 'nll' or 'top1'"),
+        (
+            ("fit", "logistic", "none/train", "--set", 'metric="foo"', "-o", "x"),
+            "logistic.metric is 'foo', expected 'top1' or 'nll'",
+        ),
         (("sweep", "knn", "--grid", "knn.n_neighbors=[0]", "--on", "x"), "knn.n_neighbors is 0, expected a whole"),
         (("sweep", "ridge", "--on", "digits/test"), "name a train store"),
         (("sweep", "ridge", "--train", "digits/train", "--on", "digits/test", "--shots", "few"), "--shots few"),

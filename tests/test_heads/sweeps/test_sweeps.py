@@ -315,3 +315,28 @@ def test_the_table_shows_mean_and_spread(stores: dict[str, Any], tmp_path: Path)
     line = next(line for line in sweep_table(summarise(rows)).splitlines() if "ridge" in line)
     assert f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in line
     assert "| 2 |" in line
+
+
+def test_multi_label_heads_are_picked_by_map_and_the_table_shows_it(tagged: Any, tmp_path: Path) -> None:
+    stores = {
+        "animals/train": tagged(noise=0.8),
+        "animals/val": tagged(seed=1, noise=0.8, split="val", dataset_key="data-2"),
+        "animals/test": tagged(seed=2, noise=0.8, split="test", dataset_key="data-3"),
+    }
+    splits = (Splits("animals/train", ("animals/test",), "animals/val"),)
+    alphas = [[0.01], [1e4]]
+    plan = SweepPlan((HeadGrid("multilabel_ridge", grid={"alphas": alphas}),), splits)
+    rows = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    wanted = []
+    for (alpha,) in alphas:
+        head = heads.MultiLabelRidge([alpha]).fit(stores["animals/train"], selection=stores["animals/val"])
+        (row,) = heads.evaluate([head], [stores["animals/val"]], allow_chosen=True)
+        wanted.append(row["animals:map_macro"])
+    assert [row["select:map_macro"] for row in rows] == wanted
+    (pick,) = picks(summarise(rows), plan.picked_by)
+    assert pick.setting == {"alphas": alphas[int(np.argmax(wanted))]}
+    assert replace(plan, metric="nll").picked_by == "binary_nll"
+    with pytest.raises(HeadError, match="top1 is no metric of multi-label heads"):
+        replace(plan, metric="top1")
+    with pytest.raises(HeadError, match="a sweep of multi-label heads and others"):
+        replace(plan, heads=(HeadGrid("ridge"), HeadGrid("multilabel_ridge")))

@@ -1,0 +1,100 @@
+"""``coco:IMAGES,annotations=FILE``: COCO's instances, as which categories are in an image.
+
+IMAGES is the folder of the images, FILE the JSON of their instances (``instances_val2017.json``), or another in its
+format. Either may hold ``{split}``: ``coco:coco/{split}2017,annotations=coco/annotations/instances_{split}2017.json``.
+Without it, FILE is taken for the split that is asked for.
+
+Samples. The images of FILE in its order, those without an object too; ids are their ``file_name``. A category applies
+to an image where at least one of its objects is annotated, crowds included.
+
+Class order. The names of the categories, by their ids, those without an object in this split too.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.datasets.files import (
+    PLACEHOLDER,
+    FileDataset,
+    check_name,
+    check_path,
+    check_split,
+    file_index,
+    local_path,
+    read_regular,
+    refuse_int_labels,
+    size_and_stamp,
+)
+from featcache.datasets.labels import MAX_CLASSES
+from featcache.datasets.options import split_options
+from featcache.errors import DatasetError
+
+MAX_JSON = 1 << 31
+"""Largest file of annotations that is read."""
+
+
+def open_coco(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
+    """Open one split of a data set in COCO's format; the default name is ``coco``.
+
+    Raises
+    ------
+    DatasetError
+        If FILE is not named, or does not hold what it should; or if no image of it exists.
+    """
+    refuse_int_labels("coco:IMAGES", labels)
+    images, options = split_options("coco", argument, ("annotations",))
+    if "annotations" not in options:
+        raise DatasetError(
+            f"coco:{argument}: no annotations; expected coco:IMAGES,annotations=FILE.json, such as "
+            "instances_val2017.json"
+        )
+    check_split(split)
+    places = (images, options["annotations"])
+    folder, file = (local_path("coco", text.replace(PLACEHOLDER, split)) for text in places)
+    found = _read(file)
+    try:
+        paths, targets, classnames = _targets(found)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(
+            f"{file}: not COCO's instances ({type(error).__name__}: {error}); expected images with id and file_name, "
+            "annotations with image_id and category_id, categories with id and name"
+        ) from error
+    files = [size_and_stamp(folder / path) for path in paths]
+    if not any(stamp for _, stamp in files):
+        raise DatasetError(f"{folder}: none of the {len(paths):,} images of {file.name} exists; check the folder")
+    index = file_index(paths, files, targets, classnames, str(file))
+    return FileDataset(check_name(name or "coco"), split, index, folder)
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(read_regular(str(file), MAX_JSON, "a file of annotations"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file}: cannot be read as JSON ({error}); check the path, or restore it") from error
+    if not isinstance(found, dict):
+        raise DatasetError(f"{file}: a JSON {type(found).__name__}; expected an object with images and categories")
+    return found
+
+
+def _targets(found: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[np.int8], list[str]]:
+    """File names, targets (N, L), and the names of the categories; ValueError and the like for what does not fit."""
+    categories = sorted(found["categories"], key=lambda category: int(category["id"]))
+    if not found["images"] or not categories or len(categories) > MAX_CLASSES:
+        raise ValueError(f"{len(found['images'])} images and {len(categories)} categories")
+    row_of = {image["id"]: row for row, image in enumerate(found["images"])}
+    column_of = {category["id"]: column for column, category in enumerate(categories)}
+    if len(row_of) != len(found["images"]) or len(column_of) != len(categories):
+        raise ValueError("an id of an image or category occurs twice")
+    targets = np.zeros((len(row_of), len(column_of)), np.int8)
+    for note in found["annotations"]:
+        image, category = note["image_id"], note["category_id"]
+        if image not in row_of or category not in column_of:
+            raise ValueError(f"an object of image {image!r}, category {category!r}, which are not both listed")
+        targets[row_of[image], column_of[category]] = 1
+    paths = [check_path(str(image["file_name"])) for image in found["images"]]
+    return paths, targets, [str(category["name"]) for category in categories]

@@ -1,0 +1,1 @@
+"""Sets of nearby video frames: ImageNet-Vid-Robust and YTBB-Robust."""

@@ -1,0 +1,298 @@
+"""Ridge regression of all classes' targets: alpha by leave-one-out or a validation split, logits by Platt scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Annotated, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from sklearn.utils.validation import check_is_fitted
+
+from featcache.errors import HeadError
+from featcache.parameters import OneOf, Positive
+from heads.estimators.multilabel.base import (
+    HELD_SCORES,
+    THRESHOLDS,
+    Float,
+    HeldOut,
+    MultiLabelClassifier,
+    best_setting,
+    check_options,
+    source_of,
+)
+from heads.estimators.ridge.classifier import ALPHAS
+from heads.fitted.missing_classes import ABSENT
+from heads.fitted.multilabel import MultiLabelHead
+from heads.rows.multilabel import MultiLabelSamples, Targets, TargetsLike, as_multilabel, multilabel_selection
+from heads.rows.samples import Rows, Selection, raise_not_finite
+from heads.solvers.ridge.leave_one_out import leave_one_out_scores
+from heads.solvers.ridge.problem import RidgeProblem
+from heads.solvers.ridge.spectrum import Spectrum, check_alphas
+
+SQUARED = "squared_error"
+METRICS = ("map", "map_micro", SQUARED)
+
+MAX_PATTERNS = 512
+"""Most different sets of known rows among the classes; each is a ridge problem, with a decomposition of its own."""
+
+PIECE_ROWS = 2**14
+"""Rows whose leave-one-out scores are computed at once."""
+
+MIN_SLOPE = 1e-3
+"""Smallest slope of a calibration, in logits a standard deviation: the order of scores is kept."""
+
+
+class _Part(NamedTuple):
+    """The classes (k,) whose targets are known on the same rows, a mask (N,), and their decomposition."""
+
+    classes: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    spectrum: Spectrum
+
+
+class MultiLabelRidge(MultiLabelClassifier):
+    """Least squares on the targets of every class, with an L2 penalty; scores are calibrated to logits afterwards.
+
+    Minimises ``sum_i (w x_i + b - y_i)² + alpha ||w||²`` for each class, y_i 1 or 0, b unpenalised: that of
+    ``sklearn.linear_model.Ridge(alpha)``. Rows whose target is unknown are left out of a class; classes that are known
+    on the same rows are solved together. One decomposition gives every alpha, and every leave-one-out score.
+
+    Then ``slope * score + offset`` are logits, fitted for each class on held-out scores by Platt's method: the binary
+    cross entropy with the targets (P + 1) / (P + 2) and 1 / (M + 2) of P positives and M negatives (Platt 1999,
+    Probabilistic Outputs for Support Vector Machines). Slopes are positive.
+
+    Parameters
+    ----------
+    alphas : path of positive penalties, the same for all classes
+    fit_intercept : whether to fit unpenalised intercepts
+    metric
+        What chooses alpha: "map" (mean over classes of the average precision), "map_micro" (average precision of all
+        entries together), or "squared_error" (smallest over the known entries); the smaller alpha on ties.
+    threshold
+        What a class is predicted from: "per_class", the logit of the largest F1 of each class on the held-out rows;
+        "global", one logit for all, of the largest micro F1; "none", the probability 0.5.
+
+    Attributes
+    ----------
+    coef_, intercept_ : (L, D), (L,) float64, of the logits
+    thresholds_ : (L,) float64
+    alpha_ : float
+    alphas_ : (A,) float64, ascending
+    cv_scores_ : (A,) `metric` on held-out rows, "squared_error" negative
+    slopes_, offsets_ : (L,) float64, of the calibration
+    absent_ : names of the classes without a positive (their intercept is -10,000) or without a negative (10,000)
+    classes_, classnames_, n_features_in_, provenance_
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(300, 4))
+    >>> Y = X[:, :2] + 0.3 * rng.normal(size=(300, 2)) > 0       # two questions, answered by two columns
+    >>> head = MultiLabelRidge([0.1, 10.0]).fit(X, Y, classnames=("right", "above"))
+    >>> head.predict([[1.0, -1.0, 0.0, 0.0]]).tolist(), bool(head.score(X, Y) > 0.8)
+    ([[1, 0]], True)
+    """
+
+    name = "multilabel_ridge"
+
+    alpha_: float
+    alphas_: Float
+    cv_scores_: Float
+    slopes_: Float
+    offsets_: Float
+
+    def __init__(
+        self,
+        alphas: Sequence[Positive] = ALPHAS,
+        fit_intercept: bool = True,
+        metric: Annotated[str, OneOf(*METRICS)] = "map",
+        threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
+    ) -> None:
+        self.alphas = alphas
+        self.fit_intercept = fit_intercept
+        self.metric = metric
+        self.threshold = threshold
+
+    def fit(
+        self,
+        X: Rows,
+        y: TargetsLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
+        """Fit on a multi-label store, or on arrays; rows are held in memory.
+
+        Parameters
+        ----------
+        X : store, or array-like (N, D)
+        y : with arrays: targets (N, L), 1, 0, and -1 or NaN where unknown; or N lists of class names
+        selection
+            Store, or ``(X, y)``, on which alpha, calibration and thresholds are chosen; None uses leave-one-out scores
+            of the training rows
+        classnames : with arrays: the L names
+
+        Raises
+        ------
+        HeadError
+            For NaN or infinite features (naming rows), shapes or values that do not fit, a store with one label a row,
+            more than 512 different sets of known rows.
+        MismatchError
+            If the selection split belongs to another encoder or class list.
+        """
+        check_options("map", self.threshold)
+        if self.metric not in METRICS:
+            raise HeadError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        alphas = self.alphas_ = np.unique(check_alphas(self.alphas))
+        samples = as_multilabel(X, y, classnames=classnames)
+        validation = None if selection is None else multilabel_selection(selection, samples)
+        self._set_rows(samples)
+        features, targets = _in_memory(samples)
+        parts = list(self._parts(features, targets))
+        self._solve(parts, targets)
+        if validation is None:
+            held = self._left_out(parts, features, targets)
+        else:
+            held = HeldOut.on_split(list(zip(*self.path(), strict=True)), validation)
+        self.cv_scores_ = self._compared(held)
+        best = best_setting("alpha", alphas, self.cv_scores_) if len(alphas) > 1 else 0
+        self.alpha_ = float(alphas[best])
+        logits = self._calibrate(held.logits[best], held.targets)
+        self.coef_ = self._weights[best] * self.slopes_[:, None]
+        self.intercept_ = self._intercepts[best] * self.slopes_ + self.offsets_
+        thresholds = HeldOut(logits[None], held.targets).thresholds(0, self.threshold)
+        self.thresholds_ = np.zeros(len(self.intercept_)) if thresholds is None else thresholds
+        how = "leave-one-out" if validation is None else "split"
+        params = {"alpha": self.alpha_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric}
+        params |= {"selection": how, "threshold": self.threshold, "calibration": "platt"}
+        path_params = params | {"threshold": "none", "calibration": "none"}
+        self._path_record = self._provenance(path_params, samples.store)
+        self.provenance_ = self._provenance(params, samples.store, source_of(validation))
+        return self
+
+    def path(self) -> tuple[Float, Float]:
+        """Weights (A, L, D) and intercepts (A, L) of the scores, before calibration, for every alpha of `alphas_`."""
+        check_is_fitted(self, "alphas_")
+        return self._weights, self._intercepts
+
+    def path_heads(self) -> list[MultiLabelHead]:
+        """Every alpha as a head without calibration: its logit is the score less a half, its thresholds are 0."""
+        check_is_fitted(self, "coef_")
+        found = []
+        for weights, intercepts, alpha in zip(*self.path(), self.alphas_.tolist(), strict=True):
+            record = self._path_record.with_params(alpha=alpha)
+            found.append(self._as_head(weights, intercepts - 0.5, None, f"{self.name} alpha={alpha:.6g}", record))
+        return found
+
+    def _parts(self, features: NDArray[np.floating], targets: Targets) -> Iterator[_Part]:
+        """A ridge problem for every set of rows on which classes are known, but for classes that are not fitted."""
+        absent = ~((targets == 1).any(axis=0) & (targets == 0).any(axis=0))
+        self._name_absent(absent, "have no positive or no negative training row")
+        together: dict[bytes, list[int]] = {}
+        for column in np.flatnonzero(~absent).tolist():
+            together.setdefault(np.packbits(targets[:, column] >= 0).tobytes(), []).append(column)
+        if len(together) > MAX_PATTERNS:
+            raise HeadError(
+                f"the classes are known on {len(together)} different sets of rows, each a ridge problem of its own; "
+                f"expected up to {MAX_PATTERNS}: fit multilabel_logistic, which has no such limit"
+            )
+        for columns in together.values():
+            classes, known = np.array(columns), targets[:, columns[0]] >= 0
+            rows = slice(None) if known.all() else known
+            source = partial(_block, features, targets, rows, classes)
+            n, fit_intercept = int(known.sum()), bool(self.fit_intercept)
+            problem = RidgeProblem(source, features.shape[1], len(classes), n, fit_intercept)
+            if not np.isfinite(problem.diagonal()).all():
+                raise_not_finite([features])
+            spectrum = problem.spectrum()
+            spectrum.check_resolves(self.alphas_)
+            yield _Part(classes, known, spectrum)
+
+    def _solve(self, parts: Sequence[_Part], targets: Targets) -> None:
+        """Set weights and intercepts of every alpha."""
+        shape = len(self.alphas_), targets.shape[1]
+        self._weights, self._intercepts = np.zeros((*shape, self.n_features_in_)), np.zeros(shape)
+        self._intercepts[:] = np.where((targets == 1).any(axis=0), -ABSENT, ABSENT)
+        for part in parts:
+            weights, intercepts = part.spectrum.path(self.alphas_)
+            self._weights[:, part.classes], self._intercepts[:, part.classes] = weights, intercepts
+
+    def _left_out(self, parts: Sequence[_Part], features: NDArray[np.floating], targets: Targets) -> HeldOut:
+        """Leave-one-out scores: of all rows, unless their scores were too many."""
+        n, (settings, classes) = len(targets), self._intercepts.shape
+        chosen = np.random.default_rng(1).random(n) < max(HELD_SCORES // (settings * classes), 1) / n
+        scores = np.empty((settings, int(chosen.sum()), classes), np.float32)
+        scores[:] = self._intercepts[:, None]
+        place = np.cumsum(chosen) - 1
+        for part in parts:
+            rows = np.flatnonzero(chosen & part.known)
+            for some in (rows[start : start + PIECE_ROWS] for start in range(0, len(rows), PIECE_ROWS)):
+                Y = targets[np.ix_(some, part.classes)].astype(np.float64)
+                found = leave_one_out_scores(part.spectrum, features[some], Y, self.alphas_)
+                for setting, values in enumerate(found):
+                    scores[setting, place[some][:, None], part.classes] = values
+        return HeldOut(scores, targets[chosen])
+
+    def _compared(self, held: HeldOut) -> Float:
+        """`metric` (A,) of every alpha, the larger the better; squared errors leave out classes not fitted."""
+        if self.metric != SQUARED:
+            return held.scores(self.metric)
+        known = held.targets >= 0
+        known[:, [self.classnames_.index(name) for name in self.absent_]] = False
+        wanted = held.targets[known]
+        return np.array([-float(((scores[known] - wanted) ** 2).mean(dtype=np.float64)) for scores in held.logits])
+
+    def _calibrate(self, scores: NDArray[np.float32], targets: Targets) -> NDArray[np.float32]:
+        """Set the slope and offset of every class; the logits (N', L)."""
+        self.slopes_, self.offsets_ = np.ones(targets.shape[1]), np.zeros(targets.shape[1])
+        absent = {self.classnames_.index(name) for name in self.absent_}
+        for column in sorted(set(range(targets.shape[1])) - absent):
+            known = targets[:, column] >= 0
+            fitted = platt_scale(scores[known, column].astype(np.float64), targets[known, column] == 1)
+            self.slopes_[column], self.offsets_[column] = fitted
+        return (scores * self.slopes_ + self.offsets_).astype(np.float32)
+
+
+def platt_scale(scores: Float, positive: NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and offset that make logits of scores (n,), for rows (n,) that are positive or negative.
+
+    Examples
+    --------
+    >>> slope, offset = platt_scale(np.array([-1.0, -0.5, 0.5, 1.0]), np.array([False, False, True, True]))
+    >>> slope > 0, abs(round(offset, 4))
+    (True, 0.0)
+    """
+    if not len(scores):
+        return 4.0, -2.0  # the least-squares score 1/2 is the probability 1/2
+    hits = int(positive.sum())
+    wanted = np.where(positive, (hits + 1.0) / (hits + 2.0), 1.0 / (len(scores) - hits + 2.0))
+    mean, spread = float(scores.mean()), float(scores.std()) or 1.0
+    unit = (scores - mean) / spread
+
+    def loss(found: Float) -> tuple[float, Float]:
+        logits = found[0] * unit + found[1]
+        error = 0.5 * (1.0 + np.tanh(0.5 * logits)) - wanted
+        value = float((np.logaddexp(0.0, logits) - wanted * logits).mean())
+        return value, np.array([(error * unit).mean(), error.mean()])
+
+    best = minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(MIN_SLOPE, None), (None, None)], tol=1e-12
+    )
+    slope = float(best.x[0]) / spread
+    return slope, float(best.x[1]) - slope * mean
+
+
+def _in_memory(samples: MultiLabelSamples) -> tuple[NDArray[np.floating], Targets]:
+    """All rows, features and targets."""
+    features, targets = zip(*samples.in_memory().blocks(), strict=True)
+    return np.concatenate(features), np.concatenate(targets)
+
+
+def _block(
+    features: NDArray[np.floating], targets: Targets, rows: slice | NDArray[np.bool_], classes: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.floating], Float]]:
+    """The rows on which some classes are known, and the targets of these, as one block."""
+    yield features[rows], targets[rows][:, classes].astype(np.float64)
