@@ -54,7 +54,7 @@ def test_from_folders_to_the_report(imagenet: Path, tmp_path: Path) -> None:
     ran = run(str(imagenet), str(tmp_path), HEADS="ridge knn")
     assert ran.returncode == 0, ran.stderr
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [row["head"] for row in rows] == ["zero_shot", "ridge:ridge", "ridge_to_zero_shot:ridge", "knn"]
+    assert [row["head"] for row in rows] == ["zero_shot", "ridge:ridge", "ridge:ridge_to_zero_shot", "knn"]
     names = ("imagenet", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
     assert all(0 <= row[f"{name}:top1"] <= 1 for row in rows for name in names)
     assert rows[1]["imagenet:top1"] > 0.6  # colours tell the classes apart; chance is 0.05

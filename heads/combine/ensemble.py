@@ -253,9 +253,11 @@ def _made(
         featcache=__version__,
         **keys,
     )
+    with np.errstate(over="ignore"):  # a head refuses weights that are not finite
+        narrow = total.astype(np.float32)
     return LinearHead(
-        total[:, :-1].astype(np.float32),
-        total[:, -1].astype(np.float32),
+        narrow[:, :-1],
+        narrow[:, -1],
         members[0].classnames,
         name=name,
         provenance=provenance,

@@ -63,9 +63,11 @@ def _between(first: LinearHead, second: LinearHead, alpha: float) -> LinearHead:
         raise HeadError(f"interpolation alpha must be a finite number, got {alpha!r}")
     name = f"{first.name}+{second.name}"
     a, b = np.float32(1.0 - alpha), np.float32(alpha)
+    with np.errstate(over="ignore", invalid="ignore"):  # a head refuses weights that are not finite
+        weights, bias = a * first.weights + b * second.weights, a * first.bias + b * second.bias
     return LinearHead(
-        a * first.weights + b * second.weights,
-        a * first.bias + b * second.bias,
+        weights,
+        bias,
         first.classnames,
         name=name,
         provenance=_joined(name, first, second),

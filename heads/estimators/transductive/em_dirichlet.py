@@ -36,9 +36,11 @@ class EMDirichlet(TransductiveClassifier):
     >>> import numpy as np
     >>> from heads import LinearHead
     >>> text = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
-    >>> X = np.array([[1.0, 0.8], [0.9, 0.7], [0.7, 0.9], [0.1, 1.0], [0.0, 1.0]])
-    >>> EMDirichlet().fit(X, texts=text).predict(X).shape
-    (5,)
+    >>> X = np.array([[1.0, 0.8], [0.95, 0.85], [0.9, 0.91], [0.1, 1.0], [0.0, 1.0]])
+    >>> text.logits(X).argmax(axis=1).tolist()
+    [0, 0, 1, 1, 1]
+    >>> EMDirichlet().fit(X, texts=text).predict(X).tolist()
+    [0, 0, 0, 1, 1]
     """
 
     name = "em_dirichlet"

@@ -35,8 +35,10 @@ class LabelPropagation(TransductiveClassifier):
     --------
     >>> from heads import LinearHead
     >>> text = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
-    >>> X = np.array([[1.0, 0.8], [0.95, 0.9], [0.9, 0.92], [0.1, 1.0], [0.0, 1.0]])
-    >>> LabelPropagation(n_neighbors=2).fit(X, texts=text).predict(X).tolist()
+    >>> X = np.array([[1.0, 0.8], [0.95, 0.85], [0.9, 0.91], [0.1, 1.0], [0.0, 1.0]])
+    >>> text.logits(X).argmax(axis=1).tolist()
+    [0, 0, 1, 1, 1]
+    >>> LabelPropagation(n_neighbors=1).fit(X, texts=text).predict(X).tolist()
     [0, 0, 0, 1, 1]
     """
 

@@ -33,7 +33,9 @@ class TransCLIP(TransductiveClassifier):
     >>> import numpy as np
     >>> from heads import LinearHead
     >>> text = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
-    >>> X = np.array([[1.0, 0.9], [0.95, 0.9], [0.9, 0.95], [0.1, 1.0], [0.0, 1.0]])
+    >>> X = np.array([[1.0, 0.8], [0.95, 0.85], [0.9, 0.91], [0.1, 1.0], [0.0, 1.0]])
+    >>> text.logits(X).argmax(axis=1).tolist()
+    [0, 0, 1, 1, 1]
     >>> TransCLIP(n_neighbors=1).fit(X, texts=text).predict(X).tolist()
     [0, 0, 0, 1, 1]
     """

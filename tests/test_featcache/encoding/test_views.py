@@ -136,8 +136,9 @@ def test_ridge_leaves_views_of_an_image_out_together(tmp_path: Path) -> None:
     assert 0 <= expected.score(*store.numpy()) <= 1
     with pytest.raises(HeadError, match="would hold out views of images that it fits on"):
         fit_head("discriminant", Material(views))
-    others = run(tmp_path, Decoding(range(100, 140)), Sized()).store
-    fit_head("discriminant", Material(views, selection=others))
+    others = Decoding(range(40))
+    others.pixels = 255 - others.pixels
+    fit_head("discriminant", Material(views, selection=run(tmp_path / "others", others, Sized()).store))
     with pytest.raises(HeadError, match="rows are views, and shots are images"):
         few_shot(views, 2)
 

@@ -101,7 +101,7 @@ def test_every_option_is_a_flag() -> None:
         (["--regularizer", "lipsum"], "expected NAME=LAMBDA"),
         (["--regularizer", "ewc=1"], "expected one of lipsum"),
         (["--val", "digits"], "expected DATASET:SPLIT"),
-        (["--recipe", "magic"], "expected one of flyp"),
+        (["--recipe", "magic"], "expected one of carot, flyp"),
         (["--batch-size", "0"], "expected a positive number"),
         (["--head", "probe"], "no such file"),
     ],
