@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from featcache.store.protocol import TextSource
 from heads.estimators.base import HeadClassifier, check_metric
-from heads.estimators.base import best_setting as best_setting
 from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.parameters import Count
-from heads.estimators.base import LinearClassifier, Metric
-from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, best_setting, validation_folds
+from heads.estimators.base import LinearClassifier, Metric, best_setting
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
 from heads.estimators.text_prior import class_directions
 from heads.kernels.tally import row_stats
 from heads.rows.samples import gathered

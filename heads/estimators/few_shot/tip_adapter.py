@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, NotNegative, Positive, Range
-from heads.estimators.base import Metric, NonlinearClassifier
-from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, best_setting, validation_folds
+from heads.estimators.base import Metric, NonlinearClassifier, best_setting
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
 from heads.fitted.linear import LinearHead
 from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead
 from heads.kernels.tally import stats_of_arrays
