@@ -127,8 +127,8 @@ def test_the_front_door_loads_nothing_heavy(heavy: str) -> None:
 def test_help_answers_at_once() -> None:
     """Under half a second of processor time, which other work on the machine does not stretch."""
     command = [sys.executable, "-m", "featcache", "--help"]
-    seconds = []
-    for _ in range(3):
+    seconds: list[float] = []
+    while len(seconds) < 5 and min(seconds, default=1) >= 0.5:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
