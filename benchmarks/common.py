@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["interleaved", "machine_facts", "median", "print_facts", "ratio", "report", "summary", "write_json"]
+__all__ = ["Kept", "interleaved", "machine_facts", "median", "print_facts", "ratio", "report", "summary", "write_json"]
 
 _LIBRARIES = ("featcache", "numpy", "scipy", "scikit-learn", "torch", "zarr")
 
@@ -34,6 +34,26 @@ def machine_facts() -> dict[str, Any]:
         "versions": {name: _version(name) for name in _LIBRARIES},
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+class Kept:
+    """Results that are made once: each is a line of a file, from which a run that was stopped goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._found: dict[str, Any] = dict(map(json.loads, lines))
+
+    def __call__(self, key: str, make: Callable[[], Any]) -> Any:
+        """The result of this key, made and kept if there is none yet."""
+        if key not in self._found:
+            began = time.perf_counter()
+            line = json.dumps([key, make()], default=str)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            self._found[key] = json.loads(line)[1]
+            print(f"{key}: {time.perf_counter() - began:.1f} s", flush=True)
+        return self._found[key]
 
 
 def interleaved(timers: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:

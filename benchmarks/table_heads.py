@@ -6,37 +6,60 @@ DIR holds .npz files of features and labels (``oxford_pets.npz``, ``oxford_flowe
 val and test; ``imagenet_fewshot.npz`` with train, test and ``text_weights``). Nothing is chosen on a test split: on
 full data hyper-parameters come from each head's own folds of the train split; few-shot fits draw min(k, 4) rows per
 class of val to choose on, as CoOp does; on ImageNet everything is chosen by folds of the train split.
+
+Heads that need texts are fitted on ImageNet alone, the one file that has them. Every finished row is kept in files
+under ``--work``: the same command goes on from there, and fits heads that were added since.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
 from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 import heads
-from benchmarks.common import machine_facts
-from heads import LinearHead, Material, ResidentStore, fit_head
+from benchmarks.common import Kept, machine_facts
+from heads import LinearHead, Material, ResidentStore, few_shot, fit_head
+from heads.estimators.catalogue import make_head
 from heads.evaluation.compare import compare
 from heads.sweeps.plan import HeadGrid, Splits, SweepPlan
 from heads.sweeps.run import run_sweep
 
 SETS = ("oxford_pets", "oxford_flowers", "ucf101")
-IMAGE_HEADS = ("ridge", "logistic", "discriminant", "nearest_mean", "knn")
-SHOTS, SEEDS = (1, 2, 4, 8, 16), (0, 1, 2)
+IMAGE_HEADS = (
+    HeadGrid("ridge"),
+    HeadGrid("logistic"),
+    HeadGrid("discriminant"),
+    HeadGrid("nearest_mean"),
+    HeadGrid("knn"),
+    HeadGrid("adamw"),
+)
+"""Heads of images alone, with what differs from their defaults."""
+USUAL = "logistic"  # the probe that most papers report; the others are compared with it
+SHOTS, SEEDS, IMAGENET_SHOTS = (1, 2, 4, 8, 16), (0, 1, 2), (1, 2, 4)
 ROWS_ALONE = ("ridge", "logistic", "discriminant", "nearest_mean")
+TEXT_HEADS = {
+    "gda": "discriminant",
+    "tip_adapter": "ridge",
+    "tip_adapter_f": "ridge",
+    "lp_plus_plus": "logistic",
+    "clap": "logistic",
+    "taskres": "logistic",
+}
+"""Heads of rows and texts, and the head of rows alone that each is compared with."""
+TRANSDUCTIVE = ("transclip", "label_propagation")
 LOGIT_SCALE = 100.0
 
 
@@ -61,38 +84,65 @@ def stores_of(folder: Path, name: str) -> dict[str, ResidentStore]:
         }
 
 
-def full_data(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def label_of(head: str, setting: Mapping[str, Any]) -> str:
+    """How the tables name a head with its settings."""
+    return ", ".join([head, *(f"{name}={value}" for name, value in setting.items())])
+
+
+def full_data(folder: Path, names: Sequence[str], kept: Kept, draws: int = 2000) -> list[dict[str, Any]]:
     """Every head that needs no texts, fitted on the whole train split, and scikit-learn's with the same choices."""
     rows = []
     for name in names:
         stores = stores_of(folder, name)
-        for head in IMAGE_HEADS:
-            fitted = fit_head(head, Material(stores["train"]))
-            (row,) = heads.evaluate([fitted], [stores["test"]])
-            rows.append(_full_row(name, head, row[f"{name}:top1"], row[f"{name}:nll"], row["params"]))
-            rows.append(_peer(name, head, fitted, stores))
+        fit = cache(partial(_fit_full, Material(stores["train"])))
+        for place, grid in enumerate(IMAGE_HEADS):
+            label = label_of(grid.name, grid.fixed)
+            rows += kept(f"{name}: {label}", partial(_full_rows, name, place, fit, stores, draws))
     return rows
+
+
+def _fit_full(train: Material, place: int) -> Any:
+    return fit_head(IMAGE_HEADS[place].name, train, IMAGE_HEADS[place].fixed)
+
+
+def _full_rows(
+    data: str, place: int, fit: Callable[[int], Any], stores: Mapping[str, ResidentStore], draws: int
+) -> list[dict[str, Any]]:
+    """The row of a head, compared with the usual probe, and that of scikit-learn's estimator where there is one."""
+    grid, test = IMAGE_HEADS[place], stores["test"]
+    fitted = fit(place)
+    (row,) = heads.evaluate([fitted], [test])
+    label = label_of(grid.name, grid.fixed)
+    found = _full_row(data, label, row[f"{data}:top1"], row[f"{data}:nll"], row["params"])
+    if label != USUAL:
+        (usual,) = (place for place, other in enumerate(IMAGE_HEADS) if label_of(other.name, other.fixed) == USUAL)
+        (compared,) = compare(fit(usual), fitted, [test], draws=draws)
+        found[f"against {USUAL}"] = {"top1": compared["top1"]["difference"], "nll": compared["nll"]["difference"]}
+    return [found] if grid.fixed or grid.name not in PEERS else [found, _peer(data, grid.name, fitted, stores)]
 
 
 def _full_row(data: str, head: str, top1: float, nll: float | None, params: Any) -> dict[str, Any]:
     return {"data": data, "head": head, "top1": top1, "nll": nll, "params": params}
 
 
+PEERS: Mapping[str, Callable[[Any], Any]] = {
+    "ridge": lambda fitted: RidgeClassifierCV(alphas=heads.Ridge().alphas),
+    "logistic": lambda fitted: LogisticRegression(C=fitted.C_, tol=1e-6, max_iter=10_000),
+    "discriminant": lambda fitted: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=fitted.shrinkage_),
+    "nearest_mean": lambda fitted: NearestCentroid(),
+    "knn": lambda fitted: KNeighborsClassifier(
+        fitted.n_neighbors_, metric="cosine", weights=lambda d: np.exp(-d / fitted.temperature)
+    ),
+}
+"""scikit-learn's estimators at the hyper-parameters of our fitted head."""
+
+
 def _peer(name: str, head: str, fitted: Any, stores: Mapping[str, ResidentStore]) -> dict[str, Any]:
     """scikit-learn's estimator at the hyper-parameters that our head chose; NLL where it gives probabilities."""
-    peers: dict[str, Any] = {
-        "ridge": lambda: RidgeClassifierCV(alphas=heads.Ridge().alphas),
-        "logistic": lambda: LogisticRegression(C=fitted.C_, tol=1e-6, max_iter=10_000),
-        "discriminant": lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=fitted.shrinkage_),
-        "nearest_mean": NearestCentroid,
-        "knn": lambda: KNeighborsClassifier(
-            fitted.n_neighbors_, metric="cosine", weights=lambda d: np.exp(-d / fitted.temperature)
-        ),
-    }
     (train, labels), (test, truth) = (stores[split].numpy(np.float64) for split in ("train", "test"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lbfgs at its iteration limit
-        peer = peers[head]().fit(train, labels)
+        peer = PEERS[head](fitted).fit(train, labels)
     proba = head != "nearest_mean" and hasattr(peer, "predict_proba")
     nll = (
         float(log_loss(truth, np.clip(peer.predict_proba(test), 1e-12, None), labels=peer.classes_)) if proba else None
@@ -101,16 +151,13 @@ def _peer(name: str, head: str, fitted: Any, stores: Mapping[str, ResidentStore]
 
 
 def few_shot_curves(
-    folder: Path, names: Sequence[str], shots: Sequence[int], seeds: Sequence[int]
+    folder: Path, names: Sequence[str], shots: Sequence[int], seeds: Sequence[int], results: Path
 ) -> list[dict[str, Any]]:
     """The sweep of all heads over shots and seeds; 16 shots are all rows, so that its seeds differ in val alone."""
     opened = {f"{name}/{split}": store for name in names for split, store in stores_of(folder, name).items()}
     data = tuple(Splits(f"{name}/train", (f"{name}/test",), f"{name}/val") for name in names)
-    plan = SweepPlan(
-        tuple(HeadGrid(head) for head in IMAGE_HEADS), data, shots=tuple(shots), seeds=tuple(seeds), select_shots=4
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        return run_sweep(plan, opened.__getitem__, Path(scratch) / "rows.jsonl", print)
+    plan = SweepPlan(IMAGE_HEADS, data, shots=tuple(shots), seeds=tuple(seeds), select_shots=4)
+    return run_sweep(plan, opened.__getitem__, results, partial(print, flush=True))
 
 
 def zero_shot_head(folder: Path, train: ResidentStore) -> LinearHead:
@@ -121,46 +168,62 @@ def zero_shot_head(folder: Path, train: ResidentStore) -> LinearHead:
     return LinearHead(weights, np.zeros(len(weights)), train.classnames, name="zero_shot", provenance=identity)
 
 
-def imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
+def imagenet(folder: Path, shots: Sequence[int], kept: Kept, draws: int = 2000) -> list[dict[str, Any]]:
     """Few-shot ImageNet with a text head: each way of combining both, against zero-shot and against rows alone."""
     stores = stores_of(folder, "imagenet_fewshot")
-    train, test = stores["train"], stores["test"]
-    zero_shot = zero_shot_head(folder, train)
-    alone: dict[str, Any] = {name: heads.HEADS[name]() for name in ROWS_ALONE}
-    for name, head in alone.items():
-        _fitted(name, head.fit, train)
-    fits: dict[str, tuple[Callable[[], Any], str]] = {
-        "ridge to prior": (heads.Ridge(prior=zero_shot).fit, "ridge"),
-        "logistic to prior": (heads.Logistic(prior=zero_shot).fit, "logistic"),
-        **{
-            f"{name}, alpha by folds": (partial(heads.interpolate_by_folds, zero_shot, heads.settled(head)), name)
-            for name, head in alone.items()
-        },
-        "Tip-Adapter": (partial(heads.TipAdapter().fit, texts=zero_shot), "ridge"),
-        "Tip-Adapter-F": (partial(heads.TipAdapterF().fit, texts=zero_shot), "ridge"),
-        "LP++": (partial(heads.LPPlusPlus().fit, texts=zero_shot), "logistic"),
-    }
-    rows = [_single(name, head, test) for name, head in {"zero_shot": zero_shot, **alone}.items()]
-    for name, (fit, parent) in fits.items():
-        head = _fitted(name, fit, train)
-        row = _single(name, head, test)
-        for other, base in (("zero_shot", zero_shot), (parent, alone[parent])):
-            (found,) = compare(base, head, [test], draws=draws)
+    zero_shot = zero_shot_head(folder, stores["train"])
+    rows: list[dict[str, Any]] = [{"shots": 0, **_single("zero_shot", zero_shot, stores["test"])}]
+    for k in shots:
+        fits = _FewShot(few_shot(stores["train"], k, 0), stores["test"], zero_shot, draws)
+        rows += [kept(f"imagenet, {k} rows: {name}", partial(fits.row, name)) | {"shots": k} for name in fits.all()]
+    return rows
+
+
+class _FewShot:
+    """The heads of ImageNet from one sample of its rows; `row` fits one, and compares it."""
+
+    def __init__(self, train: Any, test: ResidentStore, zero_shot: LinearHead, draws: int) -> None:
+        self.train, self.test, self.zero_shot, self.draws = train, test, zero_shot, draws
+        self.alone = cache(lambda name: make_head(name, {}).fit(train))
+
+    def all(self) -> dict[str, tuple[Callable[[], Any], str | None]]:
+        """How each head is fitted, and the name of the head of rows alone that it is compared with, if any."""
+        found: dict[str, tuple[Callable[[], Any], str | None]] = {
+            name: (partial(self.alone, name), None) for name in ROWS_ALONE
+        }
+        for name in ("ridge", "logistic"):
+            found[f"{name} to prior"] = partial(make_head(name, {}, self.zero_shot).fit, self.train), name
+        for name in ROWS_ALONE:
+            found[f"{name}, alpha by folds"] = partial(self._by_folds, name), name
+        for name, parent in TEXT_HEADS.items():
+            found[name] = partial(make_head(name, {}).fit, self.train, texts=self.zero_shot), parent
+        for name in TRANSDUCTIVE:
+            fit = partial(make_head(name, {}).fit, self.test, texts=self.zero_shot)
+            found[f"{name}, without training rows"] = fit, "nearest_mean"
+            found[f"{name}, with them"] = partial(fit, labelled=self.train), "nearest_mean"
+        return found
+
+    def _by_folds(self, name: str) -> LinearHead:
+        return heads.interpolate_by_folds(self.zero_shot, heads.settled(self.alone(name)), self.train)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """The row of a head."""
+        fit, parent = self.all()[name]
+        began = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # one row per class: nothing can be held out to choose by
+            head = fit()
+        seconds = time.process_time() - began
+        row = _single(name, head, self.test) | {"cpu_s": seconds}
+        others = {} if parent is None else {"zero_shot": self.zero_shot, parent: self.alone(parent)}
+        for other, base in others.items():
+            (found,) = compare(base, head, [self.test], draws=self.draws)
             row[f"against {other}"] = {
                 "top1": found["top1"]["difference"],
                 "nll": found["nll"]["difference"],
                 "mcnemar_p": found["mcnemar"]["p"],
             }
-        rows.append(row)
-    return rows
-
-
-def _fitted(name: str, fit: Callable[[Any], Any], train: ResidentStore) -> Any:
-    """The fitted head, and a line on the screen: some take minutes."""
-    began = time.perf_counter()
-    head = fit(train)
-    print(f"imagenet, {name}: {time.perf_counter() - began:.1f} s", flush=True)
-    return head
+        return row
 
 
 def _single(name: str, head: Any, test: ResidentStore) -> dict[str, Any]:
@@ -178,17 +241,21 @@ def page(full: Sequence[Any], curves: Sequence[Any], few: Sequence[Any], facts: 
     """The tables as Markdown."""
     lines = [
         "# Heads on real CLIP features",
-        f"ViT-B/32 features of OpenAI's CLIP; {facts['cpu']}, {facts['cores']} cores, {facts['date']}.",
+        f"ViT-B/32 features of OpenAI's CLIP; {facts['cpu']}, {facts['cores']} cores, {facts['date']}. Intervals are "
+        "95% paired bootstraps over the test rows unless said otherwise; one that holds zero is a null result.",
         "## Full train split (16 rows per class), chosen by folds of it",
         "scikit-learn runs in float64 at the hyper-parameters that our head chose (ridge: its own choice from the same "
-        "path). A dash: the estimator gives no probabilities.",
-        "| data | head | accuracy, % | NLL |\n|:---|:---|---:|---:|",
+        "path). A dash: the estimator gives no probabilities, or nothing is compared.",
+        f"| data | head | accuracy, % | NLL | accuracy against {USUAL} |\n|:---|:---|---:|---:|---:|",
     ]
-    lines[-1] += "".join(
-        f"\n| {row['data']} | {row['head']} | {100 * row['top1']:.2f} | "
-        f"{'–' if row['nll'] is None else format(row['nll'], '.3f')} |"
-        for row in full
-    )
+    for row in full:
+        against = _signed(row[f"against {USUAL}"]["top1"], 100, 1) if f"against {USUAL}" in row else "–"
+        nll = "–" if row["nll"] is None else format(row["nll"], ".3f")
+        lines[-1] += f"\n| {row['data']} | {row['head']} | {100 * row['top1']:.2f} | {nll} | {against} |"
+    lines += [
+        _verdict([row for row in full if row["data"] == data], USUAL, f"{data}, accuracy")
+        for data in dict.fromkeys(row["data"] for row in full)
+    ]
     if curves:
         lines += [
             "## Few shots",
@@ -197,10 +264,23 @@ def page(full: Sequence[Any], curves: Sequence[Any], few: Sequence[Any], facts: 
             _curves(curves, "top1", 100, 1),
             "NLL, by rows per class:",
             _curves(curves, "nll", 1, 3),
+            f"Accuracy against {USUAL}, in points, by rows per class: the mean over data sets and seeds, and the "
+            "half-width of its 95% interval (Student's t over the pairs). In brackets: a null result.",
+            _differences(curves),
         ]
     if few:
-        lines += ["## ImageNet, four rows per class, 1,000 test rows", _imagenet_table(few), _verdict(few)]
+        most = max(row["shots"] for row in few)
+        last = [row for row in few if row["shots"] in (0, most)]
+        lines += [f"## ImageNet, {most} rows per class, 1,000 test rows", _NOTES, _imagenet_table(last)]
+        lines += [_verdict(last, other, "Accuracy") for other in ("zero_shot", "rows alone")]
+        lines += ["Accuracy in % / NLL, by rows per class, of one draw (seed 0):", _imagenet_curves(few)]
     return "\n\n".join(lines) + "\n"
+
+
+_NOTES = (
+    "CPU seconds are those of the fit, the choice of its hyper-parameters included. The transductive heads (the last "
+    "ones) see the features of all test rows at once, so that their figures stand by themselves."
+)
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], metric: str, factor: float, digits: int) -> str:
@@ -208,7 +288,7 @@ def _curves(rows: Sequence[Mapping[str, Any]], metric: str, factor: float, digit
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in rows:
         data = row["data"].partition("/")[0]
-        values = found.setdefault((data, row["head"]), {}).setdefault(row["shots"], [])
+        values = found.setdefault((data, label_of(row["head"], row["setting"])), {}).setdefault(row["shots"], [])
         values.append(factor * row[f"{data}:{metric}"])
     shots = sorted({row["shots"] for row in rows})
     lines = [f"| data | head | {' | '.join(map(str, shots))} |", "|:---|:---" + "|---:" * len(shots) + "|"]
@@ -219,30 +299,59 @@ def _curves(rows: Sequence[Mapping[str, Any]], metric: str, factor: float, digit
     return "\n".join(lines)
 
 
+def _differences(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies less those of the usual probe on the same rows, a line a head, a column a number of shots."""
+    found: dict[str, dict[tuple[Any, ...], float]] = {}
+    for row in rows:
+        data, label = row["data"].partition("/")[0], label_of(row["head"], row["setting"])
+        found.setdefault(label, {})[row["shots"], data, row["seed"]] = 100 * row[f"{data}:top1"]
+    shots, usual = sorted({row["shots"] for row in rows}), found[USUAL]
+    lines = [f"| head | {' | '.join(map(str, shots))} |", "|:---" + "|---:" * len(shots) + "|"]
+    for label, own in found.items():
+        if label == USUAL:
+            continue
+        cells = []
+        for k in shots:
+            gaps = np.array([own[key] - usual[key] for key in usual if key[0] == k])
+            half = float(student.ppf(0.975, len(gaps) - 1)) * gaps.std(ddof=1) / len(gaps) ** 0.5
+            told = f"{gaps.mean():+.1f} ± {half:.1f}"
+            cells.append(told if abs(gaps.mean()) > half else f"[{told}]")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _imagenet_curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    shots = sorted({row["shots"] for row in rows})
+    found: dict[str, dict[int, str]] = {}
+    for row in rows:
+        found.setdefault(row["head"], {})[row["shots"]] = f"{100 * row['top1']:.1f} / {row['nll']:.2f}"
+    lines = [f"| head | {' | '.join(map(str, shots))} |", "|:---" + "|---:" * len(shots) + "|"]
+    lines += [f"| {head} | {' | '.join(cells.get(k, '–') for k in shots)} |" for head, cells in found.items()]
+    return "\n".join(lines)
+
+
 def _imagenet_table(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = ("head", "accuracy, %", "NLL", "accuracy against zero-shot", "against rows alone", "NLL against zero-shot")
-    lines = [f"| {' | '.join(shown)} |", "|:---|---:|---:|---:|---:|---:|"]
+    lines = [f"| {' | '.join(shown)} | CPU, s |", "|:---" + "|---:" * len(shown) + "|"]
     for row in rows:
         against = [value for key, value in row.items() if key.startswith("against ")]
         cells = ["–"] * 3
         if against:
             cells = [_signed(found["top1"], 100, 1) for found in against] + [_signed(against[0]["nll"], 1, 3)]
+        cells.append(f"{row['cpu_s']:.0f}" if "cpu_s" in row else "–")
         lines.append(f"| {row['head']} | {100 * row['top1']:.1f} | {row['nll']:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Which intervals of accuracy exclude zero, said in words; a null result is stated as one."""
-    lines = ["95% paired bootstrap intervals of accuracy:"]
-    for parent in ("zero_shot", "rows alone"):
-        said: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
-        for row in rows:
-            for key in (key for key in row if key.startswith("against ")):
-                if (key == "against zero_shot") == (parent == "zero_shot"):
-                    _, low, high = row[key]["top1"]
-                    said["above" if low > 0 else "below" if high < 0 else "not told apart from"].append(row["head"])
-        lines += [f"- {how} {parent}: {'; '.join(names) or 'none'}" for how, names in said.items()]
-    return lines[0] + "\n\n" + "\n".join(lines[1:])
+def _verdict(rows: Sequence[Mapping[str, Any]], other: str, what: str) -> str:
+    """Which intervals of accuracy against a head exclude zero, said in words; a null result is stated as one."""
+    said: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+    for row in rows:
+        for key in (key for key in row if key.startswith("against ")):
+            if key == f"against {other}" or (other == "rows alone" and key != "against zero_shot"):
+                _, low, high = row[key]["top1"]
+                said["above" if low > 0 else "below" if high < 0 else "not told apart from"].append(row["head"])
+    return "\n".join([f"{what}:\n", *(f"- {how} {other}: {'; '.join(names) or 'none'}" for how, names in said.items())])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -253,12 +362,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--shots", nargs="*", type=int, default=SHOTS)
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
-    parser.add_argument("--no-imagenet", action="store_true")
+    parser.add_argument("--imagenet-shots", nargs="*", type=int, default=IMAGENET_SHOTS)
+    parser.add_argument("--work", type=Path, default=Path("build/table_heads"), help="finished rows, kept")
     args = parser.parse_args(arguments)
-    facts = machine_facts()
-    full = full_data(args.folder, args.sets)
-    curves = few_shot_curves(args.folder, args.sets, args.shots, args.seeds) if args.shots else []
-    few = [] if args.no_imagenet else imagenet(args.folder)
+    args.work.mkdir(parents=True, exist_ok=True)
+    kept, facts = Kept(args.work / "rows.jsonl"), machine_facts()
+    full = full_data(args.folder, args.sets, kept)
+    results = args.work / "few-shot.jsonl"
+    curves = few_shot_curves(args.folder, args.sets, args.shots, args.seeds, results) if args.shots else []
+    few = imagenet(args.folder, args.imagenet_shots, kept) if args.imagenet_shots else []
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": facts, "full": full, "few_shot": curves, "imagenet": few}
     (args.out / "heads-table.json").write_text(json.dumps(record, indent=1, default=str) + "\n")

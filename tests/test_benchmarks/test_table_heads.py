@@ -30,16 +30,21 @@ def folder(tmp_path: Path) -> Path:
 
 def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "out"
-    table_heads.main([str(folder), "--out", str(out), "--sets", "toys", "--shots", "2", "4", "--seeds", "0", "1"])
+    flags = ["--shots", "2", "4", "--seeds", "0", "1", "--imagenet-shots", "8", "--work", str(folder / "work")]
+    command = [str(folder), "--out", str(out), "--sets", "toys", *flags]
+    table_heads.main(command)
     record = json.loads((out / "heads-table.json").read_text())
     by_head = {row["head"]: row for row in record["full"]}
-    assert set(table_heads.IMAGE_HEADS) < set(by_head)
+    labels = {table_heads.label_of(grid.name, grid.fixed) for grid in table_heads.IMAGE_HEADS}
+    assert labels < set(by_head)
+    assert all("against logistic" in by_head[label] for label in labels - {"logistic"})
     assert abs(by_head["ridge"]["top1"] - by_head["scikit-learn RidgeClassifierCV"]["top1"]) < 0.03
-    assert len(record["few_shot"]) == 5 * 2 * 2
-    combined = [row for row in record["imagenet"] if "against zero_shot" in row]
-    assert len(combined) == 9
-    alone = {row["head"] for row in record["imagenet"]} - {row["head"] for row in combined}
-    assert alone == {"zero_shot", "ridge", "logistic", "discriminant", "nearest_mean"}
+    assert len(record["few_shot"]) == len(labels) * 2 * 2
+    last = [row for row in record["imagenet"] if row["shots"] == 8]
+    combined = [row for row in last if "against zero_shot" in row]
+    alone = {row["head"] for row in last} - {row["head"] for row in combined}
+    assert alone == {"ridge", "logistic", "discriminant", "nearest_mean"}
+    assert {row["head"] for row in combined} >= {*table_heads.TEXT_HEADS, "ridge to prior", "logistic to prior"}
     for name in ("ridge", "logistic", "discriminant", "nearest_mean"):  # beside its parents, alpha by folds of train
         (row,) = (row for row in combined if row["head"] == f"{name}, alpha by folds")
         assert {key for key in row if key.startswith("against ")} == {"against zero_shot", f"against {name}"}
@@ -51,10 +56,23 @@ def test_tables_hold_every_head_and_its_peer(folder: Path, capsys: pytest.Captur
     page = (out / "heads-table.md").read_text()
     shown = capsys.readouterr().out
     assert page.strip() in shown
-    assert "imagenet, discriminant, alpha by folds: " in shown  # a line a fit, as it is done
-    assert " ± " in page
-    assert "95% paired bootstrap intervals" in page
+    assert "imagenet, 8 rows: discriminant, alpha by folds: " in shown  # a line a fit, as it is done
+    assert "95% paired bootstraps" in page
     assert "not told apart from zero_shot: " in page
+    table_heads.main(command)  # finished rows are not made again
+    again = json.loads((out / "heads-table.json").read_text())
+    assert {**again, "machine": 0} == {**record, "machine": 0}
+    assert "alpha by folds: " not in capsys.readouterr().out
+
+
+def test_a_difference_that_is_no_result_stands_in_brackets() -> None:
+    rows = [
+        {"data": "toys/train", "head": head, "setting": {}, "shots": 4, "seed": seed, "toys:top1": top1}
+        for head, found in {"logistic": (0.5, 0.6), "ridge": (0.6, 0.7001), "knn": (0.4, 0.8)}.items()
+        for seed, top1 in enumerate(found)
+    ]
+    lines = table_heads._differences(rows).splitlines()
+    assert lines[2:] == ["| ridge | +10.0 ± 0.1 |", "| knn | [+5.0 ± 190.6] |"]  # t of one degree of freedom: 12.706
 
 
 def test_ways_of_choosing_stand_beside_zero_shot(folder: Path) -> None:
