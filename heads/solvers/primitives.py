@@ -46,7 +46,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     >>> product(torch.eye(2), torch.ones(2, 1)).tolist()
     [[1.0], [1.0]]
     """
-    if on_gpu(a):
+    if on_gpu(a) or a.dtype == torch.bfloat16:
         return torch.matmul(a, b, out=out)
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are named by the caller
         found = np.matmul(a.numpy(), b.numpy(), out=None if out is None else out.numpy())

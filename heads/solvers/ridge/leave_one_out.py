@@ -9,7 +9,7 @@ With row weights w the leverage is w_i times as large, and the average over rows
 ``RidgeCV(alphas, store_cv_results=True).cv_results_`` summed over targets and averaged over rows.
 
 Computed directly, the residuals of N rows cost a product of N·D·C operations for every alpha (`_Direct`). Two products
-of N·D·D operations serve *all* alphas and any number of classes (`_Coupled`). In the eigenbasis, with z = Vᵀx̃,
+of N·D·D operations serve *all* alphas and any number of classes (`Coupled`). In the eigenbasis, with z = Vᵀx̃,
 F_d = 1 / (s_d + alpha), P = VᵀX̃ᵀỸ (D, C) and K = P Pᵀ:
 
     h         = 1/n + Σ_d F_d z_d²
@@ -30,13 +30,13 @@ and ||y - B x̃||² from a product of N·D·C operations once. Numeric targets r
 
 float32 is used where it is safe: rows whose leverage exceeds one half (at most 2 D of them, for leverages sum to at
 most D + 1) are redone in float64, and so is everything if residuals come out so small that float32 could not resolve
-them.
+them. With many more rows than features, on a CPU that multiplies bfloat16, the products are bfloat16, and their errors
+are taken out by sums that the moments give exactly (`heads.solvers.ridge.corrected`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -46,13 +46,13 @@ from torch import Tensor
 
 from heads.solvers.folds import by_fold
 from heads.solvers.parallel import Blocks, map_pieces
-from heads.solvers.primitives import Column, as_tensor, on_gpu, product, wide_targets
+from heads.solvers.primitives import Column, as_tensor, on_gpu
+from heads.solvers.ridge import corrected
+from heads.solvers.ridge.forms import Coupled, Direct
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
 Float = NDArray[np.float64]
 
-# Near pairs: rounding is amplified by 1/gap, the near formula errs by gap²/2; these balance the two.
-_GAP = {torch.float32: 4e-3, torch.float64: 1e-6}
 # Below this many multiply-adds the direct form in float64 takes well under a second, and needs no approximation.
 _DIRECT_WORK = 4e9
 # float32 residuals are good to about 1e-7 of the targets' sum of squares: ask for four digits more than that.
@@ -75,7 +75,7 @@ def leave_one_out_errors(
         A positive values.
     dtype
         None chooses: the direct form for small problems; else float64 on a GPU and for number targets, and float32
-        products with float64 repairs for labels on a CPU.
+        products with float64 repairs for labels on a CPU, or corrected bfloat16 products where those pay.
 
     Returns
     -------
@@ -150,24 +150,30 @@ def _errors(
     first = next(stream, None)
     if first is None:
         return np.zeros(len(alphas))
-    rows, gpu, labels = chain([first], stream), on_gpu(first[0]), first[1].ndim == 1
+    rows: Blocks = chain([first], stream)
+    gpu, labels, plain = on_gpu(first[0]), first[1].ndim == 1, all(column is None for column in first[2:])
     device = first[0].device if gpu else torch.device("cpu")
     work = max(spectrum.rows * spectrum.projected.size for spectrum in spectra) * len(alphas)
     if dtype is None and not gpu and work <= _DIRECT_WORK:
-        direct = [_Direct(s, as_tensor(1.0 / (s.eigenvalues[:, None] + alphas))) for s in spectra]
+        direct = [Direct.of(s, alphas) for s in spectra]
         return _mean_errors(direct, rows, leave_out)
-    exact = [_Coupled.of(spectrum, alphas, torch.float64, device) for spectrum in spectra]
+    exact = [Coupled.of(spectrum, alphas, torch.float64, device) for spectrum in spectra]
     if dtype == torch.float64 or (dtype is None and (gpu or not labels)):
         return _mean_errors(exact, rows, leave_out)
-    quick = [_Coupled.of(spectrum, alphas, torch.float32, device) for spectrum in spectra]
-    errors = _mean_errors(quick, rows, leave_out, exact)
+    quick = [Coupled.of(spectrum, alphas, torch.float32, device) for spectrum in spectra]
+    errors = None
+    pays = dtype is None and leave_out and plain and corrected.pays(spectra[0], alphas)
+    if pays or dtype == torch.bfloat16:
+        errors, rows = corrected.mean_errors(spectra[0], quick[0], rows, alphas), blocks()
+    if errors is None:
+        errors = _mean_errors(quick, rows, leave_out, exact)
     # The squared error of predicting the class frequencies is the size of one-hot targets.
     size = min(1.0 - float(spectrum.mean_y @ spectrum.mean_y) for spectrum in spectra)
     return errors if errors.min() >= _FLOAT32_FLOOR * size else _mean_errors(exact, blocks(), leave_out)
 
 
 def _mean_errors(
-    forms: Sequence[_Direct | _Coupled], blocks: Blocks, leave_out: bool, exact: Sequence[_Coupled] = ()
+    forms: Sequence[Direct | Coupled], blocks: Blocks, leave_out: bool, exact: Sequence[Coupled] = ()
 ) -> Float:
     """The pass: weighted mean over rows of residual² / (1 - leverage)², steep rows redone in the `exact` form."""
 
@@ -184,8 +190,8 @@ def _mean_errors(
             found.append((total, float(len(y[rows])) if part is None else float(part.sum())))
         return found
 
-    total, count = torch.zeros(forms[0].shrink.shape[1], dtype=torch.float64), 0.0
-    for piece in map_pieces(blocks, of_piece, width=2 * len(forms[0].shrink)):
+    total, count = torch.zeros(forms[0].n_alphas, dtype=torch.float64), 0.0
+    for piece in map_pieces(blocks, of_piece, width=2 * forms[0].rank):
         for errors, rows in piece:
             total = total.to(errors.device).add_(errors)
             count += rows
@@ -193,7 +199,7 @@ def _mean_errors(
 
 
 def _total(
-    form: _Direct | _Coupled, X: Tensor, y: Tensor, weights: Tensor | None, leave_out: bool, exact: _Coupled | None
+    form: Direct | Coupled, X: Tensor, y: Tensor, weights: Tensor | None, leave_out: bool, exact: Coupled | None
 ) -> Tensor:
     """Weighted sum over a piece of rows of the squared errors, (A,) float64."""
     error, leverage = form.rows(X, y)
@@ -211,119 +217,3 @@ def _total(
     if exact is not None and steep is not None and len(steep):
         total += _total(exact, X[steep], y[steep], None if weights is None else weights[steep], True, None)
     return total
-
-
-@dataclass(frozen=True)
-class _Direct:
-    """The definition, in float64 on a CPU: one residual matrix per alpha."""
-
-    spectrum: Spectrum
-    shrink: Tensor  # (R, A): F
-
-    def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared residuals (n, A) of the full fit and leverages (n, A)."""
-        spectrum = self.spectrum
-        x = features.double() - as_tensor(spectrum.mean_x)
-        z = product(x, as_tensor(spectrum.vectors))
-        rest = wide_targets(targets, len(spectrum.mean_y)) - as_tensor(spectrum.mean_y)
-        if spectrum.base is not None:
-            rest -= product(x, as_tensor(spectrum.base).T)
-        projected = as_tensor(spectrum.projected)
-        residuals = (rest - product(z, projected * column[:, None]) for column in self.shrink.T)
-        error = torch.stack([residual.square_().sum(dim=1) for residual in residuals], dim=1)
-        return error, product(z.square_(), self.shrink).add_(spectrum.intercept_leverage)
-
-
-@dataclass(frozen=True)
-class _Coupled:
-    """The two products for all alphas, in one dtype on one device; every field is independent of the rows."""
-
-    mean: Tensor  # (D,)
-    rotate: Tensor  # (D, 2 R): V and 2 V @ coupling (+ 2 Bᵀ Pᵀ) side by side: one product
-    near: list[tuple[slice, slice, Tensor]]  # blocks of columns of the near part of K
-    diagonal: Tensor  # (R,), the diagonal of K; used alone when no pair is near
-    label_rows: Tensor  # (K, R): 2 P (y - ȳ) of each class
-    label_size: Tensor  # (K,): ||y - ȳ||² of each class
-    projected: Tensor  # (R, K) float64: P
-    shrink: Tensor  # (R, A): F
-    mean_y: Tensor  # (K,) float64
-    base: Tensor | None  # (K, D): B
-    intercept_leverage: float
-    smallest: int  # index of the smallest alpha, where leverages are largest
-
-    @classmethod
-    def of(cls, spectrum: Spectrum, alphas: Float, dtype: torch.dtype, device: torch.device) -> _Coupled:
-        """Split the pairs of eigenvalues into far and near; in float64 on the host, then cast and move."""
-
-        def placed(array: Float) -> Tensor:
-            return as_tensor(np.ascontiguousarray(array)).to(device, dtype)
-
-        s, p, mean_y = spectrum.eigenvalues, spectrum.projected, spectrum.mean_y
-        kernel = p @ p.T  # K (R, R)
-        difference = s[:, None] - s[None, :]  # [e, d] = s_e - s_d
-        near = np.abs(difference) <= _GAP[dtype] * (np.minimum(s[:, None], s[None, :]) + alphas.min())
-        coupling = np.where(near, 0.0, kernel / np.where(near, 1.0, difference))
-        second = 2.0 * spectrum.vectors @ coupling
-        if spectrum.base is not None:
-            second += 2.0 * spectrum.base.T @ p.T
-        return cls(
-            mean=placed(spectrum.mean_x),
-            rotate=placed(np.hstack([spectrum.vectors, second])),
-            near=[(rows, columns, placed(block)) for rows, columns, block in _near_blocks(near, kernel)],
-            diagonal=placed(np.diag(kernel)),
-            label_rows=placed(2.0 * (p.T - p @ mean_y)),
-            label_size=placed(1.0 - 2.0 * mean_y + mean_y @ mean_y),
-            projected=as_tensor(p).to(device),
-            shrink=placed(1.0 / (s[:, None] + alphas)),
-            mean_y=as_tensor(mean_y).to(device),
-            base=None if spectrum.base is None else placed(spectrum.base),
-            intercept_leverage=spectrum.intercept_leverage,
-            smallest=int(alphas.argmin()),
-        )
-
-    def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared residuals (n, A) of the full fit and leverages (n, A)."""
-        x = features.to(self.rotate.dtype, copy=True).sub_(self.mean)
-        rank = len(self.shrink)
-        # Step 1: one product rotates the rows to z and couples the far pairs, u.
-        rotated = product(x, self.rotate)
-        z, u = rotated[:, :rank], rotated[:, rank:]
-        # Step 2: less 2 P (y - ȳ), so that u holds both terms linear in F: ||W x̃||² of far pairs and -2 <y, W x̃>.
-        if targets.ndim == 1:
-            labels = targets.long()
-            u -= self.label_rows[labels]
-            size = self.label_size[labels]
-        if targets.ndim == 2 or self.base is not None:
-            rest = wide_targets(targets, len(self.mean_y)) - self.mean_y
-            if targets.ndim == 2:
-                u -= 2.0 * product(rest, self.projected.T).to(u.dtype)
-            if self.base is not None:
-                rest -= product(x, self.base.T)
-            size = rest.square_().sum(dim=1).to(u.dtype)
-        # Step 3: everything that depends on alpha is a product with F, or with F² for the near pairs.
-        error = product(u.mul_(z), self.shrink).add_(size[:, None])
-        error += product(self._near_product(z).mul_(z), self.shrink.square())
-        # Step 4: leverages, for which z is squared in place.
-        return error, product(z.square_(), self.shrink).add_(self.intercept_leverage)
-
-    def _near_product(self, z: Tensor) -> Tensor:
-        """``z @ K_near`` (n, R): the diagonal, or a few narrow products when eigenvalues crowd."""
-        if not self.near:
-            return z * self.diagonal
-        out = torch.empty_like(z)
-        for rows, columns, block in self.near:
-            product(z[:, rows], block, out=out[:, columns])
-        return out
-
-
-def _near_blocks(near: NDArray[np.bool_], kernel: Float, width: int = 32) -> list[tuple[slice, slice, Float]]:
-    """Column blocks of the banded matrix ``where(near, K, 0)``; none if it is diagonal. s is sorted: it is a band."""
-    if near.sum() == len(near):
-        return []
-    blocks = []
-    for start in range(0, len(near), width):
-        columns = slice(start, start + width)
-        touched = np.flatnonzero(near[:, columns].any(axis=1))
-        rows = slice(int(touched[0]), int(touched[-1]) + 1)
-        blocks.append((rows, columns, np.where(near, kernel, 0.0)[rows, columns]))
-    return blocks
