@@ -95,8 +95,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache encode DATA --split S...``."""
-    from featcache.encoding.images import encode_dataset
-
     options = EncodeOptions(
         batch_size=args.batch_size,
         chunk_rows=args.chunk_rows,
@@ -114,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     )
     datasets = _datasets(args)
     encoder = encoder_of(args, args.preprocess or prepared_of(datasets[0]))
+    from featcache.encoding.images import encode_dataset  # last: a model that cannot be had is said without it
+
     if args.dry_run:
         return _dry_run(datasets, encoder, options, args)
     records, lines = [], []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from featcache.cli.arguments import alias_note, at_least, encoder_of, model_arguments, progress_of, show
 from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
 from featcache.datasets.files import WHOLE
+from featcache.encoders.published import check_reachable
 from featcache.errors import DatasetError, PromptError
 from featcache.progress import format_seconds
 from featcache.prompts import class_list_names, load_classnames, load_prompt_file, load_templates
@@ -46,17 +47,18 @@ def run(args: argparse.Namespace) -> int:
     """``featcache text CLASSES --templates T``, or ``featcache text --random M``."""
     if (args.random is None) == (args.classes is None):
         raise PromptError("featcache text: expected class names (digits, imagefolder:DIR, FILE), or --random M")
+    check_reachable(args.model, args.pretrained)  # some lists of class names come with open_clip
     return _class_texts(args) if args.random is None else _random_texts(args)
 
 
 def _class_texts(args: argparse.Namespace) -> int:
-    from featcache.encoding.texts import embed_prompts
-
     classnames, name = classnames_of(args.classes, args.split)
     name = args.name or name
     prompts = load_prompt_file(args.prompts) if args.prompts else None
     templates = None if prompts is not None else load_templates(args.templates)
     encoder = encoder_of(args)
+    from featcache.encoding.texts import embed_prompts  # last: a model that cannot be had is said without it
+
     where = {"name": name, "root": args.root}
     result = embed_prompts(classnames, templates, encoder, prompts=prompts, progress=progress_of(args), **where)
     store = result.store
@@ -74,10 +76,11 @@ def _class_texts(args: argparse.Namespace) -> int:
 
 
 def _random_texts(args: argparse.Namespace) -> int:
+    encoder = encoder_of(args)
     from featcache.encoding.banks import embed_random_texts
 
     settings = {"length": args.length, "seed": args.seed, "name": args.name, "root": args.root}
-    result = embed_random_texts(args.random, encoder_of(args), **settings, progress=progress_of(args))
+    result = embed_random_texts(args.random, encoder, **settings, progress=progress_of(args))
     store = result.store
     record = {"store": str(store.path), "texts": len(store), "dim": store.dim, "error": store.error, "hit": result.hit}
     shape = f"{len(store):,} random texts x {store.dim}, second moment within {store.error:.2%}"

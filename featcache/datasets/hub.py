@@ -49,6 +49,7 @@ def offline_where_unreachable(
     if constants.HF_HUB_OFFLINE or hub_is_reachable():
         yield
         return
+    lacking = no_hub(what, remedy, kind)
     settings = [module for module in (constants, sys.modules.get("datasets.config")) if module is not None]
     for module in settings:
         vars(module)["HF_HUB_OFFLINE"] = True
@@ -57,13 +58,25 @@ def offline_where_unreachable(
     except Exception as error:
         if not _is_of_the_hub(error):
             raise
-        raise kind(
-            f"{what}: {urlsplit(constants.ENDPOINT).hostname} cannot be reached, and the local cache "
-            f"({constants.HF_HUB_CACHE}) lacks its files; {remedy}"
-        ) from error
+        raise lacking from error
     finally:
         for module in settings:
             vars(module)["HF_HUB_OFFLINE"] = False
+
+
+def no_hub(
+    what: str, remedy: str = MODEL_REMEDY, kind: type[EncoderError | DatasetError] = EncoderError
+) -> EncoderError | DatasetError:
+    """The error of `offline_where_unreachable`."""
+    host = urlsplit(constants.ENDPOINT).hostname
+    why = f"HF_HUB_OFFLINE keeps {host} from being asked" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
+    return kind(f"{what}: {why}, and the local cache ({constants.HF_HUB_CACHE}) lacks its files; {remedy}")
+
+
+def hub_lacks(repository: str) -> bool:
+    """Whether nothing of a model is in the local cache, nor to be had from the hub."""
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    return not folder.is_dir() and (constants.HF_HUB_OFFLINE or not hub_is_reachable())
 
 
 def _is_of_the_hub(error: BaseException | None) -> bool:

@@ -7,6 +7,7 @@ from typing import TypedDict
 from featcache.encoders.base import Batch, Encoder, full_name, loading_arguments
 from featcache.encoders.model_names import open_clip_name
 from featcache.encoders.preparation import PREPARATIONS, encoder_for, prepared_by
+from featcache.encoders.published import check_reachable
 
 ENCODERS: dict[str, str] = {
     "tiny": "featcache.encoders.openclip:load_tiny",
@@ -60,6 +61,7 @@ def load_encoder(
         The model cannot be loaded, or does not support the preparation.
     """
     model, pretrained = open_clip_name(full_name(model), pretrained)
+    check_reachable(model, pretrained)
     module, _, function = ENCODERS.get(model.partition(":")[0], ENCODERS["open_clip"]).partition(":")
     load: Callable[..., Encoder] = vars(import_module(module))[function]
     encoder = load(model, pretrained, device, precision)

@@ -1,8 +1,6 @@
-"""Checkpoint files of CLIP models: tower digests, OpenAI's TorchScript archives, the QuickGELU trap.
+"""Checkpoint files of CLIP models: tower digests, and OpenAI's TorchScript archives.
 
-OpenAI's weights were trained with QuickGELU. Loaded into a GELU architecture they lose four ImageNet points without an
-error (0.6442 instead of 0.6834 for ViT-B/16), and open_clip only warns. Here it is an error, whether the weights come
-by tag, by one of OpenAI's files (known by digest), or by another archive in OpenAI's layout.
+OpenAI's files are known by digest, or by their layout: their weights want QuickGELU.
 """
 
 import hashlib
@@ -13,11 +11,10 @@ from pathlib import Path
 
 import torch
 
-from featcache.errors import ActivationMismatchError, EncoderError
+from featcache.errors import EncoderError
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 NOT_WEIGHTS = {*OPENAI_EXTRAS, "attn_mask"}  # the causal mask is computed, some archives carry it
-SUFFIX = "-quickgelu"
 PICKLE = b"\x80"
 """First byte of a pickle since protocol 2, and of torch files older than its zip archives."""
 
@@ -40,44 +37,6 @@ def tower_digest(model: torch.nn.Module, *, image: bool) -> str:
     head, so a store of texts stays valid exactly as long as they do.
     """
     return state_digest(model, lambda name: name.startswith("visual.") is image)
-
-
-def check_activation(
-    model: str,
-    pretrained: str,
-    quick_gelu: bool,
-    wanted: bool | None,
-    flag: str = "--model",
-    remedy: str | None = None,
-) -> None:
-    """Refuse weights whose activation is not the architecture's.
-
-    Parameters
-    ----------
-    model, pretrained : str
-        Architecture and weights, as the user named them.
-    quick_gelu : bool
-        What the architecture computes.
-    wanted : bool or None
-        What the weights were trained with; None where nothing is known of them.
-    flag : str
-        The flag that names `model`.
-    remedy : str, optional
-        What to use instead; default: the flag with the architecture's other name.
-
-    Raises
-    ------
-    ActivationMismatchError
-        Naming the architecture to use instead.
-    """
-    if wanted is None or wanted == quick_gelu:
-        return
-    base = model.removesuffix(SUFFIX)
-    trained, built = ("QuickGELU", "GELU") if wanted else ("GELU", "QuickGELU")
-    raise ActivationMismatchError(
-        f"weights {pretrained} in {model}: they were trained with {trained}, {model} computes {built}: accuracy would "
-        f"drop by points without an error; use {remedy or f'{flag} {base + SUFFIX if wanted else base}'}"
-    )
 
 
 def is_openai_file(path: Path, known: Container[str]) -> bool:

@@ -16,8 +16,9 @@ import torch
 
 from featcache.datasets.hub import needs_hub, offline_where_unreachable
 from featcache.encoders.base import FOLDER_FILES, FOLDER_PROVENANCE
-from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript, load_torchscript
+from featcache.encoders.checkpoints import is_openai_file, is_torchscript, load_torchscript
 from featcache.encoders.openclip.encoder import OpenClipEncoder
+from featcache.encoders.published import check_activation
 from featcache.encoders.torch_images import default_device
 from featcache.errors import EncoderError, FeatcacheError
 from featcache.parameters import Range, check_record

@@ -9,8 +9,9 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from featcache.encoders.checkpoints import check_activation, is_openai_file, is_torchscript
+from featcache.encoders.checkpoints import is_openai_file, is_torchscript
 from featcache.encoders.openclip import openai_file_digests
+from featcache.encoders.published import check_activation
 from featcache.transfer.flax import is_flax
 from ft.checkpoints.state import Json
 
