@@ -140,8 +140,8 @@ def generate(
         run.claims.release_all()
     there = len(plan) - len(plan.missing(out / split))
     if there == len(plan):
-        for folder in (out / split, out / WORK):
-            sweep_partials(folder)
+        run.claims.sweep()
+        sweep_partials(out / split)
     return GenerateResult(out / split, len(plan.classes), len(plan), there, run.made, time.perf_counter() - began)
 
 

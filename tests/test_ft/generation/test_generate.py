@@ -189,6 +189,15 @@ def test_processes_share_the_work_and_take_over_from_the_dead(tmp_path: Path) ->
     assert not list(claims.iterdir())
 
 
+def test_claims_that_a_killed_process_left_on_finished_images_are_removed(tmp_path: Path) -> None:
+    draft(tmp_path)
+    claim = tmp_path / ".generate" / "claims" / "train-1-0"
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    claim.write_text(f"{local.HOST}-999999999")  # it had drawn its images, and not given the claim back
+    assert draft(tmp_path).made == 0
+    assert not claim.exists()
+
+
 def test_imagenet_lies_in_folders_of_wordnet_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "synced", False)
     classes = list(zip(imagenet_wnids(), imagenet_names(), strict=True))
