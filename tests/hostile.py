@@ -187,6 +187,8 @@ class Corpus:
             "convert base": lambda f: ["convert", f, "new", "--base", "tiny"],
             "convert trust": lambda f: ["convert", f, "new", "--base", "tiny", "--trust"],
             "wise": lambda f: ["wise", "tiny", f, "--out", "merged"],
+            "merge": lambda f: ["merge", "soup", "tiny", f, "--out", "merged"],
+            "moments": lambda f: ["merge", "regmean", "tiny", "tiny", "--out", "merged", "--moments", f, f],
             "fisher": lambda f: ["wise", "tiny", "tiny", "--out", "merged", "--fisher", f, f],
             "finetune": lambda f: ["finetune", "digits", "--out", "run", "--model", PRETRAINED, "--pretrained", f],
             "evaluate": lambda f: ["evaluate", f, "--on", "digits/test"],
@@ -391,6 +393,7 @@ class Corpus:
             yield Case(what, ["sweep", "--file", self.file(content, ".toml")])
             row = ["--train", "digits/test", "--on", "digits/test", "--results", self.file(content, ".jsonl")]
             yield Case(f"results {what}", ["sweep", "ridge", *row, "--set", "ridge.alphas=[1.0]", "--quiet"])
+            yield Case(f"report {what}", ["report", self.file(content, ".jsonl")])
 
     GOOD: Mapping[str, list[str]] = {
         "encode": ["digits", "--split", "val", "--quiet"],
@@ -416,6 +419,10 @@ class Corpus:
         "finetune": ["digits", "--split", "val", "--out", "run", "--steps", "1", "--batch-size", "4", "--quiet"],
         "wise": ["tiny", "tiny", "--out", "merged", "--overwrite"],
         "fisher": ["digits:val", "-o", "fisher.safetensors", "--limit", "2", "--quiet"],
+        "merge": ["soup", "tiny", "tiny", "--out", "merged", "--overwrite"],
+        "moments": ["digits:val", "-o", "moments.safetensors", "--limit", "2", "--quiet"],
+        "table": ["zero_shot", "--data", "digits", "--models", "tiny", "--split", "val", "--quiet"],
+        "report": ["rows.jsonl"],
         "convert": ["ridge.safetensors", "new.safetensors", "--overwrite"],
     }
     SLOW: Mapping[str, tuple[str, ...]] = {"demo": (), "generate": ()}
