@@ -64,6 +64,13 @@ def decoding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=at_least(1), metavar="N", help="threads that decode (default: one per core)")
 
 
+def dry_run_argument(parser: argparse.ArgumentParser, done: str) -> None:
+    """Add ``--dry-run``; `done` is what a run does to what it reads: encoded, trained, fitted."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help=f"say what would be read, {done} and written, and how long it would take"
+    )
+
+
 def shard_argument(parser: argparse.ArgumentParser, units: str) -> None:
     """Add ``--shard``."""
     parser.add_argument(

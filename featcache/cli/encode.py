@@ -12,6 +12,7 @@ from featcache.cli.arguments import (
     at_least,
     data_arguments,
     decoding_arguments,
+    dry_run_argument,
     encoder_of,
     model_arguments,
     preprocess_argument,
@@ -62,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bad", type=at_least(0), default=0, metavar="N", help="go on with up to N unreadable images (default: 0)"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be read, encoded and written, and how long it would take"
-    )
+    dry_run_argument(parser, "encoded")
     update_labels_argument(parser)
     shard_argument(parser, "chunks")
     parser.add_argument("--refresh", action="store_true", help="encode chunks again whose source files changed")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from featcache.cli.arguments import (
     data_arguments,
     device_argument,
+    dry_run_argument,
     pretrained_argument,
     progress_of,
     quiet_argument,
@@ -82,9 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pretrained_argument(parser)
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the run; a started one resumes")
     parser.add_argument("--overwrite", action="store_true", help="start again where a run exists")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be read, trained and written, and how long it would take"
-    )
+    dry_run_argument(parser, "trained")
     parser.add_argument(
         "--recipe", metavar="NAME", help=f"options from a recipe, {', '.join(RECIPES)} or a file; flags override it"
     )

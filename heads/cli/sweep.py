@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from featcache.cli.arguments import show
+from featcache.cli.arguments import dry_run_argument, show
 from featcache.errors import HeadError
 from heads.cli.arguments import (
     against_argument,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from featcache.store import TextStore
     from featcache.store.protocol import FeatureTable
     from heads.report.against import Comparison
+    from heads.sweeps.run import Open
     from heads.sweeps.summary import Summary
 
 
@@ -88,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose on the first test store, as the paper does: a leak, which every row then names",
     )
     seen_arguments(parser)
+    dry_run_argument(parser, "fitted")
     results_argument(parser, per="fit")
     report_argument(parser)
     against_argument(parser)
@@ -114,6 +116,9 @@ def run(args: argparse.Namespace) -> int:
             opened[reference] = open_reference(reference, args)
         return opened[reference]
 
+    if args.dry_run:
+        return _dry_run(plan, open_once, args)
+
     def say(line: str) -> None:
         if not args.quiet:
             print(line, file=sys.stderr, flush=True)
@@ -131,6 +136,26 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         lines.append(f"report: {_write_report(summaries, published, plan, args)}")
     show(with_published(rows, compared(rows, args), args), "\n".join(lines), args.json)
+    return 0
+
+
+def _dry_run(plan: SweepPlan, open_store: Open, args: argparse.Namespace) -> int:
+    """What a run would do; nothing is written."""
+    from featcache.progress import format_bytes, format_seconds
+    from heads.sweeps.forecast import forecast_sweep
+
+    found = forecast_sweep(plan, open_store, args.results)
+    text = f"{found.fits:,} fit(s), {found.done:,} done before"
+    if found.to_fit:
+        heads = ", ".join(f"{count:,} of {name}" for name, count in found.to_fit.items())
+        seconds = (
+            "a time that cannot be measured" if found.seconds is None else f"about {format_seconds(found.seconds)}"
+        )
+        text += (
+            f"; would read {format_bytes(found.bytes_to_read)}, fit {heads}, and write {found.rows_to_write:,} row(s), "
+            f"{format_bytes(found.bytes_to_write)}, to {args.results} in {seconds}"
+        )
+    show(found.to_dict(), text, args.json)
     return 0
 
 

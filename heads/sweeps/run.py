@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class _Stores:
+class Stores:
     """The opened stores of one data set under one model."""
 
     train: FeatureTable | None
@@ -54,6 +54,16 @@ class _Stores:
         }
         record["on"] = [{**split_id(store), "encoder": store.encoder_key} for store in self.on]
         return record | {"texts": [_text_id(store) for store in self.texts]}
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job with its stores, and the key by which its rows are known."""
+
+    job: Job
+    stores: Stores
+    key: str
+    model: str | None
 
 
 def _text_id(store: TextSource) -> Json:
@@ -88,23 +98,30 @@ def run_sweep(plan: SweepPlan, open_store: Open, results: str | Path, say: Say =
     """
     done = known_jobs(results)
     rows: list[Row] = []
-    runs = [(_with_model(splits, model), model) for splits in plan.data for model in plan.models]
-    total, number = sum(len(list(plan.jobs(named))) for named, _ in runs), 0
-    for named, model in runs:
-        stores = _opened(named, open_store, plan)
-        identity = stores.identity()
-        for job in plan.jobs(named):
-            key, number = _key(job, identity, plan), number + 1
-            if key in done:
-                say(f"{number}/{total} {_label(job)}: done before")
-                rows += done[key]
-                continue
-            began = time.perf_counter()
-            new = [_plain(row, job, key, model) for row in _evaluated(job, stores, plan)]
-            append_rows(results, new)
-            rows += new
-            say(f"{number}/{total} {_label(job)}: {time.perf_counter() - began:.1f} s")
+    total = len(plan.models) * sum(len(list(plan.jobs(splits))) for splits in plan.data)
+    for number, planned in enumerate(planned_jobs(plan, open_store), 1):
+        job = planned.job
+        if planned.key in done:
+            say(f"{number}/{total} {_label(job)}: done before")
+            rows += done[planned.key]
+            continue
+        began = time.perf_counter()
+        new = [results_row(row, planned) for row in evaluated(job, planned.stores, plan)]
+        append_rows(results, new)
+        rows += new
+        say(f"{number}/{total} {_label(job)}: {time.perf_counter() - began:.1f} s")
     return rows
+
+
+def planned_jobs(plan: SweepPlan, open_store: Open) -> Iterator[PlannedJob]:
+    """The jobs of a plan, in its order, done or not."""
+    for splits in plan.data:
+        for model in plan.models:
+            named = _with_model(splits, model)
+            stores = _opened(named, open_store, plan)
+            identity = stores.identity()
+            for job in plan.jobs(named):
+                yield PlannedJob(job, stores, _key(job, identity, plan), model)
 
 
 def known_jobs(results: str | Path) -> dict[str, list[Row]]:
@@ -121,7 +138,7 @@ def known_jobs(results: str | Path) -> dict[str, list[Row]]:
     return found
 
 
-def _evaluated(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[Row]:
+def evaluated(job: Job, stores: Stores, plan: SweepPlan) -> Iterator[Row]:
     """The row of a job, and that of its best interpolation with the zero-shot head."""
     stores = _drawn(stores, job, plan)
     began = time.perf_counter()
@@ -135,7 +152,7 @@ def _evaluated(job: Job, stores: _Stores, plan: SweepPlan) -> Iterator[Row]:
         yield row | {"fit_seconds": seconds, **_row_counts(stores), **_selection(head, stores, plan)}
 
 
-def _fitted(job: Job, stores: _Stores) -> HeadClassifier:
+def _fitted(job: Job, stores: Stores) -> HeadClassifier:
     """The head of a job, which may shrink towards the zero-shot head."""
     parameters, to_texts = split_setting(job.head, job.setting)
     material = Material(stores.train, stores.texts, stores.select)
@@ -144,7 +161,7 @@ def _fitted(job: Job, stores: _Stores) -> HeadClassifier:
     return fit_head(job.head, material, parameters)
 
 
-def _interpolated(estimator: HeadClassifier, stores: _Stores, plan: SweepPlan) -> LogitHead:
+def _interpolated(estimator: HeadClassifier, stores: Stores, plan: SweepPlan) -> LogitHead:
     """The best interpolation with the zero-shot head: on the selection split, or by folds of the train rows."""
     zero_shot = ZeroShot().fit(list(stores.texts))
     if stores.select is not None:
@@ -155,13 +172,13 @@ def _interpolated(estimator: HeadClassifier, stores: _Stores, plan: SweepPlan) -
     return interpolate_by_folds(zero_shot, settled(estimator), stores.train, alphas=plan.alphas, metric=plan.picked_by)
 
 
-def _row_counts(stores: _Stores) -> dict[str, int]:
+def _row_counts(stores: Stores) -> dict[str, int]:
     """How many rows the samples have; classes with fewer rows than the shots do not show otherwise."""
     drawn = {"train_rows": stores.train, "select_rows": stores.select}
     return {name: len(store) for name, store in drawn.items() if isinstance(store, FewShotStore)}
 
 
-def _drawn(stores: _Stores, job: Job, plan: SweepPlan) -> _Stores:
+def _drawn(stores: Stores, job: Job, plan: SweepPlan) -> Stores:
     """The stores with the job's sample of the train split, and of the selection split where the plan asks for one."""
     if job.shots is None or stores.train is None:
         return _held_out(stores, plan)
@@ -172,14 +189,14 @@ def _drawn(stores: _Stores, job: Job, plan: SweepPlan) -> _Stores:
     return _held_out(replace(stores, train=train, select=select), plan)
 
 
-def _held_out(stores: _Stores, plan: SweepPlan) -> _Stores:
+def _held_out(stores: Stores, plan: SweepPlan) -> Stores:
     """The stores, training rows left out of the selection split where the plan leaves out what was seen."""
     if plan.seen != "exclude" or stores.train is None or stores.select is None:
         return stores
     return replace(stores, select=unseen(stores.select, stores.train))
 
 
-def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> Row:
+def _selection(head: LogitHead, stores: Stores, plan: SweepPlan) -> Row:
     """The metric on the selection split, by which picks are made."""
     record: Json = {} if plan.paper is None else {"leak": PAPERS[plan.paper]}
     if trained := _trained_on(stores):
@@ -190,8 +207,10 @@ def _selection(head: LogitHead, stores: _Stores, plan: SweepPlan) -> Row:
     return record
 
 
-def _plain(row: Row, job: Job, key: str, model: str | None) -> Row:
-    place = {"sweep": key, "data": job.splits.train or job.splits.on[0], "model": model}
+def results_row(row: Row, planned: PlannedJob) -> Row:
+    """The row of a head with what tells its job."""
+    job = planned.job
+    place = {"sweep": planned.key, "data": job.splits.train or job.splits.on[0], "model": planned.model}
     return row | place | {"setting": job.setting, "shots": job.shots, "seed": job.seed}
 
 
@@ -216,13 +235,13 @@ def _key(job: Job, stores: Json, plan: SweepPlan) -> str:
     return content_key(record)
 
 
-def _trained_on(stores: _Stores) -> list[str]:
+def _trained_on(stores: Stores) -> list[str]:
     """The test stores that hold the training rows."""
     key = None if stores.train is None else stores.train.dataset_key
     return [f"{store.name}/{store.split}" for store in stores.on if key is not None and store.dataset_key == key]
 
 
-def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> _Stores:
+def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> Stores:
     """The stores; a plan that follows a paper chooses on the first reported split."""
     on = tuple(open_store(reference) for reference in splits.on)
     select = on[0] if plan.paper is not None else None if splits.select is None else open_store(splits.select)
@@ -230,7 +249,7 @@ def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> _Stores:
     for store in (train, select, *on):
         if store is not None and not is_store(store):
             raise HeadError(f"{store.name}: a store of texts where images are expected; name NAME/SPLIT")
-    stores = _Stores(train, select, on, tuple(open_store(reference) for reference in splits.texts))
+    stores = Stores(train, select, on, tuple(open_store(reference) for reference in splits.texts))
     if trained := _trained_on(stores):
         warnings.warn(
             f"{', '.join(trained)}: --on is --train; figures there are those of training rows, and each row says so "

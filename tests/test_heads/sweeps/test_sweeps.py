@@ -10,6 +10,7 @@ import pytest
 
 import heads
 from featcache.errors import HeadError
+from heads.sweeps.forecast import forecast_sweep
 from heads.sweeps.plan import PAPERS, HeadGrid, Splits, SweepPlan, read_plan
 from heads.sweeps.run import run_sweep
 from heads.sweeps.summary import picks, summarise, sweep_table
@@ -340,3 +341,34 @@ def test_multi_label_heads_are_picked_by_map_and_the_table_shows_it(tagged: Any,
         replace(plan, metric="top1")
     with pytest.raises(HeadError, match="a sweep of multi-label heads and others"):
         replace(plan, heads=(HeadGrid("ridge"), HeadGrid("multilabel_ridge")))
+
+
+def test_a_forecast_says_what_the_run_then_does(stores: dict[str, Any], tmp_path: Path) -> None:
+    results = tmp_path / "r.jsonl"
+    grids = (HeadGrid("ridge", grid={"alphas": [[0.1], [10.0]]}), HeadGrid("zero_shot"))
+    run_sweep(plan_of(*grids, seeds=(0,), shots=(4,), alphas=(0.0, 0.5)), stores.__getitem__, results)
+    before = results.read_bytes()
+    plan = plan_of(*grids, seeds=(0, 1), shots=(4, None), alphas=(0.0, 0.5))
+    said = forecast_sweep(plan, stores.__getitem__, results)
+    assert results.read_bytes() == before
+    assert (said.fits, said.done, said.to_fit) == (7, 3, {"ridge": 4})
+    images = ("animals/train", "animals/val", "animals/test", "noisy/test")
+    assert said.bytes_to_read == sum(stores[name].numpy(np.float16)[0].nbytes for name in images)
+    run_sweep(plan, stores.__getitem__, results)
+    written = results.read_bytes()[len(before) :]
+    assert said.rows_to_write == written.count(b"\n")
+    assert said.bytes_to_write == pytest.approx(len(written), rel=0.2)
+    assert said.seconds is not None
+    assert said.seconds > 0
+    done = forecast_sweep(plan, stores.__getitem__, results)
+    assert (done.done, done.to_fit, done.bytes_to_read, done.seconds) == (7, {}, 0, 0)
+
+
+def test_a_forecast_of_multi_label_heads_takes_evenly_spaced_rows(tagged: Any, tmp_path: Path) -> None:
+    plan = SweepPlan((HeadGrid("multilabel_ridge"),), (Splits("train", ("test",), "val"),))
+    held = {
+        split: tagged(seed=seed, split=split, dataset_key=split) for seed, split in enumerate(("train", "val", "test"))
+    }
+    said = forecast_sweep(plan, held.__getitem__, tmp_path / "none.jsonl")
+    assert (said.fits, said.to_fit, said.rows_to_write) == (1, {"multilabel_ridge": 1}, 1)
+    assert said.seconds is not None

@@ -1,0 +1,163 @@
+"""What a sweep would read, fit and write; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import HeadError
+from featcache.store.protocol import FeatureTable
+from featcache.store.tokens import feature_shape
+from heads.fitted.provenance import Json
+from heads.rows.few_shot import FewShotStore, draw_shots
+from heads.sweeps.plan import SweepPlan
+from heads.sweeps.run import Open, PlannedJob, Stores, evaluated, known_jobs, planned_jobs, results_row
+
+MEASURED_ROWS = 256, 512
+"""About how many rows of each store the two measured fits of a head take."""
+HALF = 2
+"""Bytes of a stored number."""
+
+
+@dataclass(frozen=True)
+class SweepForecast:
+    """What `heads.sweeps.run.run_sweep` would do.
+
+    Parameters
+    ----------
+    fits : int
+        Jobs of the plan.
+    done : int
+        Of these, jobs whose rows are in the results file.
+    to_fit : dict of str to int
+        Jobs to do, by head.
+    bytes_to_read : int
+        Features of all stores that are needed, each counted once.
+    rows_to_write, bytes_to_write : int
+        Of the results file.
+    seconds : float or None
+        By two fits of each head on some of the rows, made now; None if a head cannot be fitted on so few.
+    """
+
+    fits: int
+    done: int
+    to_fit: dict[str, int]
+    bytes_to_read: int
+    rows_to_write: int
+    bytes_to_write: int
+    seconds: float | None
+
+    def to_dict(self) -> Json:
+        """JSON-able form."""
+        return asdict(self)
+
+
+def forecast_sweep(plan: SweepPlan, open_store: Open, results: str | Path) -> SweepForecast:
+    """Forecast `heads.sweeps.run.run_sweep`: fits, bytes, and the time by small fits that are thrown away.
+
+    The time of a fit is taken to be a constant plus a multiple of the rows that it reads.
+
+    Raises
+    ------
+    HeadError, MismatchError
+        As `heads.sweeps.run.run_sweep` before its first fit.
+    """
+    jobs = list(planned_jobs(plan, open_store))
+    known = known_jobs(results)
+    left = [job for job in jobs if job.key not in known]
+    counts = Counter(planned.job.head for planned in left)
+    costs = {head: _cost(next(one for one in left if one.job.head == head), plan) for head in counts}
+    per_job = [costs[planned.job.head] for planned in left]
+    times = [
+        None if cost is None else cost.seconds(_rows_of(planned)) for planned, cost in zip(left, per_job, strict=True)
+    ]
+    return SweepForecast(
+        fits=len(jobs),
+        done=len(jobs) - len(left),
+        to_fit=dict(counts),
+        bytes_to_read=sum(_unique_bytes(planned.stores for planned in left).values()),
+        rows_to_write=sum(1 if cost is None else cost.rows for cost in per_job),
+        bytes_to_write=sum(0 if cost is None else cost.written for cost in per_job),
+        seconds=None if None in times else sum(value for value in times if value is not None),
+    )
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Time of a fit and its evaluation, and what it writes."""
+
+    constant: float
+    per_row: float
+    rows: int
+    written: int
+
+    def seconds(self, rows: int) -> float:
+        return self.constant + self.per_row * rows
+
+
+def _cost(planned: PlannedJob, plan: SweepPlan) -> _Cost | None:
+    """By a fit that is not timed, and two that are, on more rows each time."""
+    found, rows = [], list[Json]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the small sample, such as classes without rows
+        for size in (MEASURED_ROWS[0], *MEASURED_ROWS):
+            small = replace(planned, stores=_sample(planned.stores, size, plan))
+            job = replace(planned.job, shots=None)
+            began = time.perf_counter()
+            try:
+                rows = [results_row(row, planned) for row in evaluated(job, small.stores, plan)]
+            except HeadError:
+                return None
+            found.append((sum(map(len, _images(small.stores))), time.perf_counter() - began))
+    (few, short), (many, long) = found[1:]
+    per_row = max(long - short, 0.0) / (many - few) if many > few else 0.0
+    written = sum(len(json.dumps(row)) + 1 for row in rows)
+    return _Cost(max(short - per_row * few, 0.0), per_row, len(rows), written)
+
+
+def _sample(stores: Stores, size: int, plan: SweepPlan) -> Stores:
+    train, select = (None if store is None else _some(store, size) for store in (stores.train, stores.select))
+    on = tuple(_some(store, size) for store in stores.on)
+    return replace(stores, train=train, select=on[0] if plan.paper is not None else select, on=on)
+
+
+def _some(store: FeatureTable, size: int) -> FeatureTable:
+    """About so many valid rows of a store, of every class alike; of multi-label stores, evenly spaced."""
+    if store.groups is not None:  # stacked views stay together
+        return store
+    rows: NDArray[np.int64]
+    if store.multilabel:
+        valid = np.flatnonzero(store.valid)
+        rows = valid[:: max(1, len(valid) // size)]
+    else:
+        rows = draw_shots(
+            store.labels, max(2, size // len(store.classnames)), n_classes=len(store.classnames), allow_fewer=True
+        )
+    return FewShotStore(store, rows)
+
+
+def _images(stores: Stores) -> Sequence[FeatureTable]:
+    """The image stores that a fit reads and is evaluated on."""
+    return [store for store in (stores.train, stores.select, *stores.on) if store is not None]
+
+
+def _rows_of(planned: PlannedJob) -> int:
+    """Rows that a job reads."""
+    stores, shots = planned.stores, planned.job.shots
+    train = 0 if stores.train is None else len(stores.train)
+    drawn = train if shots is None or stores.train is None else min(train, shots * len(stores.train.classnames))
+    return sum(map(len, _images(stores))) - train + drawn
+
+
+def _unique_bytes(found: Iterable[Stores]) -> dict[tuple[str, str], int]:
+    """Bytes of features by store."""
+    images = {(one.encoder_key, one.dataset_key): one for stores in found for one in _images(stores)}
+    return {key: HALF * len(one) * int(np.prod(feature_shape(one))) for key, one in images.items()}
