@@ -153,7 +153,7 @@ def _dry_run(plan: SweepPlan, open_store: Open, args: argparse.Namespace) -> int
         )
         text += (
             f"; would read {format_bytes(found.bytes_to_read)}, fit {heads}, and write {found.rows_to_write:,} row(s), "
-            f"{format_bytes(found.bytes_to_write)}, to {args.results} in {seconds}"
+            f"{format_bytes(found.bytes_to_write)}, to {args.results} in {took}"
         )
     show(found.to_dict(), text, args.json)
     return 0

@@ -83,7 +83,7 @@ def forecast_sweep(plan: SweepPlan, open_store: Open, results: str | Path) -> Sw
         fits=len(jobs),
         done=len(jobs) - len(left),
         to_fit=dict(counts),
-        bytes_to_read=sum(_unique_bytes(planned.stores for planned in left).values()),
+        bytes_to_read=_bytes_of(planned.stores for planned in left),
         rows_to_write=sum(1 if cost is None else cost.rows for cost in per_job),
         bytes_to_write=sum(0 if cost is None else cost.written for cost in per_job),
         seconds=None if None in times else sum(value for value in times if value is not None),
@@ -157,7 +157,7 @@ def _rows_of(planned: PlannedJob) -> int:
     return sum(map(len, _images(stores))) - train + drawn
 
 
-def _unique_bytes(found: Iterable[Stores]) -> dict[tuple[str, str], int]:
-    """Bytes of features by store."""
+def _bytes_of(found: Iterable[Stores]) -> int:
+    """Bytes of the features of stores, each counted once."""
     images = {(one.encoder_key, one.dataset_key): one for stores in found for one in _images(stores)}
-    return {key: HALF * len(one) * int(np.prod(feature_shape(one))) for key, one in images.items()}
+    return sum(HALF * len(one) * int(np.prod(feature_shape(one))) for one in images.values())
