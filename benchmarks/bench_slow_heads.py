@@ -24,7 +24,8 @@ import heads
 from benchmarks.common import machine_facts, print_facts, write_json
 from heads import LinearHead
 from heads.estimators.few_shot.base import validation_folds
-from heads.estimators.logistic.classifier import CS, FOLD_TOL
+from heads.estimators.logistic.choice import FOLD_TOL
+from heads.estimators.logistic.classifier import CS
 
 Rows = tuple[NDArray[np.floating], NDArray[np.int64], LinearHead]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -65,6 +65,14 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Solver = Callable[[TrainingRows, Mask | None], PathSolver]
 
+_TRIED = 15  # values of C that the search tries, about
+
+FOLD_TOL = 1e-5
+"""Tolerance of fits that only choose C: they change held-out NLLs in the fourth digit."""
+
+HELD_ROWS = 8192
+"""Held-out rows that are enough to choose by: where fewer folds than five have as many, the others are left out."""
+
 _CLEARLY = 0.02  # how much worse than the best, as a share of it, is clearly worse
 _ON = 2  # values of C by which every fold goes on where the first one turned too early
 
@@ -80,7 +88,9 @@ class Choice:
     metric : "nll" (smallest mean) or "top1" (largest share)
     validation : the selection split, or None for folds
     progress : told of the rows of every fit
-    stop : whether a path ends where the score has clearly turned
+    default
+        Whether the path is the default one: it ends where the score has clearly turned, and its fits are to `FOLD_TOL`
+        until `settled`.
     how : "none", "split" or "folds", set by `along` and `searched`
     """
 
@@ -89,40 +99,49 @@ class Choice:
     metric: str
     validation: Samples | None
     progress: Progress = field(default_factory=Silent)
-    stop: bool = False
+    default: bool = False
     how: str = "none"
+    _whole: PathSolver | None = None
 
     def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
         """Every C in turn, and the scores; no scores for a single C, or where no row can be held out.
 
-        With `stop`, the path ends where the score has clearly turned.
+        The default path ends where the score has clearly turned.
         """
-        fits = len(Cs) * (1 if len(Cs) == 1 or self.validation is not None else 1 + FOLDS)
-        self.progress.start("logistic, all C", fits * len(self.rows.y), 0)
-        scores = np.zeros(0)
+        folds = [] if len(Cs) == 1 or self.validation is not None else list(self._folds())
+        self.progress.start("logistic, all C", len(Cs) * (1 + len(folds)) * len(self.rows.y), 0)
+        scores, whole = np.zeros(0), self.solver(self.rows, None)
+        tol = max(whole.minimiser.tol, FOLD_TOL) if self.default else None
         if len(Cs) == 1:
-            path = list(self._told(self.solver(self.rows, None).path(Cs)))
+            path = list(self._told(whole.path(Cs)))
         elif self.validation is not None:
             self.how, path = "split", []
-            for fitted in self._told(self.solver(self.rows, None).path(Cs)):
+            for fitted in self._told(whole.path(Cs, tol)):
                 path.append(fitted)
                 scores = np.append(scores, self._split_scores([fitted], self.validation))
                 if self._turned(scores):
                     break
         else:
-            self.how, scores = "folds", self._along_folds(Cs)
-            path = list(self._told(self.solver(self.rows, None).path(Cs[: len(scores)] if scores.size else Cs)))
+            self.how, scores = "folds", self._along_folds(Cs, folds)
+            path = list(self._told(whole.path(Cs[: len(scores)] if scores.size else Cs, tol)))
             if not scores.size:
                 self._without_choice()
+        self._whole = whole if self.default else None
         self.progress.finish()
         return path, scores
 
-    def _along_folds(self, Cs: Float) -> Float:
+    def settled(self, fitted: Fitted) -> Fitted:
+        """The chosen fit of the default path, to the solver's own tolerance."""
+        if self._whole is None:
+            return fitted
+        exact = self._whole.fit(fitted.C)
+        return replace(exact, iterations=fitted.iterations + exact.iterations)
+
+    def _along_folds(self, Cs: Float, folds: Sequence[tuple[Mask, Mask]]) -> Float:
         """Mean scores of the first values of C, as many as it takes, by folds; none where no row can be held out.
 
         The first fold says where its score has turned; where that of all folds has not, each goes on a little.
         """
-        folds = list(self._folds())
         if not folds:
             return np.zeros(0)
         sums, n, done, stop = np.zeros((len(folds), len(Cs))), np.zeros(len(folds)), 0, len(Cs)
@@ -142,7 +161,7 @@ class Choice:
 
     def _turned(self, scores: Float) -> bool:
         """Whether the score of ascending C is past its best: clearly worse at two values, and getting no better."""
-        if not self.stop:
+        if not self.default:
             return False
         losses = scores if self.metric == "nll" else 1 - scores
         worse = losses[int(losses.argmin()) :] > (1 + _CLEARLY) * losses.min()
@@ -166,9 +185,11 @@ class Choice:
         if self.validation is None and not folds:
             return [solver.fit(float(GRID[_nearest_to_one(GRID)]))], self._without_choice()
         self.how = "folds" if self.validation is None else "split"
+        self.progress.start("logistic, search of C", _TRIED * (1 + len(folds)) * len(self.rows.y), 0)
 
         def score(C: float) -> float:
             fitted[C] = solver.fit(C)
+            self.progress.advance((1 + len(folds)) * len(self.rows.y))
             if self.validation is not None:
                 scores[C] = float(self._split_scores([fitted[C]], self.validation)[0])
             else:
@@ -177,6 +198,7 @@ class Choice:
             return -scores[C] if self.metric == "nll" else scores[C]
 
         Cs = sorted(search(score))
+        self.progress.finish()
         return [fitted[C] for C in Cs], np.array([scores[C] for C in Cs])
 
     def best(self, path: Sequence[Fitted], scores: Float) -> int:
@@ -204,14 +226,20 @@ class Choice:
         return total / max(n, 1)
 
     def _folds(self) -> Iterator[tuple[Mask, Mask]]:
-        """Training and validation rows of each fold; rows of a class that the other folds lack are in neither."""
-        rows = self.rows
+        """Training and validation rows of each fold, until `HELD_ROWS` are held out.
+
+        Rows of a class that the other folds lack are in neither.
+        """
+        rows, held = self.rows, 0
         folds = FoldAssigner(rows.n_classes)(rows.y)
         for fold in range(FOLDS):
+            if held >= HELD_ROWS:
+                return
             keep = folds != fold
             known = np.unique(rows.y[keep])
             scored = ~keep & np.isin(rows.y, known)
             if scored.any() and len(known) > 1:
+                held += int(scored.sum())
                 yield keep, scored
 
     def _fold_sums(self, scored: Mask, fitted: Sequence[Fitted]) -> tuple[Float, int]:

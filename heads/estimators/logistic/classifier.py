@@ -16,7 +16,7 @@ from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
 from featcache.store.protocol import FeatureSource
 from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, check_metric
-from heads.estimators.logistic.choice import Choice, logistic_rows
+from heads.estimators.logistic.choice import FOLD_TOL, Choice, logistic_rows
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
@@ -32,9 +32,6 @@ CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 """Default path: 13 values from 1e-2 to 1e4, two per decade."""
 
 _LARGEST = 1e10
-
-FOLD_TOL = 1e-5
-"""Tolerance of fits that only choose C: they change held-out NLLs in the fourth digit."""
 
 
 class Logistic(RowsClassifier, LinearClassifier):
@@ -61,8 +58,8 @@ class Logistic(RowsClassifier, LinearClassifier):
         0, W becomes the prior's. scikit-learn's `clone` keeps a `LinearHead`, but returns an estimator unfitted.
     metric : what chooses C: "nll" (smallest mean) or "top1" (largest share); the smaller C on ties
     tol
-        Largest relative distance of the objective from its minimum, as the solver estimates it; at least 1e-5 for the
-        fits of folds, which only choose C.
+        Largest relative distance of the objective from its minimum, as the solver estimates it; at least 1e-5 for fits
+        that only choose C: those of folds, and of the default path but for the chosen one.
     max_iter : iterations for one C
     refit
         Whether the head of the chosen (or only) C is fitted again, on training and selection rows together. The heads
@@ -79,7 +76,8 @@ class Logistic(RowsClassifier, LinearClassifier):
         The chosen inverse penalty.
     Cs_ : (A,) float64, ascending; of the default path and of "search" those that were tried
     cv_scores_ : (A,) float64
-        `metric` on the selection split, or by 5-fold cross-validation; empty where there was one C, or where nothing
+        `metric` on the selection split, or by 5-fold cross-validation, of which as many folds are used as hold out
+        8,192 rows; empty where there was one C, or where nothing
         could be held out.
     objectives_ : (A,) float64
         Minima, in scikit-learn's scale.
@@ -151,14 +149,14 @@ class Logistic(RowsClassifier, LinearClassifier):
             self.metric,
             validation,
             self.progress,
-            stop=Cs is not None and tuple(Cs) == CS,
+            default=Cs is not None and tuple(Cs) == CS,
         )
         self._path, self.cv_scores_ = choice.searched() if Cs is None else choice.along(Cs)
+        place = choice.best(self._path, self.cv_scores_)
+        self._path[place] = best = choice.settled(self._path[place])
         self.Cs_ = np.array([f.C for f in self._path])
         self.objectives_ = np.array([f.objective for f in self._path])
         self.n_iter_ = np.array([f.iterations for f in self._path])
-        place = choice.best(self._path, self.cv_scores_)
-        best = self._path[place]
         if Cs is not None and self.cv_scores_.size:
             losses = self.cv_scores_ if self.metric == "nll" else 1 - self.cv_scores_
             warn_at_edge("C", self.Cs_, losses, place)

@@ -150,15 +150,16 @@ class Minimiser:
         self._clock = _Clock(self.theta.device.type)
         self.builds = 0
 
-    def solve(self, penalty: Penalty) -> Optimum:
-        """The minimum for a penalty."""
+    def solve(self, penalty: Penalty, tol: float | None = None) -> Optimum:
+        """The minimum for a penalty, to another tolerance if one is given."""
+        tol = self.tol if tol is None else tol
         rows, self.objective.penalty = self.objective.rows, penalty
         with one_torch_thread() as threads:
             self.objective.threads = threads if self.theta.device.type == "cpu" else 1
             history, first = _History(), 0
-            if self.tol < _LOW_TOL and rows.cheaper is not None:
+            if tol < _LOW_TOL and rows.cheaper is not None:
                 first = self._descend(_LOW_TOL, history, rows.cheaper).iterations
-            found = self._descend(self.tol, history, rows.precision)
+            found = self._descend(tol, history, rows.precision)
             return replace(found, iterations=first + found.iterations)
 
     def _descend(self, tol: float, history: _History, precision: Precision) -> Optimum:

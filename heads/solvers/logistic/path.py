@@ -82,12 +82,12 @@ class PathSolver:
         self.minimiser = Minimiser(objective, tol=tol, max_iter=max_iter)
         self._solved: dict[float, Tensor] = {}
 
-    def fit(self, C: float) -> Fitted:
-        """The optimum for one C."""
+    def fit(self, C: float, tol: float | None = None) -> Fitted:
+        """The optimum for one C, to another tolerance if one is given."""
         if self._solved:
             self.minimiser.theta = self._solved[min(self._solved, key=lambda other: abs(np.log(other / C)))]
         with full_float32():
-            optimum = self.minimiser.solve(L2(1.0 / C))
+            optimum = self.minimiser.solve(L2(1.0 / C), tol)
         self._solved[C] = optimum.theta
         theta, present = optimum.theta.double().cpu().numpy(), self.present
         weights, intercepts = self.prior[0].copy(), np.full(self.rows.n_classes, self.missing_intercept)
@@ -98,9 +98,9 @@ class PathSolver:
             intercepts[present] += free - free.mean()
         return Fitted(C, weights, intercepts, C * optimum.value, optimum.iterations, optimum.converged)
 
-    def path(self, Cs: Sequence[float] | Float) -> Iterator[Fitted]:
+    def path(self, Cs: Sequence[float] | Float, tol: float | None = None) -> Iterator[Fitted]:
         """Each C in turn; ascending is cheapest."""
-        return (self.fit(float(C)) for C in Cs)
+        return (self.fit(float(C), tol) for C in Cs)
 
     def _offset(self, prior: tuple[Float, Float]) -> Tensor:
         """The prior on centred features, (C, D + 1)."""

@@ -268,9 +268,9 @@ def test_the_caller_s_tf32_switch_does_not_reach_the_solver(monkeypatch: pytest.
     matmul, seen = torch.backends.cuda.matmul, []
     solve = Minimiser.solve
 
-    def watched(self: Minimiser, penalty: Any) -> Any:
+    def watched(self: Minimiser, penalty: Any, tol: float | None = None) -> Any:
         seen.append(matmul.fp32_precision)
-        return solve(self, penalty)
+        return solve(self, penalty, tol)
 
     monkeypatch.setattr(Minimiser, "solve", watched)
     X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))

@@ -172,6 +172,42 @@ def test_a_choice_at_the_end_of_its_path_says_so(images: Any) -> None:
         Logistic(C=[0.1, 10.0]).fit(store)  # no path
 
 
+def test_enough_held_out_rows_are_enough(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5 folds of 20 rows, two hold out 40; scores are those of fits on the rows that each leaves."""
+    monkeypatch.setattr("heads.estimators.logistic.choice.HELD_ROWS", 25)
+    train = images(n=100, noise=0.6)
+    head = Logistic([0.1, 10.0, 1000.0]).fit(train)
+    X, y = train.numpy(np.float64)
+    folds = np.empty(len(y), int)
+    for c in range(5):
+        folds[y == c] = np.arange((y == c).sum()) % 5
+    first = folds == 0
+    used = [k for k in range(5) if k == 0 or (folds < k).sum() < 25]
+    assert len(used) < 5
+    assert first.sum() < 25
+    total = np.zeros(3)
+    for fold in used:
+        held = folds == fold
+        for k, C in enumerate(head.Cs_):
+            part = Logistic(C).fit(X[~held], y[~held])
+            total[k] -= np.log(part.predict_proba(X[held])[np.arange(held.sum()), y[held]]).sum()
+    np.testing.assert_allclose(head.cv_scores_, total / np.isin(folds, used).sum(), rtol=1e-3)
+
+
+def test_the_chosen_C_of_the_default_path_is_fitted_exactly(images: Any) -> None:
+    train, selection = images(n=80, noise=0.6), images(n=120, seed=9, noise=0.6, split="val", dataset_key="data-9")
+    for options in ({}, {"selection": selection}):
+        head = Logistic(tol=1e-10).fit(train, **options)
+        X, y = train.numpy(np.float64)
+        model = reference(X, y, head.C_)
+        best = objective(X, y, head.C_, model.coef_, model.intercept_)
+        assert objective(X, y, head.C_, head.coef_, head.intercept_) == pytest.approx(best, rel=1e-8)
+        np.testing.assert_array_equal(head.path()[0][list(head.Cs_).index(head.C_)], head.coef_)
+        for C, value in zip(head.Cs_, head.objectives_, strict=True):  # the others are near their minima
+            other = reference(X, y, C)
+            assert value == pytest.approx(objective(X, y, C, other.coef_, other.intercept_), rel=1e-3)
+
+
 def test_progress_hears_of_every_fit(images: Any) -> None:
     class Told:
         total = done = finished = 0
