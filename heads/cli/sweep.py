@@ -148,9 +148,7 @@ def _dry_run(plan: SweepPlan, open_store: Open, args: argparse.Namespace) -> int
     text = f"{found.fits:,} fit(s), {found.done:,} done before"
     if found.to_fit:
         heads = ", ".join(f"{count:,} of {name}" for name, count in found.to_fit.items())
-        seconds = (
-            "a time that cannot be measured" if found.seconds is None else f"about {format_seconds(found.seconds)}"
-        )
+        took = "an unknown time" if found.seconds is None else f"about {format_seconds(found.seconds)}"
         text += (
             f"; would read {format_bytes(found.bytes_to_read)}, fit {heads}, and write {found.rows_to_write:,} row(s), "
             f"{format_bytes(found.bytes_to_write)}, to {args.results} in {took}"
