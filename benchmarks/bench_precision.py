@@ -21,6 +21,7 @@ from benchmarks.bench_encode import write_jpegs
 from benchmarks.common import interleaved, median, report
 from featcache import EncodeOptions, ImageStore, encode_dataset, load_encoder
 from featcache.datasets import open_dataset
+from featcache.encoders.base import PROJECTED
 from featcache.encoders.openclip import OpenClipEncoder
 from heads.solvers.logistic.precision import has_bfloat16
 
@@ -30,9 +31,9 @@ BAR = 1.8
 class Autocast(OpenClipEncoder):
     """Image features by autocast over float32 weights."""
 
-    def encode_images(self, images):  # type: ignore[no-untyped-def]  # noqa: D102
+    def forward(self, images, taps):  # type: ignore[no-untyped-def]  # noqa: D102
         with torch.inference_mode(), self.autocast():
-            return self.model.encode_image(self._batch(images)).float().cpu().numpy()
+            return {PROJECTED: self.model.encode_image(self.pixels(images))}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,9 +25,16 @@ from PIL import Image
 
 from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
-from featcache.encoders.base import Batch, FloatArray, ImageEncoder
+from featcache.encoders.base import PROJECTED, Batch, ImageEncoder
 from featcache.encoders.checkpoints import state_digest
-from featcache.encoders.torch_images import Computing, check_precision, computed_in, default_device, torch_provenance
+from featcache.encoders.torch_images import (
+    Computing,
+    TorchImages,
+    check_precision,
+    computed_in,
+    default_device,
+    torch_provenance,
+)
 from featcache.errors import EncoderError
 from featcache.store.key import Json
 
@@ -43,7 +50,7 @@ HIDES = ("Lambda",)
 Transform: TypeAlias = Callable[[Image.Image], object]
 
 
-class ModuleEncoder(ImageEncoder):
+class ModuleEncoder(TorchImages, ImageEncoder):
     """A torch module and its transform; it has no text side.
 
     Parameters
@@ -145,22 +152,15 @@ class ModuleEncoder(ImageEncoder):
                 "evaluation, without random steps"
             )
 
-    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
-        """Features (B, D) float32, not normalised, of B prepared images (3, H, W)."""
-        shapes = {image.shape for image in images}
-        if len(shapes) > 1:
-            raise EncoderError(
-                f"{self.name}: images of the shapes {sorted(shapes)}; expected one: crop in the transform"
-            )
-        pixels = torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True)
-        found = self._computing(lambda m, x: _features(m, x), pixels)
+    def forward(self, images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Features (B, D) of B prepared images (3, H, W) on the device."""
+        found = self._computing(lambda m, x: _features(m, x), images)
         if not isinstance(found, torch.Tensor) or found.ndim != 2:
             shown = f"a tensor {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
             raise EncoderError(
                 f"{self.name} returned {shown}; expected features (B, D): wrap it in a module that does so"
             )
-        features: FloatArray = found.float().cpu().numpy()
-        return features
+        return {PROJECTED: found}
 
 
 def _as_image(picture: np.ndarray) -> Image.Image:

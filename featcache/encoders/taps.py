@@ -97,10 +97,19 @@ def encode_outputs(encoder: Encoder, images: Sequence[Batch], taps: Sequence[str
     """
     if not taps:
         return {PROJECTED: encoder.encode_images(images)}
-    found = {name: find_tap(encoder, name) for name in taps}
-    outputs = encoder.encode_outputs(images, list(dict.fromkeys(str(tap.output) for tap in found.values())))
+    return named_outputs(encoder, encoder.encode_outputs(images, needed_outputs(encoder, taps)), taps)
+
+
+def needed_outputs(encoder: Encoder, taps: Sequence[str]) -> list[str]:
+    """The encoder's own outputs that taps are made from."""
+    return list(dict.fromkeys(str(find_tap(encoder, name).output) for name in taps))
+
+
+def named_outputs(encoder: Encoder, outputs: Mapping[str, FloatArray], taps: Sequence[str]) -> dict[str, FloatArray]:
+    """The features and the taps, pooled where they are, of an encoder's own outputs."""
     made = {PROJECTED: outputs[PROJECTED]}
-    for name, tap in found.items():
+    for name in taps:
+        tap = find_tap(encoder, name)
         values = outputs[str(tap.output)]
         made[name] = pool(values, tap.pool, tap.prefix) if tap.pool else values
     return made

@@ -19,12 +19,13 @@ from timm.data.transforms_factory import create_transform
 
 from featcache.datasets.base import Picture
 from featcache.datasets.hub import offline_where_unreachable
-from featcache.encoders.base import PROJECTED, Batch, Encoder, FloatArray, ImageEncoder, TokenShape
+from featcache.encoders.base import PROJECTED, Batch, Encoder, ImageEncoder, TokenShape
 from featcache.encoders.checkpoints import state_digest
 from featcache.encoders.token_outputs import LAST, token_shapes, with_tokens
 from featcache.encoders.torch_images import (
     Computing,
     Scaling,
+    TorchImages,
     check_precision,
     computed_in,
     default_device,
@@ -39,7 +40,7 @@ TIMM_REMEDY = "connect this machine, or give --pretrained FILE"
 NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
 
 
-class TimmEncoder(ImageEncoder):
+class TimmEncoder(TorchImages, ImageEncoder):
     """A timm image model without its classifier; it has no text side.
 
     Parameters
@@ -89,13 +90,8 @@ class TimmEncoder(ImageEncoder):
         """Resize and crop one picture as the model's data configuration says; see `prepare_picture`."""
         return prepare_picture(self._geometry, picture)
 
-    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
-        """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
-        return self.encode_outputs(images, ())[PROJECTED]
-
-    def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
-        """Features and taps of B prepared images from one forward pass, by name."""
-        pixels = self._scaling(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))
+    def forward(self, images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+        """See `TorchImages.forward`."""
 
         def outputs(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
             def compute() -> dict[str, torch.Tensor]:
@@ -104,8 +100,8 @@ class TimmEncoder(ImageEncoder):
 
             return with_tokens(model, compute, taps)
 
-        found = self._computing(outputs, pixels)
-        return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
+        found = self._computing(outputs, self._scaling(images))
+        return {name: found[name] for name in (PROJECTED, *taps)}
 
     @cached_property
     def token_taps(self) -> Mapping[str, TokenShape]:  # type: ignore[override]  # read-only here

@@ -1,6 +1,7 @@
 """What encoders in torch share: precision, preparing pictures, scaling pixels, provenance."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 
 from featcache.datasets.base import Picture
 from featcache.datasets.decode import to_rgb
-from featcache.encoders.base import Batch
+from featcache.encoders.base import PROJECTED, Batch, FloatArray
 from featcache.errors import EncoderError, ImageReadError
 from featcache.processes import checked_device, tf32_allowed
 from featcache.store.key import Json
@@ -62,6 +63,52 @@ class Computing:
         """What `function` of the model returns for scaled pixels or token ids, without gradients."""
         with torch.inference_mode(), self._cast:
             return function(self.model, values.to(self._dtype) if values.is_floating_point() else values)
+
+
+class TorchImages(ABC):
+    """The image side of an encoder that computes with torch: a subclass says what its outputs are on the device.
+
+    `encode_images` encodes one batch at a time; `featcache.encoders.staging.Stage` keeps several under way.
+    """
+
+    name: str
+    device: str
+
+    @abstractmethod
+    def forward(self, images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Features under `PROJECTED` and taps of B prepared images on the device, from one pass."""
+
+    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
+        """Features (B, D) float32, not normalised, of B prepared images."""
+        return self.encode_outputs(images, ())[PROJECTED]
+
+    def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
+        """Features and taps of B prepared images from one forward pass, by name."""
+        found = self.forward(stack_images(images, self.name).to(self.device), taps)
+        return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
+
+
+def _new(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def stack_images(
+    images: Sequence[Batch], name: str, buffer: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] = _new
+) -> torch.Tensor:
+    """B prepared images as one tensor (B, ...), in the buffer that `buffer` gives for a shape and a dtype.
+
+    Raises
+    ------
+    EncoderError
+        They have several shapes.
+    """
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise EncoderError(f"{name}: images of the shapes {sorted(shapes)}; expected one: crop in the transform")
+    kind = torch.uint8 if all(image.dtype == np.uint8 for image in images) else torch.float32
+    stacked = buffer((len(images), *shapes.pop()), kind)
+    np.stack(images, out=stacked.numpy())
+    return stacked
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[object]:

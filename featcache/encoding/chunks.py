@@ -7,6 +7,7 @@ model for each view; every output of a pass is kept. Unreadable images keep thei
 """
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,7 +20,8 @@ from featcache.encoders import Batch, Encoder
 from featcache.encoders.base import PROJECTED
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoders.preparation import decoded_for
-from featcache.encoders.taps import encode_outputs, find_tap, tap_dim
+from featcache.encoders.staging import Stage
+from featcache.encoders.taps import find_tap, tap_dim
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.pipeline import (
@@ -116,6 +118,7 @@ class ChunkEncoder:
         self._donors, self._put = donors, put
         self._ids = dataset.index.ids
         self._views: dict[Part, View] = {}
+        self._stage: Stage[_Pass] = Stage(encoder, options.batch_size)
 
     def encode(self, works: Iterable[Work]) -> Iterator[MadeChunk]:
         """Encode chunks in order, each taken when its first batch is about to be read.
@@ -129,20 +132,26 @@ class ChunkEncoder:
         tasks = ([(work, row) for row in batch] for work in works for batch in batches_of(work.rows, size))
         ahead = default_ahead(self._encoder) if options.ahead is None else options.ahead
         batches = worked_batches(self._samples, tasks, options.workers or default_workers(), ahead)
-        chunk: _Chunk | None = None
+        begun: deque[_Chunk] = deque()  # the next chunk begins while results of the last one are on their way
         for batch in batches:
             work = batch[0].work
-            if chunk is None:
-                chunk = _Chunk(work, self._encoder, self._tokens(work))
+            if not begun or begun[-1].work is not work:
+                begun.append(_Chunk(work, self._encoder, self._tokens(work)))
+            chunk = begun[-1]
             chunk.add(batch)
-            while len(chunk.waiting) >= size or (chunk.waiting and chunk.is_whole):
+            while len(chunk.waiting) >= size or (chunk.waiting and chunk.is_read):
                 self._forward(chunk, size)
-                chunk.flush()
-            chunk.flush()
             self._advance(len(batch))
-            if chunk.is_whole:
-                yield self._encoded(chunk)
-                chunk = None
+            yield from self._whole(begun)
+        self._fetch(0)
+        yield from self._whole(begun)
+
+    def _whole(self, begun: "deque[_Chunk]") -> Iterator[MadeChunk]:
+        """The chunks that are complete, in order; of the others, the files of tokens that are."""
+        for chunk in begun:
+            chunk.flush()
+        while begun and begun[0].is_whole:
+            yield self._encoded(begun.popleft())
 
     def _tokens(self, work: Work) -> dict[Part, TokenRows]:
         """The parts of a chunk with tokens, which are written file by file."""
@@ -183,21 +192,28 @@ class ChunkEncoder:
         return self._views[view]
 
     def _forward(self, chunk: "_Chunk", size: int) -> None:
-        """One pass of the model per view, over the next waiting images."""
+        """Begin a pass of the model per view, over the next waiting images."""
         batch, chunk.waiting = chunk.waiting[:size], chunk.waiting[size:]
-        places = [sample.row - chunk.rows.start for sample in batch]
+        rows = [sample.row for sample in batch]
         for view in dict.fromkeys(part.whole_view for part in chunk.work.parts):
             parts = [part for part in chunk.work.parts if part.whole_view == view]
             taps = [part.tap for part in parts if part.tap]
-            found = encode_outputs(self._encoder, [sample.images[view] for sample in batch], taps)
-            for part in parts:
+            chunk.under_way.append(rows[0])
+            self._stage.put(_Pass(chunk, rows, parts), [sample.images[view] for sample in batch], taps)
+            self._fetch()
+
+    def _fetch(self, late: int | None = None) -> None:
+        """Take the features of passes that were begun before."""
+        for done, found in self._stage.results(late):
+            chunk, rows = done.chunk, done.rows
+            chunk.under_way.popleft()
+            for part in done.parts:
                 values = found[part.tap or PROJECTED]
                 if part in chunk.tokens:
-                    rows = [sample.row for sample in batch]
                     self._check_finite(values, rows)
                     chunk.tokens[part].add(rows, values)
                 else:
-                    chunk.made[part][places] = values
+                    chunk.made[part][np.asarray(rows) - chunk.rows.start] = values
 
     def _encoded(self, chunk: "_Chunk") -> MadeChunk:
         bad = [BadRow(row, self._ids[row], error) for row, error in chunk.errors.items()]
@@ -247,6 +263,15 @@ class ChunkEncoder:
             )
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A pass of the model over some rows of a chunk, and the parts that are made of it."""
+
+    chunk: "_Chunk"
+    rows: Sequence[int]
+    parts: Sequence[Part]
+
+
 class _Chunk:
     """A chunk while its rows come in."""
 
@@ -260,14 +285,21 @@ class _Chunk:
             if part not in tokens
         }
         self.waiting: list[_Sample] = []
+        self.under_way: deque[int] = deque()
+        """First rows of the passes whose features are not there yet."""
         self.known: list[_Sample] = []
         self.errors: dict[int, str] = {}
         self._seen = 0
 
     @property
-    def is_whole(self) -> bool:
+    def is_read(self) -> bool:
         """Whether all its rows were read."""
         return self._seen == len(self.rows)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its features are there."""
+        return self.is_read and not self.waiting and not self.under_way
 
     def add(self, batch: Sequence[_Sample]) -> None:
         """Take samples that were read, in row order."""
@@ -282,9 +314,10 @@ class _Chunk:
         self._seen += len(batch)
 
     def flush(self) -> None:
-        """Write the files of tokens that are complete: all rows before the first that waits for the model."""
+        """Write the files of tokens that are complete: all rows before the first whose features are not there."""
         if self.tokens:
-            before = self.waiting[0].row if self.waiting else self.rows.start + self._seen
+            waiting = [*self.under_way, *(sample.row for sample in self.waiting)]
+            before = waiting[0] if waiting else self.rows.start + self._seen
             known = {sample.row: sample.place for sample in self.known if sample.place is not None}
             for tokens in self.tokens.values():
                 tokens.flush(before, known)

@@ -7,6 +7,7 @@ whole chunk by whole chunk; see `featcache.encoding.store_job` for how processes
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -340,8 +341,13 @@ class ImageJob(StoreJob[ImageStore]):
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
         """See `StoreJob.make`."""
         self.donors.prepare()
-        put = lambda part, file, values: self._writers[part].put_file("features", file, values)  # noqa: E731
-        return ChunkEncoder(self.dataset, self.encoder, self.options, self.donors, self.advance, put).encode(works)
+        return ChunkEncoder(self.dataset, self.encoder, self.options, self.donors, self.advance, self._put).encode(
+            works
+        )
+
+    def _put(self, part: Part, file: int, values: Array) -> Future[str]:
+        """Write a file of tokens behind."""
+        return self.behind.call(self._writers[part].put_file, "features", file, values)
 
     def check_bad(self, bad: Sequence[BadRow]) -> None:
         """ImageReadError where more images cannot be read than the options allow."""

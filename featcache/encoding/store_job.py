@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from featcache.encoding.behind import Behind
 from featcache.encoding.options import Share
 from featcache.errors import (
     FeatcacheError,
@@ -143,6 +144,7 @@ class StoreJob(ABC, Generic[S]):
         self.encoded = self.copied = 0
         self._chunk_rows = min(chunk_rows or DEFAULT_CHUNK_ROWS, n_rows)
         self._claims = Claims(self.path)
+        self.behind = Behind()
 
     @abstractmethod
     def open(self) -> S:
@@ -218,7 +220,8 @@ class StoreJob(ABC, Generic[S]):
         return StoreWriter(self.path, kind, self.key, self.identity, *arrays, self.verb)
 
     def advance(self, rows: int) -> None:
-        """Report rows that are done, and keep the claims fresh."""
+        """Report rows that are done, and keep the claims fresh; raises what went wrong behind."""
+        self.behind.check()
         self.progress.advance(rows)
         self._claims.renew()
 
@@ -299,16 +302,20 @@ class StoreJob(ABC, Generic[S]):
         bad, rows = outputs.bad(), 0
         missing = sum(len(outputs.store.rows_spec.rows_of(chunk)) for chunk in pending)
         self.progress.start(self.what, self.n_rows, self.n_rows - missing)
-        for made in self.make(chain([first], taken)):
-            bad += made.bad if Part() in made.values else []
-            self.check_bad(bad)
-            outputs.write(made)
-            self._claims.release(made.work.chunk)
-            rows += len(made.work.rows)
-            self.copied += made.copied
-            self.encoded += len(made.work.rows) - made.copied
+        with Behind() as self.behind:
+            for made in self.make(chain([first], taken)):
+                bad += made.bad if Part() in made.values else []
+                self.check_bad(bad)
+                self.behind.call(self._write, outputs, made)
+                rows += len(made.work.rows)
+                self.copied += made.copied
+                self.encoded += len(made.work.rows) - made.copied
         self.progress.finish()
         return rows
+
+    def _write(self, outputs: "Outputs", made: MadeChunk) -> None:
+        outputs.write(made)
+        self._claims.release(made.work.chunk)
 
     def _taken(self, outputs: "Outputs", chunks: Sequence[int]) -> Iterator[Work]:
         for chunk in chunks:

@@ -4,6 +4,7 @@ A chunk of 4,096 images with 196 tokens of 768 takes 1.2 GB; memory holds a few 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,8 @@ from featcache.store.layout import Array, ArraySpec
 from featcache.store.parts import Part
 from featcache.store.writer import Written
 
-PutFile = Callable[[Part, int, Array], str]
-"""Writes one file of a part's features, by its number; returns its checksum."""
+PutFile = Callable[[Part, int, Array], Future[str]]
+"""Writes one file of a part's features, by its number; its checksum is there once it is written."""
 
 
 def unit_tokens(tokens: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -51,7 +52,7 @@ class TokenRows:
         self._part, self._spec, self._rows, self._put, self._donors = part, spec, rows, put, donors
         self._files = list(spec.files_of(rows))
         self._open: dict[int, Array] = {}
-        self._checksums: list[str] = []
+        self._checksums: list[Future[str]] = []
         self.norm = np.full(len(rows), np.nan, np.float32)
 
     def add(self, rows: Sequence[int], tokens: npt.NDArray[np.float32]) -> None:
@@ -80,8 +81,8 @@ class TokenRows:
 
     @property
     def written(self) -> Written:
-        """The checksums of all files."""
-        return Written(tuple(self._checksums))
+        """The checksums of all files, when they are written."""
+        return Written(tuple(checksum.result() for checksum in self._checksums))
 
     def _begin(self, file: int) -> int:
         return self._spec.rows_of(file).start

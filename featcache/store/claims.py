@@ -11,6 +11,7 @@ expired all the same.
 
 import atexit
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class Claims:
         self._held: dict[str, float] = {}
         self._watched: dict[str, tuple[float, float]] = {}  # when a claim was written, and first seen so
         self._offset: float | None = None
+        self._lock = threading.Lock()
 
     def take(self, what: int | str) -> bool:
         """Claim a chunk (or another piece of work); False if a live writer holds it."""
@@ -102,16 +104,18 @@ class Claims:
     def renew(self) -> None:
         """Keep the claims alive; cheap enough to call after every batch."""
         now = self._clock()
-        for what, since in self._held.items():
-            if now - since > RENEW_SECONDS:
-                put(self._folder / what, self._name.encode())
-                self._held[what] = now
+        with self._lock:  # of a claim that another thread gives back, nothing stays
+            for what, since in list(self._held.items()):
+                if now - since > RENEW_SECONDS:
+                    put(self._folder / what, self._name.encode())
+                    self._held[what] = now
 
     def release(self, what: int | str) -> None:
         """Give one claim back."""
-        if self._held.pop(str(what), None) is not None:
-            remove(self._folder / str(what))
-            _taken.pop(self._folder / str(what), None)
+        with self._lock:
+            if self._held.pop(str(what), None) is not None:
+                remove(self._folder / str(what))
+                _taken.pop(self._folder / str(what), None)
 
     def release_all(self) -> None:
         """Give every claim back."""

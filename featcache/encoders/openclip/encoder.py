@@ -29,6 +29,7 @@ from featcache.encoders.token_outputs import LAST, token_shapes, with_tokens
 from featcache.encoders.torch_images import (
     Computing,
     Scaling,
+    TorchImages,
     autocast,
     check_precision,
     computed_in,
@@ -68,7 +69,7 @@ def outputs_of(model: Any, pixels: torch.Tensor, taps: Sequence[str]) -> dict[st
     return with_tokens(visual, compute, [name for name in taps if name != PRE_PROJECTION])
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(TorchImages):
     """An open_clip model with both towers.
 
     Parameters
@@ -228,11 +229,13 @@ class OpenClipEncoder:
             return prepare_picture(self._geometry_of_tensors, changed)
         return prepare_picture(self._geometry, changed)
 
-    def encode_images(self, images: Sequence[Batch]) -> FloatArray:
-        """Features (B, D) float32, not normalised, of B prepared images (H, W, 3)."""
-        found = self._computing(lambda model, x: model.encode_image(x), self._batch(images))
-        features: FloatArray = found.float().cpu().numpy()
-        return features
+    def forward(self, images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+        """See `TorchImages.forward`."""
+        pixels = self.pixels(images)
+        if not taps:
+            return {PROJECTED: self._computing(lambda model, x: model.encode_image(x), pixels)}
+        found = self._computing(lambda model, x: outputs_of(model, x, taps), pixels)
+        return {name: found[name] for name in (PROJECTED, *taps)}
 
     @cached_property
     def taps(self) -> dict[str, int]:
@@ -240,19 +243,11 @@ class OpenClipEncoder:
         width = pre_projection_dim(self.model)
         return {} if width is None else {PRE_PROJECTION: width}
 
-    def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
-        """Features and taps of B prepared images from one forward pass, by name."""
-        found = self._computing(lambda model, x: outputs_of(model, x, taps), self._batch(images))
-        return {name: found[name].float().cpu().numpy() for name in (PROJECTED, *taps)}
-
     @cached_property
     def token_taps(self) -> Mapping[str, TokenShape]:
         """See `Encoder.token_taps`; an image without content is encoded to know the number of tokens."""
         blank = np.zeros((*self.image_size, 3), np.uint8)
         return token_shapes(self.model.visual, lambda taps: self.encode_outputs([blank], taps))
-
-    def _batch(self, images: Sequence[Batch]) -> torch.Tensor:
-        return self.pixels(torch.from_numpy(np.stack(images)).to(self.device, non_blocking=True))
 
     @property
     def _computing(self) -> Computing:

@@ -1,5 +1,6 @@
 """A killed run loses nothing: stopped after every step of the write protocol, and by SIGKILL at random moments."""
 
+import itertools
 import os
 import random
 import shutil
@@ -54,12 +55,10 @@ def run_and_die_after(step: int, root: Path) -> int:
     """Encode in a child process that ends abruptly after that many steps of the protocol; returns its exit status."""
     child = os.fork()
     if child == 0:
-        steps = 0
+        steps = itertools.count(1)  # counted without a gap by the two threads of a writer
 
         def stop(_: str) -> None:
-            nonlocal steps
-            steps += 1
-            if steps == step:
+            if next(steps) == step:
                 os._exit(9)
 
         atomic.after_step = stop

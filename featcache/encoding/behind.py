@@ -1,0 +1,52 @@
+"""A thread that writes while the caller computes."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+MOST_WAITING = 2
+
+
+class Behind:
+    """Runs calls in one thread, in order; an error in one is raised at the caller's next call.
+
+    What was handed over when a ``with`` block ends is done first, after an error or an interrupt in the block, too:
+    what is complete gets written.
+
+    Examples
+    --------
+    >>> done = []
+    >>> with Behind() as behind:
+    ...     for number in range(3):
+    ...         _ = behind.call(done.append, number)
+    >>> done
+    [0, 1, 2]
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="featcache-writer")
+        self._waiting: deque[Future[Any]] = deque()
+
+    def __enter__(self) -> "Behind":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            self.check()
+
+    def call(self, work: Callable[..., T], *args: object) -> Future[T]:
+        """Hand a call over; waits while `MOST_WAITING` earlier ones are not done, so that memory stays small."""
+        self.check()
+        while len(self._waiting) >= MOST_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(work, *args))
+        return self._waiting[-1]
+
+    def check(self) -> None:
+        """Raise the error of a call that failed."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
