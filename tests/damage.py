@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -352,7 +353,10 @@ def verb_world(root: Path) -> World:
         "fit": verb(f"fit ridge pictures/all -o head.safetensors {at}", "head.safetensors"),
         "fit knn": verb(f"fit knn pictures/all -o head.safetensors {at}", "head.safetensors"),
         "fit zero-shot": verb(f"fit zero_shot texts/classes -o head.safetensors {at}", "head.safetensors"),
-        "evaluate": verb(f"evaluate ridge.safetensors {on} --results r.jsonl", "r.jsonl"),
+        "evaluate": verb(
+            f"evaluate ridge.safetensors {on} --results r.jsonl --per-sample s.npz --confusion c.parquet",
+            *("r.jsonl", "s.npz", "c.parquet"),
+        ),
         "interpolate": verb(
             f"evaluate texts.safetensors ridge.safetensors --alphas 0 0.5 1 {on} --results r.jsonl", "r.jsonl"
         ),
@@ -362,8 +366,21 @@ def verb_world(root: Path) -> World:
         "info of texts": verb(f"info texts/classes {at}"),
         "encode": mended(f"encode {source} --split all --quiet {at}", root, "pictures/all"),
         "text": mended(f"text classes.txt --quiet {at}", root, "texts/classes"),
+        "finetune": tuned(source, at),
     }
-    return World(root, root / "cache", reads, mends=("encode", "text"))
+    return World(root, root / "cache", reads, mends=("encode", "text", "finetune"))
+
+
+def tuned(source: str, at: str) -> Callable[[], object]:
+    """Fine-tuning that starts from a head which is fitted on a store."""
+    words = f"finetune {source} --split all --out tuned --head ridge --steps 1 --batch-size 4 --workers 1 --quiet {at}"
+    read = verb(words, "tuned/last_head.safetensors")
+
+    def anew() -> object:
+        shutil.rmtree("tuned", ignore_errors=True)
+        return read()
+
+    return anew
 
 
 def mended(words: str, root: Path, reference: str) -> Callable[[], object]:
@@ -408,8 +425,20 @@ def run_world(root: Path) -> World:
         "load the head": lambda: heads.load(run / "last_head.safetensors").linear().weights,
         "wise": verb("wise tiny run/last --alpha 0.5 --out merged --overwrite", *merged),
         "convert": verb("convert run/last converted.safetensors --overwrite", "converted.safetensors"),
+        "merge": verb("merge soup tiny run/last --out soup --overwrite", "soup/open_clip_model.safetensors"),
+        "predict": (
+            predict := verb("predict run/last_head.safetensors pictures/cat/00.png --model local-dir:run/last")
+        ),
+        "predict by the head": predict,
     }
-    of = {"load the model": "last/*", "load the state": "resume*", "load the head": "last_head*"}
+    of = {
+        "merge": "last/*",
+        "predict": "last/*",
+        "predict by the head": "last_head*",
+        "load the model": "last/*",
+        "load the state": "resume*",
+        "load the head": "last_head*",
+    }
     return World(root, run, reads, of=of | {"wise": "last/*", "convert": "last/*"}, edits=False)
 
 
