@@ -6,11 +6,13 @@ model for each view; every output of a pass is kept. Unreadable images keep thei
 ``valid`` 0.
 """
 
+from __future__ import annotations
+
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,6 @@ import numpy.typing as npt
 from featcache.datasets.base import Dataset
 from featcache.encoders import Batch, Encoder
 from featcache.encoders.base import PROJECTED
-from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoders.preparation import decoded_for
 from featcache.encoders.staging import Stage
 from featcache.encoders.taps import find_tap, tap_dim
@@ -42,6 +43,9 @@ from featcache.store.layout import image_arrays
 from featcache.store.parts import Part
 from featcache.store.tokens import ROWS_STORED, TOKENS_STORED, tap_name
 from featcache.store.writer import ChunkValues
+
+if TYPE_CHECKING:
+    from featcache.encoders.openclip import OpenClipEncoder
 
 Float = TypeVar("Float", np.float32, np.float64)
 SAFE_LENGTHS = (1e-15, 1e18)
