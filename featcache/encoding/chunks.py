@@ -150,7 +150,7 @@ class ChunkEncoder:
         self._fetch(0)
         yield from self._whole(begun)
 
-    def _whole(self, begun: "deque[_Chunk]") -> Iterator[MadeChunk]:
+    def _whole(self, begun: deque[_Chunk]) -> Iterator[MadeChunk]:
         """The chunks that are complete, in order; of the others, the files of tokens that are."""
         for chunk in begun:
             chunk.flush()
@@ -195,7 +195,7 @@ class ChunkEncoder:
             self._views[view] = view_of(view, self._encoder)
         return self._views[view]
 
-    def _forward(self, chunk: "_Chunk", size: int) -> None:
+    def _forward(self, chunk: _Chunk, size: int) -> None:
         """Begin a pass of the model per view, over the next waiting images."""
         batch, chunk.waiting = chunk.waiting[:size], chunk.waiting[size:]
         rows = [sample.row for sample in batch]
@@ -219,7 +219,7 @@ class ChunkEncoder:
                 else:
                     chunk.made[part][np.asarray(rows) - chunk.rows.start] = values
 
-    def _encoded(self, chunk: "_Chunk") -> MadeChunk:
+    def _encoded(self, chunk: _Chunk) -> MadeChunk:
         bad = [BadRow(row, self._ids[row], error) for row, error in chunk.errors.items()]
         valid = np.ones(len(chunk.rows), dtype=np.uint8)
         valid[[item.row - chunk.rows.start for item in bad]] = 0
@@ -242,7 +242,7 @@ class ChunkEncoder:
         self._check_same(chunk)
         return MadeChunk(chunk.work, values, bad, len(copied))
 
-    def _check_same(self, chunk: "_Chunk") -> None:
+    def _check_same(self, chunk: _Chunk) -> None:
         """ContentChangedError where a part that joins a store found other images than the store was made from."""
         known = chunk.work.content
         if known is None:
@@ -271,7 +271,7 @@ class ChunkEncoder:
 class _Pass:
     """A pass of the model over some rows of a chunk, and the parts that are made of it."""
 
-    chunk: "_Chunk"
+    chunk: _Chunk
     rows: Sequence[int]
     parts: Sequence[Part]
 
