@@ -30,7 +30,7 @@ def interpret() -> dict[str, str]:
     from heads.kernels.triton import Shape, row_values
 
     found = {}
-    for name, case in gpu_cases.CASES.items():
+    for name, case in (gpu_cases.CASES | gpu_cases.GRIDS).items():
         for dtype in (torch.float32, torch.float16):  # the interpreter has no bfloat16 products
             problem = gpu_cases.posed(case, dtype)
             try:
@@ -51,7 +51,7 @@ def interpret() -> dict[str, str]:
 def compile_only() -> dict[str, dict[str, Any]]:
     os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
-    from heads.kernels.triton import SHAPES
+    from heads.kernels.triton import GRIDS, SHAPES
 
     return {
         "bf16": compiled("bf16", "tf32", SHAPES["half"]),
@@ -59,10 +59,15 @@ def compile_only() -> dict[str, dict[str, Any]]:
         "fp16": compiled("fp16", "tf32", SHAPES["half"]),
         "tf32": compiled("fp32", "tf32", SHAPES["tf32"]),
         "fp32": compiled("fp32", "ieee", SHAPES["ieee"]),
+        "alphas, bf16": compiled("bf16", "tf32", GRIDS["half"], grid=True),
+        "alphas, bf16, no best column": compiled("bf16", "tf32", GRIDS["half"], predict=False, grid=True),
+        "alphas, fp16": compiled("fp16", "tf32", GRIDS["half"], grid=True),
+        "alphas, tf32": compiled("fp32", "tf32", GRIDS["tf32"], grid=True),
+        "alphas, fp32": compiled("fp32", "ieee", GRIDS["ieee"], grid=True),
     }
 
 
-def compiled(kind: str, precision: str, shape: Any, predict: bool = True) -> dict[str, Any]:
+def compiled(kind: str, precision: str, shape: Any, predict: bool = True, grid: bool = False) -> dict[str, Any]:
     """Matrix instructions, shared memory, registers and stack of the kernel for a Hopper GPU at D = 512.
 
     Instructions are counted in the innermost straight stretch of machine code that takes an exponential of every logit
@@ -72,36 +77,40 @@ def compiled(kind: str, precision: str, shape: Any, predict: bool = True) -> dic
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from heads.kernels.triton import nll_fused
+    from heads.kernels.triton import GROUP, nll_alphas, nll_fused
 
     inputs = {"features": f"*{kind}", "weights": f"*{kind}", "bias": "*fp32", "scale": "*fp32", "labels": "*i64"}
     outputs = {"nll": "*fp32", "rank": "*i32", "confidence": "*fp32", "brier": "*fp32", "predicted": "*i32"}
     scalars = dict.fromkeys(("n", "classes", "stride", "feature_stride"), "i32")
     constants = {"D": 512, "HAS_BIAS": True, "PREDICT": predict, "PRECISION": precision}
     constants |= {"BLOCK_N": shape.rows, "BLOCK_C": shape.classes, "BLOCK_D": shape.features}
+    kernel, per_group = nll_fused, 1
+    if grid:
+        kernel, per_group, constants["GROUP"] = nll_alphas, GROUP, GROUP
+        scalars |= {"alphas": "*fp32", "n_alphas": "i32"}
     signature = inputs | outputs | scalars | dict.fromkeys(constants, "constexpr")
     aligned = {(place,): [["tt.divisibility", 16]] for place in (*range(10), 12, 13)}
-    source = ASTSource(nll_fused, signature, constants, aligned)
+    source = ASTSource(kernel, signature, constants, aligned)
     options = {"num_warps": shape.warps, "num_stages": shape.stages}
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(made.asm["cubin"])
         file.flush()
         usage, code = (
             subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
             for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     fields = dict(pair.split(":") for pair in usage.split() if pair.count(":") == 1)
-    ptx = kernel.asm["ptx"]
+    ptx = made.asm["ptx"]
     return {
         "wgmma": ptx.count("wgmma.mma_async"),
         "block copies": ptx.count("cp.async.bulk.tensor"),
-        "shared": kernel.metadata.shared,
+        "shared": made.metadata.shared,
         "registers": int(fields["REG"]),
         "threads": 32 * shape.warps,
         "stack": int(fields["STACK"]),
-        "per logit": len(hottest(code)) / (shape.rows * shape.classes / (32 * shape.warps)),
+        "per logit": len(hottest(code)) / (per_group * shape.rows * shape.classes / (32 * shape.warps)),
     }
 
 

@@ -4,13 +4,14 @@ No logit is ever written to memory. A block of rows takes BLOCK_C classes at a t
 are carried from one to the next. The price is that the label's logit must be known before the walk: one more product
 with the labels' own weights, BLOCK_N columns beside every C.
 
-What the tensor cores leave to do decides the time, so a logit gets few other operations (12 on Hopper GPUs, 15 with the
-best column; a test counts them). Logits are in bits, where an exponential is one operation; scale, bias and the minus
-infinity of columns beyond the classes are one fused multiply-add; comparisons are counted as floating-point numbers; no
-column number is compared with a label. Columns that tie with the label's are only counted, and blocks of rows with such
-a tie walk over the classes once more to rank them by index.
+What the tensor cores leave to do decides the time, so a logit gets few other operations (11 on Hopper GPUs, 14 with the
+best column; a test counts them). Scale, bias and the minus infinity of columns beyond the classes are one fused
+multiply-add, and so is the argument of an exponential; comparisons are counted as floating-point numbers; no column
+number is compared with a label; the lanes that share a row keep statistics of their own until the end. Columns that tie
+with the label's are only counted, and blocks of rows with such a tie walk over the classes once more to rank them by
+index.
 
-Interpolation grids are left to the cuda implementation, whose pass over two tiles serves all alphas.
+Along an interpolation of two heads a block takes both products once, and `GROUP` alphas from them.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ def _logits(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Logits (BLOCK_N, BLOCK_C) in bits (times log2 e), minus infinity beyond the classes: one operation per logit."""
+    """Logits (BLOCK_N, BLOCK_C), minus infinity beyond the classes: one operation per logit."""
     total = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for k in range(0, D, BLOCK_D):
         total = tl.dot(x_rows.load([begin, k]), w_rows.load([first, k]).T, total, input_precision=PRECISION)
     column = first + tl.arange(0, BLOCK_C)
     if HAS_BIAS:
-        shift = tl.load(bias + column, mask=column < classes, other=float("-inf")) * 1.4426950408889634
+        shift = tl.load(bias + column, mask=column < classes, other=float("-inf"))
     else:
         shift = tl.where(column < classes, 0.0, float("-inf"))
     return tl.fma(total, factor, shift[None, :])
@@ -78,6 +79,75 @@ def _own(
         products = tl.dot(x_rows.load([begin, first]), w.T, products, input_precision=PRECISION)
     lane = tl.arange(0, BLOCK_N)
     return tl.sum(tl.where(lane[:, None] == lane[None, :], products, 0.0), 1)
+
+
+@triton.jit
+def _by_lane(values, BLOCK_C: tl.constexpr):
+    """(n, BLOCK_C) as (n, BLOCK_C / 8, 4, 2): which of the four lanes of a row holds a column, on tensor cores."""
+    return tl.reshape(values, (values.shape[0], BLOCK_C // 8, 4, 2))
+
+
+@triton.jit
+def _in_lane(values):
+    """Sums (n, 4) over what each lane holds, without a word between lanes."""
+    return tl.sum(tl.sum(values, 3), 1)
+
+
+@triton.jit
+def _absorb(z, target, first, top, total, square, above, level, best, PREDICT: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Running statistics (BLOCK_N, 4) of rows, by lane, after another block of their logits (BLOCK_N, BLOCK_C).
+
+    Lanes meet once, at the end: in every block, that would be a fifth of all instructions.
+    """
+    z, target = _by_lane(z, BLOCK_C), target[:, None, None, None]
+    above += _in_lane((z > target).to(tl.float32))
+    level += _in_lane((z >= target).to(tl.float32))
+    block_top = tl.max(tl.max(z, 3), 1)
+    if PREDICT:
+        column = _by_lane(tl.arange(0, BLOCK_C)[None, :], BLOCK_C)
+        at = tl.where(z == block_top[:, None, :, None], column, BLOCK_C - 1)
+        best = tl.where(block_top > top, first + tl.min(tl.min(at, 3), 1), best)
+    new = tl.maximum(top, block_top)
+    shrink = tl.exp2((top - new) * 1.4426950408889634)
+    # exp(z - new) as a power of two, in one multiply-add and one exponential
+    share = tl.exp2(tl.fma(z, 1.4426950408889634, (new * -1.4426950408889634)[:, None, :, None]))
+    total = total * shrink + _in_lane(share)
+    square = square * shrink * shrink + _in_lane(share * share)
+    return new, total, square, above, level, best
+
+
+@triton.jit
+def _store(
+    nll,
+    rank,
+    confidence,
+    brier,
+    predicted,
+    place,
+    inside,
+    target,
+    top,
+    total,
+    square,
+    above,
+    best,
+    PREDICT: tl.constexpr,
+):
+    """Bring the lanes together, and write the statistics of rows."""
+    whole_top = tl.max(top, 1)
+    shrink = tl.exp(top - whole_top[:, None])
+    total_of = tl.sum(total * shrink, 1)
+    share = 1.0 / total_of
+    likely = tl.exp(target - whole_top) * share
+    loss = tl.log(total_of) + (whole_top - target)
+    tl.store(nll + place, tl.where(whole_top > -1e29, loss, float("nan")), mask=inside)  # nothing but padding
+    tl.store(rank + place, tl.sum(above, 1).to(tl.int32), mask=inside)
+    tl.store(confidence + place, share, mask=inside)
+    brier_of = tl.sum(square * shrink * shrink, 1) * share * share + (1.0 - 2.0 * likely)
+    tl.store(brier + place, brier_of, mask=inside)
+    if PREDICT:
+        found = tl.min(tl.where(top == whole_top[:, None], best, 2147483647), 1)
+        tl.store(predicted + place, tl.where(found == 2147483647, 0, found), mask=inside)
 
 
 @triton.jit
@@ -110,46 +180,34 @@ def nll_fused(
     (H, n). The label's logit is the diagonal of a product of the rows with their labels' weights: it rounds as the
     walk over the classes does, so ties stay ties.
     """
-    LOG2E: tl.constexpr = 1.4426950408889634
     head = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(0) * BLOCK_N
     row = begin + tl.arange(0, BLOCK_N)
     inside = row < n
     label = tl.load(labels + row, mask=inside, other=0).to(tl.int32)
-    factor = tl.load(scale + head) * LOG2E
+    factor = tl.load(scale + head)
     w_head, b_head = weights + head * stride * D, bias + head * stride
     x_rows = tl.make_tensor_descriptor(features, [n, D], [feature_stride, 1], [BLOCK_N, BLOCK_D])
     w_rows = tl.make_tensor_descriptor(w_head, [classes, D], [D, 1], [BLOCK_C, BLOCK_D])
 
     own = _own(x_rows, w_head, begin, label, D, PRECISION, BLOCK_N, BLOCK_D)
-    target = tl.fma(own, factor, tl.load(b_head + label) * LOG2E) if HAS_BIAS else own * factor
+    target = tl.fma(own, factor, tl.load(b_head + label)) if HAS_BIAS else own * factor
 
-    top = tl.full((BLOCK_N,), -3.4028234e38, tl.float32)
-    total = tl.zeros((BLOCK_N,), tl.float32)
-    square = tl.zeros((BLOCK_N,), tl.float32)
-    above = tl.zeros((BLOCK_N,), tl.float32)  # counts; float32 holds those up to 2**24, and adds them in one operation
-    level = tl.zeros((BLOCK_N,), tl.float32)
-    best = tl.zeros((BLOCK_N,), tl.int32)
+    # Counts are float32 too, which holds those up to 2**24, and adds them in one operation.
+    zeros = tl.zeros((BLOCK_N, 4), tl.float32)
+    top = tl.full((BLOCK_N, 4), -1e29, tl.float32)
+    total, square, above, level = zeros, zeros, zeros, zeros
+    best = tl.zeros((BLOCK_N, 4), tl.int32)
     for first in range(0, classes, BLOCK_C):
         z = _logits(
             x_rows, w_rows, b_head, begin, first, classes, factor, D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D
         )
-        above += tl.sum((z > target[:, None]).to(tl.float32), 1)
-        level += tl.sum((z >= target[:, None]).to(tl.float32), 1)
-        block_top = tl.max(z, 1)
-        if PREDICT:
-            column = tl.arange(0, BLOCK_C)
-            at = tl.min(tl.where(z == block_top[:, None], column[None, :], BLOCK_C - 1), 1)
-            best = tl.where(block_top > top, first + at, best)
-        new = tl.maximum(top, block_top)
-        shrink = tl.exp2(top - new)
-        share = tl.exp2(z - new[:, None])
-        total = total * shrink + tl.sum(share, 1)
-        square = square * shrink * shrink + tl.sum(share * share, 1)
-        top = new
+        top, total, square, above, level, best = _absorb(
+            z, target, first, top, total, square, above, level, best, PREDICT, BLOCK_C
+        )
 
     # Other classes with the label's logit rank before it if they come earlier: rare, and counted by another walk.
-    tied = inside & (level - above > 1)
+    tied = inside & (tl.sum(level - above, 1) > 1)
     if tl.max(tied.to(tl.int32), 0) > 0:
         for first in range(0, classes, BLOCK_C):
             z = _logits(
@@ -157,17 +215,230 @@ def nll_fused(
             )
             column = first + tl.arange(0, BLOCK_C)
             earlier = (z == target[:, None]) & (column[None, :] < label[:, None])
-            above += tl.sum(earlier.to(tl.float32), 1)
+            above += _in_lane(_by_lane(earlier.to(tl.float32), BLOCK_C))
 
-    whole = 1.0 / total
-    likely = tl.exp2(target - top) * whole
-    place = head * n + row
-    tl.store(nll + place, (tl.log2(total) + (top - target)) * (1.0 / LOG2E), mask=inside)
-    tl.store(rank + place, above.to(tl.int32), mask=inside)
-    tl.store(confidence + place, whole, mask=inside)
-    tl.store(brier + place, square * whole * whole + (1.0 - 2.0 * likely), mask=inside)
-    if PREDICT:
-        tl.store(predicted + place, best, mask=inside)
+    _store(
+        nll,
+        rank,
+        confidence,
+        brier,
+        predicted,
+        head * n + row,
+        inside,
+        target,
+        top,
+        total,
+        square,
+        above,
+        best,
+        PREDICT,
+    )
+
+
+@triton.jit
+def _ends(
+    x_rows,
+    w_one,
+    w_two,
+    bias,
+    stride,
+    begin,
+    first,
+    classes,
+    factor_one,
+    factor_two,
+    D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Logits (BLOCK_N, BLOCK_C) of two heads; beyond the classes -1e30, which every interpolation keeps."""
+    one = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    two = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for k in range(0, D, BLOCK_D):
+        x = x_rows.load([begin, k])
+        one = tl.dot(x, w_one.load([first, k]).T, one, input_precision=PRECISION)
+        two = tl.dot(x, w_two.load([first, k]).T, two, input_precision=PRECISION)
+    column = first + tl.arange(0, BLOCK_C)
+    if HAS_BIAS:
+        shift_one = tl.load(bias + column, mask=column < classes, other=-1e30)
+        shift_two = tl.load(bias + stride + column, mask=column < classes, other=-1e30)
+    else:
+        shift_one = tl.where(column < classes, 0.0, -1e30)
+        shift_two = shift_one
+    return tl.fma(one, factor_one, shift_one[None, :]), tl.fma(two, factor_two, shift_two[None, :])
+
+
+@triton.jit
+def _between(one, two, alpha):
+    """``(1 - alpha) one + alpha two`` in two operations; exactly an end where alpha is 0 or 1."""
+    return tl.fma(two, alpha, one * (1.0 - alpha))
+
+
+@triton.jit
+def _walk(
+    x_rows,
+    w_one,
+    w_two,
+    bias,
+    stride,
+    begin,
+    classes,
+    factor_one,
+    factor_two,
+    own_one,
+    own_two,
+    alpha,
+    D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PREDICT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Statistics by lane at each alpha over all classes, and how many logits equal the label's at all alphas together.
+
+    Tuples are registers, and loops over them are unrolled. Registers are scarce: the label's logit is formed anew for
+    each block, and equal logits are counted over all alphas (a row without ties has one at each).
+    """
+    zeros = tl.zeros((BLOCK_N, 4), tl.float32)
+    top = (tl.full((BLOCK_N, 4), -1e29, tl.float32),) * GROUP
+    total, square, above, level = (zeros,) * GROUP, (zeros,) * GROUP, (zeros,) * GROUP, zeros
+    best = (tl.zeros((BLOCK_N, 4), tl.int32),) * GROUP
+    for first in range(0, classes, BLOCK_C):
+        one, two = _ends(
+            x_rows, w_one, w_two, bias, stride, begin, first, classes, factor_one, factor_two,
+            D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+        found = ()
+        for k in tl.static_range(GROUP):
+            z, target = _between(one, two, alpha[k]), _between(own_one, own_two, alpha[k])
+            now = _absorb(z, target, first, top[k], total[k], square[k], above[k], level, best[k], PREDICT, BLOCK_C)
+            level = now[4]
+            found += (now,)  # type: ignore[assignment]
+        top, total, square, above, best = (), (), (), (), ()
+        for k in tl.static_range(GROUP):
+            top += (found[k][0],)
+            total += (found[k][1],)
+            square += (found[k][2],)
+            above += (found[k][3],)
+            best += (found[k][5],)
+    for k in tl.static_range(GROUP):
+        level -= above[k]
+    return top, total, square, above, best, tl.sum(level, 1)
+
+
+@triton.jit
+def _count_ties(
+    x_rows,
+    w_one,
+    w_two,
+    bias,
+    stride,
+    begin,
+    classes,
+    factor_one,
+    factor_two,
+    own_one,
+    own_two,
+    alpha,
+    label,
+    above,
+    D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """`above` with the earlier classes whose logit is the label's: another walk."""
+    for first in range(0, classes, BLOCK_C):
+        one, two = _ends(
+            x_rows, w_one, w_two, bias, stride, begin, first, classes, factor_one, factor_two,
+            D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+        before = (first + tl.arange(0, BLOCK_C))[None, :] < label[:, None]
+        counted = ()
+        for k in tl.static_range(GROUP):
+            target = _between(own_one, own_two, alpha[k])
+            earlier = ((_between(one, two, alpha[k]) == target[:, None]) & before).to(tl.float32)
+            counted += (above[k] + _in_lane(_by_lane(earlier, BLOCK_C)),)  # type: ignore[assignment]
+        above = counted
+    return above
+
+
+@triton.jit
+def nll_alphas(
+    features,
+    weights,
+    bias,
+    scale,
+    labels,
+    nll,
+    rank,
+    confidence,
+    brier,
+    predicted,
+    n,
+    classes,
+    stride,
+    feature_stride,
+    alphas,
+    n_alphas,
+    D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PREDICT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Statistics of BLOCK_N rows under GROUP interpolations of two heads; the two products serve all of them.
+
+    As `nll_fused`, for alphas (A,) and outputs (A, n). Each alpha has a running maximum of its own: one bound for all,
+    such as the interpolated maxima of the heads, underflows a row on which the two disagree.
+    """
+    begin, offset = tl.program_id(0) * BLOCK_N, tl.program_id(1) * GROUP
+    row = begin + tl.arange(0, BLOCK_N)
+    inside = row < n
+    label = tl.load(labels + row, mask=inside, other=0).to(tl.int32)
+    factor_one, factor_two = tl.load(scale), tl.load(scale + 1)
+    weights_two = weights + stride * D
+    x_rows = tl.make_tensor_descriptor(features, [n, D], [feature_stride, 1], [BLOCK_N, BLOCK_D])
+    w_one = tl.make_tensor_descriptor(weights, [classes, D], [D, 1], [BLOCK_C, BLOCK_D])
+    w_two = tl.make_tensor_descriptor(weights_two, [classes, D], [D, 1], [BLOCK_C, BLOCK_D])
+
+    alpha = ()
+    for k in tl.static_range(GROUP):
+        alpha += (tl.load(alphas + tl.minimum(offset + k, n_alphas - 1)),)  # type: ignore[assignment]
+    own_one = _own(x_rows, weights, begin, label, D, PRECISION, BLOCK_N, BLOCK_D)
+    own_two = _own(x_rows, weights_two, begin, label, D, PRECISION, BLOCK_N, BLOCK_D)
+    if HAS_BIAS:
+        own_one = tl.fma(own_one, factor_one, tl.load(bias + label))
+        own_two = tl.fma(own_two, factor_two, tl.load(bias + stride + label))
+    else:
+        own_one, own_two = own_one * factor_one, own_two * factor_two
+    top, total, square, above, best, equal = _walk(
+        x_rows, w_one, w_two, bias, stride, begin, classes, factor_one, factor_two, own_one, own_two, alpha,
+        D, HAS_BIAS, PREDICT, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D, GROUP,
+    )  # fmt: skip
+    if tl.max((inside & (equal > GROUP)).to(tl.int32), 0) > 0:  # ties with the label's logit at any alpha
+        above = _count_ties(
+            x_rows, w_one, w_two, bias, stride, begin, classes, factor_one, factor_two, own_one, own_two, alpha,
+            label, above, D, HAS_BIAS, PRECISION, BLOCK_N, BLOCK_C, BLOCK_D, GROUP,
+        )  # fmt: skip
+    for k in tl.static_range(GROUP):
+        _store(
+            nll, rank, confidence, brier, predicted, (offset + k).to(tl.int64) * n + row,
+            row < tl.where(offset + k < n_alphas, n, 0), _between(own_one, own_two, alpha[k]),
+            top[k], total[k], square[k], above[k], best[k], PREDICT,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -190,16 +461,30 @@ SHAPES = {
 one of which computes products while the other reduces logits.
 """
 
+GRIDS = {
+    "half": Shape(rows=64, classes=64),
+    "tf32": Shape(rows=64, classes=64, features=32),
+    "ieee": Shape(rows=32, classes=16, features=32),
+}
+"""Blocks of `nll_alphas`, which holds logits of two heads and statistics of `GROUP` alphas."""
+
+GROUP = 7
+"""Alphas per block, which divide a grid of 21."""
+
 
 def require(problem: Problem) -> None:
-    """CUDA features of capability 8.0 and up, float32 at the widest and linear heads without a grid."""
+    """CUDA features of capability 8.0 and up, float32 at the widest, and linear heads."""
     device = problem.features.device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise HeadError(f"features are on {device}; the triton implementation takes them from an Ampere GPU or later")
     if problem.dtype == torch.float64:
         raise HeadError("the triton implementation computes in float32; cast, or use impl='chunked' for float64")
-    if problem.alphas is not None or problem.mean_probabilities:
-        raise HeadError("the triton implementation takes heads as they are; use impl='cuda' for alphas, or 'chunked'")
+    if problem.alphas is not None and max(map(abs, problem.alphas)) > _LARGEST_ALPHA:
+        raise HeadError(
+            f"the triton implementation takes alphas up to {_LARGEST_ALPHA:g}; use impl='cuda' or 'chunked'"
+        )
+    if problem.mean_probabilities:
+        raise HeadError("the triton implementation does not average probabilities; use impl='chunked'")
 
 
 def run(problem: Problem) -> Tally:
@@ -209,11 +494,12 @@ def run(problem: Problem) -> Tally:
 
 
 def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> RowStats:
-    """Statistics (H, n) of the rows, from one launch on torch's current stream."""
+    """Statistics (H or A, n) of the rows, from one launch on torch's current stream."""
     n = len(problem.labels)
     features, weights = aligned(problem.features.to(packed.weights.dtype)), aligned(packed.weights)
     precision = "half" if weights.dtype != torch.float32 else "tf32" if tf32_allowed() else "ieee"
-    shape = shape or SHAPES[precision]
+    grid = problem.alphas is not None
+    shape = shape or (GRIDS if grid else SHAPES)[precision]
     out = [torch.empty(problem.n_heads, n, dtype=kind, device=features.device) for kind in _KINDS]
     arguments = (
         features,
@@ -227,7 +513,7 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
         packed.stride,
         features.stride(0),
     )
-    options = {
+    options: dict[str, Any] = {
         "D": features.shape[1],
         "HAS_BIAS": packed.bias is not None,
         "PREDICT": problem.confusion,
@@ -238,8 +524,13 @@ def row_values(problem: Problem, packed: Packed, shape: Shape | None = None) -> 
         "num_warps": shape.warps,
         "num_stages": shape.stages,
     }
-    grid = (-(-n // shape.rows), problem.n_heads)
-    copy_context().run(_launch, features.device, grid, arguments, options)  # the allocator is of this launch alone
+    blocks_of_heads = problem.n_heads
+    if problem.alphas is not None:
+        arguments += (torch.tensor(problem.alphas, dtype=torch.float32, device=features.device), problem.n_heads)
+        blocks_of_heads, options["GROUP"] = -(-problem.n_heads // GROUP), GROUP
+    kernel, places = nll_alphas if grid else nll_fused, (-(-n // shape.rows), blocks_of_heads)
+    # The allocator is of this launch alone.
+    copy_context().run(_launch, kernel, features.device, places, arguments, options)
     return RowStats(out[0], out[1], out[2], out[3], out[4] if problem.confusion else None)
 
 
@@ -260,10 +551,13 @@ def aligned(rows: torch.Tensor) -> torch.Tensor:
 
 
 _KINDS = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int32)
+_LARGEST_ALPHA = 1e4  # at which an interpolation of two paddings of -1e30 is still far below any logit
 _BYTES = 16  # what a block copy of the hardware wants addresses to be a multiple of
 
 
-def _launch(device: torch.device, grid: tuple[int, int], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+def _launch(
+    kernel: Any, device: torch.device, grid: tuple[int, int], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
     """Launch on the tensors' device, which need not be the current one; the descriptors of block copies need memory."""
 
     def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
@@ -271,4 +565,4 @@ def _launch(device: torch.device, grid: tuple[int, int], arguments: tuple[Any, .
 
     triton.set_allocator(allocate)
     with torch.cuda.device(device if device.type == "cuda" else -1):  # -1: on a CPU, in Triton's interpreter
-        nll_fused[grid](*arguments, **options)
+        kernel[grid](*arguments, **options)

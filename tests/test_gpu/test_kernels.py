@@ -62,10 +62,9 @@ def test_row_values_are_those_of_float64(impl: str, name: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("name", gpu_cases.GRIDS)
-def test_grids_are_those_of_float64(name: str, dtype: torch.dtype) -> None:
-    pytest.importorskip("cupy")
+def test_grids_are_those_of_float64(impl: str, name: str, dtype: torch.dtype) -> None:
     problem = gpu_cases.posed(gpu_cases.GRIDS[name], dtype, "cuda")
-    gpu_cases.assert_close(values("cuda", problem), problem)
+    gpu_cases.assert_close(values(impl, problem), problem)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
@@ -82,11 +81,10 @@ def test_the_door_agrees_with_the_reference(impl: str, dtype: torch.dtype) -> No
     assert np.abs(found.confusion - truth.confusion).sum() <= 2 * 3 * 4
 
 
-def test_a_grid_of_alphas_through_the_door() -> None:
-    pytest.importorskip("cupy")
+def test_a_grid_of_alphas_through_the_door(impl: str) -> None:
     tensors = drawn(20_000, 2, 1000, torch.bfloat16)
     options: dict[str, Any] = {"logit_scale": 40.0, "alphas": gpu_cases.GRID}
-    found = linear_nll(*tensors, impl="cuda", **options)
+    found = linear_nll(*tensors, impl=impl, **options)
     truth = linear_nll(*wide(tensors), impl="reference", **options)
     for got, want in zip(found.results(), truth.results(), strict=True):
         assert got["nll"] == pytest.approx(want["nll"], abs=1e-5)
@@ -119,8 +117,6 @@ def test_two_runs_agree_to_the_bit(impl: str) -> None:
 @pytest.mark.parametrize("grid", [False, True])
 def test_no_array_of_logits(impl: str, grid: bool) -> None:
     """Sixteen heads on 100,000 rows have 6.4 GB of logits; 512 MiB hold tiles, row statistics and their sums."""
-    if grid and impl == "triton":
-        pytest.skip("the triton implementation takes no alphas")
     tensors = drawn(100_000, 2 if grid else 16, 1000, torch.bfloat16)
     alphas = np.linspace(0, 1, 16).tolist() if grid else None
     linear_nll(*tensors, impl=impl, alphas=alphas)
