@@ -93,6 +93,13 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def largest(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise maximum of a tensor over the processes."""
+    if rank_and_size()[1] > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
 def gather(rows: torch.Tensor) -> torch.Tensor:
     """Rows (n_r, ...) of all processes as one tensor (sum of n_r, ...), in rank order; `rows` itself in one process.
 

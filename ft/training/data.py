@@ -6,18 +6,22 @@ random state needs to be saved. An incomplete last batch of an epoch is dropped,
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
+import xxhash
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex
 from featcache.encoders.base import Batch
 from featcache.encoding.pipeline import worked_batches
 from featcache.errors import EncoderError, ImageReadError, TrainingError
+from ft.distributed import Place, largest
 from ft.objectives.base import Rows, TrainingBatch
 from heads.rows.few_shot import draw_shots
+from heads.rows.hashes import Hashes
 
 View = Callable[[Picture, int, str], Batch]
 
@@ -147,10 +151,65 @@ def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
     return Subset(dataset, rows, f"{dataset.split}-{shots}shots-seed{seed}")
 
 
+def row_hash(content: bytes | memoryview) -> int:
+    """The hash that a store keeps of a row made from this content: see `featcache.store.ImageStore.row_hashes`."""
+    return int.from_bytes(xxhash.xxh3_128_digest(content)[:8], "little")
+
+
+def row_hashes(dataset: Dataset) -> Hashes:
+    """Different hashes of all samples that can be read, ascending."""
+    found = set()
+    for row in range(len(dataset.index)):
+        with suppress(OSError):
+            found.add(row_hash(dataset.read(row)))
+    return np.array(sorted(found), np.uint64)
+
+
+class TrainedRows:
+    """Hashes of the samples that a run has read for training, in all its processes and attempts.
+
+    Parameters
+    ----------
+    n : samples of the data set
+
+    Attributes
+    ----------
+    before : ascending hashes of earlier attempts; None where these kept none
+    """
+
+    def __init__(self, n: int) -> None:
+        self.before: Hashes | None = np.zeros(0, np.uint64)
+        self._found, self._read = np.zeros(n, np.uint64), np.zeros(n, bool)
+
+    def add(self, row: int, content: bytes | memoryview) -> None:
+        """Take the hash of a sample that was read."""
+        if not self._read[row]:
+            self._found[row], self._read[row] = row_hash(content), True
+
+    def share(self, place: Place) -> None:
+        """Take what the other processes have read."""
+        if place.world > 1:
+            unread = np.iinfo(np.int64).min
+            own = torch.from_numpy(np.where(self._read, self._found.view(np.int64), unread))
+            found = largest(own.to(place.device)).cpu().numpy()
+            self._found, self._read = found.view(np.uint64), found != unread
+
+    def hashes(self) -> Hashes | None:
+        """The different hashes so far, ascending; None where those of an earlier attempt are not known."""
+        return None if self.before is None else np.union1d(self.before, self._found[self._read])
+
+
 def training_batches(
-    dataset: Dataset, view: View, order: Order, steps: range, device: str, workers: int, ahead: int
+    dataset: Dataset,
+    view: View,
+    order: Order,
+    steps: range,
+    device: str,
+    workers: int,
+    ahead: int,
+    trained: TrainedRows | None = None,
 ) -> Iterator[TrainingBatch]:
-    """The batches of some steps, in order, with `ahead` batches prepared in advance.
+    """The batches of some steps, in order, with `ahead` batches prepared in advance; `trained` hears of their rows.
 
     Raises
     ------
@@ -164,7 +223,10 @@ def training_batches(
 
     def image(row: int, epoch: int) -> Batch:
         try:
-            return view(dataset.decode(dataset.read(row), row), epoch, ids[row])
+            content = dataset.read(row)
+            if trained is not None:
+                trained.add(row, content)
+            return view(dataset.decode(content, row), epoch, ids[row])
         except EncoderError:
             raise
         except Exception as error:  # decoders raise anything on damaged files

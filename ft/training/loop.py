@@ -29,7 +29,16 @@ from ft.training.averages import EMA, SWA
 from ft.training.data import refuse_multilabel, training_batches
 from ft.training.model import Trainable
 from ft.training.options import FinetuneOptions
-from ft.training.output import Log, TensorBoardLog, before_after, open_folder, write_head, write_model, write_options
+from ft.training.output import (
+    Log,
+    TensorBoardLog,
+    before_after,
+    open_folder,
+    rows_before,
+    write_head,
+    write_model,
+    write_options,
+)
 from ft.training.resume import RESUME, Progression, read_resume, restore, write_resume
 from ft.training.setup import Run, prepare
 from ft.training.step import Ledger
@@ -197,6 +206,8 @@ class _Loop:
         found = read_resume(out / RESUME, run.identity)
         wait()
         self.state = Progression() if found is None else restore(self.stepper, run.average, *found)
+        if found is not None:
+            run.trained.before = rows_before(out)
         self.logs: list[Log | TensorBoardLog] = []
         if self.place.first:
             write_options(run, out)
@@ -213,10 +224,11 @@ class _Loop:
         self.progress.start(title, run.total * self.options.batch_size, state.step * self.options.batch_size)
         self._began = time.monotonic() - state.seconds
         device, ahead, steps = run.encoder.device, default_ahead(run.encoder), range(state.step, run.total)
+        batches = training_batches(run.dataset, run.view, run.order, steps, device, self.workers, ahead, run.trained)
         try:
             if state.step == 0 and self.options.eval_start and run.val is not None:
                 self._validate_start(run.val)
-            for batch in training_batches(run.dataset, run.view, run.order, steps, device, self.workers, ahead):
+            for batch in batches:
                 self.ledger.add(self.stepper.update(batch, run.rate(batch.step)))
                 state.step += 1
                 self._average()
@@ -259,6 +271,7 @@ class _Loop:
         if not (validating or saving or kept or self._due(self.options.log_every)):
             return
         self._log(self._read_ledger())
+        run.trained.share(self.place)
         averaged = average.state_dict() if average is not None and average.count else None
         with self.stepper.model.holding(averaged):
             metrics = self._validate(run.val) if validating and run.val is not None else None

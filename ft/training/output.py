@@ -11,12 +11,13 @@ from featcache.encoding.chunks import encoder_key
 from featcache.errors import MissingExtraError, TrainingError
 from featcache.store.places.local import PARTIAL_SUFFIX, put, sweep_partials
 from featcache.store.places.targets import writing
-from ft.checkpoints.folder import BEST, LOG, OPTIONS, head_path, write_model_folder
+from ft.checkpoints.folder import BEST, LAST, LOG, OPTIONS, START, head_path, write_model_folder
 from ft.checkpoints.state import Json
 from ft.training.resume import RESUME
 from ft.training.setup import Run
-from heads import LinearHead, save
-from heads.fitted.provenance import Provenance
+from heads import LinearHead, load, save
+from heads.fitted.provenance import Provenance, SplitRecord, rows_of
+from heads.rows.hashes import Hashes
 
 
 def open_folder(out: Path, overwrite: bool) -> None:
@@ -105,8 +106,17 @@ def write_head(run: Run, out: Path, name: str, step: int) -> None:
 
 
 def _splits(run: Run, name: str) -> Json:
-    chosen = [] if run.selected_on is None or name != BEST else [run.selected_on]
-    return {"fitted_on": [run.trained_on], "chosen_on": chosen}
+    """What the model of this name was fitted and chosen on, with hashes of the rows; the start has read none yet."""
+    fitted = run.trained_on if name == START else SplitRecord(run.trained_on, run.trained.hashes())
+    chosen = [run.selected] if name == BEST and run.selected is not None else []
+    return {"fitted_on": [fitted], "chosen_on": chosen}
+
+
+def rows_before(out: Path) -> Hashes | None:
+    """Hashes of the rows that the run in a folder was trained on until it was saved; None where it kept none."""
+    path = head_path(out, LAST)
+    fitted = load(path).provenance.fitted_on if path.exists() else []
+    return rows_of(fitted[0]) if fitted else None
 
 
 def before_after(run: Run, history: Sequence[Json]) -> list[Json]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,12 +34,13 @@ from ft.prior.prior import OnlinePrior, Prior, StoredPrior
 from ft.regularizers import REGULARIZERS
 from ft.regularizers.carot import SelfDistillation
 from ft.training.averages import EMA, SWA, Teacher
-from ft.training.data import Order, few_shots
+from ft.training.data import Order, TrainedRows, few_shots, row_hashes
 from ft.training.model import Frozen, Trainable
 from ft.training.optim import make_optimizer, rates
 from ft.training.options import FinetuneOptions
 from ft.training.step import FROZEN, Stepper
 from heads import HEADS, LinearClassifier, LinearHead, ZeroShot
+from heads.fitted.provenance import SplitRecord
 
 UNTRACKED = ("workers", "log_every", "tensorboard", "prior", "eval_start", "keep_every")
 """Options that change no weight, in a resumed run either."""
@@ -73,6 +75,8 @@ class Run:
         Updates of the run.
     identity : dict
         What a resumed run must have in common with the one that was killed, to go on bit for bit.
+    trained : TrainedRows
+        Which rows were trained on so far.
     """
 
     place: Place
@@ -90,6 +94,14 @@ class Run:
     rate: Callable[[int], float]
     total: int
     identity: Json
+    trained: TrainedRows
+
+    @cached_property
+    def selected(self) -> SplitRecord | None:
+        """`selected_on` with the hashes of its rows, each of which is read for that once."""
+        if self.val is None or self.selected_on is None:
+            return None
+        return SplitRecord(self.selected_on, row_hashes(self.val))
 
 
 def prepare(
@@ -159,6 +171,7 @@ def prepare(
         rate=rates(options, total),
         total=total,
         identity=identity,
+        trained=TrainedRows(len(dataset.index)),
     )
 
 

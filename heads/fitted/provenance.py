@@ -45,7 +45,7 @@ class SplitRecord(Json):
     ----------
     rows
         Ascending hashes of the rows and, where a fit held out groups of a metadata column (``grouped_by``), of these;
-        None where they are not known: streams and arrays, heads of earlier versions, fine-tuned models.
+        None where they are not known: arrays, streams that were given none, heads of earlier versions.
 
     Examples
     --------

@@ -181,6 +181,9 @@ class RowStream(SourceDefaults):
         generator function, not a generator, which is empty after its first pass. Blocks may share one buffer.
     name, split, encoder_key, encoder_name, text_digests
         Identity, for provenance and for checks of priors and selection splits; optional.
+    row_hashes
+        Those of the stores that the rows come from (``store.row_hashes``), in any order; without them only the name of
+        the stream says what a head was fitted on.
 
     Examples
     --------
@@ -205,6 +208,7 @@ class RowStream(SourceDefaults):
     dataset_key: str | None = None
     labels_digest: str | None = None
     provenance: Mapping[str, object] = field(default_factory=dict, repr=False)
+    row_hashes: NDArray[np.uint64] | None = field(default=None, repr=False)
 
     def blocks(self) -> Iterator[Block]:
         """The blocks, from the first.

@@ -23,6 +23,7 @@ from heads import (
     LinearHead,
     Ridge,
     RidgeRegression,
+    RowStream,
     blend,
     calibrate,
     choose,
@@ -288,6 +289,16 @@ def test_equal_sets_are_kept_once_in_a_file_and_older_files_fall_back_to_names(
     assert evaluate([older], [splits["mixed"]])  # nothing but names to go by
     with pytest.raises(HeadError, match="which of its rows is not known"):
         evaluate([older], [splits["train"]], seen="exclude")
+
+
+def test_a_stream_carries_the_hashes_that_it_is_given(splits: dict[str, ImageStore]) -> None:
+    train = splits["train"]
+    stream = RowStream(train.blocks, train.dim, CLASSES, encoder_key=train.encoder_key, row_hashes=train.row_hashes)
+    head = Ridge().fit(stream)
+    renamed = replace(resident(train, "cpu"), name="other", split="test", dataset_key="other")
+    with pytest.raises(HeadError, match=f"{len(train)} of the {len(train)} rows of other/test"):
+        evaluate([head], [renamed])
+    evaluate([Ridge().fit(replace(stream, row_hashes=None))], [renamed])  # nothing is known of the rows
 
 
 def test_imported_features_are_known_by_their_values(tmp_path: Path) -> None:
