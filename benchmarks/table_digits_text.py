@@ -87,17 +87,19 @@ def _differences(groups: Mapping[str, list[Mapping[str, Any]]], names: Sequence[
         return "One seed: no spread, so no difference is called a result."
     lines = [
         "Differences in the mean of the shifts, paired by seed, with the half-width of their 95 % interval (Student's "
-        "t); one within it is no result:",
+        "t); one within it is no result. Methods with one row have no spread of their own: their half-width is that of "
+        "the interval in which another plain run would lie.",
         "",
     ]
     for method, rows in groups.items():
-        if method == "FT" or len(rows) != len(plain):
+        if method == "FT" or len(rows) not in (1, len(plain)):
             continue
         told = []
         for metric, factor, digits, unit in (("top1", 100.0, 1, "points"), ("nll", 1.0, 3, "nats")):
-            pairs = zip(rows, plain, strict=True)
+            pairs = zip(rows if len(rows) > 1 else rows * len(plain), plain, strict=True)
             gaps = [factor * (_value(a, names, SHIFTED, metric) - _value(b, names, SHIFTED, metric)) for a, b in pairs]
-            mean, half = statistics.mean(gaps), T95.get(len(gaps), 2.5) * statistics.stdev(gaps) / len(gaps) ** 0.5
+            share = 1 / len(gaps) + (len(rows) == 1)
+            mean, half = statistics.mean(gaps), T95.get(len(gaps), 2.5) * statistics.stdev(gaps) * share**0.5
             verdict = "null result" if abs(mean) <= half else "better" if (mean > 0) == (metric == "top1") else "worse"
             told.append(f"{mean:+.{digits}f} ± {half:.{digits}f} {unit} ({verdict})")
         lines.append(f"- {method}: {'; '.join(told)}")
