@@ -73,7 +73,7 @@ def checked_device(device: str) -> str:
 
 
 def number_from(variable: str, default: int) -> int:
-    """The whole number, 0 or more, that torchrun keeps in an environment variable.
+    """The whole number, 0 or more, in an environment variable, such as torchrun sets.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def number_from(variable: str, default: int) -> int:
     if not text:
         return default
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise FeatcacheError(f"${variable} is {text!r}, expected a whole number as torchrun sets it; unset it")
+        raise FeatcacheError(f"${variable} is {text!r}, expected a whole number; correct it or unset it")
     return int(text)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+os.environ |= {"FEATCACHE_BATCH_SIZE": "64", "FEATCACHE_CHUNK_ROWS": "4096"}  # not by the speed of this machine
 settings.register_profile("nightly", deadline=None)  # `make nightly`; see tests/test_trust/test_fuzz.py
 
 

@@ -56,10 +56,15 @@ def at_least(low: int) -> Callable[[str], int]:
     return number
 
 
-def decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--batch-size`` and ``--workers``, of verbs that encode images."""
+def decoding_arguments(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
+    """Add ``--batch-size`` and ``--workers``, of verbs that encode images; without a batch size, `encode` chooses."""
+    default = batch_size or "64 on a GPU, the fastest of a few on a CPU"
     parser.add_argument(
-        "--batch-size", type=at_least(1), default=64, metavar="N", help="images per forward pass (default: 64)"
+        "--batch-size",
+        type=at_least(1),
+        default=batch_size,
+        metavar="N",
+        help=f"images per forward pass (default: {default})",
     )
     parser.add_argument("--workers", type=at_least(1), metavar="N", help="threads that decode (default: one per core)")
 

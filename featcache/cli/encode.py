@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--holdout-group", metavar="COLUMN", help="metadata column whose samples stay together in --holdout"
     )
-    parser.add_argument("--chunk-rows", type=at_least(1), metavar="N", help="rows per chunk (default: 4096)")
+    parser.add_argument(
+        "--chunk-rows", type=at_least(1), metavar="N", help="rows per chunk (default: a minute's work, at most 4096)"
+    )
     parser.add_argument(
         "--max-bad", type=at_least(0), default=0, metavar="N", help="go on with up to N unreadable images (default: 0)"
     )
@@ -199,7 +201,8 @@ def describe_encoded(result: EncodeResult) -> str:
         how = "cache hit, labels rewritten" if result.relabelled else "cache hit, no image opened"
     else:
         copied = f", {result.copied_rows:,} copied from other stores" if result.copied_rows else ""
-        how = f"{result.encoded_rows:,} rows encoded{copied} in {format_seconds(result.seconds)}"
+        batches = f", {result.batches}" if result.batches else ""
+        how = f"{result.encoded_rows:,} rows encoded{copied} in {format_seconds(result.seconds)}{batches}"
     parts = ", ".join(part.label for part in parts_of(store))
     lines = [f"{what}{bad}, {how}", f"  {store.path}", f"  {class_counts(store.truth, store.classnames)}"]
     return "\n".join([*lines, *([f"  with {parts}"] if parts else [])])

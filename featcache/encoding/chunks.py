@@ -9,6 +9,7 @@ model for each view; every output of a pass is kept. Unreadable images keep thei
 from __future__ import annotations
 
 import copy
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,8 @@ from featcache.encoders.staging import Stage
 from featcache.encoders.taps import find_tap, tap_dim
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
+from featcache.encoding.pace import BatchSize
 from featcache.encoding.pipeline import (
-    batches_of,
     default_ahead,
     default_workers,
     prepared,
@@ -100,6 +101,8 @@ class ChunkEncoder:
 
     Parameters
     ----------
+    batch_size : BatchSize
+        Images per pass; it may change as passes are measured.
     donors : Donors
         Other stores, from which rows of known content are copied.
     advance : callable
@@ -113,6 +116,7 @@ class ChunkEncoder:
         dataset: Dataset,
         encoder: Encoder,
         options: EncodeOptions,
+        batch_size: BatchSize,
         donors: Donors,
         advance: Callable[[int], None],
         put: PutFile,
@@ -122,7 +126,8 @@ class ChunkEncoder:
         self._donors, self._put = donors, put
         self._ids = dataset.index.ids
         self._views: dict[Part, View] = {}
-        self._stage: Stage[_Pass] = Stage(encoder, options.batch_size)
+        self._batch_size = batch_size
+        self._stage: Stage[_Pass] = Stage(encoder, batch_size.now)
 
     def encode(self, works: Iterable[Work]) -> Iterator[MadeChunk]:
         """Encode chunks in order, each taken when its first batch is about to be read.
@@ -132,8 +137,8 @@ class ChunkEncoder:
         ContentChangedError
             An image of a part that joins later is no longer the one that the store was made from.
         """
-        size, options = self._options.batch_size, self._options
-        tasks = ([(work, row) for row in batch] for work in works for batch in batches_of(work.rows, size))
+        options = self._options
+        tasks = ([(work, row) for row in batch] for work in works for batch in self._batches(work.rows))
         ahead = default_ahead(self._encoder) if options.ahead is None else options.ahead
         batches = worked_batches(self._samples, tasks, options.workers or default_workers(), ahead)
         begun: deque[_Chunk] = deque()  # the next chunk begins while results of the last one are on their way
@@ -143,12 +148,19 @@ class ChunkEncoder:
                 begun.append(_Chunk(work, self._encoder, self._tokens(work)))
             chunk = begun[-1]
             chunk.add(batch)
-            while len(chunk.waiting) >= size or (chunk.waiting and chunk.is_read):
-                self._forward(chunk, size)
+            while len(chunk.waiting) >= self._batch_size.now or (chunk.waiting and chunk.is_read):
+                self._forward(chunk)
             self._advance(len(batch))
             yield from self._whole(begun)
         self._fetch(0)
         yield from self._whole(begun)
+
+    def _batches(self, rows: range) -> Iterator[range]:
+        """The rows of a chunk in batches to read, of the size that passes have by then."""
+        while rows:
+            size = self._batch_size.now
+            yield rows[:size]
+            rows = rows[size:]
 
     def _whole(self, begun: deque[_Chunk]) -> Iterator[MadeChunk]:
         """The chunks that are complete, in order; of the others, the files of tokens that are."""
@@ -195,8 +207,9 @@ class ChunkEncoder:
             self._views[view] = view_of(view, self._encoder)
         return self._views[view]
 
-    def _forward(self, chunk: _Chunk, size: int) -> None:
+    def _forward(self, chunk: _Chunk) -> None:
         """Begin a pass of the model per view, over the next waiting images."""
+        size, began = self._batch_size.now, time.perf_counter()
         batch, chunk.waiting = chunk.waiting[:size], chunk.waiting[size:]
         rows = [sample.row for sample in batch]
         for view in dict.fromkeys(part.whole_view for part in chunk.work.parts):
@@ -205,6 +218,7 @@ class ChunkEncoder:
             chunk.under_way.append(rows[0])
             self._stage.put(_Pass(chunk, rows, parts), [sample.images[view] for sample in batch], taps)
             self._fetch()
+        self._batch_size.took(len(batch), time.perf_counter() - began)
 
     def _fetch(self, late: int | None = None) -> None:
         """Take the features of passes that were begun before."""

@@ -27,6 +27,7 @@ from featcache.encoding.augment import check_views, view_identity
 from featcache.encoding.changes import changed_rows, known_identity, same_labels
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
 from featcache.encoding.options import EncodeOptions, Share
+from featcache.encoding.pace import BatchSize, measured_chunk_rows
 from featcache.encoding.pipeline import default_workers
 from featcache.encoding.reuse import Donors
 from featcache.encoding.store_job import (
@@ -74,6 +75,8 @@ class EncodeResult:
     relabelled: bool
     seconds: float
     copied_rows: int = 0
+    batches: str = ""
+    """Which batch sizes were measured and which was taken; empty where none was chosen."""
 
 
 def encode(
@@ -203,7 +206,8 @@ def encode_dataset(
         store = open_image_store(job.path)
     job.sweep()
     seconds = time.perf_counter() - began
-    return EncodeResult(store, hit and not job.encoded + job.copied, job.encoded, relabelled, seconds, job.copied)
+    hit = hit and not job.encoded + job.copied
+    return EncodeResult(store, hit, job.encoded, relabelled, seconds, job.copied, job.batch_size.told)
 
 
 class ImageJob(StoreJob[ImageStore]):
@@ -234,6 +238,7 @@ class ImageJob(StoreJob[ImageStore]):
         self.metadata_digest = metadata_digest(self.index.metadata)
         self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
         self.kept: Json = {}
+        self.batch_size = BatchSize(options.batch_size, encoder.device, self.n_rows)
         self._writers: dict[Part, StoreWriter] = {}
         self.donors = Donors(self.path, decoding_of(dataset) if options.reuse else None)
         check_views(options.views, options.augmentation, encoder)
@@ -253,6 +258,11 @@ class ImageJob(StoreJob[ImageStore]):
             label_arrays(self.index.truth, chunk_rows),
         )
         return Layout(rows, labels, {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)})
+
+    def new_chunk_rows(self) -> int:
+        """See `StoreJob.new_chunk_rows`: about a minute's work."""
+        workers, passes = self.options.workers or default_workers(), 1 + self.options.views
+        return measured_chunk_rows(self.dataset, self.encoder, workers, passes)
 
     def part_writer(self, part: Part, store: StoreWriter) -> StoreWriter:
         """See `StoreJob.part_writer`."""
@@ -274,7 +284,7 @@ class ImageJob(StoreJob[ImageStore]):
             "written": written_now(),
             "rows_encoded_last": self.encoded,
             "rows_copied_last": self.copied,
-            "batch_size": self.options.batch_size,
+            "batch_size": self.batch_size.now,
             "decode_threads": self.options.workers or default_workers(),
         }
         names: Json = {"name": self.dataset.name, "split": self.dataset.split}
@@ -341,9 +351,8 @@ class ImageJob(StoreJob[ImageStore]):
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
         """See `StoreJob.make`."""
         self.donors.prepare()
-        return ChunkEncoder(self.dataset, self.encoder, self.options, self.donors, self.advance, self._put).encode(
-            works
-        )
+        inputs = (self.dataset, self.encoder, self.options, self.batch_size)
+        return ChunkEncoder(*inputs, self.donors, self.advance, self._put).encode(works)
 
     def _put(self, part: Part, file: int, values: Array) -> Future[str]:
         """Write a file of tokens behind."""

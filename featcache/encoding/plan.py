@@ -12,6 +12,7 @@ from featcache.encoders.base import whole_encoder
 from featcache.encoders.taps import find_tap
 from featcache.encoding.images import ImageJob
 from featcache.encoding.options import EncodeOptions
+from featcache.encoding.pace import BatchSize
 from featcache.encoding.pipeline import batches_of, default_ahead, default_workers, prepared_batches
 from featcache.store import resolve_root
 from featcache.store.key import Json
@@ -116,7 +117,8 @@ def _seconds_a_row(
     dataset: Dataset, encoder: Encoder, options: EncodeOptions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
 ) -> float:
     """Time to read, decode and encode one image, over the last of a few batches."""
-    size = min(options.batch_size or 16, max(1, len(rows) // MEASURED))
+    given = BatchSize(options.batch_size, encoder.device, len(rows)).now
+    size = min(given, max(1, len(rows) // MEASURED))
     first = range(int(rows[0]), min(int(rows[0]) + MEASURED * size, len(dataset.index)))
     batches = prepared_batches(
         dataset, encoder, batches_of(first, size), options.workers or default_workers(), default_ahead(encoder)

@@ -142,7 +142,7 @@ class StoreJob(ABC, Generic[S]):
         self.path = root / self.kind.kind / self.key
         self.progress, self.share, self.parts = progress or Silent(), share or Share(), parts
         self.encoded = self.copied = 0
-        self._chunk_rows = min(chunk_rows or DEFAULT_CHUNK_ROWS, n_rows)
+        self._chunk_rows = chunk_rows
         self._claims = Claims(self.path)
         self.behind = Behind()
 
@@ -170,6 +170,10 @@ class StoreJob(ABC, Generic[S]):
         raise StoreSchemaError(
             f"{self.path}: {self.kind.kind} stores have no part {part.label}; expected an image store"
         )
+
+    def new_chunk_rows(self) -> int:
+        """Rows per chunk of a store that is begun, unless they were given."""
+        return DEFAULT_CHUNK_ROWS
 
     def check_bad(self, bad: Sequence[BadRow]) -> None:
         """Raise if there are too many bad rows."""
@@ -215,7 +219,10 @@ class StoreJob(ABC, Generic[S]):
             return self._writer()  # another process began the store just now, with another chunk size
 
     def _writer(self) -> StoreWriter:
-        layout = self.layout(begun_chunk_rows(self.path, self._chunk_rows))
+        rows = begun_chunk_rows(self.path, 0)
+        if not rows:
+            rows = self._chunk_rows = min(self._chunk_rows or self.new_chunk_rows(), self.n_rows)
+        layout = self.layout(rows)
         kind, arrays = self.kind.kind, (layout.rows, layout.whole, layout.files)
         return StoreWriter(self.path, kind, self.key, self.identity, *arrays, self.verb)
 

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the head's")
     preprocess_argument(parser)
     device_argument(parser)
-    decoding_arguments(parser)
+    decoding_arguments(parser, 64)
     class_arguments(parser)
 
 

@@ -1,0 +1,125 @@
+"""What depends on how fast this machine encodes: the batch size on a CPU, and the rows of a chunk.
+
+Neither is part of a key. `FEATCACHE_BATCH_SIZE` and `FEATCACHE_CHUNK_ROWS` say them once for all runs that are not told
+otherwise.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+from featcache.datasets.base import Dataset
+from featcache.encoders import Encoder
+from featcache.encoders.taps import encode_outputs
+from featcache.encoding.pipeline import prepared_batches
+from featcache.processes import number_from
+from featcache.store.layout import DEFAULT_CHUNK_ROWS
+
+BATCH_VARIABLE, CHUNK_VARIABLE = "FEATCACHE_BATCH_SIZE", "FEATCACHE_CHUNK_ROWS"
+BATCH_SIZE = 64
+TRIED = (16, 32, 8, 64)
+"""Batch sizes that a CPU is measured at; the first warms it up."""
+ROUNDS, MOST_SECONDS = 2, 8.0
+WORTH = 0.95
+"""A size that is tried later must need at most this share of the time."""
+CHUNK_SECONDS, LEAST_CHUNK = 60.0, 64
+
+
+class BatchSize:
+    """Images per forward pass: the given number, or the fastest of the first passes of a run.
+
+    Parameters
+    ----------
+    given : int, optional
+        Else ``$FEATCACHE_BATCH_SIZE``; else, on a CPU, what `took` is told decides.
+    rows : int
+        Images that are to be encoded; at most half of them are measured.
+
+    Examples
+    --------
+    >>> size = BatchSize(None, "cpu", 10_000)
+    >>> while not size.is_settled:
+    ...     size.took(size.now, size.now * {8: 1.0, 16: 0.5, 32: 0.6, 64: 0.9}[size.now] / 100)
+    >>> size.now, size.told
+    (16, 'batches of 16, the fastest of 8, 16, 32 and 64')
+    """
+
+    def __init__(self, given: int | None, device: str, rows: int) -> None:
+        self._set = given or number_from(BATCH_VARIABLE, 0)
+        chosen = not self._set and device.startswith("cpu") and rows > 2 * TRIED[0]
+        self._trials: Iterator[int] = iter((TRIED[0], *TRIED * ROUNDS) if chosen else ())
+        self._left = rows // 2
+        self._seconds: dict[int, list[float]] = defaultdict(list)
+        self._spent, self._warm = 0.0, False
+        self.is_settled = not chosen
+        self.now = next(self._trials) if chosen else self._set or BATCH_SIZE
+
+    @property
+    def told(self) -> str:
+        """For people, which sizes were measured and which is the fastest; empty where nothing was chosen."""
+        sizes = [str(size) for size in sorted(self._seconds)]
+        if len(sizes) < 2 or not self.is_settled:
+            return ""
+        return f"batches of {self.now}, the fastest of {', '.join(sizes[:-1])} and {sizes[-1]}"
+
+    def took(self, rows: int, seconds: float) -> None:
+        """A pass over so many images is done."""
+        if self.is_settled or rows != self.now:
+            return
+        if self._warm:
+            self._seconds[rows].append(seconds / rows)
+        self._warm = True
+        self._spent += seconds
+        self._left -= rows
+        following = next(self._trials, None)
+        if following is None or self._spent > MOST_SECONDS or following > self._left:
+            self._settle()
+        else:
+            self.now = following
+
+    def _settle(self) -> None:
+        self.is_settled = True
+        if not self._seconds:  # one pass took longer than all may
+            return
+        least = {size: min(seconds) for size, seconds in self._seconds.items()}
+        self.now = next(iter(least))
+        for size, seconds in least.items():
+            if seconds < WORTH * least[self.now]:
+                self.now = size
+
+
+def chunk_rows_for(seconds_a_row: float) -> int:
+    """Rows of a chunk that takes at most a minute: a power of two from 64 to 4,096.
+
+    Examples
+    --------
+    >>> [chunk_rows_for(seconds) for seconds in (0.001, 0.1, 0.3, 10.0)]
+    [4096, 512, 128, 64]
+    """
+    most = CHUNK_SECONDS / max(seconds_a_row, 1e-9)
+    rows = LEAST_CHUNK
+    while rows < DEFAULT_CHUNK_ROWS and 2 * rows <= most:
+        rows *= 2
+    return rows
+
+
+def measured_chunk_rows(
+    dataset: Dataset, encoder: Encoder, workers: int, passes: int, clock: Callable[[], float] = time.perf_counter
+) -> int:
+    """`chunk_rows_for` the speed of a few images, each read, decoded and encoded `passes` times by itself."""
+    n = len(dataset.index)
+    told = number_from(CHUNK_VARIABLE, 0)
+    if told or n <= LEAST_CHUNK:
+        return told or DEFAULT_CHUNK_ROWS
+    seconds, began = [], clock()
+    for batch in prepared_batches(dataset, encoder, (range(row, row + 1) for row in range(4)), workers, 0):
+        images = [item.image for item in batch if item.image is not None]
+        if images:
+            encode_outputs(encoder, images, [])
+            seconds.append(clock() - began)
+        if sum(seconds) > MOST_SECONDS:
+            break
+        began = clock()
+    warm = seconds[1:] or seconds
+    return chunk_rows_for(passes * statistics.median(warm)) if warm else DEFAULT_CHUNK_ROWS
