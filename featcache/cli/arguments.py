@@ -16,7 +16,6 @@ from featcache.store import ImageStore, TextStore
 from featcache.store.catalogue import other_names
 from featcache.store.places.targets import is_stream
 
-IMAGES_HELP = "image store: folder, s3:// URL, key or NAME/SPLIT[@MODEL][#KEY]; #TAP behind it for a tap or view"
 STORE_HELP = (
     "folder, s3:// URL, key, NAME/SPLIT[@MODEL][#KEY] or texts/NAME[@MODEL][#KEY]; #TAP behind it for a tap or view"
 )

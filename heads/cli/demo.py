@@ -66,7 +66,7 @@ def run_demo(args: argparse.Namespace) -> Row:
     written = write_report(
         [*rows, *path],
         output,
-        title="Handwritten digits under the embedded `tiny` model",
+        title="Handwritten digits under the embedded tiny model",
         notes=_notes(choice, summary),
         background=_background(images, heads[-1], rows, encoded, total),
     )
