@@ -8,6 +8,7 @@ Triton decides at import whether it interprets, hence the process.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,33 @@ def interpret() -> dict[str, str]:
         rows = row_values(problem, pack(problem), Shape(*SMALL))
         fine = bool(rows.nll[0].isfinite().all() and rows.nll[1].isnan().all())
         found[f"weights with {bad}"] = "" if fine and int(rows.predicted.max()) < 70 else repr(rows)
+    return found | residuals()
+
+
+def residuals() -> dict[str, str]:
+    """`softmax_residual` of rows in one block and in several, likely labels and unlikely ones, against float64."""
+    import torch
+
+    from heads.solvers import triton_residual
+
+    found, random = {}, torch.Generator().manual_seed(0)
+    for n, classes, widest in ((1, 2, 64), (37, 100, 128), (9, 128, 128), (5, 300, 64)):
+        logits, labels = 6 * torch.randn(n, classes, generator=random), torch.arange(n) * 7 % classes
+        logits[::2].scatter_(1, labels[::2, None], 40.0)  # the other classes' share is as small as 1e-15
+        logits[1:, 0] = float("-inf")  # a masked class, the label of the first row alone
+        wide = logits.double()
+        p, own = wide.softmax(1), wide.gather(1, labels[:, None])[:, 0]
+        rest = wide.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
+        loss, others = torch.nn.functional.softplus(rest - own), torch.sigmoid(rest - own)
+        padded = torch.full((n, classes + 3), 7.0)
+        padded[:, :classes] = logits
+        losses, residual = triton_residual.softmax_residual(padded[:, :classes], labels, widest)
+        truth = p.scatter(1, labels[:, None], -others[:, None])
+        same = torch.allclose(losses.double(), loss, rtol=3e-6, atol=0) and torch.allclose(
+            residual.double(), truth, rtol=2e-5, atol=1e-30
+        )
+        fine = same and residual.data_ptr() == padded.data_ptr() and bool((padded[:, classes:] == 7.0).all())
+        found[f"residual, {n} x {classes} in {widest}"] = "" if fine else repr((losses, loss, residual, truth))
     return found
 
 
@@ -64,7 +92,39 @@ def compile_only() -> dict[str, dict[str, Any]]:
         "alphas, fp16": compiled("fp16", "tf32", GRIDS["half"], grid=True),
         "alphas, tf32": compiled("fp32", "tf32", GRIDS["tf32"], grid=True),
         "alphas, fp32": compiled("fp32", "ieee", GRIDS["ieee"], grid=True),
+        "residual, 100 classes": compiled_residual(100),
+        "residual, 1000 classes": compiled_residual(1000),
+        "residual, 21843 classes": compiled_residual(21_843),
     }
+
+
+def compiled_residual(classes: int) -> dict[str, Any]:
+    """Registers, stack, and how often a logit is read and written, of `softmax_residual`'s kernel."""
+    from triton.compiler import ASTSource
+
+    from heads.solvers.triton_residual import residual_rows, shape_of
+
+    constants = shape_of(classes)
+    pointers = {"logits": "*fp32", "labels": "*i64", "losses": "*fp32"}
+    signature = pointers | dict.fromkeys(("n", "classes", "stride"), "i32") | dict.fromkeys(constants, "constexpr")
+    aligned = {(place,): [["tt.divisibility", 16]] for place in (0, 1, 2, 5)}
+    made, fields, code = built(ASTSource(residual_rows, signature, constants, aligned), {"num_warps": 4})
+    words = constants["ROWS"] * constants["BLOCK"] / 128
+    return {
+        "registers": int(fields["REG"]),
+        "threads": 128,
+        "stack": int(fields["STACK"]),
+        "shared": made.metadata.shared,
+        "reads": moved("LDG", code) / words,
+        "writes": moved("STG", code) / words,
+        "per logit": sum(" BRA" not in line for line in code.splitlines() if line.lstrip().startswith("/*0")) / words,
+    }
+
+
+def moved(instruction: str, code: str) -> int:
+    """Words of four bytes that a thread moves by this machine instruction, if every loop is gone through once."""
+    widths = re.findall(rf" {instruction}\.E(?:\.[A-Z0-9]*?)*?(\.64|\.128)?(?:\.\w+)* ", code)
+    return sum({"": 1, ".64": 2, ".128": 4}[width] for width in widths)
 
 
 def compiled(kind: str, precision: str, shape: Any, predict: bool = True, grid: bool = False) -> dict[str, Any]:
@@ -73,8 +133,6 @@ def compiled(kind: str, precision: str, shape: Any, predict: bool = True, grid: 
     Instructions are counted in the innermost straight stretch of machine code that takes an exponential of every logit
     of a block: the walk over the classes, with the products' own instructions in it.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from heads.kernels.triton import GROUP, nll_alphas, nll_fused
@@ -91,17 +149,7 @@ def compiled(kind: str, precision: str, shape: Any, predict: bool = True, grid: 
     signature = inputs | outputs | scalars | dict.fromkeys(constants, "constexpr")
     aligned = {(place,): [["tt.divisibility", 16]] for place in (*range(10), 12, 13)}
     source = ASTSource(kernel, signature, constants, aligned)
-    options = {"num_warps": shape.warps, "num_stages": shape.stages}
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        usage, code = (
-            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
-    fields = dict(pair.split(":") for pair in usage.split() if pair.count(":") == 1)
+    made, fields, code = built(source, {"num_warps": shape.warps, "num_stages": shape.stages})
     ptx = made.asm["ptx"]
     return {
         "wgmma": ptx.count("wgmma.mma_async"),
@@ -112,6 +160,23 @@ def compiled(kind: str, precision: str, shape: Any, predict: bool = True, grid: 
         "stack": int(fields["STACK"]),
         "per logit": len(hottest(code)) / (per_group * shape.rows * shape.classes / (32 * shape.warps)),
     }
+
+
+def built(source: Any, options: dict[str, int]) -> tuple[Any, dict[str, str], str]:
+    """A kernel compiled for a Hopper GPU, the resources that it uses, and its machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    return made, dict(pair.split(":") for pair in usage.split() if pair.count(":") == 1), code
 
 
 def hottest(code: str) -> list[str]:

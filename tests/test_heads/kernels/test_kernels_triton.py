@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import gpu_cases
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,13 @@ def test_row_values_are_those_of_float64(interpreted: dict[str, str], name: str,
     assert not wrong, wrong
 
 
+def test_softmax_residuals_are_those_of_float64(interpreted: dict[str, str]) -> None:
+    """Losses of likely labels to six digits, rows wider than a block, and nothing written beside the logits."""
+    cases = {name: wrong for name, wrong in interpreted.items() if name.startswith("residual")}
+    assert len(cases) == 4
+    assert not any(cases.values()), cases
+
+
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_rows_without_an_order_have_a_nan(interpreted: dict[str, str], bad: str) -> None:
     """A NaN or +inf logit, or nothing but -inf; the head beside it is not affected."""
@@ -73,6 +81,30 @@ def test_few_instructions_per_logit(compiled: dict[str, dict[str, int]]) -> None
         assert compiled[kind]["per logit"] <= most
     for kind, most in {"bf16": 16, "fp16": 16, "bf16, no best column": 13, "tf32": 16}.items():
         assert compiled[f"alphas, {kind}"]["per logit"] <= most  # and alpha
+
+
+@pytest.mark.parametrize(("classes", "reads"), [(100, 1), (1000, 1), (21_843, 3)])
+def test_softmax_residual_compiled_for_hopper(compiled: dict[str, dict[str, float]], classes: int, reads: int) -> None:
+    """Each logit is read once (three times where a row is wider than a block) and written once, from registers."""
+    made = compiled[f"residual, {classes} classes"]
+    assert reads <= made["reads"] < reads + 0.5  # and labels
+    assert 1 <= made["writes"] < 1.1
+    assert made["stack"] == 0
+    assert 2 * made["threads"] * made["registers"] <= HOPPER_REGISTERS
+    assert made["per logit"] <= 16
+
+
+def test_softmax_residual_takes_the_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from heads.solvers import primitives, triton_residual
+
+    logits, labels = torch.zeros(3, 4), torch.tensor([0, 1, 2])
+    assert not triton_residual.takes(logits)
+    monkeypatch.setattr(primitives, "on_gpu", lambda column: True)
+    monkeypatch.setattr(triton_residual, "takes", lambda logits: True)
+    monkeypatch.setattr(triton_residual, "softmax_residual", lambda logits, labels: ("kernel", labels))
+    assert primitives.softmax_residual(logits, labels)[0] == "kernel"  # type: ignore[comparison-overlap]
+    monkeypatch.setattr(primitives, "_fused_residual", lambda: None)  # no Triton
+    assert primitives.softmax_residual(logits, labels)[0][0].item() == pytest.approx(np.log(4))
 
 
 def test_what_it_does_not_take() -> None:
