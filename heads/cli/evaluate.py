@@ -70,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     seen_arguments(parser)
     parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
     parser.add_argument(
-        "--intervals", nargs="?", type=int, const=DRAWS, metavar="DRAWS", help="bootstrap intervals of top1 and NLL"
+        "--intervals",
+        nargs="?",
+        type=int,
+        const=DRAWS,
+        metavar="DRAWS",
+        help="bootstrap intervals of top1 and NLL, or of mAP and F1",
     )
     parser.add_argument(
         "--log-line", action="store_true", help="also a line per head as in Lipsum-FT's log: NAME/acc 8.246e-01, ..."
@@ -137,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_options(name: str, args: argparse.Namespace) -> None:
     """HeadError for options that need one label a row."""
-    named = ("intervals", "per_sample", "confusion", "macro_f1", "log_line", "report", "calibrate")
+    named = ("per_sample", "confusion", "macro_f1", "log_line", "calibrate")
     if given := [f"--{option.replace('_', '-')}" for option in named if getattr(args, option)]:
         raise HeadError(f"{', '.join(given)}: not for multi-label heads, such as {name}; leave it out")
 
@@ -202,7 +207,9 @@ def _report(
     if background is not None:
         told = with_facts(replace(background, published=published), Heads=provenance_facts(rows))
         title = f"Evaluation on {', '.join(store_labels(stores, args.names))}"
-        page, *_ = write_report(rows, args.report, reference=args.reference, title=title, background=told)
+        page, *_ = write_report(
+            rows, args.report, reference=args.reference, metrics=main_metrics(rows), title=title, background=told
+        )
         lines.append(f"report: {page}, with tables and plots beside it")
     show(with_published(rows, published, args), "\n".join(lines), args.json)
 
@@ -230,7 +237,7 @@ def _background(
     subset = class_subset(args, head.classnames, known, head.name)
     selection = args.calibrate or args.select
     after = _calibrated(head, selection, args) if selection else None
-    details = head_details(head, stores, names, class_subset=subset, calibrated=after)
+    details = [] if head.multilabel else head_details(head, stores, names, class_subset=subset, calibrated=after)
     rows = sum(len(store) for store in stores)
     cost = {
         "evaluation": f"{format_seconds(seconds)} for {rows:,} rows, stores opened and verified",
@@ -263,6 +270,13 @@ def _intervals(rows: Sequence[Row]) -> list[str]:
                 top1 = " to ".join(f"{100 * end:.1f}" for end in row[key])
                 nll = " to ".join(f"{end:.3f}" for end in row[f"{store}:nll_interval"])
                 lines.append(f"95 % interval of {label_of(row)} on {store}: top1 {top1} %, nll {nll}")
+            elif key.endswith(":map_macro_interval"):
+                store = key.removesuffix(":map_macro_interval")
+                told = [
+                    f"{shown} " + " to ".join(f"{100 * end:.1f}" for end in row[f"{store}:{metric}_interval"]) + " %"
+                    for metric, shown in (("map_macro", "mAP"), ("f1_macro", "macro F1"), ("f1_micro", "micro F1"))
+                ]
+                lines.append(f"95 % interval of {label_of(row)} on {store}: {', '.join(told)}")
     return lines
 
 
@@ -277,7 +291,7 @@ def _worst(rows: Sequence[Row]) -> list[str]:
             lines.append(f"worst domain of {label_of(row)}: {domain}, {100 * row['shifted_worst_top1']:.1f} %")
         for key in row:
             if key.endswith(":worst_group"):
-                worst = 100 * row[f"{key}_top1"]
+                worst = 100 * row[f"{key}_top1" if f"{key}_top1" in row else f"{key}_map_macro"]
                 lines.append(f"worst group of {label_of(row)} on {key.partition(':')[0]}: {row[key]}, {worst:.1f} %")
             store, _, metric = key.partition(":")
             if metric in ALSO_SHOWN:

@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", metavar="DATA", nargs="+", help="data sets to show, in order (default: all)")
     parser.add_argument("--reference", metavar="DATA", help="the in-distribution data set (default: the first)")
     parser.add_argument(
-        "--metric", metavar="M", nargs="+", default=["top1", "nll"], help="a table for each (default: top1 nll)"
+        "--metric",
+        metavar="M",
+        nargs="+",
+        help="a table for each (default: top1 nll, of multi-label heads map_macro auroc_macro f1_macro f1_micro)",
     )
     parser.add_argument("--heads", metavar="NAME", nargs="+", help="heads to show, by the beginning of their names")
     parser.add_argument("--title", help="heading of the page (default: the names of the files)")
@@ -45,27 +48,29 @@ def run(args: argparse.Namespace) -> int:
     from heads.report.formats import FORMATS as PRINTED
     from heads.report.formats import Shown
     from heads.report.read import is_epoch, read_rows
+    from heads.report.rows import main_metrics
     from heads.report.web import Background, provenance_facts
 
     found = read_rows(args.results)
     epochs = [row for row in found if is_epoch(row)]
     rows, curves = _rows([row for row in found if not is_epoch(row)] or epochs)
     rows = _chosen(rows, args)
-    shown = Shown(args.on, args.reference, args.metric)
+    metrics = args.metric or main_metrics(rows)
+    shown = Shown(args.on, args.reference, metrics)
     published = compared(rows, args)
     text = PRINTED[args.format](rows, shown)
     lines = [text.rstrip("\n"), *(against_lines(rows, published, args) if args.format == "text" else [])]
     if args.output:
         facts = {"Heads": provenance_facts(rows), "Files": dict.fromkeys(args.results, "read")}
         background = Background(published=published, curves=[*curves, *_epoch_curves(epochs)], facts=facts)
-        first, shifted = shown.places(rows, args.metric[0])
+        first, shifted = shown.places(rows, metrics[0])
         title = args.title or f"Results in {', '.join(args.results)}"
         page, *_ = write_report(
             rows,
             args.output,
             datasets=[first, *shifted],
             reference=first,
-            metrics=args.metric,
+            metrics=metrics,
             title=title,
             background=background,
         )
@@ -77,13 +82,15 @@ def run(args: argparse.Namespace) -> int:
 def _rows(found: Sequence[Row]) -> tuple[list[Row], list[Curve]]:
     """One row per head, and of sweeps one per setting, the mean over seeds, with their paths."""
     from heads.report.read import latest
+    from heads.report.rows import main_metrics
     from heads.sweeps.summary import summarise, summary_rows, sweep_curves
 
     swept = [row for row in found if isinstance(row.get("sweep"), str)]
     if not swept:
         return latest(found), []
     summaries = summarise(_unique(swept))
-    return [*latest(row for row in found if "sweep" not in row), *summary_rows(summaries)], sweep_curves(summaries)
+    curves = sweep_curves(summaries, main_metrics(swept)[0])
+    return [*latest(row for row in found if "sweep" not in row), *summary_rows(summaries)], curves
 
 
 def _unique(rows: Sequence[Row]) -> list[Row]:

@@ -170,7 +170,7 @@ def _write_report(
     seeds = ", ".join(map(str, plan.seeds))
     notes = [f"Means over the seeds {seeds}; ± and bands are standard deviations."] if plan.seeds[1:] else []
     facts = {"Settings": provenance_facts(rows), "Sweep": {"rows": args.results, "shown": _shown(plan)}}
-    curves = sweep_curves(summaries, "map_macro" if plan.multilabel else "top1")
+    curves = sweep_curves(summaries, main_metrics(rows)[0])
     background = Background(notes, published=published, curves=curves, facts=facts)
     title = f"Sweep of {', '.join(dict.fromkeys(head.name for head in plan.heads))}"
     page, *_ = write_report(rows, args.report, metrics=main_metrics(rows)[:2], title=title, background=background)

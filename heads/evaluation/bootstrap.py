@@ -86,8 +86,8 @@ def bootstrap(
     series = _series(values, draws, level, seed)
     sums, sizes = (series, np.ones(series.shape[1])) if clusters is None else _by_cluster(series, np.asarray(clusters))
     rng = np.random.default_rng(seed)
-    means = [(counts @ sums.T) / (counts @ sizes)[:, None] for counts in _draw_counts(len(sizes), draws, rng)]
-    return _intervals(series.mean(axis=1), np.concatenate(means), level)
+    means = [(counts @ sums.T) / (counts @ sizes)[:, None] for counts in draw_counts(len(sizes), draws, rng)]
+    return intervals_of(series.mean(axis=1), np.concatenate(means), level)
 
 
 def bootstrap_groups(
@@ -116,14 +116,14 @@ def bootstrap_groups(
     members = [series[groups == group] for group in range(int(groups.max()) + 1)]
     drawn = np.stack(
         [
-            np.concatenate([counts @ rows / len(rows) for counts in _draw_counts(len(rows), draws, rng)])
+            np.concatenate([counts @ rows / len(rows) for counts in draw_counts(len(rows), draws, rng)])
             for rows in members
         ],
         axis=1,
     )
     means = np.array([rows.mean() for rows in members])
-    (worst,) = _intervals(means.min(keepdims=True), drawn.min(axis=1, keepdims=True), level)
-    return _intervals(means, drawn, level), worst
+    (worst,) = intervals_of(means.min(keepdims=True), drawn.min(axis=1, keepdims=True), level)
+    return intervals_of(means, drawn, level), worst
 
 
 def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
@@ -158,16 +158,21 @@ def _series(values: ArrayLike, draws: int, level: float, seed: int) -> NDArray[n
         raise HeadError(f"values are {np.shape(values)}, expected (N,) or (H, N) with at least one row")
     if not np.isfinite(series).all():
         raise HeadError("values are not all finite (a masked class has infinite NLL); leave these rows out")
+    check_draws(draws, level, seed)
+    return series
+
+
+def check_draws(draws: int, level: float, seed: int) -> None:
+    """HeadError for numbers of draws, levels or seeds out of range."""
     if not 2 <= draws <= MOST_DRAWS or not 0 < level < 1:
         raise HeadError(
             f"got {draws} draws and level {level}; expected 2 to {MOST_DRAWS:,} draws, and a level between 0 and 1"
         )
     if seed < 0:
         raise HeadError(f"got seed {seed}, expected a whole number from 0")
-    return series
 
 
-def _draw_counts(n: int, draws: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
+def draw_counts(n: int, draws: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
     """How often each of n rows is drawn, (b, n) for some of the draws at a time."""
     size = max(1, _CELLS // n)
     for start in range(0, draws, size):
@@ -189,7 +194,7 @@ def _by_cluster(
     return sums.astype(np.float64), np.bincount(codes).astype(np.float64)
 
 
-def _intervals(values: NDArray[np.float64], means: NDArray[np.float64], level: float) -> list[Interval]:
+def intervals_of(values: NDArray[np.float64], means: NDArray[np.float64], level: float) -> list[Interval]:
     """Of values (H,) and means under draws (draws, H)."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [Interval(*map(float, ends)) for ends in zip(values, low, high, strict=True)]

@@ -14,6 +14,7 @@ from heads.evaluation.bootstrap import LEVEL, DrawOptions, bootstrap, bootstrap_
 from heads.evaluation.evaluate import Judgement, SampleTable, judge
 from heads.evaluation.groups import Groups, groups_of
 from heads.evaluation.metrics import Row
+from heads.evaluation.multilabel import multilabel_intervals
 from heads.evaluation.passes import ClassSubset
 from heads.evaluation.seen import Seen
 
@@ -82,18 +83,23 @@ def compare(
 def add_intervals(judgement: Judgement, **options: Unpack[DrawOptions]) -> list[Row]:
     """Rows of `heads.judge` with ``"<store>:top1_interval"`` and ``"<store>:nll_interval"``, each [low, high].
 
+    Of multi-label heads these are ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``.
+
     Raises
     ------
     HeadError
         If the judgement kept no samples.
     """
-    if not judgement.samples:
+    if not judgement.samples and not judgement.scores:
         raise HeadError("intervals need single samples; call heads.judge with per_sample=True")
     rows = [dict(row) for row in judgement.rows]
     for label, table in judgement.samples.items():
         for metric, values in (("top1", table.rank == 0), ("nll", table.nll)):
             for row, interval in zip(rows, bootstrap(values, **options), strict=True):
                 row[f"{label}:{metric}_interval"] = [interval.low, interval.high]
+    for label, scores in judgement.scores.items():
+        for row, found in zip(rows, multilabel_intervals(scores, **options), strict=True):
+            row.update({f"{label}:{key}": ends for key, ends in found.items()})
     return rows
 
 

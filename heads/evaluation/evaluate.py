@@ -175,11 +175,11 @@ def judge(
     rests = [_reportable(fitted, store, options) for store in stores]
     for store, subset in zip(rests, subsets_of(stores, labels, options.get("class_subset")), strict=True):
         columns = options.get("groups")
-        if is_multilabel(store):
-            asked = {"class_subset": subset is not None, "groups": columns is not None, "confusion": confusion}
-            passes.append(MultiLabelPass(fitted, store, asked, per_sample=per_sample))
-            continue
         groups = None if columns is None else groups_of(store, columns)
+        if is_multilabel(store):
+            asked = {"class_subset": subset is not None, "confusion": confusion}
+            passes.append(MultiLabelPass(fitted, store, asked, groups, per_sample=per_sample))
+            continue
         jobs = jobs_for(fitted, store, subset)
         passes.append(_Pass(jobs, store, groups, per_sample=per_sample, confusion=confusion))
     distributed = options.get("distributed", False)

@@ -13,7 +13,9 @@ binary_nll          mean binary cross entropy over entries, in nats
 
 Entries whose target is unknown count for nothing. Classes without a positive are left out of means over classes and
 listed under ``left_out``; ``ap_classes`` and ``auroc_classes`` count those that the means are over. ``class_ap``,
-``class_auroc``, ``class_f1``, ``class_positives``, ``class_threshold`` hold the values by class name.
+``class_auroc``, ``class_f1``, ``class_positives``, ``class_threshold`` hold the values by class name. With groups,
+``group_map_macro``, ``group_f1_micro`` and ``group_rows`` hold those of each group; the worst is that of the smallest
+mAP.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureTable
+from heads.evaluation.bootstrap import DRAWS, LEVEL, check_draws, draw_counts
+from heads.evaluation.groups import Groups
 from heads.evaluation.metrics import Row
 from heads.fitted.base import LogitHead
 from heads.fitted.multilabel import MultiLabelHead
@@ -41,11 +45,13 @@ class ScoreTable:
     rows : (N',) rows of the store
     targets : (N', L) int8
     logits : (H, N', L) float32
+    cuts : (H, L) thresholds of each head
     """
 
     rows: NDArray[np.int64]
     targets: NDArray[np.int8]
     logits: NDArray[np.float32]
+    cuts: NDArray[np.float64]
 
 
 class MultiLabelPass:
@@ -58,7 +64,13 @@ class MultiLabelPass:
     """
 
     def __init__(
-        self, heads: Sequence[LogitHead], store: FeatureTable, asked: Mapping[str, bool], *, per_sample: bool
+        self,
+        heads: Sequence[LogitHead],
+        store: FeatureTable,
+        asked: Mapping[str, bool],
+        groups: Groups | None = None,
+        *,
+        per_sample: bool,
     ) -> None:
         if wrong := [name for name, given in asked.items() if given]:
             raise HeadError(f"{', '.join(wrong)}: not for multi-label heads, such as {heads[0].name}; leave it out")
@@ -68,7 +80,7 @@ class MultiLabelPass:
         self.store, self.classnames = store, heads[0].classnames
         self.samples = None
         self.scores: ScoreTable | None = None
-        self._per_sample, self._found = per_sample, list[Row]()
+        self._per_sample, self._groups, self._found = per_sample, groups, list[Row]()
 
     def run(self, rank: int, size: int) -> None:
         """Evaluate; the logits of one head are held at a time."""
@@ -84,9 +96,12 @@ class MultiLabelPass:
             if not np.isfinite(scores).all():
                 raise HeadError(f"{head.name} gives NaN or infinite logits on {self.store.name!r}; encode it again")
             self._found.append(multilabel_metrics(scores, truth, self.classnames, head.cuts))
+            if self._groups is not None:
+                self._found[-1].update(_by_group(scores, truth, head.cuts, self._groups))
             kept += [scores] if self._per_sample else []
         if self._per_sample:
-            self.scores = ScoreTable(np.flatnonzero(self.store.valid), truth, np.stack(kept))
+            cuts = np.stack([head.cuts for head in self.heads]).astype(np.float64)
+            self.scores = ScoreTable(np.flatnonzero(self.store.valid), truth, np.stack(kept), cuts)
 
     def sums(self) -> list[NDArray[np.generic]]:
         """Nothing is left to add over processes."""
@@ -145,6 +160,91 @@ def multilabel_metrics(
         "class_positives": dict(zip(classnames, positives.tolist(), strict=True)),
         "class_threshold": _named(classnames, cuts),
     }
+
+
+def _by_group(
+    scores: NDArray[np.floating], targets: NDArray[np.integer], cuts: NDArray[np.float64], groups: Groups
+) -> Row:
+    """mAP, micro F1 and rows of each group, and the worst group; the group without a name never is the worst."""
+    found: dict[str, dict[str, float | None]] = {"map_macro": {}, "f1_micro": {}}
+    for code, name in enumerate(groups.names):
+        mine = groups.codes == code
+        precision = mean_of_defined(by_class(scores[mine], targets[mine], Ranked.average_precision))
+        found["map_macro"][name] = float(precision) if np.isfinite(precision) else None
+        found["f1_micro"][name] = Decisions.of(scores[mine], targets[mine], cuts).micro()[2]
+    rows = np.bincount(groups.codes, minlength=len(groups.names)).tolist()
+    record: Row = {"group_rows": dict(zip(groups.names, rows, strict=True))}
+    record |= {f"group_{metric}": values for metric, values in found.items()}
+    known = {name: value for name, value in found["map_macro"].items() if value is not None}
+    if ranked := {name: value for name, value in known.items() if name} or known:
+        worst = min(ranked, key=lambda name: ranked[name])
+        record |= {"worst_group": worst, "worst_group_map_macro": ranked[worst]}
+    return record
+
+
+def multilabel_intervals(table: ScoreTable, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0) -> list[Row]:
+    """For each head, percentile bootstrap intervals [low, high] over rows of mAP, macro F1 and micro F1.
+
+    A draw in which a class has no positive leaves that class out of means over classes.
+
+    Parameters
+    ----------
+    table : from `heads.judge` with ``per_sample=True``
+    draws, level, seed : as in `heads.evaluation.bootstrap.DrawOptions`
+
+    Returns
+    -------
+    Rows with ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``; one that no draw defines is
+    left out.
+    """
+    check_draws(draws, level, seed)
+    found = []
+    for logits, cuts in zip(table.logits, table.cuts, strict=True):
+        rng = np.random.default_rng(seed)  # every head sees the same draws
+        parts = [_drawn(logits, table.targets, cuts, counts) for counts in draw_counts(len(table.rows), draws, rng)]
+        row: Row = {}
+        for metric in ("map_macro", "f1_macro", "f1_micro"):
+            values = np.concatenate([part[metric] for part in parts])
+            if np.isfinite(values).any():
+                row[f"{metric}_interval"] = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+        found.append(row)
+    return found
+
+
+def _drawn(
+    scores: NDArray[np.floating], targets: NDArray[np.integer], cuts: NDArray[np.floating], counts: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics (b,) of rows that are drawn so many times: counts (b, N)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.stack([_precision(*column, counts) for column in zip(scores.T, targets.T, strict=True)])
+        said, known, true = scores >= cuts, targets >= 0, targets == 1
+        hits, alarms, misses = (
+            counts @ part.astype(np.float64) for part in (said & true, said & known & ~true, true & ~said)
+        )
+        f1 = np.where(hits + misses > 0, 2 * hits / (2 * hits + alarms + misses), np.nan)
+        micro = 2 * hits.sum(axis=1) / (2 * hits + alarms + misses).sum(axis=1)
+        return {"map_macro": _defined_mean(precision.T), "f1_macro": _defined_mean(f1), "f1_micro": micro}
+
+
+def _precision(
+    scores: NDArray[np.floating], targets: NDArray[np.integer], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Average precision (b,) of one class, NaN where no positive was drawn; equal scores stand together."""
+    known = np.flatnonzero(targets >= 0)
+    if not len(known):
+        return np.full(len(counts), np.nan)
+    order = known[np.argsort(-scores[known], kind="stable")]
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    share = counts[:, order]
+    rows, hits = np.cumsum(share, axis=1)[:, ends], np.cumsum(share * targets[order], axis=1)[:, ends]
+    steps = np.diff(hits, axis=1, prepend=0.0)
+    return np.asarray((steps * hits / np.maximum(rows, 1.0)).sum(axis=1) / hits[:, -1])
+
+
+def _defined_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over classes (b, L) of those that are defined, NaN without any."""
+    known = np.isfinite(values)
+    return np.asarray(np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1))
 
 
 def _named(classnames: Sequence[str], values: NDArray[np.floating]) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from featcache import __version__
 from featcache.store.places.targets import write_target
-from heads.evaluation.metrics import METRICS, Metric, Row, metric_of
+from heads.evaluation.metrics import ALL_METRICS, Metric, Row, metric_of
 from heads.report.against import Comparison
 from heads.report.charts import (
     HEIGHT,
@@ -199,7 +199,7 @@ def _best_rows(rows: Sequence[Row], most: int, shown: Shown) -> list[Row]:
 
 def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background, hidden: int) -> Page:
     first, shifted = shown.places(rows, shown.metrics[0]) if rows else ("", [])
-    metrics = [m for m in shown.present(rows) if m in METRICS] if rows else []
+    metrics = [m for m in shown.present(rows) if m in ALL_METRICS] if rows else []
     legend = f"In-distribution: {first}." if shifted else f"Evaluated on {first}." if first else ""
     if shifted:
         legend += f" Shifted: {', '.join(shifted)}. The shifted mean is unweighted."
@@ -215,7 +215,7 @@ def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background,
         paths=[*alpha_charts(rows, [first, *shifted], metrics), *map(curve_chart, background.curves)],
         reliability=_reliability_charts(background.details),
         reliability_note=_reliability_note(background.details),
-        classes=class_tables(background.details),
+        classes=[*class_tables(background.details), *multilabel_tables(rows)],
         confusions=sorted((c for d in background.details for c in d.confusions), key=lambda c: -c.rows)[
             :MOST_CONFUSIONS
         ],
@@ -328,6 +328,35 @@ def _class_table(names: Sequence[str], group: Sequence[Detail]) -> Table:
     return Table("Recall by class, %", "class", [detail.dataset for detail in group], lines, note)
 
 
+def multilabel_tables(rows: Sequence[Row]) -> list[Table]:
+    """Average precision, AUROC and F1 of each class, a table per data set and head; of many the lowest precisions."""
+    shown = Metric("", "%", higher_is_better=True)
+    tables = []
+    for dataset in datasets_of(rows, "class_ap"):
+        for row in [row for row in rows if isinstance(row.get(f"{dataset}:class_ap"), dict)][:MOST_IN_GROUPS]:
+            columns = [row[f"{dataset}:class_{metric}"] for metric in ("ap", "auroc", "f1")]
+            counts = row[f"{dataset}:class_positives"]
+            known = [name for name in counts if columns[0].get(name) is not None]
+            lowest = sorted(known, key=lambda name: columns[0][name])[:MOST_CLASSES]
+            lines = [
+                (
+                    name,
+                    [
+                        *(Cell(format_value(v, shown), v, shade=v) for v in (column.get(name) for column in columns)),
+                        Cell(f"{counts[name]:,}", float(counts[name])),
+                    ],
+                )
+                for name in (known if len(lowest) == len(known) else lowest)
+            ]
+            notes = [] if len(lines) == len(known) else [f"the {len(lines)} of {len(known):,} of the lowest precision"]
+            left = row.get(f"{dataset}:left_out") or []
+            notes += [f"without a positive: {', '.join(left[:MOST_CLASSES])}"] if left else []
+            title = f"By class, {label_of(row)} on {dataset}"
+            heading = ["average precision, %", "AUROC, %", "F1, %", "positives"]
+            tables.append(Table(title, "class", heading, lines, "; ".join(notes)))
+    return tables
+
+
 def _confusion_note(details: Sequence[Detail]) -> str:
     """Why pictures are missing, for the data sets that have none."""
     why: dict[str, list[str]] = {}
@@ -338,17 +367,20 @@ def _confusion_note(details: Sequence[Detail]) -> str:
 
 
 def group_tables(rows: Sequence[Row]) -> list[Table]:
-    """Accuracy by group, a table per data set that has any; of many groups the worst, of interpolations the chosen."""
-    shown = METRICS["top1"]
+    """Accuracy or mAP by group, a table per data set that has any.
+
+    Of many groups the worst are shown, of interpolations the chosen.
+    """
+    found = [(dataset, metric) for metric in ("top1", "map_macro") for dataset in datasets_of(rows, f"group_{metric}")]
     tables = []
-    for dataset in datasets_of(rows, "group_top1"):
-        key = f"{dataset}:group_top1"
+    for dataset, metric in found:
+        key, shown = f"{dataset}:group_{metric}", metric_of(metric)
         of = [row for row in rows if isinstance(row.get(key), dict)]
         of = [row for row in of if alpha_of(row) is None or row.get("chosen_on")][:MOST_IN_GROUPS] or of[
             :MOST_IN_GROUPS
         ]
         counts = of[0].get(f"{dataset}:group_rows") or {}
-        groups = sorted(of[0][key], key=lambda name: min(row[key].get(name, 1.0) for row in of))
+        groups = sorted(of[0][key], key=lambda name: min(_or_one(row[key].get(name)) for row in of))
         kept = groups[:MOST_CLASSES]
         lines = [
             (
@@ -358,8 +390,12 @@ def group_tables(rows: Sequence[Row]) -> list[Table]:
             for name in kept
         ]
         note = "" if len(kept) == len(groups) else f"the {len(kept)} worst of {len(groups):,} groups"
-        tables.append(Table(f"Accuracy by group on {dataset}, %", "group", list(map(label_of, of)), lines, note))
+        tables.append(Table(f"{shown.title} by group on {dataset}, %", "group", list(map(label_of, of)), lines, note))
     return tables
+
+
+def _or_one(value: float | None) -> float:
+    return 1.0 if value is None else value
 
 
 def provenance_facts(rows: Sequence[Row], most: int = 30) -> dict[str, str]:

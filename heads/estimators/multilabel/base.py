@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Self
 
@@ -13,11 +14,12 @@ from sklearn.utils.validation import check_is_fitted
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource
 from heads.estimators.base import HeadClassifier
+from heads.estimators.logistic.choice import machine_memory
 from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import Provenance
 from heads.kernels.ranking import SELECTION, best_thresholds
-from heads.rows.multilabel import MultiLabelSamples, Targets, TargetsLike
-from heads.rows.samples import Rows, finite_blocks
+from heads.rows.multilabel import MultiLabelSamples, Targets, TargetsLike, as_multilabel, multilabel_selection
+from heads.rows.samples import Rows, Selection, finite_blocks
 from heads.rows.selection import SELECTION as SELECTION_ROWS
 from heads.solvers.edges import warn_at_edge
 
@@ -108,6 +110,64 @@ class MultiLabelClassifier(HeadClassifier):
         tags.target_tags.single_output = False
         tags.target_tags.multi_output = True
         return tags
+
+
+class MultiLabelRowsClassifier(MultiLabelClassifier):
+    """Base of multi-label heads that fit on rows: a subclass checks its parameters, and fits itself.
+
+    `in_memory` is a parameter of each: whether rows are loaded (True), or read anew for every pass (False). None loads
+    arrays, and stores that take up to half of the machine's memory.
+    """
+
+    in_memory: bool | None
+
+    def fit(
+        self,
+        X: Rows,
+        y: TargetsLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
+        """Fit on a multi-label store, or on arrays.
+
+        Parameters
+        ----------
+        X : store, or array-like (N, D)
+        y : with arrays: targets (N, L), 1, 0, and -1 or NaN where unknown; or N lists of class names
+        selection
+            Store, or ``(X, y)``, on which settings, calibration and thresholds are chosen; None holds out training
+            rows, as the class says.
+        classnames : with arrays: the L names
+
+        Raises
+        ------
+        HeadError
+            For NaN or infinite features (naming rows), shapes or values that do not fit, a store with one label a row,
+            parameters out of range.
+        MismatchError
+            If the selection split belongs to another encoder or class list.
+        """
+        self._check_parameters()
+        samples = as_multilabel(X, y, classnames=classnames)
+        validation = None if selection is None else multilabel_selection(selection, samples)
+        self._set_rows(samples)
+        self._fit(samples, validation)
+        return self
+
+    @abstractmethod
+    def _check_parameters(self) -> None:
+        """Raise a HeadError for parameters out of range."""
+
+    @abstractmethod
+    def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
+        """Set the fitted attributes, `provenance_` included."""
+
+    def _placed(self, samples: MultiLabelSamples) -> MultiLabelSamples:
+        """The rows in memory, unless they are to be streamed."""
+        known = None if samples.store is None else samples.store.n_rows
+        load = known is not None and 2 * samples.dim * known <= machine_memory() // 2
+        return samples.in_memory() if (load if self.in_memory is None else self.in_memory) else samples
 
 
 def check_options(metric: str, threshold: str) -> None:

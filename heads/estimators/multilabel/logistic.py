@@ -13,14 +13,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
-from heads.estimators.logistic.choice import machine_memory
 from heads.estimators.multilabel.base import (
     FOLDS,
     HELD_SCORES,
     THRESHOLDS,
     Float,
     HeldOut,
-    MultiLabelClassifier,
+    MultiLabelRowsClassifier,
     best_setting,
     check_options,
     folds_of_rows,
@@ -30,8 +29,8 @@ from heads.estimators.multilabel.base import (
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.multilabel import MultiLabelHead
 from heads.kernels.ranking import SELECTION
-from heads.rows.multilabel import MultiLabelSamples, TargetsLike, as_multilabel, multilabel_selection
-from heads.rows.samples import Rows, Selection, raise_not_finite
+from heads.rows.multilabel import MultiLabelSamples, TargetsLike, as_multilabel
+from heads.rows.samples import Rows, raise_not_finite
 from heads.solvers.logistic.one_vs_rest import OneVsRestSolver
 
 CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 7))
@@ -41,7 +40,7 @@ FOLD_TOL = 1e-6
 """Tolerance of fits that only choose C."""
 
 
-class MultiLabelLogistic(MultiLabelClassifier):
+class MultiLabelLogistic(MultiLabelRowsClassifier):
     """A logistic regression for each class against the rest, with an L2 penalty; C chosen on held-out rows.
 
     For each class minimises ``1/2 ||w||² + C sum_i log(1 + exp(-s_i (w x_i + b)))``, s_i 1 for positives and -1 for
@@ -112,33 +111,8 @@ class MultiLabelLogistic(MultiLabelClassifier):
         self.max_iter = max_iter
         self.in_memory = in_memory
 
-    def fit(
-        self,
-        X: Rows,
-        y: TargetsLike | None = None,
-        *,
-        selection: Selection | None = None,
-        classnames: Sequence[str] | None = None,
-    ) -> Self:
-        """Fit on a multi-label store, or on arrays.
-
-        Parameters
-        ----------
-        X : store, or array-like (N, D)
-        y : with arrays: targets (N, L), 1, 0, and -1 or NaN where unknown; or N lists of class names
-        selection : store, or ``(X, y)``, on which C and thresholds are chosen; None uses 5 folds of the training rows
-        classnames : with arrays: the L names
-
-        Raises
-        ------
-        HeadError
-            For NaN or infinite features (naming rows), shapes or values that do not fit, a store with one label a row.
-        MismatchError
-            If the selection split belongs to another encoder or class list.
-        """
+    def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
         Cs = self._checked()
-        samples = as_multilabel(X, y, classnames=classnames)
-        validation = None if selection is None else multilabel_selection(selection, samples)
         rows, solver = self._fit_all(samples, Cs)
         held = self._held_out(rows, validation, solver)
         self.cv_scores_, place = np.zeros(0), 0
@@ -154,18 +128,17 @@ class MultiLabelLogistic(MultiLabelClassifier):
         params["threshold"] = "none" if thresholds is None else self.threshold
         self._path_record = self._provenance(dict(params), samples.store).with_params(threshold="none")
         self.provenance_ = self._provenance(params, samples.store, source_of(validation))
-        return self
 
     def fit_path(self, X: Rows, y: TargetsLike | None = None, *, classnames: Sequence[str] | None = None) -> Self:
         """Fit every C, and choose nothing: for `path` and `path_heads`, not for predictions of the estimator itself."""
         Cs, samples = self._checked(), as_multilabel(X, y, classnames=classnames)
+        self._set_rows(samples)
         self._fit_all(samples, Cs)
         self._path_record = self._provenance({"metric": self.metric, "selection": "none"}, samples.store)
         return self
 
     def _fit_all(self, samples: MultiLabelSamples, Cs: Float) -> tuple[MultiLabelSamples, OneVsRestSolver]:
         """Set the path; the rows as they were read, and their solver."""
-        self._set_rows(samples)
         rows = self._placed(samples)
         solver = self._solver(rows, self.tol)
         if not np.isfinite(solver.sums).all():
@@ -192,6 +165,9 @@ class MultiLabelLogistic(MultiLabelClassifier):
             for f in self._path
         ]
 
+    def _check_parameters(self) -> None:
+        self._checked()
+
     def _checked(self) -> Float:
         """Check the parameters; Cs ascending."""
         check_options(self.metric, self.threshold)
@@ -201,12 +177,6 @@ class MultiLabelLogistic(MultiLabelClassifier):
         if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
             raise HeadError(f"C must be positive finite numbers, got {self.C!r}; try numpy.logspace(-2, 3, 11)")
         return Cs
-
-    def _placed(self, samples: MultiLabelSamples) -> MultiLabelSamples:
-        """The rows in memory, unless they are to be streamed."""
-        known = None if samples.store is None else samples.store.n_rows
-        load = known is not None and 2 * samples.dim * known <= machine_memory() // 2
-        return samples.in_memory() if (load if self.in_memory is None else self.in_memory) else samples
 
     def _solver(self, rows: MultiLabelSamples, tol: float, keep: NDArray[np.bool_] | None = None) -> OneVsRestSolver:
         blocks = rows.blocks if keep is None else rows_where(rows.blocks, keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,18 @@ from heads.estimators.multilabel.base import (
     THRESHOLDS,
     Float,
     HeldOut,
-    MultiLabelClassifier,
+    MultiLabelRowsClassifier,
+    Part,
     best_setting,
     check_options,
+    rows_where,
     source_of,
 )
 from heads.estimators.ridge.classifier import ALPHAS
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.multilabel import MultiLabelHead
-from heads.rows.multilabel import MultiLabelSamples, Targets, TargetsLike, as_multilabel, multilabel_selection
-from heads.rows.samples import Rows, Selection, raise_not_finite
+from heads.rows.multilabel import MultiLabelSamples, Targets
+from heads.rows.samples import raise_not_finite
 from heads.solvers.ridge.leave_one_out import leave_one_out_scores
 from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
@@ -53,7 +55,7 @@ class _Part(NamedTuple):
     spectrum: Spectrum
 
 
-class MultiLabelRidge(MultiLabelClassifier):
+class MultiLabelRidge(MultiLabelRowsClassifier):
     """Least squares on the targets of every class, with an L2 penalty; scores are calibrated to logits afterwards.
 
     Minimises ``sum_i (w x_i + b - y_i)² + alpha ||w||²`` for each class, y_i 1 or 0, b unpenalised: that of
@@ -74,6 +76,8 @@ class MultiLabelRidge(MultiLabelClassifier):
     threshold
         What a class is predicted from: "per_class", the logit of the largest F1 of each class on the held-out rows;
         "global", one logit for all, of the largest micro F1; "none", the probability 0.5.
+    in_memory
+        Whether rows are loaded (True), or read anew for every set of known rows; None loads up to half of the memory.
 
     Attributes
     ----------
@@ -110,51 +114,30 @@ class MultiLabelRidge(MultiLabelClassifier):
         fit_intercept: bool = True,
         metric: Annotated[str, OneOf(*METRICS)] = "map",
         threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
+        in_memory: bool | None = None,
     ) -> None:
         self.alphas = alphas
         self.fit_intercept = fit_intercept
         self.metric = metric
         self.threshold = threshold
+        self.in_memory = in_memory
 
-    def fit(
-        self,
-        X: Rows,
-        y: TargetsLike | None = None,
-        *,
-        selection: Selection | None = None,
-        classnames: Sequence[str] | None = None,
-    ) -> Self:
-        """Fit on a multi-label store, or on arrays; rows are held in memory.
-
-        Parameters
-        ----------
-        X : store, or array-like (N, D)
-        y : with arrays: targets (N, L), 1, 0, and -1 or NaN where unknown; or N lists of class names
-        selection
-            Store, or ``(X, y)``, on which alpha, calibration and thresholds are chosen; None uses leave-one-out scores
-            of the training rows
-        classnames : with arrays: the L names
-
-        Raises
-        ------
-        HeadError
-            For NaN or infinite features (naming rows), shapes or values that do not fit, a store with one label a row,
-            more than 512 different sets of known rows.
-        MismatchError
-            If the selection split belongs to another encoder or class list.
-        """
+    def _check_parameters(self) -> None:
         check_options("map", self.threshold)
         if self.metric not in METRICS:
             raise HeadError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
-        alphas = self.alphas_ = np.unique(check_alphas(self.alphas))
-        samples = as_multilabel(X, y, classnames=classnames)
-        validation = None if selection is None else multilabel_selection(selection, samples)
-        self._set_rows(samples)
-        features, targets = _in_memory(samples)
-        parts = list(self._parts(features, targets))
+        self.alphas_ = np.unique(check_alphas(self.alphas))
+
+    def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
+        alphas, rows = self.alphas_, self._placed(samples)
+        known = [found.copy() for _, found in rows.blocks()]
+        if not known:
+            raise HeadError("there is no valid row to fit on; encode images that can be read")
+        targets = np.concatenate(known)
+        parts = list(self._parts(rows, targets))
         self._solve(parts, targets)
         if validation is None:
-            held = self._left_out(parts, features, targets)
+            held = self._left_out(parts, rows, len(targets))
         else:
             held = HeldOut.on_split(list(zip(*self.path(), strict=True)), validation)
         self.cv_scores_ = self._compared(held)
@@ -171,7 +154,6 @@ class MultiLabelRidge(MultiLabelClassifier):
         path_params = params | {"threshold": "none", "calibration": "none"}
         self._path_record = self._provenance(path_params, samples.store)
         self.provenance_ = self._provenance(params, samples.store, source_of(validation))
-        return self
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, L, D) and intercepts (A, L) of the scores, before calibration, for every alpha of `alphas_`."""
@@ -187,7 +169,7 @@ class MultiLabelRidge(MultiLabelClassifier):
             found.append(self._as_head(weights, intercepts - 0.5, None, f"{self.name} alpha={alpha:.6g}", record))
         return found
 
-    def _parts(self, features: NDArray[np.floating], targets: Targets) -> Iterator[_Part]:
+    def _parts(self, samples: MultiLabelSamples, targets: Targets) -> Iterator[_Part]:
         """A ridge problem for every set of rows on which classes are known, but for classes that are not fitted."""
         absent = ~((targets == 1).any(axis=0) & (targets == 0).any(axis=0))
         self._name_absent(absent, "have no positive or no negative training row")
@@ -201,12 +183,11 @@ class MultiLabelRidge(MultiLabelClassifier):
             )
         for columns in together.values():
             classes, known = np.array(columns), targets[:, columns[0]] >= 0
-            rows = slice(None) if known.all() else known
-            source = partial(_block, features, targets, rows, classes)
+            source = partial(_blocks, samples.blocks if known.all() else rows_where(samples.blocks, known), classes)
             n, fit_intercept = int(known.sum()), bool(self.fit_intercept)
-            problem = RidgeProblem(source, features.shape[1], len(classes), n, fit_intercept)
+            problem = RidgeProblem(source, samples.dim, len(classes), n, fit_intercept)
             if not np.isfinite(problem.diagonal()).all():
-                raise_not_finite([features])
+                raise_not_finite(features for features, _ in samples.blocks())
             spectrum = problem.spectrum()
             spectrum.check_resolves(self.alphas_)
             yield _Part(classes, known, spectrum)
@@ -220,21 +201,25 @@ class MultiLabelRidge(MultiLabelClassifier):
             weights, intercepts = part.spectrum.path(self.alphas_)
             self._weights[:, part.classes], self._intercepts[:, part.classes] = weights, intercepts
 
-    def _left_out(self, parts: Sequence[_Part], features: NDArray[np.floating], targets: Targets) -> HeldOut:
-        """Leave-one-out scores: of all rows, unless their scores were too many."""
-        n, (settings, classes) = len(targets), self._intercepts.shape
+    def _left_out(self, parts: Sequence[_Part], samples: MultiLabelSamples, n: int) -> HeldOut:
+        """Leave-one-out scores: of all n rows, unless their scores were too many."""
+        settings, classes = self._intercepts.shape
         chosen = np.random.default_rng(1).random(n) < max(HELD_SCORES // (settings * classes), 1) / n
         scores = np.empty((settings, int(chosen.sum()), classes), np.float32)
         scores[:] = self._intercepts[:, None]
-        place = np.cumsum(chosen) - 1
-        for part in parts:
-            rows = np.flatnonzero(chosen & part.known)
-            for some in (rows[start : start + PIECE_ROWS] for start in range(0, len(rows), PIECE_ROWS)):
-                Y = targets[np.ix_(some, part.classes)].astype(np.float64)
-                found = leave_one_out_scores(part.spectrum, features[some], Y, self.alphas_)
-                for setting, values in enumerate(found):
-                    scores[setting, place[some][:, None], part.classes] = values
-        return HeldOut(scores, targets[chosen])
+        kept, done, place = [], 0, np.cumsum(chosen) - 1
+        for features, targets in samples.blocks():
+            mine = slice(done, done + len(targets))
+            kept.append(targets[chosen[mine]])
+            for part in parts:
+                rows = np.flatnonzero((chosen & part.known)[mine])
+                for some in (rows[start : start + PIECE_ROWS] for start in range(0, len(rows), PIECE_ROWS)):
+                    Y = targets[np.ix_(some, part.classes)].astype(np.float64)
+                    found = leave_one_out_scores(part.spectrum, features[some], Y, self.alphas_)
+                    for setting, values in enumerate(found):
+                        scores[setting, place[done + some][:, None], part.classes] = values
+            done += len(targets)
+        return HeldOut(scores, np.concatenate(kept))
 
     def _compared(self, held: HeldOut) -> Float:
         """`metric` (A,) of every alpha, the larger the better; squared errors leave out classes not fitted."""
@@ -285,14 +270,7 @@ def platt_scale(scores: Float, positive: NDArray[np.bool_]) -> tuple[float, floa
     return slope, float(best.x[1]) - slope * mean
 
 
-def _in_memory(samples: MultiLabelSamples) -> tuple[NDArray[np.floating], Targets]:
-    """All rows, features and targets."""
-    features, targets = zip(*samples.in_memory().blocks(), strict=True)
-    return np.concatenate(features), np.concatenate(targets)
-
-
-def _block(
-    features: NDArray[np.floating], targets: Targets, rows: slice | NDArray[np.bool_], classes: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.floating], Float]]:
-    """The rows on which some classes are known, and the targets of these, as one block."""
-    yield features[rows], targets[rows][:, classes].astype(np.float64)
+def _blocks(blocks: Part, classes: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.floating], Float]]:
+    """The rows, and the targets of some classes alone."""
+    for features, targets in blocks():
+        yield features, targets[:, classes].astype(np.float64)

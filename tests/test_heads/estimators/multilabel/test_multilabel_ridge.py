@@ -90,3 +90,28 @@ def test_what_cannot_be_fitted_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("heads.estimators.multilabel.ridge.MAX_PATTERNS", 2)
     with pytest.raises(HeadError, match="known on 3 different sets of rows"):
         heads.MultiLabelRidge().fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore:alpha = .* is the end")
+def test_streamed_rows_give_the_weights_and_the_choice_of_scikit_learn(
+    tagged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block is read anew and none is kept: no rows are gathered in memory."""
+    monkeypatch.setattr("heads.rows.multilabel.MultiLabelSamples.in_memory", None)
+    store = tagged(n=120)
+    head = heads.MultiLabelRidge(ALPHAS, in_memory=False).fit(store)
+    X, Y = store.X.astype(np.float64)[store.valid], store.targets[store.valid]
+    for alpha, weights in zip(ALPHAS, head.path()[0], strict=True):
+        for column in range(Y.shape[1]):
+            known = Y[:, column] >= 0
+            np.testing.assert_allclose(weights[column], Ridge(alpha).fit(X[known], Y[known, column]).coef_, atol=1e-6)
+    loaded = heads.MultiLabelRidge(ALPHAS).fit(X, Y)  # of arrays, nothing has to be loaded
+    np.testing.assert_allclose(head.cv_scores_, loaded.cv_scores_, atol=1e-6)
+    assert head.alpha_ == loaded.alpha_
+    assert head.provenance_["fitted_on"][0]["name"] == "animals"
+
+
+def test_an_empty_store_is_refused(tagged: Any) -> None:
+    for in_memory in (True, False):
+        with pytest.raises(HeadError, match="no valid row"):
+            heads.MultiLabelRidge(in_memory=in_memory).fit(tagged(n=0))
