@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from featcache.errors import HeadError
 from featcache.parameters import OneOf, Range
 from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, best_setting, check_metric
 from heads.estimators.kept_moments import blocks_in_place, moments_by_fold
+from heads.estimators.standardise import Shared, Standardising
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json
@@ -44,7 +45,7 @@ class Solved(NamedTuple):
     params: Json
 
 
-class MomentClassifier(RowsClassifier, LinearClassifier):
+class MomentClassifier(Standardising, RowsClassifier, LinearClassifier):
     """Base of heads whose weights are a function of `Moments`; missing classes are left out of the fit."""
 
     moments_: Moments
@@ -57,6 +58,7 @@ class MomentClassifier(RowsClassifier, LinearClassifier):
         """The heads to choose from, of moments in which every class has rows."""
 
     def _fit(self, samples: Samples, validation: Samples | None) -> None:
+        samples, validation = self._scaled(samples, validation)
         parts = moments_by_fold(samples)
         self.moments_ = sum(parts, Moments.zeros(samples.dim, len(samples.classnames)))
         require_finite(samples, self.moments_.xtx.diagonal())
@@ -74,7 +76,8 @@ class MomentClassifier(RowsClassifier, LinearClassifier):
         best = _best(scores, labels, self.metric) if len(found) > 1 and len(labels) else 0
         solved = found[best]
         self.coef_, self.intercept_ = np.zeros((len(present), samples.dim)), np.zeros(len(present))
-        self.coef_[present], self.intercept_[present] = solved.weights, solved.intercepts
+        self.coef_[present], self.intercept_[present] = self._folded(solved.weights, solved.intercepts)
+        self._solution = solved
         if len(labels):
             self.temperature_ = fit_temperature(scores[best], labels)
         else:
@@ -154,6 +157,7 @@ class NearestMean(MomentClassifier):
     Parameters
     ----------
     normalize : whether class means are scaled to unit length
+    standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
@@ -181,7 +185,8 @@ class NearestMean(MomentClassifier):
 
     name = "nearest_mean"
 
-    def __init__(self, normalize: bool = True) -> None:
+    def __init__(self, normalize: bool = True, **shared: Unpack[Shared]) -> None:
+        super().__init__(**shared)
         self.normalize = normalize
 
     def candidates(self, moments: Moments) -> list[Solved]:
@@ -219,6 +224,7 @@ class LinearDiscriminant(MomentClassifier):
         "empirical", the training frequencies, or "uniform" (S stays pooled over rows, where scikit-learn would
         weigh the classes' covariances by the priors).
     metric : what chooses among several shrinkages: "nll" or "top1" (ties by the NLL)
+    standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
@@ -257,7 +263,9 @@ class LinearDiscriminant(MomentClassifier):
         shrinkage: Shrinkage | Sequence[Shrinkage] = "auto",
         priors: Annotated[str, OneOf("empirical", "uniform")] = "empirical",
         metric: Metric = "nll",
+        **shared: Unpack[Shared],
     ) -> None:
+        super().__init__(**shared)
         self.shrinkage = shrinkage
         self.priors = priors
         self.metric = metric
@@ -285,13 +293,13 @@ class LinearDiscriminant(MomentClassifier):
         """
         own, present = self.linear(), self.moments_.counts > 0
         moments = self.moments_.of_columns(present)
-        spread = _spread(self.coef_[present], self.intercept_[present], moments)
+        spread = _spread(self._solution.weights, self._solution.intercepts, moments)
         found: dict[float, LinearHead] = {}
         for weights, intercepts, solved in self._solved(moments, [*shrinkages, self.shrinkage_]):
             ratio = _spread(weights, intercepts, moments) / spread if spread > 0 else 1.0
             temperature = self.temperature_ * (ratio or 1.0)
             rows, bias = np.zeros(self.coef_.shape), np.full(len(present), ABSENT * temperature)
-            rows[present], bias[present] = weights, intercepts
+            rows[present], bias[present] = self._folded(weights, intercepts)
             record = self.provenance_.with_params(**solved, temperature=temperature)
             name = f"{self.name} shrinkage={solved['shrinkage']:.6g}"
             found[solved["shrinkage"]] = self._as_head(rows, bias, temperature, name, record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Self
 
 import numpy as np
@@ -20,6 +19,7 @@ from heads.fitted.attentive import AttentiveHead, attentive_logits
 from heads.fitted.base import label_values
 from heads.fitted.provenance import Provenance
 from heads.rows.samples import Rows, Samples, Selection, as_samples, finite_blocks
+from heads.rows.scaling import Scaling
 from heads.rows.selection import selection_samples
 from heads.rows.token_batches import TokenBatches
 from heads.solvers.schedule import wise_ft_schedule
@@ -28,14 +28,6 @@ EPOCHS, UPDATES = 20, 200
 CLIP = 1.0  # largest norm of the gradient
 WARMUP = 0.1  # share of the updates
 QUERY_SCALE, WEIGHT_SCALE = 0.02, 0.01  # standard deviations of the first parameters
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Mean and standard deviation (D,) of the training tokens, which are standardised by them."""
-
-    mean: NDArray[np.float64]
-    deviation: NDArray[np.float64]
 
 
 class Attentive(NonlinearClassifier):
@@ -148,7 +140,8 @@ class Attentive(NonlinearClassifier):
         validation = None if selection is None else selection_samples(selection, samples, tokens=True)
         for _ in () if validation is None else validation.blocks():
             pass  # refuses features that are not finite
-        scaling, rows = scaling_of(samples), TokenBatches(samples, self.device)
+        scaling = Scaling.of(((x, y) for x, y in finite_blocks(samples.blocks)), samples.dim)
+        rows = TokenBatches(samples, self.device)
         everything = np.arange(len(rows))
         trained = [self._train(rate, rows, everything, scaling) for rate in rates]
         best, how = self._choice(rates, trained, rows, scaling, validation)
@@ -297,25 +290,3 @@ class _Probe:
         queries, values = queries / self._scaling.deviation, values / self._scaling.deviation
         shift = np.einsum("cqe,qe->c", weights, values @ self._scaling.mean)
         return [value.astype(np.float32) for value in (queries, values, weights, bias - shift)]
-
-
-def scaling_of(samples: Samples) -> Scaling:
-    """Mean and deviation of each dimension over all tokens, in one pass and float64; 1 for a deviation of zero.
-
-    Raises
-    ------
-    HeadError
-        For features that are not finite, naming rows, or where there is no row.
-    """
-    total = squares = np.zeros(samples.dim)
-    count = 0
-    for features, _ in finite_blocks(samples.blocks):
-        tokens = features.reshape(-1, samples.dim).astype(np.float64)
-        total, squares = total + tokens.sum(axis=0), squares + np.einsum("nd,nd->d", tokens, tokens)
-        count += len(tokens)
-    if not count:
-        raise HeadError("there is no valid row to fit on; encode images that can be read")
-    mean = total / count
-    variance = squares / count - mean**2
-    floor = 1e-12 * max(float(np.max(squares / count)), np.finfo(np.float64).tiny)
-    return Scaling(mean, np.sqrt(np.where(variance > floor, variance, 1.0)))

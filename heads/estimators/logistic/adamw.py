@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, Unpack
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from featcache.errors import HeadError
 from featcache.parameters import Count, NotNegative, Positive, Range
 from heads.estimators.base import LinearClassifier, RowsClassifier, best_setting
 from heads.estimators.few_shot.base import validation_folds
+from heads.estimators.standardise import Shared, Standardising
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.rows.device import device_rows
@@ -22,6 +23,7 @@ from heads.solvers.schedule import wise_ft_schedule
 Whole = Annotated[int, Range(0)]
 
 _Tensors: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+_Start: TypeAlias = tuple[np.ndarray, np.ndarray] | None
 _Trained: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 LRS = (1e-3, 1e-2, 1e-1)
@@ -31,7 +33,7 @@ WARMUP = 500
 MAX_EPOCHS = 10**6
 
 
-class AdamW(RowsClassifier, LinearClassifier):
+class AdamW(Standardising, RowsClassifier, LinearClassifier):
     """Cross entropy of ``logits = W x + b`` by AdamW with a linear warm-up and a cosine to zero.
 
     This is the linear classifier of WiSE-FT (``--freeze-encoder``): batches in a new random order every epoch, the
@@ -51,6 +53,7 @@ class AdamW(RowsClassifier, LinearClassifier):
     label_smoothing : in [0, 1)
     prior : a fitted linear head to start from, None for zeros
     seed : of the order of the rows
+    standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
@@ -96,7 +99,9 @@ class AdamW(RowsClassifier, LinearClassifier):
         label_smoothing: NotNegative = 0.0,
         prior: Any = None,
         seed: Whole = 0,
+        **shared: Unpack[Shared],
     ) -> None:
+        super().__init__(**shared)
         self.lr = lr
         self.weight_decay = weight_decay
         self.epochs = epochs
@@ -112,11 +117,14 @@ class AdamW(RowsClassifier, LinearClassifier):
 
     def _fit(self, samples: Samples, validation: Samples | None) -> None:
         rates = self._rates
+        samples, validation = self._scaled(samples, validation)
         prior = checked_prior(self.prior, samples)
         rows = _tensors(samples)
         held_out = None if validation is None else _tensors(validation)
-        self._path = [self._train(rate, prior, *rows) for rate in rates]
-        best, how = self._choice(rates, prior, rows, held_out)
+        start = self._on_scale(prior)
+        self._path = [self._train(rate, start, *rows) for rate in rates]
+        best, how = self._choice(rates, start, rows, held_out)
+        self._path = [(*self._folded(weights, bias), losses) for weights, bias, losses in self._path]
         self.lr_, (self.coef_, self.intercept_, self.losses_) = rates[best], self._path[best]
         self.temperature_ = 1.0
         names = ("weight_decay", "epochs", "batch_size", "warmup", "label_smoothing", "seed")
@@ -135,7 +143,7 @@ class AdamW(RowsClassifier, LinearClassifier):
         ]
 
     def _choice(
-        self, rates: Sequence[float], prior: LinearHead | None, rows: _Tensors, held_out: _Tensors | None
+        self, rates: Sequence[float], prior: _Start, rows: _Tensors, held_out: _Tensors | None
     ) -> tuple[int, str]:
         """Position of the best learning rate, and what chose it."""
         if held_out is not None:
@@ -166,15 +174,14 @@ class AdamW(RowsClassifier, LinearClassifier):
             )
         return rates
 
-    def _start(self, prior: LinearHead | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _start(self, prior: _Start, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights (C, D) and bias (C,) to train."""
         shape = len(self.classnames_), self.n_features_in_
-        weights = np.zeros(shape, np.float32) if prior is None else prior.weights
-        bias = np.zeros(shape[0], np.float32) if prior is None else prior.bias
-        first, second = (torch.from_numpy(value.copy()).to(device).requires_grad_() for value in (weights, bias))
+        values = (np.zeros(shape), np.zeros(shape[0])) if prior is None else prior
+        first, second = (torch.from_numpy(value).float().to(device).requires_grad_() for value in values)
         return first, second
 
-    def _train(self, lr: float, prior: LinearHead | None, features: torch.Tensor, labels: torch.Tensor) -> _Trained:
+    def _train(self, lr: float, prior: _Start, features: torch.Tensor, labels: torch.Tensor) -> _Trained:
         """Weights, bias, and the mean loss of every epoch."""
         weights, bias = self._start(prior, features.device)
         per_epoch = -(-len(labels) // int(self.batch_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from featcache.parameters import Count, OneOf, Positive
 from featcache.store.protocol import FeatureSource
 from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, check_metric
 from heads.estimators.logistic.choice import FOLD_TOL, Choice, logistic_rows
+from heads.estimators.standardise import Shared, Standardising
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
@@ -34,7 +35,7 @@ CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 _LARGEST = 1e10
 
 
-class Logistic(RowsClassifier, LinearClassifier):
+class Logistic(Standardising, RowsClassifier, LinearClassifier):
     """Softmax regression with an L2 penalty, C chosen on held-out rows.
 
     Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
@@ -67,6 +68,7 @@ class Logistic(RowsClassifier, LinearClassifier):
     in_memory
         Whether rows are loaded (True), or read anew for every pass (False, out of core). None loads arrays, and stores
         that take up to half of the machine's memory.
+    standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
@@ -125,7 +127,9 @@ class Logistic(RowsClassifier, LinearClassifier):
         max_iter: Count = 1000,
         refit: bool = False,
         in_memory: bool | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
+        super().__init__(**shared)
         self.C = C
         self.fit_intercept = fit_intercept
         self.prior = prior
@@ -140,12 +144,14 @@ class Logistic(RowsClassifier, LinearClassifier):
         self._Cs = self._checked()
 
     def _fit(self, samples: Samples, validation: Samples | None) -> None:
+        samples, validation = self._scaled(samples, validation)
         _check_size(samples)
         Cs, prior = self._Cs, checked_prior(self.prior, samples)
+        pull = self._on_scale(prior)
         # The path, and the choice along it.
         choice = Choice(
             logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory),
-            lambda rows, keep: self._solver(rows, prior, keep),
+            lambda rows, keep: self._solver(rows, pull, keep),
             self.metric,
             validation,
             self.progress,
@@ -164,8 +170,9 @@ class Logistic(RowsClassifier, LinearClassifier):
         splits = [samples] if validation is None or not self.refit else [samples, validation]
         if len(splits) == 2:
             rows = logistic_rows(splits, fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
-            best = self._solver(rows, prior, None).fit(best.C)
+            best = self._solver(rows, pull, None).fit(best.C)
         self._warn_of_slow([*self._path, best] if len(splits) == 2 else self._path)
+        self._path, best = [self._unscaled(f) for f in self._path], self._unscaled(best)
         self.coef_, self.intercept_, self.C_, self.temperature_ = best.weights, best.intercepts, best.C, 1.0
         self._absent = _missing(best)
         chosen_on = validation.store if choice.how == "split" and validation is not None else None
@@ -200,10 +207,15 @@ class Logistic(RowsClassifier, LinearClassifier):
             raise HeadError(f"C must be {what}, got {self.C!r}; try numpy.logspace(-2, 4, 13)")
         return Cs
 
-    def _solver(self, rows: TrainingRows, prior: LinearHead | None, keep: NDArray[np.bool_] | None) -> PathSolver:
-        shift = None if prior is None else (prior.weights.astype(np.float64), prior.bias.astype(np.float64))
+    def _unscaled(self, fitted: Fitted) -> Fitted:
+        weights, intercepts = self._folded(fitted.weights, fitted.intercepts)
+        return replace(fitted, weights=weights, intercepts=intercepts)
+
+    def _solver(
+        self, rows: TrainingRows, prior: tuple[Float, Float] | None, keep: NDArray[np.bool_] | None
+    ) -> PathSolver:
         tol = self.tol if keep is None else max(self.tol, FOLD_TOL)
-        return PathSolver(rows, keep=keep, prior=shift, missing_intercept=ABSENT, tol=tol, max_iter=self.max_iter)
+        return PathSolver(rows, keep=keep, prior=prior, missing_intercept=ABSENT, tol=tol, max_iter=self.max_iter)
 
     def _warn_of_slow(self, fits: list[Fitted]) -> None:
         slow = [f"{f.C:.3g}" for f in fits if not f.converged]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Self
+from dataclasses import replace
+from typing import Annotated, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from heads.estimators.multilabel.base import (
     rows_where,
     source_of,
 )
+from heads.estimators.standardise import Shared, Standardising
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.multilabel import MultiLabelHead
 from heads.kernels.ranking import SELECTION
@@ -40,7 +42,7 @@ FOLD_TOL = 1e-6
 """Tolerance of fits that only choose C."""
 
 
-class MultiLabelLogistic(MultiLabelRowsClassifier):
+class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
     """A logistic regression for each class against the rest, with an L2 penalty; C chosen on held-out rows.
 
     For each class minimises ``1/2 ||w||² + C sum_i log(1 + exp(-s_i (w x_i + b)))``, s_i 1 for positives and -1 for
@@ -64,6 +66,7 @@ class MultiLabelLogistic(MultiLabelRowsClassifier):
         the fits of folds.
     max_iter : iterations for one C
     in_memory : whether rows are loaded (True), or read anew for every pass; None loads up to half of the memory
+    standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
@@ -102,7 +105,9 @@ class MultiLabelLogistic(MultiLabelRowsClassifier):
         tol: Positive = 1e-12,
         max_iter: Count = 500,
         in_memory: bool | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
+        super().__init__(**shared)
         self.C = C
         self.fit_intercept = fit_intercept
         self.metric = metric
@@ -113,12 +118,14 @@ class MultiLabelLogistic(MultiLabelRowsClassifier):
 
     def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
         Cs = self._checked()
+        samples, validation = self._scaled(samples, validation)
         rows, solver = self._fit_all(samples, Cs)
         held = self._held_out(rows, validation, solver)
         self.cv_scores_, place = np.zeros(0), 0
         if held is not None and len(Cs) > 1:
             self.cv_scores_ = held.scores(self.metric)
             place = best_setting("C", Cs, self.cv_scores_)
+        self._unscale()
         best = self._path[place]
         self.coef_, self.intercept_, self.C_ = best.weights, best.intercepts, best.C
         thresholds = None if held is None else held.thresholds(place, self.threshold)
@@ -133,7 +140,9 @@ class MultiLabelLogistic(MultiLabelRowsClassifier):
         """Fit every C, and choose nothing: for `path` and `path_heads`, not for predictions of the estimator itself."""
         Cs, samples = self._checked(), as_multilabel(X, y, classnames=classnames)
         self._set_rows(samples)
+        samples, _ = self._scaled(samples, None)
         self._fit_all(samples, Cs)
+        self._unscale()
         self._path_record = self._provenance({"metric": self.metric, "selection": "none"}, samples.store)
         return self
 
@@ -149,6 +158,11 @@ class MultiLabelLogistic(MultiLabelRowsClassifier):
         self.n_iter_ = np.stack([found.iterations for found in self._path])
         self._warn_of_slow()
         return rows, solver
+
+    def _unscale(self) -> None:
+        """Make the path one of features as they are."""
+        found = ((f, self._folded(f.weights, f.intercepts)) for f in self._path)
+        self._path = [replace(f, weights=weights, intercepts=intercepts) for f, (weights, intercepts) in found]
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, L, D) and intercepts (A, L) of every C of `Cs_`."""

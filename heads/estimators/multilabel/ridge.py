@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from heads.estimators.multilabel.base import (
     source_of,
 )
 from heads.estimators.ridge.classifier import ALPHAS
+from heads.estimators.standardise import Shared, Standardising
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.multilabel import MultiLabelHead
 from heads.rows.multilabel import MultiLabelSamples, Targets
@@ -55,7 +56,7 @@ class _Part(NamedTuple):
     spectrum: Spectrum
 
 
-class MultiLabelRidge(MultiLabelRowsClassifier):
+class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
     """Least squares on the targets of every class, with an L2 penalty; scores are calibrated to logits afterwards.
 
     Minimises ``sum_i (w x_i + b - y_i)² + alpha ||w||²`` for each class, y_i 1 or 0, b unpenalised: that of
@@ -78,6 +79,7 @@ class MultiLabelRidge(MultiLabelRowsClassifier):
         "global", one logit for all, of the largest micro F1; "none", the probability 0.5.
     in_memory
         Whether rows are loaded (True), or read anew for every set of known rows; None loads up to half of the memory.
+    standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
@@ -107,6 +109,8 @@ class MultiLabelRidge(MultiLabelRowsClassifier):
     cv_scores_: Float
     slopes_: Float
     offsets_: Float
+    _weights: Float
+    _intercepts: Float
 
     def __init__(
         self,
@@ -115,7 +119,9 @@ class MultiLabelRidge(MultiLabelRowsClassifier):
         metric: Annotated[str, OneOf(*METRICS)] = "map",
         threshold: Annotated[str, OneOf(*THRESHOLDS)] = "per_class",
         in_memory: bool | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
+        super().__init__(**shared)
         self.alphas = alphas
         self.fit_intercept = fit_intercept
         self.metric = metric
@@ -129,6 +135,7 @@ class MultiLabelRidge(MultiLabelRowsClassifier):
         self.alphas_ = np.unique(check_alphas(self.alphas))
 
     def _fit(self, samples: MultiLabelSamples, validation: MultiLabelSamples | None) -> None:
+        samples, validation = self._scaled(samples, validation)
         alphas, rows = self.alphas_, self._placed(samples)
         known = [found.copy() for _, found in rows.blocks()]
         if not known:
@@ -140,6 +147,7 @@ class MultiLabelRidge(MultiLabelRowsClassifier):
             held = self._left_out(parts, rows, len(targets))
         else:
             held = HeldOut.on_split(list(zip(*self.path(), strict=True)), validation)
+        self._weights, self._intercepts = self._folded(self._weights, self._intercepts)
         self.cv_scores_ = self._compared(held)
         best = best_setting("alpha", alphas, self.cv_scores_) if len(alphas) > 1 else 0
         self.alpha_ = float(alphas[best])

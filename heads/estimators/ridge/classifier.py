@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property, partial
 from numbers import Integral
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,13 +15,14 @@ from featcache.errors import HeadError
 from featcache.parameters import OneOf, Positive
 from heads.estimators.base import LinearClassifier
 from heads.estimators.kept_moments import blocks_in_place, store_moments, worth_keeping
+from heads.estimators.standardise import Shared, Standardising
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.base import positions_of
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 from heads.rows.samples import Rows, Samples, Selection, require_finite, to_numpy
 from heads.rows.selection import RowSampler, thinned
-from heads.rows.weights import ClassWeight, class_weights, group_ids, row_weights
+from heads.rows.weights import ClassWeight, checked_weights, class_weights, group_ids, row_weights
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.folds import FOLDS, folds_of
 from heads.solvers.parallel import Blocks
@@ -76,7 +77,7 @@ def choose_alpha(
     return float(alphas[np.nanargmin(errors)]), errors
 
 
-class Ridge(LinearClassifier):
+class Ridge(Standardising, LinearClassifier):
     """Least squares to one-hot targets (0/1) with an L2 penalty, alpha chosen on held-out rows.
 
     Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²`` (sums, b unpenalised), scikit-learn's meaning of alpha.
@@ -109,6 +110,7 @@ class Ridge(LinearClassifier):
         Whether the prior's logits, its bias included, are added to the scores with a weight of their own
         (`prior_weight_`), fitted by NLL with the temperature. Least squares to one-hot targets undoes much of what a
         prior knows; the sum has the prior itself as a limit.
+    standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
@@ -171,7 +173,9 @@ class Ridge(LinearClassifier):
         prior: Any = None,
         metric: Annotated[str, OneOf(*METRICS)] = "auto",
         add_prior: bool = True,
+        **shared: Unpack[Shared],
     ) -> None:
+        super().__init__(**shared)
         self.alphas = alphas
         self.fit_intercept = fit_intercept
         self.cv = cv
@@ -213,11 +217,16 @@ class Ridge(LinearClassifier):
             raise HeadError(f"metric is {self.metric!r}, expected one of {', '.join(METRICS)}")
         self.alphas_ = check_alphas(self.alphas)
         samples, validation = self._training_rows(X, y, selection, classnames)
+        weights = None
+        if self.standardise and sample_weight is not None:
+            weights = checked_weights(sample_weight, len(samples.labels()))
+        samples, validation = self._scaled(samples, validation, weights)
         prior = checked_prior(self.prior, samples)
-        problem = self._problem(samples, sample_weight, groups, prior, choose=validation is None)
+        pull = self._on_scale(prior)
+        problem = self._problem(samples, sample_weight, groups, pull, choose=validation is None)
         require_finite(samples, problem.diagonal())
         self.spectrum_, self.prior_scale_ = problem.spectrum(), problem.prior_scale()
-        self._added = _logits_of(prior) if prior is not None and self.add_prior else None
+        self._added = _centred(*pull) if pull is not None and self.add_prior else None
         best = self._choose(problem, validation)
         self.alpha_ = float(self.alphas_[best])
         # The temperature, and the prior's weight, once more: for the chosen alpha, from more rows.
@@ -286,15 +295,15 @@ class Ridge(LinearClassifier):
     def _with_prior(self, alpha: float, weight: float) -> tuple[Float, Float]:
         """Weights and intercepts of one alpha, the prior's logits added."""
         weights, intercepts = self.spectrum_.solve(alpha)
-        if self._added is None:
-            return weights, intercepts
-        return weights + weight * self._added[0], intercepts + weight * self._added[1]
+        if self._added is not None:
+            weights, intercepts = weights + weight * self._added[0], intercepts + weight * self._added[1]
+        return self._folded(weights, intercepts)
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, C, D) and intercepts (A, C) of every alpha of `alphas_`: scores, before any temperature."""
         if "spectrum_" not in vars(self):
             raise HeadError("this Ridge is not fitted yet; call fit first")
-        return self.spectrum_.path(self.alphas_)
+        return self._folded(*self.spectrum_.path(self.alphas_))
 
     def path_heads(self) -> list[LinearHead]:
         """A head for every alpha, ascending; `heads.evaluate` takes them all at once.
@@ -347,7 +356,7 @@ class Ridge(LinearClassifier):
         samples: Samples,
         sample_weight: ArrayLike | None,
         groups: ArrayLike | None,
-        prior: LinearHead | None,
+        prior: tuple[Float, Float] | None,
         *,
         choose: bool,
     ) -> RidgeProblem:
@@ -362,7 +371,7 @@ class Ridge(LinearClassifier):
         kept = None  # moments kept by stratified folds; without folds, any number of them serves
         if weights is None and (folds is None or number is not None) and worth_keeping(samples.store, number or FOLDS):
             kept = partial(store_moments, samples.store, number or FOLDS)
-        rows, base = _rows(samples), None if prior is None else prior.weights.astype(np.float64)
+        rows = _rows(samples)
         return RidgeProblem(
             source=samples.blocks if ids is not None or rows < samples.dim else partial(blocks_in_place, samples),
             dim=samples.dim,
@@ -372,7 +381,7 @@ class Ridge(LinearClassifier):
             weights=weights,
             groups=ids,
             folds=folds,
-            base=None if base is None else base - base.mean(axis=0),
+            base=None if prior is None else _centred(*prior)[0],
             kept=kept,
         )
 
@@ -419,9 +428,8 @@ class Ridge(LinearClassifier):
         self.provenance_ = self._provenance(params, samples.store, chosen, prior, groups)
 
 
-def _logits_of(prior: LinearHead) -> tuple[Float, Float]:
+def _centred(weights: Float, bias: Float) -> tuple[Float, Float]:
     """Weights (C, D) and biases (C,) of a prior, less their means over classes."""
-    weights, bias = prior.weights.astype(np.float64), prior.bias.astype(np.float64)
     return weights - weights.mean(axis=0), bias - bias.mean()
 
 

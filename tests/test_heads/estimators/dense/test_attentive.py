@@ -15,8 +15,9 @@ from featcache.encoders.callables import CallableEncoder
 from featcache.errors import HeadError, MismatchError
 from featcache.store import ImageStore
 from heads import Attentive, AttentiveHead, Ridge
-from heads.estimators.dense.attentive import Scaling, _Probe
+from heads.estimators.dense.attentive import _Probe
 from heads.fitted.attentive import attentive_logits
+from heads.rows.scaling import Scaling
 
 
 def needles(n: int, seed: int, tokens: int = 16, dim: int = 8) -> tuple[np.ndarray, np.ndarray]:

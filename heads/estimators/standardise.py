@@ -1,0 +1,104 @@
+"""The option of linear heads to fit on standardised features."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TypedDict, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featcache.errors import HeadError
+from featcache.store.protocol import FeatureSource
+from heads.estimators.base import HeadClassifier
+from heads.fitted.linear import LinearHead
+from heads.fitted.missing_classes import ABSENT
+from heads.fitted.provenance import Json, Provenance
+from heads.rows.multilabel import MultiLabelSamples
+from heads.rows.samples import Samples, finite_blocks
+from heads.rows.scaling import Scaling
+
+Float = NDArray[np.float64]
+S = TypeVar("S", Samples, MultiLabelSamples)
+
+
+class Shared(TypedDict, total=False):
+    """Parameters that these heads share; see `Standardising`."""
+
+    standardise: bool
+
+
+class Standardising(HeadClassifier):
+    """Base of linear heads that can fit on standardised features.
+
+    The constructor of a subclass takes them as ``**shared: Unpack[Shared]``; in signatures they stand by name.
+
+    Parameters
+    ----------
+    standardise
+        Whether the head is fitted on features less their mean, divided by their standard deviation, both of the
+        training rows (with their `sample_weight`): scikit-learn's ``make_pipeline(StandardScaler(), head)``. It is
+        folded into weights and intercepts, so that the head takes features as they are. A penalty then is one on the
+        weights of standardised features; held-out rows have the mean and deviation of all training rows. A prior is
+        brought to the same scale.
+    """
+
+    standardise: bool
+    _scaling: Scaling | None = None
+
+    def __init__(self, standardise: bool = False) -> None:
+        self.standardise = standardise
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Name the shared parameters in the constructor's signature, where scikit-learn and `--set` look for them."""
+        super().__init_subclass__(**options)
+        if "__init__" not in vars(cls):
+            return
+        constructor = vars(cls)["__init__"]
+        own = inspect.signature(constructor)
+        *named, rest = own.parameters.values()
+        if rest.kind is not inspect.Parameter.VAR_KEYWORD:
+            raise TypeError(f"{cls.__name__}.__init__ lacks **shared: Unpack[Shared]")
+        shared = [p for p in inspect.signature(Standardising.__init__).parameters.values() if p.name != "self"]
+        named += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in shared]
+        constructor.__signature__ = own.replace(parameters=named)
+        del constructor.__annotations__[rest.name]
+        constructor.__annotations__ |= {parameter.name: parameter.annotation for parameter in shared}
+
+    def _scaled(self, samples: S, validation: S | None, weights: Float | None = None) -> tuple[S, S | None]:
+        """Training rows and validation split on the scale to fit on; sets the scaling."""
+        self._scaling = None
+        if not isinstance(self.standardise, bool | np.bool_):
+            raise HeadError(f"standardise is {self.standardise!r}, expected True or False")
+        if not self.standardise:
+            return samples, validation
+        blocks = finite_blocks(samples.blocks)
+        self._scaling = scaling = Scaling.of(((x, y) for x, y in blocks), samples.dim, weights)
+        return scaling.rows(samples), None if validation is None else scaling.rows(validation)
+
+    def _on_scale(self, prior: LinearHead | None) -> tuple[Float, Float] | None:
+        """Weights (C, D) and biases (C,) of a prior, as those of the features that are fitted on; None of None."""
+        if prior is None:
+            return None
+        weights, bias = prior.weights.astype(np.float64), prior.bias.astype(np.float64)
+        return (weights, bias) if self._scaling is None else self._scaling.unfolded(weights, bias)
+
+    def _folded(self, weights: Float, intercepts: Float) -> tuple[Float, Float]:
+        """Weights (..., C, D) and intercepts (..., C) for features as they are; those of missing classes stay."""
+        if self._scaling is None:
+            return weights, intercepts
+        weights, shifted = self._scaling.folded(weights, intercepts)
+        return weights, np.where(np.abs(intercepts) == -ABSENT, intercepts, shifted)
+
+    def _provenance(
+        self,
+        params: Json,
+        fitted: FeatureSource | None,
+        chosen: FeatureSource | None = None,
+        parent: LinearHead | None = None,
+        groups: ArrayLike | None = None,
+        **identity: object,
+    ) -> Provenance:
+        """The record, in which standardised features are named."""
+        how = {} if self._scaling is None else {"standardise": True}
+        return super()._provenance({**params, **how}, fitted, chosen, parent, groups, **identity)
