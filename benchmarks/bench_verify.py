@@ -29,7 +29,7 @@ from featcache import open_store
 from featcache.store import ImageStore, checks
 from featcache.store.places import local
 from featcache.store.places.local import Buffer
-from featcache.transfer.foreign import Foreign
+from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source, import_features
 from heads import NearestMean, Ridge
 from heads.estimators.kept_moments import moments_path, store_moments

@@ -1,4 +1,4 @@
-"""A store's features for other programs: npy, safetensors, Parquet or CSV, with labels, ids and class names.
+"""A store's features for other programs, with labels, ids and class names: files, or folders as these lay them out.
 
 Only valid rows are written, in store order, float16 as stored or any other float type. Of multi-label stores, targets
 (N', L) take the place of labels: 1 where a class applies, 0 where not, -1 where that is unknown.
@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,15 +18,14 @@ import numpy.typing as npt
 from featcache.errors import FeatcacheError, MismatchError, OutputError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
-from featcache.store.places.targets import is_stream, replacing, write_target
+from featcache.store.places.targets import is_stream, replacing, writing
 from featcache.store.places.tensors import UNSEALED, in_order, seal
-from featcache.store.tokens import block_rows
 from featcache.transfer.foreign import TARGET
+from featcache.transfer.formats import FOLDERS, folder_format
+from featcache.transfer.rows import ids_of, row_blocks, schema_of, table_blocks
 
-BLOCK_ROWS = 16_384
 UNIT = 2e-3
 """How far from 1 the lengths of float16 rows of unit length may be."""
-Block = tuple[Array, npt.NDArray[np.integer], list[str]]
 
 
 def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype: npt.DTypeLike = np.float32) -> Path:
@@ -37,6 +36,10 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     The target ``-`` (or ``/dev/stdout``) is standard output, for formats of one file. Links are followed.
 
     ``npy``          a folder: ``features.npy`` (N', D), ``labels.npy`` (N',), ``ids.txt``, ``classes.txt``
+    ``npz``          one file as open_clip's linear probe caches features: ``features``, ``targets``, ``classnames``,
+                     ``image_ids``, ``group_ids``
+    ``clip-benchmark``, ``clip-retrieval``, ``lance``, ``huggingface``
+                     folders, as these programs lay them out (see `featcache.transfer.formats`)
     ``safetensors``  one file: tensors ``features`` and ``labels``; ids and class names as JSON in its metadata
     ``parquet``      one file: columns ``id``, ``label``, ``class``, ``features`` (a list of D floats)
     ``csv``          one file: columns ``id``, ``label``, ``class``, ``f0`` ... ``f<D-1>``
@@ -63,53 +66,32 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     """
     path = Path(target)
     chosen = kind or ("csv" if is_stream(target) else path.suffix.removeprefix(".").lower() or "npy")
-    if chosen not in FORMATS:
-        raise FeatcacheError(f"{target}: cannot export to {chosen!r}; expected one of {', '.join(FORMATS)}")
-    if chosen not in ("npy", "safetensors"):
+    if chosen not in (*FORMATS, *FOLDERS):
+        raise FeatcacheError(
+            f"{target}: cannot export to {chosen!r}; expected one of {', '.join((*FORMATS, *FOLDERS))}"
+        )
+    if chosen not in ("npy", "safetensors", "npz"):
         store.require_rows(f"--format {chosen}")
-    write = FORMATS[chosen]
-    if write is None:
-        _npy(store, path, np.dtype(dtype))
+    if chosen in FOLDERS:
+        if is_stream(target) or (path.exists() and not path.is_dir()):
+            raise OutputError(f"{path}: {chosen} is a folder; name one, or another --format for a single file")
+        with writing(path):
+            folder_format(chosen).write(store, path, np.dtype(dtype))
         return path
     with replacing(target, stream=chosen) as file:
-        write(store, file, np.dtype(dtype))
+        FORMATS[chosen](store, file, np.dtype(dtype))
     return path
-
-
-def _blocks(store: ImageStore, dtype: np.dtype) -> Iterator[Block]:
-    ids, valid = store.ids, store.valid
-    for number, (features, labels) in enumerate(store.blocks(BLOCK_ROWS, dtype)):
-        size = block_rows(store.shape, BLOCK_ROWS)
-        rows = np.flatnonzero(valid[number * size : (number + 1) * size]) + number * size
-        yield features, labels, [ids[row] for row in rows]
-
-
-def _npy(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    if is_stream(folder) or (folder.exists() and not folder.is_dir()):
-        raise OutputError(f"{folder}: npy files go into a folder; name one, or another --format for a single file")
-    shape = (int(store.valid.sum()), *store.shape[1:])
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    with replacing(folder / "features.npy") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for features, _, _ in _blocks(store, dtype):
-            file.write(np.ascontiguousarray(features).data)
-    with replacing(folder / "labels.npy") as file:
-        np.lib.format.write_array(file, store.truth[store.valid])
-    write_target(folder / "ids.txt", _lines(name for name, ok in zip(store.ids, store.valid, strict=True) if ok))
-    write_target(folder / "classes.txt", _lines(store.classnames))
-
-
-def _lines(lines: Iterable[str]) -> bytes:
-    """One entry per line; line breaks within an entry become spaces."""
-    return "".join(" ".join(line.splitlines()) + "\n" for line in lines).encode()
 
 
 def _safetensors(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
     from safetensors.numpy import save, save_file
 
     features, labels = store.numpy(dtype)
-    ids = [name for name, ok in zip(store.ids, store.valid, strict=True) if ok]
-    facts = {"ids": json.dumps(ids), "classnames": json.dumps(list(store.classnames)), "encoder": store.encoder_name}
+    facts = {
+        "ids": json.dumps(ids_of(store)),
+        "classnames": json.dumps(list(store.classnames)),
+        "encoder": store.encoder_name,
+    }
     tensors = {"features": features, "labels": labels}
     if file is sys.stdout.buffer:
         file.write(in_order(save(tensors, metadata=facts)))
@@ -118,25 +100,21 @@ def _safetensors(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
         seal(file.name)
 
 
+def _npz(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
+    """The keys of open_clip's linear probe, which wants a text where there is no group."""
+    features, labels = store.numpy(dtype)
+    none = np.full(len(features), "")
+    names, ids = np.array(store.classnames), np.array(ids_of(store))
+    groups = {"group_ids": none, "patient_ids": none}
+    np.savez(file, allow_pickle=False, features=features, targets=labels, classnames=names, image_ids=ids, **groups)
+
+
 def _parquet(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
-    import pyarrow as pa
     from pyarrow import parquet
 
-    width = pa.list_(pa.from_numpy_dtype(dtype), store.dim)
-    named = [("label", pa.int64()), ("class", pa.string())]
-    if store.multilabel:
-        named = [("labels", pa.list_(pa.int8(), len(store.classnames)))]
-    fields = [("id", pa.string()), *named, ("features", width)]
-    facts = {"featcache.classnames": json.dumps(list(store.classnames))}
-    schema = pa.schema([pa.field(name, kind) for name, kind in fields], metadata=facts)
-    with parquet.ParquetWriter(file, schema) as writer:
-        for features, labels, ids in _blocks(store, dtype):
-            values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), store.dim)
-            if store.multilabel:
-                said = [pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), len(store.classnames))]
-            else:
-                said = [pa.array(labels), pa.array([store.classnames[label] for label in labels])]
-            writer.write_table(pa.table([pa.array(ids), *said, values], schema=schema))
+    with parquet.ParquetWriter(file, schema_of(store, dtype)) as writer:
+        for table in table_blocks(store, dtype):
+            writer.write_table(table)
 
 
 def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
@@ -145,7 +123,7 @@ def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
         writer = csv.writer(text)
         named = [f"{TARGET}{name}" for name in store.classnames] if store.multilabel else ["label", "class"]
         writer.writerow(["id", *named, *(f"f{column}" for column in range(store.dim))])
-        for features, labels, ids in _blocks(store, dtype):
+        for features, labels, ids in row_blocks(store, dtype):
             for row, label, name in zip(features, labels, ids, strict=True):
                 said = label.tolist() if store.multilabel else [int(label), store.classnames[label]]
                 writer.writerow([name, *said, *map(str, row)])
@@ -160,7 +138,7 @@ def _fe(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
         raise MismatchError(f"{store.reference}: fe files hold one label a row, and this is multi-label; export to csv")
     lengths = _lengths(store)
     done = 0
-    for features, labels, _ in _blocks(store, np.dtype(np.float32)):
+    for features, labels, _ in row_blocks(store, np.dtype(np.float32)):
         rows = features * lengths[done : done + len(features), None]
         done += len(features)
         np.savetxt(file, np.column_stack([rows, labels]), fmt="%.4f", delimiter=" ")
@@ -187,11 +165,11 @@ def _lengths(store: ImageStore) -> Array:
     return lengths
 
 
-FORMATS: dict[str, Callable[[ImageStore, BinaryIO, np.dtype], None] | None] = {
-    "npy": None,
+FORMATS: dict[str, Callable[[ImageStore, BinaryIO, np.dtype], None]] = {
     "safetensors": _safetensors,
+    "npz": _npz,
     "parquet": _parquet,
     "csv": _csv,
     "fe": _fe,
 }
-"""Name -> what writes a file of that format; npy files go into a folder."""
+"""Name -> what writes a file of that format; those of `FOLDERS` are folders."""

@@ -3,13 +3,14 @@
 =================================  ====================================================================
 what                               contents
 =================================  ====================================================================
-``FILE.npz``                       keys ``features``, ``labels`` (or their usual other names)
+``FILE.npz``                       keys ``features``, ``labels`` (or their usual other names: open_clip's linear probe)
 ``FILE.npy``                       features; labels in ``labels.npy`` beside it, or named
 ``FILE.pt``                        a tensor, or a dict of them; labels in ``labels.pt`` or named
 ``FILE.safetensors``, ``.parquet`` as `featcache.transfer.export` writes them
 ``FILE.csv``                       with a header as `featcache.transfer.export` writes it, or plain numbers, label last
 ``FOLDER``                         ``features.npy`` + ``labels.npy`` (export), ``features.pt`` + ``labels.pt``
-                                   (WiSE-FT), or ``features_SPLIT.pt`` + ``targets_SPLIT.pt`` (CLIP_benchmark)
+                                   (WiSE-FT), or one of `featcache.transfer.formats`: those of CLIP_benchmark,
+                                   clip-retrieval, Lance, Hugging Face data sets
 =================================  ====================================================================
 
 No file can run code: torch files are loaded with ``weights_only=True``, npy files without pickle.
@@ -19,36 +20,30 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import DatasetError
-from featcache.prompts.text_files import read_lines
 from featcache.store.key import Json
 from featcache.store.layout import Array
 from featcache.store.places.tensors import check_sound
+from featcache.transfer.formats import FOLDERS, Foreign, folder_format
+from featcache.transfer.rows import CLASSNAMES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TARGET = "target:"
 """What the columns of multi-label targets start with in CSV files of `featcache.transfer.export`."""
 FEATURES = ("features", "image_features", "feats", "embeddings", "x", "X", "data")
+IDS = ("ids", "image_ids", "image_paths")
 LABELS = ("labels", "targets", "label", "target", "y")
 
 
 Reader: TypeAlias = "Callable[[Path, tuple[str, ...]], Foreign]"
-
-
-@dataclass
-class Foreign:
-    """Features (N, D), with the labels (N,) or (N, L), ids and class names that were found beside them."""
-
-    features: Array
-    labels: Array | None = None
-    ids: list[str] | None = None
-    classnames: list[str] | None = None
 
 
 def read_foreign(source: str | Path, split: str = "train") -> Foreign:
@@ -67,8 +62,11 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
         There is no such file, its kind is unknown, or it is damaged or holds no features.
     """
     path = Path(source)
-    if path.is_dir():
-        return _folder(path, split)
+    return _folder(path, split) if path.is_dir() else read_file(path)
+
+
+def read_file(path: Path) -> Foreign:
+    """`read_foreign` of a file."""
     reader = READERS.get(path.suffix.lower())
     if reader is None or not path.is_file():
         why = "no such file" if reader else "unknown kind of file"
@@ -99,8 +97,12 @@ def _read(reader: Reader, path: Path, names: tuple[str, ...]) -> Foreign:
     except (DatasetError, MemoryError):
         raise
     except Exception as error:  # readers raise anything on damaged files
-        said = str(error).partition("\n")[0]
-        raise DatasetError(f"{path}: cannot be read ({type(error).__name__}: {said}); write it anew") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DatasetError:
+    said = str(error).partition("\n")[0]
+    return DatasetError(f"{path}: cannot be read ({type(error).__name__}: {said}); write it anew")
 
 
 def _numbers(path: Path, names: tuple[str, ...]) -> Foreign:
@@ -108,19 +110,19 @@ def _numbers(path: Path, names: tuple[str, ...]) -> Foreign:
 
 
 def _folder(folder: Path, split: str) -> Foreign:
-    for name in (f"features_{split}.pt", "features.pt", "features.npy", f"features_{split}.npy"):
-        if (folder / name).is_file():
-            found = read_foreign(folder / name, split)
-            found.ids = _lines(folder / "ids.txt") or found.ids
-            found.classnames = _lines(folder / "classes.txt") or found.classnames
+    for name in FOLDERS:
+        try:
+            found = folder_format(name).read(folder, split)
+        except (DatasetError, MemoryError):
+            raise
+        except Exception as error:  # readers raise anything on damaged files
+            raise _unreadable(folder, error) from error
+        if found is not None:
             return found
     raise DatasetError(
-        f"{folder}: no features in it; expected features.npy, features.pt or features_{split}.pt; pass --split"
+        f"{folder}: no features in it; expected features.npy, features.pt, features_{split}.pt (with --split), or a "
+        f"folder of one of the formats {', '.join(FOLDERS)}"
     )
-
-
-def _lines(path: Path) -> list[str] | None:
-    return "\n".join(read_lines(path)).splitlines() if path.is_file() else None
 
 
 def _pick(found: Mapping[str, object], names: tuple[str, ...], path: Path) -> Any:
@@ -142,7 +144,7 @@ def _numpy(value: Any) -> Array:
 def _of_mapping(found: Json, names: tuple[str, ...], path: Path) -> Foreign:
     features = _numpy(_pick(found, names, path))
     labels = next((_numpy(found[name]) for name in LABELS if name in found), None)
-    ids = found.get("ids", found.get("image_paths"))
+    ids = next((found[name] for name in IDS if name in found), None)
     classes = found.get("classnames", found.get("classes"))
     return Foreign(features, labels, *(None if part is None else list(map(str, part)) for part in (ids, classes)))
 
@@ -191,10 +193,14 @@ def _safetensors(path: Path, names: tuple[str, ...]) -> Foreign:
 def _parquet(path: Path, names: tuple[str, ...]) -> Foreign:
     from pyarrow import parquet
 
-    table = parquet.read_table(path)
+    return of_table(parquet.read_table(path), path, names)
+
+
+def of_table(table: "pa.Table", path: Path, names: tuple[str, ...] = FEATURES) -> Foreign:
+    """Features, labels and ids in the columns of an Arrow table."""
     column = _pick({name: table[name] for name in table.column_names}, names, path)
     features = np.stack(column.to_numpy()) if len(table) else np.empty((0, 0), np.float32)
-    facts = (table.schema.metadata or {}).get(b"featcache.classnames")
+    facts = (table.schema.metadata or {}).get(CLASSNAMES)
     labels = next((table[name].to_numpy() for name in LABELS if name in table.column_names), None)
     if labels is not None and labels.dtype == object and len(labels):
         labels = np.stack(labels)

@@ -31,7 +31,7 @@ from featcache.store.manifest import ImageInfo
 from featcache.store.parts import Part
 from featcache.store.places import StorePath
 from featcache.store.writer import Values
-from featcache.transfer.foreign import Foreign
+from featcache.transfer.formats import Foreign
 
 OPTIONAL = ("text_digests", "logit_scale")
 """What the info of a store says only if the user gives it."""

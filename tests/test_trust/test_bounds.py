@@ -19,7 +19,7 @@ from featcache.encoders import load_encoder
 from featcache.encoders.torch_images import MOST_PIXELS
 from featcache.errors import DatasetError, ImageReadError
 from featcache.store import find_store
-from featcache.transfer.foreign import Foreign
+from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source, import_features
 
 ROOT = Path(__file__).parents[2]

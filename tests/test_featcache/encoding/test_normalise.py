@@ -5,7 +5,7 @@ import pytest
 
 from featcache.encoding.chunks import normalise
 from featcache.errors import DatasetError
-from featcache.transfer.foreign import Foreign
+from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source, import_features
 
 

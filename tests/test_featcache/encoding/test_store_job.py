@@ -12,7 +12,7 @@ from featcache import encode, load_encoder
 from featcache.encoding.banks import embed_random_texts
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import StoreSchemaError
-from featcache.transfer.foreign import Foreign
+from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source, import_features
 
 FEATURES = Foreign(np.eye(4, dtype=np.float32), np.arange(4))

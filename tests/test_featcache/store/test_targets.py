@@ -13,7 +13,8 @@ from featcache.errors import DatasetError, LabelsChangedError, StoreCorruptError
 from featcache.store import open_image_store
 from featcache.store.upkeep.edits import relabel
 from featcache.transfer.export import export
-from featcache.transfer.foreign import Foreign, read_foreign
+from featcache.transfer.foreign import read_foreign
+from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source, import_features
 
 NAMES = ("ant", "bee", "cow")

@@ -14,7 +14,8 @@ from featcache.cli.main import main
 from featcache.errors import DatasetError, FeatcacheError, LabelsChangedError
 from featcache.store import ImageStore, find_store, verify
 from featcache.transfer.export import FORMATS, export
-from featcache.transfer.foreign import Foreign, read_array, read_foreign
+from featcache.transfer.foreign import read_array, read_foreign
+from featcache.transfer.formats import FOLDERS, Foreign
 from featcache.transfer.import_features import Source, import_features
 
 N, D = 30, 6
@@ -47,9 +48,11 @@ def test_features_before_normalisation_are_written_without_unreadable_rows_and_r
     np.testing.assert_array_equal(found.labels, labels)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "fe"])
+@pytest.mark.parametrize("kind", [kind for kind in (*FORMATS, *FOLDERS) if kind not in ("fe", "clip-benchmark")])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_exports_are_read_back(store: ImageStore, tmp_path: Path, kind: str, dtype: str) -> None:
+    if kind == "lance":
+        pytest.importorskip("lance")
     target = export(store, tmp_path / f"out.{kind}", kind, dtype)
     found = read_foreign(target)
     rows, labels = store.numpy(np.dtype(dtype))
@@ -61,7 +64,7 @@ def test_exports_are_read_back(store: ImageStore, tmp_path: Path, kind: str, dty
 
 
 def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.transfer.export.BLOCK_ROWS", 7)
+    monkeypatch.setattr("featcache.transfer.rows.BLOCK_ROWS", 7)
     with open(export(store, tmp_path / "rows.csv"), encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     for row in table:
@@ -72,7 +75,7 @@ def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, m
 
 
 def test_invalid_exports_are_refused(store: ImageStore, tmp_path: Path) -> None:
-    with pytest.raises(FeatcacheError, match=r"cannot export to 'xlsx'; expected one of npy, safetensors"):
+    with pytest.raises(FeatcacheError, match=r"cannot export to 'xlsx'; expected one of safetensors, npz, parquet"):
         export(store, tmp_path / "out.xlsx")
     with pytest.raises(FeatcacheError, match=r"is a folder; name a file, or - for standard output \(csv\)"):
         export(store, tmp_path, "csv")

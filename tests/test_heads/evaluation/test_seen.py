@@ -16,7 +16,7 @@ from featcache.cli.main import main
 from featcache.datasets import open_dataset
 from featcache.encoders.callables import CallableEncoder
 from featcache.errors import HeadError
-from featcache.transfer.foreign import Foreign
+from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source, import_features
 from heads import (
     KNN,

@@ -8,6 +8,7 @@ from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.errors import MismatchError
 from featcache.store import ImageStore, TextStore, find_store, resolve_root
 from featcache.transfer.export import FORMATS, export
+from featcache.transfer.formats import FOLDERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,14 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="file, - for standard output; or, for npy, a folder; a store of texts goes to a .ckpt, as Lipsum-FT's "
-        "setup.py writes it",
+        help="file, - for standard output; or a folder, for npy and the formats of other programs; a store of texts "
+        "goes to a .ckpt, as Lipsum-FT's setup.py writes it",
     )
     parser.add_argument(
         "--format",
-        choices=tuple(FORMATS),
-        help="default: by the ending of TARGET, else npy; fe is transferlearning's text file of features before "
-        "normalisation, label last",
+        choices=(*FORMATS, *FOLDERS),
+        help="default: by the ending of TARGET, else npy; npz is that of open_clip's linear probe; fe is "
+        "transferlearning's text file of features before normalisation, label last",
     )
     parser.add_argument(
         "--dtype",

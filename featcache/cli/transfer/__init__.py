@@ -1,0 +1,1 @@
+"""Verbs that bring stores to other programs and places, and back."""

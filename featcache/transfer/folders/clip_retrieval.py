@@ -1,0 +1,59 @@
+"""clip-retrieval's folders: ``img_emb/img_emb_0.npy``, ... (n, D), and ``metadata/metadata_0.parquet``, ...
+
+The metadata have ``image_path``, the ids, and here also ``label`` and ``class``; clip-retrieval itself knows no labels,
+so that its own folders want ``--labels``.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from featcache.store import ImageStore
+from featcache.store.places.targets import replacing
+from featcache.transfer.formats import Foreign
+from featcache.transfer.rows import CLASSNAMES, table_of
+
+PARTITION = re.compile(r"img_emb_(\d+)\.npy")
+
+
+def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
+    """See `featcache.transfer.formats.FolderFormat`: one partition."""
+    from pyarrow import parquet
+
+    for part in ("img_emb", "metadata"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "img_emb" / "img_emb_0.npy") as file:
+        np.save(file, store.numpy(dtype)[0])
+    table = table_of(store, dtype, features=False)
+    facts = table.schema.metadata
+    table = table.rename_columns({"id": "image_path"}).replace_schema_metadata(facts)
+    with replacing(folder / "metadata" / "metadata_0.parquet") as file:
+        parquet.write_table(table, file)
+
+
+def read(folder: Path, split: str) -> Foreign | None:
+    """See `featcache.transfer.formats.FolderFormat`: all partitions, in the order of their numbers."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    numbers = sorted(
+        (int(found[1]), found[1]) for file in folder.glob("img_emb/*.npy") if (found := PARTITION.fullmatch(file.name))
+    )
+    if not numbers:
+        return None
+    names = [name for _, name in numbers]
+    features = np.concatenate([np.load(folder / "img_emb" / f"img_emb_{n}.npy", allow_pickle=False) for n in names])
+    files = [folder / "metadata" / f"metadata_{name}.parquet" for name in names]
+    if not all(file.is_file() for file in files):
+        return Foreign(features)
+    facts = (parquet.read_schema(files[0]).metadata or {}).get(CLASSNAMES)
+    table = pa.concat_tables([parquet.read_table(file) for file in files], promote_options="permissive")
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return Foreign(
+        features,
+        np.asarray(columns["label"]) if "label" in columns else None,
+        list(map(str, columns["image_path"])) if "image_path" in columns else None,
+        json.loads(facts) if facts else None,
+    )

@@ -1,0 +1,50 @@
+"""Hugging Face data sets on disk (``datasets.load_from_disk``): ``id``, ``label`` (a ClassLabel) and ``features``."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from featcache.errors import DatasetError
+from featcache.store import ImageStore
+from featcache.transfer.foreign import of_table
+from featcache.transfer.formats import Foreign
+from featcache.transfer.rows import CLASSNAMES, table_of
+
+EXTRA = "Hugging Face data sets need the package datasets: pip install 'featcache[hf]'"
+
+
+def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
+    """See `featcache.transfer.formats.FolderFormat`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DatasetError(EXTRA) from error
+    table = table_of(store, dtype)
+    found = datasets.Dataset(table.replace_schema_metadata(None))
+    if not store.multilabel:
+        found = found.remove_columns("class").cast_column("label", datasets.ClassLabel(names=list(store.classnames)))
+    found.info.description = json.dumps({CLASSNAMES.decode(): list(store.classnames)})
+    found.save_to_disk(str(folder))
+
+
+def read(folder: Path, split: str) -> Foreign | None:
+    """See `featcache.transfer.formats.FolderFormat`; of a DatasetDict, the split."""
+    if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return None
+    try:
+        import datasets
+    except ImportError as error:
+        raise DatasetError(f"{folder}: {EXTRA}") from error
+    found = datasets.load_from_disk(str(folder))
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise DatasetError(f"{folder}: no split {split!r}; expected one of {', '.join(found)}; pass --split")
+        found = found[split]
+    result = of_table(found.with_format("arrow")[:], folder)
+    label = found.features.get("label")
+    if isinstance(label, datasets.ClassLabel):
+        result.classnames = list(label.names)
+    elif result.classnames is None and CLASSNAMES.decode() in (found.info.description or ""):
+        result.classnames = json.loads(found.info.description)[CLASSNAMES.decode()]
+    return result

@@ -1,0 +1,33 @@
+"""Lance data sets (``pylance``): columns ``id``, ``label``, ``class``, and ``features``, a vector column."""
+
+from pathlib import Path
+
+import numpy as np
+
+from featcache.errors import DatasetError
+from featcache.store import ImageStore
+from featcache.transfer.foreign import of_table
+from featcache.transfer.formats import Foreign
+from featcache.transfer.rows import table_of
+
+EXTRA = "Lance files need the package lance: pip install 'featcache[lance]'"
+
+
+def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
+    """See `featcache.transfer.formats.FolderFormat`."""
+    try:
+        import lance
+    except ImportError as error:
+        raise DatasetError(EXTRA) from error
+    lance.write_dataset(table_of(store, dtype), str(folder), mode="overwrite")
+
+
+def read(folder: Path, split: str) -> Foreign | None:
+    """See `featcache.transfer.formats.FolderFormat`."""
+    if not (folder / "_versions").is_dir():
+        return None
+    try:
+        import lance
+    except ImportError as error:
+        raise DatasetError(f"{folder}: {EXTRA}") from error
+    return of_table(lance.dataset(str(folder)).to_table(), folder)

@@ -1,0 +1,47 @@
+"""``features.npy`` (N, D), ``labels.npy`` (N,), ``ids.txt``, ``classes.txt``; or pt files, as WiSE-FT caches them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from featcache.prompts.text_files import read_lines
+from featcache.store import ImageStore
+from featcache.store.places.targets import replacing, write_target
+from featcache.transfer.foreign import read_file
+from featcache.transfer.formats import Foreign
+from featcache.transfer.rows import ids_of, row_blocks
+
+
+def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
+    """See `featcache.transfer.formats.FolderFormat`."""
+    shape = (int(store.valid.sum()), *store.shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with replacing(folder / "features.npy") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for features, _, _ in row_blocks(store, dtype):
+            file.write(np.ascontiguousarray(features).data)
+    with replacing(folder / "labels.npy") as file:
+        np.lib.format.write_array(file, store.truth[store.valid])
+    write_target(folder / "ids.txt", _lines(ids_of(store)))
+    write_target(folder / "classes.txt", _lines(store.classnames))
+
+
+def _lines(lines: Iterable[str]) -> bytes:
+    """One entry per line; line breaks within an entry become spaces."""
+    return "".join(" ".join(line.splitlines()) + "\n" for line in lines).encode()
+
+
+def read(folder: Path, split: str) -> Foreign | None:
+    """See `featcache.transfer.formats.FolderFormat`."""
+    for name in ("features.pt", "features.npy", f"features_{split}.npy"):
+        if (folder / name).is_file():
+            found = read_file(folder / name)
+            found.ids = _entries(folder / "ids.txt") or found.ids
+            found.classnames = _entries(folder / "classes.txt") or found.classnames
+            return found
+    return None
+
+
+def _entries(path: Path) -> list[str] | None:
+    return "\n".join(read_lines(path)).splitlines() if path.is_file() else None

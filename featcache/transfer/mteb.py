@@ -1,0 +1,96 @@
+"""A cache back end for mteb's `CachedEmbeddingWrapper`: embeddings in safetensors files with checksums.
+
+Each `FeatureCache.save` writes what is new to one file, atomically; several processes may share a folder, and a run
+that was killed loses only what it had not saved.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import MissingExtraError
+from featcache.store.places.targets import replacing
+from featcache.store.places.tensors import UNSEALED, check_sound, seal
+
+Vector = npt.NDArray[np.floating]
+ENDING = ".safetensors"
+
+
+class FeatureCache:
+    """Embeddings by the content of what was embedded; see mteb's ``CacheBackendProtocol``.
+
+    Parameters
+    ----------
+    directory : folder of the files; mteb gives one per task and kind of prompt
+
+    Examples
+    --------
+    ``CachedEmbeddingWrapper(model, "embeddings", cache_backend=FeatureCache)``
+    """
+
+    def __init__(self, directory: str | Path, **kwargs: object) -> None:
+        self.directory = Path(directory)
+        self._vectors: dict[str, Vector] = {}
+        self._new: list[str] = []
+
+    def add(self, item: Sequence[Mapping[str, object]], vectors: npt.ArrayLike) -> None:
+        """Remember the vectors (n, D) of n items."""
+        for one, vector in zip(item, np.asarray(vectors), strict=True):
+            key = _key(one)
+            if key not in self._vectors:
+                self._new.append(key)
+            self._vectors[key] = vector
+
+    def get_vector(self, item: Mapping[str, object]) -> Vector | None:
+        """The vector (D,) of an item; None if it is not known."""
+        return self._vectors.get(_key(item))
+
+    def __contains__(self, item: Mapping[str, object]) -> bool:
+        return _key(item) in self._vectors
+
+    def save(self) -> None:
+        """Write what was added since the last time to a file of its own."""
+        from safetensors.numpy import save_file
+
+        if not self._new:
+            return
+        keys = np.array([list(bytes.fromhex(key)) for key in self._new], np.uint8)
+        arrays = {"keys": keys, "vectors": np.stack([self._vectors[key] for key in self._new])}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with replacing(self.directory / f"{hashlib.sha256(keys.data).hexdigest()[:24]}{ENDING}") as file:
+            save_file(arrays, file.name, metadata=dict(UNSEALED))
+            seal(file.name)
+        self._new.clear()
+
+    def load(self) -> None:
+        """Read what was saved, by this process or others.
+
+        Raises
+        ------
+        ValueError
+            A file differs from its checksum.
+        """
+        from safetensors.numpy import load_file
+
+        for file in sorted(self.directory.glob(f"*{ENDING}")):
+            check_sound(file)
+            held = load_file(file)
+            for key, vector in zip(held["keys"], held["vectors"], strict=True):
+                self._vectors.setdefault(key.tobytes().hex(), vector)
+
+    def close(self) -> None:
+        """Save, and forget."""
+        self.save()
+        self._vectors.clear()
+
+
+def _key(item: Mapping[str, object]) -> str:
+    """Mteb's own hash of an item's content, as hexadecimal digits."""
+    try:
+        from mteb._content_hashes import hash_item
+    except ImportError as error:
+        raise MissingExtraError("the cache of mteb needs mteb 2.26 or later: pip install 'mteb>=2.26'") from error
+    return hashlib.sha256(hash_item(dict(item)).encode()).hexdigest()

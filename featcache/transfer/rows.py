@@ -1,0 +1,71 @@
+"""The valid rows of a store, as the formats write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.store import ImageStore
+from featcache.store.layout import Array
+from featcache.store.tokens import block_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BLOCK_ROWS = 16_384
+CLASSNAMES = b"featcache.classnames"
+"""Key of the class names, as JSON, in the metadata of Arrow schemas."""
+Block = tuple[Array, npt.NDArray[np.integer], list[str]]
+
+
+def row_blocks(store: ImageStore, dtype: np.dtype) -> Iterator[Block]:
+    """Features, labels or targets, and ids of the valid rows, block by block."""
+    ids, valid = store.ids, store.valid
+    for number, (features, labels) in enumerate(store.blocks(BLOCK_ROWS, dtype)):
+        size = block_rows(store.shape, BLOCK_ROWS)
+        rows = np.flatnonzero(valid[number * size : (number + 1) * size]) + number * size
+        yield features, labels, [ids[row] for row in rows]
+
+
+def ids_of(store: ImageStore) -> list[str]:
+    """Ids of the valid rows."""
+    return [name for name, ok in zip(store.ids, store.valid, strict=True) if ok]
+
+
+def schema_of(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> pa.Schema:
+    """Columns ``id``; ``label`` and ``class``, or ``labels`` of multi-label stores; ``features``."""
+    import pyarrow as pa
+
+    named = [("label", pa.int64()), ("class", pa.string())]
+    if store.multilabel:
+        named = [("labels", pa.list_(pa.int8(), len(store.classnames)))]
+    vectors = [("features", pa.list_(pa.from_numpy_dtype(dtype), store.dim))] if features else []
+    facts = {CLASSNAMES.decode(): json.dumps(list(store.classnames))}
+    return pa.schema([pa.field(name, kind) for name, kind in (("id", pa.string()), *named, *vectors)], metadata=facts)
+
+
+def table_blocks(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> Iterator[pa.Table]:
+    """`row_blocks` as Arrow tables of `schema_of`."""
+    import pyarrow as pa
+
+    schema = schema_of(store, dtype, features=features)
+    for rows, labels, ids in row_blocks(store, dtype):
+        vectors = [pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), store.dim)] if features else []
+        if store.multilabel:
+            said = [pa.FixedSizeListArray.from_arrays(pa.array(labels.reshape(-1)), len(store.classnames))]
+        else:
+            said = [pa.array(labels), pa.array([store.classnames[label] for label in labels])]
+        yield pa.table([pa.array(ids), *said, *vectors], schema=schema)
+
+
+def table_of(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> pa.Table:
+    """All of `table_blocks` in one table."""
+    import pyarrow as pa
+
+    return pa.concat_tables(
+        [schema_of(store, dtype, features=features).empty_table(), *table_blocks(store, dtype, features=features)]
+    )
