@@ -19,6 +19,7 @@ Float = NDArray[np.float64]
 _SHARPNESS = 50.0  # TransCLIP's weight of assignments in its objective, and of labelled rows
 _CONFIDENT = 8  # rows from which a class begins
 _INNER = 5
+_CONCENTRATED = 1e6  # largest sum of a Dirichlet's parameters: of one row the likelihood grows without end
 _TINY = 1e-15  # added to probabilities before their logarithm
 
 
@@ -113,7 +114,8 @@ def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 10) -> F
 def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: int = 500) -> Float:
     """Parameters (C, K) of the Dirichlets of largest likelihood, for means (C, K) of log-probabilities.
 
-    Newton steps (Minka 2000, "Estimating a Dirichlet distribution"); a coordinate that would turn negative is halved.
+    Newton steps (Minka 2000, "Estimating a Dirichlet distribution"); a coordinate that would turn negative is halved,
+    and the sum of the parameters is at most a million.
 
     Examples
     --------
@@ -132,6 +134,7 @@ def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: 
         )
         moved = alpha - (gradient - ratio) / diagonal
         moved = np.where(moved > 0, moved, alpha / 2)
+        moved *= np.minimum(1.0, _CONCENTRATED / moved.sum(axis=1, keepdims=True))
         change = np.abs(moved - alpha).max() / alpha.max()
         alpha = moved
         if change < tol:

@@ -38,8 +38,8 @@ class GDA(FewShotClassifier, LinearClassifier):
     coef_ : (C, D) float64, of the sum before the temperature
     intercept_ : (C,) float64
     alpha_ : float
-        Infinite where the zero-shot logits only harm. With one row in every class nothing can be held out, and both
-        parts get the same spread over classes.
+        Infinite where the zero-shot logits only harm. With one row in every class nothing can be held out, and
+        the discriminant's part gets logits with a standard deviation of one over classes.
     temperature_ : float
     classes_, classnames_, n_features_in_, provenance_
 
@@ -92,8 +92,8 @@ class GDA(FewShotClassifier, LinearClassifier):
         base_of = rows.text.logits
         found = _held_out(rows, X, whole)
         if found is None:
-            spreads = [z.std(axis=1).mean() for z in (base_of(rows.features), X @ whole[0].T + whole[1])]
-            return float(spreads[0] / spreads[1]) if spreads[1] > 0 else 0.0, "none"
+            spread = (X @ whole[0].T + whole[1]).std(axis=1).mean()
+            return float(1.0 / spread) if spread > 0 else 0.0, "none"
         scores, features, labels = found
         temperature, weight = fit_mixture(scores, base_of(features), labels)
         self.temperature_ = temperature / weight if weight > 0 else temperature

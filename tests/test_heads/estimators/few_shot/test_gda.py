@@ -74,3 +74,6 @@ def test_a_class_without_rows_keeps_its_zero_shot_logit(images: Any, texts: Any)
     single = GDA().fit(one_each, np.arange(5), texts=texts())
     assert single.provenance_["params"]["selection"] == "none"
     assert single.score(test) > 0.8
+    X, text = one_each.astype(np.float64), ZeroShot().fit(texts()).linear()
+    added = X @ (single.coef_ - text.weights).T  # of the rows, without the zero-shot head's part
+    assert (added + single.intercept_ - text.bias).std(axis=1).mean() == pytest.approx(1.0)

@@ -160,3 +160,11 @@ def test_transclip_improves_the_zero_shot_head_on_real_features(clip_folder: Any
     text = heads.LinearHead(100 * T[:100].astype(np.float32), np.zeros(100), tuple(map(str, range(100))))
     X, y = X[y < 100], y[y < 100]
     assert TransCLIP().fit(X, texts=text).score(X, y) > text.score(X, y) + 0.01
+
+
+def test_a_dirichlet_of_one_row_stays_finite() -> None:
+    """Its likelihood grows without end: the mean becomes the row, and the concentration stops at a million."""
+    row = np.array([[0.7, 0.2, 0.1]])
+    found = heads.solvers.transductive.dirichlet_maximum(np.log(row), np.ones((1, 3)))
+    assert found.sum() == pytest.approx(1e6)
+    np.testing.assert_allclose(found / found.sum(), row, rtol=1e-3)
