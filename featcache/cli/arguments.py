@@ -127,7 +127,7 @@ def preprocess_argument(parser: argparse.ArgumentParser) -> None:
         "--preprocess",
         choices=sorted(PREPARATIONS),
         help="another preprocessing than the model's own: central-crop takes the central 7/8, as Lipsum-FT does; fast "
-        "is the model's own by faster programs, within one level of 255",
+        "is the model's own by faster programs, within one level of 255; cuda decodes and resizes on the GPU",
     )
 
 

@@ -13,12 +13,15 @@ on ImageNet-R as OpenAI prepares pictures, and 52.00 % and 76.35 % on Lipsum-FT'
     pixels of Pillow (large ones at a fraction of their size, where both sides stay at least three times the model's),
     and 8-bit pictures are resized by torchvision in 8 bits, which differs from Pillow by a level of 255 here and there.
     ``python -m benchmarks.bench_preparation`` prints speed and agreement.
+`cuda`
+    the model's own resizing and cropping on the GPU, of JPEG files that nvJPEG decodes there, for models that are
+    faster than the cores can decode; see `featcache.encoders.device_pictures`. Other files are decoded as ever.
 """
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
@@ -67,10 +70,12 @@ def central_crop(picture: Picture) -> Picture:
     return cut(picture, central_square(*size))
 
 
-def as_tensor(picture: Picture) -> "torch.Tensor":
+def as_tensor(picture: "Picture | torch.Tensor") -> "torch.Tensor":
     """8-bit pictures as a tensor (3, H, W), which torchvision resizes itself."""
     import torch
 
+    if isinstance(picture, torch.Tensor):
+        return picture
     pixels = np.require(picture if isinstance(picture, np.ndarray) else to_rgb(picture), requirements="W")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -87,16 +92,20 @@ class Preparation:
         Only for models of square images.
     fast : bool
         JPEG files are decoded by `decode_jpeg`.
+    on_gpu : bool
+        JPEG files are decoded, and pictures resized, on the encoder's device.
     """
 
     change: "Callable[[Picture], Picture | torch.Tensor]"
     square: bool = False
     fast: bool = False
+    on_gpu: bool = False
 
 
 PREPARATIONS: Mapping[str, Preparation] = {
     "central-crop": Preparation(central_crop, square=True),  # the model's own resizing then has nothing left to crop
     "fast": Preparation(as_tensor, fast=True),
+    "cuda": Preparation(as_tensor, on_gpu=True),
 }
 """Name -> what is done to pictures before the model's own resizing."""
 
@@ -113,6 +122,10 @@ def prepared_by(encoder: Encoder, name: str) -> Encoder:
         raise EncoderError(f"preprocess {name!r}: expected one of {', '.join(PREPARATIONS)}, or leave it out")
     if PREPARATIONS[name].fast:
         needs_decoder()
+    if PREPARATIONS[name].on_gpu:
+        from featcache.encoders.device_pictures import needs_gpu
+
+        needs_gpu(encoder.device)
     encoder.use_preparation(name)
     return encoder
 
@@ -142,20 +155,38 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
 
 
 def decoded_for(dataset: Dataset, encoder: Encoder) -> Dataset:
-    """The data set, its JPEG files decoded by libjpeg-turbo itself if the encoder's preparation is a fast one."""
-    fast = encoder.preparation is not None and PREPARATIONS[encoder.preparation].fast
-    return _Fast(dataset, encoder) if fast and decoding_of(dataset) == IMAGE_FILE else dataset
+    """The data set, its JPEG files decoded by libjpeg-turbo itself or on the GPU if the preparation says so."""
+    if encoder.preparation is None or decoding_of(dataset) != IMAGE_FILE:
+        return dataset
+    if PREPARATIONS[encoder.preparation].fast:
+        smallest = SMALLEST * max(encoder.image_size or (0,))
+        return _Decoded(dataset, lambda content, row: decode_jpeg(content, smallest))
+    if PREPARATIONS[encoder.preparation].on_gpu and encoder.prepares:
+        return _Decoded(dataset, lambda content, row: _decoded_on_gpu(content, encoder.device))
+    return dataset
 
 
-class _Fast(Dataset):
-    """A data set of image files; what `decode_jpeg` does not take is decoded as ever, with its errors."""
+Decode: TypeAlias = Callable[[bytes | memoryview, int], Picture | None]
+
+
+def _decoded_on_gpu(content: bytes | memoryview, device: str) -> Picture | None:
+    """The pixels of a JPEG file; None where the decoder does not take it."""
+    from featcache.encoders.device_pictures import decode_on
+
+    try:
+        return cast(Picture, decode_on(device, content))  # only `as_tensor` sees it
+    except RuntimeError:
+        return None
+
+
+class _Decoded(Dataset):
+    """A data set of image files; what `decode` does not take is decoded as ever, with its errors."""
 
     decoding = IMAGE_FILE
 
-    def __init__(self, dataset: Dataset, encoder: Encoder) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, decode: "Decode") -> None:
+        self._dataset, self._decode = dataset, decode
         self.prepared = prepared_of(dataset)
-        self._smallest = SMALLEST * max(encoder.image_size or (0,))
 
     @property
     def name(self) -> str:
@@ -173,5 +204,5 @@ class _Fast(Dataset):
         return self._dataset.read(row)
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
-        found = decode_jpeg(content, self._smallest)
+        found = self._decode(content, row)
         return self._dataset.decode(content, row) if found is None else found

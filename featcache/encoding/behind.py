@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 MOST_WAITING = 2
@@ -28,7 +28,7 @@ class Behind:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="featcache-writer")
-        self._waiting: deque[Future[Any]] = deque()
+        self._waiting: deque[Future[object]] = deque()
 
     def __enter__(self) -> "Behind":
         return self
@@ -43,8 +43,9 @@ class Behind:
         self.check()
         while len(self._waiting) >= MOST_WAITING:
             self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(work, *args))
-        return self._waiting[-1]
+        made = self._thread.submit(work, *args)
+        self._waiting.append(cast("Future[object]", made))
+        return made
 
     def check(self) -> None:
         """Raise the error of a call that failed."""

@@ -22,6 +22,7 @@ from open_clip.transformer import VisionTransformer
 from featcache.datasets.base import Picture
 from featcache.encoders.base import PROJECTED, Batch, FloatArray, SpecialTokens, TokenShape
 from featcache.encoders.checkpoints import tower_digest
+from featcache.encoders.device_pictures import OnDevice
 from featcache.encoders.openclip.texts import encode_sorted, encode_text, needed_length
 from featcache.encoders.preparation import PREPARATIONS
 from featcache.encoders.taps import PRE_PROJECTION
@@ -226,7 +227,9 @@ class OpenClipEncoder(TorchImages):
         """Resize and crop one picture as open_clip does, after `preparation`; see `prepare_picture`."""
         changed = PREPARATIONS[self.preparation].change(picture) if self.preparation and self.prepares else picture
         if isinstance(changed, torch.Tensor):
-            return prepare_picture(self._geometry_of_tensors, changed)
+            on_gpu = self.preparation is not None and PREPARATIONS[self.preparation].on_gpu
+            geometry = OnDevice(self._geometry_of_tensors, self.device) if on_gpu else self._geometry_of_tensors
+            return prepare_picture(geometry, changed)
         return prepare_picture(self._geometry, changed)
 
     def forward(self, images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
