@@ -90,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--view-seed", type=int, default=0, metavar="S", help="seed of the views (default: 0)")
     decoding_arguments(parser)
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model with torch first, which takes minutes: for large data sets; on a GPU, CUDA graphs",
+    )
     model_arguments(parser)
     preprocess_argument(parser)
 
@@ -110,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         taps=args.tap,
         pool=args.pool,
         reuse=not args.no_reuse,
+        compiled=args.compile,
     )
     datasets = _datasets(args)
     encoder = encoder_of(args, args.preprocess or prepared_of(datasets[0]))

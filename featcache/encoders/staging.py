@@ -9,13 +9,14 @@ batch are used again only after its results were fetched, so that their number d
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 
 from featcache.encoders.base import Batch, Encoder, FloatArray
 from featcache.encoders.taps import encode_outputs, named_outputs, needed_outputs
 from featcache.encoders.torch_images import TorchImages, stack_images
+from featcache.errors import EncoderError
 
 T = TypeVar("T")
 IN, COMPUTE, OUT = "in", "compute", "out"
@@ -119,10 +120,21 @@ class Stage(Generic[T]):
         Images in a batch, for which buffers are made.
     lanes : Lanes, optional
         Default: those of the encoder's device.
+    compiled : bool
+        Compile passes without taps by torch, on a GPU into CUDA graphs. Short batches are padded, so that it happens
+        once.
+
+    Raises
+    ------
+    EncoderError
+        `compiled`, of an encoder that is not a `TorchImages`.
     """
 
-    def __init__(self, encoder: Encoder, batch_size: int, lanes: Lanes | None = None) -> None:
-        self._encoder = encoder
+    def __init__(
+        self, encoder: Encoder, batch_size: int, lanes: Lanes | None = None, *, compiled: bool = False
+    ) -> None:
+        self._encoder, self._batch_size = encoder, batch_size
+        self._compiled = _compiled(encoder) if compiled else None
         on_gpu = isinstance(encoder, TorchImages) and encoder.device.startswith("cuda")
         self._lanes: Lanes = lanes or (CudaLanes(encoder.device) if on_gpu else OneLane())
         self._free = deque(_Slot(self._lanes, batch_size) for _ in range(self._lanes.late + 1))
@@ -154,8 +166,12 @@ class Stage(Generic[T]):
             self._free.append(found)
 
     def _begin(self, slot: _Slot, encoder: TorchImages, images: Sequence[Batch], wanted: Sequence[str]) -> None:
-        lanes = self._lanes
+        lanes, rows = self._lanes, len(images)
         pixels = stack_images(images, encoder.name, lambda shape, dtype: slot.buffer("images", shape, dtype))
+        compiled = self._compiled if not wanted and rows <= self._batch_size else None
+        if compiled is not None:
+            pixels = slot.buffer("images", (self._batch_size, *pixels.shape[1:]), pixels.dtype)
+            pixels[rows:] = 0
 
         def copy_in() -> torch.Tensor:
             if not lanes.copies:
@@ -164,7 +180,10 @@ class Stage(Generic[T]):
             return buffer.copy_(pixels, non_blocking=True)
 
         def compute() -> dict[str, torch.Tensor]:
-            return {name: values.float() for name, values in encoder.forward(inputs, wanted).items()}
+            made = (compiled or encoder.forward)(inputs, wanted)
+            outputs = {name: values[:rows].float() for name, values in made.items()}
+            # The next pass of a CUDA graph writes to the memory of this one.
+            return outputs if compiled is None else {name: values.clone() for name, values in outputs.items()}
 
         def copy_out() -> dict[str, torch.Tensor]:
             return {
@@ -176,3 +195,24 @@ class Stage(Generic[T]):
         found, computed = lanes.run(COMPUTE, compute, moved)
         slot.outputs, slot.done = lanes.run(OUT, copy_out, computed)
         slot.kept = found  # what the streams still read is not given to another tensor
+
+
+Forward: TypeAlias = Callable[[torch.Tensor, Sequence[str]], dict[str, torch.Tensor]]
+
+
+def _compiled(encoder: Encoder) -> Forward:
+    """The forward pass of an encoder, compiled when it is called first."""
+    if not isinstance(encoder, TorchImages):
+        raise EncoderError(f"--compile: {encoder.name} is no model of torch that featcache runs; leave it out")
+    mode = "reduce-overhead" if encoder.device.startswith("cuda") else "default"
+    forward: Forward = torch.compile(encoder.forward, dynamic=False, mode=mode)
+
+    def compute(images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+        try:
+            with torch.inference_mode():
+                return forward(images, taps)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise EncoderError(f"--compile: torch cannot compile {encoder.name} ({said}); leave it out") from error
+
+    return compute

@@ -61,7 +61,9 @@ class Computing:
 
     def __call__(self, function: Callable[..., Any], values: torch.Tensor) -> Any:
         """What `function` of the model returns for scaled pixels or token ids, without gradients."""
-        with torch.inference_mode(), self._cast:
+        # A graph that is compiled may not make inference tensors itself; its caller does.
+        without = torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode()
+        with without, self._cast:
             return function(self.model, values.to(self._dtype) if values.is_floating_point() else values)
 
 

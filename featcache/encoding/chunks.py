@@ -127,7 +127,7 @@ class ChunkEncoder:
         self._ids = dataset.index.ids
         self._views: dict[Part, View] = {}
         self._batch_size = batch_size
-        self._stage: Stage[_Pass] = Stage(encoder, batch_size.now)
+        self._stage: Stage[_Pass] = Stage(encoder, batch_size.now, compiled=options.compiled)
 
     def encode(self, works: Iterable[Work]) -> Iterator[MadeChunk]:
         """Encode chunks in order, each taken when its first batch is about to be read.

@@ -238,7 +238,7 @@ class ImageJob(StoreJob[ImageStore]):
         self.metadata_digest = metadata_digest(self.index.metadata)
         self.text_digests = [] if encoder.text_digest is None else [encoder.text_digest]
         self.kept: Json = {}
-        self.batch_size = BatchSize(options.batch_size, encoder.device, self.n_rows)
+        self.batch_size = BatchSize(options.batch_size, encoder.device, 0 if options.compiled else self.n_rows)
         self._writers: dict[Part, StoreWriter] = {}
         self.donors = Donors(self.path, decoding_of(dataset) if options.reuse else None)
         check_views(options.views, options.augmentation, encoder)
@@ -285,6 +285,7 @@ class ImageJob(StoreJob[ImageStore]):
             "rows_encoded_last": self.encoded,
             "rows_copied_last": self.copied,
             "batch_size": self.batch_size.now,
+            "compiled": self.options.compiled,
             "decode_threads": self.options.workers or default_workers(),
         }
         names: Json = {"name": self.dataset.name, "split": self.dataset.split}

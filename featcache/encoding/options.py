@@ -101,6 +101,9 @@ class EncodeOptions:
         One of `featcache.encoding.augment.AUGMENTATIONS`.
     view_seed : int
         Seed of the views.
+    compiled : bool
+        Compile the model with torch before it encodes, at a fixed batch size; not for taps. Features differ in their
+        last digits, as those of two devices do.
     reuse : bool
         Copy rows whose content another finished store of the same encoder holds; see `featcache.encoding.reuse`.
     """
@@ -119,6 +122,7 @@ class EncodeOptions:
     augmentation: str = "plain"
     view_seed: int = 0
     reuse: bool = True
+    compiled: bool = False
 
     @property
     def parts(self) -> list[Part]:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import NumpyDataset
+from fakes import NumpyDataset, NumpyEncoder
 
-from featcache import EncodeOptions, encode_dataset
+from featcache import EncodeOptions, encode_dataset, load_encoder
 from featcache.encoders.base import PROJECTED, ImageEncoder
 from featcache.encoders.staging import COMPUTE, IN, OUT, Stage
 from featcache.encoders.torch_images import TorchImages
 from featcache.encoding import chunks
+from featcache.errors import EncoderError
 
 BATCH, LATE = 4, 2
 
@@ -154,6 +155,46 @@ def test_a_store_made_by_a_late_device_has_the_bytes_of_the_plain_path(
 
     plain = contents(tmp_path / "plain")
     device = Recorder()
-    monkeypatch.setattr(chunks, "Stage", lambda encoder, size: Stage(encoder, size, device))
+    monkeypatch.setattr(chunks, "Stage", lambda encoder, size, **more: Stage(encoder, size, device, **more))
     assert contents(tmp_path / "late") == plain
     assert device.batches[COMPUTE] == 3 * sum(-(-rows // 3) for rows in (7, 7, 8, 6))
+
+
+def test_compiled_passes_have_one_shape_and_plain_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, sizes = [], [4, 4, 1, 3]
+
+    def compile_(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        assert options["dynamic"] is False
+
+        def run(images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+            shapes.append(tuple(images.shape))
+            for values in static.values():
+                values.copy_(forward(images, taps)[PROJECTED])
+            return static  # as a CUDA graph, which writes to the same memory each time
+
+        return run
+
+    static = {PROJECTED: torch.empty(BATCH, 3)}
+    monkeypatch.setattr(torch, "compile", compile_)
+    found = run_batches(Stage(Mean(), BATCH, Recorder(), compiled=True), sizes)
+    assert set(shapes) == {(BATCH, 2, 2, 3)}
+    for number, rows in enumerate(sizes):
+        expected = np.stack(images_of(number, rows)).astype(np.float64).mean(axis=(1, 2))
+        np.testing.assert_allclose(found[number], expected, rtol=1e-6)
+
+
+def test_an_encoder_without_torch_cannot_be_compiled(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="--compile: numpy is no model of torch that featcache runs; leave it out"):
+        encode_dataset(NumpyDataset(), NumpyEncoder(), root=tmp_path, options=EncodeOptions(compiled=True))
+
+
+@pytest.mark.nightly
+def test_torch_compiles_tiny_once_and_features_agree_to_the_last_digits() -> None:
+    encoder = load_encoder("tiny", device="cpu")
+    pictures = [encoder.prepare(image) for image in images_of(0, 7)]
+    stage: Stage[int] = Stage(encoder, 4, compiled=True)
+    found = []
+    for start in (0, 4):
+        stage.put(start, pictures[start : start + 4], ())
+        found += [outputs[PROJECTED].copy() for _, outputs in stage.results(0)]
+    np.testing.assert_allclose(np.concatenate(found), encoder.encode_images(pictures), rtol=1e-4, atol=1e-5)
