@@ -45,6 +45,7 @@ IMAGE_HEADS = (
     HeadGrid("nearest_mean"),
     HeadGrid("knn"),
     HeadGrid("adamw"),
+    *(HeadGrid(name, {"standardise": True}) for name in ("ridge", "logistic", "adamw")),
 )
 """Heads of images alone, with what differs from their defaults."""
 USUAL = "logistic"  # the probe that most papers report; the others are compared with it

@@ -80,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-line", action="store_true", help="also a line per head as in Lipsum-FT's log: NAME/acc 8.246e-01, ..."
     )
-    parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank of every sample: .npz or .parquet")
+    parser.add_argument(
+        "--per-sample", metavar="FILE", help="NLL and rank, or logits, by sample: .npz or .parquet"
+    )
     parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
     parser.add_argument("--macro-f1", action="store_true", help="also the mean F1 of the classes that have rows")
     results_argument(parser)
@@ -142,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_options(name: str, args: argparse.Namespace) -> None:
     """HeadError for options that need one label a row."""
-    named = ("per_sample", "confusion", "macro_f1", "log_line", "calibrate")
+    named = ("confusion", "macro_f1", "log_line", "calibrate")
     if given := [f"--{option.replace('_', '-')}" for option in named if getattr(args, option)]:
         raise HeadError(f"{', '.join(given)}: not for multi-label heads, such as {name}; leave it out")
 

@@ -8,14 +8,15 @@ auroc_macro         mean over classes of the area under the ROC curve
 f1_macro            mean over classes of the F1 at the head's thresholds
 f1_micro, ...       F1, precision and recall of all entries together, at the thresholds
 subset_accuracy     share of rows that are right in every class
+..._at_half         macro F1, micro F1 and subset accuracy at the probability 0.5 instead
 binary_nll          mean binary cross entropy over entries, in nats
 =================== ===========================================================================================
 
 Entries whose target is unknown count for nothing. Classes without a positive are left out of means over classes and
 listed under ``left_out``; ``ap_classes`` and ``auroc_classes`` count those that the means are over. ``class_ap``,
-``class_auroc``, ``class_f1``, ``class_positives``, ``class_threshold`` hold the values by class name. With groups,
-``group_map_macro``, ``group_f1_micro`` and ``group_rows`` hold those of each group; the worst is that of the smallest
-mAP.
+``class_auroc``, ``class_f1``, ``class_positives``, ``class_prevalence``, ``class_threshold`` hold the values by class
+name. With groups, ``group_map_macro``, ``group_f1_micro`` and ``group_rows`` hold those of each group; the worst is
+that of the smallest mAP.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ def multilabel_metrics(
     f1 = np.where(positives > 0, decisions.f1, np.nan)
     micro = dict(zip(("precision_micro", "recall_micro", "f1_micro"), decisions.micro(), strict=True))
     together = Ranked.of(scores.reshape(-1), targets.reshape(-1))
+    half, known = Decisions.of(scores, targets, np.zeros(scores.shape[1])), (targets >= 0).sum(axis=0)
     return {
         "map_macro": mean_of_defined(precision),
         "map_micro": together.average_precision(),
@@ -150,6 +152,9 @@ def multilabel_metrics(
         "f1_macro": mean_of_defined(f1),
         **micro,
         "subset_accuracy": decisions.subset_accuracy,
+        "f1_macro_at_half": mean_of_defined(np.where(positives > 0, half.f1, np.nan)),
+        "f1_micro_at_half": half.micro()[2],
+        "subset_accuracy_at_half": half.subset_accuracy,
         "binary_nll": binary_nll(scores, targets),
         "ap_classes": int((~np.isnan(precision)).sum()),
         "auroc_classes": int((~np.isnan(auroc)).sum()),
@@ -158,6 +163,7 @@ def multilabel_metrics(
         "class_auroc": _named(classnames, auroc),
         "class_f1": _named(classnames, f1),
         "class_positives": dict(zip(classnames, positives.tolist(), strict=True)),
+        "class_prevalence": _named(classnames, np.where(known > 0, positives / np.maximum(known, 1), np.nan)),
         "class_threshold": _named(classnames, cuts),
     }
 

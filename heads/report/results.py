@@ -112,6 +112,8 @@ Block = tuple[str, Row, int, dict[str, object]]
 def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequence[str]] | None = None) -> Path:
     """Write NLL and rank of every head on every sample to ``.npz`` or ``.parquet``.
 
+    Of multi-label heads these are logits and targets: arrays (H, N, L) and (N, L), or a line a sample and class.
+
     Parameters
     ----------
     judgement : from `heads.judge` with ``per_sample=True``
@@ -123,9 +125,12 @@ def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequ
     HeadError
         For another suffix, or a judgement without samples.
     """
-    if not judgement.samples:
+    tables = judgement.samples | judgement.scores
+    if not tables:
         raise HeadError("no single samples were kept; call heads.judge with per_sample=True")
-    known = {store: np.asarray(ids[store])[table.rows] for store, table in judgement.samples.items()} if ids else {}
+    known = {store: np.asarray(ids[store])[table.rows] for store, table in tables.items()} if ids else {}
+    if judgement.scores:
+        return _write_scores(judgement, Path(path), known)
     arrays: dict[str, NDArray[np.generic]] = {}
     for store, table in judgement.samples.items():
         named = {"rows": table.rows, "labels": table.labels, "nll": table.nll, "rank": table.rank}
@@ -140,6 +145,28 @@ def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequ
                 yield store, row, len(table.rows), {**of_rows, "nll": table.nll[h], "rank": table.rank[h]}
 
     return _write(Path(path), judgement, arrays, blocks)
+
+
+def _write_scores(judgement: Judgement, path: Path, ids: Mapping[str, NDArray[np.generic]]) -> Path:
+    """The samples of multi-label heads, with their ids by store where they are known."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for store, table in judgement.scores.items():
+        named = {"rows": table.rows, "targets": table.targets, "logits": table.logits, "thresholds": table.cuts}
+        arrays |= {f"{store}/{key}": value for key, value in named.items()}
+        arrays |= {f"{store}/classnames": np.asarray(judgement.classnames[store])}
+        arrays |= {f"{store}/ids": ids[store]} if store in ids else {}
+
+    def blocks() -> Iterator[Block]:
+        for store, table in judgement.scores.items():
+            n, classes = table.targets.shape
+            of_rows = {"row": table.rows, "id": ids.get(store)}
+            columns = {key: None if one is None else np.repeat(one, classes) for key, one in of_rows.items()}
+            columns["class"] = np.tile(np.asarray(judgement.classnames[store], object), n)
+            columns["target"] = table.targets.ravel()
+            for row, logits in zip(judgement.rows, table.logits, strict=True):
+                yield store, row, n * classes, {**columns, "logit": logits.ravel()}
+
+    return _write(path, judgement, arrays, blocks)
 
 
 def write_confusion(judgement: Judgement, path: str | Path) -> Path:

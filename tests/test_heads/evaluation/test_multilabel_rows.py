@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 from sklearn.metrics import average_precision_score, f1_score
 
 import heads
 from featcache.errors import HeadError
 from heads.evaluation.multilabel import ScoreTable, _drawn, multilabel_intervals
 from heads.report import write_report
+from heads.report.results import write_samples
 from heads.report.web import group_tables, multilabel_tables
 
 GROUPS = np.array(["north", "south", "north", ""])
@@ -107,3 +109,36 @@ def test_the_page_has_a_table_of_classes(fitted: Any, store: Any, tmp_path: Path
     assert first == [*(f"{value:.1f}" for value in values), str(rows[0]["animals:class_positives"][names[0]])]
     page, *_ = write_report(rows, tmp_path, metrics=["map_macro", "f1_macro"])
     assert "By class, multilabel_ridge on animals" in page.read_text()
+
+
+def test_decisions_at_one_half_and_prevalences_stand_beside(fitted: Any, store: Any) -> None:
+    (row,) = heads.evaluate([fitted], [store])
+    scores, Y = fitted.frozen().logits(store.X), store.targets
+    known = Y >= 0
+    said = 1 / (1 + np.exp(-scores)) >= 0.5
+    by_class = [f1_score(Y[k, c], said[k, c]) for c, k in enumerate(known.T)]
+    assert row["animals:f1_macro_at_half"] == pytest.approx(np.mean(by_class))
+    assert row["animals:f1_micro_at_half"] == pytest.approx(f1_score(Y[known], said[known]))
+    assert row["animals:subset_accuracy_at_half"] == ((said == Y) | ~known).all(axis=1).mean()
+    prevalence = [(Y[:, c] == 1).sum() / known[:, c].sum() for c in range(Y.shape[1])]
+    assert list(row["animals:class_prevalence"].values()) == pytest.approx(prevalence)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_logits_and_targets_of_every_sample_are_written(fitted: Any, store: Any, tmp_path: Path, suffix: str) -> None:
+    judged = heads.judge([fitted], [store], per_sample=True)
+    ids = [f"image {row}" for row in range(len(store))]
+    path = write_samples(judged, tmp_path / f"samples{suffix}", {"animals": ids})
+    scores = fitted.frozen().logits(store.X)
+    if suffix == ".npz":
+        with np.load(path, allow_pickle=False) as found:
+            np.testing.assert_array_equal(found["animals/logits"], scores[None])
+            np.testing.assert_array_equal(found["animals/targets"], store.targets)
+            np.testing.assert_array_equal(found["animals/thresholds"][0], fitted.thresholds_)
+            assert found["animals/classnames"].tolist() == list(store.classnames)
+            assert found["animals/ids"].tolist() == ids
+        return
+    frame = parquet.read_table(path).to_pandas()
+    line = frame[(frame["id"] == "image 7") & (frame["class"] == store.classnames[1])].iloc[0]
+    assert (line["logit"], line["target"], line["row"]) == (scores[7, 1], store.targets[7, 1], 7)
+    assert len(frame) == store.targets.size
