@@ -17,6 +17,8 @@ from heads.estimators.kept_moments import store_moments
 from heads.estimators.knn import KNN
 from heads.estimators.logistic.adamw import AdamW
 from heads.estimators.logistic.classifier import Logistic
+from heads.estimators.logistic.cosine import Cosine
+from heads.estimators.logistic.sgd import SGD
 from heads.estimators.multilabel.logistic import MultiLabelLogistic
 from heads.estimators.multilabel.ridge import MultiLabelRidge
 from heads.estimators.multilabel.zero_shot import MultiLabelZeroShot
@@ -49,7 +51,9 @@ from heads.search.leaks import leaks
 from heads.solvers.temperature import fit_temperature
 
 __all__ = [
+    "SGD",
     "AdamW",
+    "Cosine",
     "Attentive",
     "AttentiveHead",
     "CLAP",

@@ -26,6 +26,8 @@ HEADS: Plugins[type[HeadClassifier]] = Plugins(
         "tip_adapter": "heads.estimators.few_shot.tip_adapter:TipAdapter",
         "tip_adapter_f": "heads.estimators.few_shot.tip_adapter:TipAdapterF",
         "adamw": "heads.estimators.logistic.adamw:AdamW",
+        "sgd": "heads.estimators.logistic.sgd:SGD",
+        "cosine": "heads.estimators.logistic.cosine:Cosine",
         "attentive": "heads.estimators.dense.attentive:Attentive",
         "multilabel_zero_shot": "heads.estimators.multilabel.zero_shot:MultiLabelZeroShot",
         "multilabel_logistic": "heads.estimators.multilabel.logistic:MultiLabelLogistic",

@@ -19,7 +19,7 @@ from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 
-CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_", "lr": "lr_"}
+CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_", "lr": "lr_", "weight_decay": "weight_decay_"}
 """Parameters that list values to choose from, and the attribute with the chosen value."""
 
 
@@ -127,6 +127,10 @@ def settled(head: HeadClassifier) -> HeadClassifier:
     """
     check_is_fitted(head)
     copy = unfitted(head)
-    values = {name: [getattr(head, CHOSEN[name])] for name in CHOSEN if name in head.get_params(deep=False)}
+    values = {
+        name: [getattr(head, CHOSEN[name])]
+        for name in CHOSEN
+        if name in head.get_params(deep=False) and hasattr(head, CHOSEN[name])
+    }
     copy.set_params(**values)
     return copy

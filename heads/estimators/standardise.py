@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,20 +50,26 @@ class Standardising(HeadClassifier):
         self.standardise = standardise
 
     def __init_subclass__(cls, **options: object) -> None:
-        """Name the shared parameters in the constructor's signature, where scikit-learn and `--set` look for them."""
+        """Name the shared parameters in the constructor's signature, where scikit-learn and `--set` look for them.
+
+        They are those of the base's constructor that the class's own does not name.
+        """
         super().__init_subclass__(**options)
         if "__init__" not in vars(cls):
             return
-        constructor = vars(cls)["__init__"]
+        constructor, base = vars(cls)["__init__"], super(cls, cls).__init__
         own = inspect.signature(constructor)
         *named, rest = own.parameters.values()
         if rest.kind is not inspect.Parameter.VAR_KEYWORD:
             raise TypeError(f"{cls.__name__}.__init__ lacks **shared: Unpack[Shared]")
-        shared = [p for p in inspect.signature(Standardising.__init__).parameters.values() if p.name != "self"]
-        named += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in shared]
+        inherited = [
+            p for name, p in inspect.signature(base).parameters.items() if name not in (*own.parameters, "self")
+        ]
+        named += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in inherited]
         constructor.__signature__ = own.replace(parameters=named)
+        kinds = get_type_hints(base, include_extras=True)
         del constructor.__annotations__[rest.name]
-        constructor.__annotations__ |= {parameter.name: parameter.annotation for parameter in shared}
+        constructor.__annotations__ |= {parameter.name: kinds[parameter.name] for parameter in inherited}
 
     def _scaled(self, samples: S, validation: S | None, weights: Float | None = None) -> tuple[S, S | None]:
         """Training rows and validation split on the scale to fit on; sets the scaling."""

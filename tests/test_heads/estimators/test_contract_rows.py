@@ -198,7 +198,7 @@ def test_a_selection_split_is_remembered_where_it_counts(fit: Fit, images: Any) 
     assert [entry["split"] for entry in chosen] == ["val"]
     path = head.path_heads()
     assert len({str(member.provenance["chosen_on"]) for member in path}) == 1
-    if head.name in ("adamw", "attentive", "knn", "logistic", "tip_adapter", "tip_adapter_f"):
+    if head.name in ("adamw", "attentive", "cosine", "sgd", "knn", "logistic", "tip_adapter", "tip_adapter_f"):
         assert path[0].provenance["chosen_on"] == []
         assert len(heads.evaluate(path, [val])) == len(path)
     else:

@@ -1,0 +1,97 @@
+"""The cosine classifier: unit class vectors and a scale, both learnt, from the class means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featcache.parameters import Count, NotNegative, Positive
+from heads.estimators.logistic.probes import Float, Groups, ProbeOptions, TrainedProbes, Whole
+from heads.solvers.primitives import class_sums
+
+SCALE = 10.0  # Gidaris and Komodakis begin there
+
+
+class Cosine(TrainedProbes):
+    """Cross entropy of ``s x . w_c / |w_c|``: for rows of length 1, as stores hold them, s times a cosine.
+
+    Class vectors begin at the class means ("imprinted weights", Qi et al. 2018), the scale s, one for all classes, at
+    10; both are trained by AdamW with a cosine to zero. Rows of other lengths are taken as they are: scale them to 1.
+
+    Parameters
+    ----------
+    lr
+        Largest learning rate; all are trained in one pass, and the best on the selection split, or else on a held-out
+        fifth of the training rows, is taken (`heads.estimators.logistic.probes`).
+    weight_decay, epochs, batch_size, warmup, label_smoothing, seed, metric : see `AdamW`
+    prior : a fitted linear head whose class vectors are the start, in place of the class means
+    standardise : see `heads.estimators.standardise.Standardising`
+
+    Attributes
+    ----------
+    coef_ : (C, D) float64, all rows of the length s (unless features are standardised)
+    intercept_ : (C,) float64, zeros (unless features are standardised)
+    lr_, weight_decay_ : float
+    losses_ : (epochs,) float64
+    temperature_ : 1.0
+    classes_, classnames_, n_features_in_, provenance_
+
+    Notes
+    -----
+    A class without a training row begins at the mean of all rows.
+
+    References
+    ----------
+    Gidaris, Komodakis 2018, "Dynamic Few-Shot Visual Learning without Forgetting" (arXiv 1804.09458); Qi, Brown, Lowe
+    2018, "Low-Shot Learning with Imprinted Weights"; Chen et al. 2019, "A Closer Look at Few-shot Classification".
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.integers(0, 3, 200)
+    >>> X = np.eye(3)[y] + 0.3 * rng.normal(size=(200, 3))
+    >>> head = Cosine().fit(X, y)
+    >>> head.score(X, y) > 0.9, bool(np.ptp(np.linalg.norm(head.coef_, axis=1)) < 1e-5)
+    (True, True)
+    """
+
+    name = "cosine"
+
+    def __init__(
+        self,
+        lr: Positive | Sequence[Positive] = (1e-3, 1e-2, 1e-1),
+        weight_decay: NotNegative | Sequence[NotNegative] = 0.0,
+        epochs: Count = 20,
+        batch_size: Count = 128,
+        warmup: Whole | None = 0,
+        **shared: Unpack[ProbeOptions],
+    ) -> None:
+        super().__init__(**shared)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.warmup = warmup
+
+    def _parameters(self, start: tuple[Float, Float] | None, rows: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Class vectors (C, D) and the logarithm of the scale."""
+        X, y = rows[0].float(), rows[1]
+        if start is None:
+            counts = torch.bincount(y, minlength=len(self.classnames_))[:, None]
+            vectors = torch.where(counts > 0, class_sums(X, y, len(counts)) / counts.clamp(min=1), X.mean(dim=0))
+        else:
+            vectors = torch.from_numpy(start[0]).float().to(X.device)
+        scale = torch.tensor(float(np.log(SCALE)), device=X.device)
+        return [torch.nn.functional.normalize(vectors, dim=1).requires_grad_(), scale.requires_grad_()]
+
+    def _linear(self, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+        vectors, scale = parameters
+        weights = scale.exp() * torch.nn.functional.normalize(vectors, dim=1)
+        return weights, weights.new_zeros(len(weights))
+
+    def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups)

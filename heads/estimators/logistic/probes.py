@@ -1,0 +1,269 @@
+"""Linear probes trained on batches: every setting of a grid in one pass over the rows, the best one chosen."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Annotated, ClassVar, NamedTuple, TypeAlias, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from featcache.errors import HeadError
+from featcache.parameters import NotNegative, OneOf, Range
+from heads.estimators.base import LinearClassifier, RowsClassifier
+from heads.estimators.few_shot.base import validation_folds
+from heads.estimators.standardise import Shared, Standardising
+from heads.estimators.text_prior import checked_prior, prior_record
+from heads.fitted.linear import LinearHead
+from heads.kernels.tally import row_stats
+from heads.rows.device import device_rows
+from heads.rows.samples import Samples, finite_blocks, gathered
+from heads.solvers.schedule import wise_ft_schedule
+
+Float = NDArray[np.float64]
+Whole = Annotated[int, Range(0)]
+Metric = Annotated[str, OneOf("top1", "nll", "squared_error")]
+"""What chooses: the best accuracy (ties by the NLL), the lowest NLL, or the lowest Brier score."""
+
+_Rows: TypeAlias = tuple[Tensor, Tensor]
+Groups: TypeAlias = list[dict[str, object]]
+"""Parameters of an optimiser, one group a probe."""
+_Start: TypeAlias = tuple[Float, Float] | None
+
+BLOCK = 65_536  # rows that are scored at once
+WARMUP = 500
+MAX_EPOCHS = 10**6
+
+
+class Chosen(Shared, total=False):
+    """`metric`, and what all linear heads share."""
+
+    metric: str
+
+
+class ProbeOptions(Chosen, total=False):
+    """Parameters that trained probes share; see `TrainedProbes`."""
+
+    label_smoothing: float
+    prior: object
+    seed: int
+
+
+class _Bank(NamedTuple):
+    """Weights (K, C, D) and biases (K, C) of K probes, and their mean losses (K, epochs); float64."""
+
+    weights: Float
+    bias: Float
+    losses: Float
+
+    @property
+    def diverged(self) -> NDArray[np.bool_]:
+        """Which probes (K,) have a loss or a weight that is not finite."""
+        return ~(
+            np.isfinite(self.losses).all(1) & np.isfinite(self.weights).all((1, 2)) & np.isfinite(self.bias).all(1)
+        )
+
+
+class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
+    """Base of probes trained on batches: K settings (learning rate, weight decay) are a bank of K probes.
+
+    Every batch is read once for all of them, and their logits are one product, with K C columns; each probe has its own
+    loss, gradient and optimiser state, and becomes what it becomes alone. A subclass sets `lr`, `weight_decay`,
+    `epochs`, `batch_size` and `warmup`, and gives the optimiser.
+    """
+
+    centred = False  # float32 already
+    clip: ClassVar[float | None] = None
+    """Largest norm of a probe's gradient, if it is clipped."""
+
+    lr: float | Sequence[float]
+    weight_decay: float | Sequence[float]
+    epochs: int
+    batch_size: int
+    warmup: int | None
+    lr_: float
+    weight_decay_: float
+    losses_: Float
+
+    def __init__(
+        self,
+        label_smoothing: NotNegative = 0.0,
+        prior: object = None,
+        seed: Whole = 0,
+        metric: Metric = "top1",
+        **shared: Unpack[Shared],
+    ) -> None:
+        super().__init__(**shared)
+        self.label_smoothing = label_smoothing
+        self.prior = prior
+        self.seed = seed
+        self.metric = metric
+
+    @abstractmethod
+    def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
+        """An optimiser of groups with a `params`, a `lr` and a `weight_decay` each."""
+
+    def _rate(self, lr: float) -> float:
+        """The largest learning rate of the updates."""
+        return lr
+
+    def _parameters(self, start: _Start, rows: _Rows) -> list[Tensor]:
+        """What is trained of one probe: weights (C, D) and bias (C,), from the start or zeros."""
+        shape = len(self.classnames_), self.n_features_in_
+        values = (np.zeros(shape), np.zeros(shape[0])) if start is None else start
+        return [torch.from_numpy(value).float().to(rows[0].device).requires_grad_() for value in values]
+
+    def _linear(self, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Weights (C, D) and bias (C,) of the logits."""
+        weights, bias = parameters
+        return weights, bias
+
+    def _check_parameters(self) -> None:
+        """Set the grid of (learning rate, weight decay), ascending."""
+        values = (np.unique(np.asarray(value, np.float64)).tolist() for value in (self.lr, self.weight_decay))
+        rates, decays = values
+        if not rates or not all(np.isfinite(rate) and rate > 0 for rate in rates):
+            raise HeadError(f"lr is {self.lr!r}, expected positive numbers")
+        if not decays or not all(0 <= decay < np.inf for decay in decays) or not 0 <= self.label_smoothing < 1:
+            raise HeadError(
+                f"weight_decay={self.weight_decay!r} and label_smoothing={self.label_smoothing!r}; expected numbers "
+                "from 0, and one in [0, 1)"
+            )
+        if not 1 <= self.epochs <= MAX_EPOCHS or self.batch_size < 1:
+            raise HeadError(
+                f"epochs={self.epochs} and batch_size={self.batch_size}; expected at least 1 of each, and at most "
+                f"{MAX_EPOCHS:,} epochs"
+            )
+        if self.metric not in ("top1", "nll", "squared_error"):
+            raise HeadError(f"metric is {self.metric!r}, expected 'top1', 'nll' or 'squared_error'")
+        self._grid: list[tuple[float, float]] = list(product(rates, decays))
+
+    def _fit(self, samples: Samples, validation: Samples | None) -> None:
+        samples, validation = self._scaled(samples, validation)
+        prior = checked_prior(self.prior, samples)
+        rows, start = _tensors(samples), self._on_scale(prior)
+        bank = self._train(start, rows)
+        best, how = self._choice(bank, start, rows, None if validation is None else _tensors(validation))
+        self._path = bank._replace(**dict(zip(("weights", "bias"), self._folded(*bank[:2]), strict=True)))
+        (self.lr_, self.weight_decay_), self.losses_ = self._grid[best], bank.losses[best]
+        self.coef_, self.intercept_, self.temperature_ = self._path.weights[best], self._path.bias[best], 1.0
+        given = {name: value for name, value in self.get_params(deep=False).items() if name != "standardise"}
+        params = given | {"prior": prior_record(prior), "lr": self.lr_, "weight_decay": self.weight_decay_}
+        params["selection"] = how
+        self._path_record = self._provenance(dict(params), samples.store, parent=prior)
+        chosen_on = None if validation is None else validation.store
+        self.provenance_ = self._provenance(params, samples.store, chosen_on, prior)
+
+    def path_heads(self) -> list[LinearHead]:
+        """The head of every learning rate and weight decay, but for those that diverged."""
+        check_is_fitted(self, "coef_")
+        decays, heads = len({decay for _, decay in self._grid}), []
+        for (lr, decay), weights, bias, diverged in zip(
+            self._grid, self._path.weights, self._path.bias, self._path.diverged, strict=True
+        ):
+            name = f"{self.name} lr={lr:g}" + (f" weight_decay={decay:g}" if decays > 1 else "")
+            record = self._path_record.with_params(lr=lr, weight_decay=decay)
+            heads += [] if diverged else [self._as_head(weights, bias, 1.0, name, record)]
+        return heads
+
+    def _choice(self, bank: _Bank, start: _Start, rows: _Rows, held_out: _Rows | None) -> tuple[int, str]:
+        """Position of the best setting, and what chose it."""
+        if held_out is not None:
+            return self._best(bank, held_out), "split"
+        folds = None if len(self._grid) == 1 else validation_folds(rows[1].cpu().numpy(), len(self.classnames_))
+        if folds is None:  # nothing to choose, or nothing that can be held out
+            return int(np.nanargmin(np.where(bank.diverged, np.nan, bank.losses[:, -1]))), "none"
+        kept, scored = (
+            torch.from_numpy(mask).to(rows[1].device) for mask in (folds[0] != 0, (folds[0] == 0) & folds[1])
+        )
+        part = self._train(start, (rows[0][kept], rows[1][kept]))
+        return self._best(part, (rows[0][scored], rows[1][scored]), bank.diverged), "held-out fifth"
+
+    def _best(self, bank: _Bank, rows: _Rows, excluded: NDArray[np.bool_] | None = None) -> int:
+        """Position of the best probe on some rows by the metric; ties go to the lower NLL."""
+        out = bank.diverged if excluded is None else bank.diverged | excluded
+        found = np.full((len(out), 2), np.inf)
+        for k in np.flatnonzero(~out).tolist():
+            weights, bias = (torch.from_numpy(value[k]).float().to(rows[0].device) for value in bank[:2])
+            loss = nll = 0.0
+            for features, labels in zip(torch.split(rows[0], BLOCK), torch.split(rows[1], BLOCK), strict=True):
+                stats = row_stats(torch.nn.functional.linear(features.float(), weights, bias), labels)
+                nll += float(stats.nll.double().sum())
+                missed = (stats.rank > 0) if self.metric == "top1" else stats.brier
+                loss += float(missed.double().sum())
+            found[k] = (nll if self.metric == "nll" else loss), nll
+        return int(np.lexsort((found[:, 1], found[:, 0]))[0])
+
+    def _train(self, start: _Start, rows: _Rows) -> _Bank:
+        """All probes of the grid, trained on some rows."""
+        features, labels = rows
+        per_epoch = -(-len(labels) // int(self.batch_size))
+        total, probes = per_epoch * int(self.epochs), [self._parameters(start, rows) for _ in self._grid]
+        warmup = min(WARMUP, total // 10) if self.warmup is None else int(self.warmup)
+        rates = [self._rate(lr) for lr, _ in self._grid]
+        groups: Groups = [
+            {"params": probe, "lr": rate, "weight_decay": decay}
+            for probe, rate, (_, decay) in zip(probes, rates, self._grid, strict=True)
+        ]
+        optimiser = self._optimiser(groups)
+        losses = torch.zeros(total, len(probes), device=features.device)
+        steepest = torch.zeros(len(probes), device=features.device)
+        self.progress.start(f"{self.name}, {len(probes)} probes", total, 0)
+        for step, picked in enumerate(self._batches(len(labels))):
+            batch = torch.from_numpy(picked).to(features.device)
+            weights, bias = zip(*map(self._linear, probes), strict=True)
+            logits = torch.nn.functional.linear(features[batch].float(), torch.cat(weights), torch.cat(bias))
+            logits = logits.view(len(batch) * len(probes), -1)  # rows of K probes
+            wanted = labels[batch].repeat_interleave(len(probes))
+            own = torch.nn.functional.cross_entropy(
+                logits, wanted, reduction="none", label_smoothing=self.label_smoothing
+            )
+            own = own.view(len(batch), -1).mean(dim=0)
+            optimiser.zero_grad()
+            own.sum().backward()  # type: ignore[no-untyped-call]
+            if self.clip is not None:
+                norms = [torch.nn.utils.clip_grad_norm_(probe, self.clip) for probe in probes]
+                steepest = torch.maximum(steepest, torch.stack(norms))
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = wise_ft_schedule(step, rate, warmup, total)
+            optimiser.step()
+            losses[step] = own.detach()
+            self.progress.advance(1)
+        self.progress.finish()
+        with torch.no_grad():
+            weights, bias = zip(*map(self._linear, probes), strict=True)
+        last = (torch.stack(value).detach().cpu().double().numpy() for value in (weights, bias))
+        means = losses.double().cpu().numpy().reshape(int(self.epochs), per_epoch, -1).mean(axis=1)
+        bank = _Bank(*last, losses=means.T)
+        # An infinite gradient is clipped to zero: nothing would be learnt.
+        if (
+            not torch.isfinite(losses[0]).all()
+            or not (torch.isfinite(steepest).numpy(force=True) | bank.diverged).all()
+        ):
+            size = float(features.abs().max())
+            raise HeadError(f"a gradient overflows float32: features reach {size:.3g}; scale them to rows of length 1")
+        if bank.diverged.all():
+            raise HeadError(f"training at lr {self.lr} diverged: a loss or a weight is not finite; take a smaller lr")
+        return bank
+
+    def _batches(self, n: int) -> Iterator[np.ndarray]:
+        """Rows of every update."""
+        for epoch in range(int(self.epochs)):
+            order = np.random.default_rng([int(self.seed), epoch]).permutation(n)
+            yield from np.split(order, range(int(self.batch_size), n, int(self.batch_size)))
+
+
+def _tensors(samples: Samples) -> _Rows:
+    """Features (N, D) and class indices (N,), on the device of the rows."""
+    on_device = device_rows(samples)
+    if on_device is not None:
+        return on_device[0], on_device[1].long()
+    features, labels = gathered(samples)
+    for _ in finite_blocks(lambda: iter([(features,)])):
+        pass
+    return torch.from_numpy(np.asarray(features)), torch.from_numpy(np.asarray(labels, np.int64))
