@@ -64,9 +64,9 @@ class _Bank(NamedTuple):
     @property
     def diverged(self) -> NDArray[np.bool_]:
         """Which probes (K,) have a loss or a weight that is not finite."""
-        return ~(
-            np.isfinite(self.losses).all(1) & np.isfinite(self.weights).all((1, 2)) & np.isfinite(self.bias).all(1)
-        )
+        finite = np.isfinite(self.losses).all(axis=1)
+        finite &= np.isfinite(self.bias).all(axis=1) & np.isfinite(self.weights).all(axis=(1, 2))
+        return np.asarray(~finite, bool)
 
 
 class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
@@ -237,9 +237,9 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         self.progress.finish()
         with torch.no_grad():
             weights, bias = zip(*map(self._linear, probes), strict=True)
-        last = (torch.stack(value).detach().cpu().double().numpy() for value in (weights, bias))
+        last = [torch.stack(value).detach().cpu().double().numpy() for value in (weights, bias)]
         means = losses.double().cpu().numpy().reshape(int(self.epochs), per_epoch, -1).mean(axis=1)
-        bank = _Bank(*last, losses=means.T)
+        bank = _Bank(last[0], last[1], means.T)
         # An infinite gradient is clipped to zero: nothing would be learnt.
         if (
             not torch.isfinite(losses[0]).all()

@@ -13,7 +13,7 @@ from heads.estimators.logistic.probes import Groups, ProbeOptions, TrainedProbes
 
 DINOV2_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """Learning rates of DINOv2's linear evaluation, for batches of 256."""
-LRS = (*DINOV2_LRS[-4:], 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+LRS = (*DINOV2_LRS[-4:], 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 """Default path: for rows of length 1 the rates have to be larger than for a model's own features."""
 
 
