@@ -12,7 +12,8 @@ Where the rows have cheaper products, the descent begins with them. Measured wit
 natively, rows of CLIP's means and covariance (N = 6,000, C = 100): to within 1e-4 of the minimum in bfloat16 and on in
 float32 takes as many iterations as float32 alone, to the same gaps, and evaluations cost 1.44 times less in all. What
 bfloat16 rounds is small where it matters: logits of the point are float32, and their change along the direction shrinks
-with the steps.
+with the steps. On a GPU half-precision rows begin with products in one part. Counted on CLIP features of pets
+(N = 1,500, four C, up to 111 iterations each): 94 passes in one part and 136 exact ones instead of 224 exact ones.
 
 Nocedal and Wright, Numerical Optimization, algorithm 7.4; line search: backtracking with quadratic interpolation.
 """
@@ -39,6 +40,7 @@ _ARMIJO = 1e-4
 _CURVATURE = 0.9
 _BACKTRACKS = 25
 _LOW_TOL = 1e-4  # gap at which cheap products give way to exact ones
+_FEW = 20  # iterations of the last penalty below which exact ones alone are faster: the change costs a window
 _WINDOW = 5  # iterations whose total decrease has to be small, too
 
 
@@ -148,6 +150,7 @@ class Minimiser:
         self._age = 0  # iterations since the blocks were built, or from the start
         self._build_cost = ClassBlocks.cost(objective)
         self._clock = _Clock(self.theta.device.type)
+        self._took = self.max_iter  # iterations of the last penalty
         self.builds = 0
 
     def solve(self, penalty: Penalty, tol: float | None = None) -> Optimum:
@@ -157,15 +160,17 @@ class Minimiser:
         with one_torch_thread() as threads:
             self.objective.threads = threads if self.theta.device.type == "cpu" else 1
             history, first = _History(), 0
-            if tol < _LOW_TOL and rows.cheaper is not None:
+            if rows.cheaper is not None and tol < _LOW_TOL and self._took >= _FEW:
                 first = self._descend(_LOW_TOL, history, rows.cheaper).iterations
             found = self._descend(tol, history, rows.precision)
-            return replace(found, iterations=first + found.iterations)
+            self._took = first + found.iterations
+            return replace(found, iterations=self._took)
 
     def _descend(self, tol: float, history: _History, precision: Precision) -> Optimum:
         """Iterate from the last point to a tolerance, with the curvature that `history` holds."""
         f, line, warm = self.objective, self._line, bool(history.pairs)
-        f.precision = f.rows.precision  # exact logits at the start: later ones add to them
+        # Kept logits are exact at the start, as later ones add to them; others are all of one precision.
+        f.precision = f.rows.precision if f.rows.keep_logits else precision
         value, gradient = line.start(self.theta)
         f.precision = precision
         diagonal = Diagonal(f, line.sample(), self.theta)

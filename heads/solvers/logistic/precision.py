@@ -84,6 +84,21 @@ FLOAT16 = Precision(torch.float16)
 FLOAT16_HALVES = Precision(torch.float16, parts=2)
 
 
+def cheaper_on(device: torch.device, dtype: torch.dtype) -> Precision | None:
+    """The products with which to begin on rows of a type on a GPU: one narrow part, where tensor cores take it.
+
+    Examples
+    --------
+    >>> cheaper_on(torch.device("cpu"), torch.float16) is None
+    True
+    """
+    known = {torch.float16: (FLOAT16, (7, 0)), torch.bfloat16: (BFLOAT16, (8, 0))}
+    if device.type != "cuda" or dtype not in known:
+        return None
+    precision, capability = known[dtype]
+    return precision if torch.cuda.get_device_capability(device) >= capability else None
+
+
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 natively."""
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from heads.solvers.logistic.precision import BFLOAT16, FLOAT16_HALVES, FLOAT32, Precision, has_bfloat16
+from heads.solvers.logistic.precision import BFLOAT16, FLOAT16_HALVES, FLOAT32, Precision, cheaper_on, has_bfloat16
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -98,6 +98,7 @@ class Rows:
     """
 
     keep_logits = True  # where they are small enough
+    cheaper: Precision | None = None
 
     def __init__(
         self, X: NDArray[np.floating] | Tensor, y: NDArray[np.integer], n_classes: int, *, fit_intercept: bool = True
@@ -138,7 +139,7 @@ class Rows:
             sample=Block(self.X, y, weights) if kept else self._sample(y, keep),
             mean=self._to_subtract,
             precision=self.precision,
-            cheaper=BFLOAT16 if low else None,
+            cheaper=BFLOAT16 if low else self.cheaper,
             keep_logits=kept,
         )
 
@@ -201,6 +202,7 @@ class DeviceRows(Rows):
         super().__init__(X, y.cpu().numpy(), n_classes, fit_intercept=fit_intercept)
         self.dtype = torch.float32
         self.precision = FLOAT16_HALVES if X.dtype == torch.float16 else FLOAT32
+        self.cheaper = cheaper_on(X.device, X.dtype)
 
     def _centre(self) -> None:
         mean = self.X.mean(dim=0, dtype=torch.float32)

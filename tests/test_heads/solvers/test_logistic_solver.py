@@ -1,5 +1,6 @@
 """The logistic solver's parts: gradients, kept logits, preconditioner, rows in passes, against autograd."""
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,9 @@ from heads.solvers.logistic.lbfgs import Minimiser
 from heads.solvers.logistic.objective import Line, Logits, Objective
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.penalties import L2
-from heads.solvers.logistic.precision import BFLOAT16, FLOAT32, Precision
+from heads.solvers.logistic.precision import BFLOAT16, FLOAT16, FLOAT16_HALVES, FLOAT32, Precision, cheaper_on
 from heads.solvers.logistic.preconditioner import ClassBlocks
-from heads.solvers.logistic.rows import Block, Rows, RowSource, StreamedRows
+from heads.solvers.logistic.rows import Block, DeviceRows, Rows, RowSource, StreamedRows
 from heads.solvers.parallel import side_by_side
 
 
@@ -215,6 +216,87 @@ def test_a_path_starts_from_the_nearest_solved_C(draw: Any) -> None:
     first, _, again = solver.fit(1.0), solver.fit(1000.0), solver.fit(1.001)
     assert again.iterations < first.iterations
     assert again.objective == pytest.approx(PathSolver(Rows(X.astype(float), y, 5), tol=1e-10).fit(1.001).objective)
+
+
+def test_a_path_extrapolates_over_log_C_and_saves_products(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer products than from the nearest optimum, to the same minima; between two C it starts between them."""
+    X, y = draw(600, 32, 6)
+    Cs, products = np.logspace(-1, 3, 9), []
+    for extrapolating in (True, False):
+        if not extrapolating:
+            monkeypatch.setattr(
+                PathSolver, "_start", lambda self, C: self._solved[min(self._solved, key=lambda c: abs(np.log(c / C)))]
+            )
+        solver = PathSolver(Rows(X.astype(float), y, 6), tol=1e-8)
+        found = list(solver.path(Cs))
+        products.append(solver.minimiser.objective.products)
+        for fitted in (found[0], found[-1]):
+            exact = PathSolver(Rows(X.astype(float), y, 6), tol=1e-12).fit(fitted.C)
+            assert fitted.objective == pytest.approx(exact.objective, rel=1e-7)
+    assert products[0] < 0.95 * products[1], products
+
+
+def test_the_start_lies_on_the_line_through_two_optima(draw: Any) -> None:
+    X, y = draw(300, 16, 5)
+    solver = PathSolver(Rows(X.astype(float), y, 5), tol=1e-10)
+    solver.fit(1.0)
+    one = solver._start(100.0)
+    solver.fit(100.0)
+    hundred = solver._start(100.0)
+    for C, place in {1.0: 0.0, 10.0: 0.5, 1000.0: 1.5, 1e9: 2.0, 0.1: -0.5}.items():
+        torch.testing.assert_close(solver._start(C), one + place * (hundred - one))
+
+
+def test_a_single_float16_product_leads_and_exact_ones_finish(draw: Any) -> None:
+    """The optimum of exact products at every C, with fewer exact passes; where they are few, with them alone."""
+    X, y = draw(600, 32, 6)
+    halves, labels, Cs = torch.from_numpy(X).half(), torch.from_numpy(y), [10.0, 1000.0]
+    exact = list(PathSolver(Rows(halves.numpy().astype(float), y, 6), tol=1e-12).path(Cs))
+    passes = []
+    for cheaper in (None, FLOAT16):
+        rows = DeviceRows(halves, labels, 6)
+        assert rows.cheaper is None  # on a CPU
+        rows.cheaper = cheaper
+        solver = PathSolver(rows, tol=1e-7)
+        f, used = solver.minimiser.objective, list[Precision]()
+        read = f.rows.read
+
+        def recorded(precision: Precision, used: list[Precision] = used, read: Any = read) -> Any:
+            used.append(precision)
+            return read(precision)
+
+        f.rows = replace(f.rows, read=recorded)
+        for best in exact:
+            found = solver.fit(best.C)
+            assert found.converged
+            lowest = objective(halves.numpy(), y, best.C, best.weights, best.intercepts)
+            assert -1e-9 <= objective(halves.numpy(), y, best.C, found.weights, found.intercepts) / lowest - 1 <= 1e-6
+        passes.append(Counter(used))
+    assert set(passes[0]) == {FLOAT16_HALVES}
+    assert set(passes[1]) == {FLOAT16_HALVES, FLOAT16}
+    assert passes[1][FLOAT16_HALVES] < passes[0][FLOAT16_HALVES], passes
+    before = passes[1][FLOAT16]
+    solver.minimiser._took = 5
+    solver.fit(1e-3)
+    assert used.count(FLOAT16) == before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "expected"),
+    [
+        (torch.float16, (7, 0), FLOAT16),
+        (torch.float16, (6, 1), None),
+        (torch.bfloat16, (9, 0), BFLOAT16),
+        (torch.bfloat16, (7, 5), None),
+        (torch.float32, (9, 0), None),
+    ],
+)
+def test_tensor_cores_decide_whether_a_gpu_begins_with_cheap_products(
+    dtype: torch.dtype, capability: tuple[int, int], expected: Precision | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert cheaper_on(torch.device("cuda"), dtype) == expected
+    assert cheaper_on(torch.device("cpu"), dtype) is None
 
 
 def test_cheap_products_while_far_end_at_the_same_optimum(draw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
