@@ -55,9 +55,9 @@ TEXT_HEADS = {
     "gda": "discriminant",
     "tip_adapter": "ridge",
     "tip_adapter_f": "ridge",
-    "lp_plus_plus": "logistic",
-    "clap": "logistic",
-    "taskres": "logistic",
+    "lp_plus_plus": "discriminant",
+    "clap": "discriminant",
+    "taskres": "discriminant",
 }
 """Heads of rows and texts, and the head of rows alone that each is compared with."""
 TRANSDUCTIVE = ("transclip", "label_propagation")

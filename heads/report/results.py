@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.places.targets import checked_target, write_target, writing
-from heads.evaluation.evaluate import Judgement
+from heads.evaluation.evaluate import Judgement, SampleTable
 from heads.evaluation.metrics import Row
+from heads.evaluation.multilabel import ScoreTable
 
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
@@ -125,7 +126,7 @@ def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequ
     HeadError
         For another suffix, or a judgement without samples.
     """
-    tables = judgement.samples | judgement.scores
+    tables: dict[str, SampleTable | ScoreTable] = {**judgement.samples, **judgement.scores}
     if not tables:
         raise HeadError("no single samples were kept; call heads.judge with per_sample=True")
     known = {store: np.asarray(ids[store])[table.rows] for store, table in tables.items()} if ids else {}

@@ -72,11 +72,7 @@ class CLAP(PrototypeClassifier):
         norm: Positive = 10.0,
         seed: int = 0,
     ) -> None:
-        self.lr = lr
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.norm = norm
-        self.seed = seed
+        super().__init__(lr, epochs, batch_size, norm, seed)
 
     def _vectors(self, texts: Tensor, parameter: Tensor) -> Tensor:
         return parameter

@@ -40,6 +40,13 @@ class PrototypeClassifier(FewShotClassifier, LinearClassifier):
 
     losses_: NDArray[np.float64]
 
+    def __init__(self, lr: float, epochs: int, batch_size: int, norm: float, seed: int) -> None:
+        self.lr = lr
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.norm = norm
+        self.seed = seed
+
     def fit(  # type: ignore[override]  # nothing is chosen
         self, X: Rows, y: ArrayLike | None = None, *, texts: TextSource | LinearHead | Fitted
     ) -> Self:

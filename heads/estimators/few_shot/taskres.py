@@ -59,11 +59,7 @@ class TaskRes(PrototypeClassifier):
         seed: int = 0,
     ) -> None:
         self.alpha = alpha
-        self.lr = lr
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.norm = norm
-        self.seed = seed
+        super().__init__(lr, epochs, batch_size, norm, seed)
 
     def _vectors(self, texts: Tensor, parameter: Tensor) -> Tensor:
         return texts + self.alpha * parameter
