@@ -354,7 +354,7 @@ def _has_key(entry: Entry, wanted: str, *, either: bool = False) -> bool:
 def _newest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list[Entry]:
     """The newest of several stores of one model, with a warning; stores of different models are all returned."""
     if "@" not in wanted:
-        matches = [entry for entry in matches if not all(map(ASIDE.fullmatch, entry.models))] or matches
+        matches = [entry for entry in matches if not _is_aside(entry)] or matches
         if not set.intersection(*(set(entry.models) for entry in matches)):
             return matches
     first, *others = sorted(matches, key=_written, reverse=True)
@@ -367,6 +367,13 @@ def _newest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list
             stacklevel=4,
         )
     return [first]
+
+
+def _is_aside(entry: Entry) -> bool:
+    """Whether all names of a model are set aside; so is the ``best`` of a folder beside an ``alpha=...`` of it."""
+    aside = {name for name in entry.models if ASIDE.fullmatch(name)}
+    chosen = {f"{folder}{slash}best" for folder, slash, _ in (name.rpartition("/") for name in aside)}
+    return set(entry.models) <= aside | chosen
 
 
 def _written(entry: Entry) -> tuple[str, float]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ft.merging.sweep import Sweep
     from heads.evaluation.metrics import Row
     from heads.report.against import Comparison
+    from heads.report.details import Detail
 
 FISHER_FLOOR = 1e-8
 
@@ -148,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
     from featcache.datasets.sources.imagenet import RESULTS_NAMES
-    from ft.merging.sweep import ChosenSweep, WiseOptions, sweep, sweep_unchosen
+    from ft.merging.sweep import ChosenSweep, WiseOptions, best_in, sweep, sweep_unchosen
     from ft.training.loop import open_split
     from heads import append_rows
     from heads.evaluation.evaluate import store_labels
@@ -181,14 +182,21 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
     published = compared(rows, args)
     lines = [*_text(found, names, args), *against_lines(rows, published, args)]
     if rows:
-        lines.append(f"report: {_write_page(found, names, published, args)}")
+        details = best_in(found, on, select, options) if on else []
+        lines.append(f"report: {_write_page(found, names, details, published, args)}")
     if rows:
         lines.append(f"{len(rows)} row(s) appended to {args.results}")
     show(_record(found), "\n".join(lines), args.json)
     return 0
 
 
-def _write_page(found: Sweep, names: Sequence[str], published: Sequence[Comparison], args: argparse.Namespace) -> Path:
+def _write_page(
+    found: Sweep,
+    names: Sequence[str],
+    details: Sequence[Detail],
+    published: Sequence[Comparison],
+    args: argparse.Namespace,
+) -> Path:
     """The page of the sweep, beside its models; with ``--report``, the whole report there."""
     from ft.merging.sweep import ChosenSweep
     from heads.report import write_report
@@ -202,7 +210,8 @@ def _write_page(found: Sweep, names: Sequence[str], published: Sequence[Comparis
     notes = []
     if isinstance(found, ChosenSweep):
         notes.append(f"α = {found.alpha:g} was chosen on {found.selection}.")
-    background = Background(notes, published=published, facts={"Models": models, "Heads": provenance_facts(reported)})
+    facts = {"Models": models, "Heads": provenance_facts(reported)}
+    background = Background(notes, details, published, facts=facts)
     title = f"Weight-space interpolation of {args.zero_shot} and {', '.join(args.fine_tuned)}"
     if args.report:
         page, *_ = write_report(reported, args.report, datasets=datasets, title=title, background=background)

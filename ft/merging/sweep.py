@@ -9,6 +9,7 @@ Soups of several fine-tuned models: `uniform` averages all; `greedy` goes from t
 split and keeps each model that does not make the average worse (Wortsman et al., arXiv 2203.05482).
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.chunks import encoder_key
 from featcache.encoding.images import encode_dataset
 from featcache.encoding.texts import embed_prompts
-from featcache.errors import EncoderError, HeadError, MismatchError, TrainingError
+from featcache.errors import EncoderError, FeatcacheError, HeadError, MismatchError, TrainingError
 from featcache.store import ImageStore
 from ft.checkpoints.folder import BEST, head_path, read_state, write_model_folder
 from ft.checkpoints.heads import load_head
@@ -30,11 +31,12 @@ from ft.checkpoints.parents import Parent, load_open_clip, parent_of
 from ft.checkpoints.state import Json
 from ft.merging.interpolate import FISHER_FLOOR, soup
 from ft.merging.wise import head_part, merged_head, read_tuned, weights_of, wise
-from heads import LinearHead, ZeroShot, evaluate, load, save
+from heads import LinearHead, ZeroShot, calibrate, evaluate, load, save
 from heads.evaluation.evaluate import best_of, store_labels
 from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
 from heads.evaluation.passes import ClassSubset
 from heads.fitted.provenance import Provenance
+from heads.report.details import Detail, head_details
 
 SOUPS = ("uniform", "greedy")
 
@@ -201,6 +203,25 @@ def sweep_unchosen(
     if options.best_only or options.soup == "greedy":
         raise TrainingError("best_only and a greedy soup choose on a selection split; give one (--select)")
     return _Evaluation(None, options).merge(zero_shot, fine_tuned, [float(alpha) for alpha in alphas], Path(out))[0]
+
+
+def best_in(found: Sweep, on: Sequence[Dataset], select: Dataset | None, options: WiseOptions) -> list[Detail]:
+    """What the chosen model does class by class on the splits of `on`, and how well it is calibrated.
+
+    Without a selection split it is the most accurate one on the first split. Its features are in the stores already.
+    """
+    evaluation = _Evaluation(select, options)
+    if isinstance(found, ChosenSweep):
+        folder, file = found.folder, found.head
+    else:
+        values = [float(row[f"{evaluation.labels[0]}:top1"]) for row in found.rows]
+        folder, file = (places[values.index(max(values))] for places in (found.folders, found.heads))
+    encoder, head, after = evaluation.encoder(folder), load(file), None
+    if select is not None:
+        with contextlib.suppress(FeatcacheError):  # of a head that was fitted there
+            after = calibrate(head, evaluation.store(encoder, select))
+    stores = [evaluation.store(encoder, dataset) for dataset in on]
+    return head_details(head, stores, evaluation.labels, class_subset=options.class_subset, calibrated=after)
 
 
 class _Evaluation:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import dry_run_argument, show
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheError, HeadError
 from heads.cli.arguments import (
     against_argument,
     against_lines,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from featcache.store import TextStore
     from featcache.store.protocol import FeatureTable
     from heads.report.against import Comparison
+    from heads.report.details import Detail
     from heads.sweeps.run import Open
     from heads.sweeps.summary import Summary
 
@@ -134,7 +136,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     lines += against_lines(rows, published, args)
     if args.report:
-        lines.append(f"report: {_write_report(summaries, published, plan, args)}")
+        details = _details(chosen, plan, open_once)
+        lines.append(f"report: {_write_report(summaries, published, details, plan, args)}")
     show(with_published(rows, compared(rows, args), args), "\n".join(lines), args.json)
     return 0
 
@@ -157,8 +160,31 @@ def _dry_run(plan: SweepPlan, open_store: Open, args: argparse.Namespace) -> int
     return 0
 
 
+def _details(chosen: Sequence[Summary], plan: SweepPlan, open_store: Open) -> Sequence[Detail]:
+    """What the best of the chosen settings does class by class, and how well it is calibrated; it is fitted again."""
+    from heads import calibrate
+    from heads.evaluation.evaluate import store_labels
+    from heads.report.details import head_details
+    from heads.sweeps.run import refitted
+    from heads.sweeps.summary import best_of
+
+    found = None if plan.multilabel else refitted(plan, open_store, best_of(chosen, plan.picked_by))
+    if found is None:
+        return ()
+    head, stores = found
+    after = None
+    if stores.select is not None and plan.paper is None:
+        with contextlib.suppress(FeatcacheError):  # of a head that was fitted there
+            after = calibrate(head, stores.select)
+    return head_details(head, stores.on, store_labels(stores.on), calibrated=after)
+
+
 def _write_report(
-    summaries: Sequence[Summary], published: Sequence[Comparison], plan: SweepPlan, args: argparse.Namespace
+    summaries: Sequence[Summary],
+    published: Sequence[Comparison],
+    details: Sequence[Detail],
+    plan: SweepPlan,
+    args: argparse.Namespace,
 ) -> Path:
     """The report of every setting, the means over seeds."""
     from heads.report import write_report
@@ -171,7 +197,7 @@ def _write_report(
     notes = [f"Means over the seeds {seeds}; ± and bands are standard deviations."] if plan.seeds[1:] else []
     facts = {"Settings": provenance_facts(rows), "Sweep": {"rows": args.results, "shown": _shown(plan)}}
     curves = sweep_curves(summaries, main_metrics(rows)[0])
-    background = Background(notes, published=published, curves=curves, facts=facts)
+    background = Background(notes, details, published, curves, facts)
     title = f"Sweep of {', '.join(dict.fromkeys(head.name for head in plan.heads))}"
     page, *_ = write_report(rows, args.report, metrics=main_metrics(rows)[:2], title=title, background=background)
     return page

@@ -31,6 +31,7 @@ from heads.report.results import append_rows
 from heads.rows.few_shot import FewShotStore, few_shot
 from heads.rows.samples import is_store
 from heads.sweeps.plan import PAPERS, Job, Splits, SweepPlan, split_setting
+from heads.sweeps.summary import Summary
 
 Open = Callable[[str], Any]
 Say = Callable[[str], None]
@@ -122,6 +123,18 @@ def planned_jobs(plan: SweepPlan, open_store: Open) -> Iterator[PlannedJob]:
             identity = stores.identity()
             for job in plan.jobs(named):
                 yield PlannedJob(job, stores, _key(job, identity, plan), model)
+
+
+def refitted(plan: SweepPlan, open_store: Open, summary: Summary) -> tuple[LogitHead, Stores] | None:
+    """The head of a setting's first seed, and the stores it was evaluated on; rows hold no weights."""
+    wanted = (summary.data, summary.model, summary.head, dict(summary.setting), summary.shots)
+    for planned in planned_jobs(plan, open_store):
+        job = planned.job
+        place = job.splits.train or job.splits.on[0]
+        if (place, planned.model, job.head, dict(job.setting), job.shots) == wanted:
+            stores = _drawn(planned.stores, job, plan)
+            return as_head(_fitted(job, stores)), stores
+    return None
 
 
 def known_jobs(results: str | Path) -> dict[str, list[Row]]:

@@ -70,6 +70,18 @@ def picks(summaries: Iterable[Summary], metric: str) -> list[Summary]:
     return list(best.values())
 
 
+def best_of(summaries: Sequence[Summary], metric: str) -> Summary:
+    """The summary with the best mean on the selection split; without one, on the first test set. Ties: the earlier."""
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+
+    def value(found: Summary) -> float:
+        keys = [key for key in found.mean if key.endswith(f":{metric}")]
+        key = next((key for key in keys if key.startswith("select:")), keys[0] if keys else None)
+        return -np.inf if key is None else sign * found.mean[key]
+
+    return max(summaries, key=value)
+
+
 def sweep_table(summaries: Sequence[Summary], metrics: Sequence[str] = ("top1", "nll")) -> str:
     """A Markdown table per metric: a line per setting, a column per test set, mean ± standard deviation over seeds."""
     parts = []

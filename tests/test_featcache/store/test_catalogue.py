@@ -98,6 +98,8 @@ def test_a_name_without_a_model_never_means_an_interpolated_model(root: Path) ->
     store = find_store("fake/train", root)
     for seed, name in enumerate(("alpha=0.250", "WISE/alpha=0.500", ".soup"), start=1):
         encode_dataset(NumpyDataset(), named(NumpyEncoder(seed), name), root=root)
+    encode_dataset(NumpyDataset(), named(NumpyEncoder(2), "WISE/best"), root=root)  # the one that was chosen
+    assert ("WISE/best",) in [entry.other_models for entry in list_stores(root)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert find_store("fake/train", root).path == store.path

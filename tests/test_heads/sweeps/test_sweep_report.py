@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+import featcache
+import heads
 from featcache.cli.main import main
 from heads.sweeps.summary import summarise, summary_rows, sweep_curves
 
@@ -69,3 +71,24 @@ def test_sweep_writes_its_report(tmp_path, monkeypatch, capsys):
     assert main([*command, "--report", "rep", "--against", "published"]) == 0
     assert "no published figure for these results (model: " in capsys.readouterr().out
     assert "nearest_mean, 2 shots" in (tmp_path / "rep" / "report.html").read_text()
+
+
+def test_the_report_shows_how_the_picked_setting_is_calibrated_and_what_it_confuses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["encode", "digits", "--split", "val", "test", "--quiet"]) == 0
+    assert main(["encode", "digits:inverted", "--split", "test", "--quiet"]) == 0
+    command = ["sweep", "nearest_mean", "ridge", "--train", "digits/val", "--select", "digits-inverted/test"]
+    assert main([*command, "--on", "digits/test", "--shots", "2", "--quiet", "--report", "rep"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    pick = max(rows, key=lambda row: row["select:top1"])
+    page = (tmp_path / "rep" / "report.html").read_text()
+    assert "after a new temperature" in page
+    train, test = (featcache.find_store(f"digits/{split}") for split in ("val", "test"))
+    kind = {"ridge": heads.Ridge, "nearest_mean": heads.NearestMean}[pick["head"]]
+    select = featcache.find_store("digits-inverted/test")
+    fitted = kind().fit(heads.few_shot(train, 2, 0), **({"selection": select} if pick["head"] == "ridge" else {}))
+    truth, said = test.labels, fitted.predict(test.numpy()[0])
+    wrong = {(a, b): int(((truth == a) & (said == b)).sum()) for a in range(10) for b in range(10) if a != b}
+    (a, _), count = max(wrong.items(), key=lambda item: item[1])
+    assert f"{count} of {int((truth == a).sum())} rows on digits" in page
+    assert "data:image/" in page
