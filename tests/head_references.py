@@ -177,3 +177,90 @@ def lp_plus_plus(X: Float, y: Labels, text: Float, steps: int) -> tuple[Float, F
         if step % 10 == 0:
             blend = blend - blend_rate * (away * cosines).sum(axis=0)
     return weights + blend[:, None] * directions, bias
+
+
+def prototypes(X: Float, y: Labels, text: Float, rates: Float, *, clap: bool) -> Float:
+    """Weights (C, D) of CLAP by SGD with momentum, or of TaskRes by Adam; vectors of length 10, all rows in a batch."""
+    scale, start, classes = np.linalg.norm(text, axis=1, keepdims=True), 10 * unit(text), len(text)
+    own = softmax(X @ text.T)[np.arange(len(y)), y]
+    known = np.array([own[y == c].mean() if (y == c).any() else 1.0 for c in range(classes)])[:, None] * clap
+    share = 1.0 if clap else 0.5
+    value, speed = [start.copy() if clap else np.zeros_like(start)], np.zeros_like(start)
+
+    def vectors(value: list[Float]) -> Float:
+        return value[0] if clap else start + share * value[0]
+
+    def slopes(value: list[Float]) -> list[Float]:
+        found = vectors(value)
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        away = scale * ((softmax(X @ (scale * found / lengths).T) - np.eye(classes)[y]) / len(X)).T @ X
+        across = (away - (away * found).sum(axis=1, keepdims=True) * found / lengths**2) / lengths
+        return [share * (across + 2 * known * (found - start) / classes)]
+
+    if clap:
+        for rate in rates.tolist():
+            speed = 0.9 * speed + slopes(value)[0]
+            value[0] -= rate * speed
+    else:
+        adamw(value, slopes, rates, decay=0.0)
+    return np.asarray(scale * unit(vectors(value)))
+
+
+def near(rows: Float, k: int) -> Float:
+    """Cosines (N, N) of each row with its k nearest, the nearest of all (itself) left out; symmetric."""
+    cosines = rows @ rows.T
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, 1 : k + 1]
+    found = np.zeros_like(cosines)
+    np.put_along_axis(found, order, np.take_along_axis(cosines, order, axis=1), axis=1)
+    return found
+
+
+def label_propagation(X: Float, text: Float, k: int) -> Float:
+    """Log-probabilities of ``(I - 0.9 S)^-1 Y``."""
+    graph = np.maximum(near(unit(X), k), 0) ** 3
+    graph = graph + graph.T
+    roots = np.sqrt(np.maximum(graph.sum(axis=1), 1e-300))
+    found = np.linalg.solve(np.eye(len(X)) - 0.9 * graph / roots / roots[:, None], softmax(X @ text.T))
+    return np.asarray(np.log(found / found.sum(axis=1, keepdims=True) + 1e-300))
+
+
+def transclip(X: Float, text: Float, k: int) -> Float:
+    """Log-probabilities of TransCLIP without labelled rows (Zanella et al. 2024)."""
+    rows, base = unit(X), softmax(X @ text.T)
+    (n, dim), z, graph = rows.shape, base.copy(), near(rows, k)
+    top = np.argsort(-z, axis=0, kind="stable")[:8]
+    means = unit(np.stack([z[t, c] @ rows[t] for c, t in enumerate(top.T)]))
+    variance, width = np.full(dim, 1 / dim), min(k, n - 1)
+    for turn in range(11):
+        density = -0.5 * (((rows[:, None] - means) ** 2) / variance).sum(axis=2)
+        for _ in range(5):
+            pull = 50 / (2 * width) * (graph + graph.T) @ z if width else 0 * z
+            logits = np.log(np.maximum(base, 1e-300)) + (density + pull) / 50
+            z = softmax(logits)
+        if turn < 10:
+            means = unit(z.T @ rows)
+            squares = (rows[:, None] - means) ** 2
+            variance = np.maximum((z[:, :, None] * squares).sum(axis=(0, 1)) / n, np.finfo(np.float32).eps)
+    return np.asarray(logits)
+
+
+def em_dirichlet(X: Float, text: Float, rounds: int) -> Float:
+    """Log-probabilities of EM-Dirichlet (Martin et al. 2024), class shares not weighed; each maximum by L-BFGS."""
+    from scipy.optimize import minimize
+    from scipy.special import digamma, gammaln
+
+    logs = np.log(softmax(X @ text.T) + 1e-15)
+    z = softmax(X @ text.T)
+    for _ in range(rounds):
+        found = []
+        for mean in z.T @ logs / z.sum(axis=0)[:, None]:
+
+            def loss(t: Float, mean: Float = mean) -> tuple[float, Float]:
+                a = np.exp(t)
+                value = gammaln(a).sum() - gammaln(a.sum()) - (a - 1) @ mean
+                return float(value), a * (digamma(a) - digamma(a.sum()) - mean)
+
+            found.append(np.exp(minimize(loss, np.zeros(len(mean)), jac=True, tol=1e-14, method="BFGS").x))
+        density = np.array([gammaln(a.sum()) - gammaln(a).sum() + logs @ (a - 1) for a in found]).T
+        z = softmax(density)
+    return density

@@ -89,7 +89,7 @@ COMMANDS = {
     ),
     "sweep": Verb(f"sweep ridge nearest_mean --train {ALL} --on {ALL} --results r.jsonl --quiet {GOOD}", "r.jsonl"),
     "fisher": Verb(f"fisher imagefolder:pictures:all -o f.safetensors --limit 4 --quiet {GOOD}", "f.safetensors"),
-    "convert": Verb("convert tiny converted --overwrite", "converted", "pictures"),
+    "convert": Verb("convert tiny converted --overwrite", "converted", "plain"),
     "wise": Verb("wise tiny tiny --alphas 0 0.5 --out merged --overwrite", "merged"),
     "generate": Verb(
         "generate classes.txt --out drawn --images 2 --batch-size 2 --size 8 --device cpu --quiet", "drawn"
@@ -118,13 +118,13 @@ COMMANDS = {
         "table zero_shot --data imagefolder:pictures --models tiny --results r.jsonl --quiet", "r.jsonl cache"
     ),
     "report": Verb("report rows.jsonl -o shown", "shown"),
-    "merge": Verb("merge soup tiny made/last -o merged --overwrite", "merged", "pictures"),
+    "merge": Verb("merge soup tiny made/last -o merged --overwrite", "merged", "plain"),
     "moments": Verb(
         f"moments imagefolder:pictures:all -o m.safetensors --model local-dir:made/last --limit 4 --quiet {GOOD}",
         "m.safetensors",
     ),
     "convert to a file": Verb("convert tiny converted.safetensors --overwrite", "converted.safetensors", "classes.txt"),
-    "convert to transformers": Verb("convert plain converted --to huggingface --overwrite", "converted", "pictures"),
+    "convert to transformers": Verb("convert plain converted --to huggingface --overwrite", "converted", "plain"),
 }
 UNFINISHED = ("cache", "run")
 """Places that are judged when they are finished: until then, other files say what they are."""
@@ -252,7 +252,8 @@ def begin(words: Sequence[str], ending: Ending | None = None) -> int:
         finally:
             for thread in threading.enumerate():  # as Python ends
                 if thread is not threading.current_thread() and not thread.daemon:
-                    thread.join()
+                    with contextlib.suppress(RuntimeError):  # the signal came before it was started
+                        thread.join()
             atexit._run_exitfuncs()
             os._exit(code)
     return child

@@ -25,7 +25,7 @@ from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled
 from featcache.encoders.model_names import QUICK
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError
-from featcache.store.places.targets import new_folder
+from featcache.store.places.targets import check_folder, new_folder
 from featcache.transfer.flax import SUFFIXES, is_flax
 from ft.checkpoints.folder import (
     CLIP,
@@ -217,6 +217,8 @@ def _check_target(out: Path, layout: str, overwrite: bool) -> None:
         raise EncoderError(f"{out}: RegFT's layout is one file; name it {' or '.join(FILES)}")
     if layout != "lipsum" and out.suffix in SUFFIXES:
         raise EncoderError(f"{out}: files of Lipsum-FT are written with --to lipsum; for a state dict name a .pt file")
+    if out.suffix not in (*FILES, *SUFFIXES):
+        check_folder(out)
     if out.exists() and not overwrite:
         raise EncoderError(f"{out} exists already; name another place, or overwrite it (--overwrite)")
 

@@ -8,6 +8,7 @@ from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.chunks import encoder_key
 from featcache.errors import EncoderError, MismatchError, TrainingError
 from featcache.parameters import Parameter, parameters_of
+from featcache.store.places.targets import check_folder
 from ft.checkpoints.folder import read_state, write_model_folder
 from ft.checkpoints.parents import Parent, account_of, parent_of
 from ft.checkpoints.state import State
@@ -63,6 +64,7 @@ def merge(
     check_settings(method, settings)
     _check_number(method, "models", len(models), None)
     target = Path(out)
+    check_folder(target)
     if target.exists() and not overwrite:
         raise EncoderError(f"{target}: there already; name another folder, or replace it (--overwrite)")
     needs = needs_of(method)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featcache import __version__
 from featcache.errors import EncoderError, MismatchError, TrainingError
+from featcache.store.places.targets import check_folder
 from featcache.transfer.flax import is_flax
 from ft.checkpoints.folder import model_folder, read_config, read_state, weights_file, write_model_folder
 from ft.checkpoints.formats.activation import activation_of_file, check_base_activation
@@ -183,6 +184,8 @@ def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool
     if wrong := [alpha for alpha in steps if not math.isfinite(alpha) or not lowest <= alpha <= highest]:
         raise TrainingError(f"alphas {wrong}: expected finite numbers{', in [0, 1] with Fishers' if weighted else ''}")
     targets = {alpha: out / folder_name(alpha) for alpha in steps}
+    for target in targets.values():
+        check_folder(target)
     if existing := [str(target) for target in targets.values() if target.exists() and not overwrite]:
         raise EncoderError(f"{', '.join(existing)}: there already; name another folder, or replace them (--overwrite)")
     return targets

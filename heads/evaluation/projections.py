@@ -17,6 +17,7 @@ from typing import ClassVar, NoReturn, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from featcache.datasets.files import read_regular
 from featcache.errors import HeadError, MismatchError
 from heads.fitted.base import LogitHead, positions_of
 from heads.fitted.missing_classes import ABSENT
@@ -210,8 +211,8 @@ def load_projection(path: str | Path) -> Projection:
         If the file cannot be read as such a mapping.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_pairs)
-    except (OSError, ValueError) as error:
+        found = json.loads(read_regular(str(path), what="a mapping"), object_pairs_hook=_pairs)
+    except (OSError, ValueError, RecursionError) as error:
         raise HeadError(f"{path}: cannot be read as a mapping of classes ({error}); {_EXPECTED}") from error
     if not isinstance(found, Mapping) or not all(isinstance(group, int | str | list) for group in found.values()):
         raise HeadError(f"{path}: not a mapping of classes; {_EXPECTED}")

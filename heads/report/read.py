@@ -46,7 +46,7 @@ def read_rows(paths: Sequence[str | Path]) -> list[Row]:
 def _row(line: str, path: str | Path, number: int, last: int) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if number < last and line.strip():
             raise HeadError(f"{path}:{number}: no JSON ({error}); remove that line") from None
         if line.strip():

@@ -134,7 +134,8 @@ def backbone_tables(
             return [result.store for result in found]
 
         for place, datasets in enumerate(sources):
-            row = _row(plan, encoder, stores(datasets), stores(train or []), root) | {"model": model}
+            names = [dataset.name for dataset in datasets]  # the stores may have others
+            row = _row(plan, encoder, stores(datasets), names, stores(train or []), root) | {"model": model}
             rows[place].append(row)
             done(row)
     return [
@@ -146,18 +147,20 @@ def backbone_tables(
 Stores = Sequence[ImageStore]
 
 
-def _row(plan: BackbonePlan, encoder: Encoder, stores: Stores, train: Stores, root: str | Path | None) -> Row:
+def _row(
+    plan: BackbonePlan, encoder: Encoder, stores: Stores, names: Sequence[str], train: Stores, root: str | Path | None
+) -> Row:
     """The head under one model, evaluated on every domain."""
     if len(train) > 1:
         raise HeadError(f"--train names {len(train)} data sets ({', '.join(s.name for s in train)}); add ,domain=NAME")
     kind = head_class(plan.head)
     texts = []
     if kind.fits_on == "texts" or kind.takes_texts:
-        names = stores[0].classnames
-        texts = [embed_prompts(names, plan.templates, encoder, name=stores[0].name, root=root).store]
+        classes = stores[0].classnames
+        texts = [embed_prompts(classes, plan.templates, encoder, name=stores[0].name, root=root).store]
     material = Material(train=train[0] if train else None, texts=texts)
     head = as_head(fit_head(plan.head, material, dict(plan.parameters)))
-    (row,) = evaluate([head], stores)
+    (row,) = evaluate([head], stores, names=names)
     return row
 
 

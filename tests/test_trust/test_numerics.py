@@ -139,14 +139,46 @@ HEAD_TABLE: dict[str, tuple[str, dict[str, Any], Truth]] = {
     ),
 }
 
+RATES = np.r_[1e-5, [(1 + np.cos(np.pi * epoch / 10)) / 20 for epoch in range(9)]]
+"""Of ten epochs of CLAP and TaskRes, from 0.1."""
+HEAD_TABLE |= {
+    "clap": (
+        "clap",
+        {"epochs": 10},
+        lambda head, X, y, text: linear(reference.prototypes(X, y, text, RATES, clap=True), np.zeros(len(text))),
+    ),
+    "taskres": (
+        "taskres",
+        {"epochs": 10, "lr": 0.1},
+        lambda head, X, y, text: linear(reference.prototypes(X, y, text, RATES, clap=False), np.zeros(len(text))),
+    ),
+    "label_propagation": (
+        "label_propagation",
+        {"n_neighbors": 59},
+        lambda head, X, y, text: lambda Z: reference.label_propagation(X, text, 59),
+    ),
+    "transclip": (
+        "transclip",
+        {"n_neighbors": 59},
+        lambda head, X, y, text: lambda Z: reference.transclip(X, text, 59),
+    ),
+    "em_dirichlet": (
+        "em_dirichlet",
+        {"rounds": 2, "balance": 0.0},
+        lambda head, X, y, text: lambda Z: reference.em_dirichlet(X, text, 2),
+    ),
+}
+
 BEYOND_FLOAT32 = "beyond what float32 holds"
+TAKE_ONE_CLASS = ("gda", "tip_adapter", "tip_adapter_f", "lp_plus_plus", "clap", "taskres")
+TAKE_ONE_CLASS += ("label_propagation", "transclip", "em_dirichlet")
 REFUSED: dict[tuple[str, str], str] = {
     **{(name, what): "hold NaN or infinity" for name in HEAD_TABLE for what in ("nan", "inf")},
     **{(name, "1e200"): "(squares|gradient) overflow" for name in HEAD_TABLE},
     **{
         (name, what): "expected at least 2"
         for name in HEAD_TABLE
-        if name.partition(" ")[0].rstrip(",") not in ("gda", "tip_adapter", "tip_adapter_f", "lp_plus_plus")
+        if name.partition(" ")[0].rstrip(",") not in TAKE_ONE_CLASS
         for what in ("one row", "one class")
     },
     **{(f"ridge {alpha:g}", "columns of all sizes"): "sums in float64 do not resolve" for alpha in (1e-12, 1e-3)},
@@ -162,12 +194,18 @@ REFUSED: dict[tuple[str, str], str] = {
     ("gda 1", "3e38"): "overflow float32",
     ("tip_adapter", "3e38"): "overflow float32",
     ("tip_adapter_f", "3e38"): "overflow float32",
+    **{(name, "3e38"): "logits overflow float32" for name in ("label_propagation", "transclip", "em_dirichlet")},
+    **{(name, "one column"): "a class with zero weights" for name in ("clap", "taskres")},
+    **{("clap", what): "training diverged" for what in ("1e30", "3e38")},
+    **{("taskres", what): "gradient overflows|training diverged" for what in ("1e30", "3e38")},
     ("adamw", "1e30"): "gradient overflows float32",
     ("adamw", "3e38"): "gradient overflows float32",
 }
 """What each head says of inputs that it does not take; it is right on all others."""
-CHAOTIC = {("adamw", "large constant column")}
+CHAOTIC = {("adamw", "large constant column"), ("taskres", "common offset")}
 """Trainings whose steps multiply every rounding: finite is all that can be asked."""
+CHAOTIC |= {("em_dirichlet", what) for what in ("float16 limits", "1e18", "1e30", "one row many times", "one row")}
+"""Rows that are all alike, or certain: no Dirichlet is the likeliest."""
 
 
 def text_of(X: np.ndarray, y: np.ndarray) -> LinearHead:
@@ -468,6 +506,121 @@ def test_calibration_without_information_is_finite(what: str) -> None:
     found = heads.calibrate(head, (X, y))
     assert np.isfinite(found.predict_proba(X)).all()
     assert 0 < found.provenance["params"]["temperature_after"] < np.inf
+
+
+MULTILABEL_REFUSED = {"nan": "hold NaN or infinity", "inf": "hold NaN or infinity"}
+
+
+def targets_of(y: np.ndarray) -> np.ndarray:
+    """Three questions: the class, its parity, and one that is known on half of the rows."""
+    third = np.where(np.arange(len(y)) % 4 > 1, np.arange(len(y)) % 2, -1)
+    return np.stack([y == 0, y % 2, third], axis=1).astype(np.int8)
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("what", INPUTS)
+def test_multilabel_ridge_is_right_or_refuses(what: str, alpha: float) -> None:
+    X, y = INPUTS[what]()
+    Y, wide = targets_of(y), X.astype(np.float64)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            head = HEADS["multilabel_ridge"](alphas=[alpha]).fit(X, Y)
+            assert np.isfinite(head.predict_proba(X)).all()
+        except HeadError as error:
+            check_refusal(error, "NaN or infinity|overflow|do not resolve|no valid row|beyond what float32 holds")
+            assert what in (*MULTILABEL_REFUSED, "1e200", "3e38", "1e30", "float32 denormals", "columns of all sizes")
+            return
+    (weights,), (bias,) = head.path()
+    for column in range(3):
+        known = Y[:, column] >= 0
+        if len(set(Y[known, column].tolist())) < 2:
+            assert abs(head.intercept_[column]) == 10_000
+            continue
+        W, b = reference.ridge(wide[known], Y[known, column : column + 1].astype(np.float64), alpha)
+        truth = wide @ W[0] + b[0]
+        np.testing.assert_allclose(wide @ weights[column] + bias[column], truth, atol=1e-4)
+        np.testing.assert_allclose(
+            head.predict_proba(X)[:, column],
+            1 / (1 + np.exp(-(truth * head.slopes_[column] + head.offsets_[column]))),
+            atol=4e-3,
+        )
+
+
+@pytest.mark.parametrize("C", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("what", INPUTS)
+def test_multilabel_logistic_is_no_worse_than_float64(what: str, C: float) -> None:
+    from scipy.optimize import minimize
+
+    X, y = INPUTS[what]()
+    Y = targets_of(np.random.default_rng(2).integers(0, 3, len(y)))  # not separable
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            head = HEADS["multilabel_logistic"](C=C).fit(X, Y)
+            assert np.isfinite(head.predict_proba(X)).all()
+        except HeadError as error:
+            check_refusal(error, "NaN or infinity|overflow|scale them")
+            assert what in (*MULTILABEL_REFUSED, "1e200", "1e18", "1e30", "3e38")
+            return
+    wide, mean = X.astype(np.float64), X.astype(np.float64).mean(axis=0)
+    size = float(np.abs(wide - mean).max()) or 1.0
+    for column in range(3):
+        known = Y[:, column] >= 0
+        signs = np.where(Y[known, column] == 1, 1.0, -1.0)
+        if abs(signs.sum()) == len(signs):
+            continue
+        unit = (wide[known] - mean) / size
+        looser = min(C * size * size, 1e300)
+        unit, scaled = (unit, looser) if looser else (0 * unit, 1.0)  # weights beyond all sizes, or no weights
+
+        def objective(
+            flat: np.ndarray, unit: np.ndarray = unit, signs: np.ndarray = signs, scaled: float = scaled
+        ) -> tuple[float, np.ndarray]:
+            margins = signs * (unit @ flat[:-1] + flat[-1])
+            pull = -signs / (1 + np.exp(np.minimum(margins, 700)))
+            value = np.logaddexp(0, -margins).sum() + (flat[:-1] ** 2).sum() / 2 / scaled
+            return float(value), np.r_[pull @ unit + flat[:-1] / scaled, pull.sum()]
+
+        options = {"maxiter": 5000, "ftol": 1e-15}
+        best = minimize(objective, np.zeros(X.shape[1] + 1), jac=True, method="L-BFGS-B", options=options)
+        ours = objective(np.r_[head.coef_[column] * size, head.intercept_[column] + head.coef_[column] @ mean])[0]
+        assert ours <= best.fun * (1 + 1e-4) + 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0, 1e6])
+def test_multilabel_zero_shot_is_cosines(scale: float) -> None:
+    raw = np.random.default_rng(0).standard_normal((4, 3, D))
+    head = HEADS["multilabel_zero_shot"]().fit(texts_of(raw / np.linalg.norm(raw, axis=2, keepdims=True), scale))
+    X = reference.unit(np.random.default_rng(1).standard_normal((20, D)))
+    unit = (raw / np.linalg.norm(raw, axis=2, keepdims=True)).astype(np.float32).astype(np.float64)
+    truth = scale * X @ reference.unit(unit.mean(axis=1)).T
+    np.testing.assert_allclose(head.decision_function(X), truth, atol=1e-6 * scale)
+    wanted = 1 / (1 + np.exp(-np.clip(truth, -700, 700)))
+    np.testing.assert_allclose(head.predict_proba(X), wanted, atol=1e-3 + 1e-7 * scale)
+
+
+@pytest.mark.parametrize("what", INPUTS)
+def test_the_attentive_probe_is_its_formula_or_refuses(what: str) -> None:
+    """Tokens of every size: the fitted head's logits, in float64, and finite probabilities."""
+    X, y = INPUTS[what]()
+    tokens = np.stack([X, X[::-1]], axis=1)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            head = HEADS["attentive"](queries=2, epochs=2, lr=1e-2).fit(tokens, y).frozen()
+            found = head.predict_proba(tokens)
+        except HeadError as error:
+            check_refusal(error, "NaN or infinity|overflow|expected at least 2|training|fold|beyond what float32")
+            return
+    assert np.isfinite(found).all()
+    wide = tokens.astype(np.float64)
+    scores = np.einsum("npd,qd->nqp", wide, head.queries.astype(np.float64))
+    attended = np.einsum("nqp,npd->nqd", np.exp(scores - scores.max(axis=2, keepdims=True)), wide)
+    attended /= np.exp(scores - scores.max(axis=2, keepdims=True)).sum(axis=2)[..., None]
+    values = np.einsum("nqd,qed->nqe", attended, head.values.astype(np.float64))
+    logits = np.einsum("nqe,cqe->nc", values, head.weights.astype(np.float64)) + head.bias
+    np.testing.assert_allclose(found, softmax(logits), atol=4e-3)
 
 
 def test_a_linear_head_beyond_float32_is_refused() -> None:

@@ -232,3 +232,29 @@ def test_an_interrupted_clean_up_is_finished_when_the_process_ends(
     assert len(list(tmp_path.iterdir())) == 1
     local.give_up_all()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "thesis", "runs"])
+@pytest.mark.parametrize("words", ["merge soup tiny tiny", "convert tiny", "wise tiny tiny --alphas 0.5"])
+def test_only_a_folder_of_a_model_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, out: str
+) -> None:
+    for name in ("here/thesis/thesis.tex", "here/runs/a/config.json", "here/notes"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    monkeypatch.chdir(tmp_path / "here")
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    target = [out] if words.startswith("convert") else ["--out", out]
+    if words.startswith("wise"):
+        (tmp_path / "here" / out / "alpha=0.500").mkdir()
+        (tmp_path / "here" / out / "alpha=0.500" / "mine").write_text("mine")
+        before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert main([*words.split(), *target, "--overwrite"]) == 2
+    assert "its files would be lost" in capsys.readouterr().err
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+def test_a_folder_of_a_model_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["convert", "tiny", "new", "--overwrite"]) == 0

@@ -150,6 +150,28 @@ def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
         give_up(partial)
 
 
+MODEL_FILES = {"open_clip_config.json", "config.json", "logit_scale.ckpt"}
+"""A folder that `new_folder` wrote holds one of them."""
+
+
+def check_folder(target: str | Path) -> None:
+    """Refuse what `new_folder` must not replace: OutputError.
+
+    It replaces a folder with all that is in it, so that has to be a model's: neither the working directory, nor a
+    folder above it, nor one with folders in it or with no file of a model.
+    """
+    path, here = Path(os.path.realpath(target)), Path(os.path.realpath("."))
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise OutputError(f"{target}: is no folder, and would be lost; name another place")
+    inside = list(path.iterdir())
+    strange = any(entry.is_dir() for entry in inside) or MODEL_FILES.isdisjoint(entry.name for entry in inside)
+    if here.is_relative_to(path) or (inside and strange):
+        what = "the working directory, or above it" if here.is_relative_to(path) else "not a folder of a model"
+        raise OutputError(f"{target}: is {what}, and its files would be lost; name another place")
+
+
 @contextlib.contextmanager
 def new_folder(target: str | Path) -> Iterator[Path]:
     """A folder to fill inside the block, which then takes the place of the target, or is deleted after an error.
@@ -160,8 +182,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         There is a file or a device at the target, or no room; what was there before is untouched.
     """
     path = Path(os.path.realpath(target))
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{target}: is no folder, and would be lost; name another place")
+    check_folder(target)
     sweep_partials_of(path)
     partial = begin(path)
     try:

@@ -106,6 +106,12 @@ class PrototypeClassifier(FewShotClassifier, LinearClassifier):
         self.losses_ = np.array(list(self._descend(optimiser, loss, len(X))))
         self.progress.finish()
         vectors = self._vectors(texts, parameter).detach().double().numpy()
+        moments = [found for state in optimiser.state.values() for found in state.values() if isinstance(found, Tensor)]
+        if any(bool(found.isinf().any()) for found in moments):  # Adam would stand still
+            raise HeadError(
+                f"{self.name}: the gradient overflows float32, with features up to {np.abs(rows.features).max():.3g}; "
+                "scale them, for instance to rows of length 1"
+            )
         if not np.isfinite(vectors).all() or not np.isfinite(self.losses_).all():
             raise HeadError(f"training diverged at lr={self.lr:g}; take a smaller one")
         self.coef_ = scales[:, None] * vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

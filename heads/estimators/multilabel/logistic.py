@@ -150,7 +150,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         """Set the path; the rows as they were read, and their solver."""
         rows = self._placed(samples)
         solver = self._solver(rows, self.tol)
-        if not np.isfinite(solver.sums).all():
+        if not np.isfinite(solver.sums).all() or not np.isfinite(solver.power):
             raise_not_finite(features for features, _ in rows.blocks())
         self._path = list(solver.path(Cs))
         self._name_absent(~solver.fitted, "have no positive or no negative training row")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
+from featcache.errors import HeadError
 from featcache.store.protocol import TextSource
 from heads.estimators.base import NonlinearClassifier
 from heads.estimators.text_prior import samples_of, text_head, text_identity
@@ -67,7 +68,13 @@ class TransductiveClassifier(NonlinearClassifier):
         self._set_classes(samples)
         features, _ = gathered(samples)
         require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
-        base = log_softmax(text.logits(features).astype(np.float64), axis=1)
+        scores = text.logits(features).astype(np.float64)
+        if not np.isfinite(scores).all():
+            raise HeadError(
+                f"zero-shot logits overflow float32, with features up to {np.abs(features).max():.3g}; "
+                "scale them, for instance to rows of length 1"
+            )
+        base = log_softmax(scores, axis=1)
         others = None if labelled is None else selection_samples(labelled, samples)
         table = self._adapt(unit_rows(features).astype(np.float64), base, _labelled(others))
         self.provenance_ = self._adapted(samples, others, text)

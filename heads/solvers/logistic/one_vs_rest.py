@@ -84,7 +84,7 @@ class OneVsRestSolver:
     ----------
     positives, negatives : (L,) numbers of rows
     fitted : (L,) False for classes that are all positive, all negative or all unknown, where intercepts are fitted
-    sums : (D,) of the features; finite exactly if all features are
+    sums, power : (D,) of the features, and of all squares; finite exactly if all features are, short of overflow
     passes : over the rows so far
 
     Examples
@@ -150,7 +150,8 @@ class OneVsRestSolver:
         if self.fit_intercept and self.n_rows:
             self._mean = sums / self.n_rows
             moment -= self.n_rows * torch.outer(self._mean, self._mean)
-        if not np.isfinite(self.sums).all():
+        self.power = float(moment.trace())
+        if not np.isfinite(self.sums).all() or not np.isfinite(self.power):
             return  # the caller names the rows
         eigenvalues, self._basis = torch.linalg.eigh(moment / max(self.n_rows, 1))
         self._spread = eigenvalues.clamp_min(0.0)
