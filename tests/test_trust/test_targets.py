@@ -158,16 +158,17 @@ def test_a_new_folder_takes_the_place_of_the_old(
         monkeypatch.setattr("featcache.store.places.local._swap", lambda one, two: False)
     for content in ("old", "new"):
         with new_folder(tmp_path / "model") as folder:
+            (folder / "config.json").write_text("{}")
             (folder / content).write_text(content)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "new"}
 
 
 def test_an_interrupted_change_of_folders_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system cannot exchange two names at once."""
     out, moves = tmp_path / "model", []
     out.mkdir()
-    (out / "weights").write_text("old")
+    (out / "config.json").write_text("old")
     real = os.replace
 
     def stop(old: Any, new: Any) -> None:
@@ -182,7 +183,7 @@ def test_an_interrupted_change_of_folders_is_undone(tmp_path: Path, monkeypatch:
         moves.clear()
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (out / "weights").read_text() == "old"
+    assert (out / "config.json").read_text() == "old"
 
 
 def test_exports_keep_their_bytes(place: Path) -> None:
