@@ -28,10 +28,15 @@ Metric = Annotated[str, OneOf(*METRICS)]
 """What chooses a hyper-parameter on held-out rows: the lowest NLL, or the best accuracy, on ties by the NLL."""
 
 
-def check_metric(metric: str) -> None:
-    """HeadError for anything but a `Metric`."""
-    if metric not in METRICS:
-        raise HeadError(f"metric is {metric!r}, expected {' or '.join(map(repr, METRICS))}")
+LOSSES = (*METRICS, "squared_error")
+Loss = Annotated[str, OneOf(*LOSSES)]
+"""A `Metric`, or the lowest squared error of the probabilities, summed over classes (the Brier score)."""
+
+
+def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
+    """HeadError for anything but a `Metric`, or one of those known."""
+    if metric not in known:
+        raise HeadError(f"metric is {metric!r}, expected {' or '.join(map(repr, known))}")
 
 
 def best_setting(top1: NDArray[np.float64], nll: NDArray[np.float64], metric: str) -> int:

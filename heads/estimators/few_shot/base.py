@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.store.protocol import TextSource
-from heads.estimators.base import HeadClassifier, check_metric
+from heads.estimators.base import METRICS, HeadClassifier, check_metric
 from heads.estimators.text_prior import samples_of, text_head, text_identity
 from heads.fitted.base import Fitted
 from heads.fitted.linear import LinearHead
@@ -38,6 +38,7 @@ class FewShotClassifier(HeadClassifier):
 
     takes_texts: ClassVar[bool] = True
 
+    metrics: ClassVar[tuple[str, ...]] = METRICS
     metric: str
 
     def fit(
@@ -66,7 +67,7 @@ class FewShotClassifier(HeadClassifier):
             If the rows, the texts and the selection split differ in encoder, width or class list.
         """
         self._check_parameters()
-        check_metric(self.metric)
+        check_metric(self.metric, self.metrics)
         text = text_head(texts)
         samples = samples_of(X, y, text)
         self._set_classes(samples)

@@ -9,15 +9,19 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import NotNegative, OneOf
-from heads.estimators.base import LinearClassifier
+from heads.estimators.base import LOSSES, LinearClassifier, Loss
 from heads.estimators.discriminant import LinearDiscriminant
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
+from heads.kernels.tally import stats_of_arrays
 from heads.rows.samples import gathered
 from heads.solvers.ridge.moments import Moments
-from heads.solvers.temperature import fit_mixture
+from heads.solvers.temperature import fit_mixture, fit_temperature
 
 Float = NDArray[np.float64]
 Labels = NDArray[np.integer]
+
+SHARES = np.logspace(-1.5, 1.5, 25)
+"""Factors of the likelihood's alpha among which another metric chooses."""
 
 
 class GDA(FewShotClassifier, LinearClassifier):
@@ -31,7 +35,10 @@ class GDA(FewShotClassifier, LinearClassifier):
     ----------
     alpha
         A number of the paper's formula; or "fitted": alpha, and a temperature of the sum, by the likelihood of the
-        selection split, or of folds of the training rows. (The paper takes the best accuracy on a validation split.)
+        selection split, or of folds of the training rows.
+    metric
+        What fits alpha: "nll", the likelihood; or "top1", as in the paper (ties by the NLL), or "squared_error" of the
+        probabilities, among 25 values around that of the likelihood, each at its best temperature.
 
     Attributes
     ----------
@@ -62,12 +69,13 @@ class GDA(FewShotClassifier, LinearClassifier):
     """
 
     name = "gda"
-    metric = "nll"
+    metrics = LOSSES
 
     alpha_: float
 
-    def __init__(self, alpha: NotNegative | Annotated[str, OneOf("fitted")] = "fitted") -> None:
+    def __init__(self, alpha: NotNegative | Annotated[str, OneOf("fitted")] = "fitted", metric: Loss = "nll") -> None:
         self.alpha = alpha
+        self.metric = metric
 
     def _check_parameters(self) -> None:
         if self.alpha != "fitted" and (isinstance(self.alpha, str) or not 0 <= self.alpha < np.inf):
@@ -95,9 +103,27 @@ class GDA(FewShotClassifier, LinearClassifier):
             spread = (X @ whole[0].T + whole[1]).std(axis=1).mean()
             return float(1.0 / spread) if spread > 0 else 0.0, "none"
         scores, features, labels = found
-        temperature, weight = fit_mixture(scores, base_of(features), labels)
+        how, base = "folds" if rows.validation is None else "split", base_of(features)
+        temperature, weight = fit_mixture(scores, base, labels)
         self.temperature_ = temperature / weight if weight > 0 else temperature
-        return 1.0 / weight if weight > 0 else np.inf, "folds" if rows.validation is None else "split"
+        share = 1.0 / weight if weight > 0 else np.inf
+        if self.metric != "nll" and np.isfinite(share):
+            self.temperature_, share = _best_share(share * SHARES, scores, base, labels, self.metric)
+        return share, how
+
+
+def _best_share(
+    shares: Float, scores: Float, base: NDArray[np.floating], labels: Labels, metric: str
+) -> tuple[float, float]:
+    """The temperature, and the alpha of the best accuracy (ties by NLL) or squared error on held-out rows."""
+    found = []
+    for share in shares.tolist():
+        logits = base + share * scores
+        temperature = fit_temperature(logits, labels)
+        stats = stats_of_arrays((logits / temperature).astype(np.float32), labels)
+        missed = (stats.rank > 0).float() if metric == "top1" else stats.brier
+        found.append((float(missed.double().sum()), float(stats.nll.double().sum()), temperature, share))
+    return min(found)[2:]
 
 
 def gda(X: Float, y: Labels, n_classes: int) -> tuple[Float, Float]:

@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.parameters import NotNegative, OneOf, Range
-from heads.estimators.base import LinearClassifier, RowsClassifier
+from featcache.parameters import NotNegative, Range
+from heads.estimators.base import LOSSES, LinearClassifier, Loss, RowsClassifier, check_metric
 from heads.estimators.few_shot.base import validation_folds
 from heads.estimators.standardise import Shared, Standardising
 from heads.estimators.text_prior import checked_prior, prior_record
@@ -27,8 +27,6 @@ from heads.solvers.schedule import wise_ft_schedule
 
 Float = NDArray[np.float64]
 Whole = Annotated[int, Range(0)]
-Metric = Annotated[str, OneOf("top1", "nll", "squared_error")]
-"""What chooses: the best accuracy (ties by the NLL), the lowest NLL, or the lowest Brier score."""
 
 _Rows: TypeAlias = tuple[Tensor, Tensor]
 Groups: TypeAlias = list[dict[str, object]]
@@ -95,7 +93,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         label_smoothing: NotNegative = 0.0,
         prior: object = None,
         seed: Whole = 0,
-        metric: Metric = "top1",
+        metric: Loss = "top1",
         **shared: Unpack[Shared],
     ) -> None:
         super().__init__(**shared)
@@ -139,8 +137,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
                 f"epochs={self.epochs} and batch_size={self.batch_size}; expected at least 1 of each, and at most "
                 f"{MAX_EPOCHS:,} epochs"
             )
-        if self.metric not in ("top1", "nll", "squared_error"):
-            raise HeadError(f"metric is {self.metric!r}, expected 'top1', 'nll' or 'squared_error'")
+        check_metric(self.metric, LOSSES)
         self._grid: list[tuple[float, float]] = list(product(rates, decays))
 
     def _fit(self, samples: Samples, validation: Samples | None) -> None:

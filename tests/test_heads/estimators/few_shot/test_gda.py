@@ -8,7 +8,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from featcache.errors import HeadError
-from heads import GDA, ZeroShot
+from heads import GDA, LinearHead, ZeroShot, fit_temperature
+from heads.estimators.few_shot.gda import gda
 
 
 def papers_scores(train: Any, new: Any) -> Any:
@@ -77,3 +78,27 @@ def test_a_class_without_rows_keeps_its_zero_shot_logit(images: Any, texts: Any)
     X, text = one_each.astype(np.float64), ZeroShot().fit(texts()).linear()
     added = X @ (single.coef_ - text.weights).T  # of the rows, without the zero-shot head's part
     assert (added + single.intercept_ - text.bias).std(axis=1).mean() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("metric", ["top1", "squared_error"])
+def test_alpha_is_the_best_of_its_path_by_another_metric(metric: str) -> None:
+    """Every alpha of the path by the formula, each at its best temperature by a scalar search, on the split."""
+    rng = np.random.default_rng(4)
+    means = rng.normal(size=(4, 6))
+    y, v = np.arange(24) % 4, np.arange(80) % 4
+    X, V = (means[labels] + 1.5 * rng.normal(size=(len(labels), 6)) for labels in (y, v))
+    text = LinearHead(means + rng.normal(size=(4, 6)), np.zeros(4), tuple("abcd"))
+    found = GDA(metric=metric).fit(X, y, texts=text, selection=(V, v))
+    first = GDA().fit(X, y, texts=text, selection=(V, v)).alpha_
+    weights, intercepts = gda(X, y, 4)
+    losses = {}
+    for alpha in first * np.logspace(-1.5, 1.5, 25):
+        scores = V @ (text.weights + alpha * weights).T + alpha * intercepts
+        logits = scores / fit_temperature(scores, v)
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        nll = -np.log(p[np.arange(80), v]).sum()
+        missed = (p.argmax(1) != v).sum() if metric == "top1" else ((p - np.eye(4)[v]) ** 2).sum()
+        losses[alpha] = (round(float(missed), 6), nll)
+    assert found.alpha_ == pytest.approx(min(losses, key=losses.__getitem__))
+    assert found.provenance_.params["metric"] == metric

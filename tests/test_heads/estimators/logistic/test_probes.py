@@ -93,7 +93,7 @@ def test_a_probe_that_diverges_is_left_out_of_its_bank() -> None:
     head = SGD(lr=[1.0, 1e38], epochs=5).fit(1e3 * X, y)
     assert head.lr_ == 1.0
     assert len(head.path_heads()) in (1, 2)
-    with pytest.raises(HeadError, match="metric is 'f1', expected 'top1'"):
+    with pytest.raises(HeadError, match="metric is 'f1', expected 'top1' or 'nll' or 'squared_error'"):
         AdamW(metric="f1").fit(X, y)
     with pytest.raises(HeadError, match=r"momentum is 1.0"):
         SGD(momentum=1.0).fit(X, y)
