@@ -71,6 +71,7 @@ def steps(device: str) -> list[Step]:
         bench("bench_nll_gpu", KERNELS, 150, "--dtype", "bf16"),
         bench("bench_solvers_gpu", (*KERNELS, "scipy", "sklearn"), 180),
         bench("bench_nll_gpu", KERNELS, 90, "--dtype", "fp32", "--tf32", "--heads", "1"),
+        bench("bench_fit_gpu", (*KERNELS, "scipy", "sklearn"), 60),
         bench("bench_encode", ENCODING, 90),
         bench("bench_precision", ENCODING, 60),
     ]

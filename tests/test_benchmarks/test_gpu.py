@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_bare
-from benchmarks.bench_nll_gpu import draw, everything
+from benchmarks.bench_nll_gpu import draw, everything, peers
 from benchmarks.bench_solvers_gpu import gap, real_geometry
 from heads.kernels import linear_nll
 from heads.solvers.logistic.path import PathSolver
@@ -56,6 +56,27 @@ def test_solvers_reach_their_optimum(tmp_path: Path) -> None:
     assert all(value <= 0.01 for name, value in record["logistic: gaps"].items() if "residual" in name)
     assert not record["logistic: not converged"]
     assert [bar["name"] for bar in record["bars"]] == ["gap"]
+
+
+def test_fits_reach_one_optimum_and_say_what_was_left_out(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "bench_fit_gpu")
+    assert "logistic, cuML" in record["left out"]
+    assert {"logistic, torch L-BFGS", "ridge, scikit-learn"} == set(record["over ours"])
+    one, other = (record["objectives"][f"logistic, {name}"] for name in ("ours", "torch L-BFGS"))
+    assert other == pytest.approx(one, rel=1e-4)
+    assert record["ridge, scikit-learn: largest difference of weights"] < 1e-3
+
+
+def test_gpu_bare_has_every_peer() -> None:
+    """On a GPU, in the order of what would be missed most; their names are in the benchmarks that it runs."""
+    names = [step.name.split()[0] for step in gpu_bare.steps("cuda")]
+    assert names[:3] == ["test_kernels", "test_solvers", "test_estimators"]
+    assert {"bench_nll_gpu", "bench_solvers_gpu", "bench_fit_gpu", "bench_encode", "bench_precision"} == set(names[3:])
+    assert sum(step.seconds for step in gpu_bare.steps("cuda")) >= 480  # all together are cut at 480
+    left_out: dict[str, str] = {}
+    works = peers(draw(20, 8, 5, 1, torch.float32, torch.device("cpu")), left_out)
+    assert {"product", "eager, loss alone", "eager, all"} == set(works)
+    assert {"compile", "torch", "cce", "liger"} == set(left_out)
 
 
 def test_a_gap_is_the_distance_from_the_optimum() -> None:
