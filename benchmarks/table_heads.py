@@ -45,6 +45,8 @@ IMAGE_HEADS = (
     HeadGrid("nearest_mean"),
     HeadGrid("knn"),
     HeadGrid("adamw"),
+    HeadGrid("sgd"),
+    HeadGrid("cosine"),
     *(HeadGrid(name, {"standardise": True}) for name in ("ridge", "logistic", "adamw")),
 )
 """Heads of images alone, with what differs from their defaults."""

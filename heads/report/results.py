@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.places.targets import checked_target, write_target, writing
-from heads.evaluation.evaluate import Judgement, SampleTable
+from heads.evaluation.evaluate import Judgement
 from heads.evaluation.metrics import Row
-from heads.evaluation.multilabel import ScoreTable
 
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
@@ -126,10 +125,11 @@ def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequ
     HeadError
         For another suffix, or a judgement without samples.
     """
-    tables: dict[str, SampleTable | ScoreTable] = {**judgement.samples, **judgement.scores}
-    if not tables:
+    rows = {store: table.rows for store, table in judgement.samples.items()}
+    rows |= {store: table.rows for store, table in judgement.scores.items()}
+    if not rows:
         raise HeadError("no single samples were kept; call heads.judge with per_sample=True")
-    known = {store: np.asarray(ids[store])[table.rows] for store, table in tables.items()} if ids else {}
+    known = {store: np.asarray(ids[store])[places] for store, places in rows.items()} if ids else {}
     if judgement.scores:
         return _write_scores(judgement, Path(path), known)
     arrays: dict[str, NDArray[np.generic]] = {}
@@ -152,9 +152,8 @@ def _write_scores(judgement: Judgement, path: Path, ids: Mapping[str, NDArray[np
     """The samples of multi-label heads, with their ids by store where they are known."""
     arrays: dict[str, NDArray[np.generic]] = {}
     for store, table in judgement.scores.items():
-        named = {"rows": table.rows, "targets": table.targets, "logits": table.logits, "thresholds": table.cuts}
-        arrays |= {f"{store}/{key}": value for key, value in named.items()}
-        arrays |= {f"{store}/classnames": np.asarray(judgement.classnames[store])}
+        arrays |= {f"{store}/rows": table.rows, f"{store}/targets": table.targets, f"{store}/logits": table.logits}
+        arrays |= {f"{store}/thresholds": table.cuts, f"{store}/classnames": np.asarray(judgement.classnames[store])}
         arrays |= {f"{store}/ids": ids[store]} if store in ids else {}
 
     def blocks() -> Iterator[Block]:
