@@ -29,6 +29,7 @@ NEEDED = (
 EXTRAS = {
     "s3": ("obstore",),
     "hf": ("datasets",),
+    "lance": ("pylance",),
     "faiss": ("faiss-cpu",),
     "finetune": ("tensorboard", "msgpack"),
     "cuda": ("cupy-cuda13x",),

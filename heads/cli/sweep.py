@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import dry_run_argument, show
@@ -166,9 +167,10 @@ def _details(chosen: Sequence[Summary], plan: SweepPlan, open_store: Open) -> Se
     from heads.evaluation.evaluate import store_labels
     from heads.report.details import head_details
     from heads.sweeps.run import refitted
-    from heads.sweeps.summary import best_of
+    from heads.sweeps.summary import best_of, summary_rows
 
-    found = None if plan.multilabel else refitted(plan, open_store, best_of(chosen, plan.picked_by))
+    best = best_of(chosen, plan.picked_by)
+    found = None if plan.multilabel else refitted(plan, open_store, best)
     if found is None:
         return ()
     head, stores = found
@@ -176,7 +178,9 @@ def _details(chosen: Sequence[Summary], plan: SweepPlan, open_store: Open) -> Se
     if stores.select is not None and plan.paper is None:
         with contextlib.suppress(FeatcacheError):  # of a head that was fitted there
             after = calibrate(head, stores.select)
-    return head_details(head, stores.on, store_labels(stores.on), calibrated=after)
+    (row,) = summary_rows([best])
+    details = head_details(head, stores.on, store_labels(stores.on), calibrated=after)
+    return [replace(detail, head=row["head"]) for detail in details]
 
 
 def _write_report(

@@ -83,6 +83,7 @@ def test_the_report_shows_how_the_picked_setting_is_calibrated_and_what_it_confu
     pick = max(rows, key=lambda row: row["select:top1"])
     page = (tmp_path / "rep" / "report.html").read_text()
     assert "after a new temperature" in page
+    assert f"Head: {pick['head']}, 2 shots." in page
     train, test = (featcache.find_store(f"digits/{split}") for split in ("val", "test"))
     kind = {"ridge": heads.Ridge, "nearest_mean": heads.NearestMean}[pick["head"]]
     select = featcache.find_store("digits-inverted/test")
