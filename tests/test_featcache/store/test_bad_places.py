@@ -1,6 +1,7 @@
 """Full and read-only disks, damaged records: a clear error, and nothing is lost."""
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from featcache import EncodeOptions, encode_dataset, list_stores, open_store
 from featcache.cli.main import main
 from featcache.errors import FeatcacheError, StoreWriteError
-from featcache.store import ImageStore, Manifest, verify
+from featcache.store import ImageStore, Manifest, places, verify
 from featcache.store.key import canonical_json, checksum
 from featcache.store.layout import ArraySpec
 from featcache.store.manifest import Marker, begun_chunk_rows, parse_manifest, read_header
@@ -277,3 +278,24 @@ def test_s3_asks_for_the_role_of_a_machine_only_where_it_is_told_to(monkeypatch:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     check_credentials("s3://features")
+
+
+@pytest.mark.parametrize(("number", "written"), [(errno.ENOSPC, False), (errno.EOPNOTSUPP, True)])
+def test_room_for_a_large_file_is_asked_for_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, written: bool
+) -> None:
+    def refuses(*_: int) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(atomic, "_fallocate", lambda: refuses)
+    content = bytes(atomic.LARGE)
+    if written:  # a file system that reserves nothing
+        places.put(tmp_path / "large", content)
+        assert (tmp_path / "large").read_bytes() == content
+    else:
+        with pytest.raises(StoreWriteError, match=r"cannot write .*large: No space left on device"):
+            places.put(tmp_path / "large", content)
+        assert list(tmp_path.iterdir()) == []
+    places.put(tmp_path / "small", b"small")
+    assert (tmp_path / "small").read_bytes() == b"small"
