@@ -135,7 +135,7 @@ class Objective:
         """f(theta), summed in float64; one product, or none with logits."""
         of = logits or self.product(theta)
         losses = self._pieces(lambda piece: self._loss(piece.block, of(piece))[0])
-        return sum(losses) + self.penalty.value(theta[:, :-1])
+        return float(sum(losses, self._zero())) + self.penalty.value(theta[:, :-1])
 
     def gradient(self, theta: Tensor, logits: Logits | None = None) -> Tensor:
         """Gradient (K, D + 1); as many products as `value_and_gradient`."""
@@ -145,7 +145,7 @@ class Objective:
         """f(theta) and its gradient (K, D + 1); two products, or one with logits."""
         of = logits or self.product(theta)
 
-        def residuals(piece: Piece) -> tuple[float, Tensor]:
+        def residuals(piece: Piece) -> tuple[Tensor, Tensor]:
             return self._loss(piece.block, of(piece))
 
         value, gradient = self._backward(residuals)
@@ -156,8 +156,8 @@ class Objective:
         """The Hessian at theta times a direction (K, D + 1); three products, or two with the logits of theta."""
         of, along = logits or self.product(theta), self.product(direction, change=True)
 
-        def residuals(piece: Piece) -> tuple[float, Tensor]:
-            return 0.0, _times(self.loss.curvature_product(of(piece), along(piece)), piece.block.weights)
+        def residuals(piece: Piece) -> tuple[Tensor, Tensor]:
+            return self._zero(), _times(self.loss.curvature_product(of(piece), along(piece)), piece.block.weights)
 
         _, product = self._backward(residuals)
         product[:, :-1] += self.penalty.curvature_product(theta[:, :-1], direction[:, :-1])
@@ -195,21 +195,25 @@ class Objective:
 
             yield from side_by_side(len(block.X), size, of, self.threads)
 
-    def _loss(self, block: Block, logits: Tensor) -> tuple[float, Tensor]:
-        """Weighted loss of some rows, and its derivative (n, K) by their logits."""
+    def _zero(self) -> Tensor:
+        """What values of pieces are added to: they stay on the device, and a pass waits for it once."""
+        return torch.zeros((), dtype=torch.float64, device=self.rows.sample.X.device)
+
+    def _loss(self, block: Block, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted loss of some rows, float64, and its derivative (n, K) by their logits."""
         losses, residual = self.loss.value_and_residual(logits, block.y)
         total = _times(losses, block.weights).sum(dtype=torch.float64)
-        return float(total), _times(residual, block.weights)
+        return total, _times(residual, block.weights)
 
-    def _backward(self, residuals: Callable[[Piece], tuple[float, Tensor]]) -> tuple[float, Tensor]:
+    def _backward(self, residuals: Callable[[Piece], tuple[Tensor, Tensor]]) -> tuple[float, Tensor]:
         """Sum of values, and ``[Rᵀ X, Rᵀ 1]`` (K, D + 1), over the pieces that `residuals` gives R of."""
 
-        def of(piece: Piece) -> tuple[float, Tensor, Tensor]:
+        def of(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
             value, residual = residuals(piece)
             sums = residual.sum(dim=0)  # first, as the product may overwrite the residuals
             return value, self.precision.backward(residual, piece.block.X), sums
 
-        total, theta = 0.0, self.zeros()
+        total, theta = self._zero(), self.zeros()
         for value, products, sums in self._pieces(of):
             total += value
             theta[:, :-1] += products
@@ -219,7 +223,7 @@ class Objective:
             theta[:, :-1] -= torch.outer(theta[:, -1], self.rows.mean)
         if not self.fit_intercept:
             theta[:, -1] = 0.0
-        return total, theta
+        return float(total), theta
 
 
 class Line:
