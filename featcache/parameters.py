@@ -95,6 +95,7 @@ class OneOf:
 Positive = Annotated[float, Range(0, open=True)]
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
 
 
 @dataclass(frozen=True)

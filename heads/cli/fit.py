@@ -101,6 +101,8 @@ def _prior(reference: str, args: argparse.Namespace) -> LinearHead:
 
     if Path(reference).is_file():
         return as_linear(load(reference))
+    if Path(reference).suffix == ".safetensors":
+        raise HeadError(f"--prior {reference}: no such file; check the path, or name a text store: texts/NAME")
     return Material(texts=[open_texts(reference, args, "--prior ")]).text_head()
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, NotNegative, Positive, Range
+from featcache.parameters import Count, NotNegative, Positive, Range, Seed
 from featcache.processes import checked_device
 from heads.estimators.base import NonlinearClassifier
 from heads.estimators.few_shot.base import validation_folds
@@ -91,14 +91,14 @@ class Attentive(NonlinearClassifier):
 
     def __init__(
         self,
-        queries: Count = 32,
-        heads: Count = 1,
+        queries: Annotated[int, Range(1, 4096)] = 32,
+        heads: Annotated[int, Range(1, 4096)] = 1,
         lr: Positive | Sequence[Positive] = 1e-3,
         weight_decay: NotNegative = 0.1,
         epochs: Count | None = None,
         batch_size: Count = 128,
         device: str | None = None,
-        seed: Annotated[int, Range(0)] = 0,
+        seed: Seed = 0,
     ) -> None:
         self.queries = queries
         self.heads = heads
@@ -173,7 +173,7 @@ class Attentive(NonlinearClassifier):
         counts = self.queries, self.heads, self.batch_size, 1 if self.epochs is None else self.epochs
         if not rates or not all(np.isfinite(rate) and rate > 0 for rate in rates):
             raise HeadError(f"lr is {self.lr!r}, expected positive numbers")
-        if not (np.isfinite(self.weight_decay) and self.weight_decay >= 0):
+        if not (np.isfinite(float(self.weight_decay)) and self.weight_decay >= 0):
             raise HeadError(f"weight_decay is {self.weight_decay!r}, expected a number from 0")
         if min(counts) < 1:
             raise HeadError(

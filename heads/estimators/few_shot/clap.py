@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.parameters import Count, Positive
+from featcache.parameters import Count, Positive, Seed
 from heads.estimators.few_shot.base import FewShotRows
 from heads.estimators.few_shot.prototypes import PrototypeClassifier
 from heads.fitted.base import softmax
@@ -70,7 +70,7 @@ class CLAP(PrototypeClassifier):
         epochs: Count = 300,
         batch_size: Count = 256,
         norm: Positive = 10.0,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(lr, epochs, batch_size, norm, seed)
 

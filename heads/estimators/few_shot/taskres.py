@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featcache.parameters import Count, Positive
+from featcache.parameters import Count, Positive, Seed
 from heads.estimators.few_shot.prototypes import PrototypeClassifier
 
 
@@ -56,7 +56,7 @@ class TaskRes(PrototypeClassifier):
         epochs: Count = 100,
         batch_size: Count = 256,
         norm: Positive = 10.0,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.alpha = alpha
         super().__init__(lr, epochs, batch_size, norm, seed)

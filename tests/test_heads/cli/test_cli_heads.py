@@ -74,6 +74,7 @@ def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
     assert cli("fit", "logistic", "digits/train", "--prior", "texts/digits", "-o", "a.safetensors", *few)[0] == 0
     assert cli("fit", "zero_shot", "texts/digits", "-o", "zs.safetensors")[0] == 0
     assert cli("fit", "logistic", "digits/train", "--prior", "zs.safetensors", "-o", "b.safetensors", *few)[0] == 0
+    assert cli("fit", "ridge", "digits/train", "--prior", "none.safetensors", "-o", "c.safetensors")[0] == 2
     _, rows, _ = cli("evaluate", "a.safetensors", "b.safetensors", "zs.safetensors", "--on", "digits/test")
     assert rows[0]["digits:nll"] == pytest.approx(rows[1]["digits:nll"], rel=1e-6)
     assert rows[0]["digits:top1"] == pytest.approx(rows[2]["digits:top1"], abs=0.003)
