@@ -58,6 +58,7 @@ class AdamW(TrainedProbes):
 
     Examples
     --------
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> y = rng.integers(0, 3, 200)
     >>> X = np.eye(3)[y] + 0.3 * rng.normal(size=(200, 3))

@@ -210,7 +210,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         optimiser = self._optimiser(groups)
         losses = torch.zeros(total, len(probes), device=features.device)
         steepest = torch.zeros(len(probes), device=features.device)
-        self.progress.start(f"{self.name}, {len(probes)} probes", total, 0)
+        self.progress.start(f"{self.name}, {len(probes)} probes", int(self.epochs) * len(labels), 0)
         for step, picked in enumerate(self._batches(len(labels))):
             batch = torch.from_numpy(picked).to(features.device)
             weights, bias = zip(*map(self._linear, probes), strict=True)
@@ -230,7 +230,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
                 group["lr"] = wise_ft_schedule(step, rate, warmup, total)
             optimiser.step()
             losses[step] = own.detach()
-            self.progress.advance(1)
+            self.progress.advance(len(batch))
         self.progress.finish()
         with torch.no_grad():
             weights, bias = zip(*map(self._linear, probes), strict=True)
