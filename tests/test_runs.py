@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from warm import warm_featcache
 
 from featcache.prompts.wordnet import imagenet_wnids, subset_wnids
 
@@ -45,13 +45,13 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = Path(sys.executable).with_name("featcache")
-    settings = {"FEATCACHE": str(command), "MODEL": "tiny", "PRETRAINED": "", "TEMPLATES": "bare", **environment}
+    settings = {"MODEL": "tiny", "PRETRAINED": "", "TEMPLATES": "bare", **environment}
     return subprocess.run(["bash", str(SCRIPT), *arguments], env=os.environ | settings, capture_output=True, text=True)
 
 
 def test_from_folders_to_the_report(imagenet: Path, tmp_path: Path) -> None:
-    ran = run(str(imagenet), str(tmp_path), HEADS="ridge knn")
+    with warm_featcache(tmp_path) as command:
+        ran = run(str(imagenet), str(tmp_path), HEADS="ridge knn", FEATCACHE=str(command))
     assert ran.returncode == 0, ran.stderr
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [row["head"] for row in rows] == ["zero_shot", "ridge:ridge", "ridge:ridge_to_zero_shot", "knn"]
@@ -69,7 +69,8 @@ def test_from_folders_to_the_report(imagenet: Path, tmp_path: Path) -> None:
 @pytest.mark.nightly
 def test_shifts_that_are_not_there_are_left_out_and_said(imagenet: Path, tmp_path: Path) -> None:
     away = {name: str(tmp_path / "none") for name in ("V2", "R", "A", "SKETCH")}
-    ran = run(str(imagenet), str(tmp_path / "out"), HEADS="ridge", **away)
+    with warm_featcache(tmp_path) as command:
+        ran = run(str(imagenet), str(tmp_path / "out"), HEADS="ridge", FEATCACHE=str(command), **away)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("left out: imagenet-") == 4
 
