@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import open_clip
 import torch
+from safetensors import SafetensorError, safe_open
 
 from featcache.datasets.hub import needs_hub, offline_where_unreachable
 from featcache.encoders.base import FOLDER_FILES, FOLDER_PROVENANCE
@@ -294,8 +295,10 @@ def _check_files(model: str, pretrained: str | None) -> None:
     for file in files:
         try:
             check_sound(file)
-        except ValueError as error:
-            raise EncoderError(f"{file}: {error}; write or fetch it again") from error
+            if file.suffix == ".safetensors":
+                safe_open(file, framework="pt")
+        except (ValueError, SafetensorError) as error:
+            raise EncoderError(f"{file}: {one_line(str(error))}; write or fetch it again") from error
 
 
 def _weights(folder: Path) -> list[Path]:
