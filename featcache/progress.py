@@ -1,5 +1,6 @@
 """Progress on stderr: rows done, rate and time left; and texts as terminals show them."""
 
+import os
 import re
 import sys
 import time
@@ -199,6 +200,27 @@ def printable(text: str) -> str:
     cat\x1b[2J\udcff
     """
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_COLOURS = (
+    (re.compile(r"(?<!\S)\S+\*(?=\s|$)"), "1"),  # the best of a row, bold
+    (re.compile("NOT FINISHED|damaged"), "33"),  # yellow
+    (re.compile(r"^featcache: \w+:"), "31"),  # an error, red
+)
+
+
+def coloured(text: str, stream: TextIO) -> str:
+    r"""A printable text as a terminal shows it, in colour; unchanged for files and pipes, and under ``NO_COLOR``.
+
+    >>> from types import SimpleNamespace
+    >>> coloured("ridge 98.8*", SimpleNamespace(isatty=lambda: False))
+    'ridge 98.8*'
+    """
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    for pattern, colour in _COLOURS:
+        text = pattern.sub(f"\x1b[{colour}m\\g<0>\x1b[0m", text)
+    return text
 
 
 def one_line(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from featcache.datasets import DATASETS
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
-from featcache.progress import Progress, Silent, printable, shown_progress
+from featcache.progress import Progress, Silent, coloured, printable, shown_progress
 from featcache.store import ImageStore, TextStore
 from featcache.store.catalogue import other_names
 from featcache.store.places.targets import is_stream
@@ -157,4 +157,4 @@ def terminal_width() -> int | None:
 def show(value: object, text: str, as_json: bool, beside: str | None = None) -> None:
     """Print a result: one JSON value, or text for people; on stderr if the target `beside` is standard output."""
     where = sys.stderr if beside is not None and is_stream(beside) else sys.stdout
-    print(json.dumps(value) if as_json else printable(text), file=where)
+    print(json.dumps(value) if as_json else coloured(printable(text), where), file=where)

@@ -21,7 +21,7 @@ from typing import NoReturn, Protocol, cast
 from featcache import SIBLINGS, __version__, sibling
 from featcache.cli.signals import Terminated, ended_by_signals
 from featcache.errors import FeatcacheError, explain
-from featcache.progress import one_line
+from featcache.progress import coloured, one_line
 
 VERBS: dict[str, tuple[str, str]] = {
     "encode": ("featcache.cli.encode", "encode splits of a data set into image stores"),
@@ -229,7 +229,7 @@ def _report(error: BaseException, message: str, code: int, as_json: bool) -> int
         record = {"error": type(error).__name__, "message": message, "exit_code": code}
         line = json.dumps(record)
     else:
-        line = one_line(f"featcache: {type(error).__name__}: {message}")
+        line = coloured(one_line(f"featcache: {type(error).__name__}: {message}"), sys.stderr)
     with contextlib.suppress(OSError):  # stderr may be full, too
         print(line, file=sys.stderr)
     return code
