@@ -54,6 +54,9 @@ class HeldPictures:
         """The picture."""
         return of_content(content)
 
+HUGGING_FACE = ("datasets.arrow_dataset", "datasets.iterable_dataset")
+"""Modules of the classes of Hugging Face data sets; a module `datasets` of the user's own is none of them."""
+
 
 def as_dataset(
     data: Held, split: str | None = None, *, labels: object = "names", name: str | None = None, **options: Any
@@ -92,9 +95,8 @@ def as_dataset(
         data, split = _of_split(data, split)
     if is_dataset(data):
         return data
-    family = {part.__module__.partition(".")[0] for part in type(data).__mro__}
     columns = {key: options.pop(key) for key in COLUMNS if key in options}
-    if "datasets" in family:
+    if any(part.__module__ in HUGGING_FACE for part in type(data).__mro__):
         from featcache.datasets.sources.huggingface import live_huggingface
 
         _no_labels(labels, "a Hugging Face data set has a column of labels; name it with label=")

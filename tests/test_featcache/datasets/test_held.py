@@ -159,3 +159,16 @@ NORMALISED = torchvision.transforms.Compose(
 def test_what_cannot_be_held(data, options, said, tmp_path):
     with pytest.raises(DatasetError, match=said):
         featcache.encode(data, options.pop("split", "train"), PIXELS, root=tmp_path, **options)
+
+
+def test_a_module_of_the_users_own_may_be_called_datasets() -> None:
+    class Two:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+            return Image.new("RGB", (4, 4), (row, 0, 0)), row
+
+    Two.__module__ = "datasets"
+    found = as_dataset(Two(), "test", classnames=["a", "b"])
+    assert found.index.labels.tolist() == [0, 1]
