@@ -6,7 +6,7 @@ same device, threads and number of processes.
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -17,7 +17,7 @@ import torch
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
 from featcache.encoding.pipeline import default_ahead, default_workers, prepared_batches
-from featcache.errors import DivergedError, ImageReadError, TrainingError
+from featcache.errors import DivergedError, FeatcacheError, ImageReadError, TrainingError
 from featcache.processes import wait
 from featcache.progress import Progress, Silent
 from ft.checkpoints.folder import BEST, LAST, LOG, START, head_path
@@ -148,11 +148,18 @@ def finetune(
     validation = open_split(val, labels) if isinstance(val, str) else val
     refuse_multilabel(dataset, validation)
     folder = Path(out)
+    is_new = not folder.exists()
     with processes(settings.get("device")) as place, _own_randomness(place):
         if place.first:
             open_folder(folder, settings.get("overwrite", False))
         wait()
-        run = prepare(dataset, validation, model, pretrained, chosen, place, settings.get("root"))
+        try:
+            run = prepare(dataset, validation, model, pretrained, chosen, place, settings.get("root"))
+        except FeatcacheError:
+            if is_new:
+                with suppress(OSError):  # it is empty: nothing was begun
+                    folder.rmdir()
+            raise
         return _Loop(run, folder, settings.get("progress") or Silent()).train()
 
 

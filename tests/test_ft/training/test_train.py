@@ -390,7 +390,8 @@ def test_options_that_do_not_fit_the_run_are_refused(
     changes: dict[str, Any], message: str, model: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match=message):
-        train(tmp_path, model, **changes)
+        train(tmp_path / "run", model, **changes)
+    assert not (tmp_path / "run").exists() or any((tmp_path / "run").iterdir())  # no empty folder is left
 
 
 def test_folder_with_other_files_is_refused(model: str, tmp_path: Path) -> None:
