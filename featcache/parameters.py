@@ -75,8 +75,8 @@ class Range:
         return self.low <= value <= self.high and not (self.open and value == self.low)
 
     def __str__(self) -> str:
-        low = "" if self.low == -math.inf else f" {'above' if self.open else 'from'} {self.low:g}"
-        return low if self.high == math.inf else f"{low} to {self.high:g}"
+        low = "" if self.low == -math.inf else f" {'above' if self.open else 'from'} {_number(self.low)}"
+        return low if self.high == math.inf else f"{low} to {_number(self.high)}"
 
 
 class OneOf:
@@ -165,7 +165,7 @@ def check_record(
     >>> check_record({"k": "x"}, {"k": Count}, "head.safetensors")
     Traceback (most recent call last):
         ...
-    ValueError: head.safetensors: k is 'x', expected a whole number from 1
+    ValueError: head.safetensors: k is 'x', expected a whole number from 1 to 2,147,483,647
     """
     if not isinstance(record, dict):
         raise ValueError(f"{where}: holds {reprlib.repr(record)}, expected an object {{name: value}}")
@@ -183,6 +183,10 @@ def json_value(text: str | bytes) -> object:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -94,7 +94,7 @@ relabel digits/test zero | 'zero': expected OLD=NEW, such as
 relabel digits/test | expected OLD=NEW for some classes, or --classes FILE
 gc --older-than soon | --older-than soon: expected a number with s, m, h or d
 3 gc digits/none | digits/none; `featcache list`
-export digits/test out.xyz | cannot export to 'xyz'; expected one of npy
+export digits/test out.xyz | cannot export to 'xyz'; expected one of
 3 export digits/none out.csv | digits/none; the nearest
 export digits/test out --format xls | 'xls'; parquet
 export digits/test out --dtype int8 | 'int8'; float16
@@ -126,7 +126,7 @@ fit ridge digits/val -o new.safetensors --set 'metric="accuracy"' | metric is 'a
 fit ridge digits/val -o new.safetensors --set cv=1 | a number of folds from 2; got 1
 3 fit ridge digits/val -o new.safetensors --select digits/none | digits/none
 5 fit ridge digits/val -o new.safetensors --select other/test | encoder; 2 classes; encode both with one model
-3 fit ridge digits/val -o new.safetensors --prior missing.safetensors | missing.safetensors
+fit ridge digits/val -o new.safetensors --prior missing.safetensors | missing.safetensors
 fit ridge digits/val -o new.safetensors --prior knn.safetensors | knn is not linear
 fit knn digits/val -o new.safetensors --prior zero_shot.safetensors | knn shrinks towards nothing; leave it out
 fit zero_shot digits/val -o new.safetensors | a store of images; zero_shot fits from a store of texts

@@ -35,14 +35,6 @@ class BatchSize:
         Else ``$FEATCACHE_BATCH_SIZE``; else, on a CPU, what `took` is told decides.
     rows : int
         Images that are to be encoded; at most half of them are measured.
-
-    Examples
-    --------
-    >>> size = BatchSize(None, "cpu", 10_000)
-    >>> while not size.is_settled:
-    ...     size.took(size.now, size.now * {8: 1.0, 16: 0.5, 32: 0.6, 64: 0.9}[size.now] / 100)
-    >>> size.now, size.told
-    (16, 'batches of 16, the fastest of 8, 16, 32 and 64')
     """
 
     def __init__(self, given: int | None, device: str, rows: int) -> None:

@@ -54,6 +54,7 @@ class HeldPictures:
         """The picture."""
         return of_content(content)
 
+
 HUGGING_FACE = ("datasets.arrow_dataset", "datasets.iterable_dataset")
 """Modules of the classes of Hugging Face data sets; a module `datasets` of the user's own is none of them."""
 

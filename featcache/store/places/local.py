@@ -161,10 +161,6 @@ _HERE, _EXCHANGE, _KEEP_SIZE = -100, 2, 1  # AT_FDCWD, RENAME_EXCHANGE, FALLOC_F
 
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, durably: a synced file in a folder that is lost is lost, too."""
-    with contextlib.suppress(OSError):  # of most, only the last is missing
-        folder.mkdir()
-        sync_folder(folder.parent)
-        return
     new = [folder]
     while not new[-1].exists():
         new.append(new[-1].parent)

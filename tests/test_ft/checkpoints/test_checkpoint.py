@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from featcache.encoders import load_encoder
-from featcache.errors import EncoderError, MismatchError
+from featcache.errors import EncoderError, MismatchError, OutputError
 from ft.checkpoints.folder import model_folder, read_state, weights_file, write_model_folder, write_state
 
 STATE = {"visual.w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
@@ -133,9 +133,15 @@ def test_existing_folder_is_kept_unless_overwritten(source: Path, tmp_path: Path
     (out / "mine.txt").write_text("precious")
     with pytest.raises(EncoderError, match="exists already"):
         write_model_folder(source, state, out)
+    with pytest.raises(OutputError, match="is not a folder of a model, and its files would be lost"):
+        write_model_folder(source, state, out, overwrite=True)
     assert (out / "mine.txt").exists()
-    write_model_folder(source, state, out, overwrite=True)
-    assert not (out / "mine.txt").exists()
+    (out / "mine.txt").unlink()
+    for seed in (1, 2):
+        state = clip_models.make_model(seed).state_dict()
+        write_model_folder(source, state, out, overwrite=True)
+    written = load_encoder(f"local-dir:{out}", device="cpu")
+    assert torch.equal(written.model.state_dict()["visual.proj"], state["visual.proj"])
     with pytest.raises(EncoderError, match="never the source"):
         write_model_folder(source, state, source, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir() if "cache" not in path.name) == ["out", "source"]
