@@ -55,10 +55,15 @@ class Claims:
         """Claim a chunk (or another piece of work); False if a live writer holds it."""
         path, mine = self._folder / str(what), self._name.encode()
         _taken[path] = mine
-        taken = create(path, mine)
-        if not taken and self._is_stale(path):
-            put(path, mine)  # two writers may both do this: harmless, as two writers of one chunk are
-            taken = True
+        try:
+            taken = create(path, mine)
+            if not taken and self._is_stale(path):
+                put(path, mine)  # two writers may both do this: harmless, as two writers of one chunk are
+                taken = True
+        except BaseException:  # interrupted: this process lives on, so nobody would see that the claim is dead
+            if read_or_none(path) == mine:
+                remove(path)
+            raise
         if taken:
             self._held[str(what)] = self._clock()
             self._watched.pop(str(what), None)
@@ -118,9 +123,10 @@ class Claims:
                 _taken.pop(self._folder / str(what), None)
 
     def release_all(self) -> None:
-        """Give every claim back."""
-        for what in list(self._held):
-            self.release(what)
+        """Give every claim back; an error of one does not keep the others."""
+        with contextlib.ExitStack() as stack:
+            for what in list(self._held):
+                stack.callback(self.release, what)
 
     def clear(self) -> None:
         """Delete the claims of all writers: the store is finished."""

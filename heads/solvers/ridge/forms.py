@@ -185,14 +185,14 @@ class Coupled:
         return out
 
 
-def _near_blocks(near: NDArray[np.bool_], kernel: Float, width: int = 32) -> list[tuple[slice, slice, Float]]:
+def _near_blocks(near: NDArray[np.bool_], kernel: Float, width: int = 16) -> list[tuple[slice, slice, Float]]:
     """Column blocks of the banded matrix ``where(near, K, 0)``; none if it is diagonal. s is sorted: it is a band."""
     if near.sum() == len(near):
         return []
-    blocks = []
+    blocks, band = [], np.where(near, kernel, 0.0)
     for start in range(0, len(near), width):
         columns = slice(start, start + width)
         touched = np.flatnonzero(near[:, columns].any(axis=1))
         rows = slice(int(touched[0]), int(touched[-1]) + 1)
-        blocks.append((rows, columns, np.where(near, kernel, 0.0)[rows, columns]))
+        blocks.append((rows, columns, band[rows, columns]))
     return blocks

@@ -157,19 +157,24 @@ def _errors(
     if dtype is None and not gpu and work <= _DIRECT_WORK:
         direct = [Direct.of(s, alphas) for s in spectra]
         return _mean_errors(direct, rows, leave_out)
-    exact = [Coupled.of(spectrum, alphas, torch.float64, device) for spectrum in spectra]
     if dtype == torch.float64 or (dtype is None and (gpu or not labels)):
-        return _mean_errors(exact, rows, leave_out)
-    quick = [Coupled.of(spectrum, alphas, torch.float32, device) for spectrum in spectra]
+        return _mean_errors(_forms(spectra, alphas, torch.float64, device), rows, leave_out)
+    quick = _forms(spectra, alphas, torch.float32, device)
     errors = None
     pays = dtype is None and leave_out and plain and corrected.pays(spectra[0], alphas)
     if pays or dtype == torch.bfloat16:
         errors, rows = corrected.mean_errors(spectra[0], quick[0], rows, alphas), blocks()
     if errors is None:
-        errors = _mean_errors(quick, rows, leave_out, exact)
+        errors = _mean_errors(quick, rows, leave_out, _forms(spectra, alphas, torch.float64, device))
     # The squared error of predicting the class frequencies is the size of one-hot targets.
     size = min(1.0 - float(spectrum.mean_y @ spectrum.mean_y) for spectrum in spectra)
-    return errors if errors.min() >= _FLOAT32_FLOOR * size else _mean_errors(exact, blocks(), leave_out)
+    if errors.min() >= _FLOAT32_FLOOR * size:
+        return errors
+    return _mean_errors(_forms(spectra, alphas, torch.float64, device), blocks(), leave_out)
+
+
+def _forms(spectra: Sequence[Spectrum], alphas: Float, dtype: torch.dtype, device: torch.device) -> list[Coupled]:
+    return [Coupled.of(spectrum, alphas, dtype, device) for spectrum in spectra]
 
 
 def _mean_errors(

@@ -167,7 +167,7 @@ def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> lis
 
     totals: dict[int, Sums] = {}
     rows = [0] * folds
-    piece_rows = PIECE_ROWS if folds == 1 else FOLD_PIECE_ROWS
+    piece_rows = 2 * PIECE_ROWS if folds == 1 else FOLD_PIECE_ROWS
     for piece in map_pieces(_checked(blocks, dim, n_targets), of_piece, rows=piece_rows, width=dim + n_targets):
         for k, (sums, count) in piece.items():
             rows[k] += count
