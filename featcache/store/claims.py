@@ -26,14 +26,14 @@ RENEW_SECONDS = 20.0
 STALE_SECONDS = 120.0
 
 
-_taken: dict[StorePath, bytes] = {}
-"""Files of the claims of this process, and what they hold, until they are given back."""
+_taken: set[tuple[StorePath, bytes]] = set()
+"""Files of the claims of this process, of all its writers, and what they hold, until they are given back."""
 
 
 @atexit.register
 def give_back() -> None:
     """Give back what is still claimed: a signal may have interrupted that, too."""
-    for path, mine in list(_taken.items()):
+    for path, mine in list(_taken):
         if mine.startswith(f"{owner()}-".encode()):  # not those of the process that this one was forked from
             with contextlib.suppress(Exception):
                 if read_or_none(path) == mine:
@@ -54,7 +54,7 @@ class Claims:
     def take(self, what: int | str) -> bool:
         """Claim a chunk (or another piece of work); False if a live writer holds it."""
         path, mine = self._folder / str(what), self._name.encode()
-        _taken[path] = mine
+        _taken.add((path, mine))
         try:
             taken = create(path, mine)
             if not taken and self._is_stale(path):
@@ -68,7 +68,7 @@ class Claims:
             self._held[str(what)] = self._clock()
             self._watched.pop(str(what), None)
         else:
-            del _taken[path]
+            _taken.discard((path, mine))
         return taken
 
     def _is_stale(self, path: StorePath) -> bool:
@@ -120,7 +120,7 @@ class Claims:
         with self._lock:
             if self._held.pop(str(what), None) is not None:
                 remove(self._folder / str(what))
-                _taken.pop(self._folder / str(what), None)
+                _taken.discard((self._folder / str(what), self._name.encode()))
 
     def release_all(self) -> None:
         """Give every claim back; an error of one does not keep the others."""
@@ -133,7 +133,7 @@ class Claims:
         self._held.clear()
         for name in files(self._folder):
             remove(self._folder / name)
-            _taken.pop(self._folder / name, None)
+            _taken.discard((self._folder / name, self._name.encode()))
 
     def sweep(self) -> None:
         """Delete what dead writers left in a finished store: expired claims, temporary files. Others stay."""

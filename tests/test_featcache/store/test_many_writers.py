@@ -16,7 +16,7 @@ from featcache import EncodeOptions, encode_dataset
 from featcache.encoding.chunks import normalise
 from featcache.encoding.options import Share
 from featcache.errors import FeatcacheError, MismatchError, ShardDoneError, StoreIncompleteError, StoreSchemaError
-from featcache.store import ImageStore, StoreWriter, open_store, places, verify
+from featcache.store import ImageStore, StoreWriter, claims, open_store, places, verify
 from featcache.store.claims import STALE_SECONDS, Claims
 from featcache.store.manifest import Marker
 from featcache.store.places import create, put
@@ -210,6 +210,43 @@ def test_claims_are_exclusive_until_they_expire(tmp_path: Path) -> None:
     mine.release_all()
     yours.clear()
     assert not list((tmp_path / "claims").iterdir())
+
+
+def test_two_writers_of_a_process_may_take_and_give_back_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, yours = Claims(tmp_path), Claims(tmp_path)
+    assert mine.take(0)
+
+    def given_back_meanwhile(path: Path, content: bytes) -> bool:
+        mine.release(0)
+        return False
+
+    monkeypatch.setattr(claims, "create", given_back_meanwhile)
+    monkeypatch.setattr(Claims, "_is_stale", lambda self, path: False)
+    assert not yours.take(0)
+
+
+def test_an_interrupt_leaves_no_claim_of_a_living_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, yours = Claims(tmp_path), Claims(tmp_path)
+
+    def step(what: str) -> None:
+        if what == interrupted:
+            raise KeyboardInterrupt
+
+    for interrupted in ("rename", "sync folder"):  # the file is there by then
+        monkeypatch.setattr(atomic, "after_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            mine.take(interrupted)
+        monkeypatch.setattr(atomic, "after_step", lambda step: None)
+        assert yours.take(interrupted)
+    assert all(mine.take(chunk) for chunk in range(3))
+    interrupted = "remove"
+    monkeypatch.setattr(atomic, "after_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        mine.release_all()
+    monkeypatch.setattr(atomic, "after_step", lambda step: None)
+    assert all(yours.take(chunk) for chunk in range(3))
 
 
 @pytest.mark.parametrize("hours", [-1, 0, 1])
