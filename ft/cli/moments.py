@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cli.arguments import model_arguments, preprocess_argument, progress_of, show
+from featcache.cli.arguments import at_least, model_arguments, preprocess_argument, progress_of, show
 from featcache.errors import TrainingError
 from featcache.store.places.targets import checked_target
 
@@ -21,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="output file (safetensors; default: beside the model, RUN/best_moments...)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only N images, drawn with --seed")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the drawn images (default: 0)")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only N images, drawn with --seed")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="S", help="seed of the drawn images (default: 0)"
+    )
     parser.add_argument(
         "--templates", metavar="T", help="also the text tower, over these templates x class names, if it was trained"
     )
