@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -147,10 +148,18 @@ ONE_LABEL = sorted(name for name in HEADS if not HEADS[name].multilabel and not 
 MULTILABEL = sorted(name for name in HEADS if HEADS[name].multilabel)
 
 
+@pytest.fixture(scope="session")
+def fitted_heads() -> dict[str, Any]:
+    """Heads by name, which their contract tests fit once and copy."""
+    return {}
+
+
 @pytest.fixture(params=ONE_LABEL)
-def fitted(request: pytest.FixtureRequest, images: Any, texts: Any) -> Any:
+def fitted(request: pytest.FixtureRequest, images: Any, texts: Any, fitted_heads: dict[str, Any]) -> Any:
     """Every head of one label a row, fitted on what it says it fits on: a new head inherits the contract tests."""
-    return fit_head(request.param, Material(images(), [texts()]))
+    if request.param not in fitted_heads:
+        fitted_heads[request.param] = fit_head(request.param, Material(images(), [texts()]))
+    return deepcopy(fitted_heads[request.param])
 
 
 @pytest.fixture(scope="session")
@@ -168,9 +177,11 @@ def tagged(class_means: NDArray[np.float64]) -> Callable[..., FakeImageStore]:
 
 
 @pytest.fixture(params=MULTILABEL)
-def fitted_multilabel(request: pytest.FixtureRequest, tagged: Any, texts: Any) -> Any:
+def fitted_multilabel(request: pytest.FixtureRequest, tagged: Any, texts: Any, fitted_heads: dict[str, Any]) -> Any:
     """Every multi-label head: `fitted` for rows with any number of classes."""
-    return fit_head(request.param, Material(tagged(), [texts()]))
+    if request.param not in fitted_heads:
+        fitted_heads[request.param] = fit_head(request.param, Material(tagged(), [texts()]))
+    return deepcopy(fitted_heads[request.param])
 
 
 def clip_like(n: int, dim: int, n_classes: int, seed: int = 0) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
