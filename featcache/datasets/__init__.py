@@ -117,7 +117,9 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     source, _, argument = spec.partition(":")
     if source not in DATASETS:
         _check_bare_path(spec)
-        near = difflib.get_close_matches(source, DATASETS, n=1, cutoff=0.6)
+        first, dash, rest = spec.partition("-")
+        as_stored = [f"{first}:{rest}"] if dash and first in DATASETS else []  # what results and stores call it
+        near = as_stored or difflib.get_close_matches(source, DATASETS, n=1, cutoff=0.6)
         hint = f", did you mean {near[0]!r}?" if near else "."
         raise DatasetError(
             f"{spec!r}: unknown source {source!r}{hint} Expected source:argument, "

@@ -128,7 +128,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: ob
 def run(args: argparse.Namespace) -> int:
     """``featcache finetune DATASET --out DIR``; of the processes of torchrun, the first one reports."""
     from featcache.processes import is_first
-    from ft.training.loop import finetune
+    from ft.training.loop import finetune, open_split
     from ft.training.page import write_run_page
     from heads import append_rows
 
@@ -153,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if is_first():
         append_rows(args.results, result.before_after)
-        page = write_run_page(args.out)
-        text = f"{_text(result, options.preprocess)}\n{page}  (losses and evaluations, for the browser)"
+        page = write_run_page(args.out, open_split(args.val, args.labels) if args.val else None)
+        text = f"{_text(result, options.preprocess)}\n{page}  (losses, evaluations and confusions, for the browser)"
         show(_record(result) | {"report": str(page)}, text, args.json)
     return 0
 

@@ -11,23 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
 import torch
 
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
-from featcache.encoding.pipeline import default_ahead, default_workers, prepared_batches
-from featcache.errors import DivergedError, FeatcacheError, ImageReadError, TrainingError
+from featcache.encoding.pipeline import default_ahead, default_workers
+from featcache.errors import DivergedError, FeatcacheError, TrainingError
 from featcache.processes import wait
 from featcache.progress import Progress, Silent
 from ft.checkpoints.folder import BEST, LAST, LOG, START, head_path
 from ft.checkpoints.state import Json
-from ft.distributed import Place, processes, total
-from ft.objectives.base import Objective
-from ft.regularizers.base import unit
+from ft.distributed import Place, processes
 from ft.training.averages import EMA, SWA
 from ft.training.data import refuse_multilabel, training_batches
-from ft.training.model import Trainable
 from ft.training.options import FinetuneOptions
 from ft.training.output import (
     Log,
@@ -42,8 +38,7 @@ from ft.training.output import (
 from ft.training.resume import RESUME, Progression, read_resume, restore, write_resume
 from ft.training.setup import Run, prepare
 from ft.training.step import Ledger
-
-BATCH = 128  # images of a validation batch
+from ft.training.validation import keep_features, validate
 
 
 class RunSettings(TypedDict, total=False):
@@ -125,7 +120,7 @@ def finetune(
         See `featcache.encoders.load_encoder`.
     out : str or Path
         Folder of the run: ``last`` and ``best`` (model folders), their heads, ``log.jsonl``, ``options.json``,
-        ``resume.safetensors``. A run that was begun there is resumed.
+        ``resume.safetensors``, ``best_val.safetensors``. A run that was begun there is resumed.
     options : FinetuneOptions or mapping of its fields
     val : str or Dataset, optional
         Selection split, ``DATASET:SPLIT``: evaluated without augmentation; its best step is kept as ``best``. It should
@@ -169,37 +164,6 @@ def _own_randomness(place: Place) -> Iterator[None]:
     devices = [torch.device(place.device)] if place.device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         yield
-
-
-@torch.no_grad()
-def validate(model: Trainable, objective: Objective, dataset: Dataset, place: Place, workers: int) -> dict[str, float]:
-    """``accuracy``, a fraction, and ``nll`` in nats of the current model on a data set without augmentation.
-
-    Each process takes every world-th batch. The model is left as it was, running statistics of batch normalisation
-    included: the selection split has no influence on it.
-
-    Raises
-    ------
-    ImageReadError
-        An image cannot be read.
-    """
-    weights, bias = objective.classifier()
-    labels = torch.from_numpy(dataset.index.labels)
-    n, encoder = len(dataset.index), model.encoder
-    batches = [range(start, min(start + BATCH, n)) for start in range(0, n, BATCH)][place.rank :: place.world]
-    sums = torch.zeros(2, dtype=torch.float64)
-    with model.evaluating():
-        for batch in prepared_batches(dataset, encoder, batches, workers, default_ahead(encoder)):
-            if bad := [item for item in batch if item.image is None]:
-                name = dataset.index.ids[bad[0].row]
-                raise ImageReadError(f"{name} cannot be read ({bad[0].error}); repair or remove it")
-            images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
-            logits = unit(model.image_features(images.to(encoder.device))) @ weights.T + bias
-            truth = labels[[item.row for item in batch]].to(logits.device)
-            sums[0] += (logits.argmax(dim=1) == truth).sum().cpu()
-            sums[1] += torch.nn.functional.cross_entropy(logits, truth, reduction="sum").double().cpu()
-    right, loss = total(sums.to(place.device if place.world > 1 else "cpu")).tolist()
-    return {"accuracy": right / n, "nll": loss / n}
 
 
 class _Loop:
@@ -299,7 +263,7 @@ class _Loop:
 
     def _validate_start(self, val: Dataset) -> None:
         """Evaluate the starting model, which is never the best."""
-        metrics = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
+        metrics, _ = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
         self._log({"step": 0, "val": metrics})
         self.state.history.append({"step": 0, **metrics})
 
@@ -319,7 +283,7 @@ class _Loop:
     def _validate(self, val: Dataset) -> dict[str, float]:
         """Evaluate on the selection split; save the model if it is the best so far."""
         state = self.state
-        metrics = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
+        metrics, features = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
         self._log({"step": state.step, "val": metrics})
         value = metrics["accuracy"] if self.options.select == "accuracy" else -metrics["nll"]
         better = state.best is None or value > state.best or (value == state.best and metrics["nll"] < state.best_nll)
@@ -328,6 +292,7 @@ class _Loop:
             state.best, state.best_step = value, state.step
             if self.place.first:
                 write_model(self.run, self.out, BEST, state.step, metrics)
+            keep_features(features, self.out, state.step, self.place)
         return metrics
 
     def _log(self, record: Json) -> None:

@@ -15,6 +15,7 @@ from ft.checkpoints.folder import BEST, LAST, LOG, OPTIONS, START, head_path, wr
 from ft.checkpoints.state import Json
 from ft.training.resume import RESUME
 from ft.training.setup import Run
+from ft.training.validation import FEATURES
 from heads import LinearHead, load, save
 from heads.fitted.provenance import Provenance, SplitRecord, rows_of
 from heads.rows.hashes import Hashes
@@ -33,7 +34,7 @@ def open_folder(out: Path, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     sweep_partials(out)
     if overwrite:
-        for name in (RESUME, LOG):  # the models are replaced when the new run writes its own
+        for name in (RESUME, LOG, FEATURES):  # the models are replaced when the new run writes its own
             (out / name).unlink(missing_ok=True)
 
 

@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from featcache.datasets.base import Dataset
 from featcache.progress import format_seconds
 from ft.checkpoints.folder import LOG, OPTIONS
 from ft.checkpoints.state import Json
+from ft.training.validation import best_details, best_step
 from heads.report.charts import Curve
 from heads.report.page import PAGE
 from heads.report.web import Background, write_page
@@ -15,27 +17,40 @@ MEASURES = {"accuracy": ("top1", "Accuracy (%)", 100.0), "nll": ("nll", "NLL (na
 CURVES = {"lr": "learning rate", "gradient_norm": "norm of the gradient"}
 
 
-def write_run_page(folder: str | Path) -> Path:
-    """Write ``report.html`` of a run into its folder: a line per evaluation, losses and metrics over the updates.
+OWN_SPLIT = (
+    "Calibration, classes and confusions are those of update {} on {}, the split that chose it, where the new "
+    "temperature was fitted too: expect less elsewhere."
+)
+
+
+def write_run_page(folder: str | Path, val: Dataset | None = None) -> Path:
+    """Write ``report.html`` of a run into its folder.
+
+    A line per evaluation, losses and metrics over the updates, and what the best checkpoint did class by class.
 
     Parameters
     ----------
     folder : of the run, with ``log.jsonl`` and ``options.json``
+    val : its selection split, for the last of these
     """
     folder = Path(folder)
     options: Json = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
     steps = dict(_lines(folder / LOG))
     judged = {step: line["val"] for step, line in steps.items() if "val" in line}
-    val = options.get("val") or {}
-    name = f"{val.get('name', 'selection')}/{val.get('split', 'split')}"
+    selected = options.get("val") or {}
+    name = f"{selected.get('name', 'selection')}/{selected.get('split', 'split')}"
     rows = [
         {"head": f"update {step:,}"} | {f"{name}:{key}": found[own] for own, (key, *_) in MEASURES.items()}
         for step, found in judged.items()
     ]
     data = options["dataset"]
     title = f"{options['model']} fine-tuned on {data['name']}/{data['split']}"
+    details = [] if val is None else best_details(folder, val)
+    notes = [] if rows else ["There is no selection split, so nothing was evaluated; give one with --val."]
+    notes += [OWN_SPLIT.format(f"{best_step(folder):,}", name)] if details else []
     background = Background(
-        notes=[] if rows else ["There is no selection split, so nothing was evaluated; give one with --val."],
+        notes=notes,
+        details=details,
         curves=list(_curves(steps, judged)),
         facts={"Cost": _cost(steps, options), "Options": _texts(options["options"]), "Provenance": _origin(options)},
     )
@@ -58,10 +73,11 @@ def _lines(path: Path) -> Iterator[tuple[int, Json]]:
 def _curves(steps: Mapping[int, Json], judged: Mapping[int, Json]) -> Iterator[Curve]:
     logged = [(float(step), line) for step, line in steps.items() if "loss" in line]
     lines = {"loss": [(step, float(line["loss"])) for step, line in logged]}
-    for name in dict.fromkeys(term for _, line in logged for term in line.get("terms", {})):
+    terms = dict.fromkeys(term for _, line in logged for term in line.get("terms", {}))
+    for name in terms if len(terms) > 1 else ():  # one is the loss itself
         lines[name] = [(step, float(line["terms"][name])) for step, line in logged if name in line.get("terms", {})]
     if logged:
-        yield Curve("Loss and its terms", "update", "loss", lines)
+        yield Curve("Loss and its terms" if len(terms) > 1 else "Loss", "update", "loss", lines)
     for own, (_, label, factor) in MEASURES.items():
         points = [(float(step), factor * float(found[own])) for step, found in judged.items() if own in found]
         if points:

@@ -296,7 +296,7 @@ def _worst(rows: Sequence[Row]) -> list[str]:
             store, _, metric = key.partition(":")
             if metric in ALSO_SHOWN:
                 lines.append(f"{ALSO_SHOWN[metric]} of {label_of(row)} on {store}: {100 * row[key]:.1f} %")
-    return lines
+    return list(dict.fromkeys(lines))  # the chosen interpolation is one of its path
 
 
 def _by_class(rows: Sequence[Row]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,10 +15,11 @@ from heads.report.plots import EDGE, OUTER, STEPS
 from heads.report.rows import alpha_of, curve_of, datasets_of, label_of, name_of, paths_of, point_of
 
 WIDTH, HEIGHT = 400, 310
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 46
 COLOURS = 8
 SHAPES = ("circle", "square", "triangle", "cross")
 MOST_IN_LEGEND = 14
+SHOTS = re.compile(r", \d+ shots?\b")
 
 Points = Sequence[tuple[float, float]]
 
@@ -43,7 +45,7 @@ class Series:
     line: str = ""
     band: str = ""
     marks: Sequence[Mark] = ()
-    kind: str = ""  # "dashed", "strong"
+    kind: str = ""  # "dashed", "strong", "faint"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Chart:
     @property
     def y_label_fits(self) -> bool:
         """Whether the tick labels leave room for the name of the vertical axis."""
-        return max((len(text) for _, text in self.y_ticks), default=0) < 5
+        return max((len(text) for _, text in self.y_ticks), default=0) < 6
 
 
 @dataclass(frozen=True)
@@ -214,13 +216,23 @@ def robustness_chart(rows: Sequence[Row], first: str, shifted: Sequence[str], me
     for number, (name, path) in enumerate(paths.items()):
         marks = [mark(row, *_alpha_shape(alpha_of(row) or 0.0)) for row in path]
         series.append(Series(f"{name}, by α", number % COLOURS, _polyline([(m.x, m.y) for m in marks]), marks=marks))
-    for number, row in enumerate(row for row, _ in found if alpha_of(row) is None):
-        place = number + len(paths)
-        shape = SHAPES[place // COLOURS % len(SHAPES)]
-        series.append(Series(name_of(row), place % COLOURS, marks=[mark(row, shape)]))
+    for place, (name, group) in enumerate(_by_shots([row for row, _ in found]).items(), start=len(paths)):
+        marks = [mark(row, SHAPES[place // COLOURS % len(SHAPES)]) for row in group]
+        line = _polyline([(m.x, m.y) for m in marks]) if len({row.get("shots") for row in group}) == len(group) else ""
+        series.append(Series(name, place % COLOURS, line if len(group) > 1 else "", marks=marks))
     unit = f"{shown.unit}, logit scale"
     title = f"{shown.title} on {over}"
     return Chart(title, f"{first} ({unit})", f"{over} ({unit})", x.ticks(), y.ticks(), series)
+
+
+def _by_shots(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of heads that are no interpolations by name; those that differ in shots alone, in that order, under one."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if alpha_of(row) is None:
+            name = SHOTS.sub("", name_of(row)) if isinstance(row.get("shots"), int) else name_of(row)
+            groups.setdefault(name, []).append(row)
+    return {name: sorted(group, key=lambda row: row.get("shots") or 0) for name, group in groups.items()}
 
 
 def _alpha_shape(alpha: float) -> tuple[str, str]:
@@ -309,7 +321,7 @@ def reliability_chart(title: str, lines: Mapping[str, Sequence[tuple[float, floa
             )
             for confidence, accuracy, rows in bins
         ]
-        series.append(Series(name, number, _polyline([(m.x, m.y) for m in marks]), marks=marks))
+        series.append(Series(name, number, _polyline([(m.x, m.y) for m in marks]), marks=marks, kind="faint"))
     percent = [(value, f"{100 * value:.0f}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0)]
     ticks = [(x(v), text) for v, text in percent], [(y(v), text) for v, text in percent]
     return Chart(title, "confidence (%)", "accuracy (%)", *ticks, series)

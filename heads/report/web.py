@@ -24,6 +24,7 @@ from heads.evaluation.metrics import ALL_METRICS, Metric, Row, metric_of
 from heads.report.against import Comparison
 from heads.report.charts import (
     HEIGHT,
+    LEFT,
     WIDTH,
     Chart,
     Curve,
@@ -183,7 +184,7 @@ def _constants() -> dict[str, object]:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     files: dict[str, object] = {"style": Markup(style), "script": Markup(script)}
-    return {**files, "policy": policy, "width": WIDTH, "height": HEIGHT, "version": __version__}
+    return {**files, "policy": policy, "left": LEFT, "width": WIDTH, "height": HEIGHT, "version": __version__}
 
 
 def _best_rows(rows: Sequence[Row], most: int, shown: Shown) -> list[Row]:
@@ -282,8 +283,8 @@ def _reliability_charts(details: Sequence[Detail]) -> list[Chart]:
         found = {"as it is": detail.reliability}
         if detail.calibrated is not None:
             found["after a new temperature"] = detail.calibrated
-        errors = " → ".join(f"{100 * one.ece:.1f} %" for one in found.values())
-        title = f"{detail.dataset}: calibration error {errors}"
+        errors = " → ".join(f"{100 * one.ece:.1f}" for one in found.values())
+        title = f"{detail.dataset}: ECE {errors} %"
         lines = {f"{when}, NLL {one.nll:.3f}": one.bins for when, one in found.items()}
         charts.append(reliability_chart(title, lines))
     return charts
@@ -295,7 +296,8 @@ def _reliability_note(details: Sequence[Detail]) -> str:
     tail = (
         "" if any(d.calibrated for d in details) else " A selection split would also show it after a new temperature."
     )
-    return f"Head: {details[0].head}. A point is one of 15 bins; its area grows with its rows.{tail}"
+    bins = "A point is one of 15 bins; its area grows with its rows. ECE: expected calibration error."
+    return f"Head: {details[0].head}. {bins}{tail}"
 
 
 def class_tables(details: Sequence[Detail]) -> list[Table]:

@@ -138,12 +138,12 @@ def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
     try:
         with writing(target):
             with partial.open("xb") as file:
+                mode = os.fstat(file.fileno()).st_mode
                 yield file
             if synced:
                 with partial.open("rb") as written:  # safetensors puts another file in its place
                     os.fsync(written.fileno())
-            if path.exists():
-                os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
+            os.chmod(partial, stat.S_IMODE(path.stat().st_mode if path.exists() else mode))  # safetensors': 0600
             os.replace(partial, path)
             sync_folder(path.parent)
     finally:

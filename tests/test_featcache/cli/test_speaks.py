@@ -34,6 +34,7 @@ def test_every_argument_has_a_help_text(verb: str) -> None:
     [
         (["encoed", "digits"], "unknown verb 'encoed'; did you mean 'encode'?"),
         (["list", "--rot", "x"], "unrecognized arguments: --rot x; did you mean '--root'?"),
+        (["encode", "digits-noisy", "--split", "test"], "did you mean 'digits:noisy'?"),
         (["list", "--root", "cahce"], "no such folder; did you mean"),
         (["encode", "digits", "--model", "ViT-B32", "--pretrained", "openai"], "did you mean ViT-B-32?"),
     ],

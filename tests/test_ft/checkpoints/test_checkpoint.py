@@ -187,3 +187,9 @@ def test_a_configuration_is_enough_for_a_folder(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="model_cfg and preprocess_cfg"):
         write_model_folder({"model_cfg": {}}, model.state_dict(), tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_can_be_read_by_those_who_can_read_other_files(tmp_path):
+    (tmp_path / "other").write_text("x")
+    path = write_state({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode

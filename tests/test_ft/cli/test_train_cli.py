@@ -128,7 +128,7 @@ def test_one_process_tells(
         return FinetuneResult(**places, steps=2, best_step=None, judged=[])
 
     monkeypatch.setattr("ft.training.loop.finetune", trained)
-    monkeypatch.setattr("ft.training.page.write_run_page", Path)
+    monkeypatch.setattr("ft.training.page.write_run_page", lambda folder, _: Path(folder))
     monkeypatch.setenv("RANK", rank)
     assert main(["finetune", "digits", "--out", "run", "--json"]) == 0
     told = capsys.readouterr()

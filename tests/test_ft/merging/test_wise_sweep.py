@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from page_sections import check_sections
+from small_pictures import write_pictures
 
 import featcache
 from featcache.cli.main import main
@@ -150,6 +152,15 @@ def test_the_command_line(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert rows[2]["chosen_on"][-1]["split"] == "val"
     assert main([*command, "--on", "digits:test", "--best-only"]) == 2
     assert "--select" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_the_chosen_model_did_class_by_class(tmp_path: Path) -> None:
+    select = f"{write_pictures(Path('pets/val'), 8).rpartition('/')[0]}:val"
+    on = f"{write_pictures(Path('pets/test'), 12).rpartition('/')[0]}:test"
+    models = ["tiny", str(disturbed(Path("tuned"), 0, 0.3))]
+    assert main(["wise", *models, "--alphas", "0", "1", "--out", "out", "--select", select, "--on", on]) == 0
+    store = featcache.encode("imagefolder:pets", "test", model="local-dir:out/best")
+    check_sections(Path("out/report.html").read_text(), load("out/best_head.safetensors"), store)
 
 
 @pytest.mark.parametrize("best_only", [False, True])

@@ -13,9 +13,10 @@ from featcache.encoders import load_encoder
 from featcache.encoding.images import encode
 from featcache.errors import TrainingError
 from featcache.store import list_stores, open_prior_store
-from ft.training.loop import finetune, validate
+from ft.training.loop import finetune
 from ft.training.model import Trainable
 from ft.training.setup import Run
+from ft.training.validation import validate
 from heads import load
 
 RESNET: dict[str, Any] = {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}}
@@ -95,9 +96,9 @@ def test_validation_is_independent_of_the_batch_size(
     resnet: str, val: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(resnet)
-    whole = validate(run.stepper.model, run.stepper.objective, val, HERE, 1)
-    monkeypatch.setattr("ft.training.loop.BATCH", 5)
-    parts = validate(run.stepper.model, run.stepper.objective, val, HERE, 1)
+    whole = validate(run.stepper.model, run.stepper.objective, val, HERE, 1).metrics
+    monkeypatch.setattr("ft.training.validation.BATCH", 5)
+    parts = validate(run.stepper.model, run.stepper.objective, val, HERE, 1).metrics
     assert parts["accuracy"] == whole["accuracy"]
     assert parts["nll"] == pytest.approx(whole["nll"], rel=1e-5)
 

@@ -3,9 +3,18 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
+from page_sections import check_sections
+from PIL import Image
 
+from featcache import encode
+from featcache.encoders import load_encoder
+from ft import finetune, write_state
+from ft.training.loop import open_split
 from ft.training.page import write_run_page
+from heads import LinearHead, load, save
 
 OPTIONS = {
     "featcache": "1",
@@ -63,3 +72,30 @@ def test_a_run_without_a_selection_split_says_so(run):
     text = write_run_page(run).read_text()
     assert "There is no selection split" in text
     assert '<section id="results">' not in text
+
+
+def test_what_the_best_checkpoint_did_is_shown_class_by_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label, name in enumerate(("cat", "dog", "<script>")):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for k in range(4 if split == "train" else 5):
+                pixels = np.clip(rng.normal(60 + 60 * label, 40, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pets" / split / name / f"{k}.png")
+    options = {"steps": 3, "batch_size": 4, "eval_every": 1, "lr": 1e-6}
+    result = finetune("imagefolder:pets", out="run", val="imagefolder:pets:val", options=options, root="stores")
+    val = open_split("imagefolder:pets:val")
+    text = write_run_page("run", val).read_text()
+
+    best = encode(val, model=load_encoder(f"local-dir:{result.best}"), root="stores")  # the truth, by another way
+    check_sections(text, load(result.best_head), best)
+    assert f"those of update {result.best_step} on pets/val" in text
+
+
+def test_features_of_another_update_are_left_alone(tmp_path, run):
+    write_state({"features": torch.zeros(297, 128)}, run / "best_val.safetensors", {"step": "2"})
+    provenance = {"params": {"step": 4}, "classnames": [str(c) for c in range(10)]}
+    head = LinearHead(np.zeros((10, 128)), np.zeros(10), tuple(map(str, range(10))), provenance=provenance)
+    save(head, run / "best_head.safetensors")
+    assert "Confusions" not in write_run_page(run, open_split("digits:val")).read_text()

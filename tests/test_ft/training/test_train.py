@@ -20,6 +20,7 @@ from featcache.errors import DivergedError, TrainingError
 from ft.training.loop import finetune
 from ft.training.optim import lipsum_schedule, wise_ft_schedule
 from ft.training.setup import Run
+from ft.training.validation import Judged
 from heads import load
 
 
@@ -322,7 +323,8 @@ def test_ties_go_to_the_lower_nll_and_then_to_the_earlier_step(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [(0.5, 0.3), (0.75, 0.0489), (0.75, 0.0398), (0.75, 0.0398), (0.5, 0.01)]
-    results = iter([{"accuracy": accuracy, "nll": nll} for accuracy, nll in given])
+    features = torch.zeros(12, 1)
+    results = iter([Judged({"accuracy": accuracy, "nll": nll}, features) for accuracy, nll in given])
     monkeypatch.setattr("ft.training.loop.validate", lambda *_: next(results))
     result = finetune(
         Pictures(), model, out=tmp_path, val=Pictures(12, 5, "val"), options=options(steps=5, eval_every=1)

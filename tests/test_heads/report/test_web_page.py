@@ -108,6 +108,23 @@ def test_heads_that_lack_a_shift_are_left_out_of_its_chart():
     assert len([s for s in robustness_chart([partial], "clean", ["fog"]).series if s.marks]) == 1
 
 
+def test_heads_that_differ_in_shots_alone_are_one_line_from_few_to_many():
+    rows = [
+        {"head": f"ridge, {k} shot{'s' * (k > 1)}", "shots": k, "clean:top1": 0.5 + k / 100, "fog:top1": 0.4 + k / 90}
+        for k in (4, 1, 2)
+    ]
+    chart = robustness_chart([*rows, {"head": "zero_shot", "clean:top1": 0.6, "fog:top1": 0.5}], "clean", ["fog"])
+    ridge, zero_shot = (series for series in chart.series if series.marks)
+    assert (ridge.name, zero_shot.name) == ("ridge", "zero_shot")
+    assert [mark.tip.partition("\n")[0] for mark in ridge.marks] == [
+        "ridge, 1 shot",
+        "ridge, 2 shots",
+        "ridge, 4 shots",
+    ]
+    assert ridge.line == " ".join(f"{mark.x:g},{mark.y:g}" for mark in ridge.marks)
+    assert not zero_shot.line
+
+
 def test_axes_map_ends_to_ends_and_ticks_are_round():
     assert [Axis(1, 100, 0, 10, "log")(value) for value in (1, 10, 100)] == [0, 5, 10]
     assert [text for _, text in Axis(0.0, 1.0, 0, 100).ticks()] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]

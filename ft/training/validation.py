@@ -1,0 +1,109 @@
+"""Evaluation on the selection split; of the best checkpoint the features are kept, from which its page is made."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from featcache.datasets import opened_as
+from featcache.datasets.base import Dataset
+from featcache.encoding.pipeline import default_ahead, prepared_batches
+from featcache.errors import ImageReadError
+from ft.checkpoints.folder import BEST, head_path, read_metadata, read_state, write_state
+from ft.distributed import Place, total
+from ft.objectives.base import Objective
+from ft.regularizers.base import unit
+from ft.training.model import Trainable
+from heads import ResidentStore, calibrate, load
+from heads.report.details import Detail, head_details
+
+BATCH = 128  # images of a validation batch
+FEATURES = "best_val.safetensors"
+"""Features of the selection split under the best checkpoint, in the folder of a run."""
+
+
+class Judged(NamedTuple):
+    """Metrics, ``accuracy`` as a fraction and ``nll`` in nats, and features (N, D) in float16.
+
+    Rows that another process has evaluated are zero.
+    """
+
+    metrics: dict[str, float]
+    features: torch.Tensor
+
+
+@torch.no_grad()
+def validate(model: Trainable, objective: Objective, dataset: Dataset, place: Place, workers: int) -> Judged:
+    """Evaluate the current model on a data set without augmentation.
+
+    Each process takes every world-th batch. The model is left as it was, running statistics of batch normalisation
+    included: the selection split has no influence on it.
+
+    Raises
+    ------
+    ImageReadError
+        An image cannot be read.
+    """
+    weights, bias = objective.classifier()
+    labels = torch.from_numpy(dataset.index.labels)
+    n, encoder = len(dataset.index), model.encoder
+    batches = [range(start, min(start + BATCH, n)) for start in range(0, n, BATCH)][place.rank :: place.world]
+    sums = torch.zeros(2, dtype=torch.float64)
+    features = torch.zeros(n, weights.shape[1], dtype=torch.float16)
+    with model.evaluating():
+        for batch in prepared_batches(dataset, encoder, batches, workers, default_ahead(encoder)):
+            if bad := [item for item in batch if item.image is None]:
+                name = dataset.index.ids[bad[0].row]
+                raise ImageReadError(f"{name} cannot be read ({bad[0].error}); repair or remove it")
+            images = torch.from_numpy(np.stack([item.image for item in batch if item.image is not None]))
+            found = unit(model.image_features(images.to(encoder.device)))
+            logits = found @ weights.T + bias
+            rows = [item.row for item in batch]
+            features[rows] = found.half().cpu()
+            truth = labels[rows].to(logits.device)
+            sums[0] += (logits.argmax(dim=1) == truth).sum().cpu()
+            sums[1] += torch.nn.functional.cross_entropy(logits, truth, reduction="sum").double().cpu()
+    right, loss = total(sums.to(place.device if place.world > 1 else "cpu")).tolist()
+    return Judged({"accuracy": right / n, "nll": loss / n}, features)
+
+
+def keep_features(features: torch.Tensor, out: Path, step: int, place: Place) -> None:
+    """Write the features, those of all processes, of the selection split under the best checkpoint so far."""
+    if place.world > 1:
+        features = total(features.to(place.device)).cpu()
+    if place.first:
+        write_state({"features": features}, out / FEATURES, {"step": str(step)})
+
+
+def best_step(out: Path) -> int | None:
+    """The update of the best checkpoint, whose features were kept; None where none were."""
+    path = out / FEATURES
+    return int(read_metadata(path)["step"]) if path.exists() else None
+
+
+def best_details(out: Path, val: Dataset) -> list[Detail]:
+    """Calibration, classes and confusions of the best checkpoint on its selection split, from the features of a run.
+
+    The second reliability diagram has a temperature of that split itself. A run of an earlier version kept no features:
+    there are no details.
+    """
+    step = best_step(out)
+    if step is None:
+        return []
+    head, index = load(head_path(out, BEST)), val.index
+    features = read_state(out / FEATURES)["features"]
+    if head.provenance["params"].get("step") != step or len(features) != len(index):
+        return []  # a run that was begun anew, or killed between the two
+    store = ResidentStore(
+        features,
+        index.labels,
+        index.classnames,
+        name=val.name,
+        split=val.split,
+        encoder_key=head.provenance.encoder_key,
+        ids=index.ids,
+        provenance={"data": opened_as(val)},
+    )
+    after = calibrate(head, (features.numpy(), index.labels))
+    return head_details(head, [store], [f"{val.name}/{val.split}"], calibrated=after)
