@@ -6,7 +6,8 @@ The same float16 rows are written by `StoreWriter` in 4 MiB chunks on two thread
 with and without fsync, and by numpy.save, safetensors, zarr-python and tensorstore (which never call fsync). They are
 read back in 64k-row blocks into one preallocated torch buffer, with a warm page cache. Writers and readers take turns,
 in a new order each round; a ratio is the median over rounds of the ratio in the same round. Bars: writing without fsync
-at least 0.55 times numpy.save's speed; blocks at least 0.9 times those of a memory-mapped npy file.
+at least 0.6 times numpy.save's speed, with one thread too; blocks at least 1.1 times those of a memory-mapped npy file.
+"the floor" writes the same chunk files and their checksums by one loop of system calls: no markers, names or retries.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from benchmarks.bench_store import ratio_per_round, timed
 from benchmarks.common import report
 from featcache.errors import MissingExtraError
 from featcache.store import StoreWriter
+from featcache.store.key import checksum
 from featcache.store.layout import ArraySpec
 from featcache.store.places import local as atomic
 from featcache.store.readers import MappedReader
@@ -63,6 +65,22 @@ def featcache_writer(chunk_rows: int, synced: bool, finished: bool = False, one_
                 writer.finalise({}, {}, {})
         finally:
             atomic.synced = before
+
+    return write
+
+
+def floor_writer(chunk_rows: int) -> Write:
+    """What chunk files and their checksums cost at least: a folder, a file and a hash each, with one thread."""
+
+    def write(path: Path, rows: Rows) -> None:
+        for number, start in enumerate(range(0, len(rows), chunk_rows)):
+            folder = path / str(number)
+            folder.mkdir(parents=True)
+            content = memoryview(rows[start : start + chunk_rows]).cast("B")
+            with open(folder / "0", "xb", buffering=0) as file:
+                atomic._reserve(file.fileno(), len(content))
+                file.write(content)
+            checksum(content)
 
     return write
 
@@ -105,6 +123,7 @@ def writers(chunk_rows: int) -> dict[str, Write]:
         "npy": write_npy,
         "featcache": featcache_writer(chunk_rows, synced=False),
         "featcache, one thread": featcache_writer(chunk_rows, synced=False, one_by_one=True),
+        "the floor, one thread": floor_writer(chunk_rows),
         "featcache, finished": featcache_writer(chunk_rows, synced=False, finished=True),
         "featcache, fsync": featcache_writer(chunk_rows, synced=True),
         "safetensors": write_safetensors,
@@ -187,8 +206,11 @@ def main(argv: list[str] | None = None) -> int:
         written = time_writing(Path(folder), rows, chunk_rows, rounds)
         read = time_reading(Path(folder), rows, chunk_rows, block_rows, rounds)
 
-    write_speed = ratio_per_round(written, "npy", "featcache")
-    read_speed = ratio_per_round(read, "npy-mmap", "featcache")
+    found = {
+        "write, speed over np.save's": (ratio_per_round(written, "npy", "featcache"), 0.6),
+        "write with one thread, speed over np.save's": (ratio_per_round(written, "npy", "featcache, one thread"), 0.6),
+        "blocks, speed over npy-mmap's": (ratio_per_round(read, "npy-mmap", "featcache"), 1.1),
+    }
     gigabytes = rows.nbytes / 1e9
     speeds = {f"write/{name}": gigabytes / statistics.median(values) for name, values in written.items()}
     speeds |= {f"read/{name}": gigabytes / statistics.median(values) for name, values in read.items()}
@@ -197,11 +219,9 @@ def main(argv: list[str] | None = None) -> int:
         {"rows": n_rows, "dim": args.dim, "chunk_rows": chunk_rows, "block_rows": block_rows, "rounds": rounds},
         {f"write/{name}": values for name, values in written.items()}
         | {f"read/{name}": values for name, values in read.items()},
-        bars=[
-            {"name": "write, speed over np.save's", "value": write_speed, "bar": 0.55, "met": write_speed >= 0.55},
-            {"name": "blocks, speed over npy-mmap's", "value": read_speed, "bar": 0.9, "met": read_speed >= 0.9},
-        ],
+        bars=[{"name": name, "value": value, "bar": bar, "met": value >= bar} for name, (value, bar) in found.items()],
         extra={
+            "the floor, speed over np.save's": ratio_per_round(written, "npy", "the floor, one thread"),
             "fsync makes writing so many times slower": ratio_per_round(written, "featcache, fsync", "featcache"),
             "GB/s": {name: round(speed, 3) for name, speed in speeds.items()},
         },
