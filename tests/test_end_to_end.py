@@ -1,5 +1,7 @@
 """The main road as a user walks it: README, command line, refusals, demo, wheel."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -21,9 +23,18 @@ SHIFTS = ("sketch", "inverted", "noisy", "rotated", "lowres")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The demo in an empty root: the root, and what the demo answers."""
+    root, said = tmp_path_factory.mktemp("root"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["demo", "--root", str(root), "--output", str(root.parent / f"{root.name}-demo"), "--json"]) == 0
+    return root, json.loads(said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def root(demo: tuple[Path, dict[str, Any]]) -> Path:
     """One root for this file: digits encoded once."""
-    return tmp_path_factory.mktemp("root")
+    return demo[0]
 
 
 @pytest.fixture
@@ -197,9 +208,8 @@ def test_without_a_verb_and_with_an_unknown_one(capsys: pytest.CaptureFixture[st
     assert main(["--version"]) == 0
 
 
-def test_the_demo_shows_the_road_and_the_second_run_hits_the_cache(cli: Any, tmp_path: Path) -> None:
-    code, record, error = cli("demo", "--root", str(tmp_path / "cache"))
-    assert code == 0, error
+def test_the_demo_shows_the_road_and_the_second_run_hits_the_cache(cli: Any, demo: Any) -> None:
+    root, record = demo
     assert (record["hits"], record["stores"]) == (0, 9)
     by_head = {row["head"]: row for row in record["rows"][:2]}
     assert by_head["zero_shot"]["digits:top1"] >= 0.75
@@ -210,11 +220,12 @@ def test_the_demo_shows_the_road_and_the_second_run_hits_the_cache(cli: Any, tmp
     assert {file.suffix for file in report.parent.iterdir()} == {
         *(".html", ".md", ".csv", ".tex", ".png", ".jsonl", ".safetensors")
     }
-    code, record, _ = cli("demo", "--root", str(tmp_path / "cache"))
+    code, record, _ = cli("demo", "--root", str(root))
+    assert code == 0
     assert record["hits"] == record["stores"]
 
 
-def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path) -> None:
+def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path, demo: Any) -> None:
     build = [
         sys.executable,
         "-m",
@@ -241,7 +252,11 @@ def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path) -> N
     subprocess.run(install, check=True, capture_output=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(target), "FEATCACHE_ROOT": str(tmp_path / "cache")}
+    cache = tmp_path / "cache"
+    shutil.copytree(demo[0], cache, copy_function=os.link)
+    environment = os.environ | {"PYTHONPATH": str(target), "FEATCACHE_ROOT": str(cache)}
+    for reference in ("digits-lowres/test@tiny", "texts/digits@tiny"):  # to be encoded by what the wheel carries
+        assert main(["rm", reference, "--yes", "--root", str(cache)]) == 0
     demo = [
         sys.executable,
         "-c",
@@ -251,6 +266,7 @@ def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path) -> N
     ran = subprocess.run(demo, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(str(target))
+    assert "7 of 9 stores were cached" in ran.stdout
     assert (elsewhere / "demo" / "report.md").exists()
 
 
