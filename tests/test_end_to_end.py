@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_runs import run_benchmark
 from safetensors.numpy import load_file, save_file
 
 from featcache.cli.main import main
@@ -272,10 +273,6 @@ def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path, demo
 
 @pytest.mark.parametrize("name", ["bench_store", "bench_encode", "bench_precision", "bench_texts", "bench_preparation"])
 def test_benchmarks_run(name: str, tmp_path: Path) -> None:
-    out = tmp_path / "record.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--tiny", "--out", str(out)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    record = json.loads(out.read_text())
+    record, _ = run_benchmark(name, tmp_path / "record.json")
     assert record["machine"]["cpu"]
     assert all(np.isfinite(bar["value"]) for bar in record["bars"])

@@ -1,14 +1,12 @@
 """The GPU benchmarks run tiny on a CPU, so that they do not rot; what needs a GPU is left out, and said to be."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from benchmark_runs import run_benchmark
 
 from benchmarks import gpu_bare
 from benchmarks.bench_nll_gpu import draw, everything, peers
@@ -17,15 +15,9 @@ from heads.kernels import linear_nll
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.rows import Rows
 
-ROOT = Path(__file__).parents[2]
-
 
 def record_of(tmp_path: Path, name: str, *options: str) -> dict[str, Any]:
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--device", "cpu", "--tiny", "--rounds", "1", *options]
-    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(out.read_text()))
+    return run_benchmark(name, tmp_path / "out.json", "--device", "cpu", "--rounds", "1", *options)[0]
 
 
 def test_nll_runs_what_a_cpu_can(tmp_path: Path) -> None:

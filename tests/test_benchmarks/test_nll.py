@@ -1,24 +1,16 @@
 """The NLL benchmark runs (tiny), so that it cannot rot; speed is not judged here."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from benchmark_runs import run_benchmark
 
 from benchmarks.bench_nll import SCALE, Inputs, eager_counts
 from heads.kernels import linear_nll
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_tiny_run_measures_time_memory_and_agreement(tmp_path: Path) -> None:
-    out = tmp_path / "nll.json"
-    command = [sys.executable, "-m", "benchmarks.bench_nll", "--tiny", "--rounds", "1", "--heads", "1", "3"]
-    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    record = json.loads(out.read_text())
+    record, _ = run_benchmark("bench_nll", tmp_path / "nll.json", "--rounds", "1", "--heads", "1", "3")
     assert {"H=3, ours", "H=3, product, numpy", "bfloat16 H=1, eager", "21 alphas"} <= set(record["seconds"])
     assert record["largest error of a row's NLL"] < 1e-3
     assert any("MiB" in bar["name"] for bar in record["bars"]) == Path("/proc/self/clear_refs").exists()

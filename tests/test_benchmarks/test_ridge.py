@@ -1,19 +1,12 @@
 """The ridge benchmark runs (tiny), so that it cannot rot; speed is not judged here."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from benchmark_runs import run_benchmark
 
 
 def test_tiny_run_agrees_with_scikit_learn(tmp_path: Path) -> None:
-    out = tmp_path / "ridge.json"
-    command = [sys.executable, "-m", "benchmarks.bench_ridge", "--tiny", "--rounds", "1", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    record = json.loads(out.read_text())
+    record, _ = run_benchmark("bench_ridge", tmp_path / "ridge.json", "--rounds", "1")
     assert record["machine"]["versions"]["scikit-learn"]
     for n_alphas in (20, 100):
         agreement = record[f"agreement with sklearn, {n_alphas} alphas"]
