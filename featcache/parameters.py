@@ -22,12 +22,15 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import reprlib
+import stat
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -248,3 +251,21 @@ def _words(kind: Any) -> str:
     if origin is not None:
         return f"a list of ({_words(parts[0])})"
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+OPENED = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+"""What the shell has opened: ``list:/dev/stdin`` reads a pipe that has a writer."""
+
+
+def check_regular(path: str | Path) -> None:
+    """OSError for a pipe or a device: opening one can wait for ever, and reading it need not end.
+
+    Whatever is not there, cannot be reached, or is a folder passes: whoever opens it says so.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return
+    if kind in (stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFIFO and str(path).startswith(OPENED)):
+        return
+    raise OSError("a pipe, a device or a socket; name a regular file")

@@ -36,6 +36,7 @@ from safetensors.numpy import load_file, save_file
 
 from featcache.cli.main import VERBS, main
 from featcache.datasets import DATASETS
+from featcache.transfer.formats import FOLDERS
 
 SECONDS, NBYTES = 10, 1 << 30
 PRETRAINED = "hostile-arch"
@@ -146,6 +147,10 @@ class Corpus:
                 "fit tip_adapter digits/test texts/digits -o tip_adapter.safetensors",
                 "export digits/test out",
                 "export digits/test out.csv",
+                "pack digits/test packed.tar",
+                f"encode {tagged(folder)},labels=tags --split all --quiet",
+                "fit multilabel_ridge tagged/all -o multilabel.safetensors --set alphas=[1.0]",
+                "fit label_propagation digits/test texts/digits -o transductive.safetensors",
             ):
                 code = main(words.split())
                 assert code == 0, words
@@ -173,6 +178,10 @@ class Corpus:
             self.texts,
             self.data,
             self.foreign,
+            self.folders,
+            self.packed,
+            self.tables,
+            self.places,
         ):
             for case in door():
                 yield dataclasses.replace(case, name=f"{door.__name__}: {case.name}")
@@ -249,7 +258,7 @@ class Corpus:
             lambda f: ["compare", f, "ridge.safetensors", "digits/test"],
         )
         turn = 0
-        for name in ("ridge", "knn", "tip_adapter"):
+        for name in ("ridge", "knn", "tip_adapter", "multilabel", "transductive"):
             tensors = load_file(f"{name}.safetensors")
             with safe_open(f"{name}.safetensors", framework="np") as file:
                 facts = {key: text for key, text in file.metadata().items() if key != "digest"}  # as older files
@@ -274,7 +283,7 @@ class Corpus:
 
     def settings(self) -> Iterator[Case]:
         """Parameters of every head, in ``--set`` and in a grid."""
-        from heads.estimators.catalogue import HEADS, parameters_of
+        from heads.estimators.catalogue import HEADS, head_class, parameters_of
 
         texts = (
             "",
@@ -292,11 +301,17 @@ class Corpus:
             "[[1]]",
             "true",
             "9" * 30,
+            "[1e-320, 1e300]",
+            "[1, null]",
         )
         for head in HEADS:
+            kind = head_class(head)
+            stores = ["texts/digits"] if kind.takes_texts or kind.fits_on == "texts" else []
+            if kind.fits_on != "texts":
+                stores = ["tagged/all" if head.startswith("multilabel") else "digits/test", *stores]
             for name in parameters_of(head):
                 for text in texts:
-                    words = ["fit", head, "digits/test", "-o", "new.safetensors", "--set", f"{name}={text}"]
+                    words = ["fit", head, *stores, "-o", "new.safetensors", "--set", f"{name}={text}"]
                     yield Case(f"{head}.{name}={text}", words)
             yield Case(f"{head} deep", ["fit", head, "digits/test", "-o", "n", "--set", f"alphas={'[' * 5000}"])
         for text in ("ridge.alphas=x", "ridge.alphas=1", "ridge=", ".=", "=", "ridge.C=[1]", "ridge.alphas=[[{}]]"):
@@ -407,6 +422,10 @@ class Corpus:
         "gc": [],
         "export": ["digits/test", "out2.csv"],
         "import": ["out.csv", "--encoder-name", "m", "--name", "n"],
+        "pack": ["digits/test", "packed2.tar"],
+        "unpack": ["packed.tar"],
+        "doctor": [],
+        "completion": ["bash"],
         "fit": ["ridge", "digits/test", "-o", "new.safetensors", "--set", "alphas=[1.0]"],
         "evaluate": ["ridge.safetensors", "--on", "digits/test", "--results", "rows.jsonl"],
         "compare": ["ridge.safetensors", "knn.safetensors", "digits/test", "--draws", "5"],
@@ -654,6 +673,317 @@ class Corpus:
                 yield Case(f"labels {what}", ["import", path, *imported])
         for scale in ("nan", "-1", "0", "1e400", "inf"):
             yield Case(f"scale {scale}", ["import", "out.csv", *imported, "--logit-scale", scale])
+
+    def folders(self) -> Iterator[Case]:
+        """Folders of features in the formats of other programs, with one file damaged, gone or odd."""
+        for kind in FOLDERS:
+            good = self.folder / f"good-{kind}"
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                if main(["export", "digits/test", str(good), "--format", kind, "--dtype", "float16"]):
+                    continue  # its package is not installed
+            for file in sorted(path for path in good.rglob("*") if path.is_file()):
+                inside, content = file.relative_to(good), file.read_bytes()
+                for what, odd in {**contents(content), **odd_json(content), "gone": None}.items():
+                    yield Case(f"{kind} {inside} {what}", self._imported(good, inside, odd))
+        retrieval = self.folder / "good-clip-retrieval"
+        for what, array in odd_arrays(np.load(retrieval / "img_emb" / "img_emb_0.npy")).items():
+            if array is not None:
+                odd = Path("img_emb") / "img_emb_1.npy"
+                yield Case(f"clip-retrieval second {what}", self._imported(retrieval, odd, npy(array)))
+        for what, table in odd_columns().items():
+            odd = Path("metadata") / "metadata_0.parquet"
+            yield Case(f"clip-retrieval metadata {what}", self._imported(retrieval, odd, table))
+            yield Case(
+                f"parquet {what}", ["import", self.file(table, ".parquet"), "--encoder-name", "m", "--name", "n"]
+            )
+
+    def _imported(self, good: Path, inside: Path, content: bytes | None) -> list[str]:
+        self.number += 1
+        folder = self.folder / f"features{self.number}"
+        shutil.copytree(good, folder)
+        (folder / inside).unlink(missing_ok=True)
+        if content is not None:
+            (folder / inside).write_bytes(content)
+        return ["import", str(folder), "--encoder-name", "m", "--name", "n", "--split", "test"]
+
+    def packed(self) -> Iterator[Case]:
+        """Packed stores that are damaged, lead elsewhere, or hold something else."""
+        good = Path("packed.tar").read_bytes()
+        found = {**contents(good), **odd_archives(good)}
+        for number, (what, content) in enumerate(found.items()):
+            yield Case(what, ["unpack", self.file(content, ".tar"), "--root", f"unpacked{number}"])
+
+    def tables(self) -> Iterator[Case]:
+        """Multi-label tables."""
+        texts = ("", "|", "a||b", "a|a", "[", "[1,", "[1e400]", "[-1]", "[[1]]", "[null]", '["a", 1]', "[" * 5000)
+        texts += ("9" * 30, "[1099511627776]", "\0", "\x1b[2J", "[0, 70000]", "NaN", '[""]', "[true]", "{}")
+        for text in texts:
+            cell = text.replace('"', '""')
+            csv = self.file(f'path,tags,other\nx.png,"{cell}",a\n'.encode(), ".csv")
+            lines = self.file(json.dumps({"path": "x.png", "tags": text, "other": "a"}).encode(), ".jsonl")
+            for file, options in ((csv, ""), (lines, ""), (csv, ",unknown=other"), (csv, ",separator=comma")):
+                yield Case(f"cell {shown(text)[:20]} {file[-5:]}{options}", labelled(f"{file},labels=tags{options}"))
+            two = self.file(f'path,a,b\nx.png,"{cell}",0\n'.encode(), ".csv")
+            yield Case(f"column {shown(text)[:20]}", labelled(f"{two},labels=a+b"))
+        for value in VALUES:
+            lines = self.file(json.dumps({"path": "x.png", "tags": value, "other": 1}).encode(), ".jsonl")
+            for options in (
+                "labels=tags",
+                "labels=tags+other",
+                "labels=tags,unknown=other",
+                "labels=other,unknown=tags",
+            ):
+                yield Case(f"value {shown(value)} {options}", labelled(f"{lines},{options}"))
+        options = (
+            "labels=",
+            "labels=none",
+            "labels=tags,label=tags",
+            "labels=tags,separator=",
+            "labels=path,unknown=path",
+        )
+        options += ("labels=tags,separator=||||", "labels=tags,separator=\0", "unknown=tags", "labels=tags+tags")
+        options += ("labels=tags,unknown=none", "labels=+", "labels=tags,labels=tags", "labels=tags,path=tags")
+        for text in options:
+            yield Case(f"options {shown(text)}", labelled(f"tagged.csv,{text}"))
+        for what, table in odd_columns().items():
+            yield Case(f"parquet {what}", labelled(f"{self.file(table, '.parquet')},labels=label,path=image_path"))
+
+    def places(self) -> Iterator[Case]:
+        """Pipes that nobody writes to, devices without end, folders and links to nowhere, where a file belongs."""
+        imported = ["import", "out.csv", "--encoder-name", "m", "--name", "n"]
+        doors: dict[str, tuple[str, Callable[[str], list[str]]]] = {
+            "unpack": (".tar", lambda f: ["unpack", f]),
+            "shard": (".tar", lambda f: ["encode", f"webdataset:{f}"]),
+            "list": (".txt", lambda f: ["encode", f"list:{f}"]),
+            "classes": (".txt", lambda f: ["text", f]),
+            "templates": (".json", lambda f: ["text", "digits", "--templates", f]),
+            "prompts": (".jsonl", lambda f: ["text", "digits", "--prompts", f]),
+            "plan": (".toml", lambda f: ["sweep", "--file", f, "--results", "rows.jsonl"]),
+            "recipe": (".toml", lambda f: ["finetune", "digits", "--out", "run", "--recipe", f, "--steps", "1"]),
+            "figures": (".toml", lambda f: ["report", "rows.jsonl", "--against", f]),
+            "results": (".jsonl", lambda f: ["report", f]),
+            "more results": (".jsonl", lambda f: [*self.evaluated()[:-1], f]),
+            "swept results": (
+                ".jsonl",
+                lambda f: ["sweep", "ridge", "--train", "digits/test", "--on", "digits/test", "--results", f],
+            ),
+            "head": (".safetensors", lambda f: ["evaluate", f, "--on", "digits/test"]),
+            "prior": (".safetensors", lambda f: ["fit", "ridge", "digits/test", "-o", "new.safetensors", "--prior", f]),
+            "picture": (".png", lambda f: ["predict", "ridge.safetensors", f]),
+            "pictures": (".txt", lambda f: ["predict", "ridge.safetensors", f"@{f}"]),
+            "projection": (".json", lambda f: [*self.evaluated(), "--projection", f]),
+            "subset": (".txt", lambda f: [*self.evaluated(), "--class-subset", f]),
+            "captions": (".json", lambda f: ["retrieve", "digits/test", "--captions", f]),
+            "moments": (
+                ".safetensors",
+                lambda f: ["merge", "regmean", "tiny", "tiny", "--out", "merged", "--moments", f, f],
+            ),
+            "coop": (".json", lambda f: ["encode", f"coop:{f}"]),
+            "coco": (".json", lambda f: ["encode", f"coco:.,annotations={f}"]),
+            "pack": (".tar", lambda f: ["pack", "digits/test", f]),
+            "export": (".csv", lambda f: ["export", "digits/test", f]),
+            "architecture": (".json", lambda f: ["encode", "digits", "--split", "val", "--model", f]),
+        }
+        for suffix in (".npz", ".npy", ".pt", ".safetensors", ".parquet", ".csv"):
+            doors[f"import {suffix}"] = suffix, lambda f: ["import", f, "--encoder-name", "m", "--name", "n"]
+        for suffix in (".npz", ".npy", ".pt", ".txt", ".csv"):
+            doors[f"labels {suffix}"] = suffix, lambda f: [*imported, "--labels", f]
+        for suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
+            doors[f"table {suffix}"] = suffix, lambda f: ["encode", f"table:{f}"]
+        for suffix in (".safetensors", ".pt", ".msgpack"):
+            doors[f"weights {suffix}"] = suffix, lambda f: ["wise", "tiny", f, "--out", "merged"]
+            doors[f"convert {suffix}"] = suffix, lambda f: ["convert", f, "new.safetensors", "--overwrite"]
+            doors[f"pretrained {suffix}"] = (
+                suffix,
+                lambda f: ["encode", "digits", "--split", "val", "--model", PRETRAINED, "--pretrained", f],
+            )
+        for door, (suffix, words) in doors.items():
+            for what, make in PLACES.items():
+                self.number += 1
+                path = self.folder / f"place{self.number}{suffix}"
+                make(path)
+                yield Case(f"{door} {what}", words(str(path)))
+        for what, make in PLACES.items():
+            self.number += 1
+            for name in ("images", "labels"):
+                folder = self.folder / f"place{self.number}-{name}"
+                folder.mkdir()
+                for other in ("images", "labels"):
+                    (make if other == name else Path.touch)(folder / f"train_{other}.npy")
+                yield Case(f"arrays {name} {what}", ["encode", f"arrays:{folder}"])
+            for kind, inside in ODD_PLACES.items():
+                if not (self.folder / f"good-{kind}").is_dir():
+                    continue
+                words = self._imported(self.folder / f"good-{kind}", Path(inside), None)
+                make(Path(words[1]) / inside)
+                yield Case(f"{kind} {what}", words)
+            for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+                folder = Path(self._folder((TINY / "open_clip_config.json").read_bytes()))
+                (folder / name).unlink()
+                make(folder / name)
+                for verb in (
+                    ["encode", "digits", "--split", "val", "--model", f"local-dir:{folder}"],
+                    ["wise", "tiny", str(folder), "--out", "m"],
+                ):
+                    yield Case(f"{verb[0]} {name} {what}", verb)
+
+
+PLACES: Mapping[str, Callable[[Path], None]] = {
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "no bytes": lambda path: path.symlink_to("/dev/null"),
+    "folder": Path.mkdir,
+    "dangling": lambda path: path.symlink_to("nowhere"),
+    "circle": lambda path: path.symlink_to(path),
+}
+ODD_PLACES = {
+    "npy": "labels.npy",
+    "clip-benchmark": "targets_test.pt",
+    "clip-retrieval": "img_emb/img_emb_1.npy",
+    "huggingface": "state.json",
+}
+"""A file of each kind of folder."""
+
+
+def labelled(table: str) -> list[str]:
+    """Encoding a table."""
+    return ["encode", f"table:{table}", "--split", "all", "--quiet"]
+
+
+def tagged(folder: Path) -> str:
+    """A multi-label table of small pictures."""
+    for row in range(8):
+        Image.new("L", (8, 8), 30 * row).save(folder / f"t{row}.png")
+    tags = ("a", "a|b", "b", "", "a|b|c", "c", "b|c", "a|c")
+    lines = [f"t{row}.png,{text}" for row, text in enumerate(tags)]
+    (folder / "tagged.csv").write_text("\n".join(["path,tags", *lines]) + "\n")
+    return "table:tagged.csv"
+
+
+def odd_json(content: bytes) -> dict[str, bytes]:
+    """A JSON object with each of its fields replaced, or left out; nothing of other content."""
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    return {
+        f"{key} = {shown(value)}": json.dumps(changed(record, (key,), value)).encode()
+        for key in record
+        for value in (*VALUES, MISSING)
+    }
+
+
+def odd_columns() -> dict[str, bytes]:
+    """Parquet files of features whose columns are of odd types, lengths and names."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    features, label = pa.array([[1.0, 2.0], [0.5, 1.0]]), pa.array([0, 1])
+    odd = {
+        "null": pa.nulls(2),
+        "some null": pa.array([[1.0, 2.0], None]),
+        "null inside": pa.array([[1.0, None], [0.5, 1.0]]),
+        "ragged": pa.array([[1.0], [0.5, 1.0]]),
+        "empty lists": pa.array([[], []], pa.list_(pa.float32())),
+        "texts": pa.array(["a", "\x1b[2J"]),
+        "bytes": pa.array([b"\xff", b""]),
+        "nested": pa.array([[[1.0]], [[2.0]]]),
+        "structs": pa.array([{"a": 1}, {"a": None}]),
+        "dates": pa.array([0, 1], pa.timestamp("ns")),
+        "booleans": pa.array([True, None]),
+        "words": pa.array(["x", "y"]).dictionary_encode(),
+        "large": pa.array([2**62, -(2**62)]),
+        "huge": pa.array([1e300, float("nan")]),
+        "decimals": pa.array([1, 2]).cast(pa.decimal128(38, 2)),
+    }
+    columns = {
+        "features": features,
+        "label": label,
+        "id": pa.array(["a", "b"]),
+        "image_path": pa.array(["x.png", "y.png"]),
+    }
+    found = {}
+    for name in columns:
+        for what, values in odd.items():
+            found[f"{name} of {what}"] = columns | {name: values}
+    found["no row"] = {name: values[:0] for name, values in columns.items()}
+    found["no column"] = {}
+    tables = {what: pa.table(values) for what, values in found.items()}
+    for text in ("null", "[", "{}", '[1, "a"]', '["a"]', '["a", "a"]', "\xff", "[" * 5000, '[["a"], []]'):
+        facts = {b"featcache.classnames": text.encode("latin-1")}
+        tables[f"classnames {shown(text)[:20]}"] = pa.table(columns).replace_schema_metadata(facts)
+    tables["twice"] = pa.Table.from_arrays([features, features, label], names=["features", "features", "label"])
+    files = {}
+    for what, table in tables.items():
+        file = io.BytesIO()
+        parquet.write_table(table, file)
+        files[what] = file.getvalue()
+    return files
+
+
+def odd_archives(good: bytes) -> dict[str, bytes]:
+    """A packed store whose entries have other names, kinds, sizes and contents."""
+    with tarfile.open(fileobj=io.BytesIO(good)) as tar:
+        entries = [(entry.name, file.read() if (file := tar.extractfile(entry)) else b"") for entry in tar]
+    place = "/".join(entries[0][0].split("/")[:3])
+
+    def packed(change: Callable[[tarfile.TarInfo, int], None], contents: Mapping[str, bytes] | None = None) -> bytes:
+        blocks = []
+        for number, (name, content) in enumerate(entries):
+            entry, held = tarfile.TarInfo(name), (contents or {}).get(name, content)
+            entry.size = len(held)
+            change(entry, number)
+            blocks += [entry.tobuf(tarfile.PAX_FORMAT, errors="surrogatepass"), held, bytes(-len(held) % 512)]
+        return b"".join([*blocks, bytes(1024)])
+
+    def first(**fields: Any) -> bytes:
+        def change(entry: tarfile.TarInfo, number: int) -> None:
+            for name, value in fields.items() if number == 0 else ():
+                setattr(entry, name, value)
+
+        return packed(change)
+
+    names = (
+        "../x",
+        "/tmp/featcache-hostile",
+        "a",
+        f"{place}/../x",
+        f"{place}/a\\b",
+        f"{place}/\x1b[2J",
+        f"{place}/./x",
+    )
+    names += (
+        place,
+        f"images/{'0' * 24}/{'1' * 24}/x",
+        "images/x/y/z",
+        f"{place}/{'d/' * 500}x",
+        f"{place}/{'n' * 300}",
+    )
+    names += (f"{place}/new", f"{place}/manifest.json/x", f"texts/{place.partition('/')[2]}/x", f"{place}/é\udcff")
+    found = {f"name {shown(name)[-30:]}": first(name=name) for name in names}
+    kinds = {"symlink": tarfile.SYMTYPE, "link": tarfile.LNKTYPE, "pipe": tarfile.FIFOTYPE, "device": tarfile.CHRTYPE}
+    kinds |= {"folder": tarfile.DIRTYPE, "contiguous": tarfile.CONTTYPE, "sparse": tarfile.GNUTYPE_SPARSE}
+    kinds |= {"long name": tarfile.GNUTYPE_LONGNAME, "pax": tarfile.XHDTYPE, "unknown": b"Z"}
+    for what, kind in kinds.items():
+        found[f"a {what}"] = first(type=kind, linkname="/etc/passwd", size=0)
+        for size in (1 << 20, 1 << 32, 1 << 60):
+            found[f"a {what} of {size}"] = first(type=kind, linkname=".", size=size)
+    for size in ("99999999999999999999", "-1", "x", str(1 << 40)):
+        found[f"size {size}"] = first(pax_headers={"size": size})
+        found[f"sparse {size}"] = first(
+            pax_headers={"GNU.sparse.major": "1", "GNU.sparse.size": size, "GNU.sparse.map": f"0,{size}"}
+        )
+    found["twice"] = packed(lambda entry, number: None)[:-1024] + good
+    for name, content in entries:
+        short = name.removeprefix(f"{place}/")
+        for what, odd in {"empty": b"", "cut": content[: len(content) // 2], "grown": content + b"\0"}.items():
+            found[f"{short} {what}"] = packed(lambda entry, number: None, {name: odd})
+        if name == f"{place}/manifest.json":
+            for what, odd in odd_json(content).items():
+                found[f"{short} {what}"] = packed(lambda entry, number: None, {name: odd})
+    return found
 
 
 def changed(record: Any, path: tuple[str, ...], value: Any) -> Any:

@@ -17,6 +17,7 @@ from PIL import Image
 from featcache.datasets.base import IMAGE_FILE, SHOWN, SampleIndex, labelling
 from featcache.datasets.decode import decode_image
 from featcache.errors import DatasetError
+from featcache.parameters import check_regular
 
 T = TypeVar("T")
 
@@ -129,6 +130,7 @@ def json_object(file: Path, kind: type[T]) -> dict[str, T]:
         It cannot be read, or holds something else.
     """
     try:
+        check_regular(file)
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{file}: cannot be read as JSON ({error}); restore it") from error

@@ -26,15 +26,25 @@ def split_cell(cell: Cell, separator: str = "|") -> list[str]:
     --------
     >>> split_cell("cat|dog"), split_cell('["cat", "dog"]'), split_cell("[0, 2]"), split_cell(None)
     (['cat', 'dog'], ['cat', 'dog'], ['0', '2'], [])
+
+    Raises
+    ------
+    ValueError
+        A JSON list holds something else.
     """
     if cell is None:
         return []
     text = str(cell).strip()
     if text.startswith("["):
         try:
-            return [str(item) for item in json.loads(text)]
+            found = json.loads(text)
         except (ValueError, RecursionError):
-            pass  # a name that begins with a bracket
+            found = None  # a name that begins with a bracket
+        for item in found or ():
+            if not isinstance(item, str) and (type(item) is not int or item < 0):
+                raise ValueError(f"{json.dumps(item)[:40]} in a list of classes; expected names or class indices")
+        if found is not None:
+            return list(map(str, found))
     parts = text.split(SEPARATORS.get(separator, separator))
     return [part.strip() for part in parts if part.strip()]
 

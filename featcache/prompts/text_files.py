@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featcache.errors import DatasetError
+from featcache.parameters import check_regular
 
 CLASS_FILE = "classes.txt"
 MAX_BYTES = 1 << 28
@@ -58,7 +59,8 @@ def read_lines(path: Path) -> list[str]:
         Where the file cannot be read or is not UTF-8.
     """
     try:
-        with path.open("rb") as file:  # /dev/zero has no end
+        check_regular(path)
+        with path.open("rb") as file:  # what the shell has opened may have no end
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")

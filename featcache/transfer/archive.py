@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from featcache.errors import DatasetError, MismatchError, OutputError, StoreCorruptError
+from featcache.datasets.formats.tar import open_whole
+from featcache.errors import (
+    DatasetError,
+    FeatcacheError,
+    MismatchError,
+    OutputError,
+    StoreCorruptError,
+    StoreSchemaError,
+)
 from featcache.store import open_store, resolve_root
 from featcache.store.base import Store
 from featcache.store.catalogue import KINDS
@@ -22,7 +30,7 @@ from featcache.store.layout import MANIFEST
 from featcache.store.places import StorePath, files, read, stat
 from featcache.store.places.local import PARTIAL_SUFFIX, begin, give_up, sync_files, sync_folder
 from featcache.store.places.targets import replacing, writing
-from featcache.store.upkeep.maintenance import check_deep
+from featcache.store.upkeep.maintenance import check_deep, verify
 
 FORMAT = tarfile.PAX_FORMAT
 KEY = re.compile("[0-9a-f]{24}")
@@ -80,14 +88,18 @@ def unpack(source: str | Path, root: str | StorePath | None = None) -> tuple[Sto
     if not isinstance(base, Path):
         raise OutputError(f"{base}: unpack into a folder of this machine, and copy it from there")
     try:
-        with tarfile.open(source, mode="r:") as tar:
+        packed = open_whole(source)
+    except OSError as error:
+        raise DatasetError(f"{source}: {error.strerror or error}; expected what `featcache pack` wrote") from error
+    try:
+        with packed, tarfile.open(source, fileobj=packed, mode="r:") as tar:
             entries = dict(_checked(tar, source))
             place = _place(entries, source)
             return _unpacked(tar, {name[len(place) + 1 :]: entry for name, entry in entries.items()}, base / place)
-    except (tarfile.TarError, EOFError) as error:
+    except FeatcacheError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # numbers in headers are parsed
         raise DatasetError(f"{source}: cannot be read as a packed store ({error}); {REMEDY}") from error
-    except FileNotFoundError as error:
-        raise DatasetError(f"{source}: no such file; expected what `featcache pack` wrote") from error
 
 
 def _checked(tar: tarfile.TarFile, source: str | Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
@@ -118,10 +130,9 @@ def _unpacked(tar: tarfile.TarFile, entries: dict[str, tarfile.TarInfo], path: P
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             content = tar.extractfile(entry)
             (fresh / name).write_bytes(b"" if content is None else content.read())
-        store = open_store(fresh)
+        store = _sound(fresh, tar)
         if f"{store.kind}/{store.manifest.key}" != f"{path.parent.parent.name}/{path.parent.name}/{path.name}":
             raise StoreCorruptError(f"{tar.name!r}: its manifest is that of another store; {REMEDY}")
-        check_deep(fresh)
         sync_files(fresh)
         if stat(path / MANIFEST) is not None:
             if read(path / MANIFEST) != (fresh / MANIFEST).read_bytes():
@@ -139,6 +150,20 @@ def _unpacked(tar: tarfile.TarFile, entries: dict[str, tarfile.TarInfo], path: P
             ) from error
         sync_folder(path.parent)
     return open_store(path), False
+
+
+def _sound(fresh: Path, tar: tarfile.TarFile) -> Store:
+    """The store that was written, every file of which is whole; errors name the packed file, for this one will go."""
+    try:
+        store = open_store(fresh)
+        problems = verify(fresh, deep=True).problems
+    except StoreSchemaError:
+        raise
+    except FeatcacheError as error:
+        problems = [str(error).partition("; ")[0].replace(f"{fresh}/", "").replace(str(fresh), "the store")]
+    if problems:
+        raise StoreCorruptError(f"{tar.name!r}: {len(problems)} damaged file(s): {'; '.join(problems[:3])}; {REMEDY}")
+    return store
 
 
 @contextmanager

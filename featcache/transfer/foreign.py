@@ -19,7 +19,7 @@ No file can run code: torch files are loaded with ``weights_only=True``, npy fil
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,6 +27,7 @@ import numpy as np
 
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import DatasetError
+from featcache.parameters import check_regular
 from featcache.store.key import Json
 from featcache.store.layout import Array
 from featcache.store.places.tensors import check_sound
@@ -93,6 +94,7 @@ def read_array(source: str | Path) -> Array:
 def _read(reader: Reader, path: Path, names: tuple[str, ...]) -> Foreign:
     """What a reader makes of a file; DatasetError for anything that it raises."""
     try:
+        check_regular(path)
         return reader(path, names)
     except (DatasetError, MemoryError):
         raise
@@ -204,8 +206,16 @@ def of_table(table: "pa.Table", path: Path, names: tuple[str, ...] = FEATURES) -
     labels = next((table[name].to_numpy() for name in LABELS if name in table.column_names), None)
     if labels is not None and labels.dtype == object and len(labels):
         labels = np.stack(labels)
-    ids = table["id"].to_pylist() if "id" in table.column_names else None
+    ids = id_texts(table["id"].to_pylist(), path) if "id" in table.column_names else None
     return Foreign(features, labels, ids, json.loads(facts) if facts else None)
+
+
+def id_texts(values: Sequence[object], path: Path) -> list[str]:
+    """Ids as texts; DatasetError for a row whose id is no text or whole number, or is missing."""
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise DatasetError(f"{path}: row {row}: id {value!r}; expected a text or a whole number")
+    return list(map(str, values))
 
 
 def _csv(path: Path, names: tuple[str, ...]) -> Foreign:

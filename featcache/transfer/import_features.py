@@ -207,6 +207,8 @@ def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDAr
     labels = _labels(found.labels, len(features))
     n_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     names = classnames or found.classnames or [f"class {label}" for label in range(n_classes)]
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise DatasetError(f"class names are {str(names)[:80]}; expected texts: name a file of them with --classes")
     if labels.ndim == 2:
         check_targets(labels, len(features), tuple(names))
     ids = found.ids or [f"row-{row:08d}" for row in range(len(features))]

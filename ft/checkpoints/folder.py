@@ -21,6 +21,7 @@ from featcache.encoders.base import FOLDER_CONFIG, FOLDER_FILES
 from featcache.encoders.base import FOLDER_PROVENANCE as PROVENANCE
 from featcache.encoders.checkpoints import NOT_WEIGHTS, is_pickled, is_torchscript
 from featcache.errors import EncoderError
+from featcache.parameters import check_regular
 from featcache.store.key import checksum
 from featcache.store.places.targets import new_folder, replacing, writing
 from featcache.store.places.tensors import UNSEALED, check_sound, seal
@@ -207,6 +208,7 @@ def read_config(folder: str | Path) -> Json:
     """
     path = Path(folder) / CONFIG
     try:
+        check_regular(path)
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EncoderError(f"{path}: cannot be read as JSON ({error}); give a model folder") from error

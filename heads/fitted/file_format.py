@@ -13,7 +13,7 @@ from safetensors.numpy import save as to_bytes
 
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import HeadError
-from featcache.parameters import check_record, json_value
+from featcache.parameters import check_record, check_regular, json_value
 from featcache.store.places.targets import write_target
 from featcache.store.places.tensors import in_order
 from heads.fitted.provenance import ROLES, Json, SplitRecord, rows_of
@@ -58,6 +58,7 @@ def read_head(path: str | Path) -> tuple[Tensors, Json]:
         If the file is missing, is not a safetensors file, or was not written by `write_head`.
     """
     try:
+        check_regular(path)
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:

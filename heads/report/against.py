@@ -33,6 +33,7 @@ from pathlib import Path
 
 from featcache.encoders import PREPARATIONS
 from featcache.errors import HeadError
+from featcache.parameters import check_regular
 from heads.evaluation.metrics import METRICS, Metric, Row
 from heads.report.rows import alpha_of, is_wise_ft, label_of, mean_of, name_of
 from heads.report.tables import aligned_lines
@@ -172,6 +173,7 @@ def read_figures(path: str | Path) -> list[Figure]:
     """
     path = Path(path)
     try:
+        check_regular(path)
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise HeadError(f"{path}: cannot be read as published figures ({error}); it is a TOML file") from error

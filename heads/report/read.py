@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from featcache.errors import FeatcacheWarning, HeadError
+from featcache.parameters import check_regular
 from heads.evaluation.metrics import Row
 from heads.report.rows import alpha_of, name_of
 
@@ -30,6 +31,7 @@ def read_rows(paths: Sequence[str | Path]) -> list[Row]:
     rows: list[Row] = []
     for path in paths:
         try:
+            check_regular(path)
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise HeadError(f"{path}: cannot be read as results ({error}); expected a file of JSON lines") from error

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, Range, check_record
+from featcache.parameters import Count, Range, check_record, check_regular
 from heads.estimators.catalogue import head_class, make_head, takes_prior
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def read_plan(path: str | Path) -> SweepPlan:
         For a file that cannot be read, or unknown keys, naming them.
     """
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             record = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

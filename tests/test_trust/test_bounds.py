@@ -18,6 +18,7 @@ from featcache.datasets.decode import decode_image
 from featcache.encoders import load_encoder
 from featcache.encoders.torch_images import MOST_PIXELS
 from featcache.errors import DatasetError, ImageReadError
+from featcache.prompts.text_files import read_lines
 from featcache.store import find_store
 from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source, import_features
@@ -116,6 +117,39 @@ def test_a_label_in_a_csv_is_bounded_too(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "x.csv").write_text(f"id,label,class,f0,f1\na,0,cat,1,2\nb,{2**40},dog,1,3\n")
     assert main(["import", str(tmp_path / "x.csv"), "--encoder-name", "m", "--name", "n"]) == 2
     assert f"first {2**40} in row 1" in capsys.readouterr().err
+
+
+PIPED = {
+    "head.safetensors": ["evaluate", "{}", "--on", "digits/test"],
+    "packed.tar": ["unpack", "{}"],
+    "labels.npy": ["import", "x.csv", "--encoder-name", "m", "--name", "n", "--labels", "{}"],
+    "plan.toml": ["sweep", "--file", "{}"],
+    "list.txt": ["encode", "list:{}"],
+    "table.parquet": ["encode", "table:{}"],
+    "rows.jsonl": ["report", "{}"],
+}
+
+
+@pytest.mark.parametrize("name", PIPED)
+def test_a_pipe_or_a_device_is_not_opened(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Opening a pipe that nobody writes to would wait for ever; a device has no end."""
+    os.chdir(tmp_path)
+    Path("x.csv").write_text("id,label,class,f0\na,0,cat,1\n")
+    os.mkfifo(name)
+    Path(f"device-{name}").symlink_to("/dev/zero")
+    for place in (name, f"device-{name}"):
+        assert main([word.format(place) for word in PIPED[name]]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"{place}: " in said
+        assert "regular file" in said
+
+
+def test_what_the_shell_has_opened_is_read() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"cat\ndog\n")
+    os.close(writing)
+    assert read_lines(Path(f"/dev/fd/{reading}")) == ["cat", "dog", ""]
 
 
 @pytest.mark.nightly

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from featcache.errors import DatasetError
+from featcache.parameters import check_regular
 from featcache.prompts.text_files import read_lines
 
 Cell: TypeAlias = str | int | None
@@ -181,6 +182,7 @@ def _read_parquet(path: Path, nested: Collection[str] = ()) -> Table:
     from pyarrow import parquet
 
     try:
+        check_regular(path)
         schema = parquet.read_schema(path)
         lists = [field.name for field in schema if field.name in nested and pa.types.is_list(field.type)]
         flat = [field.name for field in schema if not pa.types.is_nested(field.type) and not _is_bytes(pa, field.type)]

@@ -7,6 +7,7 @@ From ``DIR``, ``shards/train-{000..127}.tar`` or ``*.tar`` to a list of shards, 
 """
 
 import glob
+import io
 import os
 import re
 import tarfile
@@ -18,6 +19,7 @@ from typing import IO
 from featcache.datasets.files import PLACEHOLDER, WHOLE, local_path
 from featcache.datasets.remote import is_remote, open_remote, read_range, read_remote, stat_remote
 from featcache.errors import DatasetError
+from featcache.parameters import check_regular
 
 BLOCK = 512
 NUMBER = re.compile(r"(?:[-_.]?[0-9]+(?:-of-[0-9]+)?)?")
@@ -51,15 +53,31 @@ def tar_members(place: str, read: frozenset[str] = frozenset()) -> Iterator[Memb
         If the file is not an uncompressed tar file, damaged, or holds a name that is refused.
     """
     try:
-        with open_remote(place) if is_remote(place) else open(place, "rb") as file:
+        with open_remote(place) if is_remote(place) else open_whole(place) as file:
             yield from _members(file, place, read)
-    except tarfile.TarError as error:
+    except DatasetError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # numbers in headers are parsed
         raise DatasetError(
             f"{place}: not a whole, uncompressed tar file ({error}); unpack a compressed one, restore a damaged one"
         ) from error
     except OSError as error:
         remote = is_remote(place)  # those errors say all of it already
         raise DatasetError(str(error) if remote else f"{place}: cannot be read ({error}); check the pattern") from error
+
+
+class open_whole(io.BufferedReader):
+    """A local file that is never asked for more bytes than it has left: a header may name any number."""
+
+    def __init__(self, place: str | Path) -> None:
+        check_regular(place)
+        super().__init__(io.FileIO(place))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As that of every file."""
+        left = max(self._size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _members(file: IO[bytes], place: str, read: frozenset[str]) -> Iterator[Member]:

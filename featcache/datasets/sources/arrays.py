@@ -40,6 +40,7 @@ from featcache.datasets.files import (
 )
 from featcache.datasets.options import split_options
 from featcache.errors import DatasetError, ImageReadError
+from featcache.parameters import check_regular
 from featcache.prompts.text_files import CLASS_FILE, read_class_file
 
 Array = npt.NDArray[Any]
@@ -181,6 +182,7 @@ def _hashes(images: Array) -> bytes:
 def load_array(path: Path) -> Array:
     """A numpy file, memory-mapped; DatasetError where it is missing or no array."""
     try:
+        check_regular(path)
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         held = ", ".join(sorted(p.name for p in path.parent.glob("*.npy"))[:10]) or "no .npy file"

@@ -30,6 +30,7 @@ from featcache.datasets.files import (
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.datasets.options import split_options
 from featcache.errors import DatasetError
+from featcache.parameters import check_regular
 
 Item = tuple[str, int, str]
 
@@ -67,6 +68,7 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
 
 def _read(path: Path) -> object:
     try:
+        check_regular(path)
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as JSON ({error}); expected a split file of CoOp") from error

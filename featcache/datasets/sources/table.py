@@ -169,14 +169,26 @@ def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.Arr
         raise DatasetError(
             f"{file}: {what}; labels= names the column or columns of multi-label data, and there are {_shown(table)}"
         )
-    where = lambda row: f"{file}: row {row + 1}"  # noqa: E731
+
+    def where(row: int) -> str:
+        return f"{file}: row {row + 1}"
+
     if len(columns) > 1:
         return targets_of_columns({column: table[column] for column in columns}, where)
     path = file.parent / CLASS_FILE
     names = [display for _, display in read_class_file(path)] if path.is_file() else None
     separator = options.get("separator", "|")
-    lists, *unknown = ([split_cell(cell, separator) for cell in table[column]] for column in wanted)
+    lists, *unknown = (
+        [_split(cell, separator, where(row)) for row, cell in enumerate(table[column])] for column in wanted
+    )
     return targets_of_names(lists, where, names, unknown[0] if unknown else None)
+
+
+def _split(cell: Cell, separator: str, where: str) -> list[str]:
+    try:
+        return split_cell(cell, separator)
+    except ValueError as error:
+        raise DatasetError(f"{where}: {error}") from error
 
 
 def _carried(table: Table, used: set[str | None], options: dict[str, str], file: Path) -> list[str]:

@@ -33,6 +33,7 @@ from featcache.datasets.options import split_list, split_options
 from featcache.datasets.remote import is_remote, read_remote
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.errors import DatasetError
+from featcache.parameters import check_regular
 from featcache.prompts.text_files import CLASS_FILE, read_class_file
 
 CLASSNAMES = "classnames.txt"
@@ -179,6 +180,7 @@ def _classnames(base: str) -> list[str] | None:
     for folder in (base, base.rpartition("/")[0]):
         place = f"{folder}/{CLASSNAMES}"
         try:
+            check_regular(place)
             content = read_remote(place) if is_remote(place) else Path(place).read_bytes()
             names = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
         except (OSError, DatasetError):

@@ -22,7 +22,7 @@ from featcache.encoders.openclip.encoder import OpenClipEncoder
 from featcache.encoders.published import check_activation
 from featcache.encoders.torch_images import default_device
 from featcache.errors import EncoderError, FeatcacheError
-from featcache.parameters import Range, check_record
+from featcache.parameters import Range, check_record, check_regular
 from featcache.progress import one_line
 from featcache.store.key import Json, checksum
 from featcache.store.places.tensors import check_sound
@@ -115,6 +115,7 @@ def register_architecture(file: Path) -> tuple[str, str, Json]:
         There is no such file, or it holds no architecture.
     """
     try:
+        check_regular(file)
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise EncoderError(
@@ -229,6 +230,8 @@ def load_tiny(
 
 def _config(model: str) -> Json:
     try:
+        if model.startswith("local-dir:"):
+            check_regular(Path(model.partition(":")[2]) / "open_clip_config.json")
         config = open_clip.factory.get_model_config(model)
     except (OSError, ValueError) as error:
         raise EncoderError(
@@ -294,10 +297,11 @@ def _check_files(model: str, pretrained: str | None) -> None:
         _check_tokenizer(folder)
     for file in files:
         try:
+            check_regular(file)
             check_sound(file)
             if file.suffix == ".safetensors":
                 safe_open(file, framework="pt")
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             raise EncoderError(f"{file}: {one_line(str(error))}; write or fetch it again") from error
 
 

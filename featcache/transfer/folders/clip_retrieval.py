@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.parameters import check_regular
 from featcache.store import ImageStore
 from featcache.store.places.targets import replacing
+from featcache.transfer.foreign import id_texts
 from featcache.transfer.formats import Foreign
 from featcache.transfer.rows import CLASSNAMES, table_of
 
@@ -44,8 +46,11 @@ def read(folder: Path, split: str) -> Foreign | None:
     if not numbers:
         return None
     names = [name for _, name in numbers]
-    features = np.concatenate([np.load(folder / "img_emb" / f"img_emb_{n}.npy", allow_pickle=False) for n in names])
+    arrays = [folder / "img_emb" / f"img_emb_{name}.npy" for name in names]
     files = [folder / "metadata" / f"metadata_{name}.parquet" for name in names]
+    for file in (*arrays, *files):
+        check_regular(file)
+    features = np.concatenate([np.load(file, allow_pickle=False) for file in arrays])
     if not all(file.is_file() for file in files):
         return Foreign(features)
     facts = (parquet.read_schema(files[0]).metadata or {}).get(CLASSNAMES)
@@ -54,6 +59,6 @@ def read(folder: Path, split: str) -> Foreign | None:
     return Foreign(
         features,
         np.asarray(columns["label"]) if "label" in columns else None,
-        list(map(str, columns["image_path"])) if "image_path" in columns else None,
+        id_texts(columns["image_path"], files[0].parent) if "image_path" in columns else None,
         json.loads(facts) if facts else None,
     )

@@ -91,6 +91,30 @@ def test_links_and_devices_are_refused(store: ImageStore, tmp_path: Path, kind: 
         unpack(written(tmp_path / "odd.tar", content, odd), tmp_path / "other")
 
 
+def test_errors_name_the_packed_file_and_no_folder_that_is_gone(store: ImageStore, tmp_path: Path) -> None:
+    packed = tmp_path / "packed.tar"
+    pack(store.path, packed)
+    content = packed.read_bytes()
+    with tarfile.open(packed) as tar:
+        places = {entry.name.split("/", 3)[3]: entry.offset_data for entry in tar}
+    for name in ("manifest.json", "features/c/0/0"):
+        odd = bytearray(content)
+        odd[places[name] + 5] ^= 1
+        packed.write_bytes(odd)
+        with pytest.raises(StoreCorruptError, match=f"packed.tar.*{name}.*; pack the store again") as error:
+            unpack(packed, tmp_path / "root")
+        assert ".partial" not in str(error.value)
+
+
+def test_a_header_of_any_size_takes_no_memory(tmp_path: Path) -> None:
+    for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        entry = tarfile.TarInfo("x")
+        entry.type, entry.size = kind, 1 << 50
+        (tmp_path / "packed.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+        with pytest.raises(DatasetError, match="packed store"):
+            unpack(tmp_path / "packed.tar", tmp_path / "root")
+
+
 def test_another_store_of_that_key_is_never_overwritten(store: ImageStore, tmp_path: Path) -> None:
     pack(store.path, tmp_path / "a.tar")
     assert main(["rename", store.reference, "mine/train", "--root", str(tmp_path / "cache")]) == 0

@@ -269,3 +269,24 @@ def test_imports_are_listed(tmp_path: Path) -> None:
     store = import_features(Foreign(features(), LABELS), Source("m"), name="x", split="val", root=tmp_path)
     assert find_store("x/val@m", tmp_path).path == store.path
     assert store.provenance["imported"] is True
+
+
+def test_ids_of_whole_numbers_are_texts_and_others_are_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {"features": pa.array([[1.0, 2.0], [0.5, 1.0]]), "label": pa.array([0, 1])}
+    parquet.write_table(pa.table(columns | {"id": pa.array([7, 3])}), tmp_path / "x.parquet")
+    made = import_features(read_foreign(tmp_path / "x.parquet"), Source("m"), name="n", root=tmp_path / "cache")
+    assert list(made.ids) == ["7", "3"]
+    for odd in (pa.array([7, None]), pa.array([{"a": 1}, {"a": 2}]), pa.array([True, False])):
+        parquet.write_table(pa.table(columns | {"id": odd}), tmp_path / "x.parquet")
+        with pytest.raises(DatasetError, match=r"x.parquet: row [01]: id .*; expected a text or a whole number"):
+            read_foreign(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("names", [[1, "a"], [["a"], []], {"a": 1, "b": 2}, "ab"])
+def test_class_names_that_are_no_texts_are_refused(tmp_path: Path, names: Any) -> None:
+    found = Foreign(np.eye(2), np.arange(2), classnames=names)
+    with pytest.raises(DatasetError, match=r"class names are .*expected texts"):
+        import_features(found, Source("m"), name="n", root=tmp_path)
