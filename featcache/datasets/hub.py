@@ -1,5 +1,6 @@
 """The hub of models and data sets, where it cannot be reached: its client would try for minutes before it says so."""
 
+import os
 import socket
 import sys
 import threading
@@ -77,6 +78,22 @@ def hub_lacks(repository: str) -> bool:
     """Whether nothing of a model is in the local cache, nor to be had from the hub."""
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
     return not folder.is_dir() and (constants.HF_HUB_OFFLINE or not hub_is_reachable())
+
+
+def timm_lacks(name: str) -> bool:
+    """Whether no cached file can be that of a timm model, nor is one to be had from the hub.
+
+    Which repository a model comes from, timm alone knows: of its own organisation's, those of that name; any other may
+    hold it, and so may the checkpoints that torch has loaded.
+    """
+    own = "models--timm--"
+    cached = [folder.name for folder in Path(constants.HF_HUB_CACHE).glob("models--*")]
+    if any(not folder.startswith(own) or folder.startswith(own + name) for folder in cached):
+        return False
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    if any((Path(home) / "hub" / "checkpoints").glob("*")):
+        return False
+    return constants.HF_HUB_OFFLINE or not hub_is_reachable()
 
 
 def _is_of_the_hub(error: BaseException | None) -> bool:

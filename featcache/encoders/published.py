@@ -24,6 +24,9 @@ QUICK_SUFFIX = "-quickgelu"
 """End of open_clip's names of architectures that compute QuickGELU."""
 
 
+TIMM_REMEDY = "connect this machine, or give --pretrained FILE"
+
+
 class Published(NamedTuple):
     """What open_clip's table says of weights."""
 
@@ -36,8 +39,8 @@ class Published(NamedTuple):
 def check_reachable(model: str, pretrained: str | None) -> None:
     """Say at once that a model's weights are neither in the local cache nor to be had.
 
-    Models whose place on the hub is not known pass, and so does everything once open_clip is imported: loading says
-    the same then.
+    Models whose place on the hub is not known pass, and so does everything once open_clip or timm is imported: loading
+    says the same then.
 
     Raises
     ------
@@ -49,8 +52,19 @@ def check_reachable(model: str, pretrained: str | None) -> None:
     model, pretrained = open_clip_name(full_name(model), pretrained)
     if "open_clip" in sys.modules or model.endswith(".json") or pretrained == "random":
         return
-    from featcache.datasets.hub import hub_lacks, no_hub  # which reads the hub's settings
+    from featcache.datasets.hub import hub_lacks, no_hub, timm_lacks  # which reads the hub's settings
 
+    if model.startswith("timm:"):
+        name, comma, _ = model.removeprefix("timm:").partition(",")
+        if (
+            "timm" in sys.modules
+            or comma
+            or pretrained
+            or not _timm_has(name)
+            or not timm_lacks(name.partition(".")[0])
+        ):
+            return
+        raise no_hub(model, TIMM_REMEDY)
     found = None if pretrained is None or Path(pretrained).is_file() else published(model, pretrained)
     repository = model.removeprefix("hf-hub:") if model.startswith("hf-hub:") else found and found.repository
     if not repository or not hub_lacks(repository):
@@ -58,6 +72,12 @@ def check_reachable(model: str, pretrained: str | None) -> None:
     if found is not None:
         check_activation(model, str(pretrained), _computes_quick_gelu(model), found.quick_gelu)
     raise no_hub(f"model {model}")
+
+
+def _timm_has(name: str) -> bool:
+    """Whether timm's sources define a model of that name; importing it takes seconds."""
+    define = f"\ndef {name}(".encode()
+    return any(define in file.read_bytes() for file in (_folder("timm") / "models").glob("*.py"))
 
 
 def published(model: str, tag: str) -> Published | None:
@@ -100,8 +120,8 @@ def _entries(node: ast.expr) -> dict[str, Published]:
     return found
 
 
-def _folder() -> Path:
-    spec = find_spec("open_clip")
+def _folder(library: str = "open_clip") -> Path:
+    spec = find_spec(library)
     return Path(str(spec and spec.origin)).parent
 
 

@@ -21,6 +21,7 @@ from featcache.datasets.base import Picture
 from featcache.datasets.hub import offline_where_unreachable
 from featcache.encoders.base import PROJECTED, Batch, Encoder, ImageEncoder, TokenShape
 from featcache.encoders.checkpoints import state_digest
+from featcache.encoders.published import TIMM_REMEDY
 from featcache.encoders.token_outputs import LAST, token_shapes, with_tokens
 from featcache.encoders.torch_images import (
     Computing,
@@ -36,7 +37,6 @@ from featcache.errors import EncoderError
 from featcache.store.key import Json
 
 RANDOM = "random"
-TIMM_REMEDY = "connect this machine, or give --pretrained FILE"
 NOT_GEOMETRY = ("MaybeToTensor", "Normalize")
 
 

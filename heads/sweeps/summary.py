@@ -11,6 +11,7 @@ import numpy as np
 from heads.evaluation.metrics import LOWER_IS_BETTER, Row, metric_of
 from heads.report.charts import Curve
 from heads.report.rows import datasets_of
+from heads.report.tables import aligned_lines
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,51 @@ def best_of(summaries: Sequence[Summary], metric: str) -> Summary:
     return max(summaries, key=value)
 
 
-def sweep_table(summaries: Sequence[Summary], metrics: Sequence[str] = ("top1", "nll")) -> str:
-    """A Markdown table per metric: a line per setting, a column per test set, mean ± standard deviation over seeds."""
+def sweep_table(summaries: Sequence[Summary], metrics: Sequence[str] = ("top1", "nll"), *, width: int = 110) -> str:
+    """A table per metric: a line per setting, a column per test set, mean ± standard deviation over seeds.
+
+    Columns that say the same of all settings are left out; test sets beyond `width` go into further blocks.
+    """
+    columns = {
+        "head": [found.head for found in summaries],
+        "data": [_place(found) for found in summaries],
+        "setting": [", ".join(f"{k}={v}" for k, v in found.setting.items()) or "–" for found in summaries],
+        "shots": ["all" if found.shots is None else str(found.shots) for found in summaries],
+    }
+    said = [[name, *texts] for name, texts in columns.items() if name == "head" or len(set(texts)) > 1]
+    texts = aligned_lines([*zip(*said, strict=True)])
+    left = [line.ljust(max(map(len, texts)) + 2) for line in texts]
     parts = []
     for metric in metrics:
         shown = metric_of(metric)
         datasets = [name for name in datasets_of([found.mean for found in summaries], metric) if name != "select"]
-        lines = ["| data | head | setting | shots | " + " | ".join(datasets) + " |"]
-        lines.append("|:---|:---|:---|---:|" + "---:|" * len(datasets))
-        for found in summaries:
-            cells = [_cell(found, f"{name}:{metric}", shown.factor, shown.digits) for name in datasets]
-            where = found.data if found.model is None or "@" in found.data else f"{found.data}@{found.model}"
-            setting = ", ".join(f"{name}={value}" for name, value in found.setting.items()) or "–"
-            shots = "all" if found.shots is None else str(found.shots)
-            lines.append(f"| {where} | {found.head} | {setting} | {shots} | " + " | ".join(cells) + " |")
-        parts.append(f"{shown.title}, {shown.unit}\n\n" + "\n".join(lines))
+        parts.append(f"{shown.title}, {shown.unit}")
+        cells = {
+            name: [name, *(_cell(found, f"{name}:{metric}", shown.factor, shown.digits) for found in summaries)]
+            for name in datasets
+        }
+        for block in _blocks(cells, width - len(left[0])):
+            ends = [[cell.rjust(max(map(len, column))) for cell in column] for column in block]
+            parts.append("\n".join(start + "  ".join(line) for start, *line in zip(left, *ends, strict=True)))
     return "\n\n".join(parts)
+
+
+def _blocks(columns: Mapping[str, list[str]], width: int) -> list[list[list[str]]]:
+    """Columns side by side as far as they fit, at least one a block."""
+    blocks: list[list[list[str]]] = []
+    room = 0
+    for column in columns.values():
+        need = max(map(len, column)) + 2
+        if need > room:
+            blocks.append([])
+            room = width + 2
+        blocks[-1].append(column)
+        room -= need
+    return blocks
+
+
+def _place(found: Summary) -> str:
+    return found.data if found.model is None or "@" in found.data else f"{found.data}@{found.model}"
 
 
 def _cell(found: Summary, key: str, factor: float, digits: int) -> str:
@@ -133,8 +163,7 @@ def summary_rows(summaries: Iterable[Summary]) -> list[Row]:
 def _label(found: Summary, with_data: bool) -> str:
     setting = [f"{name}={value}" for name, value in found.setting.items()]
     shots = [] if found.shots is None else [f"{found.shots} shot{'s' * (found.shots > 1)}"]
-    where = [found.data if found.model is None or "@" in found.data else f"{found.data}@{found.model}"]
-    return ", ".join([found.head, *setting, *shots, *(where if with_data else [])])
+    return ", ".join([found.head, *setting, *shots, *([_place(found)] if with_data else [])])
 
 
 def sweep_curves(summaries: Sequence[Summary], metric: str = "top1") -> list[Curve]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fakes import NumpyDataset, NumpyEncoder
+from small_pictures import write_pictures
 
 from featcache.cli.main import VERBS
 from featcache.encoding.images import encode_dataset
@@ -35,7 +36,7 @@ def answer(*arguments: str) -> tuple[list[str], float]:
         done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-        assert done.stdout
+        assert done.stdout or "Error: " in done.stderr
     return done.stderr.splitlines()[-1].split(), min(times)
 
 
@@ -54,3 +55,15 @@ def test_verbs_that_need_no_model_answer_at_once(tmp_path: Path) -> None:
         said, seconds = answer(*words, *root)
         assert said == ["0"], words
         assert seconds < SECONDS, words
+
+
+def test_weights_that_cannot_be_had_are_known_before_anything_heavy_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("HF_ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_CACHE", tmp_path), ("TORCH_HOME", tmp_path)):
+        monkeypatch.setenv(name, str(value))  # nothing listens there
+    data = write_pictures(tmp_path / "pets" / "train", 2).rpartition("/")[0]
+    for model in ("timm:vit_tiny_patch16_224", "hf-hub:org/none"):
+        assert answer("encode", data, "--split", "train", "--model", model, "--root", str(tmp_path))[0] == ["2"], model

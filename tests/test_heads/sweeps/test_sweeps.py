@@ -13,7 +13,7 @@ from featcache.errors import HeadError
 from heads.sweeps.forecast import forecast_sweep
 from heads.sweeps.plan import PAPERS, HeadGrid, Splits, SweepPlan, read_plan
 from heads.sweeps.run import run_sweep
-from heads.sweeps.summary import picks, summarise, sweep_table
+from heads.sweeps.summary import Summary, picks, summarise, sweep_table
 
 SPLITS = Splits("animals/train", ("animals/test", "noisy/test"), "animals/val", ("texts/animals",))
 
@@ -315,7 +315,16 @@ def test_the_table_shows_mean_and_spread(stores: dict[str, Any], tmp_path: Path)
     values = 100 * np.array([row["noisy:top1"] for row in rows])
     line = next(line for line in sweep_table(summarise(rows)).splitlines() if "ridge" in line)
     assert f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in line
-    assert "| 2 |" in line
+
+
+def test_the_table_fits_and_leaves_out_what_all_settings_share() -> None:
+    means = {f"{name}:top1": 0.5 + k / 100 for k, name in enumerate(("clean", "fog", "a-much-longer-name"))}
+    found = [Summary("pets/train@tiny", None, "ridge", {}, k, 1, means, dict.fromkeys(means)) for k in (4, 16)]
+    assert sweep_table(found, ["top1"], width=30).splitlines() == [
+        *("Accuracy, %", ""),
+        *("head   shots  clean   fog", "ridge  4       50.0  51.0", "ridge  16      50.0  51.0", ""),
+        *("head   shots  a-much-longer-name", "ridge  4                    52.0", "ridge  16                   52.0"),
+    ]
 
 
 def test_multi_label_heads_are_picked_by_map_and_the_table_shows_it(tagged: Any, tmp_path: Path) -> None:
