@@ -24,6 +24,7 @@ import heads
 from benchmarks.common import machine_facts, print_facts, write_json
 from heads import LinearHead
 from heads.estimators.few_shot.base import validation_folds
+from heads.estimators.few_shot.lp_plus_plus import HELD_ROWS
 from heads.estimators.logistic.choice import FOLD_TOL
 from heads.estimators.logistic.classifier import CS
 
@@ -54,9 +55,12 @@ def plain_lp(rows: Rows, steps: int) -> int:
     T = torch.nn.functional.normalize(torch.from_numpy(text.weights), dim=1)
     folds = validation_folds(rows[1], len(T))
     assert folds is not None
-    hits, nll = np.zeros(steps), np.zeros(steps)
+    hits, nll, held = np.zeros(steps), np.zeros(steps), 0
     for k in range(int(folds[0].max()) + 1):
         kept, out = (torch.from_numpy(mask) for mask in (folds[0] != k, (folds[0] == k) & folds[1]))
+        if held >= HELD_ROWS:
+            break
+        held += int(out.sum())
         F, labels, V, v = X[kept], y[kept], X[out], y[out]
         G, onehot, n = F @ T.T, torch.nn.functional.one_hot(labels, len(T)).float(), len(F)
         w, b = (onehot.T @ F).requires_grad_(), torch.zeros(len(T), requires_grad=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +18,19 @@ from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, valid
 from heads.estimators.text_prior import class_directions
 from heads.kernels.tally import row_stats
 from heads.rows.samples import gathered
+from heads.solvers.logistic.precision import Precision, cpu_precision
 from heads.solvers.parallel import one_torch_thread, side_by_side
 from heads.solvers.primitives import class_sums
 
 Float = NDArray[np.float64]
+Result = TypeVar("Result")
 
 _BLEND = 250.0  # the authors' factor between the mean cosine of an image with its class's text and the first blend
 _MOMENTUM = 0.9
 _BLEND_EVERY = 10
-_PIECE_ROWS = 512
+_PIECE_ROWS = 1024
+HELD_ROWS = 2000
+"""Held-out rows that are enough to choose by: where fewer folds have as many, the others are left out."""
 _LENGTHS = (1e-2, 1e15)
 
 
@@ -51,8 +54,9 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
     blend_ : (C,) float64
     steps_ : int
         Number of steps of the best metric on the selection split, or by k-fold cross-validation on the training rows
-        (stratified, at most 5 folds and as many as the largest class has rows), then fitted on all of them. With one
-        row in every class nothing can be held out, and all steps are taken.
+        (stratified, at most 5 folds and as many as the largest class has rows, of which as many are used as hold out
+        2,000 rows), then fitted on all of them. With one row in every class nothing can be held out, and all steps are
+        taken.
     top1_, nll_ : (steps,) float64
         After every step, on the rows that chose; empty where nothing was held out.
     temperature_ : 1.0
@@ -62,6 +66,9 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
     -----
     The number of steps is the only regularisation: the paper reports the test accuracy at the best validation one. Its
     code accumulates the gradient of the blends from step to step; here it is that of the tenth step.
+
+    On a CPU that multiplies bfloat16, products of large problems are bfloat16, all else float32. On ImageNet with four
+    rows per class that changed held-out accuracies by up to 0.05 points and NLLs by 1e-5, and no choice.
 
     References
     ----------
@@ -105,32 +112,27 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
         with one_torch_thread() as threads:
             self.top1_, self.nll_ = self._scores(pairs, threads)
             self.steps_ = best_setting(self.top1_, self.nll_, self.metric) + 1 if pairs else int(self.steps)
-            state = next(islice(_descent(training, threads), self.steps_ - 1, None))
-        self.blend_ = state.blend.double().numpy()
-        self.coef_ = state.weights.double().numpy() + self.blend_[:, None] * directions
-        self.intercept_, self.temperature_ = state.bias.double().numpy(), 1.0
+            descent = _Descent(training, threads)
+            for _ in range(self.steps_):
+                descent.step()
+        self.blend_ = descent.blend.double().numpy()
+        self.coef_ = descent.weights.double().numpy() + self.blend_[:, None] * directions
+        self.intercept_, self.temperature_ = descent.bias.double().numpy(), 1.0
         self.provenance_ = self._record(rows, {"steps": self.steps_}, how)
 
     def _scores(self, pairs: list[tuple[_Rows, _Rows]], threads: int) -> tuple[Float, Float]:
         """Accuracy and NLL (steps,) after every step on the validation rows."""
         n = sum(len(validation.labels) for _, validation in pairs)
-        descents = [_descent(training, threads) for training, _ in pairs]
         found = np.zeros((2, self.steps if pairs else 0))
         self.progress.start("LP++, number of steps", self.steps * n, 0)
-        for step in range(found.shape[1]):
-            for descent, (_, validation) in zip(descents, pairs, strict=True):
-                found[:, step] += validation.scores(next(descent), threads)
-            self.progress.advance(n)
+        for training, validation in pairs:
+            descent = _Descent(training, threads, validation)
+            for step in range(self.steps):
+                descent.step()
+                found[:, step] += descent.validation_scores()
+                self.progress.advance(len(validation.labels))
         self.progress.finish()
         return found[0] / max(n, 1), found[1] / max(n, 1)
-
-
-class _State(NamedTuple):
-    """Weights (C, D), bias (C,) and blend (C,), float32."""
-
-    weights: Tensor
-    bias: Tensor
-    blend: Tensor
 
 
 @dataclass(frozen=True)
@@ -150,66 +152,109 @@ class _Rows:
         kept = torch.from_numpy(rows)
         return _Rows(self.features[kept], self.labels[kept], self.directions)
 
-    def scores(self, state: _State, threads: int) -> Float:
-        """Number of hits and sum of NLLs (2,)."""
-        whole = state.weights + state.blend[:, None] * self.directions
 
-        def of(piece: slice) -> tuple[int, float]:
-            logits = torch.addmm(state.bias, self.features[piece], whole.T)
-            found = row_stats(logits, self.labels[piece])
-            return int((found.rank == 0).sum()), float(found.nll.sum())
+class _Part:
+    """Rows with their logits (n, C), float32, to which the change of the parameters is added step by step."""
 
-        found: Float = np.array(list(side_by_side(len(self.labels), _PIECE_ROWS, of, threads)), np.float64)
-        return np.asarray(found.sum(axis=0))
+    def __init__(self, rows: _Rows, precision: Precision, start: tuple[Tensor, Tensor], threads: int) -> None:
+        self.labels, self.precision, self.threads = rows.labels, precision, threads
+        self.features = rows.features.to(precision.dtype)
+        self.logits = torch.addmm(start[1], rows.features, start[0].T)
 
-    def gradient(self, state: _State, threads: int) -> tuple[Tensor, Tensor]:
+    def moved(self, change: tuple[Tensor, Tensor] | None, function: Callable[[slice], Result]) -> list[Result]:
+        """`function` of each piece of the rows, whose logits have then moved by a change of weights and bias."""
+        forward = None if change is None else self.precision.forward(*change)
+
+        def of(piece: slice) -> Result:
+            if forward is not None:
+                X = self.features[piece]
+                self.logits[piece] += forward(X, self.logits.new_empty(len(X), self.logits.shape[1]))
+            return function(piece)
+
+        return list(side_by_side(len(self.labels), _PIECE_ROWS, of, self.threads))
+
+
+class _Descent:
+    """The state of gradient descent on some rows: weights (C, D), bias (C,) and blend (C,), float32.
+
+    Parameters and logits are float32. On a CPU that multiplies bfloat16, large problems round what is multiplied: the
+    rows, the steps, and the residuals of the gradient.
+    """
+
+    def __init__(self, rows: _Rows, threads: int, validation: _Rows | None = None) -> None:
+        X, labels, self.directions = rows.features, rows.labels, rows.directions
+        n, classes = len(X), len(self.directions)
+        # Step sizes, from the largest curvature.
+        cosines = X @ self.directions.T
+        self.rate = float(4 * n / torch.linalg.eigvalsh(X.double().T @ X.double())[-1])
+        self.blend_rate = float(n / (4 * cosines.double().square().sum(dim=0).max()))
+        # The start: class sums, and blends from the cosines of images with the texts of their classes.
+        counts = torch.bincount(labels, minlength=classes)
+        own = torch.bincount(labels, weights=cosines[torch.arange(n), labels].double(), minlength=classes)
+        blend = float(_BLEND * (own[counts > 0] / counts[counts > 0]).mean())
+        self.blend = torch.full((classes,), blend)
+        self.weights, self.bias = class_sums(X, labels, classes), torch.zeros(classes)
+        self.speed, self.bias_speed, self.steps = torch.zeros_like(self.weights), torch.zeros_like(self.bias), 0
+        precision, start = cpu_precision(X.numel() * classes), (self.weights + blend * self.directions, self.bias)
+        self.training = _Part(rows, precision, start, threads)
+        self.validation = None if validation is None else _Part(validation, precision, start, threads)
+        self._change: tuple[Tensor, Tensor] | None = None  # of the last step: not in the training rows' logits yet
+
+    def step(self) -> None:
+        """One gradient step."""
+        self.steps += 1
+        of_weights, of_bias = self._gradient()
+        self.speed.mul_(_MOMENTUM).add_(of_weights)
+        self.bias_speed.mul_(_MOMENTUM).add_(of_bias)
+        self.weights -= self.rate * self.speed
+        self.bias -= self.rate * self.bias_speed
+        moved = self.speed * -self.rate
+        if self.steps % _BLEND_EVERY == 0:  # a step along t_c alone
+            longer = -self.blend_rate * torch.linalg.vecdot(of_weights, self.directions)
+            self.blend += longer
+            moved += longer[:, None] * self.directions
+        self._change = moved, self.bias_speed * -self.rate
+
+    def _gradient(self) -> tuple[Tensor, Tensor]:
         """Of the mean cross entropy, by ``w + blend t`` (C, D) and by b (C,)."""
-        whole = state.weights + state.blend[:, None] * self.directions
+        part = self.training
 
         def of(piece: slice) -> tuple[Tensor, Tensor]:
-            X = self.features[piece]
-            slope = torch.softmax(torch.addmm(state.bias, X, whole.T), dim=1)
-            slope[torch.arange(len(X)), self.labels[piece]] -= 1.0
-            return slope.T @ X, slope.sum(dim=0)
+            slope = torch.softmax(part.logits[piece], dim=1)
+            slope[torch.arange(len(slope)), part.labels[piece]] -= 1.0
+            sums = slope.sum(dim=0)  # first, as the product may overwrite the slope
+            return part.precision.backward(slope, part.features[piece]), sums
 
-        weights, bias = torch.zeros_like(whole), torch.zeros_like(state.bias)
-        for of_weights, of_bias in side_by_side(len(self.labels), _PIECE_ROWS, of, threads):
+        weights, bias = torch.zeros_like(self.weights), torch.zeros_like(self.bias)
+        for of_weights, of_bias in part.moved(self._change, of):
             weights += of_weights
             bias += of_bias
-        return weights.div_(len(self.labels)), bias.div_(len(self.labels))
+        return weights.div_(len(part.labels)), bias.div_(len(part.labels))
 
+    def validation_scores(self) -> Float:
+        """Number of hits and sum of NLLs (2,) after a step, once for each."""
+        part = self.validation
+        if part is None:
+            return np.zeros(2)
 
-def _descent(rows: _Rows, threads: int) -> Iterator[_State]:
-    """States after one, two, ... gradient steps, without end."""
-    X, labels, directions = rows.features, rows.labels, rows.directions
-    n, classes = len(X), len(directions)
-    # Step sizes, from the largest curvature.
-    cosines = X @ directions.T
-    rate = float(4 * n / torch.linalg.eigvalsh(X.double().T @ X.double())[-1])
-    blend_rate = float(n / (4 * cosines.double().square().sum(dim=0).max()))
-    # The start: class sums, and blends from the cosines of images with the texts of their classes.
-    counts = torch.bincount(labels, minlength=classes)
-    own = torch.bincount(labels, weights=cosines[torch.arange(n), labels].double(), minlength=classes)
-    blend = torch.full((classes,), float(_BLEND * (own[counts > 0] / counts[counts > 0]).mean()))
-    state = _State(class_sums(X, labels, classes), torch.zeros(classes), blend)
-    speed, bias_speed, step = torch.zeros_like(state.weights), torch.zeros_like(state.bias), 0
-    while True:
-        step += 1
-        of_weights, of_bias = rows.gradient(state, threads)
-        if step % _BLEND_EVERY == 0:  # a step along t_c alone
-            blend = blend - blend_rate * torch.linalg.vecdot(of_weights, directions)
-        speed, bias_speed = _MOMENTUM * speed + of_weights, _MOMENTUM * bias_speed + of_bias
-        state = _State(state.weights - rate * speed, state.bias - rate * bias_speed, blend)
-        yield state
+        def of(piece: slice) -> tuple[int, float]:
+            found = row_stats(part.logits[piece], part.labels[piece])
+            return int((found.rank == 0).sum()), float(found.nll.sum())
+
+        return np.asarray(np.array(part.moved(self._change, of), np.float64).sum(axis=0))
 
 
 def _folds(rows: _Rows) -> list[tuple[_Rows, _Rows]]:
-    """Training and validation rows, fold by fold; none where no class has two rows."""
+    """Training and validation rows, fold by fold until enough are held out; none where no class has two rows."""
     found = validation_folds(rows.labels.numpy(), len(rows.directions))
     if found is None:
         return []
-    folds, scored = found
-    return [(rows.take(folds != k), rows.take((folds == k) & scored)) for k in range(int(folds.max()) + 1)]
+    (folds, scored), pairs, held = found, [], 0
+    for k in range(int(folds.max()) + 1):
+        if held < HELD_ROWS:
+            pairs.append((rows.take(folds != k), rows.take((folds == k) & scored)))
+            held += len(pairs[-1][1].labels)
+    return pairs
 
 
 def _check_lengths(features: NDArray[np.floating]) -> None:

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from heads.solvers.primitives import wide_product
 
+LOW_WORK = 10**9
+"""N·D·C from which products take long enough for bfloat16 to be worth a copy of the rows."""
+
 _UNIT = 2.0**14  # residuals are in [-1, 1]; this moves them to the upper end of float16's range
 _ALIGNED = 8  # columns of float16 in 16 bytes, which tensor cores want rows to be a multiple of
 
@@ -65,7 +68,8 @@ class Precision:
         factor = self._split(residual.mul_(unit))
         out = residual.new_empty(factor.shape[1], x.shape[1])
         _product(factor.T, x.T, out)
-        return torch.stack(out.chunk(self.parts)).sum(dim=0).div_(unit)
+        whole = out if self.parts == 1 else torch.stack(out.chunk(self.parts)).sum(dim=0)
+        return whole if unit == 1.0 else whole.div_(unit)
 
     def _split(self, wide: Tensor) -> Tensor:
         """Parts (n, parts * K) in the narrow type that add up to a matrix (n, K), which is overwritten."""
@@ -97,6 +101,17 @@ def cheaper_on(device: torch.device, dtype: torch.dtype) -> Precision | None:
         return None
     precision, capability = known[dtype]
     return precision if torch.cuda.get_device_capability(device) >= capability else None
+
+
+def cpu_precision(work: int, dtype: torch.dtype = torch.float32) -> Precision:
+    """Products on a CPU for N·D·C numbers to multiply: bfloat16 where it is native and they are many, else `dtype`.
+
+    Examples
+    --------
+    >>> cpu_precision(1000)
+    Precision(dtype=torch.float32, parts=1)
+    """
+    return BFLOAT16 if dtype == torch.float32 and work >= LOW_WORK and has_bfloat16() else Precision(dtype)
 
 
 def has_bfloat16() -> bool:

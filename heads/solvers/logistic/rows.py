@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from heads.solvers.logistic.precision import BFLOAT16, FLOAT16_HALVES, FLOAT32, Precision, cheaper_on, has_bfloat16
+from heads.solvers.logistic.precision import BFLOAT16, FLOAT16_HALVES, FLOAT32, Precision, cheaper_on, cpu_precision
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -27,9 +27,6 @@ ArrayBlock = tuple[NDArray[np.floating], NDArray[np.integer]]
 
 LOGIT_BYTES = 2**30
 """The most that kept logits may take; above it they are computed anew in every pass."""
-
-LOW_WORK = 10**9
-"""N·D·C from which products take long enough for bfloat16 to be worth a copy of the rows."""
 
 COPY_BYTES = 2**28
 """The most that a copy of the rows that count may take; above it the others take part with weight zero."""
@@ -127,8 +124,8 @@ class Rows:
         y = torch.from_numpy(places[self.y]).to(device)
         weights = None if keep is None else torch.from_numpy(keep).to(device, self.dtype)
         kept = self.keep_logits and 2 * len(self.X) * n_classes * self.X.element_size() <= LOGIT_BYTES
-        low = kept and device.type == "cpu" and self.dtype == torch.float32
-        low = low and len(self.X) * dim * n_classes >= LOW_WORK and has_bfloat16()
+        narrow = cpu_precision(len(self.X) * dim * n_classes, self.dtype)
+        low = kept and device.type == "cpu" and narrow != self.precision
 
         def read(precision: Precision) -> Iterator[Block]:
             yield Block(self._in(precision), y, weights)
@@ -139,7 +136,7 @@ class Rows:
             sample=Block(self.X, y, weights) if kept else self._sample(y, keep),
             mean=self._to_subtract,
             precision=self.precision,
-            cheaper=BFLOAT16 if low else self.cheaper,
+            cheaper=narrow if low else self.cheaper,
             keep_logits=kept,
         )
 

@@ -303,8 +303,8 @@ def test_cheap_products_while_far_end_at_the_same_optimum(draw: Any, monkeypatch
     X, y = draw(600, 32, 6)
     Cs = [0.1, 10.0, 1000.0]
     exact = list(PathSolver(Rows(X.astype(np.float64), y, 6), tol=1e-12).path(Cs))
-    monkeypatch.setattr("heads.solvers.logistic.rows.LOW_WORK", 0)
-    monkeypatch.setattr("heads.solvers.logistic.rows.has_bfloat16", lambda: True)
+    monkeypatch.setattr("heads.solvers.logistic.precision.LOW_WORK", 0)
+    monkeypatch.setattr("heads.solvers.logistic.precision.has_bfloat16", lambda: True)
     solver = PathSolver(Rows(X.astype(np.float32), y, 6), tol=1e-7)
     f = solver.minimiser.objective
     used: list[Precision] = []

@@ -75,6 +75,36 @@ def test_the_number_of_steps_is_chosen_on_held_out_rows(images: Any, texts: Any,
     assert by_nll.steps_ == int(by_nll.nll_.argmin()) + 1
 
 
+def test_as_many_folds_are_used_as_hold_out_enough_rows(
+    images: Any, texts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = images(n=60, noise=0.7).numpy()
+    fold, T = FoldAssigner(5)(y), ZeroShot().fit(texts()).coef_
+    first = int((fold == 0).sum())
+    monkeypatch.setattr("heads.estimators.few_shot.lp_plus_plus.HELD_ROWS", first + 1)
+    head = LPPlusPlus(steps=12).fit(X, y, texts=texts())
+    wanted = np.zeros(12)
+    for k in range(2):
+        states = reference(X[fold != k], y[fold != k], T, 12)
+        wanted += [accuracy(state, X[fold == k], y[fold == k]) * (fold == k).sum() for state in states]
+    n = first + int((fold == 1).sum())
+    np.testing.assert_allclose(head.top1_, wanted / n, atol=1.5 / n)
+
+
+def test_bfloat16_products_leave_the_steps_where_they_were(
+    images: Any, texts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = images(n=60, noise=0.6).numpy()
+    wide = LPPlusPlus(steps=25).fit(X, y, texts=texts())
+    monkeypatch.setattr("heads.solvers.logistic.precision.LOW_WORK", 0)
+    monkeypatch.setattr("heads.solvers.logistic.precision.has_bfloat16", lambda: True)
+    narrow = LPPlusPlus(steps=25).fit(X, y, texts=texts())
+    coef, _ = reference(X, y, ZeroShot().fit(texts()).coef_, 25)[narrow.steps_ - 1]
+    assert not np.array_equal(narrow.coef_, wide.coef_)
+    np.testing.assert_allclose(narrow.nll_, wide.nll_, rtol=1e-2)
+    np.testing.assert_allclose(narrow.coef_, coef, atol=1e-2 * np.abs(coef).max())
+
+
 def test_is_a_linear_head(images: Any, texts: Any, tmp_path: Path) -> None:
     train, test = images(n=60), images(n=100, seed=4, split="test", dataset_key="data-2")
     head = LPPlusPlus(steps=20).fit(train, texts=texts())
