@@ -20,15 +20,17 @@ from featcache.store import verify
 from featcache.store.places import local as atomic
 
 CHUNKS, CHUNK_ROWS = 8, 4
-ROWS = CHUNKS * CHUNK_ROWS - 1  # the last chunk is short
 HERE = Path(__file__)
 PATHS = os.pathsep.join(map(str, (HERE.parent, HERE.parents[2], HERE.parents[3])))  # tests, then this checkout
 NOT_DATA = {"provenance.json"}  # when and how it was made; everything else is bit-identical
 
 
-def encode_fake(root: Path) -> Path:
+def encode_fake(root: Path, chunks: int = CHUNKS) -> Path:
+    """Encode rows into that many chunks, the last of which is short."""
     options = EncodeOptions(chunk_rows=CHUNK_ROWS, batch_size=3, workers=1, max_bad=1)
-    return encode_dataset(NumpyDataset(ROWS, broken=[5]), NumpyEncoder(), root=root, options=options).store.path
+    return encode_dataset(
+        NumpyDataset(chunks * CHUNK_ROWS - 1, broken=[5]), NumpyEncoder(), root=root, options=options
+    ).store.path
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -41,17 +43,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return contents(encode_fake(tmp_path_factory.mktemp("whole")))
 
 
-def count_steps(root: Path) -> int:
+def count_steps(root: Path, chunks: int) -> int:
     steps = []
     atomic.after_step, before = steps.append, atomic.after_step
     try:
-        encode_fake(root)
+        encode_fake(root, chunks)
     finally:
         atomic.after_step = before
     return len(steps)
 
 
-def run_and_die_after(step: int, root: Path) -> int:
+def run_and_die_after(step: int, root: Path, chunks: int) -> int:
     """Encode in a child process that ends abruptly after that many steps of the protocol; returns its exit status."""
     child = os.fork()
     if child == 0:
@@ -63,7 +65,7 @@ def run_and_die_after(step: int, root: Path) -> int:
 
         atomic.after_step = stop
         try:
-            encode_fake(root)
+            encode_fake(root, chunks)
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -77,24 +79,25 @@ def memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-def stop_after_every_step(root: Path) -> None:
+def stop_after_every_step(root: Path, chunks: int) -> None:
     """The whole sweep, in a separate interpreter because forking a test runner is slow."""
-    undisturbed = contents(encode_fake(root / "whole"))
-    total = count_steps(root / "count")
-    assert total > CHUNKS * 5 * 6  # chunks x (arrays + marker) x steps of a put
+    undisturbed = contents(encode_fake(root / "whole", chunks))
+    total = count_steps(root / "count", chunks)
+    assert total > chunks * 5 * 6  # chunks x (arrays + marker) x steps of a put
     for step in range(1, total + 1):
         folder = root / f"step{step}"
-        assert run_and_die_after(step, folder) == 9
-        assert contents(encode_fake(folder)) == undisturbed, f"differs after a stop at step {step} of {total}"
+        assert run_and_die_after(step, folder, chunks) == 9
+        assert contents(encode_fake(folder, chunks)) == undisturbed, f"differs after a stop at step {step} of {total}"
         shutil.rmtree(folder)
     print(f"{total} steps")
 
 
-def test_a_stop_after_every_single_step_is_recovered_bit_by_bit(memory: Path) -> None:
-    command = [sys.executable, __file__, str(memory)]
+@pytest.mark.parametrize("chunks", [4, pytest.param(CHUNKS, marks=pytest.mark.nightly)])
+def test_a_stop_after_every_single_step_is_recovered_bit_by_bit(memory: Path, chunks: int) -> None:
+    command = [sys.executable, __file__, str(memory), str(chunks)]
     sweep = subprocess.run(command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True)
     assert sweep.returncode == 0, sweep.stderr
-    assert int(sweep.stdout.split()[0]) > 300
+    assert int(sweep.stdout.split()[0]) > chunks * 5 * 6
 
 
 SLOW_ENCODE = """
@@ -130,4 +133,4 @@ def test_five_kills_at_random_are_recovered_bit_by_bit(tmp_path: Path, undisturb
 
 
 if __name__ == "__main__":
-    stop_after_every_step(Path(sys.argv[1]))
+    stop_after_every_step(Path(sys.argv[1]), int(sys.argv[2]))
