@@ -135,8 +135,14 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         `parent` is the head that this one begins from; its splits count as fitted and chosen on, too. `groups` are
         those of the valid rows that were held out together.
         """
-        record = Provenance.of_fit(self.name, params, self.classnames_, fitted, chosen, groups).but(**identity)
+        record = Provenance.of_fit(self.name, self._settings(params), self.classnames_, fitted, chosen, groups).but(
+            **identity
+        )
         return record if parent is None else record.begun_from(parent.provenance)
+
+    def _settings(self, params: Json) -> Json:
+        """What the record says of the parameters."""
+        return params
 
 
 class RowsClassifier(HeadClassifier):

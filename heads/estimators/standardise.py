@@ -6,14 +6,13 @@ import inspect
 from typing import TypedDict, TypeVar, get_type_hints
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from featcache.store.protocol import FeatureSource
 from heads.estimators.base import HeadClassifier
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
-from heads.fitted.provenance import Json, Provenance
+from heads.fitted.provenance import Json
 from heads.rows.multilabel import MultiLabelSamples
 from heads.rows.samples import Samples, finite_blocks
 from heads.rows.scaling import Scaling
@@ -96,15 +95,5 @@ class Standardising(HeadClassifier):
         weights, shifted = self._scaling.folded(weights, intercepts)
         return weights, np.where(np.abs(intercepts) == -ABSENT, intercepts, shifted)
 
-    def _provenance(
-        self,
-        params: Json,
-        fitted: FeatureSource | None,
-        chosen: FeatureSource | None = None,
-        parent: LinearHead | None = None,
-        groups: ArrayLike | None = None,
-        **identity: object,
-    ) -> Provenance:
-        """The record, in which standardised features are named."""
-        how = {} if self._scaling is None else {"standardise": True}
-        return super()._provenance({**params, **how}, fitted, chosen, parent, groups, **identity)
+    def _settings(self, params: Json) -> Json:
+        return params if self._scaling is None else {**params, "standardise": True}

@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 
 from featcache.parameters import Count, NotNegative, Positive
-from heads.estimators.logistic.probes import Chosen, Groups, TrainedProbes, Whole
+from heads.estimators.logistic.probes import Groups, ProbeOptions, TrainedProbes, Whole
 
 LRS = (1e-3, 1e-2, 1e-1)
 CLIP = 1.0  # largest norm of the gradient
@@ -28,29 +28,9 @@ class AdamW(TrainedProbes):
         Largest learning rate; of several, the best on the selection split, or else on a held-out fifth of the training
         rows, is taken. All are trained in one pass (`heads.estimators.logistic.probes`).
     weight_decay : decoupled, times the learning rate; of several, each is tried with every learning rate
-    epochs : passes over the rows
-    batch_size : rows per update; the last batch of an epoch may be smaller
     warmup : updates of the warm-up; None: 500 as in WiSE-FT, but at most a tenth of the run
-    label_smoothing : in [0, 1)
-    prior : a fitted linear head to start from, None for zeros
-    seed : of the order of the rows
-    metric : what chooses: "top1" (ties by NLL), "nll", or "squared_error" (of the probabilities, the Brier score)
-    standardise : see `heads.estimators.standardise.Standardising`
-
-    Attributes
-    ----------
-    coef_ : (C, D) float64
-    intercept_ : (C,) float64
-    lr_, weight_decay_ : float
-        The chosen ones.
-    losses_ : (epochs,) float64
-        Mean loss of the updates of each epoch, in nats.
-    temperature_ : 1.0
-    classes_, classnames_, n_features_in_, provenance_
-
-    Notes
-    -----
-    Rows are held in memory, in their stored type; rows on a GPU are trained on there, in float32.
+    epochs, batch_size, label_smoothing, prior, seed, metric, standardise
+        As all trained probes have them (`heads.estimators.logistic.probes.TrainedProbes`), with their attributes.
 
     References
     ----------
@@ -74,19 +54,12 @@ class AdamW(TrainedProbes):
         lr: Positive | Sequence[Positive] = LRS,
         weight_decay: NotNegative | Sequence[NotNegative] = 0.1,
         epochs: Count = 10,
-        batch_size: Count = 128,
         warmup: Whole | None = None,
-        label_smoothing: NotNegative = 0.0,
-        prior: object = None,
-        seed: Whole = 0,
-        **shared: Unpack[Chosen],
+        **shared: Unpack[ProbeOptions],
     ) -> None:
-        super().__init__(label_smoothing=label_smoothing, prior=prior, seed=seed, **shared)
+        super().__init__(epochs=epochs, warmup=warmup, **shared)
         self.lr = lr
         self.weight_decay = weight_decay
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.warmup = warmup
 
     def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups)

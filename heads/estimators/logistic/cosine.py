@@ -27,9 +27,10 @@ class Cosine(TrainedProbes):
     lr
         Largest learning rate; all are trained in one pass, and the best on the selection split, or else on a held-out
         fifth of the training rows, is taken (`heads.estimators.logistic.probes`).
-    weight_decay, epochs, batch_size, warmup, label_smoothing, seed, metric : see `AdamW`
+    weight_decay : decoupled, times the learning rate; of several, each is tried with every learning rate
     prior : a fitted linear head whose class vectors are the start, in place of the class means
-    standardise : see `heads.estimators.standardise.Standardising`
+    epochs, batch_size, warmup, label_smoothing, seed, metric, standardise
+        As all trained probes have them (`heads.estimators.logistic.probes.TrainedProbes`).
 
     Attributes
     ----------
@@ -66,16 +67,12 @@ class Cosine(TrainedProbes):
         lr: Positive | Sequence[Positive] = (1e-3, 1e-2, 1e-1),
         weight_decay: NotNegative | Sequence[NotNegative] = 0.0,
         epochs: Count = 20,
-        batch_size: Count = 128,
         warmup: Whole | None = 0,
         **shared: Unpack[ProbeOptions],
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(epochs=epochs, warmup=warmup, **shared)
         self.lr = lr
         self.weight_decay = weight_decay
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.warmup = warmup
 
     def _parameters(self, start: tuple[Float, Float] | None, rows: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Class vectors (C, D) and the logarithm of the scale."""

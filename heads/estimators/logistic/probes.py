@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.parameters import NotNegative, Range
+from featcache.parameters import Count, NotNegative, Range
 from heads.estimators.base import LOSSES, LinearClassifier, Loss, RowsClassifier, check_metric
 from heads.estimators.few_shot.base import validation_folds
 from heads.estimators.standardise import Shared, Standardising
@@ -38,18 +38,14 @@ WARMUP = 500
 MAX_EPOCHS = 10**6
 
 
-class Chosen(Shared, total=False):
-    """`metric`, and what all linear heads share."""
-
-    metric: str
-
-
-class ProbeOptions(Chosen, total=False):
+class ProbeOptions(Shared, total=False):
     """Parameters that trained probes share; see `TrainedProbes`."""
 
+    batch_size: int
     label_smoothing: float
     prior: object
     seed: int
+    metric: str
 
 
 class _Bank(NamedTuple):
@@ -71,8 +67,35 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
     """Base of probes trained on batches: K settings (learning rate, weight decay) are a bank of K probes.
 
     Every batch is read once for all of them, and their logits are one product, with K C columns; each probe has its own
-    loss, gradient and optimiser state, and becomes what it becomes alone. A subclass sets `lr`, `weight_decay`,
-    `epochs`, `batch_size` and `warmup`, and gives the optimiser.
+    loss, gradient and optimiser state, and becomes what it becomes alone. A subclass has `lr` and `weight_decay`, and
+    gives the optimiser.
+
+    Parameters
+    ----------
+    epochs : passes over the rows
+    batch_size : rows per update; the last batch of an epoch may be smaller
+    warmup : updates of a linear warm-up; None: 500, but at most a tenth of the run
+    label_smoothing : in [0, 1)
+    prior : a fitted linear head to start from, None for zeros
+    seed : of the order of the rows
+    metric : what chooses: "top1" (ties by NLL), "nll", or "squared_error" (of the probabilities, the Brier score)
+    standardise : see `heads.estimators.standardise.Standardising`
+
+    Attributes
+    ----------
+    coef_ : (C, D) float64
+    intercept_ : (C,) float64
+    lr_, weight_decay_ : float
+        The chosen ones.
+    losses_ : (epochs,) float64
+        Mean loss of the updates of each epoch, in nats.
+    temperature_ : 1.0
+    classes_, classnames_, n_features_in_, provenance_
+
+    Notes
+    -----
+    Rows are held in memory, in their stored type; rows on a GPU are trained on there, in float32. K probes take
+    ``12 K C D`` bytes. A probe that diverges is left out.
     """
 
     centred = False  # float32 already
@@ -81,15 +104,15 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
 
     lr: float | Sequence[float]
     weight_decay: float | Sequence[float]
-    epochs: int
-    batch_size: int
-    warmup: int | None
     lr_: float
     weight_decay_: float
     losses_: Float
 
     def __init__(
         self,
+        epochs: Count = 10,
+        batch_size: Count = 128,
+        warmup: Whole | None = 0,
         label_smoothing: NotNegative = 0.0,
         prior: object = None,
         seed: Whole = 0,
@@ -97,6 +120,9 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         **shared: Unpack[Shared],
     ) -> None:
         super().__init__(**shared)
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.warmup = warmup
         self.label_smoothing = label_smoothing
         self.prior = prior
         self.seed = seed

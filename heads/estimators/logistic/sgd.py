@@ -32,30 +32,8 @@ class SGD(TrainedProbes):
         a held-out fifth of the training rows, is taken (`heads.estimators.logistic.probes`).
     weight_decay : factor of the weights in the gradient; of several, each is tried with every learning rate
     momentum : in [0, 1)
-    epochs : passes over the rows
-    batch_size : rows per update; the last batch of an epoch may be smaller
-    warmup : updates of a linear warm-up; None: 500, but at most a tenth of the run
-    label_smoothing : in [0, 1)
-    prior : a fitted linear head to start from, None for zeros
-    seed : of the order of the rows
-    metric : what chooses: "top1" (ties by NLL), "nll", or "squared_error" (of the probabilities, the Brier score)
-    standardise : see `heads.estimators.standardise.Standardising`
-
-    Attributes
-    ----------
-    coef_ : (C, D) float64
-    intercept_ : (C,) float64
-    lr_, weight_decay_ : float
-        The chosen ones.
-    losses_ : (epochs,) float64
-        Mean loss of the updates of each epoch, in nats.
-    temperature_ : 1.0
-    classes_, classnames_, n_features_in_, provenance_
-
-    Notes
-    -----
-    Rows are held in memory, in their stored type; rows on a GPU are trained on there, in float32. K probes take
-    ``12 K C D`` bytes. A probe that diverges is left out.
+    epochs, batch_size, warmup, label_smoothing, prior, seed, metric, standardise
+        As all trained probes have them (`heads.estimators.logistic.probes.TrainedProbes`), with their attributes.
 
     References
     ----------
@@ -79,17 +57,13 @@ class SGD(TrainedProbes):
         weight_decay: NotNegative | Sequence[NotNegative] = 0.0,
         momentum: Annotated[float, Range(0, 1)] = 0.9,
         epochs: Count = 10,
-        batch_size: Count = 128,
         warmup: Whole | None = 0,
         **shared: Unpack[ProbeOptions],
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(epochs=epochs, warmup=warmup, **shared)
         self.lr = lr
         self.weight_decay = weight_decay
         self.momentum = momentum
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.warmup = warmup
 
     def _check_parameters(self) -> None:
         if not 0 <= self.momentum < 1:
