@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,15 +24,19 @@ from safetensors.numpy import save
 from featcache.cli.arguments import at_least
 from featcache.datasets import DATASETS, open_dataset
 from featcache.datasets.sources.arrays import load_array
-from featcache.errors import FeatcacheError, FeatcacheWarning
+from featcache.errors import DatasetError, FeatcacheError, FeatcacheWarning
 from featcache.parameters import check_record, json_value
 from featcache.prompts import load_classnames, load_prompt_file, load_templates
 from featcache.store import find_store
 from featcache.store.key import canonical_json, checksum
 from featcache.store.manifest import parse_manifest
 from featcache.store.places.s3 import ObjectPath, check_address
+from featcache.transfer.archive import pack, unpack
+from featcache.transfer.export import export
 from featcache.transfer.flax import read_flax
 from featcache.transfer.foreign import READERS, read_foreign
+from featcache.transfer.formats import FOLDERS
+from featcache.transfer.import_features import Source, import_features
 from ft.checkpoints.folder import read_config
 from ft.recipes import load_recipe
 from ft.training.options import FinetuneOptions
@@ -43,7 +48,7 @@ from heads.fitted.provenance import Provenance
 from heads.report.read import read_rows
 from heads.sweeps.plan import read_plan
 
-SECONDS = float(os.environ.get("FEATCACHE_TEST_SECONDS", 3600)) / 23
+SECONDS = float(os.environ.get("FEATCACHE_TEST_SECONDS", 3600)) / 22
 """Of each of the tests, in the nightly profile: an hour in all."""
 QUIET: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
@@ -384,6 +389,98 @@ def test_files_of_any_bytes_are_read_or_refused(folder: Path, content: bytes) ->
     for suffix, parse in parsers.items():
         with refused():
             parse(written(folder, f"x{suffix}", content))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a packed store, and the store in the folder formats whose packages are installed."""
+    import featcache
+
+    folder = tmp_path_factory.mktemp("exported")
+    store = featcache.encode("digits", "val", root=folder / "cache")
+    pack(store.path, folder / "packed.tar")
+    for kind in FOLDERS:
+        with contextlib.suppress(DatasetError):
+            export(store, folder / kind, kind, np.dtype(np.float16))
+    return folder
+
+
+def test_packed_stores_are_unpacked_or_refused(tmp_path: Path, exported: Path) -> None:
+    content = (exported / "packed.tar").read_bytes()
+    headers = st.integers(0, content.count(b"ustar") - 1).map(lambda number: nth(content, b"ustar", number) - 257)
+    field = st.sampled_from([(0, 100), (124, 12), (136, 12), (148, 8), (156, 1), (157, 100), (345, 155)])
+
+    def replaced(start: int, place: tuple[int, int], new: bytes, *, summed: bool) -> bytes:
+        header = bytearray(content[start : start + 512])
+        header[place[0] : sum(place)] = new[: place[1]].ljust(place[1], b"\0")
+        if summed:
+            header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:]))
+        return content[:start] + header + content[start + 512 :]
+
+    odd = st.binary(max_size=12) | st.sampled_from(
+        [b"77777777777", b"\x80" + b"\xff" * 11, b"../x", b"/x", b"x", b"L", b"S"]
+    )
+
+    @fuzzed(30, packed=damaged(content) | st.builds(replaced, headers, field, odd, summed=st.booleans()))
+    def test(folder: Path, packed: bytes) -> None:
+        with refused(OSError):
+            store, there = unpack(written(folder, "x.tar", packed), folder / "root")
+            assert there or store.numpy()[0].shape[1] == 128
+        shutil.rmtree(folder / "root", ignore_errors=True)
+
+    test(tmp_path)
+
+
+def nth(content: bytes, what: bytes, number: int) -> int:
+    place = -1
+    for _ in range(number + 1):
+        place = content.index(what, place + 1)
+    return place
+
+
+def test_folders_of_features_are_read_or_refused(tmp_path: Path, exported: Path) -> None:
+    good = {
+        (kind, path.relative_to(exported / kind)): path.read_bytes()
+        for kind in FOLDERS
+        for path in sorted((exported / kind).rglob("*"))
+        if path.is_file()
+    }
+    assert {kind for kind, _ in good} >= {"npy", "clip-benchmark", "clip-retrieval"}
+    changed = st.sampled_from(sorted(good)).flatmap(
+        lambda which: st.tuples(
+            st.just(which), damaged(good[which]) | JSON.map(lambda value: json.dumps(value).encode())
+        )
+    )
+
+    @fuzzed(30, choice=changed)
+    def test(folder: Path, choice: tuple[tuple[str, Path], bytes]) -> None:
+        (kind, inside), content = choice
+        shutil.rmtree(folder / "x", ignore_errors=True)
+        shutil.copytree(exported / kind, folder / "x")
+        (folder / "x" / inside).write_bytes(content)
+        with refused():
+            import_features(read_foreign(folder / "x", "val"), Source("m"), name="n", root=folder / "root")
+        shutil.rmtree(folder / "root", ignore_errors=True)
+
+    test(tmp_path)
+
+
+CELLS = JSON | WORD | st.lists(st.sampled_from(["a", "b", 0, 1, 70_000]), max_size=3)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image")
+@fuzzed(15, rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=4), options=WORD)
+def test_multilabel_tables_are_read_or_refused(folder: Path, rows: list[tuple[Any, Any]], options: str) -> None:
+    for number in range(len(rows)):
+        (folder / f"{number}.png").touch()
+    cells = [{"path": f"{number}.png", "a": a, "b": b} for number, (a, b) in enumerate(rows)]
+    lines = "\n".join(map(json.dumps, cells))
+    text = "path,a,b\n" + "\n".join(f"{cell['path']},{cell['a']},{cell['b']}" for cell in cells)
+    for table in (written(folder, "x.jsonl", lines), written(folder, "x.csv", text)):
+        for option in ("labels=a", "labels=a+b", "labels=a,unknown=b", f"labels=a,separator={options}", options):
+            with refused(UnicodeEncodeError):
+                found = open_dataset(f"table:{table},{option}", "all").index
+                assert found.targets is None or found.targets.shape == (len(rows), len(found.classnames))
 
 
 def flax_file() -> bytes:

@@ -207,7 +207,7 @@ class TipAdapterF(TipAdapter):
         alphas: Sequence[NotNegative] = ALPHAS,
         betas: Sequence[Positive] = BETAS,
         metric: Metric = "top1",
-        epochs: Annotated[int, Range(0)] = 20,
+        epochs: Annotated[int, Range(0, 2**31 - 1)] = 20,
         learning_rate: Positive = 1e-3,
         batch_size: Count = 256,
         seed: int = 0,
