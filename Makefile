@@ -10,8 +10,13 @@ TESTS := -n 2 --dist worksteal
 demo: $(READY)  ## the main job on the embedded model, with its report in demo/
 	$(BIN)/featcache demo
 
-test: $(READY) lint  ## linters, types, layers, all tests but the nightly ones
-	$(BIN)/python -m pytest $(TESTS) -m "not nightly and not gpu"
+test: $(READY)  ## linters, types, layers, all tests but the nightly ones
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build
+	$(BIN)/mypy > build/mypy.txt & types=$$!; \
+	$(BIN)/python -m pytest $(TESTS) -m "not nightly and not gpu"; tests=$$?; \
+	wait $$types || { cat build/mypy.txt; tests=1; }; exit $$tests
 
 quick: $(READY)  ## linters and the fast tests, in under two minutes: what to run while working
 	$(BIN)/ruff check .
