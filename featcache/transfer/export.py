@@ -53,7 +53,8 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     kind : str, optional
         One of the above; by default that of the target's suffix, ``npy`` if it has none.
     dtype : dtype
-        float16 (as stored), float32 or float64; CSV holds the shortest text of each value.
+        float16 (as stored), float32 or float64; CSV holds the shortest text of each value that
+        reads back exactly, of float16 as float32.
 
     Raises
     ------
@@ -124,7 +125,8 @@ def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
         named = [f"{TARGET}{name}" for name in store.classnames] if store.multilabel else ["label", "class"]
         writer.writerow(["id", *named, *(f"f{column}" for column in range(store.dim))])
         for features, labels, ids in row_blocks(store, dtype):
-            for row, label, name in zip(features, labels, ids, strict=True):
+            wide = features.astype(np.float32) if features.dtype == np.float16 else features
+            for row, label, name in zip(wide, labels, ids, strict=True):
                 said = label.tolist() if store.multilabel else [int(label), store.classnames[label]]
                 writer.writerow([name, *said, *map(str, row)])
         text.flush()

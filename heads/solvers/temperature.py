@@ -117,7 +117,8 @@ def fit_mixture(
 
     It is `fit_temperature` for two sets of scores: convex in 1 / T and w / T, solved by damped Newton steps. The class
     of an added confusion is that of the second largest sum of both, each divided by its spread. Where the scores only
-    harm, they keep a millionth of the base's spread, so that T stays finite.
+    harm, they keep a millionth of the base's spread, and where both harm the bound of `fit_temperature`, so that T
+    stays finite.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def fit_mixture(
     pair = [torch.from_numpy((z / spread).astype(np.float32)) for z, spread in zip(wide, spreads, strict=True)]
     share = prior_rows / (rows.total + prior_rows)
     best = _mixed(pair, rows, share)
-    first = float(max(best[0], 1e-6 * best[1])) / spreads[0]
+    first = float(max(best[0], 1e-6 * best[1], _BOUNDS[0])) / spreads[0]
     return 1.0 / first, float(best[1]) / spreads[1] / first
 
 

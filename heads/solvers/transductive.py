@@ -20,6 +20,7 @@ _SHARPNESS = 50.0  # TransCLIP's weight of assignments in its objective, and of 
 _CONFIDENT = 8  # rows from which a class begins
 _INNER = 5
 _CONCENTRATED = 1e6  # largest sum of a Dirichlet's parameters: of one row the likelihood grows without end
+_LEAST = 1e-8  # smallest of a Dirichlet's parameters
 _TINY = 1e-15  # added to probabilities before their logarithm
 
 
@@ -114,8 +115,8 @@ def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 10) -> F
 def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: int = 500) -> Float:
     """Parameters (C, K) of the Dirichlets of largest likelihood, for means (C, K) of log-probabilities.
 
-    Newton steps (Minka 2000, "Estimating a Dirichlet distribution"); a coordinate that would turn negative is halved,
-    and the sum of the parameters is at most a million.
+    Newton steps (Minka 2000, "Estimating a Dirichlet distribution"), for each row until its own change is below `tol`;
+    a coordinate that would turn negative is halved, down to 1e-8, and the sum of the parameters is at most a million.
 
     Examples
     --------
@@ -124,22 +125,24 @@ def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: 
     >>> dirichlet_maximum(means, np.ones((1, 3))).round(6).tolist()
     [[2.0, 5.0, 0.5]]
     """
-    alpha = start.copy()
+    found, open_rows = start.copy(), np.arange(len(start))
     for _ in range(max_iter):
+        alpha = found[open_rows]
         total = alpha.sum(axis=1, keepdims=True)
-        gradient = digamma(total) - digamma(alpha) + means
+        gradient = digamma(total) - digamma(alpha) + means[open_rows]
         diagonal, common = -polygamma(1, alpha), polygamma(1, total)
         ratio = (gradient / diagonal).sum(axis=1, keepdims=True) / (
             1 / common + (1 / diagonal).sum(axis=1, keepdims=True)
         )
         moved = alpha - (gradient - ratio) / diagonal
-        moved = np.where(moved > 0, moved, alpha / 2)
+        moved = np.maximum(np.where(moved > 0, moved, alpha / 2), _LEAST)
         moved *= np.minimum(1.0, _CONCENTRATED / moved.sum(axis=1, keepdims=True))
-        change = np.abs(moved - alpha).max() / alpha.max()
-        alpha = moved
-        if change < tol:
+        change = np.abs(moved - alpha).max(axis=1) / alpha.max(axis=1)
+        found[open_rows] = moved
+        open_rows = open_rows[change >= tol]
+        if not len(open_rows):
             break
-    return alpha
+    return found
 
 
 def propagated(seeds: Float, graph: csr_array, alpha: float) -> Float:

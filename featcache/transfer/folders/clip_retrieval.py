@@ -1,7 +1,7 @@
 """clip-retrieval's folders: ``img_emb/img_emb_0.npy``, ... (n, D), and ``metadata/metadata_0.parquet``, ...
 
-The metadata have ``image_path``, the ids, and here also ``label`` and ``class``; clip-retrieval itself knows no labels,
-so that its own folders want ``--labels``.
+The metadata have ``image_path``, the ids, and here also ``label`` and ``class`` (of multi-label stores ``labels``);
+clip-retrieval itself knows no labels, so that its own folders want ``--labels``.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.errors import DatasetError
 from featcache.parameters import check_regular
 from featcache.store import ImageStore
 from featcache.store.places.targets import replacing
@@ -21,9 +22,14 @@ PARTITION = re.compile(r"img_emb_(\d+)\.npy")
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    """See `featcache.transfer.formats.FolderFormat`: one partition."""
+    """See `featcache.transfer.formats.FolderFormat`: one partition, and none of an earlier export beside it."""
     from pyarrow import parquet
 
+    others = [file.name for file in folder.glob("img_emb/*.npy") if file.name != "img_emb_0.npy"]
+    if others:
+        raise DatasetError(
+            f"{folder}: holds {others[0]} of another export, which would be read with this one; name a new folder"
+        )
     for part in ("img_emb", "metadata"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     with replacing(folder / "img_emb" / "img_emb_0.npy") as file:
@@ -56,9 +62,10 @@ def read(folder: Path, split: str) -> Foreign | None:
     facts = (parquet.read_schema(files[0]).metadata or {}).get(CLASSNAMES)
     table = pa.concat_tables([parquet.read_table(file) for file in files], promote_options="permissive")
     columns = {name: table[name].to_pylist() for name in table.column_names}
+    labels = next((columns[name] for name in ("label", "labels") if name in columns), None)
     return Foreign(
         features,
-        np.asarray(columns["label"]) if "label" in columns else None,
+        None if labels is None else np.asarray(labels),
         id_texts(columns["image_path"], files[0].parent) if "image_path" in columns else None,
         json.loads(facts) if facts else None,
     )

@@ -1,4 +1,7 @@
-"""Hugging Face data sets on disk (``datasets.load_from_disk``): ``id``, ``label`` (a ClassLabel) and ``features``."""
+"""Hugging Face data sets on disk (``datasets.load_from_disk``): ``id``, ``label`` (a ClassLabel) and ``features``.
+
+Where class names repeat, as two of ImageNet's do, ``label`` is a number and ``class`` the name.
+"""
 
 import json
 from pathlib import Path
@@ -22,7 +25,7 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
         raise DatasetError(EXTRA) from error
     table = table_of(store, dtype)
     found = datasets.Dataset(table.replace_schema_metadata(None))
-    if not store.multilabel:
+    if not store.multilabel and len(set(store.classnames)) == len(store.classnames):  # as a ClassLabel wants them
         found = found.remove_columns("class").cast_column("label", datasets.ClassLabel(names=list(store.classnames)))
     found.info.description = json.dumps({CLASSNAMES.decode(): list(store.classnames)})
     found.save_to_disk(str(folder))

@@ -10,10 +10,13 @@ from fakes import CLASSES, NumpyDataset, NumpyEncoder
 
 from featcache import encode_dataset, load_encoder
 from featcache.cli.main import main
+from featcache.errors import FeatcacheError
 from featcache.store import ImageStore
 from featcache.transfer.clip_benchmark import load_clip_benchmark
 from featcache.transfer.export import export
 from featcache.transfer.foreign import read_foreign
+from featcache.transfer.formats import Foreign
+from featcache.transfer.import_features import Source, import_features
 
 
 @pytest.fixture
@@ -91,6 +94,37 @@ def test_clip_retrievals_reader_finds_the_rows(store: ImageStore, tmp_path: Path
     ((rows, facts),) = list(reader(batch_size=1000))
     np.testing.assert_array_equal(rows, store.numpy(np.float16)[0])
     assert facts["image_path"].tolist() == list(store.ids)
+
+
+def test_a_folder_that_holds_another_export_is_left_alone(store: ImageStore, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "img_emb").mkdir(parents=True)
+    np.save(folder / "img_emb" / "img_emb_1.npy", np.zeros((2, 3)))
+    with pytest.raises(FeatcacheError, match=r"holds img_emb_1\.npy of another export.*name a new folder"):
+        export(store, folder, "clip-retrieval")
+    assert [file.name for file in folder.rglob("*.npy")] == ["img_emb_1.npy"]
+
+
+@pytest.mark.parametrize("kind", ["clip-retrieval", "huggingface"])
+def test_targets_of_several_labels_come_back(kind: str, tmp_path: Path) -> None:
+    if kind == "huggingface":
+        pytest.importorskip("datasets")
+    X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    targets = np.array([[1, 0, -1], [0, 1, 1]] * 3, np.int8)
+    store = import_features(Foreign(X, targets, None, ["cat", "dog", "emu"]), Source("e"), name="m", root=tmp_path)
+    found = read_foreign(export(store, tmp_path / "out", kind))
+    np.testing.assert_array_equal(found.labels, targets)
+    assert list(found.classnames or ()) == ["cat", "dog", "emu"]
+
+
+def test_class_names_that_repeat_reach_hugging_face_as_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    names = ["missile", "b", "missile"]
+    store = import_features(Foreign(X, np.arange(6) % 3, None, names), Source("e"), name="m", root=tmp_path)
+    found = read_foreign(export(store, tmp_path / "out", "huggingface"))
+    np.testing.assert_array_equal(found.labels, np.arange(6) % 3)
+    assert list(found.classnames or ()) == names
 
 
 def test_the_npz_has_what_open_clips_linear_probe_checks(store: ImageStore, tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, m
     assert len(table) == 39
 
 
+def test_a_csv_of_stored_values_reads_back_as_they_are(store: ImageStore, tmp_path: Path) -> None:
+    found = read_foreign(export(store, tmp_path / "rows.csv", dtype=np.float16))
+    np.testing.assert_array_equal(found.features, store.numpy(np.float32)[0])
+
+
 def test_invalid_exports_are_refused(store: ImageStore, tmp_path: Path) -> None:
     with pytest.raises(FeatcacheError, match=r"cannot export to 'xlsx'; expected one of safetensors, npz, parquet"):
         export(store, tmp_path / "out.xlsx")

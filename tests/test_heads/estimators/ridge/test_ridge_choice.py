@@ -102,6 +102,25 @@ def test_a_mixture_of_two_scores_is_scipys_optimum() -> None:
     )  # and so are scores that say nothing
 
 
+def test_a_mixture_of_scores_that_both_harm_is_nearly_uniform() -> None:
+    scores, labels = np.eye(3), np.array([1, 2, 0])
+    temperature, weight = fit_mixture(scores, scores + 0.1 * np.eye(3)[[0, 2, 1]], labels, prior_rows=0)
+    logits = (scores + weight * scores) / temperature
+    assert np.isfinite(temperature)
+    assert nll(logits, labels) == pytest.approx(np.log(3), abs=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_labels_that_say_nothing_are_fitted_all_the_same(seed: int) -> None:
+    """A permutation test fits such rows: about one in four has neither scores nor a prior that help."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(8, 6))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    prior = LinearHead(rng.normal(size=(4, 6)), np.zeros(4), tuple("abcd"))
+    for head in (Ridge(prior=prior).fit(X, np.arange(8) % 4), heads.GDA().fit(X, np.arange(8) % 4, texts=prior)):
+        assert np.isfinite(head.predict_proba(X)).all()
+
+
 def test_a_prior_that_is_right_is_a_limit(images: Any, texts: Any) -> None:
     """Few rows, much noise, and a prior that knows the classes: the sum is no worse, whatever its bias says."""
     test, bias = images(n=2000, seed=50, noise=0.5), np.array([0.0, 4.0, -4.0, 2.0, -2.0])

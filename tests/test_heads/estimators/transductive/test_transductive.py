@@ -90,6 +90,25 @@ def test_em_dirichlet_maximises_each_class_likelihood(images: Any, texts: Any) -
     np.testing.assert_allclose(head.predict_proba(store), wanted, atol=1e-4)
 
 
+def test_each_dirichlet_is_found_whatever_stands_beside_it() -> None:
+    """One that needs few steps, and one whose parameters stay at their least while the others go on."""
+    means = np.array([[9.99e-16, -34.473], [np.log(0.5) - 0.1, np.log(0.5) - 0.1], [-0.7, -1.2]])
+    start = np.array([[1e6, 1.8e-4], [1.0, 1.0], [1.0, 1.0]])
+    together = heads.solvers.transductive.dirichlet_maximum(means, start, tol=0.0, max_iter=100)
+    alone = [heads.solvers.transductive.dirichlet_maximum(means[[i]], start[[i]], 0.0, 100)[0] for i in range(3)]
+    assert np.isfinite(together).all()
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_em_dirichlet_answers_at_the_scale_of_clip_with_few_rows(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    W, X = rng.normal(size=(10, 8)), rng.normal(size=(10, 8))
+    W, X = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (W, X))
+    head = EMDirichlet().fit(X, texts=heads.LinearHead(300 * W, np.zeros(10), tuple("abcdefghij")))
+    assert np.isfinite(head.predict_proba(X)).all()
+
+
 def test_label_propagation_is_the_solution_of_its_equation(images: Any, texts: Any) -> None:
     X, zero_shot, store = material(images, texts)
     shots = images(n=20, seed=8)
