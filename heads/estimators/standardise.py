@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TypedDict, TypeVar, get_type_hints
+from typing import Any, TypedDict, TypeVar, Unpack, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from heads.fitted.provenance import Json
 from heads.rows.multilabel import MultiLabelSamples
 from heads.rows.samples import Samples, finite_blocks
 from heads.rows.scaling import Scaling
+from heads.rows.weights import class_weights
 
 Float = NDArray[np.float64]
 S = TypeVar("S", Samples, MultiLabelSamples)
@@ -97,3 +98,31 @@ class Standardising(HeadClassifier):
 
     def _settings(self, params: Json) -> Json:
         return params if self._scaling is None else {**params, "standardise": True}
+
+
+class Weighted(Shared, total=False):
+    """Parameters that heads on weighted rows share; see `Weighting`."""
+
+    class_weight: Any
+
+
+class Weighting(Standardising):
+    """Base of such heads whose rows may also be weighted by class.
+
+    Parameters
+    ----------
+    class_weight : None, "balanced", or weights by class; see `heads.rows.weights.class_weights`
+    standardise : see `Standardising`
+    """
+
+    class_weight: Any
+
+    def __init__(self, class_weight: Any = None, **shared: Unpack[Shared]) -> None:
+        super().__init__(**shared)
+        self.class_weight = class_weight
+
+    def _class_weights(self, samples: Samples) -> Float | None:
+        """Weight of each class (C,) among these rows; None where all weigh 1."""
+        if self.class_weight is None:
+            return None
+        return class_weights(self.class_weight, samples.labels(), samples.classes, samples.classnames)

@@ -77,6 +77,15 @@ def _by_class(weights: Mapping[Any, float], labels: list[object], classnames: Se
     return found
 
 
+def plain_weights(class_weight: ClassWeight) -> object:
+    """Class weights for a JSON record."""
+    if isinstance(class_weight, str):
+        return class_weight
+    if isinstance(class_weight, Mapping):
+        return {str(label): float(weight) for label, weight in class_weight.items()}
+    return to_numpy(class_weight).astype(np.float64).tolist()
+
+
 def row_weights(samples: Samples, class_weight: ClassWeight, sample_weight: ArrayLike | None) -> Float | None:
     """Weights (N,) of the rows, the product of both; None where neither is given.
 

@@ -63,6 +63,8 @@ def search(score: Callable[[float], float], grid: NDArray[np.float64] = GRID) ->
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Scored = tuple[list[Float], NDArray[np.integer], Float | None]
+"""Logits (n, C) of each head, labels (n,) and weights (n,) of some rows."""
 Solver = Callable[[TrainingRows, Mask | None], PathSolver]
 
 _TRIED = 15  # values of C that the search tries, about
@@ -87,6 +89,7 @@ class Choice:
     solver : gives the path solver of all rows, or of those that a mask keeps
     metric : "nll" (smallest mean) or "top1" (largest share)
     validation : the selection split, or None for folds
+    class_weights : weights (C,) of the rows of the selection split; None for ones
     progress : told of the rows of every fit
     default
         Whether the path is the default one: it ends where the score has clearly turned, and its fits are to `FOLD_TOL`
@@ -100,6 +103,7 @@ class Choice:
     validation: Samples | None
     progress: Progress = field(default_factory=Silent)
     default: bool = False
+    class_weights: Float | None = None
     how: str = "none"
     _whole: PathSolver | None = None
 
@@ -194,7 +198,7 @@ class Choice:
                 scores[C] = float(self._split_scores([fitted[C]], self.validation)[0])
             else:
                 parts = [self._fold_sums(scored, [fold.fit(C)]) for fold, scored in folds]
-                scores[C] = float(sum(sums[0] for sums, _ in parts)) / max(sum(n for _, n in parts), 1)
+                scores[C] = float(sum(sums[0] for sums, _ in parts)) / (sum(n for _, n in parts) or 1)
             return -scores[C] if self.metric == "nll" else scores[C]
 
         Cs = sorted(search(score))
@@ -218,12 +222,17 @@ class Choice:
 
     def _split_scores(self, path: Sequence[Fitted], validation: Samples) -> Float:
         """`metric` of some heads on the selection split, in one pass over it."""
-        on_device = device_rows(validation)
+        own = self.class_weights
+        on_device = device_rows(validation) if own is None else None
         if on_device is not None:
             return self._kernel_sums(*on_device, path) / max(len(on_device[1]), 1)
         wide = ((features.astype(np.float64), labels) for features, labels in validation.blocks())
-        total, n = self._sums(([x @ f.weights.T + f.intercepts for f in path], labels) for x, labels in wide)
-        return total / max(n, 1)
+        blocks = (
+            ([x @ f.weights.T + f.intercepts for f in path], labels, None if own is None else own[labels])
+            for x, labels in wide
+        )
+        total, n = self._sums(blocks)
+        return total / (n or 1)
 
     def _folds(self) -> Iterator[tuple[Mask, Mask]]:
         """Training and validation rows of each fold, until `HELD_ROWS` are held out.
@@ -238,16 +247,26 @@ class Choice:
             keep = folds != fold
             known = np.unique(rows.y[keep])
             scored = ~keep & np.isin(rows.y, known)
+            if rows.weights is not None:
+                known = np.unique(rows.y[keep & (rows.weights > 0)])
+                scored &= (rows.weights > 0) & np.isin(rows.y, known)
             if scored.any() and len(known) > 1:
                 held += int(scored.sum())
                 yield keep, scored
 
-    def _fold_sums(self, scored: Mask, fitted: Sequence[Fitted]) -> tuple[Float, int]:
-        """Sum of `metric` over rows of one fold, per head, and the number of rows."""
-        if not isinstance(self.rows, DeviceRows):
-            return self._sums(validation_logits(self.rows, scored, fitted))
+    def _fold_sums(self, scored: Mask, fitted: Sequence[Fitted]) -> tuple[Float, float]:
+        """Sum of `metric` over rows of one fold, per head, and the weight of these rows."""
+        if not isinstance(self.rows, DeviceRows) or self.rows.weights is not None:
+            return self._sums(self._held_out(scored, fitted))
         chosen = chosen_rows((self.rows.X, torch.from_numpy(self.rows.y).to(self.rows.X.device)), scored)
         return self._kernel_sums(*chosen, fitted), int(scored.sum())
+
+    def _held_out(self, scored: Mask, fitted: Sequence[Fitted]) -> Iterator[Scored]:
+        """Logits, labels and weights of the training rows of a mask."""
+        own, done = None if self.rows.weights is None else self.rows.weights[scored], 0
+        for logits, labels in validation_logits(self.rows, scored, fitted):
+            yield logits, labels, None if own is None else own[done : done + len(labels)]
+            done += len(labels)
 
     def _kernel_sums(self, X: torch.Tensor, labels: torch.Tensor, fitted: Sequence[Fitted]) -> Float:
         """Sum of `metric` per head over rows on a device, computed on it in float32."""
@@ -256,13 +275,15 @@ class Choice:
         found = linear_nll(X, weights, labels, bias=bias)
         return np.asarray(found.nll if self.metric == "nll" else found.top1, np.float64)
 
-    def _sums(self, blocks: Iterator[tuple[list[Float], NDArray[np.integer]]]) -> tuple[Float, int]:
-        """Sum of `metric` over rows, per head, and the number of rows."""
-        total, n = np.zeros(1), 0
-        for logits, labels in blocks:
+    def _sums(self, blocks: Iterator[Scored]) -> tuple[Float, float]:
+        """Weighted sum of `metric` over rows, per head, and the sum of weights."""
+        total, n = np.zeros(1), 0.0
+        for logits, labels, weights in blocks:
             found = [stats_of_arrays(of_head, labels) for of_head in logits]
-            total = total + np.array([float((f.nll if self.metric == "nll" else f.rank == 0).sum()) for f in found])
-            n += len(labels)
+            values = [np.asarray(f.nll if self.metric == "nll" else f.rank == 0, np.float64) for f in found]
+            own = np.ones(len(labels)) if weights is None else weights
+            total = total + np.array([float(value @ own) for value in values])
+            n += float(own.sum())
         return total, n
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any, Self, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
@@ -17,12 +17,13 @@ from featcache.parameters import Count, OneOf, Positive
 from featcache.store.protocol import FeatureSource
 from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, check_metric
 from heads.estimators.logistic.choice import FOLD_TOL, Choice, logistic_rows
-from heads.estimators.standardise import Shared, Standardising
+from heads.estimators.standardise import Weighted, Weighting
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, split_id
-from heads.rows.samples import Samples, to_numpy
+from heads.rows.samples import Rows, Samples, Selection, to_numpy
+from heads.rows.weights import checked_weights, plain_weights, row_weights
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.logistic.path import Fitted, PathSolver
 from heads.solvers.logistic.rows import TrainingRows
@@ -35,7 +36,7 @@ CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 _LARGEST = 1e10
 
 
-class Logistic(Standardising, RowsClassifier, LinearClassifier):
+class Logistic(Weighting, RowsClassifier, LinearClassifier):
     """Softmax regression with an L2 penalty, C chosen on held-out rows.
 
     Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
@@ -68,6 +69,9 @@ class Logistic(Standardising, RowsClassifier, LinearClassifier):
     in_memory
         Whether rows are loaded (True), or read anew for every pass (False, out of core). None loads arrays, and stores
         that take up to half of the machine's memory.
+    class_weight
+        None, "balanced", or weights by class, as in scikit-learn: a sequence, or a mapping from labels, class names or
+        digits (the keys of JSON). They multiply `sample_weight`, and also weight the scores that choose C.
     standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
@@ -127,7 +131,7 @@ class Logistic(Standardising, RowsClassifier, LinearClassifier):
         max_iter: Count = 1000,
         refit: bool = False,
         in_memory: bool | None = None,
-        **shared: Unpack[Shared],
+        **shared: Unpack[Weighted],
     ) -> None:
         super().__init__(**shared)
         self.C = C
@@ -143,19 +147,55 @@ class Logistic(Standardising, RowsClassifier, LinearClassifier):
         """Set the values of C."""
         self._Cs = self._checked()
 
-    def _fit(self, samples: Samples, validation: Samples | None) -> None:
-        samples, validation = self._scaled(samples, validation)
+    def fit(
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        selection: Selection | None = None,
+        classnames: Sequence[str] | None = None,
+    ) -> Self:
+        """Fit on arrays, tensors or an image store.
+
+        Parameters
+        ----------
+        X : image store, or array-like (N, D)
+        y : labels (N,), with arrays
+        sample_weight : weights (N,) of the valid rows, as in scikit-learn
+        selection : store, or ``(X, y)``, on which C is chosen; None uses folds of the training rows
+        classnames : with arrays: the C names; y then holds class indices, and classes may have no row
+
+        Raises
+        ------
+        HeadError
+            As of every head; for weights that are negative, infinite, all zero, or of another number.
+        MismatchError
+            If the selection store or a prior belongs to another encoder or class list.
+        """
+        self._check_parameters()
+        self._fit(*self._training_rows(X, y, selection, classnames), sample_weight)
+        return self
+
+    def _fit(self, samples: Samples, validation: Samples | None, sample_weight: ArrayLike | None = None) -> None:
+        weights = row_weights(samples, self.class_weight, sample_weight)
+        given = None if sample_weight is None else checked_weights(sample_weight, len(samples.labels()))
+        samples, validation = self._scaled(samples, validation, given)
         _check_size(samples)
         Cs, prior = self._Cs, checked_prior(self.prior, samples)
         pull = self._on_scale(prior)
         # The path, and the choice along it.
+        rows = logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
+        rows.weights = weights
+        by_class = None if validation is None else self._class_weights(validation)
         choice = Choice(
-            logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory),
+            rows,
             lambda rows, keep: self._solver(rows, pull, keep),
             self.metric,
             validation,
             self.progress,
             default=Cs is not None and tuple(Cs) == CS,
+            class_weights=by_class,
         )
         self._path, self.cv_scores_ = choice.searched() if Cs is None else choice.along(Cs)
         place = choice.best(self._path, self.cv_scores_)
@@ -170,13 +210,16 @@ class Logistic(Standardising, RowsClassifier, LinearClassifier):
         splits = [samples] if validation is None or not self.refit else [samples, validation]
         if len(splits) == 2:
             rows = logistic_rows(splits, fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
+            if weights is not None and validation is not None:
+                labels = validation.labels()
+                rows.weights = np.append(weights, np.ones(len(labels)) if by_class is None else by_class[labels])
             best = self._solver(rows, pull, None).fit(best.C)
         self._warn_of_slow([*self._path, best] if len(splits) == 2 else self._path)
         self._path, best = [self._unscaled(f) for f in self._path], self._unscaled(best)
         self.coef_, self.intercept_, self.C_, self.temperature_ = best.weights, best.intercepts, best.C, 1.0
         self._absent = _missing(best)
         chosen_on = validation.store if choice.how == "split" and validation is not None else None
-        self._take_provenance(splits, choice.how, chosen_on, prior)
+        self._take_provenance(splits, choice.how, chosen_on, prior, weights is not None)
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, C, D) and intercepts (A, C) of every C of `Cs_`: logits."""
@@ -224,9 +267,17 @@ class Logistic(Standardising, RowsClassifier, LinearClassifier):
             warnings.warn(f"{what}; raise max_iter, or tol", ConvergenceWarning, stacklevel=3)
 
     def _take_provenance(
-        self, splits: list[Samples], how: str, chosen_on: FeatureSource | None, prior: LinearHead | None
+        self,
+        splits: list[Samples],
+        how: str,
+        chosen_on: FeatureSource | None,
+        prior: LinearHead | None,
+        weighted: bool,
     ) -> None:
         params = {"C": self.C_, "fit_intercept": bool(self.fit_intercept), "metric": self.metric, "selection": how}
+        params |= {"weighted": True} if weighted else {}
+        if self.class_weight is not None:
+            params["class_weight"] = plain_weights(self.class_weight)
         params["prior"] = prior_record(prior)
         store = splits[0].store
         self._path_record = self._provenance(dict(params), store, parent=prior)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property, partial
 from numbers import Integral
@@ -20,9 +20,9 @@ from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.base import positions_of
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
-from heads.rows.samples import Rows, Samples, Selection, require_finite, to_numpy
+from heads.rows.samples import Rows, Samples, Selection, require_finite
 from heads.rows.selection import RowSampler, thinned
-from heads.rows.weights import ClassWeight, checked_weights, class_weights, group_ids, row_weights
+from heads.rows.weights import checked_weights, class_weights, group_ids, plain_weights, row_weights
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.folds import FOLDS, folds_of
 from heads.solvers.parallel import Blocks
@@ -420,7 +420,7 @@ class Ridge(Standardising, LinearClassifier):
         if problem.weights is not None:
             params["weighted"] = True
         if self.class_weight is not None:
-            params["class_weight"] = _plain_weights(self.class_weight)
+            params["class_weight"] = plain_weights(self.class_weight)
         if prior is not None:
             params |= {"prior": prior_record(prior), "prior_scale": self.prior_scale_}
             params |= {"prior_weight": self.prior_weight_} if self.add_prior else {}
@@ -431,15 +431,6 @@ class Ridge(Standardising, LinearClassifier):
 def _centred(weights: Float, bias: Float) -> tuple[Float, Float]:
     """Weights (C, D) and biases (C,) of a prior, less their means over classes."""
     return weights - weights.mean(axis=0), bias - bias.mean()
-
-
-def _plain_weights(class_weight: ClassWeight) -> object:
-    """Class weights for a JSON record."""
-    if isinstance(class_weight, str):
-        return class_weight
-    if isinstance(class_weight, Mapping):
-        return {str(label): float(weight) for label, weight in class_weight.items()}
-    return to_numpy(class_weight).astype(np.float64).tolist()
 
 
 def _rows(samples: Samples) -> int:

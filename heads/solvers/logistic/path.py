@@ -67,7 +67,10 @@ class PathSolver:
         max_iter: int = 1000,
     ) -> None:
         self.rows, self.missing_intercept = rows, missing_intercept
-        counts = np.bincount(rows.y if keep is None else rows.y[keep], minlength=rows.n_classes)
+        counted = np.ones(len(rows.y), bool) if keep is None else keep
+        if rows.weights is not None:
+            counted = counted & (rows.weights > 0)
+        counts = np.bincount(rows.y[counted], minlength=rows.n_classes)
         # Without intercepts a missing class takes part: the penalty alone places its weights.
         self.present = (counts > 0) | (not rows.fit_intercept)
         self.prior = (np.zeros((rows.n_classes, len(rows.mean))), np.zeros(rows.n_classes)) if prior is None else prior

@@ -96,6 +96,8 @@ class Rows:
 
     keep_logits = True  # where they are small enough
     cheaper: Precision | None = None
+    weights: Float | None = None
+    """Of the rows (N,), if they do not all weigh 1; may be set."""
 
     def __init__(
         self, X: NDArray[np.floating] | Tensor, y: NDArray[np.integer], n_classes: int, *, fit_intercept: bool = True
@@ -122,7 +124,8 @@ class Rows:
         if keep is not None and int(keep.sum()) * dim * self.X.element_size() <= COPY_BYTES:
             return self._copy(keep).source(places, n_classes, None)
         y = torch.from_numpy(places[self.y]).to(device)
-        weights = None if keep is None else torch.from_numpy(keep).to(device, self.dtype)
+        counted = _counted(self.weights, keep)
+        weights = None if counted is None else torch.from_numpy(counted).to(device, self.dtype)
         kept = self.keep_logits and 2 * len(self.X) * n_classes * self.X.element_size() <= LOGIT_BYTES
         narrow = cpu_precision(len(self.X) * dim * n_classes, self.dtype)
         low = kept and device.type == "cpu" and narrow != self.precision
@@ -152,6 +155,7 @@ class Rows:
         """The rows of a mask (N,) alone, centred as these."""
         part = copy(self)
         part.X, part.y = self.X[torch.from_numpy(keep).to(self.X.device)], self.y[keep]
+        part.weights = None if self.weights is None else self.weights[keep]
         part._narrow = None
         return part
 
@@ -167,7 +171,8 @@ class Rows:
         chosen = _sampled(len(y), keep)
         some = torch.from_numpy(chosen).to(y.device)
         X = self.X[some].to(self.dtype)
-        return _weighted(X if self._to_subtract is None else X - self._to_subtract, y[some], len(y), keep)
+        X = X if self._to_subtract is None else X - self._to_subtract
+        return _weighted(X, y[some], len(y), keep, None if self.weights is None else self.weights[chosen])
 
 
 class DeviceRows(Rows):
@@ -227,6 +232,9 @@ class StreamedRows:
     sums : (D,) float64, of all rows; finite exactly if all features are
     """
 
+    weights: Float | None = None
+    """Of the rows (N,), if they do not all weigh 1; may be set."""
+
     def __init__(
         self,
         read: Callable[[], Iterator[ArrayBlock]],
@@ -256,16 +264,18 @@ class StreamedRows:
         X = torch.from_numpy(np.concatenate([x for x, _ in picked])).to(self.dtype)
         y = torch.from_numpy(places[np.concatenate([y for _, y in picked])])
         mean = torch.from_numpy(self.mean).to(self.dtype)
+        counted = _counted(self.weights, keep)
 
         def read(precision: Precision) -> Iterator[Block]:
             done = 0
             for features, y in self._read():
-                weights = None if keep is None else torch.from_numpy(keep[done : done + len(y)]).to(self.dtype)
+                weights = None if counted is None else torch.from_numpy(counted[done : done + len(y)]).to(self.dtype)
                 done += len(y)
                 yield Block(torch.as_tensor(features).to(self.dtype) - mean, torch.from_numpy(places[y]), weights)
 
         n = len(self.y) if keep is None else int(keep.sum())
-        return RowSource(read, n, _weighted(X, y, len(self.y), keep), precision=Precision(self.dtype))
+        own = None if self.weights is None else self.weights[chosen]
+        return RowSource(read, n, _weighted(X, y, len(self.y), keep, own), precision=Precision(self.dtype))
 
     def centred(self, where: Mask) -> Iterator[ArrayBlock]:
         """Centred float64 rows of a mask (N,), with labels, block by block."""
@@ -288,7 +298,15 @@ def _sampled(n: int, keep: Mask | None) -> NDArray[np.intp]:
     return rows
 
 
-def _weighted(X: Tensor, y: Tensor, n: int, keep: Mask | None) -> Block:
+def _counted(weights: Float | None, keep: Mask | None) -> Float | None:
+    """Weights (N,) of rows that a mask keeps, others zero; None where all weigh 1."""
+    if weights is None:
+        return None if keep is None else keep.astype(np.float64)
+    return weights if keep is None else weights * keep
+
+
+def _weighted(X: Tensor, y: Tensor, n: int, keep: Mask | None, weights: Float | None) -> Block:
     """A sample of the rows that count, with weights that make its sums those of all of them."""
     share = (n if keep is None else int(keep.sum())) / len(X)
-    return Block(X, y, X.new_full((len(X),), share))
+    own = np.ones(len(X)) if weights is None else weights
+    return Block(X, y, torch.from_numpy(share * own).to(X.device, X.dtype))
