@@ -32,12 +32,17 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-nightly: $(READY) zarr-oldest audit  ## the long checks too, and an hour of fuzzing
+nightly: $(READY) zarr-oldest interop audit  ## the long checks too, and an hour of fuzzing
 	$(BIN)/python -m pytest $(TESTS) -m "not gpu" --hypothesis-profile=nightly
 
 zarr-oldest: $(READY)  ## the stores under the oldest zarr that is allowed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/zarr-oldest zarr==3.1.3 crc32c==2.9.post0
 	PYTHONPATH=build/zarr-oldest $(BIN)/python -m pytest tests/test_featcache/encoding/test_encode.py tests/test_featcache/store/test_readers.py
+
+interop: $(READY)  ## features to and from other programs, by the programs themselves
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt clip-benchmark dask ipykernel lancedb mteb nbclient pylance xarray
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps embedding-reader  # it asks for pandas 2
+	$(BIN)/python -m pytest tests/test_featcache/transfer/test_other_programs.py tests/test_featcache/store/test_interchange.py tests/test_featcache/test_notebook.py
 
 audit: $(READY)  ## the pinned versions against the published advisories; says so and goes on where there is no network
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip-audit || { echo "audit skipped: pip-audit cannot be installed"; exit 0; }; \

@@ -84,7 +84,7 @@ verify digits/test --against nowhere | unknown source 'nowhere'; Expected source
 3 rm digits/none | digits/none: no such folder
 rm | required: STORE
 pack digits/test | required: FILE
-unpack none.tar | no such file; expected what `featcache pack` wrote
+unpack none.tar | No such file or directory; expected what `featcache pack` wrote
 rename digits/test | required: NAME
 3 rename digits/none new | digits/none; the nearest
 rename digits/test '' | expected NAME/SPLIT, or NAME
