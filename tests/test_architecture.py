@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featcache", "heads", "ft")
 MAX_FUNCTION, MAX_PARAMETERS = 60, 8
-MAX_TOP, MAX_ROOM, MAX_ANY = 12, 18, 300
+MAX_TOP, MAX_ROOM, MAX_ANY = 12, 18, 270
 NOT_DOORS = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
 PAGE = ROOT / "docs" / "architecture.md"
 UNPICKLER = ROOT / "ft" / "checkpoints" / "formats" / "trusted.py"

@@ -351,8 +351,8 @@ def _texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _number_or_none(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and math.isfinite(value))
+def _number_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and type(value) is not bool and math.isfinite(value))
 
 
 class StoreInfo(TypedDict):

@@ -1,14 +1,12 @@
 """State dicts, and whether two of them have the same keys and shapes."""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
 from featcache.errors import MismatchError
-
-Json: TypeAlias = dict[str, Any]
-"""A JSON object: configurations of models, records of runs."""
+from featcache.store.key import Json as Json
 
 State: TypeAlias = Mapping[str, torch.Tensor]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]

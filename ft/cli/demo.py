@@ -9,13 +9,13 @@ minutes on two cores; a second run resumes the finished training and finds its s
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import featcache
 from featcache.cli.arguments import at_least, show
 from featcache.datasets import open_dataset
 from featcache.progress import Printed, Silent, format_seconds
 from heads.cli.demo import TESTS, demo_arguments, run_demo
+from heads.evaluation.metrics import Row
 
 OPTIONS: dict[str, object] = {
     "templates": "digits",
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _full(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _full(args: argparse.Namespace, rows: list[Row]) -> Row:
     from ft.merging.sweep import WiseOptions, sweep
     from ft.training.loop import finetune
     from heads import append_rows, evaluate, load

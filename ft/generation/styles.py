@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from featcache.errors import DatasetError, PromptError
 from featcache.prompts.templates import PLACEHOLDER
@@ -71,8 +70,9 @@ def load_style(name: str, path: str | Path | None = None) -> Style:
     return _style(held[name], f"{path}: style {name!r}")
 
 
-def _style(entry: Any, where: str) -> Style:
-    template = entry.get("template") if isinstance(entry, dict) else None
+def _style(entry: object, where: str) -> Style:
+    entry = entry if isinstance(entry, dict) else {}
+    template = entry.get("template")
     templates = _texts([template] if isinstance(template, str) else template, f"{where}: template")
     if not templates:
         raise PromptError(f"{where}: no template; expected {EXPECTED}")
@@ -86,11 +86,10 @@ def _style(entry: Any, where: str) -> Style:
     return Style(tuple(templates), tuple(zip(folders, names, strict=True)))
 
 
-def _texts(value: Any, where: str) -> Sequence[str]:
+def _texts(value: object, where: str) -> Sequence[str]:
     if value is None:
         return []
     odd = value if not isinstance(value, list) else next((v for v in value if not isinstance(v, str) or not v), None)
     if odd is not None:
         raise PromptError(f"{where}: got {odd!r}; expected a list of texts")
-    texts: list[str] = value
-    return texts
+    return value if isinstance(value, list) else []

@@ -324,7 +324,7 @@ class FinetuneOptions:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
 
-def _weighted(name: str, value: Any) -> dict[str, Any]:
+def _weighted(name: str, value: object) -> dict[str, Any]:
     """``{"weight": lambda, ...}`` of a bare number or a mapping."""
     if name not in REGULARIZERS:
         raise TrainingError(f"regularizer {name!r}: expected one of {', '.join(REGULARIZERS)}")
@@ -364,7 +364,7 @@ def parse_regularizer(text: str) -> tuple[str, dict[str, Any]]:
     return name, {"weight": _value(weight)} | {key: _value(value) for key, _, value in others}
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return json_value(text)
     except ValueError:

@@ -2,12 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from featcache.cli.arguments import show
 from heads.cli.arguments import HEAD_HELP, group_argument, load_heads, open_images, seen_arguments, store_arguments
 from heads.cli.classes import class_arguments, class_subset
 from heads.evaluation.bootstrap import DRAWS
+from heads.evaluation.metrics import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(record: dict[str, Any]) -> str:
+def _describe(record: Row) -> str:
     """The comparison on one store, in a few lines."""
     a, b = record["heads"]
     less = f" ({record['n_excluded']:,} seen rows left out)" if record.get("n_excluded") else ""

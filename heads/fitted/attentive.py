@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self, Unpack
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.store.tokens import block_rows
-from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, to_numpy
@@ -110,7 +110,7 @@ class AttentiveHead(LogitHead):
         return {"queries": self.queries, "values": self.values, "weights": self.weights, "bias": self.bias}, {}
 
     @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`."""
         queries, values, weights, bias = (np.ascontiguousarray(tensors[name], np.float32) for name in cls.tensors)
         return cls(queries, values, weights, bias, **common)

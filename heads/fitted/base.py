@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, Self, TypedDict, TypeVar, Unpack, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +26,15 @@ class Fitted(Protocol):
 
     def frozen(self) -> LogitHead:
         """The fitted head."""
+
+
+class Common(TypedDict):
+    """What the file of every head holds; label values where there are any."""
+
+    name: str
+    classnames: tuple[str, ...]
+    provenance: Provenance
+    classes: Array | None
 
 
 class LogitHead(ABC):
@@ -124,8 +133,8 @@ class LogitHead(ABC):
 
     @classmethod
     @abstractmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
-        """The head of `to_file`; `common` holds name, classnames, provenance, and label values where there are any."""
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
+        """The head of `to_file`."""
 
     @property
     def sharing(self) -> Hashable | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.parameters import Count, NotNegative, OneOf, Positive
-from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, Features, to_numpy
@@ -158,12 +158,12 @@ class KNNHead(LogitHead):
         return tensors, settings if self.bank.probes is None else {**settings, "probes": self.bank.probes}
 
     @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`; its index is built again."""
         depth, probes = settings["n_neighbors"], settings.get("probes")
         bank = NeighbourBank(tensors["features"], tensors["labels"], settings["index"], depth, probes)
-        common |= {"scale": settings.get("scale", 1.0), "floor": settings.get("floor", FLOOR)}  # older files lack them
-        return cls(bank, settings["n_neighbors"], settings["temperature"], tensors["columns"], **common)
+        older = {"scale": settings.get("scale", 1.0), "floor": settings.get("floor", FLOOR)}  # older files lack them
+        return cls(bank, settings["n_neighbors"], settings["temperature"], tensors["columns"], **older, **common)
 
 
 def vote(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
-from heads.fitted.base import LogitHead, as_head, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead, as_head, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, to_numpy
@@ -174,7 +174,7 @@ class LinearHead(LogitHead):
         return {"weights": self.weights, "bias": self.bias}, {"alpha": self.alpha, "absent": list(self.absent)}
 
     @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`; an interpolation loses its parents."""
         absent = tuple(settings.get("absent", ()))  # older files lack it
         return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], absent=absent, **common)

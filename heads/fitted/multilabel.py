@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.fitted.base import LogitHead, checked_temperature, positions_of
+from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.kernels.ranking import Decisions
@@ -161,17 +161,19 @@ class MultiLabelHead(LogitHead):
         return tensors, {"absent": list(self.absent), "never": never.tolist()}
 
     @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`."""
         thresholds = np.array(tensors["thresholds"], np.float64)
         thresholds[list(settings.get("never", ()))] = np.inf
-        common.pop("classes", None)
+        name, classnames, provenance = common["name"], common["classnames"], common["provenance"]
         return cls(
             tensors["weights"],
             tensors["bias"],
             thresholds=thresholds,
             absent=tuple(settings.get("absent", ())),
-            **common,
+            name=name,
+            classnames=classnames,
+            provenance=provenance,
         )
 
 

@@ -7,7 +7,6 @@ its text tower. A head fitted on arrays is checked by shape alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,11 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from featcache import __version__
 from featcache.errors import MismatchError
 from featcache.parameters import check_record
+from featcache.store.key import Json as Json
 from featcache.store.protocol import Encoded, FeatureSource, FeatureTable, TextSource
 from heads.rows.hashes import Hashes, are_in, column_of, group_hashes, hash_set
 
-Json = dict[str, Any]
-"""A JSON object."""
 ROLES = ("fitted_on", "chosen_on")
 """Keys of a `Provenance` that list splits."""
 
@@ -31,8 +29,8 @@ _KINDS: dict[str, object] = {
     "text_digest": str | None,
     "encoder": Json | None,
     "classnames": list[str] | None,
-    "fitted_on": list[Any] | None,
-    "chosen_on": list[Any] | None,
+    "fitted_on": list[object] | None,
+    "chosen_on": list[object] | None,
     "featcache": str | None,
 }
 """Kinds of the known keys of a `Provenance`."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.parameters import Range
-from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
@@ -159,7 +159,7 @@ class TipAdapterHead(LogitHead):
         return tensors, settings
 
     @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`."""
         largest = max(int(tensors["labels"].max()), int(tensors["columns"].max()))
         if largest >= settings["bank_classes"]:

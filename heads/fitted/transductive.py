@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self, Unpack
 
 import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.fitted.base import LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array
@@ -91,7 +91,7 @@ class TransductiveHead(LogitHead):
         return {"features": self.features, "table": self.table}, {}
 
     @classmethod
-    def from_file(cls, tensors: Tensors, settings: Json, **common: Any) -> Self:
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`."""
         return cls(tensors["features"], tensors["table"], **common)
 

@@ -65,7 +65,7 @@ def group_folds(groups: NDArray[np.integer], folds: int = FOLDS) -> NDArray[np.i
 
 
 def folds_of(
-    cv: Any, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None
+    cv: object, labels: NDArray[np.integer], n_classes: int, groups: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
     """Folds (N,) that scikit-learn's parameter `cv` asks for.
 

@@ -14,11 +14,11 @@ pseudo-row is added, labelled with the class of the second largest score: half a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
@@ -26,6 +26,7 @@ from heads.rows.samples import to_numpy
 from heads.solvers.parallel import one_torch_thread, side_by_side
 
 Result = TypeVar("Result")
+Values: TypeAlias = ArrayLike | Tensor
 
 # Bounds of the inverse temperature in units of 1 / (spread of the scores). The upper one is reached only without
 # `prior_rows`, when every row is classified correctly and the likelihood has no maximum; the lower one when the scores
@@ -42,7 +43,12 @@ _CELLS = 2**17
 
 
 def fit_temperature(
-    scores: Any, labels: Any, *, weights: Any = None, prior_rows: float = PRIOR_ROWS, start: float | None = None
+    scores: Values,
+    labels: Values,
+    *,
+    weights: Values | None = None,
+    prior_rows: float = PRIOR_ROWS,
+    start: float | None = None,
 ) -> float:
     """Temperature T > 0 that minimises the mean NLL of ``softmax(scores / T)``, with `prior_rows` confusions added.
 
@@ -111,7 +117,7 @@ def fit_temperature(
 
 
 def fit_mixture(
-    scores: Any, base: Any, labels: Any, *, weights: Any = None, prior_rows: float = PRIOR_ROWS
+    scores: Values, base: Values, labels: Values, *, weights: Values | None = None, prior_rows: float = PRIOR_ROWS
 ) -> tuple[float, float]:
     """T > 0 and w >= 0 that minimise the mean NLL of ``softmax((scores + w base) / T)``, with confusions added.
 
@@ -216,7 +222,7 @@ class _Rows(NamedTuple):
     total: float
 
     @classmethod
-    def of(cls, scores: Any, labels: Any, weights: Any) -> _Rows:
+    def of(cls, scores: Values, labels: Values, weights: Values | None) -> _Rows:
         """Checked arrays."""
         scores, labels = to_numpy(scores), to_numpy(labels)
         if not len(scores) or len(scores) != len(labels):

@@ -200,7 +200,7 @@ def _labels(source: VisionData, kind: str) -> list[int]:
     return [_label(source[row][1], row, kind) for row in range(len(source))]
 
 
-def _same_label(source: VisionData, values: list[Any]) -> bool:
+def _same_label(source: VisionData, values: Sequence[int]) -> bool:
     """Whether the listed labels are those that the class returns, looked up at its first and last sample."""
     try:
         return all(
@@ -210,12 +210,12 @@ def _same_label(source: VisionData, values: list[Any]) -> bool:
         return True  # an unreadable image is named when it is encoded
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: VisionData) -> bool:
     scalar = getattr(value, "ndim", None) == 0
     return isinstance(value, int | np.integer) or (scalar and float(value).is_integer())
 
 
-def _label(target: Any, row: int, kind: str) -> int:
+def _label(target: VisionData, row: int, kind: str) -> int:
     if not _is_whole(target):
         raise DatasetError(f"torchvision:{kind}: sample {row} has the target {target!r:.60}; expected a class index")
     return int(target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Self, Unpack
+from typing import Annotated, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -125,7 +125,7 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         self,
         C: Positive | Annotated[str, OneOf("search")] | Sequence[Positive] = CS,
         fit_intercept: bool = True,
-        prior: Any = None,
+        prior: object = None,
         metric: Metric = "nll",
         tol: Positive = 1e-8,
         max_iter: Count = 1000,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property, partial
 from numbers import Integral
-from typing import Annotated, Any, Self, Unpack
+from typing import Annotated, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -168,9 +168,9 @@ class Ridge(Standardising, LinearClassifier):
         self,
         alphas: Sequence[Positive] = ALPHAS,
         fit_intercept: bool = True,
-        cv: Any = "loo",
-        class_weight: Any = None,
-        prior: Any = None,
+        cv: object = "loo",
+        class_weight: ClassWeight = None,
+        prior: object = None,
         metric: Annotated[str, OneOf(*METRICS)] = "auto",
         add_prior: bool = True,
         **shared: Unpack[Shared],

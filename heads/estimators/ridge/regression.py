@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,7 +72,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     spectrum_: Spectrum
     provenance_: Provenance
 
-    def __init__(self, alphas: Sequence[float] = ALPHAS, fit_intercept: bool = True, cv: Any = "loo") -> None:
+    def __init__(self, alphas: Sequence[float] = ALPHAS, fit_intercept: bool = True, cv: object = "loo") -> None:
         self.alphas = alphas
         self.fit_intercept = fit_intercept
         self.cv = cv
