@@ -236,7 +236,7 @@ _WORDS = {
 def _words(kind: Any) -> str:
     """An annotation in words."""
     origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind in (Any, object):
         return "a value"
     if origin is Annotated:
         if isinstance(parts[1], OneOf):

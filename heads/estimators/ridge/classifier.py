@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property, partial
 from numbers import Integral
-from typing import Annotated, Self, Unpack
+from typing import Annotated, Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -169,7 +169,7 @@ class Ridge(Standardising, LinearClassifier):
         alphas: Sequence[Positive] = ALPHAS,
         fit_intercept: bool = True,
         cv: object = "loo",
-        class_weight: ClassWeight = None,
+        class_weight: Any = None,
         prior: object = None,
         metric: Annotated[str, OneOf(*METRICS)] = "auto",
         add_prior: bool = True,
