@@ -97,6 +97,10 @@ class OneOf:
 
 Positive = Annotated[float, Range(0, open=True)]
 NotNegative = Annotated[float, Range(0)]
+MAX_RATE, MAX_DECAY = 1e30, 1e6
+"""Largest learning rate and weight decay: torch's optimisers end in an error where the product overflows float32."""
+Rate = Annotated[float, Range(0, MAX_RATE, open=True)]
+Decay = Annotated[float, Range(0, MAX_DECAY)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 

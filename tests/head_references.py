@@ -143,6 +143,32 @@ def linear_probe(X: Float, y: Labels, classes: int, rates: Float, decay: float) 
     return value[0], value[1]
 
 
+def sgd_probe(X: Float, y: Labels, classes: int, rates: Float, momentum: float) -> tuple[Float, Float]:
+    """Weights and bias of the cross entropy by SGD with momentum on all rows at once, from zeros."""
+    rows = np.concatenate([X, np.ones((len(X), 1))], axis=1)
+    value, velocity = np.zeros((classes, rows.shape[1])), np.zeros((classes, rows.shape[1]))
+    for rate in rates.tolist():
+        velocity = momentum * velocity + (softmax(rows @ value.T) - np.eye(classes)[y]).T @ rows / len(X)
+        value -= rate * velocity
+    return value[:, :-1], value[:, -1]
+
+
+def cosine_probe(X: Float, y: Labels, classes: int, rates: Float) -> Float:
+    """Weights ``s w / |w|`` of the cross entropy by AdamW on all rows at once, from class means and s = 10."""
+    means = np.stack([X[y == c].mean(axis=0) if (y == c).any() else X.mean(axis=0) for c in range(classes)])
+    value = [means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.log([10.0])]
+
+    def slopes(value: list[Float]) -> list[Float]:
+        lengths, scale = np.maximum(np.linalg.norm(value[0], axis=1, keepdims=True), 1e-12), np.exp(value[1][0])
+        directions = value[0] / lengths
+        away = (softmax(scale * X @ directions.T) - np.eye(classes)[y]).T @ X / len(X)
+        along = (away * directions).sum(axis=1, keepdims=True)
+        return [scale / lengths * (away - along * directions), scale * along.sum(axis=0)]
+
+    adamw(value, slopes, rates, decay=0.0)
+    return np.exp(value[1][0]) * value[0] / np.maximum(np.linalg.norm(value[0], axis=1, keepdims=True), 1e-12)
+
+
 def trained_keys(X: Float, y: Labels, text: Float, epochs: int, rate: float) -> Float:
     """Tip-Adapter-F's keys, all rows in one batch, no row voting for itself, at alpha 1 and beta 5.5."""
     rows, base, targets = unit(X), X @ text.T, np.eye(len(text))[y]

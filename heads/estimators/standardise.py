@@ -14,7 +14,7 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json
 from heads.rows.multilabel import MultiLabelSamples
-from heads.rows.samples import Samples, finite_blocks
+from heads.rows.samples import Samples, finite_blocks, raise_not_finite
 from heads.rows.scaling import Scaling
 from heads.rows.weights import class_weights
 
@@ -80,6 +80,8 @@ class Standardising(HeadClassifier):
             return samples, validation
         blocks = finite_blocks(samples.blocks)
         self._scaling = scaling = Scaling.of(((x, y) for x, y in blocks), samples.dim, weights)
+        if not np.isfinite(scaling.deviation).all():
+            raise_not_finite(x for x, *_ in samples.blocks())
         return scaling.rows(samples), None if validation is None else scaling.rows(validation)
 
     def _on_scale(self, prior: LinearHead | None) -> tuple[Float, Float] | None:

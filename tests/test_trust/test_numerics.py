@@ -169,6 +169,49 @@ HEAD_TABLE |= {
     ),
 }
 
+COSINE_RATES = (1 + np.cos(np.pi * np.arange(20) / 20)) / 2
+"""Of 20 updates without a warm-up, from 1."""
+
+
+def standardised(truth: Truth) -> Truth:
+    """The truth of a head that is fitted on standardised features."""
+
+    def made(head: Any, X: np.ndarray, y: np.ndarray, text: np.ndarray) -> Logits:
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler().fit(X)
+        scores = truth(head, scaler.transform(X), y, text)
+        return lambda Z: scores(scaler.transform(Z))
+
+    return made
+
+
+HEAD_TABLE |= {
+    "sgd": (
+        "sgd",
+        {"lr": 0.1, "epochs": 20, "batch_size": 256},
+        lambda head, X, y, text: linear(*reference.sgd_probe(X, y, classes_of(y), 0.1 * COSINE_RATES, 0.9)),
+    ),
+    "cosine": (
+        "cosine",
+        {"lr": 1e-2, "epochs": 20, "batch_size": 256},
+        lambda head, X, y, text: linear(reference.cosine_probe(X, y, classes_of(y), 1e-2 * COSINE_RATES), np.zeros(1)),
+    ),
+    "ridge, standardised": ("ridge", {"alphas": [1.0], "standardise": True}, standardised(ridge_truth(1.0))),
+    "discriminant, standardised": (
+        "discriminant",
+        {"shrinkage": 0.1, "standardise": True},
+        standardised(lambda head, X, y, text: over(head, reference.discriminant(X, y, classes_of(y), 0.1))),
+    ),
+    "sgd, standardised": (
+        "sgd",
+        {"lr": 0.1, "epochs": 20, "batch_size": 256, "standardise": True},
+        standardised(
+            lambda head, X, y, text: linear(*reference.sgd_probe(X, y, classes_of(y), 0.1 * COSINE_RATES, 0.9))
+        ),
+    ),
+}
+
 BEYOND_FLOAT32 = "beyond what float32 holds"
 TAKE_ONE_CLASS = ("gda", "tip_adapter", "tip_adapter_f", "lp_plus_plus", "clap", "taskres")
 TAKE_ONE_CLASS += ("label_propagation", "transclip", "em_dirichlet")
@@ -198,12 +241,19 @@ REFUSED: dict[tuple[str, str], str] = {
     **{(name, "one column"): "a class with zero weights" for name in ("clap", "taskres")},
     **{("clap", what): "training diverged" for what in ("1e30", "3e38")},
     **{("taskres", what): "gradient overflows|training diverged" for what in ("1e30", "3e38")},
+    ("ridge, standardised", "float32 denormals"): BEYOND_FLOAT32,
+    ("sgd, standardised", "float32 denormals"): BEYOND_FLOAT32,
+    ("sgd", "1e30"): "training at lr .* diverged",
+    ("sgd", "3e38"): "training at lr .* diverged",
+    ("cosine", "1e30"): "training at lr .* diverged",
+    ("cosine", "3e38"): "gradient overflows float32",
     ("adamw", "1e30"): "gradient overflows float32",
     ("adamw", "3e38"): "gradient overflows float32",
 }
 """What each head says of inputs that it does not take; it is right on all others."""
 CHAOTIC = {("adamw", "large constant column"), ("taskres", "common offset")}
 """Trainings whose steps multiply every rounding: finite is all that can be asked."""
+CHAOTIC |= {("sgd", "large constant column"), ("cosine", "common offset")}
 CHAOTIC |= {("em_dirichlet", what) for what in ("float16 limits", "1e18", "1e30", "one row many times", "one row")}
 """Rows that are all alike, or certain: no Dirichlet is the likeliest."""
 

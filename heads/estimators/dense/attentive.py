@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, NotNegative, Positive, Range, Seed
+from featcache.parameters import MAX_DECAY, MAX_RATE, Count, Decay, Range, Rate, Seed
 from featcache.processes import checked_device
 from heads.estimators.base import NonlinearClassifier
 from heads.estimators.few_shot.base import validation_folds
@@ -93,8 +93,8 @@ class Attentive(NonlinearClassifier):
         self,
         queries: Annotated[int, Range(1, 4096)] = 32,
         heads: Annotated[int, Range(1, 4096)] = 1,
-        lr: Positive | Sequence[Positive] = 1e-3,
-        weight_decay: NotNegative = 0.1,
+        lr: Rate | Sequence[Rate] = 1e-3,
+        weight_decay: Decay = 0.1,
         epochs: Count | None = None,
         batch_size: Count = 128,
         device: str | None = None,
@@ -171,10 +171,10 @@ class Attentive(NonlinearClassifier):
         """The learning rates, ascending."""
         rates: list[float] = np.unique(np.asarray(self.lr, np.float64)).tolist()
         counts = self.queries, self.heads, self.batch_size, 1 if self.epochs is None else self.epochs
-        if not rates or not all(np.isfinite(rate) and rate > 0 for rate in rates):
-            raise HeadError(f"lr is {self.lr!r}, expected positive numbers")
-        if not (np.isfinite(float(self.weight_decay)) and self.weight_decay >= 0):
-            raise HeadError(f"weight_decay is {self.weight_decay!r}, expected a number from 0")
+        if not rates or not all(0 < rate <= MAX_RATE for rate in rates):
+            raise HeadError(f"lr is {self.lr!r}, expected positive numbers up to {MAX_RATE:g}")
+        if not 0 <= float(self.weight_decay) <= MAX_DECAY:
+            raise HeadError(f"weight_decay is {self.weight_decay!r}, expected a number from 0 to {MAX_DECAY:g}")
         if min(counts) < 1:
             raise HeadError(
                 f"queries={self.queries}, heads={self.heads}, epochs={self.epochs} and batch_size={self.batch_size}; "

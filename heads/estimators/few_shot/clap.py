@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.parameters import Count, Positive, Seed
+from featcache.parameters import Count, Rate, Seed
 from heads.estimators.few_shot.base import FewShotRows
 from heads.estimators.few_shot.prototypes import PrototypeClassifier
 from heads.fitted.base import softmax
@@ -66,10 +66,10 @@ class CLAP(PrototypeClassifier):
 
     def __init__(
         self,
-        lr: Positive = 0.1,
+        lr: Rate = 0.1,
         epochs: Count = 300,
         batch_size: Count = 256,
-        norm: Positive = 10.0,
+        norm: Rate = 10.0,
         seed: Seed = 0,
     ) -> None:
         super().__init__(lr, epochs, batch_size, norm, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featcache.parameters import Count, Positive, Seed
+from featcache.parameters import Count, Rate, Seed
 from heads.estimators.few_shot.prototypes import PrototypeClassifier
 
 
@@ -51,18 +51,18 @@ class TaskRes(PrototypeClassifier):
 
     def __init__(
         self,
-        alpha: Positive = 0.5,
-        lr: Positive = 2e-3,
+        alpha: Rate = 0.5,
+        lr: Rate = 2e-3,
         epochs: Count = 100,
         batch_size: Count = 256,
-        norm: Positive = 10.0,
+        norm: Rate = 10.0,
         seed: Seed = 0,
     ) -> None:
         self.alpha = alpha
         super().__init__(lr, epochs, batch_size, norm, seed)
 
     def _vectors(self, texts: Tensor, parameter: Tensor) -> Tensor:
-        return texts + self.alpha * parameter
+        return texts + float(self.alpha) * parameter
 
     def _optimiser(self, parameter: Tensor) -> torch.optim.Optimizer:
         return torch.optim.Adam([parameter], lr=self.lr)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, NotNegative, Positive, Range
+from featcache.parameters import MAX_RATE, Count, NotNegative, Positive, Range, Rate, Seed
 from heads.estimators.base import Metric, NonlinearClassifier, best_setting
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
 from heads.fitted.linear import LinearHead
@@ -208,9 +208,9 @@ class TipAdapterF(TipAdapter):
         betas: Sequence[Positive] = BETAS,
         metric: Metric = "top1",
         epochs: Annotated[int, Range(0, 2**31 - 1)] = 20,
-        learning_rate: Positive = 1e-3,
+        learning_rate: Rate = 1e-3,
         batch_size: Count = 256,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(alphas, betas, metric)
         self.epochs = epochs
@@ -220,10 +220,10 @@ class TipAdapterF(TipAdapter):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate > 0:
+        if self.epochs < 0 or self.batch_size < 1 or not 0 < self.learning_rate <= MAX_RATE:
             raise HeadError(
                 f"got epochs={self.epochs}, batch_size={self.batch_size} and learning_rate={self.learning_rate!r}; "
-                "expected epochs from 0, a batch_size from 1, and a positive learning_rate"
+                f"expected epochs from 0, a batch_size from 1, and a positive learning_rate up to {MAX_RATE:g}"
             )
 
     def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:

@@ -7,7 +7,7 @@ from typing import Unpack
 
 import torch
 
-from featcache.parameters import Count, NotNegative, Positive
+from featcache.parameters import Count, Decay, Rate
 from heads.estimators.logistic.probes import Groups, ProbeOptions, TrainedProbes, Whole
 
 LRS = (1e-3, 1e-2, 1e-1)
@@ -51,8 +51,8 @@ class AdamW(TrainedProbes):
 
     def __init__(
         self,
-        lr: Positive | Sequence[Positive] = LRS,
-        weight_decay: NotNegative | Sequence[NotNegative] = 0.1,
+        lr: Rate | Sequence[Rate] = LRS,
+        weight_decay: Decay | Sequence[Decay] = 0.1,
         epochs: Count = 10,
         warmup: Whole | None = None,
         **shared: Unpack[ProbeOptions],

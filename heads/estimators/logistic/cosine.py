@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.parameters import Count, NotNegative, Positive
+from featcache.parameters import Count, Decay, Rate
 from heads.estimators.logistic.probes import Float, Groups, ProbeOptions, TrainedProbes, Whole
 from heads.solvers.primitives import class_sums
 
@@ -64,8 +64,8 @@ class Cosine(TrainedProbes):
 
     def __init__(
         self,
-        lr: Positive | Sequence[Positive] = (1e-3, 1e-2, 1e-1),
-        weight_decay: NotNegative | Sequence[NotNegative] = 0.0,
+        lr: Rate | Sequence[Rate] = (1e-3, 1e-2, 1e-1),
+        weight_decay: Decay | Sequence[Decay] = 0.0,
         epochs: Count = 20,
         warmup: Whole | None = 0,
         **shared: Unpack[ProbeOptions],

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, NotNegative, Range
+from featcache.parameters import MAX_DECAY, MAX_RATE, Count, NotNegative, Range
 from heads.estimators.base import LOSSES, LinearClassifier, Loss, RowsClassifier, check_metric
 from heads.estimators.few_shot.base import validation_folds
 from heads.estimators.standardise import Shared, Standardising
@@ -151,9 +151,9 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         """Set the grid of (learning rate, weight decay), ascending."""
         values = (np.unique(np.asarray(value, np.float64)).tolist() for value in (self.lr, self.weight_decay))
         rates, decays = values
-        if not rates or not all(np.isfinite(rate) and rate > 0 for rate in rates):
-            raise HeadError(f"lr is {self.lr!r}, expected positive numbers")
-        if not decays or not all(0 <= decay < np.inf for decay in decays) or not 0 <= self.label_smoothing < 1:
+        if not rates or not all(0 < rate <= MAX_RATE for rate in rates):
+            raise HeadError(f"lr is {self.lr!r}, expected positive numbers up to {MAX_RATE:g}")
+        if not decays or not all(0 <= decay <= MAX_DECAY for decay in decays) or not 0 <= self.label_smoothing < 1:
             raise HeadError(
                 f"weight_decay={self.weight_decay!r} and label_smoothing={self.label_smoothing!r}; expected numbers "
                 "from 0, and one in [0, 1)"

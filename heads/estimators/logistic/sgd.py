@@ -8,7 +8,7 @@ from typing import Annotated, Unpack
 import torch
 
 from featcache.errors import HeadError
-from featcache.parameters import Count, NotNegative, Positive, Range
+from featcache.parameters import Count, Decay, Range, Rate
 from heads.estimators.logistic.probes import Groups, ProbeOptions, TrainedProbes, Whole
 
 DINOV2_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -53,8 +53,8 @@ class SGD(TrainedProbes):
 
     def __init__(
         self,
-        lr: Positive | Sequence[Positive] = LRS,
-        weight_decay: NotNegative | Sequence[NotNegative] = 0.0,
+        lr: Rate | Sequence[Rate] = LRS,
+        weight_decay: Decay | Sequence[Decay] = 0.0,
         momentum: Annotated[float, Range(0, 1)] = 0.9,
         epochs: Count = 10,
         warmup: Whole | None = 0,
