@@ -166,7 +166,8 @@ def cosine_probe(X: Float, y: Labels, classes: int, rates: Float) -> Float:
         return [scale / lengths * (away - along * directions), scale * along.sum(axis=0)]
 
     adamw(value, slopes, rates, decay=0.0)
-    return np.exp(value[1][0]) * value[0] / np.maximum(np.linalg.norm(value[0], axis=1, keepdims=True), 1e-12)
+    lengths = np.maximum(np.linalg.norm(value[0], axis=1, keepdims=True), 1e-12)
+    return np.asarray(np.exp(value[1][0]) * value[0] / lengths)
 
 
 def trained_keys(X: Float, y: Labels, text: Float, epochs: int, rate: float) -> Float:
