@@ -840,6 +840,7 @@ PLACES: Mapping[str, Callable[[Path], None]] = {
 ODD_PLACES = {
     "npy": "labels.npy",
     "clip-benchmark": "targets_test.pt",
+    "tip-adapter": "test_l.pt",
     "clip-retrieval": "img_emb/img_emb_1.npy",
     "huggingface": "state.json",
 }

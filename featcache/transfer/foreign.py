@@ -10,7 +10,7 @@ what                               contents
 ``FILE.csv``                       with a header as `featcache.transfer.export` writes it, or plain numbers, label last
 ``FOLDER``                         ``features.npy`` + ``labels.npy`` (export), ``features.pt`` + ``labels.pt``
                                    (WiSE-FT), or one of `featcache.transfer.formats`: those of CLIP_benchmark,
-                                   clip-retrieval, Lance, Hugging Face data sets
+                                   Tip-Adapter, clip-retrieval, Lance, Hugging Face data sets
 =================================  ====================================================================
 
 No file can run code: torch files are loaded with ``weights_only=True``, npy files without pickle.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FOLDERS: dict[str, str] = {
     "clip-benchmark": "featcache.transfer.folders.clip_benchmark",
     "npy": "featcache.transfer.folders.npy",
+    "tip-adapter": "featcache.transfer.folders.tip_adapter",
     "clip-retrieval": "featcache.transfer.folders.clip_retrieval",
     "lance": "featcache.transfer.folders.lance",
     "huggingface": "featcache.transfer.folders.huggingface",

@@ -207,3 +207,39 @@ def test_mteb_encodes_nothing_twice(tmp_path: Path) -> None:
     assert model.asked == 3
     np.testing.assert_array_equal(found[0], [[1, np.float32(0.1)], [2, np.float32(0.1)], [3, np.float32(0.1)]])
     np.testing.assert_array_equal(found[1], found[0])
+
+
+def test_tip_adapters_cache_is_written_and_read_back(store: ImageStore, tmp_path: Path) -> None:
+    export(store, tmp_path / "caches", "tip-adapter", "float16")
+    rows, labels = store.numpy(np.float16)
+    shots = int(np.bincount(labels).max())
+    keys, values = (torch.load(tmp_path / "caches" / f"{what}_{shots}shots.pt") for what in ("keys", "values"))
+    assert (keys.shape, values.shape) == (rows.T.shape, (len(rows), len(CLASSES)))
+    np.testing.assert_array_equal(keys.T, rows)
+    found = read_foreign(tmp_path / "caches", "train")
+    np.testing.assert_array_equal(found.features, rows)
+    np.testing.assert_array_equal(found.labels, labels)
+
+
+def test_tip_adapters_cache_is_read_as_it_lies(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows, labels, test = rng.normal(size=(6, 8)), np.array([0, 0, 1, 1, 2, 2]), rng.normal(size=(5, 8))
+    for name, values in (
+        *(("keys_2shots.pt", rows.T), ("values_2shots.pt", np.eye(3)[labels]), ("test_f.pt", test)),
+        ("test_l.pt", np.arange(5) % 3),
+    ):
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        torch.save(tensor.half() if tensor.is_floating_point() else tensor, tmp_path / name)
+    found = read_foreign(tmp_path, "train")
+    np.testing.assert_array_equal(found.features, rows.astype(np.float16))
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.classnames == ["class 0", "class 1", "class 2"]
+    found = read_foreign(tmp_path, "test")
+    np.testing.assert_array_equal(found.features, test.astype(np.float16))
+    np.testing.assert_array_equal(found.labels, np.arange(5) % 3)
+    torch.save(torch.zeros(6, 3), tmp_path / "values_2shots.pt")
+    with pytest.raises(FeatcacheError, match="its values are not one-hot"):
+        read_foreign(tmp_path, "train")
+    (tmp_path / "keys_4shots.pt").touch()
+    with pytest.raises(FeatcacheError, match="keys of 2shots, 4shots; name one with --split"):
+        read_foreign(tmp_path, "train")

@@ -19,6 +19,7 @@ from featcache.transfer.formats import FOLDERS, Foreign
 from featcache.transfer.import_features import Source, import_features
 
 N, D = 30, 6
+WITHOUT_IDS = ("fe", "clip-benchmark", "tip-adapter")
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_features_before_normalisation_are_written_without_unreadable_rows_and_r
     np.testing.assert_array_equal(found.labels, labels)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in (*FORMATS, *FOLDERS) if kind not in ("fe", "clip-benchmark")])
+@pytest.mark.parametrize("kind", [kind for kind in (*FORMATS, *FOLDERS) if kind not in WITHOUT_IDS])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_exports_are_read_back(store: ImageStore, tmp_path: Path, kind: str, dtype: str) -> None:
     if kind == "lance":

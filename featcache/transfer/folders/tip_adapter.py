@@ -1,0 +1,57 @@
+"""Tip-Adapter's cache: ``keys_16shots.pt`` (D, N), ``values_16shots.pt`` (N, C), one-hot; ``test_f.pt``, ``test_l.pt``.
+
+The training split is that of the keys; where there are several, ``--split 16shots`` names one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from featcache.errors import DatasetError
+from featcache.store import ImageStore
+from featcache.store.layout import Array
+from featcache.store.places.targets import replacing
+from featcache.transfer.foreign import read_array, read_file
+from featcache.transfer.formats import Foreign
+
+
+def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
+    """See `featcache.transfer.formats.FolderFormat`."""
+    import torch
+
+    features, labels = store.numpy(dtype)
+    files: dict[str, Array] = {f"{store.split}_f.pt": features, f"{store.split}_l.pt": labels}
+    if store.split == "train":
+        shots = int(np.bincount(labels).max())
+        files = {
+            f"keys_{shots}shots.pt": np.ascontiguousarray(features.T),
+            f"values_{shots}shots.pt": np.eye(len(store.classnames), dtype=dtype)[labels],
+        }
+    for name, values in files.items():
+        with replacing(folder / name) as file:
+            torch.save(torch.from_numpy(values), file)
+
+
+def read(folder: Path, split: str) -> Foreign | None:
+    """See `featcache.transfer.formats.FolderFormat`."""
+    if (folder / f"{split}_f.pt").is_file():
+        found = read_file(folder / f"{split}_f.pt")
+        if (folder / f"{split}_l.pt").is_file():
+            found.labels = read_array(folder / f"{split}_l.pt")
+        return found
+    keys = sorted(folder.glob("keys_*shots.pt" if split == "train" else f"keys_{split}.pt"))
+    if not keys:
+        return None
+    if len(keys) > 1:
+        names = ", ".join(file.stem.removeprefix("keys_") for file in keys)
+        raise DatasetError(f"{folder}: keys of {names}; name one with --split")
+    found, hot = read_file(keys[0]), read_array(keys[0].with_name(keys[0].name.replace("keys", "values", 1)))
+    if found.features.ndim != 2 or hot.ndim != 2 or len(hot) != found.features.shape[1]:
+        raise DatasetError(
+            f"{keys[0]}: keys are {found.features.shape} and values {hot.shape}; expected (D, N) and one-hot (N, C)"
+        )
+    if not ((hot == 0) | (hot == 1)).all() or not (hot.sum(axis=1) == 1).all():
+        raise DatasetError(f"{keys[0]}: its values are not one-hot; expected one 1 in each row")
+    found.features, found.labels = found.features.T, hot.argmax(axis=1)
+    found.classnames = [f"class {label}" for label in range(hot.shape[1])]
+    return found
