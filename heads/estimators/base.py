@@ -16,7 +16,7 @@ from featcache.errors import HeadError
 from featcache.parameters import OneOf
 from featcache.progress import Progress, Silent
 from featcache.store.protocol import Encoded, FeatureSource
-from heads.fitted.base import LogitHead, label_values, softmax
+from heads.fitted.base import LogitHead, decisions, label_values, softmax
 from heads.fitted.linear import LinearHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Json, Provenance
@@ -266,6 +266,10 @@ class LinearClassifier(HeadClassifier):
                 found[:, list(self._absent)] = found.min(axis=1, keepdims=True) + ABSENT * self.temperature_
             parts.append(found)
         return np.concatenate(parts)
+
+    def decision_function(self, X: Rows) -> NDArray[np.float64]:
+        """The scores (N, C); of two classes the second's less the first's (N,), as in scikit-learn."""
+        return decisions(self.scores(X))
 
     def predict(self, X: Rows) -> Array:
         """Label (N,) of the best class; ties go to the lower index."""

@@ -253,6 +253,11 @@ def softmax(logits: NDArray[Float]) -> NDArray[Float]:
     return logits
 
 
+def decisions(logits: NDArray[Float]) -> NDArray[Float]:
+    """What scikit-learn's `decision_function` gives: (n, C), or (n,), the second less the first, of two classes."""
+    return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+
 def label_values(classes: Array) -> Array | None:
     """The label values (C,); None if they are the class indices.
 

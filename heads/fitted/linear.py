@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
-from heads.fitted.base import Common, LogitHead, as_head, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead, as_head, checked_temperature, decisions, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
-from heads.rows.samples import Array, to_numpy
+from heads.rows.samples import Array, Rows, to_numpy
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +106,10 @@ class LinearHead(LogitHead):
             layer.weight.copy_(torch.from_numpy(self.weights))
             layer.bias.copy_(torch.from_numpy(self.bias))
         return layer
+
+    def decision_function(self, X: Rows) -> NDArray[np.floating]:
+        """The logits (N, C); of two classes the second's less the first's (N,), as in scikit-learn."""
+        return decisions(np.concatenate(list(self._all_logits(X))))
 
     def logits(self, X: ArrayLike) -> NDArray[np.float32]:
         """Logits (n, C) of features (n, D), as float32."""

@@ -18,9 +18,15 @@ ClassWeight = str | Mapping[Any, float] | ArrayLike | None
 
 
 def class_weights(
-    class_weight: ClassWeight, labels: NDArray[np.integer], classes: Array, classnames: Sequence[str] = ()
+    class_weight: ClassWeight,
+    labels: NDArray[np.integer],
+    classes: Array,
+    classnames: Sequence[str] = (),
+    weights: Float | None = None,
 ) -> Float:
     """Weight of each class (C,): "balanced" is N / (C n_c) over the classes that have rows, as in scikit-learn.
+
+    With weights (N,) of rows, N and n_c are sums of them.
 
     A mapping gives weights by label, by class name, or by a label in digits, as JSON has it (a key that is both a name
     and digits is the name); classes that it leaves out weigh 1. A sequence gives weights by class index.
@@ -40,10 +46,10 @@ def class_weights(
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise HeadError(f"class_weight is {class_weight!r}, expected 'balanced', a mapping or one number per class")
-        counts = np.bincount(labels, minlength=len(classes))
+        counts = np.bincount(labels, weights, minlength=len(classes))
         present = counts > 0
         found = np.ones(len(classes))
-        found[present] = len(labels) / (present.sum() * counts[present])
+        found[present] = counts.sum() / (present.sum() * counts[present])
         return found
     if isinstance(class_weight, Mapping):
         class_weight = _by_class(class_weight, classes.tolist(), classnames)
@@ -99,7 +105,7 @@ def row_weights(samples: Samples, class_weight: ClassWeight, sample_weight: Arra
     labels = samples.labels()
     found = np.ones(len(labels)) if sample_weight is None else checked_weights(sample_weight, len(labels))
     if class_weight is not None:
-        found = found * class_weights(class_weight, labels, samples.classes, samples.classnames)[labels]
+        found = found * class_weights(class_weight, labels, samples.classes, samples.classnames, found)[labels]
     if not found.any():
         raise HeadError("every row has a weight of zero; give at least one row a positive weight")
     return found

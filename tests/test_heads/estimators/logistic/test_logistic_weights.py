@@ -24,7 +24,7 @@ def same(head, X, y, weights, class_weight=None):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize(("weights", "by_class"), [(W, None), (None, "balanced"), (W, BY_CLASS)])
+@pytest.mark.parametrize(("weights", "by_class"), [(W, None), (None, "balanced"), (W, BY_CLASS), (W, "balanced")])
 def test_the_optimum_is_scikit_learns(in_memory, weights, by_class):
     head = Logistic(C=0.3, tol=1e-10, in_memory=in_memory, class_weight=by_class).fit(X, Y, weights)
     same(head, X, Y, weights, by_class)
@@ -85,3 +85,12 @@ def test_the_record_names_the_weights_and_bad_ones_are_refused():
     for weights in (W[:-1], -W, np.zeros(300)):
         with pytest.raises(HeadError, match="weight"):
             Logistic(C=1.0).fit(X, Y, weights)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_decision_function_is_scikit_learns(classes):
+    y = Y % classes
+    head = Logistic(C=0.3, tol=1e-10).fit(X, y)
+    truth = LogisticRegression(C=0.6 if classes == 2 else 0.3, tol=1e-10, max_iter=10_000).fit(X, y)
+    for found in (head.decision_function(X), head.linear().decision_function(X)):
+        np.testing.assert_allclose(found, truth.decision_function(X), atol=2e-4)
