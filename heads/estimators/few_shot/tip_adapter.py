@@ -68,8 +68,8 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
 
     Notes
     -----
-    The votes of a class grow with its number of keys, and cross-validation has a fold fewer of them than the head.
-    The original code searches both on the test split.
+    The votes of a class grow with its number of keys, of which cross-validation has a fold fewer than the head: there
+    votes are multiplied by the ratio of both numbers. The original code searches both on the test split.
 
     References
     ----------
@@ -250,7 +250,8 @@ class TipAdapterF(TipAdapter):
         for bank_of_fold, validation in trained:
             if bank_of_fold is not None:
                 queries = rows.features[validation], rows.labels[validation]
-                total += scored(rows.text, bank_of_fold, self._grid, [queries]) * validation.sum()
+                share = len(bank_of_fold.labels) / len(rows.labels)
+                total += scored(rows.text, bank_of_fold, self._grid, [queries], share=share) * validation.sum()
                 n += int(validation.sum())
         return total / n
 
@@ -261,10 +262,12 @@ def scored(
     grid: Grid,
     queries: Iterable[tuple[Array, ...]],
     folds: NDArray[np.int64] | None = None,
+    share: float = 1.0,
 ) -> Float:
     """Accuracy and NLL (2, A, B) of every pair of the grid on blocks of rows ``(X, y)``.
 
     With the `folds` (M,) of the keys, blocks are ``(X, y, folds)``, and keys of a row's own fold do not vote for it.
+    Where only a `share` of the head's keys votes, votes are divided by it.
     """
 
     def of_piece(features: NDArray[np.floating], labels: NDArray[np.int64], *own: NDArray[np.int64]) -> Float:
@@ -272,9 +275,10 @@ def scored(
         for start in range(0, len(labels), QUERY_ROWS):
             some = slice(start, start + QUERY_ROWS)
             kept = None if folds is None else own[0][some, None] != folds
+            voting = share if kept is None else kept.mean(axis=1, keepdims=True, dtype=np.float32)
             base, affinities = text.logits(features[some]), bank.affinities(features[some])
             for b, beta in enumerate(grid.betas.tolist()):
-                votes = bank.votes(affinities, beta, kept)
+                votes = bank.votes(affinities, beta, kept) / voting
                 for a, alpha in enumerate(grid.alphas.tolist()):
                     statistics = stats_of_arrays(base + np.float32(alpha) * votes, labels[some])
                     sums[:, a, b] += int((statistics.rank == 0).sum()), float(statistics.nll.sum())
