@@ -36,6 +36,8 @@ _Start: TypeAlias = tuple[Float, Float] | None
 BLOCK = 65_536  # rows that are scored at once
 WARMUP = 500
 MAX_EPOCHS = 10**6
+EPOCHS, UPDATES = 10, 300
+"""The fewest passes and updates where the user gives no number."""
 
 
 class ProbeOptions(Shared, total=False):
@@ -72,7 +74,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
 
     Parameters
     ----------
-    epochs : passes over the rows
+    epochs : passes over the rows; None for as many as make 300 updates, and 10 at least
     batch_size : rows per update; the last batch of an epoch may be smaller
     warmup : updates of a linear warm-up; None: 500, but at most a tenth of the run
     label_smoothing : in [0, 1)
@@ -110,7 +112,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
 
     def __init__(
         self,
-        epochs: Count = 10,
+        epochs: Count | None = 10,
         batch_size: Count = 128,
         warmup: Whole | None = 0,
         label_smoothing: NotNegative = 0.0,
@@ -131,6 +133,10 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
     @abstractmethod
     def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
         """An optimiser of groups with a `params`, a `lr` and a `weight_decay` each."""
+
+    def _passes(self, n: int) -> int:
+        """Passes over n rows: `epochs`; None for as many as make `UPDATES` updates, and `EPOCHS` at least."""
+        return max(EPOCHS, -(-UPDATES // -(-n // int(self.batch_size)))) if self.epochs is None else int(self.epochs)
 
     def _rate(self, lr: float) -> float:
         """The largest learning rate of the updates."""
@@ -158,7 +164,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
                 f"weight_decay={self.weight_decay!r} and label_smoothing={self.label_smoothing!r}; expected numbers "
                 "from 0, and one in [0, 1)"
             )
-        if not 1 <= self.epochs <= MAX_EPOCHS or self.batch_size < 1:
+        if not (self.epochs is None or 1 <= self.epochs <= MAX_EPOCHS) or self.batch_size < 1:
             raise HeadError(
                 f"epochs={self.epochs} and batch_size={self.batch_size}; expected at least 1 of each, and at most "
                 f"{MAX_EPOCHS:,} epochs"
@@ -177,7 +183,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         self.coef_, self.intercept_, self.temperature_ = self._path.weights[best], self._path.bias[best], 1.0
         given = {name: value for name, value in self.get_params(deep=False).items() if name != "standardise"}
         params = given | {"prior": prior_record(prior), "lr": self.lr_, "weight_decay": self.weight_decay_}
-        params["selection"] = how
+        params |= {"selection": how, "epochs": self._passes(len(rows[1]))}
         self._path_record = self._provenance(dict(params), samples.store, parent=prior)
         chosen_on = None if validation is None else validation.store
         self.provenance_ = self._provenance(params, samples.store, chosen_on, prior)
@@ -226,7 +232,8 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         """All probes of the grid, trained on some rows."""
         features, labels = rows
         per_epoch = -(-len(labels) // int(self.batch_size))
-        total, probes = per_epoch * int(self.epochs), [self._parameters(start, rows) for _ in self._grid]
+        epochs = self._passes(len(labels))
+        total, probes = per_epoch * epochs, [self._parameters(start, rows) for _ in self._grid]
         warmup = min(WARMUP, total // 10) if self.warmup is None else int(self.warmup)
         rates = [self._rate(lr) for lr, _ in self._grid]
         groups: Groups = [
@@ -236,8 +243,8 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         optimiser = self._optimiser(groups)
         losses = torch.zeros(total, len(probes), device=features.device)
         steepest = torch.zeros(len(probes), device=features.device)
-        self.progress.start(f"{self.name}, {len(probes)} probes", int(self.epochs) * len(labels), 0)
-        for step, picked in enumerate(self._batches(len(labels))):
+        self.progress.start(f"{self.name}, {len(probes)} probes", epochs * len(labels), 0)
+        for step, picked in enumerate(self._batches(len(labels), epochs)):
             batch = torch.from_numpy(picked).to(features.device)
             weights, bias = zip(*map(self._linear, probes), strict=True)
             logits = torch.nn.functional.linear(features[batch].float(), torch.cat(weights), torch.cat(bias))
@@ -261,7 +268,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         with torch.no_grad():
             weights, bias = zip(*map(self._linear, probes), strict=True)
         last = [torch.stack(value).detach().cpu().double().numpy() for value in (weights, bias)]
-        means = losses.double().cpu().numpy().reshape(int(self.epochs), per_epoch, -1).mean(axis=1)
+        means = losses.double().cpu().numpy().reshape(epochs, per_epoch, -1).mean(axis=1)
         bank = _Bank(last[0], last[1], means.T)
         # An infinite gradient is clipped to zero: nothing would be learnt.
         if (
@@ -274,9 +281,9 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
             raise HeadError(f"training at lr {self.lr} diverged: a loss or a weight is not finite; take a smaller lr")
         return bank
 
-    def _batches(self, n: int) -> Iterator[np.ndarray]:
+    def _batches(self, n: int, epochs: int) -> Iterator[np.ndarray]:
         """Rows of every update."""
-        for epoch in range(int(self.epochs)):
+        for epoch in range(epochs):
             order = np.random.default_rng([int(self.seed), epoch]).permutation(n)
             yield from np.split(order, range(int(self.batch_size), n, int(self.batch_size)))
 

@@ -32,7 +32,10 @@ class SGD(TrainedProbes):
         a held-out fifth of the training rows, is taken (`heads.estimators.logistic.probes`).
     weight_decay : factor of the weights in the gradient; of several, each is tried with every learning rate
     momentum : in [0, 1)
-    epochs, batch_size, warmup, label_smoothing, prior, seed, metric, standardise
+    epochs
+        Passes over the rows; None for as many as make 300 updates, and 10 at least. On four rows a class of pets, 148,
+        10 passes gave an accuracy of 25.5%, and 100 gave 59.3%; `Logistic` has 60.4%.
+    batch_size, warmup, label_smoothing, prior, seed, metric, standardise
         As all trained probes have them (`heads.estimators.logistic.probes.TrainedProbes`), with their attributes.
 
     References
@@ -56,7 +59,7 @@ class SGD(TrainedProbes):
         lr: Rate | Sequence[Rate] = LRS,
         weight_decay: Decay | Sequence[Decay] = 0.0,
         momentum: Annotated[float, Range(0, 1)] = 0.9,
-        epochs: Count = 10,
+        epochs: Count | None = None,
         warmup: Whole | None = 0,
         **shared: Unpack[ProbeOptions],
     ) -> None:

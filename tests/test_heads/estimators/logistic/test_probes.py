@@ -124,3 +124,15 @@ def test_the_cosine_head_begins_at_class_means_and_learns_one_scale() -> None:
     want = (s.exp() * torch.nn.functional.normalize(w, dim=1)).detach()
     np.testing.assert_allclose(head.coef_, want, rtol=1e-3, atol=1e-4)
     assert np.ptp(np.linalg.norm(head.coef_, axis=1)) < 1e-4
+
+
+def test_sgd_makes_enough_updates_of_few_rows() -> None:
+    X, y = rows()
+    few = SGD(lr=[1.0]).fit(X, y)  # 2 batches of 128
+    assert few.provenance_["params"]["epochs"] == 150
+    assert len(few.losses_) == 150
+    one = SGD(lr=[1.0], batch_size=1, epochs=None).fit(X, y)
+    assert one.provenance_["params"]["epochs"] == 10
+    settings = {"epochs": 150, "batch_size": 128, "seed": 0}
+    layer = alone(X, y, torch.optim.SGD, 1.0 * 128 / 256, settings, momentum=0.9)
+    np.testing.assert_allclose(few.coef_, layer.weight.detach().numpy(), atol=1e-3)
