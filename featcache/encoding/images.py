@@ -430,7 +430,8 @@ class ImageJob(StoreJob[ImageStore]):
             raise LabelsChangedError(
                 f"{self.what}: {difference}. {store.reference} holds the features of these images, which need no "
                 f"encoding: run again with --update-labels to replace its {what} by those of "
-                f"{self.dataset.name}/{self.dataset.split}, or with another --name to keep both labelings side by side"
+                f"{self.dataset.name}/{self.dataset.split} (`wise`: with --overwrite), or encode them under another "
+                "--name to keep both labelings side by side"
             )
         add_name(store, self.encoder.name)
         known = list(store.text_digests)  # another model may share the image tower alone

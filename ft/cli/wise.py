@@ -13,6 +13,7 @@ from featcache.cli.arguments import (
     pretrained_argument,
     root_argument,
     show,
+    update_labels_argument,
 )
 from featcache.errors import FeatcacheError
 from heads.cli.arguments import (
@@ -23,6 +24,7 @@ from heads.cli.arguments import (
     names_argument,
     report_argument,
     results_argument,
+    seen_arguments,
 )
 from heads.cli.classes import class_arguments, class_subset
 
@@ -95,6 +97,8 @@ def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     names_argument(parser, "the data sets', for ImageNet and its shifts those of WiSE-FT's results")
     class_arguments(parser)
+    seen_arguments(parser)
+    update_labels_argument(parser)
     parser.add_argument("--best-only", action="store_true", help="evaluate only the chosen model on the splits of --on")
     parser.add_argument(
         "--heads",
@@ -171,6 +175,8 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
         metric=args.metric,
         soup=args.soup,
         best_only=args.best_only,
+        seen=args.seen,
+        update_labels=args.update_labels,
         root=args.root,
         device=args.device,
         preprocess=args.preprocess,
@@ -252,6 +258,10 @@ def _text(found: Sweep, names: Sequence[str], args: argparse.Namespace) -> list[
     if chosen:
         choice = choice_text(chosen.best["chosen_on"][-1])
         lines.append(f"best on {args.select}: alpha = {chosen.alpha:g} ({choice})")
+    for key in found.rows[0] if found.rows else ():
+        label, _, metric = key.rpartition(":")
+        if metric == "n_excluded" and (count := found.rows[0][key]):
+            lines.append(f"{count:,} row(s) that a head was fitted or chosen on left out of {label}")
     if len(args.fine_tuned) > 1:
         lines.append(f"{args.soup} soup of {', '.join(Path(args.fine_tuned[k]).as_posix() for k in found.ingredients)}")
     way = f" --preprocess {args.preprocess}" if args.preprocess else ""

@@ -22,20 +22,25 @@ from featcache.datasets.base import Dataset
 from featcache.encoders.openclip import OpenClipEncoder
 from featcache.encoding.chunks import encoder_key
 from featcache.encoding.images import encode_dataset
+from featcache.encoding.options import EncodeOptions
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import EncoderError, FeatcacheError, HeadError, MismatchError, TrainingError
 from featcache.store import ImageStore
+from featcache.store.protocol import FeatureTable
 from ft.checkpoints.folder import BEST, head_path, read_state, write_model_folder
 from ft.checkpoints.heads import load_head
 from ft.checkpoints.parents import Parent, load_open_clip, parent_of
 from ft.checkpoints.state import Json
 from ft.merging.interpolate import FISHER_FLOOR, soup
+from ft.merging.splits import check_splits
 from ft.merging.wise import head_part, merged_head, read_tuned, weights_of, wise
 from heads import LinearHead, ZeroShot, calibrate, evaluate, load, save
 from heads.evaluation.evaluate import best_of, store_labels
 from heads.evaluation.metrics import LOWER_IS_BETTER, metric_of
 from heads.evaluation.passes import ClassSubset
-from heads.fitted.provenance import Provenance
+from heads.evaluation.seen import Seen, check_seen, excluded, unseen_by
+from heads.fitted.base import LogitHead
+from heads.fitted.provenance import ROLES, Provenance
 from heads.report.details import Detail, head_details
 
 SOUPS = ("uniform", "greedy")
@@ -66,6 +71,11 @@ class WiseOptions:
         How several fine-tuned models are averaged.
     best_only : bool
         Encode and evaluate the splits of `on` with the best model alone.
+    seen : {"refuse", "exclude", "allow"}
+        Rows that a head was fitted or chosen on; see `heads.evaluate`. On the selection split, only rows that a head
+        was fitted on count. Checked before anything is merged; with "exclude", every alpha is judged on the same rows.
+    update_labels : bool
+        Replace the labels of stores whose source has others now (see `EncodeOptions`).
     root : str or Path, optional
         Folder of all stores.
     device, preprocess : str, optional
@@ -89,6 +99,8 @@ class WiseOptions:
     metric: str = "top1"
     soup: str = "uniform"
     best_only: bool = False
+    seen: Seen = "refuse"
+    update_labels: bool = False
     root: str | Path | None = None
     device: str | None = None
     preprocess: str | None = None
@@ -97,6 +109,7 @@ class WiseOptions:
         if self.soup not in SOUPS:
             raise TrainingError(f"soup {self.soup!r}: expected one of {', '.join(SOUPS)}")
         metric_of(self.metric)
+        check_seen(self.seen)
 
 
 @dataclass(frozen=True)
@@ -175,7 +188,7 @@ def sweep(
     folder, encoder = found.folders[place], run.encoder(found.folders[place])
     row = found.rows[place] | (run.row(heads[place], encoder, options.on) if options.best_only else {})
     # the head records that it was chosen here, so that it is never reported on the selection split
-    provenance = heads[place].provenance.chosen(run.store(encoder, select), **choice)
+    provenance = heads[place].provenance.chosen(run.rows(encoder, select, ROLES[:1]), **choice)
     row["chosen_on"] = provenance.chosen_on
     head = heads[place].with_provenance(provenance)
     record = {"alpha": steps[place], "chosen_on": row["chosen_on"], "ingredients": found.ingredients}
@@ -217,10 +230,11 @@ def best_in(found: Sweep, on: Sequence[Dataset], select: Dataset | None, options
         values = [float(row[f"{evaluation.labels[0]}:top1"]) for row in found.rows]
         folder, file = (places[values.index(max(values))] for places in (found.folders, found.heads))
     encoder, head, after = evaluation.encoder(folder), load(file), None
+    evaluation.used = [load(path) for path in found.heads]
     if select is not None:
         with contextlib.suppress(FeatcacheError):  # of a head that was fitted there
-            after = calibrate(head, evaluation.store(encoder, select))
-    stores = [evaluation.store(encoder, dataset) for dataset in on]
+            after = calibrate(head, evaluation.rows(encoder, select, ROLES[:1]))
+    stores = [evaluation.rows(encoder, dataset) for dataset in on]
     return head_details(head, stores, evaluation.labels, class_subset=options.class_subset, calibrated=after)
 
 
@@ -233,6 +247,7 @@ class _Evaluation:
         self.split = "" if select is None else f"{select.name}/{select.split}"
         self.labels = store_labels(options.on, options.names)
         self.heads: list[LinearHead] | None = None
+        self.used: list[LogitHead] = []
         splits = [*([] if select is None else [select]), *options.on]
         self.classnames = splits[0].index.classnames if splits else ()
         self.of = splits[0].name if splits else "wise"
@@ -249,6 +264,7 @@ class _Evaluation:
         tuned = [fine_tuned] if isinstance(fine_tuned, str | Path) else list(fine_tuned)
         parent = parent_of(zero_shot, options.pretrained)
         self.load_heads(parent, len(tuned))
+        self.check(steps)
         chosen = list(range(len(tuned)))
         if options.soup == "greedy" and len(tuned) > 1:
             chosen = _greedy_soup(parent, tuned, out, self)
@@ -287,28 +303,55 @@ class _Evaluation:
             raise MismatchError(f"heads {', '.join(wrong)} have other classes than {of}; fit them alike")
         self.heads = heads
 
+    def check(self, alphas: Sequence[float]) -> None:
+        """Refuse splits with other classes than the heads, and rows that a head with a share in an alpha has seen."""
+        if self.heads is None:
+            width = len(self.classnames), 1
+            heads = [LinearHead(np.zeros(width, np.float32), np.zeros(width[0], np.float32), self.classnames)]
+        else:
+            heads = [*self.heads[: any(alpha != 1 for alpha in alphas)], *(self.heads[1:] if any(alphas) else [])]
+            self.used = [*heads]
+        seen, root = self.options.seen, self.options.root
+        if self.select is not None:
+            check_splits(heads, [self.select], {"seen": seen, "allow_chosen": True}, root=root)
+        subset = self.options.class_subset
+        check_splits(heads, self.options.on, {"seen": seen}, labels=self.labels, class_subset=subset, root=root)
+
     def _head_of(self, path: str | Path, parent: Parent) -> LinearHead:
         if str(path) == "zero_shot":
             return self.head(parent.load(self.options.device), None)
-        return load_head(path, self.classnames, lambda: parent.load(self.options.device).logit_scale)
+        head = load_head(path, self.classnames, lambda: parent.load(self.options.device).logit_scale)
+        return replace(head, name=Path(path).stem)  # what errors and the record of a merged head call it
 
     def encoder(self, folder: Path) -> OpenClipEncoder:
         options = self.options
         return load_open_clip(f"local-dir:{folder}", device=options.device, preprocess=options.preprocess)
 
     def store(self, encoder: OpenClipEncoder, dataset: Dataset) -> ImageStore:
-        return encode_dataset(dataset, encoder, root=self.options.root).store
+        options = EncodeOptions(update_labels=self.options.update_labels)
+        return encode_dataset(dataset, encoder, root=self.options.root, options=options).store
+
+    def rows(self, encoder: OpenClipEncoder, dataset: Dataset, roles: Sequence[str] = ROLES) -> FeatureTable:
+        """The store of a split, or what is left of it without the rows that one of the used heads has seen."""
+        store = self.store(encoder, dataset)
+        return unseen_by(store, self.used, roles) if self.options.seen == "exclude" else store
 
     def row(self, head: LinearHead, encoder: OpenClipEncoder, on: Sequence[Dataset] = ()) -> Json:
         """Metrics on the selection split, under ``"<name>/<split>:<metric>"``, and on the splits to report."""
         row: Json = {}
         if self.select is not None:
-            row = evaluate([head], [self.store(encoder, self.select)], allow_chosen=True, names=[self.split])[0]
-        stores = [self.store(encoder, dataset) for dataset in on]
+            chosen_from = self.rows(encoder, self.select, ROLES[:1])
+            seen: Seen = "refuse" if self.options.seen == "refuse" else "allow"  # fitted rows are left out already
+            row = evaluate([head], [chosen_from], allow_chosen=True, seen=seen, names=[self.split])[0]
+        stores = [self.rows(encoder, dataset) for dataset in on]
         options = self.options
         if not stores:
             return row
-        return row | evaluate([head], stores, names=self.labels, class_subset=options.class_subset)[0]
+        row |= evaluate([head], stores, names=self.labels, class_subset=options.class_subset, seen=options.seen)[0]
+        if options.seen == "exclude":
+            left = zip(self.labels, on, stores, strict=True)
+            row |= {f"{label}:n_excluded": excluded(self.store(encoder, data), rest) for label, data, rest in left}
+        return row
 
     def value(self, row: Json) -> float:
         """The metric on the selection split, negated where lower is better."""

@@ -172,7 +172,7 @@ def judge(
     rows = [_describe(head, stores) for head in fitted]
     passes: list[_Pass | MultiLabelPass] = []
     # every refusal comes before the first pass
-    rests = [_reportable(fitted, store, options) for store in stores]
+    rests = [reportable(fitted, store, options) for store in stores]
     for store, subset in zip(rests, subsets_of(stores, labels, options.get("class_subset")), strict=True):
         columns = options.get("groups")
         groups = None if columns is None else groups_of(store, columns)
@@ -343,7 +343,7 @@ def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:
     return row
 
 
-def _reportable(heads: Sequence[LogitHead], store: FeatureTable, options: EvaluateOptions) -> FeatureTable:
+def reportable(heads: Sequence[LogitHead], store: FeatureTable, options: EvaluateOptions) -> FeatureTable:
     """The store, or what is left of it without the rows that heads have seen; refused where they have."""
     seen = check_seen(options.get("seen", "refuse"))
     if seen == "exclude":

@@ -54,7 +54,7 @@ def test_changed_columns_are_noticed_and_taken_over_without_encoding(tmp_path: P
     with pytest.raises(
         LabelsChangedError,
         match=r"fake/train@numpy holds .*--update-labels to replace its labels, class names and columns region, year "
-        r"by those of fake/train, or with another --name to keep both",
+        r"by those of fake/train .*or encode them under another --name to keep both",
     ):
         encode(tmp_path, WithColumns(region=REGIONS[::-1], year=YEARS), encoder)
     images = encoder.images

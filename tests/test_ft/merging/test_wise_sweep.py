@@ -14,12 +14,13 @@ import featcache
 from featcache.cli.main import main
 from featcache.datasets import open_dataset
 from featcache.datasets.base import SampleIndex
-from featcache.errors import EncoderError, HeadError, MismatchError, TrainingError
+from featcache.errors import EncoderError, HeadError, LabelsChangedError, MismatchError, TrainingError
 from featcache.store import list_stores
 from ft.checkpoints.folder import model_folder, read_state, weights_file, write_model_folder
 from ft.merging.interpolate import interpolate, soup
-from ft.merging.sweep import WiseOptions, greedy, sweep
+from ft.merging.sweep import WiseOptions, greedy, sweep, sweep_unchosen
 from heads import LinearHead, ZeroShot, evaluate, load, save
+from heads.fitted.provenance import Provenance
 
 ALPHAS = [0.0, 0.5, 1.0]
 
@@ -217,3 +218,81 @@ def test_refusals(tuned: Path, tmp_path: Path) -> None:
     (out / "best").mkdir(parents=True)
     with pytest.raises(EncoderError, match="there already"):
         sweep("tiny", tuned, ALPHAS, out, val)
+
+
+def start_and_chosen(folder: Path, rows: int = 25) -> list[Path]:
+    """A head that has seen nothing, and one that was chosen on the first rows of the test split."""
+    rng, names = np.random.default_rng(0), open_dataset("digits", "test").index.classnames
+    chosen = Provenance(fitted_on=[]).chosen(featcache.encode(Few("test", rows, "validation")))
+    records = {"start_head": Provenance(), "best_head": chosen}
+    return [
+        save(
+            LinearHead(rng.normal(size=(10, 128)), rng.normal(size=10), names, "finetuned", record),
+            f"{name}.safetensors",
+        )
+        for name, record in records.items()
+    ]
+
+
+def test_rows_that_chose_a_head_are_refused_before_anything_is_merged(tuned: Path, tmp_path: Path) -> None:
+    heads, test, out = start_and_chosen(tmp_path), Few("test"), tmp_path / "out"
+    with pytest.raises(
+        HeadError, match=r"^25 of the 60 rows of few/test .* which best_head was chosen on.*--exclude-seen"
+    ):
+        sweep_unchosen("tiny", tuned, ALPHAS, out, WiseOptions(heads=heads, on=[test]))
+    assert not out.exists()
+    for seen in ("exclude", "allow"):
+        options = WiseOptions(heads=heads, on=[test], seen=seen, overwrite=True)
+        found = sweep_unchosen("tiny", tuned, ALPHAS, out, options)
+        for row, folder, head in zip(found.rows, found.folders, map(load, found.heads), strict=True):
+            features, labels = featcache.encode(test, model=f"local-dir:{folder}").numpy(np.float64)
+            kept = slice(25, None) if seen == "exclude" else slice(None)  # at every alpha, the unseen start as well
+            right = (features[kept] @ head.linear().weights.T + head.linear().bias).argmax(axis=1) == labels[kept]
+            assert row["few:top1"] == pytest.approx(right.mean(), abs=1e-9)
+            assert row.get("few:n_excluded") == (25 if seen == "exclude" else None)
+    at_start = sweep_unchosen("tiny", tuned, [0.0], tmp_path / "start", WiseOptions(heads=heads, on=[test]))
+    assert len(at_start.rows) == 1  # the head that was chosen has no share in it
+
+
+def test_flags_for_seen_rows_and_what_was_left_out(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads, out = [str(head) for head in start_and_chosen(tmp_path)], tmp_path / "out"
+    command = [
+        "wise",
+        "tiny",
+        str(tuned),
+        "--alphas",
+        "0.5",
+        "--out",
+        str(out),
+        "--heads",
+        *heads,
+        "--on",
+        "digits:test",
+    ]
+    assert main(command) == 2
+    assert "which best_head was chosen on" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*command, "--exclude-seen"]) == 0
+    assert "25 row(s) that a head was fitted or chosen on left out of digits" in capsys.readouterr().out
+    assert (out / "report.html").exists()
+
+
+def test_another_class_order_is_refused_before_anything_is_merged(tuned: Path, tmp_path: Path) -> None:
+    turned, out = Few("test", name="turned"), tmp_path / "out"
+    turned.index = replace(turned.index, classnames=turned.index.classnames[::-1])
+    for heads in (None, start_and_chosen(tmp_path)):
+        with pytest.raises(MismatchError, match=r"first difference is class 0: .*--update-labels"):
+            sweep_unchosen("tiny", tuned, [0.0], out, WiseOptions(heads=heads, on=[Few("test"), turned]))
+        assert not out.exists()
+
+
+def test_changed_labels_are_stored_on_request(tuned: Path, tmp_path: Path) -> None:
+    test, options = Few("test"), WiseOptions(templates="digits", overwrite=True)
+    before = sweep_unchosen("tiny", tuned, [0.5], tmp_path / "out", replace(options, on=[test]))
+    test.index = replace(test.index, labels=np.roll(test.index.labels, 1))
+    with pytest.raises(LabelsChangedError, match=r"--update-labels .*`wise`: with --overwrite"):
+        sweep_unchosen("tiny", tuned, [0.5], tmp_path / "out", replace(options, on=[test]))
+    after = sweep_unchosen("tiny", tuned, [0.5], tmp_path / "out", replace(options, on=[test], update_labels=True))
+    assert after.rows[0]["few:top1"] != before.rows[0]["few:top1"]
