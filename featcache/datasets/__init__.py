@@ -14,6 +14,7 @@ from pathlib import Path
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key
 from featcache.datasets.classes import with_classes
+from featcache.datasets.files import empty_classes_later, warn_empty_classes
 from featcache.datasets.holdout import divided, take_holdout
 from featcache.datasets.options import take_option
 from featcache.errors import DatasetError
@@ -131,8 +132,15 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         opener = getattr(import_module(module), function)
     argument, holdout = take_holdout(argument)
     argument, listed = _class_option(source, argument)
-    dataset = opener(argument, holdout.of if holdout else split, labels=labels, name=name)
-    named = dataset if listed is None else with_classes(dataset, listed, numbered=source in NUMBERED)
+    part = holdout.of if holdout else split
+    if listed is None:
+        named = opener(argument, part, labels=labels, name=name)
+    else:
+        with empty_classes_later() as places:
+            dataset = opener(argument, part, labels=labels, name=name)
+        named = with_classes(dataset, listed, numbered=source in NUMBERED)
+        for where in places:
+            warn_empty_classes(named.index, where, stacklevel=3)
     return _opened(divided(named, split, holdout) if holdout else named, spec, labels, name)
 
 

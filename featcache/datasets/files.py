@@ -1,11 +1,13 @@
 """What the sources that read image files share: rows of files, class files, names."""
 
+import contextlib
 import json
 import os
 import re
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -190,14 +192,32 @@ def refuse_int_labels(source: str, labels: str) -> None:
         raise DatasetError(f"labels={labels!r}: {source} names its classes itself; integer labels are for list:FILE")
 
 
+_LATER: ContextVar[list[str] | None] = ContextVar("_LATER", default=None)
+"""Where a data set with empty classes was opened that is renamed next; None: warn at once."""
+
+
+@contextlib.contextmanager
+def empty_classes_later() -> Iterator[list[str]]:
+    """Inside, `warn_empty_classes` warns of nothing, and notes where it was called: for data sets renamed next."""
+    where: list[str] = []
+    token = _LATER.set(where)
+    try:
+        yield where
+    finally:
+        _LATER.reset(token)
+
+
 def warn_empty_classes(index: SampleIndex, where: str, stacklevel: int = 4) -> None:
     """Warn of classes without a sample: they stay, since splits share one class list."""
+    later = _LATER.get()
     if index.targets is None:
         counts = np.bincount(index.labels, minlength=len(index.classnames))
     else:
         counts = (index.targets == 1).sum(axis=0)
     empty = [index.classnames[c] for c in np.flatnonzero(counts == 0)]
-    if empty:
+    if empty and later is not None:
+        later.append(where)
+    elif empty:
         warnings.warn(
             f"{where}: {len(empty)} of {len(counts)} classes have no image: {', '.join(empty[:SHOWN])}"
             f"{', ...' if len(empty) > SHOWN else ''}; they stay in the class list",

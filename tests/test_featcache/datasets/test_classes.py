@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_numbered_arrays_take_a_named_list(tmp_path: Path) -> None:
     assert dataset_key(named.index) == dataset_key(plain.index)
     both = open_dataset(f"{spec},classes=imagenet-r,prepared=central-crop", "test")
     assert (both.index.classnames, both.prepared) == (named.index.classnames, "central-crop")  # type: ignore[attr-defined]
+
+
+def test_the_warning_of_empty_classes_has_the_names_of_the_list(tmp_path: Path) -> None:
+    spec = arrays(tmp_path / "x224", [0, 2, 3])
+    with pytest.warns(UserWarning, match=r"split test: 1 of 4 classes have no image: 1; ") as plain:
+        open_dataset(spec, "test")
+    names = load_class_list("domainnet").names
+    with pytest.warns(UserWarning, match=rf"342 of 345 classes have no image: {re.escape(names[1])}, ") as named:
+        open_dataset(f"{spec},classes=domainnet", "test")
+    assert (len(plain), len(named)) == (1, 1)
 
 
 def test_a_label_beyond_the_list_is_an_error(tmp_path: Path) -> None:
