@@ -87,7 +87,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``tfds:NAME:DIR``               TensorFlow Datasets' records (`tfds`)
         ``imagenet:DIR``                ImageNet, ``imagenet:v2:DIR``, sketch, r, a, objectnet (`imagenet`)
         ``cifar:10.1:DIR``              CIFAR-10.1 and CIFAR-10.2 (`cifar`)
-        ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`domains`)
+        ``collection:NAME:ROOT``        PACS, DomainNet, ..., with ``,domain=NAME`` (`collection`)
         ``vid-robust:DIR``              ImageNet-Vid-Robust's frames (`vid_robust`)
         ``ytbb-robust:DIR``             YTBB-Robust's frames (`ytbb_robust`)
         ``coco:IMAGES,annotations=FILE``  categories of COCO's instances (`coco`)

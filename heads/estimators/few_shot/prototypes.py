@@ -51,20 +51,12 @@ class PrototypeClassifier(FewShotClassifier, LinearClassifier):
     def fit(  # type: ignore[override]  # nothing is chosen
         self, X: Rows, y: ArrayLike | None = None, *, texts: TextSource | LinearHead | Fitted
     ) -> Self:
-        """Fit on arrays, tensors or an image store, in memory.
-
-        Parameters
-        ----------
-        X : image store, or array-like (N, D)
-        y : labels (N,), with arrays: class indices of the zero-shot head
-        texts : text store, or a zero-shot head (any linear one)
+        """Fit as all few-shot heads do (`heads.estimators.few_shot.base`), with given settings: nothing is chosen.
 
         Raises
         ------
-        HeadError
-            For parameters or labels out of range, NaN or infinite features (naming rows), a loss that is not finite.
-        MismatchError
-            If the rows and the texts differ in encoder, width or class list.
+        HeadError, MismatchError
+            As there, and for a loss that is not finite.
         """
         return super().fit(X, y, texts=texts)
 

@@ -81,7 +81,6 @@ class Precision:
         return out
 
 
-FLOAT64 = Precision(torch.float64)
 FLOAT32 = Precision(torch.float32)
 BFLOAT16 = Precision(torch.bfloat16)
 FLOAT16 = Precision(torch.float16)
