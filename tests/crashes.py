@@ -163,8 +163,9 @@ class DiskPath:
 @contextmanager
 def running_on(disk: Disk | None) -> Iterator[None]:
     """`local` makes its system calls on a disk; the metadata of zarr is made once; claims of earlier runs are dead."""
-    kept = (local.os, writer.zarr_metadata, claims.is_alive)
+    kept = (local.os, local.synced, writer.zarr_metadata, claims.is_alive)
     if disk is not None:
+        local.synced = True
         calls = ("open", "write", "fsync", "close", "replace", "link")
         local.os = SimpleNamespace(  # type: ignore[assignment]
             **{name: getattr(disk, name) for name in calls},
@@ -175,7 +176,7 @@ def running_on(disk: Disk | None) -> Iterator[None]:
     try:
         yield
     finally:
-        local.os, writer.zarr_metadata, claims.is_alive = kept  # type: ignore[assignment]
+        local.os, local.synced, writer.zarr_metadata, claims.is_alive = kept  # type: ignore[assignment]
 
 
 def _metadata() -> Callable[[Any, Any], dict[str, bytes]]:

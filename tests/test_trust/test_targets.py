@@ -115,6 +115,7 @@ def full(*_: object) -> None:
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file of a target can be synced: its last bytes find no room."""
+    monkeypatch.setattr(targets, "synced", True)
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(os, "write", lambda *_: 3)
 
