@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """What the last word may become: a verb, a flag, a choice of the flag before it, or a store.
+    """What the last word may become: a verb, a flag, a choice of the flag before it, a head, or a store.
 
     >>> candidates(["enc"]), candidates(["encode", "--pre"])
     (['encode'], ['--precision', '--preprocess', '--pretrained'])
@@ -72,7 +72,10 @@ def candidates(words: Sequence[str]) -> list[str]:
     if flag is not None and flag.choices is not None:
         return sorted(str(choice) for choice in flag.choices if str(choice).startswith(current))
     root = before[before.index("--root") + 1] if "--root" in before[:-1] else None
-    return sorted(name for name in _stores(root) if name.startswith(current))
+    names = _stores(root)
+    for action in parser._actions if flag is None else ():
+        names |= set(getattr(action, "completer", ()))  # what a verb says that a word may be: names of heads
+    return sorted(name for name in names if name.startswith(current))
 
 
 def _stores(root: str | None) -> set[str]:

@@ -6,16 +6,21 @@ model in weight space, chooses alpha on the val split, and evaluates that one ch
 minutes on two cores; a second run resumes the finished training and finds its stores.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import featcache
 from featcache.cli.arguments import at_least, show
 from featcache.datasets import open_dataset
 from featcache.progress import Printed, Silent, format_seconds
 from heads.cli.demo import TESTS, demo_arguments, run_demo
-from heads.evaluation.metrics import Row
+
+if TYPE_CHECKING:
+    from heads.evaluation.metrics import Row
 
 OPTIONS: dict[str, object] = {
     "templates": "digits",

@@ -1,13 +1,18 @@
 """The verb ``featcache compare``: two heads on the same rows."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show
 from heads.cli.arguments import HEAD_HELP, group_argument, load_heads, open_images, seen_arguments, store_arguments
 from heads.cli.classes import class_arguments, class_subset
 from heads.evaluation.bootstrap import DRAWS
-from heads.evaluation.metrics import Row
+
+if TYPE_CHECKING:
+    from heads.evaluation.metrics import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

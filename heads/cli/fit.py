@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache fit``."""
-    parser.add_argument("head", metavar="HEAD", help=f"one of {', '.join(sorted(HEADS))}")
+    head = parser.add_argument("head", metavar="HEAD", help=f"one of {', '.join(sorted(HEADS))}")
+    vars(head)["completer"] = HEADS
     parser.add_argument(
         "stores",
         metavar="STORE",

@@ -24,6 +24,7 @@ from heads.cli.arguments import (
     store_arguments,
     with_published,
 )
+from heads.estimators.catalogue import HEADS
 from heads.sweeps.plan import PAPERS, HeadGrid, Splits, SweepPlan, read_plan
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache sweep``."""
-    parser.add_argument("heads", metavar="HEAD", nargs="*", help="heads to fit; or give --file")
+    _heads_argument(parser)
     parser.add_argument("--file", metavar="TOML", help="the whole sweep from one file, in place of the flags below")
     parser.add_argument(
         "--data",
@@ -99,6 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="do not print a line per fit on stderr")
     rows_device_argument(parser)
     store_arguments(parser)
+
+
+def _heads_argument(parser: argparse.ArgumentParser) -> None:
+    heads = parser.add_argument("heads", metavar="HEAD", nargs="*", help="heads to fit; or give --file")
+    vars(heads)["completer"] = HEADS
 
 
 def run(args: argparse.Namespace) -> int:

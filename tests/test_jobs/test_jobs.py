@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from docs_needs import Scratch, class_folders
 from docs_pages import JOBS, ROOT, commands
 from docs_run import run_block, scratch
@@ -81,6 +82,13 @@ def shared(said: str) -> None:
     assert not Path("cache").exists()
 
 
+def read_elsewhere(said: str) -> None:
+    store = featcache.open_store("digits/train")
+    features = zarr.open_group(store.path)["features"][:]
+    np.testing.assert_array_equal(features, store.numpy(np.float16)[0])
+    assert store.to_pandas().shape[0] == len(features) == 1000
+
+
 def resumed(said: str) -> None:
     assert "cache hit, no image opened" in said
 
@@ -88,7 +96,7 @@ def resumed(said: str) -> None:
 CHECKS: list[Callable[[str], None]] = [
     *(demo, evaluated("pets", 0.9), divided, evaluated("pets", 0.9), evaluated("mine", 0.8)),
     *(scored, evaluated("shards", 0.9), module, swept, evaluated("pets", 0.4), predicted),
-    *(pipeline, lambda said: None, shared, resumed),
+    *(pipeline, read_elsewhere, shared, resumed),
 ]
 
 

@@ -23,6 +23,9 @@ def test_verbs_flags_choices_and_stores_are_completed(tmp_path: Path, monkeypatc
     monkeypatch.setenv("FEATCACHE_ROOT", str(tmp_path))
     assert candidates(["info", "fake/train@"]) == ["fake/train@numpy"]
     assert candidates(["nonsense", ""]) == []
+    assert candidates(["fit", "ri"]) == ["ridge"]
+    assert candidates(["sweep", "zero_shot", "ri"]) == ["ridge"]
+    assert candidates(["fit", "ridge", "fa"]) == ["fake/train", "fake/train@numpy"]
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)
