@@ -1,10 +1,10 @@
 """``coop:FILE``: the splits of CoOp's data sets (``split_zhou_OxfordPets.json``, ...), which few-shot papers share.
 
 FILE is JSON, ``{"train": [[path, label, class name], ...], "val": [...], "test": [...]}``. Paths start from
-``root=DIR`` (``coop:FILE,root=DIR``), by default the folder of FILE; CoOp keeps the images of each data set in a folder
-of their own beside it. A path is the sample's id. Labels are indices, and the class of an index has one name in all
-splits; the class list is that of the whole file, in the order of its indices. A ``classes.txt`` beside it names them
-otherwise.
+``root=DIR`` (``coop:FILE,root=DIR``), by default the folder of FILE or, where they are not there, CoOp's folder of
+the images of that data set beside it (``eurosat/2750``). A path is the sample's id. Labels are indices, and the class
+of an index has one name in all splits; the class list is that of the whole file, in the order of its indices. A
+``classes.txt`` beside it names them otherwise.
 
 k shots are drawn by `heads.few_shot` or ``featcache sweep --shots 1 2 4 8 16 --select-shots 4`` (min(k, 4) rows a
 class to choose on, as CoOp has it). CoOp's own draws follow Python's generator in the state that its training script
@@ -33,6 +33,8 @@ from featcache.errors import DatasetError
 from featcache.parameters import check_regular
 
 Item = tuple[str, int, str]
+IMAGE_FOLDERS = ("101_ObjectCategories", "2750", "images", "jpg", "SUN397", "UCF-101-midframes")
+"""Where CoOp keeps the images of a data set, beside its split file."""
 
 
 def open_coop(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
@@ -53,17 +55,29 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
     if split != "all" and split not in splits:
         raise DatasetError(f"{path}: no split {split!r}; it has {', '.join(splits)}, or take all")
     items = [item for part in splits.values() for item in part] if split == "all" else splits[split]
-    root = local_path("coop", options["root"]) if "root" in options else path.parent
-    files = [size_and_stamp(root / item[0]) for item in items]
+    places = [path.parent, *(path.parent / folder for folder in IMAGE_FOLDERS)]
+    if "root" in options:
+        places = [local_path("coop", options["root"])]
+    root, files = _found(items, places)
     if items and all(facts == (0, 0) for facts in files):
+        also = f" or its {', '.join(IMAGE_FOLDERS)}" if len(places) > 1 else ""
         raise DatasetError(
-            f"{path}: none of the {len(items):,} images of {split} exists below {root} (looked for "
+            f"{path}: none of the {len(items):,} images of {split} exists below {root}{also} (looked for "
             f"{root / items[0][0]}); name their folder: coop:{file},root=DIR"
         )
     classnames = class_list(splits, str(path))
     index = file_index([item[0] for item in items], files, [item[1] for item in items], classnames, str(path))
     title = check_name(name or default_name(path.stem.removeprefix("split_zhou_")))
     return FileDataset(title, split, listed_beside(index, path.parent), root)
+
+
+def _found(items: Sequence[Item], places: Sequence[Path]) -> tuple[Path, list[tuple[int, int]]]:
+    """The first folder that has one of the images, else the first; size and time of each image there."""
+    for root in places:
+        files = [size_and_stamp(root / item[0]) for item in items]
+        if any(facts != (0, 0) for facts in files):
+            return root, files
+    return places[0], [(0, 0)] * len(items)
 
 
 def _read(path: Path) -> object:

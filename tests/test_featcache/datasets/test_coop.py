@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache.datasets import open_dataset
+from featcache.datasets import dataset_key, open_dataset
 from featcache.datasets.sources.coop import class_list, parse_splits
 from featcache.errors import DatasetError
 
@@ -46,11 +46,22 @@ def test_splits_labels_and_names_are_the_files(file: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*have no image")
 def test_images_may_lie_elsewhere(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "pets").rename(tmp_path / "images" / "pets")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pets").rename(tmp_path / "elsewhere" / "pets")
     with pytest.raises(DatasetError, match="root=DIR"):
         open_dataset(f"coop:{file}", "train")
-    assert open_dataset(f"coop:{file},root={tmp_path / 'images'}", "train").index.sizes.min() > 0
+    assert open_dataset(f"coop:{file},root={tmp_path / 'elsewhere'}", "train").index.sizes.min() > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*have no image")
+@pytest.mark.parametrize("folder", ["101_ObjectCategories", "2750", "images", "jpg", "SUN397", "UCF-101-midframes"])
+def test_images_are_found_in_coops_own_folders(file: Path, tmp_path: Path, folder: str) -> None:
+    beside = open_dataset(f"coop:{file}", "train").index
+    (tmp_path / folder).mkdir()
+    (tmp_path / "pets").rename(tmp_path / folder / "pets")
+    there = open_dataset(f"coop:{file}", "train")
+    assert dataset_key(there.index) == dataset_key(beside)
+    assert there.decode(there.read(0), 0).size == (8, 8)
 
 
 @pytest.mark.parametrize(
