@@ -17,7 +17,16 @@ ENCODERS: dict[str, str] = {
 }
 """Prefix of a model's name, up to the first colon -> loader; other names are open_clip's."""
 
-__all__ = ["ENCODERS", "PREPARATIONS", "Batch", "Encoder", "LoadingOptions", "encoder_for", "load_encoder"]
+__all__ = [
+    "ENCODERS",
+    "PREPARATIONS",
+    "Batch",
+    "Encoder",
+    "LoadingOptions",
+    "check_model",
+    "encoder_for",
+    "load_encoder",
+]
 
 
 class LoadingOptions(TypedDict, total=False):
@@ -62,10 +71,27 @@ def load_encoder(
     """
     model, pretrained = open_clip_name(full_name(model), pretrained)
     check_reachable(model, pretrained)
-    module, _, function = ENCODERS.get(model.partition(":")[0], ENCODERS["open_clip"]).partition(":")
+    module, _, function = _loader(model).partition(":")
     load: Callable[..., Encoder] = vars(import_module(module))[function]
     encoder = load(model, pretrained, device, precision)
     if preprocess is not None:
         encoder = prepared_by(encoder, preprocess)
     encoder.source = loading_arguments(model, pretrained, precision, preprocess)
     return encoder
+
+
+def check_model(model: str, pretrained: str | None = None) -> None:
+    """EncoderError where `load_encoder` would not take these names; nothing is loaded.
+
+    For commands that load several models one after another.
+    """
+    model, pretrained = open_clip_name(full_name(model), pretrained)
+    check_reachable(model, pretrained)
+    if _loader(model) in (ENCODERS["tiny"], ENCODERS["open_clip"]):
+        from featcache.encoders.openclip import check_arguments
+
+        check_arguments(model, pretrained)
+
+
+def _loader(model: str) -> str:
+    return ENCODERS.get(model.partition(":")[0], ENCODERS["open_clip"])

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache table HEAD --data DATA... --models MODEL...``."""
-    from featcache.encoders import load_encoder
+    from featcache.encoders import check_model, load_encoder
     from heads import append_rows
     from heads.evaluation.metrics import metric_of
     from heads.report.results import results_file
@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         dict(json_setting(args.head, text) for text in args.set),
     )
     results_file(args.results)
+    for model in args.models:
+        check_model(model, args.pretrained)
 
     def load(model: str) -> Encoder:
         place = {"device": args.device, "precision": args.precision}

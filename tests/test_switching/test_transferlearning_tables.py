@@ -143,6 +143,17 @@ def test_mistakes_are_refused_before_anything_is_encoded(arguments, message, tmp
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("last", "message"), [("tiny", "carries its own weights"), ("ViT-B-33", "open_clip knows no such architecture")]
+)
+def test_every_model_is_checked_before_the_first_is_loaded(last, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["table", "zero_shot", "--data", "digits", "--split", "val", "--models", "ViT-B-32", last]
+    assert main([*command, "--pretrained", "random"]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_features_as_mode_fe_writes_them(pacs, models, names, tmp_path, capsys):
     """Space separated, no header, before normalisation, the label last, four decimals; in the store's order."""
     photo = pacs / "kfold" / "photo"

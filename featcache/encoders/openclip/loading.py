@@ -223,9 +223,20 @@ def load_tiny(
     model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
 ) -> OpenClipEncoder:
     """The embedded default model: small enough to ship, for demonstration and tests (see its card)."""
-    if pretrained is not None:
-        raise EncoderError(f"--pretrained {pretrained}: `tiny` carries its own weights; leave --pretrained out")
+    check_arguments(model, pretrained)
     return load(f"local-dir:{TINY}", None, device, precision)
+
+
+def check_arguments(model: str, pretrained: str | None) -> None:
+    """EncoderError where no encoder goes by this name, or it does not go with these weights; nothing is loaded."""
+    if model == "tiny" and pretrained is not None:
+        raise EncoderError(f"--pretrained {pretrained}: `tiny` carries its own weights; leave --pretrained out")
+    if model == "tiny" or model.startswith(("local-dir:", "hf-hub:")):
+        return
+    if model.endswith(".json"):
+        model, *_ = register_architecture(Path(model).expanduser())
+    _config(model)
+    _check_weights(model, pretrained)
 
 
 def _config(model: str) -> Json:
@@ -254,18 +265,25 @@ def _create_named(model: str, pretrained: str | None, quick_gelu: bool, prepares
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return _create(model, None, prepares)
-    tags = open_clip.pretrained.list_pretrained_tags_by_model(model)
-    if pretrained is None or (pretrained not in tags and not Path(pretrained).is_file()):
-        raise EncoderError(
-            f"--pretrained {pretrained}: {model} needs weights; give a checkpoint file, `random`, or one of the tags "
-            f"{', '.join(tags) or '(none)'}"
-        )
+    _check_weights(model, pretrained)
+    pretrained = str(pretrained)
     check_activation(model, pretrained, quick_gelu, _wanted_activation(model, pretrained))
     if Path(pretrained).is_file() and is_torchscript(Path(pretrained)):
         network = _create(model, None, prepares)
         load_torchscript(network, Path(pretrained))
         return network
     return _create(model, pretrained, prepares)
+
+
+def _check_weights(model: str, pretrained: str | None) -> None:
+    if pretrained == "random":
+        return
+    tags = open_clip.pretrained.list_pretrained_tags_by_model(model)
+    if pretrained is None or (pretrained not in tags and not Path(pretrained).is_file()):
+        raise EncoderError(
+            f"--pretrained {pretrained}: {model} needs weights; give a checkpoint file, `random`, or one of the tags "
+            f"{', '.join(tags) or '(none)'}"
+        )
 
 
 def _wanted_activation(model: str, pretrained: str) -> bool | None:
