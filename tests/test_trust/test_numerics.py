@@ -426,14 +426,20 @@ def test_21843_classes(name: str) -> None:
         "adamw": {"epochs": 1, "lr": 0.1, "batch_size": 4096},
         "lp_plus_plus": {"steps": 1},
         "gda": {"alpha": 1.0},
+        "sgd": {"epochs": 1, "lr": 0.1, "batch_size": 4096},
+        "cosine": {"epochs": 1, "lr": 1e-3, "batch_size": 4096},
+        "clap": {"epochs": 1},
+        "taskres": {"epochs": 1},
     }
     text = LinearHead(20 * centres, np.zeros(classes), tuple(map(str, range(classes))))
     head = HEADS[name](**few.get(name, {}))
+    if name in ("label_propagation", "transclip", "em_dirichlet"):
+        X, y = X[:2048], y[:2048]  # their heads hold the logits of all rows
     head.fit(X, y, **({"texts": text} if head.takes_texts else {}))
     some = slice(0, 256)
     found = head.frozen().predict_proba(X[some])
     assert np.isfinite(found).all()
-    if name not in ("ridge", "adamw"):
+    if name not in ("ridge", "adamw", "sgd"):
         assert (found.argmax(axis=1) == y[some]).mean() > 0.95
 
 
