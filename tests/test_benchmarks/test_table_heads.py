@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import table_choosing, table_heads
+import heads
+from benchmarks import table_channels, table_choosing, table_heads
 from heads.combine.interpolate import ALPHAS
 
 
@@ -83,3 +84,22 @@ def test_ways_of_choosing_stand_beside_zero_shot(folder: Path) -> None:
     assert combined == [*table_choosing.TO_PRIOR, "gda", "Tip-Adapter, top1", "Tip-Adapter, nll"]
     assert len(rows) == of_set + 1 + len(combined)
     assert (folder / "out" / "choosing.md").read_text().count("\n| ") == len(rows) + 1
+
+
+def test_all_channels_are_tip_adapter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table_channels.main([str(folder), "--channels", "8", "4", "--shots", "4"])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[:2] for line in lines] == [["4", "8"], ["4", "4"]]
+    stores = table_heads.stores_of(folder, "imagenet_fewshot")
+    text = table_heads.zero_shot_head(folder, stores["train"])
+    head = heads.TipAdapter().fit(heads.few_shot(stores["train"], 4, 0), texts=text)
+    assert float(lines[0][2]) == pytest.approx(100 * head.top1_.max(), abs=0.06)
+    (row,) = heads.evaluate([head], [stores["test"]])
+    assert float(lines[0][3]) == pytest.approx(100 * row["imagenet_fewshot:top1"], abs=2)  # ties go to the lower NLL
+
+
+def test_channels_are_ranked_by_similarity_less_variance() -> None:
+    T = np.random.default_rng(0).normal(size=(4, 6))
+    pairs = [T[i] * T[j] for i in range(4) for j in range(4) if i != j]
+    wanted = 0.7 * np.mean(pairs, axis=0) - 0.3 * T.var(axis=0)
+    assert table_channels.ranked_channels(T).tolist() == np.argsort(wanted).tolist()
