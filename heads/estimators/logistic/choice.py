@@ -287,14 +287,25 @@ class Choice:
         return total, n
 
 
-def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None) -> TrainingRows:
+def logistic_rows(
+    parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None, weights: Float | None = None
+) -> TrainingRows:
     """The checked rows of one or two splits, in memory or streamed (None decides by size); on a GPU if they are on it.
 
     Raises
     ------
     HeadError
-        For NaN or infinity (naming rows), or fewer than two classes with rows.
+        For NaN or infinity (naming rows), or fewer than two classes with rows whose weight (N,) is above zero.
     """
+    rows = _rows(parts, fit_intercept=fit_intercept, in_memory=in_memory)
+    rows.weights = weights
+    found = len(np.unique(rows.y if weights is None else rows.y[weights > 0]))
+    if found < 2:
+        raise HeadError(f"{found} class has rows, expected at least 2; add rows of another class")
+    return rows
+
+
+def _rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: bool | None) -> TrainingRows:
     first = parts[0]
     on_device = None if in_memory is False else device_rows(first)
     if on_device is not None:
@@ -304,7 +315,7 @@ def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: b
         in_memory = needed <= machine_memory() // 2
     if in_memory:
         X, y = _resident(parts)
-        _check(parts, X.sum(axis=0, dtype=np.float64), y)
+        _check(parts, X.sum(axis=0, dtype=np.float64))
         return Rows(X, y, len(first.classnames), fit_intercept=fit_intercept)
 
     def blocks() -> Iterator[Block]:
@@ -312,7 +323,7 @@ def logistic_rows(parts: Sequence[Samples], *, fit_intercept: bool, in_memory: b
             yield from part.blocks()
 
     rows = StreamedRows(blocks, first.dim, len(first.classnames), fit_intercept=fit_intercept)
-    _check(parts, rows.sums, rows.y)
+    _check(parts, rows.sums)
     return rows
 
 
@@ -323,23 +334,16 @@ def _on_device(
     others = [device_rows(part) or tuple(map(torch.from_numpy, _resident([part]))) for part in parts[1:]]
     device = first[0].device
     X, y = (torch.cat([column.to(device) for column in columns]) for columns in zip(first, *others, strict=True))
-    _require_classes(np.unique(y.cpu().numpy()))
     rows = X.float() if X.dtype == torch.float64 else X
     return DeviceRows(rows, y, len(parts[0].classnames), fit_intercept=fit_intercept)
 
 
-def _check(parts: Sequence[Samples], sums: Float, y: NDArray[np.int64]) -> None:
+def _check(parts: Sequence[Samples], sums: Float) -> None:
     if not np.isfinite(sums).all():
         for part in parts:
             with np.errstate(invalid="ignore", over="ignore"):
                 own = np.sum([features.sum(axis=0, dtype=np.float64) for features, _ in part.blocks()], axis=0)
             require_finite(part, own)
-    _require_classes(np.unique(y))
-
-
-def _require_classes(found: NDArray[np.int64]) -> None:
-    if len(found) < 2:
-        raise HeadError(f"{len(found)} class has rows, expected at least 2; add rows of another class")
 
 
 def _resident(parts: Sequence[Samples]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

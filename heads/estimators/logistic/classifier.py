@@ -185,11 +185,9 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         Cs, prior = self._Cs, checked_prior(self.prior, samples)
         pull = self._on_scale(prior)
         # The path, and the choice along it.
-        rows = logistic_rows([samples], fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
-        rows.weights = weights
         by_class = None if validation is None else self._class_weights(validation)
         choice = Choice(
-            rows,
+            self._rows([samples], weights),
             lambda rows, keep: self._solver(rows, pull, keep),
             self.metric,
             validation,
@@ -209,17 +207,20 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         # The head: the best of the path, or fitted again on both splits.
         splits = [samples] if validation is None or not self.refit else [samples, validation]
         if len(splits) == 2:
-            rows = logistic_rows(splits, fit_intercept=bool(self.fit_intercept), in_memory=self.in_memory)
-            if weights is not None and validation is not None:
-                labels = validation.labels()
-                rows.weights = np.append(weights, np.ones(len(labels)) if by_class is None else by_class[labels])
-            best = self._solver(rows, pull, None).fit(best.C)
+            if weights is not None:
+                labels = splits[1].labels()
+                weights = np.append(weights, np.ones(len(labels)) if by_class is None else by_class[labels])
+            best = self._solver(self._rows(splits, weights), pull, None).fit(best.C)
         self._warn_of_slow([*self._path, best] if len(splits) == 2 else self._path)
         self._path, best = [self._unscaled(f) for f in self._path], self._unscaled(best)
         self.coef_, self.intercept_, self.C_, self.temperature_ = best.weights, best.intercepts, best.C, 1.0
         self._absent = _missing(best)
         chosen_on = validation.store if choice.how == "split" and validation is not None else None
         self._take_provenance(splits, choice.how, chosen_on, prior, weights is not None)
+
+    def _rows(self, splits: list[Samples], weights: Float | None) -> TrainingRows:
+        intercept = bool(self.fit_intercept)
+        return logistic_rows(splits, fit_intercept=intercept, in_memory=self.in_memory, weights=weights)
 
     def path(self) -> tuple[Float, Float]:
         """Weights (A, C, D) and intercepts (A, C) of every C of `Cs_`: logits."""

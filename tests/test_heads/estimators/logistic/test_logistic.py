@@ -12,8 +12,15 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from featcache.errors import HeadError
 from heads import Logistic, Ridge, RowStream, ZeroShot
 
+NOT_TO_THE_LAST_DIGIT = {
+    "check_sample_weight_equivalence_on_dense_data": "float32 rows, and folds that depend on the number of rows; "
+    "test_logistic_weights.py compares at tolerances that fit"
+}
 
-@parametrize_with_checks([Logistic(C=1.0), Logistic(C=[0.1, 1.0])])
+
+@parametrize_with_checks(
+    [Logistic(C=1.0), Logistic(C=[0.1, 1.0])], expected_failed_checks=lambda head: NOT_TO_THE_LAST_DIGIT
+)
 def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
