@@ -7,7 +7,7 @@ another name, are another store.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import xxhash
 
 from featcache.datasets import SampleIndex, dataset_key, labels_digest, metadata_digest
 from featcache.datasets.base import check_targets, labelling
+from featcache.datasets.files import warn_empty_classes
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.encoding.chunks import normalise
 from featcache.encoding.pipeline import worked_batches
@@ -79,12 +80,12 @@ def import_features(
     Parameters
     ----------
     found : Foreign
-        Features (N, D), of any float type, normalised or not; labels (N,), integers from 0. Of multi-label data
-        labels (N, L): 1 where a class applies, 0 where not, -1 or NaN where that is unknown.
+        Features (N, D), of any float type, normalised or not; labels (N,), integers from 0 or class names. Of
+        multi-label data labels (N, L): 1 where a class applies, 0 where not, -1 or NaN where that is unknown.
     name, split : str
         Name of the store; part of its key.
     classnames : sequence of C str, optional
-        By default those in `found`, else ``class 0``, ``class 1``, ...
+        By default those in `found`, else the labels' own, sorted, or ``class 0``, ``class 1``, ...
     root : str, Path or ObjectPath, optional
         Place of all stores.
     update_labels : bool
@@ -204,16 +205,34 @@ def _difference(store: ImageStore, info: Mapping[str, object], index: SampleInde
 
 def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDArray[np.float32], SampleIndex]:
     features = _features(found.features)
+    named, texts = classnames or found.classnames, found.labels
+    if texts is not None and texts.ndim == 1 and (texts.dtype.kind == "U" or all(isinstance(x, str) for x in texts)):
+        named = named or sorted(set(texts.tolist()))
+        found = replace(found, labels=_numbers(texts, named))
     labels = _labels(found.labels, len(features))
     n_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    names = classnames or found.classnames or [f"class {label}" for label in range(n_classes)]
+    names = named or [f"class {label}" for label in range(n_classes)]
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"class names are {str(names)[:80]}; expected texts: name a file of them with --classes")
     if labels.ndim == 2:
         check_targets(labels, len(features), tuple(names))
     ids = found.ids or [f"row-{row:08d}" for row in range(len(features))]
     sizes = np.full(len(features), features.itemsize * features.shape[1], np.int64)
-    return features, SampleIndex(ids, sizes, np.zeros_like(sizes), classnames=tuple(names), **labelling(labels))
+    index = SampleIndex(ids, sizes, np.zeros_like(sizes), classnames=tuple(names), **labelling(labels))
+    if not named:
+        warn_empty_classes(index, "the labels")
+    return features, index
+
+
+def _numbers(texts: Array, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The place (N,) of each label among class names, of which the first counts where a name occurs twice."""
+    place = {name: number for number, name in reversed(list(enumerate(map(str, names))))}
+    if unknown := sorted({str(text) for text in texts} - place.keys()):
+        raise DatasetError(
+            f"labels {', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''} are not among the "
+            f"{len(place)} class names; add them to the class list, or leave it out"
+        )
+    return np.array([place[text] for text in texts.tolist()], np.int64)
 
 
 def _features(given: Array) -> npt.NDArray[np.float32]:

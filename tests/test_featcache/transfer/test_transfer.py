@@ -166,6 +166,24 @@ def test_the_same_features_under_another_name_or_split_are_another_store(tmp_pat
     assert all(store.labels.tolist() == shifted.tolist() for store in others)
 
 
+def test_labels_may_be_class_names(tmp_path: Path) -> None:
+    texts = np.array(["dog", "cat", "emu"])[LABELS]
+    np.savez(tmp_path / "x.npz", features=features(), labels=texts)
+    found = read_foreign(tmp_path / "x.npz")
+    store = import_features(found, Source("m"), name="pets", root=tmp_path)
+    assert store.classnames == ("cat", "dog", "emu")
+    assert [store.classnames[label] for label in store.labels] == texts.tolist()
+    given = bring(tmp_path, texts, classnames=["emu", "yak", "dog", "cat"], name="listed")
+    assert given.labels.tolist() == [{"emu": 0, "dog": 2, "cat": 3}[text] for text in texts]
+    with pytest.raises(DatasetError, match="labels 'cat' are not among the 2 class names"):
+        bring(tmp_path, texts, classnames=["emu", "dog"])
+
+
+def test_labels_that_start_at_one_are_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="1 of 4 classes have no image: class 0; they stay"):
+        bring(tmp_path, LABELS + 1, classnames=None)
+
+
 def test_changed_labels_are_replaced_only_on_request(tmp_path: Path) -> None:
     store, shifted = bring(tmp_path), (LABELS + 1) % 3
     before = {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")}
