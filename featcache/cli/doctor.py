@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         "(pip install 'featcache[NAME]')",
         f"model hub    {'reachable' if record['hub'] else 'not reachable: models come from folders and the cache'}",
         f"stores       {record['stores']} in {root}"
-        + (f", which takes {format_bytes(int(speed))}/s" if speed else " (not there yet, or not writable)"),
+        + (f", which takes {format_bytes(int(speed))}/s" if speed else f" ({_why_not(root)})"),
     ]
     if missing:
         lines.append(f"MISSING      {', '.join(missing)}: pip install {' '.join(missing)}")
@@ -89,6 +89,13 @@ def _version(package: str) -> str | None:
 
 def _yes(there: bool) -> str:
     return "yes" if there else "no"
+
+
+def _why_not(root: StorePath) -> str:
+    """Why no speed was measured."""
+    if not isinstance(root, Path):
+        return "not a folder of this machine: its speed is not measured"
+    return "not writable" if root.exists() else "not there yet"
 
 
 def _write_speed(root: StorePath) -> float | None:

@@ -65,5 +65,7 @@ def run(args: argparse.Namespace) -> int:
     taken = f", {done.from_base} of them from {args.base}" if done.from_base else ""
     head = "" if done.head is None else f"\n{done.head}  (its head, for featcache evaluate)"
     text = f"{done.out}  (a head, for featcache evaluate)" if done.head == done.out else None
+    if args.to == "lipsum" and done.out.is_dir():
+        text = f"{done.out}: {', '.join(sorted(file.name for file in done.out.iterdir()))}{head}"
     show(record, text or f"{done.out}: {done.tensors} tensors{taken}{head}", args.json)
     return 0

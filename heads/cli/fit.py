@@ -128,6 +128,8 @@ def _texts(kind: type[HeadClassifier], stores: Sequence[TextStore]) -> Sequence[
 
 
 def _described(params: Mapping[str, object]) -> str:
+    if "templates" in params and params["templates"] is None:
+        params = {**params, "templates": "all"}
     return ", ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items()
     )
