@@ -102,6 +102,7 @@ def best_details(out: Path, val: Dataset) -> list[Detail]:
         name=val.name,
         split=val.split,
         encoder_key=head.provenance.encoder_key,
+        text_digests=() if head.provenance.text_digest is None else (head.provenance.text_digest,),
         ids=index.ids,
         provenance={"data": opened_as(val)},
     )
