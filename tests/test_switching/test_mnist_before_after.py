@@ -122,3 +122,8 @@ def test_one_command_shows_both_label_styles_side_by_side(capsys: pytest.Capture
         place = table[0].index(f"MNIST_test_{style}:top1")
         shown = [line[place] for line in table[1:] if line[place]]
         assert [float(cell) for cell in shown] == pytest.approx([row[f"MNIST_test_{style}:top1"] for row in both])
+        assert main(["report", "results.jsonl", "--on", f"MNIST_test_{style}", "--format", "csv"]) == 0
+        header, *lines = csv.reader(capsys.readouterr().out.splitlines())
+        assert not [name for name in header if "shifted" in name]
+        place = header.index(f"MNIST_test_{style}:top1")
+        assert [float(line[place]) for line in lines if line[place]] == [float(cell) for cell in shown]
