@@ -133,8 +133,26 @@ def run(args: argparse.Namespace) -> int:
             continue
         records.append(_record(result))
         lines.append(describe_encoded(result) + _name_note(result, dataset) + alias_note(result.store, encoder))
-    show(records, "\n".join(lines), args.json)
+    show(records, "\n".join([*lines, *_other_classes(datasets)]), args.json)
     return 0
+
+
+def _other_classes(datasets: Sequence[Dataset]) -> list[str]:
+    """A line for each split whose class list differs from that of the first split of its data set."""
+    first: dict[str, Dataset] = {}
+    lines = []
+    for dataset in datasets:
+        one = first.setdefault(dataset.name, dataset)
+        ours, theirs = one.index.classnames, dataset.index.classnames
+        if ours != theirs:
+            odd = sorted(set(ours) ^ set(theirs))
+            named = f" ({', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''} in one of them alone)" if odd else ""
+            lines.append(
+                f"note: {one.name}/{one.split} has {len(ours)} classes and {dataset.name}/{dataset.split} "
+                f"{len(theirs)}{named}: no head fits both; give them one class list, SOURCE,classes=FILE "
+                "--update-labels, which keeps the features"
+            )
+    return lines
 
 
 def _dry_run(datasets: Sequence[Dataset], encoder: Encoder, options: EncodeOptions, args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featcache.cli.main import main
 from featcache.datasets import open_dataset
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.errors import DatasetError, ImageReadError
@@ -205,3 +206,14 @@ def test_many_files_are_indexed_quickly(tmp_path):
     data = open_dataset(f"imagefolder:{tmp_path}", "train")
     assert np.array_equal(data.index.labels, np.repeat(np.arange(20), 50))
     assert (data.index.sizes == len(content)).all()
+
+
+def test_splits_of_other_classes_are_told_and_one_list_joins_them(tmp_path, capsys):
+    for name in ("train/a/1.png", "train/b/1.png", "train/c/1.png", "test/a/1.png", "test/b/1.png"):
+        picture(tmp_path / "odd" / name)
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    command = ["--split", "train", "test", "--quiet", "--update-labels"]
+    assert main(["encode", f"imagefolder:{tmp_path / 'odd'}", *command]) == 0
+    assert "note: odd/train has 3 classes and odd/test 2 (c in one of them alone)" in capsys.readouterr().out
+    assert main(["encode", f"imagefolder:{tmp_path / 'odd'},classes={tmp_path / 'names.txt'}", *command]) == 0
+    assert "note:" not in capsys.readouterr().out
