@@ -80,8 +80,10 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         way = (
             "save the module's state_dict(), or see featcache convert --trust" if is_pickled(file) else "check the file"
         )
+        # torch's message on objects advises to load them all the same
+        said = "objects other than tensors" if "weights_only" in str(error) else str(error)[:200]
         raise EncoderError(
-            f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({str(error)[:200]}); {way}"
+            f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({said}); {way}"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -65,6 +65,11 @@ def _translated(model: str, pretrained: str | None) -> Iterator[None]:
     except (FeatcacheError, MemoryError):
         raise
     except Exception as error:
+        if "weights_only" in str(error):  # torch's message on objects advises to load them all the same
+            raise EncoderError(
+                f"model {model} with weights {pretrained}: the file holds objects other than tensors, which are not "
+                "loaded since they could run code; save the model's state_dict(), or see featcache convert --trust"
+            ) from error
         said = one_line(str(error))[:300] or type(error).__name__
         raise EncoderError(
             f"model {model} with weights {pretrained}: open_clip cannot load it ({said}); check the name, the file, "
