@@ -121,6 +121,8 @@ class DiskPath:
         return self.pure in self.disk.folders or self.disk.folders.get(self.pure.parent, {}).get(self.name) is not None
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        if not parents and self.pure.parent not in self.disk.folders:
+            raise FileNotFoundError(self.pure)
         self.disk.make_folder(self.pure)
 
     def unlink(self, missing_ok: bool = False) -> None:

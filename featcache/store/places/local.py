@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import re
+import secrets
 import shutil
 import time
 import uuid
@@ -110,7 +111,7 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
 
 def begin(path: Path) -> Path:
     """Name of a temporary file or folder that is to take the place of `path`; `give_up` is to follow."""
-    partial = path.with_name(f"{path.name[:SHOWN_NAME]}.{owner()}-{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    partial = path.with_name(f"{path.name[:SHOWN_NAME]}.{owner()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     _begun.add(partial)
     return partial
 
@@ -161,12 +162,14 @@ _HERE, _EXCHANGE, _KEEP_SIZE = -100, 2, 1  # AT_FDCWD, RENAME_EXCHANGE, FALLOC_F
 
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, durably: a synced file in a folder that is lost is lost, too."""
-    new = [folder]
-    while not new[-1].exists():
-        new.append(new[-1].parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    for existing in new[1:]:
-        sync_folder(existing)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        if folder.parent == folder:  # the working directory itself is gone
+            raise
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def _write(path: Path, content: Buffer) -> None:
