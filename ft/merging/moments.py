@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from featcache.datasets.base import Dataset
-from featcache.encoders.openclip import OpenClipEncoder
+from featcache.encoders.openclip import TINY, OpenClipEncoder
 from featcache.errors import MismatchError, TrainingError
 from featcache.progress import Progress, Silent
 from ft.checkpoints.folder import read_metadata, read_state, weights_file, write_state
@@ -136,8 +136,13 @@ def _of_one_length(encoder: OpenClipEncoder, texts: Sequence[str]) -> Iterator[t
 
 
 def moments_path(folder: str | Path) -> Path:
-    """The file of the moments beside a model folder: ``RUN/best_moments.safetensors`` for ``RUN/best``."""
+    """The file of the moments beside a model folder: ``RUN/best_moments.safetensors`` for ``RUN/best``.
+
+    Beside the embedded `tiny` nothing is written: its moments lie in the working directory.
+    """
     path = Path(str(folder).removeprefix("local-dir:"))
+    if path.resolve() == TINY.resolve():
+        return Path(f"{path.name}_moments.safetensors")
     return path.with_name(f"{path.name}_moments.safetensors")
 
 

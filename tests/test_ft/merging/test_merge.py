@@ -13,6 +13,7 @@ from finetuning import Pictures, weights
 import ft
 from featcache.cli.main import main
 from featcache.encoders import load_encoder
+from featcache.encoders.openclip import TINY
 from featcache.errors import EncoderError, FeatcacheError, MismatchError
 from ft.checkpoints.parents import load_open_clip
 from ft.merging.merge import merge_heads
@@ -137,6 +138,12 @@ def test_regmean_reads_the_moments_beside_the_models(tmp_path: Path, capsys: pyt
     ft.write_state(state | {"logit_scale": state["logit_scale"] + 1}, tmp_path / "m2" / "open_clip_model.safetensors")
     with pytest.raises(MismatchError, match="computed with other weights"):
         ft.merge("regmean", folders, tmp_path / "again")
+
+
+def test_moments_of_the_embedded_model_are_not_written_into_the_package() -> None:
+    assert main(["moments", "digits:val", "--limit", "2"]) == 0
+    assert Path("tiny_moments.safetensors").is_file()  # in the working directory
+    assert not TINY.with_name("tiny_moments.safetensors").exists()
 
 
 @pytest.mark.parametrize(
