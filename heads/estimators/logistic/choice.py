@@ -69,8 +69,11 @@ Solver = Callable[[TrainingRows, Mask | None], PathSolver]
 
 _TRIED = 15  # values of C that the search tries, about
 
-FOLD_TOL = 1e-5
-"""Tolerance of fits that only choose C: they change held-out NLLs in the fourth digit."""
+FOLD_TOL = 1e-4
+"""Tolerance of fits on folds, which only choose C: they change held-out NLLs in the third or fourth digit."""
+
+PATH_TOL = 1e-5
+"""Tolerance of the default path's fits on all rows, but for the chosen one."""
 
 HELD_ROWS = 8192
 """Held-out rows that are enough to choose by: where fewer folds than five have as many, the others are left out."""
@@ -92,7 +95,7 @@ class Choice:
     class_weights : weights (C,) of the rows of the selection split; None for ones
     progress : told of the rows of every fit
     default
-        Whether the path is the default one: it ends where the score has clearly turned, and its fits are to `FOLD_TOL`
+        Whether the path is the default one: it ends where the score has clearly turned, and its fits are to `PATH_TOL`
         until `settled`.
     how : "none", "split" or "folds", set by `along` and `searched`
     """
@@ -115,7 +118,7 @@ class Choice:
         folds = [] if len(Cs) == 1 or self.validation is not None else list(self._folds())
         self.progress.start("logistic, all C", len(Cs) * (1 + len(folds)) * len(self.rows.y), 0)
         scores, whole = np.zeros(0), self.solver(self.rows, None)
-        tol = max(whole.minimiser.tol, FOLD_TOL) if self.default else None
+        tol = max(whole.minimiser.tol, PATH_TOL) if self.default else None
         if len(Cs) == 1:
             path = list(self._told(whole.path(Cs)))
         elif self.validation is not None:
@@ -126,7 +129,8 @@ class Choice:
                 if self._turned(scores):
                     break
         else:
-            self.how, scores = "folds", self._along_folds(Cs, folds)
+            self.how, (scores, near) = "folds", self._along_folds(Cs, folds)
+            whole.begin_near(near)
             path = list(self._told(whole.path(Cs[: len(scores)] if scores.size else Cs, tol)))
             if not scores.size:
                 self._without_choice()
@@ -141,26 +145,30 @@ class Choice:
         exact = self._whole.fit(fitted.C)
         return replace(exact, iterations=fitted.iterations + exact.iterations)
 
-    def _along_folds(self, Cs: Float, folds: Sequence[tuple[Mask, Mask]]) -> Float:
+    def _along_folds(self, Cs: Float, folds: Sequence[tuple[Mask, Mask]]) -> tuple[Float, dict[float, torch.Tensor]]:
         """Mean scores of the first values of C, as many as it takes, by folds; none where no row can be held out.
+
+        With them the first fold's optima.
 
         The first fold says where its score has turned; where that of all folds has not, each goes on a little.
         """
         if not folds:
-            return np.zeros(0)
+            return np.zeros(0), {}
+        near: dict[float, torch.Tensor] = {}
         sums, n, done, stop = np.zeros((len(folds), len(Cs))), np.zeros(len(folds)), 0, len(Cs)
         while True:
             for k, (keep, scored) in enumerate(folds):
-                fits = self._told(self.solver(self.rows, keep).path(Cs[done:stop]))
-                for place, fitted in enumerate(fits, start=done):
+                solver = self.solver(self.rows, keep)
+                for place, fitted in enumerate(self._told(solver.path(Cs[done:stop])), start=done):
                     found, n[k] = self._fold_sums(scored, [fitted])
                     sums[k, place] = found[0]
                     if k == done == 0 and self._turned(sums[0, : place + 1] / n[0]):
                         stop = place + 1
                         break
+                near.update(solver.solved if k == 0 else {})
             scores: Float = sums[:, :stop].sum(axis=0) / n.sum()
             if stop == len(Cs) or self._turned(scores):
-                return scores
+                return scores, near
             done, stop = stop, min(stop + _ON, len(Cs))
 
     def _turned(self, scores: Float) -> bool:

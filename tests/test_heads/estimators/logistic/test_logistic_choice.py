@@ -88,7 +88,7 @@ def test_search_over_folds(images: Any, monkeypatch: pytest.MonkeyPatch) -> None
     train = images(n=60, noise=0.6)
     head = Logistic("search").fit(train)
     path = Logistic(head.Cs_).fit(train)
-    np.testing.assert_allclose(head.cv_scores_, path.cv_scores_, rtol=2e-3)  # folds are fitted to 1e-5
+    np.testing.assert_allclose(head.cv_scores_, path.cv_scores_, rtol=1e-2)  # folds are fitted to 1e-4
     assert head.C_ == path.C_
     assert 1e-2 < head.C_ < 1e2
 
