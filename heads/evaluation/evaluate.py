@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.processes import rank_and_size, sum_over_ranks
@@ -26,7 +27,8 @@ from heads.evaluation.seen import OPTIMISTIC, Seen, check_seen, excluded, refuse
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.provenance import ROLES
 from heads.kernels import Tally
-from heads.rows.samples import is_multilabel
+from heads.rows.in_memory import ResidentStore
+from heads.rows.samples import as_samples, is_multilabel, is_store
 
 
 class EvaluateOptions(TypedDict, total=False):
@@ -168,6 +170,11 @@ def judge(
     fitted = [as_head(head) for head in heads]
     if not fitted or not stores:
         raise HeadError(f"got {len(fitted)} heads and {len(stores)} stores; give at least one of each")
+    if arrays := [type(store).__name__ for store in stores if not is_store(store)]:
+        raise HeadError(
+            f"got {arrays[0]}, expected a store: name one of `featcache encode`, or make one of arrays, "
+            "heads.ResidentStore(X, y, classnames)"
+        )
     labels = store_labels(stores, options.get("names"))
     rows = [_describe(head, stores) for head in fitted]
     passes: list[_Pass | MultiLabelPass] = []
@@ -370,14 +377,14 @@ def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
 
 def choose(
     heads: Sequence[object],
-    selection: FeatureTable,
+    selection: FeatureTable | tuple[ArrayLike, ArrayLike],
     *,
     metric: str | None = None,
     class_subset: ClassSubset = None,
     distributed: bool = False,
     seen: Seen = "refuse",
 ) -> LogitHead:
-    """The best head on a selection split; `evaluate` will refuse to report it on that split.
+    """The best head on a selection split, a store or ``(X, y)``; `evaluate` will refuse to report it on that split.
 
     Rows of the split that one of the heads was fitted on are refused, or left out with ``seen="exclude"``.
     Ties go to the lower NLL, then to the earlier head; ``tied`` in the record of the choice counts the heads of the
@@ -390,6 +397,8 @@ def choose(
         For an unknown metric, or a selection split that one of the heads was fitted on.
     """
     fitted = [as_head(head) for head in heads]
+    if isinstance(selection, tuple):
+        selection = _in_memory(*selection, fitted[0])
     multilabel = any(head.multilabel for head in fitted)
     metric = selection_metric(metric, multilabel=multilabel)
     if check_seen(seen) == "exclude":
@@ -402,6 +411,21 @@ def choose(
     )
     best, found = best_of(values, nll, metric)
     return fitted[best].with_provenance(fitted[best].provenance.chosen(selection, **found))
+
+
+def _in_memory(X: ArrayLike, y: ArrayLike, head: LogitHead) -> ResidentStore:
+    """Rows with labels as a head predicts them, as a store of the head's encoder."""
+    classes = np.arange(len(head.classnames)) if head.classes is None else head.classes
+    samples = as_samples(X, y, classnames=head.classnames, classes=classes)
+    ((features, labels),) = samples.blocks()
+    record = head.provenance
+    return ResidentStore(
+        torch.as_tensor(features),
+        labels,
+        head.classnames,
+        encoder_key=record.encoder_key,
+        text_digests=() if record.text_digest is None else (record.text_digest,),
+    )
 
 
 def refuse_fitted(heads: Sequence[LogitHead], selection: FeatureTable) -> None:

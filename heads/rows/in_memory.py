@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, FeatureSource, FeatureTable, SourceDefaults, TableDefaults
+from heads.rows.hashes import content_hashes
 from heads.rows.samples import Array, is_multilabel, refuse_tokens, to_numpy
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -31,10 +33,10 @@ class ResidentStore(TableDefaults):
     name, split : as they appear in results rows
     encoder_key, text_digests, encoder_name, dataset_key, labels_digest
         Identity of encoder, text towers, samples and labels. Without an encoder key, heads that were fitted on a store
-        refuse it.
+        refuse it. Without `dataset_key` and `row_hashes`, both are those of the features' values.
     metadata : group columns (N,)
     provenance : how the features were made
-    row_hashes : (N,) uint64, equal for rows of equal content; None where it is not known
+    row_hashes : (N,) uint64, equal for rows of equal content
 
     Examples
     --------
@@ -76,6 +78,9 @@ class ResidentStore(TableDefaults):
         object.__setattr__(self, "features", features.detach())
         object.__setattr__(self, "labels", labels.astype(np.int64))
         object.__setattr__(self, "classnames", tuple(map(str, self.classnames)))
+        if self.dataset_key is None and self.row_hashes is None:
+            object.__setattr__(self, "row_hashes", hashes := _hashes(features.detach()))
+            object.__setattr__(self, "dataset_key", f"values-{xxhash.xxh3_128_hexdigest(hashes.tobytes())}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,6 +112,12 @@ class ResidentStore(TableDefaults):
     def gather(self, rows: NDArray[np.integer]) -> Array:
         """Features of the given rows, in that order, on the host."""
         return to_numpy(self.features[torch.as_tensor(rows, device=self.features.device)])
+
+
+def _hashes(features: torch.Tensor) -> NDArray[np.uint64]:
+    """Hash (N,) of the values of each row, a block on the host at a time."""
+    parts = [content_hashes(to_numpy(block)) for block in features.split(65_536)]  # type: ignore[no-untyped-call]
+    return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 
 def resident(store: FeatureTable, device: str | None = None, dtype: str = "float16") -> ResidentStore:

@@ -9,7 +9,7 @@ import torch
 
 import featcache
 from featcache.errors import HeadError, MismatchError
-from heads import KNN, LinearHead, Ridge, ZeroShot, evaluate, interpolate
+from heads import KNN, LinearHead, Ridge, ZeroShot, choose, evaluate, interpolate
 from heads.evaluation.evaluate import judge
 from heads.rows.in_memory import ResidentStore, resident
 
@@ -57,6 +57,31 @@ def test_arrays_that_never_were_a_store() -> None:
     assert row["mine:top1"] == pytest.approx((head.logits(X).argmax(1) == y).mean())
     table = judge([head], [ResidentStore(X, y, ("a", "b", "c"))], per_sample=True).samples["arrays"]
     assert len(table.rows) == 40
+
+
+def test_arrays_are_known_by_the_values_of_their_rows() -> None:
+    rng = np.random.default_rng(1)
+    X, y, names = rng.normal(size=(60, 6)), np.arange(60) % 3, ("a", "b", "c")
+    train, other = (ResidentStore(X[part], y[part], names) for part in (slice(0, 30), slice(30, 60)))
+    head = Ridge().fit(train)
+    assert "arrays:top1" in evaluate([head], [other])[0]  # of the same default name, but not the same rows
+    shared = ResidentStore(X[27:].astype(np.float32), y[27:], names, name="again")
+    with pytest.raises(HeadError, match="3 of the 33 rows of again/all"):
+        evaluate([head], [shared])
+    assert evaluate([head], [shared], seen="exclude")[0]["again:n_excluded"] == 3
+    with pytest.raises(HeadError, match=r"got tuple.*heads\.ResidentStore\(X, y, classnames\)"):
+        evaluate([head], [(X, y)])  # type: ignore[list-item]
+
+
+def test_a_path_is_chosen_on_arrays_with_the_labels_that_heads_predict() -> None:
+    rng = np.random.default_rng(2)
+    y, v = np.array([7, 3, 9])[np.arange(30) % 3], np.array([9, 7, 3, 3])[np.arange(80) % 4]
+    means = {7: [1, 0, 0], 3: [0, 1, 0], 9: [0, 0, 1]}
+    X, V = (np.array([means[label] for label in labels]) + rng.normal(size=(len(labels), 3)) for labels in (y, v))
+    path = Ridge().fit(X, y).path_heads()
+    best = choose(path, (V, v), metric="top1")
+    assert (best.predict(V) == v).mean() == max((head.predict(V) == v).mean() for head in path)
+    assert best.provenance.chosen_on[-1]["metric"] == "top1"
 
 
 def test_rows_come_in_any_way() -> None:
