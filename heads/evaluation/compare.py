@@ -65,7 +65,7 @@ def compare(
     judgement = judge(
         [head_a, head_b], stores, class_subset=class_subset, allow_chosen=allow_chosen, seen=seen, per_sample=True
     )
-    names = [row["head"] for row in judgement.rows]
+    names = [row["head"] + (f" ({row['protocol']})" if "protocol" in row else "") for row in judgement.rows]
     level = options.get("level", LEVEL)
     found = []
     for label, store in judgement.stores.items():

@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 
 from heads.evaluation.metrics import Row, metric_of
 from heads.report.plots import EDGE, OUTER, STEPS
-from heads.report.rows import alpha_of, curve_of, datasets_of, label_of, name_of, paths_of, point_of
+from heads.report.rows import alpha_of, curve_of, datasets_of, label_of, paths_of, point_of
 
 WIDTH, HEIGHT = 400, 310
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 46
@@ -230,7 +230,7 @@ def _by_shots(rows: Sequence[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if alpha_of(row) is None:
-            name = SHOTS.sub("", name_of(row)) if isinstance(row.get("shots"), int) else name_of(row)
+            name = SHOTS.sub("", label_of(row)) if isinstance(row.get("shots"), int) else label_of(row)
             groups.setdefault(name, []).append(row)
     return {name: sorted(group, key=lambda row: row.get("shots") or 0) for name, group in groups.items()}
 

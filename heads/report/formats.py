@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from heads.evaluation.metrics import METRICS, Row, metric_of
-from heads.report.rows import alpha_of, choose_datasets, datasets_of, label_of, name_of
+from heads.report.rows import alpha_of, choose_datasets, datasets_of, label_of
 from heads.report.tables import bold_cells, markdown_table, table_text
 
 
@@ -63,7 +63,7 @@ def as_csv(rows: Sequence[Row], shown: Shown) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["head", "alpha", "model", *columns])
     for row in rows:
-        place = [name_of(row), alpha_of(row), row.get("encoder") or row.get("model")]
+        place = [label_of({**row, "alpha": None}), alpha_of(row), row.get("encoder") or row.get("model")]
         writer.writerow([*place, *(row.get(key) for key in columns)])
     return out.getvalue()
 

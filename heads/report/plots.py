@@ -18,7 +18,7 @@ from scipy.special import expit, logit
 from featcache.errors import HeadError
 from featcache.store.places.targets import replacing
 from heads.evaluation.metrics import Row, metric_of
-from heads.report.rows import Point, alpha_of, choose_datasets, curve_of, datasets_of, name_of, paths_of, point_of
+from heads.report.rows import Point, alpha_of, choose_datasets, curve_of, datasets_of, label_of, paths_of, point_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def plot_robustness(
     for number, (row, point) in enumerate(singles):
         marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
         colour = COLOURS[-1 - number % len(COLOURS)]
-        axes.plot(*point, marker, color=colour, markersize=6, zorder=4, linestyle="", label=name_of(row))
+        axes.plot(*point, marker, color=colour, markersize=6, zorder=4, linestyle="", label=label_of(row))
     shown = metric_of(metric)
     over = shifted[0] if len(shifted) == 1 else f"mean of {len(shifted)} shifted data sets"
     axes.set_xlabel(f"{shown.title} on {first} ({shown.unit}, logit scale)")

@@ -135,15 +135,28 @@ def alpha_of(row: Row) -> float | None:
 
 
 def label_of(row: Row) -> str:
-    """Name of a head, with its interpolation coefficient.
+    """Name of a head, with its protocol if it is not inductive, and its interpolation coefficient.
 
     Examples
     --------
-    >>> label_of({"head": "zero_shot+ridge", "alpha": 0.5})
-    'zero_shot+ridge α=0.5'
+    >>> label_of({"head": "zero_shot+ridge", "alpha": 0.5}), label_of({"head": "transclip", "protocol": "transductive"})
+    ('zero_shot+ridge α=0.5', 'transclip (transductive)')
     """
-    alpha = alpha_of(row)
-    return name_of(row) if alpha is None else f"{name_of(row)} α={alpha:g}"
+    alpha, protocol = alpha_of(row), row.get("protocol")
+    name = name_of(row) if protocol is None else f"{name_of(row)} ({protocol})"
+    return name if alpha is None else f"{name} α={alpha:g}"
+
+
+def comparable(rows: Sequence[Row]) -> list[bool]:
+    """Which rows count for the best of a table: the inductive ones, if there are any.
+
+    Examples
+    --------
+    >>> comparable([{"head": "zero_shot"}, {"head": "transclip", "protocol": "transductive"}])
+    [True, False]
+    """
+    inductive = [row.get("protocol") is None for row in rows]
+    return inductive if any(inductive) else [True] * len(rows)
 
 
 def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:

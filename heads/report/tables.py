@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from heads.evaluation.metrics import Metric, Row, metric_of
-from heads.report.rows import choose_datasets, format_value, label_of, mean_of, value_of
+from heads.report.rows import choose_datasets, comparable, format_value, label_of, mean_of, value_of
 
 MEAN = "shifted mean"
 GAP = "    "
@@ -82,7 +82,7 @@ def bold_cells(
 ) -> dict[str, list[str]]:
     """Texts of all heads by column (data sets, their mean, the change to it), in the form `best` where best."""
     columns = columns_of(rows, first, shifted, metric)
-    return {title: _marked(values, metric_of(metric), title, best=best) for title, values in columns.items()}
+    return {title: _marked(rows, values, metric_of(metric), title, best=best) for title, values in columns.items()}
 
 
 def table_text(
@@ -125,7 +125,7 @@ def table_text(
     titles = [first, *shifted, *([MEAN, "drop / rise"] if shifted else [])]
     subheads = [f"{m} % " if metric_of(m).unit == "%" else f"{m} " for m in metrics]
     by_metric = [
-        [_marked(values, metric_of(m), title, best="{}*", other="{} ") for title, values in columns.items()]
+        [_marked(rows, values, metric_of(m), title, best="{}*", other="{} ") for title, values in columns.items()]
         for m in metrics
         for columns in [columns_of(rows, first, shifted, m)]
     ]
@@ -151,17 +151,28 @@ def columns_of(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: 
     return columns
 
 
-def _marked(values: Sequence[float | None], metric: Metric, title: str, *, best: str, other: str = "{}") -> list[str]:
+def _marked(
+    rows: Sequence[Row],
+    values: Sequence[float | None],
+    metric: Metric,
+    title: str,
+    *,
+    best: str,
+    other: str = "{}",
+) -> list[str]:
     """Values as text, in the form `best` for the best ones; values that read the same tie.
 
-    The best drop is not marked: a head that is bad everywhere has the smallest.
+    The best drop is not marked: a head that is bad everywhere has the smallest. Neither are transductive heads beside
+    inductive ones.
     """
-    texts = [format_value(value, metric) for value in values]
-    known = [value for value in values if value is not None]
+    texts, counted = [format_value(value, metric) for value in values], comparable(rows)
+    known = [value for value, counts in zip(values, counted, strict=True) if counts and value is not None]
     if not known or len(values) < 2 or title in ("drop", "rise"):
         return [other.format(text) for text in texts]
     winner = format_value(max(known) if metric.higher_is_better else min(known), metric)
-    return [(best if text == winner else other).format(text) for text in texts]
+    return [
+        (best if text == winner and counts else other).format(text) for text, counts in zip(texts, counted, strict=True)
+    ]
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ from heads.report.charts import (
 )
 from heads.report.details import Confusion, Detail
 from heads.report.formats import Shown
-from heads.report.rows import alpha_of, datasets_of, format_value, label_of, value_of
+from heads.report.rows import alpha_of, comparable, datasets_of, format_value, label_of, value_of
 from heads.report.tables import columns_of
 
 if TYPE_CHECKING:
@@ -241,7 +241,12 @@ def headline(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: st
     start = first if first in known else known[0]
     columns = columns_of(rows, start, [name for name in shifted if name in known and name != start], metric)
     made = {
-        title: _column(values, shown, [_interval(row, title, metric, shown) for row in rows], mark=title not in CHANGES)
+        title: _column(
+            values,
+            shown,
+            [_interval(row, title, metric, shown) for row in rows],
+            comparable(rows) if title not in CHANGES else [],
+        )
         for title, values in columns.items()
     }
     labels = [label_of(row) for row in rows]
@@ -253,17 +258,20 @@ def headline(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: st
 
 
 def _column(
-    values: Sequence[float | None], shown: Metric, intervals: Sequence[str], *, mark: bool = True
+    values: Sequence[float | None], shown: Metric, intervals: Sequence[str], counted: Sequence[bool]
 ) -> list[Cell]:
-    known = [value for value in values if value is not None]
+    """Cells of a column; the best of those that count is marked, and none without any."""
+    mark = any(counted)
+    counts = counted if mark else [True] * len(values)
+    known = [value for value, one in zip(values, counts, strict=True) if one and value is not None]
     best = (max(known) if shown.higher_is_better else min(known)) if known else 0.0
     span = (max(known) - min(known)) if known else 0.0
     winner = format_value(best, shown)
     cells = []
-    for value, interval in zip(values, intervals, strict=True):
+    for value, interval, one in zip(values, intervals, counts, strict=True):
         text = format_value(value, shown)
-        shade = None if value is None or not mark or not span else 1 - abs(value - best) / span
-        cells.append(Cell(text, value, interval, shade, mark and len(values) > 1 and text == winner))
+        shade = None if value is None or not (mark and one) or not span else 1 - abs(value - best) / span
+        cells.append(Cell(text, value, interval, shade, mark and one and len(values) > 1 and text == winner))
     return cells
 
 

@@ -88,3 +88,17 @@ def test_rows_of_wise_ft_are_named_by_their_model():
     assert not is_epoch({**base, "alpha": 0.5, "ImageNet:top1": 0.5})
     named = latest([{**base, "alpha": 0.5, "ImageNet:top1": 0.5}, {**base, "exp_name": "mine", "ImageNet:top1": 0.1}])
     assert [row["head"] for row in named] == ["WiSE-FT ViT-B/32, end to end", "mine"]
+
+
+TRANSDUCTIVE = {"head": "transclip", "protocol": "transductive", "a:top1": 0.95, "b:top1": 0.9, "a:nll": 0.3}
+
+
+@pytest.mark.parametrize(("form", "best"), [(as_text, "{}*"), (as_markdown, "**{}**"), (as_latex, r"\textbf{{{}}}")])
+def test_transductive_heads_are_named_so_and_are_never_the_best_of_inductive_ones(form, best):
+    text = form([*ROWS, TRANSDUCTIVE], Shown())
+    assert "transclip (transductive)" in text
+    assert best.format("90.0") in text  # of the inductive heads
+    assert "95.0" in text
+    assert best.format("95.0") not in text
+    assert best.format("95.0") in form([TRANSDUCTIVE, TRANSDUCTIVE | {"a:top1": 0.5}], Shown())
+    assert "transclip (transductive)" in as_csv([TRANSDUCTIVE], Shown())
