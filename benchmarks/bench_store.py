@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.common import report
 from featcache.store.layout import ArraySpec, zarr_metadata
-from featcache.store.readers import MappedReader, ZarrReader, chunk_spans
+from featcache.store.reading.readers import MappedReader, ZarrReader, chunk_spans
 
 Timer = Callable[[], object]
 

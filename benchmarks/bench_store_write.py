@@ -31,7 +31,7 @@ from featcache.store import StoreWriter
 from featcache.store.key import checksum
 from featcache.store.layout import ArraySpec
 from featcache.store.places import local as atomic
-from featcache.store.readers import MappedReader
+from featcache.store.reading.readers import MappedReader
 from featcache.store.writer import THREADS
 
 Rows = np.ndarray

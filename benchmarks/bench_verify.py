@@ -26,9 +26,10 @@ import numpy as np
 from benchmarks.bench_store import Timer
 from benchmarks.common import report
 from featcache import open_store
-from featcache.store import ImageStore, checks
+from featcache.store import ImageStore
 from featcache.store.places import local
 from featcache.store.places.local import Buffer
+from featcache.store.reading import checks
 from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source, import_features
 from heads import NearestMean, Ridge

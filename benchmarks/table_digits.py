@@ -27,7 +27,7 @@ import heads
 from benchmarks.common import machine_facts, write_json
 from benchmarks.table_digits_text import markdown
 from featcache.datasets import open_dataset
-from featcache.datasets.sources.digits import DOMAINS
+from featcache.datasets.sources.published.digits import DOMAINS
 from ft.checkpoints.parents import load_open_clip
 from ft.merging.merge import needs_of
 from ft.merging.moments import layer_moments, write_moments

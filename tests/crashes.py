@@ -19,9 +19,9 @@ import numpy as np
 from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work
 from featcache.store import BankStore, StoreWriter, claims, open_store, writer
 from featcache.store.layout import ArraySpec, zarr_metadata
-from featcache.store.parts import Part
 from featcache.store.places import local
 from featcache.store.places.local import File
+from featcache.store.reading.parts import Part
 
 ROOT = PurePosixPath("/root")
 ROWS, DIM, CHUNK_ROWS = 10, 4, 4

@@ -43,7 +43,7 @@ import heads.report
 import heads.sweeps.run
 from featcache.cli.main import main
 from featcache.datasets.base import SampleIndex
-from featcache.datasets.sources import digits
+from featcache.datasets.sources.published import digits
 from featcache.encoding import banks, images, texts
 from featcache.store.places import local
 from featcache.transfer import export, import_features

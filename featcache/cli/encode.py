@@ -28,9 +28,9 @@ from featcache.encoding.augment import AUGMENTATIONS
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.errors import DatasetError, ShardDoneError
 from featcache.progress import format_bytes, format_seconds
-from featcache.store.images import parts_of
 from featcache.store.key import Json
-from featcache.store.tokens import POOLS
+from featcache.store.reading.images import parts_of
+from featcache.store.reading.tokens import POOLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

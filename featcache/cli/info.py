@@ -4,10 +4,10 @@ import argparse
 
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.store import ImageStore, find_store, resolve_root
-from featcache.store.base import Store
 from featcache.store.catalogue import other_names
-from featcache.store.images import parts_of
 from featcache.store.key import Json
+from featcache.store.reading.base import Store
+from featcache.store.reading.images import parts_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

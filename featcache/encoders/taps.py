@@ -2,7 +2,8 @@
 
 An encoder lists them in `Encoder.taps`, name -> width, and those with tokens in `Encoder.token_taps`, and computes them
 in `Encoder.encode_outputs`. The linear probes of the CLIP paper (Radford et al. 2021, arXiv 2103.00020) are fitted on
-`pre_projection`. Pooled tokens are made here, for every encoder; `featcache.store.tokens` says how taps are named.
+`pre_projection`. Pooled tokens are made here, for every encoder;
+`featcache.store.reading.tokens` says how taps are named.
 """
 
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from featcache.encoders.base import PROJECTED, Batch, Encoder, FloatArray, TokenShape
 from featcache.errors import EncoderError
-from featcache.store.tokens import NAME, check_pool, pool, sources_of, tap_name
+from featcache.store.reading.tokens import NAME, check_pool, pool, sources_of, tap_name
 
 PRE_PROJECTION = "pre_projection"
 LAYER = re.compile(r"layer:(-?[0-9]+)(:tokens)?")

@@ -36,7 +36,7 @@ from featcache.encoders.base import Batch
 from featcache.encoders.preparation import Box, central_square, cut
 from featcache.errors import DatasetError, EncoderError, FeatcacheError
 from featcache.store.key import Json
-from featcache.store.parts import Part
+from featcache.store.reading.parts import Part
 
 SCHEMA = b"featcache view 1\n"
 

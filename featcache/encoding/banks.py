@@ -30,8 +30,8 @@ from featcache.progress import Progress
 from featcache.store import BankStore, StoreWriter, find_path, open_bank_store, resolve_root
 from featcache.store.key import checksum
 from featcache.store.layout import ArraySpec
-from featcache.store.parts import Part
 from featcache.store.places import StorePath
+from featcache.store.reading.parts import Part
 
 
 class SecondMoment(NamedTuple):

@@ -41,8 +41,8 @@ from featcache.errors import ContentChangedError, EncoderError
 from featcache.store import BadRow
 from featcache.store.key import Json, content_key
 from featcache.store.layout import image_arrays
-from featcache.store.parts import Part
-from featcache.store.tokens import ROWS_STORED, TOKENS_STORED, tap_name
+from featcache.store.reading.parts import Part
+from featcache.store.reading.tokens import ROWS_STORED, TOKENS_STORED, tap_name
 from featcache.store.writer import ChunkValues
 
 if TYPE_CHECKING:

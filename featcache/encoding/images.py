@@ -56,9 +56,9 @@ from featcache.store.catalogue import add_name
 from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
 from featcache.store.key import Json
 from featcache.store.layout import Array, image_arrays, label_arrays
-from featcache.store.parts import KIND as PARTS
-from featcache.store.parts import Part
 from featcache.store.places import StorePath, remove, stat
+from featcache.store.reading.parts import KIND as PARTS
+from featcache.store.reading.parts import Part
 
 KEPT = ("name", "split", "encoder_name", "logit_scale", "logit_bias", "decoding")
 LOADING = ("device", "precision", "preprocess", "transform", "digest")

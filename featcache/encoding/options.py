@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from featcache.errors import FeatcacheError
-from featcache.store.parts import Part
-from featcache.store.tokens import check_pool, has_tokens, pooled_name, tap_name
+from featcache.store.reading.parts import Part
+from featcache.store.reading.tokens import check_pool, has_tokens, pooled_name, tap_name
 
 MOST_VIEWS = 10_000
 
@@ -92,9 +92,9 @@ class EncodeOptions:
         The share of this process; default: from torchrun's RANK and WORLD_SIZE, else all of the work.
     taps : sequence of str
         More outputs of the encoder to store: ``pre_projection``, ``patch``, ``layer:-2:cls``; see
-        `featcache.store.tokens`.
+        `featcache.store.reading.tokens`.
     pool : str, optional
-        Pool the taps with tokens: ``patch`` is stored as ``patch:mean``; one of `featcache.store.tokens.POOLS`.
+        Pool the taps with tokens: ``patch`` is stored as ``patch:mean``; one of `featcache.store.reading.tokens.POOLS`.
     views : int
         Augmented views of every image to store, numbers 0 to `views` - 1.
     augmentation : str

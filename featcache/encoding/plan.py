@@ -17,8 +17,8 @@ from featcache.encoding.pipeline import batches_of, default_ahead, default_worke
 from featcache.store import resolve_root
 from featcache.store.key import Json
 from featcache.store.manifest import read_header
-from featcache.store.parts import Part
 from featcache.store.places import StorePath
+from featcache.store.reading.parts import Part
 
 MEASURED = 2
 """Batches that are encoded to measure the speed; the first is not timed."""

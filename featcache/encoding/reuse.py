@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from featcache.errors import FeatcacheError, StoreCorruptError
 from featcache.store import ImageStore, open_image_store
-from featcache.store.images import open_part
 from featcache.store.layout import MANIFEST, Array
-from featcache.store.parts import Part
 from featcache.store.places import StorePath, files
+from featcache.store.reading.images import open_part
+from featcache.store.reading.parts import Part
 
 VALUES = ("features", "norm")
 

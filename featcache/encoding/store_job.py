@@ -33,14 +33,14 @@ from featcache.errors import (
 )
 from featcache.progress import Progress, Silent, Waits
 from featcache.store import BadRow, Marker, StoreWriter, content_key, read_manifest
-from featcache.store.base import Store
-from featcache.store.checks import remedy
 from featcache.store.claims import Claims
 from featcache.store.key import Json, checksum
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, Array, ArraySpec
 from featcache.store.manifest import begun_chunk_rows
-from featcache.store.parts import SHARED, Part, part_manifest
 from featcache.store.places import StorePath, read, stat
+from featcache.store.reading.base import Store
+from featcache.store.reading.checks import remedy
+from featcache.store.reading.parts import SHARED, Part, part_manifest
 from featcache.store.writer import ChunkValues, Values
 
 S = TypeVar("S", bound=Store)

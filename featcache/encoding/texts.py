@@ -36,8 +36,8 @@ from featcache.prompts import fill, load_templates, prompts_of
 from featcache.store import StoreWriter, TextStore, open_text_store, resolve_root
 from featcache.store.catalogue import add_name
 from featcache.store.layout import ArraySpec
-from featcache.store.parts import Part
 from featcache.store.places import StorePath
+from featcache.store.reading.parts import Part
 from featcache.store.writer import Values
 
 CHUNK_NBYTES = 4 << 20

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from featcache.encoding.reuse import Donors, Place
 from featcache.store.key import Json
 from featcache.store.layout import Array, ArraySpec
-from featcache.store.parts import Part
+from featcache.store.reading.parts import Part
 from featcache.store.writer import Written
 
 PutFile = Callable[[Part, int, Array], Future[str]]

@@ -15,10 +15,10 @@ from featcache.store.catalogue import (
     open_store,
     open_text_store,
 )
-from featcache.store.images import ImageStore
 from featcache.store.key import content_key, resolve_root
 from featcache.store.manifest import BadRow, Manifest, Marker, read_manifest
-from featcache.store.texts import BankStore, PriorStore, TextStore
+from featcache.store.reading.images import ImageStore
+from featcache.store.reading.texts import BankStore, PriorStore, TextStore
 from featcache.store.upkeep.maintenance import Report, check_deep, repair, verify
 from featcache.store.writer import StoreWriter
 

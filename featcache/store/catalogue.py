@@ -19,15 +19,15 @@ from featcache.errors import (
     StoreSchemaError,
     StoreWriteError,
 )
-from featcache.store.base import Store, read_provenance
-from featcache.store.checks import remedy
-from featcache.store.images import ImageStore, find_part
 from featcache.store.key import Json, resolve_root
 from featcache.store.layout import HEADER, MANIFEST, SCHEMA
 from featcache.store.manifest import manifest_or_none, read_header, read_manifest
-from featcache.store.parts import finished_parts
 from featcache.store.places import File, StorePath, by_folder, create, files, location, stat
-from featcache.store.texts import BankStore, PriorStore, TextStore
+from featcache.store.reading.base import Store, read_provenance
+from featcache.store.reading.checks import remedy
+from featcache.store.reading.images import ImageStore, find_part
+from featcache.store.reading.parts import finished_parts
+from featcache.store.reading.texts import BankStore, PriorStore, TextStore
 
 S = TypeVar("S", bound=Store)
 KINDS: dict[str, type[Store]] = {cls.kind: cls for cls in (ImageStore, TextStore, BankStore, PriorStore)}

@@ -15,7 +15,7 @@
             provenance.json         how and when it was made, without a checksum
             claims/                 which writer is working on which chunk; empty when none is
             names/                  further names of the encoder, one empty file each
-            tap-<name>/, view-.../  taps and views that joined: groups like this one, see `featcache.store.parts`
+            tap-<name>/, view-.../  taps and views that joined: groups like this one, see `store.reading.parts`
 
 An uncompressed, unsharded chunk file holds the array's bytes: the fast reader relies on that, and any zarr library can
 read it.

@@ -22,7 +22,6 @@ from featcache.errors import (
     StoreSchemaError,
 )
 from featcache.store import open_store, resolve_root
-from featcache.store.base import Store
 from featcache.store.catalogue import KINDS
 from featcache.store.claims import CLAIMS
 from featcache.store.columns import STAMPS
@@ -30,6 +29,7 @@ from featcache.store.layout import MANIFEST
 from featcache.store.places import StorePath, files, read, stat
 from featcache.store.places.local import PARTIAL_SUFFIX, begin, give_up, sync_files, sync_folder
 from featcache.store.places.targets import replacing, writing
+from featcache.store.reading.base import Store
 from featcache.store.upkeep.maintenance import check_deep, verify
 
 FORMAT = tarfile.PAX_FORMAT

@@ -20,7 +20,7 @@ from featcache.encoding.pipeline import worked_batches
 from featcache.errors import FeatcacheError
 from featcache.store.layout import Array
 from featcache.store.protocol import FeatureTable
-from featcache.store.tokens import feature_shape
+from featcache.store.reading.tokens import feature_shape
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -29,8 +29,8 @@ from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import Json, checksum
 from featcache.store.layout import Array, image_arrays, label_arrays
 from featcache.store.manifest import ImageInfo
-from featcache.store.parts import Part
 from featcache.store.places import StorePath
+from featcache.store.reading.parts import Part
 from featcache.store.writer import Values
 from featcache.transfer.formats import Foreign
 

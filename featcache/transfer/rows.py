@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featcache.store import ImageStore
 from featcache.store.layout import Array
-from featcache.store.tokens import block_rows
+from featcache.store.reading.tokens import block_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
-    from featcache.datasets.sources.imagenet import RESULTS_NAMES
+    from featcache.datasets.sources.published.imagenet import RESULTS_NAMES
     from ft.merging.sweep import ChosenSweep, WiseOptions, best_in, sweep, sweep_unchosen
     from ft.training.loop import open_split
     from heads import append_rows

@@ -18,7 +18,7 @@ import torch
 from featcache.errors import TrainingError
 from featcache.processes import rank_and_size, wait
 from featcache.store import content_key, resolve_root
-from featcache.store.texts import PriorStore
+from featcache.store.reading.texts import PriorStore
 from ft.prior.journal import PriorViews, Rows
 
 Tower: TypeAlias = Callable[[torch.Tensor], torch.Tensor]

@@ -86,7 +86,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
 
 
 def _groups(kind: type[HeadClassifier], material: Material) -> Json:
-    """Groups of rows that are views of one image and must be held out together; see `featcache.store.images`."""
+    """Groups of rows that are views of one image and are held out together; see `featcache.store.reading.images`."""
     groups = None if material.train is None else material.train.groups
     if groups is None:
         return {}

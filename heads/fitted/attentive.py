@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.store.tokens import block_rows
+from featcache.store.reading.tokens import block_rows
 from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import Block, Derived, FeatureTable
-from featcache.store.tokens import block_rows, feature_shape
+from featcache.store.reading.tokens import block_rows, feature_shape
 from heads.rows.samples import Array, to_numpy, tokens_of
 
 

@@ -19,7 +19,7 @@ from sklearn.exceptions import DataConversionWarning
 from featcache.errors import HeadError
 from featcache.store import ImageStore
 from featcache.store.protocol import FeatureSource, FeatureTable, TextSource
-from featcache.store.tokens import tokens_remedy
+from featcache.store.reading.tokens import tokens_remedy
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

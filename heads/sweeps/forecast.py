@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureTable
-from featcache.store.tokens import feature_shape
+from featcache.store.reading.tokens import feature_shape
 from heads.fitted.provenance import Json
 from heads.rows.few_shot import FewShotStore, draw_shots
 from heads.sweeps.plan import SweepPlan

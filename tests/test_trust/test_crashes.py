@@ -11,7 +11,8 @@ import pytest
 from crashes import ROOT, Bucket, BucketPath, Disk, DiskPath, Job, is_right, recorded, running_on, state
 
 from featcache.errors import FeatcacheError, StoreIncompleteError
-from featcache.store import checks, repair, verify
+from featcache.store import repair, verify
+from featcache.store.reading import checks
 
 FAULTS = ("failed", "lost", "repeated", "delayed")
 

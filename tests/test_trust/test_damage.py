@@ -18,8 +18,9 @@ from fakes import TAP
 
 from featcache.cli.main import main
 from featcache.errors import FeatcacheError, StoreSchemaError
-from featcache.store import checks, read_manifest, repair, verify
+from featcache.store import read_manifest, repair, verify
 from featcache.store.layout import same_metadata
+from featcache.store.reading import checks
 
 SECONDS = 8.0
 """What `make test` takes of each bench, with damages drawn at random."""

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from featcache.errors import DatasetError, MismatchError
-from featcache.store.base import Store
 from featcache.store.catalogue import list_stores, open_store
 from featcache.store.columns import labels_digest
-from featcache.store.images import ImageStore
 from featcache.store.key import Json
 from featcache.store.layout import MANIFEST
 from featcache.store.manifest import read_manifest
-from featcache.store.parts import finished_parts
 from featcache.store.places import StorePath, files, put
-from featcache.store.texts import TextStore
+from featcache.store.reading.base import Store
+from featcache.store.reading.images import ImageStore
+from featcache.store.reading.parts import finished_parts
+from featcache.store.reading.texts import TextStore
 
 
 def rename(path: StorePath, name: str, root: StorePath) -> tuple[str, str]:

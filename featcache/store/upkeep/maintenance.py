@@ -15,7 +15,6 @@ from typing import Any
 
 from featcache.errors import FeatcacheError, StoreCorruptError, StoreSchemaError
 from featcache.store.catalogue import store_folders
-from featcache.store.checks import remedy
 from featcache.store.claims import CLAIMS, STALE_SECONDS
 from featcache.store.columns import STAMPS, stamps_from
 from featcache.store.key import Json, checksum, content_key, pretty_json
@@ -34,9 +33,10 @@ from featcache.store.manifest import (
     read_header,
     read_manifest,
 )
-from featcache.store.parts import Part, finished_parts, part_manifest
 from featcache.store.places import REQUESTS, File, StorePath, by_folder, files, put, read_or_none, remove, stat
 from featcache.store.places.local import PARTIAL_SUFFIX, abandoned_partials
+from featcache.store.reading.checks import remedy
+from featcache.store.reading.parts import Part, finished_parts, part_manifest
 
 THREADS = 4
 MOMENTS = "moments"

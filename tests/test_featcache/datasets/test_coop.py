@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featcache.datasets import dataset_key, open_dataset
-from featcache.datasets.sources.coop import class_list, parse_splits
+from featcache.datasets.sources.published.coop import class_list, parse_splits
 from featcache.errors import DatasetError
 
 SPLITS = {

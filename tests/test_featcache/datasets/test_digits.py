@@ -6,7 +6,7 @@ import xxhash
 from sklearn.datasets import load_digits
 
 from featcache.datasets import dataset_key, open_dataset
-from featcache.datasets.sources.digits import CLASSNAMES, DOMAINS, SPLITS
+from featcache.datasets.sources.published.digits import CLASSNAMES, DOMAINS, SPLITS
 from featcache.errors import DatasetError
 
 

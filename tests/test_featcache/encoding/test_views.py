@@ -17,7 +17,7 @@ from featcache.encoding.augment import AUGMENTATIONS
 from featcache.encoding.images import EncodeResult
 from featcache.errors import EncoderError, FeatcacheError, HeadError, StoreNotFoundError
 from featcache.store import find_store, open_image_store, verify
-from featcache.store.images import parts_of
+from featcache.store.reading.images import parts_of
 from heads import Ridge, few_shot
 from heads.estimators.fit import Material, fit_head
 from heads.fitted.provenance import same_split, split_id

@@ -10,8 +10,9 @@ from fakes import TAP, NumpyDataset, NumpyEncoder, TappedEncoder
 from featcache import EncodeOptions, encode_dataset, open_store
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import FeatcacheError, StoreCorruptError
-from featcache.store import ImageStore, checks
-from featcache.store.readers import MappedReader
+from featcache.store import ImageStore
+from featcache.store.reading import checks
+from featcache.store.reading.readers import MappedReader
 
 
 def encoded(root: Path, *taps: str) -> Path:

@@ -28,9 +28,9 @@ from featcache.errors import (
     StoreNotFoundError,
 )
 from featcache.store import ImageStore, find_store, open_image_store, repair, verify
-from featcache.store.images import parts_of
-from featcache.store.parts import Part
 from featcache.store.places import local as atomic
+from featcache.store.reading.images import parts_of
+from featcache.store.reading.parts import Part
 from heads import Ridge
 
 

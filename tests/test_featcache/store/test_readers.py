@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featcache.errors import StoreCorruptError
 from featcache.store.layout import ArraySpec, zarr_metadata
-from featcache.store.readers import MappedReader, ZarrReader, can_stitch, copy_rows, stitch
+from featcache.store.reading.readers import MappedReader, ZarrReader, can_stitch, copy_rows, stitch
 
 
 def write(folder: Path, n: int, width: int, chunk_rows: int, dtype: str = "<f2") -> tuple[ArraySpec, np.ndarray]:

@@ -16,8 +16,8 @@ from featcache.encoders.callables import CallableEncoder
 from featcache.encoding.images import EncodeResult
 from featcache.errors import EncoderError, FeatcacheError, StoreCorruptError
 from featcache.store import ImageStore, find_store, layout, open_image_store, repair, verify
-from featcache.store.checks import forget
 from featcache.store.places import local as atomic
+from featcache.store.reading.checks import forget
 from featcache.transfer.export import export
 
 TOKENS, DIM = 5, 6

@@ -5,9 +5,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from featcache.store.base import Store
 from featcache.store.layout import Array
-from featcache.store.readers import Rows
+from featcache.store.reading.base import Store
+from featcache.store.reading.readers import Rows
 
 
 class TextStore(Store):

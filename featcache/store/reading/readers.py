@@ -5,7 +5,7 @@ whose result is known: an uncompressed chunk file holds the rows as they are. Th
 `tests/test_featcache/store/test_readers.py` and timed by `benchmarks/bench_store.py`.
 
 A reader that is given checksums compares each chunk with its own before the first row of it is handed out
-(`featcache.store.checks`); `benchmarks/bench_verify.py` says what that costs.
+(`featcache.store.reading.checks`); `benchmarks/bench_verify.py` says what that costs.
 """
 
 import ctypes
@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import StoreCorruptError
-from featcache.store.checks import ChunkChecks, Stamp, remedy
 from featcache.store.layout import HEADER, Array, ArraySpec, same_metadata, zarr_metadata
 from featcache.store.places import REQUESTS, StorePath, read, read_or_none
 from featcache.store.places.local import Buffer
 from featcache.store.places.s3 import ObjectPath, zarr_store
+from featcache.store.reading.checks import ChunkChecks, Stamp, remedy
 
 Rows: TypeAlias = npt.NDArray[np.integer]
 PARALLEL_NBYTES = 1 << 23

@@ -22,17 +22,17 @@ from featcache.errors import (
     StoreIncompleteError,
     StoreNotFoundError,
 )
-from featcache.store.base import Store
-from featcache.store.checks import remedy
 from featcache.store.columns import METADATA, SAMPLES, Columns, ids_from, metadata_digest, metadata_from
 from featcache.store.key import Json, content_key
 from featcache.store.layout import Array
 from featcache.store.manifest import BadRow, Manifest
-from featcache.store.parts import Part, begun_parts, finished_parts, part_manifest
 from featcache.store.places import files
 from featcache.store.protocol import TableDefaults
-from featcache.store.readers import Reader, Rows, StackedReader
-from featcache.store.tokens import (
+from featcache.store.reading.base import Store
+from featcache.store.reading.checks import remedy
+from featcache.store.reading.parts import Part, begun_parts, finished_parts, part_manifest
+from featcache.store.reading.readers import Reader, Rows, StackedReader
+from featcache.store.reading.tokens import (
     PooledNorms,
     PooledReader,
     block_rows,
@@ -291,7 +291,7 @@ class ImageStore(ImageFeatures):
         return self
 
     def tap(self, name: str) -> "ImageStore":
-        """Another output of the encoder for the same images, such as ``pre_projection``; see `featcache.store.parts`.
+        """Another output of the encoder for the same images, like ``pre_projection``; see `store.reading.parts`.
 
         It has its own width and encoder_key: a head that is fitted on a tap fits that tap only. ``patch:mean`` is
         pooled from ``patch`` where it is not stored itself.

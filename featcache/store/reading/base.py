@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from featcache.errors import StoreCorruptError
-from featcache.store.checks import check_verify, remedy
 from featcache.store.key import Json, checksum
 from featcache.store.layout import PROVENANCE, Array, ArraySpec
 from featcache.store.manifest import Manifest, parse_provenance
 from featcache.store.places import StorePath, files, read_or_none
-from featcache.store.readers import MappedReader, ObjectReader, Reader, ZarrReader
+from featcache.store.reading.checks import check_verify, remedy
+from featcache.store.reading.readers import MappedReader, ObjectReader, Reader, ZarrReader
 
 
 def _fast_reader(folder: StorePath, spec: ArraySpec, checksums: Sequence[str]) -> Reader:

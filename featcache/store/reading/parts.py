@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from featcache.errors import MismatchError
-from featcache.store.checks import remedy
 from featcache.store.layout import HEADER, MANIFEST
 from featcache.store.manifest import Manifest, read_manifest
 from featcache.store.places import StorePath
-from featcache.store.tokens import tap_name
+from featcache.store.reading.checks import remedy
+from featcache.store.reading.tokens import tap_name
 
 KIND = "parts"
 FOLDER = r"([a-z][a-z0-9_]*(?:\.-?[a-z0-9_]+)*)"

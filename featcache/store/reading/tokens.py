@@ -19,7 +19,7 @@ import numpy.typing as npt
 from featcache.errors import FeatcacheError
 from featcache.store.key import Json
 from featcache.store.layout import Array
-from featcache.store.readers import Reader, Rows
+from featcache.store.reading.readers import Reader, Rows
 
 Float32 = npt.NDArray[np.float32]
 

@@ -1,0 +1,1 @@
+"""Opened stores: arrays read with their checksums, images and their parts, texts, tokens."""
