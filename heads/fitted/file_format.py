@@ -43,6 +43,8 @@ def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
     seen, places = _seen(record.get("provenance", {}))
     if seen:
         tensors, record = tensors | seen, record | {"seen": places}
+    # safetensors writes the memory of an array as if it were in C order
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     head = json.dumps(record, sort_keys=True)
     metadata = {"format": _FORMAT, "head": head, "digest": _digest(tensors, head)}
     write_target(path, in_order(to_bytes(tensors, metadata=metadata)), STREAM)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from scipy.special import digamma, gammaln, log_softmax, polygamma
 
@@ -87,7 +88,7 @@ def gaussian_assignments(
     return np.asarray(logits)
 
 
-def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 10) -> Float:
+def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 20) -> Float:
     """EM-Dirichlet: log-probabilities (N, C) from a Dirichlet per class over the zero-shot probabilities.
 
     Rounds of: the maximum-likelihood Dirichlet of each class, weighted by assignments; class shares pi; and
@@ -110,6 +111,31 @@ def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 10) -> F
         logits = log_softmax(density + balance * shares, axis=1)
         z = np.exp(logits)
     return np.asarray(logits)
+
+
+def matched_classes(logits: Float, base: Float) -> Float:
+    """Columns of logits (N, C) in an order in which clusters have the classes that fit them.
+
+    The clusters that have rows get the classes of largest total of their mean zero-shot probabilities, one class each;
+    the others keep their place where it is free.
+
+    Examples
+    --------
+    >>> logits, base = np.log([[0.9, 0.1], [0.8, 0.2]]), np.log([[0.3, 0.7], [0.4, 0.6]])
+    >>> np.exp(matched_classes(logits, base)).round(1).tolist()
+    [[0.1, 0.9], [0.2, 0.8]]
+    """
+    best, every = logits.argmax(axis=1), np.arange(logits.shape[1])
+    clusters = np.unique(best)
+    means = np.stack([np.exp(base[best == cluster]).mean(axis=0) for cluster in clusters])
+    rows, classes = linear_sum_assignment(means, maximize=True)
+    source = np.full(len(every), -1)
+    source[classes] = clusters[rows]
+    free = np.setdiff1d(every, clusters)
+    stays = free[source[free] < 0]
+    source[stays] = stays
+    source[source < 0] = np.setdiff1d(free, stays)
+    return np.asarray(logits[:, source])
 
 
 def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: int = 500) -> Float:

@@ -164,7 +164,7 @@ HEAD_TABLE |= {
     ),
     "em_dirichlet": (
         "em_dirichlet",
-        {"rounds": 2, "balance": 0.0},
+        {"rounds": 2, "balance": 0.0, "scale": None, "match": False},
         lambda head, X, y, text: lambda Z: reference.em_dirichlet(X, text, 2),
     ),
 }

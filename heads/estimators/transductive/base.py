@@ -68,7 +68,7 @@ class TransductiveClassifier(NonlinearClassifier):
         self._set_classes(samples)
         features, _ = gathered(samples)
         require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
-        scores = text.logits(features).astype(np.float64)
+        scores = self._scores(features, text)
         if not np.isfinite(scores).all():
             raise HeadError(
                 f"zero-shot logits overflow float32, with features up to {np.abs(features).max():.3g}; "
@@ -84,6 +84,10 @@ class TransductiveClassifier(NonlinearClassifier):
     @abstractmethod
     def _check_parameters(self) -> None:
         """Raise a HeadError for parameters out of range."""
+
+    def _scores(self, features: NDArray[np.floating], text: LinearHead) -> Float:
+        """Zero-shot logits (N, C) to begin from."""
+        return text.logits(features).astype(np.float64)
 
     @abstractmethod
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:

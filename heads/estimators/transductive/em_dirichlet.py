@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featcache.errors import HeadError
-from featcache.parameters import Count, NotNegative
+from featcache.parameters import MAX_RATE, Count, NotNegative, Rate
+from heads.estimators.text_prior import class_directions
 from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
-from heads.solvers.transductive import dirichlet_assignments
+from heads.fitted.linear import LinearHead
+from heads.rows.lengths import unit_rows
+from heads.solvers.transductive import dirichlet_assignments, matched_classes
 
 
 class EMDirichlet(TransductiveClassifier):
@@ -17,7 +23,13 @@ class EMDirichlet(TransductiveClassifier):
     Parameters
     ----------
     balance : weight of the logarithms of class shares; None: C / 5 rounded down, as published
-    rounds : of the expectation-maximisation
+    rounds : of the expectation-maximisation; 20 as published
+    scale
+        Of the cosines with the text vectors, whose softmax are the probability vectors: 30 as published, flatter than
+        CLIP's own 100. None takes the logits of the zero-shot head as they are, its scale and bias included.
+    match
+        Give the clusters that were found the classes to which their zero-shot probabilities fit best together, one
+        class each, as the authors do; False leaves cluster c class c, where it began.
 
     Attributes
     ----------
@@ -45,18 +57,35 @@ class EMDirichlet(TransductiveClassifier):
 
     name = "em_dirichlet"
 
-    def __init__(self, balance: NotNegative | None = None, rounds: Count = 10) -> None:
+    def __init__(
+        self,
+        balance: NotNegative | None = None,
+        rounds: Count = 20,
+        scale: Rate | None = 30.0,
+        match: bool = True,
+    ) -> None:
         self.balance = balance
         self.rounds = rounds
+        self.scale = scale
+        self.match = match
 
     def _check_parameters(self) -> None:
         if self.rounds < 1 or not (self.balance is None or self.balance >= 0):
             raise HeadError(
                 f"got rounds={self.rounds} and balance={self.balance!r}; expected rounds from 1, and a balance from 0"
             )
+        if self.scale is not None and not 0 < self.scale <= MAX_RATE:
+            raise HeadError(f"scale is {self.scale!r}, expected a positive number up to {MAX_RATE:g}, or None")
+
+    def _scores(self, features: NDArray[np.floating], text: LinearHead) -> Float:
+        if self.scale is None:
+            return super()._scores(features, text)
+        directions, _ = class_directions(text)
+        return float(self.scale) * (unit_rows(features).astype(np.float64) @ directions.T)
 
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         if labelled is not None:
             raise HeadError(f"{self.name} takes no labelled rows; leave them out, or take transclip")
         balance = base.shape[1] // 5 if self.balance is None else float(self.balance)
-        return dirichlet_assignments(base, balance=balance, rounds=int(self.rounds))
+        found = dirichlet_assignments(base, balance=balance, rounds=int(self.rounds))
+        return matched_classes(found, base) if self.match else found

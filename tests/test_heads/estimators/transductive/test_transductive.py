@@ -1,5 +1,6 @@
 """Transductive heads: their formulas in float64, refusal of other rows, files, records, and real features."""
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_transclip_is_the_papers_updates(images: Any, texts: Any) -> None:
 def test_em_dirichlet_maximises_each_class_likelihood(images: Any, texts: Any) -> None:
     """One round by hand: at the maximum the derivative of the likelihood is zero, and densities are scipy's."""
     _, zero_shot, store = material(images, texts)
-    head = EMDirichlet(balance=2.0, rounds=1).fit(store, texts=texts())
+    head = EMDirichlet(balance=2.0, rounds=1, scale=None, match=False).fit(store, texts=texts())
     logs = np.log(zero_shot + 1e-15)
     means = zero_shot.T @ logs / zero_shot.sum(axis=0)[:, None]
     alpha = heads.solvers.transductive.dirichlet_maximum(means, np.ones((5, 5)))
@@ -88,6 +89,25 @@ def test_em_dirichlet_maximises_each_class_likelihood(images: Any, texts: Any) -
     density = np.array([[dirichlet(a).logpdf(p / p.sum()) for a in alpha] for p in zero_shot + 1e-15])
     wanted = softmax(density + 2 * np.log(zero_shot.mean(axis=0)))
     np.testing.assert_allclose(head.predict_proba(store), wanted, atol=1e-4)
+
+
+def test_em_dirichlet_begins_at_the_published_scale_and_matches_clusters_with_classes(images: Any, texts: Any) -> None:
+    """Against every order of the classes, by the mean probabilities of the clusters that have rows."""
+    X, _, store = material(images, texts, n=24)
+    W = ZeroShot().fit(texts()).coef_
+    W = W / np.linalg.norm(W, axis=1, keepdims=True)
+    wrong = heads.LinearHead((50 * W)[[1, 0, 2, 3, 4]], np.zeros(5), texts().classnames)
+    base = softmax(30 * X @ wrong.weights.T.astype(np.float64) / 50)
+    for balance in (0.0, 4.0):
+        plain, head = (EMDirichlet(balance, match=match).fit(store, texts=wrong) for match in (False, True))
+        scaled = EMDirichlet(balance, scale=None, match=False)
+        same = scaled.fit(store, texts=heads.LinearHead(30 * wrong.weights / 50, np.zeros(5), wrong.classnames))
+        np.testing.assert_allclose(plain.predict_proba(store), same.predict_proba(store), atol=1e-3)
+        found = plain.predict(store)
+        total = {order: sum(base[found == c, order[c]].mean() for c in set(found)) for order in permutations(range(5))}
+        best = max(total.values())
+        wanted = {tuple(order[c] for c in found) for order, value in total.items() if value > best - 1e-9}
+        assert tuple(head.predict(store)) in wanted
 
 
 def test_each_dirichlet_is_found_whatever_stands_beside_it() -> None:
@@ -141,6 +161,9 @@ def test_other_rows_are_refused(images: Any, texts: Any, kind: Any, tmp_path: Pa
         head.predict(broken)
     small = head.frozen().restrict([4, 0])
     np.testing.assert_array_equal(small.logits(store.X), head.frozen().logits(store.X)[:, [4, 0]])
+    # its table is laid out column by column, which a file is not
+    again = heads.load(small.save(tmp_path / "small.safetensors"))
+    np.testing.assert_array_equal(again.logits(store.X), small.logits(store.X))
     np.testing.assert_allclose(small.with_temperature(2.0).logits(store.X), small.logits(store.X) / 2)
 
 
@@ -164,6 +187,7 @@ def test_results_say_that_they_are_transductive(images: Any, texts: Any, kind: A
         (TransCLIP, {"n_neighbors": 0}),
         (TransCLIP, {"gamma": -1.0}),
         (EMDirichlet, {"rounds": 0}),
+        (EMDirichlet, {"scale": 0.0}),
         (LabelPropagation, {"alpha": 1.0}),
     ],
 )
