@@ -44,7 +44,7 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import subset_by_name
 from heads.report.results import append_rows
-from heads.rows.few_shot import few_shot
+from heads.rows.few_shot import few_shot, grouped
 from heads.rows.in_memory import ResidentStore, RowStream, resident
 from heads.rows.joint import join
 from heads.search.leaks import leaks
@@ -101,6 +101,7 @@ __all__ = [
     "few_shot",
     "fit_head",
     "fit_temperature",
+    "grouped",
     "interpolate",
     "interpolate_by_folds",
     "join",

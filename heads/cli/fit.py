@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude-seen", action="store_true", help="leave rows out of --select that are training rows (else refused)"
     )
     parser.add_argument(
+        "--group",
+        metavar="COLUMN",
+        help="metadata column (patient, video) whose rows belong together: they are held out together, and rows of the "
+        "same groups count as seen in evaluation and in --select",
+    )
+    parser.add_argument(
         "--prior", metavar="HEAD", help="shrink the weights towards this head: a file, or texts/NAME for zero-shot"
     )
     parser.add_argument(
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
     stores = [open_reference(reference, args) for reference in args.stores]
     texts = _texts(kind, [store for store in stores if isinstance(store, TextStore)])
-    train = _train(kind, [store for store in stores if not isinstance(store, TextStore)])
+    train = _grouped(_train(kind, [store for store in stores if not isinstance(store, TextStore)]), args.group)
     material = Material(
         texts=texts,
         train=train,
@@ -92,7 +98,16 @@ def _selection(args: argparse.Namespace, train: FeatureTable | None) -> FeatureT
     store = open_reference(args.select, args) if args.select else None
     if isinstance(store, TextStore):
         raise HeadError(f"--select {args.select}: a store of texts; expected a store of images")
-    return unseen(store, train) if args.exclude_seen and store is not None and train is not None else store
+    if args.exclude_seen and store is not None and train is not None:
+        store = unseen(store, train)
+    return _grouped(store, args.group)
+
+
+def _grouped(store: FeatureTable | None, column: str | None) -> FeatureTable | None:
+    """The store with the groups of a metadata column, if one was named."""
+    from heads import grouped
+
+    return store if store is None or column is None else grouped(store, column)
 
 
 def _prior(reference: str, args: argparse.Namespace) -> LinearHead:

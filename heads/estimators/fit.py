@@ -92,10 +92,10 @@ def _groups(kind: type[HeadClassifier], material: Material) -> Json:
         return {}
     if "groups" in inspect.signature(kind.fit).parameters:
         return {"groups": groups}
-    if material.selection is None:
+    if material.selection is None and takes_selection(kind.name):
         raise HeadError(
-            f"{kind.name} would hold out views of images that it fits on; give a selection split, or take a head that "
-            "leaves rows out by group, such as ridge"
+            f"{kind.name} would hold out rows of groups (views of an image, or --group) that it fits on; give a "
+            "selection split, or take a head that leaves rows out by group, such as ridge"
         )
     return {}
 

@@ -78,11 +78,13 @@ class FewShotStore(Derived):
     store : the image store
     rows : (n,) its rows, all valid
     sample : how they were drawn: shots and seed; also their number, `rows`, where classes had fewer than the shots
+    grouped_by : metadata column whose values must not be split between fitting and evaluation; see `grouped`
     """
 
     store: FeatureTable
     rows: NDArray[np.int64]
     sample: Mapping[str, object] | None = None
+    grouped_by: str | None = None
 
     @property
     def origin(self) -> FeatureTable:
@@ -126,6 +128,13 @@ class FewShotStore(Derived):
         return {column: values[self.rows] for column, values in self.store.metadata.items()}
 
     @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """Group of each row (n,), where the rows are grouped."""
+        if self.grouped_by is None:
+            return None
+        return np.unique(self.metadata[self.grouped_by].astype(str), return_inverse=True)[1]
+
+    @property
     def view_id(self) -> str | None:
         """Which augmented view the rows are, if the store is one."""
         return self.store.view_id
@@ -165,3 +174,29 @@ def few_shot(store: FeatureTable, shots: int, seed: int = 0, *, allow_fewer: boo
         raise HeadError(f"{store.name!r} has no valid row to draw from")
     fewer = {"rows": len(rows)} if len(rows) < shots * len(store.classnames) else {}
     return FewShotStore(store, rows, {"shots": int(shots), "seed": int(seed), **fewer})
+
+
+def grouped(store: FeatureTable, column: str) -> FewShotStore:
+    """A store whose rows belong together where a metadata column has one value: images of a patient, frames of a video.
+
+    Heads that hold out their training rows leave out whole groups, or refuse to choose without a selection split, and
+    `heads.evaluate`, `heads.choose` and selection splits take all rows of a group as seen that has a training row.
+
+    Raises
+    ------
+    HeadError
+        If the store lacks the column, or its rows are views.
+
+    Examples
+    --------
+    >>> from heads import ResidentStore
+    >>> patients = {"patient": np.array(["p2", "p1", "p2"])}
+    >>> grouped(ResidentStore(np.eye(3), np.array([0, 1, 1]), ("cat", "dog"), metadata=patients), "patient").groups
+    array([1, 0, 1])
+    """
+    if column not in store.metadata:
+        known = f"it has {', '.join(store.metadata)}" if store.metadata else "it has none"
+        raise HeadError(f"{store.name}/{store.split} has no metadata column {column!r}; {known}")
+    if store.groups is not None:
+        raise HeadError(f"{store.name!r}: rows are views, which are grouped by image; group the store itself")
+    return FewShotStore(store, np.flatnonzero(store.valid), store.sample, column)

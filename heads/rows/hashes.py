@@ -19,7 +19,7 @@ Hashes = NDArray[np.uint64]
 
 
 def hash_set(source: FeatureSource) -> Hashes | None:
-    """The different hashes of a source's valid rows, ascending; None where they are not known.
+    """The different hashes of a source's valid rows and their groups, ascending; None where they are not known.
 
     Examples
     --------
@@ -32,7 +32,10 @@ def hash_set(source: FeatureSource) -> Hashes | None:
     if hashes is None:
         return None
     valid = getattr(source, "valid", None)
-    return np.unique(hashes if valid is None else hashes[valid])
+    rows = hashes if valid is None else hashes[valid]
+    if isinstance(source, FewShotStore) and source.grouped_by is not None:
+        rows = np.concatenate([rows, group_hashes(source.grouped_by, source.metadata[source.grouped_by])])
+    return np.unique(rows)
 
 
 def content_hashes(features: Array) -> Hashes:
@@ -78,6 +81,8 @@ def group_hashes(column: str, values: Array) -> Hashes:
 
 def column_of(source: FeatureSource | None, groups: ArrayLike | None) -> str | None:
     """The metadata column that groups (N',) of the valid rows were taken from; None if they are none of a source's."""
+    if isinstance(source, FewShotStore) and source.grouped_by is not None:
+        return source.grouped_by
     if source is None or groups is None:
         return None
     given, metadata = to_numpy(groups), getattr(source, "metadata", {})
@@ -90,9 +95,17 @@ def column_of(source: FeatureSource | None, groups: ArrayLike | None) -> str | N
 
 
 def rows_also_in(store: FeatureTable, source: FeatureSource) -> NDArray[np.bool_] | None:
-    """Which of the rows (N,) of a store are valid and also rows of a source; None where either's hashes are unknown."""
-    hashes, known = store.row_hashes, hash_set(source)
-    return None if hashes is None or known is None else are_in(hashes, known) & store.valid
+    """Which of the rows (N,) of a store are valid and also rows of a source, or of its groups.
+
+    None where the hashes of either are unknown.
+    """
+    hashes, known, column = store.row_hashes, hash_set(source), column_of(source, None)
+    if hashes is None or known is None:
+        return None
+    found = are_in(hashes, known)
+    if column is not None and column in store.metadata:
+        found |= are_in(group_hashes(column, store.metadata[column]), known)
+    return found & store.valid
 
 
 def remaining(store: FeatureTable, leave_out: NDArray[np.bool_]) -> FeatureTable:
@@ -103,4 +116,5 @@ def remaining(store: FeatureTable, leave_out: NDArray[np.bool_]) -> FeatureTable
             f"all {int(store.valid.sum()):,} rows of {store.name}/{store.split} were fitted or chosen on, and none "
             "remains; name another split"
         )
-    return FewShotStore(store, rows, {**(store.sample or {}), "excluded": int((leave_out & store.valid).sum())})
+    sample = {**(store.sample or {}), "excluded": int((leave_out & store.valid).sum())}
+    return FewShotStore(store, rows, sample, column_of(store, None))

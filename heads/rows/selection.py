@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureSource
 from heads.rows.device import device_rows, rows_on_host
-from heads.rows.hashes import rows_also_in
+from heads.rows.hashes import column_of, rows_also_in
 from heads.rows.samples import (
     Block,
     Samples,
@@ -87,10 +87,12 @@ def refuse_training_rows(selection: FeatureSource, train: FeatureSource | None) 
     """HeadError if rows of a validation split are training rows, of which nothing can be held out."""
     both = None if train is None or not is_table(selection) else rows_also_in(selection, train)
     if train is not None and both is not None and both.any():
+        column = column_of(train, None)
+        shared = "" if column is None else f", or share a {column} with them"
         raise HeadError(
             f"{int(both.sum()):,} of the {len(both):,} rows of the selection split {selection.name}/{selection.split} "
-            f"are training rows, of {train.name}/{train.split}; choose on others (--exclude-seen leaves these out, in "
-            "Python selection=heads.unseen(selection, train))"
+            f"are training rows, of {train.name}/{train.split}{shared}; choose on others (--exclude-seen leaves these "
+            "out, in Python selection=heads.unseen(selection, train))"
         )
 
 

@@ -21,6 +21,8 @@ from featcache.transfer.import_features import Source, import_features
 from heads import (
     KNN,
     LinearHead,
+    Logistic,
+    Material,
     Ridge,
     RidgeRegression,
     RowStream,
@@ -30,6 +32,8 @@ from heads import (
     compare,
     evaluate,
     few_shot,
+    fit_head,
+    grouped,
     interpolate,
     judge,
     load,
@@ -263,6 +267,34 @@ def test_a_group_that_a_fit_held_out_together_counts_as_seen(splits: dict[str, I
     kept = RidgeRegression.load(regression.save(tmp_path / "regression")).provenance_.fitted_on[0]
     assert kept["grouped_by"] == "patient"
     assert len(kept.rows) == 20 + 5
+
+
+def test_a_grouped_store_is_held_out_refused_and_excluded_by_group(
+    splits: dict[str, ImageStore], pool: Pool, tmp_path: Path
+) -> None:
+    names = np.array([f"p{i // 4}" for i in range(20)], object)
+    train, test = (resident(splits[name], "cpu") for name in ("train", "test"))
+    train = replace(train, metadata={"patient": names})
+    test = replace(test, metadata={"patient": np.array(["p1", "p9", "p4", *["p7"] * 9], object)}, split="test")
+    ridge = Ridge([0.1, 1.0]).fit(train, groups=names)
+    found = fit_head("ridge", Material(grouped(train, "patient")), {"alphas": [0.1, 1.0]})
+    np.testing.assert_array_equal(found.frozen().weights, ridge.frozen().weights)
+    with pytest.raises(HeadError, match="give a selection split"):
+        fit_head("logistic", Material(grouped(train, "patient")))
+    with pytest.raises(HeadError, match=r"2 of the 12 rows of the selection .*, or share a patient with them"):
+        fit_head("logistic", Material(grouped(train, "patient"), selection=test), {"C": [1.0]})
+    val = unseen(test, grouped(train, "patient"))
+    chosen = Logistic([1.0, 2.0]).fit(grouped(train, "patient"), selection=grouped(val, "patient"))
+    head = load(chosen.save(tmp_path / "head"))
+    for role in ("fitted_on", "chosen_on"):
+        assert [entry["grouped_by"] for entry in head.provenance[role]] == ["patient"]
+    other = resident(pool.store(range(20, 32), split="test"), "cpu")
+    other = replace(other, metadata={"patient": np.array(["p7", "p2", *[f"q{i}" for i in range(10)]], object)})
+    with pytest.raises(HeadError, match=r"1 of the 12 rows .*share a patient"):
+        evaluate([head], [other])
+    assert evaluate([head], [other], seen="exclude")[0]["pets:n_excluded"] == 2
+    with pytest.raises(HeadError, match="no metadata column 'ward'; it has patient"):
+        grouped(train, "ward")
 
 
 def test_equal_sets_are_kept_once_in_a_file_and_older_files_fall_back_to_names(
