@@ -1,8 +1,10 @@
 """Completion in shells, and the report on the installation."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,29 @@ def test_scripts_are_valid(shell: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "featcache completion words" in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+COMPLETE = {  # what each shell offers for the line "featcache encode --pre" once it has read the script
+    "bash": "COMP_WORDS=(featcache encode --pre); COMP_CWORD=2; _featcache; printf '%s\\n' \"${COMPREPLY[@]}\"",
+    "zsh": "words=(featcache encode --pre); CURRENT=3; _featcache",
+    "fish": "complete -C 'featcache encode --pre'",
+}
+BEFORE = {"zsh": "compdef() { : }; compadd() { shift; print -l -- ${(P)1} }\n"}
+"""Outside of its line editor zsh has no `compadd`: here it prints the array that it is given."""
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_each_shell_completes_a_flag(shell: str, tmp_path: Path) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} on this machine")
+    command = tmp_path / "featcache"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m featcache "$@"\n')
+    command.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    script = tmp_path / "script"
+    script.write_text(f"{BEFORE.get(shell, '')}{SCRIPTS[shell]}\n{COMPLETE[shell]}\n")
+    done = subprocess.run([shell, script], env=env, text=True, capture_output=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["--precision", "--preprocess", "--pretrained"], done.stderr
 
 
 def test_doctor_says_what_is_there(
