@@ -44,7 +44,7 @@ interop: $(READY)  ## features to and from other programs, by the programs thems
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps embedding-reader  # it asks for pandas 2
 	$(BIN)/python -m pytest tests/test_featcache/transfer/test_other_programs.py tests/test_featcache/store/test_interchange.py tests/test_featcache/test_notebook.py
 
-audit: $(READY)  ## the pinned versions against the published advisories; says so and goes on where there is no network
+audit: $(READY)  ## the pinned versions against the published advisories; says what could not be asked, and goes on
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip-audit || { echo "audit skipped: pip-audit cannot be installed"; exit 0; }; \
 	$(BIN)/python -m tools.audit constraints.txt
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 600
+NAMED = 5
+"""Names of packages that a line has at most."""
 
 
 def audited(pins: Path) -> tuple[list[str], str]:
-    """The pinned versions with advisories, and why nothing could be asked (empty if it could)."""
+    """The pinned versions with advisories, and of what nothing is known and why (empty: all is known)."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(pins), "--no-deps", "--disable-pip"]
     command += ["--format", "json", "--progress-spinner", "off"]
     try:
@@ -24,7 +26,7 @@ def audited(pins: Path) -> tuple[list[str], str]:
         found: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
         return [], (run.stderr.strip().splitlines() or ["no answer"])[-1]
-    return list(advisories(found)), ""
+    return list(advisories(found)), left_out(found)
 
 
 def advisories(found: dict[str, Any]) -> list[str]:
@@ -41,10 +43,32 @@ def advisories(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def left_out(found: dict[str, Any]) -> str:
+    """What pip-audit could not look up: versions that are not on PyPI, or all of them behind a mirror.
+
+    >>> known, other = {"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found"}
+    >>> left_out({"dependencies": [known, other]})
+    '1 of 2 packages could not be looked up (b: not found)'
+    >>> left_out({"dependencies": [known]})
+    ''
+    """
+    skipped = [package for package in found["dependencies"] if "skip_reason" in package]
+    if not skipped:
+        return ""
+    names = ", ".join(package["name"] for package in skipped[:NAMED]) + (", ..." if len(skipped) > NAMED else "")
+    why = f"{names}: {skipped[0]['skip_reason']}"
+    return f"{len(skipped)} of {len(found['dependencies'])} packages could not be looked up ({why})"
+
+
 def main(pins: str) -> int:
     """Print what was found."""
-    found, why = audited(Path(pins))
-    print(f"audit skipped: {why}" if why else "\n".join(found) or "no advisory for any pinned version")
+    found, unknown = audited(Path(pins))
+    for line in found:
+        print(line)
+    if unknown:
+        print(f"audit incomplete: {unknown}")
+    elif not found:
+        print("no advisory for any pinned version")
     return 1 if found else 0
 
 

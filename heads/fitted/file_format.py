@@ -103,7 +103,9 @@ def _with_rows(provenance: Json, places: Json, tensors: Tensors, path: str | Pat
         record = dict(provenance)
         for role, numbers in places.items():
             rows = [None if number is None else _hashes(tensors[f"{SEEN}{number}"]) for number in numbers]
-            record[role] = [SplitRecord(*pair) for pair in zip(record[role], rows, strict=True)]
+            splits = [SplitRecord(*pair) for pair in zip(record.get(role) or (), rows, strict=True)]
+            if splits:  # a record may lack the role
+                record[role] = splits
     except (KeyError, TypeError, ValueError) as error:
         raise HeadError(
             f"{path}: the rows that it was fitted on cannot be read ({error}); fit the head again"

@@ -8,7 +8,8 @@ import pytest
 
 import heads
 from featcache.errors import HeadError
-from heads import CLAP, AdamW, Logistic, LPPlusPlus, Ridge, TaskRes, TipAdapter, TipAdapterF, ZeroShot
+from heads import CLAP, AdamW, LinearHead, Logistic, LPPlusPlus, Ridge, TaskRes, TipAdapter, TipAdapterF, ZeroShot
+from heads.fitted.provenance import ROLES, Provenance, SplitRecord
 
 
 def from_text(kind: Any) -> Any:
@@ -123,3 +124,17 @@ def test_a_ridge_chosen_on_a_split_names_no_folds(images: Any, val: Any) -> None
     params = Ridge(cv=4).fit(images(), selection=val).provenance_["params"]
     assert "cv" not in params
     assert params["selection"] == "split"
+
+
+@pytest.mark.parametrize("absent", [(), (None,), ([],)])
+@pytest.mark.parametrize("role", ROLES)
+def test_a_record_that_lacks_a_role_is_read_again_with_the_rows_of_the_other(
+    role: str, absent: tuple[Any, ...], tmp_path: Any
+) -> None:
+    (other,) = set(ROLES) - {role}
+    rows = np.array([3, 8], np.uint64)
+    record = {other: [SplitRecord({"name": "pets", "split": "train"}, rows)]} | dict(zip([role], absent, strict=False))
+    head = LinearHead(np.eye(2, 3), np.zeros(2), ("a", "b"), provenance=Provenance(record))
+    again = heads.load(heads.save(head, tmp_path / "head.safetensors")).provenance
+    assert again == record
+    np.testing.assert_array_equal(again[other][0].rows, rows)
