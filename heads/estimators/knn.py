@@ -21,6 +21,7 @@ from heads.rows.device import device_rows
 from heads.rows.samples import Features, Samples, gathered, require_finite, to_numpy
 from heads.rows.selection import RowSampler, thinned
 from heads.search import INDEXES, PROBED
+from heads.solvers.edges import warn_at_edge
 from heads.solvers.temperature import fit_temperature
 
 
@@ -109,7 +110,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
         self.accuracies_, self.nlls_ = {}, {}
         if len(ks) > 1 or self.calibrate:
             heads = self._scored(heads, held_out)
-        self.n_neighbors_ = self._best(ks)
+        self.n_neighbors_ = self._best(ks, len(labels))
         self._keep(heads, samples, held_out)
 
     def _scored(self, heads: list[KNNHead], held_out: Samples | None) -> list[KNNHead]:
@@ -129,12 +130,15 @@ class KNN(RowsClassifier, NonlinearClassifier):
                 self.nlls_[head.n_neighbors] = nll / max(len(labels), 1)
         return fitted
 
-    def _best(self, ks: list[int]) -> int:
-        """The k of the best metric, on ties the smaller."""
+    def _best(self, ks: list[int], rows: int) -> int:
+        """The k of the best metric, on ties the smaller; a word if it ends the path, and others are left."""
         if not self.accuracies_:
             return ks[0]
         top1, nll = (np.array([found[k] for k in ks]) for found in (self.accuracies_, self.nlls_))
-        return ks[best_setting(top1, nll, self.metric)]
+        best = best_setting(top1, nll, self.metric)
+        if ks[best] not in (1, rows):
+            warn_at_edge("n_neighbors", ks, nll if self.metric == "nll" else 1 - top1, best)
+        return ks[best]
 
     def _keep(self, heads: list[KNNHead], samples: Samples, held_out: Samples | None) -> None:
         """Set the heads of the path and the chosen head, with their provenance."""

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def test_search_is_a_stable_sort_of_all_products(monkeypatch: pytest.MonkeyPatch
         np.testing.assert_array_equal(found, wanted)
         np.testing.assert_array_equal(similarities, np.take_along_axis(X @ rows.T, wanted, axis=1))
         assert similarities.dtype == (np.float64 if dtype == np.float64 else np.float32)
+
+
+@pytest.mark.parametrize(("given", "said"), [((20, 30, 60), 20), ((5, 20, 60), None), ((1, 2, 3), 3)])
+def test_the_end_of_the_path_is_a_warning(given: Any, said: int | None) -> None:
+    """Twelve rows a class along a circle: far more neighbours are of other classes, and a few are noise."""
+    rng = np.random.default_rng(0)
+    angles = np.repeat(np.arange(6), 12) + 0.35 * rng.normal(size=72)
+    X, y = np.stack([np.cos(angles), np.sin(angles)], axis=1), np.repeat(np.arange(6), 12)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        head = KNN(given, temperature=1e3, calibrate=False).fit(X, y)
+    assert head.n_neighbors_ == (20 if said is None else said)
+    ends = [f"n_neighbors = {said} is the end of its path" in str(one.message) for one in found]
+    assert ends == [True] * (said is not None)
 
 
 def test_cosines_divide_by_both_lengths() -> None:
