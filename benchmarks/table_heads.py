@@ -60,6 +60,7 @@ TEXT_HEADS = {
     "lp_plus_plus": "discriminant",
     "clap": "discriminant",
     "taskres": "discriminant",
+    "prolip": "discriminant",
 }
 """Heads of rows and texts, and the head of rows alone that each is compared with."""
 TRANSDUCTIVE = ("transclip", "label_propagation")

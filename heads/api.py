@@ -10,6 +10,7 @@ from heads.estimators.discriminant import LinearDiscriminant, NearestMean
 from heads.estimators.few_shot.clap import CLAP
 from heads.estimators.few_shot.gda import GDA
 from heads.estimators.few_shot.lp_plus_plus import LPPlusPlus
+from heads.estimators.few_shot.prolip import ProLIP
 from heads.estimators.few_shot.taskres import TaskRes
 from heads.estimators.few_shot.tip_adapter import TipAdapter, TipAdapterF
 from heads.estimators.fit import Material, fit_head, settled
@@ -78,6 +79,7 @@ __all__ = [
     "MultiLabelZeroShot",
     "multilabel_metrics",
     "NearestMean",
+    "ProLIP",
     "Projection",
     "ResidentStore",
     "Ridge",

@@ -233,6 +233,29 @@ def prototypes(X: Float, y: Labels, text: Float, rates: Float, *, clap: bool) ->
     return np.asarray(scale * unit(vectors(value)))
 
 
+def prolip(X: Float, y: Labels, text: Float, lr: float, epochs: int, start: Float | None = None) -> Float:
+    """Projection (W, D) by Adam, all rows in a batch, with a penalty of one over the mean rows per class."""
+    X, start = unit(X), np.eye(X.shape[1]) if start is None else start
+    penalty, value = len(np.unique(y)) / len(y), [start.copy()]
+
+    def slopes(value: list[Float]) -> list[Float]:
+        projected = X @ value[0]
+        lengths = np.linalg.norm(projected, axis=1, keepdims=True)
+        lengths[lengths == 0] = 1.0
+        away = (softmax(projected / lengths @ text.T) - np.eye(len(text))[y]) @ text / len(X)
+        across = (away - (away * projected).sum(axis=1, keepdims=True) * projected / lengths**2) / lengths
+        return [X.T @ across + 2 * penalty * (value[0] - start)]
+
+    rates = lr * (1 + np.cos(np.pi * np.arange(epochs) / epochs)) / 2
+    adamw(value, slopes, rates, decay=0.0, eps=1e-4)
+    return value[0]
+
+
+def projected(projection: Float, text: Float) -> Callable[[Float], Float]:
+    """Logits of the directions of projected rows."""
+    return lambda Z: unit(Z @ projection) @ text.T
+
+
 def near(rows: Float, k: int) -> Float:
     """Cosines (N, N) of each row with its k nearest, the nearest of all (itself) left out; symmetric."""
     cosines = rows @ rows.T

@@ -87,6 +87,10 @@ class Encoder(Protocol):
         """Outputs of the image side with tokens: ``patch``, ``tokens``, ``layer:0``, ..., ``layer:0:tokens``, ..."""
 
     @property
+    def visual_projection(self) -> FloatArray | None:
+        """(W, D): features are the tap ``pre_projection`` times it; None without such a tap, or with a bias."""
+
+    @property
     def image_identity(self) -> Json:
         """All that changes an image feature: architecture, image-tower digest, preprocessing, precision."""
 
@@ -150,6 +154,7 @@ class ImageEncoder(ABC):
     image_size: tuple[int, int] | None = None
     taps: Mapping[str, int] = {}
     token_taps: Mapping[str, TokenShape] = {}
+    visual_projection: FloatArray | None = None
     text_identity: Json | None = None
     text_digest: str | None = None
     special_tokens: SpecialTokens | None = None
@@ -185,7 +190,7 @@ class ImageEncoder(ABC):
 
 NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_images", "encode_texts")
 LATER = (
-    *("source", "preparation", "prepares", "device", "image_size", "taps", "token_taps"),
+    *("source", "preparation", "prepares", "device", "image_size", "taps", "token_taps", "visual_projection"),
     *("text_identity", "special_tokens", "logit_scale", "logit_bias"),
 )
 

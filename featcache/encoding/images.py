@@ -22,7 +22,7 @@ from featcache.datasets.sources.held import Held, as_dataset, is_dataset
 from featcache.encoders import Encoder, encoder_for, load_encoder
 from featcache.encoders.base import whole_encoder
 from featcache.encoders.modules import ModuleEncoder
-from featcache.encoders.taps import find_tap
+from featcache.encoders.taps import PRE_PROJECTION, find_tap
 from featcache.encoding.augment import check_views, view_identity
 from featcache.encoding.changes import changed_rows, known_identity, same_labels
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
@@ -58,7 +58,7 @@ from featcache.store.key import Json
 from featcache.store.layout import Array, image_arrays, label_arrays
 from featcache.store.places import StorePath, remove, stat
 from featcache.store.reading.parts import KIND as PARTS
-from featcache.store.reading.parts import Part
+from featcache.store.reading.parts import PROJECTION, Part, projection_bytes
 
 KEPT = ("name", "split", "encoder_name", "logit_scale", "logit_bias", "decoding")
 LOADING = ("device", "precision", "preprocess", "transform", "digest")
@@ -272,7 +272,9 @@ class ImageJob(StoreJob[ImageStore]):
         }
         tap = find_tap(self.encoder, part.tap)
         specs = image_arrays(self.n_rows, tap.dim, store.rows_spec.chunk_rows, tap.tokens)
-        writer = StoreWriter(self.path / part.name, PARTS, store_key(identity), identity, specs, {}, {})
+        matrix = self.encoder.visual_projection if part.tap == PRE_PROJECTION else None
+        beside = {} if matrix is None else {PROJECTION: projection_bytes(matrix)}
+        writer = StoreWriter(self.path / part.name, PARTS, store_key(identity), identity, specs, {}, beside)
         self._writers[part] = writer
         return writer
 

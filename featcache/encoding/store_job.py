@@ -415,15 +415,15 @@ class Outputs:
         return any(damaged) or bool(self.pending())
 
     def unfinished(self) -> list[Part]:
-        """The parts that readers would refuse; the store must be finished."""
+        """The parts that readers would refuse, or that lack a sidecar; the store must be finished."""
         return [part for part in self.parts if not self._is_finished(part)]
 
     def _is_finished(self, part: Part) -> bool:
         try:
-            part_manifest(read_manifest(self.store.store), self.store.store, part)
+            manifest = part_manifest(read_manifest(self.store.store), self.store.store, part)
         except FeatcacheError:
             return False
-        return True
+        return self.parts[part].files.keys() <= manifest.files.keys()  # those of earlier versions have none
 
 
 def _same_images(marker: Marker | None, base: Marker | None) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -17,6 +17,19 @@ from featcache.store.layout import Array
 
 Block = tuple[Array, NDArray[np.integer]]
 """Features (n, D) and labels (n,); of multi-label rows, targets (n, L) int8 in their place."""
+
+
+class VisualProjection(NamedTuple):
+    """What turns features of a tap into features of the space of texts: ``x @ weights``, up to their lengths.
+
+    Parameters
+    ----------
+    weights : (W, D) float32
+    text_digests : of the text towers of that space
+    """
+
+    weights: NDArray[np.float32]
+    text_digests: tuple[str, ...]
 
 
 class Encoded(Protocol):
@@ -84,6 +97,10 @@ class FeatureSource(Encoded, Protocol):
     @property
     def multilabel(self) -> bool:
         """Whether any number of classes may apply to a row: blocks then hold targets in place of labels."""
+
+    @property
+    def visual_projection(self) -> VisualProjection | None:
+        """What follows the tap `pre_projection` in the model; None of other features, or where it is not stored."""
 
     @property
     def n_rows(self) -> int | None:
@@ -194,6 +211,11 @@ class TextSource(Protocol):
 
 class SourceDefaults:
     """Defaults of a `FeatureSource`: all images of a split, as they are, their number unknown."""
+
+    @property
+    def visual_projection(self) -> VisualProjection | None:
+        """None: the features are what the encoder gives, or what follows them is not known."""
+        return None
 
     @property
     def sample(self) -> Mapping[str, object] | None:

@@ -34,6 +34,7 @@ HEADS: Plugins[type[HeadClassifier]] = Plugins(
         "multilabel_ridge": "heads.estimators.multilabel.ridge:MultiLabelRidge",
         "clap": "heads.estimators.few_shot.clap:CLAP",
         "taskres": "heads.estimators.few_shot.taskres:TaskRes",
+        "prolip": "heads.estimators.few_shot.prolip:ProLIP",
         "lp_plus_plus": "heads.estimators.few_shot.lp_plus_plus:LPPlusPlus",
         "transclip": "heads.estimators.transductive.transclip:TransCLIP",
         "em_dirichlet": "heads.estimators.transductive.em_dirichlet:EMDirichlet",

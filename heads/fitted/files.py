@@ -16,13 +16,23 @@ from heads.fitted.file_format import check_tensors, read_head
 from heads.fitted.knn import KNNHead
 from heads.fitted.linear import LinearHead
 from heads.fitted.multilabel import MultiLabelHead
+from heads.fitted.projected import ProjectedHead
 from heads.fitted.provenance import Provenance
 from heads.fitted.tip_adapter import TipAdapterHead
 from heads.fitted.transductive import TransductiveHead
 from heads.rows.samples import Array
 
 KINDS: dict[str, type[LogitHead]] = {
-    kind.kind: kind for kind in (LinearHead, KNNHead, TipAdapterHead, AttentiveHead, MultiLabelHead, TransductiveHead)
+    kind.kind: kind
+    for kind in (
+        LinearHead,
+        KNNHead,
+        TipAdapterHead,
+        AttentiveHead,
+        MultiLabelHead,
+        TransductiveHead,
+        ProjectedHead,
+    )
 }
 """Class of each kind of head that a file can hold."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from featcache.errors import HeadError
-from featcache.store.protocol import Block, Derived, FeatureTable
+from featcache.store.protocol import Block, Derived, FeatureTable, VisualProjection
 from featcache.store.reading.tokens import block_rows, feature_shape
 from heads.rows.samples import Array, to_numpy, tokens_of
 
@@ -138,6 +138,11 @@ class FewShotStore(Derived):
     def view_id(self) -> str | None:
         """Which augmented view the rows are, if the store is one."""
         return self.store.view_id
+
+    @property
+    def visual_projection(self) -> VisualProjection | None:
+        """What follows the tap `pre_projection` in the model."""
+        return self.store.visual_projection
 
     def blocks(self, rows: int = 65_536, dtype: DTypeLike = np.float32) -> Iterator[Block]:
         """Features (n, D) and labels (n,), or targets (n, L), block by block."""

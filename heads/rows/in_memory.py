@@ -15,7 +15,14 @@ import xxhash
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
-from featcache.store.protocol import Block, FeatureSource, FeatureTable, SourceDefaults, TableDefaults
+from featcache.store.protocol import (
+    Block,
+    FeatureSource,
+    FeatureTable,
+    SourceDefaults,
+    TableDefaults,
+    VisualProjection,
+)
 from heads.rows.hashes import content_hashes
 from heads.rows.samples import Array, is_multilabel, refuse_tokens, to_numpy
 
@@ -37,6 +44,7 @@ class ResidentStore(TableDefaults):
     metadata : group columns (N,)
     provenance : how the features were made
     row_hashes : (N,) uint64, equal for rows of equal content
+    visual_projection : of the tap ``pre_projection``, what follows it in the model
 
     Examples
     --------
@@ -61,6 +69,7 @@ class ResidentStore(TableDefaults):
     metadata: Mapping[str, Array] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, object] = field(default_factory=dict, repr=False)
     row_hashes: NDArray[np.uint64] | None = field(default=None, repr=False)
+    visual_projection: VisualProjection | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         features = self.features if isinstance(self.features, torch.Tensor) else torch.as_tensor(self.features)
@@ -168,6 +177,7 @@ def resident(store: FeatureTable, device: str | None = None, dtype: str = "float
         metadata={column: values[keep] for column, values in store.metadata.items()},
         provenance=store.provenance,
         row_hashes=None if hashes is None else hashes[keep],
+        visual_projection=store.visual_projection,
     )
 
 

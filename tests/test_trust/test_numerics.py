@@ -152,6 +152,11 @@ HEAD_TABLE |= {
         {"epochs": 10, "lr": 0.1},
         lambda head, X, y, text: linear(reference.prototypes(X, y, text, RATES, clap=False), np.zeros(len(text))),
     ),
+    "prolip": (
+        "prolip",
+        {"epochs": 10, "lr": 1e-2},
+        lambda head, X, y, text: reference.projected(reference.prolip(X, y, text, 1e-2, 10), text),
+    ),
     "label_propagation": (
         "label_propagation",
         {"n_neighbors": 59},
@@ -213,7 +218,7 @@ HEAD_TABLE |= {
 }
 
 BEYOND_FLOAT32 = "beyond what float32 holds"
-TAKE_ONE_CLASS = ("gda", "tip_adapter", "tip_adapter_f", "lp_plus_plus", "clap", "taskres")
+TAKE_ONE_CLASS = ("gda", "tip_adapter", "tip_adapter_f", "lp_plus_plus", "clap", "taskres", "prolip")
 TAKE_ONE_CLASS += ("label_propagation", "transclip", "em_dirichlet")
 REFUSED: dict[tuple[str, str], str] = {
     **{(name, what): "hold NaN or infinity" for name in HEAD_TABLE for what in ("nan", "inf")},
@@ -430,6 +435,7 @@ def test_21843_classes(name: str) -> None:
         "cosine": {"epochs": 1, "lr": 1e-3, "batch_size": 4096},
         "clap": {"epochs": 1},
         "taskres": {"epochs": 1},
+        "prolip": {"epochs": 1},
     }
     text = LinearHead(20 * centres, np.zeros(classes), tuple(map(str, range(classes))))
     head = HEADS[name](**few.get(name, {}))

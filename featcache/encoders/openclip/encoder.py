@@ -246,6 +246,19 @@ class OpenClipEncoder(TorchImages):
         width = pre_projection_dim(self.model)
         return {} if width is None else {PRE_PROJECTION: width}
 
+    @property
+    def visual_projection(self) -> FloatArray | None:
+        """See `Encoder.visual_projection`."""
+        if pre_projection_dim(self.model) is None:
+            return None
+        visual = self.model.visual
+        layer = visual.head.proj if isinstance(visual, TimmModel) else None
+        if layer is not None and layer.bias is not None:
+            return None
+        matrix = visual.proj if layer is None else layer.weight.T
+        found: FloatArray = matrix.detach().float().cpu().numpy()
+        return found
+
     @cached_property
     def token_taps(self) -> Mapping[str, TokenShape]:
         """See `Encoder.token_taps`; an image without content is encoded to know the number of tokens."""

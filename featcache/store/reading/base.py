@@ -114,10 +114,14 @@ class Store:
 
     def sidecar(self, name: str) -> bytes:
         """The content of a file beside the arrays, checked like them."""
-        content = read_or_none(self.path / name)
-        if content is None or (self.verify != "never" and checksum(content) != self.manifest.files[name]):
+        return self._checked(self.path / name, self.manifest.files[name])
+
+    def _checked(self, path: StorePath, expected: str) -> bytes:
+        """The content of a file with that checksum."""
+        content = read_or_none(path)
+        if content is None or (self.verify != "never" and checksum(content) != expected):
             what = "is missing" if content is None else "differs from its checksum"
-            raise StoreCorruptError(f"{self.path / name}: {what}; {remedy(self.path)}")
+            raise StoreCorruptError(f"{path}: {what}; {remedy(self.path)}")
         return content
 
 

@@ -27,10 +27,17 @@ from featcache.store.key import Json, content_key
 from featcache.store.layout import Array
 from featcache.store.manifest import BadRow, Manifest
 from featcache.store.places import files
-from featcache.store.protocol import TableDefaults
+from featcache.store.protocol import TableDefaults, VisualProjection
 from featcache.store.reading.base import Store
 from featcache.store.reading.checks import remedy
-from featcache.store.reading.parts import Part, begun_parts, finished_parts, part_manifest
+from featcache.store.reading.parts import (
+    PROJECTION,
+    Part,
+    begun_parts,
+    finished_parts,
+    part_manifest,
+    projection_from,
+)
 from featcache.store.reading.readers import Reader, Rows, StackedReader
 from featcache.store.reading.tokens import (
     PooledNorms,
@@ -358,6 +365,7 @@ class PartStore(ImageStore):
         super().__init__(base.path / part.name, manifest, base.reader_name, base.verify)
         self._base, self.part = base, part
         self.path = base.path  # of ids, columns and provenance
+        self._projection = manifest.files.get(PROJECTION)
         labels = {name: base.manifest.checksums[name] for name in base.manifest.whole}
         self.manifest = replace(
             manifest,
@@ -382,6 +390,14 @@ class PartStore(ImageStore):
     def provenance(self) -> Json:
         """The store's."""
         return self.base.provenance
+
+    @cached_property
+    def visual_projection(self) -> VisualProjection | None:
+        """Of the tap `pre_projection`, what follows it in the model; None of other parts, and of old ones."""
+        if self._projection is None:
+            return None
+        weights = projection_from(self._checked(self.folder / PROJECTION, self._projection))
+        return VisualProjection(weights, self.base.text_digests)
 
     @property
     def view_id(self) -> str | None:
@@ -436,6 +452,11 @@ class ViewStack(ImageFeatures):
     def provenance(self) -> Json:
         """The store's."""
         return self.stores[0].provenance
+
+    @property
+    def visual_projection(self) -> VisualProjection | None:
+        """That of every view."""
+        return self.stores[0].visual_projection
 
     @property
     def view_id(self) -> str:

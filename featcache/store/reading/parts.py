@@ -3,7 +3,7 @@
 A part is a group in the store's folder, written by the same protocol as the store: chunks, markers, and its own
 manifest last. So it can join a finished store, by any number of writers, while others read, without rewriting a byte::
 
-    <store>/tap-pre_projection/            features, norm, valid, content; done/, manifest.json
+    <store>/tap-pre_projection/            features, norm, valid, content; projection.npy; done/, manifest.json
             view-plain-0-3/                view 3 of the augmentation `plain`, seed 0
             view-plain-0-3-pre_projection/ a tap of that view
             tap-layer.-2.cls/              the tap layer:-2:cls
@@ -12,9 +12,13 @@ Ids, labels and columns are the store's. The content hashes of a part must equal
 store was encoded again without the part, the part is refused until it is encoded again, too.
 """
 
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from featcache.errors import MismatchError
 from featcache.store.layout import HEADER, MANIFEST
@@ -27,6 +31,8 @@ KIND = "parts"
 FOLDER = r"([a-z][a-z0-9_]*(?:\.-?[a-z0-9_]+)*)"
 TAP = re.compile(f"tap-{FOLDER}")
 VIEW = re.compile(rf"view-([a-z0-9_]+)-([0-9]{{1,12}})-([0-9]{{1,9}})(?:-{FOLDER})?")
+PROJECTION = "projection.npy"
+"""Beside the features of ``tap-pre_projection``: the matrix (W, D) that makes the store's features of them."""
 SHARED = ("valid", "content")
 """Arrays that must equal those of the store."""
 
@@ -106,6 +112,23 @@ def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
             f"{path / part.name}: made from other images than the store now holds; {part.how_to_add} makes it anew"
         )
     return manifest
+
+
+def projection_bytes(weights: NDArray[np.float32]) -> bytes:
+    """The file `PROJECTION` of a matrix (W, D)."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(weights, "<f4"), allow_pickle=False)
+    return file.getvalue()
+
+
+def projection_from(content: bytes) -> NDArray[np.float32]:
+    """Inverse of `projection_bytes`.
+
+    >>> projection_from(projection_bytes(np.eye(2, 3, dtype=np.float32))).shape
+    (2, 3)
+    """
+    weights: NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
+    return weights
 
 
 def finished_parts(held: Iterable[str]) -> list[Part]:

@@ -69,13 +69,17 @@ class FewShotClassifier(HeadClassifier):
         self._check_parameters()
         check_metric(self.metric, self.metrics)
         text = text_head(texts)
-        samples = samples_of(X, y, text)
+        samples = self._samples(X, y, text)
         self._set_classes(samples)
         features, labels = gathered(samples)
         require_finite(samples, np.square(features, dtype=np.float64).sum(axis=0))
         validation = None if selection is None else selection_samples(selection, samples)
         self._fit(FewShotRows(text, samples, features, labels, validation))
         return self
+
+    def _samples(self, X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
+        """The training rows over the classes of the text head; a MismatchError where they do not belong together."""
+        return samples_of(X, y, text)
 
     @abstractmethod
     def _check_parameters(self) -> None:

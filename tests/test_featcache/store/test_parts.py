@@ -300,3 +300,42 @@ def test_the_command_line_stores_finds_fits_and_evaluates_a_tap(
     assert main(["info", "train/all", *root]) == 0
     assert "taps, views  pre_projection" in capsys.readouterr().out
     assert main(["verify", "train/all", "--deep", *root]) == 0
+
+
+class WithProjection(TappedEncoder):
+    """Its tap is what open_clip's vision transformers have, and it says what follows."""
+
+    taps = {"pre_projection": 24}  # noqa: RUF012
+
+    @property
+    def visual_projection(self) -> np.ndarray:  # type: ignore[override]
+        return self.last
+
+    def encode_outputs(self, images: Sequence[np.ndarray], taps: Sequence[str]) -> dict[str, np.ndarray]:
+        found = super().encode_outputs(images, taps)
+        return {"projected": found["projected"], "pre_projection": found[TAP]}
+
+
+def test_the_projection_is_stored_with_its_tap_and_joins_old_ones_without_encoding(tmp_path: Path) -> None:
+    dataset, encoder = NumpyDataset(), WithProjection()
+    old = TappedEncoder.visual_projection
+    encoder.__class__ = type("Earlier", (WithProjection,), {"visual_projection": old})
+    store = run(tmp_path, dataset, encoder, "pre_projection").store
+    before = contents(store.path)
+    assert store.tap("pre_projection").visual_projection is None
+    encoder.__class__, encoder.images = WithProjection, 0
+    result = run(tmp_path, dataset, encoder, "pre_projection")
+    found = result.store.tap("pre_projection").visual_projection
+    assert found is not None
+    assert (result.encoded_rows, encoder.images, found.text_digests) == (0, 0, store.text_digests)
+    np.testing.assert_array_equal(found.weights, encoder.last)
+    after = contents(store.path)
+    added = {"tap-pre_projection/projection.npy", "tap-pre_projection/manifest.json"}
+    assert {name for name in after if after[name] != before.get(name)} == added
+    assert run(tmp_path, dataset, encoder, "pre_projection").hit
+    assert verify(store.path, deep=True).ok
+    (store.path / "tap-pre_projection" / "projection.npy").write_bytes(b"damaged")
+    with pytest.raises(StoreCorruptError, match=r"projection\.npy: differs from its checksum"):
+        open_image_store(store.path).tap("pre_projection").visual_projection  # noqa: B018
+    assert not verify(store.path, deep=True).ok
+    run(tmp_path, dataset, encoder, "pre_projection")

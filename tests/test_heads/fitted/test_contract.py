@@ -129,7 +129,7 @@ def test_the_path_is_evaluated_at_once(fitted: Any, images: Any) -> None:
     path = fitted.path_heads()
     rows = heads.evaluate(path, [store])
     assert len(rows) == len(path) == len({row["head"] for row in rows})
-    single = ("zero_shot", "nearest_mean", "lp_plus_plus", "gda", "attentive", "clap", "taskres")
+    single = ("zero_shot", "nearest_mean", "lp_plus_plus", "gda", "attentive", "clap", "taskres", "prolip")
     assert (len(path) > 1) == (fitted.name not in single)
     (chosen,) = heads.evaluate([fitted], [store])
     (own,) = [row for row in rows if row["params"] == chosen["params"]]

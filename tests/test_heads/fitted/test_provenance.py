@@ -8,7 +8,19 @@ import pytest
 
 import heads
 from featcache.errors import HeadError
-from heads import CLAP, AdamW, LinearHead, Logistic, LPPlusPlus, Ridge, TaskRes, TipAdapter, TipAdapterF, ZeroShot
+from heads import (
+    CLAP,
+    AdamW,
+    LinearHead,
+    Logistic,
+    LPPlusPlus,
+    ProLIP,
+    Ridge,
+    TaskRes,
+    TipAdapter,
+    TipAdapterF,
+    ZeroShot,
+)
 from heads.fitted.provenance import ROLES, Provenance, SplitRecord
 
 
@@ -26,6 +38,7 @@ MAKERS = {
     "lp_plus_plus": from_text(lambda: LPPlusPlus(steps=5)),
     "clap": from_text(lambda: CLAP(epochs=2)),
     "taskres": from_text(lambda: TaskRes(epochs=2)),
+    "prolip": from_text(lambda: ProLIP(epochs=2)),
     "ridge": from_prior(Ridge),
     "logistic": from_prior(Logistic),
     "adamw": from_prior(AdamW),

@@ -1,0 +1,205 @@
+"""ProLIP (Fahes et al. 2024): the projection of the image tower is trained, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from featcache.errors import HeadError, MismatchError
+from featcache.parameters import MAX_DECAY, MAX_RATE, Count, NotNegative, Rate
+from featcache.store.protocol import FeatureSource, TextSource
+from heads.estimators.base import NonlinearClassifier
+from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows
+from heads.estimators.text_prior import samples_of
+from heads.fitted.base import Fitted, label_values
+from heads.fitted.linear import LinearHead
+from heads.fitted.projected import ProjectedHead
+from heads.fitted.provenance import check_classes
+from heads.rows.lengths import unit_rows
+from heads.rows.samples import Rows, Samples, as_samples, is_store, to_numpy
+from heads.solvers.schedule import cosine
+
+Float32 = NDArray[np.float32]
+
+_EPS = 1e-4  # of Adam, as published
+_TAP = "#pre_projection"
+
+
+class ProLIP(FewShotClassifier, NonlinearClassifier):
+    """Cross entropy of ``s cos(x W, t_c)`` plus ``penalty ||W - W0||²``, W trained from the model's projection W0.
+
+    x are features before the projection (the tap ``pre_projection``, whose store holds W0), t_c is the text vector of
+    class c and s the zero-shot head's scale. Full batches of Adam (eps 1e-4); the learning rate falls from `lr` as a
+    cosine. The penalty is the sum over the entries of W. Nothing is chosen, so that there is no selection split.
+
+    Features of the space of texts, as stores without a tap hold them, have the identity for W0.
+
+    Parameters
+    ----------
+    penalty : the paper's lambda; None for one over the mean number of rows per class, its validation-free variant
+    lr, epochs : 1e-5 and 300, as published
+
+    Attributes
+    ----------
+    projection_ : (W, D) float32
+    losses_ : (epochs,) float64
+        Before each step, the penalty included.
+    head_ : ProjectedHead
+    classes_, classnames_, n_features_in_, provenance_
+
+    Notes
+    -----
+    Lengths of x change neither loss nor gradient. The authors show another augmented view of the rows in each epoch;
+    here the rows of all views (``--views``) are one batch.
+
+    References
+    ----------
+    Fahes et al. 2024, "CLIP's Visual Embedding Projector is a Few-shot Cornucopia" (arXiv 2410.05270).
+
+    Examples
+    --------
+    >>> text = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
+    >>> X = np.array([[1.0, 0.9, 0.1], [0.9, 0.8, 0.0], [0.0, 1.0, 0.2], [0.2, 0.8, 0.1]])
+    >>> ProLIP().fit(X, [0, 0, 1, 1], texts=text, projection=np.eye(3, 2)).projection_.shape
+    (3, 2)
+    """
+
+    name = "prolip"
+    metric = "nll"
+
+    projection_: Float32
+    losses_: NDArray[np.float64]
+
+    def __init__(self, penalty: NotNegative | None = None, lr: Rate = 1e-5, epochs: Count = 300) -> None:
+        self.penalty = penalty
+        self.lr = lr
+        self.epochs = epochs
+
+    def fit(  # type: ignore[override]  # nothing is chosen
+        self,
+        X: Rows,
+        y: ArrayLike | None = None,
+        *,
+        texts: TextSource | LinearHead | Fitted,
+        projection: ArrayLike | None = None,
+    ) -> Self:
+        """Fit as all few-shot heads do (`heads.estimators.few_shot.base`), with given settings: nothing is chosen.
+
+        Parameters
+        ----------
+        projection : (W, D), with arrays: W0; None for the identity. A store brings its own.
+
+        Raises
+        ------
+        HeadError, MismatchError
+            As there; for a projection of another shape, a tap whose store holds none, and a loss that is not finite.
+        """
+        self._given = None if projection is None else np.asarray(to_numpy(projection), np.float32)
+        return super().fit(X, y, texts=texts)
+
+    def _check_parameters(self) -> None:
+        penalty = 0.0 if self.penalty is None else self.penalty
+        if not (0 <= penalty <= MAX_DECAY and 0 < self.lr <= MAX_RATE and self.epochs >= 1):
+            raise HeadError(
+                f"got penalty={self.penalty!r}, lr={self.lr!r} and epochs={self.epochs}; expected a penalty from 0 or "
+                f"None, a positive lr up to {MAX_RATE:g}, and epochs from 1"
+            )
+
+    def _samples(self, X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
+        """The training rows; sets W0, and checks that it leads to the space of these texts."""
+        start = self._given
+        if is_store(X):
+            if start is not None:
+                raise HeadError("a store brings its own projection; leave projection out, or give arrays")
+            start = _stored_projection(X, text)
+        if start is None:
+            samples = samples_of(X, y, text)
+            start = np.eye(text.dim, dtype=np.float32)
+        else:
+            samples = as_samples(X, y, classnames=None if y is None else text.classnames)
+        if start.shape != (samples.dim, text.dim) or not np.isfinite(start).all():
+            raise HeadError(
+                f"the projection is {start.shape}, expected finite numbers ({samples.dim}, {text.dim}): from the "
+                "features to the texts"
+            )
+        self._start = start
+        return samples
+
+    def _fit(self, rows: FewShotRows) -> None:
+        groups = rows.samples.groups
+        images = len(rows.labels) if groups is None else len(np.unique(groups))  # which views show
+        shots = images / len(np.unique(rows.labels))
+        self._strength = 1 / shots if self.penalty is None else float(self.penalty)
+        self.progress.start(f"{self.name}, epochs", int(self.epochs) * len(rows.labels), 0)
+        weights = torch.from_numpy(self._start).clone()
+        with torch.no_grad():
+            self.losses_ = np.array(list(self._descend(weights, rows)))
+        self.progress.finish()
+        self.projection_ = weights.numpy()
+        if not (np.isfinite(self.losses_).all() and np.isfinite(self.projection_).all()):
+            raise HeadError(f"training diverged at lr={self.lr:g}; take a smaller one")
+        record = self._record(rows, self.get_params(deep=False) | {"penalty": self._strength}, "none")
+        store = rows.samples.store
+        if store is not None and rows.text.provenance.text_digest not in store.text_digests:
+            record = record.but(text_digest=None)  # a tap is in no space of texts: the head is its encoder's
+        self.provenance_ = record
+        self.head_ = ProjectedHead(
+            self.projection_, rows.text, self.classnames_, self.name, record, label_values(self.classes_)
+        )
+
+    def _descend(self, weights: Tensor, rows: FewShotRows) -> Iterator[float]:
+        """Take all steps, in place; the loss before each. The gradient is written out."""
+        X, y = torch.from_numpy(unit_rows(rows.features)), torch.from_numpy(np.asarray(rows.labels, np.int64))
+        texts, bias = torch.from_numpy(rows.text.weights), torch.from_numpy(rows.text.bias)
+        start, every = weights.clone(), torch.arange(len(y))
+        optimiser = torch.optim.Adam([weights], lr=self.lr, eps=_EPS)
+        for epoch in range(int(self.epochs)):
+            optimiser.param_groups[0]["lr"] = self.lr * cosine(epoch / self.epochs)
+            projected = X @ weights
+            lengths = projected.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            unit = projected / lengths
+            log_shares = functional.log_softmax(torch.addmm(bias, unit, texts.T), dim=1)
+            moved = weights - start
+            loss = float(moved.double().square().sum()) * self._strength - float(log_shares[every, y].mean())
+            slope = log_shares.exp_()
+            slope[every, y] -= 1
+            of_unit = slope @ texts / len(y)
+            # Only what is at right angles to the unit vector turns it.
+            of_projected = (of_unit - torch.linalg.vecdot(of_unit, unit)[:, None] * unit) / lengths
+            weights.grad = X.T @ of_projected + 2 * self._strength * moved
+            optimiser.step()
+            self.progress.advance(len(y))
+            yield loss
+
+
+def _stored_projection(store: FeatureSource, text: LinearHead) -> Float32 | None:
+    """The projection of a tap, if it leads to the space of these texts; None for features of that space.
+
+    Raises
+    ------
+    MismatchError
+        The texts are another model's, or the tap was written before projections were stored.
+    """
+    found = getattr(store, "visual_projection", None)
+    if found is None:
+        if str(store.encoder_name).endswith(_TAP):
+            raise MismatchError(
+                f"{store.name!r} holds the tap pre_projection of an earlier version, without the projection; run its "
+                "encode command with --tap pre_projection again, which adds it and encodes nothing"
+            )
+        return None
+    digest = text.provenance.text_digest
+    if digest is not None and digest not in found.text_digests:
+        raise MismatchError(
+            f"the texts are of text tower {digest}, but {store.name!r} belongs to "
+            f"{' or '.join(found.text_digests) or None} ({store.encoder_name}); run `featcache text` with that model"
+        )
+    check_classes(text.classnames, store, text.name)
+    weights: Float32 = found.weights
+    return weights

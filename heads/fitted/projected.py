@@ -1,0 +1,84 @@
+"""The projected head: features are projected into the space of texts, where a linear head compares their directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from heads.fitted.base import Common, LogitHead, positions_of, values_at
+from heads.fitted.file_format import Tensors
+from heads.fitted.linear import LinearHead
+from heads.fitted.provenance import Json, Provenance
+from heads.rows.lengths import unit_rows
+from heads.rows.samples import Array
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProjectedHead(LogitHead):
+    """``base.logits`` of ``x @ projection``, divided by its length.
+
+    Attributes
+    ----------
+    projection : (W, D) float32, from features of width W
+    base : a linear head over `classnames` in the space of texts, of width D
+    classes : (C,) the label values that `predict` returns; None for class indices
+
+    Examples
+    --------
+    >>> base = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
+    >>> head = ProjectedHead(np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), base, ("cat", "dog"))
+    >>> head.logits([[3.0, 2.0, 2.0]])
+    array([[6., 8.]], dtype=float32)
+    """
+
+    kind: ClassVar[str] = "projected"
+    settings: ClassVar[Mapping[str, object]] = {}
+    tensors: ClassVar[Mapping[str, str]] = {"projection": "fWD", "weights": "fCD", "bias": "fC"}
+
+    projection: Float32
+    base: LinearHead
+    classnames: tuple[str, ...]
+    name: str = "projected"
+    provenance: Provenance = field(default_factory=Provenance, repr=False)
+    classes: Array | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "projection", np.ascontiguousarray(self.projection, np.float32))
+
+    @property
+    def dim(self) -> int:
+        """Width W of the features."""
+        return int(self.projection.shape[0])
+
+    def logits(self, X: ArrayLike) -> Float32:
+        """Logits (n, C), float32."""
+        return self.base.logits(unit_rows(unit_rows(self._features(X)) @ self.projection))
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The head over some classes only; their logits do not change."""
+        index = positions_of(class_subset, self)
+        base, classes = self.base.restrict(index), values_at(self.classes, index)
+        return replace(self, base=base, classnames=base.classnames, classes=classes)
+
+    def with_temperature(self, temperature: float) -> Self:
+        """The same head with its logits divided by a positive temperature."""
+        return replace(
+            self, base=self.base.with_temperature(temperature), provenance=self.provenance.cooled(temperature)
+        )
+
+    def to_file(self) -> tuple[Tensors, Json]:
+        """The projection, and weights and bias of the linear head."""
+        return {"projection": self.projection, "weights": self.base.weights, "bias": self.base.bias}, {}
+
+    @classmethod
+    def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
+        """The head of `to_file`."""
+        base = LinearHead(tensors["weights"], tensors["bias"], common["classnames"], name="zero_shot")
+        return cls(tensors["projection"], base, **common)

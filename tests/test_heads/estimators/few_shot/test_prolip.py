@@ -1,0 +1,89 @@
+"""ProLIP: its formula in float64, and the way from a tap with its projection to a head file and its results."""
+
+from pathlib import Path
+from typing import Any
+
+import head_references as reference
+import numpy as np
+import pytest
+from clip_models import make_model, write_folder
+from small_pictures import write_pictures
+
+import featcache
+import heads
+from featcache.cli.main import main
+from featcache.encoders.taps import PRE_PROJECTION as TAP
+from featcache.errors import HeadError, MismatchError
+from heads import ProLIP, ZeroShot
+
+
+def test_prolip_is_its_formula_in_float64(images: Any, texts: Any) -> None:
+    store, text = images(n=40, noise=0.6), ZeroShot().fit(texts()).linear()
+    kept = store.y != 3  # a class without a row
+    chance = np.random.default_rng(4)
+    y, start = store.y[kept], chance.normal(size=(20, 12)) / 4
+    X = chance.normal(size=(len(y), 20)) + 3 * store.X[kept].astype(np.float64) @ np.linalg.pinv(start)
+    head = ProLIP(lr=0.01, epochs=50).fit(X, y, texts=text, projection=start)
+    wanted = reference.prolip(X, y, text.weights.astype(np.float64), 0.01, 50, start)
+    np.testing.assert_allclose(head.projection_, wanted, atol=2e-4)
+    assert np.abs(wanted - start).max() > 0.05
+    truth = reference.projected(wanted, text.weights.astype(np.float64))(X) + text.bias
+    np.testing.assert_allclose(head.frozen().logits(X), truth, atol=2e-2)
+    assert head.losses_[-1] < head.losses_[0]
+    own = np.log(reference.softmax(reference.projected(start, text.weights.astype(np.float64))(X)))
+    assert head.losses_[0] == pytest.approx(-own[np.arange(len(y)), y].mean(), rel=1e-5)
+
+
+def test_the_penalty_is_one_over_the_rows_per_class_and_lengths_do_not_matter(images: Any, texts: Any) -> None:
+    store = images(n=60)
+    head = ProLIP(lr=1e-3, epochs=5).fit(store, texts=texts())
+    assert head.provenance_["params"]["penalty"] == pytest.approx(5 / 60)
+    longer = store.X.astype(np.float64) * np.linspace(1, 30, 60)[:, None]
+    same = ProLIP(penalty=5 / 60, lr=1e-3, epochs=5).fit(longer, store.y, texts=texts())
+    np.testing.assert_allclose(same.projection_, head.projection_, atol=1e-6)
+    held = ProLIP(penalty=1e4, lr=1e-3, epochs=5).fit(store, texts=texts())
+    assert np.abs(held.projection_ - np.eye(12)).max() < np.abs(head.projection_ - np.eye(12)).max()
+
+
+def test_settings_and_shapes_in_range(images: Any, texts: Any) -> None:
+    X, y = images(n=40).numpy()
+    for wrong in ({"epochs": 0}, {"lr": 0.0}, {"penalty": -1.0}):
+        with pytest.raises(HeadError, match="expected a penalty from 0"):
+            ProLIP(**wrong).fit(X, y, texts=texts())
+    with pytest.raises(HeadError, match=r"projection is \(9, 12\), expected finite numbers \(12, 12\)"):
+        ProLIP().fit(X, y, texts=texts(), projection=np.ones((9, 12)))
+    with pytest.raises(HeadError, match="brings its own projection"):
+        ProLIP().fit(images(), texts=texts(), projection=np.eye(12))
+
+
+def test_from_a_tap_to_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The projection is the model's: before training the head is the zero-shot head of the features it projects to."""
+    monkeypatch.chdir(tmp_path)
+    model = write_folder(tmp_path / "clip", make_model())
+    write_pictures(tmp_path / "pictures" / "train", 30)
+    for kind in ("cat", "dog"):  # the last ones
+        (tmp_path / "pictures" / "test" / kind).mkdir(parents=True)
+        for path in sorted((tmp_path / "pictures" / "train" / kind).iterdir())[12:]:
+            path.rename(tmp_path / "pictures" / "test" / kind / path.name)
+    for split in ("train", "test"):
+        assert main(["encode", "imagefolder:pictures", "--split", split, "--model", model, "--tap", TAP]) == 0
+    store = featcache.find_store("pictures/train")
+    tap = store.tap(TAP)
+    assert tap.visual_projection is not None
+    assert (tap.visual_projection.weights.shape, tap.visual_projection.text_digests) == ((32, 24), store.text_digests)
+    again = reference.unit(tap.numpy(np.float64)[0] @ tap.visual_projection.weights)
+    np.testing.assert_allclose(again, store.numpy(np.float64)[0], atol=2e-3)
+    assert main(["text", "imagefolder:pictures", "--model", model, "--name", "t"]) == 0
+    command = ["fit", "prolip", "pictures/train#pre_projection", "texts/t", "-o", "head.safetensors"]
+    assert main([*command, "--set", "lr=0.01"]) == 0
+    assert main(["evaluate", "head.safetensors", "--on", "pictures/test#pre_projection"]) == 0
+    head = heads.load("head.safetensors")
+    with pytest.raises(MismatchError, match="fitted on features of encoder"):
+        head.check(store)
+    text = featcache.find_store("texts/t")
+    with monkeypatch.context() as earlier:  # a tap that an earlier version wrote
+        earlier.setattr(type(tap), "visual_projection", None)
+        with pytest.raises(MismatchError, match="--tap pre_projection again"):
+            ProLIP().fit(store.tap(TAP), texts=text)
+    few = ProLIP(epochs=1, lr=1e-12).fit(heads.few_shot(tap, 1), texts=text)
+    np.testing.assert_allclose(few.predict_proba(tap), ZeroShot().fit(text).predict_proba(store), atol=2e-2)
