@@ -199,8 +199,9 @@ def _table(content: bytes, name: object) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
-    try:
-        return parquet.read_table(io.BytesIO(content))
+    try:  # in this thread: one of Arrow's that lets go of a Python object while the interpreter ends would abort it
+        with parquet.ParquetFile(io.BytesIO(content), pre_buffer=False) as file:
+            return file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(name, error) from error
 

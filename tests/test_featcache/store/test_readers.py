@@ -1,6 +1,8 @@
 """Mapped and zarr readers give the same rows for all chunk sizes, and maps never change the files."""
 
 import gc
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -137,3 +139,20 @@ def test_many_threads_may_read(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+READ_IDS = """
+import os
+import pyarrow.parquet
+from featcache.store.columns import ids_from, samples_bytes
+content = samples_bytes(["a", "b"], [1, 2])
+before = set(os.listdir("/proc/self/task"))
+assert ids_from(content, 2) == ["a", "b"]
+print(len(set(os.listdir("/proc/self/task")) - before))
+"""
+
+
+def test_ids_are_read_without_threads_that_could_outlive_the_interpreter() -> None:
+    """A thread of Arrow that gives back a Python object during the exit aborts the process (exit code 134)."""
+    found = subprocess.run([sys.executable, "-c", READ_IDS], capture_output=True, text=True, check=True)
+    assert found.stdout == "0\n"
