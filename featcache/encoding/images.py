@@ -98,8 +98,8 @@ def encode(
     data : str, or what a program holds
         ``digits``, ``imagefolder:DIR``, ``list:FILE``, ``arrays:DIR`` (see `featcache.datasets`); a Hugging Face data
         set, or a DatasetDict; a torch data set of (image, label); a list of PIL images, uint8 arrays or paths, with
-        `labels` (see `featcache.datasets.sources.held`); a `featcache.datasets.Dataset`. What is in memory is named by
-        its content, never by the object.
+        `labels`, or as a pair ``(pictures, labels)`` (see `featcache.datasets.sources.held`); a
+        `featcache.datasets.Dataset`. What is in memory is named by its content, never by the object.
     split : str, optional
         Name of the split; default: the one that a data set in memory names, else ``train``.
     model : str, Encoder or torch.nn.Module

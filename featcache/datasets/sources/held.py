@@ -29,8 +29,8 @@ Held: TypeAlias = Any
 """A data set that a program holds: the libraries share no interface beyond ``len`` and indexing."""
 
 EXPECTED = (
-    "expected 'source:argument', a list of PIL images or uint8 arrays with labels=, a torch data set of (image, "
-    "label), or a Hugging Face data set"
+    "expected 'source:argument', a list of PIL images or uint8 arrays with labels=, a pair (pictures, labels), a torch "
+    "data set of (image, label), or a Hugging Face data set"
 )
 THREADS = 4
 COLUMNS: Sequence[str] = ("image", "label", "id", "metadata")
@@ -68,7 +68,7 @@ def as_dataset(
     ----------
     data : Dataset, list, array (N, H, W, 3), torch or Hugging Face data set, or a mapping of splits to these
         Pictures are PIL images, uint8 arrays, tensors (see `featcache.datasets.pictures`) or, in lists, paths.
-        A list may hold pictures, with `labels`, or pairs of picture and label.
+        A list may hold pictures, with `labels`, or pairs of picture and label; or it is a pair ``(pictures, labels)``.
     split : str, optional
         Name of the split, and the key of a mapping; default: the one that the data set names, else ``train``.
     labels : sequence of N int or str
@@ -139,6 +139,8 @@ def _of_list(
     data: Held, labels: object, split: str, name: str, classnames: Sequence[str] | None
 ) -> HeldPictures | FileDataset:
     """A list of pictures or paths with labels, or of pairs."""
+    if _is_pair(data) and isinstance(labels, str):
+        data, labels = data
     pictures: Sequence[object] = data
     if not len(data):
         raise DatasetError("data holds no picture; expected at least one")
@@ -157,6 +159,23 @@ def _of_list(
             [Path(str(item)).expanduser().absolute() for item in pictures], values, split, name, classnames
         )
     return _indexed(name, split, lambda row: pictures[row], lambda row: values[row], len(pictures), classnames)
+
+
+def _is_pair(data: Held) -> bool:
+    """Whether data are (pictures, labels), and not two samples."""
+    if not isinstance(data, list | tuple) or len(data) != 2:
+        return False
+    pictures, labels = data
+    if getattr(pictures, "ndim", None) == 4:
+        return hasattr(labels, "__len__")
+    if not isinstance(pictures, list | tuple) or not hasattr(labels, "__len__") or isinstance(labels, str):
+        return False
+    if len(pictures) != 2 or len(labels) != 2:
+        return True
+    first = labels[0]  # a label of two, or the picture of a second pair, as which two paths count, too
+    if isinstance(first, str):
+        return not isinstance(pictures[0], str | PathLike)
+    return isinstance(first, int | list | set) or getattr(first, "ndim", 2) < 2
 
 
 def _of_paths(

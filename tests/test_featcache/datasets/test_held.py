@@ -46,6 +46,13 @@ HELD = {
     "one array": lambda: (np.stack(ARRAYS), {"labels": np.array(NUMBERS), "classnames": ["cat", "dog"]}),
     "pictures": lambda: ([Image.fromarray(a) for a in ARRAYS], {"labels": NAMES}),
     "pairs": lambda: ([(Image.fromarray(a), name) for a, name in zip(ARRAYS, NAMES, strict=True)], {}),
+    "lists as a pair": lambda: (([Image.fromarray(a) for a in ARRAYS], NAMES), {}),
+    "arrays as a pair": lambda: ((np.stack(ARRAYS), np.array(NUMBERS)), {"classnames": ["cat", "dog"]}),
+    "tensors as a pair": lambda: (
+        [torch.from_numpy(np.stack(ARRAYS)).permute(0, 3, 1, 2), torch.tensor(NUMBERS)],
+        {"classnames": ["cat", "dog"]},
+    ),
+    "unzipped": lambda: (tuple(zip(*[(a, name) for a, name in zip(ARRAYS, NAMES, strict=True)], strict=True)), {}),
     "tensors": lambda: (torch.from_numpy(np.stack(ARRAYS)).permute(0, 3, 1, 2), {"labels": NAMES}),
     "torch": lambda: (Pictures(), {}),
     "to tensor": lambda: (Pictures(torchvision.transforms.ToTensor()), {}),
@@ -172,3 +179,18 @@ def test_a_module_of_the_users_own_may_be_called_datasets() -> None:
     Two.__module__ = "datasets"
     found = as_dataset(Two(), "test", classnames=["a", "b"])
     assert found.index.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [0, 1], np.array([0, 1]), torch.tensor([0, 1])], ids=str)
+def test_two_pictures_and_two_labels_are_told_from_two_pairs(labels):
+    names = {"classnames": ["cat", "dog"]}
+    together = as_dataset((ARRAYS[:2], labels), **names)
+    pairs = as_dataset(((ARRAYS[0], labels[0]), (ARRAYS[1], labels[1])), **names)
+    for found in (together, pairs):
+        assert found.index.labels.tolist() == [0, 1]
+        assert found.read(1) == as_dataset(ARRAYS[:2], labels=NAMES[:2]).read(1)
+
+
+def test_two_lists_of_unlike_length_are_refused():
+    with pytest.raises(DatasetError, match="3 labels for 8 pictures"):
+        as_dataset((ARRAYS, NAMES[:3]))
