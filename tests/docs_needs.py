@@ -295,11 +295,12 @@ def scans(scratch: Scratch) -> None:
 
 @need
 def foreign_features(scratch: Scratch) -> None:
-    """Features of another program in OUT_DIR, and their class names."""
+    """Features of another program in OUT_DIR, vectors of classes, and the class names."""
     folder = scratch.base / "OUT_DIR"
     folder.mkdir()
     torch.save(torch.randn(6, 8), folder / "features_train.pt")
     torch.save(torch.arange(6) % 2, folder / "targets_train.pt")
+    torch.save(100 * torch.eye(8)[:, :2], scratch.base / "text_weights.pt")
     (scratch.base / "classes.txt").write_text("cat\ndog\n")
 
 

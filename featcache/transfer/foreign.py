@@ -28,6 +28,7 @@ import numpy as np
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.errors import DatasetError
 from featcache.parameters import check_regular
+from featcache.prompts.text_files import read_lines
 from featcache.store.key import Json
 from featcache.store.layout import Array
 from featcache.store.places.tensors import check_sound
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 TARGET = "target:"
 """What the columns of multi-label targets start with in CSV files of `featcache.transfer.export`."""
 FEATURES = ("features", "image_features", "feats", "embeddings", "x", "X", "data")
+TEXTS = ("text_features", "text_weights", "zeroshot_weights", "classifier", "weights", "weight", "cls", *FEATURES)
 IDS = ("ids", "image_ids", "image_paths")
 LABELS = ("labels", "targets", "label", "target", "y")
 
@@ -66,13 +68,27 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
     return _folder(path, split) if path.is_dir() else read_file(path)
 
 
+def read_texts(source: str | Path) -> Foreign:
+    """Vectors of classes in a file, as they lie, with the class names in it or in a ``classes.txt`` beside it."""
+    path = Path(source)
+    found = _read(_reader(path), path, TEXTS)
+    beside = path.with_name("classes.txt")
+    if found.classnames is None and beside.is_file():
+        found.classnames = read_classes(beside)
+    return found
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """Class names, one per line; DatasetError where the file cannot be read as UTF-8 text."""
+    names = "\n".join(read_lines(Path(path))).splitlines()
+    if not names:
+        raise DatasetError(f"{path}: no class name in it; write one per line")
+    return names
+
+
 def read_file(path: Path) -> Foreign:
     """`read_foreign` of a file."""
-    reader = READERS.get(path.suffix.lower())
-    if reader is None or not path.is_file():
-        why = "no such file" if reader else "unknown kind of file"
-        raise DatasetError(f"{path}: {why}; expected a folder or a file that ends in {', '.join(READERS)}")
-    found = _read(reader, path, FEATURES)
+    found = _read(_reader(path), path, FEATURES)
     if found.labels is None:
         for name in ("labels", "targets"):
             beside = path.with_name(path.name.replace("features", name))
@@ -80,6 +96,14 @@ def read_file(path: Path) -> Foreign:
                 found.labels = read_array(beside)
                 break
     return found
+
+
+def _reader(path: Path) -> Reader:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None or not path.is_file():
+        why = "no such file" if reader else "unknown kind of file"
+        raise DatasetError(f"{path}: {why}; expected a folder or a file that ends in {', '.join(READERS)}")
+    return reader
 
 
 def read_array(source: str | Path) -> Array:
@@ -187,7 +211,7 @@ def _safetensors(path: Path, names: tuple[str, ...]) -> Foreign:
     check_sound(path)
     with safe_open(path, framework="pt") as file:
         facts, keys = file.metadata() or {}, list(file.keys())
-        found: Json = {key: file.get_tensor(key) for key in keys if key in (*FEATURES, *LABELS)}
+        found: Json = {key: file.get_tensor(key) for key in keys if key in (*names, *LABELS)}
     found |= {key: json.loads(facts[key]) for key in ("ids", "classnames") if key in facts}
     return _of_mapping(found, names, path)
 

@@ -9,7 +9,6 @@ another name, are another store.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +22,9 @@ from featcache.encoding.chunks import normalise
 from featcache.encoding.pipeline import worked_batches
 from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
 from featcache.errors import DatasetError, LabelsChangedError
-from featcache.prompts.text_files import read_lines
 from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
-from featcache.store.key import Json, checksum
+from featcache.store.key import Json, checksum, content_key
 from featcache.store.layout import Array, image_arrays, label_arrays
 from featcache.store.manifest import ImageInfo
 from featcache.store.places import StorePath
@@ -49,7 +47,8 @@ class Source:
     digest : str, optional
         What identifies its weights among others of that name: a checksum of the checkpoint, a commit, a date.
     text_digest : str, optional
-        Digest of the paired text tower (``featcache info`` of a text store shows it), for zero-shot heads.
+        Digest of the paired text tower (``featcache info`` of a text store shows it), for zero-shot heads. Imported
+        features and texts of one name and digest are paired without it.
     logit_scale : float, optional
         Exponentiated factor on cosine similarities.
     """
@@ -63,6 +62,16 @@ class Source:
     def identity(self) -> Json:
         """The encoder's half of the key of stores of these features (with their width)."""
         return {"imported": self.encoder_name, "digest": self.digest, "stored": "float16, L2-normalised in float32"}
+
+    @property
+    def tower(self) -> str:
+        """The digest of the paired text tower: as given, else of the name and digest."""
+        return self.text_digest or content_key({"imported": self.encoder_name, "digest": self.digest})
+
+    @property
+    def given(self) -> set[str]:
+        """Which of `OPTIONAL` the user gave."""
+        return {key for key, value in zip(OPTIONAL, (self.text_digest, self.logit_scale), strict=True) if value}
 
 
 def import_features(
@@ -106,7 +115,7 @@ def import_features(
     store = job.finished()
     if store is None:
         return job.run()
-    difference = _difference(store, job.info, index)
+    difference = _difference(store, {key: job.info[key] for key in source.given}, index)
     if not difference:
         return store
     if not update_labels:
@@ -115,7 +124,7 @@ def import_features(
             "--update-labels to replace them, or with another --name or --split to keep both"
         )
     # Keep the stored values of what this import does not give.
-    job.info |= {key: store.info[key] for key in OPTIONAL if not job.info[key]}
+    job.info |= {key: store.info[key] for key in set(OPTIONAL) - source.given if store.info[key]}
     job.writer().reopen()
     return job.run()
 
@@ -180,15 +189,15 @@ def _info(source: Source, index: SampleIndex, dim: int, name: str, split: str) -
         "metadata_digest": metadata_digest({}),
         "encoder_name": source.encoder_name,
         "dim": dim,
-        "text_digests": [] if source.text_digest is None else [source.text_digest],
+        "text_digests": [source.tower],
         "logit_scale": source.logit_scale,
         "logit_bias": None,
         "bad": [],
     }
 
 
-def _difference(store: ImageStore, info: Mapping[str, object], index: SampleIndex) -> str:
-    """What differs from the store, in words; empty if nothing does."""
+def _difference(store: ImageStore, given: Mapping[str, object], index: SampleIndex) -> str:
+    """What differs from the store, in words; empty if nothing does. `given` is what the user gave of `OPTIONAL`."""
     if store.classnames != index.classnames:
         pairs = zip(store.classnames, index.classnames, strict=False)
         counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
@@ -199,8 +208,8 @@ def _difference(store: ImageStore, info: Mapping[str, object], index: SampleInde
     rows = np.flatnonzero((store.truth != index.truth).reshape(len(index), -1).any(axis=1))
     if len(rows):
         return f"{len(rows):,} of {len(index):,} labels differ (first: {index.ids[rows[0]]})"
-    changed = [key for key in OPTIONAL if info[key] and info[key] != store.info[key]]
-    return ", ".join(f"its {key} was {store.info[key]}, now {info[key]}" for key in changed)
+    changed = [key for key in OPTIONAL if key in given and given[key] != store.info[key]]
+    return ", ".join(f"its {key} was {store.info[key]}, now {given[key]}" for key in changed)
 
 
 def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDArray[np.float32], SampleIndex]:
@@ -262,7 +271,10 @@ def _features(given: Array) -> npt.NDArray[np.float32]:
 
 def _labels(labels: Array | None, n: int) -> Array:
     if labels is None:
-        raise DatasetError("no labels found beside the features; name their file with --labels")
+        raise DatasetError(
+            "no labels found beside the features; name their file with --labels, or import vectors of classes as a "
+            "text store with --texts"
+        )
     if labels.ndim == 2 and len(labels) == n and labels.shape[1] > 1 and labels.dtype.kind in "iufb":
         return np.where(np.isnan(labels), -1, labels)  # targets, which `check_targets` checks
     if labels.shape != (n,) or labels.dtype.kind not in "iufb" or not np.array_equal(labels, np.rint(labels)):
@@ -277,11 +289,3 @@ def _labels(labels: Array | None, n: int) -> Array:
             f"0 to {MAX_CLASSES - 1:,}: correct it"
         )
     return labels.astype(np.int64)
-
-
-def read_classes(path: str | Path) -> list[str]:
-    """Class names, one per line; DatasetError where the file cannot be read as UTF-8 text."""
-    names = "\n".join(read_lines(Path(path))).splitlines()
-    if not names:
-        raise DatasetError(f"{path}: no class name in it; write one per line")
-    return names

@@ -1,10 +1,17 @@
-"""The verb ``featcache import``: a store of features that another program computed."""
+"""The verb ``featcache import``: a store of features, or of class vectors, that another program computed."""
 
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import root_argument, show, update_labels_argument
+from featcache.errors import DatasetError
+
+if TYPE_CHECKING:
+    from featcache.store import ImageStore, TextStore
+    from featcache.transfer.formats import Foreign
+    from featcache.transfer.import_features import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,11 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--encoder-name", required=True, metavar="NAME", help="the model that computed the features")
     parser.add_argument("--digest", help="distinguishes its weights from others of that name (checksum, date)")
+    parser.add_argument(
+        "--texts", action="store_true", help="SOURCE holds one vector a class, (C, D) or (D, C): make a text store"
+    )
     parser.add_argument("--labels", metavar="FILE", help="labels, where they are not beside the features")
-    parser.add_argument("--classes", metavar="FILE", help="class names, one per line")
+    parser.add_argument(
+        "--classes", metavar="FILE", help="class names, one per line (--texts: else classes.txt beside SOURCE)"
+    )
     parser.add_argument("--name", required=True, help="name of the data set in listings and results")
     parser.add_argument("--split", default="train", help="split of the data set (default: train)")
-    parser.add_argument("--text-digest", help="digest of the matching text tower, for zero-shot heads")
+    parser.add_argument(
+        "--text-digest",
+        metavar="DIGEST|STORE",
+        help="the matching text tower, or a store of its model; imports of one model need none",
+    )
     parser.add_argument("--logit-scale", type=float, help="exponentiated factor on cosine similarities")
     update_labels_argument(parser)
     root_argument(parser)
@@ -26,20 +42,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache import SOURCE --encoder-name E --name N``."""
-    from featcache.transfer.foreign import read_array, read_foreign
-    from featcache.transfer.import_features import Source, import_features, read_classes
+    from featcache.transfer.foreign import read_array, read_classes, read_foreign, read_texts
 
-    found = read_foreign(args.source, args.split)
+    if args.texts and (args.labels or args.update_labels):
+        raise DatasetError("--texts: class vectors have no labels; leave --labels and --update-labels out")
+    found = read_texts(args.source) if args.texts else read_foreign(args.source, args.split)
     if args.labels:
         found.labels = read_array(args.labels)
     classnames = read_classes(args.classes) if args.classes else None
-    source = Source(args.encoder_name, args.digest, args.text_digest, args.logit_scale)
+    return _texts(args, found, classnames) if args.texts else _images(args, found, classnames)
+
+
+def _source(args: argparse.Namespace) -> "Source":
+    from featcache.store import find_store
+    from featcache.transfer.import_features import Source
+
+    digest, scale = args.text_digest, args.logit_scale
+    if digest and "/" in digest:  # a store
+        store = find_store(digest, args.root)
+        if store.text_digest is None:
+            raise DatasetError(
+                f"--text-digest {digest}: its model has no text tower; name a store of a model that has one"
+            )
+        digest, scale = store.text_digest, store.logit_scale if scale is None else scale
+    return Source(args.encoder_name, args.digest, digest, scale)
+
+
+def _images(args: argparse.Namespace, found: "Foreign", classnames: list[str] | None) -> int:
+    from featcache.transfer.import_features import import_features
+
     where = {"name": args.name, "split": args.split, "root": args.root}
-    store = import_features(found, source, classnames=classnames, update_labels=args.update_labels, **where)
+    store = import_features(found, _source(args), classnames=classnames, update_labels=args.update_labels, **where)
     record = {"store": str(store.path), "name": store.name, "split": store.split, "rows": len(store), "dim": store.dim}
+    what = f"{store.name}/{store.split}@{store.encoder_name}: {len(store):,} x {store.dim}"
+    return _show(args, store, record, what)
+
+
+def _texts(args: argparse.Namespace, found: "Foreign", classnames: list[str] | None) -> int:
+    from featcache.transfer.import_texts import import_texts
+
+    store = import_texts(found, _source(args), name=args.name, classnames=classnames, root=args.root)
+    facts = {"classes": len(store), "prompts": store.manifest.arrays["raw"].shape[1], "dim": store.dim}
+    record: dict[str, object] = {
+        "store": str(store.path),
+        "name": store.name,
+        **facts,
+        "logit_scale": store.logit_scale,
+    }
+    shape = "{classes:,} classes x {prompts} prompts x {dim}".format(**facts)
+    what = f"texts/{store.name}@{store.encoder_name}: {shape}, logit scale {store.logit_scale:.6g}"
+    return _show(args, store, record, what)
+
+
+def _show(args: argparse.Namespace, store: "ImageStore | TextStore", record: dict[str, object], what: str) -> int:
     twice = [name for name, uses in Counter(store.classnames).items() if uses > 1]
     record["repeated_classnames"] = twice
     note = f"\n  note: classes of the same name: {', '.join(twice)}" if twice else ""
-    what = f"{store.name}/{store.split}@{store.encoder_name}: {len(store):,} x {store.dim}, imported from"
-    show(record, f"{what} {Path(args.source).name}\n  {store.path}{note}", args.json)
+    show(record, f"{what}, imported from {Path(args.source).name}\n  {store.path}{note}", args.json)
     return 0

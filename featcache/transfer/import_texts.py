@@ -1,0 +1,163 @@
+"""Making a text store of a matrix of class vectors that another program computed.
+
+People keep zero-shot weights as (C, D), as (D, C), which is how open_clip, WiSE-FT and Tip-Adapter multiply with them,
+or one vector per prompt, (C, T, D); with the logit scale multiplied in, or as unit vectors.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.encoding.chunks import normalise
+from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
+from featcache.encoding.texts import CHUNK_NBYTES, class_means
+from featcache.errors import DatasetError
+from featcache.store import StoreWriter, TextStore, open_text_store, resolve_root
+from featcache.store.key import Json, checksum
+from featcache.store.layout import Array, ArraySpec
+from featcache.store.places import StorePath
+from featcache.store.reading.parts import Part
+from featcache.transfer.formats import Foreign
+from featcache.transfer.import_features import Source
+
+EQUAL = 1e-2
+"""How far the lengths of vectors may be apart, relative to the longest, to count as one length (float16)."""
+
+
+def import_texts(
+    found: Foreign,
+    source: Source,
+    *,
+    name: str,
+    classnames: Sequence[str] | None = None,
+    root: str | StorePath | None = None,
+) -> TextStore:
+    """Make a text store of class vectors, or find it.
+
+    Parameters
+    ----------
+    found : Foreign
+        Its features are the vectors of C classes: (C, D), (D, C), or (C, T, D) with T prompts a class, where NaN rows
+        fill up classes of fewer prompts. Of a square matrix the axis whose vectors are of one length holds the classes.
+    source : Source
+        Its `tower` is the store's text tower. Without a logit scale, the common length of the vectors is taken for it;
+        unit vectors need one.
+    name : str
+        Name of the store in listings.
+    classnames : sequence of C str, optional
+        By default those in `found`.
+
+    Raises
+    ------
+    DatasetError
+        No class names, a shape that does not fit them, NaN or infinite vectors, vectors of length 0, no logit scale.
+    """
+    names = tuple(classnames or found.classnames or ())
+    if not names:
+        raise DatasetError("class vectors without class names; name a file of them, one per line, with --classes")
+    raw = _by_class(found.features, len(names))
+    counts, lengths = _counts(raw), np.linalg.norm(raw, axis=2)
+    if not np.nanmin(lengths):
+        raise DatasetError("a class vector has length 0; leave its class out of the matrix and of the class names")
+    scale = _scale(lengths, source.logit_scale)
+    job = _TextImport(raw / lengths[:, :, None], counts, names, source, scale, name, resolve_root(root))
+    return job.result().store
+
+
+def _by_class(given: Array, n: int) -> npt.NDArray[np.float32]:
+    """The vectors as (C, T, D) float32."""
+    if given.dtype.kind not in "fiu":
+        raise DatasetError(f"class vectors are {given.dtype}; expected real numbers, such as float16 or float32")
+    if given.ndim == 2 and n in given.shape:
+        if given.shape[0] != n or (given.shape[1] == n and _columns_are_classes(given)):
+            given = given.T
+        given = given[:, None]
+    if given.ndim != 3 or given.shape[0] != n or not given.size:
+        raise DatasetError(
+            f"class vectors have shape {given.shape}, and there are {n} class names; expected ({n}, D), (D, {n}) or "
+            f"({n}, T, D)"
+        )
+    return np.ascontiguousarray(given, np.float32)
+
+
+def _columns_are_classes(square: Array) -> bool:
+    rows, columns = (_of_one_length(np.linalg.norm(square.astype(np.float64), axis=axis)) for axis in (1, 0))
+    if rows == columns:
+        raise DatasetError(
+            f"class vectors have shape {square.shape}: rows and columns fit the class names alike; expected vectors of "
+            "one length along one axis: normalise each class's vector"
+        )
+    return columns
+
+
+def _of_one_length(lengths: npt.NDArray[np.floating]) -> bool:
+    return bool(np.nanmax(lengths) - np.nanmin(lengths) <= EQUAL * np.nanmax(lengths))
+
+
+def _counts(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Prompts of each class: those before the NaN that fill its row up."""
+    there = np.isfinite(raw).all(axis=2)
+    counts: npt.NDArray[np.int64] = there.sum(axis=1)
+    padded = np.isnan(raw).all(axis=2) == ~there
+    if not counts.all() or not padded.all() or not (there == (np.arange(raw.shape[1]) < counts[:, None])).all():
+        raise DatasetError("class vectors hold NaN or infinite values; expected a finite vector for each class")
+    return counts
+
+
+def _scale(lengths: npt.NDArray[np.float32], given: float | None) -> float:
+    common = float(np.nanmedian(lengths))
+    if given is not None:
+        if not 0 < given < np.inf:
+            raise DatasetError(f"logit scale {given}: expected a positive number, such as 100 for CLIP")
+        return given
+    if not _of_one_length(lengths) or abs(common - 1) <= EQUAL:
+        what = "vectors of length 1" if abs(common - 1) <= EQUAL else "vectors of different lengths"
+        raise DatasetError(f"{what}, and no logit scale: name the model's with --logit-scale, such as 100 for CLIP")
+    return common
+
+
+class _TextImport(StoreJob[TextStore]):
+    kind, verb = TextStore, "import"
+
+    def __init__(
+        self,
+        raw: npt.NDArray[np.float32],
+        counts: npt.NDArray[np.int64],
+        classnames: tuple[str, ...],
+        source: Source,
+        scale: float,
+        name: str,
+        root: StorePath,
+    ) -> None:
+        self.raw, self.counts = normalise(raw.reshape(-1, raw.shape[2]))[0].reshape(raw.shape), counts
+        facts: Json = {"name": name, "classnames": list(classnames), "text_digests": [source.tower]}
+        facts |= {"logit_scale": scale, "logit_bias": None}
+        self.info: Json = {**facts, "templates": None, "encoder_name": source.encoder_name, "dim": raw.shape[2]}
+        identity = {
+            "encoder": source.identity | {"dim": raw.shape[2]},
+            "dataset": facts | {"vectors": checksum(self.raw.data)},
+        }
+        rows = max(1, CHUNK_NBYTES // self.raw[0].nbytes)
+        super().__init__(root, identity, len(raw), f"texts/{name}", chunk_rows=rows)
+
+    def open(self) -> TextStore:
+        return open_text_store(self.path)
+
+    def layout(self, chunk_rows: int) -> Layout:
+        n, dim = len(self.raw), self.raw.shape[-1]
+        specs = [
+            ArraySpec("raw", "<f4", self.raw.shape, chunk_rows, float("nan")),
+            ArraySpec("cls", "<f4", (n, dim), chunk_rows, float("nan")),
+            ArraySpec("counts", "<i8", (n,), chunk_rows, -1),
+        ]
+        return Layout({spec.name: spec for spec in specs})
+
+    def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
+        for work in works:
+            rows = slice(work.rows.start, work.rows.stop)
+            raw = self.raw[rows]
+            yield MadeChunk(work, {Part(): {"raw": raw, "cls": class_means(raw), "counts": self.counts[rows]}})
+
+    def contents(self, part: Part, writer: StoreWriter) -> Contents:
+        return Contents(self.info, {"imported": True, "written": written_now()})
