@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stores",
         metavar="STORE",
         nargs="+",
-        help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]; some heads take one of images and some of texts",
+        help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]; some heads take one of images and some of texts, in "
+        "whose place the file of a linear head may stand",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="file of the head (safetensors), - for standard output"
@@ -70,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     make_head(args.head, parameters)  # refuses values that are not allowed, before any store is read
     if args.select and not takes_selection(args.head):
         raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
-    stores = [open_reference(reference, args) for reference in args.stores]
-    texts = _texts(kind, [store for store in stores if isinstance(store, TextStore)])
+    files = [reference for reference in args.stores if reference.endswith(".safetensors") and Path(reference).is_file()]
+    stores = [open_reference(reference, args) for reference in args.stores if reference not in files]
+    texts = _texts(kind, [store for store in stores if isinstance(store, TextStore)], files)
     train = _grouped(_train(kind, [store for store in stores if not isinstance(store, TextStore)]), args.group)
     material = Material(
         texts=texts,
@@ -133,13 +135,19 @@ def _train(kind: type[HeadClassifier], stores: Sequence[FeatureTable]) -> Featur
     return stores[0]
 
 
-def _texts(kind: type[HeadClassifier], stores: Sequence[TextStore]) -> Sequence[TextStore]:
-    """The text stores, where the head takes any."""
-    if stores and not (kind.fits_on == "texts" or kind.takes_texts):
-        raise HeadError(
-            f"texts/{stores[0].name} is a store of texts; {kind.name} fits from one store of images (NAME/SPLIT) alone"
-        )
-    return stores
+def _texts(
+    kind: type[HeadClassifier], stores: Sequence[TextStore], files: Sequence[str]
+) -> Sequence[TextStore] | LinearHead:
+    """The text stores, or the one head in a file, where the head takes any."""
+    from heads import load
+    from heads.fitted.linear import as_linear
+
+    given = [f"texts/{store.name} is a store of texts" for store in stores] + [f"{file} is a head" for file in files]
+    if given and not (kind.fits_on == "texts" or kind.takes_texts):
+        raise HeadError(f"{given[0]}; {kind.name} fits from one store of images (NAME/SPLIT) alone")
+    if files and len(given) > 1:
+        raise HeadError(f"{'; '.join(given)}: {kind.name} begins from one head, or from stores of texts; name either")
+    return as_linear(load(files[0])) if files else stores
 
 
 def _described(params: Mapping[str, object]) -> str:

@@ -30,21 +30,23 @@ class Material:
     Attributes
     ----------
     train : image store or `FewShotStore`; None where there are only texts
-    texts : text stores of one class list and text tower; several make an ensemble
+    texts
+        Text stores of one class list and text tower, of which several make an ensemble; or a fitted linear head, for
+        heads that begin from one.
     selection : image store on which hyper-parameters are chosen; None uses the head's default, such as folds
     prior : fitted linear head that weights shrink towards, None for zero
     progress : told by heads whose fit takes long
     """
 
     train: FeatureSource | None = None
-    texts: Sequence[TextSource] = ()
+    texts: Sequence[TextSource] | LinearHead = ()
     selection: FeatureSource | None = None
     prior: LinearHead | Fitted | None = None
     progress: Progress = field(default_factory=Silent)
 
     def text_head(self) -> LinearHead:
-        """The zero-shot head of the texts."""
-        return ZeroShot().fit(list(self.texts)).linear()
+        """The zero-shot head of the texts, or the head in their place."""
+        return self.texts if isinstance(self.texts, LinearHead) else ZeroShot().fit(list(self.texts)).linear()
 
 
 def fit_head(name: str, material: Material, parameters: Mapping[str, object] | None = None) -> HeadClassifier:
@@ -78,6 +80,10 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
         raise HeadError(f"{name} needs a text store; name one that `featcache text` wrote (texts/NAME)")
     chosen = {"selection": material.selection} if material.selection is not None and takes_selection(name) else {}
     if kind.fits_on == "texts":
+        if isinstance(material.texts, LinearHead):
+            raise HeadError(
+                f"{name} is made from a text store, got the head {material.texts.name}; name one (texts/NAME)"
+            )
         return _fitted(head, list(material.texts), **chosen)
     if material.train is None:
         raise HeadError(f"{name} fits from labelled rows; name an image store that `featcache encode` wrote")

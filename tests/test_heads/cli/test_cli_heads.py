@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import heads
@@ -67,6 +68,26 @@ def test_a_transductive_head_answers_for_its_own_rows_alone(cli: Any, head: str)
     code, _, error = cli("evaluate", "h.safetensors", "--on", "digits/train")
     assert code == 2
     assert "is transductive: it answers for the" in error
+
+
+def test_the_file_of_a_linear_head_stands_for_texts(cli: Any) -> None:
+    """The same probabilities from the text store and from the zero-shot head's file; a few-shot head may come first."""
+    assert cli("fit", "zero_shot", "texts/digits", "-o", "zs.safetensors")[0] == 0
+    test, found = "digits/test@tiny", []
+    for texts in ("texts/digits@tiny", "zs.safetensors"):
+        assert cli("fit", "transclip", test, texts, "-o", "h.safetensors")[0] == 0
+        found.append(heads.load("h.safetensors").table)
+    np.testing.assert_allclose(*found, atol=1e-4)
+    assert cli("fit", "gda", "digits/train@tiny", "zs.safetensors", "-o", "gda.safetensors")[0] == 0
+    assert cli("fit", "transclip", test, "gda.safetensors", "-o", "both.safetensors")[0] == 0
+    assert "train" in [entry.get("split") for entry in heads.load("both.safetensors").provenance.fitted_on]
+    for wrong, said in (
+        (("zero_shot", "zs.safetensors"), "is made from a text store"),
+        (("ridge", "digits/train@tiny", "zs.safetensors"), "zs.safetensors is a head; ridge fits from one store"),
+        (("gda", "digits/train@tiny", "zs.safetensors", "texts/digits@tiny"), "name either"),
+    ):
+        code, _, error = cli("fit", *wrong, "-o", "x.safetensors")
+        assert (code, said in error) == (2, True)
 
 
 def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
