@@ -130,7 +130,8 @@ class _TextImport(StoreJob[TextStore]):
         name: str,
         root: StorePath,
     ) -> None:
-        self.raw, self.counts = normalise(raw.reshape(-1, raw.shape[2]))[0].reshape(raw.shape), counts
+        self.raw: npt.NDArray[np.float32] = normalise(raw.reshape(-1, raw.shape[2]))[0].reshape(raw.shape)
+        self.counts = counts
         facts: Json = {"name": name, "classnames": list(classnames), "text_digests": [source.tower]}
         facts |= {"logit_scale": scale, "logit_bias": None}
         self.info: Json = {**facts, "templates": None, "encoder_name": source.encoder_name, "dim": raw.shape[2]}
