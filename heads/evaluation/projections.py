@@ -12,14 +12,14 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, NoReturn, Self
+from typing import ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.datasets.files import read_regular
 from featcache.errors import HeadError, MismatchError
-from heads.fitted.base import LogitHead, positions_of
+from heads.fitted.base import LogitHead
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Provenance, subset_by_name
 
@@ -176,19 +176,13 @@ class ProjectedHead(LogitHead):
         merged: NDArray[np.float32] = np.maximum.reduceat(logits[:, self.columns], self.starts, axis=1)
         return merged
 
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The groups of some of the new classes."""
-        index = positions_of(class_subset, self)
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
         groups = np.split(self.columns, self.starts[1:])
         kept = [groups[i] for i in index.tolist()]
-        starts = np.cumsum([0, *map(len, kept[:-1])])
-        names = tuple(self.classnames[i] for i in index.tolist())
-        return replace(self, columns=np.concatenate(kept), starts=starts, classnames=names)
+        return {"columns": np.concatenate(kept), "starts": np.cumsum([0, *map(len, kept[:-1])])}
 
-    def with_temperature(self, temperature: float) -> Self:
-        """The largest of logits that are divided by a positive temperature."""
-        base = self.base.with_temperature(temperature)
-        return replace(self, base=base, provenance=self.provenance.cooled(temperature))
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        return {"base": self.base.with_temperature(temperature)}
 
     def to_file(self) -> NoReturn:
         """Refused: the head itself is saved, and projected again when it is used."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Self, Unpack
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.store.reading.tokens import block_rows
-from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, to_numpy
@@ -92,18 +92,11 @@ class AttentiveHead(LogitHead):
         found: Float32 = torch.softmax(tokens @ torch.from_numpy(self.queries).T, dim=1).transpose(1, 2).numpy()
         return found
 
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The head over some classes only; their logits do not change."""
-        index = positions_of(class_subset, self)
-        names = tuple(self.classnames[i] for i in index.tolist())
-        classes = values_at(self.classes, index)
-        return replace(self, weights=self.weights[index], bias=self.bias[index], classnames=names, classes=classes)
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
+        return {"weights": self.weights[index], "bias": self.bias[index]}
 
-    def with_temperature(self, temperature: float) -> Self:
-        """Class weights and bias divided by a positive temperature."""
-        scale = np.float32(checked_temperature(temperature))
-        record = self.provenance.cooled(temperature)
-        return replace(self, weights=self.weights / scale, bias=self.bias / scale, provenance=record)
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        return {"weights": self.weights / np.float32(temperature), "bias": self.bias / np.float32(temperature)}
 
     def to_file(self) -> tuple[Tensors, Json]:
         """All parameters."""

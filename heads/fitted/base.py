@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol, Self, TypedDict, TypeVar, Unpack, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, Self, TypedDict, TypeVar, Unpack, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -120,12 +121,12 @@ class LogitHead(ABC):
         """Logits (n, C) of features (n, D), as float32."""
 
     @abstractmethod
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The same head over some classes only, in the order given."""
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
+        """What `restrict` changes, besides names and label values."""
 
     @abstractmethod
-    def with_temperature(self, temperature: float) -> Self:
-        """The same head with its logits divided by a positive temperature."""
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        """What `with_temperature` changes, besides the record."""
 
     @abstractmethod
     def to_file(self) -> tuple[Tensors, Json]:
@@ -135,6 +136,38 @@ class LogitHead(ABC):
     @abstractmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
         """The head of `to_file`."""
+
+    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
+        """The same head over some classes only, in the order given (ImageNet-R and -A keep 200 of 1000).
+
+        Logits of the classes that are kept do not change.
+
+        Raises
+        ------
+        HeadError
+            For indices outside [0, C), repeated ones, or fewer than two.
+        """
+        index = positions_of(class_subset, self)
+        names = tuple(self.classnames[i] for i in index.tolist())
+        values = {} if self.classes is None else {"classes": self.classes[index]}
+        return self._changed(classnames=names, **values, **self._of_classes(index))
+
+    def with_temperature(self, temperature: float) -> Self:
+        """The same head with its logits, except those of missing classes, divided by a positive temperature.
+
+        Raises
+        ------
+        HeadError
+            For a temperature that is not positive.
+        """
+        if not np.isfinite(temperature) or temperature <= 0:
+            raise HeadError(f"temperature must be a positive number, got {temperature!r}")
+        record = self.provenance.cooled(temperature)
+        return self._changed(provenance=record, **self._cooled(float(temperature)))
+
+    def _changed(self, **fields: object) -> Self:
+        changed: Self = replace(cast(Any, self), **fields)  # every head is a data class
+        return changed
 
     @property
     def sharing(self) -> Hashable | None:
@@ -268,18 +301,6 @@ def label_values(classes: Array) -> Array | None:
     """
     values = np.asarray(classes)
     return None if values.dtype.kind in "iu" and np.array_equal(values, np.arange(len(values))) else values
-
-
-def values_at(classes: Array | None, index: NDArray[np.integer]) -> Array | None:
-    """Label values of some classes."""
-    return None if classes is None else classes[index]
-
-
-def checked_temperature(temperature: float) -> float:
-    """A positive number (HeadError)."""
-    if not np.isfinite(temperature) or temperature <= 0:
-        raise HeadError(f"temperature must be a positive number, got {temperature!r}")
-    return float(temperature)
 
 
 def as_head(value: object) -> LogitHead:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Self, Unpack
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.parameters import Count, NotNegative, OneOf, Positive
-from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, Features, to_numpy
@@ -138,17 +138,11 @@ class KNNHead(LogitHead):
         np.divide(shares, total, out=shares, where=total > 0)
         return shares
 
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The same neighbours, of which those of other classes do not vote."""
-        index = positions_of(class_subset, self)
-        names = tuple(self.classnames[i] for i in index.tolist())
-        classes = values_at(self.classes, index)
-        return replace(self, columns=self.columns[index], classnames=names, classes=classes)
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
+        return {"columns": self.columns[index]}  # neighbours of other classes do not vote
 
-    def with_temperature(self, temperature: float) -> Self:
-        """The same votes, their logarithms divided by a positive temperature."""
-        scale = self.scale / checked_temperature(temperature)
-        return replace(self, scale=scale, provenance=self.provenance.cooled(temperature))
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        return {"scale": self.scale / temperature}
 
     def to_file(self) -> tuple[Tensors, Json]:
         """The rows themselves, in their own type: the file needs no store."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
-from heads.fitted.base import Common, LogitHead, as_head, checked_temperature, decisions, positions_of, values_at
+from heads.fitted.base import Common, LogitHead, as_head, decisions
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array, Rows, to_numpy
@@ -99,13 +99,7 @@ class LinearHead(LogitHead):
         >>> layer.in_features, layer.out_features
         (2, 2)
         """
-        import torch
-
-        layer = torch.nn.Linear(self.dim, len(self.classnames))
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(self.weights))
-            layer.bias.copy_(torch.from_numpy(self.bias))
-        return layer
+        return linear_layer(self.weights, self.bias)
 
     def decision_function(self, X: Rows) -> NDArray[np.floating]:
         """The logits (N, C); of two classes the second's less the first's (N,), as in scikit-learn."""
@@ -135,43 +129,16 @@ class LinearHead(LogitHead):
         """The head itself."""
         return self
 
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> LinearHead:
-        """The same head over some classes only, in the order given (ImageNet-R and -A keep 200 of 1000).
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
+        parents = self.parents and tuple(parent.restrict(index) for parent in self.parents)
+        absent = positions_among(self.absent, index)
+        return {"weights": self.weights[index], "bias": self.bias[index], "parents": parents, "absent": absent}
 
-        Raises
-        ------
-        HeadError
-            For indices outside [0, C), repeated ones, or fewer than two.
-        """
-        index = positions_of(class_subset, self)
-        names = tuple(self.classnames[i] for i in index.tolist())
-        parents = self.parents and (self.parents[0].restrict(index), self.parents[1].restrict(index))
-        absent = tuple(place for place, old in enumerate(index.tolist()) if old in self.absent)
-        return replace(
-            self,
-            weights=self.weights[index],
-            bias=self.bias[index],
-            classnames=names,
-            parents=parents,
-            absent=absent,
-            classes=values_at(self.classes, index),
-        )
-
-    def with_temperature(self, temperature: float) -> LinearHead:
-        """The same head with its logits, except those of missing classes, divided by a positive temperature."""
-        divisor = np.full(len(self.bias), checked_temperature(temperature), np.float32)
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        divisor = np.full(len(self.bias), temperature, np.float32)
         divisor[list(self.absent)] = 1.0
-        parents = self.parents and (
-            self.parents[0].with_temperature(temperature),
-            self.parents[1].with_temperature(temperature),
-        )
-        return replace(
-            self,
-            weights=self.weights / divisor[:, None],
-            bias=self.bias / divisor,
-            provenance=self.provenance.cooled(temperature),
-            parents=parents,
-        )
+        parents = self.parents and tuple(parent.with_temperature(temperature) for parent in self.parents)
+        return {"weights": self.weights / divisor[:, None], "bias": self.bias / divisor, "parents": parents}
 
     def to_file(self) -> tuple[Tensors, Json]:
         """Weights and bias; the interpolation coefficient, and the classes without a row."""
@@ -182,6 +149,28 @@ class LinearHead(LogitHead):
         """The head of `to_file`; an interpolation loses its parents."""
         absent = tuple(settings.get("absent", ()))  # older files lack it
         return cls(tensors["weights"], tensors["bias"], alpha=settings["alpha"], absent=absent, **common)
+
+
+def linear_layer(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> torch.nn.Linear:
+    """A layer (D to C) on the CPU with copies of weights (C, D) and bias (C,)."""
+    import torch
+
+    layer = torch.nn.Linear(*weights.shape[::-1])
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weights))
+        layer.bias.copy_(torch.from_numpy(bias))
+    return layer
+
+
+def positions_among(absent: tuple[int, ...], index: NDArray[np.integer]) -> tuple[int, ...]:
+    """Positions in `index` of the missing classes.
+
+    Examples
+    --------
+    >>> positions_among((3, 5), np.array([5, 0, 3]))
+    (0, 2)
+    """
+    return tuple(np.flatnonzero(np.isin(index, absent)).tolist())
 
 
 def as_linear(value: object) -> LinearHead:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Self, Unpack
 
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of
+from heads.fitted.base import Common, LogitHead
 from heads.fitted.file_format import Tensors
+from heads.fitted.linear import linear_layer, positions_among
 from heads.fitted.provenance import Json, Provenance
 from heads.kernels.ranking import Decisions
 from heads.rows.multilabel import TargetsLike, as_multilabel
@@ -114,37 +115,24 @@ class MultiLabelHead(LogitHead):
 
     def to_torch(self) -> torch.nn.Linear:
         """The head as a layer (D to L) on the CPU, whose outputs are the logits."""
-        import torch
+        return linear_layer(self.weights, self.bias)
 
-        layer = torch.nn.Linear(self.dim, len(self.classnames))
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(self.weights))
-            layer.bias.copy_(torch.from_numpy(self.bias))
-        return layer
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
+        absent = positions_among(self.absent, index)
+        return {
+            "weights": self.weights[index],
+            "bias": self.bias[index],
+            "thresholds": self.cuts[index],
+            "absent": absent,
+        }
 
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> MultiLabelHead:
-        """The same head over some classes only, in the order given."""
-        index = positions_of(class_subset, self)
-        absent = tuple(place for place, old in enumerate(index.tolist()) if old in self.absent)
-        return replace(
-            self,
-            weights=self.weights[index],
-            bias=self.bias[index],
-            thresholds=self.cuts[index],
-            classnames=tuple(self.classnames[i] for i in index.tolist()),
-            absent=absent,
-        )
-
-    def with_temperature(self, temperature: float) -> MultiLabelHead:
-        """The same head with its logits and thresholds divided by a positive temperature: equal predictions."""
-        divisor = checked_temperature(temperature)
-        return replace(
-            self,
-            weights=self.weights / np.float32(divisor),
-            bias=self.bias / np.float32(divisor),
-            thresholds=self.cuts / divisor,
-            provenance=self.provenance.cooled(temperature),
-        )
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        divisor = np.float32(temperature)  # equal predictions: the thresholds are divided too
+        return {
+            "weights": self.weights / divisor,
+            "bias": self.bias / divisor,
+            "thresholds": self.cuts / temperature,
+        }
 
     def with_thresholds(self, thresholds: ArrayLike) -> MultiLabelHead:
         """The same head with other thresholds (L,), in logits."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Self, Unpack
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.parameters import Range
-from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead
 from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
@@ -137,18 +137,11 @@ class TipAdapterHead(LogitHead):
         votes = prepared.votes(self.bank, self.sharpness)[:, self.columns]
         return prepared.base + np.float32(self.strength) * votes
 
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The head over some classes only; their logits do not change."""
-        index = positions_of(class_subset, self)
-        names = tuple(self.classnames[i] for i in index.tolist())
-        base, classes = self.base.restrict(index), values_at(self.classes, index)
-        return replace(self, base=base, columns=self.columns[index], classnames=names, classes=classes)
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
+        return {"base": self.base.restrict(index), "columns": self.columns[index]}
 
-    def with_temperature(self, temperature: float) -> Self:
-        """Base logits and the strength of the votes divided by a positive temperature."""
-        strength = self.strength / checked_temperature(temperature)
-        record = self.provenance.cooled(temperature)
-        return replace(self, base=self.base.with_temperature(temperature), strength=strength, provenance=record)
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        return {"base": self.base.with_temperature(temperature), "strength": self.strength / temperature}
 
     def to_file(self) -> tuple[Tensors, Json]:
         """Base and rows themselves: the file needs no store."""

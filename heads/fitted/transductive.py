@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Self, Unpack
 
@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.fitted.base import Common, LogitHead, checked_temperature, positions_of, values_at
+from heads.fitted.base import Common, LogitHead
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
 from heads.rows.samples import Array
@@ -75,16 +75,11 @@ class TransductiveHead(LogitHead):
         found[~finite] = np.nan
         return found
 
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The head over some classes only; their logits do not change."""
-        index = positions_of(class_subset, self)
-        names = tuple(self.classnames[i] for i in index.tolist())
-        return replace(self, table=self.table[:, index], classnames=names, classes=values_at(self.classes, index))
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
+        return {"table": self.table[:, index]}
 
-    def with_temperature(self, temperature: float) -> Self:
-        """Logits divided by a positive temperature."""
-        table = self.table / np.float32(checked_temperature(temperature))
-        return replace(self, table=table, provenance=self.provenance.cooled(temperature))
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        return {"table": self.table / np.float32(temperature)}
 
     def to_file(self) -> tuple[Tensors, Json]:
         """Rows and logits themselves: the file needs no store."""
