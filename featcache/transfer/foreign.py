@@ -19,7 +19,7 @@ No file can run code: torch files are loaded with ``weights_only=True``, npy fil
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -84,6 +84,15 @@ def read_classes(path: str | Path) -> list[str]:
     if not names:
         raise DatasetError(f"{path}: no class name in it; write one per line")
     return names
+
+
+def check_files(paths: Iterable[Path]) -> None:
+    """DatasetError that names a pipe or a device among the files that a library is to open."""
+    for path in paths:
+        try:
+            check_regular(path)
+        except OSError as error:
+            raise DatasetError(f"{path}: {error}") from error
 
 
 def read_file(path: Path) -> Foreign:

@@ -224,15 +224,7 @@ class LinearClassifier(HeadClassifier):
         """Weights and intercepts of one setting as a `LinearHead`."""
         if self.centred:
             weights, intercepts = _centred(weights, self._absent), _centred(intercepts, self._absent)
-        with np.errstate(over="ignore"):
-            logit_weights = (weights / temperature).astype(np.float32)
-            logit_intercepts = (intercepts / temperature).astype(np.float32)
-        if not (np.isfinite(logit_weights).all() and np.isfinite(logit_intercepts).all()):
-            size = max(float(np.abs(weights).max()), float(np.abs(intercepts).max())) / temperature
-            raise HeadError(
-                f"{name} has weights of up to {size:.3g}, beyond what float32 holds: the features are too small or too "
-                "large; scale them, for instance to rows of length 1"
-            )
+        logit_weights, logit_intercepts = in_float32(name, weights / temperature, intercepts / temperature)
         return LinearHead(
             logit_weights,
             logit_intercepts,
@@ -279,6 +271,27 @@ class LinearClassifier(HeadClassifier):
     def predict_proba(self, X: Rows) -> NDArray[np.float64]:
         """Probabilities (N, C): softmax of the logits."""
         return softmax(self.scores(X) / self.temperature_)
+
+
+def in_float32(
+    name: str, weights: NDArray[np.float64], intercepts: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights and intercepts of a head's logits as its file holds them.
+
+    Raises
+    ------
+    HeadError
+        If float32 does not hold them.
+    """
+    with np.errstate(over="ignore"):
+        found = weights.astype(np.float32), intercepts.astype(np.float32)
+    if not all(np.isfinite(values).all() for values in found):
+        size = max(float(np.abs(weights).max()), float(np.abs(intercepts).max()))
+        raise HeadError(
+            f"{name} has weights of up to {size:.3g}, beyond what float32 holds: the features are too small or too "
+            "large; scale them, for instance to rows of length 1"
+        )
+    return found
 
 
 def _centred(table: NDArray[np.float64], absent: Sequence[int]) -> NDArray[np.float64]:

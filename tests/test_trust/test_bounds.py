@@ -145,6 +145,31 @@ def test_a_pipe_or_a_device_is_not_opened(tmp_path: Path, name: str, capsys: pyt
         assert "regular file" in said
 
 
+FOLDERS = {
+    "lance": ("_versions/1.manifest", "data/1.lance"),
+    "huggingface": ("dataset_info.json", "data-00000-of-00001.arrow"),
+    "clip-retrieval": ("img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_pipe_or_a_device_in_a_folder_of_features_is_not_opened(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, odd = (tmp_path / name for name in FOLDERS[kind])
+    for file in (known, odd):
+        file.parent.mkdir(exist_ok=True)
+    known.write_text("{}")
+    for put in (os.mkfifo, lambda place: place.symlink_to("/dev/zero")):
+        put(odd)
+        assert main(["import", str(tmp_path), "--encoder-name", "m", "--name", "n"]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert odd.parent.name in said
+        assert "regular file" in said
+        odd.unlink()
+
+
 def test_what_the_shell_has_opened_is_read() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"cat\ndog\n")

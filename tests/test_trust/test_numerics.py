@@ -215,7 +215,29 @@ HEAD_TABLE |= {
             lambda head, X, y, text: linear(*reference.sgd_probe(X, y, classes_of(y), 0.1 * COSINE_RATES, 0.9))
         ),
     ),
+    "adamw, standardised": (
+        "adamw",
+        {"lr": 1e-2, "epochs": 20, "batch_size": 100, "standardise": True},
+        standardised(probe_truth),
+    ),
+    "cosine, standardised": (
+        "cosine",
+        {"lr": 1e-2, "epochs": 20, "batch_size": 256, "standardise": True},
+        standardised(
+            lambda head, X, y, text: linear(
+                reference.cosine_probe(X, y, classes_of(y), 1e-2 * COSINE_RATES), np.zeros(1)
+            )
+        ),
+    ),
 }
+
+
+def deviations(wide: np.ndarray) -> np.ndarray:
+    """Standard deviation of each column; 1 of a constant one."""
+    from sklearn.preprocessing import StandardScaler
+
+    return np.asarray(StandardScaler().fit(wide).scale_)
+
 
 BEYOND_FLOAT32 = "beyond what float32 holds"
 TAKE_ONE_CLASS = ("gda", "tip_adapter", "tip_adapter_f", "lp_plus_plus", "clap", "taskres", "prolip")
@@ -247,7 +269,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("clap", what): "training diverged" for what in ("1e30", "3e38")},
     **{("taskres", what): "gradient overflows|training diverged" for what in ("1e30", "3e38")},
     ("ridge, standardised", "float32 denormals"): BEYOND_FLOAT32,
-    ("sgd, standardised", "float32 denormals"): BEYOND_FLOAT32,
+    **{(f"{name}, standardised", "float32 denormals"): BEYOND_FLOAT32 for name in ("sgd", "adamw", "cosine")},
     ("sgd", "1e30"): "training at lr .* diverged",
     ("sgd", "3e38"): "training at lr .* diverged",
     ("cosine", "1e30"): "training at lr .* diverged",
@@ -382,7 +404,8 @@ def test_a_missing_class_never_wins_however_far_the_row_is() -> None:
 @pytest.mark.parametrize(
     "what", ["plain", "constant column", "common offset", "float16 limits", "float16 denormals", "1e18", "1e30"]
 )
-def test_logistic_is_no_worse_than_float64(what: str, C: float) -> None:
+@pytest.mark.parametrize("standardise", [False, True])
+def test_logistic_is_no_worse_than_float64(what: str, C: float, standardise: bool) -> None:
     """The penalised objective, in float64, against that of L-BFGS from several starts; or refused by name."""
     from scipy.optimize import minimize
     from scipy.special import logsumexp
@@ -390,8 +413,9 @@ def test_logistic_is_no_worse_than_float64(what: str, C: float) -> None:
     X, _ = INPUTS[what]()
     y = np.random.default_rng(2).integers(0, 3, len(X))  # not separable
     wide, mean = X.astype(np.float64), X.astype(np.float64).mean(axis=0)
-    size = float(np.abs(wide - mean).max())
-    rows_of_one, scaled = (wide - mean) / size, C * size**2  # the same problem, on rows of the size of one
+    size = deviations(wide) if standardise else np.abs(wide - mean).max()
+    rows_of_one = (wide - mean) / size
+    scaled = C if standardise else float(C * size**2)  # the same problem, on rows of the size of one
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         W, b = flat[: 3 * X.shape[1]].reshape(3, -1), flat[3 * X.shape[1] :]
@@ -406,7 +430,7 @@ def test_logistic_is_no_worse_than_float64(what: str, C: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            head = HEADS["logistic"](C=C).fit(X, y)
+            head = HEADS["logistic"](C=C, standardise=standardise).fit(X, y)
         except HeadError as error:
             check_refusal(error, "features reach .* scale them", allowed=what in ("1e18", "1e30"))
             return
@@ -581,26 +605,28 @@ def targets_of(y: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("alpha", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("what", INPUTS)
-def test_multilabel_ridge_is_right_or_refuses(what: str, alpha: float) -> None:
+@pytest.mark.parametrize("standardise", [False, True])
+def test_multilabel_ridge_is_right_or_refuses(what: str, alpha: float, standardise: bool) -> None:
     X, y = INPUTS[what]()
     Y, wide = targets_of(y), X.astype(np.float64)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            head = HEADS["multilabel_ridge"](alphas=[alpha]).fit(X, Y)
+            head = HEADS["multilabel_ridge"](alphas=[alpha], standardise=standardise).fit(X, Y)
             assert np.isfinite(head.predict_proba(X)).all()
         except HeadError as error:
             check_refusal(error, "NaN or infinity|overflow|do not resolve|no valid row|beyond what float32 holds")
             assert what in (*MULTILABEL_REFUSED, "1e200", "3e38", "1e30", "float32 denormals", "columns of all sizes")
             return
     (weights,), (bias,) = head.path()
+    seen = (wide - wide.mean(axis=0)) / deviations(wide) if standardise else wide
     for column in range(3):
         known = Y[:, column] >= 0
         if len(set(Y[known, column].tolist())) < 2:
             assert abs(head.intercept_[column]) == 10_000
             continue
-        W, b = reference.ridge(wide[known], Y[known, column : column + 1].astype(np.float64), alpha)
-        truth = wide @ W[0] + b[0]
+        W, b = reference.ridge(seen[known], Y[known, column : column + 1].astype(np.float64), alpha)
+        truth = seen @ W[0] + b[0]
         np.testing.assert_allclose(wide @ weights[column] + bias[column], truth, atol=1e-4)
         np.testing.assert_allclose(
             head.predict_proba(X)[:, column],
@@ -611,7 +637,8 @@ def test_multilabel_ridge_is_right_or_refuses(what: str, alpha: float) -> None:
 
 @pytest.mark.parametrize("C", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("what", INPUTS)
-def test_multilabel_logistic_is_no_worse_than_float64(what: str, C: float) -> None:
+@pytest.mark.parametrize("standardise", [False, True])
+def test_multilabel_logistic_is_no_worse_than_float64(what: str, C: float, standardise: bool) -> None:
     from scipy.optimize import minimize
 
     X, y = INPUTS[what]()
@@ -619,21 +646,23 @@ def test_multilabel_logistic_is_no_worse_than_float64(what: str, C: float) -> No
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            head = HEADS["multilabel_logistic"](C=C).fit(X, Y)
+            head = HEADS["multilabel_logistic"](C=C, standardise=standardise).fit(X, Y)
             assert np.isfinite(head.predict_proba(X)).all()
         except HeadError as error:
             check_refusal(error, "NaN or infinity|overflow|scale them")
-            assert what in (*MULTILABEL_REFUSED, "1e200", "1e18", "1e30", "3e38")
+            assert what in (*MULTILABEL_REFUSED, "1e200", "1e18", "1e30", "3e38") or (
+                standardise and what == "float32 denormals"
+            )
             return
     wide, mean = X.astype(np.float64), X.astype(np.float64).mean(axis=0)
-    size = float(np.abs(wide - mean).max()) or 1.0
+    size = deviations(wide) if standardise else np.abs(wide - mean).max() or 1.0
     for column in range(3):
         known = Y[:, column] >= 0
         signs = np.where(Y[known, column] == 1, 1.0, -1.0)
         if abs(signs.sum()) == len(signs):
             continue
         unit = (wide[known] - mean) / size
-        looser = min(C * size * size, 1e300)
+        looser = C if standardise else min(C * size * size, 1e300)
         unit, scaled = (unit, looser) if looser else (0 * unit, 1.0)  # weights beyond all sizes, or no weights
 
         def objective(

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from featcache.errors import DatasetError
-from featcache.parameters import check_regular
 from featcache.store import ImageStore
 from featcache.store.places.targets import replacing
-from featcache.transfer.foreign import id_texts
+from featcache.transfer.foreign import check_files, id_texts
 from featcache.transfer.formats import Foreign
 from featcache.transfer.rows import CLASSNAMES, table_of
 
@@ -54,8 +53,7 @@ def read(folder: Path, split: str) -> Foreign | None:
     names = [name for _, name in numbers]
     arrays = [folder / "img_emb" / f"img_emb_{name}.npy" for name in names]
     files = [folder / "metadata" / f"metadata_{name}.parquet" for name in names]
-    for file in (*arrays, *files):
-        check_regular(file)
+    check_files((*arrays, *files))
     features = np.concatenate([np.load(file, allow_pickle=False) for file in arrays])
     if not all(file.is_file() for file in files):
         return Foreign(features)

@@ -10,7 +10,7 @@ import numpy as np
 
 from featcache.errors import DatasetError
 from featcache.store import ImageStore
-from featcache.transfer.foreign import of_table
+from featcache.transfer.foreign import check_files, of_table
 from featcache.transfer.formats import Foreign
 from featcache.transfer.rows import CLASSNAMES, table_of
 
@@ -35,6 +35,7 @@ def read(folder: Path, split: str) -> Foreign | None:
     """See `featcache.transfer.formats.FolderFormat`; of a DatasetDict, the split."""
     if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return None
+    check_files(folder.rglob("*"))
     try:
         import datasets
     except ImportError as error:

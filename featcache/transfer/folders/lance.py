@@ -6,7 +6,7 @@ import numpy as np
 
 from featcache.errors import DatasetError
 from featcache.store import ImageStore
-from featcache.transfer.foreign import of_table
+from featcache.transfer.foreign import check_files, of_table
 from featcache.transfer.formats import Foreign
 from featcache.transfer.rows import table_of
 
@@ -26,6 +26,7 @@ def read(folder: Path, split: str) -> Foreign | None:
     """See `featcache.transfer.formats.FolderFormat`."""
     if not (folder / "_versions").is_dir():
         return None
+    check_files(folder.rglob("*"))
     try:
         import lance
     except ImportError as error:

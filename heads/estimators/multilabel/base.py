@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource
-from heads.estimators.base import HeadClassifier
+from heads.estimators.base import HeadClassifier, in_float32
 from heads.estimators.logistic.choice import machine_memory
 from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import Provenance
@@ -65,8 +65,7 @@ class MultiLabelClassifier(HeadClassifier):
     ) -> MultiLabelHead:
         absent = tuple(self.classnames_.index(name) for name in self.absent_)
         return MultiLabelHead(
-            weights.astype(np.float32),
-            intercepts.astype(np.float32),
+            *in_float32(name, weights, intercepts),
             self.classnames_,
             thresholds,
             name=name,
