@@ -5,6 +5,7 @@ import argparse
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.store import ImageStore, find_store, resolve_root
 from featcache.store.catalogue import other_names
+from featcache.store.columns import METADATA, SAMPLES
 from featcache.store.key import Json
 from featcache.store.reading.base import Store
 from featcache.store.reading.images import parts_of
@@ -19,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """``featcache info STORE``."""
     store = find_store(args.store, resolve_root(args.root))
+    for name in {SAMPLES, METADATA} & store.manifest.files.keys():
+        store.sidecar(name)  # what it vouches for is whole, though it prints no ids
     record = {
         "store": str(store.path),
         "kind": store.kind,

@@ -8,6 +8,7 @@ import pytest
 from fakes import TAP, NumpyDataset, NumpyEncoder, TappedEncoder
 
 from featcache import EncodeOptions, encode_dataset, open_store
+from featcache.cli.main import main
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import FeatcacheError, StoreCorruptError
 from featcache.store import ImageStore
@@ -115,3 +116,16 @@ def test_text_stores_are_checked(tmp_path: Path) -> None:
             _ = getattr(open_store(path), name.partition("/")[0])
         flip(path / name)
         _ = getattr(open_store(path), name.partition("/")[0])
+
+
+def test_info_refuses_damaged_ids_which_evaluation_does_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`info` speaks for the whole store; a reader answers for what it hands out."""
+    path = encoded(tmp_path)
+    rows = images(path).numpy()[0]
+    assert main(["info", str(path)]) == 0
+    (path / "samples.parquet").write_bytes((path / "samples.parquet").read_bytes()[:100])
+    assert main(["info", str(path)]) == main(["export", str(path), str(tmp_path / "rows.csv")]) == 4
+    assert capsys.readouterr().err.count("samples.parquet: differs from its checksum; run `featcache verify") == 2
+    np.testing.assert_array_equal(images(path).numpy()[0], rows)
