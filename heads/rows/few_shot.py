@@ -25,7 +25,9 @@ def draw_shots(
 
     Parameters
     ----------
-    labels : (N,) class indices; negative ones (invalid rows) are never drawn
+    labels
+        (N,) class indices; negative ones (invalid rows) are never drawn. Or targets (N, L) of multi-label rows: of each
+        class, `shots` rows that it applies to, so that it may have more; rows are ascending, each once.
     shots : rows per class, k
     seed : equal seeds draw equal rows, on every machine
     n_classes : C; None is the largest label plus one
@@ -44,26 +46,28 @@ def draw_shots(
     ([0, 0, 1, 1], True)
     """
     classes = to_numpy(labels)
-    if classes.ndim != 1 or classes.dtype.kind not in "iu":
-        raise HeadError(f"labels are {classes.shape} {classes.dtype}, expected class indices (N,)")
+    if classes.ndim not in (1, 2) or classes.dtype.kind not in "iu":
+        raise HeadError(f"labels are {classes.shape} {classes.dtype}, expected class indices (N,) or targets (N, L)")
     if shots < 1 or seed < 0:
         raise HeadError(f"shots {shots} and seed {seed}; expected at least 1 shot and a seed from 0")
-    if n_classes is None:
-        n_classes = int(classes.max(initial=-1)) + 1
-    counts = np.bincount(classes[classes >= 0], minlength=n_classes)
+    if classes.ndim == 2:
+        members = [np.flatnonzero(column == 1) for column in classes.T]
+    else:
+        n_classes = int(classes.max(initial=-1)) + 1 if n_classes is None else n_classes
+        ends = np.bincount(classes[classes >= 0], minlength=n_classes).cumsum()
+        order = np.argsort(classes, kind="stable")[(classes < 0).sum() :]
+        members = np.split(order, ends[:-1]) if len(ends) else []
+    counts = np.array([len(rows) for rows in members], np.int64)
     few = np.flatnonzero(counts < shots)
     if len(few) and not allow_fewer:
         shown = ", ".join(f"class {c} has {counts[c]}" for c in few[:5].tolist())
         raise HeadError(
-            f"{len(few)} of {n_classes} classes have fewer than {shots} rows ({shown}); ask for fewer shots, or pass "
+            f"{len(few)} of {len(counts)} classes have fewer than {shots} rows ({shown}); ask for fewer shots, or pass "
             "allow_fewer=True to take all rows of these"
         )
-    order = np.argsort(classes, kind="stable")[(classes < 0).sum() :]
-    firsts = np.cumsum(counts) - counts
-    drawn = [
-        order[firsts[c] + np.random.default_rng([seed, c]).permutation(counts[c])[:shots]] for c in range(len(counts))
-    ]
-    return np.concatenate(drawn).astype(np.int64) if drawn else np.zeros(0, np.int64)
+    drawn = [rows[np.random.default_rng([seed, c]).permutation(len(rows))[:shots]] for c, rows in enumerate(members)]
+    rows = np.concatenate([np.zeros(0, np.int64), *drawn]).astype(np.int64)
+    return np.unique(rows) if classes.ndim == 2 else rows
 
 
 @dataclass(frozen=True)
@@ -172,9 +176,8 @@ def few_shot(store: FeatureTable, shots: int, seed: int = 0, *, allow_fewer: boo
     """
     if store.groups is not None:
         raise HeadError(f"{store.name!r}: rows are views, and shots are images; draw from the store itself")
-    if store.multilabel:
-        raise HeadError(f"{store.name!r} is multi-label, and shots are drawn by the one label of a row; take all rows")
-    rows = draw_shots(store.labels, shots, seed, n_classes=len(store.classnames), allow_fewer=allow_fewer)
+    truth = store.labels if store.targets is None else store.targets
+    rows = draw_shots(truth, shots, seed, n_classes=len(store.classnames), allow_fewer=allow_fewer)
     if not len(rows):
         raise HeadError(f"{store.name!r} has no valid row to draw from")
     fewer = {"rows": len(rows)} if len(rows) < shots * len(store.classnames) else {}

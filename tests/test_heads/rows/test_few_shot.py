@@ -60,6 +60,23 @@ def test_too_few_rows_name_classes() -> None:
         draw_shots(np.array([0.5]), 1)
 
 
+def test_multi_label_rows_are_drawn_by_the_classes_that_apply_to_them() -> None:
+    targets = (np.random.default_rng(0).random((80, 4)) < [0.1, 0.3, 0.3, 0.7]).astype(np.int8)
+    targets[::9] = -1
+    rows = draw_shots(targets, 5, seed=1)
+    wanted = set()
+    for c in range(4):
+        positives = np.flatnonzero(targets[:, c] == 1)
+        wanted |= set(positives[np.random.default_rng([1, c]).permutation(len(positives))[:5]].tolist())
+    assert rows.tolist() == sorted(wanted)
+    assert ((targets[rows] == 1).sum(axis=0) >= 5).all()
+    assert set(draw_shots(targets, 2, seed=1).tolist()) < set(rows.tolist())
+    few = int((targets[:, 0] == 1).sum()) + 1
+    with pytest.raises(HeadError, match=f"1 of 4 classes have fewer than {few} rows .class 0 has {few - 1}"):
+        draw_shots(targets, few)
+    assert set(np.flatnonzero(targets[:, 0] == 1)) <= set(draw_shots(targets, few, allow_fewer=True))
+
+
 def test_a_sample_is_a_store(images: Any) -> None:
     store = images(n=300)
     sample = few_shot(store, 4, seed=2)

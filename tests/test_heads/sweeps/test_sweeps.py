@@ -352,6 +352,23 @@ def test_multi_label_heads_are_picked_by_map_and_the_table_shows_it(tagged: Any,
         replace(plan, heads=(HeadGrid("ridge"), HeadGrid("multilabel_ridge")))
 
 
+def test_multi_label_heads_are_swept_over_shots(tagged: Any, tmp_path: Path) -> None:
+    stores = {
+        split: tagged(seed=seed, split=split, dataset_key=split) for seed, split in enumerate(("train", "val", "test"))
+    }
+    grid, splits = HeadGrid("multilabel_ridge"), (Splits("train", ("test",), "val"),)
+    plan = SweepPlan((grid,), splits, shots=(2, 8), seeds=(0, 1), select_shots=4)
+    rows = run_sweep(plan, stores.__getitem__, tmp_path / "r.jsonl")
+    assert [(row["shots"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (8, 0), (8, 1)]
+    for row in rows:
+        sample = heads.few_shot(stores["train"], row["shots"], row["seed"])
+        assert row["train_rows"] == len(sample) <= row["shots"] * 5
+        select = heads.few_shot(stores["val"], min(4, row["shots"]), row["seed"])
+        fitted = heads.MultiLabelRidge().fit(sample, selection=select)
+        (alone,) = heads.evaluate([fitted], [stores["test"]])
+        assert row["animals:map_macro"] == alone["animals:map_macro"]
+
+
 def test_a_forecast_says_what_the_run_then_does(stores: dict[str, Any], tmp_path: Path) -> None:
     results = tmp_path / "r.jsonl"
     grids = (HeadGrid("ridge", grid={"alphas": [[0.1], [10.0]]}), HeadGrid("zero_shot"))
