@@ -355,11 +355,19 @@ def rows_of(entry: Json) -> Hashes | None:
 
 
 def same_split(entry: Json, store: FeatureSource) -> bool:
-    """Whether a record of `split_id` means this store's split, even if it was relabelled or renamed since."""
+    """Whether a record of `split_id` means this store's split, even if it was relabelled or renamed since.
+
+    Without a key, names count, unless rows are known: then one must hold all rows of the other.
+    """
     if store.dataset_key is not None and entry.get("dataset_key") is not None:
         return bool(entry["dataset_key"] == store.dataset_key)
     known = store.name, store.split, store.dataset_key
-    return known == (entry.get("name"), entry.get("split"), entry.get("dataset_key"))
+    if known != (entry.get("name"), entry.get("split"), entry.get("dataset_key")):
+        return False
+    theirs, ours = rows_of(entry), hash_set(store)
+    if theirs is None or ours is None:
+        return True
+    return len(np.intersect1d(theirs, ours, assume_unique=True)) == min(len(theirs), len(ours))
 
 
 def merged(*lists: Iterable[Json]) -> list[Json]:

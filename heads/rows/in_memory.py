@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
@@ -40,7 +39,7 @@ class ResidentStore(TableDefaults):
     name, split : as they appear in results rows
     encoder_key, text_digests, encoder_name, dataset_key, labels_digest
         Identity of encoder, text towers, samples and labels. Without an encoder key, heads that were fitted on a store
-        refuse it. Without `dataset_key` and `row_hashes`, both are those of the features' values.
+        refuse it. Without `dataset_key` and `row_hashes`, rows are known by the values of their features.
     metadata : group columns (N,)
     provenance : how the features were made
     row_hashes : (N,) uint64, equal for rows of equal content
@@ -88,8 +87,7 @@ class ResidentStore(TableDefaults):
         object.__setattr__(self, "labels", labels.astype(np.int64))
         object.__setattr__(self, "classnames", tuple(map(str, self.classnames)))
         if self.dataset_key is None and self.row_hashes is None:
-            object.__setattr__(self, "row_hashes", hashes := _hashes(features.detach()))
-            object.__setattr__(self, "dataset_key", f"values-{xxhash.xxh3_128_hexdigest(hashes.tobytes())}")
+            object.__setattr__(self, "row_hashes", _hashes(features.detach()))
 
     def __len__(self) -> int:
         return len(self.labels)

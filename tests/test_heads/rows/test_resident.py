@@ -9,7 +9,7 @@ import torch
 
 import featcache
 from featcache.errors import HeadError, MismatchError
-from heads import KNN, LinearHead, Ridge, ZeroShot, choose, evaluate, interpolate
+from heads import KNN, LinearHead, Ridge, ZeroShot, choose, evaluate, interpolate, join
 from heads.evaluation.evaluate import judge
 from heads.rows.in_memory import ResidentStore, resident
 
@@ -65,6 +65,10 @@ def test_arrays_are_known_by_the_values_of_their_rows() -> None:
     train, other = (ResidentStore(X[part], y[part], names) for part in (slice(0, 30), slice(30, 60)))
     head = Ridge().fit(train)
     assert "arrays:top1" in evaluate([head], [other])[0]  # of the same default name, but not the same rows
+    with pytest.raises(HeadError, match="5 of the 30 rows of arrays/all"):
+        evaluate([head], [ResidentStore(X[25:55], y[25:55], names)])
+    both = join([train, ResidentStore(2 * X[:30], y[:30], names, encoder_key="another model")])  # of the same images
+    assert len(both) == 30
     shared = ResidentStore(X[27:].astype(np.float32), y[27:], names, name="again")
     with pytest.raises(HeadError, match="3 of the 33 rows of again/all"):
         evaluate([head], [shared])
