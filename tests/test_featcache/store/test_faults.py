@@ -80,7 +80,7 @@ def memory() -> Iterator[Path]:
 
 
 def stop_after_every_step(root: Path, chunks: int) -> None:
-    """The whole sweep, in a separate interpreter because forking a test runner is slow."""
+    """The whole sweep."""
     undisturbed = contents(encode_fake(root / "whole", chunks))
     total = count_steps(root / "count", chunks)
     assert total > chunks * 5 * 6  # chunks x (arrays + marker) x steps of a put
@@ -92,45 +92,46 @@ def stop_after_every_step(root: Path, chunks: int) -> None:
     print(f"{total} steps")
 
 
+def kill_at_random(root: Path, kills: int) -> None:
+    """SIGKILL that many forked runs, each once it has begun, after a random time; none may have finished."""
+    chance = random.Random(7)
+    for _ in range(kills):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            atomic.after_step = lambda step: time.sleep(0.002)
+            os.write(writing, b"ready")
+            try:
+                encode_fake(root)
+            finally:
+                os._exit(0)
+        os.read(reading, 5)
+        time.sleep(chance.uniform(0.02, 0.3))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        os.close(reading)
+        os.close(writing)
+
+
+def in_an_interpreter(task: str, folder: Path, number: int) -> str:
+    """What a function of this file prints in an interpreter of its own, for forking a test runner is slow."""
+    command = [sys.executable, __file__, task, str(folder), str(number)]
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 @pytest.mark.parametrize("chunks", [4, pytest.param(CHUNKS, marks=pytest.mark.nightly)])
 def test_a_stop_after_every_single_step_is_recovered_bit_by_bit(memory: Path, chunks: int) -> None:
-    command = [sys.executable, __file__, str(memory), str(chunks)]
-    sweep = subprocess.run(command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True)
-    assert sweep.returncode == 0, sweep.stderr
-    assert int(sweep.stdout.split()[0]) > chunks * 5 * 6
-
-
-SLOW_ENCODE = """
-import sys, time
-from collections.abc import Iterator
-from pathlib import Path
-from featcache.store.places import local as atomic
-from test_faults import encode_fake
-atomic.after_step = lambda step: time.sleep(0.002)
-print("ready", flush=True)
-encode_fake(Path(sys.argv[1]))
-"""
+    assert int(in_an_interpreter("stops", memory, chunks).split()[0]) > chunks * 5 * 6
 
 
 def test_five_kills_at_random_are_recovered_bit_by_bit(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    chance = random.Random(7)
-    environment = os.environ | {"PYTHONPATH": PATHS}
-    killed = 0
-    for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SLOW_ENCODE, str(tmp_path)], stdout=subprocess.PIPE, env=environment
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(chance.uniform(0.02, 0.3))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        process.stdout.close()
-    assert killed == 5
+    in_an_interpreter("kills", tmp_path, 5)
     store = encode_fake(tmp_path)
     assert contents(store) == undisturbed
     assert verify(store, deep=True).ok
 
 
 if __name__ == "__main__":
-    stop_after_every_step(Path(sys.argv[1]), int(sys.argv[2]))
+    {"stops": stop_after_every_step, "kills": kill_at_random}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
