@@ -77,7 +77,7 @@ def residuals() -> dict[str, str]:
 
 
 def compile_only() -> dict[str, dict[str, Any]]:
-    os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
+    os.environ["TRITON_CACHE_DIR"] = str(ROOT / "build" / "triton")  # by source, options and version of Triton
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
     from heads.kernels.triton import GRIDS, SHAPES
 
