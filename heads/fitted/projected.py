@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from heads.fitted.base import Common, LogitHead, positions_of, values_at
+from heads.fitted.base import Common, LogitHead
 from heads.fitted.file_format import Tensors
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, Provenance
@@ -61,17 +61,11 @@ class ProjectedHead(LogitHead):
         """Logits (n, C), float32."""
         return self.base.logits(unit_rows(unit_rows(self._features(X)) @ self.projection))
 
-    def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The head over some classes only; their logits do not change."""
-        index = positions_of(class_subset, self)
-        base, classes = self.base.restrict(index), values_at(self.classes, index)
-        return replace(self, base=base, classnames=base.classnames, classes=classes)
+    def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
+        return {"base": self.base.restrict(index)}
 
-    def with_temperature(self, temperature: float) -> Self:
-        """The same head with its logits divided by a positive temperature."""
-        return replace(
-            self, base=self.base.with_temperature(temperature), provenance=self.provenance.cooled(temperature)
-        )
+    def _cooled(self, temperature: float) -> dict[str, object]:
+        return {"base": self.base.with_temperature(temperature)}
 
     def to_file(self) -> tuple[Tensors, Json]:
         """The projection, and weights and bias of the linear head."""
