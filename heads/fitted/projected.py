@@ -33,7 +33,7 @@ class ProjectedHead(LogitHead):
     --------
     >>> base = LinearHead(10 * np.eye(2), np.zeros(2), ("cat", "dog"))
     >>> head = ProjectedHead(np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), base, ("cat", "dog"))
-    >>> head.logits([[3.0, 2.0, 2.0]])
+    >>> head.logits([[3.0, 2.0, 2.0]]).round(4)
     array([[6., 8.]], dtype=float32)
     """
 
