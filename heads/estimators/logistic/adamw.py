@@ -28,8 +28,11 @@ class AdamW(TrainedProbes):
         Largest learning rate; of several, the best on the selection split, or else on a held-out fifth of the training
         rows, is taken. All are trained in one pass (`heads.estimators.logistic.probes`).
     weight_decay : decoupled, times the learning rate; of several, each is tried with every learning rate
+    epochs
+        Passes over the rows; None for as many as make 300 updates, and 10 at least. On four rows a class of pets, 148,
+        10 passes gave an accuracy of 54.1%, and 150 gave 65.3%.
     warmup : updates of the warm-up; None: 500 as in WiSE-FT, but at most a tenth of the run
-    epochs, batch_size, label_smoothing, prior, seed, metric, standardise
+    batch_size, label_smoothing, prior, seed, metric, standardise
         As all trained probes have them (`heads.estimators.logistic.probes.TrainedProbes`), with their attributes.
 
     References
@@ -53,7 +56,7 @@ class AdamW(TrainedProbes):
         self,
         lr: Rate | Sequence[Rate] = LRS,
         weight_decay: Decay | Sequence[Decay] = 0.1,
-        epochs: Count = 10,
+        epochs: Count | None = None,
         warmup: Whole | None = None,
         **shared: Unpack[ProbeOptions],
     ) -> None:

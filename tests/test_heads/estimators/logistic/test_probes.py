@@ -126,6 +126,15 @@ def test_the_cosine_head_begins_at_class_means_and_learns_one_scale() -> None:
     assert np.ptp(np.linalg.norm(head.coef_, axis=1)) < 1e-4
 
 
+def test_adamw_makes_enough_updates_of_few_rows() -> None:
+    X, y = rows()
+    few = AdamW(lr=0.01).fit(X, y)  # 2 batches of 128
+    assert (few.provenance_["params"]["epochs"], len(few.losses_)) == (150, 150)
+    np.testing.assert_array_equal(few.coef_, AdamW(lr=0.01, epochs=150).fit(X, y).coef_)
+    assert AdamW(lr=0.01, epochs=10).fit(X, y).losses_[-1] > few.losses_[-1]
+    assert AdamW(lr=0.01, batch_size=2).fit(X, y).provenance_["params"]["epochs"] == 10
+
+
 def test_sgd_makes_enough_updates_of_few_rows() -> None:
     X, y = rows()
     few = SGD(lr=[1.0]).fit(X, y)  # 2 batches of 128
