@@ -7,7 +7,8 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from featcache.datasets import DATASETS
 from featcache.encoders import PREPARATIONS, Encoder, load_encoder
@@ -152,6 +153,21 @@ def alias_note(store: ImageStore | TextStore, encoder: Encoder) -> str:
 def terminal_width() -> int | None:
     """Columns of the terminal; None where output goes to a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def repeated(classnames: Sequence[str]) -> list[str]:
+    """Names that several classes have."""
+    return [name for name, uses in Counter(classnames).items() if uses > 1]
+
+
+def repeated_note(classnames: Sequence[str]) -> str:
+    r"""A line that says so; empty where every class has its own name.
+
+    >>> repeated_note(["crane", "cat", "crane"])
+    '\n  note: classes of the same name: crane'
+    """
+    twice = repeated(classnames)
+    return f"\n  note: classes of the same name: {', '.join(twice)}" if twice else ""
 
 
 def show(value: object, text: str, as_json: bool, beside: str | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import alias_note, at_least, encoder_of, model_arguments, progress_of, show
+from featcache.cli.arguments import alias_note, at_least, encoder_of, model_arguments, progress_of, repeated_note, show
 from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
 from featcache.datasets.files import WHOLE
 from featcache.encoders.published import check_reachable
@@ -63,14 +63,12 @@ def _class_texts(args: argparse.Namespace) -> int:
     result = embed_prompts(classnames, templates, encoder, prompts=prompts, progress=progress_of(args), **where)
     store = result.store
     record = {"store": str(store.path), "classes": len(store), "prompts": store.raw.shape[1], "hit": result.hit}
-    other = (
-        ""
-        if store.name == name
-        else (
+    other = repeated_note(store.classnames)
+    if store.name != name:
+        other += (
             f"\n  same texts as texts/{store.name}: the store keeps that name; to change it: "
             f"featcache rename texts/{store.name}@{store.encoder_name} {name}"
         )
-    )
     show(record, describe_text(result) + other + alias_note(store, encoder), args.json)
     return 0
 

@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 
+from featcache.progress import printable
 from heads.evaluation.metrics import Metric, Row, metric_of
 from heads.report.rows import choose_datasets, comparable, format_value, label_of, mean_of, value_of
 
@@ -61,6 +62,7 @@ def aligned_lines(lines: Sequence[Sequence[str]], right: int = 0) -> list[str]:
     model     a
     x      10.5
     """
+    lines = [[*map(cell_text, line)] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
@@ -69,6 +71,17 @@ def aligned_lines(lines: Sequence[Sequence[str]], right: int = 0) -> list[str]:
         ).rstrip()
         for line in lines
     ]
+
+
+def cell_text(text: str) -> str:
+    r"""A name as a cell of plain text shows it: one line, control characters escaped.
+
+    Examples
+    --------
+    >>> cell_text("a\n# b\x1b[31m")
+    'a # b\\x1b[31m'
+    """
+    return printable(" ".join(text.splitlines()))
 
 
 def markdown_lines(header: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
@@ -130,9 +143,13 @@ def table_text(
         for columns in [columns_of(rows, first, shifted, m)]
     ]
     groups = [
-        _aligned(label_of(row), [subheads, *([line[i] for line in lines] for lines in zip(*by_metric, strict=True))])
+        _aligned(
+            cell_text(label_of(row)),
+            [subheads, *([line[i] for line in lines] for lines in zip(*by_metric, strict=True))],
+        )
         for i, row in enumerate(rows)
     ]
+    titles = [*map(cell_text, titles)]
     margin = max(map(len, titles))
     blocks = _fitting(groups, width - margin)
     return "\n\n".join(_joined(["", "", *titles], margin, block) for block in blocks)
@@ -193,6 +210,7 @@ def markdown_text(text: str) -> str:
 
 def _aligned(name: str, lines: Sequence[Sequence[str]]) -> list[str]:
     """The lines of one head, all of one width: its name, then its cells in columns."""
+    name = cell_text(name)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     body = ["  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) for cells in lines]
     width = max(len(name) + 1, len(body[0]))

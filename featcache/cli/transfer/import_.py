@@ -1,11 +1,10 @@
 """The verb ``featcache import``: a store of features, or of class vectors, that another program computed."""
 
 import argparse
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import root_argument, show, update_labels_argument
+from featcache.cli.arguments import repeated, repeated_note, root_argument, show, update_labels_argument
 from featcache.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -95,8 +94,7 @@ def _texts(args: argparse.Namespace, found: "Foreign", classnames: list[str] | N
 
 
 def _show(args: argparse.Namespace, store: "ImageStore | TextStore", record: dict[str, object], what: str) -> int:
-    twice = [name for name, uses in Counter(store.classnames).items() if uses > 1]
-    record["repeated_classnames"] = twice
-    note = f"\n  note: classes of the same name: {', '.join(twice)}" if twice else ""
+    record["repeated_classnames"] = repeated(store.classnames)
+    note = repeated_note(store.classnames)
     show(record, f"{what}, imported from {Path(args.source).name}\n  {store.path}{note}", args.json)
     return 0

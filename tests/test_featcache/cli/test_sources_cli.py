@@ -113,3 +113,11 @@ def test_edited_metadata_is_noticed_and_taken_over_without_encoding(
     assert (after["store"], after["encoded_rows"], after["relabelled"]) == (before["store"], 0, True)
     assert set(open_image_store(after["store"]).metadata["region"]) == {"Asia", "Europe"}
     assert run(capsys, "encode", spec, "--split", "test", "--quiet")[0]["hit"]
+
+
+def test_text_says_which_class_names_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "names.txt").write_text("crane\ncat\ncrane\n")
+    command = ["text", str(tmp_path / "names.txt"), "--quiet", "--root", str(tmp_path / "cache")]
+    for _ in ("encoded", "cache hit"):
+        assert main(command) == 0
+        assert "note: classes of the same name: crane" in capsys.readouterr().out

@@ -105,6 +105,12 @@ def test_text_table(rows):
     assert len(points) == 1, "decimal points stand below each other"
 
 
+def test_names_cannot_break_the_text_table():
+    head, _, values = table_text([{"head": "a\n# b\x1b[31m", "x\ny:top1": 0.5, "x\ny:nll": 0.25}]).split("\n")
+    assert head.strip() == r"a # b\x1b[31m"
+    assert values.split() == ["x", "y", "50.0", "0.250"]
+
+
 def test_text_table_is_broken_into_blocks(rows):
     wide, narrow = table_text(rows, width=1000), table_text(rows, width=60)
     assert "\n\n" not in wide
