@@ -7,11 +7,15 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.parameters import MAX_RATE, Count, NotNegative, Rate
+from heads.estimators.logistic.choice import machine_memory
 from heads.estimators.text_prior import class_directions
 from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
 from heads.fitted.linear import LinearHead
 from heads.rows.lengths import unit_rows
 from heads.solvers.transductive import dirichlet_assignments, matched_classes
+
+TABLES = 12
+"""Arrays (C, C) of float64 that a round holds at once."""
 
 
 class EMDirichlet(TransductiveClassifier):
@@ -37,7 +41,7 @@ class EMDirichlet(TransductiveClassifier):
 
     Notes
     -----
-    Labelled rows are not used.
+    Labelled rows are not used. HeadError where the machine has not the memory for 12 C² numbers of 8 bytes.
 
     References
     ----------
@@ -77,6 +81,16 @@ class EMDirichlet(TransductiveClassifier):
         if self.scale is not None and not 0 < self.scale <= MAX_RATE:
             raise HeadError(f"scale is {self.scale!r}, expected a positive number up to {MAX_RATE:g}, or None")
 
+    def _check_memory(self, classes: int) -> None:
+        """HeadError where the parameters of all classes, and what their estimation needs beside them, have no room."""
+        needed, room = TABLES * 8 * classes**2, machine_memory()
+        if needed > room:
+            raise HeadError(
+                f"{self.name}: {classes:,} classes need about {needed / 1e9:.0f} GB (a Dirichlet for each), "
+                f"and this machine has {room / 1e9:.0f} GB; restrict the text head to classes that may occur, or take "
+                "transclip"
+            )
+
     def _scores(self, features: NDArray[np.floating], text: LinearHead) -> Float:
         if self.scale is None:
             return super()._scores(features, text)
@@ -86,6 +100,7 @@ class EMDirichlet(TransductiveClassifier):
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         if labelled is not None:
             raise HeadError(f"{self.name} takes no labelled rows; leave them out, or take transclip")
+        self._check_memory(base.shape[1])
         balance = base.shape[1] // 5 if self.balance is None else float(self.balance)
         found = dirichlet_assignments(base, balance=balance, rounds=int(self.rounds))
         return matched_classes(found, base) if self.match else found
