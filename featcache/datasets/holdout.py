@@ -129,7 +129,7 @@ def divided(whole: Dataset, split: str, holdout: Holdout) -> Divided:
             f"{whole.name}: nothing is left for {split} with holdout={holdout.share:g} of {len(held):,} samples; give "
             "another share, or more samples"
         )
-    return Divided(split, _of_rows(whole.index, rows), whole, rows)
+    return Divided(split, of_rows(whole.index, rows), whole, rows)
 
 
 def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:
@@ -175,7 +175,8 @@ def _units(index: SampleIndex, group: str | None) -> tuple[Rows, list[str]]:
     return np.array([number[value] for value in values], np.int64), names
 
 
-def _of_rows(index: SampleIndex, rows: Rows) -> SampleIndex:
+def of_rows(index: SampleIndex, rows: Rows) -> SampleIndex:
+    """The index of some rows (n,)."""
     metadata: Mapping[str, npt.NDArray[np.generic]] = {name: values[rows] for name, values in index.metadata.items()}
     return replace(
         index,

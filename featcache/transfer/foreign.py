@@ -181,7 +181,12 @@ def _of_mapping(found: Json, names: tuple[str, ...], path: Path) -> Foreign:
     labels = next((_numpy(found[name]) for name in LABELS if name in found), None)
     ids = next((found[name] for name in IDS if name in found), None)
     classes = found.get("classnames", found.get("classes"))
-    return Foreign(features, labels, *(None if part is None else list(map(str, part)) for part in (ids, classes)))
+    return Foreign(features, labels, *(None if part is None else list(map(_text, part)) for part in (ids, classes)))
+
+
+def _text(value: object) -> str:
+    """A name; those of numpy's byte strings are UTF-8."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _npz(path: Path, names: tuple[str, ...]) -> Foreign:

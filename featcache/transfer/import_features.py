@@ -6,6 +6,7 @@ the other half of the key holds the features themselves, with name and split: ot
 another name, are another store.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -234,8 +235,13 @@ def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDAr
 
 
 def _numbers(texts: Array, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The place (N,) of each label among class names, of which the first counts where a name occurs twice."""
-    place = {name: number for number, name in reversed(list(enumerate(map(str, names))))}
+    """The place (N,) of each label among class names; DatasetError where a label is the name of several classes."""
+    uses, place = Counter(map(str, names)), {str(name): number for number, name in enumerate(names)}
+    if twice := sorted({str(text) for text in texts if uses[str(text)] > 1}):
+        raise DatasetError(
+            f"labels {', '.join(map(repr, twice[:5]))}{', ...' if len(twice) > 5 else ''} are names of several classes "
+            "each; give class indices as labels, or names that differ"
+        )
     if unknown := sorted({str(text) for text in texts} - place.keys()):
         raise DatasetError(
             f"labels {', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''} are not among the "

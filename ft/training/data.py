@@ -7,7 +7,7 @@ random state needs to be saved. An incomplete last batch of an epoch is dropped,
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 import xxhash
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex
+from featcache.datasets.holdout import of_rows
 from featcache.encoders.base import Batch
 from featcache.encoding.pipeline import worked_batches
 from featcache.errors import EncoderError, ImageReadError, TrainingError
@@ -109,11 +110,7 @@ class Subset:
     @cached_property
     def index(self) -> SampleIndex:
         """The samples."""
-        index, rows = self.base.index, self.rows
-        metadata = {column: values[rows] for column, values in index.metadata.items()}
-        ids = [index.ids[row] for row in rows.tolist()]
-        columns = {name: vars(index)[name][rows] for name in ("sizes", "stamps", "labels")}
-        return replace(index, ids=ids, metadata=metadata, **columns)
+        return of_rows(self.base.index, self.rows)
 
     def read(self, row: int) -> bytes | memoryview:
         """The undecoded content of one sample."""

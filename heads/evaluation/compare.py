@@ -120,7 +120,9 @@ def _by_group(table: SampleTable, groups: Groups, options: DrawOptions) -> Row:
     hits = (table.rank == 0).astype(np.float64)
     differences, _ = bootstrap_groups(hits[1] - hits[0], groups.codes, **options)
     rows = np.bincount(groups.codes)
-    worst = {who: list(bootstrap_groups(hits[h], groups.codes, **options)[1]) for h, who in enumerate("ab")}
+    rated = np.isin(groups.codes, groups.known)
+    _, codes = np.unique(groups.codes[rated], return_inverse=True)
+    worst = {who: list(bootstrap_groups(hits[h][rated], codes, **options)[1]) for h, who in enumerate("ab")}
     return {
         "groups": {
             name: {"rows": int(count), "top1_difference": list(interval)}

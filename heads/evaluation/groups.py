@@ -6,6 +6,8 @@ its mean and worst over shifted domains. A group is a value of a metadata column
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -28,10 +30,17 @@ class Groups:
     ----------
     codes : (N',) group indices, in the order of the store's valid rows
     names : name of each group: its value, or ``column=value, ...`` for combinations
+    unknown : codes of the groups that an empty cell makes, which are not known rather than groups
     """
 
     codes: NDArray[np.int64]
     names: tuple[str, ...]
+    unknown: frozenset[int] = frozenset()
+
+    @property
+    def known(self) -> list[int]:
+        """Codes of the groups of which one is the worst: those without an empty cell, or all if every one has some."""
+        return [code for code in range(len(self.names)) if code not in self.unknown] or list(range(len(self.names)))
 
 
 def groups_of(store: FeatureTable, columns: Sequence[str]) -> Groups:
@@ -50,10 +59,12 @@ def groups_of(store: FeatureTable, columns: Sequence[str]) -> Groups:
     present, codes = np.unique(combined, return_inverse=True)
     places = np.unravel_index(present, [len(seen) for seen, _ in parts])
     named = [[str(seen[i]) for i in place] for (seen, _), place in zip(parts, places, strict=True)]
+    cells = list(zip(*named, strict=True))
+    unknown = frozenset(code for code, values in enumerate(cells) if not all(values))
     if len(columns) == 1:
-        return Groups(codes.astype(np.int64), tuple(named[0]))
-    pairs = (", ".join(f"{c}={v}" for c, v in zip(columns, values, strict=True)) for values in zip(*named, strict=True))
-    return Groups(codes.astype(np.int64), tuple(pairs))
+        return Groups(codes.astype(np.int64), tuple(named[0]), unknown)
+    pairs = (", ".join(f"{c}={v}" for c, v in zip(columns, values, strict=True)) for values in cells)
+    return Groups(codes.astype(np.int64), tuple(pairs), unknown)
 
 
 def _column(store: FeatureTable, column: str) -> NDArray[np.generic]:
@@ -62,7 +73,9 @@ def _column(store: FeatureTable, column: str) -> NDArray[np.generic]:
         return store.metadata[column]
     if column != LABEL:
         raise HeadError(f"{store.name!r} has no metadata column {column!r}; {_known(store)}")
-    names: NDArray[np.generic] = np.asarray([*store.classnames, ""], object)  # an invalid row's label is -1
+    uses = Counter(store.classnames)  # classes of one name are two groups
+    apart = [f"{name} ({place})" if uses[name] > 1 else name for place, name in enumerate(store.classnames)]
+    names: NDArray[np.generic] = np.asarray([*apart, ""], object)  # an invalid row's label is -1
     of_rows: NDArray[np.generic] = names[store.labels]
     return of_rows
 
@@ -106,12 +119,11 @@ class GroupSums:
     def results(self) -> list[Row]:
         """For each head: accuracy, NLL and rows by group, and the worst group; the first one on ties.
 
-        Rows with an empty cell are reported as the group ``""``, which never is the worst: it is no group, but what is
-        not known (WILDS leaves the region of unknown countries out in the same way).
+        Rows with an empty cell are reported as a group of their own (``""``), which never is the worst: it is no group,
+        but what is not known (WILDS leaves the region of unknown countries out in the same way).
         """
         top1, nll = self.hits / self.rows, self.nll / self.rows  # `groups_of` names no group without rows
-        names = self.groups.names
-        known = [place for place, name in enumerate(names) if name] or list(range(len(names)))
+        names, known = self.groups.names, self.groups.known
         return [
             {
                 "worst_group_top1": float(top1[h, known].min()),
@@ -137,7 +149,8 @@ def over_domains(row: Row, domains: Sequence[str], reference: str | None = None,
 
     Returns
     -------
-    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1 or mAP),
+    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1 or mAP);
+    NaN, if a domain has none (a multi-label one without positives), for the mean and the worst;
     and ``shifted_left_out`` where the head was fitted on some; empty if there is no shifted domain.
 
     Raises
@@ -163,7 +176,8 @@ def over_domains(row: Row, domains: Sequence[str], reference: str | None = None,
     main = "top1" if f"{shifted[0]}:top1" in row else "map_macro"
     for metric in METRICS if main == "top1" else MULTILABEL:
         values = [float(row[f"{domain}:{metric}"]) for domain in shifted]
+        worst = max(values) if metric in LOWER_IS_BETTER else min(values)
         found[f"shifted_mean_{metric}"] = sum(values) / len(values)
-        found[f"shifted_worst_{metric}"] = max(values) if metric in LOWER_IS_BETTER else min(values)
-    worst = min(shifted, key=lambda domain: row[f"{domain}:{main}"])
-    return {**found, "shifted_worst_domain": worst}
+        found[f"shifted_worst_{metric}"] = math.nan if any(map(math.isnan, values)) else worst
+    rated = [domain for domain in shifted if not math.isnan(row[f"{domain}:{main}"])] or shifted
+    return {**found, "shifted_worst_domain": min(rated, key=lambda domain: row[f"{domain}:{main}"])}

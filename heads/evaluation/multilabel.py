@@ -171,7 +171,7 @@ def multilabel_metrics(
 def _by_group(
     scores: NDArray[np.floating], targets: NDArray[np.integer], cuts: NDArray[np.float64], groups: Groups
 ) -> Row:
-    """mAP, micro F1 and rows of each group, and the worst group; the group without a name never is the worst."""
+    """mAP, micro F1 and rows of each group, and the worst group, which none with an empty cell is."""
     found: dict[str, dict[str, float | None]] = {"map_macro": {}, "f1_micro": {}}
     for code, name in enumerate(groups.names):
         mine = groups.codes == code
@@ -181,8 +181,9 @@ def _by_group(
     rows = np.bincount(groups.codes, minlength=len(groups.names)).tolist()
     record: Row = {"group_rows": dict(zip(groups.names, rows, strict=True))}
     record |= {f"group_{metric}": values for metric, values in found.items()}
-    known = {name: value for name, value in found["map_macro"].items() if value is not None}
-    if ranked := {name: value for name, value in known.items() if name} or known:
+    values = {name: value for name, value in found["map_macro"].items() if value is not None}
+    rated = {groups.names[code] for code in groups.known}
+    if ranked := {name: value for name, value in values.items() if name in rated} or values:
         worst = min(ranked, key=lambda name: ranked[name])
         record |= {"worst_group": worst, "worst_group_map_macro": ranked[worst]}
     return record

@@ -82,7 +82,9 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     merged: dict[str, Row] = {}
     for row in rows:
         key = json.dumps(_identity(row), sort_keys=True, default=str)
-        merged[key] = {**merged.get(key, {}), **row}
+        before = merged.get(key, {})
+        left = dict.fromkeys([*before.get("shifted_left_out", ()), *row.get("shifted_left_out", ())])
+        merged[key] = {**before, **row, **({"shifted_left_out": list(left)} if left else {})}
     return _distinct(list(merged.values()))
 
 

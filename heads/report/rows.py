@@ -12,6 +12,9 @@ from heads.evaluation.metrics import Metric, Row, metric_of
 
 Point: TypeAlias = tuple[float, float]
 
+MEAN = "shifted mean"
+"""Title of the column of means over the shifted data sets."""
+
 
 def datasets_of(rows: Sequence[Mapping[str, object]], metric: str = "top1") -> list[str]:
     """Data sets that the rows have this metric of, in order of appearance.
@@ -147,16 +150,22 @@ def label_of(row: Row) -> str:
     return name if alpha is None else f"{name} α={alpha:g}"
 
 
-def comparable(rows: Sequence[Row]) -> list[bool]:
-    """Which rows count for the best of a table: the inductive ones, if there are any.
+def comparable(rows: Sequence[Row], title: str = "") -> list[bool]:
+    """Which rows count for the best of a column: the inductive ones, if there are any, not fitted on that data set.
+
+    Of means over shifts none does where some head was fitted on a data set that counts in the others' means.
 
     Examples
     --------
     >>> comparable([{"head": "zero_shot"}, {"head": "transclip", "protocol": "transductive"}])
     [True, False]
     """
+    left = [frozenset(row.get("shifted_left_out", ())) for row in rows]
+    if title == MEAN and len(set(left)) > 1:
+        return [False] * len(rows)
     inductive = [row.get("protocol") is None for row in rows]
-    return inductive if any(inductive) else [True] * len(rows)
+    counted = inductive if any(inductive) else [True] * len(rows)
+    return [counts and title not in names for counts, names in zip(counted, left, strict=True)]
 
 
 def paths_of(rows: Sequence[Row]) -> dict[str, list[Row]]:

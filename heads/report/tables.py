@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from featcache.progress import printable
 from heads.evaluation.metrics import Metric, Row, metric_of
-from heads.report.rows import choose_datasets, comparable, format_value, label_of, mean_of, value_of
+from heads.report.rows import MEAN, choose_datasets, comparable, format_value, label_of, mean_of, value_of
 
-MEAN = "shifted mean"
 GAP = "    "
 
 
@@ -182,7 +181,7 @@ def _marked(
     The best drop is not marked: a head that is bad everywhere has the smallest. Neither are transductive heads beside
     inductive ones.
     """
-    texts, counted = [format_value(value, metric) for value in values], comparable(rows)
+    texts, counted = [format_value(value, metric) for value in values], comparable(rows, title)
     known = [value for value, counts in zip(values, counted, strict=True) if counts and value is not None]
     if not known or len(values) < 2 or title in ("drop", "rise"):
         return [other.format(text) for text in texts]

@@ -245,7 +245,7 @@ def headline(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: st
             values,
             shown,
             [_interval(row, title, metric, shown) for row in rows],
-            comparable(rows) if title not in CHANGES else [],
+            comparable(rows, title) if title not in CHANGES else [],
         )
         for title, values in columns.items()
     }

@@ -179,6 +179,24 @@ def test_labels_may_be_class_names(tmp_path: Path) -> None:
         bring(tmp_path, texts, classnames=["emu", "dog"])
 
 
+def test_labels_that_are_names_of_several_classes_are_refused(tmp_path: Path) -> None:
+    texts = np.array(["dog", "cat", "emu"])[LABELS]
+    with pytest.raises(DatasetError, match="labels 'dog' are names of several classes each; give class indices"):
+        bring(tmp_path, texts, classnames=["emu", "dog", "cat", "dog"])
+    found = bring(tmp_path, texts, classnames=["emu", "dog", "cat", "yak", "yak"])
+    assert set(found.labels.tolist()) == {0, 1, 2}
+
+
+def test_class_names_and_ids_may_be_byte_strings(tmp_path: Path) -> None:
+    ids = np.array([f"bild-{row}-ä".encode() for row in range(len(LABELS))])
+    np.savez(
+        tmp_path / "x.npz", features=features(), labels=LABELS, classnames=np.array([b"cat", b"dog", b"emu"]), ids=ids
+    )
+    found = read_foreign(tmp_path / "x.npz")
+    assert found.classnames == ["cat", "dog", "emu"]
+    assert (found.ids or [])[0] == "bild-0-ä"
+
+
 def test_labels_that_start_at_one_are_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 of 4 classes have no image: class 0; they stay"):
         bring(tmp_path, LABELS + 1, classnames=None)

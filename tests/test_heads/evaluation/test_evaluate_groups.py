@@ -8,8 +8,9 @@ from scipy.special import log_softmax
 
 from featcache.errors import HeadError
 from heads import Ridge, ZeroShot, evaluate, interpolate, judge
-from heads.evaluation.groups import groups_of
-from heads.evaluation.metrics import METRICS
+from heads.evaluation.compare import compare
+from heads.evaluation.groups import groups_of, over_domains
+from heads.evaluation.metrics import METRICS, MULTILABEL
 
 
 @pytest.fixture
@@ -65,6 +66,35 @@ def test_invalid_rows_belong_to_no_group(store: Any) -> None:
     row = int(np.flatnonzero(store.valid)[17])
     expected = f"region={store.metadata['region'][row]}, label={store.classnames[store.y[row]]}"
     assert found.names[found.codes[17]] == expected
+
+
+def test_rows_with_an_empty_cell_are_never_the_worst_group(store: Any, images: Any) -> None:
+    """Neither alone nor in a combination, in `evaluate` or in `compare`, however badly they are predicted."""
+    heads = [Ridge().fit(images()), Ridge(1e3).fit(images())]
+    missed = logits_of(heads[0], store).argmax(1) != store.y
+    store.metadata["place"] = np.where(missed, "", np.where(np.arange(300) % 2, "north", "south")).astype(object)
+    for columns in (["place"], ["place", "light"]):
+        row = evaluate(heads, [store], groups=columns)[0]
+        assert row["animals:worst_group_top1"] == 1.0
+        assert min(row["animals:group_top1"].values()) == 0.0
+        (found,) = compare(*heads, [store], groups=columns)
+        assert found["worst_group_top1"]["a"][0] == 1.0
+
+
+def test_classes_of_one_name_are_two_groups(store: Any) -> None:
+    store.classnames = ("crane", store.classnames[1], "crane", *store.classnames[3:])
+    found = groups_of(store, ["label"])
+    assert {"crane (0)", "crane (2)"} < set(found.names)
+    assert (found.codes == found.names.index("crane (2)")).sum() == (store.y == 2).sum()
+
+
+@pytest.mark.parametrize("order", [["a", "none", "b"], ["a", "b", "none"]])
+def test_a_domain_without_a_metric_is_not_the_worst_one(order: list[str]) -> None:
+    row = {f"{name}:{metric}": value for name, value in (("a", 0.9), ("b", 0.3)) for metric in MULTILABEL}
+    row |= {f"none:{metric}": float("nan") for metric in MULTILABEL}
+    found = over_domains(row, order)
+    assert found["shifted_worst_domain"] == "b"
+    assert np.isnan(found["shifted_worst_map_macro"])
 
 
 def test_a_missing_column_is_named_with_those_there_are(store: Any, images: Any) -> None:

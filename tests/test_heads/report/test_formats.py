@@ -8,6 +8,7 @@ import pytest
 from featcache.errors import FeatcacheWarning, HeadError
 from heads.report.formats import Shown, as_csv, as_latex, as_markdown, as_text, latex_text
 from heads.report.read import is_epoch, latest, read_rows
+from heads.report.rows import mean_of
 
 ROWS = [
     {"head": "zero_shot", "encoder": "tiny", "a:top1": 0.8, "b:top1": 0.7, "a:nll": 0.5, "a:ece": 0.1},
@@ -74,6 +75,25 @@ def test_the_latest_row_of_a_head_counts_and_data_sets_join():
     ridge = {"head": "ridge", "params": {"alpha": 1.0}, "encoder": "tiny"}
     rows = [{**ridge, "a:top1": 0.1}, {**ridge, "b:top1": 0.2}, {**ridge, "a:top1": 0.3}]
     assert latest(rows) == [{**ridge, "a:top1": 0.3, "b:top1": 0.2}]
+
+
+def test_data_sets_that_a_head_was_fitted_on_stay_left_out_where_rows_join():
+    first = {"head": "ridge", "a:top1": 0.9, "b:top1": 0.99, "c:top1": 0.5, "shifted_left_out": ["b"]}
+    later = {"head": "ridge", "a:top1": 0.9, "d:top1": 0.99, "c:top1": 0.5, "shifted_left_out": ["d"]}
+    (row,) = latest([first, later])
+    assert row["shifted_left_out"] == ["b", "d"]
+    assert mean_of(row, ["b", "c", "d"], "top1") == 0.5
+
+
+@pytest.mark.parametrize(("form", "best"), [(as_text, "{}*"), (as_markdown, "**{}**")])
+def test_a_head_is_not_the_best_by_a_data_set_that_it_was_fitted_on(form, best):
+    zero_shot = {"head": "zs", "a:top1": 0.8, "b:top1": 0.5, "c:top1": 0.7}
+    fitted = {"head": "on b", "a:top1": 0.8, "b:top1": 0.99, "c:top1": 0.65, "shifted_left_out": ["b"]}
+    text = form([zero_shot, fitted], Shown())
+    assert best.format("99.0") not in text
+    assert best.format("65.0") not in text  # a mean over other data sets than the other's, 60.0
+    assert best.format("70.0") in text
+    assert best.format("50.0") in text
 
 
 def test_heads_of_one_name_are_told_apart_by_what_differs():
