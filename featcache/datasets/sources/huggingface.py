@@ -1,13 +1,13 @@
 """``hf:PLACE``: Hugging Face datasets, the one file that imports their library (extra ``hf``).
 
-PLACE is a folder that ``save_to_disk`` wrote, a folder of data files, or a name on the hub (``cifar10``,
-``zh-plus/tiny-imagenet``). Images are read as the encoded files that the data set holds, and decoded as in every other
-source.
+PLACE is a folder that ``save_to_disk`` wrote, a folder of data files, one such file (``train.parquet``, of which all
+rows are the split), or a name on the hub (``cifar10``, ``zh-plus/tiny-imagenet``). Images are read as the encoded files
+that the data set holds, and decoded as in every other source.
 
 ========== ======================================================== ================================================
 option     what                                                     default
 ========== ======================================================== ================================================
-image=     column of images                                         the only one with an image feature
+image=     column of images, or of the bytes of their files         the only one with an image feature
 label=     class labels, whole numbers or names                     the only ClassLabel, else ``label`` or ``labels``
 id=        column that names each sample, once                      the split and the row: ``test/0000041``
 metadata=  columns that go into the store: ``metadata=region+year`` none
@@ -42,6 +42,7 @@ from featcache.datasets.files import (
     check_split,
     default_name,
     file_index,
+    name_of_file,
     read_regular,
     size_and_stamp,
 )
@@ -132,13 +133,15 @@ def open_huggingface(
     """
     place, options = split_options("hf", argument, OPTIONS)
     if not place:
-        raise DatasetError("hf: expected a folder or a name on the hub after the colon")
-    data = _load(place, check_split(split), options)
+        raise DatasetError("hf: expected a folder, a file or a name on the hub after the colon")
+    data = _with_images(_load(place, check_split(split), options), options)
     streamed = options.get("streaming", "no") == "yes"
     index = _indexed(data, split, options, f"hf:{place}", labels, streamed=streamed)
-    name = check_name(name or default_name(Path(place).name))
+    file = Path(place).expanduser()
+    folder = file.parent if file.is_file() else Path(place)
+    name = check_name(name or (name_of_file(file.name, folder) if file.is_file() else default_name(folder.name)))
     access = _access(data, _image_column(data, options, f"hf:{place}"), streamed=streamed)
-    return HuggingFaceDataset(name, split, listed_beside(index, Path(place)), access)
+    return HuggingFaceDataset(name, split, listed_beside(index, folder), access)
 
 
 def live_huggingface(
@@ -247,19 +250,44 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
 
     if not folder.exists():
         logging.getLogger(__name__).warning("hf:%s: no folder %s; asking the hub", place, folder.absolute())
-    where = str(folder) if folder.is_dir() else place
+    where: str = str(folder) if folder.is_dir() else place
+    files: dict[str, str] | None = None
+    if folder.is_file():
+        where, files = _format_of(folder), {split: str(folder)}
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)
     remedy = f"connect this machine, or give a folder (there is no {folder.absolute()})"
-    hub = nullcontext() if folder.is_dir() else offline_where_unreachable(f"hf:{place}", remedy, DatasetError)
+    hub = nullcontext() if folder.exists() else offline_where_unreachable(f"hf:{place}", remedy, DatasetError)
     try:
         with hub:
             return datasets.load_dataset(
-                where, options.get("config"), split=split, streaming=options.get("streaming") == "yes"
+                where,
+                options.get("config"),
+                split=split,
+                streaming=options.get("streaming") == "yes",
+                **({} if files is None else {"data_files": files}),
             )
     finally:
         client.setLevel(level)
+
+
+def _format_of(file: Path) -> str:
+    """What the library calls the kind of a data file."""
+    kinds = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+    if file.suffix.lower() not in kinds:
+        raise DatasetError(f"hf:{file}: unknown kind of file; expected a folder, or an ending of {', '.join(kinds)}")
+    return kinds[file.suffix.lower()]
+
+
+def _with_images(data: HubData, options: Mapping[str, str]) -> HubData:
+    """The data set with the column of ``image=`` as images, where a file holds their bytes alone."""
+    import datasets
+
+    kind = (data.features or {}).get(options.get("image", ""))
+    raw = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
+    raw = raw or (isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary"))
+    return data.cast_column(options["image"], datasets.Image()) if raw else data
 
 
 def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
@@ -267,7 +295,8 @@ def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
 
     images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if options.get("image", images[0] if len(images) == 1 else None) not in images:
-        raise DatasetError(f"{where}: image columns are {', '.join(images) or 'none'}; name one with image=")
+        there = ", ".join(images) or f"none, and columns are {', '.join(data.features)}"
+        raise DatasetError(f"{where}: image columns are {there}; name one with image=")
     return str(options.get("image", images[0]))
 
 

@@ -101,8 +101,13 @@ def _column_of(role: str, table: Table, options: dict[str, str], file: Path) -> 
             return column
     if role == "split" and role not in options:
         return None
+    nested = (
+        " (bytes of images in a Parquet file: hf:FILE,image=NAME)"
+        if role == "path" and file.suffix == ".parquet"
+        else ""
+    )
     raise DatasetError(
-        f"{file}: no column {' or '.join(names)} for {role}=; there are {_shown(table)}: name one of them"
+        f"{file}: no column {' or '.join(names)} for {role}=; there are {_shown(table)}: name one of them{nested}"
     )
 
 

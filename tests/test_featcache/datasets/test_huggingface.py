@@ -7,6 +7,8 @@ import sys
 import warnings
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 from PIL import Image
@@ -118,6 +120,29 @@ def shards(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("kind", ["library", "bytes and path", "bytes"])
+def test_a_file_of_rows_with_the_bytes_of_images(tmp_path, kind):
+    """As the library writes it, and as programs do that know nothing of its types."""
+    file, rows = tmp_path / "animals-train.parquet", ROWS
+    if kind == "library":
+        made().to_parquet(file)
+    else:
+        images = [image["bytes"] for image in ROWS["image"]] if kind == "bytes" else ROWS["image"]
+        pq.write_table(pa.table(rows | {"image": images}), file)
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    data = open_dataset(f"hf:{file}" + ("" if kind == "library" else ",image=image"), "train")
+    check(data, range(7))
+    assert (data.split, data.index.classnames) == ("train", tuple(CLASSES))
+    if kind == "bytes":
+        with pytest.raises(DatasetError, match="image columns are none, and columns are image, label, region"):
+            open_dataset(f"hf:{file}", "train")
+        with pytest.raises(DatasetError, match=r"no column image for path=.*hf:FILE,image=NAME"):
+            open_dataset(f"table:{file},path=image", "train")
+        (tmp_path / "rows.xls").write_text("")
+        with pytest.raises(DatasetError, match=r"rows\.xls: unknown kind of file; expected a folder, or an ending of"):
+            open_dataset(f"hf:{tmp_path}/rows.xls", "train")
+
+
 def test_streaming_gives_what_loading_gives(shards):
     loaded = open_dataset(f"hf:{shards},metadata=year", "train")
     streamed = open_dataset(f"hf:{shards},metadata=year,streaming=yes", "train")
@@ -167,7 +192,7 @@ def test_errors(saved, tmp_path, monkeypatch):
         (f"hf:{saved},streaming=1", "train", "expected yes or no"),
         (f"hf:{saved},id=region", "train", "sample ids occur more than once"),
         (f"hf:{tmp_path}/nowhere", "train", f"{tmp_path}/nowhere does not exist, and this is not a name on the hub"),
-        ("hf:", "train", "expected a folder or a name"),
+        ("hf:", "train", "expected a folder, a file or a name"),
     ]:
         with pytest.raises(DatasetError, match=message):
             open_dataset(spec, split)
