@@ -6,6 +6,7 @@ the other half of the key holds the features themselves, with name and split: ot
 another name, are another store.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from featcache.datasets.labels import MAX_CLASSES
 from featcache.encoding.chunks import normalise
 from featcache.encoding.pipeline import worked_batches
 from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
-from featcache.errors import DatasetError, LabelsChangedError
+from featcache.errors import DatasetError, FeatcacheWarning, LabelsChangedError
 from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import Json, checksum, content_key
@@ -272,6 +273,9 @@ def _features(given: Array) -> npt.NDArray[np.float32]:
             f"row {wrong.min()}: its values, at most {peaks[wrong.min()]:.3g}, are beyond what float32 holds "
             f"({limits.tiny:.3g} to {limits.max:.3g} for the length of a row); scale the features"
         )
+    if len(zero := np.flatnonzero(peaks == 0)):
+        what = f"{len(zero):,} rows of zeros, first row {zero[0]}, have no direction and stay zero"
+        warnings.warn(f"{what}; leave them out if their images could not be read", FeatcacheWarning, stacklevel=2)
     return features
 
 

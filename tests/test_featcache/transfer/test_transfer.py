@@ -11,7 +11,7 @@ from fakes import CLASSES, NumpyDataset, NumpyEncoder
 
 from featcache import EncodeOptions, encode_dataset, list_stores
 from featcache.cli.main import main
-from featcache.errors import DatasetError, FeatcacheError, LabelsChangedError
+from featcache.errors import DatasetError, FeatcacheError, FeatcacheWarning, LabelsChangedError
 from featcache.store import ImageStore, find_store, verify
 from featcache.transfer.export import FORMATS, export
 from featcache.transfer.foreign import read_array, read_foreign
@@ -195,6 +195,15 @@ def test_class_names_and_ids_may_be_byte_strings(tmp_path: Path) -> None:
     found = read_foreign(tmp_path / "x.npz")
     assert found.classnames == ["cat", "dog", "emu"]
     assert (found.ids or [])[0] == "bild-0-ä"
+
+
+def test_rows_of_zeros_are_told(tmp_path: Path) -> None:
+    given = features()
+    given[[1, 3]] = 0
+    found = Foreign(given, LABELS, classnames=list(CLASSES))
+    with pytest.warns(FeatcacheWarning, match="2 rows of zeros, first row 1, have no direction and stay zero"):
+        store = import_features(found, Source("m"), name="pets", root=tmp_path)
+    assert np.linalg.norm(store.features[:4].astype(float), axis=1).round(2).tolist() == [1, 0, 1, 0]
 
 
 def test_labels_that_start_at_one_are_told(tmp_path: Path) -> None:
