@@ -142,7 +142,7 @@ fit ridge digits/val -o new.safetensors --device gpu | device 'gpu' cannot be us
 fit ridge digits/val -o new.safetensors --device meta | device 'meta' cannot be used; expected e.g. cuda
 evaluate ridge.safetensors | required: --on
 evaluate --on digits/test | required: HEAD
-evaluate missing.safetensors --on digits/test | cannot be read as a head; `featcache fit` writes one
+evaluate missing.safetensors --on digits/test | missing.safetensors: no such file; expected a head that `featcache fit`
 evaluate x.png --on digits/test | x.png: cannot be read as a head
 3 evaluate ridge.safetensors --on digits/none | digits/none; the nearest
 5 evaluate ridge.safetensors --on other/test | fitted on features of encoder; encode 'other' with the head's
@@ -164,7 +164,7 @@ evaluate ridge.safetensors --on digits/test --name a b c | names a, b, c for 1 s
 evaluate ridge.safetensors --on digits/test --results pictures | pictures: is a folder; name a file
 evaluate ridge.safetensors --on digits/test --report | --report: expected one argument
 compare ridge.safetensors knn.safetensors | required: STORE
-compare ridge.safetensors missing.safetensors digits/test | missing.safetensors: cannot be read as a head
+compare ridge.safetensors missing.safetensors digits/test | missing.safetensors: no such file
 compare ridge.safetensors knn.safetensors digits/test --draws 0 | got 0 draws; expected 2
 compare ridge.safetensors knn.safetensors digits/test --level 2 | level 2.0; between 0 and 1
 compare ridge.safetensors knn.safetensors digits/test --cluster patient | no metadata column 'patient'
@@ -172,7 +172,7 @@ compare ridge.safetensors knn.safetensors digits/test --seed -1 | got seed -1, e
 predict ridge.safetensors | required: IMAGES
 predict ridge.safetensors missing.png | missing.png: no such file; expected a file, a folder
 predict ridge.safetensors x.png --top 0 | top = 0; expected at least 1
-predict missing.safetensors x.png | missing.safetensors: cannot be read as a head
+predict missing.safetensors x.png | missing.safetensors: no such file
 predict ridge.safetensors @missing.txt | no such list file: missing.txt
 retrieve digits/test | got 0 of TEXTS, --captions, --caption-column; expected one of them
 3 retrieve digits/test texts/none | texts/none; the nearest: texts/digits@tiny

@@ -72,9 +72,8 @@ def read_texts(source: str | Path) -> Foreign:
     """Vectors of classes in a file, as they lie, with the class names in it or in a ``classes.txt`` beside it."""
     path = Path(source)
     found = _read(_reader(path), path, TEXTS)
-    beside = path.with_name("classes.txt")
-    if found.classnames is None and beside.is_file():
-        found.classnames = read_classes(beside)
+    if found.classnames is None:
+        found.classnames = classes_beside(path.parent)
     return found
 
 
@@ -84,6 +83,12 @@ def read_classes(path: str | Path) -> list[str]:
     if not names:
         raise DatasetError(f"{path}: no class name in it; write one per line")
     return names
+
+
+def classes_beside(folder: Path) -> list[str] | None:
+    """The class names of ``classes.txt`` in a folder, if it has one."""
+    file = folder / "classes.txt"
+    return read_classes(file) if file.is_file() else None
 
 
 def check_files(paths: Iterable[Path]) -> None:

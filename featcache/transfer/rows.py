@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,3 +69,8 @@ def table_of(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> pa
     return pa.concat_tables(
         [schema_of(store, dtype, features=features).empty_table(), *table_blocks(store, dtype, features=features)]
     )
+
+
+def text_lines(lines: Iterable[str]) -> bytes:
+    """One entry per line; line breaks within an entry become spaces."""
+    return "".join(" ".join(line.splitlines()) + "\n" for line in lines).encode()

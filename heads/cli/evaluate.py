@@ -186,7 +186,7 @@ def _report(
     from heads.evaluation.evaluate import store_labels
     from heads.report import table_text, write_report
     from heads.report.results import write_confusion, write_samples
-    from heads.report.rows import log_line, main_metrics
+    from heads.report.rows import label_of, log_line, main_metrics
     from heads.report.web import provenance_facts, with_facts
 
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
@@ -196,7 +196,8 @@ def _report(
     table = table_text(rows[:shown], metrics=main_metrics(rows), width=width)
     lines = [table, *_intervals(rows), *_worst(rows), *_by_class(rows), *remarks]
     if args.log_line:
-        lines += ["", *map(log_line, rows), ""]
+        titles = [f"{label_of(row)}: " if len(rows) > 1 else "" for row in rows]
+        lines += ["", *(title + log_line(row) for title, row in zip(titles, rows, strict=True)), ""]
     lines += against_lines(rows, published, args)
     lines.append(f"{len(rows)} row(s) appended to {args.results}")
     if args.per_sample:

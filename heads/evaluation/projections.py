@@ -105,7 +105,7 @@ class Projection:
         columns = np.where(flat == NONE, len(used), np.searchsorted(used, flat))
         starts = np.cumsum([0, *(max(len(group), 1) for group in groups[:-1])])
         base = head.restrict(used)
-        return ProjectedHead(base, columns, starts, self.classnames, head.name, head.provenance, head.alpha)
+        return MergedHead(base, columns, starts, self.classnames, head.name, head.provenance, head.alpha)
 
     def lookup(self, classnames: Sequence[str]) -> Int64:
         """For each class of a head the new class that covers it, -1 for none.
@@ -128,7 +128,7 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
-class ProjectedHead(LogitHead):
+class MergedHead(LogitHead):
     """``max over the columns of a group`` of another head's logits.
 
     Attributes
@@ -138,13 +138,13 @@ class ProjectedHead(LogitHead):
     starts : (C',) where each group begins in `columns`
     """
 
-    kind: ClassVar[str] = "projected"
+    kind: ClassVar[str] = "merged"
 
     base: LogitHead
     columns: Int64
     starts: Int64
     classnames: tuple[str, ...]
-    name: str = "projected"
+    name: str = "merged"
     provenance: Provenance = field(default_factory=Provenance, repr=False)
     alpha: float | None = None
 

@@ -69,6 +69,8 @@ def read_head(path: str | Path) -> tuple[Tensors, Json]:
                     "`featcache fit` or heads.save wrote"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError as error:
+        raise HeadError(f"{path}: no such file; expected a head that `featcache fit` or heads.save wrote") from error
     except (OSError, SafetensorError) as error:
         raise HeadError(f"{path}: cannot be read as a head ({error}); `featcache fit` writes one") from error
     head = metadata.get("head", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ class Summary:
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """Rows of one setting, over their seeds, in order of appearance.
+    """Rows of one setting, over their seeds, in order of appearance; means are over the seeds that have a value.
 
     Examples
     --------
@@ -47,13 +48,18 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 def _summary(rows: Sequence[Row]) -> Summary:
     first = rows[0]
-    keys = [key for key, value in first.items() if ":" in key and isinstance(value, int | float)]
-    values = {key: np.array([row[key] for row in rows if isinstance(row.get(key), int | float)]) for key in keys}
+    keys = dict.fromkeys(key for row in rows for key in row if ":" in key)
+    known = {key: [row[key] for row in rows if _is_finite(row.get(key))] for key in keys}
+    values = {key: np.array(found) for key, found in known.items() if found}
     mean = {key: float(found.mean()) for key, found in values.items()}
     spread = {key: float(found.std(ddof=1)) if len(found) > 1 else None for key, found in values.items()}
     return Summary(
         first["data"], first["model"], first["head"], first["setting"], first["shots"], len(rows), mean, spread
     )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def picks(summaries: Iterable[Summary], metric: str) -> list[Summary]:

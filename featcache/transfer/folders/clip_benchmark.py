@@ -1,5 +1,7 @@
 """CLIP_benchmark's feature folders: ``features_SPLIT.pt`` (N, D) and ``targets_SPLIT.pt`` (N,).
 
+Class names lie in ``classes.txt`` beside them, which that program does not read.
+
 Splits are written into one folder after each other, as its linear probe keeps ``train``, ``val`` and ``test``.
 """
 
@@ -8,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from featcache.store import ImageStore
-from featcache.store.places.targets import replacing
-from featcache.transfer.foreign import read_file
+from featcache.store.places.targets import replacing, write_target
+from featcache.transfer.foreign import classes_beside, read_file
 from featcache.transfer.formats import Foreign
+from featcache.transfer.rows import text_lines
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
@@ -21,9 +24,14 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     for what, values in (("features", features), ("targets", labels)):
         with replacing(folder / f"{what}_{store.split}.pt") as file:
             torch.save(torch.from_numpy(np.ascontiguousarray(values)), file)
+    write_target(folder / "classes.txt", text_lines(store.classnames))
 
 
 def read(folder: Path, split: str) -> Foreign | None:
     """See `featcache.transfer.formats.FolderFormat`."""
     file = folder / f"features_{split}.pt"
-    return read_file(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    found = read_file(file)
+    found.classnames = found.classnames or classes_beside(folder)
+    return found

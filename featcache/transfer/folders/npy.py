@@ -1,6 +1,5 @@
 """``features.npy`` (N, D), ``labels.npy`` (N,), ``ids.txt``, ``classes.txt``; or pt files, as WiSE-FT caches them."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +7,9 @@ import numpy as np
 from featcache.prompts.text_files import read_lines
 from featcache.store import ImageStore
 from featcache.store.places.targets import replacing, write_target
-from featcache.transfer.foreign import read_file
+from featcache.transfer.foreign import classes_beside, read_file
 from featcache.transfer.formats import Foreign
-from featcache.transfer.rows import ids_of, row_blocks
+from featcache.transfer.rows import ids_of, row_blocks, text_lines
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
@@ -23,13 +22,8 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
             file.write(np.ascontiguousarray(features).data)
     with replacing(folder / "labels.npy") as file:
         np.lib.format.write_array(file, store.truth[store.valid])
-    write_target(folder / "ids.txt", _lines(ids_of(store)))
-    write_target(folder / "classes.txt", _lines(store.classnames))
-
-
-def _lines(lines: Iterable[str]) -> bytes:
-    """One entry per line; line breaks within an entry become spaces."""
-    return "".join(" ".join(line.splitlines()) + "\n" for line in lines).encode()
+    write_target(folder / "ids.txt", text_lines(ids_of(store)))
+    write_target(folder / "classes.txt", text_lines(store.classnames))
 
 
 def read(folder: Path, split: str) -> Foreign | None:
@@ -38,7 +32,7 @@ def read(folder: Path, split: str) -> Foreign | None:
         if (folder / name).is_file():
             found = read_file(folder / name)
             found.ids = _entries(folder / "ids.txt") or found.ids
-            found.classnames = _entries(folder / "classes.txt") or found.classnames
+            found.classnames = classes_beside(folder) or found.classnames
             return found
     return None
 

@@ -10,9 +10,10 @@ import numpy as np
 from featcache.errors import DatasetError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
-from featcache.store.places.targets import replacing
-from featcache.transfer.foreign import read_array, read_file
+from featcache.store.places.targets import replacing, write_target
+from featcache.transfer.foreign import classes_beside, read_array, read_file
 from featcache.transfer.formats import Foreign
+from featcache.transfer.rows import text_lines
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
@@ -30,6 +31,7 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     for name, values in files.items():
         with replacing(folder / name) as file:
             torch.save(torch.from_numpy(values), file)
+    write_target(folder / "classes.txt", text_lines(store.classnames))
 
 
 def read(folder: Path, split: str) -> Foreign | None:
@@ -38,6 +40,7 @@ def read(folder: Path, split: str) -> Foreign | None:
         found = read_file(folder / f"{split}_f.pt")
         if (folder / f"{split}_l.pt").is_file():
             found.labels = read_array(folder / f"{split}_l.pt")
+        found.classnames = classes_beside(folder)
         return found
     keys = sorted(folder.glob("keys_*shots.pt" if split == "train" else f"keys_{split}.pt"))
     if not keys:
@@ -53,5 +56,5 @@ def read(folder: Path, split: str) -> Foreign | None:
     if not ((hot == 0) | (hot == 1)).all() or not (hot.sum(axis=1) == 1).all():
         raise DatasetError(f"{keys[0]}: its values are not one-hot; expected one 1 in each row")
     found.features, found.labels = found.features.T, hot.argmax(axis=1)
-    found.classnames = [f"class {label}" for label in range(hot.shape[1])]
+    found.classnames = classes_beside(folder) or [f"class {label}" for label in range(hot.shape[1])]
     return found

@@ -64,6 +64,14 @@ def test_exports_are_read_back(store: ImageStore, tmp_path: Path, kind: str, dty
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("kind", ["clip-benchmark", "tip-adapter"])
+def test_folders_of_other_programs_keep_the_class_names_beside(store: ImageStore, tmp_path: Path, kind: str) -> None:
+    export(store, tmp_path / "out", kind, "float16")
+    assert tuple(read_foreign(tmp_path / "out").classnames or ()) == CLASSES
+    (tmp_path / "out" / "classes.txt").unlink()
+    assert tuple(read_foreign(tmp_path / "out").classnames or ()) != CLASSES
+
+
 def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.transfer.rows.BLOCK_ROWS", 7)
     with open(export(store, tmp_path / "rows.csv"), encoding="utf-8") as file:

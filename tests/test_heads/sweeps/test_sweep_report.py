@@ -93,3 +93,15 @@ def test_the_report_shows_how_the_picked_setting_is_calibrated_and_what_it_confu
     (a, _), count = max(wrong.items(), key=lambda item: item[1])
     assert f"{count} of {int((truth == a).sum())} rows on digits" in page
     assert "data:image/" in page
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_means_over_seeds_leave_out_what_has_no_value(missing, place):
+    """A draw without a positive of any class has no mAP, be it the first or not, read from a file or just computed."""
+    values = [0.7, 0.9]
+    values.insert(place, missing)
+    base = {"data": "d", "model": None, "head": "multilabel_ridge", "setting": {}, "shots": 1}
+    (found,) = summarise([{**base, "seed": seed, "t:map_macro": value} for seed, value in enumerate(values)])
+    assert found.mean["t:map_macro"] == pytest.approx(0.8)
+    assert found.spread["t:map_macro"] == pytest.approx(np.std([0.7, 0.9], ddof=1))
