@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TypeVar, cast
 
@@ -34,7 +34,12 @@ class Behind:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self._thread.shutdown(wait=True)
+        # Python up to 3.12 takes a thread for ended where a signal interrupts its `join`: what it writes is waited for
+        # here, and `join` then has nothing to wait for.
+        try:
+            wait(self._waiting)
+        finally:
+            self._thread.shutdown(wait=True)
         if kind is None:
             self.check()
 

@@ -1,6 +1,8 @@
 """What is written behind the encoder: in order, bounded, and with errors that reach the caller."""
 
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,33 @@ def test_what_was_handed_over_is_done_when_the_block_ends_in_an_error() -> None:
 def test_an_error_of_the_last_call_is_not_lost() -> None:
     with pytest.raises(ZeroDivisionError), Behind() as behind:
         behind.call(lambda: 1 // 0)
+
+
+def test_a_signal_while_the_last_calls_are_waited_for_does_not_cut_them_off() -> None:
+    """Python up to 3.12 marks a thread as ended where a signal interrupts its `join`, and ends while it writes."""
+    interrupted = threading.Event()
+    done: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def work(number: int) -> None:
+        interrupted.wait(30)
+        time.sleep(0.1)
+        done.append(number)
+
+    def interrupted_at_its_end() -> None:
+        with Behind() as behind:
+            for number in range(2):
+                behind.call(work, number)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_at_its_end()
+        assert done == [0, 1]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
