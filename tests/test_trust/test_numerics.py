@@ -478,6 +478,38 @@ def test_21843_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found.argmax(axis=1) == y[some]).mean() > 0.95
 
 
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:no convergence:sklearn.exceptions.ConvergenceWarning")  # three iterations
+@pytest.mark.filterwarnings("ignore:17747 of 21843 classes have no positive:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("logistic", {"C": 1e3, "max_iter": 3}),
+        ("multilabel_ridge", {"alphas": [1.0]}),
+        ("multilabel_logistic", {"C": 1.0}),
+    ],
+)
+def test_21843_classes_or_labels_of_solvers(name: str, given: dict[str, Any]) -> None:
+    classes, dim = 21_843, 32
+    chance = np.random.default_rng(3)
+    rows = classes if name == "logistic" else 4096
+    centres = reference.unit(chance.standard_normal((classes, dim))).astype(np.float32)
+    X, y = centres[:rows] + 0.01 * chance.standard_normal((rows, dim)).astype(np.float32), np.arange(rows)
+    targets = y if name == "logistic" else (np.arange(classes) == y[:, None]).astype(np.int8)
+    found = HEADS[name](**given).fit(X, targets).frozen().predict_proba(X[:256])
+    assert np.isfinite(found).all()
+    assert (found.argmax(axis=1) == y[:256]).mean() > 0.95
+
+
+@pytest.mark.nightly
+def test_21843_classes_of_zero_shot() -> None:
+    raw = reference.unit(np.random.default_rng(3).standard_normal((21_843, 32)))[:, None, :]
+    head = HEADS["zero_shot"]().fit(texts_of(raw))
+    found = head.frozen().predict_proba(raw[:256, 0].astype(np.float32))
+    cosines = 100.0 * raw[:256, 0] @ raw[:, 0].T
+    np.testing.assert_allclose(found, np.exp(cosines) / np.exp(cosines).sum(axis=1, keepdims=True), atol=1e-4)
+
+
 def texts_of(raw: np.ndarray, scale: float = 100.0) -> Any:
     return SimpleNamespace(
         name="t",
