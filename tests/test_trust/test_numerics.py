@@ -502,6 +502,17 @@ def test_21843_classes_or_labels_of_solvers(name: str, given: dict[str, Any]) ->
 
 
 @pytest.mark.nightly
+def test_21843_classes_of_the_attentive_probe() -> None:
+    chance = np.random.default_rng(3)
+    centres = reference.unit(chance.standard_normal((21_843, 32)))
+    tokens = (centres[:, None, :] + 0.01 * chance.standard_normal((21_843, 3, 32))).astype(np.float32)
+    head = HEADS["attentive"](queries=2, epochs=1, lr=1e-2, batch_size=4096).fit(tokens, np.arange(21_843))
+    found = head.frozen().predict_proba(tokens[:256])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-4)
+
+
+@pytest.mark.nightly
 def test_21843_classes_of_zero_shot() -> None:
     raw = reference.unit(np.random.default_rng(3).standard_normal((21_843, 32)))[:, None, :]
     head = HEADS["zero_shot"]().fit(texts_of(raw))
