@@ -171,7 +171,7 @@ def multilabel_metrics(
 def _by_group(
     scores: NDArray[np.floating], targets: NDArray[np.integer], cuts: NDArray[np.float64], groups: Groups
 ) -> Row:
-    """mAP, micro F1 and rows of each group, and the worst group, which none with an empty cell is."""
+    """mAP, micro F1 and rows of each group, and the worst of the groups without an empty cell."""
     found: dict[str, dict[str, float | None]] = {"map_macro": {}, "f1_micro": {}}
     for code, name in enumerate(groups.names):
         mine = groups.codes == code

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from featcache.encoders.taps import PRE_PROJECTION
 from featcache.errors import HeadError, MismatchError
 from featcache.parameters import MAX_DECAY, MAX_RATE, Count, NotNegative, Rate
 from featcache.store.protocol import FeatureSource, TextSource
@@ -28,7 +29,6 @@ from heads.solvers.schedule import cosine
 Float32 = NDArray[np.float32]
 
 _EPS = 1e-4  # of Adam, as published
-_TAP = "#pre_projection"
 
 
 class ProLIP(FewShotClassifier, NonlinearClassifier):
@@ -186,9 +186,9 @@ def _stored_projection(store: FeatureSource, text: LinearHead) -> Float32 | None
     MismatchError
         The texts are another model's, or the tap was written before projections were stored.
     """
-    found = getattr(store, "visual_projection", None)
+    found = store.visual_projection
     if found is None:
-        if str(store.encoder_name).endswith(_TAP):
+        if str(store.encoder_name).endswith(f"#{PRE_PROJECTION}"):
             raise MismatchError(
                 f"{store.name!r} holds the tap pre_projection of an earlier version, without the projection; run its "
                 "encode command with --tap pre_projection again, which adds it and encodes nothing"

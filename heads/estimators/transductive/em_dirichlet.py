@@ -41,7 +41,7 @@ class EMDirichlet(TransductiveClassifier):
 
     Notes
     -----
-    Labelled rows are not used. HeadError where the machine has not the memory for 12 C² numbers of 8 bytes.
+    Labelled rows are not used. The fit needs 96 C² bytes of memory; HeadError where the machine has less.
 
     References
     ----------
