@@ -146,7 +146,7 @@ def _texts(
     if given and not (kind.fits_on == "texts" or kind.takes_texts):
         raise HeadError(f"{given[0]}; {kind.name} fits from one store of images (NAME/SPLIT) alone")
     if files and len(given) > 1:
-        raise HeadError(f"{'; '.join(given)}: {kind.name} begins from one head or from stores of texts; name only one of the two")
+        raise HeadError(f"{'; '.join(given)}: {kind.name} takes one head, or stores of texts, not both")
     return as_linear(load(files[0])) if files else stores
 
 
