@@ -84,7 +84,7 @@ def test_the_file_of_a_linear_head_stands_for_texts(cli: Any) -> None:
     for wrong, said in (
         (("zero_shot", "zs.safetensors"), "is made from a text store"),
         (("ridge", "digits/train@tiny", "zs.safetensors"), "zs.safetensors is a head; ridge fits from one store"),
-        (("gda", "digits/train@tiny", "zs.safetensors", "texts/digits@tiny"), "name either"),
+        (("gda", "digits/train@tiny", "zs.safetensors", "texts/digits@tiny"), "not both"),
     ):
         code, _, error = cli("fit", *wrong, "-o", "x.safetensors")
         assert (code, said in error) == (2, True)
