@@ -358,6 +358,14 @@ def _verdict(rows: Sequence[Mapping[str, Any]], other: str, what: str) -> str:
     return "\n".join([f"{what}:\n", *(f"- {how} {other}: {'; '.join(names) or 'none'}" for how, names in said.items())])
 
 
+def _a_row_a_line(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    parts = []
+    for name, rows in tables.items():
+        kept = [{key: value for key, value in row.items() if key not in ("fitted_on", "chosen_on")} for row in rows]
+        parts.append(f'"{name}": [\n' + ",\n".join(json.dumps(row, default=str) for row in kept) + "\n]")
+    return "{" + ",\n".join(parts) + "}\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -376,8 +384,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curves = few_shot_curves(args.folder, args.sets, args.shots, args.seeds, results) if args.shots else []
     few = imagenet(args.folder, args.imagenet_shots, kept) if args.imagenet_shots else []
     args.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": facts, "full": full, "few_shot": curves, "imagenet": few}
-    (args.out / "heads-table.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    (args.out / "heads-table.json").write_text(
+        _a_row_a_line({"machine": [facts], "full": full, "few_shot": curves, "imagenet": few})
+    )
     text = page(full, curves, few, facts)
     (args.out / "heads-table.md").write_text(text)
     print(text)
