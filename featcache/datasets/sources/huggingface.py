@@ -7,7 +7,7 @@ that the data set holds, and decoded as in every other source.
 ========== ======================================================== ================================================
 option     what                                                     default
 ========== ======================================================== ================================================
-image=     column of images, or of the bytes of their files         the only one with an image feature
+image=     column of images, or of the bytes of their files         the only one with an image feature, else of bytes
 label=     class labels, whole numbers or names                     the only ClassLabel, else ``label`` or ``labels``
 id=        column that names each sample, once                      the split and the row: ``test/0000041``
 metadata=  columns that go into the store: ``metadata=region+year`` none
@@ -257,6 +257,9 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)
+    bars = not datasets.are_progress_bars_disabled()
+    if folder.exists():  # nothing is downloaded
+        datasets.disable_progress_bars()
     remedy = f"connect this machine, or give a folder (there is no {folder.absolute()})"
     hub = nullcontext() if folder.exists() else offline_where_unreachable(f"hf:{place}", remedy, DatasetError)
     try:
@@ -270,6 +273,8 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
             )
     finally:
         client.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def _format_of(file: Path) -> str:
@@ -281,13 +286,19 @@ def _format_of(file: Path) -> str:
 
 
 def _with_images(data: HubData, options: Mapping[str, str]) -> HubData:
-    """The data set with the column of ``image=`` as images, where a file holds their bytes alone."""
+    """The data set whose column of ``image=``, or only one of bytes without an image feature, holds images."""
     import datasets
 
-    kind = (data.features or {}).get(options.get("image", ""))
-    raw = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
-    raw = raw or (isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary"))
-    return data.cast_column(options["image"], datasets.Image()) if raw else data
+    def is_raw(kind: object) -> bool:
+        if isinstance(kind, dict):
+            return set(kind) == {"bytes", "path"}
+        return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
+
+    features = data.features or {}
+    raw = [column for column, kind in features.items() if is_raw(kind)]
+    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    column = options.get("image") or (raw[0] if len(raw) == 1 and not images else None)
+    return data.cast_column(column, datasets.Image()) if column in raw else data
 
 
 def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
@@ -295,8 +306,8 @@ def _image_column(data: HubData, options: Mapping[str, str], where: str) -> str:
 
     images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if options.get("image", images[0] if len(images) == 1 else None) not in images:
-        there = ", ".join(images) or f"none, and columns are {', '.join(data.features)}"
-        raise DatasetError(f"{where}: image columns are {there}; name one with image=")
+        there = f"image columns are {', '.join(images)}" if images else f"no image column of {', '.join(data.features)}"
+        raise DatasetError(f"{where}: {there}; name one with image=")
     return str(options.get("image", images[0]))
 
 

@@ -4,16 +4,17 @@ FILE is Parquet, CSV, TSV or JSON lines (``.parquet``, ``.csv``, ``.tsv``, ``.js
 the split's name. Options behind it, ``table:FILE,path=image,label=breed``, say which column is which; they are needed
 only where the names are not the usual ones:
 
-========= ============================================================= ============================================
-option    what                                                          default: the first column of these names
-========= ============================================================= ============================================
-path=     the image, from the table's folder on; it is the sample's id  path, file_name, filename, filepath, file
-label=    class name; class index where all are whole numbers           label, class, target, category
-split=    the row's split; without such a column all rows are taken     split
-metadata= columns that go into the store: ``metadata=region+year``      all other columns of texts or numbers
-root=     the folder that paths start from                              the table's
-labels=   of multi-label data: see below                                one label a sample
-========= ============================================================= ============================================
+=========== ============================================================= ============================================
+option      what                                                          default: the first column of these names
+=========== ============================================================= ============================================
+path=       the image, from the table's folder on; it is the sample's id  path, file_name, filename, filepath, file
+label=      class name; class index where all are whole numbers           label, class, target, category
+split=      the row's split; without such a column all rows are taken     split
+metadata=   columns that go into the store: ``metadata=region+year``      all other columns of texts or numbers
+root=       the folder that paths start from                              the table's
+unlabelled= ``drop``: leave out rows without a label                      such rows are refused
+labels=     of multi-label data: see below                                one label a sample
+=========== ============================================================= ============================================
 
 Multi-label data. ``labels=tags`` names a column with the classes that apply to a sample: ``cat|dog``, a JSON list of
 names or class indices (in Parquet and JSON lines, a list), or nothing. ``separator=;`` (or ``space``, ``comma``) says
@@ -55,7 +56,7 @@ USUAL = {
     "label": ("label", "class", "target", "category"),
     "split": ("split",),
 }
-OPTIONS = (*USUAL, "metadata", "root", "labels", "unknown", "separator")
+OPTIONS = (*USUAL, "metadata", "root", "labels", "unknown", "separator", "unlabelled")
 
 
 def open_table(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
@@ -77,9 +78,13 @@ def open_table(argument: str, split: str, *, labels: str = "names", name: str | 
     columns = {role: _column_of(role, table, options, file) for role in roles}
     rows = _rows_of(table, columns["split"], split, file)
     if several:
+        if "unlabelled" in options:
+            raise DatasetError(f"{file}: unlabelled= goes with one label a row; of labels=, an empty cell is no class")
         targets, classnames = _targets(table, options, file)
     else:
-        targets, classnames = _classes(table[str(columns["label"])], file, str(columns["label"]), labels)
+        cells = table[str(columns["label"])]
+        rows = _labelled(cells, rows, str(columns["label"]), options.get("unlabelled"), file)
+        targets, classnames = _classes(cells, file, str(columns["label"]), labels)
     paths = _paths(table[str(columns["path"])], rows, str(columns["path"]), file)
     root = local_path("table,root=", options["root"]) if "root" in options else file.parent
     files = [size_and_stamp(root / path) for path in paths]
@@ -148,21 +153,41 @@ def _paths(cells: Sequence[Cell], rows: Sequence[int], column: str, file: Path) 
     return list(paths)
 
 
-def _classes(cells: Sequence[Cell], file: Path, column: str, labels: str) -> tuple[list[int], Sequence[str]]:
-    """The class index of every row of the table, and the class names."""
+def _labelled(cells: Sequence[Cell], rows: list[int], column: str, without: str | None, file: Path) -> list[int]:
+    """The rows of a split, of which those without a label are refused, or left out (``unlabelled=drop``)."""
+    if without not in (None, "drop"):
+        raise DatasetError(f"{file}: unlabelled={without}; expected drop, or leave it out")
+    kept = [row for row in rows if cells[row] is not None]
+    if not kept:
+        raise DatasetError(f"{file}: none of {len(rows):,} rows has a {column}; expected labels: name another label=")
+    if len(kept) < len(rows) and without is None:
+        first = next(row for row in rows if cells[row] is None)
+        raise DatasetError(
+            f"{file}: {len(rows) - len(kept):,} of {len(rows):,} rows have no {column}, the first is row {first + 1}; "
+            "fill them in, or leave these rows out with unlabelled=drop behind the table's name"
+        )
+    return kept
+
+
+def _classes(cells: Sequence[Cell], file: Path, column: str, labels: str) -> tuple[npt.ArrayLike, Sequence[str]]:
+    """The class index of every row of the table, -1 without a label, and the class names."""
     path = file.parent / CLASS_FILE
-    for row, cell in enumerate(cells):
-        if cell is None:
-            raise DatasetError(f"{file}: row {row + 1} has no {column}; expected a label: fill it in, or drop the row")
+    rows = [row for row, cell in enumerate(cells) if cell is not None]
+    found = [cell for cell in cells if cell is not None]
     listed = read_class_file(path, unique=False) if path.is_file() else None
-    if all(isinstance(cell, int) for cell in cells):
+    if all(isinstance(cell, int) for cell in found):
         names = None if listed is None else [display for _, display in listed]
-        return by_number([int(cell or 0) for cell in cells], lambda row: f"{file}: row {row + 1}, {column}", names)
-    if labels == "int":
-        odd = next(cell for cell in cells if not isinstance(cell, int))
+        indices, classnames = by_number(found, lambda at: f"{file}: row {rows[at] + 1}, {column}", names)
+    elif labels == "int":
+        odd = next(cell for cell in found if not isinstance(cell, int))
         raise DatasetError(f"{file}: column {column} holds {odd!r}; expected whole numbers: leave out --labels int")
-    listed = read_class_file(path) if listed else None  # names are looked up, so they must be unique
-    return by_name([str(cell) for cell in cells], lambda row: f"{file}: row {row + 1}", listed, path)
+    else:
+        listed = read_class_file(path) if listed else None  # names are looked up, so they must be unique
+        texts = [str(cell) for cell in found]
+        indices, classnames = by_name(texts, lambda at: f"{file}: row {rows[at] + 1}", listed, path)
+    numbers = np.full(len(cells), -1)
+    numbers[rows] = indices
+    return numbers, classnames
 
 
 def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.ArrayLike, Sequence[str]]:

@@ -121,7 +121,7 @@ def shards(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["library", "bytes and path", "bytes"])
-def test_a_file_of_rows_with_the_bytes_of_images(tmp_path, kind):
+def test_a_file_of_rows_with_the_bytes_of_images(tmp_path, capfd, kind):
     """As the library writes it, and as programs do that know nothing of its types."""
     file, rows = tmp_path / "animals-train.parquet", ROWS
     if kind == "library":
@@ -130,11 +130,14 @@ def test_a_file_of_rows_with_the_bytes_of_images(tmp_path, kind):
         images = [image["bytes"] for image in ROWS["image"]] if kind == "bytes" else ROWS["image"]
         pq.write_table(pa.table(rows | {"image": images}), file)
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    data = open_dataset(f"hf:{file}" + ("" if kind == "library" else ",image=image"), "train")
-    check(data, range(7))
-    assert (data.split, data.index.classnames) == ("train", tuple(CLASSES))
+    for options in ("", ",image=image"):
+        data = open_dataset(f"hf:{file}{options}", "train")
+        check(data, range(7))
+        assert (data.split, data.index.classnames) == ("train", tuple(CLASSES))
+    assert "Generating" not in capfd.readouterr().err
     if kind == "bytes":
-        with pytest.raises(DatasetError, match="image columns are none, and columns are image, label, region"):
+        pq.write_table(pa.table(rows | {"image": images, "mask": images}), file)
+        with pytest.raises(DatasetError, match=r"no image column of image, label, .*mask; name one with image="):
             open_dataset(f"hf:{file}", "train")
         with pytest.raises(DatasetError, match=r"no column image for path=.*hf:FILE,image=NAME"):
             open_dataset(f"table:{file},path=image", "train")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,28 @@ def test_whole_numbers_are_class_indices(folder):
         open_dataset(f"table:{folder}/t.csv,label=species", "all", labels="int")
 
 
+@pytest.mark.parametrize("labels", [["wolf", None, "fox", "bear"], [2, None, 1, 0]])
+def test_rows_without_a_label_are_counted_and_left_out_on_request(folder, labels):
+    save(ROWS.assign(species=pd.array(labels), split=["train", "train", "test", "train"]), folder / "t.csv")
+    spec = f"table:{folder}/t.csv,label=species"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some classes have no image
+        data = open_dataset(f"{spec},unlabelled=drop", "train")
+    with pytest.raises(DatasetError, match=r"1 of 3 rows have no species, the first is row 2; .*unlabelled=drop"):
+        open_dataset(spec, "train")
+    with pytest.warns(UserWarning, match="classes have no image"):
+        assert open_dataset(spec, "test").index.ids == ["c.png"]  # whose rows all have one
+    assert data.index.ids == ["a.png", "d.png"]
+    assert [data.index.classnames[label] for label in data.index.labels] == [str(x) for x in labels if x is not None][
+        ::2
+    ]
+    assert data.index.metadata["year"].tolist() == [2016, 2018]
+    with pytest.raises(DatasetError, match="unlabelled=keep; expected drop"):
+        open_dataset(f"{spec},unlabelled=keep", "train")
+    with pytest.raises(DatasetError, match="unlabelled= goes with one label a row"):
+        open_dataset(f"table:{folder}/t.csv,labels=species,unlabelled=drop", "train")
+
+
 def test_root_and_placeholder_and_class_file(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("tables")
     (elsewhere / "wild-test.csv").write_text("file,label\na.png,cat\nd.png,dog\n")
@@ -120,7 +143,7 @@ def test_missing_images_keep_their_row(folder):
         ('file,label\n"a.png"x,cat\n', r"t\.csv:2: .*expected after"),
         ("name,label\na.png,x\n", "no column path or file_name or filename or filepath or file for path="),
         ("file,breed\na.png,x\n", "for label=; there are file, breed: name one of them"),
-        ("file,label\na.png,\n", "row 1 has no label"),
+        ("file,label\na.png,\n", "none of 1 rows has a label"),
         ("file,label\n,cat\n", "row 1 has no file"),
         ("file,label\n../a.png,cat\n", r"row 1, file: .*'\.\.' is refused"),
         ("file,label\na\0.png,cat\n", "cannot hold a NUL|NUL"),
