@@ -125,7 +125,7 @@ fit ridge digits/val -o new.safetensors --set metric=accuracy | 'accuracy' is no
 fit ridge digits/val -o new.safetensors --set 'metric="accuracy"' | metric is 'accuracy', expected 'auto' or 'nll'
 fit ridge digits/val -o new.safetensors --set cv=1 | a number of folds from 2; got 1
 3 fit ridge digits/val -o new.safetensors --select digits/none | digits/none
-5 fit ridge digits/val -o new.safetensors --select other/test | encoder; 2 classes; encode both with one model
+5 fit ridge digits/val -o new.safetensors --select other/test | split other/test; encode both with one model
 fit ridge digits/val -o new.safetensors --prior missing.safetensors | missing.safetensors
 fit ridge digits/val -o new.safetensors --prior knn.safetensors | knn is not linear
 fit knn digits/val -o new.safetensors --prior zero_shot.safetensors | knn shrinks towards nothing; leave it out

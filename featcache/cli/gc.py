@@ -5,6 +5,7 @@ import re
 
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.errors import FeatcacheError
+from featcache.progress import format_bytes
 from featcache.store import find_path, resolve_root
 from featcache.store.upkeep.maintenance import delete, find_garbage
 
@@ -29,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
     garbage = find_garbage(root, parse_age(args.older_than), named)
     for item in garbage if args.delete else []:
         delete(item)
-    total = sum(item.nbytes for item in garbage) / 1e6
+    total = format_bytes(sum(item.nbytes for item in garbage))
     done = "deleted" if args.delete else "nothing deleted: run again with --delete"
-    lines = [f"{len(garbage)} in {root}, {total:,.1f} MB; {done}" if garbage else f"nothing to collect in {root}"]
-    lines += [f"  {item.nbytes / 1e6:>9,.1f} MB  {item.path}: {item.why}" for item in garbage]
+    lines = [f"{len(garbage)} in {root}, {total}; {done}" if garbage else f"nothing to collect in {root}"]
+    lines += [f"  {format_bytes(item.nbytes):>8}  {item.path}: {item.why}" for item in garbage]
     records = [{"path": str(item.path), "why": item.why, "nbytes": item.nbytes} for item in garbage]
     show({"deleted": args.delete, "garbage": records}, "\n".join(lines), args.json)
     return 0

@@ -3,6 +3,7 @@
 import argparse
 
 from featcache.cli.arguments import STORE_HELP, root_argument, show
+from featcache.progress import format_bytes
 from featcache.store import find_path, resolve_root
 from featcache.store.upkeep.maintenance import delete, stores_to_delete
 
@@ -21,11 +22,9 @@ def run(args: argparse.Namespace) -> int:
     found = stores_to_delete(list(paths), root)
     for item in found if args.yes else []:
         delete(item)
-    total = sum(item.nbytes for item in found) / 1e6
-    lines = [f"  {item.nbytes / 1e6:>9,.1f} MB  {item.path}: {item.why}" for item in found]
-    lines.append(
-        f"{total:,.1f} MB deleted" if args.yes else f"{total:,.1f} MB; nothing deleted: add --yes to delete it"
-    )
+    total = format_bytes(sum(item.nbytes for item in found))
+    lines = [f"  {format_bytes(item.nbytes):>8}  {item.path}: {item.why}" for item in found]
+    lines.append(f"{total} deleted" if args.yes else f"{total}; nothing deleted: add --yes to delete it")
     records = [{"path": str(item.path), "what": item.why, "nbytes": item.nbytes} for item in found]
     show({"deleted": args.yes, "stores": records}, "\n".join(lines), args.json)
     return 0

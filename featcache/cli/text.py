@@ -90,9 +90,8 @@ def _random_texts(args: argparse.Namespace) -> int:
 def describe_text(result: TextResult) -> str:
     """What a text run did: one line, and the store's path."""
     store = result.store
-    shape = f"{len(store):,} classes x {store.raw.shape[1]} prompts x {store.dim}"
     how = _how(result.hit, result.seconds)
-    return f"texts/{store.name}@{store.encoder_name}: {shape}, {how}\n  {store.path}"
+    return f"texts/{store.name}@{store.encoder_name}: {store.counted} x {store.dim}, {how}\n  {store.path}"
 
 
 def _how(hit: bool, seconds: float) -> str:

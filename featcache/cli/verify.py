@@ -6,7 +6,7 @@ import time
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.datasets import open_dataset
 from featcache.errors import ContentChangedError, StoreCorruptError
-from featcache.progress import format_seconds
+from featcache.progress import format_bytes, format_seconds
 from featcache.store import find_path, open_image_store, repair, resolve_root, verify
 
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         "problems": report.problems,
         "changed": changed,
     }
-    lines = [f"{path}: {report.files} files, {report.nbytes / 1e6:,.1f} MB in {format_seconds(seconds)}"]
+    lines = [f"{path}: {report.files} files, {format_bytes(report.nbytes)} in {format_seconds(seconds)}"]
     lines += [f"  damaged: {problem}" for problem in report.problems]
     if report.ok:
         lines.append("  checksums agree" if deep else "  sizes and keys agree; contents were not hashed (--deep)")

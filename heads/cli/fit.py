@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,6 +154,11 @@ def _texts(
 def _described(params: Mapping[str, object]) -> str:
     if "templates" in params and params["templates"] is None:
         params = {**params, "templates": "all"}
-    return ", ".join(
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items()
-    )
+    return ", ".join(f"{name}={_shown(value)}" for name, value in params.items())
+
+
+def _shown(value: object) -> str:
+    """A parameter for people: of a prior, which is a record, the head's name."""
+    if isinstance(value, Mapping):
+        return str(value.get("head", json.dumps(value)))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import glob
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import (
@@ -12,13 +14,16 @@ from featcache.cli.arguments import (
     device_argument,
     preprocess_argument,
     pretrained_argument,
+    root_argument,
     show,
 )
-from featcache.errors import HeadError
-from heads.cli.arguments import HEAD_HELP
+from featcache.errors import HeadError, StoreNotFoundError
+from featcache.store.layout import MANIFEST
+from heads.cli.arguments import HEAD_HELP, load_heads, open_images, verify_argument
 from heads.cli.classes import class_arguments, class_subset
 
 if TYPE_CHECKING:
+    from featcache.store.protocol import FeatureTable
     from heads.evaluation.predict import Prediction
     from heads.fitted.base import LogitHead
 
@@ -34,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("head", metavar="HEAD", help=HEAD_HELP)
     parser.add_argument(
-        "images", metavar="IMAGES", nargs="+", help="files, folders, patterns, or @FILE with one path per line"
+        "images",
+        metavar="IMAGES",
+        nargs="+",
+        help="files, folders, patterns, @FILE with one path a line; or one store (NAME/SPLIT), for its features",
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default: 5)")
     parser.add_argument("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")
@@ -45,22 +53,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device_argument(parser)
     decoding_arguments(parser, 64)
     class_arguments(parser)
+    verify_argument(parser)
+    root_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """``featcache predict HEAD IMAGES...``: exit code 0 if an image could be read, 2 if none."""
-    from heads import load
-    from heads.evaluation.predict import encoder_of, find_images, predict_images
+    from heads.evaluation.predict import encoder_of, find_images, predict_images, predict_rows
 
     if args.csv and args.json:
         raise HeadError("--csv and --json print different things; give one of them")
-    head = load(args.head)
-    images = find_images(args.images)
-    settings = {"device": args.device, "precision": args.precision, "preprocess": args.preprocess}
-    encoder = encoder_of(head, args.model, args.pretrained, **settings)
-    head = _restricted(head, args)
-    options = {"top": args.top, "batch_size": args.batch_size, "workers": args.workers}
-    found = list(predict_images(head, images, encoder, **options))
+    [head] = load_heads([args.head], args)
+    if (store := _store(args)) is not None:
+        found = list(predict_rows(head := _restricted(head, args), store, top=args.top))
+    else:
+        images = find_images(args.images)
+        settings = {"device": args.device, "precision": args.precision, "preprocess": args.preprocess}
+        encoder = encoder_of(head, args.model, args.pretrained, **settings)
+        options = {"top": args.top, "batch_size": args.batch_size, "workers": args.workers}
+        found = list(predict_images(head := _restricted(head, args), images, encoder, **options))
     names = head.classnames
     if args.csv:
         _print_csv(found, names)
@@ -70,6 +81,24 @@ def run(args: argparse.Namespace) -> int:
     if bad:
         print(f"featcache: {bad} of {len(found)} images could not be read", file=sys.stderr)
     return 2 if bad == len(found) else 0
+
+
+def _store(args: argparse.Namespace) -> FeatureTable | None:
+    """The one store that is named in the place of images; None for files, folders and patterns."""
+    place, *others = args.images
+    path = Path(place)
+    if (
+        others
+        or place.startswith("@")
+        or glob.has_magic(place)
+        or path.is_file()
+        or (path.is_dir() and not (path / MANIFEST).exists())
+    ):
+        return None
+    try:
+        return open_images(place, args)
+    except StoreNotFoundError:
+        return None
 
 
 def _restricted(head: LogitHead, args: argparse.Namespace) -> LogitHead:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import FileDataset
+from featcache.datasets.formats.tables import FORMATS
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.encoders import Encoder, load_encoder
 from featcache.encoders.base import PROJECTED, Batch, whole_encoder
@@ -28,10 +29,14 @@ from featcache.encoding.tokens import unit_tokens
 from featcache.errors import DatasetError, EncoderError, FeatcacheError, HeadError, MismatchError
 from featcache.prompts.text_files import read_lines
 from featcache.store import content_key
+from featcache.store.protocol import FeatureTable
 from heads.fitted.base import LogitHead, as_head
 from heads.fitted.multilabel import MultiLabelHead
+from heads.fitted.provenance import check_encoder
+from heads.rows.samples import feature_blocks
 
-MISSING = "no such file; expected a file, a folder, a pattern or @LIST (one path per line)"
+MISSING = "no such file; expected a file, a folder, a pattern, @FILE (one path a line), or a store (NAME/SPLIT)"
+LISTS = (".txt", ".lst", ".list", *FORMATS)
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,9 @@ def predict_images(
     MismatchError
         If the encoder is not the one that the head belongs to.
     """
-    if top < 1 or batch_size < 1:
-        raise HeadError(f"top = {top} and batch_size = {batch_size}, expected at least 1")
-    fitted = as_head(head)
+    if batch_size < 1:
+        raise HeadError(f"batch_size = {batch_size}; expected at least 1")
+    fitted = _checked(head, top)
     model = encoder_of(fitted) if encoder is None else whole_encoder(encoder, "encoder:")
     check_head_encoder(fitted, model)
     paths = [str(path) for path in images]
@@ -95,6 +100,47 @@ def predict_images(
     batches = batches_of(range(len(dataset.index)), batch_size)
     for batch in prepared_batches(dataset, model, batches, workers or default_workers(), default_ahead(model)):
         yield from _predicted(fitted, model, batch, paths, top)
+
+
+def predict_rows(head: object, store: FeatureTable, *, top: int = 5) -> Iterator[Prediction]:
+    """Classify the rows of a store, in order, whatever its classes are; `image` is the sample's id.
+
+    Parameters and what is yielded are those of `predict_images`; images that could not be read when they were encoded
+    are reported.
+
+    Raises
+    ------
+    HeadError
+        If `top` is not positive.
+    MismatchError
+        If the store's encoder is not the one that the head belongs to.
+    """
+    fitted = _checked(head, top)
+    fitted.check_tokens(store)
+    check_encoder(fitted.name, fitted.provenance, fitted.dim, store)
+    blocks = feature_blocks(store, tokens=fitted.takes_tokens)
+    found = (pair for features in blocks for pair in _classes(fitted, fitted.logits(features), top))
+    for name, valid in zip(store.ids, store.valid.tolist(), strict=True):
+        yield Prediction(name, *next(found)) if valid else _unread(name, "could not be read when it was encoded")
+
+
+def _checked(head: object, top: int) -> LogitHead:
+    if top < 1:
+        raise HeadError(f"top = {top}; expected at least 1")
+    return as_head(head)
+
+
+def _classes(
+    head: LogitHead, logits: NDArray[np.floating], top: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Classes and probabilities of each row of logits."""
+    if isinstance(head, MultiLabelHead):
+        return applying_classes(head, logits, top)
+    return zip(*top_classes(logits, top), strict=True)
+
+
+def _unread(image: str, error: str) -> Prediction:
+    return Prediction(image, np.zeros(0, np.int64), np.zeros(0), error)
 
 
 def top_classes(logits: NDArray[np.floating], top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -112,10 +158,6 @@ def top_classes(logits: NDArray[np.floating], top: int) -> tuple[NDArray[np.int6
     np.exp(wide, out=wide)
     wide /= wide.sum(axis=1, keepdims=True)
     return order, np.take_along_axis(wide, order, axis=1)
-
-
-def _pairs(logits: NDArray[np.floating], top: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    return zip(*top_classes(logits, top), strict=True)
 
 
 def applying_classes(
@@ -254,6 +296,8 @@ def _at(place: str) -> list[str]:
         return [str(listing.parent / line.strip()) for line in read_lines(listing) if line.strip()]
     if glob.has_magic(place) and not path.exists():
         return sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+    if path.suffix.lower() in LISTS and path.is_file():
+        raise DatasetError(f"{place}: a list or table, expected images; write the paths to a file, one a line: @FILE")
     return [str(path)]
 
 
@@ -268,11 +312,11 @@ def _predicted(
         values = made[tap or PROJECTED]
         unit, _ = normalise(values) if values.ndim == 2 else unit_tokens(values)
         logits = head.logits(unit.astype(np.float16).astype(np.float32))
-        found = applying_classes(head, logits, top) if isinstance(head, MultiLabelHead) else _pairs(logits, top)
+        found = _classes(head, logits, top)
     for item in batch:
         if item.image is None:
             error = item.error if Path(ids[item.row]).exists() else MISSING
-            yield Prediction(ids[item.row], np.zeros(0, np.int64), np.zeros(0), error)
+            yield _unread(ids[item.row], error)
         else:
             yield Prediction(ids[item.row], *next(found))
 

@@ -13,6 +13,7 @@ from featcache.errors import HeadError, MismatchError
 from heads.fitted.base import Common, LogitHead, as_head, decisions
 from heads.fitted.file_format import Tensors
 from heads.fitted.provenance import Json, Provenance
+from heads.rows.class_lists import class_difference
 from heads.rows.samples import Array, Rows, to_numpy
 
 if TYPE_CHECKING:
@@ -187,7 +188,5 @@ def as_linear(value: object) -> LinearHead:
 def check_same_classes(first: LinearHead, second: LinearHead) -> None:
     """Refuse two heads whose class lists differ, in names or in order (MismatchError)."""
     if first.classnames != second.classnames:
-        raise MismatchError(
-            f"{first.name} has {len(first.classnames)} classes, {second.name} has {len(second.classnames)}, and their "
-            "names or order differ; make both from the same class list"
-        )
+        found = class_difference(first.classnames, second.classnames, first.name, second.name)
+        raise MismatchError(f"{found}; make both from the same class list")

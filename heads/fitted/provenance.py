@@ -16,6 +16,7 @@ from featcache.errors import MismatchError
 from featcache.parameters import check_record
 from featcache.store.key import Json as Json
 from featcache.store.protocol import Encoded, FeatureSource, FeatureTable, TextSource
+from heads.rows.class_lists import class_difference
 from heads.rows.hashes import Hashes, are_in, column_of, group_hashes, hash_set
 
 ROLES = ("fitted_on", "chosen_on")
@@ -279,19 +280,7 @@ def check_classes(classnames: Sequence[str], store: Encoded, head: str = "head")
             "encode the data with the head's class list (SOURCE,classes=LIST --update-labels keeps the features), or "
             "fit the head on this one"
         )
-    ours, others = set(classnames), set(theirs)
-    lacking, unknown = [repr(c) for c in classnames if c not in others], [repr(c) for c in theirs if c not in ours]
-    named = "".join(
-        f"; only {who} has {', '.join(some[:5])}{', ...' if len(some) > 5 else ''}"
-        for who, some in ((head, lacking), (repr(store.name), unknown))
-        if some
-    )
-    at = next((i for i, (a, b) in enumerate(zip(classnames, theirs, strict=False)) if a != b), None)
-    where = "" if at is None else f"; the first difference is class {at}: {classnames[at]!r} against {theirs[at]!r}"
-    raise MismatchError(
-        f"{head} has {len(classnames)} classes and {store.name!r} has {len(theirs)}, and they differ{where}{named}; "
-        f"{remedy}"
-    )
+    raise MismatchError(f"{class_difference(classnames, theirs, head, repr(store.name))}; {remedy}")
 
 
 def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int]:

@@ -17,6 +17,7 @@ from PIL import Image
 from featcache.datasets import Dataset, open_datasets
 from featcache.datasets.decode import to_rgb
 from featcache.errors import FeatcacheError
+from featcache.progress import format_bytes
 from featcache.store import ImageStore
 from featcache.store.protocol import Derived, FeatureTable
 from heads.evaluation.evaluate import subsets_of
@@ -122,7 +123,7 @@ def store_facts(stores: Sequence[FeatureTable], names: Sequence[str]) -> dict[st
     for store, name in zip(stores, names, strict=True):
         written = store.provenance.get("written")
         parts = [
-            f"{len(store):,} rows x {store.dim}, {2 * len(store) * store.dim / 1e6:,.1f} MB of float16",
+            f"{len(store):,} rows x {store.dim}, {format_bytes(2 * len(store) * store.dim)} of float16",
             f"{len(store.classnames):,} classes",
             f"encoded by {store.encoder_name} ({store.encoder_key})",
             f"data {store.dataset_key}",

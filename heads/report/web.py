@@ -201,9 +201,9 @@ def _best_rows(rows: Sequence[Row], most: int, shown: Shown) -> list[Row]:
 def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background, hidden: int) -> Page:
     first, shifted = shown.places(rows, shown.metrics[0]) if rows else ("", [])
     metrics = [m for m in shown.present(rows) if m in ALL_METRICS] if rows else []
-    legend = f"In-distribution: {first}." if shifted else f"Evaluated on {first}." if first else ""
+    legend = f"Evaluated on {first}." if first and first not in title else ""
     if shifted:
-        legend += f" Shifted: {', '.join(shifted)}. The shifted mean is unweighted."
+        legend = f"In-distribution: {first}. Shifted: {', '.join(shifted)}. The shifted mean is unweighted."
     if hidden:
         legend += f" The best {len(rows):,} of {len(rows) + hidden:,} heads by {shown.metrics[0]} on {first} are shown."
     return Page(
@@ -301,9 +301,8 @@ def _reliability_charts(details: Sequence[Detail]) -> list[Chart]:
 def _reliability_note(details: Sequence[Detail]) -> str:
     if not details:
         return ""
-    tail = (
-        "" if any(d.calibrated for d in details) else " A selection split would also show it after a new temperature."
-    )
+    scaled = any(detail.calibrated for detail in details)
+    tail = "" if scaled else " With a validation split (--calibrate STORE), also after temperature scaling."
     bins = "A point is one of 15 bins; its area grows with its rows. ECE: expected calibration error."
     return f"Head: {details[0].head}. {bins}{tail}"
 

@@ -22,7 +22,7 @@ from heads.rows.samples import (
     refuse_tokens,
     to_numpy,
 )
-from heads.rows.selection import refuse_training_rows
+from heads.rows.selection import check_selection
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -165,15 +165,8 @@ def multilabel_selection(selection: Selection, samples: MultiLabelSamples) -> Mu
         If encoder, class list or width differ from those of the training rows.
     """
     if is_store(selection):
-        refuse_training_rows(selection, samples.store)
         found = as_multilabel(selection)
-        theirs = selection.encoder_key
-        ours = theirs if samples.store is None else samples.store.encoder_key
-        if theirs != ours:
-            raise MismatchError(
-                f"selection split {selection.name!r} has encoder {theirs}, the training rows have {ours}; encode both "
-                "with one model"
-            )
+        check_selection(selection, samples.store, samples.classnames)
     else:
         X, y = selection
         found = as_multilabel(X, y, classnames=samples.classnames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError, MismatchError
 from featcache.store.protocol import FeatureSource
+from heads.rows.class_lists import class_difference
 from heads.rows.device import device_rows, rows_on_host
 from heads.rows.hashes import column_of, rows_also_in
 from heads.rows.samples import (
@@ -57,16 +58,8 @@ def selection_samples(selection: Selection, samples: Samples, *, tokens: bool = 
         For NaN or infinite features (naming rows), or rows that are training rows, too, known by their content.
     """
     if is_store(selection):
-        refuse_training_rows(selection, samples.store)
         found = as_samples(selection, tokens=tokens)
-        theirs = selection.encoder_key
-        ours = theirs if samples.store is None else samples.store.encoder_key
-        if theirs != ours or found.classnames != samples.classnames:
-            raise MismatchError(
-                f"selection split {selection.name!r} has encoder {theirs} and {len(found.classnames)} classes, "
-                f"the training rows have {ours} and {len(samples.classnames)}; encode both with one model and "
-                "class list"
-            )
+        check_selection(selection, samples.store, samples.classnames)
     else:
         X, y = selection
         found = as_samples(X, y, classnames=samples.classnames, classes=samples.classes, tokens=tokens)
@@ -81,6 +74,30 @@ def selection_samples(selection: Selection, samples: Samples, *, tokens: bool = 
         for _ in checked.blocks():
             pass
     return checked
+
+
+def check_selection(selection: FeatureSource, train: FeatureSource | None, classnames: Sequence[str]) -> None:
+    """Refuse a selection split of another encoder or class list than the training rows, or that holds some of them.
+
+    Raises
+    ------
+    MismatchError
+        With what differs, and the command that mends it.
+    HeadError
+        See `refuse_training_rows`.
+    """
+    refuse_training_rows(selection, train)
+    where = f"selection split {selection.name}/{selection.split}"
+    if train is not None and selection.encoder_key != train.encoder_key:
+        raise MismatchError(
+            f"{where} holds features of encoder {selection.encoder_key} ({selection.encoder_name}), the training rows "
+            f"{train.name}/{train.split} of {train.encoder_key} ({train.encoder_name}); encode both with one model"
+        )
+    if selection.classnames != tuple(classnames):
+        raise MismatchError(
+            f"{class_difference(classnames, selection.classnames, 'the training split', where)}; give both one class "
+            "list: `featcache encode SOURCE,classes=FILE --split SPLIT --update-labels` keeps the features"
+        )
 
 
 def refuse_training_rows(selection: FeatureSource, train: FeatureSource | None) -> None:

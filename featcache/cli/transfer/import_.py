@@ -88,8 +88,9 @@ def _texts(args: argparse.Namespace, found: "Foreign", classnames: list[str] | N
         **facts,
         "logit_scale": store.logit_scale,
     }
-    shape = "{classes:,} classes x {prompts} prompts x {dim}".format(**facts)
-    what = f"texts/{store.name}@{store.encoder_name}: {shape}, logit scale {store.logit_scale:.6g}"
+    what = (
+        f"texts/{store.name}@{store.encoder_name}: {store.counted} x {store.dim}, logit scale {store.logit_scale:.6g}"
+    )
     return _show(args, store, record, what)
 
 

@@ -19,8 +19,13 @@ class TextStore(Store):
         return self.manifest.arrays["raw"].shape[0]
 
     def __repr__(self) -> str:
+        return f"TextStore({self.name}: {self.counted}, {self.encoder_name}, {self.path})"
+
+    @property
+    def counted(self) -> str:
+        """``10 classes x 9 prompts``."""
         prompts = self.manifest.arrays["raw"].shape[1]
-        return f"TextStore({self.name}: {len(self):,} classes x {prompts} prompts, {self.encoder_name}, {self.path})"
+        return f"{len(self):,} classes x {prompts} prompt{'s' * (prompts != 1)}"
 
     @property
     def text_key(self) -> str:

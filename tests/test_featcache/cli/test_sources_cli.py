@@ -57,7 +57,7 @@ def test_the_same_texts_under_another_name_say_which_name_stays(
     assert "featcache rename texts/first@tiny second" in said
     assert main(["rename", "texts/first@tiny", "second", "--root", str(tmp_path / "cache")]) == 0
     assert main([*command, "--name", "second"]) == 0
-    assert "texts/second@tiny: 2 classes x 1 prompts x 128, cache hit" in capsys.readouterr().out
+    assert "texts/second@tiny: 2 classes x 1 prompt x 128, cache hit" in capsys.readouterr().out
 
 
 def test_a_store_that_another_name_made_says_so(

@@ -105,7 +105,7 @@ def test_imported_texts_serve_as_zero_shot_weights_and_as_prior(tmp_path: Path, 
     for split in ("train", "val"):
         assert main(["import", str(tmp_path / f"{split}.npz"), *said, "--split", split]) == 0
     assert main(["import", str(tmp_path / "text_weights.pt"), "--texts", *said]) == 0
-    assert f"texts/pets@their-vit: {N} classes x 1 prompts x {DIM}, logit scale 100" in capsys.readouterr().out
+    assert f"texts/pets@their-vit: {N} classes x 1 prompt x {DIM}, logit scale 100" in capsys.readouterr().out
     assert main(["fit", "zero_shot", "texts/pets", "-o", "zs.safetensors"]) == 0
     assert main(["fit", "ridge", "pets/train", "--prior", "texts/pets", "-o", "ridge.safetensors"]) == 0
     assert main(["evaluate", "zs.safetensors", "ridge.safetensors", "--on", "pets/val"]) == 0

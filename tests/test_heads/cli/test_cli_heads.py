@@ -90,9 +90,10 @@ def test_the_file_of_a_linear_head_stands_for_texts(cli: Any) -> None:
         assert (code, said in error) == (2, True)
 
 
-def test_a_prior_comes_from_texts_or_a_file(cli: Any) -> None:
+def test_a_prior_comes_from_texts_or_a_file(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("--set", "C=1e-9", "--set", "fit_intercept=false")  # so strong a penalty that the prior is all there is
-    assert cli("fit", "logistic", "digits/train", "--prior", "texts/digits", "-o", "a.safetensors", *few)[0] == 0
+    assert main(["fit", "logistic", "digits/train", "--prior", "texts/digits", "-o", "a.safetensors", *few]) == 0
+    assert "prior=zero_shot" in capsys.readouterr().out
     assert cli("fit", "zero_shot", "texts/digits", "-o", "zs.safetensors")[0] == 0
     assert cli("fit", "logistic", "digits/train", "--prior", "zs.safetensors", "-o", "b.safetensors", *few)[0] == 0
     assert cli("fit", "ridge", "digits/train", "--prior", "none.safetensors", "-o", "c.safetensors")[0] == 2

@@ -20,7 +20,15 @@ from featcache.datasets import open_dataset
 from featcache.encoders.openclip import TINY
 from featcache.errors import DatasetError, EncoderError, HeadError, MismatchError
 from heads import KNN, Ridge, ZeroShot, interpolate, judge, load, resident, save
-from heads.evaluation.predict import MISSING, check_head_encoder, encoder_of, find_images, predict_images, top_classes
+from heads.evaluation.predict import (
+    MISSING,
+    check_head_encoder,
+    encoder_of,
+    find_images,
+    predict_images,
+    predict_rows,
+    top_classes,
+)
 
 NAMES = ("eight", "one", "zero")
 
@@ -118,13 +126,40 @@ def test_the_verb_prints_text_json_and_csv(made: Any, cli: Any, tmp_path: Path) 
     assert out.startswith("pets/one/03.png\tone ")
     code, _, error = cli("ridge.safetensors", "gone.png")
     assert code == 2  # nothing could be read at all
-    assert "gone.png: no such file; expected a file, a folder, a pattern or @LIST" in error
+    assert "gone.png: no such file; expected a file, a folder, a pattern, @FILE" in error
     code, _, error = cli("ridge.safetensors", str(tmp_path / "broken.png"))
     assert code == 2
     assert "1 of 1 images could not be read" in error
     code, _, error = cli("ridge.safetensors", "pets", "--csv", "--json")
     assert code == 2
     assert "--csv and --json" in error
+
+
+def test_a_store_is_predicted_from_its_features(made: Any, cli: Any, tmp_path: Path) -> None:
+    """By name, key or folder, whatever its classes are; an image that encoding could not read is said."""
+    _, store, _ = made
+    expected = [
+        {**row, "image": name}
+        for row, name in zip(json.loads(cli("ridge.safetensors", "pets", "--json")[1]), store.ids, strict=True)
+    ]
+    shown = []
+    for reference in ("pets/all", store.encoder_key, str(store.path)):
+        code, out, error = cli("ridge.safetensors", reference, "--json", "--root", "cache", "--model", "none")
+        assert code == 0, error
+        shown.append(json.loads(out))
+    assert shown[0] == shown[1] == shown[2]
+    for ours, theirs in zip(shown[0], expected, strict=True):
+        assert (ours["image"], ours["predictions"][0]["class"]) == (theirs["image"], theirs["predictions"][0]["class"])
+    (tmp_path / "x" / "other").mkdir(parents=True)
+    shutil.copy("pets/one/00.png", tmp_path / "x" / "other" / "a.png")
+    (tmp_path / "x" / "other" / "b.png").write_bytes(b"no image")
+    other = featcache.encode(f"imagefolder:{tmp_path / 'x'}", "all", root="cache", max_bad=1)
+    first, second = predict_rows(load("ridge.safetensors"), other)
+    assert (first.image, NAMES[first.classes[0]], second.image) == ("other/a.png", "one", "other/b.png")
+    assert "could not be read when it was encoded" in second.error
+    with pytest.raises(MismatchError, match="takes 4 features, but 'pets' holds 128"):
+        next(predict_rows(Ridge().fit(np.eye(4), [0, 1, 0, 1]), store))
+    assert cli("ridge.safetensors", "pets/al", "--root", "cache")[0] == 2
 
 
 def test_classes_may_be_restricted_or_merged(cli: Any, tmp_path: Path) -> None:
@@ -158,6 +193,8 @@ def test_images_are_found_in_folders_patterns_and_lists(made: Any, tmp_path: Pat
         find_images(["@none.txt"])
     with pytest.raises(DatasetError, match=r"none\.png: no such file"):
         find_images(["none.png"])
+    with pytest.raises(DatasetError, match=r"list\.txt: a list or table, .*one a line: @FILE"):
+        find_images(["list.txt"])
     assert find_images(["none.png", "pets/one/01.png"]) == ["none.png", "pets/one/01.png"]  # to be told of, in order
 
 

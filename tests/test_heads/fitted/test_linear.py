@@ -86,7 +86,7 @@ def test_interpolation_is_bound_to_what_its_ends_are_bound_to(images: Any, texts
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (head(1, classnames=("ant", "cow", "bee")), "names or order differ"),
+        (head(1, classnames=("ant", "cow", "bee")), "class 1: 'bee' against 'cow'; make both"),
         (LinearHead(np.zeros((3, 5)), np.zeros(3), NAMES), "takes 4 features.*takes 5"),
         (head(1, provenance={"encoder_key": "b"}), "belongs to encoder a"),
     ],

@@ -36,6 +36,22 @@ def test_a_selection_split_without_rows_is_refused(name: str, images: Any, texts
         fit(name, images, texts, images(n=0, split="val", dataset_key="data-9"))
 
 
+@pytest.mark.parametrize("name", CHOOSERS)
+def test_a_selection_split_that_does_not_fit_is_named_with_what_mends_it(name: str, images: Any, texts: Any) -> None:
+    selection = images(n=90, seed=9, split="val", dataset_key="data-9")
+    names, key = selection.classnames, selection.encoder_key
+    selection.classnames = (*names[1:], "yak")
+    count = len(names)
+    wanted = rf"training split has {count} classes.*/val has {count}; .*class 0: '{names[0]}'.*has 'yak'.*classes=FILE"
+    with pytest.raises(MismatchError, match=wanted):
+        fit(name, images, texts, selection)
+    selection.classnames, selection.encoder_key = names, "other"
+    with pytest.raises(
+        MismatchError, match=rf"/val holds features of encoder other .*of {key} .*encode both with one model"
+    ):
+        fit(name, images, texts, selection)
+
+
 @pytest.mark.parametrize("kind", [Ridge, Logistic, LinearDiscriminant])
 def test_selection_rows_on_a_device_are_checked_there(kind: Any, images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("heads.rows.samples", "heads.rows.device"):
