@@ -24,7 +24,7 @@ from featcache.encoders.base import whole_encoder
 from featcache.encoders.modules import ModuleEncoder
 from featcache.encoders.taps import PRE_PROJECTION, find_tap
 from featcache.encoding.augment import check_views, view_identity
-from featcache.encoding.changes import changed_rows, known_identity, same_labels
+from featcache.encoding.changes import changed_rows, known_identity, same_labels, spot_rows
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.encoding.pace import BatchSize, measured_chunk_rows
@@ -388,7 +388,8 @@ class ImageJob(StoreJob[ImageStore]):
             return
         content = store.reader("content")
         chunks = map(content.spec.rows_of, range(content.spec.n_chunks))
-        changed = changed_rows(self.dataset, self.path, chunks, lambda rows: content.read(rows.start, rows.stop))
+        stored = lambda rows: content.read(rows.start, rows.stop)  # noqa: E731
+        changed = changed_rows(self.dataset, self.path, chunks, stored, spot_rows(self.dataset, store))
         if not changed:
             return
         same_name = (store.name, store.split) == (self.dataset.name, self.dataset.split)

@@ -18,6 +18,8 @@ import torch
 from featcache.errors import TrainingError
 from featcache.processes import rank_and_size, wait
 from featcache.store import content_key, resolve_root
+from featcache.store.columns import STAMPS, read_stamps, write_stamps
+from featcache.store.key import checksum
 from featcache.store.reading.texts import PriorStore
 from ft.prior.journal import PriorViews, Rows
 
@@ -80,6 +82,8 @@ class StoredPrior:
         Folder of all stores.
     one_view : bool
         All epochs show the same view: they share the store of epoch 0, and the second reads what the first recorded.
+    stamps : (N,) int64, optional
+        Modification times of the samples: files with other times than those first recorded have another store.
 
     Attributes
     ----------
@@ -101,9 +105,10 @@ class StoredPrior:
         root: str | Path | None = None,
         *,
         one_view: bool = False,
+        stamps: Rows | None = None,
     ) -> None:
         self._tower, self._shape = tower, (n_rows, dim)
-        self._one_view, self._epoch = one_view, -1
+        self._one_view, self._epoch, self._stamps = one_view, -1, stamps
         self._encoder = {"tower": identity["tower"], "stored": "float32"}
         self._dataset = {key: value for key, value in identity.items() if key not in self._encoder} | {"rows": n_rows}
         folder = resolve_root(root) / PriorStore.kind / content_key(self._encoder)
@@ -153,6 +158,8 @@ class StoredPrior:
         """Write the features of the previous step, which a GPU has finished by now."""
         for views, rows, features in self._waiting:
             views.record(rows, features.cpu().numpy())
+            if self._stamps is not None and not (views.path / STAMPS).exists():
+                write_stamps(views.path, self._stamps)
         self._waiting.clear()
 
     def _views(self, epoch: int) -> PriorViews:
@@ -162,6 +169,18 @@ class StoredPrior:
                 self.close()
             dataset = {**self._dataset, "epoch": epoch}
             path = self._folder / content_key(dataset)
+            if self._stamps is not None and not _same_times(path, self._stamps):
+                dataset["times"] = checksum(self._stamps.astype("<i8").data)
+                path = self._folder / content_key(dataset)
             identity = {"encoder": self._encoder, "dataset": dataset}
             self._epochs[epoch] = PriorViews(path, identity, self._shape, f"prior-epoch{epoch}", tidy=alone)
         return self._epochs[epoch]
+
+
+def _same_times(path: Path, stamps: Rows) -> bool:
+    """Whether files are as old as when a store of them was begun; one without times takes those of now."""
+    if not path.exists():
+        return True
+    if not (path / STAMPS).exists():
+        write_stamps(path, stamps)
+    return bool((read_stamps(path, len(stamps)) == stamps).all())

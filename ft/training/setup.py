@@ -346,7 +346,8 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
         sizes = len(labels), encoder.dim
         if options.prior == "store":
             one_view = options.augment == "none"
-            prior = StoredPrior(frozen.image_features, identity, *sizes, setting.root, one_view=one_view)
+            stamps = None if setting.dataset.index.content else setting.dataset.index.stamps  # or it is in the key
+            prior = StoredPrior(frozen.image_features, identity, *sizes, setting.root, one_view=one_view, stamps=stamps)
         else:
             prior = OnlinePrior(frozen.image_features)
     return Stepper(

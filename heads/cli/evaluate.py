@@ -354,7 +354,7 @@ def _shifts(rows: Sequence[Row], stores: Sequence[FeatureTable], args: argparse.
 
 def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable], judgement: Judgement) -> list[str]:
     """What became of rows that heads have seen, and where only the names of splits could tell."""
-    from heads.evaluation.seen import names_only
+    from heads.evaluation.seen import fitted_on, names_only
 
     lines = [
         f"{count:,} row(s) that a head was fitted or chosen on left out of {label}"
@@ -362,10 +362,9 @@ def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable], judgement:
         if (count := judgement.rows[0].get(f"{label}:n_excluded"))
     ]
     for head in heads:
-        keys = [entry.get("dataset_key") for entry in head.provenance.fitted_on]
         for store in stores:
             where = f"{store.name}/{store.split}"
-            if store.dataset_key in keys and f"{store.name}:n_excluded" not in judgement.rows[0]:
+            if fitted_on(head, store) and f"{store.name}:n_excluded" not in judgement.rows[0]:
                 lines.append(f"note: {head.name} was fitted on {where}; its figures there are those of training rows")
         if unknown := list(dict.fromkeys(name for store in stores for name in names_only(head, store))):
             lines.append(

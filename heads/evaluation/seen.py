@@ -100,6 +100,16 @@ def is_named(entry: Json, store: FeatureSource) -> bool:
     return same_split(entry, store) and (entry.get("name"), entry.get("split")) == (store.name, store.split)
 
 
+def fitted_on(head: LogitHead, store: FeatureTable) -> bool:
+    """Whether a head was fitted on rows of a store, or where rows are not known, on the split by its key."""
+    return any(
+        same_split(entry, store)
+        if not isinstance(entry, SplitRecord) or entry.rows is None or store.row_hashes is None
+        else bool(entry.holds(store).any())
+        for entry in head.provenance.fitted_on
+    )
+
+
 def names_only(head: LogitHead, store: FeatureTable) -> list[str]:
     """Splits of images in a head's record whose rows cannot be compared with a store's: only their names were."""
     entries = [entry for role in ROLES for entry in head.provenance.get(role) or ()]

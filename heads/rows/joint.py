@@ -163,9 +163,19 @@ def _check_same_samples(stores: Sequence[FeatureTable]) -> None:
         ):
             if not same:
                 raise MismatchError(f"{pair} have different {what}; {remedy}")
-        differ = np.flatnonzero(first.valid != other.valid)
-        if len(differ):
-            raise MismatchError(
-                f"{first.name}/{first.split}: rows {differ[:5].tolist()} could be read for {first.encoder_name} or "
-                f"{other.encoder_name} alone; encode both again from the same files"
-            )
+        again = f"{first.encoder_name} or {other.encoder_name} alone; encode both again from the same files"
+        for differ, what in (
+            (first.valid != other.valid, "could be read for"),
+            (_other_images(first, other), "are of files that were edited since they were encoded for"),
+        ):
+            if differ.any():
+                rows = np.flatnonzero(differ)[:5].tolist()
+                raise MismatchError(f"{first.name}/{first.split}: rows {rows} {what} {again}")
+
+
+def _other_images(one: FeatureTable, other: FeatureTable) -> NDArray[np.bool_]:
+    """Rows (N,) of other content behind the same ids and sizes; rows of values in memory differ between models."""
+    hashes = one.row_hashes, other.row_hashes
+    if one.dataset_key is None or hashes[0] is None or hashes[1] is None:
+        return np.zeros(len(one), bool)
+    return np.asarray((hashes[0] != hashes[1]) & one.valid)

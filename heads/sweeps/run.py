@@ -29,6 +29,7 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json, split_id
 from heads.report.results import append_rows
 from heads.rows.few_shot import FewShotStore, few_shot
+from heads.rows.hashes import rows_also_in
 from heads.rows.samples import is_store
 from heads.sweeps.plan import PAPERS, Job, Splits, SweepPlan, split_setting
 from heads.sweeps.summary import Summary
@@ -49,11 +50,8 @@ class Stores:
     def identity(self) -> Json:
         """What all jobs on these stores depend on."""
         images = {"train": self.train, "select": self.select}
-        record: Json = {
-            what: None if store is None else {**split_id(store), "encoder": store.encoder_key}
-            for what, store in images.items()
-        }
-        record["on"] = [{**split_id(store), "encoder": store.encoder_key} for store in self.on]
+        record: Json = {what: None if store is None else _image_id(store) for what, store in images.items()}
+        record["on"] = [_image_id(store) for store in self.on]
         return record | {"texts": [_text_id(store) for store in self.texts]}
 
 
@@ -65,6 +63,13 @@ class PlannedJob:
     stores: Stores
     key: str
     model: str | None
+
+
+def _image_id(store: FeatureTable) -> Json:
+    """What tells image stores apart: files that were edited and encoded again leave both keys as they were."""
+    identity: Json = {**split_id(store), "encoder": store.encoder_key}
+    hashes = store.row_hashes
+    return identity if hashes is None else identity | {"rows": checksum(np.ascontiguousarray(hashes, "<u8").data)}
 
 
 def _text_id(store: TextSource) -> Json:
@@ -250,8 +255,16 @@ def _key(job: Job, stores: Json, plan: SweepPlan) -> str:
 
 def _trained_on(stores: Stores) -> list[str]:
     """The test stores that hold the training rows."""
-    key = None if stores.train is None else stores.train.dataset_key
-    return [f"{store.name}/{store.split}" for store in stores.on if key is not None and store.dataset_key == key]
+    train = stores.train
+    return [] if train is None else [f"{store.name}/{store.split}" for store in stores.on if _is_within(store, train)]
+
+
+def _is_within(store: FeatureTable, train: FeatureTable) -> bool:
+    """Whether all rows are training rows; by the key of the split where rows are not known."""
+    found = rows_also_in(store, train)
+    if found is None:
+        return train.dataset_key is not None and store.dataset_key == train.dataset_key
+    return bool(found[store.valid].all())
 
 
 def _opened(splits: Splits, open_store: Open, plan: SweepPlan) -> Stores:

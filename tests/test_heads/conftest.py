@@ -62,6 +62,10 @@ class FakeImageStore(TableDefaults):
         return np.ones(len(self), bool)
 
     @cached_property
+    def row_hashes(self) -> NDArray[np.uint64] | None:
+        return None
+
+    @cached_property
     def ids(self) -> list[str]:
         return [f"id-{i}" for i in range(len(self))]
 

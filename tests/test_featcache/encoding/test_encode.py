@@ -1,12 +1,15 @@
 """The one loop: what is stored, what a cache hit is, what is refused and what to do then."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import CLASSES, NumpyDataset, NumpyEncoder, projected
+from PIL import Image
 
 from featcache import EncodeOptions, encode_dataset, open_store
+from featcache.datasets import open_dataset
 from featcache.encoding.changes import check_source
 from featcache.errors import (
     ContentChangedError,
@@ -129,6 +132,32 @@ def test_changed_content_behind_the_same_size_is_noticed(tmp_path: Path) -> None
     store = encode(tmp_path, dataset, encoder, refresh=True)
     assert encoder.images == 40 + 8  # one chunk again
     assert np.abs(store.numpy()[0] - projected(dataset, encoder)).max() <= 2.0**-11
+
+
+@pytest.mark.parametrize("edit", ["edited in place", "another folder"])
+def test_images_of_the_same_names_and_sizes_are_never_a_hit(tmp_path: Path, edit: str) -> None:
+    """Uncompressed images, so that all sizes are equal, with times as an archive gives them."""
+
+    def drawn(folder: Path, seed: int, time: int) -> Path:
+        for number, pixels in enumerate(np.random.default_rng(seed).integers(0, 255, (6, 4, 4, 3), np.uint8)):
+            file = folder / f"{'cat' if number % 2 else 'dog'}/{number}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+            os.utime(file, ns=(time, time))
+        return folder
+
+    def encoded(folder: Path, root: str, **options: bool) -> ImageStore:
+        return encode(tmp_path / root, open_dataset(f"imagefolder:{folder}", "all", name="noise"), **options)
+
+    drawn(tmp_path / "one", 0, 10**18)
+    old = encoded(tmp_path / "one", "stores")
+    assert encoded(drawn(tmp_path / "copy", 0, 10**18), "stores").path == old.path  # the same images elsewhere: a hit
+    other = drawn(tmp_path / "one", 1, 2 * 10**18) if edit == "edited in place" else drawn(tmp_path / "two", 1, 10**18)
+    with pytest.raises(ContentChangedError, match=r"6 source file.*--refresh.*--root"):
+        encoded(other, "stores")
+    new = encoded(other, "stores", refresh=True)
+    assert new.path == old.path  # the key is of names and sizes
+    np.testing.assert_array_equal(new.numpy()[0], encoded(other, "fresh").numpy()[0])
 
 
 def test_every_source_can_be_checked_against_its_content_hash(tmp_path: Path) -> None:

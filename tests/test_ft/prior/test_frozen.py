@@ -125,6 +125,18 @@ def test_another_tower_precision_view_seed_or_data_set_is_another_store(tmp_path
     assert len(list_stores(tmp_path)) == 5
 
 
+def test_files_that_were_edited_in_place_are_computed_again(tmp_path: Path) -> None:
+    first, second = np.arange(N), np.arange(N) + (np.arange(N) == 7)  # one file of equal size, written later
+    computed = []
+    for stamps in (None, first, first, second, second, first):  # None: a store of earlier versions, with no times
+        tower = Tower()
+        prior = StoredPrior(tower, IDENTITY, N, DIM, tmp_path, stamps=stamps)
+        train(prior, 1)
+        computed.append(tower.images)
+    assert computed == [N, 0, 0, N, 0, 0]
+    assert all(verify(entry.path, deep=True).ok for entry in list_stores(tmp_path))
+
+
 def test_a_batch_with_unknown_rows_goes_through_the_tower_whole_and_is_completed(tmp_path: Path) -> None:
     train(stored(tmp_path), 1, drop_last=True)  # two rows were never seen
     tower = Tower()

@@ -48,6 +48,16 @@ def test_stores_of_other_samples_do_not_join(images: Any, key: str) -> None:
         heads.join([first])
 
 
+def test_images_that_were_edited_between_two_models_do_not_join(images: Any) -> None:
+    first, second = two_models(images)
+    first.row_hashes = np.arange(200, dtype=np.uint64)
+    second.row_hashes = first.row_hashes.copy()
+    assert len(heads.join([first, second])) == 200
+    second.row_hashes[[3, 9]] += np.uint64(1000)
+    with pytest.raises(MismatchError, match=r"rows \[3, 9\] are of files that were edited .*; encode both again"):
+        heads.join([first, second])
+
+
 def test_an_ensemble_of_models_is_the_weighted_sum_of_their_logits(images: Any) -> None:
     first, second = two_models(images)
     members = [Ridge(alphas=[1.0]).fit(store).linear() for store in (first, second)]

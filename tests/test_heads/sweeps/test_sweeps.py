@@ -79,6 +79,17 @@ def test_other_data_labels_or_settings_are_other_jobs(stores: dict[str, Any], tm
     assert run_sweep(plan, stores.__getitem__, results)[0]["sweep"] == first
 
 
+def test_files_that_were_edited_and_encoded_again_are_other_jobs(stores: dict[str, Any], tmp_path: Path) -> None:
+    """Both keys stay what they were: the names and sizes are the same."""
+    plan, results, train = plan_of(HeadGrid("nearest_mean")), tmp_path / "r.jsonl", stores["animals/train"]
+    train.row_hashes = np.arange(len(train), dtype=np.uint64)
+    edited = replace(train, X=-train.X)
+    edited.row_hashes = train.row_hashes + np.uint64(10**6)
+    first = run_sweep(plan, stores.__getitem__, results)[0]
+    second = run_sweep(plan, {**stores, "animals/train": edited}.__getitem__, results)[0]
+    assert second["animals:top1"] < 0.1 < first["animals:top1"]
+
+
 def test_other_prompts_under_one_text_tower_are_other_jobs(stores: dict[str, Any], tmp_path: Path) -> None:
     plan, results = plan_of(HeadGrid("zero_shot")), tmp_path / "r.jsonl"
     first = run_sweep(plan, stores.__getitem__, results)
