@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.journeys import journeys
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featcache", "heads", "ft")
 MAX_FUNCTION, MAX_PARAMETERS = 60, 8
@@ -154,6 +156,16 @@ def test_the_architecture_page_names_what_is_there() -> None:
                 found = [node for node in ast.iter_child_nodes(tree) if getattr(node, "name", None) == part]
                 assert found, f"{place}:{name}"
                 tree = found[0]
+
+
+@pytest.mark.nightly
+def test_journeys_are_short_and_on_the_architecture_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = PAGE.read_text()
+    for (name, journey), most in zip(journeys(tmp_path).items(), (9, 10, 6), strict=True):
+        assert journey.files <= most, (name, str(journey))
+        assert journey.returns <= 3, (name, str(journey))
+        assert f"### {name}: {journey.files} files, {journey.returns} returns\n\n{journey}\n" in page, str(journey)
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:

@@ -22,7 +22,6 @@ from featcache.cli.arguments import (
     update_labels_argument,
 )
 from featcache.datasets import Dataset, open_datasets
-from featcache.datasets.base import prepared_of
 from featcache.datasets.holdout import holdout_options
 from featcache.encoding.augment import AUGMENTATIONS
 from featcache.encoding.options import EncodeOptions, Share
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         compiled=args.compile,
     )
     datasets = _datasets(args)
-    encoder = encoder_of(args, args.preprocess or prepared_of(datasets[0]))
+    encoder = encoder_of(args, args.preprocess or getattr(datasets[0], "prepared", None))
     from featcache.encoding.images import encode_dataset  # last: a model that cannot be had is said without it
 
     if args.dry_run:
@@ -187,7 +186,7 @@ def _datasets(args: argparse.Namespace) -> list[Dataset]:
         for split in args.split
         for dataset in open_datasets(data + holdout, split, labels=args.labels, name=args.name)
     ]
-    prepared = {prepared_of(dataset) for dataset in found}
+    prepared = {getattr(dataset, "prepared", None) for dataset in found}
     if len(prepared) > 1 and not args.preprocess:
         names = ", ".join(sorted(name or "none" for name in prepared))
         raise DatasetError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import alias_note, at_least, encoder_of, model_arguments, progress_of, repeated_note, show
-from featcache.datasets import COLLECTION, DATASETS, Dataset, open_datasets
+from featcache.datasets import DATASETS, Dataset, open_datasets
 from featcache.datasets.files import WHOLE
 from featcache.encoders.published import check_reachable
 from featcache.errors import DatasetError, PromptError
@@ -103,9 +103,9 @@ def classnames_of(classes: str, split: str | None) -> tuple[Sequence[str], str]:
     if classes in class_list_names():
         return load_classnames(classes), classes
     source = classes.partition(":")[0]
-    if source in (*DATASETS, COLLECTION):
+    if source in DATASETS:
         dataset = _opened(classes, split)
-        return dataset.index.classnames, classes.split(":")[1] if source == COLLECTION else dataset.name
+        return dataset.index.classnames, classes.split(":")[1] if source == "collection" else dataset.name
     return load_classnames(classes), Path(classes).stem
 
 

@@ -11,14 +11,15 @@ import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from featcache.datasets.base import Dataset, Picture, SampleIndex, dataset_key
 from featcache.datasets.classes import with_classes
 from featcache.datasets.files import empty_classes_later, warn_empty_classes
-from featcache.datasets.holdout import divided, take_holdout
-from featcache.datasets.options import take_option
+from featcache.datasets.holdout import HOLDOUT_OPTIONS, Holdout, divided
+from featcache.datasets.options import take_options
 from featcache.errors import DatasetError
-from featcache.prompts.class_lists import ClassList, load_class_list
+from featcache.prompts.class_lists import load_class_list
 from featcache.store.columns import labels_digest, metadata_digest
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
     "open_datasets",
 ]
 
-COLLECTION = "collection"
 DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "arrays": "featcache.datasets.sources.arrays:open_arrays",
     "cifar": "featcache.datasets.sources.published.cifar:open_cifar",
@@ -56,6 +56,9 @@ DATASETS: dict[str, str | Callable[..., Dataset]] = {
 }
 """Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
 
+
+DOMAINS = {"collection": "featcache.datasets.sources.collection:open_collection"}
+"""Sources whose opener of all domains is another one, which returns a list."""
 
 NUMBERED = frozenset({"arrays", "coop", "hf", "tfds", "torchvision", "webdataset"})
 """Sources that number their classes themselves: a list of as many names renames them."""
@@ -115,6 +118,13 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
     >>> open_dataset("digits", "train").index.sizes.sum()
     np.int64(768000)
     """
+    return _open(spec, split, labels, name, DATASETS)[0]
+
+
+def _open(
+    spec: str, split: str, labels: str, name: str | None, openers: Mapping[str, str | Callable[..., Any]]
+) -> list[Dataset]:
+    """The data sets of a specification, which remember how to open them again, if they lie on this machine."""
     source, _, argument = spec.partition(":")
     if source not in DATASETS:
         _check_bare_path(spec)
@@ -126,46 +136,30 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
             f"{spec!r}: unknown source {source!r}{hint} Expected source:argument, "
             f"with one of the sources {', '.join(sorted(DATASETS))}"
         )
-    opener = DATASETS[source]
+    opener = openers[source]
     if isinstance(opener, str):
         module, _, function = opener.partition(":")
         opener = getattr(import_module(module), function)
-    argument, holdout = take_holdout(argument)
-    argument, listed = _class_option(source, argument)
-    part = holdout.of if holdout else split
-    if listed is None:
-        named = opener(argument, part, labels=labels, name=name)
-    else:
-        with empty_classes_later() as places:
-            dataset = opener(argument, part, labels=labels, name=name)
-        named = with_classes(dataset, listed, numbered=source in NUMBERED)
+    has_classes = source == "torchvision" and argument.startswith("LSUN:")  # whose own argument has that name
+    argument, options = take_options(argument, HOLDOUT_OPTIONS if has_classes else (*HOLDOUT_OPTIONS, "classes"))
+    listed = load_class_list(options.pop("classes")) if "classes" in options else None
+    holdout = Holdout.of_options(options)
+    one = openers[source] == DATASETS[source]
+    with empty_classes_later() if listed and one else contextlib.nullcontext(()) as places:
+        found = opener(argument, holdout.of if holdout else split, labels=labels, name=name)
+    datasets: list[Dataset] = found if isinstance(found, list) else [found]
+    if listed:
+        datasets = [with_classes(dataset, listed, numbered=source in NUMBERED) for dataset in datasets]
         for where in places:
-            warn_empty_classes(named.index, where, stacklevel=3)
-    return _opened(divided(named, split, holdout) if holdout else named, spec, labels, name)
-
-
-def _class_option(source: str, argument: str) -> tuple[str, ClassList | None]:
-    """The argument without ``classes=``, and the list that it names."""
-    if source == "torchvision" and argument.startswith("LSUN:"):  # whose own argument has that name
-        return argument, None
-    rest, value = take_option(argument, "classes")
-    return rest, None if value is None else load_class_list(value)
-
-
-def _opened(dataset: Dataset, spec: str, labels: str, name: str | None) -> Dataset:
-    """The data set, which remembers how to open it again, if it lies on this machine; stores record it."""
-    if "://" in spec:  # an address may hold credentials
-        return dataset
-    with contextlib.suppress(AttributeError):  # of a class with slots
+            warn_empty_classes(datasets[0].index, where, stacklevel=4)
+    if holdout:
+        datasets = [divided(dataset, split, holdout) for dataset in datasets]
+    if "://" not in spec:  # an address may hold credentials
         record = {"spec": spec, "labels": labels, "name": name, "folder": os.getcwd()}
-        object.__setattr__(dataset, "opened_as", record)  # data sets may be frozen data classes
-    return dataset
-
-
-def opened_as(dataset: Dataset) -> Mapping[str, str | None] | None:
-    """Arguments of `open_datasets` that opened a data set, and the working directory; None for others."""
-    record: Mapping[str, str | None] | None = getattr(dataset, "opened_as", None)
-    return record
+        for dataset in datasets:
+            with contextlib.suppress(AttributeError):  # of a class with slots
+                object.__setattr__(dataset, "opened_as", record)  # data sets may be frozen data classes
+    return datasets
 
 
 def _check_bare_path(spec: str) -> None:
@@ -198,14 +192,4 @@ def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | N
     >>> [data.name for data in open_datasets("digits", "val")]
     ['digits']
     """
-    source, _, argument = spec.partition(":")
-    if source == COLLECTION:
-        from featcache.datasets.sources.collection import open_collection
-
-        argument, holdout = take_holdout(argument)
-        argument, listed = _class_option(source, argument)
-        domains = open_collection(argument, holdout.of if holdout else split, labels=labels, name=name)
-        named = [data if listed is None else with_classes(data, listed, numbered=False) for data in domains]
-        sides = [divided(data, split, holdout) for data in named] if holdout else named
-        return [_opened(dataset, spec, labels, name) for dataset in sides]
-    return [open_dataset(spec, split, labels=labels, name=name)]
+    return _open(spec, split, labels, name, DATASETS | DOMAINS)

@@ -37,7 +37,7 @@ class Dataset(Protocol):
     """A split of a labelled image data set.
 
     It may also have an attribute ``decoding: str``. Equal values mean that equal bytes decode to equal images, in
-    other data sets too, so that rows can be copied between their stores. See `decoding_of`. And an attribute
+    other data sets too, so that rows can be copied between their stores, as they never are without it. And an attribute
     ``prepared: str``: its pictures lie as that preparation leaves them (`featcache.encoders.preparation`), and encoders
     crop them no further.
     """
@@ -63,18 +63,6 @@ class Dataset(Protocol):
 
 IMAGE_FILE = "image file"
 """`Dataset.decoding` of every data set whose samples are image files that `decode_image` decodes."""
-
-
-def prepared_of(dataset: Dataset) -> str | None:
-    """The preparation that its pictures have gone through already; None for pictures as they were taken."""
-    prepared: str | None = getattr(dataset, "prepared", None)
-    return prepared
-
-
-def decoding_of(dataset: Dataset) -> str | None:
-    """How a data set decodes; None where it does not say: its features are then never shared with other data sets."""
-    decoding: str | None = getattr(dataset, "decoding", None)
-    return decoding
 
 
 @dataclass(frozen=True)

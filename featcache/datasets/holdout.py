@@ -11,17 +11,17 @@ when the data set grows. A group goes with the class that most of its samples ha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.datasets.base import Dataset, Picture, SampleIndex, decoding_of, prepared_of
+from featcache.datasets.base import Dataset, Picture, SampleIndex
 from featcache.datasets.files import WHOLE
-from featcache.datasets.options import take_option
 from featcache.errors import DatasetError
 
+HOLDOUT_OPTIONS = ("holdout", "holdout_seed", "holdout_group", "holdout_of")
 TRAIN, HELD_OUT = "train", ("val", "test")
 Rows = npt.NDArray[np.int64]
 
@@ -39,30 +39,39 @@ class Holdout:
         if not 0 < self.share < 1:
             raise DatasetError(f"holdout={self.share:g}: expected a share between 0 and 1, such as 0.2")
 
+    @classmethod
+    def of_options(cls, found: Mapping[str, str]) -> "Holdout | None":
+        """What the options behind a source say.
+
+        >>> Holdout.of_options({"holdout": "0.2", "holdout_seed": "1"})
+        Holdout(share=0.2, seed=1, group=None, of='all')
+        """
+        if not found:
+            return None
+        if "holdout" not in found:
+            raise DatasetError(f"{', '.join(found)}: needs holdout=, the share to hold out, such as holdout=0.2")
+        try:
+            share, seed = float(found["holdout"]), int(found.get("holdout_seed", "0"))
+        except ValueError as error:
+            raise DatasetError(
+                f"holdout: {error}; expected a share such as 0.2, and a whole number as holdout_seed"
+            ) from error
+        return cls(share, seed, found.get("holdout_group"), found.get("holdout_of", WHOLE))
+
 
 @dataclass(frozen=True)
 class Divided:
     """Some rows of a data set."""
 
+    name: str = field(init=False)
     split: str
     index: SampleIndex
     whole: Dataset
     rows: Rows
 
-    @property
-    def name(self) -> str:
-        """The data set's."""
-        return self.whole.name
-
-    @property
-    def decoding(self) -> str | None:
-        """The data set's."""
-        return decoding_of(self.whole)
-
-    @property
-    def prepared(self) -> str | None:
-        """The data set's."""
-        return prepared_of(self.whole)
+    def __post_init__(self) -> None:
+        for attribute in ("name", "decoding", "prepared"):
+            object.__setattr__(self, attribute, getattr(self.whole, attribute, None))
 
     def read(self, row: int) -> bytes | memoryview:
         """The content of one sample."""
@@ -71,31 +80,6 @@ class Divided:
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """The image in that content."""
         return self.whole.decode(content, int(self.rows[row]))
-
-
-def take_holdout(argument: str) -> tuple[str, Holdout | None]:
-    """An argument without its ``holdout`` options, and what they say.
-
-    Examples
-    --------
-    >>> take_holdout("photos,holdout=0.2,holdout_seed=1")
-    ('photos', Holdout(share=0.2, seed=1, group=None, of='all'))
-    """
-    found: dict[str, str] = {}
-    for name in ("holdout", "holdout_seed", "holdout_group", "holdout_of"):
-        argument, value = take_option(argument, name)
-        found |= {} if value is None else {name: value}
-    if not found:
-        return argument, None
-    if "holdout" not in found:
-        raise DatasetError(f"{', '.join(found)}: needs holdout=, the share to hold out, such as holdout=0.2")
-    try:
-        share, seed = float(found["holdout"]), int(found.get("holdout_seed", "0"))
-    except ValueError as error:
-        raise DatasetError(
-            f"holdout: {error}; expected a share such as 0.2, and a whole number as holdout_seed"
-        ) from error
-    return argument, Holdout(share, seed, found.get("holdout_group"), found.get("holdout_of", WHOLE))
 
 
 def holdout_options(share: float | None, seed: int = 0, group: str | None = None) -> str:

@@ -49,18 +49,21 @@ def split_options(source: str, argument: str, known: Collection[str] | None) -> 
     return argument, dict(reversed(options.items()))
 
 
-def take_option(argument: str, name: str) -> tuple[str, str | None]:
-    """An argument without one of its options, and that option's value.
+def take_options(argument: str, names: Collection[str]) -> tuple[str, dict[str, str]]:
+    """An argument without some of its options, and the values of those that it has.
 
     Examples
     --------
-    >>> take_option("data/x224,classes=imagenet-r,prepared=central-crop", "classes")
-    ('data/x224,prepared=central-crop', 'imagenet-r')
-    >>> take_option("data,classes", "classes")
-    ('data,classes', None)
+    >>> take_options("data/x224,classes=imagenet-r,prepared=central-crop", ["classes", "holdout"])
+    ('data/x224,prepared=central-crop', {'classes': 'imagenet-r'})
+    >>> take_options("data,classes", ["classes"])
+    ('data,classes', {})
     """
-    found = re.fullmatch(rf"(.*),{name}=([^,]+){REST}", argument, re.DOTALL)
-    return (argument, None) if found is None else (found[1] + found[3], found[2])
+    options = {}
+    for name in names:
+        if found := re.fullmatch(rf"(.*),{name}=([^,]+){REST}", argument, re.DOTALL):
+            argument, options[name] = found[1] + found[3], found[2]
+    return argument, options
 
 
 def _check(source: str, name: str, value: str, known: Collection[str] | None, options: dict[str, str]) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import IMAGE_FILE, Dataset, Picture, SampleIndex, decoding_of, prepared_of
+from featcache.datasets.base import IMAGE_FILE, Dataset, Picture, SampleIndex
 from featcache.datasets.decode import to_rgb
 from featcache.datasets.fast_jpeg import decode_jpeg, needs_decoder
 from featcache.encoders.base import Encoder
@@ -141,7 +141,7 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
     EncoderError
         The pictures went through another preparation than the encoder has.
     """
-    prepared = prepared_of(dataset)
+    prepared = getattr(dataset, "prepared", None)
     if prepared is None:
         return encoder
     if encoder.preparation != prepared:
@@ -156,7 +156,7 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
 
 def decoded_for(dataset: Dataset, encoder: Encoder) -> Dataset:
     """The data set, its JPEG files decoded by libjpeg-turbo itself or on the GPU if the preparation says so."""
-    if encoder.preparation is None or decoding_of(dataset) != IMAGE_FILE:
+    if encoder.preparation is None or getattr(dataset, "decoding", None) != IMAGE_FILE:
         return dataset
     if PREPARATIONS[encoder.preparation].fast:
         smallest = SMALLEST * max(encoder.image_size or (0,))
@@ -186,7 +186,7 @@ class _Decoded(Dataset):
 
     def __init__(self, dataset: Dataset, decode: "Decode") -> None:
         self._dataset, self._decode = dataset, decode
-        self.prepared = prepared_of(dataset)
+        self.prepared = getattr(dataset, "prepared", None)
 
     @property
     def name(self) -> str:

@@ -21,7 +21,9 @@ SPOT_ROWS = 64
 """Rows that are read all the same where a hit is for data in another place than those that were encoded."""
 
 
-def known_identity(identity: Json, dataset: Dataset, root: StorePath, *, update_labels: bool = False) -> Json:
+def known_identity(
+    identity: Json, index: SampleIndex, names: Json, root: StorePath, *, update_labels: bool = False
+) -> Json:
     """The identity of the store that holds these samples under this name.
 
     - The content of arrays became part of their key later than other things: a finished store under the older key, of
@@ -33,18 +35,19 @@ def known_identity(identity: Json, dataset: Dataset, root: StorePath, *, update_
     ----------
     identity : dict
         ``{"encoder": ..., "dataset": ...}``, with the content in the key.
+    names : dict
+        ``name`` and ``split``.
     update_labels : bool
         Replace the labels of a store of another name.
     """
     folder = root / ImageStore.kind / content_key(identity["encoder"])
-    found = _of_content(identity, dataset, root, folder)
-    named = found | {"dataset": found["dataset"] | {"name": dataset.name, "split": dataset.split}}
+    found = _of_content(identity, index, root, folder)
+    named = found | {"dataset": found["dataset"] | names}
     if _is_finished(folder, named):
         return named
     store = _finished(folder, found)
-    if store is None or update_labels or (store.name, store.split) == (dataset.name, dataset.split):
+    if store is None or update_labels or {"name": store.name, "split": store.split} == names:
         return found
-    index = dataset.index
     same = same_labels(store, index) and store.metadata_digest == metadata_digest(index.metadata)
     return found if same else named
 
@@ -62,12 +65,12 @@ def same_labels(store: ImageStore, index: SampleIndex) -> bool:
     return bool((store.truth == index.truth)[store.valid].all())
 
 
-def _of_content(identity: Json, dataset: Dataset, root: StorePath, folder: StorePath) -> Json:
+def _of_content(identity: Json, index: SampleIndex, root: StorePath, folder: StorePath) -> Json:
     """The identity, or the older one of a store that holds the same content."""
-    content = dataset.index.content
+    content = index.content
     if content is None or _is_finished(folder, identity):
         return identity
-    ids_and_sizes = dataset_key(replace(dataset.index, content=None))
+    ids_and_sizes = dataset_key(replace(index, content=None))
     older = identity | {"dataset": identity["dataset"] | {"samples": ids_and_sizes}}
     store = _finished(folder, older)
     if store is None:

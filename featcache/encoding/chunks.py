@@ -21,7 +21,6 @@ import numpy.typing as npt
 from featcache.datasets.base import Dataset
 from featcache.encoders import Batch, Encoder
 from featcache.encoders.base import PROJECTED
-from featcache.encoders.preparation import decoded_for
 from featcache.encoders.staging import Stage
 from featcache.encoders.taps import find_tap, tap_dim
 from featcache.encoding.augment import View, view_of
@@ -121,7 +120,7 @@ class ChunkEncoder:
         advance: Callable[[int], None],
         put: PutFile,
     ) -> None:
-        self._dataset = decoded_for(dataset, encoder)
+        self._dataset, self._what = dataset, f"{dataset.name}/{dataset.split}"
         self._encoder, self._options, self._advance = encoder, options, advance
         self._donors, self._put = donors, put
         self._ids = dataset.index.ids
@@ -267,7 +266,7 @@ class ChunkEncoder:
         )
         if rows:
             raise ContentChangedError(
-                f"{self._dataset.name}/{self._dataset.split}: {len(rows)} image(s) are no longer what the store was "
+                f"{self._what}: {len(rows)} image(s) are no longer what the store was "
                 f"made from, first {self._ids[min(rows)]}; taps and views must be of the same images: restore them, or "
                 "encode them with another --root"
             )

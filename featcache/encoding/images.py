@@ -14,21 +14,22 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset, opened_as
-from featcache.datasets.base import Dataset, decoding_of, prepared_of
+from featcache.datasets import dataset_key, labels_digest, metadata_digest, open_dataset
+from featcache.datasets.base import Dataset
 from featcache.datasets.content import content_digest
 from featcache.datasets.holdout import Holdout, divided, holdout_options
 from featcache.datasets.sources.held import Held, as_dataset, is_dataset
 from featcache.encoders import Encoder, encoder_for, load_encoder
 from featcache.encoders.base import whole_encoder
 from featcache.encoders.modules import ModuleEncoder
+from featcache.encoders.preparation import decoded_for
 from featcache.encoders.taps import PRE_PROJECTION, find_tap
 from featcache.encoding.augment import check_views, view_identity
 from featcache.encoding.changes import changed_rows, known_identity, same_labels, spot_rows
 from featcache.encoding.chunks import ChunkEncoder, encoder_info, stored_identity
 from featcache.encoding.options import EncodeOptions, Share
 from featcache.encoding.pace import BatchSize, measured_chunk_rows
-from featcache.encoding.pipeline import default_workers
+from featcache.encoding.pipeline import default_workers, prepared, read_sample
 from featcache.encoding.reuse import Donors
 from featcache.encoding.store_job import (
     Contents,
@@ -136,7 +137,7 @@ def encode(
             f"name={name!r}: this data set is called {data.name}; leave name out, or rename the data set"
         )
     dataset = _dataset(data, split, labels, name, held)
-    encoder = _encoder(model, pretrained, loading, prepared_of(dataset))
+    encoder = _encoder(model, pretrained, loading, getattr(dataset, "prepared", None))
     store = encode_dataset(
         dataset, encoder, root=root, options=EncodeOptions(**options), progress=as_progress(progress)
     ).store
@@ -218,15 +219,18 @@ class ImageJob(StoreJob[ImageStore]):
     def __init__(
         self, dataset: Dataset, encoder: Encoder, root: StorePath, options: EncodeOptions, progress: Progress | None
     ) -> None:
-        self.dataset, self.encoder, self.options = dataset, encoder_for(dataset, encoder), options
+        self.encoder, self.options = encoder_for(dataset, encoder), options
+        self.dataset = decoded_for(dataset, self.encoder)
         self.index, self.root = dataset.index, root
+        self.names: Json = {"name": dataset.name, "split": dataset.split}
+        self.decoding, self.opened_as = (getattr(dataset, name, None) for name in ("decoding", "opened_as"))
         identity = {
             "encoder": stored_identity(encoder),
             "dataset": {"rows": len(self.index), "samples": dataset_key(self.index, root)},
         }
         super().__init__(
             root,
-            known_identity(identity, dataset, root, update_labels=options.update_labels),
+            known_identity(identity, self.index, self.names, root, update_labels=options.update_labels),
             len(self.index),
             f"{dataset.name}/{dataset.split} with {encoder.name}",
             progress=progress,
@@ -240,7 +244,7 @@ class ImageJob(StoreJob[ImageStore]):
         self.kept: Json = {}
         self.batch_size = BatchSize(options.batch_size, encoder.device, 0 if options.compiled else self.n_rows)
         self._writers: dict[Part, StoreWriter] = {}
-        self.donors = Donors(self.path, decoding_of(dataset) if options.reuse else None)
+        self.donors = Donors(self.path, self.decoding if options.reuse else None)
         check_views(options.views, options.augmentation, encoder)
         for part in options.parts:
             find_tap(encoder, part.tap)
@@ -261,8 +265,8 @@ class ImageJob(StoreJob[ImageStore]):
 
     def new_chunk_rows(self) -> int:
         """See `StoreJob.new_chunk_rows`: about a minute's work."""
-        workers, passes = self.options.workers or default_workers(), 1 + self.options.views
-        return measured_chunk_rows(self.dataset, self.encoder, workers, passes)
+        few = (prepared(read_sample(self.dataset, row), self.encoder.prepare) for row in range(4))
+        return measured_chunk_rows(self.n_rows, few, self.encoder, 1 + self.options.views)
 
     def part_writer(self, part: Part, store: StoreWriter) -> StoreWriter:
         """See `StoreJob.part_writer`."""
@@ -282,7 +286,7 @@ class ImageJob(StoreJob[ImageStore]):
         """See `StoreJob.contents`; a tap is not in the space of texts."""
         provenance = self.encoder.provenance | {
             "source": self.encoder.source,
-            "data": opened_as(self.dataset),
+            "data": self.opened_as,
             "written": written_now(),
             "rows_encoded_last": self.encoded,
             "rows_copied_last": self.copied,
@@ -290,11 +294,10 @@ class ImageJob(StoreJob[ImageStore]):
             "compiled": self.options.compiled,
             "decode_threads": self.options.workers or default_workers(),
         }
-        names: Json = {"name": self.dataset.name, "split": self.dataset.split}
         if part != Part():
             name = f"{self.encoder.name}#{part.tap}" if part.tap else self.encoder.name
             tap = find_tap(self.encoder, part.tap)
-            info = names | {"encoder_name": name, "dim": tap.dim} | prefix_info(tap.prefix, tap.tokens)
+            info = self.names | {"encoder_name": name, "dim": tap.dim} | prefix_info(tap.prefix, tap.tokens)
             no_texts: Json = {"text_digests": [], "logit_scale": None, "logit_bias": None}
             return Contents(info | (no_texts if part.tap else {}), provenance)
         bad = [item for marker in writer.markers() for item in marker.bad]
@@ -303,13 +306,13 @@ class ImageJob(StoreJob[ImageStore]):
             truth["targets"] = self.index.targets.copy()
         for values in truth.values():
             values[[item.row for item in bad]] = -1
-        info = names | {
+        info = self.names | {
             "classnames": list(self.index.classnames),
             "labels_digest": self.labels_digest,
             "metadata_digest": self.metadata_digest,
             **encoder_info(self.encoder),
             "text_digests": self.text_digests,
-            "decoding": decoding_of(self.dataset),
+            "decoding": self.decoding,
             "bad": [[item.row, item.sample_id, item.error] for item in bad],
         }
         columns = {METADATA: metadata_bytes(self.index.metadata)} if self.index.metadata else {}

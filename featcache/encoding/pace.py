@@ -7,12 +7,11 @@ otherwise.
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from featcache.datasets.base import Dataset
-from featcache.encoders import Encoder
+from featcache.encoders import Batch, Encoder
 from featcache.encoders.taps import encode_outputs
-from featcache.encoding.pipeline import prepared_batches
+from featcache.encoding.pipeline import Prepared
 from featcache.processes import number_from
 from featcache.store.layout import DEFAULT_CHUNK_ROWS
 
@@ -97,18 +96,20 @@ def chunk_rows_for(seconds_a_row: float) -> int:
 
 
 def measured_chunk_rows(
-    dataset: Dataset, encoder: Encoder, workers: int, passes: int, clock: Callable[[], float] = time.perf_counter
+    n: int,
+    few: Iterable[Prepared[Batch]],
+    encoder: Encoder,
+    passes: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """`chunk_rows_for` the speed of a few images, each read, decoded and encoded `passes` times by itself."""
-    n = len(dataset.index)
+    """`chunk_rows_for` the speed of a few of n images, each read, decoded and encoded `passes` times by itself."""
     told = number_from(CHUNK_VARIABLE, 0)
     if told or n <= LEAST_CHUNK:
         return told or DEFAULT_CHUNK_ROWS
     seconds, began = [], clock()
-    for batch in prepared_batches(dataset, encoder, (range(row, row + 1) for row in range(4)), workers, 0):
-        images = [item.image for item in batch if item.image is not None]
-        if images:
-            encode_outputs(encoder, images, [])
+    for item in few:
+        if item.image is not None:
+            encode_outputs(encoder, [item.image], [])
             seconds.append(clock() - began)
         if sum(seconds) > MOST_SECONDS:
             break

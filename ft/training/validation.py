@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from featcache.datasets import opened_as
 from featcache.datasets.base import Dataset
 from featcache.encoding.pipeline import default_ahead, prepared_batches
 from featcache.errors import ImageReadError
@@ -104,7 +103,7 @@ def best_details(out: Path, val: Dataset) -> list[Detail]:
         encoder_key=head.provenance.encoder_key,
         text_digests=() if head.provenance.text_digest is None else (head.provenance.text_digest,),
         ids=index.ids,
-        provenance={"data": opened_as(val)},
+        provenance={"data": getattr(val, "opened_as", None)},
     )
     after = calibrate(head, (features.numpy(), index.labels))
     return head_details(head, [store], [f"{val.name}/{val.split}"], calibrated=after)

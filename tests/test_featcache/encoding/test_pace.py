@@ -12,6 +12,7 @@ from featcache import EncodeOptions, encode_dataset
 from featcache.encoding import chunks, pace
 from featcache.encoding.images import EncodeResult
 from featcache.encoding.pace import TRIED, BatchSize, measured_chunk_rows
+from featcache.encoding.pipeline import prepared_batches
 from featcache.errors import FeatcacheError
 
 
@@ -108,5 +109,6 @@ def test_a_store_that_was_begun_keeps_its_chunks_on_a_faster_machine(
 
 
 def test_unreadable_images_do_not_stop_the_measurement() -> None:
-    dataset = NumpyDataset(100, broken=[0, 1, 2, 3])
-    assert measured_chunk_rows(dataset, NumpyEncoder(), 1, 1) == 4096
+    encoder = NumpyEncoder()
+    (few,) = prepared_batches(NumpyDataset(100, broken=[0, 1, 2, 3]), encoder, [range(4)], 1, 0)
+    assert measured_chunk_rows(100, few, encoder, 1) == 4096
