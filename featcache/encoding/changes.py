@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
-from featcache.datasets import opened_as
 from featcache.datasets.base import Dataset, SampleIndex, dataset_key
 from featcache.datasets.content import content_digest
 from featcache.errors import FeatcacheError, MismatchError, StoreWriteError
@@ -97,7 +96,7 @@ def spot_rows(dataset: Dataset, store: ImageStore) -> Sequence[int]:
 
     Unpacked archives keep their times, so that other images of the same names and sizes may have the same ones, too.
     """
-    was, now = store.provenance.get("data"), opened_as(dataset)
+    was, now = store.provenance.get("data"), getattr(dataset, "opened_as", None)
     if not isinstance(was, dict) or (now and all(was.get(what) == now.get(what) for what in ("spec", "folder"))):
         return ()
     n_rows = len(dataset.index)
