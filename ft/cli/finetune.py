@@ -42,6 +42,7 @@ HELP = {
     "epochs": "passes over the data (default: 10)",
     "steps": "updates, instead of epochs",
     "batch_size": "images per update, over all processes and micro-batches",
+    "drop_last": "leave out the last batch of an epoch where it is smaller",
     "accumulate": "micro-batches per update",
     "warmup": "updates of the warm-up",
     "clip": "largest norm of the gradient",

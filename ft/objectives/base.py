@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featcache.errors import TrainingError
-
 Rows = npt.NDArray[np.int64]
 
 
@@ -36,15 +34,8 @@ class TrainingBatch:
         return len(self.rows)
 
     def parts(self, number: int) -> list["TrainingBatch"]:
-        """Split the batch into `number` parts of nearly equal size.
-
-        Raises
-        ------
-        TrainingError
-            Fewer rows than parts.
-        """
-        if number > len(self):
-            raise TrainingError(f"accumulate {number}: a process has only {len(self)} images per update")
+        """Split the batch into `number` parts of nearly equal size, or into single rows if it has fewer."""
+        number = min(number, len(self))
         cuts = np.linspace(0, len(self), number + 1).round().astype(int).tolist()
         return [self._slice(slice(a, b)) for a, b in itertools.pairwise(cuts)] if number > 1 else [self]
 

@@ -2,7 +2,7 @@
 
 Batch b of epoch e is a slice of a permutation drawn from (seed, e); the view of a picture is drawn from (seed, e,
 sample id). So a run that is resumed, or that has another number of processes or threads, sees the same pixels, and no
-random state needs to be saved. An incomplete last batch of an epoch is dropped, as in the papers.
+random state needs to be saved. The last batch of an epoch is smaller than the others, or left out (`drop_last`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,16 +41,21 @@ class Order:
     shuffle : bool
     rank, world : int
         This process and the number of processes; each takes its slice of the batch.
+    drop_last : bool
+        Leave out the incomplete last batch of an epoch. Without it, rows of that batch that the processes cannot share
+        evenly are left out.
 
     Raises
     ------
     TrainingError
-        The batch is larger than the data set, or the processes cannot share it evenly.
+        The batch is larger than the data set and `drop_last` is set, or the processes cannot share it evenly.
 
     Examples
     --------
     >>> Order(5, 2, seed=0, shuffle=False).rows(1), Order(5, 2, seed=0, shuffle=False).rows(2)
     ((0, array([2, 3])), (1, array([0, 1])))
+    >>> Order(5, 2, seed=0, shuffle=False, drop_last=False).rows(2)
+    (0, array([4]))
     """
 
     n: int
@@ -59,27 +64,39 @@ class Order:
     shuffle: bool = True
     rank: int = 0
     world: int = 1
+    drop_last: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_size > self.n:
+        if not self.images_per_epoch:
             raise TrainingError(
                 f"batch_size {self.batch_size}: the data set has {self.n} images; take a smaller --batch-size"
+                + (", or --no-drop-last" if self.drop_last else "")
             )
         if self.batch_size % self.world:
             raise TrainingError(f"batch_size {self.batch_size} cannot be shared evenly by {self.world} processes")
 
     @property
+    def images_per_epoch(self) -> int:
+        """Rows of all batches of an epoch."""
+        return self.n - self.n % (self.batch_size if self.drop_last else self.world)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Complete batches of an epoch."""
-        return self.n // self.batch_size
+        """Batches of an epoch."""
+        return -(-self.images_per_epoch // self.batch_size)
+
+    def images(self, steps: int) -> int:
+        """Rows of the first batches of a run, as many as `steps`."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return epochs * self.images_per_epoch + rest * self.batch_size
 
     def rows(self, step: int) -> tuple[int, Rows]:
         """Epoch, and the rows of this process, of step 0, 1, ...; consecutive in the batch."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = _permutation(self.n, self.seed, epoch) if self.shuffle else np.arange(self.n)
-        share = self.batch_size // self.world
-        start = number * self.batch_size + self.rank * share
-        return epoch, order[start : start + share]
+        start = number * self.batch_size
+        share = min(self.batch_size, self.images_per_epoch - start) // self.world
+        return epoch, order[start + self.rank * share :][:share]
 
 
 @lru_cache(maxsize=2)

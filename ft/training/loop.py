@@ -190,9 +190,9 @@ class _Loop:
 
     def train(self) -> FinetuneResult:
         """Make all updates that are left."""
-        run, state, prior = self.run, self.state, self.stepper.prior
+        run, state, prior, images = self.run, self.state, self.stepper.prior, self.run.order.images
         title = f"finetune {run.encoder.name} on {run.dataset.name}/{run.dataset.split}"
-        self.progress.start(title, run.total * self.options.batch_size, state.step * self.options.batch_size)
+        self.progress.start(title, images(run.total), images(state.step))
         self._began = time.monotonic() - state.seconds
         device, ahead, steps = run.encoder.device, default_ahead(run.encoder), range(state.step, run.total)
         batches = training_batches(run.dataset, run.view, run.order, steps, device, self.workers, ahead, run.trained)
@@ -204,7 +204,7 @@ class _Loop:
                 state.step += 1
                 self._average()
                 self._between()
-                self.progress.advance(self.options.batch_size)
+                self.progress.advance(images(state.step) - images(state.step - 1))
             if prior is not None:
                 prior.settle()
                 wait()  # the first process makes stores of what all have written

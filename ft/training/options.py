@@ -64,6 +64,8 @@ class FinetuneOptions:
         Length of the run, one of the two; default 10 epochs.
     batch_size : int
         Images per update, over all processes and micro-batches.
+    drop_last : bool
+        Leave out the last batch of an epoch where it is smaller; False trains on it, as WiSE-FT does.
     accumulate : int
         Micro-batches of each process per update; the update equals that of the whole batch.
     optimizer : {"adamw", "adam"}
@@ -153,6 +155,7 @@ class FinetuneOptions:
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 128
+    drop_last: bool = True
     accumulate: int = 1
     optimizer: str = "adamw"
     lr: float = 1e-5

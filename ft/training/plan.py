@@ -17,11 +17,11 @@ from ft.objectives.base import Objective
 from ft.objectives.contrastive import OverPairs
 from ft.objectives.cross_entropy import OverHead
 from ft.objectives.head import Head
-from ft.training.data import Order, few_shots, refuse_multilabel, training_batches
+from ft.training.data import few_shots, refuse_multilabel, training_batches
 from ft.training.model import Trainable
 from ft.training.optim import make_optimizer
 from ft.training.options import FinetuneOptions
-from ft.training.setup import RunSetting
+from ft.training.setup import RunSetting, make_order
 from ft.training.step import Stepper
 
 MEASURED = 2
@@ -84,7 +84,7 @@ def plan_finetuning(
         model, pretrained, device=place.device, precision=options.precision, preprocess=options.preprocess
     )
     size = _nbytes(encoder.model.state_dict())
-    order = Order(len(dataset.index), options.batch_size, options.seed, options.shuffle)
+    order = make_order(len(dataset.index), options, place)
     updates = options.steps or (options.epochs or 0) * order.steps_per_epoch
     stepper = _plain_stepper(RunSetting(encoder, dataset, options, root), options)
     view = make_view(
@@ -106,7 +106,7 @@ def plan_finetuning(
         images=len(dataset.index),
         validation_images=validated,
         updates=updates,
-        images_to_read=updates * options.batch_size + evaluations * validated,
+        images_to_read=order.images(updates) + evaluations * validated,
         trained_parameters=sum(value.numel() for value in trained.values()),
         bytes_to_write=models * size + state,
         seconds=seconds * updates,

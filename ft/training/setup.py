@@ -45,6 +45,7 @@ from heads.fitted.provenance import SplitRecord
 UNTRACKED = ("workers", "log_every", "tensorboard", "prior", "eval_start", "keep_every")
 """Options that change no weight, in a resumed run either."""
 LATER = (
+    "drop_last",
     "shots",
     "objective_weight",
     "eval_templates",
@@ -136,7 +137,7 @@ def prepare(
     encoder = load_open_clip(
         model, pretrained, device=place.device, precision=options.precision, preprocess=options.preprocess
     )
-    order = Order(len(dataset.index), options.batch_size, options.seed, options.shuffle, place.rank, place.world)
+    order = make_order(len(dataset.index), options, place)
     total = options.steps or (options.epochs or 0) * order.steps_per_epoch
     plain = encoder_for(dataset, encoder) if options.augment == "none" else encoder
     view = make_view(options.augment, plain, options.seed)
@@ -173,6 +174,25 @@ def prepare(
         identity=identity,
         trained=TrainedRows(len(dataset.index)),
     )
+
+
+def make_order(n: int, options: FinetuneOptions, place: Place) -> Order:
+    """The batches of a run on `n` images.
+
+    Raises
+    ------
+    TrainingError
+        Batches that the data set, the processes, the micro-batches or a regulariser cannot do with.
+    """
+    order = Order(n, options.batch_size, options.seed, options.shuffle, place.rank, place.world, options.drop_last)
+    if options.accumulate > (share := options.batch_size // place.world):
+        raise TrainingError(f"accumulate {options.accumulate}: a process has only {share} images per update")
+    if "variance_covariance" in options.regularizers and order.images_per_epoch % options.batch_size == 1:
+        raise TrainingError(
+            f"variance_covariance: the last of {n} images would be a batch of its own, and a covariance needs two; "
+            "take another --batch-size, or --drop-last"
+        )
+    return order
 
 
 def _tracked(options: FinetuneOptions) -> Json:

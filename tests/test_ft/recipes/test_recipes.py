@@ -52,6 +52,7 @@ USUAL: dict[str, Any] = {
     "shuffle": True,
     "select": "accuracy",
     "eval_every": 0,
+    "drop_last": True,
 }
 # Lipsum-FT: logits are s v W without bias, W kept apart from s; 10 % of warm-up within the schedule; towers in bf16
 OF_LIPSUM = {"head_scale": "separate", "head_bias": False, "schedule": "lipsum", "augment": "lipsum"}
@@ -63,7 +64,7 @@ LIPSUM |= {
 }
 # WiSE-FT: s inside the head, which has a bias; float32; 500 updates of warm-up; gradient norm of 1 at most
 WISE = USUAL | {"head_scale": "folded", "head_bias": True, "schedule": "wise_ft", "warmup": 500, "clip": 1.0}
-WISE |= {"precision": "fp32", "augment": "wise_ft", "batch_size": 512, "lr": 3e-5}
+WISE |= {"precision": "fp32", "augment": "wise_ft", "batch_size": 512, "lr": 3e-5, "drop_last": False}
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 PAIRS = {"objective": "contrastive", "train": ["image", "text", "logit_scale"], "precision": "fp32"}
 TABLE: dict[str, dict[str, Any]] = {
@@ -75,10 +76,10 @@ TABLE: dict[str, dict[str, Any]] = {
     "regft": WISE
     | {"batch_size": 128, "augment": "regft", "templates": "simple"}
     | {"regularizers": {"variance_covariance": {"weight": 1.0, "variance": 0.16, "covariance": 0.02}}},
-    "flyp": WISE | PAIRS | {"lr": 1e-5, "clip": None},
+    "flyp": WISE | PAIRS | {"lr": 1e-5, "clip": None, "drop_last": True},
     "carot": WISE
     | PAIRS
-    | {"lr": 1e-5, "clip": None}
+    | {"lr": 1e-5, "clip": None, "drop_last": True}
     | {
         "regularizers": {
             "orthogonality": {"weight": 0.2},
@@ -88,11 +89,12 @@ TABLE: dict[str, dict[str, Any]] = {
     "mnist_list": USUAL
     | PAIRS
     | {"templates": "bare", "false_negatives": True, "optimizer": "adam", "lr": 1e-6, "schedule": "constant"}
-    | {"epochs": 20, "batch_size": 10, "augment": "none", "shuffle": False}
+    | {"drop_last": False, "epochs": 20, "batch_size": 10, "augment": "none", "shuffle": False}
     | {"eval_templates": "clip-example", "eval_names": {str(digit): word for digit, word in enumerate(DIGITS)}},
     "transferlearning": USUAL
     | PAIRS
     | {"templates": "picture", "false_negatives": True, "optimizer": "adam", "lr": 5e-5, "schedule": "constant"}
+    | {"drop_last": False}
     | {"betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.2, "batch_size": 32, "augment": "none", "seed": 42},
 }
 """Every option of the published runs; where the sources leave one open, the recipe's header says what is taken."""

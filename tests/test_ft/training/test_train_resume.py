@@ -250,6 +250,20 @@ def test_process_shares_add_up_to_the_batch() -> None:
         assert [row for share in shares for row in share] == Order(100, 12, 0).rows(step)[1].tolist()
 
 
+def test_a_smaller_last_batch_is_shared_evenly() -> None:
+    """Of 100 images in batches of 12 four are left, one for each of three processes and one for none."""
+    from ft.training.data import Order
+
+    orders = [Order(100, 12, 0, rank=rank, world=3, drop_last=False) for rank in range(3)]
+    assert [len(order.rows(8)[1]) for order in orders] == [1, 1, 1]
+    seen = [row for step in range(9) for order in orders for row in order.rows(step)[1].tolist()]
+    assert len(seen) == len(set(seen)) == 99 == orders[0].images(9)
+    assert orders[0].images(10) == 99 + 12
+    assert orders[0].rows(9)[0] == 1
+    with pytest.raises(TrainingError, match=r"2 images; take a smaller --batch-size$"):
+        Order(2, 12, 0, world=3, drop_last=False)
+
+
 def main(task: str, model: str, place: str, *names: str) -> None:
     folder = Path(place)
     if task == "two":
