@@ -155,6 +155,11 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def table_width() -> int:
+    """Characters a line of tables may have: those of the terminal; 110 in files and pipes."""
+    return terminal_width() or 110
+
+
 def repeated(classnames: Sequence[str]) -> list[str]:
     """Names that several classes have."""
     return [name for name, uses in Counter(classnames).items() if uses > 1]

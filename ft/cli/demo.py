@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import featcache
-from featcache.cli.arguments import at_least, show
+from featcache.cli.arguments import at_least, show, table_width
 from featcache.datasets import open_dataset
 from featcache.progress import Printed, Silent, format_seconds
 from heads.cli.demo import TESTS, demo_arguments, run_demo
@@ -100,7 +100,8 @@ def _full(args: argparse.Namespace, rows: list[Row]) -> Row:
         f"{found.alpha:g} is the most accurate on val."
     )
     written = write_report(shown, out / "full", title="Fine-tuning `tiny` on handwritten digits", notes=notes)
-    say(f"\n{table_text(shown)}\n\nalpha = {found.alpha:g} is the most accurate on digits/val: {found.folder}")
+    say(f"\n{table_text(shown, width=table_width())}\n")
+    say(f"alpha = {found.alpha:g} is the most accurate on digits/val: {found.folder}")
     say(f"fine-tuning, encoding, evaluation and interpolation took {format_seconds(seconds)}; report: {written[0]}\n")
     say(COMMANDS.format(out=out, tests=" ".join(f"{spec}:test" for spec in TESTS)))
     return {

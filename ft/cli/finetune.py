@@ -16,6 +16,7 @@ from featcache.cli.arguments import (
     quiet_argument,
     root_argument,
     show,
+    table_width,
 )
 from featcache.errors import TrainingError
 from featcache.progress import Silent
@@ -225,7 +226,7 @@ def _text(result: FinetuneResult, preprocess: str | None) -> str:
         mark = "  <- best" if row["step"] == result.best_step else ""
         lines.append(f"  update {row['step']:>7,}: accuracy {row['accuracy']:.4f}, nll {row['nll']:.4f}{mark}")
     if result.before_after:
-        lines += ["", table_text(result.before_after), ""]
+        lines += ["", table_text(result.before_after, width=table_width()), ""]
     lines += [
         f"{result.best}  (featcache encode DATA --model local-dir:{result.best}{way})",
         f"{result.best_head}  (featcache evaluate {result.best_head} --on STORE)",

@@ -13,6 +13,7 @@ from featcache.cli.arguments import (
     pretrained_argument,
     root_argument,
     show,
+    table_width,
     update_labels_argument,
 )
 from featcache.errors import FeatcacheError
@@ -252,9 +253,10 @@ def _text(found: Sweep, names: Sequence[str], args: argparse.Namespace) -> list[
     from heads.report.rows import choice_text
 
     chosen = found if isinstance(found, ChosenSweep) else None
-    lines = [f"{table_text(found.rows, [chosen.selection])}\n"] if chosen else []
+    width = table_width()
+    lines = [f"{table_text(found.rows, [chosen.selection], width=width)}\n"] if chosen else []
     if names:
-        lines.append(f"{table_text(_reported(found, names), names, reference=names[0])}\n")
+        lines.append(f"{table_text(_reported(found, names), names, reference=names[0], width=width)}\n")
     if chosen:
         choice = choice_text(chosen.best["chosen_on"][-1])
         lines.append(f"best on {args.select}: alpha = {chosen.alpha:g} ({choice})")

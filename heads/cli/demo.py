@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import root_argument
+from featcache.cli.arguments import root_argument, table_width
 from featcache.cli.encode import describe_encoded
 from featcache.cli.text import describe_text
 from featcache.datasets import open_dataset
@@ -70,7 +70,8 @@ def run_demo(args: argparse.Namespace) -> Row:
         notes=_notes(choice, summary),
         background=_background(images, heads[-1], rows, encoded, total),
     )
-    say(f"\n{table_text(rows)}\n\n* the best of each row; third head: the interpolation {choice}")
+    say(f"\n{table_text(rows, width=table_width())}\n")
+    say(f"* the best of each column; third head: the interpolation {choice}")
     say(f"{summary}\nreport: {written[0]} for the browser; tables, plots, heads and results.jsonl beside it")
     return {"rows": rows, "hits": hits, "stores": len(images) + 1, "seconds": total, "report": str(written[0])}
 

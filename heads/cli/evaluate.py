@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import show, terminal_width
+from featcache.cli.arguments import show, table_width
 from featcache.errors import FeatcacheError, HeadError
 from featcache.progress import format_seconds
 from featcache.store.places.targets import checked_target
@@ -192,8 +192,7 @@ def _report(
     rows = add_intervals(judgement, draws=args.intervals) if args.intervals else judgement.rows
     published = compared(rows, args)
     append_rows(args.results, rows)
-    width = terminal_width() or 110
-    table = table_text(rows[:shown], metrics=main_metrics(rows), width=width)
+    table = table_text(rows[:shown], metrics=main_metrics(rows), width=table_width())
     lines = [table, *_intervals(rows), *_worst(rows), *_by_class(rows), *remarks]
     if args.log_line:
         titles = [f"{label_of(row)}: " if len(rows) > 1 else "" for row in rows]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from featcache.cli.arguments import show
+from featcache.cli.arguments import show, table_width
 from featcache.errors import HeadError
 from heads.cli.arguments import against_argument, against_lines, compared, with_published
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     rows, curves = _rows([row for row in found if not is_epoch(row)] or epochs)
     rows = _chosen(rows, args)
     metrics = args.metric or main_metrics(rows)
-    shown = Shown(args.on, args.reference, metrics)
+    shown = Shown(args.on, args.reference, metrics, table_width())
     published = compared(rows, args)
     text = PRINTED[args.format](rows, shown)
     lines = [text.rstrip("\n"), *(against_lines(rows, published, args) if args.format == "text" else [])]

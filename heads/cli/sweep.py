@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from featcache.cli.arguments import dry_run_argument, show, terminal_width
+from featcache.cli.arguments import dry_run_argument, show, table_width
 from featcache.errors import FeatcacheError, HeadError
 from heads.cli.arguments import (
     against_argument,
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = picks(summaries, plan.picked_by)
     published = compared(summary_rows(chosen), args)
     lines = [
-        sweep_table(chosen, main_metrics(rows)[:2], width=terminal_width() or 110),
+        sweep_table(chosen, main_metrics(rows)[:2], width=table_width()),
         "",
         f"{len(rows)} row(s) in {args.results}; shown: {_shown(plan)}",
     ]

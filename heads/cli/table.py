@@ -18,6 +18,7 @@ from featcache.cli.arguments import (
     quiet_argument,
     root_argument,
     show,
+    table_width,
 )
 from featcache.encoding.options import EncodeOptions
 from featcache.errors import HeadError
@@ -138,7 +139,7 @@ def table_text(table: BackboneTable, head: str, metric: str, form: str = "text")
     """One table in one of `FORMATS`, values with two decimals."""
     from heads.evaluation.metrics import metric_of
     from heads.report.formats import latex_table
-    from heads.report.tables import aligned_lines, markdown_lines
+    from heads.report.tables import in_blocks, markdown_lines
 
     shown = metric_of(metric)
     digits = DIGITS if shown.unit == "%" else shown.digits
@@ -154,4 +155,5 @@ def table_text(table: BackboneTable, head: str, metric: str, form: str = "text")
     if form == "latex":
         return latex_table(header, lines)
     title = f"{table.title}: {head}, {shown.title.lower()}, {shown.unit}"
-    return "\n".join([title, *aligned_lines([header, *lines], right=1), ""])
+    left, *columns = zip(header, *lines, strict=True)
+    return f"{title}\n{in_blocks(left, columns, table_width())}\n"

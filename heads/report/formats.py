@@ -21,11 +21,13 @@ class Shown:
     datasets : in order; None: all in the rows
     reference : the in-distribution one; None: the first
     metrics : a table each; those that the rows lack are left out
+    width : characters a line of text has at most
     """
 
     datasets: Sequence[str] | None = None
     reference: str | None = None
     metrics: Sequence[str] = ("top1", "nll")
+    width: int = 110
 
     def places(self, rows: Sequence[Row], metric: str) -> tuple[str, list[str]]:
         """The in-distribution data set and the shifted ones, as `choose_datasets`."""
@@ -40,7 +42,7 @@ def as_text(rows: Sequence[Row], shown: Shown) -> str:
     """Tables for the terminal; a metric that some data sets lack has a table of its own."""
     first, shifted = shown.places(rows, shown.metrics[0])
     everywhere = [m for m in shown.present(rows) if {first, *shifted} <= set(datasets_of(rows, m))]
-    return table_text(rows, [first, *shifted], everywhere, reference=first)
+    return table_text(rows, [first, *shifted], everywhere, reference=first, width=shown.width)
 
 
 def as_csv(rows: Sequence[Row], shown: Shown) -> str:

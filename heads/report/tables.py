@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from featcache.progress import printable
 from heads.evaluation.metrics import Metric, Row, metric_of
@@ -105,14 +105,14 @@ def table_text(
     reference: str | None = None,
     width: int = 110,
 ) -> str:
-    """All metrics as plain text: one line per data set, a group of columns per head, ``*`` at the best of each line.
+    """All metrics as plain text: one line per head, a group of columns per data set, ``*`` at the best of each column.
 
-    Heads that do not fit into `width` characters go into further blocks.
+    Data sets that do not fit into `width` characters go into further blocks.
 
     Parameters
     ----------
     rows, datasets, reference : as in `markdown_table`
-    metrics : columns of each head
+    metrics : columns of each data set
     width : characters per line
 
     Raises
@@ -124,12 +124,10 @@ def table_text(
     --------
     >>> row = {"a:top1": 0.8, "b:top1": 0.7, "a:nll": 0.5, "b:nll": 0.9}
     >>> print(table_text([{"head": "zero_shot", **row}, {"head": "ridge", **row, "a:top1": 0.9}]))
-                         zero_shot              ridge
-                    top1 %     nll     top1 %     nll
-    a                 80.0   0.500*      90.0*  0.500*
-    b                 70.0*  0.900*      70.0*  0.900*
-    shifted mean      70.0*  0.900*      70.0*  0.900*
-    drop / rise       10.0   0.400       20.0   0.400
+                              a                  b       shifted mean        drop / rise
+                 top1 %     nll     top1 %     nll     top1 %     nll     top1 %     nll
+    zero_shot      80.0   0.500*      70.0*  0.900*      70.0*  0.900*      10.0   0.400
+    ridge          90.0*  0.500*      70.0*  0.900*      70.0*  0.900*      20.0   0.400
     """
     first, shifted = choose_datasets(rows, datasets, reference, metrics[0])
     for metric in metrics[1:]:
@@ -142,16 +140,38 @@ def table_text(
         for columns in [columns_of(rows, first, shifted, m)]
     ]
     groups = [
-        _aligned(
-            cell_text(label_of(row)),
-            [subheads, *([line[i] for line in lines] for lines in zip(*by_metric, strict=True))],
-        )
-        for i, row in enumerate(rows)
+        _aligned(title, [subheads, *zip(*columns, strict=True)])
+        for title, *columns in zip(titles, *by_metric, strict=True)
     ]
-    titles = [*map(cell_text, titles)]
-    margin = max(map(len, titles))
-    blocks = _fitting(groups, width - margin)
-    return "\n\n".join(_joined(["", "", *titles], margin, block) for block in blocks)
+    return in_blocks(["", "", *(cell_text(label_of(row)) for row in rows)], groups, width, GAP)
+
+
+def in_blocks(left: Sequence[str], columns: Iterable[Sequence[str]], width: int, gap: str = "  ") -> str:
+    r"""Right-aligned columns behind the left one; those beyond `width` characters go into further blocks.
+
+    A block has at least one column, however wide. Blocks have an empty line between them.
+
+    Examples
+    --------
+    >>> print(in_blocks(["", "ridge"], [["pets", "98.1"], ["flowers", "9.5"]], 16))
+           pets
+    ridge  98.1
+    <BLANKLINE>
+           flowers
+    ridge      9.5
+    """
+    margin = max(map(len, left))
+    blocks: list[list[Sequence[str]]] = []
+    room = 0
+    for cells in columns:
+        size = max(map(len, cells))
+        if not blocks or size + len(gap) > room:
+            blocks.append([[text.ljust(margin) for text in left]])
+            room = width - margin
+        blocks[-1].append([cell.rjust(size) for cell in cells])
+        room -= size + len(gap)
+    lines = ["\n".join(gap.join(line).rstrip() for line in zip(*block, strict=True)) for block in blocks]
+    return "\n\n".join(lines)
 
 
 def columns_of(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str) -> dict[str, list[float | None]]:
@@ -208,28 +228,9 @@ def markdown_text(text: str) -> str:
 
 
 def _aligned(name: str, lines: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of one head, all of one width: its name, then its cells in columns."""
+    """The lines of one data set, all of one width: its name, then its cells in columns."""
     name = cell_text(name)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     body = ["  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)) for cells in lines]
     width = max(len(name) + 1, len(body[0]))
     return [f"{name} ".rjust(width), *(line.rjust(width) for line in body)]
-
-
-def _fitting(groups: Sequence[list[str]], width: int) -> list[list[list[str]]]:
-    """Groups in blocks of at most `width` characters, at least one group per block."""
-    blocks: list[list[list[str]]] = [[]]
-    used = 0
-    for group in groups:
-        needed = len(group[0]) + len(GAP)
-        if blocks[-1] and used + needed > width:
-            blocks.append([])
-            used = 0
-        blocks[-1].append(group)
-        used += needed
-    return blocks
-
-
-def _joined(titles: Sequence[str], margin: int, groups: Sequence[list[str]]) -> str:
-    lines = zip(titles, *groups, strict=True)
-    return "\n".join(GAP.join((title.ljust(margin), *cells)).rstrip() for title, *cells in lines)

@@ -12,7 +12,7 @@ import numpy as np
 from heads.evaluation.metrics import LOWER_IS_BETTER, Row, metric_of
 from heads.report.charts import Curve
 from heads.report.rows import datasets_of
-from heads.report.tables import aligned_lines
+from heads.report.tables import aligned_lines, in_blocks
 
 
 @dataclass(frozen=True)
@@ -101,35 +101,18 @@ def sweep_table(summaries: Sequence[Summary], metrics: Sequence[str] = ("top1", 
         "shots": ["all" if found.shots is None else str(found.shots) for found in summaries],
     }
     said = [[name, *texts] for name, texts in columns.items() if name == "head" or len(set(texts)) > 1]
-    texts = aligned_lines([*zip(*said, strict=True)])
-    left = [line.ljust(max(map(len, texts)) + 2) for line in texts]
+    left = aligned_lines([*zip(*said, strict=True)])
     parts = []
     for metric in metrics:
         shown = metric_of(metric)
         datasets = [name for name in datasets_of([found.mean for found in summaries], metric) if name != "select"]
         parts.append(f"{shown.title}, {shown.unit}")
-        cells = {
-            name: [name, *(_cell(found, f"{name}:{metric}", shown.factor, shown.digits) for found in summaries)]
+        cells = [
+            [name, *(_cell(found, f"{name}:{metric}", shown.factor, shown.digits) for found in summaries)]
             for name in datasets
-        }
-        for block in _blocks(cells, width - len(left[0])):
-            ends = [[cell.rjust(max(map(len, column))) for cell in column] for column in block]
-            parts.append("\n".join(start + "  ".join(line) for start, *line in zip(left, *ends, strict=True)))
+        ]
+        parts.append(in_blocks(left, cells, width))
     return "\n\n".join(parts)
-
-
-def _blocks(columns: Mapping[str, list[str]], width: int) -> list[list[list[str]]]:
-    """Columns side by side as far as they fit, at least one a block."""
-    blocks: list[list[list[str]]] = []
-    room = 0
-    for column in columns.values():
-        need = max(map(len, column)) + 2
-        if need > room:
-            blocks.append([])
-            room = width + 2
-        blocks[-1].append(column)
-        room -= need
-    return blocks
 
 
 def _place(found: Summary) -> str:

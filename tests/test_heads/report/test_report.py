@@ -95,30 +95,42 @@ def test_errors(rows, call, message, tmp_path, monkeypatch):
 
 
 def test_text_table(rows):
-    lines = table_text(rows[:2]).splitlines()
-    assert lines[0].split() == ["zero_shot", "ridge"]
-    assert lines[1].split() == ["top1", "%", "nll", "top1", "%", "nll"]
-    assert lines[2].split() == ["digits", "80.0", "0.600", "95.0*", "0.200*"]
-    assert lines[5].split() == ["shifted", "mean", "55.0", "1.100*", "62.5*", "1.700"]
-    assert lines[6].split() == ["drop", "/", "rise", "25.0", "0.500", "32.5", "1.500"]
+    lines = table_text(rows[:2], width=140).splitlines()
+    assert re.split(r"\s{2,}", lines[0].strip()) == [*DATASETS, "shifted mean", "drop / rise"]
+    assert lines[1].split() == ["top1", "%", "nll"] * 5
+    for line, wanted in zip(
+        lines[2:],
+        (
+            "zero_shot 80.0 0.600 60.0 1.000 50.0 1.200* 55.0 1.100* 25.0 0.500",
+            "ridge 95.0* 0.200* 70.0* 0.900* 55.0* 2.500 62.5* 1.700 32.5 1.500",
+        ),
+        strict=True,
+    ):
+        assert " ".join(line.split()) == wanted
     points = {tuple(match.start() for match in re.finditer(r"\.", line)) for line in lines[2:]}
     assert len(points) == 1, "decimal points stand below each other"
 
 
 def test_names_cannot_break_the_text_table():
     head, _, values = table_text([{"head": "a\n# b\x1b[31m", "x\ny:top1": 0.5, "x\ny:nll": 0.25}]).split("\n")
-    assert head.strip() == r"a # b\x1b[31m"
-    assert values.split() == ["x", "y", "50.0", "0.250"]
+    assert head.strip() == "x y"
+    assert values.split() == ["a", "#", r"b\x1b[31m", "50.0", "0.250"]
 
 
 def test_text_table_is_broken_into_blocks(rows):
-    wide, narrow = table_text(rows, width=1000), table_text(rows, width=60)
-    assert "\n\n" not in wide
-    assert max(map(len, narrow.splitlines())) <= 60
-    blocks = narrow.split("\n\n")
-    assert len(blocks) > 2
-    assert all(len(block.splitlines()) == len(wide.splitlines()) for block in blocks)
-    assert sorted(re.findall(r"\d+\.\d+", wide)) == sorted(re.findall(r"\d+\.\d+", narrow))
+    """Every block begins with the heads; as many data sets stand side by side as there is room for."""
+    wide = table_text(rows, width=1000).splitlines()
+    assert len(wide) == 2 + len(rows)
+    for width, count in ((max(map(len, wide)) + 1, 1), (110, 2), (80, 2), (60, 3), (1, 5)):
+        blocks = [block.splitlines() for block in table_text(rows, width=width).split("\n\n")]
+        assert len(blocks) == count
+        assert width == 1 or max(len(line) for block in blocks for line in block) <= width
+        margin = wide[1].index("top1")
+        assert all(block[line][:margin] == wide[line][:margin] for block in blocks for line in range(2, len(wide)))
+        joined = ["".join(block[line][margin:] for block in blocks) for line in range(2, len(wide))]
+        assert [re.findall(r"\d+\.\d+", line) for line in joined] == [
+            re.findall(r"\d+\.\d+", line[margin:]) for line in wide[2:]
+        ]
 
 
 def test_hyper_parameters_are_no_interpolation(rows):
