@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import digamma
 from scipy.stats import dirichlet
+from sklearn.semi_supervised import LabelSpreading
 
 import heads
 from featcache.errors import HeadError
 from heads import EMDirichlet, LabelPropagation, Material, TransCLIP, ZeroShot, fit_head
+from heads.search.graph import neighbour_graph
 
 KINDS = (TransCLIP, EMDirichlet, LabelPropagation)
 Float = Any
@@ -143,6 +145,27 @@ def test_label_propagation_is_the_solution_of_its_equation(images: Any, texts: A
         found = 0.2 * np.linalg.solve(np.eye(len(rows)) - 0.8 * D @ W @ D, seeds)[: len(X)]
         head = LabelPropagation(4, alpha=0.8).fit(store, texts=texts(), labelled=labelled)
         np.testing.assert_allclose(head.predict_proba(store), found / found.sum(axis=1, keepdims=True), atol=2e-6)
+
+
+def test_propagation_is_scikit_learns_spreading_where_only_labelled_rows_are_seeds() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 6))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    X[[7, 8, 9]] = X[[3, 3, 3]]  # copies are neighbours of each other, never of themselves
+    graph = neighbour_graph(X, X, 2)
+    assert (graph.diagonal() == 0).all()
+    assert (np.diff(graph.indptr) == 2).all()
+    y = np.full(40, -1)
+    y[:6] = np.arange(6) % 3
+    dense = np.maximum((graph + graph.T).toarray(), 0)
+    spread = LabelSpreading(kernel=lambda *_: dense, alpha=0.8, max_iter=10_000, tol=1e-14).fit(X, y)
+    seeds = np.where(y[:, None] >= 0, np.eye(3)[y], 0.0)
+    graph.data = np.maximum(graph.data, 0)
+    found = heads.solvers.transductive.propagated(seeds, graph, 0.8)
+    reached = found.sum(axis=1) > 1e-9
+    assert reached.sum() > 20
+    found = found[reached] / found[reached].sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, spread.label_distributions_[reached], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
