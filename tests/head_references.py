@@ -257,9 +257,9 @@ def projected(projection: Float, text: Float) -> Callable[[Float], Float]:
 
 
 def near(rows: Float, k: int) -> Float:
-    """Cosines (N, N) of each row with its k nearest, the nearest of all (itself) left out; symmetric."""
+    """Cosines (N, N) of each row with its k nearest others."""
     cosines = rows @ rows.T
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, 1 : k + 1]
+    order = np.argsort(np.where(np.eye(len(rows)) > 0, np.inf, -cosines), axis=1, kind="stable")[:, :k]
     found = np.zeros_like(cosines)
     np.put_along_axis(found, order, np.take_along_axis(cosines, order, axis=1), axis=1)
     return found

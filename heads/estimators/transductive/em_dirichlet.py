@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import MAX_RATE, Count, NotNegative, Rate
 from heads.estimators.logistic.choice import machine_memory
 from heads.estimators.text_prior import class_directions
@@ -14,6 +16,8 @@ from heads.fitted.linear import LinearHead
 from heads.rows.lengths import unit_rows
 from heads.solvers.transductive import dirichlet_assignments, matched_classes
 
+MANY = 40
+"""Classes among the zero-shot predictions from which a fit warns: ten true ones show up as 20 to 30."""
 TABLES = 12
 """Arrays (C, C) of float64 that a round holds at once."""
 
@@ -21,8 +25,9 @@ TABLES = 12
 class EMDirichlet(TransductiveClassifier):
     """Expectation-maximisation of Dirichlet distributions of zero-shot probability vectors, with class shares.
 
-    Written for batches in which few of the classes occur: a large `balance` empties classes with few rows. Memory and
-    time grow with the square of the number of classes.
+    Written for batches in which few of the classes occur (3 to 10 as published): `balance` empties classes with few
+    rows, and where many occur, one class takes nearly all rows. The fit warns of that. Memory and time grow with the
+    square of the number of classes.
 
     Parameters
     ----------
@@ -101,6 +106,13 @@ class EMDirichlet(TransductiveClassifier):
         if labelled is not None:
             raise HeadError(f"{self.name} takes no labelled rows; leave them out, or take transclip")
         self._check_memory(base.shape[1])
+        if (found := len(np.unique(base.argmax(axis=1)))) > MANY:
+            warnings.warn(
+                f"{self.name} is for batches of few classes, and the zero-shot head finds {found:,} in these "
+                f"{len(base):,} rows, which it will merge; give it batches of about 10 classes, or take transclip",
+                FeatcacheWarning,
+                stacklevel=3,
+            )
         balance = base.shape[1] // 5 if self.balance is None else float(self.balance)
         found = dirichlet_assignments(base, balance=balance, rounds=int(self.rounds))
         return matched_classes(found, base) if self.match else found

@@ -1,5 +1,6 @@
 """Transductive heads: their formulas in float64, refusal of other rows, files, records, and real features."""
 
+import warnings
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,22 @@ def test_transclip_improves_the_zero_shot_head_on_real_features(clip_folder: Any
     text = heads.LinearHead(100 * T[:100].astype(np.float32), np.zeros(100), tuple(map(str, range(100))))
     X, y = X[y < 100], y[y < 100]
     assert TransCLIP().fit(X, texts=text).score(X, y) > text.score(X, y) + 0.01
+
+
+@pytest.mark.parametrize(("present", "warns"), [(10, False), (60, True)])
+def test_em_dirichlet_warns_of_many_classes_at_once(present: int, warns: bool) -> None:
+    rng = np.random.default_rng(0)
+    W = rng.normal(size=(60, 32))
+    W /= np.linalg.norm(W, axis=1, keepdims=True)
+    y = rng.integers(present, size=150)
+    X = W[y] + 0.1 * rng.normal(size=(150, 32))
+    text = heads.LinearHead(100 * W, np.zeros(60), tuple(map(str, range(60))))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        EMDirichlet(rounds=1).fit(X, texts=text)
+    said = [str(one.message) for one in caught if "batches of few classes" in str(one.message)]
+    assert bool(said) == warns
+    assert all("finds 5" in one or "finds 60" in one for one in said)
 
 
 def test_a_dirichlet_of_one_row_stays_finite() -> None:
