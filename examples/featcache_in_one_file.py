@@ -77,4 +77,4 @@ def main(name, train, test, *templates):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(__doc__) if len(sys.argv) < 5 else main(*sys.argv[1:])

@@ -18,25 +18,26 @@ from featcache.store.catalogue import other_names
 from featcache.store.places.targets import is_stream
 
 STORE_HELP = (
-    "folder, s3:// URL, key, NAME/SPLIT[@MODEL][#KEY] or texts/NAME[@MODEL][#KEY]; #TAP behind it for a tap or view"
+    "folder, s3:// URL, key, NAME/SPLIT[@MODEL][#KEY] or texts/NAME[@MODEL][#KEY]; append #TAP for a tap or view"
 )
 
 
 def root_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--root``."""
     parser.add_argument(
-        "--root", help="folder, or s3://bucket/prefix, of all stores (default: $FEATCACHE_ROOT, else ./cache)"
+        "--root", help="folder or s3://bucket/prefix that holds the stores (default: $FEATCACHE_ROOT, else ./cache)"
     )
 
 
 def data_arguments(parser: argparse.ArgumentParser, metavar: str, nargs: str | None = None) -> None:
     """Add the data set, or several with `nargs`, and ``--labels``."""
     sources = ", ".join(sorted(DATASETS))
+    parser.add_argument("data", metavar=metavar, nargs=nargs, help=f"SOURCE:ARGUMENT, where SOURCE is one of {sources}")
     parser.add_argument(
-        "data", metavar=metavar, nargs=nargs, help=f"SOURCE:ARGUMENT, with one of the sources {sources}"
-    )
-    parser.add_argument(
-        "--labels", default="names", choices=("names", "int"), help="what a list file has as labels (default: names)"
+        "--labels",
+        default="names",
+        choices=("names", "int"),
+        help="whether labels in list files are names or indices (default: names)",
     )
 
 
@@ -58,7 +59,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 def decoding_arguments(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     """Add ``--batch-size`` and ``--workers``, of verbs that encode images; without a batch size, `encode` chooses."""
-    default = batch_size or "64 on a GPU, the fastest of a few on a CPU"
+    default = batch_size or "64 on a GPU, measured on a CPU"
     parser.add_argument(
         "--batch-size",
         type=at_least(1),
@@ -66,7 +67,7 @@ def decoding_arguments(parser: argparse.ArgumentParser, batch_size: int | None =
         metavar="N",
         help=f"images per forward pass (default: {default})",
     )
-    parser.add_argument("--workers", type=at_least(1), metavar="N", help="threads that decode (default: one per core)")
+    parser.add_argument("--workers", type=at_least(1), metavar="N", help="decoding threads (default: one per core)")
 
 
 def dry_run_argument(parser: argparse.ArgumentParser, done: str) -> None:
@@ -81,14 +82,14 @@ def shard_argument(parser: argparse.ArgumentParser, units: str) -> None:
     parser.add_argument(
         "--shard",
         metavar="I/N",
-        help=f"shard I of N, I from 0: {units} I, I+N, ... (for a job array); without it, runs share the work, as "
-        "do the ranks of torchrun",
+        help=f"for a job array: only {units} I, I+N, ..., with I from 0; without it, concurrent runs (and the ranks of "
+        "torchrun) share the work",
     )
 
 
 def device_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, where the encoder runs."""
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--device", help="default: cuda if available, else cpu")
 
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +99,7 @@ def quiet_argument(parser: argparse.ArgumentParser) -> None:
 
 def pretrained_argument(parser: argparse.ArgumentParser, of: str = "--model") -> None:
     """Add ``--pretrained``."""
-    parser.add_argument("--pretrained", help=f"weights of {of}: open_clip tag, checkpoint file, or `random`")
+    parser.add_argument("--pretrained", help=f"weights of {of}: an open_clip tag, checkpoint file, or `random`")
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +107,8 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="tiny",
-        help="tiny (the default), an open_clip architecture, OpenAI's name of one of its models (ViT-B/32, RN50x64), "
-        "MY-CLIP.json (your own architecture, as open_clip's), local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], "
+        help="tiny (the default), an open_clip architecture, one of OpenAI's names (ViT-B/32, RN50x64), "
+        "MY-CLIP.json (your architecture in open_clip's format), local-dir:FOLDER, hf-hub:NAME, timm:NAME[,FILE], "
         "python:MODULE:FUNCTION",
     )
     pretrained_argument(parser)
@@ -127,8 +128,8 @@ def preprocess_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocess",
         choices=sorted(PREPARATIONS),
-        help="another preprocessing than the model's own: central-crop takes the central 7/8, as Lipsum-FT does; fast "
-        "is the model's own by faster programs, within one level of 255; cuda decodes and resizes on the GPU",
+        help="instead of the model's own preprocessing: central-crop (the central 7/8, as in Lipsum-FT); fast (the "
+        "model's own by faster code, equal to within 1/255); cuda (decodes and resizes on the GPU)",
     )
 
 

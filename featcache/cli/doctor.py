@@ -28,10 +28,12 @@ NEEDED = (
 )
 EXTRAS = {
     "s3": ("obstore",),
+    "fast": ("simplejpeg",),
     "hf": ("datasets",),
     "lance": ("pylance",),
     "faiss": ("faiss-cpu",),
     "finetune": ("tensorboard", "msgpack"),
+    "generate": ("diffusers", "transformers"),
     "cuda": ("cupy-cuda13x",),
 }
 PROBE = 1 << 24

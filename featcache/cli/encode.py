@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--holdout",
         type=float,
         metavar="SHARE",
-        help="divide data without splits: SHARE (0.2) of each class is held out as val or test, the rest is train",
+        help="if the data has no splits: hold out this share of each class (say 0.2) as val or test",
     )
     parser.add_argument("--holdout-seed", type=int, default=0, metavar="S", help="seed of --holdout (default: 0)")
     parser.add_argument(
-        "--holdout-group", metavar="COLUMN", help="metadata column whose samples stay together in --holdout"
+        "--holdout-group", metavar="COLUMN", help="metadata column; --holdout keeps samples with equal values together"
     )
     parser.add_argument(
         "--chunk-rows", type=at_least(1), metavar="N", help="rows per chunk (default: a minute's work, at most 4096)"
@@ -67,8 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dry_run_argument(parser, "encoded")
     update_labels_argument(parser)
     shard_argument(parser, "chunks")
-    parser.add_argument("--refresh", action="store_true", help="encode chunks again whose source files changed")
-    parser.add_argument("--no-reuse", action="store_true", help="do not copy rows of equal images from other stores")
+    parser.add_argument("--refresh", action="store_true", help="re-encode chunks whose source files have changed")
+    parser.add_argument(
+        "--no-reuse", action="store_true", help="do not copy the rows of identical images from other stores"
+    )
     parser.add_argument(
         "--tap",
         action="append",
@@ -77,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also store another output of the encoder: pre_projection, patch, layer:-2, layer:-2:cls (repeatable; can "
         "be added to a finished store)",
     )
-    parser.add_argument("--pool", choices=POOLS, help="pool the tokens of taps such as patch to one vector an image")
+    parser.add_argument("--pool", choices=POOLS, help="pool the tokens of taps such as patch into one vector per image")
     parser.add_argument(
         "--views", type=at_least(0), default=0, metavar="K", help="also store K augmented views of every image"
     )
@@ -92,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the model with torch first, which takes minutes: for large data sets; on a GPU, CUDA graphs",
+        help="compile the model with torch first (takes minutes, pays off on large data sets); CUDA graphs on a GPU",
     )
     model_arguments(parser)
     preprocess_argument(parser)

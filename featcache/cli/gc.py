@@ -12,12 +12,12 @@ from featcache.store.upkeep.maintenance import delete, find_garbage
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache gc``."""
-    parser.add_argument("store", nargs="*", metavar="STORE", help=f"finished stores to delete too: {STORE_HELP}")
+    parser.add_argument("store", nargs="*", metavar="STORE", help=f"also delete these finished stores: {STORE_HELP}")
     parser.add_argument(
         "--older-than",
         default="7d",
         metavar="AGE",
-        help="keep what was written more recently: 30s, 10m, 12h, 7d (default: 7d)",
+        help="keep what is newer than this: 30s, 10m, 12h, 7d (default: 7d)",
     )
     parser.add_argument("--delete", action="store_true", help="delete what is listed; without it nothing is touched")
     root_argument(parser)

@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache relabel``."""
     parser.add_argument("store", metavar="STORE", help=STORE_HELP)
     parser.add_argument("renamed", metavar="OLD=NEW", nargs="*", help="classes to rename")
-    parser.add_argument("--classes", metavar="FILE", help="instead: all class names in label order, one per line")
+    parser.add_argument(
+        "--classes", metavar="FILE", help="all class names in label order, one per line, instead of OLD=NEW"
+    )
     root_argument(parser)
 
 

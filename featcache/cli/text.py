@@ -26,15 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "classes",
         metavar="CLASSES",
         nargs="?",
-        help="class names: of a data set (digits, imagefolder:DIR); a list, one of "
-        f"{', '.join(class_list_names())}; or a file with one name per line",
+        help="where class names come from: a data set (digits, imagefolder:DIR), a built-in list ("
+        f"{', '.join(class_list_names())}), or a file with one name per line",
     )
     parser.add_argument("--split", help="split of the data set (default: train, or all of data without splits)")
     parser.add_argument("--templates", default="simple", help="template set, or a file (default: simple)")
-    parser.add_argument("--prompts", metavar="FILE", help="instead of templates: JSON {class: [sentence, ...]}")
+    parser.add_argument("--prompts", metavar="FILE", help="JSON {class: [sentence, ...]} instead of templates")
     parser.add_argument("--name", help="name of the store in listings")
     parser.add_argument(
-        "--random", type=at_least(1), metavar="M", help="instead of classes: a bank of M random texts (Lipsum)"
+        "--random", type=at_least(1), metavar="M", help="a bank of M random texts instead of classes (Lipsum)"
     )
     parser.add_argument(
         "--length", type=at_least(1), default=8, metavar="L", help="tokens per random text (default: 8)"

@@ -13,11 +13,11 @@ from featcache.store import find_path, open_image_store, repair, resolve_root, v
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache verify``."""
     parser.add_argument("store", metavar="STORE", help=STORE_HELP)
-    parser.add_argument("--deep", action="store_true", help="hash every file, instead of comparing sizes")
+    parser.add_argument("--deep", action="store_true", help="hash every file instead of comparing sizes")
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="hash every file, write again what the manifest determines, and drop damaged chunks for encode to redo",
+        help="like --deep; also rewrite what the manifest determines and drop damaged chunks (encode redoes them)",
     )
     parser.add_argument("--against", metavar="DATA", help="also read and hash every image of the source data set")
     root_argument(parser)

@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="gives configuration, activation, tokenizer and missing towers: a model folder, tiny, RUN/start (what a "
-        "finetune run began with), or an open_clip architecture",
+        help="where configuration, activation, tokenizer and missing towers come from: a model folder, tiny, RUN/start "
+        "(the start of a finetune run), or an open_clip architecture",
     )
-    pretrained_argument(parser, "--base, where that is an architecture")
+    pretrained_argument(parser, "--base, if it is an architecture")
     parser.add_argument(
         "--to",
         default="open_clip",
@@ -31,14 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head", metavar="FILE", help="head for --to regft or lipsum (default: X_head.safetensors beside a folder X)"
     )
-    parser.add_argument("--classes", metavar="FILE", help="class names of its head, one per line, or `imagenet`")
+    parser.add_argument(
+        "--classes", metavar="FILE", help="class names of the checkpoint's head, one per line, or `imagenet`"
+    )
     parser.add_argument(
         "--trust",
         action="store_true",
         help="unpickle a file that cannot be read otherwise (wise-ft's): this RUNS ANY CODE THAT THE FILE HOLDS, in a "
         "separate process but with your rights; only for files from people you trust",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 HELP = {
     "objective": "what is minimised",
-    "objective_weight": "factor on the objective, beside the regularisers' (RegFT's --lambda-ce)",
+    "objective_weight": "weight of the objective in the loss (RegFT's --lambda-ce)",
     "head": "zero_shot, zeros, ridge, logistic (fitted from the store of the training split), or a fitted head's file",
     "head_scale": "logit scale inside the head's weights (WiSE-FT) or beside them (Lipsum-FT)",
-    "head_bias": "train a bias of the head",
+    "head_bias": "give the head a trainable bias",
     "templates": "template set or file, for zero-shot heads and captions",
     "prompts": "JSON file {class: [sentences]} instead of templates",
     "false_negatives": "contrastive: count equal captions of other pairs as negatives, as the original does",
@@ -45,27 +45,30 @@ HELP = {
     "batch_size": "images per update, over all processes and micro-batches",
     "drop_last": "leave out the last batch of an epoch where it is smaller",
     "accumulate": "micro-batches per update",
-    "warmup": "updates of the warm-up",
-    "clip": "largest norm of the gradient",
-    "layer_decay": "factor on the learning rate for each layer further from the output",
-    "freeze_layers": "number of layers at the input of the image tower that are not trained, counting the embedding",
-    "lora_rank": "rank of a low-rank update that is trained instead of the towers (LoRA); checkpoints hold the sum",
-    "lora_alpha": "factor on the update, times 1/rank (default: the rank)",
+    "lr": "learning rate",
+    "schedule": "learning-rate schedule",
+    "ema_decay": "decay of the moving average",
+    "warmup": "warm-up updates",
+    "clip": "clip the gradient to this norm",
+    "layer_decay": "multiply the learning rate by this for each layer further from the output",
+    "freeze_layers": "freeze this many layers at the input of the image tower, counting the embedding",
+    "lora_rank": "rank of LoRA updates, trained instead of the towers; checkpoints hold the merged weights",
+    "lora_alpha": "scale of the update, divided by the rank (default: the rank)",
     "lora_tower": "towers with an update",
-    "lora_targets": "matrices with an update: query, key, value, out (of attention), mlp",
+    "lora_targets": "matrices with an update: query, key, value and out (of attention), mlp",
     "batch_norm": "batch normalisation uses and updates batch statistics (ResNets)",
-    "precision": "of the towers' matrix products",
-    "compile": "torch.compile of the image tower",
+    "precision": "precision of the towers' matrix products",
+    "compile": "use torch.compile on the image tower",
     "checkpoint_activations": "recompute activations in the backward pass to save memory",
     "average": "average of the weights that is evaluated and saved",
-    "swa_start": "share of the run after which the mean begins",
+    "swa_start": "fraction of the run after which averaging begins",
     "preprocess": "preprocessing without augmentation: central-crop, or (default) the model's own",
     "augment": "augmentation of the training images (none: as encode prepares them)",
     "shuffle": "draw a new order every epoch",
-    "prior": "frozen features: computed, or kept in a store for the next run",
+    "prior": "frozen features: computed online, or kept in a store for later runs",
     "select": "metric on --val that chooses the best checkpoint",
-    "eval_start": "evaluate the starting model on --val, too: a table of before and after, and rows of --results",
-    "keep_every": "epochs between checkpoints that are kept, OUT/checkpoint_1 and so on (default: none is)",
+    "eval_start": "also evaluate the starting model on --val: prints before and after, and adds rows to --results",
+    "keep_every": "epochs between checkpoints to keep, as OUT/checkpoint_1 and so on (default: keep none)",
     "eval_every": "updates between evaluations on --val (default: one epoch)",
     "save_every": "updates between checkpoints (default: one epoch)",
     "log_every": "updates between lines of log.jsonl",
@@ -78,29 +81,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache finetune``."""
     data_arguments(parser, "DATASET")
     parser.add_argument("--split", default="train", help="split to train on (default: train)")
-    parser.add_argument("--val", metavar="DATASET:SPLIT", help="selection split, which must not be a reported one")
+    parser.add_argument(
+        "--val", metavar="DATASET:SPLIT", help="split that chooses the best checkpoint; not one that you report"
+    )
     parser.add_argument(
         "--model", default="tiny", help="tiny (the default), an open_clip architecture, local-dir:FOLDER, hf-hub:NAME"
     )
     pretrained_argument(parser)
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the run; a started one resumes")
-    parser.add_argument("--overwrite", action="store_true", help="start again where a run exists")
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="DIR", help="folder of the run; an unfinished run resumes"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start again, replacing an existing run")
     dry_run_argument(parser, "trained")
     parser.add_argument(
-        "--recipe", metavar="NAME", help=f"options from a recipe, {', '.join(RECIPES)} or a file; flags override it"
+        "--recipe", metavar="NAME", help=f"take options from {', '.join(RECIPES)} or a file; flags override them"
     )
     parser.add_argument(
         "--regularizer",
         action="append",
         metavar="NAME=LAMBDA[,PARAMETER=VALUE...]",
-        help=f"a term of the loss and its weight; one of {', '.join(REGULARIZERS)}; may be repeated",
+        help=f"add a term to the loss, with its weight (repeatable): {', '.join(REGULARIZERS)}",
     )
     parser.add_argument(
         "--eval-names",
         nargs="+",
         default=argparse.SUPPRESS,
         metavar="CLASS=NAME",
-        help="contrastive: other class names in the prompts of that classifier, as in 0=zero",
+        help="contrastive: other class names in the prompts of the evaluated classifier, such as 0=zero",
     )
     results_argument(parser, per="model")
     device_argument(parser)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", metavar="FILE", help="the model's head; default: zero-shot from --templates")
     parser.add_argument("--templates", default="simple", help="templates of the zero-shot head (default: simple)")
     parser.add_argument("--passes", type=int, default=1, metavar="N", help="labels drawn for each image (default: 1)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the drawn labels (default: 0)")
     model_arguments(parser)
     preprocess_argument(parser)

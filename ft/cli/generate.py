@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "classes",
         metavar="CLASSES",
         nargs="?",
-        help="class names: of a data set (imagefolder:DIR), `imagenet` (folders are WordNet ids) or another list, or a "
-        "file with a name, or folder, tab and name, on each line; default: those of the style",
+        help="where class names come from: a data set (imagefolder:DIR), `imagenet` (folders are WordNet ids), another "
+        "list, or a file with a name, or folder, tab and name, on each line (default: those of the style)",
     )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the images: DIR/SPLIT/CLASS/*.png")
-    parser.add_argument("--split", default="train", help="split to draw: train (the default), val")
+    parser.add_argument("--split", default="train", help="split to generate: train (the default) or val")
     parser.add_argument(
         "--classes-split",
         default="train",
@@ -46,19 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=MODEL,
-        help=f"folder that diffusers saved, or name on the Hugging Face hub (default: {MODEL})",
+        help=f"folder saved by diffusers, or a name on the Hugging Face hub (default: {MODEL})",
     )
     parser.add_argument("--revision", help="revision of a model on the hub")
-    parser.add_argument("--guidance-scale", type=float, default=5.0, metavar="G", help="guidance (default: 5)")
+    parser.add_argument("--guidance-scale", type=float, default=5.0, metavar="G", help="guidance scale (default: 5)")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)")
-    parser.add_argument("--height", type=int, default=512, metavar="H", help="pixels that are drawn (default: 512)")
-    parser.add_argument("--width", type=int, default=512, metavar="W", help="pixels that are drawn (default: 512)")
-    parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the files in pixels (default: 224)")
+    parser.add_argument(
+        "--height", type=int, default=512, metavar="H", help="height to generate, in pixels (default: 512)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=512, metavar="W", help="width to generate, in pixels (default: 512)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=224, metavar="S", help="side of the saved images in pixels (default: 224)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     shard_argument(parser, "batches")
     device_argument(parser)
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), help="of the model (default: fp16 on cuda, fp32 on a cpu)"
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="precision of the model (default: fp16 on a GPU, fp32 on a CPU)",
     )
     quiet_argument(parser)
 

@@ -23,11 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="what the models were fine-tuned from: a model folder, `tiny`, RUN/start, or an architecture of open_clip "
+        help="what the models were fine-tuned from: a model folder, `tiny`, RUN/start, or an open_clip architecture "
         "with --pretrained",
     )
-    pretrained_argument(parser, "--base, where that is an architecture")
-    parser.add_argument("-o", "--output", "--out", dest="out", required=True, metavar="DIR", help="the merged model")
+    pretrained_argument(parser, "--base, if it is an architecture")
+    parser.add_argument(
+        "-o", "--output", "--out", dest="out", required=True, metavar="DIR", help="folder of the merged model"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -35,20 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a parameter of the method, its value in JSON: --set scale=0.4",
     )
-    parser.add_argument("--fisher", nargs="+", default=[], metavar="FILE", help="fisher: one of each model")
+    parser.add_argument("--fisher", nargs="+", default=[], metavar="FILE", help="for fisher: one file per model")
     parser.add_argument(
         "--moments",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="regmean: one of each model (default: those that `featcache moments` left beside the models)",
+        help="for regmean: one file per model (default: those that `featcache moments` wrote beside the models)",
     )
     parser.add_argument(
         "--heads",
         nargs="+",
         default=[],
         metavar="HEAD",
-        help="also merge the models' heads, one of each; before them that of the base, where the method takes a base",
+        help="also merge the models' heads, one per model, after the base's head if the method takes a base",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     preprocess_argument(parser)

@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="output file (safetensors; default: beside the model, RUN/best_moments...)",
     )
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only N images, drawn with --seed")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="use only N images, drawn with --seed")
     parser.add_argument(
         "--seed", type=at_least(0), default=0, metavar="S", help="seed of the drawn images (default: 0)"
     )
     parser.add_argument(
-        "--templates", metavar="T", help="also the text tower, over these templates x class names, if it was trained"
+        "--templates", metavar="T", help="also the text tower, if it was trained: over these templates x class names"
     )
     model_arguments(parser)
     preprocess_argument(parser)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "zero_shot",
         metavar="ZERO_SHOT",
-        help="the zero-shot model: a model folder, `tiny`, RUN/start (what a finetune run began with), or an "
+        help="the zero-shot model: a model folder, `tiny`, RUN/start (the start of a finetune run), or an "
         "open_clip architecture with --pretrained",
     )
     parser.add_argument(
@@ -74,12 +74,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fisher",
         nargs=2,
         metavar=("F0", "F1"),
-        help="weight each element by the diagonal Fisher information of both models (featcache fisher)",
+        help="weight each parameter by the diagonal Fisher information of both models (from `featcache fisher`)",
     )
     parser.add_argument(
-        "--fisher-floor", type=float, default=FISHER_FLOOR, metavar="F", help="least Fisher information (default: 1e-8)"
+        "--fisher-floor",
+        type=float,
+        default=FISHER_FLOOR,
+        metavar="F",
+        help="lower bound on Fisher information (default: 1e-8)",
     )
-    pretrained_argument(parser, "ZERO_SHOT, where that is an architecture")
+    pretrained_argument(parser, "ZERO_SHOT, if it is an architecture")
     parser.add_argument("--overwrite", action="store_true", help="replace existing folders")
     _evaluation_arguments(parser)
 
@@ -87,14 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """Merged models are encoded and evaluated; with a selection split, the best one is kept."""
     parser.add_argument(
-        "--select", metavar="DATASET:SPLIT", help="encode and evaluate every merged model on this split, keep the best"
+        "--select", metavar="DATASET:SPLIT", help="evaluate every merged model on this split and keep the best"
     )
     parser.add_argument(
         "--on",
         nargs="+",
         default=[],
         metavar="DATASET:SPLIT",
-        help="encode and evaluate every merged model on these splits; the first one is the in-distribution one",
+        help="evaluate every merged model on these splits, the in-distribution one first",
     )
     names_argument(parser, "the data sets', for ImageNet and its shifts those of WiSE-FT's results")
     class_arguments(parser)

@@ -32,15 +32,16 @@ def rows_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, where features are held; `store_arguments` must have been added before."""
     parser.add_argument(
         "--device",
-        dest="rows_device",  # in other verbs, the device is the encoder's
-        help="hold features in the memory of this device, such as cuda, and compute there (default: stream on the CPU)",
+        dest="rows_device",
+        metavar="DEVICE",  # in other verbs, the device is the encoder's
+        help="hold the features on this device (such as cuda) and compute there (default: stream on the CPU)",
     )
 
 
 def store_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every verb that reads stores."""
     parser.add_argument(
-        "--pool", choices=POOLS, help="pool the tokens of stores such as NAME/SPLIT#patch to one vector an image"
+        "--pool", choices=POOLS, help="pool the tokens of stores such as NAME/SPLIT#patch into one vector per image"
     )
     verify_argument(parser)
     root_argument(parser)
@@ -55,7 +56,7 @@ def verify_argument(parser: argparse.ArgumentParser) -> None:
 def results_argument(parser: argparse.ArgumentParser, per: str = "head") -> None:
     """Add ``--results``."""
     parser.add_argument(
-        "--results", default=RESULTS, metavar="FILE", help=f"one row per {per} is appended to it (default: {RESULTS})"
+        "--results", default=RESULTS, metavar="FILE", help=f"append one row per {per} to this file (default: {RESULTS})"
     )
 
 
@@ -85,7 +86,7 @@ def metric_argument(parser: argparse.ArgumentParser) -> None:
 def group_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--group``."""
     parser.add_argument(
-        "--group", nargs="+", metavar="COLUMN", help="also by the values of these metadata columns (`label`: by class)"
+        "--group", nargs="+", metavar="COLUMN", help="also report by these metadata columns (`label`: by class)"
     )
 
 
@@ -98,11 +99,9 @@ def seen_arguments(parser: argparse.ArgumentParser) -> None:
         const="exclude",
         default="refuse",
         dest="seen",
-        help="leave out, and count, rows that a head was fitted or chosen on (default: refuse them)",
+        help="leave out (and count) rows that a head was fitted or chosen on (default: refuse them)",
     )
-    either.add_argument(
-        "--allow-seen", action="store_const", const="allow", dest="seen", help="report on such rows all the same"
-    )
+    either.add_argument("--allow-seen", action="store_const", const="allow", dest="seen", help="include such rows")
 
 
 def against_argument(parser: argparse.ArgumentParser) -> None:

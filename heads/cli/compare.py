@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache compare``."""
     parser.add_argument("head_a", metavar="HEAD_A", help=HEAD_HELP)
-    parser.add_argument("head_b", metavar="HEAD_B", help="another one; differences are B minus A")
+    parser.add_argument("head_b", metavar="HEAD_B", help="another head; differences are B minus A")
     parser.add_argument("stores", metavar="STORE", nargs="+", help="image stores to compare them on")
     group_argument(parser)
     parser.add_argument(
-        "--cluster", nargs="+", metavar="COLUMN", help="rows with equal values in these columns are drawn together"
+        "--cluster", nargs="+", metavar="COLUMN", help="resample rows with equal values in these columns together"
     )
     parser.add_argument("--draws", type=int, default=DRAWS, metavar="N", help=f"bootstrap draws (default: {DRAWS})")
     parser.add_argument(

@@ -78,11 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bootstrap intervals of top1 and NLL, or of mAP and F1",
     )
     parser.add_argument(
-        "--log-line", action="store_true", help="also a line per head as in Lipsum-FT's log: NAME/acc 8.246e-01, ..."
+        "--log-line",
+        action="store_true",
+        help="also print a line per head as in Lipsum-FT's log: NAME/acc 8.246e-01, ...",
     )
     parser.add_argument("--per-sample", metavar="FILE", help="NLL and rank, or logits, by sample: .npz or .parquet")
     parser.add_argument("--confusion", metavar="FILE", help="counts of (label, predicted class): .npz or .parquet")
-    parser.add_argument("--macro-f1", action="store_true", help="also the mean F1 of the classes that have rows")
+    parser.add_argument("--macro-f1", action="store_true", help="also report the mean F1 of the classes that have rows")
     results_argument(parser)
     report_argument(parser)
     against_argument(parser)

@@ -30,21 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stores",
         metavar="STORE",
         nargs="+",
-        help="folder, key, NAME/SPLIT[@MODEL], texts/NAME[@MODEL]; some heads take one of images and some of texts, in "
-        "whose place the file of a linear head may stand",
+        help="folder, key, NAME/SPLIT[@MODEL] or texts/NAME[@MODEL]; some heads take an image store and a text store, "
+        "or the file of a linear head in place of the texts",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="file of the head (safetensors), - for standard output"
     )
     parser.add_argument("--select", metavar="STORE", help="split on which hyper-parameters are chosen")
     parser.add_argument(
-        "--exclude-seen", action="store_true", help="leave rows out of --select that are training rows (else refused)"
+        "--exclude-seen", action="store_true", help="leave training rows out of --select (default: refuse them)"
     )
     parser.add_argument(
         "--group",
         metavar="COLUMN",
-        help="metadata column (patient, video) whose rows belong together: they are held out together, and rows of the "
-        "same groups count as seen in evaluation and in --select",
+        help="metadata column (patient, video) whose equal values belong together: a group is held out as a whole, and "
+        "counts as seen once one of its rows is trained on",
     )
     parser.add_argument(
         "--prior", metavar="HEAD", help="shrink the weights towards this head: a file, or texts/NAME for zero-shot"

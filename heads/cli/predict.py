@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default: 5)")
     parser.add_argument("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")
-    parser.add_argument("--model", help="the head's encoder, where the head does not say how to load it")
+    parser.add_argument("--model", help="the head's encoder, if the head does not say how to load it")
     pretrained_argument(parser)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: the head's")
     preprocess_argument(parser)

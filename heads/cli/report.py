@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric",
         metavar="M",
         nargs="+",
-        help="a table for each (default: top1 nll, of multi-label heads map_macro auroc_macro f1_macro f1_micro)",
+        help="metrics, a table each (default: top1 nll; for multi-label heads map_macro auroc_macro f1_macro f1_micro)",
     )
-    parser.add_argument("--heads", metavar="NAME", nargs="+", help="heads to show, by the beginning of their names")
+    parser.add_argument("--heads", metavar="NAME", nargs="+", help="heads to show; the beginning of a name is enough")
     parser.add_argument("--title", help="heading of the page (default: the names of the files)")
     against_argument(parser)
 

@@ -20,8 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="text store, with sample ids as classes and captions as prompts",
     )
-    parser.add_argument("--captions", metavar="FILE", help="instead: JSON {sample id: [caption, ...]}, to be embedded")
-    parser.add_argument("--caption-column", metavar="NAME", help="instead: a metadata column of the images")
+    parser.add_argument(
+        "--captions", metavar="FILE", help="JSON {sample id: [caption, ...]} to embed, instead of TEXTS"
+    )
+    parser.add_argument(
+        "--caption-column", metavar="NAME", help="metadata column that holds the captions, instead of TEXTS"
+    )
     parser.add_argument(
         "--k", type=int, nargs="+", default=[1, 5, 10], help="values of k in recall@k (default: 1 5 10)"
     )

@@ -57,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", metavar="MODEL", nargs="+", help="sweep NAME/SPLIT@MODEL for each of these")
     parser.add_argument("--shots", metavar="K", nargs="+", default=["all"], help="rows per class, or `all` (default)")
     parser.add_argument(
-        "--seeds", metavar="S", nargs="+", type=int, default=[0], help="draws of the shots (default: 0)"
+        "--seeds", metavar="S", nargs="+", type=int, default=[0], help="seeds for drawing the shots (default: 0)"
     )
     parser.add_argument(
         "--select-shots",
         metavar="K",
         type=int,
-        help="rows per class of --select for few-shot fits, at most the shots (CoOp: 4)",
+        help="rows per class of --select in few-shot fits, never more than the shots (CoOp: 4)",
     )
     parser.add_argument(
         "--allow-fewer", action="store_true", help="use all rows of classes that have fewer than the shots"
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="interpolate with zero-shot; the best is chosen on --select, or by folds of --train",
     )
-    parser.add_argument("--metric", help="what --select compares (default: top1, of multi-label heads map_macro)")
+    parser.add_argument("--metric", help="what --select compares (default: top1; map_macro for multi-label heads)")
     parser.add_argument(
         "--set",
         action="append",
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reproduce-paper",
         choices=sorted(PAPERS),
-        help="choose on the first test store, as the paper does: a leak, which every row then names",
+        help="follow the paper and choose on the first test store: a leak, which is noted in every row",
     )
     seen_arguments(parser)
     dry_run_argument(parser, "fitted")

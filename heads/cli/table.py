@@ -42,15 +42,17 @@ DIGITS = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache table``."""
-    parser.add_argument("head", metavar="HEAD", help="zero_shot, or with --train a head that is fitted on images")
+    parser.add_argument("head", metavar="HEAD", help="zero_shot, or, with --train, a head that is fitted on images")
     parser.add_argument(
         "--data",
         metavar="DATA",
         nargs="+",
         required=True,
-        help="a table for each: collection:NAME:DIR has a column per domain, any other source one column",
+        help="data sets, one table each; collection:NAME:DIR has a column per domain, other sources one column",
     )
-    parser.add_argument("--models", metavar="MODEL", nargs="+", required=True, help="a line for each, as in encode")
+    parser.add_argument(
+        "--models", metavar="MODEL", nargs="+", required=True, help="models as in encode, one line each"
+    )
     pretrained_argument(parser, "every model")
     parser.add_argument("--split", default="all", help="split of every domain (default: all)")
     parser.add_argument("--templates", default="picture", help="template set or file (default: picture)")
@@ -59,8 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the head, its value in JSON"
     )
     parser.add_argument("--metric", default="top1", help="what the cells show (default: top1)")
-    parser.add_argument("--format", default="text", choices=FORMATS, help="of the tables (default: text)")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    parser.add_argument("--format", default="text", choices=FORMATS, help="format of the tables (default: text)")
+    parser.add_argument(
+        "--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="precision of the models (default: fp32)"
+    )
     against_argument(parser)
     results_argument(parser, per="model and data set")
     decoding_arguments(parser)

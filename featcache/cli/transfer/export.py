@@ -17,20 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="file, - for standard output; or a folder, for npy and the formats of other programs; a store of texts "
+        help="file (- for standard output), or a folder for npy and other programs' formats; a text store "
         "goes to a .ckpt, as Lipsum-FT's setup.py writes it",
     )
     parser.add_argument(
         "--format",
         choices=(*FORMATS, *FOLDERS),
-        help="default: by the ending of TARGET, else npy; npz is that of open_clip's linear probe; fe is "
+        help="default: from the ending of TARGET, else npy; npz is that of open_clip's linear probe; fe is "
         "transferlearning's text file of features before normalisation, label last",
     )
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=("float16", "float32", "float64"),
-        help="of the features (default: float32)",
+        help="type of the features (default: float32)",
     )
     root_argument(parser)
 

@@ -19,22 +19,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="npz, npy, pt, safetensors, parquet or csv file, or a folder of features"
     )
     parser.add_argument("--encoder-name", required=True, metavar="NAME", help="the model that computed the features")
-    parser.add_argument("--digest", help="distinguishes its weights from others of that name (checksum, date)")
+    parser.add_argument("--digest", help="tells its weights from others of the same name (a checksum or date)")
     parser.add_argument(
-        "--texts", action="store_true", help="SOURCE holds one vector a class, (C, D) or (D, C): make a text store"
+        "--texts", action="store_true", help="SOURCE holds one vector per class, (C, D) or (D, C): make a text store"
     )
-    parser.add_argument("--labels", metavar="FILE", help="labels, where they are not beside the features")
+    parser.add_argument("--labels", metavar="FILE", help="labels, if they are not beside the features")
     parser.add_argument(
-        "--classes", metavar="FILE", help="class names, one per line (--texts: else classes.txt beside SOURCE)"
+        "--classes", metavar="FILE", help="class names, one per line (with --texts, default: classes.txt beside SOURCE)"
     )
     parser.add_argument("--name", required=True, help="name of the data set in listings and results")
     parser.add_argument("--split", default="train", help="split of the data set (default: train)")
     parser.add_argument(
         "--text-digest",
         metavar="DIGEST|STORE",
-        help="the matching text tower, or a store of its model; imports of one model need none",
+        help="digest of the matching text tower, or a store of its model; not needed if all comes from one model",
     )
-    parser.add_argument("--logit-scale", type=float, help="exponentiated factor on cosine similarities")
+    parser.add_argument(
+        "--logit-scale", type=float, help="factor on cosine similarities, already exponentiated (about 100)"
+    )
     update_labels_argument(parser)
     root_argument(parser)
 
