@@ -11,7 +11,8 @@ fmow           62      Functional Map of the World, as WILDS numbers them
 iwildcam       182     English names of the species of iWildCam 2020, as WILDS numbers them; four names repeat
 ============== ======= ==================================================================================
 
-A list of one's own is a file, one class a line: see `featcache.prompts.text_files`.
+A list of one's own is a file, one class a line (see `featcache.prompts.text_files`), or a split file of CoOp
+(``split_zhou_EuroSAT.json``), whose labels it follows.
 """
 
 import json
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from featcache.errors import DatasetError, PromptError
 from featcache.prompts.objectnet import shared_classes
-from featcache.prompts.text_files import read_class_file
+from featcache.prompts.text_files import read_class_file, read_lines
 from featcache.prompts.wordnet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
 
 IMAGENET = "imagenet"
@@ -55,7 +56,7 @@ def load_class_list(name_or_file: str | Path) -> ClassList:
     ----------
     name_or_file : str or Path
         One of `class_list_names`; or a file with one class per line, in label order, as a name or
-        ``folder<TAB>display name``. The name wins over a file of that name.
+        ``folder<TAB>display name``; or a split file of CoOp. The name wins over a file of that name.
 
     Raises
     ------
@@ -75,10 +76,26 @@ def load_class_list(name_or_file: str | Path) -> ClassList:
     if not Path(name_or_file).is_file():
         raise PromptError(f"class names {text!r}: no such file; expected a file, or one of {', '.join(LISTS)}")
     try:
+        if text.endswith(".json"):
+            names = _of_split_file(Path(name_or_file))
+            return ClassList(text, names, names)
         pairs = read_class_file(Path(name_or_file), unique=False)
     except DatasetError as error:
         raise PromptError(str(error)) from error
     return ClassList(text, tuple(key for key, _ in pairs), tuple(display for _, display in pairs))
+
+
+def _of_split_file(path: Path) -> tuple[str, ...]:
+    """The class of every label of a split file of CoOp, ``{"train": [[path, label, class name], ...], ...}``."""
+    try:
+        splits = json.loads("\n".join(read_lines(path)))
+        names = {label: name for part in splits.values() for _, label, name in part}
+        return tuple(str(names[label]) for label in range(max(names) + 1))
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise PromptError(
+            f'class names {str(path)!r}: not a split file of CoOp, {{"train": [[path, label, class name], ...], ...}}, '
+            "with a class for every label; expected that, or a file of another kind with one class per line"
+        ) from error
 
 
 def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:

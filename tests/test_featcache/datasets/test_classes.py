@@ -45,6 +45,31 @@ def test_numbered_arrays_take_a_named_list(tmp_path: Path) -> None:
     assert (both.index.classnames, both.prepared) == (named.index.classnames, "central-crop")  # type: ignore[attr-defined]
 
 
+def test_a_split_file_of_coop_orders_the_classes_of_a_folder(tmp_path: Path) -> None:
+    """RegFT's generated tree is trained in the order of CoOp's labels, in which real data are tested."""
+    for name in ("Annual Crop Land", "Forest", "River"):
+        (tmp_path / "generated" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "generated" / "train" / name / "0001_0000.png")
+    rows = {"train": [["a.jpg", 1, "River"], ["b.jpg", 2, "Annual Crop Land"]], "test": [["c.jpg", 0, "Forest"]]}
+    (tmp_path / "split_zhou_EuroSAT.json").write_text(json.dumps(rows))
+    found = open_dataset(
+        f"imagefolder:{tmp_path / 'generated'},classes={tmp_path / 'split_zhou_EuroSAT.json'}", "train"
+    )
+    assert found.index.classnames == ("Forest", "River", "Annual Crop Land")
+    assert dict(zip(found.index.ids, found.index.labels.tolist(), strict=True)) == {
+        "Annual Crop Land/0001_0000.png": 2,
+        "Forest/0001_0000.png": 0,
+        "River/0001_0000.png": 1,
+    }
+
+
+@pytest.mark.parametrize("text", ["cat\ndog\n", "[]", "{}", '{"cat": ["A cat."]}', '{"train": [["a.jpg", 1, "cat"]]}'])
+def test_a_json_file_that_is_no_split_file_is_no_class_list(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(PromptError, match="not a split file of CoOp"):
+        load_class_list(tmp_path / "x.json")
+
+
 def test_the_warning_of_empty_classes_has_the_names_of_the_list(tmp_path: Path) -> None:
     spec = arrays(tmp_path / "x224", [0, 2, 3])
     with pytest.warns(UserWarning, match=r"split test: 1 of 4 classes have no image: 1; ") as plain:
