@@ -11,7 +11,8 @@ when the data set grows. A group goes with the class that most of its samples ha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -60,26 +61,42 @@ class Holdout:
 
 
 @dataclass(frozen=True)
-class Divided:
-    """Some rows of a data set."""
+class Subset:
+    """Some samples of a data set, in the order of the rows given.
 
-    name: str = field(init=False)
-    split: str
-    index: SampleIndex
-    whole: Dataset
+    Parameters
+    ----------
+    base : Dataset
+    rows : (n,) int64
+    split : str
+    """
+
+    base: Dataset
     rows: Rows
+    split: str
 
-    def __post_init__(self) -> None:
-        for attribute in ("name", "decoding", "prepared"):
-            object.__setattr__(self, attribute, getattr(self.whole, attribute, None))
+    @property
+    def name(self) -> str:
+        """That of the data set."""
+        return self.base.name
+
+    @cached_property
+    def index(self) -> SampleIndex:
+        """The samples."""
+        return of_rows(self.base.index, self.rows)
 
     def read(self, row: int) -> bytes | memoryview:
-        """The content of one sample."""
-        return self.whole.read(int(self.rows[row]))
+        """The undecoded content of one sample."""
+        return self.base.read(int(self.rows[row]))
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         """The image in that content."""
-        return self.whole.decode(content, int(self.rows[row]))
+        return self.base.decode(content, int(self.rows[row]))
+
+    def __getattr__(self, name: str) -> object:
+        if name == "base":  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.base, name)
 
 
 def holdout_options(share: float | None, seed: int = 0, group: str | None = None) -> str:
@@ -93,7 +110,7 @@ def holdout_options(share: float | None, seed: int = 0, group: str | None = None
     return f",holdout={share:g}{f',holdout_seed={seed}' if seed else ''}{f',holdout_group={group}' if group else ''}"
 
 
-def divided(whole: Dataset, split: str, holdout: Holdout) -> Divided:
+def divided(whole: Dataset, split: str, holdout: Holdout) -> Subset:
     """One side of a data set.
 
     Raises
@@ -113,7 +130,7 @@ def divided(whole: Dataset, split: str, holdout: Holdout) -> Divided:
             f"{whole.name}: nothing is left for {split} with holdout={holdout.share:g} of {len(held):,} samples; give "
             "another share, or more samples"
         )
-    return Divided(split, of_rows(whole.index, rows), whole, rows)
+    return Subset(whole, rows, split)
 
 
 def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import IMAGE_FILE, Dataset, Picture, SampleIndex
+from featcache.datasets.base import IMAGE_FILE, Dataset, Picture
 from featcache.datasets.decode import to_rgb
 from featcache.datasets.fast_jpeg import decode_jpeg, needs_decoder
 from featcache.encoders.base import Encoder
@@ -160,9 +160,9 @@ def decoded_for(dataset: Dataset, encoder: Encoder) -> Dataset:
         return dataset
     if PREPARATIONS[encoder.preparation].fast:
         smallest = SMALLEST * max(encoder.image_size or (0,))
-        return _Decoded(dataset, lambda content, row: decode_jpeg(content, smallest))
+        return cast(Dataset, _Decoded(dataset, lambda content, row: decode_jpeg(content, smallest)))
     if PREPARATIONS[encoder.preparation].on_gpu and encoder.prepares:
-        return _Decoded(dataset, lambda content, row: _decoded_on_gpu(content, encoder.device))
+        return cast(Dataset, _Decoded(dataset, lambda content, row: _decoded_on_gpu(content, encoder.device)))
     return dataset
 
 
@@ -179,29 +179,14 @@ def _decoded_on_gpu(content: bytes | memoryview, device: str) -> Picture | None:
         return None
 
 
-class _Decoded(Dataset):
+class _Decoded:
     """A data set of image files; what `decode` does not take is decoded as ever, with its errors."""
-
-    decoding = IMAGE_FILE
 
     def __init__(self, dataset: Dataset, decode: "Decode") -> None:
         self._dataset, self._decode = dataset, decode
-        self.prepared = getattr(dataset, "prepared", None)
 
-    @property
-    def name(self) -> str:
-        return self._dataset.name
-
-    @property
-    def split(self) -> str:
-        return self._dataset.split
-
-    @property
-    def index(self) -> SampleIndex:
-        return self._dataset.index
-
-    def read(self, row: int) -> bytes | memoryview:
-        return self._dataset.read(row)
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._dataset, name)
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
         found = self._decode(content, row)

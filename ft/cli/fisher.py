@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache fisher DATASET:SPLIT --model M -o FILE``."""
+    from featcache.datasets.holdout import Subset
     from ft.checkpoints.parents import load_open_clip
     from ft.merging.fisher import fisher, write_fisher
-    from ft.training.data import Subset
     from ft.training.loop import open_split
 
     checked_target(args.output)

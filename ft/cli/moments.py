@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """``featcache moments DATASET:SPLIT --model local-dir:RUN/best``."""
+    from featcache.datasets.holdout import Subset
     from featcache.prompts import fill, load_templates
     from ft.checkpoints.parents import folder_of, load_open_clip
     from ft.merging.moments import layer_moments, moments_path, write_moments
-    from ft.training.data import Subset
     from ft.training.loop import open_split
 
     folder = folder_of(args.model)

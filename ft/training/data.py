@@ -8,14 +8,14 @@ random state needs to be saved. The last batch of an epoch is smaller than the o
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
 import xxhash
 
-from featcache.datasets.base import Dataset, Picture, SampleIndex
-from featcache.datasets.holdout import of_rows
+from featcache.datasets.base import Dataset, Picture
+from featcache.datasets.holdout import Subset
 from featcache.encoders.base import Batch
 from featcache.encoding.pipeline import worked_batches
 from featcache.errors import EncoderError, ImageReadError, TrainingError
@@ -102,45 +102,6 @@ class Order:
 @lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> Rows:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some samples of a data set, in the order of the rows given.
-
-    Parameters
-    ----------
-    base : Dataset
-    rows : (n,) int64 array
-    split : str
-    """
-
-    base: Dataset
-    rows: Rows
-    split: str
-
-    @property
-    def name(self) -> str:
-        """That of the data set."""
-        return self.base.name
-
-    @cached_property
-    def index(self) -> SampleIndex:
-        """The samples."""
-        return of_rows(self.base.index, self.rows)
-
-    def read(self, row: int) -> bytes | memoryview:
-        """The undecoded content of one sample."""
-        return self.base.read(int(self.rows[row]))
-
-    def decode(self, content: bytes | memoryview, row: int) -> Picture:
-        """The image in that content."""
-        return self.base.decode(content, int(self.rows[row]))
-
-    def __getattr__(self, name: str) -> object:
-        if name == "base":  # while it is copied
-            raise AttributeError(name)
-        return getattr(self.base, name)
 
 
 def refuse_multilabel(*datasets: Dataset | None) -> None:

@@ -73,9 +73,8 @@ def test_a_hit_reads_no_image(spec: str) -> None:
     first = encode_dataset(data, ENCODER, options=EncodeOptions(chunk_rows=8))
     assert (first.hit, first.encoded_rows) == (False, len(FILES))
     again = open_dataset(spec, "all")
-    deaf = type(
-        "Deaf", (), {"read": None, "decode": None, **{n: getattr(again, n) for n in ("name", "split", "index")}}
-    )()
+    same = {name: getattr(again, name) for name in ("name", "split", "index", "opened_as")}
+    deaf = type("Deaf", (), {"read": None, "decode": None, **same})()
     second = encode_dataset(deaf, ENCODER)
     assert (second.hit, second.store.path) == (True, first.store.path)
     assert check_source(again, second.store) == []
