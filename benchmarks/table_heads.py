@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -213,12 +212,10 @@ class _FewShot:
     def row(self, name: str) -> dict[str, Any]:
         """The row of a head."""
         fit, parent = self.all()[name]
-        began = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # one row per class: nothing can be held out to choose by
             head = fit()
-        seconds = time.process_time() - began
-        row = _single(name, head, self.test) | {"cpu_s": seconds}
+        row = _single(name, head, self.test)
         others = {} if parent is None else {"zero_shot": self.zero_shot, parent: self.alone(parent)}
         for other, base in others.items():
             (found,) = compare(base, head, [self.test], draws=self.draws)
@@ -282,8 +279,8 @@ def page(full: Sequence[Any], curves: Sequence[Any], few: Sequence[Any], facts: 
 
 
 _NOTES = (
-    "CPU seconds are those of the fit, the choice of its hyper-parameters included. The transductive heads (the last "
-    "ones) see the features of all test rows at once, so that their figures stand by themselves."
+    "The transductive heads (the last ones) see the features of all test rows at once, so that their figures stand by "
+    "themselves. `python -m benchmarks.bench_slow_heads` times the fits that take long."
 )
 
 
@@ -336,13 +333,12 @@ def _imagenet_curves(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _imagenet_table(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = ("head", "accuracy, %", "NLL", "accuracy against zero-shot", "against rows alone", "NLL against zero-shot")
-    lines = [f"| {' | '.join(shown)} | CPU, s |", "|:---" + "|---:" * len(shown) + "|"]
+    lines = [f"| {' | '.join(shown)} |", "|:---" + "|---:" * (len(shown) - 1) + "|"]
     for row in rows:
         against = [value for key, value in row.items() if key.startswith("against ")]
         cells = ["–"] * 3
         if against:
             cells = [_signed(found["top1"], 100, 1) for found in against] + [_signed(against[0]["nll"], 1, 3)]
-        cells.append(f"{row['cpu_s']:.0f}" if "cpu_s" in row else "–")
         lines.append(f"| {row['head']} | {100 * row['top1']:.1f} | {row['nll']:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
