@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.store.layout import Array
 
+T = TypeVar("T")
 Block = tuple[Array, NDArray[np.integer]]
 """Features (n, D) and labels (n,); of multi-label rows, targets (n, L) int8 in their place."""
 
@@ -270,6 +271,22 @@ class TableDefaults(SourceDefaults, ABC):
         return np.ones(len(self), bool)
 
 
+class Passed(Generic[T]):
+    """An attribute that a table has from its `origin`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, table: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, table: Derived, owner: type) -> T: ...
+
+    def __get__(self, table: Derived | None, owner: type) -> Self | T:
+        return self if table is None else cast(T, getattr(table.origin, self._name))
+
+
 class Derived(TableDefaults):
     """Defaults of a `FeatureTable` made from others: it has the identity of one of them, its `origin`."""
 
@@ -278,67 +295,16 @@ class Derived(TableDefaults):
     def origin(self) -> FeatureTable:
         """The table that this one takes its identity from."""
 
-    @property
-    def name(self) -> str:
-        """Short name, used in results rows."""
-        return self.origin.name
-
-    @property
-    def split(self) -> str:
-        """Name of the split."""
-        return self.origin.split
-
-    @property
-    def encoder_key(self) -> str | None:
-        """Key of the image encoder's identity."""
-        return self.origin.encoder_key
-
-    @property
-    def encoder_name(self) -> str | None:
-        """Name of the model."""
-        return self.origin.encoder_name
-
-    @property
-    def text_digests(self) -> tuple[str, ...]:
-        """Digests of the text towers that belong to these features."""
-        return self.origin.text_digests
-
-    @property
-    def dataset_key(self) -> str | None:
-        """Key of the ordered sample ids and sizes."""
-        return self.origin.dataset_key
-
-    @property
-    def labels_digest(self) -> str | None:
-        """Digest of labels and class names."""
-        return self.origin.labels_digest
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether any number of classes may apply to a row."""
-        return self.origin.multilabel
-
-    @property
-    def classnames(self) -> tuple[str, ...]:
-        """The C class names, in label order."""
-        return self.origin.classnames
-
-    @property
-    def dim(self) -> int:
-        """D, the feature width."""
-        return self.origin.dim
-
-    @property
-    def logit_scale(self) -> float | None:
-        """The model's factor on cosine similarities, exponentiated."""
-        return self.origin.logit_scale
-
-    @property
-    def logit_bias(self) -> float | None:
-        """The model's bias on scaled similarities."""
-        return self.origin.logit_bias
-
-    @property
-    def provenance(self) -> Mapping[str, object]:
-        """How the features were made."""
-        return self.origin.provenance
+    name = Passed[str]()
+    split = Passed[str]()
+    encoder_key = Passed[str | None]()
+    encoder_name = Passed[str | None]()
+    text_digests = Passed[tuple[str, ...]]()
+    dataset_key = Passed[str | None]()
+    labels_digest = Passed[str | None]()
+    multilabel = Passed[bool]()
+    classnames = Passed[tuple[str, ...]]()
+    dim = Passed[int]()
+    logit_scale = Passed[float | None]()
+    logit_bias = Passed[float | None]()
+    provenance = Passed[Mapping[str, object]]()

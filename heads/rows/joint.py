@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
-from featcache.store.protocol import Block, Derived, FeatureTable
+from featcache.store.protocol import Block, Derived, FeatureTable, Passed
 from heads.rows.samples import Array, refuse_tokens
 
 
@@ -53,75 +53,40 @@ class JointStore(Derived):
         self.stores = tuple(stores)
         self.offsets = np.cumsum([0, *(store.dim for store in stores)])
 
+    labels = Passed[NDArray[np.int64]]()
+    targets = Passed[NDArray[np.int8] | None]()
+    valid = Passed[NDArray[np.bool_]]()
+    ids = Passed[Sequence[str]]()
+    row_hashes = Passed[NDArray[np.uint64] | None]()
+    metadata = Passed[Mapping[str, Array]]()
+    sample = Passed[Mapping[str, object] | None]()
+    view_id = Passed[str | None]()
+    groups = Passed[NDArray[np.int64] | None]()
+
     @property
     def origin(self) -> FeatureTable:
         """The first member, which has the samples and labels of all."""
         return self.stores[0]
 
     @property
-    def encoder_key(self) -> str | None:
+    def encoder_key(self) -> str | None:  # type: ignore[override]
         """Key of the encoders together."""
         return joint_key([store.encoder_key for store in self.stores])
 
     @property
-    def encoder_name(self) -> str | None:
+    def encoder_name(self) -> str | None:  # type: ignore[override]
         """Names of the models together."""
         return joint_key([store.encoder_name for store in self.stores])
 
     @property
-    def text_digests(self) -> tuple[str, ...]:
+    def text_digests(self) -> tuple[str, ...]:  # type: ignore[override]
         """Digests of the text towers together."""
         return tuple("+".join(digests) for digests in product(*(store.text_digests for store in self.stores)))
 
     @property
-    def dim(self) -> int:
+    def dim(self) -> int:  # type: ignore[override]
         """D, the sum over the members."""
         return int(self.offsets[-1])
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Labels (N,)."""
-        return self.origin.labels
-
-    @property
-    def targets(self) -> NDArray[np.int8] | None:
-        """Targets (N, L) of multi-label data, else None."""
-        return self.origin.targets
-
-    @property
-    def valid(self) -> NDArray[np.bool_]:
-        """(N,) False where the image could not be read."""
-        return self.origin.valid
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The N sample ids."""
-        return self.origin.ids
-
-    @property
-    def row_hashes(self) -> NDArray[np.uint64] | None:
-        """Hashes (N,) of the images' content, the same for all members."""
-        return self.origin.row_hashes
-
-    @property
-    def metadata(self) -> Mapping[str, Array]:
-        """Group columns (N,)."""
-        return self.origin.metadata
-
-    @property
-    def sample(self) -> Mapping[str, object] | None:
-        """How the rows were drawn, the same for all members."""
-        return self.origin.sample
-
-    @property
-    def view_id(self) -> str | None:
-        """Which augmented views the rows are, the same for all members."""
-        return self.origin.view_id
-
-    @property
-    def groups(self) -> NDArray[np.int64] | None:
-        """The image of each valid row where rows are views."""
-        return self.origin.groups
 
     def __len__(self) -> int:
         return len(self.stores[0])
