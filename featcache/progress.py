@@ -147,6 +147,15 @@ def as_progress(progress: Progress | bool | None) -> Progress | None:
     return progress
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things for people.
+
+    >>> counted(1, "row"), counted(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds for people.
 

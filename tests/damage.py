@@ -324,7 +324,8 @@ def verb(words: str, *files: str) -> Callable[[], object]:
         )  # `verify` and the like say on standard output what is wrong
         if (code in (2, 3, 4, 5) and "Traceback" not in told) or "is left out" in told:
             raise FeatcacheError(told)
-        lines = [line for line in printed.getvalue().splitlines() if not re.search(r"\b[0-9.]+ m?s\b|row\(s\)", line)]
+        written = re.compile(r"\b[0-9.]+ m?s\b|rows? (appended|in)")
+        lines = [line for line in printed.getvalue().splitlines() if not written.search(line)]
         return code, lines, [_stable(Path(name)) for name in files]
 
     return read

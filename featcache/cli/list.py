@@ -6,7 +6,7 @@ from pathlib import Path
 
 from featcache.cli.arguments import root_argument, show, terminal_width
 from featcache.errors import FeatcacheError
-from featcache.progress import format_age, format_bytes
+from featcache.progress import counted, format_age, format_bytes
 from featcache.store import list_stores, resolve_root
 from featcache.store.catalogue import Entry, address
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         hint = f"did you mean {root.parent / near[0]}?" if near else "name the folder of the stores"
         raise FeatcacheError(f"--root {args.root}: no such folder; {hint}")
     entries = list_stores(root)
-    lines = [f"{len(entries)} store(s) in {root}", *_table(entries, terminal_width())]
+    lines = [f"{counted(len(entries), 'store')} in {root}", *_table(entries, terminal_width())]
     show([entry.to_json() for entry in entries], "\n".join(lines), args.json)
     return 0
 

@@ -4,6 +4,7 @@ import argparse
 
 from featcache.cli.arguments import STORE_HELP, root_argument, show
 from featcache.errors import DatasetError
+from featcache.progress import counted
 from featcache.prompts import load_classnames
 from featcache.store import find_path, resolve_root
 from featcache.store.upkeep.edits import relabel
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     lines = [f"  {old} -> {new}" for old, new in changed]
     if changed:
         lines.append("heads fitted before have the old names: fit them again (features are untouched)")
-    text = "\n".join([f"{path}: {len(changed)} class name(s) changed", *lines])
+    text = "\n".join([f"{path}: {counted(len(changed), 'class name')} changed", *lines])
     show({"store": str(path), "changed": [list(pair) for pair in changed]}, text, args.json)
     return 0
 

@@ -37,6 +37,7 @@ from featcache.encoding.reuse import Donors, Place
 from featcache.encoding.store_job import MadeChunk, Work
 from featcache.encoding.tokens import PutFile, TokenRows
 from featcache.errors import ContentChangedError, EncoderError
+from featcache.progress import counted
 from featcache.store import BadRow
 from featcache.store.key import Json, content_key
 from featcache.store.layout import image_arrays
@@ -266,8 +267,8 @@ class ChunkEncoder:
         )
         if rows:
             raise ContentChangedError(
-                f"{self._what}: {len(rows)} image(s) are no longer what the store was "
-                f"made from, first {self._ids[min(rows)]}; taps and views must be of the same images: restore them, or "
+                f"{self._what}: {counted(len(rows), 'image')} changed since the store was made, first "
+                f"{self._ids[min(rows)]}; taps and views must be of the same images: restore them, or "
                 "encode them with another --root"
             )
 
@@ -275,7 +276,7 @@ class ChunkEncoder:
         broken = np.flatnonzero(~np.isfinite(features).all(axis=tuple(range(1, features.ndim))))
         if len(broken):
             raise EncoderError(
-                f"{self._encoder.name} made NaN or infinite features for {len(broken)} image(s), first "
+                f"{self._encoder.name} made NaN or infinite features for {counted(len(broken), 'image')}, first "
                 f"{self._ids[rows[int(broken[0])]]}; with fp16 that is an overflow: take --precision bf16"
             )
 

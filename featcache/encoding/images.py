@@ -51,7 +51,7 @@ from featcache.errors import (
     ImageReadError,
     LabelsChangedError,
 )
-from featcache.progress import Progress, as_progress
+from featcache.progress import Progress, as_progress, counted
 from featcache.store import BadRow, ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.catalogue import add_name
 from featcache.store.columns import METADATA, SAMPLES, STAMPS, metadata_bytes, samples_bytes, write_stamps
@@ -371,7 +371,7 @@ class ImageJob(StoreJob[ImageStore]):
         named = "\n".join(f"  {item.sample_id}: {item.error}" for item in bad[:20])
         more = f"\n  ... and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise ImageReadError(
-            f"{self.what}: {len(bad)} image(s) cannot be read, {self.options.max_bad} allowed:\n{named}{more}\n"
+            f"{self.what}: {counted(len(bad), 'image')} unreadable, {self.options.max_bad} allowed:\n{named}{more}\n"
             "mend or remove them, or allow them with --max-bad N (their rows are then marked invalid and left out); "
             "finished chunks are kept"
         )
@@ -411,8 +411,8 @@ class ImageJob(StoreJob[ImageStore]):
         stored = f"{store.name}/{store.split}"
         if same_name:
             return (
-                f"{self.what}: {len(changed):,} source file(s) differ from those that were encoded ({named}{more}), "
-                "with the same ids and sizes; if they were edited, run again with --refresh to encode their chunks "
+                f"{self.what}: {counted(len(changed), 'source file')} changed since encoding ({named}{more}), with the "
+                "same ids and sizes; if they were edited, run again with --refresh to encode their chunks "
                 f"again in place of the old ones; if this is another data set than the stored {stored}, run with "
                 "another --root, which keeps both"
             )

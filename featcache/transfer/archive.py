@@ -162,7 +162,7 @@ def _sound(fresh: Path, tar: tarfile.TarFile) -> Store:
     except FeatcacheError as error:
         problems = [str(error).partition("; ")[0].replace(f"{fresh}/", "").replace(str(fresh), "the store")]
     if problems:
-        raise StoreCorruptError(f"{tar.name!r}: {len(problems)} damaged file(s): {'; '.join(problems[:3])}; {REMEDY}")
+        raise StoreCorruptError(f"{tar.name!r}: {len(problems)} damaged: {'; '.join(problems[:3])}; {REMEDY}")
     return store
 
 

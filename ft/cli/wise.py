@@ -17,6 +17,7 @@ from featcache.cli.arguments import (
     update_labels_argument,
 )
 from featcache.errors import FeatcacheError
+from featcache.progress import counted
 from heads.cli.arguments import (
     against_argument,
     against_lines,
@@ -196,7 +197,7 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
         details = best_in(found, on, select, options) if on else []
         lines.append(f"report: {_write_page(found, names, details, published, args)}")
     if rows:
-        lines.append(f"{len(rows)} row(s) appended to {args.results}")
+        lines.append(f"{counted(len(rows), 'row')} appended to {args.results}")
     show(_record(found), "\n".join(lines), args.json)
     return 0
 
@@ -267,7 +268,7 @@ def _text(found: Sweep, names: Sequence[str], args: argparse.Namespace) -> list[
     for key in found.rows[0] if found.rows else ():
         label, _, metric = key.rpartition(":")
         if metric == "n_excluded" and (count := found.rows[0][key]):
-            lines.append(f"{count:,} row(s) that a head was fitted or chosen on left out of {label}")
+            lines.append(f"{counted(count, 'row')} that a head was fitted or chosen on left out of {label}")
     if len(args.fine_tuned) > 1:
         lines.append(f"{args.soup} soup of {', '.join(Path(args.fine_tuned[k]).as_posix() for k in found.ingredients)}")
     way = f" --preprocess {args.preprocess}" if args.preprocess else ""

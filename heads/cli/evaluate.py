@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from featcache.cli.arguments import show, table_width
 from featcache.errors import FeatcacheError, HeadError
-from featcache.progress import format_seconds
+from featcache.progress import counted, format_seconds
 from featcache.store.places.targets import checked_target
 from heads.cli.arguments import (
     HEAD_HELP,
@@ -200,7 +200,7 @@ def _report(
         titles = [f"{label_of(row)}: " if len(rows) > 1 else "" for row in rows]
         lines += ["", *(title + log_line(row) for title, row in zip(titles, rows, strict=True)), ""]
     lines += against_lines(rows, published, args)
-    lines.append(f"{len(rows)} row(s) appended to {args.results}")
+    lines.append(f"{counted(len(rows), 'row')} appended to {args.results}")
     if args.per_sample:
         ids = dict(zip(store_labels(stores, args.names), (store.ids for store in stores), strict=True))
         lines.append(f"samples: {write_samples(judgement, args.per_sample, ids)}")
@@ -212,7 +212,7 @@ def _report(
         page, *_ = write_report(
             rows, args.report, reference=args.reference, metrics=main_metrics(rows), title=title, background=told
         )
-        lines.append(f"report: {page}, with tables and plots beside it")
+        lines.append(f"report: {page}, and tables beside it")
     show(with_published(rows, published, args), "\n".join(lines), args.json)
 
 
@@ -358,7 +358,7 @@ def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable], judgement:
     from heads.evaluation.seen import fitted_on, names_only
 
     lines = [
-        f"{count:,} row(s) that a head was fitted or chosen on left out of {label}"
+        f"{counted(count, 'row')} that a head was fitted or chosen on left out of {label}"
         for label in judgement.stores
         if (count := judgement.rows[0].get(f"{label}:n_excluded"))
     ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.cli.arguments import dry_run_argument, show, table_width
 from featcache.errors import FeatcacheError, HeadError
+from featcache.progress import counted
 from heads.cli.arguments import (
     against_argument,
     against_lines,
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     lines = [
         sweep_table(chosen, main_metrics(rows)[:2], width=table_width()),
         "",
-        f"{len(rows)} row(s) in {args.results}; shown: {_shown(plan)}",
+        f"{counted(len(rows), 'row')} in {args.results}; shown: {_shown(plan)}",
     ]
     lines += against_lines(rows, published, args)
     if args.report:
@@ -155,13 +156,13 @@ def _dry_run(plan: SweepPlan, open_store: Open, args: argparse.Namespace) -> int
     from heads.sweeps.forecast import forecast_sweep
 
     found = forecast_sweep(plan, open_store, args.results)
-    text = f"{found.fits:,} fit(s), {found.done:,} done before"
+    text = f"{counted(found.fits, 'fit')}, {found.done:,} done before"
     if found.to_fit:
         heads = ", ".join(f"{count:,} of {name}" for name, count in found.to_fit.items())
         took = "an unknown time" if found.seconds is None else f"about {format_seconds(found.seconds)}"
         text += (
-            f"; would read {format_bytes(found.bytes_to_read)}, fit {heads}, and write {found.rows_to_write:,} row(s), "
-            f"{format_bytes(found.bytes_to_write)}, to {args.results} in {took}"
+            f"; would read {format_bytes(found.bytes_to_read)}, fit {heads}, and write "
+            f"{counted(found.rows_to_write, 'row')}, {format_bytes(found.bytes_to_write)}, to {args.results} in {took}"
         )
     show(found.to_dict(), text, args.json)
     return 0

@@ -22,6 +22,7 @@ from featcache.cli.arguments import (
 )
 from featcache.encoding.options import EncodeOptions
 from featcache.errors import HeadError
+from featcache.progress import counted
 from heads.cli.arguments import (
     against_argument,
     against_lines,
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     published = compared(rows, args, prompts=args.templates)
     lines = [table_text(table, args.head, args.metric, args.format) for table in tables]
     if args.format == "text":
-        lines += [*against_lines(rows, published, args), f"{len(rows)} row(s) appended to {args.results}"]
+        lines += [*against_lines(rows, published, args), f"{counted(len(rows), 'row')} appended to {args.results}"]
     show(with_published(_averaged(tables, args.metric), published, args), "\n".join(lines), args.json)
     return 0
 

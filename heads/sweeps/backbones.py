@@ -12,7 +12,7 @@ from featcache.encoding.images import encode_dataset
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.texts import embed_prompts
 from featcache.errors import HeadError
-from featcache.progress import Progress, format_seconds
+from featcache.progress import Progress, counted, format_seconds
 from featcache.store import ImageStore
 from heads.estimators.catalogue import head_class, make_head
 from heads.estimators.fit import Material, fit_head
@@ -130,7 +130,7 @@ def backbone_tables(
             fresh = sum(result.encoded_rows for result in found)
             seconds = format_seconds(sum(result.seconds for result in found))
             if datasets:
-                say(f"{encoder.name}: {len(found)} data set(s), {fresh:,} image(s) encoded, {seconds}")
+                say(f"{encoder.name}: {counted(len(found), 'data set')}, {counted(fresh, 'image')} encoded, {seconds}")
             return [result.store for result in found]
 
         for place, datasets in enumerate(sources):

@@ -14,6 +14,7 @@ import numpy as np
 from featcache import __version__
 from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import json_value
+from featcache.progress import counted
 from featcache.store import content_key
 from featcache.store.key import checksum
 from featcache.store.protocol import FeatureTable, TextSource
@@ -305,5 +306,5 @@ def _with_model(splits: Splits, model: str | None) -> Splits:
 
 def _label(job: Job) -> str:
     setting = ", ".join(f"{name}={value}" for name, value in job.setting.items())
-    shots = "all rows" if job.shots is None else f"{job.shots} shots, seed {job.seed}"
+    shots = "all rows" if job.shots is None else f"{counted(job.shots, 'shot')}, seed {job.seed}"
     return f"{job.head}{f' ({setting})' if setting else ''} on {job.splits.train or job.splits.on[0]}, {shots}"

@@ -279,7 +279,7 @@ def check_deep(store: StorePath) -> None:
     report = verify(store, deep=True)
     if not report.ok:
         shown = "; ".join(report.problems[:3])
-        raise StoreCorruptError(f"{store}: {len(report.problems)} damaged file(s): {shown}; {remedy(store)}")
+        raise StoreCorruptError(f"{store}: {len(report.problems)} damaged: {shown}; {remedy(store)}")
 
 
 def repair(report: Report) -> None:

@@ -275,7 +275,7 @@ def test_flags_for_seen_rows_and_what_was_left_out(
     assert "which best_head was chosen on" in capsys.readouterr().err
     assert not out.exists()
     assert main([*command, "--exclude-seen"]) == 0
-    assert "25 row(s) that a head was fitted or chosen on left out of digits" in capsys.readouterr().out
+    assert "25 rows that a head was fitted or chosen on left out of digits" in capsys.readouterr().out
     assert (out / "report.html").exists()
 
 
