@@ -259,7 +259,9 @@ def projected(projection: Float, text: Float) -> Callable[[Float], Float]:
 def near(rows: Float, k: int) -> Float:
     """Cosines (N, N) of each row with its k nearest others."""
     cosines = rows @ rows.T
-    order = np.argsort(np.where(np.eye(len(rows)) > 0, np.inf, -cosines), axis=1, kind="stable")[:, :k]
+    order = np.argsort(np.where(np.eye(len(rows)) > 0, np.inf, -cosines), axis=1, kind="stable")[
+        :, : min(k, len(rows) - 1)
+    ]
     found = np.zeros_like(cosines)
     np.put_along_axis(found, order, np.take_along_axis(cosines, order, axis=1), axis=1)
     return found
