@@ -93,8 +93,14 @@ def curve_of(path: Sequence[Row], dataset: str, metric: str, factor: float = 1.0
 
 
 def format_value(value: float | None, metric: Metric) -> str:
-    """A value in the metric's unit, or a dash."""
-    return "–" if value is None else f"{value * metric.factor:.{metric.digits}f}"
+    """A value in the metric's unit, or a dash.
+
+    Examples
+    --------
+    >>> format_value(-1e-4, metric_of("top1"))  # no -0.0
+    '0.0'
+    """
+    return "–" if value is None else f"{value * metric.factor:z.{metric.digits}f}"
 
 
 def choice_text(entry: Row) -> str:
