@@ -110,7 +110,7 @@ import other.npz --encoder-name m --name n --labels missing.txt | missing.txt
 import other.npz --encoder-name m --name n --logit-scale abc | invalid float value: 'abc'
 import other.npz --encoder-name m --name n --logit-scale -1 | logit scale -1.0: expected a positive number
 import other.npz --encoder-name m --name n --classes empty.txt | empty.txt: no class name in it
-import nan.npz --encoder-name m --name n | 1 rows hold NaN or infinite features, first row 2; leave them out
+import nan.npz --encoder-name m --name n | NaN or infinite features in 1 row, first row 2; leave them out
 completion ksh | 'ksh'; bash; zsh
 doctor --root x.png | --root x.png: expected a folder, got a file
 fit rigde digits/val -o new.safetensors | unknown head 'rigde'; did you mean ridge?

@@ -24,6 +24,7 @@ from featcache.encoding.chunks import normalise
 from featcache.encoding.pipeline import worked_batches
 from featcache.encoding.store_job import Contents, Layout, MadeChunk, StoreJob, Work, written_now
 from featcache.errors import DatasetError, FeatcacheWarning, LabelsChangedError
+from featcache.progress import counted
 from featcache.store import ImageStore, StoreWriter, open_image_store, resolve_root
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.key import Json, checksum, content_key
@@ -261,7 +262,9 @@ def _features(given: Array) -> npt.NDArray[np.float32]:
         features = np.ascontiguousarray(given, dtype=np.float32)
     broken = np.flatnonzero(~np.isfinite(given).all(axis=1))
     if len(broken):
-        raise DatasetError(f"{len(broken):,} rows hold NaN or infinite features, first row {broken[0]}; leave them out")
+        raise DatasetError(
+            f"NaN or infinite features in {counted(len(broken), 'row')}, first row {broken[0]}; leave them out"
+        )
     peaks = np.maximum(given.max(axis=1), -given.min(axis=1).astype(np.float64))  # |x| would copy all features
     limits = np.finfo(np.float32)
     long = np.flatnonzero(peaks > limits.max / np.sqrt(given.shape[1]))  # few: their lengths are then computed

@@ -37,7 +37,7 @@ def test_ordinary_rows_keep_their_bytes_and_zeros_and_nan_stay() -> None:
         (np.array([[1.0, 2.0], [1e-50, 0.0]]), "row 1: its values, at most 1e-50"),
         (np.array([[1.0, 2.0], [1e50, 0.0]]), "row 1: its values, at most 1e.50"),
         (np.full((2, 400), 3e38, np.float32), "row 0: its values, at most 3e.38"),
-        (np.array([[1.0, np.nan]]), "1 rows hold NaN"),
+        (np.array([[1.0, np.nan]]), "in 1 row, first"),
         (np.array([["1", "2"]]), "expected real numbers"),
         (np.array([[1 + 2j, 0]]), "features are complex128; expected real numbers"),
     ],

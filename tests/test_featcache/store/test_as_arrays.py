@@ -37,6 +37,7 @@ def test_rows_are_those_that_zarr_reads(store: ImageStore) -> None:
 
 
 def test_a_table_for_pandas(store: ImageStore) -> None:
+    pytest.importorskip("pandas")
     frame = store.to_pandas(features=True)
     assert frame["id"].tolist() == store.ids
     assert frame["class"][3] == store.classnames[store.labels[3]]
