@@ -25,7 +25,7 @@ from heads.rows.device import chosen_rows, device_rows
 from heads.rows.samples import Block, Samples, require_finite
 from heads.solvers.folds import FOLDS, FoldAssigner
 from heads.solvers.logistic.path import Fitted, PathSolver, validation_logits
-from heads.solvers.logistic.rows import DeviceRows, Rows, StreamedRows, TrainingRows
+from heads.solvers.logistic.rows import COPY_BYTES, DeviceRows, Rows, StreamedRows, TrainingRows
 
 GRID = np.logspace(-6, 6, 96)
 """Values of C; those of the penalty 1 / C are the same numbers, in the other order."""
@@ -72,12 +72,16 @@ _TRIED = 15  # values of C that the search tries, about
 FOLD_TOL = 1e-4
 """Tolerance of fits on folds, which only choose C: they change held-out NLLs in the third or fourth digit."""
 
-PATH_TOL = 1e-5
+PATH_TOL = FOLD_TOL
 """Tolerance of the default path's fits on all rows, but for the chosen one."""
 
 HELD_ROWS = 8192
 """Held-out rows that are enough to choose by: where fewer folds than five have as many, the others are left out."""
 
+SCOUTS = 5
+"""Where rows are `SCOUTS` times `HELD_ROWS` or more, a path on one part in so many says where the best C is."""
+
+_BESIDE = 1  # values of C on either side of it that are fitted then
 _CLEARLY = 0.02  # how much worse than the best, as a share of it, is clearly worse
 _ON = 2  # values of C by which every fold goes on where the first one turned too early
 
@@ -113,14 +117,18 @@ class Choice:
     def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
         """Every C in turn, and the scores; no scores for a single C, or where no row can be held out.
 
-        The default path ends where the score has clearly turned.
+        The default path ends where the score has clearly turned; of many rows, it is the best C and its neighbours.
         """
         folds = [] if len(Cs) == 1 or self.validation is not None else list(self._folds())
-        self.progress.start("logistic, all C", len(Cs) * (1 + len(folds)) * len(self.rows.y), 0)
+        scouts = self._scouts(folds, Cs)
+        fits = len(Cs) / SCOUTS + 1 + 2 * _BESIDE if scouts else len(Cs) * (1 + len(folds))
+        self.progress.start("logistic, all C", round(fits * len(self.rows.y)), 0)
         scores, whole = np.zeros(0), self.solver(self.rows, None)
-        tol = max(whole.minimiser.tol, PATH_TOL) if self.default else None
+        tol, self._whole = (max(whole.minimiser.tol, PATH_TOL), whole) if self.default else (None, None)
         if len(Cs) == 1:
             path = list(self._told(whole.path(Cs)))
+        elif scouts:
+            path, scores = self._around(Cs, folds, whole, tol)
         elif self.validation is not None:
             self.how, path = "split", []
             for fitted in self._told(whole.path(Cs, tol)):
@@ -134,9 +142,54 @@ class Choice:
             path = list(self._told(whole.path(Cs[: len(scores)] if scores.size else Cs, tol)))
             if not scores.size:
                 self._without_choice()
-        self._whole = whole if self.default else None
         self.progress.finish()
         return path, scores
+
+    def _scouts(self, folds: Sequence[tuple[Mask, Mask]], Cs: Float) -> bool:
+        """Whether a part of the rows is enough to look for the best C, and cheaper to read than all."""
+        rows = self.rows
+        counted = rows.weights is None or bool((rows.weights > 0).all())
+        many = len(rows.y) >= SCOUTS * HELD_ROWS and isinstance(rows, Rows) and counted
+        return self.default and many and len(Cs) > 1 and (self.validation is not None or len(folds) == 1)
+
+    def _around(
+        self, Cs: Float, folds: Sequence[tuple[Mask, Mask]], whole: PathSolver, tol: float | None
+    ) -> tuple[list[Fitted], Float]:
+        """The C that is best for a part of the rows, and its neighbours, with scores.
+
+        The part is one stratified fold of `SCOUTS`, or of as many as make it small enough to be copied. It is scored on
+        the rows that are held out from it. With a selection split the fits on all rows are scored, and neighbours added
+        until the best one has them on either side.
+        """
+        n, found = len(self.rows.y), dict[int, float]()
+        self.how, held = ("folds", folds[0][1]) if folds else ("split", np.zeros(n, bool))
+        parts = max(SCOUTS, -(-n * len(self.rows.mean) * 4 // COPY_BYTES))
+        part = FoldAssigner(self.rows.n_classes, parts)(self.rows.y) == 1
+        solver = self.solver(self.rows, part & ~held)
+        for place, fitted in enumerate(solver.path(Cs)):
+            self.progress.advance(n // parts)
+            found[place] = self._score(fitted, held)
+            losses = np.array(list(found.values()))
+            if self._turned(losses) or (self.metric == "nll" and (np.diff(losses[-3:]) >= 0).sum() == 2):
+                break
+        whole.begin_near(solver.solved)
+        fits, scores, best = dict[int, Fitted](), dict[int, float](), min if self.metric == "nll" else max
+        place = best(found, key=found.__getitem__)
+        while new := {k for k in range(place - _BESIDE, place + _BESIDE + 1) if 0 <= k < len(Cs)} - set(fits):
+            for k in sorted(new, key=lambda k: abs(k - place)):
+                fits[k] = whole.fit(float(Cs[k]), None if folds and k == place else tol)
+                scores[k] = found[k] if folds else self._score(fits[k], held)
+                self.progress.advance(n)
+            place = best(sorted(scores), key=scores.__getitem__)
+        self._whole = None if folds else whole
+        return [fits[k] for k in sorted(fits)], np.array([scores[k] for k in sorted(fits)])
+
+    def _score(self, fitted: Fitted, held: Mask) -> float:
+        """`metric` of a head on the selection split, or without one on the rows of a mask."""
+        if self.validation is not None:
+            return float(self._split_scores([fitted], self.validation)[0])
+        sums, n = self._fold_sums(held, [fitted])
+        return float(sums[0] / n)
 
     def settled(self, fitted: Fitted) -> Fitted:
         """The chosen fit of the default path, to the solver's own tolerance."""
