@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{', '.join(class_list_names())}), or a file with one name per line",
     )
     parser.add_argument("--split", help="split of the data set (default: train, or all of data without splits)")
-    parser.add_argument("--templates", default="simple", help="template set, or a file (default: simple)")
+    parser.add_argument("--templates", default="simple", help="template set, file, or one with {} (default: simple)")
     parser.add_argument("--prompts", metavar="FILE", help="JSON {class: [sentence, ...]} instead of templates")
     parser.add_argument("--name", help="name of the store in listings")
     parser.add_argument(

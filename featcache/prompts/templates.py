@@ -16,13 +16,14 @@ OPENAI = "openai-imagenet"
 
 
 def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
-    """Load a named set of templates, or a file.
+    """Load a named set of templates, or a file, or take one template as it is.
 
     Parameters
     ----------
     name_or_file : str or Path
         One of `template_names`; or a file: ``.json`` with a list of strings, else text with one template per line
-        (blank lines and lines that start with ``#`` are skipped). The name wins over a file of that name.
+        (blank lines and lines that start with ``#`` are skipped); or one template with a place for the class name.
+        The name wins over a file of that name, and the file over a template.
 
     Returns
     -------
@@ -36,8 +37,8 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> load_templates("clip-example")
-    ('a photo of the number: "{}".',)
+    >>> load_templates("clip-example"), load_templates("a sketch of a {}.")
+    (('a photo of the number: "{}".',), ('a sketch of a {}.',))
     """
     if name_or_file == OPENAI:
         from featcache.prompts.imagenet import openai_imagenet_templates
@@ -47,8 +48,10 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
         return _named()[str(name_or_file)]
     path = Path(name_or_file)
     if not path.is_file():
+        if PLACEHOLDER.search(str(name_or_file)):
+            return (str(name_or_file),)
         raise PromptError(
-            f"templates {str(name_or_file)!r}: neither a named set nor a file; "
+            f"templates {str(name_or_file)!r}: neither a named set, nor a file, nor a template with {{}}; "
             f"the named sets are {', '.join(template_names())}"
         )
     return _templates_of(path)

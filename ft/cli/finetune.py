@@ -34,7 +34,7 @@ HELP = {
     "head": "zero_shot, zeros, ridge, logistic (fitted from the store of the training split), or a fitted head's file",
     "head_scale": "logit scale inside the head's weights (WiSE-FT) or beside them (Lipsum-FT)",
     "head_bias": "give the head a trainable bias",
-    "templates": "template set or file, for zero-shot heads and captions",
+    "templates": "template set, file, or one template with {}, for zero-shot heads and captions",
     "prompts": "JSON file {class: [sentences]} instead of templates",
     "false_negatives": "contrastive: count equal captions of other pairs as negatives, as the original does",
     "eval_templates": "contrastive: templates of the classifier that is evaluated and saved (default: --templates)",

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pretrained_argument(parser, "every model")
     parser.add_argument("--split", default="all", help="split of every domain (default: all)")
-    parser.add_argument("--templates", default="picture", help="template set or file (default: picture)")
+    parser.add_argument("--templates", default="picture", help="template set, file, or one with {} (default: picture)")
     parser.add_argument("--train", metavar="DATA:SPLIT", help="training rows of heads that are fitted on images")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the head, its value in JSON"

@@ -84,6 +84,14 @@ def test_template_file_errors(tmp_path, name, text, message):
         load_templates(tmp_path / name)
 
 
+def test_one_template_is_taken_as_it_is_unless_a_file_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_templates("a photo of a {}.") == ("a photo of a {}.",)
+    assert load_templates("{a}, from above") == ("{a}, from above",)
+    (tmp_path / "my {}.txt").write_text("the {}\n")
+    assert load_templates("my {}.txt") == ("the {}",)
+
+
 def test_unknown_templates_list_the_known_ones():
     with pytest.raises(
         PromptError, match="bare, clip-example, digits, fmow, iwildcam, openai-imagenet, picture, simple"
