@@ -6,12 +6,16 @@ from typing import Any
 import head_references as reference
 import numpy as np
 import pytest
+import torch
 from clip_models import make_model, write_folder
+from PIL import Image
 from small_pictures import write_pictures
+from torch.nn import functional
 
 import featcache
 import heads
 from featcache.cli.main import main
+from featcache.encoders import load_encoder
 from featcache.encoders.taps import PRE_PROJECTION as TAP
 from featcache.errors import HeadError, MismatchError
 from heads import ProLIP, ZeroShot
@@ -87,3 +91,41 @@ def test_from_a_tap_to_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             ProLIP().fit(store.tap(TAP), texts=text)
     few = ProLIP(epochs=1, lr=1e-12).fit(heads.few_shot(tap, 1), texts=text)
     np.testing.assert_allclose(few.predict_proba(tap), ZeroShot().fit(text).predict_proba(store), atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "random"])
+def test_before_training_it_is_the_models_own_zero_shot_head_and_then_the_papers_loop(
+    kind: str, tmp_path: Path
+) -> None:
+    """Features in float32, straight from the model, so that nothing but the head is compared."""
+    encoder = load_encoder("tiny" if kind == "tiny" else write_folder(tmp_path / "clip", make_model(seed=3)))
+    chance = np.random.default_rng(0)
+    pictures = [Image.fromarray(p) for p in chance.integers(0, 256, (24, 40, 40, 3), np.uint8)]
+    names, y = ("cat", "dog", "car"), np.arange(24) % 3
+    prepared = [encoder.prepare(picture) for picture in pictures]
+    X = np.asarray(encoder.encode_outputs(prepared, [TAP])[TAP], np.float32)
+    model, tokens = encoder.model.eval(), encoder.tokenize([f"a photo of a {name}." for name in names])
+    with torch.no_grad():
+        image = functional.normalize(model.encode_image(encoder.pixels(torch.from_numpy(np.stack(prepared)))), dim=1)
+        words = functional.normalize(model.encode_text(tokens), dim=1)
+        scale = model.logit_scale.exp()
+        own = (scale * image @ words.T).numpy()
+    text = heads.LinearHead((scale * words).detach().numpy(), np.zeros(3), names)
+    start = np.asarray(encoder.visual_projection, np.float32)
+    before = ProLIP(lr=1e-12, epochs=1).fit(X, y, texts=text, projection=start)
+    np.testing.assert_allclose(before.frozen().logits(X), own, atol=1e-5 * float(scale))
+
+    W = torch.nn.Parameter(torch.from_numpy(start).double().clone())
+    optimiser = torch.optim.Adam([W], lr=1e-3, eps=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 40)
+    for _ in range(40):
+        cosines = functional.normalize(torch.from_numpy(X).double() @ W, dim=1) @ words.double().T
+        loss = functional.cross_entropy(scale * cosines, torch.from_numpy(y))
+        loss = loss + (W - torch.from_numpy(start)).square().sum() / 8  # lambda = 1 / rows per class
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    trained = ProLIP(lr=1e-3, epochs=40).fit(X, y, texts=text, projection=start)
+    assert np.abs(trained.projection_ - start).max() > 5e-3
+    np.testing.assert_allclose(trained.projection_, W.detach(), atol=1e-4)
