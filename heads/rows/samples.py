@@ -115,11 +115,15 @@ def is_on_device(features: object) -> TypeIs[torch.Tensor]:
 
 
 def to_numpy(value: object) -> Array:
-    """Array of any array-like; torch tensors without a copy where they are on the CPU (bfloat16 becomes float32)."""
+    """Array of any array-like; torch tensors without a copy where they are on the CPU (bfloat16 becomes float32).
+
+    Arrays that are read backwards (``X[::-1]``) are copied: torch takes no negative strides.
+    """
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return np.asarray(value)
+    array = np.asarray(value)
+    return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
 def tokens_of(source: object) -> int | None:
@@ -157,7 +161,9 @@ def as_samples(
     Parameters
     ----------
     X : source, or array-like (N, D), float16/32/64
-    y : labels (N,), only with arrays: any values that `numpy.unique` sorts; class indices if `classnames` is given
+    y
+        Labels (N,), only with arrays: any values that `numpy.unique` sorts; class indices, or the names themselves, if
+        `classnames` is given.
     classnames
         Names of all C classes, for arrays; classes without a training row then keep their index. Names may repeat.
     classes : label values of the training rows, for a selection split given as arrays
@@ -184,7 +190,7 @@ def as_samples(
     if len(features) != len(labels):
         raise HeadError(f"X has {len(features)} rows and y has {len(labels)} labels; they must be equal")
     if classnames is not None and classes is None:
-        classes = np.arange(len(classnames))
+        classes = _values_of(classnames, labels)
     if classes is None:
         classes, indices = np.unique(labels, return_inverse=True)
     else:
@@ -319,13 +325,20 @@ def _checked_labels(y: ArrayLike | None) -> Array:
     return labels
 
 
+def _values_of(classnames: Sequence[str], labels: Array) -> Array:
+    """Label values of all classes: their names where the labels are among these, else their indices."""
+    names = np.asarray([str(name) for name in classnames])
+    by_name = labels.dtype.kind in "OU" and len(set(names)) == len(names) and np.isin(labels, names).all()
+    return names if by_name else np.arange(len(names))
+
+
 def _as_indices(labels: Array, classes: Array) -> NDArray[np.intp]:
     """Position of each label in `classes`; unknown labels are an error that names them."""
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):
         raise HeadError(
             f"labels {unknown[:10].tolist()} are not among the {len(classes)} classes "
-            f"{classes[:5].tolist()}...; labels are indices into classnames, or values seen in training"
+            f"{classes[:5].tolist()}...; labels are indices into classnames, these names, or values seen in training"
         )
     order = np.argsort(classes)
     return np.asarray(order[np.searchsorted(classes, labels, sorter=order)])

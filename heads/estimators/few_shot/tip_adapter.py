@@ -15,6 +15,7 @@ from featcache.errors import HeadError
 from featcache.parameters import MAX_RATE, Count, NotNegative, Positive, Range, Rate, Seed
 from heads.estimators.base import Metric, NonlinearClassifier, best_setting
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
+from heads.fitted.base import label_values
 from heads.fitted.linear import LinearHead
 from heads.fitted.tip_adapter import QUERY_ROWS, KeyBank, TipAdapterHead
 from heads.kernels.tally import stats_of_arrays
@@ -134,9 +135,8 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         self.provenance_ = self._record(rows, settings, how)
         self._path_record = self._record(rows, settings, how, of_path=True)
         columns = np.arange(len(self.classnames_))
-        self.head_ = TipAdapterHead(
-            rows.text, bank, self.alpha_, self.beta_, columns, self.classnames_, self.name, self.provenance_
-        )
+        names = self.classnames_, self.name, self.provenance_, label_values(self.classes_)
+        self.head_ = TipAdapterHead(rows.text, bank, self.alpha_, self.beta_, columns, *names)
 
     def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:
         """The rows as keys."""

@@ -45,6 +45,27 @@ def test_a_loaded_head_predicts_the_estimators_labels(images: Any, tmp_path: Pat
     np.testing.assert_array_equal(loaded.predict_index(test.X), loaded.logits(test.X).argmax(axis=1))
 
 
+@pytest.mark.parametrize("kind", ["gda", "tip_adapter", "tip_adapter_f", "clap", "taskres", "prolip", "lp_plus_plus"])
+def test_labels_may_be_the_class_names_of_the_texts(images: Any, texts: Any, tmp_path: Path, kind: str) -> None:
+    X, index = images().numpy()
+    names, test = np.array(texts().classnames), images(seed=3)
+    by_index, by_name = (heads.HEADS[kind]().fit(X, y, texts=texts()) for y in (index, names[index]))
+    np.testing.assert_array_equal(by_name.predict_proba(test.X), by_index.predict_proba(test.X))
+    loaded = heads.load(by_name.save(tmp_path / "head.safetensors"))
+    for head in (by_name, loaded):
+        np.testing.assert_array_equal(head.predict(test.X), names[by_index.predict(test.X)])
+    assert by_index.predict(test.X).dtype.kind == "i"
+    with pytest.raises(HeadError, match="wolf"):
+        heads.HEADS[kind]().fit(X, np.where(index == 2, "wolf", names[index]), texts=texts())
+
+
+@pytest.mark.parametrize("kind", ["knn", "adamw", "sgd", "cosine", "logistic", "ridge"])
+def test_arrays_that_are_read_backwards_are_rows_as_others(images: Any, kind: str) -> None:
+    X, y = images().numpy()
+    one, two = (heads.HEADS[kind]().fit(*pair) for pair in ((X, y), (X[::-1].copy()[::-1], y[::-1].copy()[::-1])))
+    np.testing.assert_array_equal(two.predict_proba(X[::-1])[::-1], one.predict_proba(X[::-1].copy())[::-1])
+
+
 def test_labels_follow_restriction_interpolation_and_sums(images: Any) -> None:
     X, index = images().numpy()
     y, test = np.array([1, 3, 4, 7, 9])[index], images(seed=3)
