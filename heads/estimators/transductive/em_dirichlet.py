@@ -106,9 +106,9 @@ class EMDirichlet(TransductiveClassifier):
         if labelled is not None:
             raise HeadError(f"{self.name} takes no labelled rows; leave them out, or take transclip")
         self._check_memory(base.shape[1])
-        if (found := len(np.unique(base.argmax(axis=1)))) > MANY:
+        if (present := len(np.unique(base.argmax(axis=1)))) > MANY:
             warnings.warn(
-                f"{self.name} is for batches of few classes, and the zero-shot head finds {found:,} in these "
+                f"{self.name} is for batches of few classes, and the zero-shot head finds {present:,} in these "
                 f"{len(base):,} rows, which it will merge; give it batches of about 10 classes, or take transclip",
                 FeatcacheWarning,
                 stacklevel=3,
