@@ -18,6 +18,8 @@ Float = NDArray[np.float64]
 _GAP = {torch.float32: 4e-3, torch.float64: 1e-6}
 # What a factored F may leave out, relative to F of the smallest alpha: far below float32's rounding.
 _LEFT_OUT = 1e-10
+# Columns of a product that serves several alphas: narrower ones take longer a column.
+_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,12 @@ class Direct:
         rest = wide_targets(targets, len(spectrum.mean_y)) - as_tensor(spectrum.mean_y)
         if spectrum.base is not None:
             rest -= product(x, as_tensor(spectrum.base).T)
-        projected = as_tensor(spectrum.projected)
-        residuals = (rest - product(z, projected * column[:, None]) for column in self.shrink.T)
-        error = torch.stack([residual.square_().sum(dim=1) for residual in residuals], dim=1)
+        projected, error = as_tensor(spectrum.projected), z.new_empty(len(z), self.n_alphas)
+        together = max(_COLUMNS // max(projected.shape[1], 1), 1)  # alphas of one product
+        for some in (slice(first, first + together) for first in range(0, self.n_alphas, together)):
+            wide = (self.shrink[:, some, None] * projected[:, None]).flatten(1)
+            fitted = product(z, wide).view(len(z), -1, projected.shape[1])
+            error[:, some] = fitted.sub_(rest[:, None]).square_().sum(dim=2)
         return error, product(z.square_(), self.shrink).add_(spectrum.intercept_leverage)
 
 
