@@ -118,17 +118,17 @@ fit ridge | required: STORE, -o/--output
 fit ridge digits/val | required: -o/--output
 3 fit ridge digits/none -o new.safetensors | digits/none; the nearest: digits/test@tiny
 fit ridge digits/val -o new.safetensors --set alpha=1 | --set alpha=1: expected NAME=VALUE with one of add_prior, alphas
-fit ridge digits/val -o new.safetensors --set alphas=1,2 | '1,2' is no JSON value; quote texts twice
+fit ridge digits/val -o new.safetensors --set alphas=1,2 | '1,2' is not a JSON value; quote strings twice
 fit ridge digits/val -o new.safetensors --set alphas | --set alphas: expected NAME=VALUE
 fit ridge digits/val -o new.safetensors --set alphas=[-1] | alphas is [-1], expected a list of (a number above 0)
-fit ridge digits/val -o new.safetensors --set metric=accuracy | 'accuracy' is no JSON value; quote texts twice
+fit ridge digits/val -o new.safetensors --set metric=accuracy | 'accuracy' is not a JSON value; quote strings twice
 fit ridge digits/val -o new.safetensors --set 'metric="accuracy"' | metric is 'accuracy', expected 'auto' or 'nll'
 fit ridge digits/val -o new.safetensors --set cv=1 | a number of folds from 2; got 1
 3 fit ridge digits/val -o new.safetensors --select digits/none | digits/none
 5 fit ridge digits/val -o new.safetensors --select other/test | split other/test; encode both with one model
 fit ridge digits/val -o new.safetensors --prior missing.safetensors | missing.safetensors
 fit ridge digits/val -o new.safetensors --prior knn.safetensors | knn is not linear
-fit knn digits/val -o new.safetensors --prior zero_shot.safetensors | knn shrinks towards nothing; leave it out
+fit knn digits/val -o new.safetensors --prior zero_shot.safetensors | knn takes no prior; leave it out
 fit zero_shot digits/val -o new.safetensors | a store of images; zero_shot fits from a store of texts
 fit ridge texts/digits -o new.safetensors | a store of texts; ridge fits from one store of images
 fit tip_adapter digits/val -o new.safetensors | tip_adapter needs a text store; `featcache text`
@@ -160,7 +160,7 @@ evaluate ridge.safetensors --on digits/test --intervals lots | invalid int value
 evaluate ridge.safetensors --on digits/test --against nosuch | --against nosuch: expected published
 evaluate ridge.safetensors --on digits/test --reference nosuch | reference 'nosuch' is not one of the stores digits
 evaluate ridge.safetensors --on digits/test --per-sample nowhere/x | must end in .npz or .parquet
-evaluate ridge.safetensors --on digits/test --name a b c | names a, b, c for 1 splits
+evaluate ridge.safetensors --on digits/test --name a b c | names a, b, c: expected 1 different
 evaluate ridge.safetensors --on digits/test --results pictures | pictures: is a folder; name a file
 evaluate ridge.safetensors --on digits/test --report | --report: expected one argument
 compare ridge.safetensors knn.safetensors | required: STORE

@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever writes a file names it in the error; what remains is print.
         return _report(error, explain(error, error.filename or "standard output"), FeatcacheError.exit_code, as_json)
     except UnicodeEncodeError as error:  # of a name that goes into a key or a file
-        message = f"{error.object!r} is no text in UTF-8 ({error.reason}); give another name"
+        message = f"{error.object!r} is not valid UTF-8 ({error.reason}); give another name"
         return _report(error, message, FeatcacheError.exit_code, as_json)
     except MemoryError as error:
         return _report(error, _need(error), FeatcacheError.exit_code, as_json)

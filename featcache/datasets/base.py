@@ -180,7 +180,7 @@ def check_targets(targets: Array, rows: int, classnames: Sequence[str]) -> None:
     got = f"targets are {targets.dtype} {targets.shape}"
     if targets.shape != (rows, len(classnames)):
         raise DatasetError(
-            f"{got} for {rows:,} samples and {len(classnames)} class names; expected (N, L), one column a class"
+            f"{got} for {rows:,} samples and {len(classnames)} class names; expected (N, L), one column per class"
         )
     if len(set(classnames)) != len(classnames):
         twice = next(name for name in classnames if list(classnames).count(name) > 1)

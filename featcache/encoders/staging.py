@@ -203,7 +203,7 @@ Forward: TypeAlias = Callable[[torch.Tensor, Sequence[str]], dict[str, torch.Ten
 def _compiled(encoder: Encoder) -> Forward:
     """The forward pass of an encoder, compiled when it is called first."""
     if not isinstance(encoder, TorchImages):
-        raise EncoderError(f"--compile: {encoder.name} is no model of torch that featcache runs; leave it out")
+        raise EncoderError(f"--compile: {encoder.name} is not a torch model that featcache runs; leave it out")
     mode = "reduce-overhead" if encoder.device.startswith("cuda") else "default"
     forward: Forward = torch.compile(encoder.forward, dynamic=False, mode=mode)
 

@@ -456,7 +456,7 @@ class ImageJob(StoreJob[ImageStore]):
             if store.classnames != index.classnames:
                 return f"the class names differ from those of {store.reference}"
             if store.multilabel != (index.targets is not None):
-                kinds = "one label a sample", "any number of labels a sample"
+                kinds = "one label per sample", "any number of labels per sample"
                 return (
                     f"{store.reference} has {kinds[store.multilabel]}, and the data set {kinds[not store.multilabel]}"
                 )

@@ -288,14 +288,14 @@ def parse_provenance(content: bytes | None, key: str, *, sealed: bool) -> Json:
     Raises
     ------
     ValueError
-        The file is missing, is no JSON object, or differs from its digest.
+        The file is missing, is not a JSON object, or differs from its digest.
     """
     if content is None:
         raise ValueError("is missing")
     try:
         record = dict(parse_json(content))
     except (ValueError, TypeError) as error:
-        raise ValueError("is no JSON object") from error
+        raise ValueError("is not a JSON object") from error
     if sealed and record.pop("digest", None) != checksum(key.encode() + canonical_json(record)):
         raise ValueError("differs from its digest")
     return record

@@ -109,7 +109,7 @@ def _checked(tar: tarfile.TarFile, source: str | Path) -> Iterator[tuple[str, ta
         parts = PurePosixPath(entry.name).parts
         plain = "/".join(parts) == entry.name and not {"..", "."} & set(parts) and not entry.name.startswith("/")
         if not plain or "\\" in entry.name or not entry.isreg() or entry.issparse() or entry.name in seen:
-            raise DatasetError(f"{source}: entry {entry.name!r} is no plain file of a store; {REMEDY}")
+            raise DatasetError(f"{source}: entry {entry.name!r} is not a plain file of a store; {REMEDY}")
         seen.add(entry.name)
         yield entry.name, entry
 

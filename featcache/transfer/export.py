@@ -137,7 +137,9 @@ def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
 def _fe(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
     """Unit rows times their lengths; float16 keeps three digits of each value."""
     if store.multilabel:
-        raise MismatchError(f"{store.reference}: fe files hold one label a row, and this is multi-label; export to csv")
+        raise MismatchError(
+            f"{store.reference}: fe files hold one label per row, and this is multi-label; export to csv"
+        )
     lengths = _lengths(store)
     done = 0
     for features, labels, _ in row_blocks(store, np.dtype(np.float32)):

@@ -254,7 +254,7 @@ def of_table(table: "pa.Table", path: Path, names: tuple[str, ...] = FEATURES) -
 
 
 def id_texts(values: Sequence[object], path: Path) -> list[str]:
-    """Ids as texts; DatasetError for a row whose id is no text or whole number, or is missing."""
+    """Ids as texts; DatasetError for a row whose id is neither text nor a whole number, or is missing."""
     for row, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise DatasetError(f"{path}: row {row}: id {value!r}; expected a text or a whole number")

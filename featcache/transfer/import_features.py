@@ -206,7 +206,7 @@ def _difference(store: ImageStore, given: Mapping[str, object], index: SampleInd
         counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
         return f"its class names differ ({next((f'{a!r} there, {b!r} now' for a, b in pairs if a != b), counts)})"
     if store.multilabel != (index.targets is not None):
-        kinds = "one label a row", "any number of labels a row"
+        kinds = "one label per row", "any number of labels per row"
         return f"it has {kinds[store.multilabel]}, and these have {kinds[not store.multilabel]}"
     rows = np.flatnonzero((store.truth != index.truth).reshape(len(index), -1).any(axis=1))
     if len(rows):

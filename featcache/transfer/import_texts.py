@@ -38,7 +38,7 @@ def import_texts(
     Parameters
     ----------
     found : Foreign
-        Its features are the vectors of C classes: (C, D), (D, C), or (C, T, D) with T prompts a class, where NaN rows
+        Its features are the vectors of C classes: (C, D), (D, C), or (C, T, D) with T prompts per class, where NaN rows
         fill up classes of fewer prompts. Of a square matrix the axis whose vectors are of one length holds the classes.
     source : Source
         Its `tower` is the store's text tower. Without a logit scale, the common length of the vectors is taken for it;

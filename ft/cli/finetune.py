@@ -43,7 +43,7 @@ HELP = {
     "epochs": "passes over the data (default: 10)",
     "steps": "updates, instead of epochs",
     "batch_size": "images per update, over all processes and micro-batches",
-    "drop_last": "leave out the last batch of an epoch where it is smaller",
+    "drop_last": "leave out the last, smaller batch of an epoch",
     "accumulate": "micro-batches per update",
     "lr": "learning rate",
     "schedule": "learning-rate schedule",

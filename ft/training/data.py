@@ -105,12 +105,12 @@ def _permutation(n: int, seed: int, epoch: int) -> Rows:
 
 
 def refuse_multilabel(*datasets: Dataset | None) -> None:
-    """TrainingError for multi-label data: the objectives take one label an image."""
+    """TrainingError for multi-label data: the objectives take one label per image."""
     for dataset in datasets:
         if dataset is not None and dataset.index.targets is not None:
             raise TrainingError(
-                f"{dataset.name}/{dataset.split} is multi-label, and fine-tuning takes one label an image; fit a head, "
-                "such as multilabel_logistic, on its features"
+                f"{dataset.name}/{dataset.split} is multi-label, and fine-tuning takes one label per image; fit a "
+                "head, such as multilabel_logistic, on its features"
             )
 
 

@@ -157,7 +157,7 @@ def json_setting(head: str, text: str, dotted: bool = False) -> tuple[str, objec
     try:
         return name, json_value(value)
     except ValueError:
-        raise HeadError(f"{shown}: {value!r} is no JSON value; quote texts twice: '\"text\"'") from None
+        raise HeadError(f"{shown}: {value!r} is not a JSON value; quote strings twice: '\"text\"'") from None
 
 
 def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | TextStore:
@@ -178,7 +178,7 @@ def open_reference(reference: str, args: argparse.Namespace) -> FeatureTable | T
     if device is None or isinstance(store, TextStore):
         return store
     if store.tokens is not None:
-        store.require_rows(f"--device {device} holds one vector an image; the head's own device is --set device")
+        store.require_rows(f"--device {device} holds one vector per image; the head's own device is --set device")
     if store.groups is not None:
         raise HeadError(f"--device {device}: {reference} stacks views, which are streamed; leave --device out")
     from heads.rows.in_memory import resident

@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_options(name: str, args: argparse.Namespace) -> None:
-    """HeadError for options that need one label a row."""
+    """HeadError for options that need one label per row."""
     named = ("confusion", "macro_f1", "log_line", "calibrate")
     if given := [f"--{option.replace('_', '-')}" for option in named if getattr(args, option)]:
         raise HeadError(f"{', '.join(given)}: not for multi-label heads, such as {name}; leave it out")

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     parameters = dict(json_setting(args.head, text) for text in args.set)
     make_head(args.head, parameters)  # refuses values that are not allowed, before any store is read
     if args.select and not takes_selection(args.head):
-        raise HeadError(f"--select: {args.head} chooses nothing; leave it out")
+        raise HeadError(f"--select: {args.head} has nothing to choose; leave it out")
     files = [reference for reference in args.stores if reference.endswith(".safetensors") and Path(reference).is_file()]
     stores = [open_reference(reference, args) for reference in args.stores if reference not in files]
     texts = _texts(kind, [store for store in stores if isinstance(store, TextStore)], files)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         progress=Silent() if args.json else Printed(),
     )
     if material.prior is not None and not takes_prior(args.head):
-        raise HeadError(f"--prior: {args.head} shrinks towards nothing; leave it out")
+        raise HeadError(f"--prior: {args.head} takes no prior; leave it out")
     fitted = as_head(fit_head(args.head, material, parameters))
     path = save(fitted, args.output)
     params = fitted.provenance.params

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         metavar="IMAGES",
         nargs="+",
-        help="files, folders, patterns, @FILE with one path a line; or one store (NAME/SPLIT), for its features",
+        help="files, folders, patterns, @FILE with one path per line; or one store (NAME/SPLIT), for its features",
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default: 5)")
     parser.add_argument("--csv", action="store_true", help=f"print CSV: {', '.join(CSV_COLUMNS)}")

@@ -46,7 +46,7 @@ def calibrate(head: LogitHead | Fitted, selection: Selection) -> LogitHead:
     """
     frozen = as_head(head)
     if frozen.multilabel:
-        raise HeadError(f"{frozen.name} is multi-label; calibrate takes heads of one label a row")
+        raise HeadError(f"{frozen.name} is multi-label; calibrate takes heads of one label per row")
     held_out = _rows_of(frozen, selection)
     known = np.ones(len(frozen.classnames), bool)
     if isinstance(frozen, LinearHead):
@@ -73,7 +73,7 @@ def _rows_of(head: LogitHead, selection: Selection) -> Samples:
         head.check(selection)
     if is_store(selection) and head.provenance.was_fitted_on(selection):
         raise HeadError(
-            f"{head.name} was fitted on {selection.name}/{selection.split}, where it is surer than elsewhere; "
+            f"{head.name} was fitted on {selection.name}/{selection.split}, where it is overconfident; "
             "calibrate on a split that it was not fitted on"
         )
     if is_store(selection):

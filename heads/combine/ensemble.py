@@ -134,7 +134,7 @@ def stack(
     else:
         stores, combine = list(selection), _side_by_side
     if len(stores) != len(members):
-        raise HeadError(f"{len(members)} heads and {len(stores)} stores; give one store, or one a head")
+        raise HeadError(f"{len(members)} heads and {len(stores)} stores; give one store, or one per head")
     _shares(None, members)
     for head, store in zip(members, stores, strict=True):
         head.check(store)
@@ -207,7 +207,7 @@ def _shares(weights: Sequence[float] | None, members: Sequence[LinearHead]) -> N
         raise HeadError("got no heads; give at least one")
     shares = np.full(len(members), 1.0 / len(members)) if weights is None else np.asarray(weights, np.float64)
     if shares.shape != (len(members),) or not np.isfinite(shares).all():
-        raise HeadError(f"weights must be {len(members)} finite numbers, one a head, got {weights!r}")
+        raise HeadError(f"weights must be {len(members)} finite numbers, one per head, got {weights!r}")
     first = members[0]
     for other in members[1:]:
         check_same_classes(first, other)

@@ -209,7 +209,7 @@ def _checked(estimator: Any, alphas: Iterable[float], folds: int, metric: str) -
     """The alphas, ascending."""
     name = getattr(estimator, "name", type(estimator).__name__)
     if getattr(estimator, "fits_on", None) != "images" or not hasattr(estimator, "linear"):
-        raise HeadError(f"{name} is no linear head that fits on rows; give one, such as heads.Ridge([1.0])")
+        raise HeadError(f"{name} is not a linear head fitted on rows; give one, such as heads.Ridge([1.0])")
     metric_of(metric)
     path = sorted({float(alpha) for alpha in alphas})
     if not path or not np.isfinite(path).all() or folds < 2:

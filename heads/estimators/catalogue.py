@@ -95,5 +95,5 @@ def make_head(name: str, parameters: Mapping[str, object], prior: object = None)
     if prior is None:
         return head_class(name)(**parameters)
     if not takes_prior(name):
-        raise HeadError(f"{name} shrinks towards nothing; leave the prior out, or fit a head that takes one")
+        raise HeadError(f"{name} takes no prior; leave the prior out, or fit a head that takes one")
     return head_class(name)(**parameters, prior=prior)

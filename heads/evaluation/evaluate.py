@@ -315,7 +315,7 @@ def store_labels(stores: Sequence[Named], names: Sequence[str] | None = None) ->
     """
     if names is not None:
         if len(names) != len(stores) or len(set(names)) < len(names):
-            raise HeadError(f"names {', '.join(names)} for {len(stores)} splits: expected one of its own for each")
+            raise HeadError(f"names {', '.join(names)}: expected {len(stores)} different ones, one per split")
         return list(names)
     times = Counter(store.name for store in stores)
     labels = [store.name if times[store.name] == 1 else f"{store.name}/{store.split}" for store in stores]

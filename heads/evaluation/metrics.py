@@ -117,9 +117,8 @@ def selection_metric(name: str | None, *, multilabel: bool) -> str:
     if found in known:
         return found
     metric_of(found)
-    raise HeadError(
-        f"{name} is no metric of {'multi-label' if multilabel else 'these'} heads; expected one of {', '.join(known)}"
-    )
+    what = "multi-label" if multilabel else "these"
+    raise HeadError(f"{name} is not a metric of {what} heads; expected one of {', '.join(known)}")
 
 
 def macro_f1(confusion: NDArray[np.integer]) -> float:

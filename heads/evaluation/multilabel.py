@@ -61,7 +61,7 @@ class MultiLabelPass:
     Raises
     ------
     HeadError, MismatchError
-        For what is asked of heads with one label a row alone, or a head that does not fit the store.
+        For what is asked of heads with one label per row alone, or a head that does not fit the store.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import check_encoder
 from heads.rows.samples import feature_blocks
 
-MISSING = "no such file; expected a file, a folder, a pattern, @FILE (one path a line), or a store (NAME/SPLIT)"
+MISSING = "no such file; expected a file, a folder, a pattern, @FILE (one path per line), or a store (NAME/SPLIT)"
 LISTS = (".txt", ".lst", ".list", *FORMATS)
 
 
@@ -297,7 +297,7 @@ def _at(place: str) -> list[str]:
     if glob.has_magic(place) and not path.exists():
         return sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
     if path.suffix.lower() in LISTS and path.is_file():
-        raise DatasetError(f"{place}: a list or table, expected images; write the paths to a file, one a line: @FILE")
+        raise DatasetError(f"{place}: a list or table, expected images; write the paths to a file, one per line: @FILE")
     return [str(path)]
 
 

@@ -217,7 +217,7 @@ class LogitHead(ABC):
     def check_tokens(self, store: Encoded) -> None:
         """HeadError for a store whose features are (N, P, D), unless the head takes such."""
         if not self.takes_tokens:
-            refuse_tokens(store, f"{self.name} takes one vector an image")
+            refuse_tokens(store, f"{self.name} takes one vector per image")
 
     def renamed(self, name: str, **params: object) -> Self:
         """The same head under another name, with other parameters in its record."""

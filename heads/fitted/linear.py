@@ -67,7 +67,7 @@ class LinearHead(LogitHead):
         object.__setattr__(self, "absent", tuple(map(int, self.absent)))
         classes = len(self.classnames)
         if self.classes is not None and len(self.classes) != classes:
-            raise HeadError(f"{len(self.classes)} label values and {classes} class names; give one label a class")
+            raise HeadError(f"{len(self.classes)} label values and {classes} class names; give one label per class")
         if self.weights.ndim != 2 or len(self.weights) != classes or self.bias.shape != (classes,):
             raise HeadError(
                 f"weights {self.weights.shape}, bias {self.bias.shape} and {classes} class names do not fit; "

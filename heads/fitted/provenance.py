@@ -242,7 +242,7 @@ def check_encoder(head: str, provenance: Provenance, dim: int, store: Encoded) -
 
 
 def check_labelling(head: str, store: Encoded, *, multilabel: bool) -> None:
-    """Refuse a multi-label store for a head of one label a row, and the other way round.
+    """Refuse a multi-label store for a head of one label per row, and the other way round.
 
     Raises
     ------
@@ -251,11 +251,11 @@ def check_labelling(head: str, store: Encoded, *, multilabel: bool) -> None:
     """
     theirs = bool(getattr(store, "multilabel", False))
     if theirs != multilabel:
-        kinds = "takes one label a row", "is multi-label"
-        remedy = "fit a multilabel head" if theirs else "fit a head of one label a row"
+        kinds = "takes one label per row", "is multi-label"
+        remedy = "fit a multilabel head" if theirs else "fit a head of one label per row"
         raise MismatchError(
-            f"{head} {kinds[multilabel]}, but {store.name!r} {'is multi-label' if theirs else 'has one label a row'}; "
-            f"{remedy} (such as {'multilabel_logistic' if theirs else 'logistic'}) for this store"
+            f"{head} {kinds[multilabel]}, but {store.name!r} {'is multi-label' if theirs else 'has one label per row'}"
+            f"; {remedy} (such as {'multilabel_logistic' if theirs else 'logistic'}) for this store"
         )
 
 

@@ -56,7 +56,7 @@ def _row(line: str, path: str | Path, number: int, last: int) -> Row | None:
             warnings.warn(said, FeatcacheWarning, stacklevel=3)
         return None
     if not isinstance(row, dict):
-        raise HeadError(f"{path}:{number}: {line[:40]!r} is no JSON object; expected one results row per line")
+        raise HeadError(f"{path}:{number}: {line[:40]!r} is not a JSON object; expected one results row per line")
     return row
 
 

@@ -112,7 +112,7 @@ Block = tuple[str, Row, int, dict[str, object]]
 def write_samples(judgement: Judgement, path: str | Path, ids: Mapping[str, Sequence[str]] | None = None) -> Path:
     """Write NLL and rank of every head on every sample to ``.npz`` or ``.parquet``.
 
-    Of multi-label heads these are logits and targets: arrays (H, N, L) and (N, L), or a line a sample and class.
+    Of multi-label heads these are logits and targets: arrays (H, N, L) and (N, L), or a line per sample and class.
 
     Parameters
     ----------

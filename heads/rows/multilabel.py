@@ -96,7 +96,7 @@ def as_multilabel(
     Raises
     ------
     HeadError
-        For shapes that do not fit, other values, or a source with one label a row.
+        For shapes that do not fit, other values, or a source with one label per row.
 
     Examples
     --------
@@ -109,10 +109,10 @@ def as_multilabel(
             raise HeadError("a store brings its own targets: pass y=None, or pass X, y = store.numpy()")
         if not is_multilabel(X):
             raise HeadError(
-                f"{X.name}/{X.split} has one label a row, and this head takes multi-label rows; fit a head without "
+                f"{X.name}/{X.split} has one label per row, and this head takes multi-label rows; fit a head without "
                 "'multilabel' in its name, such as logistic"
             )
-        refuse_tokens(X, "this head takes one vector an image")
+        refuse_tokens(X, "this head takes one vector per image")
         return MultiLabelSamples(int(X.dim), tuple(map(str, X.classnames)), X)
     (features,) = feature_blocks(X)
     targets, names = as_targets(y, classnames)

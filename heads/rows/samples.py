@@ -180,10 +180,10 @@ def as_samples(
         if is_multilabel(X):
             raise HeadError(
                 f"{X.name}/{X.split} is multi-label (any number of its {len(X.classnames)} classes applies to a row), "
-                "and this head takes one label a row; fit multilabel_logistic"
+                "and this head takes one label per row; fit multilabel_logistic"
             )
         if not tokens:
-            refuse_tokens(X, "this head takes one vector an image")
+            refuse_tokens(X, "this head takes one vector per image")
         names = tuple(str(c) for c in X.classnames)
         return _with_two_classes(Samples(int(X.dim), np.arange(len(names)), names, X))
     features, labels = _checked_features(X, tokens), _checked_labels(y)

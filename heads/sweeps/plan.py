@@ -204,7 +204,7 @@ def split_setting(name: str, setting: Mapping[str, object]) -> tuple[dict[str, o
     parameters = dict(setting)
     prior = parameters.pop("prior", PRIORS[0])
     if "prior" in setting and not takes_prior(name):
-        raise HeadError(f"{name} shrinks towards nothing; leave {name}.prior out")
+        raise HeadError(f"{name} takes no prior; leave {name}.prior out")
     if prior not in PRIORS:
         raise HeadError(f"{name}.prior is {prior!r}, expected one of {', '.join(map(repr, PRIORS))}")
     return parameters, prior == "texts"

@@ -138,7 +138,7 @@ def images(class_means: NDArray[np.float64]) -> Callable[..., FakeImageStore]:
 
 @pytest.fixture(scope="session")
 def texts(class_means: NDArray[np.float64]) -> Callable[..., FakeTextStore]:
-    """Factory of text stores: two prompts a class near the class means."""
+    """Factory of text stores: two prompts per class near the class means."""
 
     def make(seed: int = 2, **fields: Any) -> FakeTextStore:
         rng = np.random.default_rng(seed)
@@ -160,7 +160,7 @@ def fitted_heads() -> dict[str, Any]:
 
 @pytest.fixture(params=ONE_LABEL)
 def fitted(request: pytest.FixtureRequest, images: Any, texts: Any, fitted_heads: dict[str, Any]) -> Any:
-    """Every head of one label a row, fitted on what it says it fits on: a new head inherits the contract tests."""
+    """Every head of one label per row, fitted on what it says it fits on: a new head inherits the contract tests."""
     if request.param not in fitted_heads:
         fitted_heads[request.param] = fit_head(request.param, Material(images(), [texts()]))
     return deepcopy(fitted_heads[request.param])

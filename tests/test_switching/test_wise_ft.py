@@ -184,7 +184,7 @@ def test_names_must_fit_the_splits(world: Any, tmp_path: Path, capsys: Any) -> N
     on = f"imagenet:r:{data.base / 'imagenet-r'}:test"
     command = ["wise", str(folder / "zeroshot"), str(folder / "finetuned"), "--out", str(tmp_path / "out")]
     assert main([*command, "--on", on, "--name", "A", "B"]) == 2
-    assert "names A, B for 1 splits" in capsys.readouterr().err
+    assert "names A, B: expected 1 different" in capsys.readouterr().err
     assert main([*command, "--on", on, "--name", "A", "--class-subset", "ImageNetR=imagenet-r"]) == 2
     assert "no data set 'ImageNetR' among A" in capsys.readouterr().err
     assert main([*command, "--name", "A"]) == 2

@@ -112,7 +112,7 @@ def parse_json_lines(lines: Sequence[str], source: str, nested: Collection[str] 
     Raises
     ------
     DatasetError
-        Where a line is no JSON object, or names a key twice.
+        Where a line is not a JSON object, or names a key twice.
 
     Examples
     --------

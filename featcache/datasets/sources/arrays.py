@@ -1,4 +1,4 @@
-"""``arrays:DIR``: images and labels in two numpy files a split.
+"""``arrays:DIR``: images and labels in two numpy files per split.
 
 ``{split}_images.npy``: (N, H, W, 3), or grey (N, H, W) or (N, H, W, 1), which become three equal channels. uint8, or
 float with values 0-255 (not 0-1, not standardised): float values are never rounded through uint8, and a bicubic

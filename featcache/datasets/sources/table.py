@@ -13,7 +13,7 @@ split=      the row's split; without such a column all rows are taken     split
 metadata=   columns that go into the store: ``metadata=region+year``      all other columns of texts or numbers
 root=       the folder that paths start from                              the table's
 unlabelled= ``drop``: leave out rows without a label                      such rows are refused
-labels=     of multi-label data: see below                                one label a sample
+labels=     of multi-label data: see below                                one label per sample
 =========== ============================================================= ============================================
 
 Multi-label data. ``labels=tags`` names a column with the classes that apply to a sample: ``cat|dog``, a JSON list of
@@ -79,7 +79,9 @@ def open_table(argument: str, split: str, *, labels: str = "names", name: str | 
     rows = _rows_of(table, columns["split"], split, file)
     if several:
         if "unlabelled" in options:
-            raise DatasetError(f"{file}: unlabelled= goes with one label a row; of labels=, an empty cell is no class")
+            raise DatasetError(
+                f"{file}: unlabelled= goes with one label per row; of labels=, an empty cell is no class"
+            )
         targets, classnames = _targets(table, options, file)
     else:
         cells = table[str(columns["label"])]

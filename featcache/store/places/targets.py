@@ -164,7 +164,7 @@ def check_folder(target: str | Path) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise OutputError(f"{target}: is no folder, and would be lost; name another place")
+        raise OutputError(f"{target}: is not a folder, and would be lost; name another place")
     inside = list(path.iterdir())
     strange = any(entry.is_dir() for entry in inside) or MODEL_FILES.isdisjoint(entry.name for entry in inside)
     if here.is_relative_to(path) or (inside and strange):

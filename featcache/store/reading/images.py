@@ -317,7 +317,7 @@ class ImageStore(ImageFeatures):
         """
         if self.tokens is None:
             raise FeatcacheError(
-                f"pool {how}: {self.reference} holds one vector an image; name a tap with tokens, such as #patch"
+                f"pool {how}: {self.reference} holds one vector per image; name a tap with tokens, such as #patch"
             )
         return PooledStore(self, how)
 

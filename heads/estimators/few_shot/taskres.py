@@ -19,7 +19,7 @@ class TaskRes(PrototypeClassifier):
     ----------
     alpha : weight of the residual
     lr, epochs, batch_size
-        2e-3, 100 and 256, as published for up to four rows a class (200 epochs above, and 2e-4 on ImageNet).
+        2e-3, 100 and 256, as published for up to four rows per class (200 epochs above, and 2e-4 on ImageNet).
     norm
         Length of the text vectors. Stores hold unit vectors, while the authors take them as the text tower gives
         them, about ten times as long for OpenAI's models; it decides how far a step turns them.

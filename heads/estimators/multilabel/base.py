@@ -142,8 +142,8 @@ class MultiLabelRowsClassifier(MultiLabelClassifier):
         Raises
         ------
         HeadError
-            For NaN or infinite features (naming rows), shapes or values that do not fit, a store with one label a row,
-            parameters out of range.
+            For NaN or infinite features (naming rows), shapes or values that do not fit, a store with one label per
+            row, parameters out of range.
         MismatchError
             If the selection split belongs to another encoder or class list.
         """

@@ -63,7 +63,7 @@ class MultiLabelZeroShot(MultiLabelClassifier):
         Raises
         ------
         HeadError, MismatchError
-            As `ZeroShot.fit`; or if the selection split has one label a row, or belongs to another model or class list.
+            As `ZeroShot.fit`; if the selection split has one label per row, or another model or class list.
         """
         check_options("map", self.threshold)
         texts = ZeroShot(self.templates, self.weights).fit(X)

@@ -184,7 +184,7 @@ def test_compiled_passes_have_one_shape_and_plain_results(monkeypatch: pytest.Mo
 
 
 def test_an_encoder_without_torch_cannot_be_compiled(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match="--compile: numpy is no model of torch that featcache runs; leave it out"):
+    with pytest.raises(EncoderError, match="--compile: numpy is not a torch model that featcache runs; leave it out"):
         encode_dataset(NumpyDataset(), NumpyEncoder(), root=tmp_path, options=EncodeOptions(compiled=True))
 
 

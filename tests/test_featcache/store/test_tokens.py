@@ -127,7 +127,7 @@ def test_pooled_tokens_equal_the_pooled_tap_and_numpy(tmp_path: Path, how: str) 
 
 def test_what_cannot_be_pooled_is_refused(tmp_path: Path) -> None:
     store = run(tmp_path, NumpyDataset(), TokenEncoder(), "patch").store
-    with pytest.raises(FeatcacheError, match="one vector an image; name a tap with tokens"):
+    with pytest.raises(FeatcacheError, match="one vector per image; name a tap with tokens"):
         store.pooled("mean")
     with pytest.raises(FeatcacheError, match="'median': expected one of mean, cls, max, gem"):
         store.tap("patch").pooled("median")

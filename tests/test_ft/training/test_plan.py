@@ -42,7 +42,7 @@ def test_multi_label_data_are_refused_in_one_line(
     words = ["finetune", data, "--out", "run", "--root", "s", "--steps", "1", *val, *dry]
     assert main(words) != 0
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "is multi-label, and fine-tuning takes one label an image" in line
+    assert "is multi-label, and fine-tuning takes one label per image" in line
     assert not Path("run").exists()
 
 

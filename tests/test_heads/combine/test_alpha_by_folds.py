@@ -155,8 +155,8 @@ def test_settled_keeps_what_was_chosen_and_the_prior(images: Any, texts: Any) ->
 @pytest.mark.parametrize(
     ("estimator", "options", "message"),
     [
-        (heads.KNN(), {}, "knn is no linear head that fits on rows"),
-        (ZeroShot(), {}, "zero_shot is no linear head that fits on rows"),
+        (heads.KNN(), {}, "knn is not a linear head fitted on rows"),
+        (ZeroShot(), {}, "zero_shot is not a linear head fitted on rows"),
         (Ridge(), {"metric": "accuracy"}, "unknown metric 'accuracy'"),
         (Ridge(), {"alphas": []}, "expected one finite number or more"),
         (Ridge(), {"alphas": [0.1, float("nan")]}, "expected one finite number or more"),

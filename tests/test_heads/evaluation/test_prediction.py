@@ -193,7 +193,7 @@ def test_images_are_found_in_folders_patterns_and_lists(made: Any, tmp_path: Pat
         find_images(["@none.txt"])
     with pytest.raises(DatasetError, match=r"none\.png: no such file"):
         find_images(["none.png"])
-    with pytest.raises(DatasetError, match=r"list\.txt: a list or table, .*one a line: @FILE"):
+    with pytest.raises(DatasetError, match=r"list\.txt: a list or table, .*one per line: @FILE"):
         find_images(["list.txt"])
     assert find_images(["none.png", "pets/one/01.png"]) == ["none.png", "pets/one/01.png"]  # to be told of, in order
 

@@ -63,17 +63,17 @@ def test_heads_of_one_label_and_of_many_refuse_each_others_stores(
     fitted_multilabel: Any, tagged: Any, images: Any
 ) -> None:
     ridge = heads.Ridge().fit(images())
-    with pytest.raises(HeadError, match=r"animals/train is multi-label .* one label a row"):
+    with pytest.raises(HeadError, match=r"animals/train is multi-label .* one label per row"):
         heads.Ridge().fit(tagged())
     for refused in (ridge.check, ridge.predict, lambda store: heads.evaluate([ridge], [store])):
-        with pytest.raises(MismatchError, match="one label a row, but 'animals' is multi-label"):
+        with pytest.raises(MismatchError, match="one label per row, but 'animals' is multi-label"):
             refused(tagged(split="test", dataset_key="data-2"))
     for refused in (fitted_multilabel.check, lambda store: heads.evaluate([fitted_multilabel], [store])):
-        with pytest.raises(MismatchError, match="is multi-label, but 'animals' has one label a row"):
+        with pytest.raises(MismatchError, match="is multi-label, but 'animals' has one label per row"):
             refused(images(split="test", dataset_key="data-2"))
     with pytest.raises(HeadError, match="confusion: not for multi-label heads"):
         heads.judge([fitted_multilabel], [tagged(split="test", dataset_key="data-2")], confusion=True)
-    with pytest.raises(HeadError, match="top1 is no metric of multi-label heads; expected one of map_macro"):
+    with pytest.raises(HeadError, match="top1 is not a metric of multi-label heads; expected one of map_macro"):
         heads.choose([fitted_multilabel], tagged(split="val", dataset_key="data-3"), metric="top1")
 
 

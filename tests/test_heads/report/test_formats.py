@@ -54,7 +54,7 @@ def test_files_are_read_in_order_and_an_unfinished_last_line_is_skipped(tmp_path
     ("content", "message"),
     [
         ('{"a:top1": 1}\nno\n{"a:top1": 1}\n', "2: no JSON"),
-        ("[1]\n", "1: '\\[1\\]' is no JSON object"),
+        ("[1]\n", "1: '\\[1\\]' is not a JSON object"),
         ('{"head": "ridge"}\n', "no row with a key"),
         ("", "no row with a key"),
     ],

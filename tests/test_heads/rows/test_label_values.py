@@ -131,5 +131,5 @@ def test_labels_that_no_file_can_hold_are_refused(images: Any, tmp_path: Path) -
     fitted = Ridge().fit(X, np.array([b"a", b"b", b"c", b"d", b"e"])[index])
     with pytest.raises(HeadError, match="fit on numbers or strings"):
         fitted.save(tmp_path / "head.safetensors")
-    with pytest.raises(HeadError, match="one label a class"):
+    with pytest.raises(HeadError, match="one label per class"):
         heads.LinearHead(np.eye(3), np.zeros(3), ("a", "b", "c"), classes=np.array([1, 2]))

@@ -267,7 +267,7 @@ def test_plans_that_cannot_run_are_refused_before_anything_is_fitted(fields: dic
         ({"name": "ridge", "grid": {"alphas": "ab"}}, "expected a list of values"),
         ({"name": "ridge", "grid": {"alphas": []}}, "expected a list of values"),
         ({"name": "ridge", "fixed": {"prior": "text"}}, "ridge.prior is 'text', expected one of 'zero', 'texts'"),
-        ({"name": "knn", "grid": {"prior": ["texts"]}}, "knn shrinks towards nothing"),
+        ({"name": "knn", "grid": {"prior": ["texts"]}}, "knn takes no prior"),
     ],
 )
 def test_heads_and_parameters_are_known(grid: dict[str, Any], message: str) -> None:
@@ -357,7 +357,7 @@ def test_multi_label_heads_are_picked_by_map_and_the_table_shows_it(tagged: Any,
     (pick,) = picks(summarise(rows), plan.picked_by)
     assert pick.setting == {"alphas": alphas[int(np.argmax(wanted))]}
     assert replace(plan, metric="nll").picked_by == "binary_nll"
-    with pytest.raises(HeadError, match="top1 is no metric of multi-label heads"):
+    with pytest.raises(HeadError, match="top1 is not a metric of multi-label heads"):
         replace(plan, metric="top1")
     with pytest.raises(HeadError, match="a sweep of multi-label heads and others"):
         replace(plan, heads=(HeadGrid("ridge"), HeadGrid("multilabel_ridge")))

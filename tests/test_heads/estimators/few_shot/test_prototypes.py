@@ -94,7 +94,7 @@ def test_divergence_is_named(images: Any, texts: Any) -> None:
 
 
 def test_on_real_features_both_beat_the_zero_shot_head(clip_folder: Any) -> None:
-    """ImageNet's first 100 classes, four rows a class."""
+    """ImageNet's first 100 classes, four rows per class."""
     with np.load(clip_folder / "imagenet_fewshot.npz") as file:
         X, y, T = file["train_features"], file["train_labels"].astype(np.int64), file["text_weights"]
         V, v = file["test_features"], file["test_labels"]

@@ -59,7 +59,7 @@ def test_auto_is_the_squared_error_alone_and_the_nll_beside_a_prior_or_a_split(i
 
 
 def test_leave_one_out_of_few_rows_a_class_is_not_too_cautious(draw: Any) -> None:
-    """With two rows a class, the temperature from uncorrected leave-one-out doubles the NLL of new rows."""
+    """With two rows per class, the temperature from uncorrected leave-one-out doubles the NLL of new rows."""
     X, y = draw(4000, 32, 20, seed=3)
     few = np.concatenate([np.flatnonzero(y == c)[:2] for c in range(20)])
     head = Ridge([0.3]).fit(X[few], y[few])
