@@ -3,25 +3,39 @@
     python -m benchmarks.table_choosing DIR --out benchmarks/results
 
 DIR is as for `benchmarks.table_heads`. Nothing is chosen on a test split. On ImageNet every head is compared with the
-zero-shot head, of the same run, by a paired bootstrap over the test rows.
+zero-shot head, of the same run, by a paired bootstrap over the test rows. Then few rows a class: heads that choose by
+accuracy, NLL or squared error of held-out training rows. Last the transductive heads: TransCLIP on the zero-shot head
+and on GDA, and EM-Dirichlet on batches of 3 to 10 of ImageNet's first 100 classes and on all of these at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import heads
 from benchmarks.common import machine_facts, write_json
 from benchmarks.table_heads import SETS, stores_of, zero_shot_head
-from heads import GDA, KNN, Ridge, TipAdapter
+from heads import GDA, KNN, EMDirichlet, Logistic, LPPlusPlus, Ridge, TipAdapter, TransCLIP, few_shot
 from heads.estimators.base import METRICS
 from heads.evaluation.compare import compare
 
+IMAGENET = "imagenet_fewshot"
+FEW: Mapping[str, Callable[..., Any]] = {
+    "ridge": Ridge,
+    "ridge, standardised": partial(Ridge, standardise=True),
+    "logistic": Logistic,
+    "logistic, standardised": partial(Logistic, standardise=True),
+}
+LOSSES = {label: (*METRICS, "squared_error") if "ridge" in label else METRICS for label in FEW}
+WITH_TEXTS: Mapping[str, Callable[..., Any]] = {"gda": GDA, "tip_adapter": TipAdapter, "lp_plus_plus": LPPlusPlus}
 ALONE: Mapping[str, Mapping[str, Any]] = {
     "ridge, squared error": {"metric": "squared_error"},
     "ridge, NLL": {"metric": "nll"},
@@ -55,9 +69,9 @@ def of_set(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def of_imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
     """Few-shot ImageNet: the zero-shot head, and ridge that shrinks to it."""
-    stores = stores_of(folder, "imagenet_fewshot")
+    stores = stores_of(folder, IMAGENET)
     prior = zero_shot_head(folder, stores["train"])
-    rows = [_row("imagenet_fewshot", "zero-shot", None, prior, stores["test"], 0.0)]
+    rows = [_row(IMAGENET, "zero-shot", None, prior, stores["test"], 0.0)]
     fits: dict[str, Callable[[], Any]] = {
         label: partial(Ridge(prior=prior, **options).fit, stores["train"]) for label, options in TO_PRIOR.items()
     }
@@ -67,10 +81,55 @@ def of_imagenet(folder: Path, draws: int = 2000) -> list[dict[str, Any]]:
     for label, fit in fits.items():
         began = time.process_time()
         head = fit()
-        rows.append(_row("imagenet_fewshot", label, None, head, stores["test"], time.process_time() - began))
+        rows.append(_row(IMAGENET, label, None, head, stores["test"], time.process_time() - began))
         (found,) = compare(prior, head, [stores["test"]], draws=draws)
         rows[-1]["against zero-shot"] = {key: found[key]["difference"] for key in ("top1", "nll")}
     return rows
+
+
+def of_few_rows(folder: Path, name: str, shots: Sequence[int], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Mean accuracy and NLL over the draws, by rows per class, head and metric."""
+    stores, found = stores_of(folder, name), []
+    texts = {"texts": zero_shot_head(folder, stores["train"])} if name == IMAGENET else {}
+    for k in shots:
+        drawn = [few_shot(stores["train"], k, seed) for seed in seeds]
+        for label, kind in (WITH_TEXTS if texts else FEW).items():
+            for metric in METRICS if texts else LOSSES[label]:
+                fits = [kind(metric=metric).fit(rows, **texts) for rows in drawn]
+                rows = [heads.evaluate([head], [stores["test"]])[0] for head in fits]
+                top1, nll = (float(np.mean([row[f"{name}:{what}"] for row in rows])) for what in ("top1", "nll"))
+                found.append({"data": name, "shots": k, "head": label, "metric": metric, "top1": top1, "nll": nll})
+    return found
+
+
+def of_transduction(folder: Path, batches: int = 30, seed: int = 0) -> list[dict[str, Any]]:
+    """TransCLIP on two heads, and EM-Dirichlet by batches of few classes; accuracy, beside the head it begins from."""
+    stores = stores_of(folder, IMAGENET)
+    texts, (T, t) = zero_shot_head(folder, stores["train"]), stores["test"].numpy()
+    gda = GDA().fit(stores["train"], texts=texts).linear()
+    found = []
+    for label, start in (("zero-shot", texts), ("gda", gda)):
+        adapted = TransCLIP().fit(T, texts=start)
+        found.append((f"transclip on {label}", len(T), start.score(T, t), adapted.score(T, t)))
+    few, (X, y) = texts.restrict(np.arange(min(100, len(texts.classnames)))), stores["train"].numpy()
+    chance, scores = np.random.default_rng(seed), []
+    for _ in range(batches):
+        n_classes = min(int(chance.integers(3, 11)), len(few.classnames))
+        classes = chance.choice(len(few.classnames), n_classes, replace=False)
+        rows = np.flatnonzero(np.isin(y, classes))
+        scores.append([len(rows), few.score(X[rows], y[rows]), _em_score(X[rows], y[rows], few)])
+    found.append((f"em_dirichlet, {batches} batches of 3 to 10 classes", *np.mean(scores, axis=0)))
+    rows = np.flatnonzero(y < len(few.classnames))
+    found.append(
+        ("em_dirichlet, all classes", len(rows), few.score(X[rows], y[rows]), _em_score(X[rows], y[rows], few))
+    )
+    return [dict(zip(("head", "rows", "before", "top1"), row, strict=True)) for row in found]
+
+
+def _em_score(X: Any, y: Any, texts: Any) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of many classes at once, which are shown on purpose
+        return float(EMDirichlet().fit(X, texts=texts).score(X, y))
 
 
 def _row(data: str, label: str, split: str | None, head: Any, test: Any, seconds: float) -> dict[str, Any]:
@@ -90,14 +149,37 @@ def page(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
         "| data | head | chosen on | accuracy, % | NLL | accuracy against zero-shot | CPU, s |",
         "|:---|:---|:---|---:|---:|---:|---:|",
     ]
-    for row in rows:
+    for row in (row for row in rows if "chosen on" in row):
         against = "–"
         if "against zero-shot" in row:
             value, low, high = (100 * v for v in row["against zero-shot"]["top1"])
             against = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
         figures = f"{100 * row['top1']:.1f} | {row['nll']:.3f} | {against} | {row['cpu_s']:.1f}"
         lines.append(f"| {row['data']} | {row['head']} | {row['chosen on']} | {figures} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_few_rows(rows), *_transduction(rows)]) + "\n"
+
+
+def _few_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [row for row in rows if "shots" in row]
+    if not found:
+        return []
+    lines = ["", "Few rows per class, chosen on held-out ones of them; means over the draws (one of ImageNet).", ""]
+    lines += ["| data | rows per class | head | chosen by | accuracy, % | NLL |", "|:---|---:|:---|:---|---:|---:|"]
+    for row in found:
+        setting = f"{row['data']} | {row['shots']} | {row['head']} | {row['metric']}"
+        lines.append(f"| {setting} | {100 * row['top1']:.1f} | {row['nll']:.3f} |")
+    return lines
+
+
+def _transduction(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [row for row in rows if "before" in row]
+    if not found:
+        return []
+    lines = ["", "Transductive heads on ImageNet, and the head that each begins from.", ""]
+    lines += ["| head | rows at once | accuracy before, % | accuracy, % |", "|:---|---:|---:|---:|"]
+    for row in found:
+        lines.append(f"| {row['head']} | {row['rows']:.0f} | {100 * row['before']:.1f} | {100 * row['top1']:.1f} |")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,9 +189,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for choosing.md and choosing.json")
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--no-imagenet", action="store_true")
+    parser.add_argument("--shots", nargs="*", type=int, default=(1, 2, 4), help="rows per class of the second table")
+    parser.add_argument("--seeds", nargs="*", type=int, default=(0, 1, 2), help="its draws")
     args = parser.parse_args(arguments)
     rows = [row for name in args.sets for row in of_set(args.folder, name)]
     rows += [] if args.no_imagenet else of_imagenet(args.folder)
+    rows += [row for name in args.sets for row in of_few_rows(args.folder, name, args.shots, args.seeds)]
+    if not args.no_imagenet:
+        rows += of_few_rows(args.folder, IMAGENET, args.shots, args.seeds[:1]) + of_transduction(args.folder)
     facts = machine_facts()
     write_json(args.out / "choosing.json", {"machine": facts, "rows": rows})
     text = page(rows, facts)

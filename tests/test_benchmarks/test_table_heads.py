@@ -77,13 +77,24 @@ def test_a_difference_that_is_no_result_stands_in_brackets() -> None:
 
 
 def test_ways_of_choosing_stand_beside_zero_shot(folder: Path) -> None:
-    table_choosing.main([str(folder), "--out", str(folder / "out"), "--sets", "toys"])
+    shots = ["--shots", "2", "--seeds", "1"]
+    table_choosing.main([str(folder), "--out", str(folder / "out"), "--sets", "toys", *shots])
     rows = json.loads((folder / "out" / "choosing.json").read_text())["rows"]
     of_set = 2 * (len(table_choosing.ALONE) + len(table_choosing.NEIGHBOURS))
     combined = [row["head"] for row in rows if "against zero-shot" in row]
     assert combined == [*table_choosing.TO_PRIOR, "gda", "Tip-Adapter, top1", "Tip-Adapter, nll"]
-    assert len(rows) == of_set + 1 + len(combined)
-    assert (folder / "out" / "choosing.md").read_text().count("\n| ") == len(rows) + 1
+    few = [(row["data"], row["head"], row["metric"]) for row in rows if "shots" in row]
+    metrics = [("toys", head, metric) for head, known in table_choosing.LOSSES.items() for metric in known]
+    with_texts = [("imagenet_fewshot", head, m) for head in table_choosing.WITH_TEXTS for m in ("top1", "nll")]
+    assert few == [*metrics, *with_texts]
+    transductive = [row["head"] for row in rows if "before" in row]
+    assert transductive[:2] == ["transclip on zero-shot", "transclip on gda"]
+    assert len(rows) == of_set + 1 + len(combined) + len(few) + len(transductive)
+    assert (folder / "out" / "choosing.md").read_text().count("\n| ") == len(rows) + 3
+    stores = table_heads.stores_of(folder, "toys")
+    by_hand = heads.Ridge(metric="nll").fit(heads.few_shot(stores["train"], 2, 1))
+    row = next(row for row in rows if row.get("shots") and row["metric"] == "nll")
+    assert row["top1"] == pytest.approx(by_hand.score(stores["test"]))
 
 
 def test_all_channels_are_tip_adapter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
