@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +16,10 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import FeatcacheError, MismatchError, OutputError
+from featcache.errors import FeatcacheError, FeatcacheWarning, MismatchError, OutputError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
-from featcache.store.places.targets import is_stream, replacing, writing
+from featcache.store.places.targets import is_stream, replacing, tidied, writing
 from featcache.store.places.tensors import UNSEALED, in_order, seal
 from featcache.transfer.foreign import TARGET
 from featcache.transfer.formats import FOLDERS, folder_format
@@ -65,6 +66,11 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
     OutputError
         A folder, a device or a pipe in place of a file, or no room; what was there before is untouched.
     """
+    with tidied(target):
+        return _export(store, target, kind, dtype)
+
+
+def _export(store: ImageStore, target: str | Path, kind: str | None, dtype: npt.DTypeLike) -> Path:
     path = Path(target)
     chosen = kind or ("csv" if is_stream(target) else path.suffix.removeprefix(".").lower() or "npy")
     if chosen not in (*FORMATS, *FOLDERS):
@@ -118,7 +124,22 @@ def _parquet(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
             writer.write_table(table)
 
 
+def _say_lacking(store: ImageStore) -> None:
+    """FeatcacheWarning for classes without rows, whose names a csv file cannot hold."""
+    names = [store.classnames[label] for label in np.setdiff1d(range(len(store.classnames)), store.labels[store.valid])]
+    if names:
+        warnings.warn(
+            f"{len(names):,} of {len(store.classnames):,} classes have no row, so that a csv does not name them "
+            f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); import it with --classes FILE, or export to "
+            "parquet or npz",
+            FeatcacheWarning,
+            stacklevel=3,
+        )
+
+
 def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
+    if not store.multilabel:
+        _say_lacking(store)
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     try:
         writer = csv.writer(text)

@@ -79,10 +79,16 @@ def read_texts(source: str | Path) -> Foreign:
 
 def read_classes(path: str | Path) -> list[str]:
     """Class names, one per line; DatasetError where the file cannot be read as UTF-8 text."""
-    names = "\n".join(read_lines(Path(path))).splitlines()
+    names = entries_of(Path(path))
     if not names:
         raise DatasetError(f"{path}: no class name in it; write one per line")
     return names
+
+
+def entries_of(path: Path) -> list[str]:
+    """The lines of a text file, the last of which may have an end."""
+    *lines, last = read_lines(path)
+    return [*lines, last] if last else lines
 
 
 def classes_beside(folder: Path) -> list[str] | None:

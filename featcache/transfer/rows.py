@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from featcache.errors import MismatchError
 from featcache.store import ImageStore
 from featcache.store.layout import Array
 from featcache.store.reading.tokens import block_rows
@@ -72,5 +73,11 @@ def table_of(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> pa
 
 
 def text_lines(lines: Iterable[str]) -> bytes:
-    """One entry per line; line breaks within an entry become spaces."""
-    return "".join(" ".join(line.splitlines()) + "\n" for line in lines).encode()
+    """One entry per line; MismatchError for an entry that holds a line break itself."""
+    found = list(lines)
+    if odd := next((line for line in found if "\n" in line or "\r" in line), None):
+        raise MismatchError(
+            f"{odd!r} holds a line break, and this format keeps ids and class names in lines of text; export to npz or "
+            "parquet"
+        )
+    return "".join(f"{line}\n" for line in found).encode()

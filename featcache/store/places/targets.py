@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -197,6 +198,22 @@ def new_folder(target: str | Path) -> Iterator[Path]:
             sync_folder(path.parent)
     finally:
         give_up(partial)
+
+
+@contextlib.contextmanager
+def tidied(target: str | Path) -> Iterator[None]:
+    """After an error in the block, a folder at the target, and empty ones above it, are gone if the block made them."""
+    path = Path(os.path.realpath(target))
+    fresh = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        if path in fresh and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        for folder in fresh:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def write_target(target: str | Path, content: Buffer, stream: str = "") -> None:

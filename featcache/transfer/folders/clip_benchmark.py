@@ -20,11 +20,11 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     """See `featcache.transfer.formats.FolderFormat`."""
     import torch
 
+    write_target(folder / "classes.txt", text_lines(store.classnames))
     features, labels = store.numpy(dtype)
     for what, values in (("features", features), ("targets", labels)):
         with replacing(folder / f"{what}_{store.split}.pt") as file:
             torch.save(torch.from_numpy(np.ascontiguousarray(values)), file)
-    write_target(folder / "classes.txt", text_lines(store.classnames))
 
 
 def read(folder: Path, split: str) -> Foreign | None:

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.prompts.text_files import read_lines
 from featcache.store import ImageStore
 from featcache.store.places.targets import replacing, write_target
-from featcache.transfer.foreign import classes_beside, read_file
+from featcache.transfer.foreign import classes_beside, entries_of, read_file
 from featcache.transfer.formats import Foreign
 from featcache.transfer.rows import ids_of, row_blocks, text_lines
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     """See `featcache.transfer.formats.FolderFormat`."""
+    for name, entries in (("ids.txt", ids_of(store)), ("classes.txt", store.classnames)):
+        write_target(folder / name, text_lines(entries))
     shape = (int(store.valid.sum()), *store.shape[1:])
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with replacing(folder / "features.npy") as file:
@@ -22,8 +23,6 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
             file.write(np.ascontiguousarray(features).data)
     with replacing(folder / "labels.npy") as file:
         np.lib.format.write_array(file, store.truth[store.valid])
-    write_target(folder / "ids.txt", text_lines(ids_of(store)))
-    write_target(folder / "classes.txt", text_lines(store.classnames))
 
 
 def read(folder: Path, split: str) -> Foreign | None:
@@ -31,11 +30,8 @@ def read(folder: Path, split: str) -> Foreign | None:
     for name in ("features.pt", "features.npy", f"features_{split}.npy"):
         if (folder / name).is_file():
             found = read_file(folder / name)
-            found.ids = _entries(folder / "ids.txt") or found.ids
+            ids = folder / "ids.txt"
+            found.ids = entries_of(ids) if ids.is_file() else found.ids
             found.classnames = classes_beside(folder) or found.classnames
             return found
     return None
-
-
-def _entries(path: Path) -> list[str] | None:
-    return "\n".join(read_lines(path)).splitlines() if path.is_file() else None

@@ -20,6 +20,7 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     """See `featcache.transfer.formats.FolderFormat`."""
     import torch
 
+    write_target(folder / "classes.txt", text_lines(store.classnames))
     features, labels = store.numpy(dtype)
     files: dict[str, Array] = {f"{store.split}_f.pt": features, f"{store.split}_l.pt": labels}
     if store.split == "train":
@@ -31,7 +32,6 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
     for name, values in files.items():
         with replacing(folder / name) as file:
             torch.save(torch.from_numpy(values), file)
-    write_target(folder / "classes.txt", text_lines(store.classnames))
 
 
 def read(folder: Path, split: str) -> Foreign | None:

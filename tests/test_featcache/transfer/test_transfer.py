@@ -11,7 +11,7 @@ from fakes import CLASSES, NumpyDataset, NumpyEncoder
 
 from featcache import EncodeOptions, encode_dataset, list_stores
 from featcache.cli.main import main
-from featcache.errors import DatasetError, FeatcacheError, FeatcacheWarning, LabelsChangedError
+from featcache.errors import DatasetError, FeatcacheError, FeatcacheWarning, LabelsChangedError, MismatchError
 from featcache.store import ImageStore, find_store, verify
 from featcache.transfer.export import FORMATS, export
 from featcache.transfer.foreign import read_array, read_foreign
@@ -86,6 +86,45 @@ def test_blocks_of_an_export_keep_their_ids(store: ImageStore, tmp_path: Path, m
 def test_a_csv_of_stored_values_reads_back_as_they_are(store: ImageStore, tmp_path: Path) -> None:
     found = read_foreign(export(store, tmp_path / "rows.csv", dtype=np.float16))
     np.testing.assert_array_equal(found.features, store.numpy(np.float32)[0])
+
+
+def test_classes_without_rows_are_said_where_a_format_cannot_name_them(tmp_path: Path) -> None:
+    """One in the middle, and one at the end; parquet and npz keep them."""
+    rows = Foreign(features(), LABELS * 2, None, ["a", "b", "c", "d", "e", "f"])
+    store = import_features(rows, Source("m"), name="x", root=tmp_path / "cache")
+    with pytest.warns(FeatcacheWarning, match=r"3 of 6 classes have no row.*\(b, d, f\); import it with --classes"):
+        target = export(store, tmp_path / "x.csv")
+    again = import_features(
+        read_foreign(target), Source("m"), name="y", classnames=list("abcdef"), root=tmp_path / "cache"
+    )
+    assert again.classnames == store.classnames
+    for kind in ("parquet", "npz", "safetensors", "npy", "clip-benchmark"):
+        assert read_foreign(export(store, tmp_path / f"x.{kind}", kind), "train").classnames == list("abcdef")
+
+
+@pytest.mark.parametrize("kind", ["npy", "tip-adapter", "clip-benchmark"])
+def test_line_breaks_are_refused_where_they_cannot_be_kept(tmp_path: Path, kind: str) -> None:
+    """Never another id; other separators of lines stay as they are. Nothing is left of what failed."""
+    names = ["a\u2028b", "c\x85", "d"]
+    given = Foreign(features(), LABELS, [f"{row}\x0b{row}" for row in range(N)], names)
+    store = import_features(given, Source("m"), name="x", root=tmp_path / "cache")
+    found = read_foreign(export(store, tmp_path / "good", kind), "train")
+    assert found.classnames == names
+    assert found.ids == (given.ids if kind == "npy" else None)
+    broken = Foreign(features(), LABELS, None, ["a", "b\nc", "d"])
+    other = import_features(broken, Source("m"), name="y", root=tmp_path / "cache")
+    (tmp_path / "kept").mkdir()
+    for target in ("new/deep/er", "kept"):
+        with pytest.raises(MismatchError, match=r"'b\\nc' holds a line break.*export to npz or parquet"):
+            export(other, tmp_path / target, kind)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "good", "kept"]
+
+
+def test_a_failed_export_to_a_file_leaves_no_folder(store: ImageStore, tmp_path: Path) -> None:
+    unknown = import_features(Foreign(unit(features()), LABELS), Source("m"), name="x", root=tmp_path / "cache")
+    with pytest.raises(MismatchError, match="lengths before normalisation are not known"):
+        export(unknown, tmp_path / "a" / "b" / "x.txt", "fe")
+    assert not (tmp_path / "a").exists()
 
 
 def test_invalid_exports_are_refused(store: ImageStore, tmp_path: Path) -> None:
