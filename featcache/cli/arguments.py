@@ -94,7 +94,7 @@ def device_argument(parser: argparse.ArgumentParser) -> None:
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--quiet``."""
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--quiet", action="store_true", help="the result in short, without progress on stderr")
 
 
 def pretrained_argument(parser: argparse.ArgumentParser, of: str = "--model") -> None:

@@ -133,7 +133,11 @@ def run(args: argparse.Namespace) -> int:
             lines.append(str(done))
             continue
         records.append(_record(result))
-        lines.append(describe_encoded(result) + _name_note(result, dataset) + alias_note(result.store, encoder))
+        lines.append(
+            describe_encoded(result, counts=not args.quiet)
+            + _name_note(result, dataset)
+            + alias_note(result.store, encoder)
+        )
     show(records, "\n".join([*lines, *_other_classes(datasets)]), args.json)
     return 0
 
@@ -217,8 +221,8 @@ def _record(result: EncodeResult) -> Json:
     }
 
 
-def describe_encoded(result: EncodeResult) -> str:
-    """What an encode run did: one line, and the store's path."""
+def describe_encoded(result: EncodeResult, *, counts: bool = True) -> str:
+    """What an encode run did: one line, the store's path, and with `counts` how many rows each class has."""
     store = result.store
     what = f"{store.name}/{store.split}@{store.encoder_name}: {len(store):,} x {store.dim}"
     bad = f", {len(store.bad)} unreadable" if store.bad else ""
@@ -229,7 +233,8 @@ def describe_encoded(result: EncodeResult) -> str:
         batches = f", {result.batches}" if result.batches else ""
         how = f"{result.encoded_rows:,} rows encoded{copied} in {format_seconds(result.seconds)}{batches}"
     parts = ", ".join(part.label for part in parts_of(store))
-    lines = [f"{what}{bad}, {how}", f"  {store.path}", f"  {class_counts(store.truth, store.classnames)}"]
+    lines = [f"{what}{bad}, {how}", f"  {store.path}"]
+    lines += [f"  {class_counts(store.truth, store.classnames)}"] * counts
     return "\n".join([*lines, *([f"  with {parts}"] if parts else [])])
 
 

@@ -236,9 +236,12 @@ def _with_head(source: str | Path, found: Checkpoint, file: str | Path | None) -
 def _write_for_system(layout: str, state: State, found: Checkpoint, out: Path, overwrite: bool) -> None:
     """RegFT's ``{clip, head}``, without the blocks of the text tower as there; or files of Lipsum-FT."""
     if layout == "lipsum":
-        if found.bias is not None and bool((found.bias != found.bias[0]).any()):
-            raise EncoderError(f"{out}: the head has a bias per class, and Lipsum-FT's heads have none; use --to regft")
         if out.suffix in SUFFIXES:
+            if found.bias is not None and bool((found.bias != found.bias[0]).any()):
+                raise EncoderError(
+                    f"{out}: the head has a bias per class, and cls in Lipsum-FT's files has none; give one without by "
+                    "--head FILE (zero_shot, or fitted with --set fit_intercept=false), or keep this one by --to regft"
+                )
             write_lipsum(state, found.weights, out)
         else:
             with new_folder(out) as folder:

@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         progress=progress_of(args) if is_first() else Silent(),
     )
     if is_first():
-        append_rows(args.results, result.before_after)
+        append_rows(args.results, [row | {"run": str(args.out)} for row in result.before_after])
         page = write_run_page(args.out, open_split(args.val, args.labels) if args.val else None)
         text = f"{_text(result, options.preprocess)}\n{page}  (losses, evaluations and confusions, for the browser)"
         show(_record(result) | {"report": str(page)}, text, args.json)

@@ -61,7 +61,8 @@ def write_options(run: Run, out: Path) -> None:
         "device": run.encoder.device,
         "options": run.options.to_dict(),
     }
-    put(out / OPTIONS, json.dumps(record, indent=2).encode() + b"\n")
+    with writing(out / OPTIONS):
+        put(out / OPTIONS, json.dumps(record, indent=2).encode() + b"\n")
 
 
 def write_model(run: Run, out: Path, name: str, step: int, metrics: Mapping[str, float] | None) -> None:
@@ -146,7 +147,8 @@ class Log:
     def __init__(self, path: Path, after: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if after and path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
-        put(path, "".join(kept).encode())
+        with writing(path):
+            put(path, "".join(kept).encode())
         self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, record: Json) -> None:

@@ -10,7 +10,7 @@ from heads.evaluation.metrics import METRICS, Row
 from heads.report.against import HEADER, comparison_cells
 from heads.report.formats import ENDINGS, FORMATS, Shown
 from heads.report.plots import plot_nll_against_alpha, plot_robustness
-from heads.report.rows import alpha_of, choose_datasets, datasets_of, paths_of, point_of
+from heads.report.rows import alpha_of, choose_datasets, datasets_of, paths_of, point_of, shifts_of
 from heads.report.tables import markdown_lines, markdown_table, markdown_text
 from heads.report.web import Background, write_page
 
@@ -55,14 +55,15 @@ def write_report(
         If the rows lack a data set or metric.
     """
     first, shifted = choose_datasets(rows, datasets, reference, metrics[0])
+    shifts = shifts_of(rows, first, shifted, metrics[0])
     shown, background = Shown([first, *shifted], first, metrics), background or Background()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {markdown_text(title)}", notes.strip(), _legend(first, shifted)]
+    parts = [f"# {markdown_text(title)}", notes.strip(), _legend(first, shifted, shifts)]
     parts += _tables([row for row in rows if alpha_of(row) is None], first, shifted, metrics, "Heads")
     plots: list[Path] = []
-    if shifted and "top1" in metrics:
-        plots += _shift_plots(rows, folder, first, shifted)
+    if shifts and "top1" in metrics:
+        plots += _shift_plots(rows, folder, first, shifts)
         parts.append("## Accuracy, in-distribution against shifted")
         parts += [f"![accuracy]({plot.name})" for plot in plots]
     for number, (name, path) in enumerate(paths_of(rows).items(), start=1):
@@ -110,12 +111,11 @@ def file_names(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _legend(first: str, shifted: Sequence[str]) -> str:
-    named = markdown_text(first)
-    if not shifted:
-        return f"Evaluated on {named}."
+def _legend(first: str, others: Sequence[str], shifts: Sequence[str]) -> str:
+    if not shifts:
+        return f"Evaluated on {', '.join(map(markdown_text, (first, *others)))}."
     return (
-        f"In-distribution: {named}. Shifted: {', '.join(map(markdown_text, shifted))}. "
+        f"In-distribution: {markdown_text(first)}. Shifted: {', '.join(map(markdown_text, shifts))}. "
         "*Shifted mean* is the unweighted mean over the shifted data sets, *drop* (for losses *rise*) the change from "
         "the in-distribution data set to it. Bold: the best of a column."
     )

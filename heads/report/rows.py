@@ -80,6 +80,18 @@ def mean_of(row: Row, datasets: Sequence[str], metric: str) -> float | None:
     return sum(values) / len(values) if values and len(values) == len(datasets) else None
 
 
+def shifts_of(rows: Sequence[Row], first: str, others: Sequence[str], metric: str = "top1") -> list[str]:
+    """Of some data sets the shifted ones: those on which a head was evaluated that has figures on the first, too.
+
+    Examples
+    --------
+    >>> shifts_of([{"a:top1": 0.9, "b:top1": 0.7}, {"c:top1": 0.8}], "a", ["b", "c"])
+    ['b']
+    """
+    both = [row for row in rows if value_of(row, first, metric) is not None]
+    return [name for name in others if any(value_of(row, name, metric) is not None for row in both)]
+
+
 def point_of(row: Row, first: str, shifted: Sequence[str], metric: str) -> Point | None:
     """A head's value in-distribution and its mean over the shifted data sets; None if one is missing."""
     x, y = value_of(row, first, metric), mean_of(row, shifted, metric)

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from featcache.progress import printable
 from heads.evaluation.metrics import Metric, Row, metric_of
-from heads.report.rows import MEAN, choose_datasets, comparable, format_value, label_of, mean_of, value_of
+from heads.report.rows import MEAN, choose_datasets, comparable, format_value, label_of, mean_of, shifts_of, value_of
 
 GAP = "    "
+CHANGES = ("drop", "rise")
+"""Titles of the change from the in-distribution data set to the mean over the shifted ones."""
 
 
 def markdown_table(
@@ -132,8 +134,9 @@ def table_text(
     first, shifted = choose_datasets(rows, datasets, reference, metrics[0])
     for metric in metrics[1:]:
         choose_datasets(rows, [first, *shifted], first, metric)
-    titles = [first, *shifted, *([MEAN, "drop / rise"] if shifted else [])]
     subheads = [f"{m} % " if metric_of(m).unit == "%" else f"{m} " for m in metrics]
+    titles = [*columns_of(rows, first, shifted, metrics[0])]
+    titles = ["drop / rise" if title in CHANGES else title for title in titles]
     by_metric = [
         [_marked(rows, values, metric_of(m), title, best="{}*", other="{} ") for title, values in columns.items()]
         for m in metrics
@@ -175,9 +178,9 @@ def in_blocks(left: Sequence[str], columns: Iterable[Sequence[str]], width: int,
 
 
 def columns_of(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str) -> dict[str, list[float | None]]:
-    """Values of all heads by data set, then the mean over the shifted ones and the change to it."""
+    """Values of all heads by data set, then the mean over the shifted ones (see `shifts_of`) and the change to it."""
     columns = {name: [value_of(row, name, metric) for row in rows] for name in (first, *shifted)}
-    if shifted:
+    if shifted := shifts_of(rows, first, shifted, metric):
         columns[MEAN] = [mean_of(row, shifted, metric) for row in rows]
         sign = -1 if metric_of(metric).higher_is_better else 1
         columns["drop" if sign < 0 else "rise"] = [
@@ -203,7 +206,7 @@ def _marked(
     """
     texts, counted = [format_value(value, metric) for value in values], comparable(rows, title)
     known = [value for value, counts in zip(values, counted, strict=True) if counts and value is not None]
-    if not known or len(values) < 2 or title in ("drop", "rise"):
+    if not known or len(values) < 2 or title in CHANGES:
         return [other.format(text) for text in texts]
     winner = format_value(max(known) if metric.higher_is_better else min(known), metric)
     return [

@@ -35,8 +35,8 @@ from heads.report.charts import (
 )
 from heads.report.details import Confusion, Detail
 from heads.report.formats import Shown
-from heads.report.rows import alpha_of, comparable, datasets_of, format_value, label_of, value_of
-from heads.report.tables import columns_of
+from heads.report.rows import alpha_of, comparable, datasets_of, format_value, label_of, shifts_of, value_of
+from heads.report.tables import CHANGES, columns_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 2_000_000
 MOST_CLASSES, MOST_CONFUSIONS, MOST_HEADS, MOST_IN_GROUPS = 40, 12, 1000, 8
-CHANGES = ("drop", "rise")
 
 
 @dataclass(frozen=True)
@@ -201,9 +200,10 @@ def _best_rows(rows: Sequence[Row], most: int, shown: Shown) -> list[Row]:
 def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background, hidden: int) -> Page:
     first, shifted = shown.places(rows, shown.metrics[0]) if rows else ("", [])
     metrics = [m for m in shown.present(rows) if m in ALL_METRICS] if rows else []
-    legend = f"Evaluated on {first}." if first and first not in title else ""
-    if shifted:
-        legend = f"In-distribution: {first}. Shifted: {', '.join(shifted)}. The shifted mean is unweighted."
+    named = ", ".join(filter(None, (first, *shifted)))
+    legend = f"Evaluated on {named}." if named not in title else ""
+    if shifts := shifts_of(rows, first, shifted, shown.metrics[0]):
+        legend = f"In-distribution: {first}. Shifted: {', '.join(shifts)}. The shifted mean is unweighted."
     if hidden:
         legend += f" The best {len(rows):,} of {len(rows) + hidden:,} heads by {shown.metrics[0]} on {first} are shown."
     return Page(
@@ -212,7 +212,7 @@ def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background,
         legend=legend,
         notes=[note for note in background.notes if note.strip()],
         tables=[headline(rows, first, shifted, metric) for metric in metrics],
-        scatters=_scatters(rows, first, shifted) if "top1" in metrics else [],
+        scatters=_scatters(rows, first, shifts) if "top1" in metrics else [],
         paths=[*alpha_charts(rows, [first, *shifted], metrics), *map(curve_chart, background.curves)],
         reliability=_reliability_charts(background.details),
         reliability_note=_reliability_note(background.details),

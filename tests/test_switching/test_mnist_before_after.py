@@ -78,9 +78,10 @@ def test_the_table_of_before_and_after(project: Path, style: str, capsys: pytest
         assert name == f"MNIST_test_{style}"
         assert row[f"{name}:top1"] == pytest.approx(top1)
         assert row[f"{name}:nll"] == pytest.approx(nll, rel=1e-4)
-    lines = [line for line in shown.splitlines() if line.startswith(f"MNIST_test_{style} ")]
-    cells = lines[0].replace("*", "").split()
-    assert cells[1::2] == [f"{100 * row[f'MNIST_test_{style}:top1']:.1f}" for row in (before, after)]
+    titles = [line.strip() for line in shown.splitlines()]
+    at = titles.index(f"MNIST_test_{style}")
+    cells = [line.replace("*", "").split()[-2] for line in titles[at + 2 : at + 4]]
+    assert cells == [f"{100 * row[f'MNIST_test_{style}:top1']:.1f}" for row in (before, after)]
 
 
 def test_the_training_captions_are_the_bare_labels(project: Path) -> None:
@@ -116,6 +117,8 @@ def test_one_command_shows_both_label_styles_side_by_side(capsys: pytest.Capture
         assert main(["finetune", *lists, "--model", "model", "--recipe", "mnist_list", "--out", style, *short]) == 0
     rows = [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()]
     capsys.readouterr()
+    assert main(["report", "results.jsonl"]) == 0
+    assert "shifted mean" not in capsys.readouterr().out  # neither style is a shift of the other
     assert main(["report", "results.jsonl", "--format", "csv"]) == 0
     table = list(csv.reader(capsys.readouterr().out.splitlines()))
     for style, both in {"0": rows[:2], "zero": rows[2:]}.items():

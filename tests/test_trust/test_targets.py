@@ -145,6 +145,18 @@ def test_the_need_is_told(tmp_path: Path) -> None:
         full()
 
 
+def test_of_a_copy_that_finds_no_room_the_new_file_is_named(tmp_path: Path) -> None:
+    """shutil's error names the file that was read first."""
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*/model.*No space left.*; nothing there was replaced"),
+        targets.new_folder(tmp_path / "model") as folder,
+    ):
+        raise OSError(
+            errno.ENOSPC, os.strerror(errno.ENOSPC), "/usr/tiny/config.json", None, str(folder / "config.json")
+        )
+    assert os.listdir(tmp_path) == []
+
+
 def test_errors_about_files_that_were_read_keep_their_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not-there"), replacing(tmp_path / "out"):
         (tmp_path / "not-there").read_bytes()

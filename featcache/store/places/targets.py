@@ -110,10 +110,11 @@ def _system_error(error: Exception) -> OSError | None:
 
 def _concerns(error: OSError, target: str | Path) -> bool:
     """Whether an error is about a target, or a file that will take its place; not about one that was read."""
-    if error.filename is None:
+    named = error.filename2 or error.filename  # of a copy, the second one is written
+    if named is None:
         return True
     folder, name = os.path.split(os.path.realpath(target))
-    inside = os.path.relpath(os.path.realpath(os.fsdecode(error.filename)), folder)
+    inside = os.path.relpath(os.path.realpath(os.fsdecode(named)), folder)
     return inside.lstrip(".").startswith(name[:SHOWN_NAME].lstrip("."))
 
 

@@ -111,6 +111,21 @@ def test_text_table(rows):
     assert len(points) == 1, "decimal points stand below each other"
 
 
+def test_data_sets_of_other_heads_are_no_shifts(rows, tmp_path):
+    """Two label styles, or two projects, in one file: no mean over what no head of the first data set was judged on."""
+    apart = [{"head": "a", "x:top1": 0.9, "x:nll": 0.3}, {"head": "b", "y:top1": 0.8, "y:nll": 0.5}]
+    assert re.split(r"\s{2,}", table_text(apart).splitlines()[0].strip()) == ["x", "y"]
+    assert cells(markdown_table(apart).splitlines()[0]) == ["Accuracy, %", "x", "y"]
+    table = markdown_table([*rows[:2], *apart]).splitlines()
+    assert cells(table[0])[1:] == [*DATASETS, "x", "y", "shifted mean", "drop"]
+    assert cells(table[2])[6:] == ["55.0", "25.0"]  # over noisy and rotated alone
+    assert cells(table[4])[6:] == cells(table[5])[6:] == ["–", "–"]
+    page, markdown, *_ = write_report(apart, tmp_path / "apart", title="Two")
+    for text in (page.read_text(), markdown.read_text()):
+        assert "Evaluated on x, y." in text
+        assert "shifted" not in text.replace("--shifted", "").partition("<script")[0].lower()
+
+
 def test_names_cannot_break_the_text_table():
     head, _, values = table_text([{"head": "a\n# b\x1b[31m", "x\ny:top1": 0.5, "x\ny:nll": 0.25}]).split("\n")
     assert head.strip() == "x y"
