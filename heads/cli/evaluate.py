@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         const=DRAWS,
         metavar="DRAWS",
-        help="bootstrap intervals of top1 and NLL, or of mAP and F1",
+        help="add 95%% bootstrap intervals of top1 and NLL, or of mAP and F1",
     )
     parser.add_argument(
         "--log-line",
