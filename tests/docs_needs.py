@@ -21,7 +21,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clip_models import CONFIG, make_model, write_folder
+from clip_models import CONFIG, RESNET, make_model, write_folder
 from diffusion_models import Draft
 from docs_pages import ROOT, blocks
 from file_server import serving
@@ -101,18 +101,22 @@ def pretrained(scratch: Scratch) -> None:
     """Small random models answer to the names and tags of OpenAI's."""
 
     text = {"text_cfg": CONFIG["text_cfg"] | {"context_length": 77}}
+    resnet = text | {"vision_cfg": RESNET}
 
     def weights(tag: Mapping[str, Any], **_: Any) -> str:
-        path = scratch.base / f"weights-{'quick' if tag.get('quick_gelu') else 'plain'}.pt"
+        quick, kind = bool(tag.get("quick_gelu")), "RN50" if "RN50" in tag.get("url", "") else "ViT"
+        path = scratch.base / f"weights-{kind}-{quick}.pt"
         if not path.exists():
-            torch.save(make_model(quick_gelu=bool(tag.get("quick_gelu")), **text).state_dict(), path)
+            model = make_model(quick_gelu=quick, **(resnet if kind == "RN50" else text))
+            torch.save(model.state_dict(), path)
         return str(path)
 
     scratch.patch.setattr(open_clip.factory, "download_pretrained", weights)
     for name in MODELS:
         for full, quick in ((name, False), (f"{name}-quickgelu", True)):
             if full in open_clip.factory._MODEL_CONFIGS:
-                scratch.patch.setitem(open_clip.factory._MODEL_CONFIGS, full, CONFIG | text | {"quick_gelu": quick})
+                changes = (resnet if name == "RN50" else text) | {"quick_gelu": quick}
+                scratch.patch.setitem(open_clip.factory._MODEL_CONFIGS, full, CONFIG | changes)
 
 
 @need
@@ -134,7 +138,8 @@ def short_runs(scratch: Scratch) -> None:
     """Two steps of every recipe, and one template instead of 80."""
     for recipe in RECIPES:
         templates = " --templates bare" if load_recipe(recipe).get("head") == "zero_shot" and recipe != "regft" else ""
-        run = f"--recipe {recipe} --steps 2 --eval-every 1 --batch-size 2{templates}"
+        size = 3 if recipe == "regft" else 2  # of three pictures
+        run = f"--recipe {recipe} --steps 2 --eval-every 1 --batch-size {size}{templates}"
         scratch.replace[f"--recipe {recipe}"] = run
     scratch.replace["--templates openai-imagenet"] = "--templates simple"
 

@@ -150,7 +150,7 @@ _TOWER: dict[str, object] = {
     "heads": _SIZE,
     "image_size": _SIZE | list[_SIZE],
 }
-_TOWER |= {"patch_size": _SIZE, "head_width": _SIZE, "context_length": _SIZE, "vocab_size": _SIZE}
+_TOWER |= {"patch_size": _SIZE | None, "head_width": _SIZE, "context_length": _SIZE, "vocab_size": _SIZE}
 _CONFIG: dict[str, object] = {"embed_dim": _SIZE, "vision_cfg": dict[str, Any], "text_cfg": dict[str, Any]}
 """Kinds of what a configuration may hold; open_clip knows more fields."""
 

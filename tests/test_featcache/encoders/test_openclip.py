@@ -4,18 +4,20 @@ import copy
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from clip_models import CONFIG, PREPROCESS, make_model, write_folder
+from clip_models import CONFIG, PREPROCESS, RESNET, make_model, write_folder
 from PIL import Image
 
 from featcache import encode, load_encoder
 from featcache.datasets import open_dataset
 from featcache.encoders import openclip
 from featcache.encoders.checkpoints import is_openai_file, tower_digest
+from featcache.encoders.openclip.loading import register_architecture
 from featcache.errors import ActivationMismatchError, EncoderError, PromptError
 from featcache.prompts import imagenet
 from featcache.store import content_key
@@ -30,8 +32,11 @@ def pictures() -> list[Image.Image]:
     ]
 
 
-def test_a_model_folder_gives_open_clips_own_features(tmp_path: Path, pictures: list[Image.Image]) -> None:
-    name = write_folder(tmp_path / "model", make_model())
+@pytest.mark.parametrize("changes", [{}, {"vision_cfg": RESNET}], ids=["ViT", "ResNet, patch_size null"])
+def test_a_model_folder_gives_open_clips_own_features(
+    changes: dict[str, Any], tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    name = write_folder(tmp_path / "model", make_model(**changes), **changes)
     encoder = load_encoder(name)
     model, _, transform = open_clip.create_model_and_transforms(name)
     tokens = open_clip.get_tokenizer(name)(["a cat", "two dogs"])
@@ -116,6 +121,12 @@ def test_a_key_says_that_weights_are_bfloat16(tmp_path: Path) -> None:
     """Stores that autocast made have ``bf16`` there; their features differ in the last digits."""
     encoder = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
     assert encoder.image_identity["precision"] == encoder.text_identity["precision"] == "bf16 weights"
+
+
+def test_every_architecture_of_open_clip_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_clip.factory, "get_model_config", lambda name: {})  # none is added
+    for file in sorted((Path(open_clip.__file__).parent / "model_configs").glob("*.json")):
+        assert register_architecture(file)[1] == file.stem
 
 
 def test_a_checkpoint_file_is_loaded_into_its_architecture(tmp_path: Path) -> None:
