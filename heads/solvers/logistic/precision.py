@@ -49,7 +49,7 @@ class Precision:
             return lambda x, out: torch.addmm(intercepts, x.to(self.dtype), weights.T, out=out)
         factor = self._split(weights.clone())
         if self.dtype == torch.bfloat16:
-            return lambda x, out: _product(torch.cat([x] * self.parts, dim=1), factor, out).add_(intercepts)
+            return lambda x, out: _product(self._repeated(x), factor, out).add_(intercepts)
         # float16: the intercepts are the weights of further columns of ones, which saves a pass over the logits.
         padding = intercepts.new_zeros(len(weights), -self.parts % _ALIGNED, dtype=self.dtype)
         factor = torch.cat([factor, self._split(intercepts.clone()[:, None]), padding], dim=1)
@@ -65,11 +65,14 @@ class Precision:
         if self.dtype in (torch.float32, torch.float64):
             return residual.T @ x.to(self.dtype)
         unit = _UNIT if self.dtype == torch.float16 else 1.0
-        factor = self._split(residual.mul_(unit))
+        factor = self._split(residual if unit == 1.0 else residual.mul_(unit))
         out = residual.new_empty(factor.shape[1], x.shape[1])
         _product(factor.T, x.T, out)
         whole = out if self.parts == 1 else torch.stack(out.chunk(self.parts)).sum(dim=0)
         return whole if unit == 1.0 else whole.div_(unit)
+
+    def _repeated(self, x: Tensor) -> Tensor:
+        return x if self.parts == 1 else torch.cat([x] * self.parts, dim=1)
 
     def _split(self, wide: Tensor) -> Tensor:
         """Parts (n, parts * K) in the narrow type that add up to a matrix (n, K), which is overwritten."""

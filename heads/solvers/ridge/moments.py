@@ -161,7 +161,7 @@ def fold_moments(blocks: Blocks, *, dim: int, n_targets: int, folds: int) -> lis
         w = None if weights is None else as_tensor(weights).to(X.device, torch.float64)
         found = {}
         for k, rows in by_fold(None if fold is None else as_tensor(fold).to(X.device)):
-            x = X[rows].double()
+            x = (X if isinstance(rows, slice) else X.index_select(0, rows)).double()  # faster than X[rows]
             found[k] = _sums(x, y[rows], None if w is None else w[rows], n_targets), len(x)
         return found
 
