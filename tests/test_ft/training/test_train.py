@@ -162,53 +162,6 @@ def test_optimiser_gets_the_published_rates(
         assert group["lr"] == pytest.approx(rate, rel=2e-3 if rate < 1e-12 else 1e-6, abs=0)
 
 
-@pytest.mark.parametrize(
-    ("batches", "changes"),
-    [
-        ([range(8), range(8, 16), range(16, 24)], {}),
-        ([range(10), range(10, 20)], {"batch_size": 10, "epochs": 1, "steps": None}),
-        ([range(10), range(10, 20), range(20, 24)] * 2, {"batch_size": 10, "epochs": 2, "steps": None}),
-        ([range(11), range(11, 22), range(22, 24)], {"batch_size": 11, "accumulate": 3}),
-        ([range(24)] * 3, {"batch_size": 100}),
-    ],
-    ids=["equal batches", "incomplete batch left out", "smaller last batch", "micro-batches", "one batch"],
-)
-def test_adamw_equals_a_plain_loop_in_torch(
-    batches: list[range], changes: dict[str, Any], model: str, tmp_path: Path
-) -> None:
-    """Some updates against thirty lines of plain torch, with a head of zeros, clipping and weight decay."""
-    dataset = Pictures()
-    common = {"head": "zeros", "clip": 0.5, "weight_decay": 0.1, "warmup": 2, "label_smoothing": 0.1, "shuffle": False}
-    keeps_all = sum(map(len, batches)) % N == 0
-    result = train(tmp_path, model, dataset, **common, **changes, drop_last=not keeps_all)
-    assert result.steps == len(batches)
-    network = make_model()
-    network.load_state_dict(weights(Path(model.removeprefix("local-dir:"))))
-    head = torch.nn.Linear(24, 3)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    parameters = [*network.visual.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1.0, weight_decay=0.1)
-    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
-    for step, batch in enumerate(batches):
-        rows = slice(batch.start, batch.stop)
-        pixels = ((torch.from_numpy(dataset.pixels[rows]) / 255 - mean) / std).permute(0, 3, 1, 2)
-        logits = head(torch.nn.functional.normalize(network.encode_image(pixels), dim=-1))
-        loss = torch.nn.functional.cross_entropy(
-            logits, torch.from_numpy(dataset.index.labels[rows]), label_smoothing=0.1
-        )
-        optimizer.param_groups[0]["lr"] = wise_ft_schedule(step, 1e-3, 2, len(batches))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
-        optimizer.step()
-    trained = weights(result.last)
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(trained[name], value, rtol=0, atol=3e-5, msg=name)
-    fitted = load(result.last_head).linear()
-    np.testing.assert_allclose(fitted.weights, head.weight.detach().numpy(), atol=3e-5)
-
-
 def test_layers_closer_to_the_pixels_learn_slower(model: str) -> None:
     factors = {
         name: group["factor"]
