@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tools.journeys import journeys
+from tools.repeats import repeats
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featcache", "heads", "ft")
@@ -166,6 +167,13 @@ def test_journeys_are_short_and_on_the_architecture_page(tmp_path: Path, monkeyp
         assert journey.files <= most, (name, str(journey))
         assert journey.returns <= 3, (name, str(journey))
         assert f"### {name}: {journey.files} files, {journey.returns} returns\n\n{journey}\n" in page, str(journey)
+
+
+@pytest.mark.nightly
+def test_no_two_places_share_more_than_ten_lines() -> None:
+    found = repeats(sources())
+    assert [pair for pair in found if pair[0] > 10] == []
+    assert len(found) <= 24
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:
