@@ -35,6 +35,9 @@ _LEVERAGE = 0.04
 _MISMATCH = 2e-3
 """Largest relative error of the sums of residuals and of leverages, and largest covariance relative to E."""
 
+_PIECE_ROWS = 1024
+"""Twenty passes over a piece's products: half of the usual piece takes 5% less time (N = 50,000, D = 512)."""
+
 _ROUNDING = 2.0**-18 / 3
 """Mean square of bfloat16's relative rounding."""
 
@@ -71,7 +74,9 @@ def mean_errors(spectrum: Spectrum, form: Coupled, blocks: Blocks, alphas: Float
         return torch.stack([*sums, e.mul_(g).sum(dim=0, dtype=torch.float64)]).numpy()
 
     n = float(spectrum.rows)
-    e_sum, h_sum, g_sum, eg_sum = np.sum(list(map_pieces(blocks, of_piece, width=2 * form.rank)), axis=0)
+    e_sum, h_sum, g_sum, eg_sum = np.sum(
+        list(map_pieces(blocks, of_piece, rows=_PIECE_ROWS, width=2 * form.rank)), axis=0
+    )
     s, power = spectrum.eigenvalues[:, None], np.square(spectrum.projected).sum(axis=1)[:, None]
     shrink = 1.0 / (s + alphas)
     errors = n * (1.0 - float(spectrum.mean_y @ spectrum.mean_y)) - (power * shrink * (2.0 - s * shrink)).sum(axis=0)
