@@ -19,7 +19,7 @@ from featcache.cli.arguments import (
     table_width,
 )
 from featcache.errors import TrainingError
-from featcache.progress import Silent
+from featcache.progress import Silent, counted
 from ft.recipes import RECIPES, load_recipe
 from ft.regularizers import REGULARIZERS
 from ft.training.options import CHOICES, FinetuneOptions, parse_regularizer
@@ -228,7 +228,7 @@ def _text(result: FinetuneResult, preprocess: str | None) -> str:
     from heads.report import table_text
 
     way = f" --preprocess {preprocess}" if preprocess else ""
-    lines = [f"{result.steps:,} updates"]
+    lines = [counted(result.steps, "update")]
     for row in result.judged:
         mark = "  <- best" if row["step"] == result.best_step else ""
         lines.append(f"  update {row['step']:>7,}: accuracy {row['accuracy']:.4f}, nll {row['nll']:.4f}{mark}")

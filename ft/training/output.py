@@ -57,6 +57,7 @@ def write_options(run: Run, out: Path) -> None:
         "dataset": run.trained_on,
         "val": run.selected_on,
         "steps": run.total,
+        "images": run.order.images(run.total),
         "processes": run.place.world,
         "device": run.encoder.device,
         "options": run.options.to_dict(),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from featcache.datasets.base import Dataset
-from featcache.progress import format_seconds
+from featcache.progress import counted, format_seconds
 from ft.checkpoints.folder import LOG, OPTIONS
 from ft.checkpoints.state import Json
 from ft.training.validation import best_details, best_step
@@ -92,12 +92,12 @@ def _cost(steps: Mapping[int, Json], options: Json) -> dict[str, str]:
     seconds = [float(line["seconds"]) for line in steps.values() if "seconds" in line]
     total = int(options.get("steps") or 0)
     batch = int(options["options"].get("batch_size") or 0)
-    facts = {"updates": f"{total:,} of {batch:,} images", "device": str(options.get("device"))}
+    images = int(options.get("images") or total * batch)  # earlier versions kept no number of images
+    facts = {"updates": f"{total:,}, over {counted(images, 'image')}", "device": str(options.get("device"))}
     if seconds and seconds[-1] > 0:
         last = max(step for step, line in steps.items() if "seconds" in line)
-        facts["time"] = (
-            f"{format_seconds(seconds[-1])}, {last * batch / seconds[-1]:,.1f} images/s, evaluations included"
-        )
+        speed = images * last / max(total, 1) / seconds[-1]
+        facts["time"] = f"{format_seconds(seconds[-1])}, {speed:,.1f} images/s, evaluations included"
     return facts
 
 

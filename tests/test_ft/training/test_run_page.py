@@ -54,6 +54,13 @@ def test_evaluations_losses_and_cost_are_shown(run):
     assert "image, head" in text
 
 
+def test_smaller_batches_count_with_the_images_that_they_have(run):
+    (run / "options.json").write_text(json.dumps(OPTIONS | {"steps": 4, "images": 24}))
+    text = write_run_page(run).read_text()
+    assert "4, over 24 images" in text
+    assert "3.0 images/s" in text  # 24 images in 8 seconds
+
+
 def test_of_a_resumed_run_the_later_line_of_an_update_counts(run):
     text = write_run_page(run).read_text()
     tips = re.findall(r'data-t="(\w+)\nupdate (\d)\nloss ([\d.]+)"', text)
