@@ -28,4 +28,4 @@ def check_sections(text, head, store):
     bins = np.minimum((sure * 15).astype(int), 14)
     gaps = [abs(((predicted == labels) - sure.astype(np.float64))[bins == b].sum()) for b in range(15)]
     assert f"ECE {100 * sum(gaps) / len(labels):.1f} → " in text
-    assert "after a new temperature" in text
+    assert "after temperature scaling" in text

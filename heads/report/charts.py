@@ -68,7 +68,7 @@ class Chart:
     @property
     def y_label_fits(self) -> bool:
         """Whether the tick labels leave room for the name of the vertical axis."""
-        return max((len(text) for _, text in self.y_ticks), default=0) < 6
+        return max((len(text) for _, text in self.y_ticks), default=0) < 5
 
 
 @dataclass(frozen=True)

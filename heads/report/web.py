@@ -101,6 +101,7 @@ class Page:
     notes: Sequence[str]
     tables: Sequence[Table]
     scatters: Sequence[Chart]
+    scatter_note: str
     paths: Sequence[Chart]
     reliability: Sequence[Chart]
     reliability_note: str
@@ -212,6 +213,7 @@ def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background,
         legend=legend,
         notes=[note for note in background.notes if note.strip()],
         tables=[headline(rows, first, shifted, metric) for metric in metrics],
+        scatter_note=_scatter_note(rows),
         scatters=_scatters(rows, first, shifts) if "top1" in metrics else [],
         paths=[*alpha_charts(rows, [first, *shifted], metrics), *map(curve_chart, background.curves)],
         reliability=_reliability_charts(background.details),
@@ -225,6 +227,13 @@ def _page(rows: Sequence[Row], shown: Shown, title: str, background: Background,
         published=background.published,
         facts=background.facts,
     )
+
+
+def _scatter_note(rows: Sequence[Row]) -> str:
+    marks = (
+        " Star: α = 0, diamond: α = 1, thin diamonds between." if any(alpha_of(row) is not None for row in rows) else ""
+    )
+    return f"Both axes are logit-scaled.{marks} On the dashed line a shift costs nothing."
 
 
 def _scatters(rows: Sequence[Row], first: str, shifted: Sequence[str]) -> list[Chart]:
@@ -288,9 +297,9 @@ def _interval(row: Row, dataset: str, metric: str, shown: Metric) -> str:
 def _reliability_charts(details: Sequence[Detail]) -> list[Chart]:
     charts = []
     for detail in details:
-        found = {"as it is": detail.reliability}
+        found = {"before": detail.reliability}
         if detail.calibrated is not None:
-            found["after a new temperature"] = detail.calibrated
+            found["after temperature scaling"] = detail.calibrated
         errors = " → ".join(f"{100 * one.ece:.1f}" for one in found.values())
         title = f"{detail.dataset}: ECE {errors} %"
         lines = {f"{when}, NLL {one.nll:.3f}": one.bins for when, one in found.items()}

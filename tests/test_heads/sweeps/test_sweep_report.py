@@ -82,7 +82,7 @@ def test_the_report_shows_how_the_picked_setting_is_calibrated_and_what_it_confu
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     pick = max(rows, key=lambda row: row["select:top1"])
     page = (tmp_path / "rep" / "report.html").read_text()
-    assert "after a new temperature" in page
+    assert "after temperature scaling" in page
     assert f"Head: {pick['head']}, 2 shots." in page
     train, test = (featcache.find_store(f"digits/{split}") for split in ("val", "test"))
     kind = {"ridge": heads.Ridge, "nearest_mean": heads.NearestMean}[pick["head"]]
