@@ -321,7 +321,7 @@ def store_labels(stores: Sequence[Named], names: Sequence[str] | None = None) ->
     labels = [store.name if times[store.name] == 1 else f"{store.name}/{store.split}" for store in stores]
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
-        raise HeadError(f"stores {repeated} were given twice; give each split once")
+        raise HeadError(f"{', '.join(repeated)}: given twice; give each split once")
     return labels
 
 
