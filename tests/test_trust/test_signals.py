@@ -32,7 +32,7 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str], seconds
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_encode_gives_its_claims_back(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    data = write_pictures(tmp_path / "pictures", 120)
+    data = write_pictures(tmp_path / "pictures", 500)
     words = ("encode", data, "--split", "all", "--root", str(tmp_path / "cache"), "--chunk-rows", "2", "--quiet")
     run = started(*words, cwd=tmp_path)
     wait_for("cache/images/*/*/done/000001.json", tmp_path, run)
