@@ -42,7 +42,7 @@ def test_encode_gives_its_claims_back(tmp_path: Path, number: signal.Signals, co
     assert out == ""
     done = len(list(tmp_path.glob("cache/images/*/*/done/*.json")))
     assert said.splitlines()[-1] == (
-        f"featcache: Terminated: ended by {number.name}: pictures/all with tiny: {2 * done} of 120 rows are kept; "
+        f"featcache: Terminated: ended by {number.name}: pictures/all with tiny: {2 * done} of 500 rows are kept; "
         "rows are written in chunks of 2 (--chunk-rows); run the same command again to go on"
     )
     assert "Traceback" not in said
