@@ -1,1 +1,1 @@
-"""Estimators: training rows in, fitted heads and their hyper-parameter paths out."""
+"""Estimators: they fit heads to training rows and choose hyper-parameters."""

@@ -25,22 +25,22 @@ from heads.rows.selection import selection_samples
 
 METRICS = ("top1", "nll")
 Metric = Annotated[str, OneOf(*METRICS)]
-"""What chooses a hyper-parameter on held-out rows: the lowest NLL, or the best accuracy, on ties by the NLL."""
+"""Criterion on held-out rows that chooses a hyper-parameter: the NLL, or the accuracy (ties by NLL)."""
 
 
 LOSSES = (*METRICS, "squared_error")
 Loss = Annotated[str, OneOf(*LOSSES)]
-"""A `Metric`, or the lowest squared error of the probabilities, summed over classes (the Brier score)."""
+"""A `Metric`, or the Brier score: the squared error of the probabilities, summed over classes."""
 
 
 def check_metric(metric: str, known: Sequence[str] = METRICS) -> None:
-    """HeadError for anything but a `Metric`, or one of those known."""
+    """Raise a HeadError unless the metric is a `Metric` or one of `known`."""
     if metric not in known:
         raise HeadError(f"metric is {metric!r}, expected {' or '.join(map(repr, known))}")
 
 
 def best_setting(top1: NDArray[np.float64], nll: NDArray[np.float64], metric: str) -> int:
-    """Flat position of the best setting by a metric; ties in accuracy are decided by the NLL.
+    """Flat index of the best setting by a metric; ties in accuracy are broken by the NLL.
 
     Examples
     --------
@@ -52,12 +52,12 @@ def best_setting(top1: NDArray[np.float64], nll: NDArray[np.float64], metric: st
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn is untyped
-    """Base of every head; a subclass sets `classes_` (C,), `classnames_`, `provenance_` and the rest.
+    """Base of every head; subclasses set `classes_` (C,), `classnames_`, `provenance_` and their own attributes.
 
-    `progress` is told by heads whose fit takes long; it is no parameter. `fits_on` says what its `fit` takes, "images"
-    or "texts"; `takes_texts`, that it also takes ``texts=``; `takes_tokens`, that features may be (N, P, D);
-    `multilabel`, that any number of classes applies to a row; `transductive`, that it answers for the rows that it was
-    fitted on, and for no others.
+    Class attributes: `fits_on` is what `fit` takes, "images" or "texts"; `takes_texts` heads also accept ``texts=``;
+    `takes_tokens` heads accept features (N, P, D); `multilabel` heads predict any number of classes per row;
+    `transductive` heads predict only the rows that they were fitted on. `progress` is not a parameter: slow fits report
+    to it.
     """
 
     name: ClassVar[str]
@@ -78,10 +78,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """The fitted head, for evaluation and files."""
 
     def path_heads(self) -> Sequence[LogitHead]:
-        """A head for every setting that the fit tried; `heads.evaluate` takes them all at once. Here the fitted one.
+        """One head per setting that was tried, for `heads.evaluate`; by default the fitted head alone.
 
-        ``chosen_on`` of their records is empty, unless a number that they share (a temperature) was fitted on the
-        selection split.
+        Their ``chosen_on`` is empty, unless a value that they share (a temperature) was fitted on the selection split.
         """
         return [self.frozen()]
 
@@ -90,11 +89,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         """Label (N,) of the best class; ties go to the lower index."""
 
     def check(self, store: Encoded) -> None:
-        """Refuse a store of another encoder, text tower or class list (MismatchError)."""
+        """Raise a MismatchError for a store of another encoder, text tower or class list."""
         self.frozen().check(store)
 
     def score(self, X: Rows, y: ArrayLike | None = None) -> float:
-        """Accuracy, a fraction in [0, 1]; a store brings its own labels."""
+        """Accuracy, in [0, 1]; a store has its own labels."""
         self.frozen()
         if not is_store(X):
             if y is None:
@@ -111,7 +110,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     def _training_rows(
         self, X: Rows, y: ArrayLike | None, selection: Selection | None, classnames: Sequence[str] | None
     ) -> tuple[Samples, Samples | None]:
-        """The training rows, whose classes are set, and the selection split, both as `Samples`."""
+        """The training rows and the selection split as `Samples`; sets the classes."""
         samples = as_samples(X, y, classnames=classnames)
         self._set_classes(samples)
         return samples, None if selection is None else selection_samples(selection, samples)
@@ -130,10 +129,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         groups: ArrayLike | None = None,
         **identity: object,
     ) -> Provenance:
-        """The record that travels with the head; `fitted` and `chosen` are stores, or None for arrays.
+        """The provenance record; `fitted` and `chosen` are stores, or None for arrays.
 
-        `parent` is the head that this one begins from; its splits count as fitted and chosen on, too. `groups` are
-        those of the valid rows that were held out together.
+        `parent` is the head that this one starts from: what it was fitted and chosen on counts for this head too.
+        `groups` are the groups of the valid rows, each held out as a whole.
         """
         record = Provenance.of_fit(self.name, self._settings(params), self.classnames_, fitted, chosen, groups).but(
             **identity
@@ -141,12 +140,12 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         return record if parent is None else record.begun_from(parent.provenance)
 
     def _settings(self, params: Json) -> Json:
-        """What the record says of the parameters."""
+        """The parameters as recorded in the provenance."""
         return params
 
 
 class RowsClassifier(HeadClassifier):
-    """Base of heads that fit on labelled rows alone: a subclass checks its parameters, and fits itself to `Samples`."""
+    """Base of heads that need labelled rows only: subclasses check their parameters and fit to `Samples`."""
 
     def fit(
         self,
@@ -163,19 +162,19 @@ class RowsClassifier(HeadClassifier):
         X : image store, or array-like (N, D)
         y : labels (N,), with arrays
         selection
-            Store, or ``(X, y)``, on which hyper-parameters are chosen and temperatures fitted; None holds out training
-            rows, as the class says.
+            Store, or ``(X, y)``, on which hyper-parameters are chosen and temperatures fitted. None holds out training
+            rows; see the class.
         classnames : with arrays: the C names; y then holds class indices, and classes may have no row
 
         Raises
         ------
         HeadError
-            For fewer than two classes with rows, NaN or infinite features (naming rows), labels or parameters out of
-            range; a prior of another shape.
+            For fewer than two classes with rows, NaN or infinite features, labels or parameters out of range, or a
+            prior of the wrong shape.
         MismatchError
             If the selection store or a prior belongs to another encoder or class list.
         MissingExtraError
-            For an optional library that is not installed.
+            If an optional library is not installed.
         """
         self._check_parameters()
         self._fit(*self._training_rows(X, y, selection, classnames))
@@ -200,17 +199,17 @@ class LinearClassifier(HeadClassifier):
     intercept_: NDArray[np.float64]
     temperature_: float
     centred: ClassVar[bool] = True
-    """Whether a frozen head leaves out what weights and intercepts of all classes have in common, which a softmax does
-    not see. A head whose labels each have a sigmoid of their own must keep it."""
-    _absent: tuple[int, ...] = ()  # classes without a training row, if their logit is -10,000
+    """Whether a frozen head is centred: the mean over classes is subtracted from weights and intercepts, which does not
+    change a softmax. Heads with one sigmoid per label must not be."""
+    _absent: tuple[int, ...] = ()  # classes without training rows, if their logit is -10,000
 
     def linear(self) -> LinearHead:
-        """The fitted head as logits: scale and temperature folded in, float32."""
+        """The fitted head, float32: its scores are logits, with scale and temperature folded in."""
         check_is_fitted(self, "coef_")
         return self._as_head(self.coef_, self.intercept_, self.temperature_, self.name, self.provenance_)
 
     def frozen(self) -> LinearHead:
-        """`linear`, under the name that every fitted estimator has."""
+        """Same as `linear`."""
         return self.linear()
 
     def _as_head(
@@ -221,7 +220,7 @@ class LinearClassifier(HeadClassifier):
         name: str,
         record: Provenance,
     ) -> LinearHead:
-        """Weights and intercepts of one setting as a `LinearHead`."""
+        """One setting's weights and intercepts as a `LinearHead`."""
         if self.centred:
             weights, intercepts = _centred(weights, self._absent), _centred(intercepts, self._absent)
         logit_weights, logit_intercepts = in_float32(name, weights / temperature, intercepts / temperature)
@@ -236,7 +235,7 @@ class LinearClassifier(HeadClassifier):
         )
 
     def scores(self, X: Rows) -> NDArray[np.float64]:
-        """Scores (N, C) before the temperature, in float64; of a store, its valid rows."""
+        """Scores (N, C), float64, before the temperature; for a store, of its valid rows."""
         check_is_fitted(self, "coef_")
         if is_store(X):
             self.check(X)
@@ -254,13 +253,13 @@ class LinearClassifier(HeadClassifier):
                 raise HeadError(f"features hold NaN or infinity (inf), for instance in rows {bad}; drop these rows")
             done += len(wide)
             found = wide @ self.coef_.T + self.intercept_
-            if self._absent:  # below the others, wherever these are
+            if self._absent:  # below all others
                 found[:, list(self._absent)] = found.min(axis=1, keepdims=True) + ABSENT * self.temperature_
             parts.append(found)
         return np.concatenate(parts)
 
     def decision_function(self, X: Rows) -> NDArray[np.float64]:
-        """The scores (N, C); of two classes the second's less the first's (N,), as in scikit-learn."""
+        """Scores (N, C); for two classes (N,), the second minus the first, as in scikit-learn."""
         return decisions(self.scores(X))
 
     def predict(self, X: Rows) -> Array:
@@ -276,13 +275,7 @@ class LinearClassifier(HeadClassifier):
 def in_float32(
     name: str, weights: NDArray[np.float64], intercepts: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights and intercepts of a head's logits as its file holds them.
-
-    Raises
-    ------
-    HeadError
-        If float32 does not hold them.
-    """
+    """Weights and intercepts of the logits, as stored in a file (float32); HeadError if they overflow."""
     with np.errstate(over="ignore"):
         found = weights.astype(np.float32), intercepts.astype(np.float32)
     if not all(np.isfinite(values).all() for values in found):
@@ -295,10 +288,7 @@ def in_float32(
 
 
 def _centred(table: NDArray[np.float64], absent: Sequence[int]) -> NDArray[np.float64]:
-    """A table (C, ...) less the mean over the classes that the head knows.
-
-    A softmax does not see it, and float32 keeps more of the rest.
-    """
+    """Subtract the mean over the known classes from a table (C, ...): a softmax ignores it, and it costs precision."""
     if not absent:
         return np.asarray(table - table.mean(axis=0))
     found, known = table.copy(), np.delete(np.arange(len(table)), list(absent))

@@ -1,4 +1,4 @@
-"""The table of heads and their parameters; names are known without importing a head."""
+"""The table of heads and their parameters; looking up a name imports no head."""
 
 from __future__ import annotations
 
@@ -45,13 +45,7 @@ HEADS: Plugins[type[HeadClassifier]] = Plugins(
 
 
 def head_class(name: str) -> type[HeadClassifier]:
-    """The class of a head.
-
-    Raises
-    ------
-    HeadError
-        For a name that is not in `HEADS`.
-    """
+    """The class of a head; HeadError for a name that is not in `HEADS`."""
     if name not in HEADS:
         near = difflib.get_close_matches(name, HEADS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -60,29 +54,23 @@ def head_class(name: str) -> type[HeadClassifier]:
 
 
 def parameters_of(name: str) -> dict[str, Parameter]:
-    """A head's parameters by name, without `prior`, which is a head itself."""
+    """A head's parameters by name, without `prior`, which is itself a head."""
     found = declared_by(head_class(name))
     return {name: found[name] for name in sorted(found) if name != "prior"}
 
 
 def takes_prior(name: str) -> bool:
-    """Whether a head's weights can shrink towards those of another head."""
+    """Whether a head can shrink its weights towards those of another head."""
     return "prior" in declared_by(head_class(name))
 
 
 def takes_selection(name: str) -> bool:
-    """Whether a head chooses hyper-parameters, for which it can be given a split."""
+    """Whether a head chooses hyper-parameters and so takes a selection split."""
     return "selection" in inspect.signature(head_class(name).fit).parameters
 
 
 def make_head(name: str, parameters: Mapping[str, object], prior: object = None) -> HeadClassifier:
-    """An unfitted head.
-
-    Raises
-    ------
-    HeadError
-        For parameters that it does not have, a prior included, or values that they cannot have.
-    """
+    """An unfitted head; HeadError for unknown parameters or invalid values."""
     declared = parameters_of(name)
     if unknown := sorted(parameters.keys() - declared.keys()):
         known = ", ".join(declared) or "none"

@@ -1,7 +1,7 @@
-"""Classifiers that are closed forms of the moments: nearest class mean, and the Gaussian discriminant.
+"""Closed-form classifiers from the moments: nearest class mean, and the Gaussian discriminant.
 
-One pass gives the moments by fold, hence the head; a second one scores each fold's rows by the head of the other
-folds, for the temperature.
+One pass gives the moments per fold, hence the head; a second pass scores each fold's rows by the head of the other
+folds to fit the temperature.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from heads.solvers.temperature import fit_temperature
 
 Float = NDArray[np.float64]
 Scored = tuple[list[Float], NDArray[np.integer]]
-"""Scores (n, C) by every candidate, and labels (n,)."""
+"""Scores (n, C) of every candidate, and labels (n,)."""
 
 
 class Solved(NamedTuple):
-    """Weights (C, D), intercepts (C,), and the hyper-parameters behind them for the provenance."""
+    """Weights (C, D), intercepts (C,), and the hyper-parameters that gave them, for the provenance."""
 
     weights: Float
     intercepts: Float
@@ -46,16 +46,16 @@ class Solved(NamedTuple):
 
 
 class MomentClassifier(Standardising, RowsClassifier, LinearClassifier):
-    """Base of heads whose weights are a function of `Moments`; missing classes are left out of the fit."""
+    """Base of heads whose weights are a function of `Moments`; the fit ignores missing classes."""
 
     moments_: Moments
 
     metric: str = "nll"
-    """What chooses among `candidates`, where there are several."""
+    """Criterion for choosing among several `candidates`."""
 
     @abstractmethod
     def candidates(self, moments: Moments) -> list[Solved]:
-        """The heads to choose from, of moments in which every class has rows."""
+        """The heads to choose from, given moments in which every class has rows."""
 
     def _fit(self, samples: Samples, validation: Samples | None) -> None:
         samples, validation = self._scaled(samples, validation)
@@ -66,7 +66,7 @@ class MomentClassifier(Standardising, RowsClassifier, LinearClassifier):
         if present.sum() < 2:
             raise HeadError(f"{present.sum()} class has rows, expected at least 2; add rows of another class")
         found = self.candidates(self.moments_.of_columns(present))
-        # Held-out scores of every candidate, which choose one and its temperature.
+        # Held-out scores of every candidate choose one and fit its temperature.
         if validation is None:
             scored = list(self._fold_scores(samples, parts, len(found)))
         else:
@@ -93,7 +93,7 @@ class MomentClassifier(Standardising, RowsClassifier, LinearClassifier):
         self.provenance_ = self._provenance({**solved.params, **how}, samples.store, chosen)
 
     def _fold_scores(self, samples: Samples, parts: list[Moments], candidates: int) -> Iterator[Scored]:
-        """Scores of a share of the rows, each by the heads of the other folds, and their labels."""
+        """Scores of a sample of the rows, each under the heads of the other folds, and their labels."""
         solved = [self._without(part) for part in parts]
         n_classes = len(samples.classnames)
         blocks = in_folds(blocks_in_place(samples), n_classes)
@@ -106,25 +106,25 @@ class MomentClassifier(Standardising, RowsClassifier, LinearClassifier):
             wide, scores = features[rows].astype(np.float64), np.empty((candidates, len(rows), len(present)))
             for own, head in zip(scores, found, strict=True):
                 own[:, present] = wide @ head.weights.T + head.intercepts
-                # A class without a row outside of this fold ranks last.
+                # A class whose rows are all in this fold ranks last.
                 own[:, ~present] = own[:, present].min(axis=1, keepdims=True)
             yield list(scores[:, :, everywhere]), (np.cumsum(everywhere) - 1)[labels[rows]]
 
     def _without(self, part: Moments) -> tuple[list[Solved], NDArray[np.bool_]]:
-        """The heads without the rows of one fold, and which classes they have."""
+        """The heads fitted without one fold, and which classes they have."""
         rest = self.moments_ - part
         present = rest.counts > 0
         return self.candidates(rest.of_columns(present)) if present.sum() > 1 else [], present
 
     def _spread_of_rows(self, solved: Solved, samples: Samples, present: NDArray[np.bool_]) -> float:
-        """The temperature where no row can be held out, with one in each class: logits get a spread of one."""
+        """The temperature when every class has one row and none can be held out: logits get standard deviation one."""
         blocks = _scores_of([solved], thinned(samples, self.moments_.n), present)
         own = np.concatenate([scores[0] for scores, _ in blocks])
         return float(own.std(axis=1).mean()) or 1.0
 
 
 def _scores_of(solved: list[Solved], blocks: Blocks, present: NDArray[np.bool_]) -> Iterator[Scored]:
-    """Scores of heads over the classes that have training rows, for the rows of these classes, and their labels."""
+    """Scores over the classes that have training rows, for the rows of these classes, and their labels."""
     for features, labels in blocks:
         rows = present[labels]
         wide = features[rows].astype(np.float64)
@@ -132,7 +132,7 @@ def _scores_of(solved: list[Solved], blocks: Blocks, present: NDArray[np.bool_])
 
 
 def _best(scores: list[Float], labels: NDArray[np.integer], metric: str) -> int:
-    """Position of the best candidate on held-out rows, each at its best temperature."""
+    """Index of the best candidate on held-out rows, each at its best temperature."""
     found = []
     for own in scores:
         logits = (own / fit_temperature(own, labels)).astype(np.float32)
@@ -144,11 +144,11 @@ def _best(scores: list[Float], labels: NDArray[np.integer], metric: str) -> int:
 
 Shrinkage = Annotated[float, Range(0, 1)] | Annotated[str, OneOf("auto", "oas")]
 SHRINKAGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Shrinkages of `LinearDiscriminant.path_heads` beside that of the fitted head."""
+"""Shrinkages that `LinearDiscriminant.path_heads` adds to the fitted one."""
 
 
 class NearestMean(MomentClassifier):
-    """Nearest class mean by cosine similarity (Snell et al. 2017 call the means prototypes).
+    """Nearest class mean by cosine similarity (prototypes, in the terms of Snell et al. 2017).
 
     ``score_c = x . m_c / ||m_c||`` with m_c the mean of the class's rows: for unit rows the largest score is the
     nearest normalised mean. Without `normalize`, ``score_c = x . m_c - ||m_c||² / 2``: the nearest mean itself,
@@ -164,13 +164,13 @@ class NearestMean(MomentClassifier):
     coef_ : (C, D) float64
     intercept_ : (C,) float64
     temperature_ : float
-        Scores divided by it are logits; by NLL on the selection split, or on 5 folds.
+        Scores divided by it are logits; fitted by NLL on the selection split, or on 5 folds.
     classes_, classnames_, n_features_in_, provenance_, moments_
 
     Notes
     -----
-    A class without a training row has zero weights and the logit -10,000. With one row per class nothing can be held
-    out: the logits then get a standard deviation of one over the classes.
+    A class without training rows has zero weights and the logit -10,000. With one row per class none can be held out;
+    the logits are then scaled to a standard deviation of one over the classes.
 
     References
     ----------
@@ -190,12 +190,12 @@ class NearestMean(MomentClassifier):
         self.normalize = normalize
 
     def candidates(self, moments: Moments) -> list[Solved]:
-        """The one head of these moments."""
+        """The single head of these moments."""
         means = moments.class_sums / moments.counts[:, None]
         squares = (means**2).sum(axis=1)
         if not self.normalize:
             return [Solved(means, -squares / 2, {"normalize": False})]
-        lengths = np.sqrt(squares)[:, None]  # a mean of zero length has no direction: it scores 0
+        lengths = np.sqrt(squares)[:, None]  # a zero mean has no direction: it scores 0
         directions = np.divide(means, lengths, out=np.zeros_like(means), where=lengths > 0)
         return [Solved(directions, np.zeros(len(means)), {"normalize": True})]
 
@@ -209,21 +209,21 @@ class LinearDiscriminant(MomentClassifier):
         score_c = x . S_s^-1 m_c - m_c . S_s^-1 m_c / 2 + log prior_c
 
     Weights, intercepts and scores equal ``sklearn.discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr",
-    shrinkage=s)`` (with two classes scikit-learn keeps the difference of the two columns).
+    shrinkage=s)`` (for two classes scikit-learn keeps only the difference of the two columns).
 
     Parameters
     ----------
     shrinkage
         A number s in [0, 1]; "auto", ``s = D / (N - 1 + D)``: the empirical Bayes estimator of Wang et al., after
-        Kubokawa and Srivastava 2008; or "oas", the oracle approximating shrinkage of Chen et al. 2010: that of
-        ``sklearn.covariance.OAS(assume_centered=True)`` on rows less their class mean. Both need only the moments.
-        (scikit-learn's "auto" is Ledoit-Wolf class by class, which needs the rows. On CLIP features of flowers, pets,
-        actions and few-shot ImageNet "auto" had a lower NLL than "oas", and its accuracy within 0.1 points or higher.)
-        Of several, the one of the best `metric` on held-out rows, each at its best temperature.
+        Kubokawa and Srivastava 2008; or "oas", the oracle approximating shrinkage of Chen et al. 2010, as
+        ``sklearn.covariance.OAS(assume_centered=True)`` on rows minus their class mean. Both need only the moments.
+        (scikit-learn's "auto" is Ledoit-Wolf per class, which needs the rows. On CLIP features of flowers, pets,
+        actions and few-shot ImageNet, "auto" had a lower NLL than "oas", and an accuracy at most 0.1 points lower.)
+        Given several, the one with the best `metric` on held-out rows is used, each at its best temperature.
     priors
-        "empirical", the training frequencies, or "uniform" (S stays pooled over rows, where scikit-learn would
-        weigh the classes' covariances by the priors).
-    metric : what chooses among several shrinkages: "nll" or "top1" (ties by the NLL)
+        "empirical", the training frequencies, or "uniform" (S stays pooled over rows, whereas scikit-learn weights the
+        classes' covariances by the priors).
+    metric : criterion for choosing among several shrinkages: "nll" or "top1" (ties by NLL)
     standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
@@ -232,15 +232,15 @@ class LinearDiscriminant(MomentClassifier):
     intercept_ : (C,) float64
     shrinkage_ : float
     temperature_ : float
-        Scores divided by it are logits; by NLL on the selection split, or on 5 folds. In the Gaussian model it is 1,
-        which is overconfident where rows are few.
+        Scores divided by it are logits; fitted by NLL on the selection split, or on 5 folds. The Gaussian model itself
+        has 1, which is overconfident with few rows.
     classes_, classnames_, n_features_in_, provenance_, moments_
 
     Notes
     -----
-    A class without a training row has zero weights and the logit -10,000. With one row per class there is no
-    within-class scatter: S is then the variance of all rows times the identity, and the head is the nearest mean.
-    Where S_s is singular (s = 0 and N < D) its pseudo-inverse is used (scikit-learn would invert the rounding).
+    A class without training rows has zero weights and the logit -10,000. With one row per class there is no
+    within-class scatter: S is then the variance of all rows times the identity, and the head is the nearest mean. If
+    S_s is singular (s = 0 and N < D), its pseudo-inverse is used (scikit-learn inverts the rounding errors).
 
     References
     ----------
@@ -279,8 +279,8 @@ class LinearDiscriminant(MomentClassifier):
     def path_heads(self, shrinkages: Sequence[float | str] = SHRINKAGES) -> list[LinearHead]:
         """The fitted head and those of other shrinkages, ascending, from the moments and one decomposition.
 
-        Accuracies are exact. Fitting each temperature would take another pass over held-out rows: each head gets the
-        one at which its logits spread as far over the classes, on the training rows, as those of the fitted head.
+        Accuracies are exact. Fitting each temperature would take another pass over held-out rows; instead, each head's
+        temperature gives its logits the same spread over classes, on the training rows, as those of the fitted head.
 
         Parameters
         ----------
@@ -289,7 +289,7 @@ class LinearDiscriminant(MomentClassifier):
         Raises
         ------
         HeadError
-            For other shrinkages.
+            For an invalid shrinkage.
         """
         own, present = self.linear(), self.moments_.counts > 0
         moments = self.moments_.of_columns(present)
@@ -307,13 +307,13 @@ class LinearDiscriminant(MomentClassifier):
         return [found[shrinkage] for shrinkage in sorted(found)]
 
     def candidates(self, moments: Moments) -> list[Solved]:
-        """A head for every shrinkage to choose from."""
+        """One head per candidate shrinkage."""
         return list(self._solved(moments, self._shrinkages()))
 
     def _shrinkages(self) -> list[float | str]:
-        """The given shrinkages, the strongest first: ties go to it. HeadError for an empty list.
+        """The given shrinkages, strongest first, so that it wins ties; HeadError for an empty list.
 
-        With two rows in a class, folds leave one, and every shrinkage scores the same.
+        With two rows in a class, folds leave one, and all shrinkages score the same.
         """
         given: list[float | str] = (
             [self.shrinkage] if isinstance(self.shrinkage, str | float | int | np.number) else [*self.shrinkage]
@@ -332,7 +332,7 @@ class LinearDiscriminant(MomentClassifier):
         eigenvalues, vectors = steady_eigh(within)
         for wanted in shrinkages:
             spectrum, shrinkage = _shrunk(np.maximum(eigenvalues, 0.0), moments, wanted)
-            # S is a difference of moments: where it should be zero it has the rounding of X.T X.
+            # S is a difference of moments: zeros come out as the rounding of X.T X.
             usable = spectrum > np.finfo(np.float64).eps * moments.xtx.trace() / moments.n * len(moments.xtx)
             inverse = np.divide(1.0, spectrum, out=np.zeros_like(spectrum), where=usable)
             weights = ((means @ vectors) * inverse) @ vectors.T
@@ -348,19 +348,19 @@ class LinearDiscriminant(MomentClassifier):
 
 
 def _shrunk(eigenvalues: Float, moments: Moments, wanted: float | str) -> tuple[Float, float]:
-    """Eigenvalues of the shrunk covariance, and the shrinkage."""
+    """Eigenvalues of the shrunk covariance, and the shrinkage used."""
     variance = float(eigenvalues.mean())
     power = float(moments.xtx.trace()) / moments.n / len(moments.xtx)
     if variance > 1e-13 * power:
         shrinkage = _shrinkage(eigenvalues, moments.n, wanted)
         return (1 - shrinkage) * eigenvalues + shrinkage * variance, shrinkage
-    # Only rounding: the rows of each class are all the same.
+    # Rounding only: all rows of a class are equal.
     variance = power - float((moments.sum_x**2).sum()) / moments.n**2 / len(moments.xtx)
     return np.full(len(moments.xtx), variance if variance > 1e-13 * power else 1.0), 1.0
 
 
 def _shrinkage(eigenvalues: Float, n: int, wanted: float | str) -> float:
-    """Share s of the identity, from the spectrum of S and the number of rows."""
+    """Shrinkage s, from the spectrum of S and the number of rows."""
     dim = len(eigenvalues)
     if wanted == "auto":
         return dim / (n - 1 + dim)
@@ -374,7 +374,7 @@ def _shrinkage(eigenvalues: Float, n: int, wanted: float | str) -> float:
 
 
 def _spread(weights: Float, intercepts: Float, moments: Moments) -> float:
-    """Root mean square over the rows behind the moments, and over classes, of scores less the row's mean score."""
+    """Root mean square of the scores minus each row's mean score, over classes and the rows behind the moments."""
     W, b = weights - weights.mean(axis=0), intercepts - intercepts.mean()
     squares = float(((W @ moments.xtx) * W).sum() + 2 * (b @ (W @ moments.sum_x)) + moments.n * (b @ b))
     return float(np.sqrt(max(squares, 0.0) / (moments.n * len(b))))

@@ -1,4 +1,4 @@
-"""Fitting any head of `HEADS` by its name; used by the verbs `fit` and `sweep`."""
+"""Fit any head of `HEADS` by name, for the verbs `fit` and `sweep`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 
 CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_", "lr": "lr_", "weight_decay": "weight_decay_"}
-"""Parameters that list values to choose from, and the attribute with the chosen value."""
+"""Parameters that may be lists to choose from, and the attribute holding the chosen value."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """Stores and heads to fit from.
+    """What heads are fitted from.
 
     Attributes
     ----------
-    train : image store or `FewShotStore`; None where there are only texts
+    train : image store or `FewShotStore`; None if there are only texts
     texts
-        Text stores of one class list and text tower, of which several make an ensemble; or a fitted linear head, for
-        heads that begin from one.
-    selection : image store on which hyper-parameters are chosen; None uses the head's default, such as folds
-    prior : fitted linear head that weights shrink towards, None for zero
-    progress : told by heads whose fit takes long
+        Text stores of one class list and text tower (several make an ensemble), or a fitted linear head, for heads that
+        start from one.
+    selection : image store on which hyper-parameters are chosen; None for the head's default, such as folds
+    prior : fitted linear head that weights shrink towards; None for zero
+    progress : reported to by heads that take long to fit
     """
 
     train: FeatureSource | None = None
@@ -45,7 +45,7 @@ class Material:
     progress: Progress = field(default_factory=Silent)
 
     def text_head(self) -> LinearHead:
-        """The zero-shot head of the texts, or the head in their place."""
+        """The zero-shot head of the texts, or the head given instead."""
         return self.texts if isinstance(self.texts, LinearHead) else ZeroShot().fit(list(self.texts)).linear()
 
 
@@ -56,12 +56,12 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
     ----------
     name : key of `HEADS`
     material : what to fit from; parts that the head does not take are ignored
-    parameters : of its constructor
+    parameters : for its constructor
 
     Raises
     ------
     HeadError
-        If the head needs texts or labelled rows and there are none, or does not have a parameter.
+        If the head needs texts or labelled rows and there are none, or for an unknown parameter.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
 
 
 def _groups(kind: type[HeadClassifier], material: Material) -> Json:
-    """Groups of rows that are views of one image and are held out together; see `featcache.store.reading.images`."""
+    """Groups of rows that are views of one image, held out together; see `featcache.store.reading.images`."""
     groups = None if material.train is None else material.train.groups
     if groups is None:
         return {}
@@ -107,21 +107,21 @@ def _groups(kind: type[HeadClassifier], material: Material) -> Json:
 
 
 def _fitted(head: Any, X: object, **options: object) -> HeadClassifier:
-    """`head.fit`, whose keywords differ between heads."""
+    """`head.fit` with the keywords that this head takes."""
     fitted: HeadClassifier = head.fit(X, **options)
     return fitted
 
 
 def unfitted(head: HeadClassifier) -> HeadClassifier:
-    """A copy without its fit, with the same parameters; unlike scikit-learn's `clone` it keeps the fit of a prior."""
+    """An unfitted copy with the same parameters; unlike scikit-learn's `clone`, it keeps a fitted prior."""
     found: HeadClassifier = type(head)(**head.get_params(deep=False))
     return found
 
 
 def settled(head: HeadClassifier) -> HeadClassifier:
-    """An unfitted copy of a fitted head with the penalty (and other values of lists) that it chose.
+    """An unfitted copy of a fitted head that keeps the chosen penalty (and other values chosen from lists).
 
-    Other choices, such as the steps of LP++, are made again.
+    Other choices, such as the number of LP++ steps, are made again.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The attentive probe: learned queries pool patch tokens, trained by AdamW on batches read as they are needed."""
+"""The attentive probe: learned queries pool the patch tokens; trained by AdamW on streamed batches."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ from heads.rows.token_batches import TokenBatches
 from heads.solvers.schedule import wise_ft_schedule
 
 EPOCHS, UPDATES = 20, 200
-CLIP = 1.0  # largest norm of the gradient
-WARMUP = 0.1  # share of the updates
-QUERY_SCALE, WEIGHT_SCALE = 0.02, 0.01  # standard deviations of the first parameters
+CLIP = 1.0  # maximum gradient norm
+WARMUP = 0.1  # fraction of the updates
+QUERY_SCALE, WEIGHT_SCALE = 0.02, 0.01  # standard deviations of the initial parameters
 
 
 class Attentive(NonlinearClassifier):
-    """Cross entropy of a linear classifier on tokens that Q learned queries pool, by AdamW.
+    """Linear classifier on tokens pooled by Q learned queries, trained with cross entropy by AdamW.
 
     With tokens x (P, D) of an image, queries u, values V and class weights W::
 
         logits = sum over q of W[q] V[q] (sum over p of softmax_p(u[q] . x[p]) x[p]) + b
 
-    This is multi-query cross-attention without a key projection ("efficient probing"); `heads` divides each query into
-    pieces that attend with a share of the D dimensions each, as in multi-head attention. Tokens are standardised by the
-    mean and deviation of each dimension over the training tokens, which is folded into the parameters afterwards.
+    This is multi-query cross-attention without a key projection ("efficient probing"); `heads` splits each query into
+    pieces that each attend over their share of the D dimensions, as in multi-head attention. Tokens are standardised
+    per dimension over the training tokens; this is folded into the parameters afterwards.
 
     Parameters
     ----------
     queries : Q
     heads : pieces of each query
     lr
-        Largest learning rate; of several, the most accurate on the selection split, or else on a held-out fifth of the
-        training rows, is taken (ties by NLL). A tenth of the updates warm up, and a cosine ends at zero.
-    weight_decay : decoupled, times the learning rate; of values and class weights
-    epochs : passes over the rows; None: 20, or as many as make 200 updates of a small set
+        Peak learning rate. Given several, the one with the best accuracy (ties by NLL) on the selection split, or else
+        on a held-out fifth of the training rows, is used. The first tenth of the updates is a linear warm-up, followed
+        by a cosine decay to zero.
+    weight_decay : decoupled, multiplied by the learning rate; applies to values and class weights
+    epochs : passes over the rows; None: 20, or for a small set as many as make 200 updates
     batch_size : images per update
-    device : where batches are computed, such as ``cuda``; None: where the rows are
-    seed : of the first parameters and of the order of the rows
+    device : where batches are computed, such as ``cuda``; None: the device of the rows
+    seed : for the initial parameters and the order of the rows
 
     Attributes
     ----------
@@ -64,8 +65,8 @@ class Attentive(NonlinearClassifier):
 
     Notes
     -----
-    Batches of a store are read as they are needed: memory holds one, and the disk is read once an epoch. Features
-    (N, D) count as one token an image, which makes the head a linear probe. It is trained in float32.
+    Batches of a store are read on demand: one is in memory at a time, and the store is read once per epoch. Features
+    (N, D) count as one token per image, which makes the head a linear probe. Training is in float32.
 
     References
     ----------
@@ -117,7 +118,7 @@ class Attentive(NonlinearClassifier):
         selection: Selection | None = None,
         classnames: Sequence[str] | None = None,
     ) -> Self:
-        """Fit on arrays, tensors or an image store, with tokens (N, P, D) or without.
+        """Fit on arrays, tensors or an image store, with or without tokens.
 
         Parameters
         ----------
@@ -129,8 +130,7 @@ class Attentive(NonlinearClassifier):
         Raises
         ------
         HeadError
-            For fewer than two classes, NaN or infinite features (naming rows), parameters out of range, or a loss that
-            is not finite.
+            For fewer than two classes, NaN or infinite features, parameters out of range, or a loss that is not finite.
         MismatchError
             If the selection store belongs to another encoder or class list.
         """
@@ -139,7 +139,7 @@ class Attentive(NonlinearClassifier):
         self._set_classes(samples)
         validation = None if selection is None else selection_samples(selection, samples, tokens=True)
         for _ in () if validation is None else validation.blocks():
-            pass  # refuses features that are not finite
+            pass  # raises for features that are not finite
         scaling = Scaling.of(((x, y) for x, y in finite_blocks(samples.blocks)), samples.dim)
         rows = TokenBatches(samples, self.device)
         everything = np.arange(len(rows))
@@ -158,7 +158,7 @@ class Attentive(NonlinearClassifier):
         return self
 
     def path_heads(self) -> list[AttentiveHead]:
-        """The head of every learning rate."""
+        """One head per learning rate."""
         self.frozen()
         return [head.renamed(f"{self.name} lr={rate:g}", lr=rate) for rate, head in self._path]
 
@@ -192,7 +192,7 @@ class Attentive(NonlinearClassifier):
         scaling: Scaling,
         validation: Samples | None,
     ) -> tuple[int, str]:
-        """Position of the best learning rate, and what chose it."""
+        """Index of the best learning rate, and how it was chosen."""
         if len(rates) == 1:
             return 0, "given"
         if validation is not None:
@@ -205,7 +205,7 @@ class Attentive(NonlinearClassifier):
         return self._best([self._train(rate, rows, kept, scaling) for rate in rates], rows, scored), "held-out fifth"
 
     def _best(self, trained: Sequence[_Trained], rows: TokenBatches, which: NDArray[np.int64]) -> int:
-        """Position of the most accurate on some rows; ties go to the lower NLL."""
+        """Index of the most accurate probe on some rows; ties by NLL."""
         found = []
         for arrays, _ in trained:
             parameters = [torch.from_numpy(values).to(rows.device) for values in arrays]
@@ -219,7 +219,7 @@ class Attentive(NonlinearClassifier):
         return min(range(len(found)), key=found.__getitem__)
 
     def _train(self, lr: float, rows: TokenBatches, which: NDArray[np.int64], scaling: Scaling) -> _Trained:
-        """Folded parameters, and the mean loss of every epoch, of training on some rows."""
+        """Train on some rows; the folded parameters, and the mean loss of every epoch."""
         probe = _Probe(self, scaling, rows.device)
         per_epoch = -(-len(which) // int(self.batch_size))
         epochs = max(EPOCHS, -(-UPDATES // per_epoch)) if self.epochs is None else int(self.epochs)
@@ -253,7 +253,7 @@ _Trained = tuple[list[NDArray[np.float32]], NDArray[np.float64]]
 
 
 class _Probe:
-    """The parameters while they are trained, on standardised tokens."""
+    """The parameters during training, on standardised tokens."""
 
     def __init__(self, head: Attentive, scaling: Scaling, device: torch.device) -> None:
         queries, pieces, dim = int(head.queries), int(head.heads), head.n_features_in_
@@ -268,7 +268,7 @@ class _Probe:
         self.weights = drawn(WEIGHT_SCALE, len(head.classnames_), queries * pieces, width)
         self.bias = torch.zeros(len(head.classnames_), device=device, requires_grad=True)
         self.trained = [self.queries, self.values, self.weights, self.bias]
-        # Which dimensions each piece of a query attends with, and the factor of multi-head attention.
+        # The dimensions that each piece of a query attends over, with the scaling of multi-head attention.
         piece = torch.arange(dim) * pieces // dim
         self._mask = (piece == torch.arange(pieces)[:, None]).float().to(device) * (dim / pieces) ** -0.5
         self._scaling = scaling
@@ -276,15 +276,15 @@ class _Probe:
         self._deviation = torch.from_numpy(scaling.deviation).float().to(device)
 
     def standardised(self, tokens: Tensor) -> Tensor:
-        """Tokens (n, P, D) of zero mean and unit deviation in each dimension."""
+        """Tokens (n, P, D) with mean zero and standard deviation one per dimension."""
         return (tokens - self._mean) / self._deviation
 
     def parameters(self) -> list[Tensor]:
-        """The arguments of `attentive_logits`: each piece of a query is a query."""
+        """Arguments for `attentive_logits`: each piece of a query counts as a query."""
         return [(self.queries * self._mask).flatten(0, 1), self.values, self.weights, self.bias]
 
     def folded(self) -> list[NDArray[np.float32]]:
-        """The same for tokens as they are: the mean shifts all scores of a query alike, and moves the bias."""
+        """The same for raw tokens: the mean shifts all scores of a query alike, and goes into the bias."""
         found = [value.detach().cpu().double().numpy() for value in self.parameters()]
         queries, values, weights, bias = found
         queries, values = queries / self._scaling.deviation, values / self._scaling.deviation

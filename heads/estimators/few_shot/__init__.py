@@ -1,1 +1,1 @@
-"""Heads that add a few labelled rows to a zero-shot head."""
+"""Few-shot heads: a zero-shot head plus a few labelled rows."""

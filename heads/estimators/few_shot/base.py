@@ -1,4 +1,4 @@
-"""Base of the few-shot heads, which add labelled rows to a zero-shot head: `fit`, folds, and the choice by them."""
+"""Base of the few-shot heads: `fit`, folds, and the choice of settings on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FewShotRows:
-    """The zero-shot head, the training rows (M, D) with labels (M,) in memory, and the selection split, if any."""
+    """The zero-shot head, the training rows (M, D) and labels (M,) in memory, and the selection split, if any."""
 
     text: LinearHead
     samples: Samples
@@ -34,7 +34,7 @@ class FewShotRows:
 
 
 class FewShotClassifier(HeadClassifier):
-    """Base of few-shot heads: a subclass checks its parameters, and fits itself to `FewShotRows`."""
+    """Base of few-shot heads: subclasses check their parameters and fit to `FewShotRows`."""
 
     takes_texts: ClassVar[bool] = True
 
@@ -55,14 +55,14 @@ class FewShotClassifier(HeadClassifier):
         ----------
         X : image store, or array-like (N, D)
         y : labels (N,), with arrays: class indices of the zero-shot head
-        texts : text store, or a zero-shot head (any linear one)
+        texts : text store, or any linear head as zero-shot head
         selection
-            Store, or ``(X, y)``, on which the head's settings are chosen; None cross-validates on the training rows.
+            Store, or ``(X, y)``, on which settings are chosen; None cross-validates on the training rows.
 
         Raises
         ------
         HeadError
-            For parameters or labels out of range, NaN or infinite features (naming rows).
+            For parameters or labels out of range, or NaN or infinite features.
         MismatchError
             If the rows, the texts and the selection split differ in encoder, width or class list.
         """
@@ -78,7 +78,7 @@ class FewShotClassifier(HeadClassifier):
         return self
 
     def _samples(self, X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
-        """The training rows over the classes of the text head; a MismatchError where they do not belong together."""
+        """The training rows over the classes of the text head; MismatchError if they do not belong together."""
         return samples_of(X, y, text)
 
     @abstractmethod
@@ -90,7 +90,7 @@ class FewShotClassifier(HeadClassifier):
         """Set the fitted attributes, `provenance_` included."""
 
     def _record(self, rows: FewShotRows, settings: Json, how: str, *, of_path: bool = False) -> Provenance:
-        """Provenance of settings that were chosen `how`; heads of the path were not chosen on a split."""
+        """Provenance of settings chosen `how`; heads of the path were not chosen on a split."""
         params = {**settings, "metric": self.metric, "selection": how}
         split = rows.validation if how == "split" and not of_path else None
         chosen = None if split is None else split.store
@@ -100,7 +100,7 @@ class FewShotClassifier(HeadClassifier):
 
 
 def validation_folds(labels: NDArray[np.int64], n_classes: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
-    """Fold of each row, and whether its class has rows in other folds; None where no class has two rows.
+    """Fold of each row, and whether its class has rows in other folds; None if no class has two rows.
 
     Folds are stratified: at most 5, and as many as the largest class has rows.
 

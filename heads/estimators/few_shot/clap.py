@@ -1,4 +1,4 @@
-"""CLAP (Silva-Rodríguez et al. 2024): a linear probe from the zero-shot head, held to it class by class."""
+"""CLAP (Silva-Rodríguez et al. 2024): a linear probe started from, and pulled towards, the zero-shot head per class."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Float = NDArray[np.float64]
 
 
 class CLAP(PrototypeClassifier):
-    """Cross entropy of ``s cos(x, w_c)`` plus ``mean_c lambda_c ||w_c - t_c||²``, without a validation split.
+    """Cross entropy of ``s cos(x, w_c)`` plus ``mean_c lambda_c ||w_c - t_c||²``; needs no validation split.
 
-    t_c is the text vector of class c, where w_c starts. ``lambda_c`` is the mean probability that the zero-shot head
-    gives the rows of class c for being of class c: a class that it knows well is held to its text, a class that it
-    does not know is free. Batches of SGD with momentum 0.9; the learning rate is 1e-5 in the first epoch, then falls
-    from `lr` as a cosine. s is the zero-shot head's scale.
+    t_c is the text vector of class c, from which w_c starts. ``lambda_c`` is the mean zero-shot probability of class c
+    over the rows of class c: a class that the zero-shot head knows well stays close to its text, others are free.
+    Trained by SGD with momentum 0.9 on batches; the learning rate is 1e-5 in the first epoch, then decays from `lr` as
+    a cosine. s is the zero-shot head's scale.
 
     Parameters
     ----------
     lr, epochs, batch_size : 0.1, 300 and 256, as published
     norm
-        Length of the text vectors. Stores hold unit vectors, while the authors take them as the text tower gives
-        them, about ten times as long for OpenAI's models; it decides how much an angle costs.
+        Length of the text vectors. Stores hold unit vectors; the authors use the unnormalised output of the text tower,
+        about ten times as long for OpenAI's models. It sets how much a change of direction costs.
     seed : order of the rows
 
     Attributes
@@ -38,14 +38,14 @@ class CLAP(PrototypeClassifier):
     coef_ : (C, D) float64, ``s w_c / ||w_c||``
     intercept_ : (C,) float64, the zero-shot head's
     penalties_ : (C,) float64
-        lambda; 1 for a class without a training row.
+        lambda; 1 for a class without training rows.
     losses_ : (epochs,) float64
     temperature_ : 1.0
     classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
-    The authors train on 20 augmented views of every row: encode with ``--views`` for that.
+    The authors train on 20 augmented views of every row; encode with ``--views`` to do the same.
 
     References
     ----------

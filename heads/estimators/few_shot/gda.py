@@ -1,4 +1,4 @@
-"""GDA, the training-free "hard-to-beat baseline": a Gaussian discriminant of the rows added to the zero-shot logits."""
+"""GDA, the training-free "hard-to-beat baseline": zero-shot logits plus a Gaussian discriminant."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ Float = NDArray[np.float64]
 Labels = NDArray[np.integer]
 
 SHARES = np.logspace(-1.5, 1.5, 25)
-"""Factors of the likelihood's alpha among which another metric chooses."""
+"""Multiples of the maximum-likelihood alpha among which another metric chooses."""
 
 
 class GDA(FewShotClassifier, LinearClassifier):
-    """Zero-shot logits plus alpha times the discriminant of a Gaussian per class with one covariance S.
+    """Zero-shot logits plus alpha times a Gaussian discriminant with one shared covariance S.
 
     ``logits = zero-shot + alpha (x . w_c + b_c)`` with ``w_c = P m_c``, ``b_c = log(1/C) - m_c . w_c / 2``, m_c the
-    mean of the rows of class c, and the precision matrix ``P = D ((N - 1) S + trace(S) I)^-1``. It is
-    `LinearDiscriminant` with its shrinkage "auto" and uniform priors up to a factor, and nothing is trained.
+    mean of the rows of class c, and the precision matrix ``P = D ((N - 1) S + trace(S) I)^-1``. Up to a factor, this is
+    `LinearDiscriminant` with shrinkage "auto" and uniform priors; nothing is trained.
 
     Parameters
     ----------
     alpha
-        A number of the paper's formula; or "fitted": alpha, and a temperature of the sum, by the likelihood of the
-        selection split, or of folds of the training rows.
+        A number, as in the paper's formula; or "fitted": alpha and a temperature of the sum are fitted by likelihood on
+        the selection split, or on folds of the training rows.
     metric
-        What fits alpha: "nll", the likelihood; or "top1", as in the paper (ties by the NLL), or "squared_error" of the
-        probabilities, among 25 values around that of the likelihood, each at its best temperature.
+        Criterion for alpha: "nll", the likelihood; or "top1", as in the paper (ties by NLL), or "squared_error" of the
+        probabilities, among 25 values around the maximum-likelihood one, each at its best temperature.
 
     Attributes
     ----------
     coef_ : (C, D) float64, of the sum before the temperature
     intercept_ : (C,) float64
     alpha_ : float
-        Infinite where the zero-shot logits only harm. With one row in every class nothing can be held out, and
-        the discriminant's part gets logits with a standard deviation of one over classes.
+        Infinite if the zero-shot logits only do harm. With one row in every class none can be held out; the
+        discriminant's logits are then scaled to a standard deviation of one over classes.
     temperature_ : float
     classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
-    A class without a training row has the mean of the others' weights and intercepts in the discriminant's part, so
-    that its zero-shot logit decides.
+    In the discriminant, a class without training rows gets the mean of the others' weights and intercepts, so its
+    zero-shot logit decides.
 
     References
     ----------
@@ -115,7 +115,7 @@ class GDA(FewShotClassifier, LinearClassifier):
 def _best_share(
     shares: Float, scores: Float, base: NDArray[np.floating], labels: Labels, metric: str
 ) -> tuple[float, float]:
-    """The temperature, and the alpha of the best accuracy (ties by NLL) or squared error on held-out rows."""
+    """The temperature, and the alpha with the best accuracy (ties by NLL) or squared error on held-out rows."""
     found = []
     for share in shares.tolist():
         logits = base + share * scores
@@ -127,7 +127,7 @@ def _best_share(
 
 
 def gda(X: Float, y: Labels, n_classes: int) -> tuple[Float, Float]:
-    """Weights (C, D) and intercepts (C,) of the discriminant of rows (N, D), as in the paper."""
+    """Weights (C, D) and intercepts (C,) of the paper's discriminant of rows (N, D)."""
     moments = Moments.from_blocks([(X, y)], dim=X.shape[1], n_targets=n_classes)
     present = moments.counts > 0
     (solved,) = LinearDiscriminant("auto", "uniform").candidates(moments.of_columns(present))
@@ -143,7 +143,7 @@ def gda(X: Float, y: Labels, n_classes: int) -> tuple[Float, Float]:
 def _held_out(
     rows: FewShotRows, X: Float, whole: tuple[Float, Float]
 ) -> tuple[Float, NDArray[np.floating], Labels] | None:
-    """Scores, features and labels of the selection split, or of folds of the training rows; None if there are none."""
+    """Scores, features and labels of the selection split, or of folds of the training rows; None if neither exists."""
     if rows.validation is not None:
         features, labels = gathered(rows.validation)
         return features.astype(np.float64) @ whole[0].T + whole[1], features, labels

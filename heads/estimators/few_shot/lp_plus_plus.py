@@ -1,4 +1,4 @@
-"""LP++ (Huang et al. 2024): a linear probe that learns, class by class, how much of the text to blend in."""
+"""LP++ (Huang et al. 2024): a linear probe with a learned weight per class for the text vector."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from heads.solvers.primitives import class_sums
 Float = NDArray[np.float64]
 Result = TypeVar("Result")
 
-_BLEND = 250.0  # the authors' factor between the mean cosine of an image with its class's text and the first blend
+_BLEND = 250.0  # the authors' ratio of the initial blend to the mean cosine of an image with its class's text
 _MOMENTUM = 0.9
 _BLEND_EVERY = 10
 _PIECE_ROWS = 1024
 HELD_ROWS = 2000
-"""Held-out rows that are enough to choose by: where fewer folds have as many, the others are left out."""
+"""Enough held-out rows to choose by: once the folds so far hold as many, the remaining folds are skipped."""
 _LENGTHS = (1e-2, 1e15)
 
 
 class LPPlusPlus(FewShotClassifier, LinearClassifier):
-    """Cross entropy of ``logits_c = x . (w_c + blend_c t_c) + b_c`` by gradient steps whose sizes need no search.
+    """Cross entropy of ``logits_c = x . (w_c + blend_c t_c) + b_c``, by gradient descent with fixed step sizes.
 
-    t_c is the unit text vector of class c. Steps are full-batch, of the sizes that Lipschitz constants give: with F
-    the N training rows, ``4 N / max eigenvalue of F.T F`` for w and b (momentum 0.9), and every tenth step
-    ``N / (4 max_c sum_i (x_i . t_c)²)`` for the blends. They begin at the class sums of the rows for w, at 250 times
-    the mean cosine of an image with the text of its class for every blend, and at zero for b.
+    t_c is the unit text vector of class c. Steps are full-batch, with sizes from Lipschitz constants: with F the N
+    training rows, ``4 N / max eigenvalue of F.T F`` for w and b (momentum 0.9), and every tenth step ``N / (4 max_c
+    sum_i (x_i . t_c)²)`` for the blends. Initially, w holds the class sums of the rows, every blend is 250 times the
+    mean cosine of an image with the text of its class, and b is zero.
 
     Parameters
     ----------
-    steps : largest number of gradient steps
-    metric : "top1" or "nll": what chooses the number of steps; ties in accuracy are decided by the NLL
+    steps : maximum number of gradient steps
+    metric : criterion for the number of steps: "top1" (ties by NLL) or "nll"
 
     Attributes
     ----------
@@ -53,22 +53,23 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
     intercept_ : (C,) float64
     blend_ : (C,) float64
     steps_ : int
-        Number of steps of the best metric on the selection split, or by k-fold cross-validation on the training rows
-        (stratified, at most 5 folds and as many as the largest class has rows, of which as many are used as hold out
-        2,000 rows), then fitted on all of them. With one row in every class nothing can be held out, and all steps are
-        taken.
+        Number of steps with the best metric on the selection split, or by k-fold cross-validation on the training rows,
+        after which the head is fitted on all of them. (Folds are stratified, at most 5 and at most the number of rows
+        of the largest class; enough folds to hold out 2,000 rows are used.) With one row in every class none can be
+        held out, and all steps are taken.
     top1_, nll_ : (steps,) float64
-        After every step, on the rows that chose; empty where nothing was held out.
+        After every step, on the rows used for the choice; empty if nothing was held out.
     temperature_ : 1.0
     classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
-    The number of steps is the only regularisation: the paper reports the test accuracy at the best validation one. Its
-    code accumulates the gradient of the blends from step to step; here it is that of the tenth step.
+    The number of steps is the only regularisation: the paper reports the test accuracy at the best validation accuracy.
+    Its code accumulates the gradient of the blends over steps; here it is that of the tenth step alone.
 
-    On a CPU that multiplies bfloat16, products of large problems are bfloat16, all else float32. On ImageNet with four
-    rows per class that changed held-out accuracies by up to 0.05 points and NLLs by 1e-5, and no choice.
+    On CPUs with bfloat16 multiplication, products of large problems use bfloat16 and everything else float32. On
+    ImageNet with four rows per class this changed held-out accuracies by up to 0.05 points and NLLs by 1e-5, and no
+    choice.
 
     References
     ----------
@@ -154,7 +155,7 @@ class _Rows:
 
 
 class _Part:
-    """Rows with their logits (n, C), float32, to which the change of the parameters is added step by step."""
+    """Rows and their logits (n, C), float32, which are updated with each change of the parameters."""
 
     def __init__(self, rows: _Rows, precision: Precision, start: tuple[Tensor, Tensor], threads: int) -> None:
         self.labels, self.precision, self.threads = rows.labels, precision, threads
@@ -162,7 +163,7 @@ class _Part:
         self.logits = torch.addmm(start[1], rows.features, start[0].T)
 
     def moved(self, change: tuple[Tensor, Tensor] | None, function: Callable[[slice], Result]) -> list[Result]:
-        """`function` of each piece of the rows, whose logits have then moved by a change of weights and bias."""
+        """Apply a change of weights and bias to the logits, and `function` to each piece of the rows."""
         forward = None if change is None else self.precision.forward(*change)
 
         def of(piece: slice) -> Result:
@@ -177,8 +178,8 @@ class _Part:
 class _Descent:
     """The state of gradient descent on some rows: weights (C, D), bias (C,) and blend (C,), float32.
 
-    Parameters and logits are float32. On a CPU that multiplies bfloat16, large problems round what is multiplied: the
-    rows, the steps, and the residuals of the gradient.
+    On CPUs with bfloat16 multiplication, large problems round the factors of products to it: the rows, the steps, and
+    the residuals of the gradient.
     """
 
     def __init__(self, rows: _Rows, threads: int, validation: _Rows | None = None) -> None:
@@ -188,7 +189,7 @@ class _Descent:
         cosines = X @ self.directions.T
         self.rate = float(4 * n / torch.linalg.eigvalsh(X.double().T @ X.double())[-1])
         self.blend_rate = float(n / (4 * cosines.double().square().sum(dim=0).max()))
-        # The start: class sums, and blends from the cosines of images with the texts of their classes.
+        # Initial values: class sums, and blends from the cosines of images with the texts of their classes.
         counts = torch.bincount(labels, minlength=classes)
         own = torch.bincount(labels, weights=cosines[torch.arange(n), labels].double(), minlength=classes)
         blend = float(_BLEND * (own[counts > 0] / counts[counts > 0]).mean())
@@ -198,7 +199,7 @@ class _Descent:
         precision, start = cpu_precision(X.numel() * classes), (self.weights + blend * self.directions, self.bias)
         self.training = _Part(rows, precision, start, threads)
         self.validation = None if validation is None else _Part(validation, precision, start, threads)
-        self._change: tuple[Tensor, Tensor] | None = None  # of the last step: not in the training rows' logits yet
+        self._change: tuple[Tensor, Tensor] | None = None  # of the last step, not yet in the training rows' logits
 
     def step(self) -> None:
         """One gradient step."""
@@ -216,7 +217,7 @@ class _Descent:
         self._change = moved, self.bias_speed * -self.rate
 
     def _gradient(self) -> tuple[Tensor, Tensor]:
-        """Of the mean cross entropy, by ``w + blend t`` (C, D) and by b (C,)."""
+        """Gradient of the mean cross entropy, by ``w + blend t`` (C, D) and by b (C,)."""
         part = self.training
 
         def of(piece: slice) -> tuple[Tensor, Tensor]:
@@ -232,7 +233,7 @@ class _Descent:
         return weights.div_(len(part.labels)), bias.div_(len(part.labels))
 
     def validation_scores(self) -> Float:
-        """Number of hits and sum of NLLs (2,) after a step, once for each."""
+        """Number of hits and sum of NLLs (2,) after a step."""
         part = self.validation
         if part is None:
             return np.zeros(2)
@@ -245,7 +246,7 @@ class _Descent:
 
 
 def _folds(rows: _Rows) -> list[tuple[_Rows, _Rows]]:
-    """Training and validation rows, fold by fold until enough are held out; none where no class has two rows."""
+    """Training and validation rows of each fold until enough are held out; nothing if no class has two rows."""
     found = validation_folds(rows.labels.numpy(), len(rows.directions))
     if found is None:
         return []
@@ -258,7 +259,7 @@ def _folds(rows: _Rows) -> list[tuple[_Rows, _Rows]]:
 
 
 def _check_lengths(features: NDArray[np.floating]) -> None:
-    """Refuse rows far from unit length: the step of the bias would diverge, or logits overflow."""
+    """Refuse rows far from unit length: the bias steps would diverge, or logits overflow."""
     length = float(np.sqrt(np.square(features, dtype=np.float64).sum(axis=1).mean()))
     if not _LENGTHS[0] <= length <= _LENGTHS[1]:
         raise HeadError(

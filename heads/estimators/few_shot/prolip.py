@@ -1,4 +1,4 @@
-"""ProLIP (Fahes et al. 2024): the projection of the image tower is trained, and nothing else."""
+"""ProLIP (Fahes et al. 2024): trains only the projection of the image tower."""
 
 from __future__ import annotations
 
@@ -32,31 +32,32 @@ _EPS = 1e-4  # of Adam, as published
 
 
 class ProLIP(FewShotClassifier, NonlinearClassifier):
-    """Cross entropy of ``s cos(x W, t_c)`` plus ``penalty ||W - W0||²``, W trained from the model's projection W0.
+    """Cross entropy of ``s cos(x W, t_c)`` plus ``penalty ||W - W0||²``, with W started from the model's projection W0.
 
     x are features before the projection (the tap ``pre_projection``, whose store holds W0), t_c is the text vector of
-    class c and s the zero-shot head's scale. Full batches of Adam (eps 1e-4); the learning rate falls from `lr` as a
-    cosine. The penalty is the sum over the entries of W. Nothing is chosen, so that there is no selection split.
+    class c and s the zero-shot head's scale. Trained by full-batch Adam (eps 1e-4); the learning rate decays from `lr`
+    as a cosine. The penalty is summed over the entries of W. There are no settings to choose, so `fit` takes no
+    selection split.
 
-    Features of the space of texts, as stores without a tap hold them, have the identity for W0.
+    For features that are already projected (stores without a tap), W0 is the identity.
 
     Parameters
     ----------
-    penalty : the paper's lambda; None for one over the mean number of rows per class, its validation-free variant
+    penalty : the paper's lambda; None: one over the mean number of rows per class, the paper's validation-free variant
     lr, epochs : 1e-5 and 300, as published
 
     Attributes
     ----------
     projection_ : (W, D) float32
     losses_ : (epochs,) float64
-        Before each step, the penalty included.
+        Before each step, including the penalty.
     head_ : ProjectedHead
     classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
-    Lengths of x change neither loss nor gradient. The authors show another augmented view of the rows in each epoch;
-    here the rows of all views (``--views``) are one batch.
+    The length of x affects neither loss nor gradient. The authors use another augmented view of the rows in each epoch;
+    here the rows of all views (``--views``) form one batch.
 
     References
     ----------
@@ -89,7 +90,7 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
         texts: TextSource | LinearHead | Fitted,
         projection: ArrayLike | None = None,
     ) -> Self:
-        """Fit as all few-shot heads do (`heads.estimators.few_shot.base`), with given settings: nothing is chosen.
+        """Fit like the other few-shot heads (`heads.estimators.few_shot.base`), without choosing any setting.
 
         Parameters
         ----------
@@ -98,7 +99,7 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
         Raises
         ------
         HeadError, MismatchError
-            As there; for a projection of another shape, a tap whose store holds none, and a loss that is not finite.
+            As there; for a projection of the wrong shape, a tap store without one, or a loss that is not finite.
         """
         self._given = None if projection is None else np.asarray(to_numpy(projection), np.float32)
         return super().fit(X, y, texts=texts)
@@ -112,7 +113,7 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
             )
 
     def _samples(self, X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
-        """The training rows; sets W0, and checks that it leads to the space of these texts."""
+        """The training rows; sets W0, and checks that it maps to the space of these texts."""
         start = self._given
         if is_store(X):
             if start is not None:
@@ -147,14 +148,14 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
         record = self._record(rows, self.get_params(deep=False) | {"penalty": self._strength}, "none")
         store = rows.samples.store
         if store is not None and rows.text.provenance.text_digest not in store.text_digests:
-            record = record.but(text_digest=None)  # a tap is in no space of texts: the head is its encoder's
+            record = record.but(text_digest=None)  # tap features are not in a text space: bind the head to the encoder
         self.provenance_ = record
         self.head_ = ProjectedHead(
             self.projection_, rows.text, self.classnames_, self.name, record, label_values(self.classes_)
         )
 
     def _descend(self, weights: Tensor, rows: FewShotRows) -> Iterator[float]:
-        """Take all steps, in place; the loss before each. The gradient is written out."""
+        """Take all steps, in place; returns the loss before each. The gradient is written out."""
         X, y = torch.from_numpy(unit_rows(rows.features)), torch.from_numpy(np.asarray(rows.labels, np.int64))
         texts, bias = torch.from_numpy(rows.text.weights), torch.from_numpy(rows.text.bias)
         start, every = weights.clone(), torch.arange(len(y))
@@ -170,7 +171,7 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
             slope = log_shares.exp_()
             slope[every, y] -= 1
             of_unit = slope @ texts / len(y)
-            # Only what is at right angles to the unit vector turns it.
+            # Only the component orthogonal to the unit vector turns it.
             of_projected = (of_unit - torch.linalg.vecdot(of_unit, unit)[:, None] * unit) / lengths
             weights.grad = X.T @ of_projected + 2 * self._strength * moved
             optimiser.step()
@@ -179,12 +180,12 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
 
 
 def _stored_projection(store: FeatureSource, text: LinearHead) -> Float32 | None:
-    """The projection of a tap, if it leads to the space of these texts; None for features of that space.
+    """The projection of a tap, if it maps to the space of these texts; None for features already in that space.
 
     Raises
     ------
     MismatchError
-        The texts are another model's, or the tap was written before projections were stored.
+        If the texts are another model's, or the tap was written before projections were stored.
     """
     found = store.visual_projection
     if found is None:

@@ -1,4 +1,4 @@
-"""Base of the heads that train the directions of a zero-shot head's class vectors: logits ``s_c cos(x, w_c)``."""
+"""Base of heads that train the class vectors of a zero-shot head: logits ``s_c cos(x, w_c)``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from heads.fitted.linear import LinearHead
 from heads.rows.samples import Rows
 from heads.solvers.schedule import cosine
 
-_WARMUP_LR = 1e-5  # of the first epoch, in the authors' common code base
+_WARMUP_LR = 1e-5  # in the first epoch, as in the authors' shared code base
 
 
 class PrototypeClassifier(FewShotClassifier, LinearClassifier):
-    """Base: a subclass says how class vectors follow from its parameters, with which penalty, and by which optimiser.
+    """Base: subclasses define the class vectors as a function of the parameter, the penalty, and the optimiser.
 
-    No setting is chosen, so that there is no selection split. Where the zero-shot head has a bias, it is kept.
+    There are no settings to choose, so `fit` takes no selection split. A bias of the zero-shot head is kept.
     """
 
     metric = "nll"
@@ -51,25 +51,25 @@ class PrototypeClassifier(FewShotClassifier, LinearClassifier):
     def fit(  # type: ignore[override]  # nothing is chosen
         self, X: Rows, y: ArrayLike | None = None, *, texts: TextSource | LinearHead | Fitted
     ) -> Self:
-        """Fit as all few-shot heads do (`heads.estimators.few_shot.base`), with given settings: nothing is chosen.
+        """Fit like the other few-shot heads (`heads.estimators.few_shot.base`), without choosing any setting.
 
         Raises
         ------
         HeadError, MismatchError
-            As there, and for a loss that is not finite.
+            As there, or if the loss is not finite.
         """
         return super().fit(X, y, texts=texts)
 
     @abstractmethod
     def _vectors(self, texts: Tensor, parameter: Tensor) -> Tensor:
-        """Class vectors (C, D) of the trained parameter (C, D)."""
+        """Class vectors (C, D) as a function of the trained parameter (C, D)."""
 
     @abstractmethod
     def _optimiser(self, parameter: Tensor) -> torch.optim.Optimizer:
-        """That of the paper."""
+        """The paper's optimiser."""
 
     def _begin(self, texts: Tensor, rows: FewShotRows) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Where the parameter starts, and the penalty of class vectors; here zeros and none."""
+        """Initial parameter, and penalty of the class vectors; by default zeros and none."""
         return torch.zeros_like(texts), lambda vectors: vectors.new_zeros(())
 
     def _check_parameters(self) -> None:
@@ -100,7 +100,7 @@ class PrototypeClassifier(FewShotClassifier, LinearClassifier):
         self.progress.finish()
         vectors = self._vectors(texts, parameter).detach().double().numpy()
         moments = [found for state in optimiser.state.values() for found in state.values() if isinstance(found, Tensor)]
-        if any(bool(found.isinf().any()) for found in moments):  # Adam would stand still
+        if any(bool(found.isinf().any()) for found in moments):  # Adam would not move
             raise HeadError(
                 f"{self.name}: the gradient overflows float32, with features up to {np.abs(rows.features).max():.3g}; "
                 "scale them, for instance to rows of length 1"
@@ -112,7 +112,7 @@ class PrototypeClassifier(FewShotClassifier, LinearClassifier):
         self.provenance_ = self._record(rows, self.get_params(deep=False), "none")
 
     def _descend(self, optimiser: torch.optim.Optimizer, loss: Callable[[Tensor], Tensor], n: int) -> Iterator[float]:
-        """Mean loss of every epoch; the learning rate is tiny in the first one, and then falls as a cosine."""
+        """Mean loss of every epoch; the learning rate is tiny in the first one, then decays as a cosine."""
         generator = torch.Generator().manual_seed(int(self.seed))
         for epoch in range(int(self.epochs)):
             rate = self.lr * cosine((epoch - 1) / self.epochs) if epoch else min(_WARMUP_LR, self.lr)

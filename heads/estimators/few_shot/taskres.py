@@ -1,4 +1,4 @@
-"""TaskRes (Yu et al. 2023): the zero-shot head's class vectors plus a residual that is trained."""
+"""TaskRes (Yu et al. 2023): a trained residual on the zero-shot head's class vectors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from heads.estimators.few_shot.prototypes import PrototypeClassifier
 
 
 class TaskRes(PrototypeClassifier):
-    """Cross entropy of ``s cos(x, t_c + alpha r_c)``, r trained from zero.
+    """Cross entropy of ``s cos(x, t_c + alpha r_c)``, with r trained from zero.
 
-    t_c is the text vector of class c and s the zero-shot head's scale. Batches of Adam; the learning rate is 1e-5 in
-    the first epoch, then falls from `lr` as a cosine.
+    t_c is the text vector of class c and s the zero-shot head's scale. Trained by Adam on batches; the learning rate is
+    1e-5 in the first epoch, then decays from `lr` as a cosine.
 
     Parameters
     ----------
     alpha : weight of the residual
     lr, epochs, batch_size
-        2e-3, 100 and 256, as published for up to four rows per class (200 epochs above, and 2e-4 on ImageNet).
+        2e-3, 100 and 256, as published for up to four rows per class (more: 200 epochs; ImageNet: lr 2e-4).
     norm
-        Length of the text vectors. Stores hold unit vectors, while the authors take them as the text tower gives
-        them, about ten times as long for OpenAI's models; it decides how far a step turns them.
+        Length of the text vectors. Stores hold unit vectors; the authors use the unnormalised output of the text tower,
+        about ten times as long for OpenAI's models. It sets how far a step turns them.
     seed : order of the rows
 
     Attributes

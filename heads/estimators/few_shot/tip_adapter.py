@@ -1,4 +1,4 @@
-"""Tip-Adapter (Zhang et al. 2022): zero-shot logits plus votes of a few labelled rows, as they are or trained."""
+"""Tip-Adapter (Zhang et al. 2022): zero-shot logits plus votes of a few labelled rows, optionally trained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Float = NDArray[np.float64]
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 3.0, 5.0, 9.0, 16.0)
 BETAS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.5, 7.0, 10.0, 15.0, 22.0)
 PAPER = (1.0, 5.5)
-"""Alpha and beta that the paper begins with, for training keys, and where no row can be held out."""
+"""The paper's initial alpha and beta: used to train keys, and when no row can be held out."""
 
 
 class Grid(NamedTuple):
@@ -39,38 +39,38 @@ class Grid(NamedTuple):
 
 
 class TipAdapter(FewShotClassifier, NonlinearClassifier):
-    """Zero-shot logits plus votes of the training rows near the image: no training, not linear.
+    """Zero-shot logits plus votes of the training rows by their similarity to the image; not trained, not linear.
 
-    With X the image features and V the same of unit length, K and Y the unit features and one-hot labels of the
+    With X the image features, V the same scaled to unit length, K and Y the unit features and one-hot labels of the
     training rows, and W, b the zero-shot head::
 
         logits = X W.T + b + alpha exp(-beta (1 - V K.T)) Y
 
-    In the paper all features have unit length, as those of stores do: X is V. For arrays with rows of other lengths the
-    votes take the direction alone, while the zero-shot head takes the rows as they are, so that alpha = 0 is that head,
-    whichever linear head it is; give unit rows for the paper's balance of the two.
+    In the paper, as in stores, all features have unit length: X is V. For arrays of other lengths the votes use only
+    the direction, while the zero-shot head uses the rows unscaled, so that alpha = 0 is exactly that head; give unit
+    rows for the paper's balance between the two.
 
     Parameters
     ----------
-    alphas : strengths to choose from, not negative; 0 is the zero-shot head
-    betas : sharpnesses to choose from, positive
-    metric : "top1" or "nll": what the choice maximises or minimises; ties in accuracy are decided by the NLL
+    alphas : non-negative strengths to choose from; 0 is the zero-shot head
+    betas : positive sharpnesses to choose from
+    metric : criterion for the choice: "top1" (ties by NLL) or "nll"
 
     Attributes
     ----------
     alpha_, beta_ : float
-        The best pair on the selection split, or by k-fold cross-validation on the training rows: each row is scored
-        by zero-shot and the keys of the other folds. Folds are stratified, at most 5 and as many as the largest class
-        has rows; rows of a class without a key in other folds do not count. With one row per class nothing can be held
-        out, and the pair is the paper's (1, 5.5), or the nearest one of the grids.
+        The best pair on the selection split, or by k-fold cross-validation on the training rows: each row is scored by
+        the zero-shot head and the keys of the other folds. Folds are stratified, at most 5 and at most the number of
+        rows of the largest class; rows whose class has no key in other folds are ignored. With one row per class none
+        can be held out, and the pair is the paper's (1, 5.5), or the nearest one of the grids.
     top1_, nll_ : (A, B) float64
-        Of every pair, on the rows that chose; NaN where there was nothing to choose.
+        For every pair, on the rows used for the choice; NaN if there was nothing to choose.
     classes_, classnames_, n_features_in_, provenance_, head_
 
     Notes
     -----
-    The votes of a class grow with its number of keys, of which cross-validation has a fold fewer than the head: there
-    votes are multiplied by the ratio of both numbers. The original code searches both on the test split.
+    The votes of a class grow with its number of keys. Cross-validation has one fold of keys fewer than the head, so
+    votes are multiplied by the ratio of the two numbers. The original code searches both settings on the test split.
 
     References
     ----------
@@ -105,9 +105,9 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         self.metric = metric
 
     def path_heads(self) -> list[TipAdapterHead]:
-        """A head for every pair of the grids; `heads.evaluate` then computes affinities once, and votes once per beta.
+        """One head per pair, ordered by beta, then by alpha; none of them is chosen, and all share one bank.
 
-        Pairs are ordered by beta, then by alpha. None of them is chosen; all share one bank (and its trained keys).
+        `heads.evaluate` computes their affinities once, and votes once per beta.
         """
         self.frozen()
         heads = []
@@ -139,11 +139,11 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         self.head_ = TipAdapterHead(rows.text, bank, self.alpha_, self.beta_, columns, *names)
 
     def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:
-        """The rows as keys."""
+        """The training rows as keys."""
         return KeyBank(features, labels, len(text.classnames))
 
     def _choose(self, bank: KeyBank, rows: FewShotRows) -> str:
-        """Set the best pair, and say how it was chosen."""
+        """Set the best pair; returns how it was chosen."""
         alphas, betas = self._grid
         self.top1_ = np.full((len(alphas), len(betas)), np.nan)
         self.nll_ = self.top1_.copy()
@@ -164,7 +164,7 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
         return "folds" if rows.validation is None else "split"
 
     def _fold_scores(self, bank: KeyBank, rows: FewShotRows) -> Float | None:
-        """Accuracy and NLL (2, A, B) of each row by the keys of the other folds; None where nothing can be held out."""
+        """Accuracy and NLL (2, A, B) of each row under the keys of the other folds; None if nothing can be held out."""
         found = validation_folds(bank.labels, bank.n_classes)
         if found is None:
             return None
@@ -174,12 +174,12 @@ class TipAdapter(FewShotClassifier, NonlinearClassifier):
 
 
 class TipAdapterF(TipAdapter):
-    """`TipAdapter` with keys trained by cross entropy, at the paper's alpha and beta, before both are chosen.
+    """`TipAdapter` with keys trained by cross entropy at the paper's alpha and beta, before both are chosen.
 
     ``logits = V W.T + b + alpha exp(-beta (1 - V K.T)) Y``, K the trained keys. AdamW (epsilon 1e-4) with a cosine
-    schedule, as published. The original code trains on augmented views of the rows; here a row does not vote for
-    itself while its own loss is taken, because on cached features its key is the row itself and would explain it alone.
-    The keys' lengths are free, as published.
+    schedule, as published. The original code trains on augmented views of the rows. Here, on cached features, a row's
+    own key is the row itself and would explain it alone, so a row does not vote in its own loss. Keys are not
+    normalised, as published.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ class TipAdapterF(TipAdapter):
 
     Attributes
     ----------
-    alpha_, beta_, top1_, nll_ and the rest as in `TipAdapter`; cross-validation trains the keys of each fold anew.
+    alpha_, beta_, top1_, nll_ and the rest as in `TipAdapter`; cross-validation trains keys for each fold.
 
     Examples
     --------
@@ -227,12 +227,12 @@ class TipAdapterF(TipAdapter):
             )
 
     def _bank(self, features: NDArray[np.floating], labels: NDArray[np.int64], text: LinearHead) -> KeyBank:
-        """The rows as keys, trained."""
+        """The training rows as keys, trained."""
         training = KeyTraining(self.epochs, self.learning_rate, self.batch_size, self.seed)
         return KeyBank(train_keys(features, labels, text, training), labels, len(text.classnames), free=True)
 
     def _fold_scores(self, bank: KeyBank, rows: FewShotRows) -> Float | None:
-        """Each fold's rows by keys trained on the other folds; `bank` is not used."""
+        """Score each fold's rows by keys trained on the other folds; `bank` is not used."""
         found = validation_folds(rows.labels, len(rows.text.classnames))
         if found is None:
             return None
@@ -266,8 +266,8 @@ def scored(
 ) -> Float:
     """Accuracy and NLL (2, A, B) of every pair of the grid on blocks of rows ``(X, y)``.
 
-    With the `folds` (M,) of the keys, blocks are ``(X, y, folds)``, and keys of a row's own fold do not vote for it.
-    Where only a `share` of the head's keys votes, votes are divided by it.
+    Given the `folds` (M,) of the keys, blocks are ``(X, y, folds)``, and keys of a row's own fold do not vote for it.
+    If only a `share` of the head's keys votes, votes are divided by it.
     """
 
     def of_piece(features: NDArray[np.floating], labels: NDArray[np.int64], *own: NDArray[np.int64]) -> Float:
@@ -294,7 +294,7 @@ def scored(
 
 @dataclass(frozen=True)
 class KeyTraining:
-    """How keys are trained: AdamW with a cosine schedule, rows in an order drawn from `seed`."""
+    """How keys are trained: AdamW with a cosine schedule, rows shuffled by `seed`."""
 
     epochs: int = 20
     learning_rate: float = 1e-3
@@ -305,9 +305,9 @@ class KeyTraining:
 def train_keys(
     features: NDArray[np.floating], labels: NDArray[np.integer], text: LinearHead, training: KeyTraining
 ) -> NDArray[np.float32]:
-    """Keys (M, D) that start as the unit rows and lower the rows' cross entropy, at the paper's alpha and beta.
+    """Train keys (M, D) from the unit rows to lower the rows' cross entropy, at the paper's alpha and beta.
 
-    Features are (M, D), and labels (M,) class indices of `text`. No row votes for itself.
+    Features are (M, D), labels (M,) class indices of `text`. No row votes for itself.
     """
     alpha, beta = PAPER
     rows = torch.from_numpy(unit_rows(np.asarray(features)))
@@ -325,12 +325,12 @@ def train_keys(
     for _ in range(training.epochs):
         order = torch.randperm(len(rows), generator=generator)
         for batch in order.split(training.batch_size):  # type: ignore[no-untyped-call]
-            # Keys (M) by rows (b) throughout: sums over the keys of a class then run along memory.
+            # Keys (M) by rows (b) throughout, so that sums over the keys of a class run along memory.
             queries, place = rows[batch], torch.arange(len(batch))
             weights = (keys @ queries.T).sub_(1.0).mul_(beta).exp_()
-            weights[batch, place] = 0.0  # a row has no vote in its own loss
+            weights[batch, place] = 0.0  # no row votes in its own loss
             votes = torch.zeros(base.shape[1], len(batch)).index_add_(0, targets, weights)
-            # The gradient of the mean cross entropy, by the logits and then by the keys.
+            # The gradient of the mean cross entropy with respect to the logits, then to the keys.
             slope = torch.softmax(votes.mul_(alpha).add_(base[batch].T), dim=0)
             slope[targets[batch], place] -= 1.0
             slope *= alpha * beta / len(batch)
