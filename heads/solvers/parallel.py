@@ -60,6 +60,16 @@ def one_torch_thread() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def one_thread(when: bool = True) -> Iterator[None]:
+    """Keep BLAS and torch to one thread inside, for work whose pieces are too small to share."""
+    if not when:
+        yield
+        return
+    with one_blas_thread(), one_torch_thread():
+        yield
+
+
 def map_pieces(
     blocks: Blocks, function: Callable[..., Result], *, rows: int = PIECE_ROWS, width: int = 1
 ) -> Iterator[Result]:
