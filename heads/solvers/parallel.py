@@ -23,6 +23,9 @@ from heads.solvers.primitives import on_gpu
 PIECE_ROWS = 2048
 """Rows per piece on a CPU: 2048 x 512 doubles are 8 MiB, near the cache and far from the memory's size."""
 
+SHORT_PIECE = 256
+"""Rows of the shortest piece: few rows are cut in four, so that they too are shared."""
+
 DEVICE_NUMBERS = 2**24
 """Numbers in the widest array of a piece on a GPU: 128 MiB of float64."""
 
@@ -40,13 +43,31 @@ def _thread_pools(modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+_allowed: list[int] = []
+"""BLAS threads before each `one_blas_thread` that is entered, the outermost first."""
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[int]:
-    """Keep BLAS and LAPACK to one thread inside; gives the number of threads that they were allowed before."""
+    """Keep BLAS and LAPACK to one thread inside; gives the number of threads that they were allowed at the outside.
+
+    As a decorator of a whole fit it keeps OpenBLAS's threads asleep: after every product that they share they wait for
+    the next in a loop, and take their cores from `map_pieces`.
+    """
     controller = _thread_pools(len(sys.modules))
-    threads = max([pool["num_threads"] for pool in controller.info() if pool["user_api"] == "blas"], default=1)
-    with controller.limit(limits=1, user_api="blas"):
-        yield threads
+    _allowed.append(max([pool["num_threads"] for pool in controller.info() if pool["user_api"] == "blas"], default=1))
+    try:
+        with controller.limit(limits=1, user_api="blas"):
+            yield _allowed[0]
+    finally:
+        _allowed.pop()
+
+
+@contextmanager
+def all_blas_threads() -> Iterator[None]:
+    """Inside `one_blas_thread`, the threads that BLAS was allowed outside, for one large decomposition."""
+    with _thread_pools(len(sys.modules)).limit(limits=_allowed[0] if _allowed else None, user_api="blas"):
+        yield
 
 
 @contextmanager
@@ -100,7 +121,8 @@ def map_pieces(
                 yield from (function(*piece) for piece in cut(block, max(DEVICE_NUMBERS // width, 256)))
                 continue
             for part in cut(block, 8 * threads * rows):  # bounds the results that wait to be taken
-                yield from executor.map(lambda piece: function(*piece), list(cut(part, rows)))
+                short = min(rows, max(SHORT_PIECE, -(-len(part[0]) // 4)))
+                yield from executor.map(lambda piece: function(*piece), list(cut(part, short)))
 
 
 def cut(block: Block, rows: int) -> Iterator[Block]:

@@ -25,7 +25,7 @@ from heads.rows.selection import RowSampler, thinned
 from heads.rows.weights import checked_weights, class_weights, group_ids, plain_weights, row_weights
 from heads.solvers.edges import warn_at_edge
 from heads.solvers.folds import FOLDS, folds_of
-from heads.solvers.parallel import Blocks
+from heads.solvers.parallel import Blocks, one_blas_thread
 from heads.solvers.primitives import as_tensor
 from heads.solvers.ridge.held_out import Elsewhere, HeldOut
 from heads.solvers.ridge.leave_one_out import squared_errors
@@ -221,21 +221,22 @@ class Ridge(Standardising, LinearClassifier):
         if self.standardise and sample_weight is not None:
             weights = checked_weights(sample_weight, len(samples.labels()))
         samples, validation = self._scaled(samples, validation, weights)
-        prior = checked_prior(self.prior, samples)
-        pull = self._on_scale(prior)
-        problem = self._problem(samples, sample_weight, groups, pull, choose=validation is None)
-        require_finite(samples, problem.diagonal())
-        self.spectrum_, self.prior_scale_ = problem.spectrum(), problem.prior_scale()
-        self._added = _centred(*pull) if pull is not None and self.add_prior else None
-        best = self._choose(problem, validation)
-        self.alpha_ = float(self.alphas_[best])
-        # The temperature, and the prior's weight, once more: for the chosen alpha, from more rows.
-        held = self._held_out(problem, validation)
-        scored = path_scores(held, [self.alpha_], self._added)
-        self.temperature_ = float(scored.temperatures[0]) if len(held.labels) else self._spread(samples, best)
-        self.prior_weight_ = float(scored.prior_weights[0])
-        self.coef_, self.intercept_ = self._with_prior(self.alpha_, self.prior_weight_)
-        self._record(samples, validation, prior, problem, groups)
+        with one_blas_thread():
+            prior = checked_prior(self.prior, samples)
+            pull = self._on_scale(prior)
+            problem = self._problem(samples, sample_weight, groups, pull, choose=validation is None)
+            require_finite(samples, problem.diagonal())
+            self.spectrum_, self.prior_scale_ = problem.spectrum(), problem.prior_scale()
+            self._added = _centred(*pull) if pull is not None and self.add_prior else None
+            best = self._choose(problem, validation)
+            self.alpha_ = float(self.alphas_[best])
+            # The temperature, and the prior's weight, once more: for the chosen alpha, from more rows.
+            held = self._held_out(problem, validation)
+            scored = path_scores(held, [self.alpha_], self._added)
+            self.temperature_ = float(scored.temperatures[0]) if len(held.labels) else self._spread(samples, best)
+            self.prior_weight_ = float(scored.prior_weights[0])
+            self.coef_, self.intercept_ = self._with_prior(self.alpha_, self.prior_weight_)
+            self._record(samples, validation, prior, problem, groups)
         return self
 
     def _choose(self, problem: RidgeProblem, validation: Samples | None) -> int:

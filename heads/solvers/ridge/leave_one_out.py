@@ -53,8 +53,8 @@ from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
 Float = NDArray[np.float64]
 
-# Below this many multiply-adds the direct form in float64 takes well under a second, and needs no approximation.
-_DIRECT_WORK = 4e9
+# Below this many multiply-adds float64 takes well under a second.
+_SMALL_WORK = 4e9
 # float32 residuals are good to about 1e-7 of the targets' sum of squares: ask for four digits more than that.
 _FLOAT32_FLOOR = 0.02
 
@@ -74,7 +74,7 @@ def leave_one_out_errors(
     alphas
         A positive values.
     dtype
-        None chooses: the direct form for small problems; else float64 on a GPU and for number targets, and float32
+        None chooses: float64 for small problems, in the form of fewer operations; else float64 on a GPU and for number targets, and float32
         products with float64 repairs for labels on a CPU, or corrected bfloat16 products where those pay.
 
     Returns
@@ -154,10 +154,12 @@ def _errors(
     gpu, labels, plain = on_gpu(first[0]), first[1].ndim == 1, all(column is None for column in first[2:])
     device = first[0].device if gpu else torch.device("cpu")
     work = max(spectrum.rows * spectrum.projected.size for spectrum in spectra) * len(alphas)
-    if dtype is None and not gpu and work <= _DIRECT_WORK:
-        direct = [Direct.of(s, alphas) for s in spectra]
-        return _mean_errors(direct, rows, leave_out)
-    if dtype == torch.float64 or (dtype is None and (gpu or not labels)):
+    small = dtype is None and not gpu and work <= _SMALL_WORK
+    ranks = [len(spectrum.eigenvalues) for spectrum in spectra]
+    coupled = max(rank**2 * (spectrum.rows + rank) for rank, spectrum in zip(ranks, spectra, strict=True))
+    if small and work <= 3 * coupled:
+        return _mean_errors([Direct.of(s, alphas) for s in spectra], rows, leave_out)
+    if small or dtype == torch.float64 or (dtype is None and (gpu or not labels)):
         return _mean_errors(_forms(spectra, alphas, torch.float64, device), rows, leave_out)
     quick = _forms(spectra, alphas, torch.float32, device)
     errors = None

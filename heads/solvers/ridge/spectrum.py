@@ -26,14 +26,13 @@ instead of O(N D² + D³).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.errors import HeadError
-from heads.solvers.parallel import one_blas_thread
+from heads.solvers.parallel import all_blas_threads, one_blas_thread
 from heads.solvers.ridge.moments import Moments
 
 Float = NDArray[np.float64]
@@ -182,7 +181,7 @@ def steady_eigh(matrix: Float) -> tuple[Float, Float]:
 
     LAPACK's threads meet at thousands of barriers: up to this size one is about as fast, and far steadier under load.
     """
-    with one_blas_thread() if len(matrix) <= 1024 else nullcontext():
+    with one_blas_thread() if len(matrix) <= 1024 else all_blas_threads():
         eigenvalues, vectors = np.linalg.eigh(matrix)
     return eigenvalues, vectors
 

@@ -75,7 +75,7 @@ def test_plain_bfloat16_products_would_be_worse() -> None:
 def test_float32_does_what_bfloat16_cannot(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     assert corrected_errors(rows) is None
     monkeypatch.setattr(corrected, "has_bfloat16", lambda: True)
-    monkeypatch.setattr("heads.solvers.ridge.leave_one_out._DIRECT_WORK", 0)
+    monkeypatch.setattr("heads.solvers.ridge.leave_one_out._SMALL_WORK", 0)
     spectrum = spectrum_of(rows)
     found = leave_one_out_errors(spectrum, lambda: [rows], ALPHAS)
     np.testing.assert_allclose(
@@ -85,7 +85,7 @@ def test_float32_does_what_bfloat16_cannot(rows: Rows, monkeypatch: pytest.Monke
 
 def test_chosen_by_itself_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = drawn(6_000)
-    monkeypatch.setattr("heads.solvers.ridge.leave_one_out._DIRECT_WORK", 0)
+    monkeypatch.setattr("heads.solvers.ridge.leave_one_out._SMALL_WORK", 0)
     asked: list[bool] = []
     whole = corrected.mean_errors
     monkeypatch.setattr(corrected, "mean_errors", lambda *a: asked.append(True) or whole(*a))

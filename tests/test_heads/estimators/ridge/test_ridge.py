@@ -18,11 +18,12 @@ def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
+@pytest.mark.parametrize("classes", [10, 40], ids=["direct errors", "coupled errors"])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_chooses_the_alpha_and_weights_of_ridge_cv(draw: Any, fit_intercept: bool) -> None:
-    X, y = draw(600, 64, 10)
+def test_chooses_the_alpha_and_weights_of_ridge_cv(draw: Any, fit_intercept: bool, classes: int) -> None:
+    X, y = draw(600, 64, classes)
     head = Ridge(ALPHAS, fit_intercept=fit_intercept).fit(X, y)
-    model = linear_model.RidgeCV(ALPHAS, fit_intercept=fit_intercept).fit(X.astype(np.float64), np.eye(10)[y])
+    model = linear_model.RidgeCV(ALPHAS, fit_intercept=fit_intercept).fit(X.astype(np.float64), np.eye(classes)[y])
     assert head.alpha_ == model.alpha_
     assert ALPHAS[0] < head.alpha_ < ALPHAS[-1]  # an inner optimum, so that the choice means something
     np.testing.assert_allclose(head.coef_, model.coef_, rtol=1e-6, atol=1e-9)
@@ -30,8 +31,8 @@ def test_chooses_the_alpha_and_weights_of_ridge_cv(draw: Any, fit_intercept: boo
     weights, intercepts = head.path()
     best = int(np.flatnonzero(head.alpha_ == ALPHAS)[0])
     np.testing.assert_allclose(weights[best], head.coef_, atol=1e-12)
-    assert weights.shape == (13, 10, 64)
-    assert intercepts.shape == (13, 10)
+    assert weights.shape == (13, classes, 64)
+    assert intercepts.shape == (13, classes)
 
 
 def test_streamed_equals_in_memory(images: Any) -> None:
