@@ -81,6 +81,7 @@ bench: $(READY)  ## every benchmark at full size, results into benchmarks/result
 	$(BIN)/python -m benchmarks.bench_finetune --out benchmarks/results/finetune.json
 	$(BIN)/python -m benchmarks.bench_slow_heads --out benchmarks/results/slow-heads.json
 	$(BIN)/python -m benchmarks.bench_default_path --out benchmarks/results/default-path.json
+	$(BIN)/python -m benchmarks.bench_calls --out benchmarks/results/calls.json
 
 bench-quick: $(READY)  ## the main ratios against those committed last, in under ten minutes; fails where one is worse
 	$(BIN)/python -m benchmarks.quick

@@ -74,8 +74,9 @@ def leave_one_out_errors(
     alphas
         A positive values.
     dtype
-        None chooses: float64 for small problems, in the form of fewer operations; else float64 on a GPU and for number targets, and float32
-        products with float64 repairs for labels on a CPU, or corrected bfloat16 products where those pay.
+        None chooses: float64 for small problems, in the form of fewer operations; else float64 on a GPU and for number
+        targets, and float32 products with float64 repairs for labels on a CPU, or corrected bfloat16 products where
+        those pay.
 
     Returns
     -------
