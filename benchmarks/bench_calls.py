@@ -26,7 +26,7 @@ from benchmarks.bench_verify import write
 from benchmarks.common import interleaved, median, report
 from featcache import open_store
 from heads import Ridge, evaluate, resident
-from heads.estimators.ridge.classifier import ALPHAS
+from heads.estimators.ridge.choice import ALPHAS
 
 BAR_MS = 10.0
 

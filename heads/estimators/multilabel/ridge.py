@@ -25,7 +25,7 @@ from heads.estimators.multilabel.base import (
     rows_where,
     source_of,
 )
-from heads.estimators.ridge.classifier import ALPHAS
+from heads.estimators.ridge.choice import ALPHAS
 from heads.estimators.standardise import Shared, Standardising
 from heads.fitted.missing_classes import ABSENT
 from heads.fitted.multilabel import MultiLabelHead

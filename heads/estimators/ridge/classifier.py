@@ -1,10 +1,10 @@
-"""Ridge classification on one-hot targets: the whole alpha path and exact leave-one-out from one pass of moments."""
+"""Ridge classification on one-hot targets: every alpha and exact leave-one-out from the moments of the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
-from functools import cached_property, partial
+from functools import partial
 from numbers import Integral
 from typing import Annotated, Any, Self, Unpack
 
@@ -15,135 +15,97 @@ from featcache.errors import HeadError
 from featcache.parameters import OneOf, Positive
 from heads.estimators.base import LinearClassifier
 from heads.estimators.kept_moments import blocks_in_place, store_moments, worth_keeping
-from heads.estimators.standardise import Shared, Standardising
+from heads.estimators.ridge.choice import (
+    ALPHAS,
+    METRICS,
+    SAMPLE,
+    Choice,
+    held_out_errors,
+    held_out_rows,
+    weighted_blocks,
+)
+from heads.estimators.standardise import Shared, Weighting
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.base import positions_of
 from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 from heads.rows.samples import Rows, Samples, Selection, require_finite
-from heads.rows.selection import RowSampler, thinned
-from heads.rows.weights import checked_weights, class_weights, group_ids, plain_weights, row_weights
-from heads.solvers.edges import warn_at_edge
+from heads.rows.selection import thinned
+from heads.rows.weights import checked_weights, group_ids, plain_weights, row_weights
 from heads.solvers.folds import FOLDS, folds_of
-from heads.solvers.parallel import Blocks, one_blas_thread
-from heads.solvers.primitives import as_tensor
-from heads.solvers.ridge.held_out import Elsewhere, HeldOut
-from heads.solvers.ridge.leave_one_out import squared_errors
-from heads.solvers.ridge.path_scores import PathScores, path_scores
+from heads.solvers.parallel import one_blas_thread
+from heads.solvers.ridge.path_scores import path_scores
 from heads.solvers.ridge.problem import RidgeProblem
 from heads.solvers.ridge.spectrum import Spectrum, check_alphas
 
 Float = NDArray[np.float64]
 
-ALPHAS = tuple(float(10.0 ** (k / 4)) for k in (-20, -18, -16, -14, *range(-12, 13)))
-"""Default path: 29 values from 1e-5 to 1e3, four per decade from 1e-3 on, and two below."""
 
-METRICS = ("auto", "nll", "top1", "squared_error")
-
-_CHOICE_ROWS, _CHOICE_SCORES = 2**12, 2**19
-"""Held-out rows behind the comparison of alphas: at least the first, up to the second in scores."""
-
-
-def choose_alpha(
-    problem: RidgeProblem,
-    spectrum: Spectrum,
-    alphas: Float,
-    validation: Callable[[], Blocks] | None = None,
-) -> tuple[float, Float]:
-    """The alpha of the smallest mean squared error on held-out rows (the first on ties), and all errors (A,).
-
-    Parameters
-    ----------
-    problem
-        The training rows. Without a validation split alpha is chosen by its folds, or else by exact
-        leave-one-out or leave-one-group-out.
-    spectrum : decomposition of all training rows
-    alphas : (A,)
-    validation : gives the blocks of a validation split at every call
-
-    Raises
-    ------
-    HeadError
-        If no error is finite, or for alphas that the moments do not resolve.
-    """
-    spectrum.check_resolves(alphas)
-    errors = problem.errors(spectrum, alphas) if validation is None else squared_errors(spectrum, validation, alphas)
-    errors = errors / problem.n_targets
-    if not np.isfinite(errors).any():
-        raise HeadError(
-            "no alpha has a finite error: the selection rows hold NaN, or every row is fitted exactly; "
-            "drop bad rows, or use larger alphas"
-        )
-    return float(alphas[np.nanargmin(errors)]), errors
-
-
-class Ridge(Standardising, LinearClassifier):
+class Ridge(Weighting, LinearClassifier):
     """Least squares to one-hot targets (0/1) with an L2 penalty, alpha chosen on held-out rows.
 
-    Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²`` (sums, b unpenalised), scikit-learn's meaning of alpha.
-    Weights equal ``sklearn.linear_model.Ridge(alpha)``, and alpha equals that of ``RidgeCV(alphas)``, on the same
-    targets.
+    Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²`` (sums over rows, b unpenalised). On the same targets the weights are
+    those of ``sklearn.linear_model.Ridge(alpha)``, and the alpha is that of ``RidgeCV(alphas)``.
 
     Parameters
     ----------
     alphas : path of positive penalties
     fit_intercept : whether to fit an unpenalised intercept
     cv
-        How alpha is chosen without a selection split: "loo", exact leave-one-out (leave-one-group-out, where `fit` gets
-        groups); a number of folds, stratified by class, or of whole groups; the fold of every row (N,); or
-        scikit-learn's list of splits. The moments of each fold are subtracted from those of all rows.
+        How rows are held out without a selection split: "loo", exact leave-one-out (leave-one-group-out if `fit` gets
+        groups); a number of folds, stratified by class, or made of whole groups; the fold of every row (N,); or a list
+        of splits as in scikit-learn. The moments of each fold are subtracted from those of all rows.
     class_weight
         None, "balanced", or weights by class, as in scikit-learn: a sequence, or a mapping from labels, class names or
-        digits (the keys of JSON). They also weight the errors that choose alpha, and the rows of the temperature.
+        digits (JSON keys). They also weight the rows that choose alpha and the temperature.
     prior
-        A fitted linear head W0 (`LinearHead`, `ZeroShot`) that the weights shrink to instead of zero: the penalty is
-        ``alpha ||W - s W0||²``. The mean over classes is subtracted from W0, which changes no prediction, and s brings
-        its scores to the scale of the targets (least squares; `prior_scale_`). s is fitted on all
-        training rows, and leave-one-out, of groups too, is exact given that s: only the number s has seen
-        the row that is left out. With folds, s is fitted on the training rows of each; a selection split is not used.
+        A fitted linear head W0 (`LinearHead`, `ZeroShot`) to shrink towards instead of zero: the penalty is
+        ``alpha ||W - s W0||²``. The mean over classes is subtracted from W0, which changes no prediction, and s
+        (`prior_scale_`) brings its scores to the scale of the targets by least squares. With folds, s is fitted on the
+        training rows of each fold. Otherwise it is fitted on all training rows, and leave-one-out (also of groups) is
+        exact given s: the row left out influences only s. A selection split is not used for s.
     metric
-        What chooses alpha on the held-out rows: "nll" (at its best temperature), "top1" (ties by NLL) or
-        "squared_error" (of `RidgeCV`). "auto" is the NLL with a prior or a selection split, else the squared error.
-        In leave-one-out scores, and those of groups, the other rows of a class make up for those that are left out
-        (`heads.solvers.ridge.held_out`), but not in squared errors, which are those of `RidgeCV`.
+        Criterion on held-out rows: "nll" (at its best temperature), "top1" (ties by NLL) or "squared_error" (as
+        `RidgeCV`). "auto" is the NLL with a prior or a selection split, else the squared error. NLL and accuracy by
+        leave-one-out (also of groups) are corrected for the weight that a class loses with its left-out rows
+        (`heads.solvers.ridge.held_out`); squared errors are not.
     add_prior
-        Whether the prior's logits, its bias included, are added to the scores with a weight of their own
-        (`prior_weight_`), fitted by NLL with the temperature. Least squares to one-hot targets undoes much of what a
-        prior knows; the sum has the prior itself as a limit.
+        Whether to add the prior's logits, bias included, to the scores, with a weight (`prior_weight_`) that is fitted
+        by NLL together with the temperature. Least squares to one-hot targets undoes much of what a prior knows; the
+        sum has the prior itself as a limit.
     standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
     coef_ : (C, D) float64
     intercept_ : (C,) float64
-        With a prior that is added, its part included.
+        Includes the bias of a prior that is added.
     alpha_ : float
         The chosen penalty.
     alphas_ : (A,) float64
     cv_errors_ : (A,) float64
-        Mean over rows and classes of the squared error: by `cv`, or on the selection split.
+        Squared error, mean over held-out rows and classes.
     cv_nll_, cv_top1_ : (A,) float64
-        NLL (nats) at the best temperature, and accuracy, on a share of the same rows; NaN where none could be held out.
+        NLL (nats) at the best temperature, and accuracy, on a sample of the held-out rows; NaN if none can be held out.
         Computed when first asked for, unless alpha was chosen by them.
     temperature_ : float
-        Scores divided by it are logits; fitted by (weighted) NLL on the selection split, or on scores by `cv`. Where no
-        class has two rows, logits get a spread of one.
+        Scores divided by it are logits; fitted by (weighted) NLL on held-out rows. If no class has two rows, it gives
+        logits a standard deviation of one.
     temperatures_ : (A,) float64
-        That of every alpha, from fewer rows.
+        Temperature of every alpha, from fewer rows.
     prior_scale_ : float
-        s of the prior; 0 without one.
+        The s of the prior; 0 without one.
     prior_weight_ : float
-        Weight of the prior's logits in the scores; 0 without a prior that is added.
+        Weight of the prior's logits in the scores; 0 unless a prior is added.
     classes_, classnames_, n_features_in_, provenance_, spectrum_
 
     Notes
     -----
     A class without a training row (of a store, or of `classnames`) has targets of zero. Without a prior its weights and
     intercept are zero; with one its weights are ``alpha (S + alpha I)^-1 s W0_c``, S the Gram matrix of the rows
-    (centred, if there is an intercept).
-    Fewer rows than features are solved in the dual form (`heads.solvers.ridge.spectrum`). Stores are streamed.
-    Rows on a GPU (CUDA tensors, `heads.resident`) are summed there; with groups, or fewer rows than features, on the
-    host.
+    (centred, if there is an intercept). With fewer rows than features the dual form is solved
+    (`heads.solvers.ridge.spectrum`). Stores are streamed. Moments of rows on a GPU (CUDA tensors, `heads.resident`) are
+    summed there; with groups, or fewer rows than features, on the host.
 
     Examples
     --------
@@ -175,11 +137,10 @@ class Ridge(Standardising, LinearClassifier):
         add_prior: bool = True,
         **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(class_weight=class_weight, **shared)
         self.alphas = alphas
         self.fit_intercept = fit_intercept
         self.cv = cv
-        self.class_weight = class_weight
         self.prior = prior
         self.metric = metric
         self.add_prior = add_prior
@@ -201,9 +162,9 @@ class Ridge(Standardising, LinearClassifier):
         X : image store (streamed twice), or array-like (N, D)
         y : labels (N,), with arrays
         sample_weight : weights (N,) of the valid rows, as in scikit-learn
-        groups : group (N,) of every valid row, of any values: rows that are views of one image are left out together
+        groups : group (N,) of every valid row, any values; a group (such as the views of an image) is held out whole
         selection : store, or ``(X, y)``, on which alpha and temperature are chosen; None uses `cv`
-        classnames : with arrays: the C names; y then holds class indices, and classes may lack rows
+        classnames : with arrays: the C names; y then holds class indices, and classes may have no row
 
         Raises
         ------
@@ -228,10 +189,12 @@ class Ridge(Standardising, LinearClassifier):
             require_finite(samples, problem.diagonal())
             self.spectrum_, self.prior_scale_ = problem.spectrum(), problem.prior_scale()
             self._added = _centred(*pull) if pull is not None and self.add_prior else None
-            best = self._choose(problem, validation)
+            by_class = None if validation is None else self._class_weights(validation)
+            self._choice = self._scored_path(problem, validation, by_class)
+            self.cv_errors_, best = self._choice.errors, self._choice.best()
             self.alpha_ = float(self.alphas_[best])
-            # The temperature, and the prior's weight, once more: for the chosen alpha, from more rows.
-            held = self._held_out(problem, validation)
+            # The temperature and the prior's weight again, for the chosen alpha alone and from more rows.
+            held = held_out_rows(problem, self.spectrum_, validation, by_class)
             scored = path_scores(held, [self.alpha_], self._added)
             self.temperature_ = float(scored.temperatures[0]) if len(held.labels) else self._spread(samples, best)
             self.prior_weight_ = float(scored.prior_weights[0])
@@ -239,69 +202,46 @@ class Ridge(Standardising, LinearClassifier):
             self._record(samples, validation, prior, problem, groups)
         return self
 
-    def _choose(self, problem: RidgeProblem, validation: Samples | None) -> int:
-        """Score the path, and return the position of the best alpha."""
-        blocks = None if validation is None else partial(self._weighted, validation)
-        _, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, blocks)
-        held = self._held_out(problem, validation, rows=_CHOICE_ROWS, scores=_CHOICE_SCORES)
-        self.__dict__.pop("_scored", None)
-        self._score_path = partial(path_scores, held, self.alphas_, self._added)
-        self._metric = self.metric
-        if self.metric == "auto":
-            self._metric = "nll" if validation is not None or self.prior is not None else "squared_error"
-        if self._metric == "squared_error":
-            values, best = self.cv_errors_, int(np.nanargmin(self.cv_errors_))
-        else:
-            values = self.cv_nll_ if self._metric == "nll" else 1 - self.cv_top1_
-            best = self._scored.best(self._metric, self.cv_errors_)
-        if validation is not None or len(held.labels):
-            warn_at_edge("alpha", self.alphas_, values, best)
-        return best
-
-    @cached_property
-    def _scored(self) -> PathScores:
-        """What held-out rows say of every alpha."""
-        return self._score_path()
+    def _scored_path(self, problem: RidgeProblem, validation: Samples | None, class_weights: Float | None) -> Choice:
+        """Every alpha compared on held-out rows."""
+        metric = self.metric
+        if metric == "auto":
+            metric = "nll" if validation is not None or self.prior is not None else "squared_error"
+        blocks = None if validation is None else partial(weighted_blocks, validation, class_weights)
+        errors = held_out_errors(problem, self.spectrum_, self.alphas_, blocks)
+        held = held_out_rows(problem, self.spectrum_, validation, class_weights, **SAMPLE)
+        return Choice(self.alphas_, errors, held, metric, self._added)
 
     @property
     def cv_nll_(self) -> Float:
-        """NLL of every alpha at its best temperature, (A,)."""
-        return self._scored.nll
+        """NLL (A,) of every alpha at its best temperature."""
+        return self._choice.scores.nll
 
     @property
     def cv_top1_(self) -> Float:
-        """Accuracy of every alpha, (A,)."""
-        return self._scored.top1
+        """Accuracy (A,) of every alpha."""
+        return self._choice.scores.top1
 
     @property
     def temperatures_(self) -> Float:
-        """Temperature of every alpha, (A,)."""
-        return self._scored.temperatures
-
-    def _held_out(self, problem: RidgeProblem, validation: Samples | None, **bounds: int) -> HeldOut:
-        """A share of the rows that alpha and temperature are chosen on."""
-        if validation is None:
-            rows = problem.rows if problem.weights is None else int(np.count_nonzero(problem.weights))
-            return problem.held_out(self.spectrum_, RowSampler(rows, problem.n_targets, **bounds))
-        weights = self._class_weights(validation)
-        X, y = (np.concatenate(column) for column in zip(*thinned(validation, **bounds), strict=True))
-        return Elsewhere(X, np.asarray(y, np.int64), weights[y], self.spectrum_)
+        """Temperature (A,) of every alpha."""
+        return self._choice.scores.temperatures
 
     def _spread(self, samples: Samples, best: int) -> float:
-        """The temperature at which the logits of the training rows have a standard deviation of one, on average."""
+        """Temperature at which the logits of a training row have a standard deviation of one, on average."""
         weights, intercepts = self.spectrum_.solve(float(self.alphas_[best]))
         scores = np.concatenate([x.astype(np.float64) @ weights.T + intercepts for x, _ in thinned(samples)])
         return float(scores.std(axis=1).mean()) or 1.0
 
     def _with_prior(self, alpha: float, weight: float) -> tuple[Float, Float]:
-        """Weights and intercepts of one alpha, the prior's logits added."""
+        """Weights and intercepts of one alpha, plus those of the prior."""
         weights, intercepts = self.spectrum_.solve(alpha)
         if self._added is not None:
             weights, intercepts = weights + weight * self._added[0], intercepts + weight * self._added[1]
         return self._folded(weights, intercepts)
 
     def path(self) -> tuple[Float, Float]:
-        """Weights (A, C, D) and intercepts (A, C) of every alpha of `alphas_`: scores, before any temperature."""
+        """Weights (A, C, D) and intercepts (A, C) of every alpha of `alphas_`, before the temperature."""
         if "spectrum_" not in vars(self):
             raise HeadError("this Ridge is not fitted yet; call fit first")
         return self._folded(*self.spectrum_.path(self.alphas_))
@@ -309,27 +249,27 @@ class Ridge(Standardising, LinearClassifier):
     def path_heads(self) -> list[LinearHead]:
         """A head for every alpha, ascending; `heads.evaluate` takes them all at once.
 
-        Each has the temperature, and the prior's weight, that its own held-out scores give.
+        Each has its own temperature and weight of the prior, fitted on held-out scores.
         """
         record, heads = self.linear().provenance, []
         for alpha in np.union1d(self.alphas_, [self.alpha_]).tolist():
-            temperature, weight = self._numbers_of(alpha)
+            temperature, weight = self._temperature_and_weight(alpha)
             own, name = record.with_params(alpha=alpha, temperature=temperature), f"{self.name} alpha={alpha:.6g}"
             own = own if self._added is None else own.with_params(prior_weight=weight)
             heads.append(self._as_head(*self._with_prior(alpha, weight), temperature, name, own))
         return heads
 
-    def _numbers_of(self, alpha: float) -> tuple[float, float]:
-        """Temperature and prior's weight of an alpha of the path, or those of the chosen one."""
+    def _temperature_and_weight(self, alpha: float) -> tuple[float, float]:
+        """Temperature, and weight of the prior, of an alpha of the path; without held-out scores, the chosen ones."""
         place = np.flatnonzero(self.alphas_ == alpha)
         if alpha == self.alpha_ or not len(place) or not np.isfinite(self.temperatures_[place[0]]):
             return self.temperature_, self.prior_weight_
-        return float(self.temperatures_[place[0]]), float(self._scored.prior_weights[place[0]])
+        return float(self.temperatures_[place[0]]), float(self._choice.scores.prior_weights[place[0]])
 
     def restrict(self, class_subset: Sequence[int], alpha: float | None = None) -> Self:
-        """A fitted copy with some target columns only, in the order given; no pass over the rows.
+        """A fitted copy for some of the classes, in the order given, without a pass over the rows.
 
-        Rows of the other classes stay in the fit, with targets of zero. The temperature stays.
+        Rows of the other classes stay in the fit, with targets of zero. The temperature is kept.
 
         Parameters
         ----------
@@ -361,7 +301,7 @@ class Ridge(Standardising, LinearClassifier):
         *,
         choose: bool,
     ) -> RidgeProblem:
-        """The rows with weights, groups and folds beside them; `choose` if alpha is chosen on them."""
+        """The training rows with weights and, if alpha is chosen on them (`choose`), groups and folds."""
         weights = row_weights(samples, self.class_weight, sample_weight)
         ids = folds = number = None
         if choose and not (isinstance(self.cv, str) and self.cv == "loo" and groups is None):
@@ -369,7 +309,7 @@ class Ridge(Standardising, LinearClassifier):
             ids = group_ids(groups, len(labels))
             folds = folds_of(self.cv, labels, len(samples.classnames), ids)
             number = int(self.cv) if isinstance(self.cv, Integral) and ids is None else None
-        kept = None  # moments kept by stratified folds; without folds, any number of them serves
+        kept = None  # moments are cached by stratified fold; without folds, any number of them will do
         if weights is None and (folds is None or number is not None) and worth_keeping(samples.store, number or FOLDS):
             kept = partial(store_moments, samples.store, number or FOLDS)
         rows = _rows(samples)
@@ -386,18 +326,6 @@ class Ridge(Standardising, LinearClassifier):
             kept=kept,
         )
 
-    def _weighted(self, validation: Samples) -> Blocks:
-        """The rows of the validation split, weighted by class as the training rows are."""
-        weights = None if self.class_weight is None else self._class_weights(validation)
-        for features, labels in blocks_in_place(validation):
-            yield features, labels, None if weights is None else weights[as_tensor(labels).cpu().numpy()]
-
-    def _class_weights(self, samples: Samples) -> Float:
-        """Weight of each class (C,) among these rows."""
-        if self.class_weight is None:
-            return np.ones(len(samples.classnames))
-        return class_weights(self.class_weight, samples.labels(), samples.classes, samples.classnames)
-
     def _record(
         self,
         samples: Samples,
@@ -412,7 +340,7 @@ class Ridge(Standardising, LinearClassifier):
             "fit_intercept": bool(self.fit_intercept),
             "temperature": self.temperature_,
             "selection": how,
-            "metric": self._metric,
+            "metric": self._choice.metric,
         }
         if validation is None:
             params["cv"] = self.cv if isinstance(self.cv, str) else problem.n_folds
@@ -430,13 +358,13 @@ class Ridge(Standardising, LinearClassifier):
 
 
 def _centred(weights: Float, bias: Float) -> tuple[Float, Float]:
-    """Weights (C, D) and biases (C,) of a prior, less their means over classes."""
+    """Weights (C, D) and biases (C,) minus their means over classes."""
     return weights - weights.mean(axis=0), bias - bias.mean()
 
 
 def _rows(samples: Samples) -> int:
-    """Number of rows; counted where a store does not know it, and where invalid rows could make it less than D."""
+    """Number of rows; counted if a store does not know it, or if invalid rows could make it smaller than D."""
     bound = samples.n_rows or samples.dim
     if samples.store is None or bound > samples.dim + 1:
-        return bound  # invalid rows among them do not matter: the primal form is right for any number
+        return bound  # may include invalid rows, which the primal form allows
     return sum(len(labels) for _, labels in samples.blocks())

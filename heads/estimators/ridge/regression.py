@@ -1,4 +1,4 @@
-"""Ridge regression on number targets: the same path, leave-one-out, folds and groups as ridge classification."""
+"""Ridge regression on numeric targets, with the path, leave-one-out, folds and groups of ridge classification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from featcache import __version__
 from featcache.errors import HeadError, MismatchError
 from featcache.parameters import check_record
-from heads.estimators.ridge.classifier import ALPHAS, choose_alpha
+from heads.estimators.ridge.choice import ALPHAS, held_out_errors
 from heads.fitted.file_format import Tensors, check_tensors, read_head, write_head
 from heads.fitted.provenance import Provenance, check_encoder, encoder_record, split_id
 from heads.rows.samples import Array, Rows, feature_blocks, finite_blocks, is_store, raise_not_finite, to_numpy
@@ -31,16 +31,16 @@ _KIND = "ridge_regression"
 
 
 class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped
-    """Least squares to number targets (N,) or (N, K) with an L2 penalty: ages, counts, embeddings of another model.
+    """Least squares to numeric targets (N,) or (N, K) with an L2 penalty: ages, counts, embeddings of another model.
 
-    Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²``; equals ``sklearn.linear_model.Ridge(alpha)``, and chooses the alpha
-    of ``RidgeCV(alphas)``.
+    Minimises ``||Y - X Wᵀ - b||² + alpha ||W||²``, as ``sklearn.linear_model.Ridge(alpha)``, with the alpha of
+    ``RidgeCV(alphas)``.
 
     Parameters
     ----------
     alphas : path of positive penalties
     fit_intercept : whether to fit an unpenalised intercept
-    cv : as in `Ridge`, with folds that are not stratified
+    cv : as in `Ridge`, but folds are not stratified
 
     Attributes
     ----------
@@ -49,10 +49,10 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
     alpha_ : float
     alphas_ : (A,) float64
     cv_errors_ : (A,) float64
-        Mean over rows and targets of the squared error on held-out rows.
+        Squared error, mean over held-out rows and targets.
     n_features_in_, spectrum_
     provenance_ : dict
-        Parameters, encoder, and the splits used to fit and to choose alpha; a store of another encoder is refused.
+        Parameters, encoder, and the splits used to fit and to choose alpha. `predict` refuses stores of other encoders.
 
     Examples
     --------
@@ -86,22 +86,22 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         groups: ArrayLike | None = None,
         selection: tuple[Rows, ArrayLike] | None = None,
     ) -> Self:
-        """Fit on arrays, tensors or an image store, with targets beside its valid rows.
+        """Fit on arrays, tensors or an image store, with one target per valid row.
 
         Parameters
         ----------
         X : image store (streamed; its labels are not used), or array-like (N, D)
         y : targets (N,) or (N, K), numbers
         sample_weight : weights (N,), as in scikit-learn
-        groups : group (N,) of every row: rows that are left out together
+        groups : group (N,) of every row; the rows of a group are held out together
         selection : ``(X, y)`` on which alpha is chosen; None uses `cv`
 
         Raises
         ------
         HeadError
-            For NaN or infinity (naming rows), shapes that do not fit, alphas <= 0.
+            For NaN or infinity (naming rows), shapes that do not match, or alphas <= 0.
         MismatchError
-            If the selection split has another number of features or of targets, or another encoder.
+            If the selection split has another number of features or targets, or another encoder.
         """
         self.alphas_ = check_alphas(self.alphas)
         rows = _Rows.of(X, y)
@@ -126,7 +126,8 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         self.provenance_ = _record(X, None if selection is None else selection[0], groups)
         self.spectrum_ = problem.spectrum()
         validation = None if selection is None else _validation_blocks(problem, *selection)
-        self.alpha_, self.cv_errors_ = choose_alpha(problem, self.spectrum_, self.alphas_, validation)
+        self.cv_errors_ = held_out_errors(problem, self.spectrum_, self.alphas_, validation)
+        self.alpha_ = float(self.alphas_[np.nanargmin(self.cv_errors_)])
         coef, intercepts = self.spectrum_.solve(self.alpha_)
         self.coef_, self.intercept_ = (coef[0], float(intercepts[0])) if rows.single else (coef, intercepts)
         self.provenance_ = self.provenance_.but(
@@ -138,11 +139,11 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         """Weights (A, K, D) and intercepts (A, K) of every alpha of `alphas_`."""
         check_is_fitted(self, "coef_")
         if not hasattr(self, "spectrum_"):
-            raise HeadError("a model from a file keeps the chosen alpha alone; fit it again for the path")
+            raise HeadError("a model loaded from a file has the chosen alpha only; fit it again for the path")
         return self.spectrum_.path(self.alphas_)
 
     def predict(self, X: Rows) -> Float:
-        """Targets (N,) or (N, K), as they were in `fit`; X is a store or array-like."""
+        """Predicted targets, (N,) or (N, K) as in `fit`; X is a store or array-like."""
         check_is_fitted(self, "coef_")
         if is_store(X):
             check_encoder(_KIND, self.provenance_, self.n_features_in_, X)
@@ -181,7 +182,7 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
         """
         tensors, record = read_head(path)
         if record["kind"] != _KIND:
-            raise HeadError(f"{path}: a head of classes, not a regression; read it with heads.load")
+            raise HeadError(f"{path}: a classification head, not a regression; read it with heads.load")
         try:
             check_record(record, {"alpha": float}, str(path), ("alpha", "provenance"))
             provenance = Provenance.checked(record["provenance"], str(path))
@@ -199,18 +200,18 @@ class RidgeRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type:
 
 
 def _shapes(tensors: Tensors) -> Mapping[str, str]:
-    """Type and shape of the tensors of a file: of K targets, or of one."""
+    """Type and shape of the tensors in a file, for K targets or for one."""
     single = tensors["weights"].ndim == 1 if "weights" in tensors else False
     weights = {"weights": "fD", "intercepts": "f1"} if single else {"weights": "fKD", "intercepts": "fK"}
     return {**weights, "alphas": "fA", "cv_errors": "fA"}
 
 
 class _Rows(NamedTuple):
-    """Rows with number targets beside them; `single` where the user gave these as a vector."""
+    """Rows and their numeric targets; `single` if the user gave these as a vector."""
 
     targets: Float  # (N, K)
     single: bool
-    features: Callable[[], Iterator[NDArray[np.floating]]]  # gives blocks (n, D) at every call
+    features: Callable[[], Iterator[NDArray[np.floating]]]  # yields blocks (n, D) at every call
     dim: int
 
     @classmethod
@@ -240,7 +241,7 @@ class _Rows(NamedTuple):
 def _checked_targets(y: ArrayLike | None) -> Array:
     """Finite real targets (N,) or (N, K)."""
     if y is None:
-        raise HeadError("regression requires y to be passed, but the target y is None; give numbers (N,) or (N, K)")
+        raise HeadError("regression requires y to be passed, but the target y is None; pass numbers (N,) or (N, K)")
     targets = to_numpy(y)
     if targets.dtype.kind == "c":
         raise HeadError("Complex data not supported: targets must be real; pass y.real or y.imag")
@@ -256,7 +257,7 @@ def _checked_targets(y: ArrayLike | None) -> Array:
 
 
 def _validation_blocks(problem: RidgeProblem, X: Rows, y: ArrayLike) -> Callable[[], Blocks]:
-    """Gives blocks of a validation split, which must fit the training rows and be finite."""
+    """Blocks of a validation split, which must have the training rows' features and targets, and be finite."""
     rows = _Rows.of(X, y)
     n_targets = rows.targets.shape[1]
     if (rows.dim, n_targets) != (problem.dim, problem.n_targets):
@@ -270,7 +271,7 @@ def _validation_blocks(problem: RidgeProblem, X: Rows, y: ArrayLike) -> Callable
 
 
 def _record(X: Rows, chosen: Rows | None, groups: ArrayLike | None) -> Provenance:
-    """Provenance of the training rows, with their groups, and the selection split; stores must have one encoder."""
+    """Provenance record of the training rows (with groups) and the selection split; their encoders must agree."""
     fitted = X if is_store(X) else None
     record = Provenance(
         head=_KIND,
