@@ -16,10 +16,9 @@ from featcache.parameters import Count
 from heads.estimators.base import LinearClassifier, Metric, best_setting
 from heads.estimators.few_shot.base import FewShotClassifier, FewShotRows, validation_folds
 from heads.estimators.text_prior import class_directions
-from heads.kernels.tally import row_stats
 from heads.rows.samples import gathered
 from heads.solvers.logistic.precision import Precision, cpu_precision
-from heads.solvers.parallel import one_torch_thread, side_by_side
+from heads.solvers.parallel import denormals_as_zero, one_torch_thread, side_by_side
 from heads.solvers.primitives import class_sums
 
 Float = NDArray[np.float64]
@@ -110,7 +109,7 @@ class LPPlusPlus(FewShotClassifier, LinearClassifier):
             how = "folds" if pairs else "none"
         else:
             pairs, how = [(training, _Rows.of(*gathered(rows.validation), directions))], "split"
-        with one_torch_thread() as threads:
+        with one_torch_thread() as threads, denormals_as_zero():
             self.top1_, self.nll_ = self._scores(pairs, threads)
             self.steps_ = best_setting(self.top1_, self.nll_, self.metric) + 1 if pairs else int(self.steps)
             descent = _Descent(training, threads)
@@ -164,12 +163,11 @@ class _Part:
 
     def moved(self, change: tuple[Tensor, Tensor] | None, function: Callable[[slice], Result]) -> list[Result]:
         """Apply a change of weights and bias to the logits, and `function` to each piece of the rows."""
-        forward = None if change is None else self.precision.forward(*change)
+        weights = None if change is None else change[0].to(self.precision.dtype)
 
         def of(piece: slice) -> Result:
-            if forward is not None:
-                X = self.features[piece]
-                self.logits[piece] += forward(X, self.logits.new_empty(len(X), self.logits.shape[1]))
+            if change is not None and weights is not None:
+                self.logits[piece].add_(self.features[piece] @ weights.T).add_(change[1])
             return function(piece)
 
         return list(side_by_side(len(self.labels), _PIECE_ROWS, of, self.threads))
@@ -239,8 +237,11 @@ class _Descent:
             return np.zeros(2)
 
         def of(piece: slice) -> tuple[int, float]:
-            found = row_stats(part.logits[piece], part.labels[piece])
-            return int((found.rank == 0).sum()), float(found.nll.sum())
+            logits, labels = part.logits[piece], part.labels[piece]
+            largest, predicted = logits.max(dim=1, keepdim=True)  # on ties the first class
+            total = (logits - largest).exp_().sum(dim=1)
+            nll = total.double().log() + (largest - logits.gather(1, labels[:, None]))[:, 0]
+            return int((predicted[:, 0] == labels).sum()), float(nll.sum())
 
         return np.asarray(np.array(part.moved(self._change, of), np.float64).sum(axis=0))
 

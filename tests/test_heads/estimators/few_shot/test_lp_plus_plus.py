@@ -10,6 +10,7 @@ import torch
 import heads
 from featcache.errors import HeadError, MismatchError
 from heads import LPPlusPlus, ZeroShot
+from heads.estimators.few_shot import lp_plus_plus
 from heads.solvers.folds import FoldAssigner
 
 
@@ -140,3 +141,18 @@ def test_bad_input(images: Any, texts: Any) -> None:
     zero.weights[2] = 0.0
     with pytest.raises(HeadError, match="text vector for every class"):
         LPPlusPlus().fit(images(), texts=zero)
+
+
+def test_steps_take_denormal_numbers_as_zero(images: Any, texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Well separated classes make denormal probabilities, with which sums took most of the time."""
+    found, step = [], lp_plus_plus._Descent.step
+
+    def recorded(descent: Any) -> None:
+        step(descent)
+        found.append(float(torch.tensor(1e-40) * 1.0))
+
+    monkeypatch.setattr(lp_plus_plus._Descent, "step", recorded)
+    LPPlusPlus(steps=2).fit(images(n=60), texts=texts())
+    assert found
+    assert not any(found)
+    assert float(torch.tensor(1e-40) * 1.0) > 0
