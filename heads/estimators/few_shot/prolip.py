@@ -24,11 +24,14 @@ from heads.fitted.projected import ProjectedHead
 from heads.fitted.provenance import check_classes
 from heads.rows.lengths import unit_rows
 from heads.rows.samples import Rows, Samples, as_samples, is_store, to_numpy
+from heads.solvers.logistic.precision import cpu_precision
+from heads.solvers.parallel import denormals_as_zero, one_torch_thread, side_by_side
 from heads.solvers.schedule import cosine
 
 Float32 = NDArray[np.float32]
 
 _EPS = 1e-4  # of Adam, as published
+_PIECE_ROWS = 1024
 
 
 class ProLIP(FewShotClassifier, NonlinearClassifier):
@@ -58,6 +61,9 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
     -----
     The length of x affects neither loss nor gradient. The authors use another augmented view of the rows in each epoch;
     here the rows of all views (``--views``) form one batch.
+
+    On CPUs with bfloat16 multiplication, large problems use it for what changes from the start: on ImageNet with four
+    rows per class, test logits differed by at most 0.002 after 60 epochs, and no prediction changed.
 
     References
     ----------
@@ -156,27 +162,56 @@ class ProLIP(FewShotClassifier, NonlinearClassifier):
 
     def _descend(self, weights: Tensor, rows: FewShotRows) -> Iterator[float]:
         """Take all steps, in place; returns the loss before each. The gradient is written out."""
-        X, y = torch.from_numpy(unit_rows(rows.features)), torch.from_numpy(np.asarray(rows.labels, np.int64))
-        texts, bias = torch.from_numpy(rows.text.weights), torch.from_numpy(rows.text.bias)
-        start, every = weights.clone(), torch.arange(len(y))
+        start, passes = weights.clone(), _Passes(rows, weights)
         optimiser = torch.optim.Adam([weights], lr=self.lr, eps=_EPS)
         for epoch in range(int(self.epochs)):
             optimiser.param_groups[0]["lr"] = self.lr * cosine(epoch / self.epochs)
-            projected = X @ weights
+            moved = weights - start
+            loss, gradient = passes.loss(moved)
+            weights.grad = gradient.add_(moved, alpha=2 * self._strength)
+            optimiser.step()
+            self.progress.advance(len(rows.labels))
+            yield loss + self._strength * float(moved.double().square().sum())
+
+
+class _Passes:
+    """The mean cross entropy and its gradient, with only the changes since the start computed anew.
+
+    These are small, so that the bfloat16 that CPUs multiply fast is accurate enough for them.
+    """
+
+    def __init__(self, rows: FewShotRows, start: Tensor) -> None:
+        X, self.labels = torch.from_numpy(unit_rows(rows.features)), torch.from_numpy(np.asarray(rows.labels, np.int64))
+        texts = torch.from_numpy(rows.text.weights)
+        self.projected = X @ start
+        self.unit = functional.normalize(self.projected, dim=1)
+        self.logits = torch.addmm(torch.from_numpy(rows.text.bias), self.unit, texts.T)
+        self.dtype = cpu_precision(X.numel() * len(texts)).dtype
+        self.features, self.texts = X.to(self.dtype), texts.to(self.dtype)
+
+    def loss(self, moved: Tensor) -> tuple[float, Tensor]:
+        """The loss, and the gradient (W, D), of projections that differ from the start by `moved` (W, D)."""
+        change, n = moved.to(self.dtype), len(self.labels)
+
+        def of(piece: slice) -> tuple[float, Tensor]:
+            X, labels = self.features[piece], self.labels[piece]
+            projected = self.projected[piece] + X @ change
             lengths = projected.norm(dim=1, keepdim=True).clamp_min(1e-12)
             unit = projected / lengths
-            log_shares = functional.log_softmax(torch.addmm(bias, unit, texts.T), dim=1)
-            moved = weights - start
-            loss = float(moved.double().square().sum()) * self._strength - float(log_shares[every, y].mean())
-            slope = log_shares.exp_()
-            slope[every, y] -= 1
-            of_unit = slope @ texts / len(y)
+            logits = self.logits[piece] + (unit - self.unit[piece]).to(self.dtype) @ self.texts.T
+            logits -= logits.amax(dim=1, keepdim=True)
+            every = torch.arange(len(labels))
+            own, terms = logits[every, labels], logits.exp_()
+            total = terms.sum(dim=1)
+            terms[every, labels] -= total  # before the product: where the label is certain the rest is small
+            of_unit = (terms.to(self.dtype) @ self.texts).float() / (n * total)[:, None]
             # Only the component orthogonal to the unit vector turns it.
             of_projected = (of_unit - torch.linalg.vecdot(of_unit, unit)[:, None] * unit) / lengths
-            weights.grad = X.T @ of_projected + 2 * self._strength * moved
-            optimiser.step()
-            self.progress.advance(len(y))
-            yield loss
+            return float((total.log() - own).double().sum()), (X.T @ of_projected.to(self.dtype)).float()
+
+        with one_torch_thread() as threads, denormals_as_zero():
+            losses, gradients = zip(*side_by_side(n, _PIECE_ROWS, of, threads), strict=True)
+        return sum(losses) / n, torch.stack(gradients).sum(dim=0)
 
 
 def _stored_projection(store: FeatureSource, text: LinearHead) -> Float32 | None:

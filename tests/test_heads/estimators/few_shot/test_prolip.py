@@ -38,6 +38,25 @@ def test_prolip_is_its_formula_in_float64(images: Any, texts: Any) -> None:
     assert head.losses_[0] == pytest.approx(-own[np.arange(len(y)), y].mean(), rel=1e-5)
 
 
+def test_bfloat16_products_leave_the_projection_where_it_was(
+    images: Any, texts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, text = images(n=60, noise=0.6), ZeroShot().fit(texts()).linear()
+    X, y = store.numpy(np.float32)
+    wide = ProLIP(lr=1e-3, epochs=30).fit(X, y, texts=text)
+    monkeypatch.setattr("heads.solvers.logistic.precision.LOW_WORK", 0)
+    monkeypatch.setattr("heads.solvers.logistic.precision.has_bfloat16", lambda: True)
+    monkeypatch.setattr("heads.estimators.few_shot.prolip._PIECE_ROWS", 16)
+    narrow = ProLIP(lr=1e-3, epochs=30).fit(X, y, texts=text)
+    assert not np.array_equal(narrow.projection_, wide.projection_)
+    np.testing.assert_allclose(narrow.losses_, wide.losses_, rtol=1e-3)
+    moved = np.abs(wide.projection_ - np.eye(12)).max()  # Adam makes steps of gradients however small
+    np.testing.assert_allclose(narrow.projection_, wide.projection_, atol=0.1 * moved)
+    logits = wide.frozen().logits(X)
+    np.testing.assert_allclose(narrow.frozen().logits(X), logits, atol=5e-3 * np.abs(logits).max())
+    assert (narrow.predict(X) == wide.predict(X)).all()
+
+
 def test_the_penalty_is_one_over_the_rows_per_class_and_lengths_do_not_matter(images: Any, texts: Any) -> None:
     store = images(n=60)
     head = ProLIP(lr=1e-3, epochs=5).fit(store, texts=texts())
