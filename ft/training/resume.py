@@ -6,6 +6,7 @@ replaced atomically. No random state is saved: order, views, captions and random
 
 import json
 import math
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from featcache.store.places.tensors import check_sound
 from ft.checkpoints.folder import write_state
 from ft.checkpoints.state import Json, State, check_shapes, shapes_of
 from ft.training.averages import EMA, SWA
+from ft.training.options import FinetuneOptions
 from ft.training.step import Stepper
 
 RESUME = "resume.safetensors"
@@ -91,14 +93,31 @@ def read_resume(path: Path, identity: Json) -> tuple[Json, dict[str, torch.Tenso
         raise TrainingError(f"{path}: cannot be read ({error}); start anew with --overwrite") from error
     if record.get("format") != FORMAT:
         raise TrainingError(f"{path}: not a state that this version can resume; start anew with --overwrite")
-    known, given = record["identity"], json.loads(json.dumps(dict(identity)))
+    defaults = FinetuneOptions().to_dict()  # an older run lacks the options that were added since
+    known, given = defaults | record["identity"], defaults | json.loads(json.dumps(identity))
     if differing := [name for name in sorted(known.keys() | given.keys()) if known.get(name) != given.get(name)]:
         changes = ", ".join(f"{name} {known.get(name)!r} -> {given.get(name)!r}" for name in differing[:5])
         raise MismatchError(
-            f"{path.parent} holds a run that differs: {changes}; resume it with the same options, name another --out, "
-            "or start anew with --overwrite"
+            f"{path.parent} holds a run that differs: {changes}; resume it with {_same(known, differing)}, name "
+            "another --out, or start anew with --overwrite"
         )
     return record, tensors
+
+
+def _same(known: Json, differing: list[str]) -> str:
+    """Flags that give the options of the saved run again, where each of them can be written as one flag."""
+    flags = []
+    for name in differing:
+        value, flag = known.get(name), name.replace("_", "-")
+        if name not in FinetuneOptions.__dataclass_fields__ or isinstance(value, dict):
+            return "the same model, data and options"
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is None:
+            flags.append(f"no --{flag}")
+        else:
+            flags.append(shlex.join([f"--{flag}", *map(str, value if isinstance(value, list) else [value])]))
+    return ", ".join(flags)
 
 
 def restore(stepper: Stepper, average: EMA | SWA | None, record: Json, tensors: State) -> Progression:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
 from featcache.errors import MismatchError, TrainingError
 from featcache.store import PriorStore, open_prior_store
+from ft.checkpoints.folder import write_state
 from ft.training.loop import finetune
 from ft.training.options import FinetuneOptions
+from ft.training.resume import read_resume
 
 WORLD = 2
 TERMS = {"lipsum": 0.5, "variance_covariance": 1.0, "l2sp": 0.01, "logit_distillation": 1.0}
@@ -188,8 +191,30 @@ def test_a_finished_run_is_not_run_again(killed: Path, model: str) -> None:
 
 
 def test_another_run_is_not_resumed(killed: Path, model: str) -> None:
-    with pytest.raises(MismatchError, match=r"differs: lr 0.001 -> 0.5"):
+    with pytest.raises(MismatchError, match=r"differs: lr 0.001 -> 0.5; resume it with --lr 0.001, name another"):
         run(model, killed / "straight" / "contrastive", killed / "root kill", "contrastive", lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ({}, {"drop_last": False}, "drop_last True -> False; resume it with --drop-last, name another"),
+        ({"head_bias": False}, {}, "head_bias False -> True; resume it with --no-head-bias, "),
+        ({"clip": 1.0}, {"clip": None, "train": ["head"]}, "resume it with --clip 1.0, --train image head, "),
+        ({"clip": None}, {"clip": 1.0}, "resume it with no --clip, "),
+        ({"val": "a"}, {"val": "b", "lr": 1.0}, "resume it with the same model, data and options, "),
+        ({}, {"regularizers": {"l2sp": {"weight": 1.0}}}, "resume it with the same model, data and options, "),
+    ],
+)
+def test_refusing_another_run_names_the_flags_that_resume_it(
+    old: dict[str, Any], new: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path, record = tmp_path / "resume.safetensors", {"format": "featcache-finetune-1", "identity": old}
+    write_state({"model/w": torch.zeros(1)}, path, {"run": json.dumps(record)})
+    with pytest.raises(MismatchError, match=re.escape(words)):
+        read_resume(path, new)
+    found = read_resume(path, old | {"drop_last": True})  # the default of an option that the older run did not know
+    assert found is not None and found[0] == record
 
 
 def test_a_damaged_state_is_refused(killed: Path, model: str, tmp_path: Path) -> None:
