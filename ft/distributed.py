@@ -51,8 +51,7 @@ def processes(device: str | None = None) -> Iterator[Place]:
 
     Parameters
     ----------
-    device : str, optional
-        Default: ``cuda`` where CUDA is available, else ``cpu``; ``cuda`` is the card of the local rank.
+    device : default: ``cuda`` where CUDA is available, else ``cpu``; ``cuda`` is the card of the local rank
     """
     default = "cuda" if torch.cuda.is_available() else "cpu"
     device = local_device(default if device is None else checked_device(device))

@@ -1,15 +1,15 @@
-"""Convert checkpoints of other systems to open_clip's or Hugging Face's layout, and to those of the systems.
+"""Convert checkpoints between the layouts of open_clip, Hugging Face, wise-ft, RegFT and Lipsum-FT.
 
 =====================  ==========================================================================================
 read                   safetensors, torch state dicts (``weights_only``), OpenAI's TorchScript archives, model
-                       folders; Lipsum-FT's ``.ckpt`` files (msgpack), of which those of heads become a head;
+                       folders; Lipsum-FT's ``.ckpt`` files (msgpack), including those of heads alone;
                        RegFT's ``{clip, head}``; with ``trust`` also pickled modules (wise-ft)
 written                a state dict (``.safetensors``, or ``.pt``), a model folder of open_clip, a folder of
                        Hugging Face's CLIPModel, RegFT's ``{clip, head}``, Lipsum-FT's ``.ckpt`` files; a
-                       classification head beside it, where there is one
+                       classification head beside it, if there is one
 =====================  ==========================================================================================
 
-Lipsum-FT saves the image tower alone: the text tower comes from the base model. So does the activation: a checkpoint
+Lipsum-FT saves only the image tower: the text tower comes from the base model. So does the activation: a checkpoint
 that is known to need another one is refused, and an assumption is logged as a warning.
 """
 
@@ -66,14 +66,14 @@ TOWERS = ("image_encoder.model.", "model.", "clip.")
 
 
 class Checkpoint(NamedTuple):
-    """A state dict under open_clip's names, and the head if the file has one."""
+    """A state dict with open_clip's names, and the head if the file has one."""
 
     state: dict[str, torch.Tensor]
     weights: torch.Tensor | None = None
     """(C, D), including the logit scale."""
     bias: torch.Tensor | None = None
     known: KnownActivation = KnownActivation("a state dict")
-    """What is known of the activation."""
+    """What is known about the activation."""
 
 
 class ConvertSettings(TypedDict, total=False):
@@ -86,8 +86,7 @@ class ConvertSettings(TypedDict, total=False):
     classnames: Sequence[str] | None
     """Class names of the head; default: numbers."""
     head: str | Path | None
-    """Head file of the model, for the layouts that hold one; default: of a model folder ``X``, ``X_head.safetensors``
-    beside it."""
+    """Head file, for the layouts that hold one; default: ``X_head.safetensors`` beside a model folder ``X``."""
     overwrite: bool
 
 
@@ -98,7 +97,7 @@ class Converted(NamedTuple):
     head: Path | None
     tensors: int
     from_base: int
-    """Number of tensors taken from the base."""
+    """Tensors taken from the base."""
 
 
 def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
@@ -106,14 +105,12 @@ def read_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
 
     Parameters
     ----------
-    path : str or Path
-    trust : bool
-        Unpickle a file that has no safe reader; this runs the code in it, see `ft.checkpoints.formats.pickled`.
+    trust : unpickle files without a safe reader; this runs the code in them, see `ft.checkpoints.formats.pickled`
 
     Raises
     ------
     EncoderError
-        The file cannot be read, or only by unpickling it.
+        The file cannot be read, or only by unpickling.
     """
     file = Path(str(path).removeprefix("local-dir:"))
     if is_flax(file):
@@ -157,30 +154,27 @@ def convert(
 
     Parameters
     ----------
-    source : str or Path
-        See `read_checkpoint`.
-    out : str or Path
-        A ``.safetensors`` or ``.pt`` file for the state dict alone, or the new folder. In the layout ``regft`` a file
-        ``{clip, head}``; in ``lipsum`` a ``best_acc.ckpt``, or a folder of ``logit_scale.ckpt`` and both projections.
-        For a file of heads alone, the ``.safetensors`` file of the head.
-    base : str, optional
-        The model that gives configuration, activation, tokenizer, and tensors that the checkpoint lacks; see
+    source : see `read_checkpoint`
+    out
+        A ``.safetensors`` or ``.pt`` file for the state dict, or the new folder. For the layout ``regft``, a file
+        ``{clip, head}``; for ``lipsum``, a ``best_acc.ckpt``, or a folder of ``logit_scale.ckpt`` and both projections.
+        For a file of heads, the ``.safetensors`` file of the head.
+    base
+        Model that gives configuration, activation, tokenizer, and tensors that the checkpoint lacks; see
         `ft.checkpoints.parents.parent_of`. An architecture without `pretrained` has no tensors. Default: the source,
         if it is a model folder.
-    pretrained : str, optional
-        Weights of a base that is an architecture: a tag of open_clip or a checkpoint file.
-    **settings
-        See `ConvertSettings`.
+    pretrained : weights of a base that is an architecture: a tag of open_clip or a checkpoint file
+    **settings : see `ConvertSettings`
 
     Raises
     ------
     EncoderError
-        The checkpoint cannot be read, is incomplete, or does not fit the layout; `out` exists.
+        The checkpoint cannot be read, is incomplete, or does not fit the layout; or `out` exists.
     ActivationMismatchError
-        The weights are known to need another activation than the base has, such as OpenAI's without QuickGELU.
+        The weights need another activation than the base has, such as OpenAI's without QuickGELU.
     MismatchError
-        Tensors do not match the base's architecture, or are missing; the number of names differs from the classes of
-        the head. Nothing is written then.
+        Tensors are missing or do not match the base's architecture; or the number of class names differs from the
+        head's classes. Nothing is written then.
     """
     out, layout = Path(out), settings.get("layout", "open_clip")
     overwrite, classnames = settings.get("overwrite", False), settings.get("classnames")
@@ -224,7 +218,7 @@ def _check_target(out: Path, layout: str, overwrite: bool) -> None:
 
 
 def _with_head(source: str | Path, found: Checkpoint, file: str | Path | None) -> Checkpoint:
-    """The checkpoint with the head in a file, by default that beside a model folder; as it is if there is none."""
+    """Add the head in `file`, or by default the one beside a model folder, if any."""
     folder = Path(str(source).removeprefix("local-dir:"))
     beside = head_path(folder.parent, folder.name)
     if file is None and (found.weights is not None or not beside.is_file()):
@@ -234,7 +228,7 @@ def _with_head(source: str | Path, found: Checkpoint, file: str | Path | None) -
 
 
 def _write_for_system(layout: str, state: State, found: Checkpoint, out: Path, overwrite: bool) -> None:
-    """RegFT's ``{clip, head}``, without the blocks of the text tower as there; or files of Lipsum-FT."""
+    """Write RegFT's ``{clip, head}``, which has no blocks of the text tower, or files of Lipsum-FT."""
     if layout == "lipsum":
         if out.suffix in SUFFIXES:
             if found.bias is not None and bool((found.bias != found.bias[0]).any()):
@@ -261,30 +255,21 @@ def _write_for_system(layout: str, state: State, found: Checkpoint, out: Path, o
 def _convert_head(
     source: str | Path, found: Checkpoint, out: Path, parent: Parent | None, classnames: Sequence[str] | None
 ) -> Converted:
-    """A file of zero-shot heads: its ``cls``, with the logit scale, bound to the text tower of the base."""
+    """Convert a file of zero-shot heads: ``cls`` times the logit scale, bound to the text tower of the base."""
     if out.suffix != ".safetensors" or found.weights is None:
         raise EncoderError(f"{source}: holds a head alone (cls), no model; name {out.with_suffix('.safetensors')}")
     encoder = None if parent is None else parent.load("cpu")
     scale = logit_scale_of(Path(source)) if encoder is None else encoder.logit_scale
     if scale is None:
         raise EncoderError(
-            f"{source}: its logit scale is not in the file, and there is no logit_scale.ckpt beside it or in the "
-            "folder above; name the model that made it with --base"
+            f"{source}: it has no logit scale, and there is no logit_scale.ckpt beside it or in the folder above; "
+            "name the model of the head with --base"
         )
-    names = tuple(classnames or (f"class {number}" for number in range(len(found.weights))))
+    if encoder is not None and encoder.dim != found.weights.shape[1]:
+        raise MismatchError(f"{source}: a head of {found.weights.shape[1]} features, {encoder.name} has {encoder.dim}")
     digest = None if encoder is None else encoder.text_digest
-    provenance = Provenance(
-        head="converted",
-        params={"logit_scale": scale},
-        encoder_key=None,
-        text_digest=digest,
-        classnames=list(names),
-        fitted_on=[],
-    )
-    weights = (scale * found.weights.float()).numpy()
-    if encoder is not None and encoder.dim != weights.shape[1]:
-        raise MismatchError(f"{source}: a head of {weights.shape[1]} features, {encoder.name} has {encoder.dim}")
-    head = save(LinearHead(weights, np.zeros(len(names), np.float32), names, "converted", provenance), out)
+    bound = Provenance(head="converted", params={"logit_scale": scale}, encoder_key=None, text_digest=digest)
+    head = _save_head(found._replace(weights=scale * found.weights.float()), classnames, bound, out)
     return Converted(head, head, 0, 0)
 
 
@@ -292,23 +277,25 @@ def _base(source: str | Path, base: str | None, pretrained: str | None) -> Paren
     if base is not None:
         return parent_of(base, pretrained, architecture=True)
     if pretrained is not None:
-        raise EncoderError(f"--pretrained {pretrained}: the weights of which architecture? Name it with --base")
+        raise EncoderError(
+            f"--pretrained {pretrained}: expected an architecture for these weights; name it with --base"
+        )
     folder = Path(str(source).removeprefix("local-dir:"))
     return parent_of(source) if str(source) == "tiny" or (folder / CONFIG).is_file() else None
 
 
 def _whole(source: str | Path, state: dict[str, torch.Tensor], parent: Parent) -> dict[str, torch.Tensor]:
-    """Complete the model with tensors of the base; all must have the shapes of the base."""
+    """Fill in missing tensors from the base; all must have its shapes."""
     known, given = parent.shapes(), shapes_of(state)
     if extra := sorted(given.keys() - known.keys()):
         raise MismatchError(f"{source}: {_first(extra)} are not tensors of {parent.name}; name the right --base")
     missing = sorted(known.keys() - given.keys())
     if missing and not parent.has_weights and "/" in parent.name and parent.name in QUICK:
-        parent = parent_of(parent.name)  # OpenAI's name of a model says whose weights
+        parent = parent_of(parent.name)  # the name of an OpenAI model implies its weights
     if missing and not parent.has_weights:
         raise MismatchError(
-            f"{source} lacks {_first(missing)} of {parent.name}, which is an architecture without weights; give a "
-            "model folder as --base, or the base's weights with --pretrained"
+            f"{source} lacks {_first(missing)} of {parent.name}, an architecture without weights; give a model "
+            "folder as --base, or its weights with --pretrained"
         )
     check_shapes({key: known[key] for key in given}, given, (parent.name, str(source)))
     return {**parent.state(), **state} if missing else state
@@ -321,24 +308,24 @@ def _first(keys: Sequence[str]) -> str:
 def _check_classnames(found: Checkpoint, classnames: Sequence[str] | None) -> None:
     if found.weights is not None and classnames and len(classnames) != len(found.weights):
         raise MismatchError(
-            f"{len(classnames)} class names for a head of {len(found.weights)} classes; give its own, in its order"
+            f"{len(classnames)} class names for a head of {len(found.weights)} classes; expected all, in its order"
         )
 
 
 def _write_head(found: Checkpoint, out: Path, layout: str, classnames: Sequence[str] | None) -> Path | None:
     if found.weights is None:
         return None
+    folder = out.is_dir() and layout == "open_clip"
+    key = encoder_key(load_open_clip(f"local-dir:{out}", device="cpu")) if folder else None
+    path = out.with_name(f"{out.stem if out.is_file() else out.name}_head.safetensors")
+    return _save_head(found, classnames, Provenance(head="converted", params={}, encoder_key=key), path)
+
+
+def _save_head(found: Checkpoint, classnames: Sequence[str] | None, bound: Provenance, path: Path) -> Path:
+    """Save the head of a checkpoint; `bound` says which features it belongs to."""
+    assert found.weights is not None
     weights = found.weights.float().numpy()
     names = tuple(classnames or (f"class {number}" for number in range(len(weights))))
     bias = np.zeros(len(weights), np.float32) if found.bias is None else found.bias.float().numpy()
-    folder = out.is_dir() and layout == "open_clip"
-    encoder = load_open_clip(f"local-dir:{out}", device="cpu") if folder else None
-    provenance = Provenance(
-        head="converted",
-        params={},
-        encoder_key=None if encoder is None else encoder_key(encoder),
-        classnames=list(names),
-        fitted_on=[],
-    )
-    head = LinearHead(weights, bias, names, "converted", provenance)
-    return save(head, out.with_name(f"{out.stem if out.is_file() else out.name}_head.safetensors"))
+    provenance = Provenance(**bound, classnames=list(names), fitted_on=[])
+    return save(LinearHead(weights, bias, names, "converted", provenance), path)

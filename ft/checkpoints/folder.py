@@ -1,8 +1,8 @@
 """Reading and writing checkpoint files and model folders, without pickle and without open_clip.
 
-A model folder is what open_clip calls ``local-dir:FOLDER``: a configuration, one weights file, and tokenizer files
-where the model has its own tokenizer. `write_model_folder` makes one from another folder and a state dict, so that a
-fine-tuned or merged model can be encoded with ``featcache encode --model local-dir:FOLDER``.
+A model folder is open_clip's ``local-dir:FOLDER``: a configuration, one weights file, and tokenizer files if the model
+has its own tokenizer. `write_model_folder` makes one from another folder and a state dict, so that a fine-tuned or
+merged model can be encoded with ``featcache encode --model local-dir:FOLDER``.
 """
 
 import json
@@ -32,7 +32,7 @@ WEIGHTS = "open_clip_model.safetensors"
 
 START, LAST, BEST = "start", "last", "best"
 OPTIONS, LOG = "options.json", "log.jsonl"
-"""Files of a run's folder, see `ft.training.output`."""
+"""Files in the folder of a run, see `ft.training.output`."""
 
 # open_clip's order of preference among the weights files of a folder
 WEIGHTS_NAMES = tuple(
@@ -60,9 +60,9 @@ PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torc
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict from a file, or from the weights file of a model folder.
 
-    Takes safetensors, torch files (read with ``weights_only=True``, so that no code in them runs; including open_clip's
-    training checkpoints, which hold the weights under ``state_dict``) and OpenAI's TorchScript archives. Prefixes that
-    DistributedDataParallel and torch.compile put before every key are removed.
+    Reads safetensors, torch files (with ``weights_only=True``, so that no code in them runs; including open_clip's
+    training checkpoints, which hold the weights under ``state_dict``) and OpenAI's TorchScript archives. Key prefixes
+    of DistributedDataParallel and torch.compile are removed.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         way = (
             "save the module's state_dict(), or see featcache convert --trust" if is_pickled(file) else "check the file"
         )
-        # torch's message on objects advises to load them all the same
+        # torch's own message suggests weights_only=False
         said = "objects other than tensors" if "weights_only" in str(error) else str(error)[:200]
         raise EncoderError(
             f"{file}: not a safetensors file, and torch.load(weights_only=True) refuses it ({said}); {way}"
@@ -99,7 +99,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _flat(content: Mapping[str, object]) -> object:
-    """``{clip: state dict, head: (weight, bias)}``, as RegFT saves a mixed model, in one level."""
+    """Flatten RegFT's ``{clip: state dict, head: (weight, bias)}`` to one level."""
     clip, head = content[CLIP], content[HEAD]
     if not isinstance(clip, Mapping) or not isinstance(head, tuple | list) or len(head) != 2:
         return content
@@ -121,15 +121,12 @@ def _load(file: Path) -> Any:
 
 
 def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a state dict as safetensors, atomically: a reader sees the old file or the new one, also after a power cut.
+    """Write a state dict as safetensors, atomically even on a power cut: readers see the old file or the new one.
 
     Parameters
     ----------
-    state : mapping of name -> tensor
-        Tensors may share memory and sit on any device.
-    path : str or Path
-    metadata : mapping of str -> str, optional
-        Stored in the file's header.
+    state : tensors by name, on any device; they may share memory
+    metadata : strings for the file's header
     """
     tensors = _separate(state)
     with replacing(path) as file, writing(path, sum(value.nbytes for value in tensors.values())):
@@ -139,7 +136,7 @@ def write_state(state: State, path: str | Path, metadata: Mapping[str, str] | No
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What the header of a safetensors file says; empty where it says nothing."""
+    """Metadata in the header of a safetensors file; empty if there is none."""
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
 
@@ -169,22 +166,22 @@ def head_path(out: Path, name: str) -> Path:
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder meant by ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``.
+    """The folder of ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``.
 
     Raises
     ------
     EncoderError
-        It is not a model folder.
+        The folder is not a model folder.
     """
     text = str(name).removeprefix("local-dir:")
     folder = Path(encoders.__file__).parent / "tiny" if text == "tiny" and not Path(text).exists() else Path(text)
     if not (folder / CONFIG).is_file():
-        raise EncoderError(f"{folder}: no {CONFIG}; give a model folder as open_clip's local-dir: takes it, or `tiny`")
+        raise EncoderError(f"{folder}: no {CONFIG}; expected a model folder (open_clip's local-dir:), or `tiny`")
     return folder
 
 
 def weights_file(folder: str | Path) -> Path:
-    """The weights file of a model folder: the one that open_clip would load.
+    """The weights file of a model folder that open_clip would load.
 
     Raises
     ------
@@ -206,7 +203,7 @@ def read_config(folder: str | Path) -> Json:
     Raises
     ------
     EncoderError
-        It is not a JSON object with a ``model_cfg``.
+        The file is not a JSON object with a ``model_cfg``.
     """
     path = Path(folder) / CONFIG
     try:
@@ -231,17 +228,15 @@ def write_model_folder(
 
     Parameters
     ----------
-    source : str, Path or mapping
-        A model folder, or ``tiny``; or the configuration itself (``model_cfg`` and ``preprocess_cfg``) of a model that
-        was loaded by name: open_clip then finds the tokenizer from the configuration.
-    state : mapping of name -> tensor
-        With the keys and shapes of the source's weights; not checked for a configuration alone.
-    out : str or Path
-        The new folder, created atomically.
-    provenance : JSON-able mapping, optional
-        Origin of the weights; written next to them as ``provenance.json``, with checksums of the tokenizer's files.
-    overwrite : bool
-        Replace a folder that is already there.
+    source
+        A model folder, or ``tiny``; or the configuration (``model_cfg`` and ``preprocess_cfg``) of a model loaded by
+        name, from which open_clip finds the tokenizer.
+    state
+        Tensors with the keys and shapes of the source's weights; not checked if the source is a configuration.
+    out : the new folder, created atomically
+    provenance
+        Origin of the weights, for ``provenance.json``; checksums of the tokenizer files are added.
+    overwrite : replace an existing folder
 
     Raises
     ------
@@ -260,7 +255,7 @@ def write_model_folder(
         _write_configuration(source if folder is None else folder, partial)
         if provenance is not None:
             tokenizer = {path.name: checksum(path.read_bytes()) for path in sorted(partial.iterdir())}
-            tokenizer.pop(CONFIG)  # which its owner may edit
+            tokenizer.pop(CONFIG)  # users may edit it
             provenance = {**provenance, FOLDER_FILES: tokenizer} if tokenizer else provenance
             (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
         write_state(state, partial / WEIGHTS)
@@ -268,7 +263,7 @@ def write_model_folder(
 
 
 def _write_configuration(source: str | Path | Json, folder: Path) -> None:
-    """Configuration, and the tokenizer files where the source has some."""
+    """Write the configuration, and copy the tokenizer files if the source has any."""
     if isinstance(source, Mapping):
         if not {"model_cfg", "preprocess_cfg"} <= source.keys():
             raise EncoderError(f"configuration with {', '.join(source)}: expected model_cfg and preprocess_cfg")
@@ -279,7 +274,7 @@ def _write_configuration(source: str | Path | Json, folder: Path) -> None:
 
 
 def stored_shapes(file: Path) -> Shapes:
-    """Shapes of the tensors of a checkpoint file; safetensors are not read for it."""
+    """Shapes of the tensors in a checkpoint file; of safetensors only the header is read."""
     if file.suffix != ".safetensors":
         return shapes_of(read_state(file))
     with safe_open(file, framework="pt") as stored:

@@ -1,4 +1,4 @@
-"""Heads to start from or to merge: files of `featcache fit`, and the ``cls`` of files of Lipsum-FT."""
+"""Read linear heads: files of `featcache fit`, and the ``cls`` in files of Lipsum-FT."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,23 +13,21 @@ from heads.fitted.linear import as_linear
 
 
 def load_head(path: str | Path, classnames: Sequence[str], logit_scale: Callable[[], float]) -> LinearHead:
-    """A linear head in a file.
+    """Read a linear head.
 
     Parameters
     ----------
-    path : str or Path
-        A head file, or a ``.ckpt`` of Lipsum-FT that holds ``cls``.
-    classnames : sequence of C str
-        Class names of a ``.ckpt``, which has none.
-    logit_scale : callable
-        That of the model, exponentiated: for a ``.ckpt`` without a logit scale in it, beside it or in the folder above.
+    path : a head file, or a ``.ckpt`` of Lipsum-FT that holds ``cls``
+    classnames : names of the C classes of a ``.ckpt``, which stores none
+    logit_scale
+        Gives the model's logit scale, exponentiated, for a ``.ckpt`` whose own is not found (see `logit_scale_of`).
 
     Raises
     ------
     EncoderError
-        A ``.ckpt`` without ``cls``.
+        A ``.ckpt`` has no ``cls``.
     MismatchError
-        A ``.ckpt`` with another number of classes.
+        A ``.ckpt`` has another number of classes.
     """
     if not is_flax(Path(path)):
         return as_linear(load(path))
@@ -38,7 +36,7 @@ def load_head(path: str | Path, classnames: Sequence[str], logit_scale: Callable
         raise EncoderError(f"{path}: no cls in it; give a best_acc.ckpt, or a file of heads {{cls, ctx, raw}}")
     if len(cls) != len(classnames):
         raise MismatchError(
-            f"{path}: a head of {len(cls)} classes for a data set of {len(classnames)}; they must agree"
+            f"{path}: a head of {len(cls)} classes for a data set of {len(classnames)}; expected the same number"
         )
     weights = (logit_scale_of(path) or logit_scale()) * cls.float()
     return LinearHead(weights.numpy(), np.zeros(len(cls), np.float32), tuple(classnames), Path(path).stem)

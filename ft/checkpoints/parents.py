@@ -1,9 +1,9 @@
 """Models that others are derived from: the zero-shot model of an interpolation, the base of a conversion.
 
 A model folder, or ``tiny``, is read directly. An architecture of open_clip, with a tag or a checkpoint file, is loaded
-as ``featcache encode`` loads it, so that its activation is checked. ``RUN/start`` is the model that a run of
-``featcache finetune`` began with: the run recorded where its weights came from, not a copy, so they are loaded again
-and must have the recorded digests.
+as by ``featcache encode``, so that its activation is checked. ``RUN/start`` is the initial model of a run of
+``featcache finetune``. The run recorded the source of its weights, not a copy: they are loaded again, and their digests
+must be those recorded.
 """
 
 import hashlib
@@ -37,18 +37,12 @@ class Parent:
 
     Parameters
     ----------
-    name : str
-        As the user gave it.
-    named : (str, str or None)
-        Model and weights as `featcache.encoders.load_encoder` takes them.
-    source : Path or dict
-        For `ft.checkpoints.folder.write_model_folder`: the folder, or the configuration of a model loaded by name.
-    config : dict
-        ``model_cfg`` and ``preprocess_cfg``.
-    encoder : OpenClipEncoder, optional
-        A model loaded by name, on the CPU.
-    has_weights : bool
-        False for an architecture alone, which has shapes only.
+    name : as given by the user
+    named : model and weights for `featcache.encoders.load_encoder`
+    source : folder, or configuration of a model loaded by name, for `ft.checkpoints.folder.write_model_folder`
+    config : ``model_cfg`` and ``preprocess_cfg``
+    encoder : a model loaded by name, on the CPU
+    has_weights : False for a bare architecture, which has only shapes
     """
 
     name: str
@@ -69,7 +63,7 @@ class Parent:
         return stored_shapes(weights_file(self._folder))
 
     def account(self) -> Json:
-        """For provenance: the file and its sha256, or the name and the digests of both towers."""
+        """Provenance: the file and its sha256, or the name and the digests of both towers."""
         if self.encoder is None:
             return account_of(weights_file(self._folder))
         return {"model": self.encoder.name, "weights": _digests(self.encoder)}
@@ -84,17 +78,14 @@ class Parent:
 
 
 def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, architecture: bool = False) -> Parent:
-    """Find the model of that name.
+    """Find a model by name.
 
     Parameters
     ----------
-    name : str, Path or Parent
-        A model folder, ``tiny``, ``RUN/start``, ``hf-hub:ORG/REPO``, an architecture of open_clip, or OpenAI's name of
-        one of its models.
-    pretrained : str, optional
-        Weights of an architecture: a tag of open_clip or a checkpoint file.
-    architecture : bool
-        Accept an architecture without weights.
+    name
+        A model folder, ``tiny``, ``RUN/start``, ``hf-hub:ORG/REPO``, an architecture of open_clip, or an OpenAI model.
+    pretrained : weights of an architecture: a tag of open_clip or a checkpoint file
+    architecture : accept an architecture without weights
 
     Raises
     ------
@@ -103,7 +94,7 @@ def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, archi
     ActivationMismatchError
         The weights need another activation than the architecture has.
     MismatchError
-        The weights that a run began with have changed.
+        The initial weights of a run have changed.
     """
     if isinstance(name, Parent):
         return name
@@ -120,15 +111,15 @@ def parent_of(name: str | Path | Parent, pretrained: str | None = None, *, archi
     chosen, weights = open_clip_name(text, "random" if alone else pretrained)
     if weights is None and not on_hub:
         raise EncoderError(
-            f"{text}: not a model folder (no {CONFIG} in it); expected one, `tiny`, RUN/{START} (what a run began "
-            "with), or an architecture of open_clip with --pretrained"
+            f"{text}: not a model folder (no {CONFIG} in it); expected one, `tiny`, RUN/{START} (the initial model "
+            "of a run), or an architecture of open_clip with --pretrained"
         )
     named = (chosen, weights)
     return _by_name(text, named, load_open_clip(*named, device="cpu"), has_weights=not alone)
 
 
 def folder_of(model: str) -> Path | None:
-    """The folder of ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``; None for a model that is loaded by name."""
+    """The folder of ``tiny``, ``local-dir:FOLDER`` or ``FOLDER``; None for a model loaded by name."""
     return model_folder(model) if model == "tiny" or full_name(model).startswith("local-dir:") else None
 
 
@@ -140,7 +131,7 @@ def load_open_clip(
     precision: str = "fp32",
     preprocess: str | None = None,
 ) -> OpenClipEncoder:
-    """`featcache.encoders.load_encoder` for what only open_clip's models can do: training and merging.
+    """Load an encoder for training or merging, which only open_clip's models allow.
 
     Raises
     ------
@@ -172,19 +163,19 @@ def _by_name(name: str, named: tuple[str, str | None], encoder: OpenClipEncoder,
 
 
 def _start_of(run: Path, name: str) -> Parent:
-    """The model that a run began with, from its record."""
+    """The initial model of a run, from its record."""
     try:
         start = json.loads((run / OPTIONS).read_text(encoding="utf-8"))["start"]
         model, pretrained, weights = start["model"], start["pretrained"], start["weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EncoderError(
-            f"{run}: its {OPTIONS} does not say which weights it began with; run its finetune command again to "
-            "add that, or name the model itself: a folder, or an architecture with --pretrained"
+            f"{run}: its {OPTIONS} does not record the initial weights; run its finetune command again to add them, "
+            "or name the model itself: a folder, or an architecture with --pretrained"
         ) from error
     try:
         encoder = load_open_clip(model, pretrained, device="cpu")
     except EncoderError as error:
-        raise EncoderError(f"{run} began with {model}, which cannot be loaded again: {error}") from error
+        raise EncoderError(f"{run} began with {model}, which cannot be loaded: {error}") from error
     if _digests(encoder) != weights:
         raise MismatchError(
             f"{run} began with other weights than {encoder.name} has now (digests {', '.join(weights)} against "
@@ -194,5 +185,5 @@ def _start_of(run: Path, name: str) -> Parent:
 
 
 def _digests(encoder: OpenClipEncoder) -> list[str]:
-    """As a run records them: image tower, then text tower."""
+    """Digests of the image and the text tower, as a run records them."""
     return [str(encoder.image_identity["weights"]), encoder.text_digest]

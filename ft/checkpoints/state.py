@@ -1,4 +1,4 @@
-"""State dicts, and whether two of them have the same keys and shapes."""
+"""State dicts, and the check that two have the same keys and shapes."""
 
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -31,7 +31,7 @@ def check_shapes(first: Shapes, second: Shapes, names: tuple[str, str] = ("the f
     Raises
     ------
     MismatchError
-        Naming missing keys or different shapes.
+        Names missing keys or different shapes.
     """
     missing, extra = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
     if missing or extra:

@@ -23,13 +23,9 @@ class Painter:
 
     Parameters
     ----------
-    model : str
-        A folder that diffusers saved, or a name on the Hugging Face hub. Weights are read from safetensors only.
-    revision : str, optional
-        Of a model on the hub.
-    device : str
-    precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
+    model : A folder that diffusers saved, or a name on the Hugging Face hub. Weights are read from safetensors only.
+    revision : of a model on the hub
+    precision : ``fp32``, ``bf16`` or ``fp16``
 
     Raises
     ------
@@ -40,8 +36,7 @@ class Painter:
 
     Attributes
     ----------
-    identity : dict
-        The model, by a digest of its files or its name on the hub, and the precision.
+    identity : the model, by a digest of its files or its name on the hub, and the precision
     """
 
     def __init__(self, model: str, revision: str | None, device: str, precision: str) -> None:
@@ -113,14 +108,10 @@ class Painter:
         prompts, seeds : sequences of N
             The initial noise of a picture comes from a generator of its own on the CPU, so that it is the same on
             every device and in every batch.
-        height, width : int
-            Pixels.
-        steps : int
-            Denoising steps.
-        guidance_scale : float
-            Weight of classifier-free guidance (Ho and Salimans, arXiv:2207.12598).
-        each_step : callable
-            Called after every denoising step.
+        height, width : pixels
+        steps : denoising steps
+        guidance_scale : weight of classifier-free guidance (Ho and Salimans, arXiv:2207.12598)
+        each_step : called after every denoising step
 
         Returns
         -------

@@ -38,20 +38,13 @@ class GenerateOptions:
 
     Parameters
     ----------
-    images : int
-        Images per class and prompt; the only option that may grow later.
-    seed : int
-        Another seed, other images.
-    guidance_scale : float
-        Weight of classifier-free guidance.
-    steps : int
-        Denoising steps.
-    height, width : int
-        Pixels that the model draws.
-    size : int
-        Pixels of each side of the file, after bicubic resizing.
-    batch_size : int
-        Images per run of the model; not recorded, since it changes no image.
+    images : images per class and prompt; the only option that may grow later
+    seed : another seed, other images
+    guidance_scale : weight of classifier-free guidance
+    steps : denoising steps
+    height, width : pixels that the model draws
+    size : pixels of each side of the file, after bicubic resizing
+    batch_size : images per run of the model; not recorded, since it changes no image
     """
 
     images: int = 64
@@ -109,15 +102,9 @@ def generate(
     classes : sequence of C (folder, class name)
     templates : sequence of T str
         Each with ``{}`` for the class name.
-    painter : Painter
-        The diffusion model, with the `identity` that is recorded.
-    out : str or Path
-    split : str
-        ``train`` or ``val``; each has noise of its own.
-    options : GenerateOptions, optional
-    share : Share, optional
-        Which batches to draw first; default: from torchrun's RANK and WORLD_SIZE.
-    progress : Progress, optional
+    painter : the diffusion model, with the `identity` that is recorded
+    split : ``train`` or ``val``; each has noise of its own
+    share : which batches to draw first; default: from torchrun's RANK and WORLD_SIZE
 
     Raises
     ------

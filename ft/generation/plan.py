@@ -34,14 +34,10 @@ class Plan:
 
     Parameters
     ----------
-    split : str
     classes : sequence of C (folder, class name)
     templates : sequence of T str
-    images : int
-        Images per class and template.
-    seed : int
-    batch_size : int
-        Images that are drawn, and claimed, together.
+    images : images per class and template
+    batch_size : images that are drawn, and claimed, together
     """
 
     split: str

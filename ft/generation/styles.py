@@ -40,10 +40,8 @@ def load_style(name: str, path: str | Path | None = None) -> Style:
 
     Parameters
     ----------
-    name : str
-        An entry of the file.
-    path : str or Path, optional
-        Default: ``styles.json`` of this package.
+    name : an entry of the file
+    path : default: ``styles.json`` of this package
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Merging models in weight space; each way is one file and one line in `MERGES`.
+"""Merging models in weight space; each method is one file and one line in `MERGES`.
 
-A merge is a function. It takes what it needs by name: ``states`` (K state dicts), ``base`` (the state dict they were
-all fine-tuned from), ``fishers`` or ``moments`` (one mapping per model). Its other parameters are settings, declared
-once in its signature with type, range and default.
+A method is a function. Its inputs are recognised by name: ``states`` (K state dicts), ``base`` (the state dict they
+were fine-tuned from), ``fishers`` and ``moments`` (one mapping per model). All other parameters are settings, declared
+in the signature with type, range and default.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["INGREDIENTS", "MERGES"]
 
 INGREDIENTS = ("states", "base", "fishers", "moments")
-"""What a merge may take; every other parameter of its signature is a setting."""
+"""Inputs that a method may take; its other parameters are settings."""
 
 MERGES: Plugins[Callable[..., dict[str, torch.Tensor]]] = Plugins(
     {
@@ -31,4 +31,4 @@ MERGES: Plugins[Callable[..., dict[str, torch.Tensor]]] = Plugins(
         "regmean": "ft.merging.regmean:regmean",
     }
 )
-"""All ways to merge, by the name that ``featcache merge`` takes."""
+"""The methods, under the names that ``featcache merge`` takes."""

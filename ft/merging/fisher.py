@@ -1,11 +1,11 @@
 """Diagonal Fisher information of a model on a data set, for Fisher-weighted ensembles.
 
-``F_k = mean_n (d/d theta_k log p(y_n | x_n))^2`` with the label y_n **drawn from the model's own prediction**, as in
-wise-ft; with the true labels it would be the empirical Fisher, another matrix. Per-sample gradients are computed by
-`torch.func` in small groups.
+``F_k = mean_n (d/d theta_k log p(y_n | x_n))^2`` with labels y_n **drawn from the model's own predictions**, as in
+wise-ft; true labels would give the empirical Fisher instead. Per-sample gradients are computed by `torch.func` in small
+groups.
 
-The weight and bias of the head, logit scale included, have a Fisher information too, by which
-``featcache wise --fisher F0 F1 --heads H0 H1`` merges both heads.
+The weights (with the logit scale) and biases of the head are included, so that
+``featcache wise --fisher F0 F1 --heads H0 H1`` merges the heads by Fisher information too.
 
 Paper: Matena and Raffel, Merging models with Fisher-weighted averaging (arXiv 2111.09832).
 """
@@ -42,16 +42,15 @@ def diagonal_fisher(
 
     Parameters
     ----------
-    log_probabilities : callable
-        Parameters and one batch (B, ...) to log p (B, C).
-    parameters : mapping of name -> tensor
+    log_probabilities : function from parameters and inputs (B, ...) to log p (B, C)
+    parameters : tensors by name
     batches : iterator of (inputs (B, ...), uniforms (B,))
-        The label drawn for a sample is the first class at which the cumulative probability exceeds its uniform number.
+        The label of a sample is the first class at which the cumulative probability exceeds its uniform number.
 
     Raises
     ------
     TrainingError
-        No samples.
+        There are no samples.
     """
 
     def loss(values: dict[str, torch.Tensor], sample: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -69,7 +68,7 @@ def diagonal_fisher(
                 sums[name] += gradient.double().square().sum(0)
             count += len(part)
     if not count:
-        raise TrainingError("the Fisher information of no images; give a split that has images")
+        raise TrainingError("no images for the Fisher information; give a split that has some")
     return {name: (total / count).float() for name, total in sums.items()}
 
 
@@ -82,28 +81,23 @@ def fisher(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Fisher information of the parameters of an image tower and its head.
+    """Diagonal Fisher information of the parameters of an image tower and a head.
 
-    Names are those of open_clip's state dict, ``visual.proj`` and so on; the head's are ``head.weight`` (C, D) and
-    ``head.bias`` (C,), including the zero biases of zero-shot heads.
+    Keys are those of open_clip's state dict, ``visual.proj`` and so on, with ``head.weight`` (C, D) and ``head.bias``
+    (C,) for the head. Zero biases of zero-shot heads are included.
 
     Parameters
     ----------
-    encoder : OpenClipEncoder
-        See `ft.checkpoints.parents.load_open_clip`.
-    dataset : Dataset
-        Images, used without augmentation; labels are not used.
-    head : LinearHead
-        Logits of unit features (N, D): the head of the same model.
-    passes : int
-        Labels drawn per image.
-    seed : int
-        Seed of the drawn labels, which depend on seed, pass and sample id alone.
+    encoder : see `ft.checkpoints.parents.load_open_clip`
+    dataset : images, used without augmentation; labels are not used
+    head : head of the same model
+    passes : labels drawn per image
+    seed : seed of the labels, which depend only on seed, pass and sample id
 
     Raises
     ------
     MismatchError
-        The head has another width or class list.
+        The head has another width or other classes.
     ImageReadError
         An image cannot be read.
     """
@@ -126,7 +120,7 @@ def fisher(
     if not 1 <= passes <= MOST_PASSES:
         raise TrainingError(f"passes {passes}: expected a number from 1 to {MOST_PASSES:,}")
     batches = _batches(encoder, dataset, passes, seed, progress or Silent())
-    # fused attention has no batching rule for per-sample gradients; the plain one computes the same
+    # fused attention has no batching rule for per-sample gradients
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         return diagonal_fisher(log_probabilities, parameters, batches)
 
@@ -139,7 +133,7 @@ def write_fisher(values: dict[str, torch.Tensor], out: str | Path) -> Path:
 def _batches(
     encoder: OpenClipEncoder, dataset: Dataset, passes: int, seed: int, progress: Progress
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Prepared pixels, and the uniform numbers that draw the labels."""
+    """Inputs of the image tower, and the uniform random numbers that draw the labels."""
     ids = iter([(turn, name) for turn in range(passes) for name in dataset.index.ids])
     for pixels in pixel_batches(encoder, dataset, f"fisher of {encoder.name}", progress, passes):
         drawn = [view_uniforms(seed, *next(ids), 1)[0] for _ in pixels]
@@ -149,7 +143,7 @@ def _batches(
 def pixel_batches(
     encoder: OpenClipEncoder, dataset: Dataset, title: str, progress: Progress, passes: int = 1
 ) -> Iterator[torch.Tensor]:
-    """Inputs of the image tower, `passes` times over the data set in its order.
+    """Inputs of the image tower, `passes` times over the data set.
 
     Raises
     ------

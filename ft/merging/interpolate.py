@@ -1,8 +1,8 @@
 """Weight-space ensembles: WiSE-FT, plain or Fisher-weighted, and soups of several models.
 
-All keys are merged, as in the original, including unused text parameters, logit scale and BatchNorm statistics.
-Products are float64 and rounded once, and tensors that all models share are kept bit for bit: an untouched text tower
-keeps its digest, so its text stores stay valid for every merged model.
+As in the original, all keys are merged, including unused text parameters, logit scale and BatchNorm statistics. Merging
+is computed in float64 and rounded once. Tensors that are equal in all models are copied bit for bit: a text tower that
+was not trained keeps its digest, so its text stores stay valid for every merged model.
 
 Papers: Wortsman et al., Robust fine-tuning of zero-shot models (arXiv 2109.01903); Wortsman et al., Model soups
 (arXiv 2203.05482); Matena and Raffel, Merging models with Fisher-weighted averaging (arXiv 2111.09832).
@@ -34,28 +34,27 @@ def interpolate(
 ) -> dict[str, torch.Tensor]:
     """Interpolate two models in weight space.
 
-    ``theta(a) = (1 - a) theta0 + a theta1``, or with Fisher information, element by element,
+    ``theta(a) = (1 - a) theta0 + a theta1``, or with Fisher information, elementwise,
     ``theta(a) = ((1 - a) f0 theta0 + a f1 theta1) / ((1 - a) f0 + a f1)`` with ``f = max(F, floor)``, and ``f = 1``
-    for a key without Fisher information.
+    for keys without Fisher information.
 
     Parameters
     ----------
     theta0, theta1 : state dicts with the same keys and shapes
         The result has the wider of the two dtypes. Integer buffers must be equal, except BatchNorm's batch counters,
         which are taken from `theta1`.
-    alpha : float
-        0 gives `theta0`, 1 gives `theta1`, bit for bit. Without Fisher any finite number (extrapolation).
-    fisher0, fisher1 : state dicts, optional
-        Diagonal Fisher information of some or all keys, the same ones in both.
-    floor : float
-        Smallest Fisher information of an element.
+    alpha
+        0 gives `theta0` and 1 gives `theta1`, bit for bit. Any finite number (extrapolation), or [0, 1] with Fisher
+        information.
+    fisher0, fisher1 : diagonal Fisher information of some or all keys, the same in both
+    floor : lower bound on Fisher information
 
     Raises
     ------
     MismatchError
-        Keys, shapes, integer buffers or the keys of the Fishers differ.
+        Keys, shapes, integer buffers or the keys of the Fisher information differ.
     TrainingError
-        An alpha that is not finite, or outside [0, 1] with Fisher; a floor that is not positive.
+        `alpha` is not finite or not in its range, or `floor` is not positive.
 
     Examples
     --------
@@ -85,15 +84,14 @@ def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dic
     ----------
     states : K state dicts with the same keys and shapes
         Integer buffers must be equal, except BatchNorm's batch counters, which come from the last model.
-    weights : K floats, optional
-        Relative weights; default: all equal.
+    weights : K relative weights; default: all equal
 
     Raises
     ------
     MismatchError
         Keys, shapes or integer buffers differ.
     TrainingError
-        No state dict, or weights that are not K finite numbers with a sum other than zero.
+        There are no models, or `weights` are not K finite numbers with a nonzero sum.
 
     Examples
     --------
@@ -124,22 +122,21 @@ def towards(states: Sequence[State], base: State, *, alpha: Annotated[float, Ran
 def fisher_soup(
     states: Sequence[State], fishers: Sequence[State], *, floor: Positive = FISHER_FLOOR
 ) -> dict[str, torch.Tensor]:
-    """Average models element by element by their Fisher information, ``sum_k f_k theta_k / sum_k f_k``.
+    """Fisher-weighted average of models, elementwise: ``sum_k f_k theta_k / sum_k f_k``.
 
-    ``f = max(F, floor)``, and ``f = 1`` for a key without Fisher information.
+    ``f = max(F, floor)``, and ``f = 1`` for keys without Fisher information.
 
     Parameters
     ----------
     states : K state dicts
     fishers : K state dicts
-        Diagonal Fisher information of some or all keys, the same ones in each; see `ft.merging.fisher.fisher`.
-    floor : float
-        Smallest Fisher information of an element.
+        Diagonal Fisher information of some or all keys, the same in each; see `ft.merging.fisher.fisher`.
+    floor : lower bound on Fisher information
 
     Raises
     ------
     MismatchError
-        Keys or shapes differ; Fisher information of another number of models.
+        Keys or shapes differ, or the number of models.
 
     Examples
     --------
@@ -149,7 +146,7 @@ def fisher_soup(
     """
     check_models(states)
     if len(fishers) != len(states):
-        raise MismatchError(f"Fisher information of {len(fishers)} models for {len(states)}; give that of each model")
+        raise MismatchError(f"Fisher information of {len(fishers)} models for {len(states)}; expected one per model")
     for number, fisher in enumerate(fishers, start=1):
         _check_fishers(states[0], fishers[0], fisher, ("the Fisher of model 1", f"the Fisher of model {number}"))
     even = [1 / len(states)] * len(states)
@@ -183,7 +180,7 @@ def _blend(
     fishers: Sequence[torch.Tensor] = (),
     floor: float = FISHER_FLOOR,
 ) -> torch.Tensor:
-    """Weighted mean of one key; a tensor shared by all models of nonzero weight is copied, not computed."""
+    """Weighted mean of one tensor, copied if all models of nonzero weight have the same."""
     dtype = common_dtype(tensors)
     chosen = [tensor.detach().to(dtype) for tensor, weight in zip(tensors, weights, strict=True) if weight != 0]
     if (kept := shared(key, chosen)) is not None:

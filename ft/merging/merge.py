@@ -34,32 +34,25 @@ def merge(
 
     Parameters
     ----------
-    method : str
-        A name of `ft.merging.MERGES`.
-    models : K str or Paths
-        Model folders or checkpoint files.
-    out : str or Path
-        The new folder.
-    base : str, Path or Parent, optional
-        The model they were fine-tuned from, which also gives configuration and tokenizer; default: the first of the
-        models gives these. See `ft.checkpoints.parents.parent_of`.
-    fishers : K str or Paths
-        Files of ``featcache fisher``, for the method ``fisher``.
-    moments : K str or Paths
-        Files of ``featcache moments``, for ``regmean``; default: those beside the model folders.
-    overwrite : bool
-        Replace an existing folder.
-    **settings
-        Parameters of the method, such as ``scale=0.4``.
+    method : name in `ft.merging.MERGES`
+    models : K model folders or checkpoint files
+    out : the new folder
+    base
+        Model that the others were fine-tuned from, see `ft.checkpoints.parents.parent_of`. Configuration and tokenizer
+        come from it, or by default from the first of `models`.
+    fishers : K files of ``featcache fisher``, for the method ``fisher``
+    moments : K files of ``featcache moments``, for ``regmean``; default: those beside the model folders
+    overwrite : replace an existing folder
+    **settings : parameters of the method, such as ``scale=0.4``
 
     Raises
     ------
     TrainingError
-        An unknown method or setting; a base or Fisher information that the method needs and lacks.
+        The method or a setting is unknown, or the method needs a base or Fisher information that is not given.
     EncoderError
-        A model that cannot be read; a folder that exists already.
+        A model cannot be read, or the folder exists.
     MismatchError
-        Models of different keys, shapes, architectures or preprocessing; moments of other weights.
+        Models differ in keys, shapes, architecture or preprocessing; or moments belong to other weights.
     """
     check_settings(method, settings)
     _check_number(method, "models", len(models), None)
@@ -81,8 +74,7 @@ def merge(
         _check_number(method, "moment files (--moments)", len(found), len(models))
         if missing := [path for path in found if not path.is_file()]:
             raise EncoderError(
-                f"{missing[0]}: no such moments; make them with `featcache moments DATASET:SPLIT "
-                "--model local-dir:FOLDER`"
+                f"{missing[0]}: no such file; make it with `featcache moments DATASET:SPLIT --model local-dir:FOLDER`"
             )
         ingredients["moments"] = [read_moments(path, file) for path, file in zip(found, files, strict=True)]
     start = parent.state()
@@ -108,26 +100,23 @@ def merge_heads(
     moments: Sequence[State] = (),
     **settings: object,
 ) -> LinearHead:
-    """Merge the heads of merged models by the same formula, since a classifier is a layer of its model.
+    """Merge the heads of merged models by the same formula: the classifier is a layer of the model.
 
     Parameters
     ----------
-    method, **settings
-        As in `merge`.
-    heads : K LinearHeads
-    encoder : OpenClipEncoder
-        The merged model.
-    base : LinearHead, optional
-        Head of the base, for methods that need one.
+    method, **settings : see `merge`
+    heads : K heads
+    encoder : the merged model
+    base : head of the base, for methods that need one
     fishers, moments : K state dicts
-        As `merge` reads them from files: their part for the head is used.
+        Contents of the files that `merge` reads; the keys of the head are used.
 
     Raises
     ------
     TrainingError
-        A method that needs a base, and no head of it.
+        The method needs the head of a base, and there is none.
     MismatchError
-        Heads of different classes or widths.
+        Classes or widths of the heads differ.
     """
     check_settings(method, settings)
     every = [*heads, *([] if base is None else [base])]
@@ -159,7 +148,7 @@ def merge_heads(
 
 
 def needs_of(method: str) -> list[str]:
-    """What a method takes of `INGREDIENTS`."""
+    """Inputs that a method takes, of `INGREDIENTS`."""
     return [name for name in _declared(method) if name in INGREDIENTS]
 
 
@@ -169,12 +158,12 @@ def settings_of(method: str) -> dict[str, Parameter]:
 
 
 def check_settings(method: str, settings: Mapping[str, object]) -> None:
-    """Refuse settings that a method does not have, or values that are not allowed.
+    """Refuse settings that a method does not have, and values that are not allowed.
 
     Raises
     ------
     TrainingError
-        Naming the setting, its value, and what is expected.
+        Names the setting, its value, and what is expected.
     """
     declared = settings_of(method)
     for name, value in settings.items():

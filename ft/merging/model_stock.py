@@ -1,11 +1,10 @@
-"""Model Stock: how far from the base to the mean of a few fine-tuned models, by the angle between them.
+"""Model Stock: interpolate between the base and the mean of a few fine-tuned models, by the angle between them.
 
 Layer by layer, with ``cos`` the mean cosine between the K task vectors ``theta_k - theta0``,
 
 ``theta = t mean_k theta_k + (1 - t) theta0``,  ``t = K cos / (1 + (K - 1) cos)``
 
-which for two models is ``2 cos / (1 + cos)``: the point of their plane that is nearest to the centre around which
-fine-tuned models lie.
+For two models, t is ``2 cos / (1 + cos)``: the point in their plane nearest to the centre of fine-tuned models.
 
 Paper: Jang et al., Model Stock: all we need is just a few fine-tuned models (arXiv 2403.19522).
 """
@@ -24,19 +23,18 @@ from ft.merging.tensors import merged_by_key
 def model_stock(states: Sequence[State], base: State) -> dict[str, torch.Tensor]:
     """Interpolate every tensor between the base and the mean of the models, each with its own ratio.
 
-    The paper leaves open what a negative cosine means; it counts as 0 here, and the tensor is that of the base.
+    The paper does not define the ratio for negative cosines; here they count as 0, which gives the base.
 
     Parameters
     ----------
-    states : K state dicts
-        At least two models, fine-tuned alike but for the seed.
-    base : state dict
-        The model they began with.
+    states : K state dicts, at least two
+        Models fine-tuned alike except for the seed.
+    base : the model they were fine-tuned from
 
     Raises
     ------
     TrainingError
-        A single model.
+        There is a single model.
     MismatchError
         Keys, shapes or integer buffers differ.
 
@@ -48,7 +46,7 @@ def model_stock(states: Sequence[State], base: State) -> dict[str, torch.Tensor]
     [2.25, 1.5]
     """
     if len(states) < 2:
-        raise TrainingError("model_stock of one model has no angle; give at least two, fine-tuned with other seeds")
+        raise TrainingError("model_stock of one model; expected at least two, fine-tuned with different seeds")
 
     def rule(key: str, models: list[torch.Tensor], start: torch.Tensor) -> torch.Tensor:
         t = stock_ratio([model - start for model in models])
@@ -58,7 +56,7 @@ def model_stock(states: Sequence[State], base: State) -> dict[str, torch.Tensor]
 
 
 def stock_ratio(vectors: Sequence[torch.Tensor]) -> float:
-    """The ratio t of K task vectors of one tensor; 0 where one of them is zero.
+    """The ratio t for K task vectors of one tensor; 0 if one of them is zero.
 
     Examples
     --------

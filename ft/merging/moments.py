@@ -1,8 +1,8 @@
 """Gram matrices of the inputs of every linear layer of a model on a data set, for RegMean.
 
-Layers are found while the model runs: `torch.nn.functional.linear`, products with a parameter (the projections of
-CLIP's towers), and attention, whose input and output projections torch computes in one function. So the kind of module
-does not matter, and neither does the library it is from.
+Layers are found while the model runs, by intercepting `torch.nn.functional.linear`, products with a parameter (the
+projections of CLIP's towers), and attention, whose input and output projections torch computes in one function. This
+works for modules of any library.
 """
 
 import inspect
@@ -30,7 +30,7 @@ WEIGHTS = "weights"
 
 
 class InputMoments(TorchFunctionMode):
-    """Within the block, sums ``x^T x`` over all inputs of the layers of some parameters.
+    """Context manager that sums ``x^T x`` over all inputs of layers.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class InputMoments(TorchFunctionMode):
     Attributes
     ----------
     sums : dict of ``NAME@AXIS`` -> (D, D) float64
-        AXIS is that of the parameter which the input runs over: 1 in linear layers, 0 in ``x @ parameter``.
+        AXIS is the input axis of the parameter: 1 in linear layers, 0 in ``x @ parameter``.
     """
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -53,7 +53,7 @@ class InputMoments(TorchFunctionMode):
         args: Sequence[object] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Add what a layer is about to read; the result is that of the function."""
+        """Add the input of a layer, then call the function."""
         kwargs = kwargs or {}
         if func is F.linear:
             self.add(args[1], 1, args[0])
@@ -67,13 +67,13 @@ class InputMoments(TorchFunctionMode):
         query, output = given["query"], given["out_proj_weight"]
         if query is given["key"] and query is given["value"]:
             self.add(given["in_proj_weight"], 1, query)
-        # with the identity as its projection, the function returns what the projection reads
+        # with the identity as output projection, the function returns the input of that projection
         identity = torch.eye(output.shape[1], dtype=query.dtype, device=query.device)
         changed = given | {"out_proj_weight": identity, "out_proj_bias": None}
         self.add(output, 1, F.multi_head_attention_forward(**changed)[0])  # type: ignore[arg-type]
 
     def add(self, parameter: object, axis: int, inputs: object) -> None:
-        """Add inputs (..., D) of a layer, if it is one of the named ones."""
+        """Add inputs (..., D) of a layer whose parameter has a name."""
         name = self.names.get(id(parameter))
         if name is not None and isinstance(inputs, torch.Tensor):
             rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
@@ -88,31 +88,29 @@ def layer_moments(
     *,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Sums of ``x^T x`` over the inputs of every linear layer, and over the features that a head reads.
+    """Sums of ``x^T x`` over the inputs of every linear layer, and over the features, which are a head's inputs.
 
     Parameters
     ----------
-    encoder : OpenClipEncoder
-        See `ft.checkpoints.parents.load_open_clip`.
-    dataset : Dataset
-        Images, used without augmentation; labels are not used.
+    encoder : see `ft.checkpoints.parents.load_open_clip`
+    dataset : images, used without augmentation; labels are not used
     prompts : C sequences of str
-        Also the layers of the text tower, over these prompts; a tower that all merged models share needs none.
+        Prompts for the layers of the text tower; not needed if all merged models share it.
 
     Returns
     -------
     mapping of ``NAME@AXIS`` -> (D, D) float32
-        Names are those of open_clip's state dict, and ``head.weight`` for the head; see `InputMoments`.
+        NAME is a key of open_clip's state dict, or ``head.weight`` for the head; see `InputMoments`.
 
     Raises
     ------
     TrainingError
-        No images.
+        There are no images.
     ImageReadError
         An image cannot be read.
     """
     if not len(dataset.index):
-        raise TrainingError("moments of no images; give a split that has images")
+        raise TrainingError("no images for the moments; give a split that has some")
     names = {id(parameter): name for name, parameter in encoder.model.named_parameters()}
     head = torch.empty(0)
     moments = InputMoments(names | {id(head): HEAD_WEIGHT})
@@ -127,7 +125,7 @@ def layer_moments(
 
 
 def _of_one_length(encoder: OpenClipEncoder, texts: Sequence[str]) -> Iterator[torch.Tensor]:
-    """Token ids of distinct texts in batches of one length: what follows the end of a text is no input."""
+    """Token ids of distinct texts in batches of equal length, without padding."""
     if texts:
         ids = encoder.tokenize(list(dict.fromkeys(texts)))
         lengths = (ids != ids[:, -1:]).sum(dim=1)
@@ -136,9 +134,9 @@ def _of_one_length(encoder: OpenClipEncoder, texts: Sequence[str]) -> Iterator[t
 
 
 def moments_path(folder: str | Path) -> Path:
-    """The file of the moments beside a model folder: ``RUN/best_moments.safetensors`` for ``RUN/best``.
+    """File of the moments beside a model folder: ``RUN/best_moments.safetensors`` for ``RUN/best``.
 
-    Beside the embedded `tiny` nothing is written: its moments lie in the working directory.
+    For the built-in `tiny` it is in the working directory, since nothing is written into the package.
     """
     path = Path(str(folder).removeprefix("local-dir:"))
     if path.resolve() == TINY.resolve():
@@ -147,13 +145,13 @@ def moments_path(folder: str | Path) -> Path:
 
 
 def write_moments(values: Mapping[str, torch.Tensor], folder: Path, out: str | Path | None = None) -> Path:
-    """Write moments of the model in a folder, with the sha256 of its weights, beside it or to another file."""
+    """Write moments with the sha256 of the model's weights, by default beside the model folder."""
     record = account_of(weights_file(folder))
     return write_state(values, out or moments_path(folder), {"content": "layer moments", WEIGHTS: json.dumps(record)})
 
 
 def read_moments(path: Path, weights: Path) -> dict[str, torch.Tensor]:
-    """Moments of the model with these weights.
+    """Read moments and check that they belong to these weights.
 
     Raises
     ------

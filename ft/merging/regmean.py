@@ -1,12 +1,12 @@
-"""RegMean: linear layers whose outputs on each model's own data stay closest to that model's.
+"""RegMean: merge linear layers so that their outputs on each model's data stay closest to that model's outputs.
 
 For a linear layer with weights W_k (D, M) and inputs X_k (N_k, D) of model k, the merged weights minimise
 ``sum_k |X_k W - X_k W_k|^2``. With the Gram matrices ``G_k = X_k^T X_k``, which `ft.merging.moments` collects,
 
 ``W = (sum_k G_k)^-1 sum_k G_k W_k``
 
-The entries of G_k off its diagonal are multiplied by `off_diagonal` first, which the paper finds necessary in
-transformers. All other tensors (biases, norms, embeddings, convolutions) are averaged, as there.
+Off-diagonal entries of G_k are first multiplied by `off_diagonal`, which the paper finds necessary for transformers.
+All other tensors (biases, norms, embeddings, convolutions) are averaged, as in the paper.
 
 Paper: Jin et al., Dataless knowledge fusion by merging weights of language models (arXiv 2212.09849).
 """
@@ -28,22 +28,21 @@ def regmean(
     *,
     off_diagonal: Annotated[float, Range(0, 1)] = 0.9,
 ) -> dict[str, torch.Tensor]:
-    """Merge linear layers by least squares over their inputs, and average the other tensors.
+    """Merge linear layers by least squares over their inputs, and average all other tensors.
 
-    Directions in which no input varies, of dead units for instance, keep the average of the weights.
+    In directions without any input, such as those of dead units, weights are averaged too.
 
     Parameters
     ----------
     states : K state dicts
     moments : K mappings of ``NAME@AXIS`` -> (D, D) tensor
-        Gram matrices of each model's own inputs: of the tensor NAME, whose axis AXIS runs over the D inputs.
-    off_diagonal : float
-        Factor on the entries off the diagonals; the paper takes 0.9 for most models, and 0.1 for T5.
+        Gram matrices of each model's inputs to the tensor NAME, whose axis AXIS has the D inputs.
+    off_diagonal : factor on off-diagonal entries; the paper uses 0.9 for most models, and 0.1 for T5
 
     Raises
     ------
     MismatchError
-        Moments of another number of models, of different layers, or of another width.
+        The number of models differs, or layers or widths of the moments do.
 
     Examples
     --------
@@ -53,7 +52,7 @@ def regmean(
     [[2.0, 1.5]]
     """
     if len(moments) != len(states):
-        raise MismatchError(f"moments of {len(moments)} models for {len(states)}; give those of each model")
+        raise MismatchError(f"moments of {len(moments)} models for {len(states)}; expected one for each model")
     for number, found in enumerate(moments[1:], start=2):
         check_shapes(shapes_of(moments[0]), shapes_of(found), ("the moments of model 1", f"those of model {number}"))
     axes = {name: int(axis) for name, _, axis in (key.rpartition("@") for key in moments[0])}
@@ -79,7 +78,7 @@ def _scaled(gram: torch.Tensor, off_diagonal: float) -> torch.Tensor:
 
 
 def _solve(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The solution of least norm of ``gram x = right``, for a symmetric matrix without negative eigenvalues."""
+    """Minimum-norm solution of ``gram x = right`` for a positive semidefinite matrix."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     diagonal = factor.diagonal()
     if not failed and float(diagonal.min()) > 1e-6 * float(diagonal.max()):

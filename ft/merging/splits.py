@@ -1,4 +1,4 @@
-"""Splits that merged models are evaluated on, checked against the heads before anything is merged or written."""
+"""Checks of the evaluated splits against the heads, before anything is merged or written."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,22 +28,22 @@ def check_splits(
     class_subset: ClassSubset = None,
     root: str | Path | None = None,
 ) -> None:
-    """Refuse what `heads.evaluate` will refuse: other classes, and rows that the heads were fitted or chosen on.
+    """Raise the errors of `heads.evaluate` early: other classes, and rows that the heads were fitted or chosen on.
 
-    Samples are read, for their hashes, only where a head keeps hashes of its rows.
+    Samples are read and hashed only if a head keeps hashes of its rows.
 
     Parameters
     ----------
-    heads : heads that will be merged; errors name them
-    datasets, labels : the splits, and their names in `class_subset`
+    heads : heads to merge; their names appear in errors
+    datasets, labels : splits, and their names in `class_subset`
     options : ``seen`` and ``allow_chosen``, see `heads.evaluation.evaluate.EvaluateOptions`
 
     Raises
     ------
     MismatchError
-        Other classes, or another order of them.
+        The classes differ, or their order.
     HeadError
-        Rows that a head was fitted or chosen on, or no other row.
+        The split holds rows that a head was fitted or chosen on, or no others.
     """
     known = [entry for head in heads for role in ROLES for entry in head.provenance.get(role) or ()]
     hashed = options.get("seen") != "allow" and any(rows_of(entry) is not None for entry in known)
@@ -67,12 +67,12 @@ def _rows(dataset: Dataset, dim: int, root: str | Path | None, *, hashed: bool) 
         split=dataset.split,
         dataset_key=dataset_key(index, resolve_root(root)),
         metadata=index.metadata,
-        row_hashes=_row_hashes(dataset) if hashed else None,
+        row_hashes=row_hashes(dataset) if hashed else None,
     )
 
 
-def _row_hashes(dataset: Dataset) -> NDArray[np.uint64]:
-    """Hash (N,) of each sample's content, as a store keeps it; 0 where a sample cannot be read."""
+def row_hashes(dataset: Dataset) -> NDArray[np.uint64]:
+    """Hash (N,) of each sample's content, as stores keep it; 0 for samples that cannot be read."""
 
     def digest(row: int) -> bytes:
         try:

@@ -1,12 +1,12 @@
 """WiSE-FT with evaluation: merge for every alpha, encode and evaluate each model, keep the best on a selection split.
 
 A merged model is evaluated like any other: its folder is encoded (a second sweep finds the store), and its head is
-evaluated on the store. Heads of the models are merged like their weights, plainly or by Fisher information, since in
-WiSE-FT the classifier is a layer of the model. Without heads, the zero-shot head of the merged model is used. The head
-of every alpha is saved beside its model. Without a selection split all alphas are reported and none is chosen.
+evaluated on the store. Heads are merged like the weights, with or without Fisher information; without heads, the
+zero-shot head of the merged model is used. The head of every alpha is saved beside its model. Without a selection split
+all alphas are reported and none is chosen.
 
-Soups of several fine-tuned models: `uniform` averages all; `greedy` goes from the best to the worst on the selection
-split and keeps each model that does not make the average worse (Wortsman et al., arXiv 2203.05482).
+Soups of several fine-tuned models: `uniform` averages all; `greedy` adds models from the best to the worst on the
+selection split, and keeps each that does not make the average worse (Wortsman et al., arXiv 2203.05482).
 """
 
 import contextlib
@@ -52,39 +52,31 @@ class WiseOptions:
 
     Parameters
     ----------
-    pretrained, fisher, floor, overwrite
-        See `ft.merging.wise.wise`.
-    on : sequence of Dataset
-        Splits to report.
-    names : sequence of str, optional
-        Their names in the rows' keys, and in `class_subset`; default: those of the data sets.
-    class_subset
-        Classes of the splits of `on`, see `heads.evaluate`.
-    heads : paths, optional
+    pretrained, fisher, floor, overwrite : see `ft.merging.wise.wise`
+    on : splits to report
+    names : their names in the rows' keys, and in `class_subset`; default: those of the data sets
+    class_subset : classes of the splits in `on`, see `heads.evaluate`
+    heads
         Heads of the zero-shot model and of each fine-tuned one, merged like the weights; the first may be
         ``zero_shot``. None: zero-shot heads from `templates`.
-    templates : str
-    metric : str
-        What is compared on the selection split: ``top1``, ``nll``, ...; ties go to the lower NLL, then to the smaller
+    templates : template set, file, or one template with ``{}``
+    metric
+        Metric compared on the selection split: ``top1``, ``nll``, ...; ties go to the lower NLL, then to the smaller
         alpha.
     soup : {"uniform", "greedy"}
         How several fine-tuned models are averaged.
-    best_only : bool
-        Encode and evaluate the splits of `on` with the best model alone.
+    best_only : encode and evaluate the splits in `on` with the best model only
     seen : {"refuse", "exclude", "allow"}
-        Rows that a head was fitted or chosen on; see `heads.evaluate`. On the selection split, only rows that a head
-        was fitted on count. Checked before anything is merged; with "exclude", every alpha is judged on the same rows.
-    update_labels : bool
-        Replace the labels of stores whose source has others now (see `EncodeOptions`).
-    root : str or Path, optional
-        Folder of all stores.
-    device, preprocess : str, optional
-        See `featcache.encoders.load_encoder`.
+        What to do about rows that a head was fitted or chosen on, see `heads.evaluate`; on the selection split only
+        fitted rows count. Checked before merging. With "exclude", every alpha is evaluated on the same rows.
+    update_labels : replace the labels of stores if those of the data set have changed, see `EncodeOptions`
+    root : folder of all stores
+    device, preprocess : see `featcache.encoders.load_encoder`
 
     Raises
     ------
     TrainingError, HeadError
-        Another kind of soup; an unknown metric.
+        The kind of soup or the metric is unknown.
     """
 
     pretrained: str | None = None
@@ -118,12 +110,10 @@ class Sweep:
 
     Parameters
     ----------
-    rows : list of dict
-        One row per alpha, as `heads.evaluate` gives them; the selection split is always ``"<name>/<split>:<metric>"``.
-    folders, heads : lists of Path
-        Model folder and head of each alpha.
-    ingredients : list of int
-        Which fine-tuned models the soup contains.
+    rows
+        One results row of `heads.evaluate` per alpha; keys of the selection split are ``"<name>/<split>:<metric>"``.
+    folders, heads : model folder and head of each alpha
+    ingredients : numbers of the fine-tuned models in the soup
     """
 
     rows: list[Json]
@@ -138,13 +128,9 @@ class ChosenSweep(Sweep):
 
     Parameters
     ----------
-    best : dict
-        The row of the best alpha on the selection split; its figures on other splits may be reported.
-    alpha : float
-    folder, head : Path
-        Model folder and head of the best alpha.
-    selection : str
-        Name of the selection split in the rows' keys.
+    best : row of the best alpha on the selection split; its metrics on other splits may be reported
+    alpha, folder, head : the best alpha, its model folder and its head
+    selection : name of the selection split in the rows' keys
     """
 
     best: Json
@@ -167,16 +153,14 @@ def sweep(
     Parameters
     ----------
     zero_shot, fine_tuned, alphas, out
-        See `ft.merging.wise.wise`; next to its folders their heads are written, ``alpha=0.500_head.safetensors``, and
-        ``out/best`` and ``out/best_head.safetensors``.
-    select : Dataset
-        Selection split, on which alphas and the ingredients of a greedy soup are compared.
-    options : WiseOptions, optional
+        See `ft.merging.wise.wise`. Beside each model folder its head is written, ``alpha=0.500_head.safetensors``, and
+        the best are copied to ``out/best`` and ``out/best_head.safetensors``.
+    select : selection split, on which alphas and the models of a greedy soup are compared
 
     Raises
     ------
     TrainingError, EncoderError, MismatchError
-        As `ft.merging.wise.wise`; a number of heads that differs from that of the models.
+        See `ft.merging.wise.wise`; also if the number of heads does not match that of the models.
     """
     options, out = options or WiseOptions(), Path(out)
     steps = [float(alpha) for alpha in alphas]
@@ -187,7 +171,7 @@ def sweep(
     place, choice = run.choice(found.rows, steps)
     folder, encoder = found.folders[place], run.encoder(found.folders[place])
     row = found.rows[place] | (run.row(heads[place], encoder, options.on) if options.best_only else {})
-    # the head records that it was chosen here, so that it is never reported on the selection split
+    # the head records the selection split, so that it is never reported on it
     provenance = heads[place].provenance.chosen(run.rows(encoder, select, ROLES[:1]), **choice)
     row["chosen_on"] = provenance.chosen_on
     head = heads[place].with_provenance(provenance)
@@ -206,12 +190,12 @@ def sweep_unchosen(
 ) -> Sweep:
     """`sweep` without a selection split: every alpha is evaluated on the splits to report, and none is chosen.
 
-    Without splits, models and heads are merged, and nothing is evaluated.
+    Without splits to report, models and heads are merged but not evaluated.
 
     Raises
     ------
     TrainingError, EncoderError, MismatchError
-        As `sweep`; a greedy soup or `best_only`, which choose.
+        See `sweep`; also for a greedy soup or `best_only`, which need a selection split.
     """
     if options.best_only or options.soup == "greedy":
         raise TrainingError("best_only and a greedy soup choose on a selection split; give one (--select)")
@@ -219,9 +203,9 @@ def sweep_unchosen(
 
 
 def best_in(found: Sweep, on: Sequence[Dataset], select: Dataset | None, options: WiseOptions) -> list[Detail]:
-    """What the chosen model does class by class on the splits of `on`, and how well it is calibrated.
+    """Results by class and calibration of the chosen model on the splits in `on`, from its stores.
 
-    Without a selection split it is the most accurate one on the first split. Its features are in the stores already.
+    Without a selection split, this is the most accurate model on the first split.
     """
     evaluation = _Evaluation(select, options)
     if isinstance(found, ChosenSweep):
@@ -232,14 +216,14 @@ def best_in(found: Sweep, on: Sequence[Dataset], select: Dataset | None, options
     encoder, head, after = evaluation.encoder(folder), load(file), None
     evaluation.used = [load(path) for path in found.heads]
     if select is not None:
-        with contextlib.suppress(FeatcacheError):  # of a head that was fitted there
+        with contextlib.suppress(FeatcacheError):  # raised if a head was fitted on these rows
             after = calibrate(head, evaluation.rows(encoder, select, ROLES[:1]))
     stores = [evaluation.rows(encoder, dataset) for dataset in on]
     return head_details(head, stores, evaluation.labels, class_subset=options.class_subset, calibrated=after)
 
 
 class _Evaluation:
-    """Stores, heads and results of the models of a sweep."""
+    """Merges and evaluates the models of a sweep."""
 
     def __init__(self, select: Dataset | None, options: WiseOptions) -> None:
         self.select, self.options = select, options
@@ -259,7 +243,7 @@ class _Evaluation:
         steps: Sequence[float],
         out: Path,
     ) -> tuple[Sweep, list[LinearHead]]:
-        """Models, heads and rows of all alphas."""
+        """Write and evaluate the models and heads of all alphas."""
         options = self.options
         tuned = [fine_tuned] if isinstance(fine_tuned, str | Path) else list(fine_tuned)
         parent = parent_of(zero_shot, options.pretrained)
@@ -280,19 +264,19 @@ class _Evaluation:
         return Sweep(rows, folders, [head_path(out, folder.name) for folder in folders], chosen), heads
 
     def load_heads(self, parent: Parent, n_tuned: int) -> None:
-        """The heads to merge, where the options name some.
+        """Load the heads to merge, if the options name any.
 
-        The class list is that of the selection split, else of the first split to report, else of the heads themselves.
+        Their classes must be those of the selection split, else of the first split to report, else of the first head.
         """
         paths = self.options.heads
         if paths is None:
             if not self.classnames:
-                raise HeadError("nothing says the classes of zero-shot heads; give a split, or heads")
+                raise HeadError("the classes of zero-shot heads are unknown; give a split (--on, --select) or --heads")
             return
         if len(paths) != n_tuned + 1:
             raise TrainingError(
                 f"{len(paths)} heads for the zero-shot model and {n_tuned} fine-tuned one(s): expected {n_tuned + 1}, "
-                "the zero-shot model's first (`zero_shot` makes it from the templates)"
+                "the zero-shot model's first (`zero_shot` builds it from the templates)"
             )
         files = [path for path in paths if str(path) != "zero_shot"]
         if not self.classnames and files:
@@ -304,7 +288,7 @@ class _Evaluation:
         self.heads = heads
 
     def check(self, alphas: Sequence[float]) -> None:
-        """Refuse splits with other classes than the heads, and rows that a head with a share in an alpha has seen."""
+        """Refuse splits with other classes than the heads, and rows that a head with nonzero weight has seen."""
         if self.heads is None:
             width = len(self.classnames), 1
             heads = [LinearHead(np.zeros(width, np.float32), np.zeros(width[0], np.float32), self.classnames)]
@@ -321,7 +305,7 @@ class _Evaluation:
         if str(path) == "zero_shot":
             return self.head(parent.load(self.options.device), None)
         head = load_head(path, self.classnames, lambda: parent.load(self.options.device).logit_scale)
-        return replace(head, name=Path(path).stem)  # what errors and the record of a merged head call it
+        return replace(head, name=Path(path).stem)  # its name in errors and in the record of a merged head
 
     def encoder(self, folder: Path) -> OpenClipEncoder:
         options = self.options
@@ -332,12 +316,12 @@ class _Evaluation:
         return encode_dataset(dataset, encoder, root=self.options.root, options=options).store
 
     def rows(self, encoder: OpenClipEncoder, dataset: Dataset, roles: Sequence[str] = ROLES) -> FeatureTable:
-        """The store of a split, or what is left of it without the rows that one of the used heads has seen."""
+        """The store of a split; with "exclude", without the rows that one of the heads has seen."""
         store = self.store(encoder, dataset)
         return unseen_by(store, self.used, roles) if self.options.seen == "exclude" else store
 
     def row(self, head: LinearHead, encoder: OpenClipEncoder, on: Sequence[Dataset] = ()) -> Json:
-        """Metrics on the selection split, under ``"<name>/<split>:<metric>"``, and on the splits to report."""
+        """Metrics on the selection split and on the splits to report."""
         row: Json = {}
         if self.select is not None:
             chosen_from = self.rows(encoder, self.select, ROLES[:1])
@@ -359,7 +343,7 @@ class _Evaluation:
         return -value if self.options.metric in LOWER_IS_BETTER else value
 
     def choice(self, rows: Sequence[Json], alphas: Sequence[float]) -> tuple[int, Json]:
-        """Position of the best row on the selection split, and the record of the choice."""
+        """Index of the best row on the selection split, and the record of the choice."""
         order = sorted(range(len(rows)), key=lambda number: alphas[number])
         values, nll = (
             [float(rows[number][f"{self.split}:{name}"]) for number in order] for name in (self.options.metric, "nll")
@@ -368,7 +352,7 @@ class _Evaluation:
         return order[best], record
 
     def head(self, encoder: OpenClipEncoder, alpha: float | None, chosen: Sequence[int] = ()) -> LinearHead:
-        """Head of a merged model: zero-shot, or merged from the zero-shot head and those of the chosen models."""
+        """Head of a merged model: zero-shot, or merged from that of the zero-shot model and those of the soup."""
         names = self.classnames
         if self.heads is None:
             embedded = embed_prompts(names, self.options.templates, encoder, name=self.of, root=self.options.root)
@@ -391,9 +375,9 @@ class _Evaluation:
 
 
 def greedy(n: int, value: Callable[[list[int]], float]) -> list[int]:
-    """Indices of a greedy soup of `n` models, in the order in which they were added.
+    """Indices of the models in a greedy soup of `n`, in the order they were added.
 
-    Starting from the best single model, each next best is kept if ``value`` of the soup with it is not lower.
+    Starting from the best single model, each next best is kept if it does not lower ``value`` of the soup.
 
     Examples
     --------

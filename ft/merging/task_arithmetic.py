@@ -1,4 +1,4 @@
-"""Task arithmetic: add what several fine-tuned models have learnt to the model they began with.
+"""Task arithmetic: add the task vectors of several fine-tuned models to their base.
 
 ``theta = theta0 + lambda sum_k (theta_k - theta0)``
 
@@ -22,13 +22,11 @@ def task_arithmetic(
 
     Parameters
     ----------
-    states : K state dicts
-        Fine-tuned models.
-    base : state dict
-        The model they began with.
-    scale : float
-        lambda, to be chosen on a selection split; 0.4 is what Yadav et al. (arXiv 2306.01708) take without one. A
-        negative value makes the base forget what the models learnt.
+    states : K state dicts of fine-tuned models
+    base : the model they were fine-tuned from
+    scale
+        lambda, to be chosen on a selection split; Yadav et al. (arXiv 2306.01708) use 0.4 without one. A negative value
+        makes the base forget the tasks.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Going through the tensors of several models: what all share is copied, the others are computed in float64."""
+"""Merging models tensor by tensor: equal tensors are copied, the others are computed in float64."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -11,21 +11,21 @@ from ft.checkpoints.state import State, check_shapes, shapes_of
 COUNTER = "num_batches_tracked"
 
 Rule = Callable[[str, list[torch.Tensor], torch.Tensor], torch.Tensor]
-"""Key, the tensor of each model, and that of the base, or the models' mean where there is none: all float64."""
+"""Function of a key, its tensor in each model, and that of the base (without one, the models' mean); all float64."""
 
 
 def merged_by_key(states: Sequence[State], base: State | None, rule: Rule) -> dict[str, torch.Tensor]:
-    """Merge the tensors of each key by a rule, rounded once to the widest dtype.
+    """Merge the tensors of each key by a rule, and round once to the widest dtype.
 
-    A tensor that the models and the base share is copied bit for bit, so that an untouched tower keeps its digest.
-    Integer buffers must be equal, except BatchNorm's batch counters, which come from the last model.
+    Tensors that are equal in all models and the base are copied bit for bit, so that an untrained tower keeps its
+    digest. Integer buffers must be equal, except BatchNorm's batch counters, which come from the last model.
 
     Raises
     ------
     MismatchError
         Keys, shapes or integer buffers differ.
     TrainingError
-        No model.
+        There are no models.
     """
     check_models(states, base)
     merged = {}
@@ -43,9 +43,9 @@ def merged_by_key(states: Sequence[State], base: State | None, rule: Rule) -> di
 
 
 def check_models(states: Sequence[State], base: State | None = None) -> None:
-    """Refuse models with different keys or shapes, and none at all."""
+    """Refuse models with different keys or shapes, and an empty list."""
     if not states:
-        raise TrainingError("a merge of no models; expected at least one state dict")
+        raise TrainingError("no models to merge; expected at least one state dict")
     for number, state in enumerate(states[1:], start=2):
         check_shapes(shapes_of(states[0]), shapes_of(state), ("model 1", f"model {number}"))
     if base is not None:
@@ -58,12 +58,12 @@ def common_dtype(tensors: Sequence[torch.Tensor]) -> torch.dtype:
 
 
 def shared(key: str, tensors: Sequence[torch.Tensor], last: int = -1) -> torch.Tensor | None:
-    """A copy of what needs no computation: the tensor that all have, or the batch counter at `last`; else None.
+    """A copy of a tensor that needs no computation: one that all have, or the batch counter at `last`; else None.
 
     Raises
     ------
     MismatchError
-        Another integer buffer that differs.
+        Another integer buffer differs.
     """
     if all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
         return tensors[0].clone()

@@ -1,8 +1,8 @@
-"""TIES-Merging: task vectors without their small entries and without those that contradict the majority.
+"""TIES-Merging: drop small entries of task vectors, and those whose sign disagrees with the others, before averaging.
 
-Of each task vector ``tau_k = theta_k - theta0`` only a share `keep` of its entries is kept, those of largest magnitude
-(trim). The sign of an element of the merged vector is that of the sum over models (elect sign). Its value is the mean
-of the entries that are kept and have that sign (disjoint mean), or 0 where there are none.
+The share `keep` of the entries of each task vector ``tau_k = theta_k - theta0`` is kept, by magnitude (trim). The sign
+of a merged entry is that of the sum over models (elect sign). Its value is the mean of the kept entries with that sign
+(disjoint mean), or 0 if there are none.
 
 ``theta = theta0 + lambda tau``
 
@@ -30,15 +30,10 @@ def ties(
 
     Parameters
     ----------
-    states : K state dicts
-        Fine-tuned models.
-    base : state dict
-        The model they began with.
-    keep : float
-        Share of the entries of each task vector that is kept, over all tensors together; entries that tie with the
-        smallest kept one are kept as well.
-    scale : float
-        lambda.
+    states : K state dicts of fine-tuned models
+    base : the model they were fine-tuned from
+    keep : share of the entries of each task vector to keep, over all tensors together; ties are kept too
+    scale : lambda
 
     Raises
     ------
@@ -66,7 +61,7 @@ def ties(
 
 
 def _limit(state: State, base: State, keep: float) -> float:
-    """Magnitude of the smallest entry of a task vector that is kept."""
+    """Magnitude of the smallest kept entry of a task vector."""
     keys = parameter_keys(base)
     sizes = torch.cat([(state[key].double() - base[key].double()).abs().flatten() for key in keys])
     kept = max(1, round(keep * len(sizes)))

@@ -1,10 +1,10 @@
 """WiSE-FT on model folders: one merged model per alpha, ready to encode.
 
-``featcache encode DATA --model local-dir:OUT/alpha=0.500`` gives a merged model its own store. Towers that both models
-share are kept bit for bit, so after fine-tuning the image tower alone every text store is valid for every alpha, and
-alpha 0 and 1 are cache hits on the stores of the two models.
+``featcache encode DATA --model local-dir:OUT/alpha=0.500`` gives a merged model its own store. Towers that are equal in
+both models are kept bit for bit. If only the image tower was fine-tuned, every text store is therefore valid for every
+alpha, and alpha 0 and 1 are cache hits on the stores of the two models.
 
-Heads are merged by the same formula as the weights: in WiSE-FT the classifier is a layer of the model.
+Heads are merged by the same formula, since in WiSE-FT the classifier is a layer of the model.
 """
 
 import math
@@ -41,21 +41,17 @@ def merged_head(
 
     Parameters
     ----------
-    first : LinearHead
-        Head of the zero-shot model (alpha 0).
-    tuned : sequence of LinearHead
-        Heads of the fine-tuned models, which are averaged first (alpha 1).
-    alpha : float
+    first : head of the zero-shot model (alpha 0)
+    tuned : heads of the fine-tuned models (alpha 1), averaged first
     fishers : two state dicts, or none
-        Diagonal Fisher information of both heads, under `HEAD_WEIGHT` and `HEAD_BIAS`; where both lack these keys, as
-        files of older versions do, the heads are merged plainly.
-    floor : float
-        Smallest Fisher information of an element.
+        Diagonal Fisher information of both heads, under `HEAD_WEIGHT` and `HEAD_BIAS`. If both lack these keys, as
+        files of older versions do, heads are merged without it.
+    floor : lower bound on Fisher information
 
     Raises
     ------
     MismatchError
-        Heads of different shapes; Fisher information of one head only, or of another shape.
+        Shapes of the heads differ; or Fisher information is of one head only, or of another shape.
     TrainingError
         See `ft.merging.interpolate.interpolate`.
 
@@ -72,12 +68,12 @@ def merged_head(
 
 
 def head_part(state: State) -> dict[str, torch.Tensor]:
-    """The head's keys of a state dict."""
+    """Entries of a state dict that belong to the head."""
     return {name: value for name, value in state.items() if name in (HEAD_WEIGHT, HEAD_BIAS)}
 
 
 def tower_part(state: State) -> dict[str, torch.Tensor]:
-    """All keys of a state dict except the head's."""
+    """Entries of a state dict that do not belong to the head."""
     return {name: value for name, value in state.items() if name not in (HEAD_WEIGHT, HEAD_BIAS)}
 
 
@@ -105,22 +101,18 @@ def wise(
 
     Parameters
     ----------
-    model0 : str, Path or Parent
+    model0
         The zero-shot model (alpha 0), which gives configuration and tokenizer; see `ft.checkpoints.parents.parent_of`.
-    folder1 : str, Path, or several of them
+    folder1
         The fine-tuned model (alpha 1): a model folder or a checkpoint file. Several are averaged first (a soup).
-    alphas : iterable of float
-    out : str or Path
-        Parent of the new folders.
-    pretrained : str, optional
-        Weights of an architecture: a tag of open_clip or a checkpoint file.
-    fisher : two paths, optional
-        Checkpoint files with the diagonal Fisher information of the two models, parameter name -> tensor; keys of
-        heads are ignored, see `ft.merging.sweep.sweep`.
-    floor : float
-        Smallest Fisher information of an element.
-    overwrite : bool
-        Replace existing folders.
+    alphas : distinct numbers, see `ft.merging.interpolate.interpolate`
+    out : parent of the new folders
+    pretrained : weights of an architecture: a tag of open_clip or a checkpoint file
+    fisher
+        Files with the diagonal Fisher information of the two models. Keys of heads are not used here, but by
+        `ft.merging.sweep.sweep`.
+    floor : lower bound on Fisher information
+    overwrite : replace existing folders
 
     Returns
     -------
@@ -129,12 +121,12 @@ def wise(
     Raises
     ------
     EncoderError
-        A model or a Fisher that cannot be read; a folder that exists already; OpenAI's weights merged with a model
-        without QuickGELU.
+        A model or Fisher file cannot be read; a folder exists; or OpenAI's weights are merged with a model without
+        QuickGELU.
     MismatchError
-        Models with different keys, shapes, architectures or preprocessing.
+        Models differ in keys, shapes, architecture or preprocessing.
     TrainingError
-        No alphas, repeated or infinite ones, no fine-tuned model.
+        There are no alphas, or repeated or infinite ones, or there is no fine-tuned model.
     """
     targets = _targets(Path(out), alphas, fisher is not None, overwrite)
     tuned = [folder1] if isinstance(folder1, str | Path) else list(folder1)
@@ -154,7 +146,7 @@ def wise(
 
 
 def read_tuned(file: Path, theta0: State) -> dict[str, torch.Tensor]:
-    """State dict of a fine-tuned model; the text tower, which Lipsum-FT's ``.ckpt`` leaves out, comes from `theta0`."""
+    """State dict of a fine-tuned model; `theta0` gives the text tower that a ``.ckpt`` of Lipsum-FT lacks."""
     if not is_flax(file):
         return read_state(file)
     found = read_lipsum(file)
@@ -176,13 +168,13 @@ def folder_name(alpha: float) -> str:
 
 
 def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool) -> dict[float, Path]:
-    """The folder of each alpha, with all checks that need no model."""
+    """The folder of each alpha, after the checks that need no model."""
     steps = [float(alpha) for alpha in alphas]
     if not steps or len(set(steps)) != len(steps):
         raise TrainingError(f"alphas {steps}: expected at least one, each once")
     lowest, highest = (0.0, 1.0) if weighted else (-math.inf, math.inf)
     if wrong := [alpha for alpha in steps if not math.isfinite(alpha) or not lowest <= alpha <= highest]:
-        raise TrainingError(f"alphas {wrong}: expected finite numbers{', in [0, 1] with Fishers' if weighted else ''}")
+        raise TrainingError(f"alphas {wrong}: expected finite numbers{', in [0, 1] with --fisher' if weighted else ''}")
     targets = {alpha: out / folder_name(alpha) for alpha in steps}
     for target in targets.values():
         check_folder(target)
@@ -192,7 +184,7 @@ def _targets(out: Path, alphas: Iterable[float], weighted: bool, overwrite: bool
 
 
 def weights_of(parent: Parent, name: str | Path) -> Path:
-    """Weights file of a fine-tuned model; a folder must agree with the zero-shot model in everything else."""
+    """Weights file of a fine-tuned model; a folder must have the configuration of the zero-shot model."""
     path = Path(str(name).removeprefix("local-dir:"))
     if path.is_file():
         check_base_activation(str(name), activation_of_file(path), parent.config, parent.named[0], "ZERO_SHOT")

@@ -20,7 +20,6 @@ class Captions:
     ----------
     sentences : C sequences of str
         The captions of each class, at least one.
-    seed : int
 
     Attributes
     ----------

@@ -144,15 +144,12 @@ class OverPairs:
 
     Parameters
     ----------
-    model : TextTower
     sentences : C sequences of str
         The captions of each class.
     labels : (N,) int64 array
         Labels of the whole data set.
-    seed : int
-        Seed of the drawn captions.
-    false_negatives : bool
-        Treat equal captions of other pairs as wrong, as plain InfoNCE does.
+    seed : seed of the drawn captions
+    false_negatives : treat equal captions of other pairs as wrong, as plain InfoNCE does
     evaluated : C sequences of str, optional
         Prompts of the classifier of each class; default: `sentences`.
     """

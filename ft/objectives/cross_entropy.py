@@ -24,8 +24,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
     logits : (N, C)
         Including the logit scale.
     labels : (N,) int64
-    smoothing : float
-        ls in [0, 1).
+    smoothing : ls in [0, 1)
 
     Raises
     ------
@@ -50,9 +49,7 @@ class OverHead:
 
     Parameters
     ----------
-    head : Head
-    smoothing : float
-        Label smoothing.
+    smoothing : label smoothing
     """
 
     separable: ClassVar[bool] = True

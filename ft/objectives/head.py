@@ -15,10 +15,8 @@ class Head(nn.Module):
     weights : (C, D) tensor
         Including the logit scale.
     bias : (C,) tensor
-    scale : float
-        Constant factor s, taken out of the weights.
-    with_bias : bool
-        Whether the bias is trained; if not, `bias` must be constant over classes.
+    scale : constant factor s, taken out of the weights
+    with_bias : whether the bias is trained; if not, `bias` must be constant over classes
 
     Raises
     ------

@@ -32,16 +32,12 @@ class PriorViews:
 
     Parameters
     ----------
-    path : Path
-        Folder of the store.
-    identity : mapping
-        Identity of the store, see `featcache.store.Manifest`.
+    path : folder of the store
+    identity : identity of the store, see `featcache.store.Manifest`
     shape : (int, int)
         N and D.
-    name : str
-        Name in listings.
-    tidy : bool
-        Make chunks of the journal that a killed run left; only for a process that is alone with the store.
+    name : name in listings
+    tidy : make chunks of the journal that a killed run left; only for a process that is alone with the store
 
     Raises
     ------

@@ -36,8 +36,7 @@ class Prior(Protocol):
         ----------
         rows : (B,) int64
             Rows of the data set.
-        epoch : int
-            Epoch of the views.
+        epoch : epoch of the views
         images : tensor
             Input of the trained tower.
         """
@@ -72,23 +71,18 @@ class StoredPrior:
 
     Parameters
     ----------
-    tower : callable
-        Images to features (B, D).
-    identity : mapping
-        JSON-able: ``tower`` (with its precision), ``view`` (with its seed) and ``dataset``; the key of the store.
-    n_rows, dim : int
-        Samples of the data set, and D.
-    root : str or Path, optional
-        Folder of all stores.
-    one_view : bool
+    tower : images to features (B, D)
+    identity : JSON-able: ``tower`` (with its precision), ``view`` (with its seed) and ``dataset``; the key of the store
+    n_rows, dim : samples of the data set, and D
+    root : folder of all stores
+    one_view
         All epochs show the same view: they share the store of epoch 0, and the second reads what the first recorded.
     stamps : (N,) int64, optional
         Modification times of the samples: files with other times than those first recorded have another store.
 
     Attributes
     ----------
-    read, computed : int
-        Rows read from the store, and computed by the tower.
+    read, computed : rows read from the store, and computed by the tower
 
     Raises
     ------

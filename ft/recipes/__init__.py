@@ -22,8 +22,7 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
 
     Parameters
     ----------
-    name : str or Path
-        One of `RECIPES`, or a TOML file.
+    name : one of `RECIPES`, or a TOML file
 
     Raises
     ------

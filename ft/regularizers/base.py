@@ -27,8 +27,7 @@ class Step:
         Logits of the trained and of the initial model.
     teacher_logits : (N, C), optional
         Logits of a moving average of the trained model.
-    paired : bool
-        The logits are those of N pairs (N, N): columns are predictions as well.
+    paired : the logits are those of N pairs (N, N): columns are predictions as well
     projection : (width, D), optional
         The last projection of the trained image tower.
     parameters, initial_parameters : mappings of name -> tensor, optional

@@ -39,8 +39,7 @@ class ContextDistillation(Regularizer):
     ----------
     ctx : (T, D) tensor
         Context features, such as a text store's ``ctx``; normalised by the class.
-    logit_scale : float
-        s, already exponentiated.
+    logit_scale : s, already exponentiated
 
     Raises
     ------

@@ -63,10 +63,8 @@ class SelfDistillation(Regularizer):
 
     Parameters
     ----------
-    start, decay, warmup : float
-        The momentum of the average rises from `start` to `decay` over this share of the run.
-    every : int
-        Updates between two moves of the average.
+    start, decay, warmup : the momentum of the average rises from `start` to `decay` over this share of the run
+    every : updates between two moves of the average
 
     Examples
     --------

@@ -79,8 +79,7 @@ class LogitDistillation(Regularizer):
 
     Parameters
     ----------
-    temperature : float
-        T > 0; larger values emphasise small probabilities, T^2 keeps the size of the gradient.
+    temperature : T > 0; larger values emphasise small probabilities, T^2 keeps the size of the gradient
 
     Raises
     ------

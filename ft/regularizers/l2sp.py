@@ -49,8 +49,7 @@ class L2SP(Regularizer):
 
     Parameters
     ----------
-    beta : float
-        Weight of the L2 term of new parameters; 0 omits it.
+    beta : weight of the L2 term of new parameters; 0 omits it
 
     Examples
     --------

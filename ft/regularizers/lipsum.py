@@ -39,8 +39,7 @@ def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_sca
         Unit image features, trained and frozen.
     texts : (M, D)
         Unit text features, without gradient.
-    logit_scale : float
-        s, already exponentiated.
+    logit_scale : s, already exponentiated
 
     Examples
     --------
@@ -70,8 +69,7 @@ class Lipsum(Regularizer):
 
     Parameters
     ----------
-    term : callable
-        R of unit features v and v0 (N, D), from `over_texts` or `over_moment`.
+    term : R of unit features v and v0 (N, D), from `over_texts` or `over_moment`
 
     Examples
     --------
@@ -105,14 +103,11 @@ class Lipsum(Regularizer):
 
         Parameters
         ----------
-        encode_text : callable
-            Token ids (M, L) on the CPU to text features (M, D), not normalised; called without gradients.
-        logit_scale : float
-            s, already exponentiated.
+        encode_text : token ids (M, L) on the CPU to text features (M, D), not normalised; called without gradients
+        logit_scale : s, already exponentiated
         sot, eot, length, context_length, generator
             See `random_texts`.
-        m : int
-            M, texts per step.
+        m : M, texts per step
         """
 
         def term(v: torch.Tensor, v0: torch.Tensor) -> torch.Tensor:
@@ -151,12 +146,9 @@ class Lipsum(Regularizer):
 
         Parameters
         ----------
-        setting : Setting
         mode : {"random", "bank", "exact"}
-        m, length : int
-            Texts per step, and random ids per text (``random``).
-        bank : str or int
-            A stored bank, or the number of texts to make one from; 10,000 by default (``bank``, ``exact``).
+        m, length : texts per step, and random ids per text (``random``)
+        bank : A stored bank, or the number of texts to make one from; 10,000 by default (``bank``, ``exact``)
 
         Raises
         ------

@@ -61,8 +61,7 @@ class VarianceCovariance(Regularizer):
 
     Parameters
     ----------
-    variance, covariance : float
-        a and b; the defaults are RegFT's.
+    variance, covariance : a and b; the defaults are RegFT's
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Averages of the weights along a run: exponential moving average and stochastic weight averaging.
+"""Averages of the weights during training: exponential moving average and stochastic weight averaging.
 
 Both are ``average += w (theta - average)``: EMA with a constant w = 1 - decay, SWA with w = 1 / (number of models).
-Averages are kept in float32 or wider: at a decay of 0.9999 a bfloat16 average would never move. Integer buffers are
-those of the latest model.
+Averages are kept in float32 or wider, since at a decay of 0.9999 a bfloat16 average would never move. Integer buffers
+are copied from the latest model.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ COUNT = "number of updates"
 
 
 class _Average:
-    """Wide copies of a state dict, moved towards each new one."""
+    """Average of state dicts, in float32 or wider."""
 
     def __init__(self, state: State, weight: Callable[[int], float]) -> None:
         self.count, self._weight = 0, weight
@@ -31,7 +31,7 @@ class _Average:
         Raises
         ------
         MismatchError
-            Its keys or shapes differ from the first.
+            Its keys or shapes differ from those of the average.
         """
         check_shapes(shapes_of(self._averages), shapes_of(state), ("the average", "the new model"))
         weight = self._weight(self.count)
@@ -48,16 +48,16 @@ class _Average:
         return {key: value.to(self._dtypes[key], copy=True) for key, value in self._averages.items()}
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """The state that a resumed run continues from bit for bit, as tensors for a safetensors file."""
+        """State from which `resume` continues bit for bit, as tensors for a safetensors file."""
         return {COUNT: torch.tensor(self.count)} | {key: value.clone() for key, value in self._averages.items()}
 
     def resume(self, saved: State) -> None:
-        """Continue from `resume_state` of an average over the same model.
+        """Continue from the result of `resume_state`.
 
         Raises
         ------
         TrainingError
-            The state was not made by `resume_state`.
+            The state is not a result of `resume_state`.
         MismatchError
             The state belongs to another model.
         """
@@ -75,17 +75,14 @@ class EMA(_Average):
 
     Parameters
     ----------
-    state : state dict
-        Initial value of the average; usually the zero-shot weights.
-    decay : float
-        d in [0, 1).
-    warmup : bool
-        Use ``min(d, (1 + t) / (10 + t))`` at update t = 0, 1, ...: short runs then forget their initial weights sooner.
+    state : initial value of the average, usually the zero-shot weights
+    decay : d in [0, 1)
+    warmup : use ``min(d, (1 + t) / (10 + t))`` at update t = 0, 1, ...; short runs then forget the start sooner
 
     Raises
     ------
     TrainingError
-        A decay outside [0, 1).
+        The decay is outside [0, 1).
 
     Examples
     --------
@@ -103,12 +100,11 @@ class EMA(_Average):
 
 
 class SWA(_Average):
-    """Stochastic weight averaging: the plain mean of every model given to `update` (arXiv 1803.05407).
+    """Stochastic weight averaging: the plain mean of all models given to `update` (arXiv 1803.05407).
 
     Parameters
     ----------
-    state : state dict
-        Gives keys, shapes and dtypes; it is not part of the mean.
+    state : gives keys, shapes and dtypes; not part of the mean
 
     Examples
     --------
@@ -128,7 +124,7 @@ class SWA(_Average):
         Raises
         ------
         TrainingError
-            There are no models yet.
+            `update` has not been called.
         """
         if not self.count:
             raise TrainingError("mean of no models; call update() at least once")
@@ -136,15 +132,12 @@ class SWA(_Average):
 
 
 class Teacher(_Average):
-    """The average that `ft.regularizers.carot.SelfDistillation` distils from; it begins as the model itself.
+    """The teacher of `ft.regularizers.carot.SelfDistillation`: a moving average that starts as the model itself.
 
     Parameters
     ----------
-    state : state dict
-    term : SelfDistillation
-        Says when the average moves, and how far.
-    total : int
-        Updates of the run.
+    term : gives the interval and momentum of the average
+    total : updates of the run
     """
 
     def __init__(self, state: State, term: SelfDistillation, total: int) -> None:
@@ -152,7 +145,7 @@ class Teacher(_Average):
         super().__init__(state, lambda count: 1 - term.momentum(count * term.every, total))
 
     def follow(self, state: State, step: int) -> None:
-        """Move towards the model after update `step` = 0, 1, ..., where that is due."""
+        """Move towards the model after update `step` = 0, 1, ..., every so many updates."""
         if step % self._every == 0:
             self.update(state)
 

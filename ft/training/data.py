@@ -1,12 +1,11 @@
-"""Training batches in an order that depends on seed and step alone, decoded and cropped in threads.
+"""Training batches in an order that depends only on the seed and the step, decoded and cropped in threads.
 
-Batch b of epoch e is a slice of a permutation drawn from (seed, e); the view of a picture is drawn from (seed, e,
-sample id). So a run that is resumed, or that has another number of processes or threads, sees the same pixels, and no
-random state needs to be saved. The last batch of an epoch is smaller than the others, or left out (`drop_last`).
+Batch b of epoch e is a slice of a permutation drawn from (seed, e); the view of an image is drawn from (seed, e,
+sample id). A resumed run, and one with another number of processes or threads, therefore sees the same pixels, and no
+random state has to be saved. The last batch of an epoch may be smaller than the others, or left out (`drop_last`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,21 +28,16 @@ View = Callable[[Picture, int, str], Batch]
 
 @dataclass(frozen=True)
 class Order:
-    """The rows of the batch of each step.
+    """Which rows form the batch of each step.
 
     Parameters
     ----------
-    n : int
-        Samples of the data set.
-    batch_size : int
-        Rows per step, over all processes.
-    seed : int
-    shuffle : bool
-    rank, world : int
-        This process and the number of processes; each takes its slice of the batch.
-    drop_last : bool
-        Leave out the incomplete last batch of an epoch. Without it, rows of that batch that the processes cannot share
-        evenly are left out.
+    n : samples of the data set
+    batch_size : rows per step, over all processes
+    rank, world : this process and the number of processes; each takes its slice of the batch
+    drop_last
+        Leave out the incomplete last batch of an epoch. If False, only its rows beyond a multiple of the number of
+        processes are left out.
 
     Raises
     ------
@@ -77,21 +71,21 @@ class Order:
 
     @property
     def images_per_epoch(self) -> int:
-        """Rows of all batches of an epoch."""
+        """Rows in the batches of an epoch."""
         return self.n - self.n % (self.batch_size if self.drop_last else self.world)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return -(-self.images_per_epoch // self.batch_size)
 
     def images(self, steps: int) -> int:
-        """Rows of the first batches of a run, as many as `steps`."""
+        """Rows in the first `steps` batches of a run."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return epochs * self.images_per_epoch + rest * self.batch_size
 
     def rows(self, step: int) -> tuple[int, Rows]:
-        """Epoch, and the rows of this process, of step 0, 1, ...; consecutive in the batch."""
+        """Epoch of step 0, 1, ..., and the rows of this process: a contiguous slice of the batch."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = _permutation(self.n, self.seed, epoch) if self.shuffle else np.arange(self.n)
         start = number * self.batch_size
@@ -105,7 +99,7 @@ def _permutation(n: int, seed: int, epoch: int) -> Rows:
 
 
 def refuse_multilabel(*datasets: Dataset | None) -> None:
-    """TrainingError for multi-label data: the objectives take one label per image."""
+    """Raise TrainingError for multi-label data: the objectives take one label per image."""
     for dataset in datasets:
         if dataset is not None and dataset.index.targets is not None:
             raise TrainingError(
@@ -115,33 +109,24 @@ def refuse_multilabel(*datasets: Dataset | None) -> None:
 
 
 def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
-    """`shots` samples of each class, those that `heads.few_shot` draws from a store of the data set.
+    """`shots` samples of each class, the same that `heads.few_shot` draws from a store of the data set.
 
     Raises
     ------
     HeadError
-        A class with fewer samples.
+        A class has fewer samples.
     """
     rows = draw_shots(dataset.index.labels, shots, seed, n_classes=len(dataset.index.classnames))
     return Subset(dataset, rows, f"{dataset.split}-{shots}shots-seed{seed}")
 
 
 def row_hash(content: bytes | memoryview) -> int:
-    """The hash that a store keeps of a row made from this content: see `featcache.store.ImageStore.row_hashes`."""
+    """Hash of a sample's content, as in `featcache.store.ImageStore.row_hashes`."""
     return int.from_bytes(xxhash.xxh3_128_digest(content)[:8], "little")
 
 
-def row_hashes(dataset: Dataset) -> Hashes:
-    """Different hashes of all samples that can be read, ascending."""
-    found = set()
-    for row in range(len(dataset.index)):
-        with suppress(OSError):
-            found.add(row_hash(dataset.read(row)))
-    return np.array(sorted(found), np.uint64)
-
-
 class TrainedRows:
-    """Hashes of the samples that a run has read for training, in all its processes and attempts.
+    """Hashes of the samples that a run has trained on, over all its processes and restarts.
 
     Parameters
     ----------
@@ -149,7 +134,7 @@ class TrainedRows:
 
     Attributes
     ----------
-    before : ascending hashes of earlier attempts; None where these kept none
+    before : sorted hashes from before the run was resumed; None if it kept none
     """
 
     def __init__(self, n: int) -> None:
@@ -157,12 +142,12 @@ class TrainedRows:
         self._found, self._read = np.zeros(n, np.uint64), np.zeros(n, bool)
 
     def add(self, row: int, content: bytes | memoryview) -> None:
-        """Take the hash of a sample that was read."""
+        """Record the hash of a sample that was read."""
         if not self._read[row]:
             self._found[row], self._read[row] = row_hash(content), True
 
     def share(self, place: Place) -> None:
-        """Take what the other processes have read."""
+        """Add the samples that other processes have read."""
         if place.world > 1:
             unread = np.iinfo(np.int64).min
             own = torch.from_numpy(np.where(self._read, self._found.view(np.int64), unread))
@@ -170,7 +155,7 @@ class TrainedRows:
             self._found, self._read = found.view(np.uint64), found != unread
 
     def hashes(self) -> Hashes | None:
-        """The different hashes so far, ascending; None where those of an earlier attempt are not known."""
+        """Sorted distinct hashes so far; None if those from before the run was resumed are not known."""
         return None if self.before is None else np.union1d(self.before, self._found[self._read])
 
 
@@ -184,12 +169,12 @@ def training_batches(
     ahead: int,
     trained: TrainedRows | None = None,
 ) -> Iterator[TrainingBatch]:
-    """The batches of some steps, in order, with `ahead` batches prepared in advance; `trained` hears of their rows.
+    """The batches of some steps, in order, with `ahead` batches prepared in advance; `trained` records their rows.
 
     Raises
     ------
     ImageReadError
-        An image cannot be read or decoded: training on the others would be another run.
+        An image cannot be read or decoded. It is not skipped, since training without it would be a different run.
     """
     labels, ids = torch.from_numpy(dataset.index.labels), dataset.index.ids
 

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable
 
-# The first match in a name decides: convolutions inside a patch embedding have stages of their own, and blocks have
-# parts with the same names as the end of a tower. ResNets count their stages from one.
+# The first match in a name counts: convolutions inside a patch embedding have stages of their own, and parts of blocks
+# have the same names as the end of a tower. ResNets number their stages from one.
 PLACE = re.compile(
     r"(?:^|\.)(?:(?P<embedding>patch_embed|stem)|(?:resblocks|blocks|block|layers|layer|stages)\.(?P<block>\d+)"
     r"|layer(?P<stage>\d+))\."
@@ -21,8 +21,7 @@ def depths(names: Iterable[str]) -> dict[str, int]:
 
     Parameters
     ----------
-    names : iterable of str
-        Parameter names of one tower in open_clip, timm or transformers.
+    names : parameter names of one tower in open_clip, timm or transformers
 
     Examples
     --------
@@ -57,7 +56,7 @@ def lr_factors(names: Iterable[str], decay: float) -> dict[str, float]:
 
 
 def _place(name: str) -> int | None:
-    """Layer of a parameter of the embedding or of a block; None for all others."""
+    """Layer of a parameter in the embedding or a block; None for others."""
     match = PLACE.search(name)
     if match is None:
         return None

@@ -1,7 +1,7 @@
 """Fine-tuning, end to end: ``finetune`` trains a model on a data set and writes checkpoints that can be encoded.
 
-A run may be killed at any time: the same call resumes it from its last state and ends with the same bits, given the
-same device, threads and number of processes.
+A run may be killed at any time. The same call resumes it from the last saved state, and ends bit for bit as an
+uninterrupted run does on the same device, with the same number of threads and processes.
 """
 
 import time
@@ -42,37 +42,34 @@ from ft.training.validation import keep_features, validate
 
 
 class RunSettings(TypedDict, total=False):
-    """Keyword arguments of `finetune` that are not options of the training itself."""
+    """Keyword arguments of `finetune` beside the training options."""
 
     split: str
-    """Split of a data set given by name, default ``train``."""
+    """Training split, if `data` is a name; default ``train``."""
     labels: str
-    """What the labels of a list file are: ``names`` (default) or ``int``."""
+    """Labels of a list file: ``names`` (default) or ``int``."""
     root: str | Path | None
     """Folder of all stores."""
     device: str | None
     """Default: ``cuda`` where it is available, else ``cpu``."""
     overwrite: bool
-    """Start anew where a run was begun."""
+    """Start again instead of resuming the run in `out`."""
     progress: Progress | None
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a run has written.
+    """Files and metrics of a finished run.
 
     Parameters
     ----------
-    last, best : Path
-        Model folders; `best` is the best step on the selection split, or `last` without one.
-    start_head, last_head, best_head : Path
-        Heads for ``featcache evaluate``; the one from the start of training belongs to the initial model.
-    steps : int
-    best_step : int or None
-    judged : list of dict
-        ``step``, ``accuracy`` and ``nll`` on the selection split.
-    before_after : list of dict
-        With `FinetuneOptions.eval_start`: results rows of the starting model and of the last update on that split.
+    last, best : model folders; `best` is that of the best step on the selection split, or `last` without one
+    start_head, last_head, best_head : heads for ``featcache evaluate``; `start_head` belongs to the initial model
+    steps : updates made
+    best_step : None without a selection split
+    judged : ``step``, ``accuracy`` and ``nll`` on the selection split
+    before_after
+        With `FinetuneOptions.eval_start`: results rows of the initial model and of the last update on that split.
     """
 
     last: Path
@@ -92,7 +89,7 @@ def open_split(spec: str, labels: str = "names") -> Dataset:
     Raises
     ------
     TrainingError
-        No split is named.
+        `spec` names no split.
     """
     data, _, split = spec.rpartition(":")
     if not data:
@@ -114,28 +111,25 @@ def finetune(
 
     Parameters
     ----------
-    data : str or Dataset
-        As in `featcache.encode`.
-    model, pretrained
-        See `featcache.encoders.load_encoder`.
-    out : str or Path
+    data : see `featcache.encode`
+    model, pretrained : see `featcache.encoders.load_encoder`
+    out
         Folder of the run: ``last`` and ``best`` (model folders), their heads, ``log.jsonl``, ``options.json``,
-        ``resume.safetensors``, ``best_val.safetensors``. A run that was begun there is resumed.
-    options : FinetuneOptions or mapping of its fields
-    val : str or Dataset, optional
-        Selection split, ``DATASET:SPLIT``: evaluated without augmentation; its best step is kept as ``best``. It should
-        not be a split that is reported.
-    **settings
-        See `RunSettings`.
+        ``resume.safetensors``, ``best_val.safetensors``. An unfinished run in it is resumed.
+    options : a mapping has the names of the fields as keys
+    val
+        Selection split, ``DATASET:SPLIT``, evaluated without augmentation; the best step is kept as ``best``. Do not
+        report results on this split.
+    **settings : see `RunSettings`
 
     Raises
     ------
     TrainingError
-        Options that do not fit together, or a folder with other files.
+        Options contradict each other, or the folder holds other files.
     MismatchError
-        The folder holds another run; a head, a bank or a selection split that does not belong.
+        The folder holds another run; or a head, a bank or the selection split does not match the model or the data.
     DivergedError
-        A loss became NaN or infinite; the last good checkpoint is kept.
+        A loss became NaN or infinite. The last good checkpoint is kept.
     """
     chosen = options if isinstance(options, FinetuneOptions) else FinetuneOptions.from_dict(options or {})
     labels = settings.get("labels", "names")
@@ -152,7 +146,7 @@ def finetune(
             run = prepare(dataset, validation, model, pretrained, chosen, place, settings.get("root"))
         except FeatcacheError:
             if is_new:
-                with suppress(OSError):  # it is empty: nothing was begun
+                with suppress(OSError):  # removes only an empty folder
                     folder.rmdir()
             raise
         return _Loop(run, folder, settings.get("progress") or Silent()).train()
@@ -160,14 +154,14 @@ def finetune(
 
 @contextmanager
 def _own_randomness(place: Place) -> Iterator[None]:
-    """Restore the caller's state of torch's generators, which every step seeds, after the run."""
+    """Restore the state of torch's random generators afterwards; every update seeds them."""
     devices = [torch.device(place.device)] if place.device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         yield
 
 
 class _Loop:
-    """The loop over updates, with averaging, logging, validation and checkpoints between them."""
+    """The training loop, with averaging, logging, validation and checkpoints between the updates."""
 
     def __init__(self, run: Run, out: Path, progress: Progress) -> None:
         self.run, self.out, self.progress = run, out, progress
@@ -189,7 +183,7 @@ class _Loop:
                 self.logs.append(TensorBoardLog(out / "tensorboard", self.state.step))
 
     def train(self) -> FinetuneResult:
-        """Make all updates that are left."""
+        """Make the remaining updates."""
         run, state, prior, images = self.run, self.state, self.stepper.prior, self.run.order.images
         title = f"finetune {run.encoder.name} on {run.dataset.name}/{run.dataset.split}"
         self.progress.start(title, images(run.total), images(state.step))
@@ -207,12 +201,12 @@ class _Loop:
                 self.progress.advance(images(state.step) - images(state.step - 1))
             if prior is not None:
                 prior.settle()
-                wait()  # the first process makes stores of what all have written
+                wait()  # the first process collects the features of all in stores
         finally:
             for log in self.logs:
                 log.close()
             if prior is not None and (self.place.world == 1 or state.step == run.total):
-                prior.close()  # the other processes have settled, or there are none
+                prior.close()  # all processes have settled
         self.progress.finish()
         best = LAST if state.best_step is None else BEST
         return FinetuneResult(
@@ -228,14 +222,14 @@ class _Loop:
         )
 
     def _average(self) -> None:
-        """Add the new weights to the average: every update for EMA, the end of each late epoch for SWA."""
+        """Update the average: EMA after every update, SWA at the end of each epoch after `swa_start`."""
         average, step, last = self.run.average, self.state.step, self.run.total
         late = step > self.options.swa_start * last and step % self.run.order.steps_per_epoch == 0
         if isinstance(average, EMA) or (isinstance(average, SWA) and (late or (step == last and not average.count))):
             average.update(self.stepper.model.trained())
 
     def _between(self) -> None:
-        """Log, validate and save where due; losses are always checked before anything is validated or saved."""
+        """Log, validate and save if due; losses are always checked before anything is validated or saved."""
         run, state, average = self.run, self.state, self.run.average
         validating = self._due(self.options.eval_every) and run.val is not None
         saving, kept = self._due(self.options.save_every), self._kept()
@@ -256,13 +250,13 @@ class _Loop:
         wait()
 
     def _kept(self) -> str | None:
-        """Name of the checkpoint that is kept after this step, if one is."""
+        """Name of the checkpoint to keep after this step, if any."""
         epoch, rest = divmod(self.state.step, self.run.order.steps_per_epoch)
         every = self.options.keep_every
         return f"checkpoint_{epoch}" if every and not rest and epoch % every == 0 else None
 
     def _validate_start(self, val: Dataset) -> None:
-        """Evaluate the starting model, which is never the best."""
+        """Evaluate the initial model, which is never chosen as the best."""
         metrics, _ = validate(self.stepper.model, self.stepper.objective, val, self.place, self.workers)
         self._log({"step": 0, "val": metrics})
         self.state.history.append({"step": 0, **metrics})
@@ -275,7 +269,7 @@ class _Loop:
         try:
             record = self.ledger.read(self.state.step, self.stepper.scaler.get_scale())
         except DivergedError as error:
-            kept = f"{self.out / RESUME} and {self.out / LAST}" if (self.out / RESUME).exists() else "none was made yet"
+            kept = f"{self.out / LAST} and {self.out / RESUME}" if (self.out / RESUME).exists() else "none yet"
             raise DivergedError(f"{error}; the last good checkpoint is kept: {kept}") from error
         seconds = time.monotonic() - self._began
         return record | {"epoch": self.state.step / self.run.order.steps_per_epoch, "seconds": round(seconds, 3)}

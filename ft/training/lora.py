@@ -1,10 +1,10 @@
-"""LoRA: a low-rank update of some weight matrices is trained instead of the matrices themselves.
+"""LoRA: train a low-rank update of weight matrices instead of the matrices themselves.
 
-``W = W0 + (alpha / r) B A`` with A (r, D) drawn from U(-1/sqrt(D), 1/sqrt(D)) and B (M, r) zero at the start, so that
-the model begins unchanged. Query, key and value have updates of their own, also in towers that keep them in one matrix.
+``W = W0 + (alpha / r) B A`` with A (r, D) drawn from U(-1/sqrt(D), 1/sqrt(D)) and B (M, r) initially zero, so that
+the model starts unchanged. Query, key and value have separate updates, also where a tower packs them in one matrix.
 
-The update is a parametrisation of the weight, which works for every kind of module, and the model's state dict holds
-the sum under the weight's own name: checkpoints, digests and everything that reads them see a plain model.
+The update is a parametrisation of the weight, which works for every kind of module. The model's state dict holds the
+sum under the weight's name, so checkpoints and digests are those of a plain model.
 
 Papers: Hu et al., LoRA (arXiv 2106.09685); Zanella and Ben Ayed, Low-rank few-shot adaptation of vision-language models
 (arXiv 2405.18541).
@@ -28,24 +28,20 @@ TARGETS = {
     "out": re.compile(r"(attn|attention)\.(out_proj|proj|output\.dense)\.weight$"),
     "mlp": re.compile(r"(mlp\.\w+|intermediate\.dense|layer\.\d+\.output\.dense)\.weight$"),
 }
-"""Matrices by their place in a block, under the names of open_clip, timm and transformers."""
+"""Names of the matrices in open_clip, timm and transformers."""
 IN_ONE = ("query", "key", "value")
 FACTORS = ("lora_A", "lora_B")
 UPDATED = re.compile(r"(?:^|\.)parametrizations\.(\w+)\.(original|0\.\w+)$")
 
 
 class LowRank(nn.Module):
-    """The parametrisation ``W0 -> W0 + scale B A`` of a matrix (M, D), or of some of the blocks stacked in its rows.
+    """Parametrisation ``W0 -> W0 + scale B A`` of a matrix (M, D), or of some of the blocks stacked in its rows.
 
     Parameters
     ----------
     weight : (M, D) tensor
-    rank : int
-    scale : float
-    blocks : sequence of bool
-        Which of the equal blocks of rows are updated.
-    generator : torch.Generator
-        Draws A.
+    blocks : which of the equal blocks of rows are updated
+    generator : draws A
     """
 
     def __init__(
@@ -60,7 +56,7 @@ class LowRank(nn.Module):
         self.lora_B = nn.Parameter(weight.new_zeros(n, rows // len(blocks), rank))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The updated matrix (M, D), in float32 also where products are computed in half precision."""
+        """The updated matrix (M, D), computed in float32 even under autocast."""
         with torch.autocast(weight.device.type, enabled=False):
             updates = iter(self.scale * self.lora_B @ self.lora_A)
             parts = weight.chunk(len(self.blocks))
@@ -70,25 +66,20 @@ class LowRank(nn.Module):
 
 
 def adapt(model: nn.Module, towers: Sequence[str], targets: Sequence[str], rank: int, scale: float, seed: int) -> None:
-    """Give the matrices of some towers, ``image`` or ``text``, a trainable low-rank update.
+    """Add trainable low-rank updates to matrices of the towers.
 
     Parameters
     ----------
-    model : open_clip model
-        Changed in place; its state dict keeps the names that it had.
-    towers : sequence of "image", "text"
-    targets : sequence of str
-        Which matrices: names of `TARGETS`.
-    rank : int
-    scale : float
-        alpha / r.
-    seed : int
-        Of the drawn A.
+    model : an open_clip model, changed in place; the keys of its state dict stay the same
+    towers : "image", "text" or both
+    targets : names in `TARGETS`
+    scale : alpha / r
+    seed : seed of A
 
     Raises
     ------
     TrainingError
-        A tower without such matrices, or with one that is smaller than the rank.
+        A tower has no such matrices, or one that is smaller than the rank.
     """
     generator = torch.Generator().manual_seed(seed)
     for tower in towers:
@@ -102,13 +93,15 @@ def adapt(model: nn.Module, towers: Sequence[str], targets: Sequence[str], rank:
             weight = module.get_parameter(name)
             smaller = min(weight.shape[0] // len(blocks), weight.shape[1])
             if rank > smaller:
-                raise TrainingError(f"lora_rank {rank}: a matrix of the {tower} tower has rank {smaller}; take less")
+                raise TrainingError(
+                    f"lora_rank {rank}: a matrix of the {tower} tower has rank {smaller}; expected at most that"
+                )
             parametrize.register_parametrization(module, name, LowRank(weight, rank, scale, blocks, generator))
     model.register_state_dict_post_hook(_plain)  # type: ignore[no-untyped-call]
 
 
 def is_factor(name: str) -> bool:
-    """Whether a parameter of that name is one of the factors A and B.
+    """Whether a parameter is one of the factors A and B.
 
     Examples
     --------
@@ -138,7 +131,7 @@ def _matrices(
 
 
 def _plain(module: nn.Module, state: MutableMapping[str, torch.Tensor], prefix: str, _: object) -> None:
-    """Replace each matrix and its factors in a state dict by their sum, in the same place."""
+    """Replace each matrix and its factors in a state dict by their sum, keeping the order of keys."""
     items = list(state.items())
     state.clear()
     for key, value in items:

@@ -1,9 +1,10 @@
-"""The trained module: a CLIP model and, for the cross entropy, a head over its image features."""
+"""The trained module: a CLIP model and, for cross entropy, a head on its image features."""
 
 import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -19,20 +20,17 @@ from ft.training.lora import adapt, is_factor
 from ft.training.options import FinetuneOptions
 
 PROJECTIONS = (("proj", True), ("head.proj.weight", False), ("attnpool.c_proj.weight", False))
-"""Last projections of open_clip's image towers, and whether their rows are the inputs."""
+"""Final projections of open_clip's image towers, and whether they are stored as (inputs, outputs)."""
 
 Encode: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Trainable(nn.Module):
-    """Both towers of an encoder and a head; only the parts to train require gradients.
+    """Both towers of an encoder and a head; only the parts being trained require gradients.
 
     Parameters
     ----------
-    encoder : OpenClipEncoder
-        Its model is trained in place.
-    head : Head, optional
-    options : FinetuneOptions
+    encoder : its model is trained in place
     """
 
     def __init__(self, encoder: OpenClipEncoder, head: Head | None, options: FinetuneOptions) -> None:
@@ -47,7 +45,7 @@ class Trainable(nn.Module):
         self._choose_trained(options)
         if options.checkpoint_activations:
             encoder.model.set_grad_checkpointing(True)
-        self.eval()  # no dropout, and running statistics in batch normalisation
+        self.eval()  # no dropout; batch normalisation uses running statistics
         if options.batch_norm:
             for module in encoder.model.visual.modules():
                 trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
@@ -59,7 +57,7 @@ class Trainable(nn.Module):
         if options.freeze_layers >= max(layers.values()):
             raise TrainingError(
                 f"freeze_layers {options.freeze_layers}: the image tower has {max(layers.values()) - 1} blocks; "
-                "to train the head alone take --train head"
+                "to train the head alone, give --train head"
             )
         for name, parameter in self.named_parameters():
             part = part_of(name)
@@ -89,18 +87,18 @@ class Trainable(nn.Module):
 
     @property
     def projection(self) -> torch.Tensor:
-        """The last projection (width, D) of the image tower.
+        """The final projection (width, D) of the image tower.
 
         Raises
         ------
         TrainingError
-            A tower without one.
+            The tower has none.
         """
         for name, inputs_first in PROJECTIONS:
             found: torch.Tensor | None = dict(self.encoder.model.visual.named_parameters()).get(name)
             if found is not None:
                 return found if inputs_first else found.T
-        raise TrainingError("orthogonality: this image tower ends in no projection; leave the regulariser out")
+        raise TrainingError("orthogonality: this image tower does not end in a projection; leave the regulariser out")
 
     @property
     def logit_scale(self) -> torch.Tensor:
@@ -110,20 +108,20 @@ class Trainable(nn.Module):
 
     @torch.no_grad()
     def clip_logit_scale(self) -> None:
-        """Limit a trained logit scale to 100 (or to its initial value, if larger), as in CLIP's training."""
+        """Clip a trained logit scale to 100, or to its initial value if larger, as in CLIP's training."""
         parameter: torch.Tensor = self.encoder.model.logit_scale
         if parameter.requires_grad:
             parameter.clamp_(max=self._largest_scale)
 
     def frozen(self) -> "Frozen":
-        """A copy of the current model that never changes; parameters that are not trained are shared."""
+        """A frozen copy of the current model; parameters that are not trained are shared."""
         shared = {id(value): value for value in self.parameters() if not value.requires_grad}
         model, head = copy.deepcopy((self.encoder.model, self.head), shared)
         model.eval()  # features of an image must not depend on the rest of its batch
         return Frozen(self.encoder, model, self._compiled(model), head)
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """Everything that training changes: trained parameters, and statistics of trained batch normalisation."""
+        """All values that training changes: trained parameters, and the running statistics of batch normalisation."""
         values: dict[str, torch.Tensor] = {n: p for n, p in self.named_parameters() if p.requires_grad}
         if self._options.batch_norm:
             values |= {n: b for n, b in self.named_buffers() if part_of(n) == "image"}
@@ -137,7 +135,7 @@ class Trainable(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Use the running statistics of batch normalisation inside the block, as the saved model does, unchanged."""
+        """Use the running statistics of batch normalisation inside the block, as the saved model will."""
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -148,7 +146,7 @@ class Trainable(nn.Module):
 
     @contextmanager
     def holding(self, state: State | None) -> Iterator[None]:
-        """Replace the trained values (by their average) inside the block; None keeps them."""
+        """Replace the trained values inside the block, as by their average; None keeps them."""
         if state is None:
             yield
             return
@@ -160,27 +158,30 @@ class Trainable(nn.Module):
             self.take(own)
 
 
+@dataclass(frozen=True)
 class Frozen:
-    """The initial model: image features, text features and logits, without gradients."""
+    """The initial model, without gradients."""
 
-    def __init__(self, encoder: OpenClipEncoder, model: Any, encode_image: Encode, head: Head | None) -> None:
-        self._encoder, self._model, self._encode_image, self.head = encoder, model, encode_image, head
+    encoder: OpenClipEncoder
+    model: Any
+    encode_image: Encode
+    head: Head | None
 
     @torch.no_grad()
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
         """Features (B, D) float32, not normalised, of prepared images (B, H, W, 3)."""
-        with self._encoder.autocast():
-            return wide(self._encode_image(self._encoder.pixels(images)))
+        with self.encoder.autocast():
+            return wide(self.encode_image(self.encoder.pixels(images)))
 
     @torch.no_grad()
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
         """Features (M, D) float32, not normalised, of token ids (M, L) on any device."""
-        with self._encoder.autocast():
-            return wide(self._model.encode_text(tokens.to(self._encoder.device)))
+        with self.encoder.autocast():
+            return wide(self.model.encode_text(tokens.to(self.encoder.device)))
 
 
 def part_of(name: str) -> str:
-    """Part of the model that a parameter belongs to: ``image``, ``text``, ``head`` or ``logit_scale``.
+    """Part of the model that a parameter is in: ``image``, ``text``, ``head`` or ``logit_scale``.
 
     Examples
     --------

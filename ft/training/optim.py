@@ -1,4 +1,4 @@
-"""The optimiser, and the learning-rate schedules of the two papers as pure functions of the step."""
+"""The optimiser, and learning-rate schedules as pure functions of the step."""
 
 from collections.abc import Callable
 
@@ -22,12 +22,9 @@ def lipsum_schedule(step: int, lr: float, n_iters: int) -> float:
 
     Parameters
     ----------
-    step : int
-        Number t of updates made before this one.
-    lr : float
-        Peak rate.
-    n_iters : int
-        Length of the run in updates, at least 2.
+    step : updates t made before this one
+    lr : peak learning rate
+    n_iters : updates of the run, at least 2
 
     Raises
     ------
@@ -57,10 +54,10 @@ def rates(options: FinetuneOptions, total: int) -> Callable[[int], float]:
 
 
 def make_optimizer(model: Trainable, options: FinetuneOptions) -> torch.optim.Optimizer:
-    """The optimiser of all trained parameters: one group per learning-rate factor, weight decay on all of them.
+    """Optimiser of the trained parameters, with one group per learning-rate factor and weight decay on all.
 
-    With ``layer_decay`` d the factor is d to the power of a parameter's distance from its tower's output; heads and
-    logit scale keep the full rate.
+    With ``layer_decay`` d the factor is d to the power of the distance from the tower's output; heads and logit scale
+    keep the full rate.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     factors = dict.fromkeys(names, 1.0)
@@ -84,6 +81,6 @@ def make_optimizer(model: Trainable, options: FinetuneOptions) -> torch.optim.Op
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group: `rate` times the factor of the group."""
+    """Set the learning rate of every group to `rate` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]

@@ -1,4 +1,4 @@
-"""The options of fine-tuning and their checks; command line, recipes and Python share these names."""
+"""The options of fine-tuning and their checks; the command line, recipes and Python share their names."""
 
 import json
 import math
@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 PARTS = ("image", "text", "head", "logit_scale")
 LORA_TARGETS = ("query", "key", "value", "out", "mlp")
+TOWERS = {"image": ("image",), "text": ("text",), "trained": ("image", "text"), "both": ("image", "text")}
+"""Towers of each value of ``lora_tower``, before those that are not trained are left out."""
 
 
 @dataclass(frozen=True)
@@ -32,106 +34,79 @@ class FinetuneOptions:
     Parameters
     ----------
     objective : {"cross_entropy", "contrastive"}
-        Of a head, or between images and their captions (templates x class names).
-    objective_weight : float
-        Factor on the objective, beside the weights of the regularisers (RegFT's lambda of the cross entropy).
-    head : str
+        Cross entropy of a head, or contrastive loss between images and captions (templates filled with class names).
+    objective_weight : weight of the objective in the loss, as the regularisers have theirs (RegFT's lambda)
+    head
         Initial head: ``zero_shot``, ``zeros``, ``ridge`` or ``logistic`` (fitted on the store of the training split),
-        or a file that ``featcache fit`` wrote. Contrastive runs have none.
+        or a file written by ``featcache fit``. Contrastive runs have none.
     head_scale : {"folded", "separate"}
-        Logits are ``W v + b`` with the logit scale s inside W (WiSE-FT), or ``s W v + b`` (Lipsum-FT). With
-        ``separate``, W has to move s times less for the same effect, so the head learns s times faster at the same
-        learning rate.
-    head_bias : bool
-        Train a bias.
-    templates : str
-        Template set, file, or one template with ``{}``, of zero-shot heads and captions.
-    prompts : str, optional
-        JSON file of sentences per class, instead of templates.
-    false_negatives : bool
-        Contrastive: pair i is right and all others are wrong, equal captions included, as in the original.
-    eval_templates : str, optional
-        Contrastive: templates, or a file, of the classifier that is evaluated and saved; default: `templates`.
-    eval_names : mapping of class name -> str
-        Contrastive: other names in the prompts of that classifier, such as ``{"0": "zero"}``.
+        Logits are ``W v + b`` with the logit scale s inside W (WiSE-FT), or ``s W v + b`` (Lipsum-FT). The gradient of
+        a separate W is s times larger, so at the same learning rate the head learns faster.
+    head_bias : whether the head has a trainable bias
+    templates : template set, file, or one template with ``{}``, for zero-shot heads and captions
+    prompts : JSON file of sentences per class, instead of templates
+    false_negatives : contrastive: count equal captions of other pairs as negatives, as the original does
+    eval_templates : contrastive: templates of the classifier that is evaluated and saved; default: `templates`
+    eval_names : contrastive: other class names in the prompts of that classifier, such as ``{"0": "zero"}``
     train : tuple of "image", "text", "head", "logit_scale"
-        Parts to train. Empty: image and head; for the contrastive objective image, text and logit scale.
-    regularizers : mapping of name -> {"weight": lambda, parameter: value, ...}
-        A bare number is taken as the weight.
-    shots : int, optional
-        Train on this many samples of each class, drawn by `heads.rows.few_shot.draw_shots` with `seed`.
-    epochs, steps : int
-        Length of the run, one of the two; default 10 epochs.
-    batch_size : int
-        Images per update, over all processes and micro-batches.
-    drop_last : bool
-        Leave out the last batch of an epoch where it is smaller; False trains on it, as WiSE-FT does.
-    accumulate : int
-        Micro-batches of each process per update; the update equals that of the whole batch.
+        Parts to train. Default: image and head; for the contrastive objective, image, text and logit scale.
+    regularizers
+        Terms added to the loss: name -> weight, or name -> ``{"weight": lambda, parameter: value, ...}``.
+    shots : train on this many samples of each class, drawn by `heads.rows.few_shot.draw_shots` with `seed`
+    epochs, steps : length of the run, one of the two; default: 10 epochs
+    batch_size : images per update, over all processes and micro-batches
+    drop_last : leave out the last batch of an epoch if it is smaller; False trains on it, as WiSE-FT does
+    accumulate : micro-batches per update in each process; the update is that of the whole batch
     optimizer : {"adamw", "adam"}
-        ``adam`` decays weights through the gradient (L2), as torch's Adam does.
-    lr, weight_decay, betas, eps
-        Weight decay applies to all trained parameters.
+        ``adam`` adds weight decay to the gradient (L2), as torch's Adam does.
+    lr, weight_decay, betas, eps : of the optimiser; weight decay applies to all trained parameters
     schedule : {"wise_ft", "lipsum", "constant"}
         See `ft.training.optim`; ``constant`` has a linear warm-up too.
-    warmup : int
-        Updates of the warm-up; the schedule ``lipsum`` warms up over a tenth of the run instead.
-    clip : float, optional
-        Largest global norm of the gradient.
-    label_smoothing : float
-        Of the cross entropy.
-    layer_decay : float
-        Factor on the learning rate per layer of distance from the output.
-    freeze_layers : int
-        Image tower: first layers that are not trained (0: none, 1: the embedding and one block).
-    lora_rank : int
-        Train a low-rank update of the towers' matrices instead of the towers (LoRA, see `ft.training.lora`); 0 trains
-        the towers themselves. Checkpoints hold the sum: they are plain models.
-    lora_alpha : float, optional
-        The update is multiplied by alpha / rank; default: the rank.
+    warmup : warm-up updates; the schedule ``lipsum`` warms up over a tenth of the run instead
+    clip : maximum norm of the gradient
+    label_smoothing : label smoothing of the cross entropy
+    layer_decay : multiply the learning rate by this for each layer further from the output
+    freeze_layers : freeze this many layers at the input of the image tower; 1 is the embedding and one block
+    lora_rank
+        Rank of low-rank updates that are trained instead of the towers (LoRA, see `ft.training.lora`); 0 trains the
+        towers themselves. Checkpoints hold the merged weights: they are plain models.
+    lora_alpha : the update is multiplied by alpha / rank; default: the rank
     lora_tower : {"trained", "image", "text", "both"}
-        Towers with an update; ``trained`` means those of `train`. A trained tower without one is trained as a whole.
+        Towers with an update; ``trained`` means those in `train`. A trained tower without one is trained as a whole.
     lora_targets : tuple of "query", "key", "value", "out", "mlp"
-        Matrices with an update: of attention (out is its output projection), and of the multilayer perceptrons.
-    batch_norm : bool
-        Use and update batch statistics of trained batch normalisation layers (ResNets); validation and the frozen model
+        Matrices with an update: those of attention (out is its output projection), and of the MLPs.
+    batch_norm
+        Use and update batch statistics in trained batch normalisation layers (ResNets); validation and the frozen model
         use running statistics. Not with several processes, micro-batches, or `checkpoint_activations`.
     precision : {"fp32", "bf16", "fp16"}
-        Of the towers' products (autocast); weights, heads and losses are float32.
-    compile, checkpoint_activations : bool
-        ``torch.compile`` of the image tower; recompute activations in the backward pass to save memory.
+        Precision of the towers' matrix products (autocast); weights, heads and losses are float32.
+    compile : use ``torch.compile`` on the image tower
+    checkpoint_activations : recompute activations in the backward pass to save memory
     average : {"none", "ema", "swa"}
-        Average of the weights along the run, which is evaluated and saved instead of them.
-    ema_decay : float
-    swa_start : float
-        Fraction of the run after which the mean begins, one model per epoch.
-    preprocess : str, optional
-        Preparation of pictures that are not augmented, see `featcache.encoders.load_encoder`: heads then belong to
-        features made by ``featcache encode --preprocess`` of the same name.
-    augment : str
-        Augmentation of the training images: a name of `featcache.encoding.augment`.
-    seed : int
-    shuffle : bool
-        False keeps the order of the data set.
+        Average of the weights that is evaluated and saved instead of them.
+    ema_decay : decay of the exponential moving average
+    swa_start : fraction of the run after which SWA begins; it averages one model per epoch
+    preprocess
+        Preprocessing without augmentation, see `featcache.encoders.load_encoder`. Heads then belong to features from
+        ``featcache encode --preprocess`` with the same name.
+    augment : augmentation of the training images: a name in `featcache.encoding.augment`
+    seed : seed of all random numbers
+    shuffle : draw a new order every epoch; False keeps the order of the data set
     prior : {"online", "store"}
-        Frozen features of the initial tower: computed, or kept in a store for later runs.
+        Features of the frozen model: computed online, or kept in a store for later runs.
     select : {"accuracy", "nll"}
-        Metric that selects the best checkpoint on the selection split; ties go to the lower NLL, then to the earlier.
-    eval_start : bool
-        Evaluate the starting model on the selection split, too.
-    keep_every : int
-        Epochs between checkpoints that are kept, ``checkpoint_1`` and so on; 0: only ``last`` and ``best`` are.
-    eval_every, save_every, log_every : int
-        Updates between validations and checkpoints (0: once per epoch), and between log lines.
-    workers : int
-        Threads that read, decode and crop; 0: one per core.
-    tensorboard : bool
-        Log for TensorBoard too (extra ``finetune``).
+        Metric on the selection split that chooses the best checkpoint; ties go to the lower NLL, then to the earlier.
+    eval_start : also evaluate the initial model on the selection split
+    keep_every : epochs between checkpoints to keep, as ``checkpoint_1`` and so on; 0: keep only ``last`` and ``best``
+    eval_every, save_every, log_every
+        Updates between validations, between checkpoints (0: once per epoch), and between log lines.
+    workers : threads that read, decode and crop; 0: one per core
+    tensorboard : also log for TensorBoard (extra ``finetune``)
 
     Raises
     ------
     TrainingError
-        Naming the option, its value, and what is allowed.
+        Names the option, its value, and what is allowed.
 
     Examples
     --------
@@ -194,8 +169,11 @@ class FinetuneOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        towers = {"image": ("image",), "text": ("text",)}.get(self.lora_tower, ("image", "text"))
-        default = ("image", "head") if self.objective == "cross_entropy" else (*towers, "logit_scale")
+        for name, choices in CHOICES.items():
+            if (value := vars(self)[name]) not in choices:
+                raise TrainingError(f"{name} {value!r}: expected one of {', '.join(choices)}")
+        contrastive = (*TOWERS[self.lora_tower], "logit_scale")
+        default = ("image", "head") if self.objective == "cross_entropy" else contrastive
         object.__setattr__(self, "train", tuple(self.train) or default)
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -204,33 +182,19 @@ class FinetuneOptions:
         object.__setattr__(self, "regularizers", {k: _weighted(k, v) for k, v in self.regularizers.items()})
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 10)
-        for name, choices in CHOICES.items():
-            if (value := vars(self)[name]) not in choices:
-                raise TrainingError(f"{name} {value!r}: expected one of {', '.join(choices)}")
         self._check_numbers()
         self._check_parts()
         self._check_lora()
 
     @property
     def lora_towers(self) -> tuple[str, ...]:
-        """Towers that are trained through a low-rank update alone."""
-        wanted = {"image": ("image",), "text": ("text",)}.get(self.lora_tower, ("image", "text"))
-        return tuple(part for part in wanted if part in self.train) if self.lora_rank else ()
+        """Towers of which only a low-rank update is trained."""
+        return tuple(part for part in TOWERS[self.lora_tower] if part in self.train) if self.lora_rank else ()
 
     def _check_numbers(self) -> None:
         values = vars(self)
-        for name in (
-            "shots",
-            "epochs",
-            "steps",
-            "batch_size",
-            "accumulate",
-            "lr",
-            "eps",
-            "clip",
-            "log_every",
-            "lora_alpha",
-        ):
+        positive = ("shots", "epochs", "steps", "batch_size", "accumulate", "log_every")
+        for name in (*positive, "lr", "eps", "clip", "lora_alpha"):
             if values[name] is not None and not (math.isfinite(values[name]) and values[name] > 0):
                 raise TrainingError(f"{name} {values[name]!r}: expected a positive number")
         for name, most in (("epochs", 10**6), ("steps", 10**9)):
@@ -250,13 +214,13 @@ class FinetuneOptions:
         if self.epochs is not None and self.steps is not None:
             raise TrainingError(f"epochs {self.epochs} and steps {self.steps}: give one of the two")
         if self.schedule == "lipsum" and self.warmup:
-            raise TrainingError("schedule lipsum warms up over a tenth of the run; leave warmup out, or take wise_ft")
+            raise TrainingError("schedule lipsum warms up over a tenth of the run; leave warmup out, or use wise_ft")
         if self.batch_norm and self.accumulate > 1:
-            raise TrainingError("batch_norm needs the whole batch at once; leave accumulate at 1")
+            raise TrainingError("batch_norm needs the whole batch at once; expected accumulate 1")
         if self.batch_norm and self.checkpoint_activations:
             raise TrainingError(
-                "batch_norm with checkpoint_activations: layers that are computed twice would count each batch twice "
-                "in their running statistics; leave one of the two off"
+                "batch_norm with checkpoint_activations: layers that are recomputed would count each batch twice in "
+                "their running statistics; leave one of the two off"
             )
 
     def _check_parts(self) -> None:
@@ -266,7 +230,7 @@ class FinetuneOptions:
         useless = ("head",) if contrastive else ("text", "logit_scale")
         if found := [part for part in self.train if part in useless]:
             raise TrainingError(
-                f"train {', '.join(found)}: not a part of the objective {self.objective}; it trains "
+                f"train {', '.join(found)}: not used by the objective {self.objective}; expected some of "
                 f"{', '.join(part for part in PARTS if part not in useless)}"
             )
         if not contrastive and (self.eval_templates or self.eval_names):
@@ -274,12 +238,12 @@ class FinetuneOptions:
         if contrastive and self.label_smoothing:
             raise TrainingError("label_smoothing belongs to the objective cross_entropy; leave it out")
         if contrastive and "logit_distillation" in self.regularizers:
-            raise TrainingError("logit_distillation needs a head; take the objective cross_entropy, or `car`")
+            raise TrainingError("logit_distillation needs a head; expected the objective cross_entropy, or `car`")
         if self.head == "zeros" and "logit_distillation" in self.regularizers:
             raise TrainingError(
-                "logit_distillation with head 'zeros': the initial model gives every class the same probability, and "
-                "the trained one would be pulled there; expected a head that predicts something: zero_shot, ridge, "
-                "logistic or a file, or take feature_distillation"
+                "logit_distillation with head 'zeros': the initial model gives every class the same probability, so "
+                "it would pull the model to uniform predictions; expected a head: zero_shot, ridge, logistic or a "
+                "file, or feature_distillation"
             )
 
     def _check_lora(self) -> None:
@@ -290,18 +254,16 @@ class FinetuneOptions:
             if self.lora_alpha is not None or self.lora_tower != "trained":
                 raise TrainingError("lora_alpha and lora_tower belong to LoRA; give lora_rank too")
             return
-        wanted = {"trained": (), "both": ("image", "text")}.get(self.lora_tower, (self.lora_tower,))
+        wanted = () if self.lora_tower == "trained" else TOWERS[self.lora_tower]
         if missing := [tower for tower in wanted if tower not in self.train]:
             raise TrainingError(
-                f"lora_tower {self.lora_tower}: the {missing[0]} tower is not trained ({', '.join(self.train)}); take "
-                "a tower that is, or the objective contrastive, which trains both"
+                f"lora_tower {self.lora_tower}: the {missing[0]} tower is not trained ({', '.join(self.train)}); "
+                "expected a tower that is, or the objective contrastive, which trains both"
             )
         if not self.lora_towers:
             raise TrainingError(f"lora_rank {self.lora_rank}: no tower is trained ({', '.join(self.train)}); train one")
         if "l2sp" in self.regularizers:
-            raise TrainingError(
-                "l2sp pulls parameters to their initial values, which LoRA does not train; leave it out"
-            )
+            raise TrainingError("l2sp penalises changes of the original weights, which LoRA keeps fixed; leave it out")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -310,7 +272,7 @@ class FinetuneOptions:
         Raises
         ------
         TrainingError
-            An unknown option, or a value that is not allowed.
+            An option is unknown, or its value is not allowed.
         """
         known = {item.name for item in fields(cls)}
         if unknown := sorted(values.keys() - known):

@@ -1,4 +1,4 @@
-"""Output of a run: model folders for ``featcache encode``, heads for ``featcache evaluate``, options and logs."""
+"""Files that a run writes: model folders for ``featcache encode``, heads for ``featcache evaluate``, options, logs."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from heads.rows.hashes import Hashes
 
 
 def open_folder(out: Path, overwrite: bool) -> None:
-    """Prepare the folder of a run: a new or empty one, or that of a run to resume.
+    """Prepare the folder of a run: create it, or check that it is empty or holds a run to resume.
 
     Raises
     ------
     TrainingError
-        It holds other files.
+        The folder holds other files.
     """
     if out.exists() and not (out.is_dir() and ((out / OPTIONS).exists() or _is_empty(out))):
         raise TrainingError(f"{out} exists and is not the folder of a run; name another --out")
@@ -39,7 +39,7 @@ def open_folder(out: Path, overwrite: bool) -> None:
 
 
 def _is_empty(out: Path) -> bool:
-    """Whether a folder holds nothing, or only the options that a killed run was about to write."""
+    """Whether a folder is empty, apart from options that a killed run left half-written."""
     return all(path.name.startswith(f"{OPTIONS}.") and path.suffix == PARTIAL_SUFFIX for path in out.iterdir())
 
 
@@ -72,7 +72,7 @@ def write_model(run: Run, out: Path, name: str, step: int, metrics: Mapping[str,
     Raises
     ------
     HeadError
-        The weights are not finite.
+        Weights are not finite.
     """
     record = {
         "featcache": __version__,
@@ -91,7 +91,7 @@ def write_model(run: Run, out: Path, name: str, step: int, metrics: Mapping[str,
 def write_head(run: Run, out: Path, name: str, step: int) -> None:
     """Write the current classifier, with the logit scale in its weights, to ``out/NAME_head.safetensors``.
 
-    It is bound to the features that ``featcache encode`` makes in float32 with the current model.
+    It belongs to the features that ``featcache encode`` computes in float32 with the current model.
     """
     splits = _splits(run, name)
     weights, bias = (values.cpu().numpy() for values in run.stepper.objective.classifier())
@@ -109,21 +109,21 @@ def write_head(run: Run, out: Path, name: str, step: int) -> None:
 
 
 def _splits(run: Run, name: str) -> Json:
-    """What the model of this name was fitted and chosen on, with hashes of the rows; the start has read none yet."""
+    """Splits that a model was fitted and chosen on, with hashes of the rows; the initial model has seen none yet."""
     fitted = run.trained_on if name == START else SplitRecord(run.trained_on, run.trained.hashes())
     chosen = [run.selected] if name == BEST and run.selected is not None else []
     return {"fitted_on": [fitted], "chosen_on": chosen}
 
 
 def rows_before(out: Path) -> Hashes | None:
-    """Hashes of the rows that the run in a folder was trained on until it was saved; None where it kept none."""
+    """Hashes of the rows that the saved run in a folder was trained on; None if it kept none."""
     path = head_path(out, LAST)
     fitted = load(path).provenance.fitted_on if path.exists() else []
     return rows_of(fitted[0]) if fitted else None
 
 
 def before_after(run: Run, history: Sequence[Json]) -> list[Json]:
-    """Results rows on the selection split of the starting model and of the last update; none without the first."""
+    """Results rows of the initial model and of the last update on the selection split; none without `eval_start`."""
     if run.val is None or not history or history[0]["step"] != 0:
         return []
     rows = []
@@ -139,10 +139,8 @@ class Log:
 
     Parameters
     ----------
-    path : Path
-    after : int
-        Step of a resumed run: later records, written by the run that was killed, are dropped, and so is an incomplete
-        last line.
+    after
+        Step from which a run resumes. Later records of the killed run are dropped, and so is an incomplete last line.
     """
 
     def __init__(self, path: Path, after: int) -> None:
@@ -159,14 +157,14 @@ class Log:
             self._file.flush()
 
     def close(self) -> None:
-        """Write everything to the disk."""
+        """Sync to disk and close."""
         with writing(self._path), self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
 
 
 class TensorBoardLog:
-    """The numbers of the same records as TensorBoard scalars.
+    """The same records as TensorBoard scalars.
 
     Raises
     ------
@@ -184,7 +182,7 @@ class TensorBoardLog:
         self._writer: Any = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
 
     def write(self, record: Json) -> None:
-        """Every number of a record under its name; those of a nested object under ``name/part``."""
+        """Write each number of a record under its name, and numbers of nested objects under ``name/part``."""
         for name, value in record.items():
             parts = value if isinstance(value, Mapping) else {"": value}
             for part, number in parts.items():

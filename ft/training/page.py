@@ -1,4 +1,4 @@
-"""The page of a fine-tuning run: its losses and its evaluations, from the run's own files."""
+"""The report page of a fine-tuning run: losses and evaluations, read from the files of the run."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,23 +15,21 @@ from heads.report.web import Background, write_page
 
 MEASURES = {"accuracy": ("top1", "Accuracy (%)", 100.0), "nll": ("nll", "NLL (nats)", 1.0)}
 CURVES = {"lr": "learning rate", "gradient_norm": "norm of the gradient"}
-
-
 OWN_SPLIT = (
-    "Calibration, classes and confusions are those of update {} on {}, the split that chose it, where the new "
-    "temperature was fitted too: expect less elsewhere."
+    "Calibration, classes and confusions are those of update {} on {}. This split chose the update, and the new "
+    "temperature was fitted on it: expect worse results on other data."
 )
 
 
 def write_run_page(folder: str | Path, val: Dataset | None = None) -> Path:
-    """Write ``report.html`` of a run into its folder.
+    """Write ``report.html`` into the folder of a run.
 
-    A line per evaluation, losses and metrics over the updates, and what the best checkpoint did class by class.
+    It has a row per evaluation, curves of losses and metrics, and results of the best checkpoint by class.
 
     Parameters
     ----------
-    folder : of the run, with ``log.jsonl`` and ``options.json``
-    val : its selection split, for the last of these
+    folder : folder of the run, with ``log.jsonl`` and ``options.json``
+    val : selection split, for the results by class
     """
     folder = Path(folder)
     options: Json = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
@@ -58,12 +56,12 @@ def write_run_page(folder: str | Path, val: Dataset | None = None) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Json]]:
-    """The lines of the log by update; those of one update are joined, and of a resumed run the later ones count."""
+    """Log records by update; records of one update are merged, later ones winning."""
     found: dict[int, Json] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # left unfinished by a kill
+        except ValueError:  # cut off by a kill
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             found[line["step"]] = found.get(line["step"], {}) | line
@@ -74,7 +72,7 @@ def _curves(steps: Mapping[int, Json], judged: Mapping[int, Json]) -> Iterator[C
     logged = [(float(step), line) for step, line in steps.items() if "loss" in line]
     lines = {"loss": [(step, float(line["loss"])) for step, line in logged]}
     terms = dict.fromkeys(term for _, line in logged for term in line.get("terms", {}))
-    for name in terms if len(terms) > 1 else ():  # one is the loss itself
+    for name in terms if len(terms) > 1 else ():  # a single term is the loss itself
         lines[name] = [(step, float(line["terms"][name])) for step, line in logged if name in line.get("terms", {})]
     if logged:
         yield Curve("Loss and its terms" if len(terms) > 1 else "Loss", "update", "loss", lines)

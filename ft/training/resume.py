@@ -1,7 +1,7 @@
-"""The state of a run in one file, from which a killed run resumes.
+"""The saved state of a run, from which it resumes after a kill.
 
-Trained weights, optimiser, average and progress are stored in one safetensors file with JSON in its header, which is
-replaced atomically. No random state is saved: order, views, captions and random texts depend on seed and step alone.
+Trained weights, optimiser, average and progress are stored in one safetensors file with JSON in its header, replaced
+atomically. No random state is saved: order, views, captions and random texts depend only on the seed and the step.
 """
 
 import json
@@ -31,15 +31,10 @@ class Progression:
 
     Parameters
     ----------
-    step : int
-        Updates made.
-    best : float or None
-        Best value on the selection split.
-    best_step : int or None
-    seconds : float
-        Time spent in all attempts together.
-    history : list of dict
-        Results on the selection split.
+    step : updates made
+    best, best_step : best value of the metric on the selection split, and its step
+    seconds : running time, over all restarts
+    history : metrics on the selection split
     """
 
     step: int = 0
@@ -50,7 +45,7 @@ class Progression:
 
     @property
     def best_nll(self) -> float:
-        """NLL of the best step on the selection split, to which ties go."""
+        """NLL of the best step on the selection split, which breaks ties."""
         return next((float(row["nll"]) for row in self.history if row["step"] == self.best_step), math.inf)
 
 
@@ -78,7 +73,7 @@ def read_resume(path: Path, identity: Json) -> tuple[Json, dict[str, torch.Tenso
     Raises
     ------
     MismatchError
-        It belongs to a run with other options, data or model.
+        It was saved by a run with other options, data or model.
     TrainingError
         It cannot be read.
     """
@@ -121,12 +116,12 @@ def _same(known: Json, differing: list[str]) -> str:
 
 
 def restore(stepper: Stepper, average: EMA | SWA | None, record: Json, tensors: State) -> Progression:
-    """Restore the state that was read.
+    """Restore a saved state.
 
     Raises
     ------
     MismatchError
-        Its tensors do not match those of this run.
+        Its tensors do not match the model.
     """
     groups = {key: _unprefixed(key, tensors) for key in ("model", "optimizer", "average", "teacher")}
     check_shapes(shapes_of(stepper.model.trained()), shapes_of(groups["model"]), ("the model", "the saved state"))
@@ -149,7 +144,7 @@ def _unprefixed(prefix: str, state: State) -> dict[str, torch.Tensor]:
 
 
 def _optimizer_state(stepper: Stepper) -> dict[str, torch.Tensor]:
-    """``optimizer/NAME/exp_avg`` and so on; parameters that never had a gradient have no state."""
+    """``optimizer/NAME/exp_avg`` and so on; parameters that have had no gradient have no state."""
     return {
         f"optimizer/{name}/{key}": value
         for name, parameter in stepper.parameters.items()

@@ -1,4 +1,4 @@
-"""A run before its first update: model, starting head, regularisers, frozen prior, optimiser, order of the data."""
+"""Everything a run needs before its first update: model, head, regularisers, frozen prior, optimiser, data order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from ft.checkpoints.heads import load_head
 from ft.checkpoints.parents import folder_of, load_open_clip
 from ft.checkpoints.state import Json
 from ft.distributed import Place
+from ft.merging.splits import row_hashes
 from ft.objectives.base import Objective
 from ft.objectives.contrastive import OverPairs
 from ft.objectives.cross_entropy import OverHead
@@ -34,7 +35,7 @@ from ft.prior.prior import OnlinePrior, Prior, StoredPrior
 from ft.regularizers import REGULARIZERS
 from ft.regularizers.carot import SelfDistillation
 from ft.training.averages import EMA, SWA, Teacher
-from ft.training.data import Order, TrainedRows, few_shots, row_hashes
+from ft.training.data import Order, TrainedRows, few_shots
 from ft.training.model import Frozen, Trainable
 from ft.training.optim import make_optimizer, rates
 from ft.training.options import FinetuneOptions
@@ -43,7 +44,7 @@ from heads import HEADS, LinearClassifier, LinearHead, ZeroShot
 from heads.fitted.provenance import SplitRecord
 
 UNTRACKED = ("workers", "log_every", "tensorboard", "prior", "eval_start", "keep_every")
-"""Options that change no weight, in a resumed run either."""
+"""Options that change no weights, so that a resumed run may change them."""
 LATER = (
     "drop_last",
     "shots",
@@ -55,7 +56,7 @@ LATER = (
     "lora_tower",
     "lora_targets",
 )
-"""Options that older runs did not have."""
+"""Options that older versions do not know; recorded only where they differ from the default."""
 
 PROBES = {name: kind for name, kind in HEADS.items() if issubclass(kind, LinearClassifier) and kind.fits_on == "images"}
 
@@ -66,18 +67,12 @@ class Run:
 
     Parameters
     ----------
-    source : Path or dict
-        For `ft.checkpoints.folder.write_model_folder`: the model's folder, or its configuration.
-    trained_on, selected_on : dict
-        Name, split and digests of the training data and of the selection split, for provenance.
-    rate : callable
-        Learning rate of step 0, 1, ...
-    total : int
-        Updates of the run.
-    identity : dict
-        What a resumed run must have in common with the one that was killed, to go on bit for bit.
-    trained : TrainedRows
-        Which rows were trained on so far.
+    source : model folder, or the model's configuration, for `ft.checkpoints.folder.write_model_folder`
+    trained_on, selected_on : name, split and digests of the training and the selection split, for provenance
+    rate : learning rate as a function of the step 0, 1, ...
+    total : updates of the run
+    identity : options, model and data that a resumed run must share with the saved one to continue bit for bit
+    trained : rows trained on so far
     """
 
     place: Place
@@ -99,10 +94,11 @@ class Run:
 
     @cached_property
     def selected(self) -> SplitRecord | None:
-        """`selected_on` with the hashes of its rows, each of which is read for that once."""
+        """`selected_on` with the hashes of its rows, for which every sample is read once."""
         if self.val is None or self.selected_on is None:
             return None
-        return SplitRecord(self.selected_on, row_hashes(self.val))
+        hashes = row_hashes(self.val)
+        return SplitRecord(self.selected_on, np.unique(hashes[hashes != 0]))
 
 
 def prepare(
@@ -114,26 +110,26 @@ def prepare(
     place: Place,
     root: str | Path | None,
 ) -> Run:
-    """Load and build everything.
+    """Load the model and build everything else.
 
     Raises
     ------
     FeatcacheError
-        Model, head, data or options that do not exist or do not fit together.
+        The model, head, data or options do not exist or do not fit together.
     """
     trained_on, selected_on = split_record(dataset, root), None if val is None else split_record(val, root)
     if options.shots:
         dataset = few_shots(dataset, options.shots, options.seed)
         trained_on["sample"] = {"shots": options.shots, "seed": options.seed}
     if options.batch_norm and place.world > 1:
-        raise TrainingError("batch_norm under several processes would see each share alone; leave it off")
+        raise TrainingError(
+            "batch_norm: several processes would each normalise their own share of a batch; leave it off"
+        )
     if val is not None and selected_on is not None:
         if val.index.classnames != dataset.index.classnames:
-            raise MismatchError(f"{val.name}/{val.split} has other classes than {dataset.name}/{dataset.split}")
+            raise MismatchError(f"val {val.name}/{val.split} has other classes than {dataset.name}/{dataset.split}")
         if selected_on["dataset_key"] == trained_on["dataset_key"]:
-            raise TrainingError(
-                f"val {val.name}/{val.split} is the training split; select on images that are not trained on"
-            )
+            raise TrainingError(f"val {val.name}/{val.split} is the training split; expected images that are held out")
     encoder = load_open_clip(
         model, pretrained, device=place.device, precision=options.precision, preprocess=options.preprocess
     )
@@ -182,21 +178,21 @@ def make_order(n: int, options: FinetuneOptions, place: Place) -> Order:
     Raises
     ------
     TrainingError
-        Batches that the data set, the processes, the micro-batches or a regulariser cannot do with.
+        The batch size does not suit the data set, the processes, the micro-batches or a regulariser.
     """
     order = Order(n, options.batch_size, options.seed, options.shuffle, place.rank, place.world, options.drop_last)
     if options.accumulate > (share := options.batch_size // place.world):
         raise TrainingError(f"accumulate {options.accumulate}: a process has only {share} images per update")
     if "variance_covariance" in options.regularizers and order.images_per_epoch % options.batch_size == 1:
         raise TrainingError(
-            f"variance_covariance: the last of {n} images would be a batch of its own, and a covariance needs two; "
+            f"variance_covariance: the last batch of {n} images would hold one image, and a covariance needs two; "
             "take another --batch-size, or --drop-last"
         )
     return order
 
 
 def _tracked(options: FinetuneOptions) -> Json:
-    """Options that a resumed run must share; a later one only where it is set, so that older runs can be resumed."""
+    """Options that a resumed run must share."""
     values, defaults = options.to_dict(), FinetuneOptions().to_dict()
     return {
         name: value
@@ -206,7 +202,7 @@ def _tracked(options: FinetuneOptions) -> Json:
 
 
 def split_record(dataset: Dataset, root: str | Path | None = None) -> Json:
-    """Name, split and digests of a data set, as provenance records them."""
+    """Name, split and digests of a data set for provenance."""
     return {
         "name": dataset.name,
         "split": dataset.split,
@@ -217,14 +213,12 @@ def split_record(dataset: Dataset, root: str | Path | None = None) -> Json:
 
 @dataclass
 class RunSetting:
-    """What a run is built from; the `ft.regularizers.base.Setting` of its regularisers.
+    """Model, data and options of a run, offered to regularisers as their `ft.regularizers.base.Setting`.
 
     Parameters
     ----------
-    encoder : OpenClipEncoder
-        Before training.
-    frozen : Frozen or None
-        Its frozen copy; None where no regulariser needs one.
+    encoder : the initial model
+    frozen : its frozen copy; None if no regulariser needs one
     """
 
     encoder: OpenClipEncoder
@@ -264,7 +258,7 @@ class RunSetting:
         return torch.from_numpy(store.ctx.copy())
 
     def text_store(self, templates: str | None = None) -> TextStore:
-        """Text store of the data set's classes under the run's prompts, or under other templates."""
+        """Text store of the data set's classes, with the run's prompts or with other templates."""
         options, names = self.options, self.dataset.index.classnames
         prompts = load_prompt_file(options.prompts) if options.prompts and templates is None else None
         chosen = None if prompts is not None else load_templates(templates or options.templates)
@@ -279,7 +273,7 @@ class RunSetting:
         return fill(load_templates(self.options.templates), names)
 
     def evaluated_captions(self) -> list[list[str]] | None:
-        """Prompts of the zero-shot classifier of a contrastive run; None for its captions."""
+        """Prompts of the evaluated classifier of a contrastive run; None if they are its captions."""
         options, names = self.options, self.dataset.index.classnames
         if not options.eval_templates and not set(options.eval_names) & set(names):
             return None
@@ -287,17 +281,17 @@ class RunSetting:
         return fill(load_templates(options.eval_templates or options.templates), shown)
 
     def starting_head(self) -> Head:
-        """The head at the start of training, from `FinetuneOptions.head`.
+        """The initial head, from `FinetuneOptions.head`.
 
         ``ridge`` and ``logistic`` are fitted on the store of the training split, which is encoded if it does not exist:
-        a probe and the fine-tuning after it (LP-FT, arXiv 2202.10054) encode the images once.
+        a linear probe and the fine-tuning after it (LP-FT, arXiv 2202.10054) encode the images once.
 
         Raises
         ------
         HeadError, TrainingError
-            A head that is neither known nor a file.
+            The head is neither a known name nor a file.
         MismatchError
-            A fitted head of another encoder or class list.
+            A fitted head belongs to another encoder or class list.
         """
         options, encoder = self.options, self.encoder
         if options.head == "zeros":
@@ -321,7 +315,7 @@ class RunSetting:
                 "that `featcache fit` wrote, or a .ckpt of Lipsum-FT with cls in it"
             )
         head = load_head(self.options.head, self.dataset.index.classnames, lambda: self.logit_scale)
-        # checked against the store that encoding the training split would make
+        # check it as if against the store of the training split, which may not exist
         store = SimpleNamespace(
             name=f"{self.dataset.name}/{self.dataset.split}",
             encoder_key=encoder_key(self.encoder),
@@ -344,7 +338,7 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
     needs = frozenset[str]().union(*(REGULARIZERS[name].needs for name in options.regularizers))
     frozen = setting.frozen = model.frozen() if needs & FROZEN else None
     initial = model.trained() if "initial_parameters" in needs else {}
-    new = "head." if options.head == "zeros" else "\0"  # a head of zeros is new: it has no initial values
+    new = "head." if options.head == "zeros" else "\0"  # L2-SP treats a head of zeros as new: without initial values
     objective: Objective
     if model.head is None:
         evaluated = setting.evaluated_captions()
@@ -358,7 +352,7 @@ def make_stepper(setting: RunSetting, options: FinetuneOptions, view: View, data
     taught = [term for _, term in regularizers.values() if isinstance(term, SelfDistillation)]
     prior: Prior | None = None
     if frozen is not None:
-        # The frozen tower computes as the trained one does, by autocast; a compiled one rounds differently.
+        # autocast applies to the frozen tower too; compiling changes its rounding
         tower = (
             encoder.image_identity | {"precision": options.precision} | ({"compiled": True} if options.compile else {})
         )

@@ -1,12 +1,12 @@
 """One update: features, objective, regularisers, gradients, optimiser.
 
-A large batch can be split into micro-batches; the update is that of the whole batch either way. Terms that are means
-over rows (cross entropy, Lipsum, distillation) are added up over the micro-batches. Terms of the batch as a whole (the
-contrastive loss, variance-covariance) need all features at once: these are computed without a graph, then the loss and
-its gradient with respect to them; each micro-batch is computed again to propagate that gradient into the tower (Gao et
-al., arXiv 2101.06983), which costs one more forward pass.
+A large batch can be split into micro-batches without changing the update. Terms that are means over rows (cross
+entropy, Lipsum, distillation) are summed over the micro-batches. Terms of the whole batch (the contrastive loss,
+variance-covariance) need all features at once. These are first computed without a graph, then the loss and its gradient
+with respect to them; a second forward pass of each micro-batch propagates that gradient into the tower (Gao et al.,
+arXiv 2101.06983).
 
-The loss stays on its device until a log line is due: one wait for the device per line instead of one per step.
+Losses stay on the device until a log line is due, so that only log lines wait for the device.
 """
 
 import math
@@ -30,14 +30,14 @@ from ft.training.optim import set_rate
 from ft.training.options import FinetuneOptions
 
 FROZEN = frozenset({"frozen_features", "frozen_logits"})
-SMALLEST_SCALE = 1.0  # of fp16's losses
+SMALLEST_SCALE = 1.0  # loss scale of fp16
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Update:
-    """Result of an update: weighted terms of the loss (their sum is the loss), gradient norm, learning rate."""
+    """Result of an update: weighted terms of the loss, which sum to it, gradient norm and learning rate."""
 
     terms: Mapping[str, torch.Tensor]
     gradient_norm: torch.Tensor
@@ -50,10 +50,8 @@ class Ledger:
 
     Parameters
     ----------
-    world : int
-        Number of processes; their losses are averaged.
-    half : bool
-        fp16: gradients that overflow are expected now and then, and their updates skipped.
+    world : number of processes, over which losses are averaged
+    half : whether training is in fp16, where gradients overflow now and then and those updates are skipped
     """
 
     world: int
@@ -65,19 +63,17 @@ class Ledger:
         self._updates.append(update)
 
     def read(self, step: int, scale: float) -> Json:
-        """Means over the updates since the last reading, as the log's record of step `step`, the last of them.
+        """Log record of step `step`: means over the updates since the last call.
 
         Parameters
         ----------
-        step : int
-            Updates made.
-        scale : float
-            The loss scale of fp16.
+        step : updates made
+        scale : loss scale of fp16
 
         Raises
         ------
         DivergedError
-            A loss or, outside of fp16, a gradient is not finite; or the loss scale of fp16 has fallen below 1.
+            A loss is not finite; a gradient is not finite (except in fp16); or the loss scale of fp16 is below 1.
         """
         updates, self._updates = self._updates, []
         names = list(updates[0].terms)
@@ -111,23 +107,12 @@ class Stepper:
 
     Parameters
     ----------
-    model : Trainable
-    objective : Objective
-    regularizers : mapping of name -> (lambda, Regularizer)
-    optimizer : torch.optim.Optimizer
-    scaler : torch.amp.GradScaler
-        Enabled with fp16 only.
-    options : FinetuneOptions
-    generator : torch.Generator
-        Source of the regularisers' random numbers.
-    prior : Prior, optional
-        Frozen features, if a regulariser needs them.
-    frozen_head : Head, optional
-        Frozen logits, if a regulariser needs them.
-    initial : mapping of name -> tensor
-        Initial values of the trained parameters, if a regulariser needs them.
-    teacher : Teacher, optional
-        Moving average of the model, if a regulariser needs its logits.
+    regularizers : weight (lambda) and term by name
+    scaler : enabled with fp16 only
+    generator : random numbers of the regularisers
+    prior, frozen_head, initial, teacher
+        Frozen features, frozen logits, initial values of the trained parameters, and the moving average of the model;
+        only where a regulariser needs them.
     """
 
     model: Trainable
@@ -175,7 +160,7 @@ class Stepper:
         batch: TrainingBatch,
         taught: torch.Tensor | None = None,
     ) -> Tensors:
-        """The objective, and each regulariser times its lambda, for features (N, D) of a batch."""
+        """The objective and each regulariser, with their weights, for the features (N, D) of a batch."""
         objective, logits = self.objective(features, batch)
         step = Step(
             features=features,
@@ -201,7 +186,7 @@ class Stepper:
 
     @torch.no_grad()
     def _taught(self, batch: TrainingBatch, parts: list[TrainingBatch]) -> torch.Tensor | None:
-        """Logits of the teacher; before the model's own pass, after which its weights must stay until the gradient."""
+        """Logits of the teacher, whose weights replace the model's; so this comes before the model's forward pass."""
         if self.teacher is None:
             return None
         with self.model.evaluating(), self.model.holding(self.teacher.state_dict()):
@@ -209,7 +194,7 @@ class Stepper:
             return self.objective.logits(features, batch)
 
     def _add_up(self, parts: list[TrainingBatch], rows: int) -> Tensors:
-        """Backward pass part by part, weighted by rows."""
+        """Forward and backward pass part by part, weighted by rows."""
         totals: Tensors = {}
         for part in parts:
             frozen, taught = self._frozen(part), self._taught(part, [part])
@@ -220,7 +205,7 @@ class Stepper:
         return totals
 
     def _through_features(self, batch: TrainingBatch, parts: list[TrainingBatch]) -> Tensors:
-        """Backward pass from the loss of the whole batch to its features, then from these into the tower."""
+        """Backward pass from the loss of the whole batch to the features, then part by part into the tower."""
         frozen, taught = [self._frozen(part) for part in parts], self._taught(batch, parts)
         with torch.no_grad():
             values = torch.cat([self.model.image_features(part.images) for part in parts])
@@ -236,7 +221,7 @@ class Stepper:
         return {name: term.detach() for name, term in terms.items()}
 
     def _clip(self) -> torch.Tensor:
-        """Norm of the whole gradient, which is scaled down to `clip` if it is larger."""
+        """Clip the gradient to a norm of `clip`, and return its norm before that."""
         if self.options.clip is not None:
             return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.options.clip)
         norms = [torch.linalg.vector_norm(p.grad) for p in self.parameters.values() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""Evaluation on the selection split; of the best checkpoint the features are kept, from which its page is made."""
+"""Evaluation on the selection split; the features of the best checkpoint are kept for the report page."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +23,9 @@ FEATURES = "best_val.safetensors"
 
 
 class Judged(NamedTuple):
-    """Metrics, ``accuracy`` as a fraction and ``nll`` in nats, and features (N, D) in float16.
+    """Metrics (``accuracy`` as a fraction, ``nll`` in nats) and features (N, D) in float16.
 
-    Rows that another process has evaluated are zero.
+    Features of rows evaluated by other processes are zero.
     """
 
     metrics: dict[str, float]
@@ -36,8 +36,8 @@ class Judged(NamedTuple):
 def validate(model: Trainable, objective: Objective, dataset: Dataset, place: Place, workers: int) -> Judged:
     """Evaluate the current model on a data set without augmentation.
 
-    Each process takes every world-th batch. The model is left as it was, running statistics of batch normalisation
-    included: the selection split has no influence on it.
+    Each process takes every world-th batch. The model is not changed, not even the running statistics of batch
+    normalisation.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def validate(model: Trainable, objective: Objective, dataset: Dataset, place: Pl
 
 
 def keep_features(features: torch.Tensor, out: Path, step: int, place: Place) -> None:
-    """Write the features, those of all processes, of the selection split under the best checkpoint so far."""
+    """Gather the features of the selection split under the best checkpoint so far, and write them."""
     if place.world > 1:
         features = total(features.to(place.device)).cpu()
     if place.first:
@@ -76,16 +76,16 @@ def keep_features(features: torch.Tensor, out: Path, step: int, place: Place) ->
 
 
 def best_step(out: Path) -> int | None:
-    """The update of the best checkpoint, whose features were kept; None where none were."""
+    """Step of the best checkpoint whose features were kept; None if there are none."""
     path = out / FEATURES
     return int(read_metadata(path)["step"]) if path.exists() else None
 
 
 def best_details(out: Path, val: Dataset) -> list[Detail]:
-    """Calibration, classes and confusions of the best checkpoint on its selection split, from the features of a run.
+    """Calibration, classes and confusions of the best checkpoint on its selection split, from the kept features.
 
-    The second reliability diagram has a temperature of that split itself. A run of an earlier version kept no features:
-    there are no details.
+    The second reliability diagram uses a temperature fitted on that same split. Empty for runs of earlier versions,
+    which kept no features.
     """
     step = best_step(out)
     if step is None:
@@ -93,7 +93,7 @@ def best_details(out: Path, val: Dataset) -> list[Detail]:
     head, index = load(head_path(out, BEST)), val.index
     features = read_state(out / FEATURES)["features"]
     if head.provenance["params"].get("step") != step or len(features) != len(index):
-        return []  # a run that was begun anew, or killed between the two
+        return []  # the run was started again, or killed between writing the head and the features
     store = ResidentStore(
         features,
         index.labels,

@@ -1,8 +1,8 @@
-"""The activation that a checkpoint was trained with: what is known from its file, and what has to be assumed.
+"""The activation that a checkpoint was trained with: known from its file, or assumed.
 
-OpenAI's weights need QuickGELU; in a GELU architecture they lose four ImageNet points without an error (see
-`featcache.encoders.checkpoints`). A conversion takes the activation from its base: a known difference is refused, and
-an assumption is reported.
+OpenAI's weights need QuickGELU; in a GELU architecture they silently lose four points of ImageNet accuracy (see
+`featcache.encoders.checkpoints`). A conversion uses the activation of its base. A known difference is refused, and an
+assumption is reported.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ NAMES = {True: "QuickGELU", False: "GELU"}
 
 
 class KnownActivation(NamedTuple):
-    """What is known of the activation of a checkpoint."""
+    """What is known about the activation of a checkpoint."""
 
     what: str
-    """The checkpoint, in words."""
+    """Kind of checkpoint, for messages."""
     quick_gelu: bool | None = None
-    """Its activation; None if unknown."""
+    """None if unknown."""
     sure: bool = False
     """Whether nothing has to be assumed."""
 
 
 def activation_of_file(file: Path) -> KnownActivation:
-    """By the kind of the file: OpenAI's files are known by digest, other archives in their layout by its keys."""
+    """From the kind of file: OpenAI's are recognised by digest, other archives in their layout by their keys."""
     if is_flax(file):
         return KnownActivation("Lipsum-FT's .ckpt (its default start is OpenAI's model, which uses QuickGELU)")
     if not is_torchscript(file):
@@ -41,17 +41,17 @@ def activation_of_file(file: Path) -> KnownActivation:
     if model is not None:
         return KnownActivation(f"OpenAI's file of {model}", True, sure=True)
     if is_openai_file(file, ()):
-        return KnownActivation("an archive in OpenAI's layout, with the digest of none of OpenAI's files", True)
+        return KnownActivation("an archive in OpenAI's layout, but none of OpenAI's files", True)
     return KnownActivation("a TorchScript archive of unknown origin")
 
 
 def activation_of_config(configuration: Json) -> KnownActivation:
-    """By the configuration of a model folder."""
+    """From the configuration of a model folder."""
     return KnownActivation("a model folder", _quick_gelu(configuration), sure=True)
 
 
 def activation_of_module(quick_gelu: bool | None) -> KnownActivation:
-    """By the layers of a pickled module that is trusted."""
+    """From the layers of a trusted pickled module."""
     if quick_gelu is None:
         return KnownActivation("a pickled object (wise-ft starts from OpenAI's models, which use QuickGELU)")
     return KnownActivation("a pickled module", quick_gelu, sure=True)
@@ -60,24 +60,19 @@ def activation_of_module(quick_gelu: bool | None) -> KnownActivation:
 def check_base_activation(
     source: str, known: KnownActivation, configuration: Json, model: str, flag: str = "--base"
 ) -> None:
-    """Refuse a checkpoint that is known to have another activation than the model it is loaded into.
+    """Refuse a checkpoint whose known activation differs from that of the model it is loaded into.
 
     Parameters
     ----------
-    source : str
-        The checkpoint.
-    known : KnownActivation
-    configuration : mapping
-        ``model_cfg`` and ``preprocess_cfg`` of the model.
-    model : str
-        Its name for `featcache.encoders.load_encoder`.
-    flag : str
-        The argument that names the model.
+    source : the checkpoint
+    configuration : ``model_cfg`` and ``preprocess_cfg`` of the model
+    model : its name for `featcache.encoders.load_encoder`
+    flag : the argument that names the model
 
     Raises
     ------
     ActivationMismatchError
-        Naming a model with the right activation.
+        Names a model with the right activation.
     """
     quick = _quick_gelu(configuration)
     remedy = f"{flag} with a model that computes {NAMES[not quick]}" + ("" if quick else f", such as {LIKE}")
@@ -86,15 +81,15 @@ def check_base_activation(
 
 
 def assumption(source: str, known: KnownActivation, configuration: Json, model: str) -> str | None:
-    """One line on the activation that is assumed; None if none is."""
+    """A line on the assumed activation; None if nothing is assumed."""
     if known.sure:
         return None
     quick = _quick_gelu(configuration)
     line = f"{source}: {known.what} does not say its activation; {NAMES[quick]} is assumed, which {model} computes"
     if known.quick_gelu is None and not quick:
         line += (
-            "; weights that began as OpenAI's would lose points of accuracy without an error: for them name a base "
-            f"with QuickGELU, such as {LIKE}"
+            "; weights fine-tuned from OpenAI's would silently lose accuracy: for them name a base with QuickGELU, "
+            f"such as {LIKE}"
         )
     return line
 

@@ -1,6 +1,6 @@
 """Folders for ``transformers.CLIPModel.from_pretrained``, and the names of its tensors.
 
-open_clip and Hugging Face hold the same numbers under different names. Hugging Face separates query, key and value,
+open_clip and Hugging Face store the same numbers under different names. Hugging Face separates query, key and value,
 which open_clip stacks, and stores both projections transposed, as weights of linear layers.
 """
 
@@ -77,7 +77,7 @@ def _layer_to_huggingface(key: str, value: torch.Tensor) -> Iterator[tuple[str, 
 
 
 def from_huggingface(state: State) -> dict[str, torch.Tensor]:
-    """The inverse of `to_huggingface`, of a whole model or of one tower.
+    """The inverse of `to_huggingface`, for a whole model or one tower.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def huggingface_config(configuration: Json) -> Json:
     Raises
     ------
     EncoderError
-        CLIPModel does not have the architecture: ResNets, timm towers, average pooling, other position embeddings.
+        CLIPModel does not support the architecture: ResNets, timm towers, average pooling, other position embeddings.
     """
     model = configuration["model_cfg"]
     vision, text = model["vision_cfg"], model["text_cfg"]
@@ -181,18 +181,14 @@ def write_huggingface(configuration: Json, state: State, out: str | Path, *, ove
 
     Parameters
     ----------
-    configuration : mapping
-        open_clip's ``model_cfg`` and ``preprocess_cfg``.
-    state : mapping of name -> tensor
-        open_clip's state dict.
-    out : str or Path
-        The new folder, created atomically.
-    overwrite : bool
+    configuration : open_clip's ``model_cfg`` and ``preprocess_cfg``
+    state : open_clip's state dict
+    out : the new folder, created atomically
 
     Raises
     ------
     EncoderError
-        CLIPModel does not have the architecture or a tensor; `out` exists.
+        CLIPModel does not support the architecture or a tensor, or `out` exists.
     """
     out = Path(out)
     config, renamed = huggingface_config(configuration), to_huggingface(state)

@@ -2,11 +2,11 @@
 
 =========================== ==========================================================================================
 ``best_acc.ckpt``           ``{cls (D, C), ext {vision_model {...}, visual_projection (W, D), logit_scale ()}}``: the
-                            trained part; the frozen text tower is not in it
+                            trained part, without the frozen text tower
 ``imagenet2012.ckpt``,      ``{cls (D, C), ctx (D, T), raw (D, T, C)}``: zero-shot heads, without the logit scale,
-``domainnet.ckpt``          which lies two folders up
+``domainnet.ckpt``          which is in ``../logit_scale.ckpt``
 ``logit_scale.ckpt``        a number, not exponentiated
-``visual_projection.ckpt``, ``{kernel (in, out)}``; only the file's name says which one it is
+``visual_projection.ckpt``, ``{kernel (in, out)}``; only the file name tells them apart
 ``text_projection.ckpt``
 =========================== ==========================================================================================
 
@@ -41,12 +41,12 @@ class LipsumCheckpoint(NamedTuple):
 
     @property
     def has_tower(self) -> bool:
-        """Whether the image tower is in it."""
+        """Whether it holds the image tower."""
         return "visual.conv1.weight" in self.state
 
 
 def read_lipsum(path: str | Path) -> LipsumCheckpoint:
-    """The tensors of a file of Lipsum-FT, or of an ``ext`` map alone.
+    """Read the tensors of a file of Lipsum-FT, or of a bare ``ext`` map.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def read_lipsum(path: str | Path) -> LipsumCheckpoint:
 
 
 def logit_scale_of(path: str | Path) -> float | None:
-    """The exponentiated logit scale that belongs to a file: in it, beside it, or in the folder above.
+    """The exponentiated logit scale in a file, in ``logit_scale.ckpt`` beside it, or in the folder above.
 
     `setup.py` of Lipsum-FT writes ``MODEL/logit_scale.ckpt`` and ``MODEL/TEMPLATES/DATA.ckpt``.
     """
@@ -92,7 +92,7 @@ def write_lipsum(state: State, weights: torch.Tensor | None, out: str | Path) ->
     Raises
     ------
     EncoderError
-        The architecture is not a plain ViT, which is all that Lipsum-FT's model can be.
+        The architecture is not a plain ViT, the only one that Lipsum-FT supports.
     """
     named = to_huggingface(state)
     tree: Json = {}
@@ -111,7 +111,7 @@ def write_lipsum(state: State, weights: torch.Tensor | None, out: str | Path) ->
 
 
 def write_lipsum_folder(state: State, folder: Path) -> None:
-    """What `setup.py` of Lipsum-FT writes for a model: the logit scale and both projections, a file each."""
+    """Write the files of Lipsum-FT's `setup.py`: the logit scale and both projections."""
     write_flax(state[SCALE], folder / f"{SCALE}.ckpt")
     for stem, key in PROJECTIONS.items():
         write_flax({"kernel": state[key]}, folder / f"{stem}.ckpt")
@@ -127,7 +127,7 @@ def _tower(extractor: Json) -> dict[str, torch.Tensor]:
 
 
 def _flatten(tree: Json, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The arrays under the names and in the layout of torch's layers."""
+    """Arrays with the names and the layout of torch's layers."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Pickled modules, as wise-ft saves them: read only if the user trusts the file, and in a separate process.
+"""Pickled modules, such as those of wise-ft: read only if the user trusts the file, and in a separate process.
 
-Unpickling runs code. No check of the file can show that this code is harmless, and the separate process protects the
-memory of this one, not the machine. So nothing is unpickled without an explicit request (``convert --trust``).
+Unpickling runs code. No check of the file can show that this code is harmless, and a separate process protects the
+memory of this one, but not the machine. Nothing is unpickled without an explicit request (``convert --trust``).
 """
 
 import logging
@@ -32,13 +32,11 @@ class Pickled(NamedTuple):
 
 
 def read_pickled(path: str | Path, *, trust: bool) -> Pickled:
-    """The tensors of a pickled module or state dict; logs a warning that its code runs.
+    """Read the tensors of a pickled module or state dict; logs a warning that its code runs.
 
     Parameters
     ----------
-    path : str or Path
-    trust : bool
-        Allow the code in the file to run, with the rights of the user.
+    trust : allow the code in the file to run, with the rights of the user
 
     Raises
     ------
@@ -48,11 +46,11 @@ def read_pickled(path: str | Path, *, trust: bool) -> Pickled:
     file = Path(path).resolve()
     if not trust:
         raise EncoderError(
-            f"{path}: a pickled Python object, which is not read: unpickling runs whatever code the file holds. If you "
-            "trust whoever made it, --trust (featcache convert --trust FILE OUT) runs that code, in a process of its "
-            "own but with your rights, and takes the tensors"
+            f"{path}: a pickled Python object, which is not read: unpickling runs any code in the file. If you trust "
+            "its author, --trust (featcache convert --trust FILE OUT) runs that code, in a separate process but with "
+            "your rights, and reads the tensors"
         )
-    LOG.warning("%s: --trust runs the code in this file, in a process of its own but with your rights", path)
+    LOG.warning("%s: --trust runs the code in this file, in a separate process but with your rights", path)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tensors.safetensors"
         command = [sys.executable, "-I", str(SCRIPT), str(file), str(out)]

@@ -2,7 +2,7 @@
 
 ``python -I trusted.py FILE OUT`` unpickles FILE, which **runs the code in the file**, and writes the tensors of its
 module or state dict to OUT as safetensors, with the class of the module's activation in the header. Classes that are
-not installed (wise-ft pickles its own) become empty subclasses of `torch.nn.Module`: only their tensors are needed.
+not installed, such as those of wise-ft, become empty subclasses of `torch.nn.Module`: only their tensors are needed.
 """
 
 import pickle
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 
 class Unpickler(pickle.Unpickler):
-    """Unpickler that replaces classes that cannot be imported by empty modules."""
+    """Unpickler that replaces missing classes by empty modules."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The class of that name, or an empty module."""

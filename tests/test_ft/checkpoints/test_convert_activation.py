@@ -131,7 +131,7 @@ def test_archive_in_openais_layout_is_assumed_to_need_quickgelu(
 ) -> None:
     convert(archive, tmp_path / "out", base="small-quickgelu")
     (line,) = warned(caplog)
-    assert "digest of none of OpenAI's files" in line
+    assert "but none of OpenAI's files" in line
     assert "QuickGELU is assumed" in line
 
 

@@ -123,7 +123,7 @@ def test_class_names_must_be_those_of_the_head(tuned: dict[str, torch.Tensor], t
 
 def test_weights_of_a_base_belong_to_an_architecture(tuned: dict[str, torch.Tensor], tmp_path: Path) -> None:
     write_folder(tmp_path / "base", make_model(0))
-    with pytest.raises(EncoderError, match="Name it with --base"):
+    with pytest.raises(EncoderError, match="name it with --base"):
         convert(tmp_path / "best_acc.ckpt", tmp_path / "out", pretrained="openai")
     with pytest.raises(EncoderError, match="has weights of its own"):
         convert(tmp_path / "best_acc.ckpt", tmp_path / "out", base=str(tmp_path / "base"), pretrained="openai")

@@ -26,9 +26,9 @@ def test_the_refusal_names_trust_and_says_what_it_does(
     error = capsys.readouterr().err
     for words in (
         "finetuned.pt: a pickled Python object, which is not read",
-        "unpickling runs whatever code the file holds",
+        "unpickling runs any code in the file",
         "featcache convert --trust FILE OUT",
-        "in a process of its own but with your rights",
+        "in a separate process but with your rights",
     ):
         assert words in error
     assert error.count("\n") == 1
@@ -41,7 +41,7 @@ def test_trust_warns_in_one_line_on_stderr(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as on the command line: pytest's own are taken away
     assert main([*command, "--trust"]) == 0
     file = tmp_path / "finetuned.pt"
-    expected = f"{file}: --trust runs the code in this file, in a process of its own but with your rights\n"
+    expected = f"{file}: --trust runs the code in this file, in a separate process but with your rights\n"
     assert capsys.readouterr().err == expected
     assert (tmp_path / "out" / "open_clip_model.safetensors").exists()
 

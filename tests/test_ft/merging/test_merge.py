@@ -126,7 +126,7 @@ def test_regmean_reads_the_moments_beside_the_models(tmp_path: Path, capsys: pyt
     folders = [str(tmp_path / f"m{number}") for number in (1, 2)]
     words = ["merge", "regmean", *folders, "-o", str(tmp_path / "out")]
     assert main(words) == 2
-    assert "no such moments; make them with `featcache moments DATASET:SPLIT --model" in capsys.readouterr().err
+    assert "no such file; make it with `featcache moments DATASET:SPLIT --model" in capsys.readouterr().err
     made = [
         run(capsys, "moments", "digits:val", "--limit", "4", "--model", f"local-dir:{folder}", "--quiet")
         for folder in folders

@@ -121,7 +121,7 @@ def test_other_weights_than_the_run_began_with_are_refused() -> None:
     with pytest.raises(MismatchError, match="RUN began with other weights than small/zero has now"):
         wise(run / "start", run / "last", [0.5], "out")
     Path("zero.safetensors").unlink()
-    with pytest.raises(EncoderError, match=r"RUN began with small, which cannot be loaded again: --pretrained .*zero"):
+    with pytest.raises(EncoderError, match=r"RUN began with small, which cannot be loaded: --pretrained .*zero"):
         wise(run / "start", run / "last", [0.5], "out")
     assert not Path("out").exists()
 

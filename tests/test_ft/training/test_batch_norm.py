@@ -125,11 +125,11 @@ def test_frozen_passes_keep_all_statistics(resnet: str) -> None:
     run = trained(resnet)
     model, images = run.stepper.model, batch_of(run).images
     frozen = model.frozen()
-    before = statistics(frozen._model), statistics(model)
+    before = statistics(frozen.model), statistics(model)
     found = frozen.image_features(images)
     assert torch.equal(frozen.image_features(images), found)
     torch.testing.assert_close(frozen.image_features(images[:3]), found[:3], rtol=1e-4, atol=1e-5)
-    assert same(statistics(frozen._model), before[0])
+    assert same(statistics(frozen.model), before[0])
     assert same(statistics(model), before[1])
     run.stepper.update(batch_of(run, 2), 1e-2)
     assert torch.equal(frozen.image_features(images), found)

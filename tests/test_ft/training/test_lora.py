@@ -156,7 +156,7 @@ def test_matrices_under_the_names_of_other_libraries() -> None:
         ({"lora_rank": 2, "lora_tower": "text"}, "the text tower is not trained"),
         ({"lora_rank": 2, "train": ("head",)}, "no tower is trained"),
         ({"lora_rank": 2, "lora_targets": ("q",)}, r"lora_targets \['q'\]: expected some of query"),
-        ({"lora_rank": 2, "regularizers": {"l2sp": 1.0}}, "l2sp pulls parameters"),
+        ({"lora_rank": 2, "regularizers": {"l2sp": 1.0}}, "l2sp penalises changes"),
         ({"lora_rank": -1}, "lora_rank -1: expected zero or more"),
     ],
 )

@@ -329,7 +329,7 @@ def test_the_callers_random_state_is_left_alone(model: str, tmp_path: Path) -> N
         ({"steps": 0}, "steps 0: expected a positive number"),
         ({"epochs": 2}, "epochs 2 and steps 3: give one of the two"),
         ({"train": ("vision",)}, "train vision: expected some of image"),
-        ({"train": ("text",)}, "not a part of the objective cross_entropy"),
+        ({"train": ("text",)}, "not used by the objective cross_entropy"),
         ({"regularizers": {"ewc": 1.0}}, "regularizer 'ewc': expected one of lipsum"),
         ({"regularizers": {"l2sp": "much"}}, "weight 'much'"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0"),
@@ -350,7 +350,7 @@ def test_invalid_options_are_refused(changes: dict[str, Any], message: str) -> N
     [
         ({"head": "nowhere.safetensors"}, "no such file; expected zero_shot, zeros"),
         ({"batch_size": 25}, "the data set has 24 images; take a smaller --batch-size, or --no-drop-last"),
-        ({"batch_size": 23, "drop_last": False, "regularizers": {"variance_covariance": 1.0}}, "a batch of its own"),
+        ({"batch_size": 23, "drop_last": False, "regularizers": {"variance_covariance": 1.0}}, "would hold one image"),
         ({"accumulate": 9}, "only 8 images per update"),
         ({"freeze_layers": 3}, "has 2 blocks"),
         ({"regularizers": {"lipsum": {"weight": 1.0, "mode": "fresh"}}}, "expected random"),

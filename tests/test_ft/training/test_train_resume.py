@@ -214,7 +214,8 @@ def test_refusing_another_run_names_the_flags_that_resume_it(
     with pytest.raises(MismatchError, match=re.escape(words)):
         read_resume(path, new)
     found = read_resume(path, old | {"drop_last": True})  # the default of an option that the older run did not know
-    assert found is not None and found[0] == record
+    assert found is not None
+    assert found[0] == record
 
 
 def test_a_damaged_state_is_refused(killed: Path, model: str, tmp_path: Path) -> None:
