@@ -143,7 +143,7 @@ def process_group(device: str | None = None, timeout: timedelta | None = None) -
 
     Parameters
     ----------
-    device : str, optional
+    device
         Device of this process: nccl is used for ``cuda``, gloo for ``cpu``. Default: the CUDA device of its local rank
         where the machine has one for every process.
     timeout : timedelta, optional

@@ -61,8 +61,7 @@ class Printed:
 
     Parameters
     ----------
-    stream : text file
-        Default: stderr.
+    stream : default: stderr
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:

@@ -76,9 +76,9 @@ text digits --device quantum | --device quantum; expected cpu, cuda
 list --root nowhere | --root nowhere: no such folder; name the folder of the stores
 list digits | unrecognized arguments: digits; see `featcache list --help`
 info | required: STORE
-3 info digits/tset | no store of that name; the nearest: digits/test@tiny; `featcache list`
+3 info digits/tset | no store of that name; similar: digits/test@tiny; `featcache list`
 3 info nowhere | nowhere: no such folder, and no store of that name
-3 info digits/test@other | digits/test@other; the nearest: digits/test@tiny
+3 info digits/test@other | digits/test@other; similar: digits/test@tiny
 3 verify digits/none | digits/none; `featcache list` shows all
 verify digits/test --against nowhere | unknown source 'nowhere'; Expected source:argument
 3 rm digits/none | digits/none: no such folder
@@ -116,7 +116,7 @@ doctor --root x.png | --root x.png: expected a folder, got a file
 fit rigde digits/val -o new.safetensors | unknown head 'rigde'; did you mean ridge?
 fit ridge | required: STORE, -o/--output
 fit ridge digits/val | required: -o/--output
-3 fit ridge digits/none -o new.safetensors | digits/none; the nearest: digits/test@tiny
+3 fit ridge digits/none -o new.safetensors | digits/none; similar: digits/test@tiny
 fit ridge digits/val -o new.safetensors --set alpha=1 | --set alpha=1: expected NAME=VALUE with one of add_prior, alphas
 fit ridge digits/val -o new.safetensors --set alphas=1,2 | '1,2' is not a JSON value; quote strings twice
 fit ridge digits/val -o new.safetensors --set alphas | --set alphas: expected NAME=VALUE
@@ -175,7 +175,7 @@ predict ridge.safetensors x.png --top 0 | top = 0; expected at least 1
 predict missing.safetensors x.png | missing.safetensors: no such file
 predict ridge.safetensors @missing.txt | no such list file: missing.txt
 retrieve digits/test | got 0 of TEXTS, --captions, --caption-column; expected one of them
-3 retrieve digits/test texts/none | texts/none; the nearest: texts/digits@tiny
+3 retrieve digits/test texts/none | texts/none; similar: texts/digits@tiny
 retrieve digits/test texts/digits --k 0 | k = [0], expected positive numbers
 retrieve digits/test --captions missing.json | missing.json: no such file; expected JSON {sample id: [caption, ...]}
 retrieve digits/test --caption-column words | no metadata column 'words'

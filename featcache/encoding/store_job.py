@@ -37,7 +37,7 @@ from featcache.store.claims import Claims
 from featcache.store.key import Json, checksum
 from featcache.store.layout import DEFAULT_CHUNK_ROWS, MANIFEST, Array, ArraySpec
 from featcache.store.manifest import begun_chunk_rows
-from featcache.store.places import StorePath, read, stat
+from featcache.store.places import StorePath, stat
 from featcache.store.reading.base import Store
 from featcache.store.reading.checks import remedy
 from featcache.store.reading.parts import SHARED, Part, part_manifest
@@ -441,7 +441,7 @@ def store_key(identity: Json) -> str:
 def stored_chunk(writer: StoreWriter, name: str, chunk: int) -> Array:
     """One chunk of an array as it was written, without its padding."""
     spec = writer.specs[name]
-    return spec.chunk_array(read(spec.chunk_path(writer.store, chunk)))[: len(spec.rows_of(chunk))]
+    return spec.chunk_array(spec.chunk_path(writer.store, chunk).read_bytes())[: len(spec.rows_of(chunk))]
 
 
 def stored_rows(writer: StoreWriter, name: str) -> Array:

@@ -1,4 +1,4 @@
-"""All stores below a root: opening one, listing them, and finding one by a short name."""
+"""Listing the stores below a root, and finding and opening them by path or short name."""
 
 import difflib
 import re
@@ -37,7 +37,7 @@ MAX_NAME_BYTES = 200  # file systems take 255; a temporary file adds a suffix
 KEY = re.compile(r"[0-9a-f]{4,24}(?:/[0-9a-f]{0,24})?")
 SHOWN_KEY = 8
 ASIDE = re.compile(r"(?:.*/)?(?:alpha=[0-9.]+|\.[^/]*)")
-"""Models that a command made on the way (interpolations of `wise`, soups): a name without a model never means them."""
+"""Intermediate models of a command (interpolations of `wise`, soups); a reference without a model skips them."""
 
 
 def open_store(path: str | StorePath, reader: str = "mapped", verify: str = "read") -> Store:
@@ -45,18 +45,16 @@ def open_store(path: str | StorePath, reader: str = "mapped", verify: str = "rea
 
     Parameters
     ----------
-    path : str, Path or ObjectPath
-        The store's folder; or, as text, a name below the default root, as `find_store` takes it: ``"digits/test"``.
-    reader : {"mapped", "zarr"}
-        "mapped" reads chunk files directly; "zarr" goes through zarr-python. The rows are equal.
-    verify : {"read", "never"}
+    path : the store's folder, or a str that `find_store` finds below the default root, such as ``"digits/test"``
+    reader : "mapped" reads chunk files directly, "zarr" uses zarr-python; the rows are equal
+    verify
         "read" compares each chunk with its checksum when it is first read, once per process; "never" trusts the disk.
 
     Raises
     ------
     StoreNotFoundError, StoreIncompleteError, StoreCorruptError
-        No store there; encoding has not finished; a file is missing or of the wrong size (when it is opened), or
-        differs from its checksum (when it is read).
+        There is no such store; encoding has not finished; a file is missing or has the wrong size (when the store is
+        opened), or differs from its checksum (when it is read).
     """
     folder = location(path)
     try:
@@ -68,12 +66,12 @@ def open_store(path: str | StorePath, reader: str = "mapped", verify: str = "rea
     header = read_header(folder)
     if manifest.kind not in KINDS:
         raise StoreCorruptError(
-            f"{folder / MANIFEST}: of kind {manifest.kind!r}, expected one of {', '.join(KINDS)}; a tap or view is "
-            "named by its store"
+            f"{folder / MANIFEST}: of kind {manifest.kind!r}, expected one of {', '.join(KINDS)}; open a tap or view "
+            "through its store"
         )
     if header is not None and header.key != manifest.key:
         raise StoreCorruptError(
-            f"{folder}: {MANIFEST} is that of the store {manifest.key}, {HEADER} that of {header.key}; {remedy(folder)}"
+            f"{folder}: {MANIFEST} belongs to the store {manifest.key}, {HEADER} to {header.key}; {remedy(folder)}"
         )
     return KINDS[manifest.kind](folder, manifest, reader, verify)
 
@@ -111,8 +109,8 @@ def open_prior_store(path: str | StorePath) -> PriorStore:
 class Entry:
     """One store below a root, finished or not.
 
-    `modified` is when its newest file was written (seconds since 1970); `parts` are its taps and views;
-    `other_models` are further names of its encoder, `text_digests` digests of the text towers that belong to it.
+    `modified` is the time of its newest file (seconds since 1970); `parts` are its taps and views; `other_models` are
+    other names of its encoder; `text_digests` are digests of the text towers that match its features.
     """
 
     path: StorePath
@@ -153,7 +151,7 @@ class Entry:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The short names that find it, one per name of its encoder; that of the first encoding comes first."""
+        """Its short names, one per name of its encoder; the name it was first encoded under comes first."""
         return tuple(f"{self.short}@{model}" for model in self.models)
 
     @property
@@ -162,19 +160,19 @@ class Entry:
         return self.references[0]
 
     def to_json(self) -> Json:
-        """For ``--json``."""
+        """Record for ``--json``."""
         return asdict(self) | {"path": str(self.path), "reference": self.reference, "age": self.age}
 
 
 def list_stores(root: str | StorePath | None = None) -> list[Entry]:
-    """Every store below a root (default: ``$FEATCACHE_ROOT``, else ``./cache``), by kind, name, split and model."""
+    """All stores below a root (default: ``$FEATCACHE_ROOT``, else ``./cache``), sorted by kind, name, split, model."""
     folders = store_folders(resolve_root(root))
     entries = [entry for path, held in folders.items() if (entry := _entry(path, held)) is not None]
     return sorted(entries, key=lambda entry: (entry.kind, entry.name, entry.split or "", entry.model, entry.key))
 
 
 def store_folders(root: StorePath) -> dict[StorePath, dict[str, File]]:
-    """Every folder in the place of a store, ``<root>/<kind>/<encoder_key>/<dataset_key>``, with the files in it."""
+    """All folders ``<root>/<kind>/<encoder_key>/<dataset_key>``, with the files in them."""
     return {root / kind / key: held for kind in KINDS for key, held in by_folder(files(root / kind), 2).items()}
 
 
@@ -224,17 +222,15 @@ def find_store(
     verify: str = "read",
     **search: Any,
 ) -> Store:
-    """Open the store that `find_path` finds; after ``#``, one of its taps or views.
+    """Open the store that `find_path` finds, or one of its taps or views, given after ``#``.
 
     ``NAME/SPLIT@MODEL#pre_projection`` is a tap, ``...#view-plain-0-3`` view 3 of the augmentation `plain` with seed 0,
-    ``...#views`` all views (if they are of one kind), and ``...#views:pre_projection`` a tap of all views.
+    ``...#views`` all views (if they have one augmentation and seed), ``...#views:pre_projection`` a tap of all views.
 
     Parameters
     ----------
-    reference, root, **search
-        See `find_path`.
-    reader
-        See `open_store`.
+    reference, root, **search : see `find_path`
+    reader, verify : see `open_store`
 
     Examples
     --------
@@ -261,30 +257,26 @@ def find_path(
     fits: Callable[[Entry], bool] | None = None,
     only: bool = False,
 ) -> StorePath:
-    """Folder of a store, given the folder itself, the store's key (or the start of it), or its short name.
+    """Folder of a store, given its folder, its key (or the beginning of it), or its short name.
 
-    Of several stores of one name (a data set that grew, another training run) the newest is taken, with a
+    If several stores have that name (a data set that grew, another training run), the newest is taken, with a
     `FeatcacheWarning` that names the others.
 
     Parameters
     ----------
-    reference : str, Path or ObjectPath
+    reference
         A folder; ``<encoder_key>/<dataset_key>`` or the beginnings of both; ``NAME/SPLIT[@MODEL][#KEY]`` for images;
-        ``texts/NAME[@MODEL][#KEY]`` for texts. A model in a folder may be named by the end of its path, as in
-        ``@RUN2/best``; KEY is the beginning of either half of the store's key.
-    root : str, Path or ObjectPath, optional
-        Default: ``$FEATCACHE_ROOT``, else ``./cache``.
-    suggest : bool
-        Whether the error message suggests similar names; pass False if the store is to be deleted.
-    fits : callable, optional
-        Of several stores, those for which it is true come first, such as those of a head's encoder.
-    only : bool
-        Refuse several stores of one name, instead of taking the newest.
+        ``texts/NAME[@MODEL][#KEY]`` for texts. A model loaded from a folder can be given by the end of its path, as in
+        ``@RUN2/best``. KEY is the beginning of either half of the store's key.
+    root : default: ``$FEATCACHE_ROOT``, else ``./cache``
+    suggest : whether the error message suggests similar names; False if the store is to be deleted
+    fits : preferred stores if several have the name, such as those of a head's encoder
+    only : raise an error if several stores have the name, instead of taking the newest
 
     Raises
     ------
     StoreNotFoundError
-        No store matches, or those of several models do; the message says what to write instead.
+        No store matches, or stores of several models do; the message lists references that work.
     """
     folder, root = location(reference), resolve_root(root)
     if stat(folder / MANIFEST) is not None or read_header(folder) is not None:
@@ -305,7 +297,7 @@ def find_path(
 
 
 def _of_name(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
-    """The finished stores of a short name."""
+    """The finished stores with a short name."""
     name, mark, key = wanted.rpartition("#")
     if not mark or not KEY.fullmatch(key):
         name, key = wanted, ""
@@ -320,21 +312,21 @@ def _of_name(wanted: str, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _is_model(entry: Entry, model: str) -> bool:
-    """Whether a name of the encoder, or the folder that it was loaded from, ends in these parts of a path."""
+    """Whether a name of the encoder, or the folder it was loaded from, ends in the path `model`."""
     if not model:
         return False
     ends = f"/{model}"
     if any(name.endswith(ends) or name == openai_name(model) for name in entry.models):
         return True
     if not any(ends.endswith(f"/{name}") for name in entry.models):
-        return False  # the last part is the name: only then is the record of its folder read
+        return False  # the folder ends in the model's name, so the provenance need not be read
     source = _provenance(entry).get("source")
     loaded = source.get("model") if isinstance(source, dict) else None
     return isinstance(loaded, str) and loaded.replace(":", "/").endswith(ends)
 
 
 def openai_name(model: str) -> str:
-    """What stores call a model of OpenAI, of which the reader may only know OpenAI's own name.
+    """Name in stores of one of OpenAI's models, given OpenAI's name for it.
 
     >>> openai_name("ViT-L/14@336px")
     'ViT-L-14-336-quickgelu/openai'
@@ -343,7 +335,7 @@ def openai_name(model: str) -> str:
 
 
 def _has_key(entry: Entry, wanted: str, *, either: bool = False) -> bool:
-    """Whether a store's key begins so; with `either`, one of its halves may."""
+    """Whether a store's key, or with `either` one half of it, starts with `wanted`."""
     encoder, _, dataset = wanted.partition("/")
     own_encoder, _, own_dataset = entry.key.partition("/")
     if either and not dataset and own_dataset.startswith(encoder):
@@ -352,7 +344,7 @@ def _has_key(entry: Entry, wanted: str, *, either: bool = False) -> bool:
 
 
 def _newest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list[Entry]:
-    """The newest of several stores of one model, with a warning; stores of different models are all returned."""
+    """The newest of several stores of one model, with a warning; all of them if they are of different models."""
     if "@" not in wanted:
         matches = [entry for entry in matches if not _is_aside(entry)] or matches
         if not set.intersection(*(set(entry.models) for entry in matches)):
@@ -370,19 +362,19 @@ def _newest(wanted: str, matches: list[Entry], entries: Sequence[Entry]) -> list
 
 
 def _is_aside(entry: Entry) -> bool:
-    """Whether all names of a model are set aside; so is the ``best`` of a folder beside an ``alpha=...`` of it."""
+    """Whether all names of a model match `ASIDE`, or are the ``best`` of a folder that also holds an ``alpha=...``."""
     aside = {name for name in entry.models if ASIDE.fullmatch(name)}
     chosen = {f"{folder}{slash}best" for folder, slash, _ in (name.rpartition("/") for name in aside)}
     return set(entry.models) <= aside | chosen
 
 
 def _written(entry: Entry) -> tuple[str, float]:
-    """When a store was written, in seconds, and by the times of its files."""
+    """Sort key: when a store was written, by its provenance and then by its file times."""
     return str(_provenance(entry).get("written", "")), entry.modified
 
 
 def address(entry: Entry, entries: Sequence[Entry]) -> str:
-    """The shortest reference that finds this store alone: one of its names; with a part of its key where it must be."""
+    """The shortest reference that only this store matches: one of its names, with part of its key if necessary."""
     rivals = [other for other in entries if other.short == entry.short and other.finished and other is not entry]
     for reference in entry.references:
         if not _of_name(reference, rivals):
@@ -400,13 +392,13 @@ def _several_match(wanted: str, matches: list[Entry], entries: Sequence[Entry]) 
         named = ", ".join(address(entry, entries) for entry in matches)
         return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; write one of: {named}")
     shown = ", ".join(f"{entry.path} ({entry.reference})" for entry in matches)
-    return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; name one by its folder: {shown}")
+    return StoreNotFoundError(f"{wanted}: {len(matches)} stores match; give the folder of one: {shown}")
 
 
 def _none_matches(wanted: str, root: StorePath, entries: list[Entry], suggest: bool) -> StoreNotFoundError:
     what = "holds no store" if Path(wanted).is_dir() else "no such folder"
     near = _nearest(wanted, [entry for entry in entries if entry.finished]) if suggest else []
-    hint = f"; the nearest: {', '.join(near)}" if near else ""
+    hint = f"; similar: {', '.join(near)}" if near else ""
     waiting = sum(not entry.finished for entry in entries)
     unfinished = f" ({waiting} unfinished or damaged: run the command that made it again)" if waiting else ""
     there = f"`featcache list` shows all {len(entries)}{unfinished}" if entries else "there is none at all"
@@ -423,10 +415,10 @@ def _nearest(wanted: str, entries: list[Entry]) -> list[str]:
 
 
 def add_name(store: Store, name: str) -> None:
-    """Record another name of the store's encoder: two checkpoints with equal towers share one store.
+    """Record another name of the store's encoder: checkpoints with equal towers share a store.
 
-    A name is an empty file ``names/<name, percent-encoded>`` in the store. Writing it leaves the manifest alone, a
-    listing finds it, and a lost one is written again by the next cache hit. A read-only store is left as it is.
+    A name is an empty file ``names/<name, percent-encoded>`` in the store. The manifest stays unchanged, listings show
+    the name, and the next cache hit restores it if it is lost. A read-only store is left as it is.
     """
     file = quote(name, safe="")
     if name == store.encoder_name or len(file) > MAX_NAME_BYTES or name in other_names(store.path):
@@ -438,12 +430,12 @@ def add_name(store: Store, name: str) -> None:
 
 
 def other_names(path: StorePath) -> tuple[str, ...]:
-    """Further names of a store's encoder, besides the manifest's."""
+    """Names of a store's encoder other than the one in the manifest."""
     return names_in(f"{NAMES}/{name}" for name in files(path / NAMES))
 
 
 def names_in(held: Iterable[str]) -> tuple[str, ...]:
-    """`other_names`, from the relative names of all files in a store.
+    """`other_names`, given the relative names of all files in a store.
 
     >>> names_in(["manifest.json", "names/alpha%3D1.000", "names/x.1-2.partial"])
     ('alpha=1.000',)
@@ -453,6 +445,6 @@ def names_in(held: Iterable[str]) -> tuple[str, ...]:
 
 
 def _provenance(entry: Entry) -> Json:
-    """The record of how a store was made; empty while it is not finished."""
+    """Provenance of a store; empty if it is not finished."""
     manifest = manifest_or_none(entry.path)
     return {} if manifest is None else read_provenance(entry.path, manifest)

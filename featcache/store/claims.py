@@ -1,12 +1,11 @@
-"""Claims: who is working on which chunk, so that writers that do not know of each other share the work.
+"""Claims on chunks, through which independent writers share the work on a store.
 
 A claim is a small file, ``claims/<chunk>``, that only one writer can create; it holds the writer's host and process.
-It is a courtesy, not a lock: a claim expires when its process has died, or when it was not renewed for
-`STALE_SECONDS`, and two writers of one chunk are harmless (see `featcache.store.writer`).
+It is advisory: a claim expires when its process has died, or has not renewed it for `STALE_SECONDS`. Two writers of
+one chunk do no harm (see `featcache.store.writer`), they only waste time.
 
-Age is measured by the store's own clock, that of the file system or the server. Where another host's clock is wrong and
-its times end up in the listing, a claim that does not change while this writer watches it for `STALE_SECONDS` has
-expired all the same.
+Ages are measured by the clock of the file system or server that holds the store. In case file times come from another
+host whose clock is wrong, a claim also expires if it has not changed while this writer watched it for `STALE_SECONDS`.
 """
 
 import atexit
@@ -27,27 +26,27 @@ STALE_SECONDS = 120.0
 
 
 _taken: set[tuple[StorePath, bytes]] = set()
-"""Files of the claims of this process, of all its writers, and what they hold, until they are given back."""
+"""Claim files of all writers in this process, with their content, until they are released."""
 
 
 @atexit.register
-def give_back() -> None:
-    """Give back what is still claimed: a signal may have interrupted that, too."""
+def release_remaining() -> None:
+    """Release all remaining claims; a signal may have interrupted their regular release."""
     for path, mine in list(_taken):
-        if mine.startswith(f"{owner()}-".encode()):  # not those of the process that this one was forked from
+        if mine.startswith(f"{owner()}-".encode()):  # not the claims of a parent process before a fork
             with contextlib.suppress(Exception):
                 if read_or_none(path) == mine:
                     remove(path)
 
 
 class Claims:
-    """The claims of one writer on the chunks of one store; `clock` gives seconds that never run backwards."""
+    """The claims of one writer on the chunks of one store; `clock` is a monotonic clock in seconds."""
 
     def __init__(self, store: StorePath, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._folder, self._clock = store, store / CLAIMS, clock
         self._name = f"{owner()}-{uuid.uuid4().hex[:8]}"
         self._held: dict[str, float] = {}
-        self._watched: dict[str, tuple[float, float]] = {}  # when a claim was written, and first seen so
+        self._watched: dict[str, tuple[float, float]] = {}  # claim -> file time, and when that was first seen
         self._offset: float | None = None
         self._lock = threading.Lock()
 
@@ -58,9 +57,9 @@ class Claims:
         try:
             taken = create(path, mine)
             if not taken and self._is_stale(path):
-                put(path, mine)  # two writers may both do this: harmless, as two writers of one chunk are
+                put(path, mine)  # two writers may both get here, which does no harm
                 taken = True
-        except BaseException:  # interrupted: this process lives on, so nobody would see that the claim is dead
+        except BaseException:  # the process lives on, so other writers would respect the claim
             if read_or_none(path) == mine:
                 remove(path)
             raise
@@ -73,9 +72,9 @@ class Claims:
 
     def _is_stale(self, path: StorePath) -> bool:
         found, holder = stat(path), read_or_none(path)
-        if found is None or holder is None or holder == self._name.encode():  # ours: a repeated request
+        if found is None or holder is None or holder == self._name.encode():  # our own, from a request that was retried
             return True
-        # Only a process of this host can be seen to have died; other hosts' claims expire by their age.
+        # Dead processes are only detected on this host; claims of other hosts expire by age.
         if is_alive(holder.decode(errors="replace")) is False:
             return True
         written, since = self._watched.get(path.name, (None, 0.0))
@@ -85,7 +84,7 @@ class Claims:
         return self._clock() - since > STALE_SECONDS
 
     def _store_time(self) -> float:
-        """The time by the store's clock, which is asked once."""
+        """Current time by the store's clock, which is read once, from a probe file."""
         if self._offset is None:
             probe = self._folder / f"clock-{self._name}"
             put(probe, b"")
@@ -95,7 +94,7 @@ class Claims:
         return self._clock() + self._offset
 
     def waited_for(self) -> str:
-        """What the claims that are in the way say, for people; empty if there are none."""
+        """Message that names the claim this writer is waiting for; empty if there is none."""
         for name, (_, since) in sorted(self._watched.items(), key=lambda item: item[1][1]):
             holder = read_or_none(self._folder / name)
             if holder is not None:
@@ -103,40 +102,40 @@ class Claims:
                 what = f"chunk {name}" if name.isdigit() else f"the {name}"
                 who = holder.decode(errors="replace")
                 return f"waiting for {what}, claimed by {who}; taken over in {left:.0f} s unless it is renewed"
-            del self._watched[name]  # given back
+            del self._watched[name]  # released
         return ""
 
     def renew(self) -> None:
-        """Keep the claims alive; cheap enough to call after every batch."""
+        """Renew the claims before they expire; cheap enough to call after every batch."""
         now = self._clock()
-        with self._lock:  # of a claim that another thread gives back, nothing stays
+        with self._lock:  # never write a claim again that another thread has just released
             for what, since in list(self._held.items()):
                 if now - since > RENEW_SECONDS:
                     put(self._folder / what, self._name.encode())
                     self._held[what] = now
 
     def release(self, what: int | str) -> None:
-        """Give one claim back."""
+        """Release one claim."""
         with self._lock:
             if self._held.pop(str(what), None) is not None:
                 remove(self._folder / str(what))
                 _taken.discard((self._folder / str(what), self._name.encode()))
 
     def release_all(self) -> None:
-        """Give every claim back; an error of one does not keep the others."""
+        """Release all claims, even if releasing one of them fails."""
         with contextlib.ExitStack() as stack:
             for what in list(self._held):
                 stack.callback(self.release, what)
 
     def clear(self) -> None:
-        """Delete the claims of all writers: the store is finished."""
+        """Delete the claims of all writers, once the store is finished."""
         self._held.clear()
         for name in files(self._folder):
             remove(self._folder / name)
             _taken.discard((self._folder / name, self._name.encode()))
 
     def sweep(self) -> None:
-        """Delete what dead writers left in a finished store: expired claims, temporary files. Others stay."""
+        """Delete expired claims and abandoned temporary files from a finished store."""
         with contextlib.suppress(StoreWriteError, OSError):  # a read-only store is left as it is
             for name in files(self._folder):
                 if name not in self._held and self._is_stale(self._folder / name):

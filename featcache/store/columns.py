@@ -1,8 +1,8 @@
-"""What a store records of each sample apart from its features, in row order: ids, sizes, metadata columns, file times.
+"""Per-sample records other than features, in row order: ids, sizes, metadata columns, file times.
 
-Metadata columns (region, year, caption) hold either whole numbers, int64, or texts, an object array of str with ``""``
-for an empty cell. Heads group rows by them. They are not part of a data set's key but have their own digest, so that
-an edit is noticed and encodes nothing again.
+A metadata column (region, year, caption) holds integers (int64) or text (an object array of str, ``""`` for an empty
+cell). Evaluation groups rows by them. They are not part of a data set's key but have their own digest: an edit is
+noticed, and nothing is encoded again.
 """
 
 import io
@@ -24,12 +24,12 @@ STAMPS = "stamps.bin"
 
 
 def as_columns(metadata: Mapping[str, Collection[object]], rows: int) -> Columns:
-    """Metadata columns, lists or arrays of N whole numbers or texts, as (N,) int64 or (N,) object holding str.
+    """Metadata columns, given as N integers or texts each, as arrays (N,) of int64 or of str objects.
 
     Raises
     ------
     DatasetError
-        A column has another length, or holds values of another kind.
+        A column has the wrong length, or holds anything but integers only or texts only.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def as_columns(metadata: Mapping[str, Collection[object]], rows: int) -> Columns
     for name, values in metadata.items():
         if len(values) != rows:
             raise DatasetError(
-                f"metadata column {name!r} has {len(values):,} values for {rows:,} samples; give one each"
+                f"metadata column {name!r} has {len(values):,} values for {rows:,} samples; give one per sample"
             )
         columns[name] = _column(name, values)
     return columns
@@ -49,23 +49,23 @@ def as_columns(metadata: Mapping[str, Collection[object]], rows: int) -> Columns
 def _column(name: str, values: Collection[Any]) -> Array:
     kinds = {type(value) for value in values}
     if all(issubclass(kind, str) for kind in kinds):
-        texts = np.empty(len(values), object)  # not a fixed-width text array: one long caption would size every row
+        texts = np.empty(len(values), object)  # a fixed-width text array would give every row the size of the longest
         texts[:] = [str(value) for value in values]
         return texts
     if all(issubclass(kind, int | np.integer | np.bool_) for kind in kinds):
         try:
             return np.array([int(value) for value in values], np.int64)
         except OverflowError as error:
-            raise DatasetError(f"metadata column {name!r} holds a number beyond 64 bits; give it as text") from error
+            raise DatasetError(f"metadata column {name!r} holds an integer beyond 64 bits; give it as text") from error
     shown = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise DatasetError(f"metadata column {name!r} holds {shown}; expected whole numbers only, or texts only")
+    raise DatasetError(f"metadata column {name!r} holds {shown}; expected only integers or only texts")
 
 
 def metadata_digest(metadata: Mapping[str, Collection[object]]) -> str:
-    """Digest of the metadata columns of `as_columns`; their order does not matter.
+    """Digest of metadata columns as `as_columns` takes them, independent of their order.
 
-    It is the xxh3-128, in hexadecimal, of the number of columns and of each column, sorted by name: the name, its
-    kind, the number of values, and the values (little-endian int64; or byte lengths, then UTF-8).
+    xxh3-128 in hexadecimal of the number of columns and then, sorted by name, of each column's name, kind, number of
+    values, and values (little-endian int64; or byte lengths, then UTF-8).
 
     Raises
     ------
@@ -93,24 +93,24 @@ def metadata_digest(metadata: Mapping[str, Collection[object]]) -> str:
 
 
 def labels_digest(labels: npt.NDArray[np.integer], classnames: Sequence[str]) -> str:
-    """Digest of the labels and the class names, so that an edit never goes unnoticed.
+    """Digest of labels and class names, which detects every edit.
 
     Parameters
     ----------
-    labels : (N,) integers, or the targets (N, C) of multi-label data
-    classnames : sequence of C str
+    labels : (N,) integers, or targets (N, C) of multi-label data
+    classnames : the C class names
 
     Returns
     -------
     str
         xxh3-128, 32 hexadecimal digits, of the number of labels, the labels, the number of classes, the byte length
-        of each name, and the names in UTF-8; every number as little-endian int64. Targets are hashed under a heading of
-        their own, row by row.
+        of each name, and the names in UTF-8; every number as little-endian int64. Targets are hashed row by row, with
+        a prefix of their own.
 
     Raises
     ------
     DatasetError
-        Where a class name is not valid Unicode.
+        A class name is not valid Unicode.
 
     Examples
     --------
@@ -130,7 +130,7 @@ def feed_int64(digest: xxhash.xxh3_128, numbers: npt.ArrayLike) -> None:
 
 
 def feed_texts(digest: xxhash.xxh3_128, texts: Iterable[str]) -> None:
-    """Hash texts so that no two lists give the same bytes: how many, their lengths in bytes, then UTF-8."""
+    """Hash texts unambiguously: their number, their lengths in bytes, then their UTF-8."""
     try:
         encoded = [text.encode() for text in texts]
     except UnicodeEncodeError as error:
@@ -150,12 +150,12 @@ def metadata_bytes(metadata: Mapping[str, Array]) -> bytes:
 
 
 def metadata_from(content: bytes, name: object = METADATA) -> Columns:
-    """Inverse of `metadata_bytes`; `name` is that of the file, for the error message.
+    """Inverse of `metadata_bytes`; `name` is the file's name for error messages.
 
     Raises
     ------
     StoreCorruptError
-        It is no Parquet file, or holds other columns than `metadata_bytes` writes.
+        It is not a Parquet file, or has columns of other types.
     """
     table = _table(content, name)
     try:
@@ -181,12 +181,12 @@ def _parquet(columns: Mapping[str, object]) -> bytes:
 
 
 def ids_from(content: bytes, rows: int, name: object = SAMPLES) -> list[str]:
-    """The sample ids in the content of a samples file; `name` is its name, for the error message.
+    """The sample ids in a samples file; `name` is the file's name for error messages.
 
     Raises
     ------
     StoreCorruptError
-        It is no Parquet file, or does not hold one id per row.
+        It is not a Parquet file, or does not hold one id per row.
     """
     table = _table(content, name)
     ids: list[str] = table["id"].to_pylist() if "id" in table.column_names else []
@@ -199,7 +199,8 @@ def _table(content: bytes, name: object) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
-    try:  # in this thread: one of Arrow's that lets go of a Python object while the interpreter ends would abort it
+    # no Arrow threads: one that releases a Python object while the interpreter exits would abort the process
+    try:
         with parquet.ParquetFile(io.BytesIO(content), pre_buffer=False) as file:
             return file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -212,19 +213,19 @@ def _damaged(name: object, why: object) -> StoreCorruptError:
 
 
 def write_stamps(store: StorePath, stamps: npt.NDArray[np.int64]) -> None:
-    """Record the modification times (N,) int64, in ns, at which the content hashes were right, and their digest."""
+    """Record the files' modification times (N,) int64, in ns, for which the content hashes hold, and their digest."""
     content = np.ascontiguousarray(stamps, dtype="<i8").tobytes()
     put(store / STAMPS, content + xxhash.xxh3_128_digest(content))
 
 
 def read_stamps(store: StorePath, n_rows: int) -> npt.NDArray[np.int64]:
-    """The recorded modification times; -1, which means to hash again, if there are none or they are damaged."""
+    """The recorded modification times; -1 (hash again) if there are none or they are damaged."""
     stamps = stamps_from(read_or_none(store / STAMPS) or b"", n_rows)
     return np.full(n_rows, -1, dtype=np.int64) if stamps is None else stamps
 
 
 def stamps_from(content: bytes, n_rows: int) -> npt.NDArray[np.int64] | None:
-    """The times in the content of a file; None if it is damaged. Earlier versions wrote no digest."""
+    """The times in a stamps file; None if it is damaged. Earlier versions wrote no digest."""
     times, digest = content[: 8 * n_rows], content[8 * n_rows :]
     if len(times) != 8 * n_rows or digest not in (b"", xxhash.xxh3_128_digest(times)):
         return None

@@ -1,7 +1,7 @@
-"""Content keys: everything a feature depends on, as canonical JSON, hashed.
+"""Content keys: hashes of the canonical JSON of everything that features depend on.
 
-The folder of a store is ``<root>/<kind>/<encoder_key>/<dataset_key>``. Everything that changes a feature is in one of
-the two keys; library versions, decoders and TF32 settings are recorded beside the data instead (provenance).
+A store's folder is ``<root>/<kind>/<encoder_key>/<dataset_key>``. Everything that changes a feature is part of one of
+the two keys. Library versions, decoders and TF32 settings are recorded in the provenance instead.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Json: TypeAlias = dict[str, Any]
 
 
 def canonical_json(value: object) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8, finite numbers only.
+    """Canonical JSON of a value: sorted keys, no spaces, UTF-8, finite numbers only.
 
     >>> canonical_json({"b": 1, "a": [True, None]})
     b'{"a":[true,null],"b":1}'
@@ -33,7 +33,7 @@ def canonical_json(value: object) -> bytes:
 
 
 def pretty_json(value: object) -> bytes:
-    """The JSON text of a store's files: sorted and indented, for people and diffs."""
+    """JSON as it is written to a store's files: sorted and indented, to be readable and easy to diff."""
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -47,7 +47,7 @@ def content_key(identity: Mapping[str, object]) -> str:
 
 
 def checksum(content: bytes | bytearray | memoryview) -> str:
-    """xxh3-128 in hexadecimal: fast enough (over 10 GB/s) to check whole stores."""
+    """xxh3-128 in hexadecimal; at over 10 GB/s it is fast enough to check whole stores."""
     return xxhash.xxh3_128_hexdigest(content)
 
 

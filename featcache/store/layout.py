@@ -5,20 +5,20 @@
     <store>/zarr.json               group; its attributes are the header: keys and chunk size
             features/zarr.json      float16 (N, D), chunks (rows, D), uncompressed little-endian bytes
             features/c/<i>/0        chunk i: rows i*rows ..., padded to the full chunk with the fill value
-            (of a tap with tokens: float16 (N, P, D) in files c/<i>/0/0 of `TOKEN_NBYTES` at most, several a chunk)
+            (taps with tokens: float16 (N, P, D) in files c/<i>/0/0 of at most `TOKEN_NBYTES`, several per chunk)
             norm, valid, content    the other row arrays, in the same chunks
-            labels                  int64 (N,), written when the store is finished, replaced without encoding
-            targets                 int8 (N, L) of multi-label data: 1, 0, or -1 for unknown; labels are then all -1
-            samples.parquet         ids and sizes; metadata.parquet: columns; stamps.bin: file times, only a cache
-            done/<i>.json           marker: chunk i is complete, with the checksum of each of its files
+            labels                  int64 (N,), written when the store is finished; replaceable without encoding
+            targets                 int8 (N, L), multi-label data only: 1, 0, or -1 for unknown; labels are all -1
+            samples.parquet         ids and sizes; metadata.parquet: columns; stamps.bin: file times (only a cache)
+            done/<i>.json           marker of a complete chunk i, with the checksum of each of its files
             manifest.json           written last; readers refuse a store without one
             provenance.json         how and when it was made, without a checksum
-            claims/                 which writer is working on which chunk; empty when none is
+            claims/                 which writer is working on which chunk
             names/                  further names of the encoder, one empty file each
-            tap-<name>/, view-.../  taps and views that joined: groups like this one, see `store.reading.parts`
+            tap-<name>/, view-.../  taps and views: groups like this one, see `store.reading.parts`
 
-An uncompressed, unsharded chunk file holds the array's bytes: the fast reader relies on that, and any zarr library can
-read it.
+Chunk files are uncompressed and unsharded, so they hold the plain bytes of the array. The fast reader relies on that,
+and any zarr library can read them.
 """
 
 import json
@@ -45,9 +45,9 @@ DTYPES = ("<f2", "<f4", "<f8", "<i8", "<i4", "<u2", "|u1", "|i1")
 NAME_LETTERS = frozenset(string.ascii_letters + string.digits + "._-")
 MAX_SIZE = 1 << 48
 TOKEN_NBYTES = 1 << 24
-"""Most bytes of a file of tokens, which a chunk of 4,096 images (1.2 GB with 196 tokens of 768) is divided into."""
+"""Maximum size of a token file; a chunk of 4,096 images (1.2 GB with 196 tokens of width 768) is split into several."""
 TOKEN_FILES = 16_384
-"""Most files of tokens in an array, as many as are mapped as one; those of larger arrays are larger."""
+"""Maximum number of token files per array, so that they can be mapped as one; larger arrays get larger files."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,10 @@ class ArraySpec:
 
     Parameters
     ----------
-    dtype : str
-        Little-endian numpy dtype, such as ``<f2``.
-    shape : tuple of int
-        Full shape, never changed; the first axis is that of the rows.
-    chunk_rows : int
-        Rows per chunk; the other axes are not divided.
-    fill : int or float
-        What zarr reads if a chunk file is missing: NaN or -1, so that a hole shows.
+    dtype : little-endian numpy dtype, such as ``<f2``
+    shape : full shape; the first axis counts rows
+    chunk_rows : rows per chunk; the other axes are not split
+    fill : what zarr returns for a missing chunk file: NaN or -1, so that gaps are visible
     """
 
     name: str
@@ -79,7 +75,7 @@ class ArraySpec:
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of every chunk, the last one included."""
+        """Shape of every chunk, including the last."""
         return (self.chunk_rows, *self.shape[1:])
 
     @property
@@ -88,15 +84,15 @@ class ArraySpec:
         return int(np.prod(self.chunk_shape)) * np.dtype(self.dtype).itemsize
 
     def chunk_name(self, chunk: int) -> str:
-        """File of one chunk in its store, as zarr's default chunk key encoding names it."""
+        """Name of a chunk file in the store (zarr's default chunk key encoding)."""
         return "/".join((self.name, "c", str(chunk), *("0" for _ in self.shape[1:])))
 
     def chunk_path(self, store: P, chunk: int) -> P:
-        """File of one chunk."""
+        """Path of a chunk file."""
         return cast(P, store / self.chunk_name(chunk))
 
     def chunk_problem(self, nbytes: int | None) -> str:
-        """What is wrong with a chunk file of that size (None: there is no file); empty if nothing is."""
+        """What is wrong with a chunk file of this size (None if missing); empty if nothing is."""
         if nbytes == self.chunk_nbytes:
             return ""
         return "is missing" if nbytes is None else f"has {nbytes:,} bytes, expected {self.chunk_nbytes:,}"
@@ -106,7 +102,7 @@ class ArraySpec:
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0]))
 
     def files_of(self, rows: range) -> range:
-        """The chunk files that hold some rows, the first of which begins a file."""
+        """The chunk files that hold a range of rows, which must start at the beginning of a file."""
         return range(rows.start // self.chunk_rows, -(-rows.stop // self.chunk_rows))
 
     def chunk_array(self, content: bytes) -> Array:
@@ -114,7 +110,7 @@ class ArraySpec:
         return np.frombuffer(content, dtype=self.dtype).reshape(self.chunk_shape)
 
     def chunk_bytes(self, values: Array) -> memoryview:
-        """The file content of a chunk: `values` (n, ...) padded to the full chunk, little-endian, C order."""
+        """Content of a chunk file: `values` (n, ...) padded to the full chunk, little-endian, C order."""
         chunk = np.ascontiguousarray(values, dtype=np.dtype(self.dtype))
         if len(values) < self.chunk_rows:
             padded = np.full(self.chunk_shape, self.fill, dtype=np.dtype(self.dtype))
@@ -144,9 +140,9 @@ class ArraySpec:
 def image_arrays(n_rows: int, dim: int, chunk_rows: int, tokens: int | None = None) -> dict[str, ArraySpec]:
     """The row arrays of an image store of N rows and width D.
 
-    ``features`` are L2-normalised, ``norm`` is their float32 length before, ``valid`` is 0 where the image could not be
-    read, ``content`` is the xxh3-128 of the undecoded bytes. With P tokens an image, ``features`` are (N, P, D), the
-    root mean square length of an image's tokens is 1, and ``norm`` is what it was before.
+    ``features`` are L2-normalised, ``norm`` is their original length in float32, ``valid`` is 0 for unreadable images,
+    and ``content`` is the xxh3-128 of the undecoded bytes. With P tokens per image, ``features`` are (N, P, D), scaled
+    so that the root mean square length of an image's tokens is 1; ``norm`` is the original root mean square length.
     """
     nan = float("nan")
     if tokens is None:
@@ -165,7 +161,7 @@ def image_arrays(n_rows: int, dim: int, chunk_rows: int, tokens: int | None = No
 
 
 def token_rows(n_rows: int, width: int, chunk_rows: int) -> int:
-    """Rows in a file of tokens, `width` float16 numbers a row: a divisor of the chunk's rows, if there are several.
+    """Rows per token file, for rows of `width` float16 numbers; divides a chunk's rows if there are several chunks.
 
     >>> token_rows(50_000, 196 * 768, 4096), token_rows(1797, 196 * 768, 1797), token_rows(8, 4, 8)
     (32, 55, 8)
@@ -177,21 +173,19 @@ def token_rows(n_rows: int, width: int, chunk_rows: int) -> int:
 
 
 def labels_array(n_rows: int, chunk_rows: int) -> ArraySpec:
-    """The labels of an image store, -1 where the image could not be read."""
+    """The labels of an image store, -1 for unreadable images."""
     return ArraySpec("labels", "<i8", (n_rows,), chunk_rows, -1)
 
 
-def targets_array(n_rows: int, n_classes: int, chunk_rows: int) -> ArraySpec:
-    """The targets of a multi-label store: 1 where a class applies, 0 where it does not, -1 where that is unknown."""
-    return ArraySpec("targets", "|i1", (n_rows, n_classes), chunk_rows, -1)
-
-
 def label_arrays(truth: Array, chunk_rows: int) -> dict[str, ArraySpec]:
-    """The arrays of labels (N,), or of targets (N, L), beside the features."""
-    specs = [labels_array(len(truth), chunk_rows)]
+    """The whole arrays of an image store: its labels, and its targets if `truth` is (N, L) instead of (N,).
+
+    Targets are 1 if the class applies, 0 if not, -1 if unknown.
+    """
+    arrays = {"labels": labels_array(len(truth), chunk_rows)}
     if truth.ndim == 2:
-        specs.append(targets_array(len(truth), truth.shape[1], chunk_rows))
-    return {spec.name: spec for spec in specs}
+        arrays["targets"] = ArraySpec("targets", "|i1", truth.shape, chunk_rows, -1)
+    return arrays
 
 
 DIMENSIONS = {
@@ -207,11 +201,11 @@ DIMENSIONS = {
     "counts": ("class",),
     "moment": ("feature", "other_feature"),
 }
-"""Names of the axes by array, with which xarray opens a store as a data set."""
+"""Axis names by array; with them, xarray opens a store as a data set."""
 
 
 def dimension_names(spec: ArraySpec) -> tuple[str, ...] | None:
-    """Names of the axes of an array; None for arrays that have none.
+    """Axis names of an array; None if it has none.
 
     >>> dimension_names(image_arrays(9, 4, 9)["features"]), dimension_names(image_arrays(9, 4, 9, 2)["features"])
     (('row', 'feature'), ('row', 'token', 'feature'))
@@ -223,7 +217,7 @@ def dimension_names(spec: ArraySpec) -> tuple[str, ...] | None:
 
 
 def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, object]) -> dict[str, bytes]:
-    """The zarr.json files of a group with these arrays, made by zarr itself: path in the store -> content."""
+    """The zarr.json files of a group with these arrays, written by zarr itself: path in the store -> content."""
     import zarr
     from zarr.codecs import BytesCodec
     from zarr.storage import MemoryStore
@@ -248,7 +242,7 @@ def zarr_metadata(specs: Iterable[ArraySpec], attributes: Mapping[str, object]) 
 
 
 def _consolidated(files: Mapping[str, bytes]) -> bytes:
-    """The group's zarr.json with that of every array in it, so that readers need one request for all."""
+    """The group's zarr.json with consolidated metadata, so that readers need a single request."""
     group = json.loads(files[HEADER])
     arrays = {name.removesuffix(f"/{HEADER}"): json.loads(text) for name, text in files.items() if name != HEADER}
     group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
@@ -256,15 +250,15 @@ def _consolidated(files: Mapping[str, bytes]) -> bytes:
 
 
 EMPTY_FIELDS = ("attributes", "storage_transformers", "dimension_names", "consolidated_metadata")
-"""Fields of a zarr.json that some versions of zarr write when they are empty, and others leave out."""
+"""Fields of zarr.json that some versions of zarr write even if empty, and others omit."""
 LATER_FIELDS = ("dimension_names", "consolidated_metadata")
-"""Fields that stores of earlier versions do not have."""
+"""Fields that stores of earlier featcache versions lack."""
 
 
 def same_metadata(content: bytes, expected: bytes) -> bool:
-    """Whether two zarr.json files mean the same, whatever version of zarr wrote them.
+    """Whether two zarr.json files are equivalent, whatever version of zarr wrote them.
 
-    Stores of earlier versions name no axes, and have no consolidated metadata: that counts as the same.
+    Missing axis names and missing consolidated metadata (stores of earlier featcache versions) are accepted.
 
     >>> same_metadata(b'{"shape": [48], "attributes": {}}', b'{"shape":[48]}')
     True
@@ -282,7 +276,7 @@ def same_metadata(content: bytes, expected: bytes) -> bool:
 
 
 def _filled(metadata: Json) -> Json:
-    """The fields that are not empty, in consolidated metadata too."""
+    """Metadata without empty optional fields, also within consolidated metadata."""
     held = {name: value for name, value in metadata.items() if value or name not in EMPTY_FIELDS}
     inner = held.get("consolidated_metadata")
     if isinstance(inner, dict) and isinstance(arrays := inner.get("metadata"), dict):

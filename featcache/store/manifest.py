@@ -1,9 +1,8 @@
 """The records of a store, each written atomically as JSON: header, one marker per chunk, manifest.
 
-The header, in the group's zarr.json, is there from the first moment: which store this is, and its chunk size. A marker
-says that a chunk is complete; a chunk without one is not done, even if its files exist. The manifest, written
-last, says that the store is complete; readers refuse a store without one. This is the only file that writes or parses
-these records.
+The header, part of the group's zarr.json, is written first: it names the store and its chunk size. A marker says that
+a chunk is complete; a chunk without one is not done, even if its files exist. The manifest is written last and says
+that the store is complete; readers refuse a store without one. Only this module writes and parses these records.
 """
 
 import json
@@ -30,7 +29,7 @@ MARKER_NAME = re.compile(r"[0-9]{6,12}\.json")
 
 
 def parse_json(content: bytes) -> Any:
-    """The value of some JSON text; ValueError if it is malformed or nested too deeply."""
+    """Parsed JSON; ValueError if it is malformed or nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -38,7 +37,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def check_schema(schema: object, store: StorePath) -> None:
-    """StoreSchemaError if a store is of another schema than this featcache's."""
+    """StoreSchemaError unless a store has the schema of this version of featcache."""
     if schema != SCHEMA:
         raise StoreSchemaError(
             f"{store}: written with store schema {schema}, this featcache reads schema {SCHEMA}; "
@@ -48,7 +47,7 @@ def check_schema(schema: object, store: StorePath) -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """What the group metadata says of a store, finished or not; `verb` is the command that resumes it."""
+    """The store's entry in its group metadata, finished or not; `verb` is the command that resumes it."""
 
     schema: int
     kind: str
@@ -60,9 +59,9 @@ class Header:
 
 
 def read_header(store: StorePath) -> Header | None:
-    """The header of a store that was begun; None if there is none, or it is damaged.
+    """The header of a store, finished or not; None if it is missing or damaged.
 
-    One of another schema is not damaged: it is returned, and must not be overwritten (see `check_schema`).
+    A header of another schema is not damaged: it is returned and must not be overwritten (see `check_schema`).
     """
     try:
         found = dict(parse_json(read_or_none(store / HEADER) or b"")["attributes"]["featcache"])
@@ -77,7 +76,7 @@ def read_header(store: StorePath) -> Header | None:
 
 
 def is_consistent(header: Header) -> bool:
-    """Whether the identity of a header hashes to its key: it is that of some store."""
+    """Whether the identity in a header hashes to its key."""
     try:
         return header.key == f"{content_key(header.identity['encoder'])}/{content_key(header.identity['dataset'])}"
     except (KeyError, TypeError, ValueError):
@@ -85,12 +84,12 @@ def is_consistent(header: Header) -> bool:
 
 
 def begun_chunk_rows(store: StorePath, default: int) -> int:
-    """Rows per chunk of a store that was begun, else `default`; a manifest knows better than a header.
+    """Rows per chunk of a store that exists, finished or not, else `default`; the manifest takes precedence.
 
     Raises
     ------
     StoreSchemaError
-        It was begun by another version of featcache.
+        It was written by another version of featcache.
     """
     header, manifest = read_header(store), manifest_or_none(store)
     if manifest is not None and (header is None or header.key == manifest.key):
@@ -103,31 +102,31 @@ def begun_chunk_rows(store: StorePath, default: int) -> int:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A sample that could not be read: its row keeps NaN features, label -1 and ``valid`` 0."""
+    """An unreadable sample: its row has NaN features, label -1 and ``valid`` 0."""
 
     row: int
     sample_id: str
     error: str
 
     def fits(self, rows: range) -> bool:
-        """Whether the values, which may come from a file, have the right types, and the row is one of `rows`."""
+        """Whether the fields, which may come from a file, have the right types, and the row is in `rows`."""
         texts = isinstance(self.sample_id, str) and isinstance(self.error, str)
         return texts and type(self.row) is int and self.row in rows
 
 
 def coarsest(specs: Iterable[ArraySpec]) -> ArraySpec:
-    """The array whose chunks are those of the markers: files of tokens hold fewer rows."""
+    """The array whose chunks the markers count; token files hold fewer rows."""
     return max(specs, key=lambda spec: spec.chunk_rows)
 
 
 def joined(checksums: Iterable[str]) -> str:
-    """The checksums of the files of one chunk, as a marker holds them."""
+    """The checksums of one chunk's files, in the form that markers use."""
     return " ".join(checksums)
 
 
 @dataclass(frozen=True)
 class Marker:
-    """Chunk `chunk` is complete: `checksums` holds the xxh3-128 of each array's chunk file, `joined` if several."""
+    """Record that a chunk is complete: `checksums` is the xxh3-128 of each array's chunk file, `joined` if several."""
 
     chunk: int
     rows: int
@@ -136,17 +135,17 @@ class Marker:
 
     @staticmethod
     def name(chunk: int) -> str:
-        """File of the marker of a chunk, in its store."""
+        """File name of a chunk's marker in the store."""
         return f"{MARKERS}/{chunk:06d}.json"
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """Content of the file."""
         record = {"schema": SCHEMA, "chunk": self.chunk, "rows": self.rows, "checksums": self.checksums}
         return pretty_json(record | {"bad": [[bad.row, bad.sample_id, bad.error] for bad in self.bad]})
 
     @classmethod
     def from_bytes(cls, content: bytes, chunk: int, names: set[str], rows: range) -> "Marker | None":
-        """Inverse of `to_bytes`; None unless the content is a marker of this chunk, these arrays and these rows."""
+        """Inverse of `to_bytes`; None unless it is a valid marker of this chunk with these arrays and rows."""
         try:
             record = parse_json(content)
             bad = tuple(BadRow(row, name, error) for row, name, error in record["bad"])
@@ -160,26 +159,18 @@ class Marker:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished store holds.
+    """Contents of a finished store.
 
     Parameters
     ----------
-    kind : str
-        ``images``, ``texts``, ``banks``, ``priors``, or ``parts`` for a tap or view.
-    key : str
-        ``<encoder_key>/<dataset_key>``, the store's place below ``<root>/<kind>``.
-    identity : dict
-        What the two keys are hashes of: ``{"encoder": ..., "dataset": ...}``.
-    arrays, whole : dict of ArraySpec
-        Arrays written chunk by chunk, and arrays written when the store is finished (labels).
-    checksums : dict of list of str
-        Array name -> xxh3-128 of each chunk file.
-    files : dict of str
-        Sidecar name -> xxh3-128.
-    info : dict
-        What else is known: `ImageInfo`, `TextInfo`, `BankInfo`, `PriorInfo` or `PartInfo`, by kind.
-    sealed : tuple of str
-        Files that hold their own digest; stores of earlier versions have none.
+    kind : ``images``, ``texts``, ``banks``, ``priors``, or ``parts`` for a tap or view
+    key : ``<encoder_key>/<dataset_key>``, the store's path below ``<root>/<kind>``
+    identity : ``{"encoder": ..., "dataset": ...}``, of which the two keys are hashes
+    arrays, whole : arrays written chunk by chunk, and arrays written when the store is finished (labels)
+    checksums : array name -> xxh3-128 of each chunk file
+    files : sidecar name -> xxh3-128
+    info : description of the contents, by kind; see `INFO`
+    sealed : files that contain their own digest; empty in stores of earlier versions
     """
 
     kind: str
@@ -213,7 +204,7 @@ class Manifest:
         return next(iter(self.arrays.values())).shape[0]
 
     def to_bytes(self) -> bytes:
-        """The file's content, with a digest of all the rest under ``digest``."""
+        """Content of the file, with a digest of everything else under ``digest``."""
         record: Json = {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -236,7 +227,7 @@ def read_manifest(store: StorePath) -> Manifest:
     Raises
     ------
     StoreNotFoundError, StoreIncompleteError, StoreSchemaError, StoreCorruptError
-        There is no such store; it is not finished; it is of another schema; its manifest is damaged.
+        There is no such store; it is not finished; it has another schema; its manifest is damaged.
     """
     content = read_or_none(store / MANIFEST)
     if content is None:
@@ -245,7 +236,7 @@ def read_manifest(store: StorePath) -> Manifest:
 
 
 def manifest_or_none(store: StorePath) -> Manifest | None:
-    """The manifest of a store; None if it is not finished, or its manifest is damaged or of another schema."""
+    """The manifest of a store; None if it is missing, damaged, or of another schema."""
     try:
         return read_manifest(store)
     except FeatcacheError:
@@ -278,12 +269,12 @@ def parse_manifest(content: bytes, store: StorePath) -> Manifest:
 
 
 def provenance_bytes(record: Mapping[str, object], key: str) -> bytes:
-    """The provenance file of the store with that key, with a digest of its record and the key."""
+    """Content of a store's provenance file: the record with a digest of it and the store's key."""
     return pretty_json({**record, "digest": checksum(key.encode() + canonical_json(dict(record)))})
 
 
 def parse_provenance(content: bytes | None, key: str, *, sealed: bool) -> Json:
-    """Inverse of `provenance_bytes`; a store of an earlier version has no digest (`sealed` is False).
+    """Inverse of `provenance_bytes`; in stores of earlier versions it has no digest (`sealed` is False).
 
     Raises
     ------
@@ -309,7 +300,7 @@ def _damaged(store: StorePath, what: str) -> StoreCorruptError:
 
 
 def _not_finished(store: StorePath) -> Exception:
-    """Why there is no manifest: no store, or how much of it is done."""
+    """Error for a missing manifest: no store there, or how many rows are done."""
     if read_or_none(store / HEADER) is None and not (isinstance(store, Path) and store.is_dir()):
         return StoreNotFoundError(
             f"{store}: no store there; `featcache list` shows the stores, `featcache encode` makes one"
@@ -326,7 +317,7 @@ def _not_finished(store: StorePath) -> Exception:
 
 
 def _check_manifest(manifest: Manifest) -> None:
-    """ValueError if the fields of a manifest contradict each other, so that readers can rely on them."""
+    """ValueError if the fields of a manifest contradict each other; readers rely on this check."""
     if set(manifest.checksums) != set(manifest.all_arrays) or len(manifest.key.split("/")) != 2:
         raise ValueError("key, arrays and checksums do not belong together")
     for name, spec in manifest.all_arrays.items():
@@ -356,7 +347,7 @@ def _number_or_none(value: object) -> bool:
 
 
 class StoreInfo(TypedDict):
-    """What `Manifest.info` holds for every kind of store, as it is written to JSON."""
+    """`Manifest.info` of every kind of store."""
 
     name: str
     classnames: list[str]
@@ -368,47 +359,13 @@ class StoreInfo(TypedDict):
 
 
 class ImageInfo(StoreInfo):
-    """The info of a store of images."""
+    """`Manifest.info` of an image store."""
 
     split: str
     labels_digest: str
     metadata_digest: NotRequired[str]
     decoding: NotRequired[str | None]
     bad: list[list[int | str]]
-
-
-class TextInfo(StoreInfo):
-    """The info of a store of prompt embeddings."""
-
-    templates: list[str] | None
-
-
-class BankInfo(StoreInfo):
-    """The info of a bank of random texts."""
-
-    error: float | None
-    random_texts: int
-    length: int
-    seed: int
-
-
-class PriorInfo(StoreInfo):
-    """The info of a recorded prior."""
-
-    recorded: int
-
-
-class PartInfo(TypedDict):
-    """The info of a tap or view, which replaces that of its store; a tap has no text side."""
-
-    name: str
-    split: str
-    encoder_name: str
-    dim: int
-    text_digests: NotRequired[list[str]]
-    logit_scale: NotRequired[None]
-    logit_bias: NotRequired[None]
-    prefix_tokens: NotRequired[int]
 
 
 COMMON: dict[str, Callable[[object], bool]] = {
@@ -427,7 +384,10 @@ INFO: dict[str, dict[str, Callable[[object], bool]]] = {
     "banks": COMMON | {"error": _number_or_none},
     "priors": COMMON | {"recorded": lambda value: type(value) is int and value >= 0},
 }
-"""What the info of a manifest is checked for when it is read, by kind of store."""
+"""Fields of `Manifest.info` that readers rely on, by kind of store, with their checks.
+
+The info of a part overrides that of its store: a tap has no `text_digests`, and None as `logit_scale` and `logit_bias`.
+"""
 
 
 def _check_info(kind: str, info: Json, shapes: Shapes) -> None:
@@ -439,7 +399,7 @@ def _check_info(kind: str, info: Json, shapes: Shapes) -> None:
     if kind == "texts" and shapes.get("cls") != (len(info["classnames"]), info["dim"]):
         raise ValueError(f"{len(info['classnames'])} class names, {info['dim']} wide, for arrays of {dict(shapes)}")
     if kind in ("images", "parts"):
-        # More arrays may have joined; these must be there, a part's labels excepted.
+        # Other arrays may exist as well. Parts have no labels of their own.
         features, dim = shapes.get("features", (0,)), info["dim"]
         rows, tokens = features[0], features[1:2] if kind == "parts" and len(features) == 3 else ()
         known = {"features": (rows, *tokens, dim), "norm": (rows,), "valid": (rows,), "content": (rows, 16)}

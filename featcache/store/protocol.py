@@ -1,32 +1,32 @@
-"""What labelled features are to their readers, wherever they are kept.
+"""Protocols for labelled features, wherever they are stored.
 
-Heads and evaluation name these protocols, never a class: an image store, one of its taps or views, stacked views,
-stores of several models side by side, a few rows of a store, rows in memory, and (as a `FeatureSource`) a stream.
+Heads and evaluation depend on these protocols alone. They are implemented by image stores, their taps and views,
+stacked views, joined stores of several models, subsets of rows, rows in memory, and (`FeatureSource` only) streams.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar, cast, overload
+from operator import attrgetter
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.store.layout import Array
 
-T = TypeVar("T")
 Block = tuple[Array, NDArray[np.integer]]
-"""Features (n, D) and labels (n,); of multi-label rows, targets (n, L) int8 in their place."""
+"""Features (n, D) and labels (n,); for multi-label data, targets (n, L) int8 instead of labels."""
 
 
 class VisualProjection(NamedTuple):
-    """What turns features of a tap into features of the space of texts: ``x @ weights``, up to their lengths.
+    """Projection of a tap's features into the joint image-text space: ``x @ weights``, before normalisation.
 
     Parameters
     ----------
     weights : (W, D) float32
-    text_digests : of the text towers of that space
+    text_digests : digests of the text towers of that space
     """
 
     weights: NDArray[np.float32]
@@ -34,9 +34,9 @@ class VisualProjection(NamedTuple):
 
 
 class Encoded(Protocol):
-    """Whose features these are: what tells whether a head fits them.
+    """Identity of the encoder that computed the features, which decides whether a head can be used on them.
 
-    An identity that is not known is None: features without an `encoder_key` fit no head that was fitted with one.
+    Unknown values are None. A head that was fitted with an `encoder_key` refuses features without one.
     """
 
     @property
@@ -65,7 +65,7 @@ class Encoded(Protocol):
 
 
 class FeatureSource(Encoded, Protocol):
-    """Labelled rows of one split under one encoder, read from the first to the last."""
+    """Labelled rows of one split under one encoder, read in order."""
 
     @property
     def split(self) -> str:
@@ -81,62 +81,62 @@ class FeatureSource(Encoded, Protocol):
 
     @property
     def provenance(self) -> Mapping[str, object]:
-        """How the features were made; never part of a key."""
+        """Record of how the features were made; not part of any key."""
 
     @property
     def sample(self) -> Mapping[str, object] | None:
-        """How these rows were drawn from the split; None for the whole split."""
+        """How these rows were sampled from the split; None for the whole split."""
 
     @property
     def view_id(self) -> str | None:
-        """Which augmented views the rows are; None for the images themselves."""
+        """Identity of the augmented views in the rows; None for unaugmented images."""
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
-        """Image of each valid row where rows are views, which must not be held out apart; else None."""
+        """Image index of each valid row if the rows are views (views of one image belong in one fold); else None."""
 
     @property
     def multilabel(self) -> bool:
-        """Whether any number of classes may apply to a row: blocks then hold targets in place of labels."""
+        """Whether rows may have several classes: blocks then hold targets instead of labels."""
 
     @property
     def visual_projection(self) -> VisualProjection | None:
-        """What follows the tap `pre_projection` in the model; None of other features, or where it is not stored."""
+        """The model's projection after the tap `pre_projection`; None for other features, or if it is not stored."""
 
     @property
     def n_rows(self) -> int | None:
-        """Number of rows, valid or not; None where only a pass tells."""
+        """Number of rows, valid or not; None if it is unknown before a full pass."""
 
     @property
     def row_hashes(self) -> NDArray[np.uint64] | None:
-        """Hash (N,) of what each row was made from, equal for equal content; None where it is not known."""
+        """Hash (N,) of the content behind each row, equal for equal content; None if unknown."""
 
     def blocks(self) -> Iterator[Block]:
-        """The valid rows, block by block; a block is good until the next one."""
+        """The valid rows, block by block; each block is valid until the next is requested."""
 
 
 class FeatureTable(FeatureSource, Protocol):
-    """A source whose N rows can also be read by number. Row i is sample i, whether its image could be read or not."""
+    """A source with random access to its N rows. Row i is sample i, even if its image could not be read."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels (N,), -1 where the image could not be read, and in every row of multi-label data."""
+        """Labels (N,), -1 for unreadable images and for every row of multi-label data."""
 
     @property
     def targets(self) -> NDArray[np.int8] | None:
-        """Targets (N, L) of multi-label data: 1 where a class applies, 0 where not, -1 where unknown; else None."""
+        """Targets (N, L) of multi-label data: 1 if the class applies, 0 if not, -1 if unknown; else None."""
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """(N,) False where the image could not be read."""
+        """(N,), False for unreadable images."""
 
     @property
     def ids(self) -> Sequence[str]:
-        """The N sample ids, in row order; empty where they are not known."""
+        """The N sample ids, in row order; empty if unknown."""
 
     @property
     def metadata(self) -> Mapping[str, Array]:
-        """Group columns (N,) by name."""
+        """Metadata columns (N,) by name."""
 
     @property
     def logit_scale(self) -> float | None:
@@ -171,7 +171,7 @@ class TextSource(Protocol):
 
     @property
     def templates(self) -> tuple[str, ...] | None:
-        """The T templates; None for the prompts of a file."""
+        """The T templates; None if the prompts came from a prompt file."""
 
     @property
     def raw(self) -> NDArray[np.float32]:
@@ -179,7 +179,7 @@ class TextSource(Protocol):
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(C,): prompts of each class."""
+        """(C,): number of prompts per class."""
 
     @property
     def dim(self) -> int:
@@ -207,15 +207,15 @@ class TextSource(Protocol):
 
     @property
     def provenance(self) -> Mapping[str, object]:
-        """How the embeddings were made."""
+        """Record of how the embeddings were made."""
 
 
 class SourceDefaults:
-    """Defaults of a `FeatureSource`: all images of a split, as they are, their number unknown."""
+    """Defaults of a `FeatureSource`: a whole split of unaugmented images, of unknown length."""
 
     @property
     def visual_projection(self) -> VisualProjection | None:
-        """None: the features are what the encoder gives, or what follows them is not known."""
+        """None: not a `pre_projection` tap."""
         return None
 
     @property
@@ -225,32 +225,32 @@ class SourceDefaults:
 
     @property
     def view_id(self) -> str | None:
-        """None: the images themselves."""
+        """None: unaugmented images."""
         return None
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
-        """None: rows are images."""
+        """None: every row is an image of its own."""
         return None
 
     @property
     def multilabel(self) -> bool:
-        """False: each row has one label."""
+        """False: one label per row."""
         return False
 
     @property
     def n_rows(self) -> int | None:
-        """None: only a pass tells."""
+        """None: unknown before a full pass."""
         return None
 
     @property
     def row_hashes(self) -> NDArray[np.uint64] | None:
-        """None: not known."""
+        """None: unknown."""
         return None
 
 
 class TableDefaults(SourceDefaults, ABC):
-    """Defaults of a `FeatureTable`: all images of a split, as they are, each of them valid."""
+    """Defaults of a `FeatureTable`: a whole split of unaugmented images, all readable."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -262,49 +262,38 @@ class TableDefaults(SourceDefaults, ABC):
 
     @property
     def targets(self) -> NDArray[np.int8] | None:
-        """None: each row has one label."""
+        """None: one label per row."""
         return None
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """(N,), all true."""
+        """(N,), all True."""
         return np.ones(len(self), bool)
 
 
-class Passed(Generic[T]):
-    """An attribute that a table has from its `origin`."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, table: None, owner: type) -> Self: ...
-
-    @overload
-    def __get__(self, table: Derived, owner: type) -> T: ...
-
-    def __get__(self, table: Derived | None, owner: type) -> Self | T:
-        return self if table is None else cast(T, getattr(table.origin, self._name))
+def of_origin(name: str) -> property:
+    """A property of a `Derived` table that is read from its `origin`."""
+    return property(attrgetter(f"origin.{name}"))
 
 
 class Derived(TableDefaults):
-    """Defaults of a `FeatureTable` made from others: it has the identity of one of them, its `origin`."""
+    """Defaults of a `FeatureTable` built from others, with the identity of one of them, its `origin`."""
 
     @property
     @abstractmethod
     def origin(self) -> FeatureTable:
-        """The table that this one takes its identity from."""
+        """The table whose identity this one has."""
 
-    name = Passed[str]()
-    split = Passed[str]()
-    encoder_key = Passed[str | None]()
-    encoder_name = Passed[str | None]()
-    text_digests = Passed[tuple[str, ...]]()
-    dataset_key = Passed[str | None]()
-    labels_digest = Passed[str | None]()
-    multilabel = Passed[bool]()
-    classnames = Passed[tuple[str, ...]]()
-    dim = Passed[int]()
-    logit_scale = Passed[float | None]()
-    logit_bias = Passed[float | None]()
-    provenance = Passed[Mapping[str, object]]()
+    name = of_origin("name")
+    split = of_origin("split")
+    encoder_key = of_origin("encoder_key")
+    encoder_name = of_origin("encoder_name")
+    text_digests = of_origin("text_digests")
+    dataset_key = of_origin("dataset_key")
+    labels_digest = of_origin("labels_digest")
+    multilabel = of_origin("multilabel")
+    classnames = of_origin("classnames")
+    dim = of_origin("dim")
+    logit_scale = of_origin("logit_scale")
+    logit_bias = of_origin("logit_bias")
+    provenance = of_origin("provenance")

@@ -1,25 +1,25 @@
-"""Writing a store chunk by chunk, by any number of processes, so that a kill at any moment costs at most one chunk.
+"""Writing a store chunk by chunk, with any number of processes; a kill at any moment costs at most one chunk.
 
 How a store is written
-    Every file is put atomically: temporary file, write, fsync, rename (`featcache.store.places.local`; on s3 a put is
-    atomic by itself). A `StoreWriter` puts them in this order:
+    Every file is written atomically: temporary file, write, fsync, rename (`featcache.store.places.local`; on s3 a put
+    is atomic by itself). A `StoreWriter` writes them in this order:
 
-    1. `StoreWriter`: the group's zarr.json with the header, by whoever is first; it settles the chunk size. Then the
-       zarr.json of each array, and the sidecars.
+    1. `StoreWriter`: the group's zarr.json with the header, by the first writer, whose chunk size holds for all. Then
+       the zarr.json of each array, and the sidecars.
     2. `write_chunk`: the chunk file of every array, then the marker with their checksums.
-    3. `drop_damaged`: every chunk is hashed again and compared with its marker, since writers that did not know of each
-       other may have mixed their files; chunks that differ are to be written again.
-    4. `finalise`: the labels, and the manifest last, unless another writer has put one.
+    3. `drop_damaged`: every chunk is hashed again and compared with its marker, since concurrent writers may have mixed
+       their files. Chunks that differ are written again.
+    4. `finalise`: the labels, and last the manifest, unless another writer has written one.
 
 How a killed run resumes
-    The same command opens a `StoreWriter` on the same folder and encodes the chunks in `pending`: those without a
-    valid marker. Finished chunks are kept. Claims of dead processes expire (`featcache.store.claims`), and their
-    temporary files are deleted at the end or by ``featcache gc``.
+    The same command opens a `StoreWriter` on the same folder and encodes the `pending` chunks, those without a valid
+    marker. Finished chunks are kept. Claims of dead processes expire (`featcache.store.claims`). Their temporary files
+    are deleted when the store is finished, or by ``featcache gc``.
 
 Why several writers are safe
-    If the encoder is deterministic, two writers of a chunk write the same bytes. If it is not, a writer puts its marker
-    and *then* looks for a manifest, and a finaliser puts the manifest and *then* looks at the markers: at least one of
-    them sees the other and takes the manifest away, and the store is finished anew.
+    If the encoder is deterministic, two writers of a chunk write the same bytes. If it is not, a writer writes its
+    marker and *then* looks for a manifest, and a finaliser writes the manifest and *then* reads the markers. At least
+    one of them sees the other's file, removes the manifest, and the store is finished again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,15 +53,15 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Written:
-    """Rows of an array whose files `StoreWriter.put_file` has put already: their checksums, in order."""
+    """Rows of an array whose files `StoreWriter.put_file` has already written: their checksums, in order."""
 
     checksums: tuple[str, ...]
 
 
 Values = Mapping[str, Array]
-"""Rows (n, ...) by the name of the array."""
+"""Rows (n, ...) by array name."""
 ChunkValues = Mapping[str, Array | Written]
-"""The same of one chunk, some of it written before the rest was known."""
+"""Rows of one chunk by array name; files of large arrays may be written early, see `Written`."""
 
 
 class StoreWriter:
@@ -69,24 +69,20 @@ class StoreWriter:
 
     Parameters
     ----------
-    store : StorePath
-        The store's folder, ``<root>/<kind>/<key>``.
+    store : the store's folder, ``<root>/<kind>/<key>``
     kind, key, identity
         As in `Manifest`.
-    specs : dict of ArraySpec
-        The arrays written chunk by chunk; all have the same rows and chunk rows, but one may divide each chunk into
-        several files.
-    whole : dict of ArraySpec
-        The arrays that `finalise` writes.
-    files : dict of bytes
-        Sidecar files, such as ``samples.parquet``.
-    verb : str
-        The command that resumes this store, named in error messages.
+    specs
+        The arrays written chunk by chunk. All have the same number of rows and of rows per chunk, except that one may
+        split each chunk into several files.
+    whole : the arrays that `finalise` writes
+    files : sidecar files, such as ``samples.parquet``
+    verb : the command that resumes this store, named in error messages
 
     Raises
     ------
     MismatchError
-        The folder holds a store with another identity (it was moved by hand).
+        The folder holds another store (it was moved by hand).
     StoreSchemaError
         It was begun by another version of featcache.
     """
@@ -114,10 +110,10 @@ class StoreWriter:
     def _begin(self) -> None:
         arrays = [*self.specs.values(), *self.whole.values()]
         metadata = zarr_metadata(arrays, {"featcache": asdict(self.header)})
-        # The header first, and only if there is none: of several writers that begin at once, one settles it.
+        # The header first, and only if there is none: of several writers that start at once, one decides.
         if read_header(self.store) is None:
             created = places.create(self.store / HEADER, metadata[HEADER])
-            if not created and read_header(self.store) is None:  # there is one, but it is damaged
+            if not created and read_header(self.store) is None:  # it exists, but is damaged
                 places.put(self.store / HEADER, metadata[HEADER])
         header, manifest = read_header(self.store), manifest_or_none(self.store)
         if header is not None:
@@ -125,27 +121,27 @@ class StoreWriter:
         if header is not None and header != self.header:
             if not self._is_damaged(header, manifest):
                 raise MismatchError(
-                    f"{self.store}: {HEADER} is that of the store {header.key} in chunks of {header.chunk_rows:,} "
+                    f"{self.store}: {HEADER} belongs to the store {header.key} in chunks of {header.chunk_rows:,} "
                     f"rows, expected {self.header.key} in chunks of {self.header.chunk_rows:,}; it was moved by hand: "
                     "move it back to the folder of that name, or use another --root"
                 )
             places.put(self.store / HEADER, metadata[HEADER])
         vouched = {} if manifest is None or manifest.key != self.header.key else manifest.files
-        self._put_beside(metadata, vouched)  # the header again, if it describes other labels than these
+        self._put_beside(metadata, vouched)  # rewrites the header if it describes other labels
 
     def _is_damaged(self, header: Header, manifest: Manifest | None) -> bool:
-        """Whether a header that is not ours is a damaged one of ours, rather than that of another store."""
+        """Whether a header that differs from ours is damaged, rather than that of another store."""
         if header.key != self.header.key:
             finished = manifest is not None and manifest.key == self.header.key
             return finished or not is_consistent(header)
-        # The key is a digest of the identity; of the rest, only the chunk size is for the first writer to say.
+        # The key determines the identity; of the rest, only the chunk size may differ: the first writer chose it.
         expected = self.header if manifest is not None else replace(self.header, chunk_rows=header.chunk_rows)
         return header != expected
 
     def _put_beside(self, metadata: Mapping[str, bytes], vouched: Mapping[str, str]) -> None:
-        """Write the zarr.json of the arrays and the sidecars, unless what is there is sound.
+        """Write the zarr.json of the arrays and the sidecars, unless equivalent files exist.
 
-        Another version of zarr or pyarrow writes other bytes that say the same: they stay.
+        Other versions of zarr or pyarrow write different bytes with the same meaning; these files are kept.
         """
         for name, content in metadata.items():
             held = places.read_or_none(self.store / name)
@@ -159,12 +155,12 @@ class StoreWriter:
                 places.put(self.store / name, content)
 
     def pending(self) -> list[int]:
-        """The chunks that are to be written, in order: no valid marker, or a file missing or of the wrong size."""
+        """The chunks still to be written, in order: no valid marker, or a file missing or of the wrong size."""
         done = {marker.chunk for marker in self.markers()}
         return [chunk for chunk in range(self.rows_spec.n_chunks) if chunk not in done]
 
     def markers(self) -> list[Marker]:
-        """The markers of the chunks that are done, in chunk order; only new ones are read."""
+        """The markers of finished chunks, in chunk order; only markers that changed since the last call are read."""
         found = places.files(self.store)
         whole = [
             chunk
@@ -179,7 +175,7 @@ class StoreWriter:
         return [marker for marker in markers if marker is not None]
 
     def marker(self, chunk: int) -> Marker | None:
-        """The marker of a chunk, None if the chunk is to be written."""
+        """The marker of a chunk; None if the chunk is still to be written."""
         marker = self._parse(chunk, places.read_or_none(self.store / Marker.name(chunk)))
         if marker is None or not self._sizes_fit(chunk, lambda name: places.stat(self.store / name)):
             return None
@@ -195,27 +191,27 @@ class StoreWriter:
         return None if content is None else Marker.from_bytes(content, chunk, set(self.specs), rows)
 
     def write_chunk(self, chunk: int, values: ChunkValues, bad: Sequence[BadRow] = ()) -> bool:
-        """Write one chunk, `values` for each of the `specs`, then its marker with the rows that could not be read.
+        """Write one chunk, `values` for each of the `specs`, then its marker with the unreadable samples `bad`.
 
         Returns False, with nothing written, if another writer has finished the chunk in the meantime.
         """
         if (known := self.marker(chunk)) is not None:
             written = {name: joined(value.checksums) for name, value in values.items() if isinstance(value, Written)}
             if any(known.checksums[name] != value for name, value in written.items()):
-                self.drop(chunk)  # files of two writers are mixed
+                self.drop(chunk)  # the files of two writers are mixed
                 self.reopen()
             return False
         rows = self.rows_spec.rows_of(chunk)
         checksums = {name: self._put_rows(spec, rows, values[name]) for name, spec in self.specs.items()}
         marker = Marker(chunk, len(rows), checksums, tuple(bad))
         places.put(self.store / Marker.name(chunk), marker.to_bytes())
-        # A finaliser may have read an older marker of this chunk: its manifest is then wrong.
+        # A manifest written meanwhile may be based on an older marker of this chunk.
         if places.stat(self.store / MANIFEST) is not None and not self._manifest_agrees([marker], {}):
             self.reopen()
         return True
 
     def _put_rows(self, spec: ArraySpec, rows: range, values: Array | Written) -> str:
-        """Write the files of a chunk's rows that are not written yet; their checksums, joined."""
+        """Write the files of an array's rows in a chunk, unless they are `Written`; returns their joined checksums."""
         if isinstance(values, Written):
             return joined(values.checksums)
         parts = [(file, spec.rows_of(file)) for file in spec.files_of(rows)]
@@ -225,7 +221,7 @@ class StoreWriter:
         )
 
     def put_file(self, name: str, file: int, values: Array) -> str:
-        """Write one of the several files of a chunk, before `write_chunk`; returns its checksum."""
+        """Write one of several files of a chunk ahead of `write_chunk`; returns its checksum."""
         return self._put_chunk(self.specs[name], file, values)
 
     def _put_chunk(self, spec: ArraySpec, chunk: int, values: Array) -> str:
@@ -238,7 +234,7 @@ class StoreWriter:
         places.remove(self.store / Marker.name(chunk))
 
     def drop_damaged(self) -> list[int]:
-        """Hash every chunk and `drop` those that differ from their markers; returns them."""
+        """Hash every chunk and `drop` those that differ from their markers; returns the dropped chunks."""
         with ThreadPoolExecutor(self._threads) as pool:
             sound = list(pool.map(self._is_sound, range(self.rows_spec.n_chunks)))
         damaged = [chunk for chunk, ok in enumerate(sound) if not ok]
@@ -262,26 +258,24 @@ class StoreWriter:
         provenance: Mapping[str, object],
         extra: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write the whole arrays and, last, the manifest. Call it when `drop_damaged` has returned an empty list.
+        """Write the whole arrays and, last, the manifest, once `drop_damaged` has returned an empty list.
 
         Parameters
         ----------
-        values : dict of array
-            All rows of each of the whole arrays.
-        info, provenance : dict
-            For the manifest (see `Manifest.info`), and for a record without a checksum.
-        extra : dict of bytes, optional
-            More sidecar files, which may be replaced without encoding.
+        values : all rows of each whole array
+        info : see `Manifest.info`
+        provenance : record of how the store was made
+        extra : additional sidecar files, replaceable without encoding
 
         Raises
         ------
         StoreIncompleteError
-            Another writer changed a chunk or the labels meanwhile; the manifest was removed: run again.
+            Another writer changed a chunk or the labels meanwhile. The manifest was removed: run the command again.
         """
         extra = dict(extra or {})
         markers = self.markers()
         checksums = {name: [v for marker in markers for v in marker.checksums[name].split()] for name in self.specs}
-        # Everything that the manifest vouches for, or that readers look for beside it.
+        # Everything that the manifest refers to comes before it.
         whole = {
             name: [
                 self._put_chunk(spec, chunk, values[name][spec.rows_of(chunk).start : spec.rows_of(chunk).stop])
@@ -292,11 +286,11 @@ class StoreWriter:
         for name, content in extra.items():
             places.put(self.store / name, content)
         places.put(self.store / PROVENANCE, provenance_bytes(provenance, self.header.key))
-        # What killed writers left behind.
+        # Leftovers of killed writers.
         Claims(self.store).clear()
         if isinstance(self.store, Path):
             sweep_partials(self.store)
-        # The manifest, unless a chunk was dropped meanwhile or another writer has put it.
+        # The manifest, unless a chunk was dropped meanwhile or another writer has written one.
         manifest = Manifest(
             self.header.kind,
             self.header.key,
@@ -310,16 +304,16 @@ class StoreWriter:
         )
         if len(markers) == self.rows_spec.n_chunks:
             places.create(self.store / MANIFEST, manifest.to_bytes())
-        # Chunks or labels that another writer changed after they were read here.
+        # Another writer may have changed chunks or labels since they were read above.
         if not self._manifest_agrees(self.markers(), whole):
             self.reopen()
             raise StoreIncompleteError(
-                f"{self.store}: another run changed chunks or labels while the store was finished; run the same "
+                f"{self.store}: another run changed chunks or labels while the store was being finished; run the same "
                 f"{self.header.verb} command again: finished chunks are kept"
             )
 
     def _manifest_agrees(self, markers: Sequence[Marker], whole: Mapping[str, list[str]]) -> bool:
-        """Whether the manifest, no matter which writer put it, agrees with these markers and whole arrays."""
+        """Whether the manifest, whichever writer wrote it, agrees with these markers and whole arrays."""
         manifest = manifest_or_none(self.store)
         if manifest is None:
             return False
@@ -332,5 +326,5 @@ class StoreWriter:
         return chunks and all(manifest.checksums.get(name) == value for name, value in whole.items())
 
     def reopen(self) -> None:
-        """Remove the manifest: the store is unfinished until `finalise` has run again."""
+        """Remove the manifest, so that the store is unfinished until `finalise` runs again."""
         places.remove(self.store / MANIFEST)

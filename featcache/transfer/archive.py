@@ -26,7 +26,7 @@ from featcache.store.catalogue import KINDS
 from featcache.store.claims import CLAIMS
 from featcache.store.columns import STAMPS
 from featcache.store.layout import MANIFEST
-from featcache.store.places import StorePath, files, read, stat
+from featcache.store.places import StorePath, files, stat
 from featcache.store.places.local import PARTIAL_SUFFIX, begin, give_up, sync_files, sync_folder
 from featcache.store.places.targets import replacing, writing
 from featcache.store.reading.base import Store
@@ -56,7 +56,7 @@ def pack(store: StorePath, target: str | Path) -> int:
     size = 0
     with replacing(target, stream="pack") as file, tarfile.open(fileobj=file, mode="w|", format=FORMAT) as tar:
         for name in names:
-            content = read(store / name)
+            content = (store / name).read_bytes()
             entry = tarfile.TarInfo(f"{place}/{name}")
             entry.size, entry.mode = len(content), 0o644
             tar.addfile(entry, io.BytesIO(content))
@@ -135,7 +135,7 @@ def _unpacked(tar: tarfile.TarFile, entries: dict[str, tarfile.TarInfo], path: P
             raise StoreCorruptError(f"{tar.name!r}: its manifest is that of another store; {REMEDY}")
         sync_files(fresh)
         if stat(path / MANIFEST) is not None:
-            if read(path / MANIFEST) != (fresh / MANIFEST).read_bytes():
+            if (path / MANIFEST).read_bytes() != (fresh / MANIFEST).read_bytes():
                 raise MismatchError(
                     f"{path}: there is another store of that key, with other labels or names; nothing was written. "
                     "Unpack into another --root, or remove that one first"

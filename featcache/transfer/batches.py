@@ -80,10 +80,8 @@ class FeatureBatches:
         Its device and dtype are those of the batches: a parameter of the model, ``torch.empty(0, device="cuda:1")``.
     shuffle, seed
         Order of the rows; without `shuffle` that of the store.
-    drop_last : bool
-        Leave out a last batch with fewer rows.
-    resident : bool, optional
-        Keep all rows on the device; by default, if they take at most half of its free memory.
+    drop_last : leave out a last batch with fewer rows
+    resident : keep all rows on the device; by default, if they take at most half of its free memory
 
     Raises
     ------

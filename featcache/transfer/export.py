@@ -51,8 +51,7 @@ def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype
 
     Parameters
     ----------
-    kind : str, optional
-        One of the above; by default that of the target's suffix, ``npy`` if it has none.
+    kind : one of the above; by default that of the target's suffix, ``npy`` if it has none
     dtype : dtype
         float16 (as stored), float32 or float64; CSV holds the shortest text of each value that
         reads back exactly, of float16 as float32.

@@ -54,10 +54,8 @@ def read_foreign(source: str | Path, split: str = "train") -> Foreign:
 
     Parameters
     ----------
-    source : str or Path
-        A file or folder; see the table above.
-    split : str
-        Which of ``features_SPLIT.pt`` is read from a folder.
+    source : a file or folder; see the table above
+    split : which of ``features_SPLIT.pt`` is read from a folder
 
     Raises
     ------

@@ -45,15 +45,12 @@ class Source:
 
     Parameters
     ----------
-    encoder_name : str
-        The model's everyday name.
-    digest : str, optional
-        What identifies its weights among others of that name: a checksum of the checkpoint, a commit, a date.
-    text_digest : str, optional
+    encoder_name : the model's everyday name
+    digest : what identifies its weights among others of that name: a checksum of the checkpoint, a commit, a date
+    text_digest
         Digest of the paired text tower (``featcache info`` of a text store shows it), for zero-shot heads. Imported
         features and texts of one name and digest are paired without it.
-    logit_scale : float, optional
-        Exponentiated factor on cosine similarities.
+    logit_scale : exponentiated factor on cosine similarities
     """
 
     encoder_name: str
@@ -94,13 +91,11 @@ def import_features(
     found : Foreign
         Features (N, D), of any float type, normalised or not; labels (N,), integers from 0 or class names. Of
         multi-label data labels (N, L): 1 where a class applies, 0 where not, -1 or NaN where that is unknown.
-    name, split : str
-        Name of the store; part of its key.
+    name, split : name of the store; part of its key
     classnames : sequence of C str, optional
         By default those in `found`, else the labels' own, sorted, or ``class 0``, ``class 1``, ...
-    root : str, Path or ObjectPath, optional
-        Place of all stores.
-    update_labels : bool
+    root : place of all stores
+    update_labels
         Whether to replace labels, class names, text digest and logit scale of an existing store if they differ.
 
     Raises

@@ -43,8 +43,7 @@ def import_texts(
     source : Source
         Its `tower` is the store's text tower. Without a logit scale, the common length of the vectors is taken for it;
         unit vectors need one.
-    name : str
-        Name of the store in listings.
+    name : name of the store in listings
     classnames : sequence of C str, optional
         By default those in `found`.
 

@@ -5,14 +5,14 @@ Every head fits on it, and a weighted sum of the members' logits is one linear h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError, MismatchError
-from featcache.store.protocol import Block, Derived, FeatureTable, Passed
+from featcache.store.protocol import Block, Derived, FeatureTable, of_origin
 from heads.rows.samples import Array, refuse_tokens
 
 
@@ -53,15 +53,15 @@ class JointStore(Derived):
         self.stores = tuple(stores)
         self.offsets = np.cumsum([0, *(store.dim for store in stores)])
 
-    labels = Passed[NDArray[np.int64]]()
-    targets = Passed[NDArray[np.int8] | None]()
-    valid = Passed[NDArray[np.bool_]]()
-    ids = Passed[Sequence[str]]()
-    row_hashes = Passed[NDArray[np.uint64] | None]()
-    metadata = Passed[Mapping[str, Array]]()
-    sample = Passed[Mapping[str, object] | None]()
-    view_id = Passed[str | None]()
-    groups = Passed[NDArray[np.int64] | None]()
+    labels = of_origin("labels")
+    targets = of_origin("targets")
+    valid = of_origin("valid")
+    ids = of_origin("ids")
+    row_hashes = of_origin("row_hashes")
+    metadata = of_origin("metadata")
+    sample = of_origin("sample")
+    view_id = of_origin("view_id")
+    groups = of_origin("groups")
 
     @property
     def origin(self) -> FeatureTable:
@@ -69,22 +69,22 @@ class JointStore(Derived):
         return self.stores[0]
 
     @property
-    def encoder_key(self) -> str | None:  # type: ignore[override]
+    def encoder_key(self) -> str | None:
         """Key of the encoders together."""
         return joint_key([store.encoder_key for store in self.stores])
 
     @property
-    def encoder_name(self) -> str | None:  # type: ignore[override]
+    def encoder_name(self) -> str | None:
         """Names of the models together."""
         return joint_key([store.encoder_name for store in self.stores])
 
     @property
-    def text_digests(self) -> tuple[str, ...]:  # type: ignore[override]
+    def text_digests(self) -> tuple[str, ...]:
         """Digests of the text towers together."""
         return tuple("+".join(digests) for digests in product(*(store.text_digests for store in self.stores)))
 
     @property
-    def dim(self) -> int:  # type: ignore[override]
+    def dim(self) -> int:
         """D, the sum over the members."""
         return int(self.offsets[-1])
 

@@ -1,8 +1,8 @@
-"""Where bytes go: a folder of this machine (`local`), or a prefix of an object store (`s3`).
+"""Reading and writing files in a local folder (`local`) or below a prefix of an object store (`s3`).
 
-All of `featcache.store` names files by a `StorePath` and moves bytes through the functions below. A path of this
-machine is a `pathlib.Path`; ``s3://bucket/prefix`` is an `ObjectPath`. On both, `put` leaves the whole file or nothing,
-and `create` writes only if there is no such file: that is all the protocol of `featcache.store.writer` needs.
+`featcache.store` refers to files by a `StorePath`, which is a `pathlib.Path` or, for ``s3://bucket/prefix``, an
+`ObjectPath`, and reads and writes them with the functions below. For both, `put` writes the whole file or nothing, and
+`create` writes only if there is no such file. `featcache.store.writer` needs no other guarantees.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,19 @@ REQUESTS = 16
 
 
 def location(path: str | StorePath) -> StorePath:
-    """A `StorePath` from text: ``s3://bucket/prefix`` or a path of this machine."""
+    """A `StorePath` from a str: ``s3://bucket/prefix`` or a local path."""
     if isinstance(path, str):
         return ObjectPath.parse(path) if path.startswith(SCHEME) else Path(path)
     return path
 
 
 def put(path: StorePath, content: Buffer) -> None:
-    """Write a whole file or nothing, replacing an existing one.
+    """Write a file atomically, replacing an existing one.
 
     Raises
     ------
     StoreWriteError
-        The disk is full or read-only, or the object store refuses; an existing file is untouched.
+        The disk is full or read-only, or the object store refuses; an existing file stays unchanged.
     """
     try:
         if isinstance(path, Path):
@@ -45,7 +45,7 @@ def put(path: StorePath, content: Buffer) -> None:
 
 
 def create(path: StorePath, content: Buffer) -> bool:
-    """`put` if there is no such file; False, and nothing written, if there is one.
+    """`put` unless the file exists; returns whether it was written.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def create(path: StorePath, content: Buffer) -> bool:
 
 
 def remove(path: StorePath) -> None:
-    """Delete a file; a missing one is not an error. StoreWriteError without the right to do so."""
+    """Delete a file, if it exists; StoreWriteError without permission."""
     try:
         if isinstance(path, Path):
             local.remove(path)
@@ -71,18 +71,13 @@ def remove(path: StorePath) -> None:
 
 def _cannot(what: str, path: StorePath, error: OSError) -> StoreWriteError:
     return StoreWriteError(
-        f"cannot {what} {path}: {error.strerror or error}; nothing that was finished is lost: make room or give the "
-        "right to write there, or name another folder (--root or --out), and run the same command again"
+        f"cannot {what} {path}: {error.strerror or error}; nothing that was finished is lost: free some space or "
+        "get write permission, or use another folder (--root or --out), and run the same command again"
     )
 
 
-def read(path: StorePath) -> bytes:
-    """The content of a file; FileNotFoundError if there is none."""
-    return path.read_bytes()
-
-
 def read_or_none(path: StorePath) -> bytes | None:
-    """The content of a file, None if there is none."""
+    """The content of a file; None if it does not exist."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -90,7 +85,7 @@ def read_or_none(path: StorePath) -> bytes | None:
 
 
 def read_many(paths: Sequence[StorePath]) -> list[bytes | None]:
-    """`read_or_none` of several files, with many requests at a time over a network."""
+    """`read_or_none` for several files, with concurrent requests to an object store."""
     if not paths or isinstance(paths[0], Path):
         return [read_or_none(path) for path in paths]
     with ThreadPoolExecutor(REQUESTS) as pool:
@@ -98,17 +93,17 @@ def read_many(paths: Sequence[StorePath]) -> list[bytes | None]:
 
 
 def stat(path: StorePath) -> File | None:
-    """Size and age of a file, None if there is none."""
+    """Size and modification time of a file; None if it does not exist."""
     return local.stat(path) if isinstance(path, Path) else path.stat()
 
 
 def files(folder: StorePath) -> dict[str, File]:
-    """Every file below a folder, by its name relative to it (with slashes)."""
+    """All files below a folder, by relative name (with slashes)."""
     return dict(local.files(str(folder)) if isinstance(folder, Path) else folder.files())
 
 
 def by_folder(held: Mapping[str, File], depth: int) -> dict[str, dict[str, File]]:
-    """Files by the folder `depth` levels down that holds them, under their names in it; files above are left out."""
+    """Files grouped by the folder `depth` levels down, by name relative to it; files further up are left out."""
     folders: dict[str, dict[str, File]] = {}
     for name, file in held.items():
         *parents, inside = name.split("/", depth)

@@ -1,8 +1,8 @@
-"""Files of this machine that exist completely or not at all, also after a power cut.
+"""Local files that exist completely or not at all, even after a power cut.
 
-`put` writes a temporary file, syncs it, renames it to the final name and syncs the folder, and the folders above that
-it had to make. Every step ends with a call
-of `after_step`, a hook that does nothing: the fault tests replace it and stop the process after each step.
+`put` writes a temporary file, syncs it, renames it to its final name, and syncs the folder, as well as the parent
+folders that it had to create. Each step ends with a call of the hook `after_step`, which does nothing: the fault tests
+replace it to stop the process after each step.
 """
 
 import atexit
@@ -26,41 +26,41 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 PARTIAL_SUFFIX = ".partial"
 SHOWN_NAME = 60
 LARGE = 1 << 18
-"""Bytes of a file from which its room is reserved before it is written."""
+"""Size in bytes from which disk space is reserved before a file is written."""
 MAX_AGE = 86_400.0
 """Seconds after which a temporary file of another host counts as abandoned."""
 HOST = f"{uuid.getnode():x}"
 
 _begun: set[Path] = set()
-"""Temporary files and folders of this process that have neither got their names nor been deleted."""
+"""Temporary files and folders of this process that have been neither renamed nor deleted."""
 
 synced = os.environ.get("FEATCACHE_FSYNC", "1") != "0"
-"""Whether files survive a power cut: FEATCACHE_FSYNC=0 leaves that to the system; a killed process loses nothing."""
+"""Whether to sync files: FEATCACHE_FSYNC=0 leaves that to the system, so only a power cut can lose finished files."""
 
 after_step: Callable[[str], None] = lambda step: None  # noqa: E731 - a replaceable hook, not a function
 
 
 @dataclass(frozen=True)
 class File:
-    """A file in a listing: bytes, and the time of its last change in seconds since 1970."""
+    """A file in a listing: its size in bytes, and its modification time in seconds since 1970."""
 
     nbytes: int
     modified: float
 
 
 def put(path: Path, content: Buffer) -> None:
-    """Write `content` to `path` atomically and durably, replacing an existing file; missing folders are made.
+    """Write `content` to `path` atomically and durably, replacing an existing file; creates missing folders.
 
     Raises
     ------
     OSError
-        The disk is full or read-only; an existing file is untouched.
+        The disk is full or read-only; an existing file stays unchanged.
     """
     _put(path, content, os.replace)
 
 
 def create(path: Path, content: Buffer) -> bool:
-    """`put` if there is no such file; False, and nothing written, if there is one."""
+    """`put` unless the file exists; returns whether it was written."""
     if path.exists():
         return False
     try:
@@ -71,12 +71,12 @@ def create(path: Path, content: Buffer) -> bool:
 
 
 def _link(partial: Path, path: Path) -> None:
-    """Rename unless the name is taken: a rename would replace the file, a hard link does not."""
+    """Rename unless the name is taken; a hard link never replaces a file, while a rename would."""
     try:
         os.link(partial, path)
     except FileExistsError:
         raise
-    except OSError:  # no hard links here (FAT, some network shares): the finaliser catches the narrow race
+    except OSError:  # no hard links (FAT, some network shares): the finaliser detects the rare race
         if path.exists():
             raise FileExistsError(path) from None
         os.replace(partial, path)
@@ -89,13 +89,13 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
     try:
         try:
             _write(partial, content)
-        except FileNotFoundError:  # looked at only now, since most folders exist
+        except FileNotFoundError:  # not checked before, since most folders exist
             _make_folder(path.parent)
             after_step("mkdir")
             _write(partial, content)
         move(partial, path)
         after_step("rename")
-    except BaseException as error:  # a signal, too, leaves nothing behind
+    except BaseException as error:  # signals, too, must leave nothing behind
         give_up(partial)
         if (
             isinstance(error, OSError)
@@ -110,32 +110,32 @@ def _put(path: Path, content: Buffer, move: Callable[[Path, Path], None]) -> Non
 
 
 def begin(path: Path) -> Path:
-    """Name of a temporary file or folder that is to take the place of `path`; `give_up` is to follow."""
+    """Path of a temporary file or folder that will replace `path`; callers end with `give_up`."""
     partial = path.with_name(f"{path.name[:SHOWN_NAME]}.{owner()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     _begun.add(partial)
     return partial
 
 
 def give_up(partial: Path) -> None:
-    """Delete a temporary file or folder, if it has not been renamed."""
+    """Delete a temporary file or folder, unless it has been renamed."""
     with contextlib.suppress(OSError):
         try:
             partial.unlink(missing_ok=True)
-        except (IsADirectoryError, PermissionError):  # macOS says the latter of folders
+        except (IsADirectoryError, PermissionError):  # macOS raises the latter for folders
             shutil.rmtree(partial, ignore_errors=True)
     _begun.discard(partial)
 
 
 @atexit.register
 def give_up_all() -> None:
-    """Delete every temporary file and folder of this process: a signal may have interrupted their deletion, too."""
+    """Delete all temporary files and folders of this process; a signal may have interrupted their regular deletion."""
     for partial in list(_begun):
-        if f".{owner()}-" in partial.name:  # not those of the process that this one was forked from
+        if f".{owner()}-" in partial.name:  # not those of a parent process before a fork
             give_up(partial)
 
 
 def exchange(new: Path, old: Path) -> None:
-    """Swap the names of two folders, at once where the system can; the old folder is then called `new`."""
+    """Swap two folders, atomically where the system supports it."""
     if _swap(new, old):
         return
     aside = old.with_name(f".{old.name}.{owner()}.old")
@@ -144,12 +144,12 @@ def exchange(new: Path, old: Path) -> None:
         os.replace(new, old)
         os.replace(aside, new)
     finally:
-        if not old.exists():  # ended between the renames
+        if not old.exists():  # interrupted between the renames
             os.replace(aside, old)
 
 
 def _swap(one: Path, two: Path) -> bool:
-    """Linux's exchange of two names; False where there is none, on this system or this file system."""
+    """Swap two names with Linux's renameat2; False if the system or file system does not support it."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):
@@ -161,11 +161,11 @@ _HERE, _EXCHANGE, _KEEP_SIZE = -100, 2, 1  # AT_FDCWD, RENAME_EXCHANGE, FALLOC_F
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, durably: a synced file in a folder that is lost is lost, too."""
+    """Create a folder and its parents durably; a synced file is still lost if its folder is."""
     try:
         folder.mkdir(exist_ok=True)
     except FileNotFoundError:
-        if folder.parent == folder:  # the working directory itself is gone
+        if folder.parent == folder:  # the working directory was deleted
             raise
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -201,9 +201,9 @@ def _fallocate() -> Callable[[int, int, int, int], int] | None:
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
-    """Room for a file, all at once: the system then writes it faster, and a full disk shows before.
+    """Reserve disk space for a file, which makes writing faster and detects a full disk early.
 
-    File systems without it (network shares) go on as they are.
+    Does nothing on file systems without support for it (network shares).
     """
     fallocate = _fallocate()
     if fallocate is not None and fallocate(descriptor, _KEEP_SIZE, 0, nbytes) and ctypes.get_errno() == errno.ENOSPC:
@@ -220,7 +220,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable (nothing is done where folders cannot be opened)."""
+    """Make renames in `folder` durable, if the system can open folders."""
     if not synced:
         return
     try:
@@ -235,16 +235,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def stat(path: Path) -> File | None:
-    """Size and age of a file, None if there is none."""
+    """Size and modification time of a file; None if it does not exist."""
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL, which no name of a file holds
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL character
         return None
     return File(found.st_size, found.st_mtime)
 
 
 def sync_files(folder: Path) -> None:
-    """Write all files below a folder to the disk, and their names."""
+    """Sync all files and folders below a folder."""
     for path in folder.rglob("*") if synced else ():
         if path.is_file():
             with path.open("rb") as file:
@@ -255,7 +255,7 @@ def sync_files(folder: Path) -> None:
 
 
 def files(folder: str, prefix: str = "") -> Iterator[tuple[str, File]]:
-    """Every file below a folder, with its name relative to the folder after `prefix`."""
+    """All files below a folder, by relative name preceded by `prefix`."""
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -267,7 +267,7 @@ def files(folder: str, prefix: str = "") -> Iterator[tuple[str, File]]:
             else:
                 found = entry.stat()
                 yield prefix + entry.name, File(found.st_size, found.st_mtime)
-        except FileNotFoundError:  # another process removed it just now
+        except FileNotFoundError:  # removed by another process meanwhile
             continue
 
 
@@ -278,7 +278,7 @@ def sweep_partials(folder: Path) -> None:
 
 
 def sweep_partials_of(path: Path) -> None:
-    """Delete what killed processes have left of their attempts to write `path`."""
+    """Delete the temporary files that killed processes left when writing `path`."""
     start, end = f"{path.name[:SHOWN_NAME]}.", re.compile(rf"[0-9a-f]+-[0-9]+-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}")
     with contextlib.suppress(OSError):
         for name in os.listdir(path.parent):
@@ -286,29 +286,26 @@ def sweep_partials_of(path: Path) -> None:
                 give_up(path.with_name(name))
 
 
-def abandoned_partials(folder: Path, max_age: float = MAX_AGE) -> list[Path]:
-    """Temporary files below a folder whose processes were killed.
-
-    Those of other hosts count as abandoned after `max_age` seconds: their writers may still be about to rename them.
-    """
-    return [path for path in folder.rglob(f"*{PARTIAL_SUFFIX}") if _is_abandoned(path, max_age)]
+def abandoned_partials(folder: Path) -> list[Path]:
+    """Temporary files below a folder whose processes were killed; those of other hosts, after `MAX_AGE` seconds."""
+    return [path for path in folder.rglob(f"*{PARTIAL_SUFFIX}") if _is_abandoned(path)]
 
 
-def _is_abandoned(path: Path, max_age: float = MAX_AGE) -> bool:
+def _is_abandoned(path: Path) -> bool:
     alive = is_alive(path.name.split(".")[-2])
     try:
-        return time.time() - path.stat().st_mtime > max_age if alive is None else not alive
+        return time.time() - path.stat().st_mtime > MAX_AGE if alive is None else not alive
     except OSError:
         return False
 
 
 def owner() -> str:
-    """Name of this host and process, for temporary files and claims."""
+    """Identifier of this host and process, for temporary files and claims."""
     return f"{HOST}-{os.getpid()}"
 
 
 def is_alive(who: str) -> bool | None:
-    """Whether the process that `owner` named is still running; None if it is of another host."""
+    """Whether the process identified by `owner` is running; None if it belongs to another host."""
     host, _, rest = who.partition("-")
     pid = rest.partition("-")[0]
     if host != HOST or not pid.isdigit():

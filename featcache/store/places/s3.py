@@ -1,11 +1,10 @@
-"""``s3://bucket/prefix``: stores in Amazon S3 and anything that speaks its protocol (MinIO, Ceph, R2, ...).
+"""``s3://bucket/prefix``: stores in Amazon S3 and compatible object stores (MinIO, Ceph, R2, ...).
 
-The one file of the store that imports obstore. Credentials, region and endpoint come from the environment:
+Only this module imports obstore. Credentials, region and endpoint come from the environment:
 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL`` (an
-``http://`` endpoint is allowed), or from a web identity or container role. The machine's own role is asked of the
-cloud's metadata address only if ``AWS_EC2_METADATA_DISABLED=false`` or ``AWS_METADATA_ENDPOINT`` says so. What the
-writer's protocol needs comes from S3 itself: a put of an object is atomic, and ``If-None-Match: *`` creates an object
-only if there is none.
+``http://`` endpoint is allowed), or from a web identity or container role. The cloud's metadata service is asked for
+the machine's role only if ``AWS_EC2_METADATA_DISABLED=false`` or ``AWS_METADATA_ENDPOINT`` is set. S3 provides what
+the writer needs: putting an object is atomic, and ``If-None-Match: *`` creates an object only if there is none.
 """
 
 import os
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 @cache
 def _client(bucket: str, prefix: str, endpoint: str, process: int) -> Any:
-    """An obstore client, one per process: its threads would not survive a fork."""
+    """An obstore client, one per process, since its threads do not survive a fork."""
     try:
         from obstore.store import S3Store
     except ImportError as error:
@@ -44,11 +43,11 @@ CREDENTIALS = (
     "AWS_SKIP_SIGNATURE",
     "AWS_METADATA_ENDPOINT",
 )
-"""Variables that say where credentials come from, or that none are needed."""
+"""Variables that provide credentials or say that none are needed."""
 
 
 def check_credentials(url: str) -> None:
-    """FeatcacheError if only the cloud's metadata address is left to ask, and nobody said to ask it."""
+    """FeatcacheError if there are no credentials and the cloud's metadata service must not be asked."""
     asked = os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "false"
     if not asked and not any(os.environ.get(name) for name in CREDENTIALS):
         raise FeatcacheError(
@@ -63,7 +62,7 @@ def client(bucket: str, prefix: str = "") -> Any:
     Raises
     ------
     FeatcacheError
-        The name of the bucket or ``AWS_ENDPOINT_URL`` is none, or there are no credentials (see `check_credentials`).
+        The bucket name or ``AWS_ENDPOINT_URL`` is invalid, or there are no credentials (see `check_credentials`).
     """
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if endpoint is not None:
@@ -75,14 +74,14 @@ def client(bucket: str, prefix: str = "") -> Any:
 
 
 def check_address(address: str, what: str = "") -> None:
-    """Refuse what obstore would panic at: an address without a valid host and port (FeatcacheError).
+    """FeatcacheError for an address without a valid host and port, on which obstore would panic.
 
     >>> check_address("http://127.0.0.1:9000")
     """
     try:
         parts = urlsplit(address)
         sound = parts.scheme in ("http", "https") and HOST.fullmatch(parts.hostname or "") and parts.port != 0
-    except ValueError:  # a port that is no number, half an IPv6 address
+    except ValueError:  # an invalid port or IPv6 address
         sound = None
     if not sound or not address.isascii() or not address.isprintable() or " " in address or "@" in address:
         raise FeatcacheError(f"{what}{address}: expected http://HOST[:PORT] or https://HOST[:PORT]")
@@ -93,7 +92,7 @@ HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9a-fA-F:.]+")
 
 @dataclass(frozen=True)
 class ObjectPath:
-    """Name of an object, or of all objects below a prefix; joins like a `pathlib.PurePosixPath`.
+    """Path of an object or a prefix; joins like a `pathlib.PurePosixPath`.
 
     >>> path = ObjectPath.parse("s3://features/clip") / "images"
     >>> str(path), path.name, path.parent.name
@@ -110,7 +109,7 @@ class ObjectPath:
         Raises
         ------
         FeatcacheError
-            No bucket is named.
+            The bucket name is missing or invalid.
         """
         bucket, _, key = url.removeprefix(SCHEME).partition("/")
         parts = [part for part in key.split("/") if part not in ("", ".")]
@@ -146,7 +145,7 @@ class ObjectPath:
         self._put(content, "overwrite")
 
     def create(self, content: Buffer) -> bool:
-        """`put` if there is no such object; False, and nothing written, if there is one."""
+        """`put` unless the object exists; returns whether it was written."""
         from obstore.exceptions import AlreadyExistsError
 
         try:
@@ -163,7 +162,7 @@ class ObjectPath:
             obstore.put(client(self.bucket), self.key, bytes(content), mode=mode, use_multipart=False)
         except AlreadyExistsError:
             raise
-        except (BaseError, FileNotFoundError) as error:  # not found: there is no such bucket
+        except (BaseError, FileNotFoundError) as error:  # FileNotFoundError: no such bucket
             raise self._failure(error) from error
 
     def read_bytes(self) -> bytes:
@@ -173,7 +172,7 @@ class ObjectPath:
         return bytes(self._asked(lambda: obstore.get(client(self.bucket), self.key).bytes()))
 
     def read_ranges(self, starts: Sequence[int], length: int) -> list[Buffer]:
-        """Several byte ranges of equal length; neighbouring ones travel in one request."""
+        """Several byte ranges of equal length; adjacent ranges share a request."""
         import obstore
 
         starts, lengths = list(starts), [length] * len(starts)
@@ -181,7 +180,7 @@ class ObjectPath:
         return [memoryview(part) for part in ranges]
 
     def remove(self) -> None:
-        """Delete the object; a missing one is not an error."""
+        """Delete the object, if it exists."""
         import obstore
 
         try:
@@ -190,7 +189,7 @@ class ObjectPath:
             return
 
     def stat(self) -> File | None:
-        """Size and age of the object, None if there is none."""
+        """Size and modification time of the object; None if it does not exist."""
         import obstore
 
         try:
@@ -200,7 +199,7 @@ class ObjectPath:
         return File(int(found["size"]), found["last_modified"].timestamp())
 
     def files(self) -> Iterator[tuple[str, File]]:
-        """Every object below the prefix, by its name relative to it."""
+        """All objects below the prefix, by relative name."""
         import obstore
 
         pages = self._asked(lambda: list(obstore.list(client(self.bucket), prefix=self.key or None)))
@@ -225,7 +224,7 @@ class ObjectPath:
 
 
 def zarr_store(path: ObjectPath) -> Any:
-    """Zarr's own view of a prefix, read-only: its ObjectStore over obstore."""
+    """Read-only zarr store of a prefix."""
     from zarr.storage import ObjectStore
 
     return ObjectStore(client(path.bucket, path.key), read_only=True)

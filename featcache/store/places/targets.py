@@ -1,4 +1,4 @@
-"""Files that a command line names: written whole or not at all, through links, and never over a device or a pipe."""
+"""Output files given on a command line: written atomically, through symbolic links, and never over devices or pipes."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ from featcache.store.places.local import (
 )
 
 STREAMS = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-"""Names of standard output."""
+"""Names that mean standard output."""
 
 
 def is_stream(target: str | Path) -> bool:
@@ -33,20 +33,19 @@ def is_stream(target: str | Path) -> bool:
 
 
 def checked_target(target: str | Path, stream: str = "") -> Path:
-    """The file that a target stands for, links followed; missing folders are made.
+    """The path of a target, with links resolved; creates missing folders.
 
-    Call it before the work is done, so that hours of it are not lost for a wrong name.
+    Called before the work starts, so that a wrong name does not cost hours.
 
     Parameters
     ----------
     target : a path, or one of `STREAMS`
-    stream
-        What can be written to standard output; such a target then comes back as it is. Empty: nothing can.
+    stream : what can be written to standard output, for error messages; empty if nothing can
 
     Raises
     ------
     OutputError
-        The target is a folder, a device, a pipe or a socket, or its folder cannot be made.
+        The target is a folder, a device, a pipe or a socket, or its folder cannot be created.
     """
     if is_stream(target):
         if not stream:
@@ -58,7 +57,7 @@ def checked_target(target: str | Path, stream: str = "") -> Path:
         except FileNotFoundError:
             kind = stat.S_IFREG
         if kind != stat.S_IFREG:
-            what = _KINDS.get(kind, "no file")
+            what = _KINDS.get(kind, "not a regular file")
             also = f", or - for standard output ({stream})" if stream else ""
             raise OutputError(f"{target}: is {what}; name a file{also}")
         path = Path(os.path.realpath(target))
@@ -67,8 +66,8 @@ def checked_target(target: str | Path, stream: str = "") -> Path:
         raise
     except OSError as error:
         raise OutputError(explain(error, target)) from error
-    except ValueError as error:  # a NUL, or half a letter
-        raise OutputError(f"{target}: no name of a file ({error}); name another one") from error
+    except ValueError as error:  # a NUL character or a lone surrogate
+        raise OutputError(f"{target}: not a valid file name ({error}); use another") from error
     return path
 
 
@@ -83,11 +82,11 @@ _KINDS = {
 
 @contextlib.contextmanager
 def writing(target: str | Path, needed: int | None = None) -> Iterator[None]:
-    """Errors of the system in the block, and in libraries that it calls, as an OutputError that names the target.
+    """Turn system errors in the block, also those inside libraries, into an OutputError that names the target.
 
     Parameters
     ----------
-    needed : bytes that are written, where it is known
+    needed : number of bytes to be written, if known
     """
     try:
         yield
@@ -101,16 +100,16 @@ def writing(target: str | Path, needed: int | None = None) -> Iterator[None]:
 
 
 def _system_error(error: Exception) -> OSError | None:
-    """The failed call of the system behind an error; None for others, and for those of the pipe at standard output."""
+    """The system error behind an exception; None if there is none, or if it is a broken pipe at standard output."""
     if isinstance(error, OSError):
         return None if error.errno is None or isinstance(error, BrokenPipeError) else error
-    found = re.search(r"\(os error (\d+)\)", str(error))  # libraries in Rust: safetensors
+    found = re.search(r"\(os error (\d+)\)", str(error))  # Rust libraries such as safetensors
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def _concerns(error: OSError, target: str | Path) -> bool:
-    """Whether an error is about a target, or a file that will take its place; not about one that was read."""
-    named = error.filename2 or error.filename  # of a copy, the second one is written
+    """Whether an error concerns the target or its temporary file, rather than a file that was read."""
+    named = error.filename2 or error.filename  # of a copy, the second file is the written one
     if named is None:
         return True
     folder, name = os.path.split(os.path.realpath(target))
@@ -120,14 +119,14 @@ def _concerns(error: OSError, target: str | Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
-    """A new file to fill inside the block, which then takes the place of the target; after an error it is deleted.
+    """A new file that replaces the target at the end of the block; after an error it is deleted.
 
-    For standard output (see `checked_target`), that itself.
+    For standard output (see `checked_target`), standard output itself.
 
     Raises
     ------
     OutputError
-        As in `checked_target`; or there is no room. What was there before is untouched.
+        As in `checked_target`, or the disk is full. An existing file stays unchanged.
     """
     path = checked_target(target, stream)
     if is_stream(target):
@@ -143,7 +142,7 @@ def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
                 mode = os.fstat(file.fileno()).st_mode
                 yield file
             if synced:
-                with partial.open("rb") as written:  # safetensors puts another file in its place
+                with partial.open("rb") as written:  # safetensors replaces the file
                     os.fsync(written.fileno())
             os.chmod(partial, stat.S_IMODE(path.stat().st_mode if path.exists() else mode))  # safetensors': 0600
             os.replace(partial, path)
@@ -153,35 +152,35 @@ def replacing(target: str | Path, stream: str = "") -> Iterator[BinaryIO]:
 
 
 MODEL_FILES = {"open_clip_config.json", "config.json", "logit_scale.ckpt"}
-"""A folder that `new_folder` wrote holds one of them."""
+"""Every model folder contains one of these files."""
 
 
 def check_folder(target: str | Path) -> None:
-    """Refuse what `new_folder` must not replace: OutputError.
+    """OutputError if `new_folder` must not replace the target.
 
-    It replaces a folder with all that is in it, so that has to be a model's: neither the working directory, nor a
-    folder above it, nor one with folders in it or with no file of a model.
+    Only empty folders and model folders are replaced: not the working directory or a folder above it, and no folder
+    that has subfolders or lacks `MODEL_FILES`.
     """
     path, here = Path(os.path.realpath(target)), Path(os.path.realpath("."))
     if not path.exists():
         return
     if not path.is_dir():
-        raise OutputError(f"{target}: is not a folder, and would be lost; name another place")
+        raise OutputError(f"{target}: is not a folder, and would be lost; use another path")
     inside = list(path.iterdir())
     strange = any(entry.is_dir() for entry in inside) or MODEL_FILES.isdisjoint(entry.name for entry in inside)
     if here.is_relative_to(path) or (inside and strange):
         what = "the working directory, or above it" if here.is_relative_to(path) else "not a folder of a model"
-        raise OutputError(f"{target}: is {what}, and its files would be lost; name another place")
+        raise OutputError(f"{target}: is {what}, and its files would be lost; use another path")
 
 
 @contextlib.contextmanager
 def new_folder(target: str | Path) -> Iterator[Path]:
-    """A folder to fill inside the block, which then takes the place of the target, or is deleted after an error.
+    """A new folder that replaces the target at the end of the block; after an error it is deleted.
 
     Raises
     ------
     OutputError
-        There is a file or a device at the target, or no room; what was there before is untouched.
+        The target must not be replaced (see `check_folder`), or the disk is full. An existing folder stays unchanged.
     """
     path = Path(os.path.realpath(target))
     check_folder(target)
@@ -203,7 +202,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def tidied(target: str | Path) -> Iterator[None]:
-    """After an error in the block, a folder at the target, and empty ones above it, are gone if the block made them."""
+    """After an error, remove the target folder and empty parents, if the block created them."""
     path = Path(os.path.realpath(target))
     fresh = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -218,7 +217,7 @@ def tidied(target: str | Path) -> Iterator[None]:
 
 
 def write_target(target: str | Path, content: Buffer, stream: str = "") -> None:
-    """Write a whole file, or to standard output; see `replacing`."""
+    """Write a whole file, or to standard output, as in `replacing`."""
     with replacing(target, stream) as file, writing(target, memoryview(content).nbytes):
         file.write(content)
         file.flush()

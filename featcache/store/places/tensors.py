@@ -1,7 +1,7 @@
-"""safetensors files whose bytes depend on what they hold alone, and which show when they are damaged.
+"""Reproducible safetensors files with a checksum.
 
-The library writes the metadata in the order of a hash table, which is another one in every process. Here it is sorted,
-and may hold a checksum of the file. Files of other programs have none, and pass.
+The library writes metadata in hash-table order, which differs between processes. Here it is sorted, and may contain a
+checksum of the file. Files of other programs have no checksum and are accepted.
 """
 
 import json
@@ -11,14 +11,14 @@ from pathlib import Path
 import xxhash
 
 LENGTH = 8
-"""Bytes of a header's length, at the start of a file."""
+"""Size in bytes of the header length at the start of a file."""
 CHECKSUM = "checksum"
 UNSEALED = {CHECKSUM: "0" * 32}
-"""Metadata of a file to `seal`."""
+"""Metadata to write into a file before `seal`: a placeholder."""
 
 
 def in_order(content: bytes) -> bytes:
-    """The same file with its metadata sorted by name.
+    """Content of a file with its metadata sorted by name.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def in_order(content: bytes) -> bytes:
 
 
 def seal(path: str | Path) -> None:
-    """Sort the metadata of a file that was just written with that of `UNSEALED`, and put its checksum there."""
+    """Sort the metadata of a file that was written with `UNSEALED`, and fill in its checksum."""
     with Path(path).open("r+b") as file:
         length = int.from_bytes(file.read(LENGTH), "little")
         header: dict[str, dict[str, str]] = json.loads(file.read(length))
@@ -45,7 +45,7 @@ def seal(path: str | Path) -> None:
 
 
 def check_sound(path: str | Path) -> None:
-    """ValueError where a file has another checksum than it names; other files, and those that name none, pass."""
+    """ValueError if a file differs from the checksum it contains; accepts files without one."""
     if not _is_sound(Path(path)):
         raise ValueError("damaged, its content differs from its checksum")
 
@@ -64,7 +64,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def _checksum(descriptor: int, named: bytes = b"") -> str:
-    """xxh3-128 of a file, as it is without its checksum."""
+    """xxh3-128 of a file with the checksum `named` replaced by the placeholder."""
     digest = xxhash.xxh3_128()
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as whole:
         end = LENGTH + int.from_bytes(whole[:LENGTH], "little")
@@ -75,10 +75,10 @@ def _checksum(descriptor: int, named: bytes = b"") -> str:
 
 
 def _written(record: dict[str, dict[str, str]], length: int) -> bytes:
-    """A header of that length, its metadata sorted."""
+    """A header padded to `length` bytes, with its metadata sorted."""
     if "__metadata__" in record:
         record["__metadata__"] = dict(sorted(record["__metadata__"].items()))
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
     if len(text) != length:
-        raise ValueError(f"a header of {length} bytes became one of {len(text)}")
+        raise ValueError(f"a header of {length} bytes became {len(text)} bytes long")
     return text

@@ -1,4 +1,4 @@
-"""What every kind of opened store shares: its manifest, its arrays, its readers."""
+"""Base class of opened stores."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,10 +26,14 @@ READERS: dict[str, Callable[[StorePath, ArraySpec, Sequence[str]], Reader]] = {
 
 
 class Store:
-    """A finished store, opened by `open_store`; StoreCorruptError if a chunk file is missing or has the wrong size.
+    """A finished store, opened by `open_store`.
 
-    What it hands out is checked when it is first read, unless `verify` is ``"never"``; StoreCorruptError if a file
-    differs from its checksum.
+    Unless `verify` is ``"never"``, each file is compared with its checksum when it is first read.
+
+    Raises
+    ------
+    StoreCorruptError
+        A chunk file is missing or has the wrong size; on reading, also if a file differs from its checksum.
     """
 
     kind: ClassVar[str]
@@ -39,14 +43,14 @@ class Store:
     def __init__(self, path: StorePath, manifest: Manifest, reader: str = "mapped", verify: str = "read") -> None:
         check_verify(verify)
         self.path, self.manifest = path, manifest
-        self.folder = path  # of the arrays; taps and views have their own folder in the store's
+        self.folder = path  # of the arrays; taps and views have their own, inside the store's
         self.reader_name, self.verify = reader, verify
         self._readers: dict[str, Reader] = {}
         check_sizes(path, manifest.all_arrays.values())
 
     @property
     def info(self) -> Json:
-        """The manifest's description of the contents; see `Manifest.info`."""
+        """The manifest's description of the contents, see `Manifest.info`."""
         return self.manifest.info
 
     @property
@@ -56,7 +60,7 @@ class Store:
 
     @property
     def encoder_name(self) -> str:
-        """The model's everyday name."""
+        """Name of the model."""
         return str(self.info["encoder_name"])
 
     @property
@@ -66,7 +70,7 @@ class Store:
 
     @property
     def text_digests(self) -> tuple[str, ...]:
-        """Digests of the text towers that were paired with the image encoder; empty if the model has no text side."""
+        """Digests of the text towers that match the features; empty if the model has no text tower."""
         return tuple(self.info["text_digests"])
 
     @property
@@ -91,7 +95,7 @@ class Store:
 
     @property
     def provenance(self) -> Json:
-        """How and when the store was made; recorded, never part of a key.
+        """Record of how and when the store was made; not part of any key.
 
         Raises
         ------
@@ -101,7 +105,7 @@ class Store:
         return read_provenance(self.path, self.manifest)
 
     def reader(self, name: str) -> Reader:
-        """Reader of one array, opened once."""
+        """Reader of one array; opened on first use."""
         if name not in self._readers:
             checksums = () if self.verify == "never" else self.manifest.checksums[name]
             self._readers[name] = READERS[self.reader_name](self.folder, self.manifest.all_arrays[name], checksums)
@@ -113,11 +117,11 @@ class Store:
         return reader.read(0, reader.spec.shape[0])
 
     def sidecar(self, name: str) -> bytes:
-        """The content of a file beside the arrays, checked like them."""
+        """The content of a sidecar file, checked like the arrays."""
         return self._checked(self.path / name, self.manifest.files[name])
 
     def _checked(self, path: StorePath, expected: str) -> bytes:
-        """The content of a file with that checksum."""
+        """The content of a file, compared with its checksum."""
         content = read_or_none(path)
         if content is None or (self.verify != "never" and checksum(content) != expected):
             what = "is missing" if content is None else "differs from its checksum"
@@ -126,19 +130,19 @@ class Store:
 
 
 def read_provenance(store: StorePath, manifest: Manifest) -> Json:
-    """The record of how a store was made; StoreCorruptError if it is missing or damaged."""
+    """Provenance of a store; StoreCorruptError if it is missing or damaged."""
     path = store / PROVENANCE
     try:
         return parse_provenance(read_or_none(path), manifest.key, sealed=PROVENANCE in manifest.sealed)
     except ValueError as error:
         raise StoreCorruptError(
-            f"{path}: {error}; run `featcache verify {store} --deep --repair`, which notes the loss there: "
-            "the features do not depend on it"
+            f"{path}: {error}; run `featcache verify {store} --deep --repair`, which replaces it "
+            "by a note: the features do not depend on it"
         ) from error
 
 
 def check_sizes(folder: StorePath, specs: Iterable[ArraySpec]) -> None:
-    """StoreCorruptError if a chunk file of some arrays is missing or has the wrong size."""
+    """StoreCorruptError if a chunk file is missing or has the wrong size."""
     found = files(folder)
     for spec in specs:
         for chunk in range(spec.n_chunks):

@@ -1,8 +1,8 @@
-"""Checksums on first read: what a reader hands out was compared with the manifest, chunk by chunk, once per process.
+"""Checksums on first read: readers compare each chunk with the manifest once per process.
 
-A chunk that was found sound is not hashed again in this process, by any reader, as long as its file stays the same
-(inode, size and modification time). Nothing of that is kept on the disk: hashing runs at memory speed, and a file whose
-times say that nothing changed may still hold a flipped bit, which is what checksums are for.
+A chunk that passed is not hashed again in this process, by any reader, as long as its file stays the same (inode, size
+and modification time). This is not stored on disk: hashing runs at memory speed, and a file with an unchanged
+modification time may still contain the flipped bits that checksums are there to find.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,27 +15,27 @@ from featcache.store.places import StorePath
 from featcache.store.places.local import Buffer
 
 VERIFY = ("read", "never")
-"""When a store's chunks are checked: each when it is first read, or not at all."""
+"""When chunks are checked: on first read, or never."""
 THREADS = 2
 
 Stamp = tuple[int, int, int]
-"""What identifies the content of a local file as long as nobody tampers with it: inode, size, modification time."""
+"""Identifies the content of a local file, barring tampering: inode, size, modification time in ns."""
 _sound: set[tuple[str, str, Stamp]] = set()
 
 
 def forget() -> None:
-    """Forget which chunks were found sound, as a new process would."""
+    """Forget which chunks passed, as in a new process."""
     _sound.clear()
 
 
 def check_verify(verify: str) -> None:
-    """FeatcacheError for another word than those of `VERIFY`."""
+    """FeatcacheError unless `verify` is in `VERIFY`."""
     if verify not in VERIFY:
         raise FeatcacheError(f"verify={verify!r}: expected one of {', '.join(map(repr, VERIFY))}")
 
 
 def remedy(store: StorePath) -> str:
-    """What to do about a damaged file of a store, as the end of an error message."""
+    """End of an error message about a damaged file: what to do."""
     return (
         f"run `featcache verify {store} --deep --repair` and then the command that made the store: it redoes damaged "
         "chunks and keeps the others"
@@ -43,16 +43,13 @@ def remedy(store: StorePath) -> str:
 
 
 class ChunkChecks:
-    """Which chunks of an array are still to be checked.
+    """Keeps track of the chunks of an array that are still to be checked.
 
     Parameters
     ----------
-    folder : StorePath
-        Folder of the arrays.
-    checksums : sequence of str
-        That of every chunk, as in `Manifest.checksums`; empty if nothing is to be checked.
-    stamps : sequence of Stamp
-        Those of the chunk files, where they have any.
+    folder : folder of the arrays
+    checksums : of every chunk, as in `Manifest.checksums`; empty to check nothing
+    stamps : of every chunk file; empty for object stores
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class ChunkChecks:
         self._due = {chunk for chunk in range(len(checksums)) if self._name(chunk) not in _sound}
 
     def _name(self, chunk: int) -> tuple[str, str, Stamp] | None:
-        """Under which a sound chunk is remembered for other readers; None if its file has no stamp."""
+        """Entry of a chunk in `_sound`, shared by all readers; None if its file has no stamp."""
         if not self._stamps:
             return None
         return str(self._spec.chunk_path(self._folder, chunk)), self._checksums[chunk], self._stamps[chunk]
@@ -76,7 +73,7 @@ class ChunkChecks:
         return chunk in self._due
 
     def check(self, chunk: int, content: Buffer) -> None:
-        """StoreCorruptError unless `content` is what was written into a chunk."""
+        """StoreCorruptError unless `content` has the chunk's checksum."""
         if chunk not in self._due:
             return
         if checksum(content) != self._checksums[chunk]:
@@ -87,7 +84,7 @@ class ChunkChecks:
             _sound.add(name)
 
     def check_all(self, chunks: Iterable[int], content: Callable[[int], Buffer]) -> None:
-        """`check` several chunks, on two threads if there are several to check."""
+        """`check` several chunks, on two threads if there are at least two to check."""
         if not self._due:
             return
         due = sorted(self._due.intersection(chunks))

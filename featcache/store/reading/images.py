@@ -1,10 +1,9 @@
-"""Image features opened from disk: a store, its taps and views, and all its views as one.
+"""Image stores, their taps and views, and stacked views.
 
-`ImageFeatures` is what they have in common. An `ImageStore` is a whole store; a `PartStore` is a tap or a view, with
-features from its own folder and labels from the store's; a `ViewStack` puts the views of one augmentation behind one
-another, K N rows, for heads that learn from augmented images. Views of one image are not independent rows:
-`ViewStack.groups` tells which image each row shows, so that cross-validation can leave out whole images
-(``heads.Ridge().fit(views, groups=views.groups)``).
+`ImageFeatures` is their base class. An `ImageStore` is a whole store. A `PartStore` is a tap or a view, with features
+from its own folder and labels from the store's. A `ViewStack` concatenates the K views of one augmentation to K N rows,
+for heads trained on augmented images. Views of one image are not independent: `ViewStack.groups` is the image of each
+row, so that cross-validation can hold out whole images (``heads.Ridge().fit(views, groups=views.groups)``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,12 +55,12 @@ Labels = npt.NDArray[np.int64]
 class ImageFeatures(Store, TableDefaults):
     """Labelled features (N, D) of images under one encoder, float16 and L2-normalised; a `FeatureTable`.
 
-    Those of a tap with tokens are (N, P, D), as are its blocks; see `tokens`.
+    The features and blocks of a tap with P tokens per image are (N, P, D), see `tokens`.
     """
 
     @property
     def tokens(self) -> int | None:
-        """P, the number of tokens of an image, whose root mean square length is 1; None for features (N, D)."""
+        """P, the number of tokens per image, which have root mean square length 1; None for features (N, D)."""
         shape = self.reader("features").spec.shape
         return shape[1] if len(shape) == 3 else None
 
@@ -69,9 +68,9 @@ class ImageFeatures(Store, TableDefaults):
         return self.reader("features").spec.shape[0]
 
     def __getitem__(self, rows: int | slice | Rows) -> tuple[Array, Any]:
-        """Features (D,) or (P, D) float32 and label of one row; with a slice or an array of rows (n, D) and (n,).
+        """Features (D,) or (P, D) float32 and label of one row; for a slice or an array of rows, (n, D) and (n,).
 
-        A row whose image could not be read has NaN features and label -1. Multi-label rows have targets (L,).
+        Unreadable images have NaN features and label -1. Multi-label rows have targets (L,) instead of a label.
         """
         if isinstance(rows, int | np.integer):
             ((features, label),) = self.__getitems__([int(rows)])
@@ -80,7 +79,7 @@ class ImageFeatures(Store, TableDefaults):
         return self.gather(places).astype(np.float32), self.truth[places]
 
     def __getitems__(self, rows: Sequence[int]) -> list[tuple[Array, int | Array]]:
-        """Several rows at once: `torch.utils.data.DataLoader` fetches a batch with one read."""
+        """Several rows at once, with which `torch.utils.data.DataLoader` fetches a batch in one read."""
         places = np.array(self._places(rows), np.int64)
         labels: list[int] | list[Array] = list(self.truth[places]) if self.multilabel else self.truth[places].tolist()
         return list(zip(self.gather(places).astype(np.float32), labels, strict=True))
@@ -88,35 +87,34 @@ class ImageFeatures(Store, TableDefaults):
     def _places(self, rows: Sequence[int]) -> list[int]:
         for row in rows:
             if not -len(self) <= row < len(self):
-                raise IndexError(f"row {row} asked for; {self.reference} holds rows 0 to {len(self) - 1}")
+                raise IndexError(f"row {row} requested; {self.reference} has rows 0 to {len(self) - 1}")
         return [row % len(self) for row in rows]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, D) or (N, P, D), that of `features`."""
+        """Shape of `features`: (N, D) or (N, P, D)."""
         return self.reader("features").spec.shape
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        """`features`, so that ``np.asarray(store)`` and whatever takes arrays work."""
+        """`features`, for ``np.asarray(store)`` and functions that take arrays."""
         return np.array(self.features, dtype, copy=copy)
 
     @cached_property
     def features(self) -> npt.NDArray[np.float32]:
-        """All features (N, D) float32 in memory, NaN where the image could not be read; `labels` go with them.
+        """All features (N, D) float32 in memory, in the order of `labels`, NaN for unreadable images.
 
-        `numpy` leaves unreadable images out; `blocks` and `gather` read large stores piece by piece.
+        `numpy` omits unreadable images; `blocks` and `gather` read large stores piece by piece.
         """
         return self.reader("features").read(0, len(self), np.empty(self.shape, np.float32))
 
     def to_pandas(self, *, features: bool = False) -> Any:
         """A `pandas.DataFrame` of all rows: ``id``, ``label``, ``class``, ``valid`` and the metadata columns.
 
-        Of multi-label data, a column of targets for each class, under the class's name, in place of label and class.
+        For multi-label data, ``label`` and ``class`` are replaced by one column of targets per class, named like it.
 
         Parameters
         ----------
-        features : bool
-            Add columns ``f0`` to ``f<D-1>`` with the features.
+        features : whether to add the features as columns ``f0`` to ``f<D-1>``
 
         Raises
         ------
@@ -125,7 +123,7 @@ class ImageFeatures(Store, TableDefaults):
         """
         from pyarrow import table
 
-        names = np.array([*self.classnames, None], object)  # -1 is the last: no class
+        names = np.array([*self.classnames, None], object)  # label -1 gives None
         columns: dict[str, object] = {"id": self.ids}
         if self.targets is None:
             columns |= {"label": self.labels, "class": names[self.labels]}
@@ -167,17 +165,17 @@ class ImageFeatures(Store, TableDefaults):
 
     @property
     def metadata_digest(self) -> str:
-        """Digest of the metadata columns; stores of the first version had none."""
+        """Digest of the metadata columns (the one of no columns for stores of the first version)."""
         return str(self.info.get("metadata_digest") or metadata_digest({}))
 
     @cached_property
     def labels(self) -> Labels:
-        """Labels (N,), -1 where the image could not be read, and in every row of multi-label data.
+        """Labels (N,), -1 for unreadable images and for every row of multi-label data.
 
         Raises
         ------
         StoreCorruptError
-            They differ from their checksum, or one is not below the number of classes.
+            They differ from their checksum, or are out of range.
         """
         labels = self.array("labels")
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(self.classnames):
@@ -189,44 +187,44 @@ class ImageFeatures(Store, TableDefaults):
 
     @property
     def multilabel(self) -> bool:
-        """Whether any number of classes may apply to a row: `targets` then take the place of labels."""
+        """Whether rows may have several classes, given by `targets` instead of labels."""
         return "targets" in self.manifest.whole
 
     @cached_property
     def targets(self) -> npt.NDArray[np.int8] | None:
-        """Targets (N, L) int8 of multi-label data: 1 where a class applies, 0 where not, -1 where unknown; else None.
+        """Targets (N, L) int8 of multi-label data: 1 if the class applies, 0 if not, -1 if unknown; else None.
 
         Raises
         ------
         StoreCorruptError
-            They differ from their checksum, or hold other numbers.
+            They differ from their checksum, or hold other values.
         """
         if not self.multilabel:
             return None
         targets = self.array("targets")
         if targets.size and not -1 <= targets.min() <= targets.max() <= 1:
             raise StoreCorruptError(
-                f"{self.path}/targets: numbers {targets.min()} to {targets.max()}, expected -1, 0 and 1; "
+                f"{self.path}/targets: values {targets.min()} to {targets.max()}, expected -1, 0 and 1; "
                 f"{remedy(self.path)}"
             )
         return targets
 
     @property
     def truth(self) -> Array:
-        """`targets` (N, L) of multi-label data, else `labels` (N,)."""
+        """`targets` (N, L) for multi-label data, else `labels` (N,)."""
         return self.labels if self.targets is None else self.targets
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """(N,) False where the image could not be read."""
+        """(N,), False for unreadable images."""
         return self.array("valid").astype(bool)
 
     @cached_property
     def row_hashes(self) -> npt.NDArray[np.uint64]:
-        """Hash (N,) of each row's content: the first 64 bits of the xxh3-128 that was taken when it was encoded.
+        """Hash (N,) of each row's content, the first 64 bits of its xxh3-128, computed during encoding.
 
-        It is that of the bytes that the data set gave: of the encoded image file, of the values of an array's row; of
-        the given float32 features where they were imported. Taps and views of an image share it.
+        The content is the image file, or the values of an array's row, or the given float32 features of an imported
+        store. Taps and views of an image have the same hash.
         """
         return np.ascontiguousarray(self.array("content")[:, :8]).view("<u8")[:, 0].astype(np.uint64)
 
@@ -237,7 +235,7 @@ class ImageFeatures(Store, TableDefaults):
 
     @cached_property
     def metadata(self) -> Columns:
-        """Columns that came with the samples (region, year, ...), each (N,) int64 or object holding str; often none."""
+        """Metadata columns of the samples (region, year, ...), each (N,) int64 or str objects; often none."""
         if METADATA not in self.manifest.files:
             return {}
         return metadata_from(self.sidecar(METADATA), self.path / METADATA)
@@ -245,7 +243,7 @@ class ImageFeatures(Store, TableDefaults):
     def blocks(self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32) -> Iterator[tuple[Array, Labels]]:
         """Features (n, D) and labels (n,), or targets (n, L), of the valid rows, block by block.
 
-        The buffer of the features is reused: a block is good until the next one.
+        The feature buffer is reused: a block is valid until the next is requested.
         """
         rows = block_rows(self.shape, rows)
         truth = self.truth
@@ -271,7 +269,7 @@ class ImageFeatures(Store, TableDefaults):
         return self.reader("features").gather(rows)
 
     def require_rows(self, what: str) -> None:
-        """FeatcacheError, in which `what` comes first, where features have tokens, which something cannot take."""
+        """FeatcacheError, starting with `what`, if the features are tokens (N, P, D)."""
         if self.tokens is not None:
             raise FeatcacheError(f"{what}: {self.reference} has {tokens_remedy(self.tokens, self.dim)}")
 
@@ -289,44 +287,44 @@ class ImageStore(ImageFeatures):
 
     @property
     def bad(self) -> tuple[BadRow, ...]:
-        """The samples that could not be read."""
+        """The unreadable samples."""
         return tuple(BadRow(int(row), str(name), str(error)) for row, name, error in self.info["bad"])
 
     @property
     def base(self) -> "ImageStore":
-        """The store that a tap or view belongs to; a store's base is the store itself."""
+        """The store that a tap or view belongs to; for a store, the store itself."""
         return self
 
     def tap(self, name: str) -> "ImageStore":
-        """Another output of the encoder for the same images, like ``pre_projection``; see `store.reading.parts`.
+        """Another output of the encoder for the same images, such as ``pre_projection``; see `store.reading.parts`.
 
-        It has its own width and encoder_key: a head that is fitted on a tap fits that tap only. ``patch:mean`` is
-        pooled from ``patch`` where it is not stored itself.
+        It has its own width and encoder_key: a head fitted on a tap can be used on that tap only. ``patch:mean`` is
+        pooled from ``patch`` if it is not stored itself.
         """
         return open_tap(self.base, replace(self.part, tap=name))
 
     def pooled(self, how: str) -> "ImageStore":
         """Pooled tokens as features (N, D): ``mean``, ``max`` or ``gem`` over the patches, or ``cls``.
 
-        They equal those of the tap ``<tap>:<how>`` to the rounding of float16, and have its encoder_key.
+        They equal the tap ``<tap>:<how>`` up to float16 rounding, and have its encoder_key.
 
         Raises
         ------
         FeatcacheError
-            The features have no tokens, the word is another, or there is no class token.
+            The features are not tokens, the pooling is unknown, or there is no class token.
         """
         if self.tokens is None:
             raise FeatcacheError(
-                f"pool {how}: {self.reference} holds one vector per image; name a tap with tokens, such as #patch"
+                f"pool {how}: {self.reference} has one vector per image; name a tap with tokens, such as #patch"
             )
         return PooledStore(self, how)
 
     def view(self, view: int, augmentation: str | None = None, seed: int | None = None) -> "ImageStore":
-        """One augmented view of every image; name augmentation and seed if the store has several kinds of views."""
+        """One augmented view of every image; augmentation and seed are needed only if the store has several kinds."""
         return open_part(self.base, Part(self.part.tap, *the_augmentation(self.base, augmentation, seed), view))
 
     def views(self, augmentation: str | None = None, seed: int | None = None, tap: str | None = None) -> "ViewStack":
-        """All views of one augmentation and seed, ordered by number, as one store of K N rows with `groups`.
+        """All K views of one augmentation and seed, in order, as one store of K N rows with `groups`.
 
         Raises
         ------
@@ -335,7 +333,7 @@ class ImageStore(ImageFeatures):
         StoreIncompleteError
             One of them is not finished, or has lost its manifest.
         FeatcacheError
-            There are several kinds; name one.
+            There are several kinds of views; name one.
         """
         tap = tap or self.part.tap
         name, number = the_augmentation(self.base, augmentation, seed)
@@ -356,15 +354,15 @@ class ImageStore(ImageFeatures):
 
 
 class PartStore(ImageStore):
-    """A tap or a view of an image store, used like an image store: its own features, the store's labels and ids.
+    """A tap or a view of an image store, used like one: its own features, the store's labels and ids.
 
-    `manifest` is that of the part, as `part_manifest` returns it.
+    `manifest` is the part's, from `part_manifest`.
     """
 
     def __init__(self, base: ImageStore, part: Part, manifest: Manifest) -> None:
         super().__init__(base.path / part.name, manifest, base.reader_name, base.verify)
         self._base, self.part = base, part
-        self.path = base.path  # of ids, columns and provenance
+        self.path = base.path  # of ids, metadata and provenance
         self._projection = manifest.files.get(PROJECTION)
         labels = {name: base.manifest.checksums[name] for name in base.manifest.whole}
         self.manifest = replace(
@@ -378,22 +376,22 @@ class PartStore(ImageStore):
 
     @property
     def base(self) -> ImageStore:
-        """The store that it belongs to."""
+        """The store it belongs to."""
         return self._base
 
     @property
     def dataset_key(self) -> str:
-        """The store's: a tap or a view is of the same samples."""
+        """The store's dataset_key, since the samples are the same."""
         return self.base.dataset_key
 
     @property
     def provenance(self) -> Json:
-        """The store's."""
+        """The store's provenance."""
         return self.base.provenance
 
     @cached_property
     def visual_projection(self) -> VisualProjection | None:
-        """Of the tap `pre_projection`, what follows it in the model; None of other parts, and of old ones."""
+        """The model's projection after the tap `pre_projection`; None for other parts and for stores that lack it."""
         if self._projection is None:
             return None
         weights = projection_from(self._checked(self.folder / PROJECTION, self._projection))
@@ -401,16 +399,16 @@ class PartStore(ImageStore):
 
     @property
     def view_id(self) -> str | None:
-        """What distinguishes the rows of a view from others of the same samples; None for a tap of the images."""
+        """Identity of the augmented view; None for a tap of the unaugmented images."""
         return f"{self.part.whole_view.name} {self.manifest.dataset_key}" if self.part.augmentation else None
 
     def reader(self, name: str) -> Reader:
-        """Reader of one of the part's arrays; that of the labels is the store's."""
+        """Reader of one of the part's arrays, or of the store's labels."""
         return super().reader(name) if name in self.manifest.arrays else self.base.reader(name)
 
 
 class PooledStore(PartStore):
-    """A tap with tokens whose images are pooled to one unit vector each as they are read."""
+    """A tap with tokens, pooled to one unit vector per image on reading."""
 
     def __init__(self, store: ImageStore, how: str) -> None:
         prefix = int(store.info.get("prefix_tokens", 0))
@@ -419,19 +417,19 @@ class PooledStore(PartStore):
         identity = store.manifest.identity | {"encoder": pooled_identity(store.manifest.identity["encoder"], tap)}
         manifest = replace(
             store.manifest,
-            whole={},  # the store's, as for every part
+            whole={},  # PartStore adds the store's
             identity=identity,
             key=f"{content_key(identity['encoder'])}/{store.manifest.dataset_key}",
             info=store.info | {"encoder_name": f"{store.base.encoder_name}#{tap}", "pooled": how},
         )
         super().__init__(store.base, store.part, manifest)
         self.part = replace(store.part, tap=tap)
-        self._pooled = PooledReader(store.reader("features"), how, prefix)
-        self._readers = {"features": self._pooled, "norm": PooledNorms(self._pooled, store.reader("norm"))}
+        pooled = PooledReader(store.reader("features"), how, prefix)
+        self._readers = {"features": pooled, "norm": PooledNorms(pooled, store.reader("norm"))}
 
 
 class ViewStack(ImageFeatures):
-    """K views of the same N images as one store of K N rows: rows k N to (k + 1) N - 1 are view k."""
+    """K views of N images as one store of K N rows: rows k N to (k + 1) N - 1 are view k."""
 
     def __init__(self, stores: Sequence[ImageStore]) -> None:
         first = stores[0]
@@ -445,17 +443,17 @@ class ViewStack(ImageFeatures):
 
     @property
     def dataset_key(self) -> str:
-        """The store's: all views are of the same samples."""
+        """The store's dataset_key, since the samples are the same."""
         return self.stores[0].dataset_key
 
     @property
     def provenance(self) -> Json:
-        """The store's."""
+        """The store's provenance."""
         return self.stores[0].provenance
 
     @property
     def visual_projection(self) -> VisualProjection | None:
-        """That of every view."""
+        """See `PartStore.visual_projection`; the same for every view."""
         return self.stores[0].visual_projection
 
     @property
@@ -465,7 +463,7 @@ class ViewStack(ImageFeatures):
 
     @cached_property
     def groups(self) -> Labels:
-        """The image of every valid row, by its row in the store: equal for views of one image."""
+        """Image of every valid row, as its row number in the store: equal for views of one image."""
         return np.tile(np.arange(len(self.stores[0])), len(self.stores))[self.valid]
 
     @cached_property
@@ -475,11 +473,11 @@ class ViewStack(ImageFeatures):
 
     @cached_property
     def metadata(self) -> Columns:
-        """The store's columns for all K N rows."""
+        """The store's metadata columns for all K N rows."""
         return {name: np.tile(values, len(self.stores)) for name, values in self.stores[0].metadata.items()}
 
     def reader(self, name: str) -> Reader:
-        """Reader of one array of all views."""
+        """Reader of one array, concatenated over the views."""
         if name not in self._readers:
             self._readers[name] = StackedReader([store.reader(name) for store in self.stores])
         return self._readers[name]
@@ -489,7 +487,7 @@ class ViewStack(ImageFeatures):
         return ViewStack([store.pooled(how) for store in self.stores])
 
     def blocks(self, rows: int = 65_536, dtype: npt.DTypeLike = np.float32) -> Iterator[tuple[Array, Labels]]:
-        """See `ImageFeatures.blocks`; no block holds rows of two views."""
+        """See `ImageFeatures.blocks`; a block never spans two views."""
         for store in self.stores:
             yield from store.blocks(rows, dtype)
 
@@ -500,11 +498,11 @@ def open_part(base: ImageStore, part: Part) -> ImageStore:
     Raises
     ------
     StoreNotFoundError
-        The store has no such part; the message names those that it has.
+        The store has no such part; the message lists its parts.
     StoreIncompleteError, StoreCorruptError
-        It was not finished, or is damaged.
+        The part is not finished, or is damaged.
     MismatchError
-        It was made from other images than the store now holds.
+        It was made from different images than the store.
     """
     if part == Part():
         return base
@@ -518,7 +516,7 @@ def open_part(base: ImageStore, part: Part) -> ImageStore:
 
 
 def open_tap(base: ImageStore, part: Part) -> ImageStore:
-    """A part as `open_part`, pooled from another where it is not stored itself."""
+    """`open_part`, but pooled from a tap with tokens if the part itself is not stored."""
     sources, how = sources_of(part.tap or "")
     stored = parts_of(base) if sources else []
     found = next((name for name in sources if replace(part, tap=name) in stored), None)
@@ -528,12 +526,12 @@ def open_tap(base: ImageStore, part: Part) -> ImageStore:
 
 
 def parts_of(store: ImageStore) -> list[Part]:
-    """The finished parts of a store, in order."""
+    """The finished parts of a store, sorted."""
     return finished_parts(files(store.path))
 
 
 def find_part(base: ImageStore, label: str) -> ImageFeatures:
-    """What follows ``#`` in a reference: a tap, the name of a part, or ``views`` for all views.
+    """The part that a reference names after ``#``: a tap, a part's name, or ``views`` for all views.
 
     Raises
     ------
@@ -547,7 +545,7 @@ def find_part(base: ImageStore, label: str) -> ImageFeatures:
 
 
 def the_augmentation(store: ImageStore, augmentation: str | None, seed: int | None) -> tuple[str, int]:
-    """Augmentation and seed of the stored views; either may be None if the views leave only one choice."""
+    """Augmentation and seed of the stored views; None stands for any, if only one kind of views matches."""
     known = sorted({(part.augmentation, part.seed) for part in parts_of(store) if part.augmentation})
     meant = [(a, s) for a, s in known if augmentation in (None, a) and seed in (None, s)]
     if len(meant) == 1:

@@ -1,15 +1,15 @@
-"""Taps and views: further outputs for a store's samples, added to the store at any time.
+"""Taps and views: additional features of a store's samples, added to the store at any time.
 
-A part is a group in the store's folder, written by the same protocol as the store: chunks, markers, and its own
-manifest last. So it can join a finished store, by any number of writers, while others read, without rewriting a byte::
+A part is a group in the store's folder, written in the same way as a store: chunks, markers, and its own manifest last.
+Any number of writers can add parts to a finished store while others read it, and no existing file changes::
 
     <store>/tap-pre_projection/            features, norm, valid, content; projection.npy; done/, manifest.json
             view-plain-0-3/                view 3 of the augmentation `plain`, seed 0
             view-plain-0-3-pre_projection/ a tap of that view
             tap-layer.-2.cls/              the tap layer:-2:cls
 
-Ids, labels and columns are the store's. The content hashes of a part must equal the store's: if images changed and the
-store was encoded again without the part, the part is refused until it is encoded again, too.
+Ids, labels and metadata columns are the store's. The content hashes of a part must equal the store's: if images changed
+and only the store was encoded again, the part is refused until it is encoded again as well.
 """
 
 import io
@@ -32,14 +32,14 @@ FOLDER = r"([a-z][a-z0-9_]*(?:\.-?[a-z0-9_]+)*)"
 TAP = re.compile(f"tap-{FOLDER}")
 VIEW = re.compile(rf"view-([a-z0-9_]+)-([0-9]{{1,12}})-([0-9]{{1,9}})(?:-{FOLDER})?")
 PROJECTION = "projection.npy"
-"""Beside the features of ``tap-pre_projection``: the matrix (W, D) that makes the store's features of them."""
+"""File in ``tap-pre_projection`` with the matrix (W, D) that maps its features to the store's, before normalisation."""
 SHARED = ("valid", "content")
-"""Arrays that must equal those of the store."""
+"""Arrays that must equal the store's."""
 
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """Which output: a tap or the features (None), of the images themselves or of one augmented view.
+    """Identifies a part: a tap, or the final features if `tap` is None, of the images or of one augmented view.
 
     >>> Part.parse("view-plain-0-3-pre_projection")
     Part(tap='pre_projection', augmentation='plain', seed=0, view=3)
@@ -60,7 +60,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Name of its folder in the store; empty for the store itself."""
+        """Folder name in the store; empty for the store itself."""
         tap = (self.tap or "").replace(":", ".")
         if self.augmentation is None:
             return f"tap-{tap}" if tap else ""
@@ -68,7 +68,7 @@ class Part:
 
     @property
     def label(self) -> str:
-        """What follows ``#`` in a reference: the tap alone for the images themselves, else the name."""
+        """The part's name after ``#`` in a reference: the tap alone unless it is of a view, else the folder name."""
         return self.tap if self.tap and self.augmentation is None else self.name
 
     @property
@@ -78,14 +78,14 @@ class Part:
 
     @property
     def how_to_add(self) -> str:
-        """The command that adds it, for error messages."""
+        """The command that adds the part, for error messages."""
         views = f" --views {self.view + 1} --augmentation {self.augmentation} --view-seed {self.seed}"
         tap = f" --tap {self.tap}" if self.tap else ""
         return f"the encode command with{views if self.augmentation else ''}{tap}"
 
     @classmethod
     def parse(cls, name: str) -> "Part | None":
-        """The part with that folder name; None if the name is not one."""
+        """The part with this folder name; None if it is not the name of a part."""
         if tapped := TAP.fullmatch(name):
             return cls(tapped[1].replace(".", ":"))
         viewed = VIEW.fullmatch(name)
@@ -102,20 +102,20 @@ def part_manifest(base: Manifest, path: StorePath, part: Part) -> Manifest:
     StoreNotFoundError, StoreIncompleteError, StoreCorruptError
         As `read_manifest`.
     MismatchError
-        It is not a part of this store, or was made from other images.
+        It is not a part of this store, or was made from different images.
     """
     manifest = read_manifest(path / part.name)
     if manifest.kind != KIND or manifest.n_rows != base.n_rows:
-        raise MismatchError(f"{path / part.name / MANIFEST}: not that of a part of this store; {remedy(path)}")
+        raise MismatchError(f"{path / part.name / MANIFEST}: does not belong to a part of this store; {remedy(path)}")
     if any(manifest.checksums[name] != base.checksums[name] for name in SHARED):
         raise MismatchError(
-            f"{path / part.name}: made from other images than the store now holds; {part.how_to_add} makes it anew"
+            f"{path / part.name}: made from different images than the store; {part.how_to_add} makes it again"
         )
     return manifest
 
 
 def projection_bytes(weights: NDArray[np.float32]) -> bytes:
-    """The file `PROJECTION` of a matrix (W, D)."""
+    """Content of the file `PROJECTION` for a matrix (W, D)."""
     file = io.BytesIO()
     np.save(file, np.ascontiguousarray(weights, "<f4"), allow_pickle=False)
     return file.getvalue()
@@ -132,12 +132,12 @@ def projection_from(content: bytes) -> NDArray[np.float32]:
 
 
 def finished_parts(held: Iterable[str]) -> list[Part]:
-    """The finished parts among the files of a store, given by their relative names."""
+    """The finished parts of a store, given the relative names of its files."""
     return _parts_with(held, MANIFEST)
 
 
 def begun_parts(held: Iterable[str]) -> list[Part]:
-    """The parts among the files of a store, finished or not."""
+    """The parts of a store, finished or not, given the relative names of its files."""
     return _parts_with(held, HEADER)
 
 

@@ -1,11 +1,11 @@
-"""Readers of one array of a store: mapped (local files), object (s3), zarr (any place), stacked (several arrays).
+"""Readers of one array of a store: mapped (local files), object (s3), zarr (both), stacked (several arrays).
 
-All read ranges of rows, into a buffer that the caller may provide, and gather random rows. The first two skip work
-whose result is known: an uncompressed chunk file holds the rows as they are. The readers are held equal by
-`tests/test_featcache/store/test_readers.py` and timed by `benchmarks/bench_store.py`.
+Readers read ranges of rows, into a given buffer if there is one, and gather random rows. The mapped and object readers
+use the fact that an uncompressed chunk file contains the plain rows. `tests/test_featcache/store/test_readers.py`
+checks that all readers return the same rows, and `benchmarks/bench_store.py` times them.
 
-A reader that is given checksums compares each chunk with its own before the first row of it is handed out
-(`featcache.store.reading.checks`); `benchmarks/bench_verify.py` says what that costs.
+Given checksums, a reader checks each chunk before it returns rows from it (`featcache.store.reading.checks`);
+`benchmarks/bench_verify.py` measures the cost.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from featcache.errors import StoreCorruptError
 from featcache.store.layout import HEADER, Array, ArraySpec, same_metadata, zarr_metadata
-from featcache.store.places import REQUESTS, StorePath, read, read_or_none
+from featcache.store.places import REQUESTS, StorePath, read_or_none
 from featcache.store.places.local import Buffer
 from featcache.store.places.s3 import ObjectPath, zarr_store
 from featcache.store.reading.checks import ChunkChecks, Stamp, remedy
@@ -40,21 +40,21 @@ MAX_MAPS = 16_384  # a process may hold 65,530 maps on Linux
 
 
 class Reader(ABC):
-    """Rows of one array of a store; readers differ in how they fetch them.
+    """Reader of the rows of one array of a store.
 
     Raises
     ------
     StoreCorruptError
-        When rows are read: the chunk that holds them is missing, or differs from its checksum.
+        On reading: a chunk is missing or differs from its checksum.
     """
 
     spec: ArraySpec
 
     def read(self, start: int, stop: int, out: Array | None = None) -> Array:
-        """Rows start..stop-1 as (n, ...) in the stored dtype, or converted into the wider dtype of `out`."""
+        """Rows start..stop-1 as (n, ...), in the stored dtype or converted to the wider dtype of `out`."""
         spec, shape = self.spec, (stop - start, *self.spec.shape[1:])
         if not 0 <= start <= stop <= spec.shape[0]:
-            raise IndexError(f"{spec.name}: rows {start}..{stop} asked for, the store holds rows 0..{spec.shape[0]}")
+            raise IndexError(f"{spec.name}: rows {start}..{stop} requested, the store has rows 0..{spec.shape[0]}")
         if out is None:
             out = np.empty(shape, dtype=spec.dtype)
         same_kind = np.can_cast(np.dtype(spec.dtype), out.dtype, casting="same_kind")
@@ -68,11 +68,11 @@ class Reader(ABC):
         return out
 
     def gather(self, rows: Rows) -> Array:
-        """The given rows (n,), in that order, as (n, ...) in the stored dtype."""
+        """The given rows (n,), in order, as (n, ...) in the stored dtype."""
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= self.spec.shape[0]):
             raise IndexError(
-                f"{self.spec.name}: rows {rows.min()}..{rows.max()} asked for, the store holds rows "
+                f"{self.spec.name}: rows {rows.min()}..{rows.max()} requested, the store has rows "
                 f"0..{self.spec.shape[0] - 1}"
             )
         return self._gather(rows)
@@ -85,7 +85,7 @@ class Reader(ABC):
 
 
 def chunk_spans(start: int, stop: int, size: int) -> Iterator[tuple[int, slice, slice]]:
-    """Rows start..stop-1 by chunk of `size` rows: the chunk, the rows within it, and their place in the output.
+    """Split rows start..stop-1 by chunks of `size` rows: (chunk, rows within the chunk, position in the output).
 
     >>> list(chunk_spans(3, 6, 4))
     [(0, slice(3, 4, None), slice(0, 1, None)), (1, slice(0, 2, None), slice(1, 3, None))]
@@ -96,7 +96,7 @@ def chunk_spans(start: int, stop: int, size: int) -> Iterator[tuple[int, slice, 
 
 
 def rows_by_chunk(rows: Rows, size: int) -> Iterator[tuple[int, Rows, Rows]]:
-    """Random rows by chunk of `size` rows, each chunk once: the chunk, the places in `rows`, the rows within the chunk.
+    """Group random rows by chunks of `size` rows: (chunk, positions in `rows`, rows within the chunk).
 
     >>> [(chunk, places.tolist(), within.tolist()) for chunk, places, within in rows_by_chunk(np.array([9, 2, 8]), 4)]
     [(0, [1], [2]), (2, [2, 0], [0, 1])]
@@ -117,15 +117,15 @@ def gather_by_chunk(spec: ArraySpec, rows: Rows, size: int, rows_of: Callable[[i
 
 
 def copy_rows(out: Array, rows: Array) -> None:
-    """Copy rows, converting floats if the types differ.
+    """Copy rows, converting floats if the dtypes differ.
 
-    Big blocks go in pieces over two threads, so that a busy core does not hold up its half. The threads last for one
-    call, since a pool would not survive a fork. torch converts float16 seven times faster than numpy.
+    Large blocks are copied in pieces by two threads, so that a busy core delays less than half of the work. A permanent
+    thread pool would not survive a fork. torch converts float16 seven times faster than numpy.
     """
     if out.dtype != rows.dtype:
         import torch
 
-        rows = rows if rows.flags.writeable else rows.copy()  # torch has no read-only tensors
+        rows = rows if rows.flags.writeable else rows.copy()  # torch does not support read-only tensors
         torch.from_numpy(out).copy_(torch.from_numpy(rows))
     elif out.nbytes < PARALLEL_NBYTES:
         np.copyto(out, rows)
@@ -137,8 +137,8 @@ def copy_rows(out: Array, rows: Array) -> None:
 class MappedReader(Reader):
     """Reads through a memory map of the chunk files of a local store.
 
-    One map serves blocks and random rows alike; `preadv` on two threads into the same buffer was 1.8 times slower (see
-    `benchmarks/bench_store.py`).
+    The map serves both blocks and random rows. `preadv` on two threads into one buffer was 1.8 times slower
+    (`benchmarks/bench_store.py`).
 
     Raises
     ------
@@ -149,7 +149,7 @@ class MappedReader(Reader):
     def __init__(self, store: Path, spec: ArraySpec, checksums: Sequence[str] = ()) -> None:
         self.spec = spec
         files = [spec.chunk_path(store, chunk) for chunk in range(spec.n_chunks)]
-        # sizes first: touching a map beyond the end of its file kills the process
+        # sizes first: reading a map beyond the end of its file kills the process
         stamps = [self._stamp(store, file) for file in files]
         self._checks = ChunkChecks(store, spec, checksums, stamps)
         self._whole: Array | None = None
@@ -170,7 +170,7 @@ class MappedReader(Reader):
         return found.st_ino, found.st_size, found.st_mtime_ns  # type: ignore[union-attr]  # none is a problem
 
     def _content(self, chunk: int) -> Buffer:
-        """The bytes of a whole chunk file, padding included."""
+        """The bytes of a chunk file, including padding."""
         size = self.spec.chunk_rows
         rows = self._chunks[chunk] if self._whole is None else self._whole[chunk * size : (chunk + 1) * size]
         return rows.reshape(-1).view(np.uint8).data
@@ -193,24 +193,24 @@ class MappedReader(Reader):
 
 
 def can_stitch(chunk_nbytes: int, n_chunks: int) -> bool:
-    """Whether `stitch` can map chunk files of this size: whole memory pages, which 4096 rows always are."""
+    """Whether `stitch` can map chunk files of this size: whole memory pages, as 4,096 rows always are."""
     return os.name == "posix" and chunk_nbytes % mmap.ALLOCATIONGRANULARITY == 0 and n_chunks <= MAX_MAPS
 
 
 def stitch(files: Sequence[Path], chunk_nbytes: int) -> npt.NDArray[np.uint8]:
     """Map files of `chunk_nbytes` each at consecutive addresses: uint8 (len(files) * chunk_nbytes,), without a copy.
 
-    Chunk files of whole memory pages, mapped behind one another, *are* the array, so random rows cost what they cost in
-    a memory-mapped npy file. Pages are copied on write: the array cannot change the files. The range is unmapped when
-    the last view of the array is gone.
+    Chunk files of whole memory pages, mapped one after another, form one contiguous array, so that random rows are as
+    fast as in a memory-mapped npy file. Pages are copied on write, so the files cannot be changed through the array.
+    The range is unmapped with the last view of the array.
 
     Raises
     ------
     OSError
-        A file cannot be opened, or there is no such range of addresses.
+        A file cannot be opened, or the address range cannot be mapped.
     """
     total = chunk_nbytes * len(files)
-    # Reserve the whole range of addresses, then put each file over its share of it.
+    # Reserve the whole address range, then map each file over its part.
     start = _map(None, total, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
     memory = (ctypes.c_ubyte * total).from_address(start)
     weakref.finalize(memory, _libc().munmap, start, total)
@@ -241,9 +241,9 @@ def _map(address: int | None, nbytes: int, protection: int, flags: int, descript
 
 
 class ObjectReader(Reader):
-    """Reads byte ranges of chunk objects, many requests at a time: a random row does not cost its whole chunk.
+    """Reads byte ranges of chunk objects with concurrent requests, so that a random row does not cost a whole chunk.
 
-    The first read of a chunk does, if the chunk is to be checked.
+    If chunks are checked, the first read of a chunk downloads all of it.
     """
 
     def __init__(self, store: ObjectPath, spec: ArraySpec, checksums: Sequence[str] = ()) -> None:
@@ -262,7 +262,7 @@ class ObjectReader(Reader):
     def _gather(self, rows: Rows) -> Array:
         out = np.empty((len(rows), *self.spec.shape[1:]), dtype=self.spec.dtype)
 
-        def gather_chunk(chosen: tuple[int, Rows, Rows]) -> None:  # neighbouring rows travel in one request
+        def gather_chunk(chosen: tuple[int, Rows, Rows]) -> None:  # adjacent rows share a request
             chunk, places, within = chosen
             wanted, which = np.unique(within, return_inverse=True)
             out[places] = self._rows(chunk, wanted.tolist(), 1)[which]
@@ -272,7 +272,7 @@ class ObjectReader(Reader):
         return out
 
     def _rows(self, chunk: int, starts: list[int], n: int) -> Array:
-        """Ranges of n rows each of a chunk, behind one another."""
+        """Ranges of n rows each from a chunk, concatenated."""
         if self._checks.is_due(chunk):
             whole = self._checked_chunk(chunk)
             return whole[starts] if n == 1 else np.concatenate([whole[start : start + n] for start in starts])
@@ -302,7 +302,7 @@ class ObjectReader(Reader):
 
 
 class ZarrReader(Reader):
-    """Reads through zarr: any store that zarr can open, at the price of whole chunks for single rows."""
+    """Reads through zarr-python, which reads whole chunks even for single rows."""
 
     def __init__(self, store: StorePath, spec: ArraySpec, checksums: Sequence[str] = ()) -> None:
         import zarr
@@ -311,7 +311,7 @@ class ZarrReader(Reader):
         self._checks = ChunkChecks(store, spec, checksums)
         metadata = f"{spec.name}/{HEADER}"
         found = read_or_none(store / metadata)
-        # What zarr returns depends on this file: shape, chunks, the names of the chunk files.
+        # zarr takes shape, chunks and the names of the chunk files from this file.
         if found is None or (checksums and not same_metadata(found, zarr_metadata([spec], {})[metadata])):
             what = "missing" if found is None else "does not describe the array of the manifest"
             raise StoreCorruptError(f"{store / metadata}: {what}; {remedy(store)}")
@@ -319,7 +319,7 @@ class ZarrReader(Reader):
         self._array: Any = zarr.open_array(place, path=spec.name, mode="r", zarr_format=3)
 
     def _check(self, chunks: Iterable[int]) -> None:
-        self._checks.check_all(chunks, lambda chunk: read(self.spec.chunk_path(self._store, chunk)))
+        self._checks.check_all(chunks, lambda chunk: self.spec.chunk_path(self._store, chunk).read_bytes())
 
     def _read(self, start: int, stop: int, out: Array) -> None:
         size = self.spec.chunk_rows
@@ -335,7 +335,7 @@ class ZarrReader(Reader):
 
 
 class StackedReader(Reader):
-    """Reads arrays of equal shape as one, the rows of one after those of another."""
+    """Reads several arrays of equal shape as one, concatenated along the rows."""
 
     def __init__(self, readers: Sequence[Reader]) -> None:
         first = readers[0].spec

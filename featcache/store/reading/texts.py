@@ -1,4 +1,4 @@
-"""Stores of prompt embeddings, banks of random texts, and recorded features of a frozen tower."""
+"""Stores of prompt embeddings, of random texts, and of features under a frozen image tower."""
 
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from featcache.store.reading.readers import Rows
 
 
 class TextStore(Store):
-    """Text embeddings of class names x prompts, L2-normalised prompt by prompt (Lipsum-FT's `raw`, `cls`, `ctx`)."""
+    """Text embeddings of C classes x T prompts, each L2-normalised (Lipsum-FT's `raw`, `cls` and `ctx`)."""
 
     kind, made_by = "texts", "featcache text"
 
@@ -23,7 +23,7 @@ class TextStore(Store):
 
     @property
     def counted(self) -> str:
-        """``10 classes x 9 prompts``."""
+        """Size for messages: ``10 classes x 9 prompts``."""
         prompts = self.manifest.arrays["raw"].shape[1]
         return f"{len(self):,} classes x {prompts} prompt{'s' * (prompts != 1)}"
 
@@ -49,7 +49,7 @@ class TextStore(Store):
 
     @cached_property
     def cls(self) -> npt.NDArray[np.float32]:
-        """(C, D): normalised mean over the prompts of each class: the zero-shot weights without the logit scale."""
+        """(C, D): normalised mean over the prompts of each class, the zero-shot weights before the logit scale."""
         return self.array("cls")
 
     @cached_property
@@ -59,7 +59,7 @@ class TextStore(Store):
 
 
 class BankStore(Store):
-    """Features (M, D) of M random texts, float32, L2-normalised, with their second-moment matrix."""
+    """Features (M, D) of M random texts, float32 and L2-normalised, with their second-moment matrix."""
 
     kind, made_by = "banks", "featcache text --random M"
 
@@ -81,13 +81,13 @@ class BankStore(Store):
 
     @property
     def error(self) -> float:
-        """Standard error of `moment` as an estimate over all random texts, in relative Frobenius norm."""
+        """Standard error of `moment` as an estimate of the population moment, in relative Frobenius norm."""
         error = self.info["error"]
         return float("inf") if error is None else float(error)
 
 
 class PriorStore(Store):
-    """Features (N, D) of one augmented view of a split under a frozen tower: float32, not normalised."""
+    """Features (N, D) of one augmented view of a split under a frozen image tower: float32, not normalised."""
 
     kind, made_by = "priors", "featcache finetune"
 
@@ -99,9 +99,9 @@ class PriorStore(Store):
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """(N,) True for the views that were recorded."""
+        """(N,), True for rows that were recorded."""
         return self.array("valid").astype(bool)
 
     def gather(self, rows: Rows) -> Array:
-        """Features (n, D) float32 of the given rows, NaN for views that were not recorded."""
+        """Features (n, D) float32 of the given rows, NaN for rows that were not recorded."""
         return self.reader("features").gather(rows)

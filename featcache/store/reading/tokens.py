@@ -1,17 +1,18 @@
-"""Features with tokens: their names, pooling, and a reader that pools as it reads.
+"""Taps with tokens: their names, pooling, and a reader that pools.
 
-A tap may have P tokens an image, (N, P, D): the patch tokens of a vision transformer, or the H x W places of a
-convolutional map. Its name says where they come from, and what was pooled::
+A tap may have P tokens per image, (N, P, D): the patch tokens of a vision transformer, or the H x W positions of a
+convolutional feature map. Its name gives the layer, and the pooling if there is any::
 
     patch             patch tokens after the last norm           patch:mean, patch:max, patch:gem, patch:cls
-    tokens            the same behind class and register tokens
-    layer:-2          patch tokens of the last layer but one     layer:-2:mean, ..., layer:-2:cls
-    layer:-2:tokens   the same behind class and register tokens
+    tokens            the same, after class and register tokens
+    layer:-2          patch tokens of the second last layer      layer:-2:mean, ..., layer:-2:cls
+    layer:-2:tokens   the same, after class and register tokens
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +29,13 @@ POOLS = ("mean", "cls", "max", "gem")
 GEM_POWER, GEM_LEAST = 3.0, 1e-6
 TOKENS = "tokens"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,47}(?::-?[0-9]{1,4})?(?::[a-z][a-z0-9_]{0,47})?")
-"""Names that can be part of a store."""
+"""Valid names of taps."""
 BLOCK_NBYTES = 1 << 26
-"""Most bytes of a block of tokens."""
+"""Maximum size in bytes of a block of tokens."""
 
 
 def tap_name(name: str) -> str:
-    """The one name of a tap: ``layer:-2:patch`` is ``layer:-2``.
+    """Canonical name of a tap: ``layer:-2:patch`` is ``layer:-2``.
 
     >>> tap_name("layer:-2:patch"), tap_name("patch"), tap_name("layer:3:cls")
     ('layer:-2', 'patch', 'layer:3:cls')
@@ -43,7 +44,7 @@ def tap_name(name: str) -> str:
 
 
 def has_tokens(name: str) -> bool:
-    """Whether a tap of that name has tokens.
+    """Whether the tap with this name has tokens.
 
     >>> [has_tokens(name) for name in ("patch", "tokens", "layer:3", "layer:3:tokens", "patch:mean", "pre_projection")]
     [True, True, True, True, False, False]
@@ -52,7 +53,7 @@ def has_tokens(name: str) -> bool:
 
 
 def pooled_name(name: str, how: str) -> str:
-    """The tap of the pooled tokens of another.
+    """Name of the tap with the pooled tokens of another.
 
     >>> pooled_name("patch", "mean"), pooled_name("tokens", "cls"), pooled_name("layer:-2:tokens", "max")
     ('patch:mean', 'patch:cls', 'layer:-2:max')
@@ -61,7 +62,7 @@ def pooled_name(name: str, how: str) -> str:
 
 
 def sources_of(name: str) -> tuple[Sequence[str], str]:
-    """The taps with tokens that a pooled tap can be made from, the smallest first, and how; none if it is not pooled.
+    """The taps that a pooled tap can be computed from, smallest first, and the pooling; empty if it is not pooled.
 
     >>> sources_of("layer:-2:mean"), sources_of("patch:cls"), sources_of("layer:-2")
     ((('layer:-2', 'layer:-2:tokens'), 'mean'), (('tokens',), 'cls'), ((), ''))
@@ -75,30 +76,30 @@ def sources_of(name: str) -> tuple[Sequence[str], str]:
 
 ROWS_STORED = "float16, L2-normalised in float32"
 TOKENS_STORED = "float16, tokens of a root mean square length of 1 in float32"
-"""How features of the two kinds are stored, as identities say it."""
+"""How features without and with tokens are stored; part of the encoder's identity."""
 
 
 def pooled_identity(identity: Json, tap: str) -> Json:
-    """The encoder's half of the key of a pooled tap, from that of a tap with tokens."""
+    """Encoder identity of a pooled tap, from that of the tap with tokens."""
     return identity | {"stored": ROWS_STORED, "stored_tap": tap}
 
 
 def tokens_remedy(tokens: int, dim: int) -> str:
-    """What to do where features with tokens cannot be taken, as the end of an error message."""
+    """End of an error message about features with tokens that are not supported: what to do."""
     return (
-        f"{tokens} tokens of {dim} an image; pool them: --pool mean (in Python: store.pooled('mean')), or #patch:mean "
-        f"in its reference; pools are {', '.join(POOLS)}"
+        f"{tokens} tokens of width {dim} per image; pool them: --pool mean (in Python: store.pooled('mean')), or "
+        f"#patch:mean in its reference; pools are {', '.join(POOLS)}"
     )
 
 
 def check_pool(how: str, prefix: int = 1, what: str = "features") -> str:
-    """FeatcacheError for another word than those of `POOLS`, or for a class token that is not there."""
+    """FeatcacheError if `how` is not in `POOLS`, or if it is ``cls`` and there is no class token."""
     if how not in POOLS:
         raise FeatcacheError(f"pool {how!r}: expected one of {', '.join(POOLS)}")
     if how == "cls" and not prefix:
         raise FeatcacheError(
-            f"{what}: no class token among its tokens; store them with --tap tokens or --tap layer:K:tokens, or take "
-            "another pool"
+            f"{what}: its tokens do not include a class token; store them with --tap tokens or --tap layer:K:tokens, "
+            "or use another pooling"
         )
     return how
 
@@ -110,7 +111,7 @@ def pool(tokens: Array, how: str, prefix: int = 0) -> Float32:
     ----------
     tokens : (n, P, D)
     how : one of `POOLS`
-    prefix : class and register tokens, which come first; ``cls`` is the first of them, the others leave them out
+    prefix : number of class and register tokens, which come first; ``cls`` takes the first, the others skip them
 
     Examples
     --------
@@ -131,7 +132,7 @@ def pool(tokens: Array, how: str, prefix: int = 0) -> Float32:
 
 
 def block_rows(shape: Sequence[int], rows: int, itemsize: int = 4) -> int:
-    """Rows of a block of features (N, ...): the given number, or what keeps blocks of tokens small.
+    """Rows per block of features (N, ...): at most `rows`, and fewer for tokens, to respect `BLOCK_NBYTES`.
 
     >>> block_rows((50_000, 512), 65_536), block_rows((50_000, 196, 768), 65_536)
     (50000, 111)
@@ -143,58 +144,47 @@ def block_rows(shape: Sequence[int], rows: int, itemsize: int = 4) -> int:
 
 
 def feature_shape(store: object) -> tuple[int, ...]:
-    """Shape of the features of one image: (D,), or (P, D) with tokens."""
+    """Shape of one image's features: (D,), or (P, D) with tokens."""
     tokens, dim = getattr(store, "tokens", None), int(getattr(store, "dim"))  # noqa: B009 - stores share no class
     return (dim,) if tokens is None else (int(tokens), dim)
 
 
 class PooledReader(Reader):
-    """Pooled tokens as unit rows (N, D) float16, computed at the first read and kept in memory.
-
-    With ``norm`` they are the lengths (N,) that the rows had before; `scales` are those of the tokens.
-    """
+    """Pooled tokens as unit rows (N, D) float16, computed at the first read and kept in memory."""
 
     def __init__(self, tokens: Reader, how: str, prefix: int) -> None:
         self._tokens, self._how, self._prefix = tokens, how, prefix
-        self._rows: Array | None = None
-        self.lengths = np.empty(0, np.float32)
         self.spec = replace(tokens.spec, shape=(tokens.spec.shape[0], tokens.spec.shape[2]))
 
-    @property
-    def rows(self) -> Array:
-        """All rows."""
-        if self._rows is None:
-            shape = self._tokens.spec.shape
-            step, found = block_rows(shape, shape[0]), np.empty(self.spec.shape, np.float16)
-            self.lengths = np.empty(shape[0], np.float32)
-            buffer = np.empty((step, *shape[1:]), np.float32)
-            for start in range(0, shape[0], step):
-                stop = min(start + step, shape[0])
-                pooled = pool(self._tokens.read(start, stop, buffer[: stop - start]), self._how, self._prefix)
-                lengths = np.sqrt(np.einsum("nd,nd->n", pooled, pooled))
-                found[start:stop] = pooled / np.where(lengths == 0, 1, lengths)[:, None]
-                self.lengths[start:stop] = lengths
-            self._rows = found
-        return self._rows
+    @cached_property
+    def pooled(self) -> tuple[Array, Float32]:
+        """All unit rows, and their lengths (N,) before normalisation."""
+        shape = self._tokens.spec.shape
+        step = block_rows(shape, shape[0])
+        rows, lengths = np.empty(self.spec.shape, np.float16), np.empty(shape[0], np.float32)
+        buffer = np.empty((step, *shape[1:]), np.float32)
+        for start in range(0, shape[0], step):
+            stop = min(start + step, shape[0])
+            block = pool(self._tokens.read(start, stop, buffer[: stop - start]), self._how, self._prefix)
+            lengths[start:stop] = size = np.sqrt(np.einsum("nd,nd->n", block, block))
+            rows[start:stop] = block / np.where(size == 0, 1, size)[:, None]
+        return rows, lengths
 
     def _read(self, start: int, stop: int, out: Array) -> None:
-        out[...] = self.rows[start:stop]
+        out[...] = self.pooled[0][start:stop]
 
     def _gather(self, rows: Rows) -> Array:
-        return self.rows[rows]
+        return self.pooled[0][rows]
 
 
 class PooledNorms(Reader):
-    """The lengths (N,) of pooled tokens before they were made unit rows, from those of the images' tokens."""
+    """Lengths (N,) of pooled tokens before normalisation: of the pooled stored tokens, times the tokens' norm."""
 
     def __init__(self, pooled: PooledReader, norms: Reader) -> None:
         self._pooled, self._norms, self.spec = pooled, norms, norms.spec
 
     def _read(self, start: int, stop: int, out: Array) -> None:
-        out[...] = self._norms.read(start, stop)
-        if len(self._pooled.rows):
-            out *= self._pooled.lengths[start:stop]
+        out[...] = self._norms.read(start, stop) * self._pooled.pooled[1][start:stop]
 
     def _gather(self, rows: Rows) -> Array:
-        whole = self.read(0, self.spec.shape[0])
-        return whole[rows]
+        return self._norms.gather(rows) * self._pooled.pooled[1][rows]

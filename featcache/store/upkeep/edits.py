@@ -1,7 +1,7 @@
-"""Changing what a finished store is called, and what its classes are called: the manifest alone is replaced.
+"""Renaming a finished store or its classes.
 
-Features, labels, ids and keys stay as they are. The manifest is replaced in one step, so that a reader finds either the
-old names or the new ones.
+Only the manifest is replaced, atomically, so that readers see either the old names or the new ones. Features, labels,
+ids and keys stay the same.
 """
 
 import difflib
@@ -23,23 +23,20 @@ from featcache.store.reading.texts import TextStore
 
 
 def rename(path: StorePath, name: str, root: StorePath) -> tuple[str, str]:
-    """Give a store another name, and its taps and views with it; the old and the new short name.
+    """Rename a store with its taps and views; returns the old and the new short name.
 
     Parameters
     ----------
-    path : StorePath
-        The store's folder.
-    name : str
-        ``NAME/SPLIT``, or ``NAME`` alone to keep the split; texts have no split.
-    root : StorePath
-        Where no other store of the same encoder may have that name.
+    path : the store's folder
+    name : ``NAME/SPLIT``, or ``NAME`` alone to keep the split; texts have no split
+    root : root below which no other store of the same encoder may have the new name
 
     Raises
     ------
     DatasetError
-        It is no name: empty, or with a character that has a meaning in references.
+        The name is invalid: empty, or with a character that has a meaning in references.
     MismatchError
-        Another store of the same encoder has that name already.
+        Another store of the same encoder already has that name.
     """
     store = open_store(path)
     new = _names(store, name)
@@ -47,7 +44,7 @@ def rename(path: StorePath, name: str, root: StorePath) -> tuple[str, str]:
     key = path.parent.name
     taken = [entry for entry in list_stores(root) if entry.short == now and entry.encoder_key == key]
     if taken and now != old:
-        raise MismatchError(f"{now}: {taken[0].path} has this name already; choose another, or rename that one first")
+        raise MismatchError(f"{now}: {taken[0].path} already has this name; choose another, or rename that one first")
     parts = [path / part.name for part in finished_parts(files(path))]
     for folder in (*parts, path):
         manifest = read_manifest(folder)
@@ -74,14 +71,12 @@ def _shown(store: Store, info: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def relabel(path: StorePath, names: Sequence[str] | Mapping[str, str]) -> list[tuple[str, str]]:
-    """Rename the classes of a store of images or texts; label indices, features and keys stay.
+    """Rename the classes of a store of images or texts; label indices, features and keys stay the same.
 
     Parameters
     ----------
-    path : StorePath
-        The store's folder.
-    names : sequence of C str, or mapping of old to new
-        All class names in label order, or only those that change.
+    path : the store's folder
+    names : all C class names in label order, or a mapping from old to new for those that change
 
     Returns
     -------
@@ -91,18 +86,20 @@ def relabel(path: StorePath, names: Sequence[str] | Mapping[str, str]) -> list[t
     Raises
     ------
     MismatchError
-        Another number of names than classes.
+        The number of names is not the number of classes.
     DatasetError
-        A class of that name is not there, or more than once; or two classes would get one name.
+        An old name does not exist or is not unique, or two classes would get the same name.
     """
     store = open_store(path)
     if not isinstance(store, ImageStore | TextStore):
-        raise MismatchError(f"{path}: a store of {store.kind} has no class names; name one of images or texts")
+        raise MismatchError(
+            f"{path}: a store of {store.kind} has no class names to change; name a store of images or texts"
+        )
     old = store.classnames
     new = _renamed(old, names) if isinstance(names, Mapping) else tuple(names)
     if len(new) != len(old):
         raise MismatchError(
-            f"{path}: {len(new)} class names for {len(old)} classes; give one for each, in label order: "
+            f"{path}: {len(new)} class names for {len(old)} classes; give one per class, in label order: "
             f"{', '.join(old[:5])}{', ...' if len(old) > 5 else ''}"
         )
     changed = [(before, after) for before, after in zip(old, new, strict=True) if before != after]

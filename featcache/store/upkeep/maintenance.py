@@ -1,7 +1,7 @@
-"""Looking after stores: checking them against their checksums, repairing them, and deleting what is of no use.
+"""Maintenance of stores: checking checksums, repairing damage, and deleting stores and leftovers.
 
-A finished store is garbage only if the caller names it. Deleting begins with the manifest and the markers, so that
-a deletion cut short leaves an unfinished store, never a damaged one.
+A finished store is deleted only if the caller names it. The manifest and the markers are deleted first, so that an
+interrupted deletion leaves an unfinished store, never a damaged one.
 """
 
 import os
@@ -41,28 +41,24 @@ from featcache.store.reading.parts import Part, finished_parts, part_manifest
 THREADS = 4
 MOMENTS = "moments"
 LOST = "the record of how this store was made was damaged, and removed by `featcache verify --repair`"
-
-
 VERBS = {"texts": "text", "banks": "text --random", "priors": "finetune"}
-"""The command that resumes a store, by kind; other kinds are made by encode or import."""
+"""The command that resumes a store, by kind; image stores and parts are made by encode or import."""
 
 
 def is_of_another_store(manifest: Manifest, store: StorePath) -> bool:
-    """Whether a manifest was copied here: folder and header agree that this is another store."""
+    """Whether a manifest was copied here from another store: the folder and the header agree on a different key."""
     header, place = read_header(store), f"{store.parent.name}/{store.name}"
     return manifest.key != place and header is not None and header.key == place and is_consistent(header)
 
 
-class Derived:
-    """What those files of a finished store must hold that its manifest determines: zarr's metadata and the markers.
+class DerivedFiles:
+    """The files of a finished store that follow from its manifest: zarr's metadata and the markers.
 
-    The manifest holds their content in another form, so that it covers them without naming them, whatever version of
-    zarr wrote them.
+    The manifest has no checksums of them, since they may come from any version of zarr. Their meaning is compared.
 
     Parameters
     ----------
-    bad : sequence of BadRow
-        The rows that could not be read; for a part those of its store, whose error texts may differ.
+    bad : the unreadable samples; for a part those of its store, whose error messages may differ
     """
 
     def __init__(self, manifest: Manifest, bad: Sequence[BadRow]) -> None:
@@ -76,7 +72,7 @@ class Derived:
 
     @cached_property
     def _metadata(self) -> Mapping[str, bytes]:
-        """Zarr's metadata by name, which takes zarr to write."""
+        """Zarr's metadata by file name; computed only if needed, since it imports zarr."""
         return zarr_metadata(self._manifest.all_arrays.values(), {"featcache": asdict(self._header)})
 
     def names(self) -> Iterator[str]:
@@ -85,11 +81,11 @@ class Derived:
         yield from map(Marker.name, range(self._rows.n_chunks))
 
     def content(self, name: str) -> bytes:
-        """What is written where a file is damaged."""
+        """Content with which a damaged file is replaced."""
         return self._metadata[name] if name in self._metadata_names else self._marker(name).to_bytes()
 
     def fits(self, name: str, found: bytes) -> bool:
-        """Whether a file says what it must."""
+        """Whether a file's content is equivalent to the expected one."""
         if name == HEADER:
             return same_metadata(_with_verb(found, self._header.verb), self._metadata[HEADER])
         if name in self._metadata_names:
@@ -113,7 +109,7 @@ class Derived:
 
 
 def _with_verb(content: bytes, verb: str) -> bytes:
-    """A header that names another verb, if it names one that it could: which command began a store may change."""
+    """A header with its verb replaced, if it is a known one: a store may be started and finished by different verbs."""
     try:
         found: Any = parse_json(content)
         header: Json = found["attributes"]["featcache"]
@@ -127,11 +123,11 @@ def _with_verb(content: bytes, verb: str) -> bytes:
 
 @dataclass
 class Report:
-    """What `verify` found: the files it checked, one line per problem, and what `repair` does about them.
+    """Result of `verify`: the files it checked, one line per problem, and what `repair` will do.
 
-    `rewritten` are the contents of damaged files that can be written again; `removed` damaged files that the command
-    that made the store writes again without encoding, or that are only a cache; `damaged_chunks` are to be encoded
-    again. `parts` are the reports on taps and views; their problems are listed here, too.
+    `rewritten` holds new contents for damaged files. `removed` are files to delete: caches, and files that the command
+    that made the store writes again without encoding. `damaged_chunks` must be encoded again. `parts` are the reports
+    on taps and views, whose problems are also listed here.
     """
 
     store: StorePath
@@ -145,22 +141,22 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no problem."""
+        """Whether there are no problems."""
         return not self.problems
 
     @property
     def encode_again(self) -> bool:
-        """Whether the command that made the store has to run again after `repair`."""
+        """Whether the command that made the store must run again after `repair`."""
         return MANIFEST in self.removed or any(part.encode_again for part in self.parts)
 
 
 def verify(store: StorePath, *, deep: bool = False) -> Report:
-    """Check a store with its taps and views: keys, presence and sizes, and with `deep` the content of every file.
+    """Check a store with its taps and views: keys, missing files and sizes, and with `deep` the content of every file.
 
     Raises
     ------
     StoreNotFoundError, StoreIncompleteError, StoreSchemaError
-        There is no such store; it is not finished; it is of another version of featcache.
+        There is no such store; it is not finished; it was written by another version of featcache.
     """
     try:
         manifest = read_manifest(store)
@@ -169,7 +165,7 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
     except StoreCorruptError as error:
         return Report(store, problems=[str(error)], removed={MANIFEST})
     if is_of_another_store(manifest, store):
-        problem = f"{_shown(store, MANIFEST)}: that of the store {manifest.key}, copied here"
+        problem = f"{_shown(store, MANIFEST)}: belongs to the store {manifest.key}, copied here"
         return Report(store, problems=[problem], removed={MANIFEST})
     found = files(store)
     bad = [BadRow(*row) for row in manifest.info.get("bad", ())]
@@ -178,7 +174,7 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
     for part in finished_parts(found):
         try:
             own = part_manifest(manifest, store, part)
-        except StoreSchemaError as error:  # left as it is
+        except StoreSchemaError as error:  # never removed
             inner = Report(store / part.name, problems=[str(error)])
         except FeatcacheError as error:
             inner = Report(store / part.name, problems=[str(error)], removed={MANIFEST})
@@ -192,7 +188,7 @@ def verify(store: StorePath, *, deep: bool = False) -> Report:
 
 @dataclass(frozen=True)
 class _Expected:
-    """A file that the manifest vouches for; `chunk` is None where encoding a chunk again would not restore it."""
+    """A file with a checksum in the manifest; `chunk` is the chunk to encode again if it is damaged, if any."""
 
     name: str
     checksum: str
@@ -236,8 +232,8 @@ def _verify_files(
 def _verify_records(
     report: Report, manifest: Manifest, bad: Sequence[BadRow], found: Mapping[str, File], deep: bool
 ) -> None:
-    """Check what the manifest determines (zarr's metadata, the markers) and what holds its own digest."""
-    store, derived = report.store, Derived(manifest, bad)
+    """Check the `DerivedFiles`, and the files that contain their own digest."""
+    store, derived = report.store, DerivedFiles(manifest, bad)
     names = list(derived.names())
     with ThreadPoolExecutor(THREADS) as pool:
         contents = list(pool.map(lambda name: read_or_none(store / name) if deep else b"", names))
@@ -275,7 +271,7 @@ def _problem(store: StorePath, item: _Expected, found: File | None, deep: bool) 
 
 
 def check_deep(store: StorePath) -> None:
-    """Check every file of a store; StoreCorruptError, naming the first damaged files, if it is damaged."""
+    """StoreCorruptError, listing the first problems, unless every file of a store passes `verify`."""
     report = verify(store, deep=True)
     if not report.ok:
         shown = "; ".join(report.problems[:3])
@@ -283,10 +279,10 @@ def check_deep(store: StorePath) -> None:
 
 
 def repair(report: Report) -> None:
-    """Write again what can be derived, and remove the manifest where something is to be encoded or written again.
+    """Rewrite files that can be derived, and remove the manifest if the command that made the store must run again.
 
-    The markers of damaged chunks go with the manifest, so that the command that made the store redoes these chunks
-    alone. A damaged tap or view leaves the store itself as it is.
+    The markers of damaged chunks are removed as well, so that the command redoes only these chunks. Damage in a tap or
+    view does not affect the store itself.
     """
     for part in report.parts:
         repair(part)
@@ -300,7 +296,7 @@ def repair(report: Report) -> None:
 
 @dataclass(frozen=True)
 class Garbage:
-    """Files of one store, some or all of them, and why they may go."""
+    """Files of one store, some or all of them, and why they can be deleted."""
 
     path: StorePath
     why: str
@@ -309,9 +305,9 @@ class Garbage:
 
 
 def find_garbage(root: StorePath, max_age: float, named: Sequence[StorePath] = ()) -> list[Garbage]:
-    """What may be deleted below a root, ordered by path; `named` stores in any case.
+    """What can be deleted below a root, sorted by path; includes the stores `named`.
 
-    Anything written in the last `max_age` seconds is spared, because its writer may still be running.
+    Other files written in the last `max_age` seconds are kept, because their writers may still be running.
     """
     now = time.time()
     found = [_whole(path, files(path), "named") for path in named]
@@ -319,16 +315,16 @@ def find_garbage(root: StorePath, max_age: float, named: Sequence[StorePath] = (
     for path, held in store_folders(root).items():
         if path in named:
             continue
-        why = _why(path, held)
-        if why is not None and _is_older(held, now - max_age):
-            found.append(_whole(path, held, why))
+        # Neither other featcache versions nor damaged manifests make a store garbage: its chunks may be intact.
+        if MANIFEST not in held and _is_older(held, now - max_age):
+            found.append(_whole(path, held, "holds no store" if read_header(path) is None else "unfinished"))
         else:
             found += [_leftovers(path, held, now), *_unfinished_parts(path, held, now - max_age)]
     return sorted((item for item in found if item.names), key=lambda item: str(item.path))
 
 
 def stores_to_delete(paths: Sequence[StorePath], root: StorePath) -> list[Garbage]:
-    """Some stores, each with what heads keep beside it, as `delete` takes them."""
+    """Some stores with the moments that heads cache for them, for `delete`."""
     found = []
     for path in paths:
         held = files(path)
@@ -358,18 +354,8 @@ def _is_older(held: Mapping[str, File], moment: float) -> bool:
     return max(file.modified for file in held.values()) < moment
 
 
-def _why(path: StorePath, held: Mapping[str, File]) -> str | None:
-    """Why a whole store is garbage, None if it is not.
-
-    One of another featcache version is not, nor one whose manifest is damaged: its chunks may be whole.
-    """
-    if MANIFEST not in held:
-        return "holds no store" if read_header(path) is None else "unfinished"
-    return None
-
-
 def _orphaned_moments(root: StorePath, before: float) -> list[Garbage]:
-    """Moments that heads keep beside the stores, ``moments/<encoder_key>/<dataset_key>/``, of deleted stores."""
+    """Moments that heads cached for stores that were deleted, ``moments/<encoder_key>/<dataset_key>/``."""
     return [
         _whole(root / MOMENTS / folder, held, "moments of a store that is gone")
         for folder, held in by_folder(files(root / MOMENTS), 2).items()
@@ -378,7 +364,7 @@ def _orphaned_moments(root: StorePath, before: float) -> list[Garbage]:
 
 
 def _unfinished_parts(path: StorePath, held: Mapping[str, File], before: float) -> list[Garbage]:
-    """Taps and views of a finished store that were begun and never finished."""
+    """Unfinished taps and views of a finished store."""
     return [
         _whole(path / folder, inside, "unfinished tap or view")
         for folder, inside in by_folder(held, 1).items()
@@ -399,9 +385,9 @@ def _leftovers(path: StorePath, held: Mapping[str, File], now: float) -> Garbage
 
 
 def delete(garbage: Garbage) -> None:
-    """Delete what `find_garbage` found: the manifest first, then the markers, then the rest.
+    """Delete files: the manifest first, then the markers, then the rest.
 
-    An interruption comes when all is deleted: a store without a manifest is of no use, and has no name to delete it by.
+    KeyboardInterrupt takes effect after everything is deleted: a store without a manifest has no name to delete it by.
     """
     try:
         _delete(garbage)

@@ -101,7 +101,7 @@ def test_places_of_a_map_are_tokens() -> None:
     middle = by_hand(encoder.model.layer3, lambda: encoder.model(pixels))
     middle = middle.reshape(*middle.shape[:2], -1).swapaxes(1, 2)
     check(encoder, images, {"patch": expected, "layer:-2": middle})
-    with pytest.raises(FeatcacheError, match="no class token"):
+    with pytest.raises(FeatcacheError, match="do not include a class token"):
         find_tap(encoder, "patch:cls")
 
 

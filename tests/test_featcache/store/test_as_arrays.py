@@ -31,7 +31,7 @@ def test_rows_are_those_that_zarr_reads(store: ImageStore) -> None:
     np.testing.assert_array_equal(store[5:9][0], expected[5:9])
     assert np.isnan(store[7][0]).all()
     assert store[7][1] == -1
-    with pytest.raises(IndexError, match=r"row 40 asked for; fake/train@numpy holds rows 0 to 39"):
+    with pytest.raises(IndexError, match=r"row 40 requested; fake/train@numpy has rows 0 to 39"):
         store[40]
     assert len(list(store)) == len(store) == 40
 

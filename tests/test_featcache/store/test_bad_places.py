@@ -100,7 +100,7 @@ def test_a_read_only_disk_serves_hits_and_refuses_the_rest(
     assert encoder.images == 0
     assert whole(store, 8)
     with pytest.raises(
-        StoreWriteError, match=r"cannot write .*Read-only file system.*name another folder \(--root or --out\)"
+        StoreWriteError, match=r"cannot write .*Read-only file system.*use another folder \(--root or --out\)"
     ):
         encode(small_disk, 9)
     monkeypatch.setattr("featcache.cli.arguments.load_encoder", lambda *_, **__: encoder)

@@ -120,7 +120,7 @@ def test_python_finds_stores_below_the_default_root(root: Path, monkeypatch: pyt
     store = find_store("fake/train")
     assert [entry.path for entry in list_stores(str(root))] == [entry.path for entry in list_stores()]
     assert open_store("fake/train").path == open_store(str(store.path)).path == store.path
-    with pytest.raises(StoreNotFoundError, match="nearest: fake/train@numpy"):
+    with pytest.raises(StoreNotFoundError, match="similar: fake/train@numpy"):
         open_store("fake/trian")
 
 
@@ -134,9 +134,9 @@ def test_a_hit_on_a_read_only_store_records_no_name(root: Path, monkeypatch: pyt
 
 
 def test_no_match_suggests_similar_names(root: Path) -> None:
-    with pytest.raises(StoreNotFoundError, match=r"nearest: fake/train@numpy; `featcache list` shows all 2$"):
+    with pytest.raises(StoreNotFoundError, match=r"similar: fake/train@numpy; `featcache list` shows all 2$"):
         find_store("fake/test", root)
-    with pytest.raises(StoreNotFoundError, match=r"nearest: texts/animals@numpy; "):
+    with pytest.raises(StoreNotFoundError, match=r"similar: texts/animals@numpy; "):
         find_store("texts/animal", root)
     with pytest.raises(StoreNotFoundError, match=rf"no store of that name below {root}; `featcache list` shows all 2$"):
         find_store("other/test", root)
@@ -146,9 +146,9 @@ def test_no_match_suggests_similar_names(root: Path) -> None:
 
 def test_no_store_is_suggested_for_deletion(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gc", "fake/tran", "--root", str(root)]) == 3
-    assert "nearest: fake/train@numpy" in capsys.readouterr().err
+    assert "similar: fake/train@numpy" in capsys.readouterr().err
     assert main(["gc", "fake/tran", "--delete", "--root", str(root)]) == 3
-    assert "nearest" not in capsys.readouterr().err
+    assert "similar" not in capsys.readouterr().err
 
 
 def test_a_data_folder_of_the_same_name_does_not_hide_a_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_a_data_folder_of_the_same_name_does_not_hide_a_store(root: Path, monkey
     (root / "fake" / "train").mkdir(parents=True)
     assert find_store("fake/train", root).path == list_stores(root)[0].path
     (root / "fake" / "test").mkdir()
-    with pytest.raises(StoreNotFoundError, match=r"fake/test: holds no store, .* nearest: fake/train@numpy"):
+    with pytest.raises(StoreNotFoundError, match=r"fake/test: holds no store, .* similar: fake/train@numpy"):
         find_store("fake/test", root)
 
 

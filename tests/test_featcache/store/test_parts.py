@@ -124,10 +124,10 @@ def test_changed_images_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(ContentChangedError, match="--refresh"):
         run(tmp_path, dataset, encoder, TAP)
     refreshed = run(tmp_path, dataset, encoder, refresh=True).store  # the tap is left behind
-    with pytest.raises(MismatchError, match=r"made from other images.*--tap hidden"):
+    with pytest.raises(MismatchError, match=r"made from different images.*--tap hidden"):
         refreshed.tap(TAP)
     report = verify(store.path, deep=True)
-    assert ["other images" in problem for problem in report.problems] == [True]
+    assert ["different images" in problem for problem in report.problems] == [True]
     encoder.images = 0
     again = run(tmp_path, dataset, encoder, TAP)
     assert encoder.images == 8  # the one chunk

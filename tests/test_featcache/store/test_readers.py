@@ -87,9 +87,9 @@ def test_wrong_rows_and_buffers_are_refused(tmp_path: Path) -> None:
     spec, _ = write(tmp_path, 100, 32, 64)
     reader = MappedReader(tmp_path, spec)
     for start, stop in ((-1, 5), (5, 101), (7, 3)):
-        with pytest.raises(IndexError, match=r"the store holds rows 0\.\.100"):
+        with pytest.raises(IndexError, match=r"the store has rows 0\.\.100"):
             reader.read(start, stop)
-    with pytest.raises(IndexError, match=r"rows -1\.\.4 asked for, the store holds rows 0\.\.99"):
+    with pytest.raises(IndexError, match=r"rows -1\.\.4 requested, the store has rows 0\.\.99"):
         reader.gather(np.array([4, -1]))
     for out in (np.empty((9, 32), np.float16), np.empty((10, 32), np.int8), np.empty((32, 10), np.float16).T):
         with pytest.raises(ValueError, match="expected C-contiguous"):

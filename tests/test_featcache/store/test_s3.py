@@ -20,7 +20,7 @@ from featcache.errors import (
     StoreWriteError,
 )
 from featcache.store import ImageStore, TextStore, repair, resolve_root, verify
-from featcache.store.places import create, files, put, read, read_or_none, remove, stat
+from featcache.store.places import create, files, put, read_or_none, remove, stat
 from featcache.store.places.s3 import ObjectPath
 
 obstore = pytest.importorskip("obstore")
@@ -68,15 +68,15 @@ def test_objects_are_written_read_and_removed(root: ObjectPath) -> None:
     assert (read_or_none(path), stat(path)) == (None, None)
     assert create(path, b"one")
     assert not create(path, b"two")
-    assert read(path) == b"one"
+    assert path.read_bytes() == b"one"
     put(path, b"three")
-    assert (read(path), stat(path).nbytes) == (b"three", 5)
+    assert (path.read_bytes(), stat(path).nbytes) == (b"three", 5)
     put(root / "a" / "c" / "d", b"")
     assert {name: file.nbytes for name, file in files(root / "a").items()} == {"b.json": 5, "c/d": 0}
     remove(path)
     remove(path)
     with pytest.raises(FileNotFoundError, match=r"s3://features/.*b\.json"):
-        read(path)
+        path.read_bytes()
 
 
 def test_a_prefix_does_not_list_its_neighbours(root: ObjectPath) -> None:
@@ -101,7 +101,7 @@ def test_a_store_on_s3_equals_a_local_one(root: ObjectPath, tmp_path: Path) -> N
     assert str(there.path) == f"{root}/images/{here.manifest.key}"
     names = {name for name in files(here.path) if name != "provenance.json"}
     assert names == set(files(there.path)) - {"provenance.json"}
-    assert all(read(there.path / name) == read(here.path / name) for name in names)
+    assert all((there.path / name).read_bytes() == (here.path / name).read_bytes() for name in names)
     assert there.ids == here.ids
 
 
@@ -124,7 +124,7 @@ def test_rows_are_read_by_range_and_through_zarr(root: ObjectPath, reader: str) 
 def test_a_second_run_is_a_hit_and_an_interrupted_one_resumes(root: ObjectPath) -> None:
     dataset, encoder = NumpyDataset(), NumpyEncoder()
     store = encode(root, dataset, encoder)
-    before = {name: read(store.path / name) for name in files(store.path)}
+    before = {name: (store.path / name).read_bytes() for name in files(store.path)}
     assert encode_dataset(dataset, encoder, root=root).hit
     for name in ("manifest.json", "done/000002.json"):
         remove(store.path / name)
@@ -132,7 +132,7 @@ def test_a_second_run_is_a_hit_and_an_interrupted_one_resumes(root: ObjectPath) 
         open_store(store.path)
     encode(root, dataset, encoder)
     assert encoder.images == 48
-    after = {name: read(store.path / name) for name in files(store.path)}
+    after = {name: (store.path / name).read_bytes() for name in files(store.path)}
     assert {name for name in before if before[name] != after.get(name)} <= {"provenance.json"}
 
 
@@ -140,7 +140,7 @@ def test_damage_is_found_and_repaired(root: ObjectPath) -> None:
     dataset, encoder = NumpyDataset(), NumpyEncoder()
     store = encode(root, dataset, encoder)
     chunk = store.path / "features/c/1/0"
-    put(chunk, bytes(len(read(chunk))))
+    put(chunk, bytes(len(chunk.read_bytes())))
     assert verify(store.path).ok
     report = verify(store.path, deep=True)
     assert [problem.split(": ")[1] for problem in report.problems] == ["checksum differs"]

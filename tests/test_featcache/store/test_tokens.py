@@ -131,7 +131,7 @@ def test_what_cannot_be_pooled_is_refused(tmp_path: Path) -> None:
         store.pooled("mean")
     with pytest.raises(FeatcacheError, match="'median': expected one of mean, cls, max, gem"):
         store.tap("patch").pooled("median")
-    with pytest.raises(FeatcacheError, match="no class token"):
+    with pytest.raises(FeatcacheError, match="do not include a class token"):
         store.tap("patch").pooled("cls")
     with pytest.raises(FeatcacheError, match="no tap with tokens to pool"):
         EncodeOptions(taps=["pre_projection"], pool="mean")
@@ -230,5 +230,5 @@ def test_tokens_leave_as_they_are_or_not_at_all(tmp_path: Path) -> None:
         lambda: heads.leaks(tap, tap),
         lambda: heads.join([tap, tap]),
     ):
-        with pytest.raises(FeatcacheError, match=r"5 tokens of 6 an image; pool them"):
+        with pytest.raises(FeatcacheError, match=r"5 tokens of width 6 per image; pool them"):
             refused()

@@ -154,7 +154,7 @@ def test_a_store_is_streamed_and_gives_the_head_of_its_arrays(tmp_path: Path) ->
 def test_heads_of_one_vector_name_the_way_to_pool(tmp_path: Path) -> None:
     tap = stored(tmp_path).tap("patch")
     for kind in ("ridge", "logistic", "knn", "nearest_mean", "adamw"):
-        with pytest.raises(HeadError, match=r"4 tokens of 12 an image; pool them: --pool mean"):
+        with pytest.raises(HeadError, match=r"4 tokens of width 12 per image; pool them: --pool mean"):
             heads.HEADS[kind]().fit(tap)
     head = Ridge().fit(tap.pooled("mean"))
     with pytest.raises(HeadError, match=r"pool them: --pool mean"):
