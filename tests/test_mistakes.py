@@ -86,16 +86,16 @@ rm | required: STORE
 pack digits/test | required: FILE
 unpack none.tar | No such file or directory; expected what `featcache pack` wrote
 rename digits/test | required: NAME
-3 rename digits/none new | digits/none; the nearest
+3 rename digits/none new | digits/none; similar
 rename digits/test '' | expected NAME/SPLIT, or NAME
 relabel digits/test zorro=z | 'zorro': no class has that name; did you mean 'zero'?
 relabel digits/test zero | 'zero': expected OLD=NEW, such as
-5 relabel digits/test --classes three.txt | 3 class names for 10 classes; give one for each
+5 relabel digits/test --classes three.txt | 3 class names for 10 classes; give one per class
 relabel digits/test | expected OLD=NEW for some classes, or --classes FILE
 gc --older-than soon | --older-than soon: expected a number with s, m, h or d
 3 gc digits/none | digits/none; `featcache list`
 export digits/test out.xyz | cannot export to 'xyz'; expected one of
-3 export digits/none out.csv | digits/none; the nearest
+3 export digits/none out.csv | digits/none; similar
 export digits/test out --format xls | 'xls'; parquet
 export digits/test out --dtype int8 | 'int8'; float16
 export digits/test pictures/a/1.png/out.csv | pictures/a/1.png; check the path
@@ -144,7 +144,7 @@ evaluate ridge.safetensors | required: --on
 evaluate --on digits/test | required: HEAD
 evaluate missing.safetensors --on digits/test | missing.safetensors: no such file; expected a head that `featcache fit`
 evaluate x.png --on digits/test | x.png: cannot be read as a head
-3 evaluate ridge.safetensors --on digits/none | digits/none; the nearest
+3 evaluate ridge.safetensors --on digits/none | digits/none; similar
 5 evaluate ridge.safetensors --on other/test | fitted on features of encoder; encode 'other' with the head's
 evaluate ridge.safetensors --on texts/digits | a store of texts; expected a store of images
 evaluate ridge.safetensors --on digits/test --metric top2 | --metric top2; give --select STORE
@@ -188,12 +188,12 @@ sweep ridge --train digits/val --on digits/test --shots 0 | shots (0,); expected
 sweep ridge --train digits/val --on digits/test --shots 100000 | have fewer than 100000 rows; ask for fewer shots
 sweep ridge --train digits/val --on digits/test --seeds x | invalid int value: 'x'
 sweep ridge --train digits/val --on digits/test --metric best | 'best'; top1
-3 sweep ridge --train digits/none --on digits/test | digits/none; the nearest
+3 sweep ridge --train digits/none --on digits/test | digits/none; similar
 sweep --file missing.toml | missing.toml: cannot be read as a sweep
 sweep --file bad.toml | bad.toml: cannot be read as a sweep; line 1
 sweep --file unknown.toml | unknown key 'step'; expected some of; seeds
 sweep --reproduce-paper wise | 'wise'; flyp
-3 sweep ridge --data digits --models nosuch --train train | digits/test@nosuch; the nearest
+3 sweep ridge --data digits --models nosuch --train train | digits/test@nosuch; similar
 sweep tip_adapter --train digits/val --on digits/test | tip_adapter needs a text store
 table rigde --data digits --models tiny | unknown head 'rigde'; did you mean ridge?
 table ridge | required: --data, --models
