@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from warm import warm_featcache
 
-from featcache.prompts.wordnet import imagenet_wnids, subset_wnids
+from featcache.prompts.imagenet import imagenet_wnids, subset_wnids
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "runs" / "imagenet.sh"

@@ -54,21 +54,20 @@ DATASETS: dict[str, str | Callable[..., Dataset]] = {
     "webdataset": "featcache.datasets.sources.webdataset:open_webdataset",
     "ytbb-robust": "featcache.datasets.sources.video.ytbb_robust:open_ytbb_robust",
 }
-"""Source -> opener, ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
-
+"""Source -> ``opener(argument, split, *, labels, name) -> Dataset``; strings are imported when used."""
 
 DOMAINS = {"collection": "featcache.datasets.sources.collection:open_collection"}
-"""Sources whose opener of all domains is another one, which returns a list."""
+"""Sources with a second opener, which returns a list with one data set per domain."""
 
 NUMBERED = frozenset({"arrays", "coop", "hf", "tfds", "torchvision", "webdataset"})
-"""Sources that number their classes themselves: a list of as many names renames them."""
+"""Sources with their own class numbering: a list with the same number of names renames the classes."""
 
 SOURCE_OF_FILE = {
     **dict.fromkeys((".txt", ".lst", ".list"), "list"),
     **dict.fromkeys((".csv", ".tsv", ".parquet", ".jsonl"), "table"),
     ".tar": "webdataset",
 }
-"""Suffix of a file -> the source that most likely was meant."""
+"""File suffix -> the source to suggest."""
 
 
 def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | None = None) -> Dataset:
@@ -76,8 +75,7 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
 
     Parameters
     ----------
-    spec : str
-        ``source:argument``. Each source's module says more:
+    spec : ``source:argument``; the module of each source describes its argument:
 
         ``imagefolder:DIR``             one folder per class (`image_folder`)
         ``list:FILE``                   lines of path and label (`list_file`)
@@ -98,20 +96,17 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
         ``wilds:NAME:DIR``              FMoW and iWildCam (`wilds`)
         ``digits``, ``digits:DOMAIN``   real digits on every machine (`digits`)
 
-        Behind every argument, ``,classes=imagenet-r`` takes another class list than the source's own, by name or from
-        a file (see `featcache.datasets.classes`), and ``,holdout=0.2`` divides data without splits (see
+        Any argument may end in ``,classes=imagenet-r``, a class list by name or file that replaces the source's own
+        (see `featcache.datasets.classes`), and ``,holdout=0.2``, which splits data that come without splits (see
         `featcache.datasets.holdout`).
-    split : str
-        ``train``, ``val``, ``test``, ...; ``all`` for class folders without splits.
-    labels : str
-        ``names``, or ``int`` where a list file holds class indices.
-    name : str, optional
-        Short name of the data set in results rows; by default taken from the folder or file.
+    split : ``train``, ``val``, ``test``, ...; ``all`` for class folders without splits
+    labels : ``names``, or ``int`` if a list file holds class indices
+    name : short name of the data set in results rows; default: the name of its folder or file
 
     Raises
     ------
     DatasetError
-        Where the source is unknown (the known ones are listed) or cannot be read as described.
+        The source is unknown (the error lists the known ones) or cannot be read.
 
     Examples
     --------
@@ -124,12 +119,12 @@ def open_dataset(spec: str, split: str, *, labels: str = "names", name: str | No
 def _open(
     spec: str, split: str, labels: str, name: str | None, openers: Mapping[str, str | Callable[..., Any]]
 ) -> list[Dataset]:
-    """The data sets of a specification, which remember how to open them again, if they lie on this machine."""
+    """The data sets of a specification; those on this machine record in ``opened_as`` how to open them again."""
     source, _, argument = spec.partition(":")
     if source not in DATASETS:
         _check_bare_path(spec)
         first, dash, rest = spec.partition("-")
-        as_stored = [f"{first}:{rest}"] if dash and first in DATASETS else []  # what results and stores call it
+        as_stored = [f"{first}:{rest}"] if dash and first in DATASETS else []  # the name in results and stores
         near = as_stored or difflib.get_close_matches(source, DATASETS, n=1, cutoff=0.6)
         hint = f", did you mean {near[0]!r}?" if near else "."
         raise DatasetError(
@@ -140,7 +135,7 @@ def _open(
     if isinstance(opener, str):
         module, _, function = opener.partition(":")
         opener = getattr(import_module(module), function)
-    has_classes = source == "torchvision" and argument.startswith("LSUN:")  # whose own argument has that name
+    has_classes = source == "torchvision" and argument.startswith("LSUN:")  # LSUN itself takes classes=
     argument, options = take_options(argument, HOLDOUT_OPTIONS if has_classes else (*HOLDOUT_OPTIONS, "classes"))
     listed = load_class_list(options.pop("classes")) if "classes" in options else None
     holdout = Holdout.of_options(options)
@@ -157,13 +152,13 @@ def _open(
     if "://" not in spec:  # an address may hold credentials
         record = {"spec": spec, "labels": labels, "name": name, "folder": os.getcwd()}
         for dataset in datasets:
-            with contextlib.suppress(AttributeError):  # of a class with slots
+            with contextlib.suppress(AttributeError):  # a class with slots
                 object.__setattr__(dataset, "opened_as", record)  # data sets may be frozen data classes
     return datasets
 
 
 def _check_bare_path(spec: str) -> None:
-    """DatasetError with the source to write in front, where a path was given without one."""
+    """DatasetError that suggests a source, if the specification is just a path."""
     path = Path(spec).expanduser()
     try:
         source = "imagefolder" if path.is_dir() else SOURCE_OF_FILE.get(path.suffix.lower()) if path.is_file() else None
@@ -180,12 +175,8 @@ def open_datasets(spec: str, split: str, *, labels: str = "names", name: str | N
     Parameters
     ----------
     spec, split, labels, name
-        As in `open_dataset`; ``collection:NAME:ROOT`` opens one data set per domain, called ``name-domain``.
-
-    Returns
-    -------
-    list of Dataset
-        One for every other source.
+        As in `open_dataset`; ``collection:NAME:ROOT`` opens one data set per domain, named ``name-domain``. Every other
+        source gives a list of one.
 
     Examples
     --------

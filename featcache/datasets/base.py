@@ -1,16 +1,16 @@
-"""What a labelled image data set is.
+"""The interface of a labelled image data set.
 
 A data set is a fixed, ordered list of samples: sample ``i`` is row ``i`` of every store made from it. It knows ids,
-sizes and labels without opening an image; reading and decoding are two steps, so that the content hash is taken from
-exactly the bytes that were decoded.
+sizes and labels without opening an image. Reading and decoding are two steps, so that the content hash is taken of
+exactly the bytes that are decoded.
 
 Two digests (xxh3-128 in hexadecimal):
 
-``dataset_key``   of the ordered sample ids and sizes: the data set's half of a store's path. Where these do not
-                  tell data sets apart (rows of arrays), also of what the samples hold: `featcache.datasets.content`.
-``labels_digest`` of the labels and the class names: editing labels never re-encodes, and never goes unnoticed.
+``dataset_key``   the ordered sample ids and sizes: the data set's half of a store's path. Where these cannot tell
+                  data sets apart (rows of arrays), the content of the samples too: `featcache.datasets.content`.
+``labels_digest`` the labels and the class names: an edited label is noticed, and nothing is encoded again.
 
-Metadata columns have a third (`featcache.store.columns`).
+Metadata columns have a third digest (`featcache.store.columns`).
 """
 
 from collections import Counter
@@ -36,10 +36,9 @@ Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float3
 class Dataset(Protocol):
     """A split of a labelled image data set.
 
-    It may also have an attribute ``decoding: str``. Equal values mean that equal bytes decode to equal images, in
-    other data sets too, so that rows can be copied between their stores, as they never are without it. And an attribute
-    ``prepared: str``: its pictures lie as that preparation leaves them (`featcache.encoders.preparation`), and encoders
-    crop them no further.
+    Optional attributes: ``decoding: str``, such that equal bytes in data sets of equal ``decoding`` decode to equal
+    images; rows are copied only between stores of such data sets. ``prepared: str``, a preparation of
+    `featcache.encoders.preparation` that the images have already gone through; encoders crop them no further.
     """
 
     @property
@@ -55,10 +54,10 @@ class Dataset(Protocol):
         """Ids, sizes, stamps, labels and class names of all samples, in row order."""
 
     def read(self, row: int) -> bytes | memoryview:
-        """The undecoded content of one sample; raises OSError where it cannot be read."""
+        """The undecoded content of one sample; OSError if it cannot be read."""
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
-        """The image in that content; raises OSError or ValueError where it is damaged."""
+        """The image in that content; OSError or ValueError if it is damaged."""
 
 
 IMAGE_FILE = "image file"
@@ -72,29 +71,28 @@ class SampleIndex:
     Parameters
     ----------
     ids : sequence of N str
-        Stable, unique sample ids: they do not depend on the location of the data set.
+        Stable, unique sample ids, independent of where the data set lies.
     sizes : (N,) int64
         Bytes of each sample's undecoded content.
     stamps : (N,) int64
-        Modification times in ns (0 if unknown). Never part of a key: a changed
-        stamp only says that the content must be hashed again before a cache hit counts.
+        Modification times in ns (0 if unknown). Not part of any key: where a stamp changed, the content is hashed
+        again before a cache hit counts.
     labels : (N,) int64
         Class indices into `classnames`.
     classnames : tuple of C str
-        A list, never a dict: two ImageNet classes share a name with others.
+        Names may repeat: two names of ImageNet occur twice.
     metadata : mapping of name to (N,) int64, or object holding str
-        What else is known of the samples (region, year, caption); see `featcache.store.columns`.
-    content : Content, optional
-        What the samples hold, where ids and sizes do not tell data sets apart; part of the key.
+        Further facts about the samples (region, year, caption); see `featcache.store.columns`.
+    content : digest of the samples, part of the key, where ids and sizes cannot tell data sets apart
     targets : (N, L) int8, optional
-        Of multi-label data, for L = C classes: 1 where a class applies, 0 where not, -1 where that is unknown; the
-        labels are then all -1 (see `labelling`).
+        Multi-label data, L = C: 1 where a class applies, 0 where not, -1 where unknown; the labels are then all -1
+        (see `labelling`).
 
     Raises
     ------
     DatasetError
-        Where the lengths differ, an id occurs twice, a label is not an index into `classnames`, a metadata column
-        holds neither whole numbers nor texts, or targets have another shape or other values.
+        The lengths differ, an id occurs twice, a label is not an index into `classnames`, a metadata column holds
+        neither integers nor strings, or targets have another shape or other values.
     """
 
     ids: Sequence[str]
@@ -152,18 +150,18 @@ class SampleIndex:
 
 
 SHOWN = 5
-"""Samples named in an error; the rest is counted."""
+"""Samples named in an error; the others are counted."""
 
 
 class Labelling(TypedDict):
-    """Fields of a `SampleIndex`."""
+    """Two fields of a `SampleIndex`."""
 
     labels: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int8] | None
 
 
 def labelling(truth: npt.ArrayLike) -> Labelling:
-    """Fields of a `SampleIndex` for labels (N,), or for the targets (N, L) of multi-label data.
+    """The fields of a `SampleIndex` for labels (N,) or multi-label targets (N, L).
 
     >>> labelling([[1, 0], [0, -1]])
     {'labels': array([-1, -1]), 'targets': array([[ 1,  0],
@@ -197,25 +195,23 @@ def check_targets(targets: Array, rows: int, classnames: Sequence[str]) -> None:
 def dataset_key(index: SampleIndex, root: StorePath | None = None) -> str:
     """Digest of the ordered sample ids and sizes, and of `SampleIndex.content`: the data set's half of a store's path.
 
-    The bytes that are hashed cannot be read in two ways: the number of samples, the byte length of each id, the ids
-    in UTF-8 one after another, the sizes; every number as little-endian int64. The digest of the content follows where
-    there is one, as a list of one text.
+    The hashed bytes are unambiguous: the number of samples, the byte length of each id, the ids in UTF-8 one after
+    another, the sizes; every number as little-endian int64. The digest of the content follows, if there is one, as a
+    list of one string.
 
     Parameters
     ----------
-    index : SampleIndex
-    root : StorePath, optional
-        Root of the stores, which remembers the digest of the content between processes.
+    root : root of the stores, where the digest of the content is cached between processes
 
     Returns
     -------
     str
-        xxh3-128, 32 hexadecimal digits. Labels, class names and stamps have no part in it.
+        xxh3-128, 32 hexadecimal digits, independent of labels, class names and stamps.
 
     Raises
     ------
     DatasetError
-        Where an id is not valid Unicode (a file name that is not UTF-8).
+        An id is not valid Unicode (a file name that is not UTF-8).
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Another class list than a source's own: the option ``classes=`` of every source, and ``classes.txt`` beside the data.
+"""Replacing a source's class list, by the option ``classes=`` of every source or a ``classes.txt`` beside the data.
 
-Labels follow their names: where each of the source's classes is in the list, by what folders call it or by display
-name, its labels become places in the list. Classes without names ("0", "1", ...), and classes that a source numbers
-itself (torchvision's, CoOp's), may also be renamed: label i is then class i of the list.
+Labels follow their names: if the list has every class of the source, by folder name or by display name, the labels
+become indices into the list. Classes without names ("0", "1", ...), and classes that the source numbers itself
+(torchvision's, CoOp's), may also be renamed: label i is then class i of the list.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from featcache.prompts.text_files import CLASS_FILE
 
 
 def listed_beside(index: SampleIndex, folder: Path) -> SampleIndex:
-    """The index under the classes of ``classes.txt`` in a folder, of a source that numbers its classes itself.
+    """The index under the class list of ``classes.txt`` in a folder, for a source that numbers its classes itself.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def listed_beside(index: SampleIndex, folder: Path) -> SampleIndex:
 
 
 def with_classes(dataset: Dataset, listed: ClassList, *, numbered: bool) -> Dataset:
-    """A data set under another class list; see `relabelled`."""
+    """The data set under another class list; see `relabelled`."""
     return replace(dataset, index=relabelled(dataset.index, listed, numbered=numbered))  # type: ignore[type-var]
 
 
@@ -40,15 +40,12 @@ def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> Samp
 
     Parameters
     ----------
-    index : SampleIndex
-    listed : ClassList
-    numbered : bool
-        Whether the source numbers its classes itself, so that other names of as many classes rename them.
+    numbered : the source numbers its classes itself: a list with the same number of other names renames them
 
     Raises
     ------
     DatasetError
-        The list lacks a class, or has fewer than there are labels.
+        The list lacks a class, or is shorter than the labels need.
 
     Examples
     --------
@@ -78,7 +75,7 @@ def relabelled(index: SampleIndex, listed: ClassList, *, numbered: bool) -> Samp
 
 
 def _placed(index: SampleIndex, moved: npt.NDArray[np.int64], names: tuple[str, ...]) -> SampleIndex:
-    """Class i in place ``moved[i]`` of the names; targets of names that the source lacks are unknown."""
+    """Class i becomes class ``moved[i]`` of the list; targets of classes that the source lacks are unknown."""
     if index.targets is None:
         return replace(index, labels=moved[index.labels], classnames=names)
     targets = np.full((len(index), len(names)), -1, np.int8)
@@ -106,6 +103,6 @@ def _check_once(old: tuple[str, ...], names: tuple[str, ...], listed: ClassList)
 
 
 def _keep_their_places(old: tuple[str, ...], names: tuple[str, ...]) -> bool:
-    """Whether no class of the source stands at another place of the list."""
+    """Whether no class of the source has another index in the list."""
     place: Mapping[str, int] = {name: number for number, name in enumerate(names)}
     return all(place.get(name, number) == number for number, name in enumerate(old))

@@ -1,8 +1,8 @@
-"""A digest of what samples hold, for data sets whose ids and sizes do not tell them apart: rows of arrays.
+"""A digest of the samples' content, for data sets that ids and sizes cannot tell apart: rows of arrays.
 
-The digest is made of the hashes of the samples, the same that a store keeps of every row: so it can be had from a
-finished store, too, without reading an image. It is computed when a key is asked for, which reads the whole file once;
-after that it is remembered in ``<root>/digests/``, beside the stores, for as long as the file keeps its size and time.
+It is computed from the content hashes of the samples, which a finished store has for every row. The first key that
+needs it reads the whole file; afterwards the digest is cached in ``<root>/digests/``, beside the stores, for as long as
+the file keeps its size and modification time.
 """
 
 import contextlib
@@ -23,25 +23,21 @@ from featcache.store.key import checksum, pretty_json
 from featcache.store.places import StorePath, put, read_or_none
 
 DIGESTS = "digests"
-"""Folder of a root that remembers digests, a small file each; only a cache."""
+"""Folder below the root that caches digests, one small file each."""
 SETTLED_NS = 2 * 10**9
-"""A file that is younger may change once more within one tick of its clock: its digest is not remembered."""
+"""The digest of a younger file is not cached: the file may change again within one tick of its clock."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """The digest of samples that a program holds.
+    """The digest of samples in memory.
 
     Parameters
     ----------
-    where : Path or str
-        Their file, or what to call them in errors.
-    decoding : str
-        How the samples decode: equal bytes of another type or shape are other images.
-    hashes : callable
-        The xxh3-128 of every sample in row order, 16 bytes each, as `Dataset.read` gives them; reads them all.
-    remedy : str
-        What to do where they change while they are encoded.
+    where : file of the samples, or their name in errors
+    decoding : how the samples decode: equal bytes of another type or shape are other images
+    hashes : reads all samples as `Dataset.read` does, and returns their xxh3-128 in row order, 16 bytes each
+    remedy : advice for the error if samples change while they are encoded
     """
 
     where: Path | str
@@ -51,17 +47,17 @@ class Content:
     _known: list[str] = field(default_factory=list, compare=False, repr=False)
 
     def digest(self, root: StorePath | None = None) -> str:
-        """The digest, 32 hexadecimal digits; a `root` may remember it between processes."""
+        """The digest, 32 hexadecimal digits; cached below `root`."""
         if not self._known:
-            self._known.append(self.found(root))
+            self._known.append(self.compute(root))
         return self._known[0]
 
-    def found(self, root: StorePath | None) -> str:
-        """The digest, computed."""
+    def compute(self, root: StorePath | None) -> str:
+        """The digest of all samples."""
         return content_digest(self.decoding, self.hashes())
 
     def of_rows(self, rows: npt.NDArray[np.int64]) -> "Content":
-        """The content of some of the samples, in that order."""
+        """The content of some samples, in that order."""
 
         def hashes() -> bytes:
             return np.frombuffer(self.hashes(), np.uint8).reshape(-1, 16)[rows].tobytes()
@@ -75,8 +71,7 @@ class FileContent(Content):
 
     Parameters
     ----------
-    size, stamp : int
-        Bytes and modification time in ns of the file when it was opened.
+    size, stamp : bytes and modification time in ns of the file when it was opened
     """
 
     size: int = 0
@@ -87,15 +82,22 @@ class FileContent(Content):
         """The file."""
         return Path(self.where)
 
-    def found(self, root: StorePath | None) -> str:
-        """The digest, which a `root` remembers between processes."""
-        return self._remembered(root) or self._compute(root)
+    def compute(self, root: StorePath | None) -> str:
+        """The digest from the cache below `root`, else of the file."""
+        if cached := self._cached(root):
+            return cached
+        found = super().compute(root)
+        if root is not None and self._settled():
+            record = {"path": str(self.path), "size": self.size, "mtime_ns": self.stamp, "digest": found}
+            with contextlib.suppress(StoreWriteError, UnicodeEncodeError):  # the root may be read-only
+                put(self._place(root), pretty_json(record | {"checksum": checksum(pretty_json(record))}))
+        return found
 
     def _place(self, root: StorePath) -> StorePath:
         name = sha256(f"{self.path}\n{self.decoding}".encode(errors="surrogateescape")).hexdigest()[:24]
         return root / DIGESTS / f"{name}.json"
 
-    def _remembered(self, root: StorePath | None) -> str | None:
+    def _cached(self, root: StorePath | None) -> str | None:
         content = None if root is None else read_or_none(self._place(root))
         try:
             record = json.loads(content or b"null")
@@ -106,14 +108,6 @@ class FileContent(Content):
         if record.pop("checksum", None) != checksum(pretty_json(record)):  # damaged, or of an earlier version
             return None
         return str(record["digest"])
-
-    def _compute(self, root: StorePath | None) -> str:
-        found = content_digest(self.decoding, self.hashes())
-        if root is not None and self._settled():
-            record = {"path": str(self.path), "size": self.size, "mtime_ns": self.stamp, "digest": found}
-            with contextlib.suppress(StoreWriteError, UnicodeEncodeError):  # the root may be read-only
-                put(self._place(root), pretty_json(record | {"checksum": checksum(pretty_json(record))}))
-        return found
 
     def _settled(self) -> bool:
         try:
@@ -126,7 +120,7 @@ class FileContent(Content):
 
 
 def content_digest(decoding: str, hashes: bytes) -> str:
-    """Digest of samples: how they decode, and the xxh3-128 of each, 16 bytes, in row order.
+    """Digest of how samples decode and of the xxh3-128 of each, 16 bytes, in row order.
 
     Examples
     --------

@@ -1,9 +1,9 @@
-"""Encoded bytes to images, and images to RGB, as open_clip and torchvision do it.
+"""Decoding image files and converting images to RGB.
 
-What "the field" does (open_clip, torchvision): ``PIL.Image.open(...).convert("RGB")``. So alpha is dropped and not
-composited, a palette is looked up, CMYK goes through PIL's conversion, an animation shows its first frame, and the EXIF
-rotation is not applied. Where PIL's conversion is plainly wrong, this module differs: 16-bit grey is scaled to 8 bits
-(PIL clips it, so that nearly all of it turns white), and 32-bit images, whose scale is unknown, are refused.
+As in open_clip and torchvision, this is ``PIL.Image.open(...).convert("RGB")``: alpha is dropped, not composited; a
+palette is looked up; CMYK goes through PIL's conversion; an animation gives its first frame; and the EXIF rotation is
+ignored. Two modes that PIL converts wrongly are treated differently: 16-bit grey is scaled to 8 bits (PIL clips it,
+which turns nearly all of it white), and 32-bit images, whose scale is unknown, are refused.
 """
 
 import io
@@ -20,10 +20,8 @@ def decode_image(content: bytes | memoryview, name: str = "image") -> Image.Imag
 
     Parameters
     ----------
-    content : bytes
-        A file's content, in any format that PIL reads.
-    name : str
-        What to call the image in an error: its sample id.
+    content : a file's content, in any format that PIL reads
+    name : name of the image in errors, such as its sample id
 
     Returns
     -------
@@ -58,7 +56,7 @@ def decode_image(content: bytes | memoryview, name: str = "image") -> Image.Imag
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageReadError(f"{name}: {error}; {_BOMB_REMEDY}") from error
-    except Exception as error:  # PIL's plugins raise a dozen kinds on damaged bytes: SyntaxError, struct.error, ...
+    except Exception as error:  # PIL's plugins raise SyntaxError, struct.error and others on damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no known image format" if unknown else str(error) or type(error).__name__
         raise ImageReadError(
@@ -83,17 +81,17 @@ def _refuse_bomb(picture: Image.Image) -> None:
 
 
 def to_rgb(picture: Picture) -> Picture:
-    """RGB of a decoded image: what ``convert("RGB")`` gives, and 16-bit grey scaled by 1/257.
+    """The image in RGB, as ``convert("RGB")`` gives it, with 16-bit grey scaled by 1/257.
 
     Parameters
     ----------
     picture : PIL image of any mode, or array (H, W, 3)
-        Arrays are RGB by definition and come back as they are.
+        Arrays are RGB already and are returned unchanged.
 
     Raises
     ------
     ImageReadError
-        For modes whose scale is unknown (32-bit integers beyond 16 bits, 32-bit float) or that PIL cannot convert.
+        The scale is unknown (32-bit integers beyond 16 bits, 32-bit float), or PIL cannot convert the mode.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""JPEG files decoded by libjpeg-turbo, without Pillow's layers between: the one door to simplejpeg."""
+"""Decoding JPEG files with libjpeg-turbo directly; the only module that imports simplejpeg."""
 
 import importlib.util
 
@@ -12,7 +12,7 @@ JPEG = b"\xff\xd8\xff"
 
 
 def needs_decoder() -> None:
-    """EncoderError where simplejpeg is not installed."""
+    """EncoderError if simplejpeg is not installed."""
     if importlib.util.find_spec("simplejpeg") is None:
         raise EncoderError(
             "preprocess fast needs simplejpeg, which is not installed; pip install 'featcache[fast]', or leave it out"
@@ -20,13 +20,11 @@ def needs_decoder() -> None:
 
 
 def decode_jpeg(content: bytes | memoryview, smallest: int = 0) -> npt.NDArray[np.uint8] | None:
-    """RGB pixels (H, W, 3) of a JPEG file; None for what is none, is damaged, too large, or in CMYK.
+    """RGB pixels (H, W, 3) of a JPEG file; None if it is not one, or is damaged, too large or in CMYK.
 
     Parameters
     ----------
-    smallest : int
-        If positive, the file may be decoded at a half of its size or less, as long as neither side comes out shorter
-        than this.
+    smallest : if positive, decode at half the size or less, as long as neither side gets shorter than this
     """
     import simplejpeg
 

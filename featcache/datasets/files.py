@@ -1,4 +1,4 @@
-"""What the sources that read image files share: rows of files, class files, names."""
+"""Shared by the sources that read image files: indexes of files, and checks of names and paths."""
 
 import contextlib
 import json
@@ -24,23 +24,23 @@ from featcache.parameters import check_regular
 T = TypeVar("T")
 
 PLACEHOLDER = "{split}"
-"""What a file name holds where the name of the split belongs."""
+"""Stands for the split in a file name."""
 
 MAX_BYTES = 1 << 30
 """Largest image file that is read."""
 
 WHOLE = "all"
-"""The split that takes every sample of a data set without splits."""
+"""The split that takes all samples, for data without splits."""
 
 
 class ImageFiles:
-    """What data sets share whose samples are the contents of image files, wherever they are read from."""
+    """Base of data sets whose samples are image files, wherever they are read from."""
 
     decoding: ClassVar[str] = IMAGE_FILE
     index: SampleIndex
 
     def decode(self, content: bytes | memoryview, row: int) -> Image.Image:
-        """The image in its own mode; ImageReadError, a ValueError, names a damaged sample."""
+        """The image in its own mode; ImageReadError (a ValueError) names a damaged sample."""
         return decode_image(content, self.index.ids[row])
 
 
@@ -50,10 +50,7 @@ class FileDataset(ImageFiles):
 
     Parameters
     ----------
-    name, split : str
-    index : SampleIndex
-    root : Path
-        The sample ids are paths below it; an absolute id is used as it is.
+    root : folder that sample ids start from, unless they are absolute
     """
 
     name: str
@@ -66,17 +63,17 @@ class FileDataset(ImageFiles):
         return os.path.join(self.root, self.index.ids[row])
 
     def read(self, row: int) -> bytes:
-        """The file's content; OSError where it cannot be read, or is no regular file of a picture's size."""
+        """The file's content; OSError as in `read_regular`."""
         return read_regular(self.path(row))
 
 
 def read_regular(path: str, most: int = MAX_BYTES, what: str = "an image file") -> bytes:
-    """The content of a regular file of up to `most` bytes; `what` says in errors what was expected.
+    """The content of a regular file of up to `most` bytes; errors name `what` as expected.
 
     Raises
     ------
     OSError
-        It cannot be read, is larger, or is a pipe or a device, which is not waited for.
+        The file cannot be read, is larger, or is a pipe or a device (which is not waited for).
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         found = os.fstat(file.fileno())
@@ -95,7 +92,7 @@ def file_index(
     where: str,
     metadata: Mapping[str, Any] | None = None,
 ) -> SampleIndex:
-    """The index of some files, with a warning where a class has none.
+    """The index of some files; warns of classes without a file.
 
     Parameters
     ----------
@@ -104,33 +101,24 @@ def file_index(
         As `size_and_stamp` gives them.
     labels : (N,) integers, or targets (N, C) of multi-label data
     classnames : sequence of C str
-    where : str
-        What to call the data set in the warning.
-    metadata : mapping, optional
-        Metadata columns.
+    where : name of the data set in the warning
     """
     sizes, stamps = np.array(files, np.int64).reshape(-1, 2).T.copy()
-    known = labelling(labels)
-    index = SampleIndex(ids, sizes, stamps, classnames=tuple(classnames), metadata=metadata or {}, **known)
+    truth = labelling(labels)
+    index = SampleIndex(ids, sizes, stamps, classnames=tuple(classnames), metadata=metadata or {}, **truth)
     warn_empty_classes(index, where, stacklevel=5)
     return index
 
 
 def local_path(source: str, argument: str) -> Path:
-    """The absolute path after a source's colon; DatasetError if there is none."""
+    """The absolute path after a source's colon; DatasetError without one."""
     if not argument or "\0" in argument:
         raise DatasetError(f"{source}:{argument}: expected a path after the colon")
     return Path(argument).expanduser().absolute()
 
 
 def json_object(file: Path, kind: type[T]) -> dict[str, T]:
-    """A file's JSON object, whose values are all of one kind.
-
-    Raises
-    ------
-    DatasetError
-        It cannot be read, or holds something else.
-    """
+    """A file's JSON object, whose values all have type `kind`; DatasetError for anything else."""
     try:
         check_regular(file)
         found = json.loads(file.read_bytes())
@@ -142,12 +130,20 @@ def json_object(file: Path, kind: type[T]) -> dict[str, T]:
 
 
 def size_and_stamp(file: "os.DirEntry[str] | Path") -> tuple[int, int]:
-    """Bytes and mtime in ns; zeros where the file cannot be reached, so that reading it names it as unreadable."""
+    """Bytes and mtime in ns; zeros for a file that cannot be reached, which is reported when it is read."""
     try:
         status = file.stat()
     except (OSError, ValueError):
         return 0, 0
     return status.st_size, status.st_mtime_ns
+
+
+def sizes_and_stamps(root: Path, paths: Sequence[str], where: object, remedy: str) -> list[tuple[int, int]]:
+    """`size_and_stamp` of images below a folder; DatasetError, with `where` and `remedy`, if none of them exists."""
+    found = [size_and_stamp(root / path) for path in paths]
+    if not any(stamp for _, stamp in found):
+        raise DatasetError(f"{where}: none of its {len(paths):,} images exists, such as {root / paths[0]}; {remedy}")
+    return found
 
 
 def check_name(name: str) -> str:
@@ -161,14 +157,14 @@ def check_name(name: str) -> str:
 
 
 def check_split(split: str) -> str:
-    """A split's name, which becomes part of paths; DatasetError if it could point elsewhere."""
+    """A split's name, which becomes part of paths; DatasetError if it could lead elsewhere."""
     if not split or split in (".", "..") or re.search(r"[/\\\0]", split):
         raise DatasetError(f"split {split!r}: expected a plain name such as train, val, test or all")
     return split
 
 
 def check_path(path: str) -> str:
-    """A path as lists and tables may name it; ValueError where it could lead out of their folder unseen."""
+    """A path in a list or table; ValueError if it could lead out of their folder."""
     if ".." in path.split("/"):
         raise ValueError(f"got {path!r}; '..' is refused: put the list beside or above its images, or use full paths")
     if "\0" in path:
@@ -177,28 +173,28 @@ def check_path(path: str) -> str:
 
 
 def default_name(text: str) -> str:
-    """A data set's name made from a file's or folder's: ``Real World`` becomes ``Real-World``."""
+    """A data set's name from that of a file or folder: ``Real World`` becomes ``Real-World``."""
     return re.sub(r"[\s:/\\]+", "-", text).strip("-") or "data"
 
 
 def name_of_file(file: str, folder: Path) -> str:
-    """A data set's name from a list's or table's file name, or its folder's where the file is named by the split."""
+    """A data set's name from a list's or table's file name, or from its folder if the file is named by the split."""
     return default_name(Path(file).stem.replace(PLACEHOLDER, "").strip("-_. ") or folder.name)
 
 
 def refuse_int_labels(source: str, labels: str) -> None:
-    """DatasetError where integer labels were asked for and the source has names only."""
+    """DatasetError if integer labels are asked for and the source has names only."""
     if labels != "names":
         raise DatasetError(f"labels={labels!r}: {source} names its classes itself; integer labels are for list:FILE")
 
 
 _LATER: ContextVar[list[str] | None] = ContextVar("_LATER", default=None)
-"""Where a data set with empty classes was opened that is renamed next; None: warn at once."""
+"""Names of opened data sets with empty classes, if the warning is to wait; None: warn at once."""
 
 
 @contextlib.contextmanager
 def empty_classes_later() -> Iterator[list[str]]:
-    """Inside, `warn_empty_classes` warns of nothing, and notes where it was called: for data sets renamed next."""
+    """Collects the names that `warn_empty_classes` would warn of, because the classes are about to be renamed."""
     where: list[str] = []
     token = _LATER.set(where)
     try:
@@ -208,7 +204,7 @@ def empty_classes_later() -> Iterator[list[str]]:
 
 
 def warn_empty_classes(index: SampleIndex, where: str, stacklevel: int = 4) -> None:
-    """Warn of classes without a sample: they stay, since splits share one class list."""
+    """Warn of classes without a sample; they stay in the class list, which all splits share."""
     later = _LATER.get()
     if index.targets is None:
         counts = np.bincount(index.labels, minlength=len(index.classnames))

@@ -1,13 +1,13 @@
-"""A split of data that come without one: part of the samples is held out, the rest is for training.
+"""Splitting data that come without splits: some samples are held out, the others are for training.
 
-``,holdout=0.2`` behind any source holds out a fifth; the splits are then ``train``, and ``val`` or ``test`` for what is
-held out. Options: ``holdout_seed=`` (0), ``holdout_group=COLUMN``, a metadata column whose samples stay together
-(patients, videos), and ``holdout_of=SPLIT``, the source's split that is divided (``all``).
+``,holdout=0.2`` behind any source holds out a fifth. The splits are then ``train`` and, for the held-out samples,
+``val`` or ``test``. Options: ``holdout_seed=`` (0); ``holdout_group=COLUMN``, a metadata column whose samples stay
+together (patients, videos); ``holdout_of=SPLIT``, the split of the source that is divided (``all``).
 
-Stratified. Each class gives its share, rounded, and at least one sample of two or more; a multi-label sample counts for
-the rarest of its classes. Which ones is decided by a
-digest of the seed and the sample's id (or its group): the same on every machine, and most samples keep their side
-when the data set grows. A group goes with the class that most of its samples have.
+The split is stratified: each class gives its share, rounded, and at least one sample if it has two. A multi-label
+sample counts for the rarest of its classes, a group for the most frequent class of its samples. A digest of the seed
+and the sample's id (or group) decides which samples are held out: the split is the same on every machine, and most
+samples keep their side when the data set grows.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Holdout:
-    """How a split is divided: the share that is held out, its seed, and the metadata column of groups."""
+    """How a split is divided: the share to hold out, the seed, and the metadata column of the groups."""
 
     share: float
     seed: int = 0
@@ -42,7 +42,7 @@ class Holdout:
 
     @classmethod
     def of_options(cls, found: Mapping[str, str]) -> "Holdout | None":
-        """What the options behind a source say.
+        """From the options behind a source; None without any.
 
         >>> Holdout.of_options({"holdout": "0.2", "holdout_seed": "1"})
         Holdout(share=0.2, seed=1, group=None, of='all')
@@ -62,14 +62,7 @@ class Holdout:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some samples of a data set, in the order of the rows given.
-
-    Parameters
-    ----------
-    base : Dataset
-    rows : (n,) int64
-    split : str
-    """
+    """The samples of some rows (n,) of a data set, in that order; other attributes are those of the data set."""
 
     base: Dataset
     rows: Rows
@@ -94,13 +87,13 @@ class Subset:
         return self.base.decode(content, int(self.rows[row]))
 
     def __getattr__(self, name: str) -> object:
-        if name == "base":  # while it is copied
+        if name == "base":  # not set yet while being copied
             raise AttributeError(name)
         return getattr(self.base, name)
 
 
 def holdout_options(share: float | None, seed: int = 0, group: str | None = None) -> str:
-    """The options as they stand behind a source.
+    """The options as written behind a source.
 
     >>> holdout_options(0.2, 0, "patient")
     ',holdout=0.2,holdout_group=patient'
@@ -116,7 +109,7 @@ def divided(whole: Dataset, split: str, holdout: Holdout) -> Subset:
     Raises
     ------
     DatasetError
-        The split is neither ``train`` nor one of a held-out part, there is no such column, or a side is empty.
+        The split is not ``train``, ``val`` or ``test``, there is no such column, or a side is empty.
     """
     if split != TRAIN and split not in HELD_OUT:
         raise DatasetError(
@@ -134,7 +127,7 @@ def divided(whole: Dataset, split: str, holdout: Holdout) -> Subset:
 
 
 def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:
-    """Which samples (N,) are held out."""
+    """Whether each sample (N,) is held out."""
     unit, names = _units(index, holdout.group)
     counts = np.bincount(unit, minlength=len(names))
     votes = np.zeros((len(names), len(index.classnames) + 1), np.int64)
@@ -155,7 +148,7 @@ def held_out(index: SampleIndex, holdout: Holdout) -> npt.NDArray[np.bool_]:
 
 
 def _strata(index: SampleIndex) -> Rows:
-    """What samples (N,) are stratified by: their class; of multi-label samples the rarest that applies, C for none."""
+    """The stratum of each sample (N,): its class; for multi-label data the rarest that applies, C for none."""
     if index.targets is None:
         return index.labels
     applies = index.targets == 1
@@ -164,7 +157,7 @@ def _strata(index: SampleIndex) -> Rows:
 
 
 def _units(index: SampleIndex, group: str | None) -> tuple[Rows, list[str]]:
-    """What stays together: the number of each sample's unit, and the units' names."""
+    """The samples that stay together: each sample's unit (N,), and the names of the units."""
     if group is None:
         return np.arange(len(index), dtype=np.int64), list(index.ids)
     if group not in index.metadata:

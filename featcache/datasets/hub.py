@@ -1,4 +1,4 @@
-"""The hub of models and data sets, where it cannot be reached: its client would try for minutes before it says so."""
+"""Fast failure if the Hugging Face hub cannot be reached; its client would retry for minutes."""
 
 import os
 import socket
@@ -16,12 +16,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from featcache.errors import DatasetError, EncoderError
 
 PATIENCE = 3.0
-"""Seconds to wait for a connection; a name that is not resolved is known at once."""
+"""Seconds to wait for a connection."""
 
 
 def needs_hub(model: str, pretrained: str | None) -> bool:
     """Whether a model's files may have to come from the hub."""
-    if model.startswith("local-dir:"):  # its tokenizer or text tower may be named, not held
+    if model.startswith("local-dir:"):  # the folder may name its tokenizer or text tower
         config = Path(model.partition(":")[2]) / "open_clip_config.json"
         return config.is_file() and b'"hf_' in config.read_bytes()
     return model.startswith("hf-hub:") or (pretrained not in (None, "random") and not Path(str(pretrained)).is_file())
@@ -34,13 +34,11 @@ MODEL_REMEDY = "connect this machine, or give local-dir:FOLDER or --pretrained F
 def offline_where_unreachable(
     what: str, remedy: str = MODEL_REMEDY, kind: type[EncoderError | DatasetError] = EncoderError
 ) -> Iterator[None]:
-    """Where the hub cannot be reached, files come from the local cache alone.
+    """Use only the local cache inside the block if the hub cannot be reached.
 
     Parameters
     ----------
-    what, remedy : str
-        Beginning and end of the error message.
-    kind : class of errors
+    what, remedy : beginning and end of the error message
 
     Raises
     ------
@@ -57,7 +55,7 @@ def offline_where_unreachable(
     try:
         yield
     except Exception as error:
-        if not _is_of_the_hub(error):
+        if not _is_connection_error(error):
             raise
         raise lacking from error
     finally:
@@ -75,16 +73,16 @@ def no_hub(
 
 
 def hub_lacks(repository: str) -> bool:
-    """Whether nothing of a model is in the local cache, nor to be had from the hub."""
+    """Whether a model is neither in the local cache nor available from the hub."""
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
     return not folder.is_dir() and (constants.HF_HUB_OFFLINE or not hub_is_reachable())
 
 
 def timm_lacks(name: str) -> bool:
-    """Whether no cached file can be that of a timm model, nor is one to be had from the hub.
+    """Whether a timm model is surely neither in a local cache nor available from the hub.
 
-    Which repository a model comes from, timm alone knows: of its own organisation's, those of that name; any other may
-    hold it, and so may the checkpoints that torch has loaded.
+    Only timm knows a model's repository: any cached repository of another organisation may hold it, and so may the
+    checkpoints that torch has loaded; of timm's own organisation only those of that name.
     """
     own = "models--timm--"
     cached = [folder.name for folder in Path(constants.HF_HUB_CACHE).glob("models--*")]
@@ -96,8 +94,8 @@ def timm_lacks(name: str) -> bool:
     return constants.HF_HUB_OFFLINE or not hub_is_reachable()
 
 
-def _is_of_the_hub(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is that of the hub's client without a connection."""
+def _is_connection_error(error: BaseException | None) -> bool:
+    """Whether an error, or one in its chain, is the hub client's error without a connection."""
     while error is not None:
         if isinstance(error, ConnectionError | LocalEntryNotFoundError):
             return True
@@ -106,14 +104,14 @@ def _is_of_the_hub(error: BaseException | None) -> bool:
 
 
 def hub_is_reachable() -> bool:
-    """Whether the hub answers; behind a proxy, it is taken to."""
+    """Whether the hub answers; assumed behind a proxy."""
     address = urlsplit(constants.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     return bool(getproxies()) or reaches(str(address.hostname), port)
 
 
 def reaches(host: str, port: int, seconds: float = PATIENCE) -> bool:
-    """Whether a connection to a host is made in that time."""
+    """Whether a connection to a host can be made in that time."""
     found = []
 
     def connect() -> None:
@@ -123,7 +121,7 @@ def reaches(host: str, port: int, seconds: float = PATIENCE) -> bool:
         except OSError:
             found.append(False)
 
-    thread = threading.Thread(target=connect, daemon=True)  # a resolver may hang for longer
+    thread = threading.Thread(target=connect, daemon=True)  # name resolution has no timeout
     thread.start()
     thread.join(seconds)
     return found == [True]

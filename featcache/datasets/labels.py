@@ -1,4 +1,4 @@
-"""From labels as a source writes them, whole numbers or names, to class indices and class names."""
+"""Class indices and class names of labels that a source gives as whole numbers or names."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ MAX_CLASSES = 1_000_000
 NUMBER = re.compile(r"[0-9]{1,9}")  # Python refuses to convert very long numbers, and none is a class index
 
 Where = Callable[[int], str]
-"""Names the sample of a row in errors."""
+"""Names the sample of a row, for errors."""
 
 
 def check_labels_option(labels: str) -> None:
@@ -21,23 +21,21 @@ def check_labels_option(labels: str) -> None:
 def classes_of(
     labels: Sequence[str], where: Where, names: Sequence[str] | None = None, wanted: str = "names"
 ) -> tuple[list[int], Sequence[str]]:
-    """Class indices and class names of labels that are either all whole numbers or names.
+    """Class indices and class names of labels that are all whole numbers, or names.
 
     Parameters
     ----------
     labels : sequence of N str
-    where : callable
-        Names the sample of a row in errors.
+    where : names the sample of a row, for errors
     names : sequence of C str, optional
-        The class list: numbers index it, and other labels are names in it. Default: "0", "1", ... up to the largest
-        number; or the distinct labels, sorted by code point.
-    wanted : str
-        ``int`` to insist on numbers.
+        The class list, which numbers index and names are looked up in. Default: "0", "1", ... up to the largest number;
+        or the distinct labels, sorted by code point.
+    wanted : ``int`` to accept numbers only
 
     Raises
     ------
     DatasetError
-        For a number out of range or a name that is not in the list.
+        A number is out of range, or a name is not in the list.
 
     Examples
     --------
@@ -67,11 +65,9 @@ def by_name(
     Parameters
     ----------
     labels : sequence of N str
-    where : callable
     classes : sequence of C (label, display name), optional
         In class order. Default: the distinct labels, sorted by code point.
-    listed
-        Where `classes` are listed, for errors.
+    listed : where `classes` are listed, for errors
     """
     pairs = [(label, label) for label in sorted(set(labels))] if classes is None else classes
     index = {label: number for number, (label, _) in enumerate(pairs)}

@@ -1,7 +1,7 @@
 """Options behind a source's argument: ``table:cats.csv,path=file,label=breed``.
 
-They are read from the end, as far as there are parts of the form ``name=value``; so a path may hold commas. No shell
-gives a comma or an equals sign a meaning: nothing needs quoting.
+They are read from the end while the parts have the form ``name=value``, so a path may hold commas. Commas and equals
+signs mean nothing to a shell: no quotes are needed.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from featcache.errors import DatasetError
 
 OPTION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 REST = r"((?:,[A-Za-z_][A-Za-z0-9_]*=[^,]*)*)"
-"""Options that follow another one."""
+"""Further options."""
 
 
 def split_options(source: str, argument: str, known: Collection[str] | None) -> tuple[str, dict[str, str]]:
@@ -20,17 +20,14 @@ def split_options(source: str, argument: str, known: Collection[str] | None) -> 
 
     Parameters
     ----------
-    source : str
-        Name of the source, for errors.
-    argument : str
-        What stands after the source's colon.
-    known : collection of str, or None
-        Names of the options there are; None lets every name through.
+    source : name of the source, for errors
+    argument : the text after the source's colon
+    known : names of the options; None accepts any name
 
     Raises
     ------
     DatasetError
-        Where an option is unknown, given twice or empty.
+        An option is unknown, given twice or empty.
 
     Examples
     --------
@@ -50,7 +47,7 @@ def split_options(source: str, argument: str, known: Collection[str] | None) -> 
 
 
 def take_options(argument: str, names: Collection[str]) -> tuple[str, dict[str, str]]:
-    """An argument without some of its options, and the values of those that it has.
+    """Take the named options out of an argument; returns the rest and the values found.
 
     Examples
     --------

@@ -1,15 +1,17 @@
-"""Decoded pictures as bytes and back: what data sets read whose samples are pictures rather than files.
+"""Data sets whose samples are decoded images rather than files: images as bytes, and back.
 
-The bytes are the picture's mode, its size and its pixels, so that equal bytes are equal pictures.
+The bytes hold mode, size and pixels: equal bytes are equal images.
 """
 
 import sys
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
 import numpy as np
 from PIL import Image
 
-from featcache.datasets.base import Picture
+from featcache.datasets.base import Picture, SampleIndex
 from featcache.errors import ImageReadError
 
 if TYPE_CHECKING:
@@ -18,23 +20,42 @@ if TYPE_CHECKING:
 DECODING = "mode, size and pixels"
 """`Dataset.decoding` of every data set that reads such bytes."""
 FLOAT = "float32"
-"""In place of PIL's mode, for float arrays (H, W, 3) with values 0-255."""
+"""Mode of float arrays (H, W, 3) with values 0-255, which PIL lacks."""
 EXPECTED = "a PIL image, uint8 (H, W, 3) or (H, W), or a tensor (3, H, W) of uint8 or of floats from 0 to 1"
 
 
+@dataclass(frozen=True)
+class PictureDataset:
+    """A data set whose samples are decoded images; ``picture(row)`` returns one, as `to_content` takes it."""
+
+    decoding: ClassVar[str] = DECODING
+    name: str
+    split: str
+    index: SampleIndex
+    picture: Callable[[int], object]
+
+    def read(self, row: int) -> bytes:
+        """Mode, size and pixels of the image."""
+        return to_content(self.picture(row))
+
+    def decode(self, content: bytes | memoryview, row: int) -> Picture:
+        """The image."""
+        return of_content(content)
+
+
 def to_content(picture: object) -> bytes:
-    r"""The bytes of one picture.
+    r"""One image as bytes.
 
     Parameters
     ----------
     picture : PIL image, array or tensor
         Arrays are uint8 (H, W), (H, W, 1) or (H, W, 3). Tensors are (1, H, W) or (3, H, W), as torchvision's transforms
-        make them: uint8, or floats from 0 to 1. Floats that are whole 255ths become the uint8 values they came from.
+        make them: uint8, or floats from 0 to 1. Multiples of 1/255 become the uint8 values they came from.
 
     Raises
     ------
     ImageReadError
-        It is something else, or was normalised already.
+        The picture is something else, or already normalised.
 
     Examples
     --------
@@ -55,7 +76,7 @@ def to_content(picture: object) -> bytes:
 
 
 def of_content(content: bytes | memoryview) -> Picture:
-    r"""The picture of `to_content`.
+    r"""The image that `to_content` turned into bytes.
 
     Examples
     --------
@@ -70,7 +91,7 @@ def of_content(content: bytes | memoryview) -> Picture:
 
 
 def is_tensor(value: object) -> "TypeGuard[torch.Tensor]":
-    """Whether a value is a tensor of torch, which is not imported for that."""
+    """Whether a value is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 

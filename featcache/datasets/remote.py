@@ -1,6 +1,6 @@
-"""Files at ``http://``, ``https://`` and ``s3://`` addresses, read by ranges: sources' only door to obstore.
+"""Ranges of files at ``http://``, ``https://`` and ``s3://`` addresses; the only source module that imports obstore.
 
-s3 takes region, endpoint and credentials from the environment, as stores do (`featcache.store.places.s3`).
+For s3, region, endpoint and credentials come from the environment, as for stores (`featcache.store.places.s3`).
 """
 
 import io
@@ -13,7 +13,7 @@ from featcache.errors import DatasetError, MissingExtraError
 
 SCHEMES = ("http", "https", "s3")
 BLOCK = 1 << 20
-"""Bytes a request while a file is gone through from front to back."""
+"""Bytes per request of a file that is read front to back."""
 RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=120)}
 
 
@@ -65,13 +65,7 @@ def _request(url: str, what: str, **arguments: Any) -> Any:
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
-    """Some bytes of a file.
-
-    Raises
-    ------
-    OSError
-        The address cannot be read, or has fewer bytes.
-    """
+    """Some bytes of a file; OSError if it cannot be read, or is shorter."""
     content = bytes(_request(url, "get_range", start=start, length=size)) if size else b""
     if len(content) != size:
         raise OSError(f"{url}: got {len(content):,} bytes at {start:,}, expected {size:,}: has the file changed?")
@@ -79,18 +73,18 @@ def read_range(url: str, start: int, size: int) -> bytes:
 
 
 def read_remote(url: str) -> bytes:
-    """A whole, small file; OSError where it cannot be read."""
+    """A small file as a whole; OSError if it cannot be read."""
     return bytes(_request(url, "get").bytes())
 
 
 def stat_remote(url: str) -> tuple[int, int]:
-    """Size in bytes, and time of the last modification in ns; OSError where it cannot be had."""
+    """Size in bytes and modification time in ns; OSError if the server does not tell."""
     found = _request(url, "head")
     return int(found["size"]), int(found["last_modified"].timestamp()) * 10**9
 
 
 class RemoteReader(io.RawIOBase):
-    """A remote file as one that can be read and sought in; `open_remote` puts a buffer of `BLOCK` bytes before it."""
+    """A remote file that can be read and sought in, unbuffered; see `open_remote`."""
 
     def __init__(self, url: str, size: int) -> None:
         self.url, self.size, self.position = url, size, 0
@@ -109,7 +103,7 @@ class RemoteReader(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, at the file's end a part of it, in one request."""
+        """Fill the buffer, or part of it at the end of the file, in one request."""
         count = max(0, min(len(buffer), self.size - self.position))
         buffer[:count] = read_range(self.url, self.position, count)
         self.position += count
@@ -117,5 +111,5 @@ class RemoteReader(io.RawIOBase):
 
 
 def open_remote(url: str) -> io.BufferedReader:
-    """A remote file opened for reading, in requests of `BLOCK` bytes."""
+    """Open a remote file for reading, in requests of `BLOCK` bytes."""
     return io.BufferedReader(RemoteReader(url, stat_remote(url)[0]), BLOCK)

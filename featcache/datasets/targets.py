@@ -1,7 +1,6 @@
-"""From what a source says of multi-label samples, lists of names or columns of numbers, to targets (N, L).
+"""Multi-label targets (N, L) from lists of class names or columns of numbers.
 
-A target is 1 where a class applies to a sample, 0 where it does not, and -1 where that is unknown: fits and metrics
-leave unknown targets out.
+A target is 1 if the class applies to the sample, 0 if not, -1 if unknown; fits and metrics ignore unknown targets.
 """
 
 import json
@@ -16,11 +15,11 @@ from featcache.errors import DatasetError
 
 Targets = npt.NDArray[np.int8]
 SEPARATORS = {"space": None, "comma": ","}
-"""Separators of names that cannot stand in an option themselves."""
+"""Names of separators that cannot be written in an option."""
 
 
 def split_cell(cell: Cell, separator: str = "|") -> list[str]:
-    """The names in a cell: a JSON list of names or class indices, or names between separators.
+    """The names in a cell, which is a JSON list of names or class indices, or names between separators.
 
     Examples
     --------
@@ -55,18 +54,17 @@ def targets_of_names(
     names: Sequence[str] | None = None,
     unknown: Sequence[Sequence[str]] | None = None,
 ) -> tuple[Targets, tuple[str, ...]]:
-    """Targets (N, L) and the L class names of lists of the classes that apply to each sample.
+    """Targets (N, L) and L class names, from a list of the classes that apply to each sample.
 
     Parameters
     ----------
     lists : sequence of N lists of names, or of whole numbers, which index `names`
-    where : callable
-        Names the sample of a row in errors.
+    where : names the sample of a row, for errors
     names : sequence of L str, optional
-        The class list. Default: the names in the lists, sorted by code point; of numbers "0", "1", ... up to the
+        The class list. Default: the names in the lists, sorted by code point; for numbers "0", "1", ... up to the
         largest.
     unknown : sequence of N lists, optional
-        Classes of which it is unknown whether they apply; one that also stands in `lists` applies.
+        Classes that may or may not apply; `lists` takes precedence.
 
     Raises
     ------
@@ -109,7 +107,7 @@ def _class_list(used: set[str]) -> tuple[str, ...]:
 
 
 def targets_of_columns(columns: dict[str, Sequence[Cell]], where: Where) -> tuple[Targets, tuple[str, ...]]:
-    """Targets (N, L) of L columns of 1, 0, and -1 or nothing for unknown, and their names.
+    """Targets (N, L) and class names, from L columns of 1, 0, and -1 or nothing for unknown.
 
     Examples
     --------

@@ -49,20 +49,16 @@ def load_encoder(
 
     Parameters
     ----------
-    model : str
-        ``tiny`` (embedded), an open_clip architecture, one of OpenAI's models by its own name (``ViT-B/32``; see
+    model : ``tiny`` (embedded), an open_clip architecture, one of OpenAI's models by its own name (``ViT-B/32``; see
         `featcache.encoders.model_names`), an architecture of your own (``MY-CLIP.json``, as open_clip writes them), a
-        model folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``;
-        ``timm:NAME[,CHECKPOINT]``; ``python:MODULE:FUNCTION``.
-    pretrained : str, optional
-        open_clip tag, checkpoint file, or ``random``.
-    device : str, optional
-        Default: ``cuda`` where there is one, else ``cpu``.
+        model folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``; ``timm:NAME[,CHECKPOINT]``;
+        ``python:MODULE:FUNCTION``
+    pretrained : open_clip tag, checkpoint file, or ``random``
+    device : default: ``cuda`` where there is one, else ``cpu``
     precision : {"fp32", "bf16", "fp16"}
         Type of the towers' products.
-    preprocess : str, optional
-        ``central-crop`` (see `featcache.encoders.preparation`): another preparation of pictures than the model's own.
-        It is part of the image identity, not of the text identity.
+    preprocess : ``central-crop`` (see `featcache.encoders.preparation`): another preparation of pictures than the
+        model's own. It is part of the image identity, not of the text identity.
 
     Raises
     ------

@@ -200,8 +200,7 @@ def whole_encoder(found: object, origin: str) -> Encoder:
 
     Parameters
     ----------
-    origin : str
-        How the error message begins.
+    origin : how the error message begins
 
     Raises
     ------

@@ -23,23 +23,17 @@ class CallableEncoder(ImageEncoder):
 
     Parameters
     ----------
-    function : callable
-        ``function(images) -> features``: images (B, H, W, 3) as `preprocess` gives them, stacked; features (B, D), or
-        tokens (B, P, D), or a map (B, D, H, W) of P = H W places.
+    function : ``function(images) -> features``: images (B, H, W, 3) as `preprocess` gives them, stacked; features (B,
+        D), or tokens (B, P, D), or a map (B, D, H, W) of P = H W places
     dim : int, or (int, int)
         D, or (P, D) of tokens: the features are then their mean, and the tap ``patch`` the tokens.
-    preprocess : callable, optional
-        ``preprocess(picture) -> (H, W, 3)``, uint8 or float32, of a PIL image in RGB or an array; called in several
-        threads. Default: the pixels unchanged, for pictures of one size.
-    digest : str
-        Stands for all that changes the features: weights, preprocessing, precision. Features with equal digests count
-        as features of the same model, so a digest of the weights file is better than a name; see `digest_of`.
-    name : str, optional
-        Default: the function's name.
-    device : str
-        Where the function computes; for a GPU, batches are decoded ahead.
-    provenance : mapping, optional
-        What is recorded but not keyed.
+    preprocess : ``preprocess(picture) -> (H, W, 3)``, uint8 or float32, of a PIL image in RGB or an array; called in
+        several threads. Default: the pixels unchanged, for pictures of one size.
+    digest : stands for all that changes the features: weights, preprocessing, precision. Features with equal digests
+        count as features of the same model, so a digest of the weights file is better than a name; see `digest_of`.
+    name : default: the function's name
+    device : where the function computes; for a GPU, batches are decoded ahead
+    provenance : what is recorded but not keyed
 
     Raises
     ------
@@ -134,10 +128,8 @@ def load_python(
 
     Parameters
     ----------
-    pretrained : str, optional
-        Passed to the function as ``pretrained=`` unless None.
-    device, precision : str
-        Passed to the function.
+    pretrained : passed to the function as ``pretrained=`` unless None
+    device, precision : passed to the function
 
     Raises
     ------

@@ -55,18 +55,13 @@ class ModuleEncoder(TorchImages, ImageEncoder):
 
     Parameters
     ----------
-    module : torch.nn.Module
-        ``module(pixels (B, 3, H, W)) -> features (B, D)``, or a CLIP model with ``encode_image``. It is copied, and the
-        copy put into evaluation mode: training it afterwards changes nothing here.
-    transform : callable
-        ``transform(picture) -> tensor (3, H, W)`` of a PIL image in RGB, such as torchvision's; called in several
-        threads, and the same each time.
-    digest : str, optional
-        Stands for what the transform and the module's code do, where their ``repr`` does not say it.
-    name : str, optional
-        Default: the name of the module's class.
-    device : str, optional
-        Default: where the module's weights are.
+    module : ``module(pixels (B, 3, H, W)) -> features (B, D)``, or a CLIP model with ``encode_image``. It is copied,
+        and the copy put into evaluation mode: training it afterwards changes nothing here.
+    transform : ``transform(picture) -> tensor (3, H, W)`` of a PIL image in RGB, such as torchvision's; called in
+        several threads, and the same each time
+    digest : stands for what the transform and the module's code do, where their ``repr`` does not say it
+    name : default: the name of the module's class
+    device : default: where the module's weights are
     precision : {"fp32", "bf16", "fp16"}
         Of the weights and products.
 

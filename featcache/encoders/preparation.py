@@ -86,14 +86,10 @@ class Preparation:
 
     Parameters
     ----------
-    change : callable
-        Before the model's own resizing.
-    square : bool
-        Only for models of square images.
-    fast : bool
-        JPEG files are decoded by `decode_jpeg`.
-    on_gpu : bool
-        JPEG files are decoded, and pictures resized, on the encoder's device.
+    change : before the model's own resizing
+    square : only for models of square images
+    fast : JPEG files are decoded by `decode_jpeg`
+    on_gpu : JPEG files are decoded, and pictures resized, on the encoder's device
     """
 
     change: "Callable[[Picture], Picture | torch.Tensor]"

@@ -145,16 +145,11 @@ def check_activation(
 
     Parameters
     ----------
-    model, pretrained : str
-        Architecture and weights, as the user named them.
-    quick_gelu : bool
-        What the architecture computes.
-    wanted : bool or None
-        What the weights were trained with; None where nothing is known of them.
-    flag : str
-        The flag that names `model`.
-    remedy : str, optional
-        What to use instead; default: the flag with the architecture's other name.
+    model, pretrained : architecture and weights, as the user named them
+    quick_gelu : what the architecture computes
+    wanted : what the weights were trained with; None where nothing is known of them
+    flag : the flag that names `model`
+    remedy : what to use instead; default: the flag with the architecture's other name
 
     Raises
     ------

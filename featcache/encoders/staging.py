@@ -114,15 +114,12 @@ class Stage(Generic[T]):
 
     Parameters
     ----------
-    encoder : Encoder
-        One that is not a `TorchImages` encodes each batch when it is put in.
-    batch_size : int
-        Images in a batch, for which buffers are made.
+    encoder : one that is not a `TorchImages` encodes each batch when it is put in
+    batch_size : images in a batch, for which buffers are made
     lanes : Lanes, optional
         Default: those of the encoder's device.
-    compiled : bool
-        Compile passes without taps by torch, on a GPU into CUDA graphs. Short batches are padded, so that it happens
-        once.
+    compiled : compile passes without taps by torch, on a GPU into CUDA graphs. Short batches are padded, so that it
+        happens once.
 
     Raises
     ------

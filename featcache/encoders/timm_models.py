@@ -45,10 +45,8 @@ class TimmEncoder(TorchImages, ImageEncoder):
 
     Parameters
     ----------
-    model : torch.nn.Module
-        A timm model in float32, made with ``num_classes=0``.
-    name : str
-        Short name for people.
+    model : a timm model in float32, made with ``num_classes=0``
+    name : short name for people
     precision : {"fp32", "bf16", "fp16"}
         Of the model's weights and products (fp16: of its products alone); outputs are float32.
     """
@@ -115,12 +113,10 @@ def load_timm(model: str, pretrained: str | None = None, device: str | None = No
 
     Parameters
     ----------
-    model : str
-        A name that ``timm.list_models()`` knows; with a pretrained tag behind a dot, ``vit_base_patch16_224.dino``.
-    pretrained : str, optional
-        A checkpoint file, or ``random`` for seeded random weights (tests, benchmarks). Default: the published weights.
-    device : str, optional
-        Default: ``cuda`` where there is one, else ``cpu``.
+    model : a name that ``timm.list_models()`` knows; with a pretrained tag behind a dot, ``vit_base_patch16_224.dino``
+    pretrained : a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks). Default: the published
+        weights.
+    device : default: ``cuda`` where there is one, else ``cpu``
 
     Raises
     ------

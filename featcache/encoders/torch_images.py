@@ -49,8 +49,7 @@ class Computing:
 
     Parameters
     ----------
-    model : torch.nn.Module
-        In float32, on the device; never changed.
+    model : in float32, on the device; never changed
     """
 
     def __init__(self, model: torch.nn.Module, device: str, precision: str) -> None:
@@ -128,8 +127,7 @@ def prepare_picture(geometry: Callable[[Any], Any], picture: Picture | torch.Ten
 
     Parameters
     ----------
-    geometry : callable
-        torchvision transforms that take a PIL image or a tensor (3, H, W).
+    geometry : torchvision transforms that take a PIL image or a tensor (3, H, W)
 
     Raises
     ------

@@ -63,15 +63,11 @@ class Augmentation:
         Least and largest share of the image's area.
     aspect : (float, float)
         Least and largest width / height.
-    covered : float
-        Least share of the image (only ``tensorflow``: its ``min_object_covered`` over the whole image).
-    flip : float
-        Probability of a mirrored view.
-    clip : bool
-        Keep values within 0-255, and 8-bit images in 8 bits; otherwise the result is float32 and may overshoot.
-    reducing_gap : float
-        Crops more than twice this factor larger than the result are first shrunk by a whole factor (Pillow's
-        ``reducing_gap``): large photographs get cheap, at a difference that is not visible.
+    covered : least share of the image (only ``tensorflow``: its ``min_object_covered`` over the whole image)
+    flip : probability of a mirrored view
+    clip : keep values within 0-255, and 8-bit images in 8 bits; otherwise the result is float32 and may overshoot
+    reducing_gap : crops more than twice this factor larger than the result are first shrunk by a whole factor (Pillow's
+        ``reducing_gap``): large photographs get cheap, at a difference that is not visible
 
     Examples
     --------
@@ -120,14 +116,11 @@ class Augmentation:
 
         Parameters
         ----------
-        picture : Picture
-            PIL image, or array (H, W, 3) of uint8 or float32 with values 0-255.
+        picture : PIL image, or array (H, W, 3) of uint8 or float32 with values 0-255
         size : int or (int, int)
             Side of the square, or (height, width).
-        seed, view : int
-            `view` is the epoch, or the number of a stored view.
-        sample_id : str
-            The sample's id in its data set.
+        seed, view : `view` is the epoch, or the number of a stored view
+        sample_id : the sample's id in its data set
         """
         rgb = to_rgb(picture)
         width, height = rgb.size if isinstance(rgb, Image.Image) else (rgb.shape[1], rgb.shape[0])
@@ -227,10 +220,8 @@ class View:
 
     Parameters
     ----------
-    identity : dict
-        All that changes its pixels, JSON-able: half of the key of features that are stored of them.
-    make : callable
-        (picture, view, sample id) to the image.
+    identity : all that changes its pixels, JSON-able: half of the key of features that are stored of them
+    make : (picture, view, sample id) to the image
     """
 
     identity: Json
@@ -246,8 +237,7 @@ def make_view(name: str, encoder: Encoder, seed: int) -> View:
 
     Parameters
     ----------
-    name : str
-        ``none`` (the encoder's own preparation) or one of `AUGMENTATIONS`.
+    name : ``none`` (the encoder's own preparation) or one of `AUGMENTATIONS`
 
     Raises
     ------

@@ -86,18 +86,13 @@ def random_texts(
 
     Parameters
     ----------
-    n, length : int
-        Number of texts (80 in the paper) and of random ids in each (8 in the paper).
-    sot, eot : int
-        Start and end of text (49406 and 49407 in CLIP's vocabulary); never drawn in between.
-    generator : torch.Generator, optional
-        A CPU generator; seeded alike, it draws alike on every process.
-    vocab_size : int, optional
-        Ids are drawn from 0 .. vocab_size - 1 without `sot` and `eot`; default: up to the larger of them, which gives
-        CLIP's 0 .. 49405.
-    context_length : int, optional
-        Pad with zeros to (n, context_length), for towers that take no shorter text; a causal tower that pools at `eot`
-        gives the same feature either way.
+    n, length : number of texts (80 in the paper) and of random ids in each (8 in the paper)
+    sot, eot : start and end of text (49406 and 49407 in CLIP's vocabulary); never drawn in between
+    generator : a CPU generator; seeded alike, it draws alike on every process
+    vocab_size : ids are drawn from 0 .. vocab_size - 1 without `sot` and `eot`; default: up to the larger of them,
+        which gives CLIP's 0 .. 49405.
+    context_length : pad with zeros to (n, context_length), for towers that take no shorter text; a causal tower that
+        pools at `eot` gives the same feature either way
 
     Raises
     ------
@@ -147,16 +142,11 @@ def embed_random_texts(
 
     Parameters
     ----------
-    m : int
-        M, number of texts.
-    encoder : Encoder
-        With CLIP's tokenizer, or another one that has start and end of text.
-    length : int
-        Random ids per text (8 in Lipsum-FT).
-    name : str, optional
-        Name of the bank in listings, default ``random-M``.
-    root : str or Path, optional
-        Folder of all stores.
+    m : M, number of texts
+    encoder : with CLIP's tokenizer, or another one that has start and end of text
+    length : random ids per text (8 in Lipsum-FT)
+    name : name of the bank in listings, default ``random-M``
+    root : folder of all stores
 
     Raises
     ------
@@ -243,13 +233,10 @@ def open_bank(reference: str | int, encoder: Encoder, root: str | StorePath | No
 
     Parameters
     ----------
-    reference : str or int
-        A number of texts (the bank is made where there is none yet, with seed 0), a store's folder, its key, or
-        ``banks/NAME``.
-    encoder : Encoder
-        The bank must come from its text tower.
-    root : str or Path, optional
-        Folder of all stores.
+    reference : a number of texts (the bank is made where there is none yet, with seed 0), a store's folder, its key, or
+        ``banks/NAME``
+    encoder : the bank must come from its text tower
+    root : folder of all stores
 
     Raises
     ------

@@ -32,12 +32,9 @@ def known_identity(
 
     Parameters
     ----------
-    identity : dict
-        ``{"encoder": ..., "dataset": ...}``, with the content in the key.
-    names : dict
-        ``name`` and ``split``.
-    update_labels : bool
-        Replace the labels of a store of another name.
+    identity : ``{"encoder": ..., "dataset": ...}``, with the content in the key
+    names : ``name`` and ``split``
+    update_labels : replace the labels of a store of another name
     """
     folder = root / ImageStore.kind / content_key(identity["encoder"])
     found = _of_content(identity, index, root, folder)

@@ -101,14 +101,10 @@ class ChunkEncoder:
 
     Parameters
     ----------
-    batch_size : BatchSize
-        Images per pass; it may change as passes are measured.
-    donors : Donors
-        Other stores, from which rows of known content are copied.
-    advance : callable
-        Called with the number of rows of every batch that is done.
-    put : callable
-        Writes a file of tokens.
+    batch_size : images per pass; it may change as passes are measured
+    donors : other stores, from which rows of known content are copied
+    advance : called with the number of rows of every batch that is done
+    put : writes a file of tokens
     """
 
     def __init__(

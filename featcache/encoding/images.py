@@ -101,22 +101,16 @@ def encode(
         set, or a DatasetDict; a torch data set of (image, label); a list of PIL images, uint8 arrays or paths, with
         `labels`, or as a pair ``(pictures, labels)`` (see `featcache.datasets.sources.held`); a
         `featcache.datasets.Dataset`. What is in memory is named by its content, never by the object.
-    split : str, optional
-        Name of the split; default: the one that a data set in memory names, else ``train``.
-    model : str, Encoder or torch.nn.Module
-        ``tiny``, an open_clip architecture, ``local-dir:FOLDER`` (see `featcache.encoders`); a module with
-        ``transform=``, named by a digest of its weights and of the transform (see `featcache.encoders.modules`).
-    pretrained : str, optional
-        open_clip tag or checkpoint file.
-    root : str, Path or ObjectPath, optional
-        Folder or ``s3://bucket/prefix`` of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``.
+    split : name of the split; default: the one that a data set in memory names, else ``train``
+    model : ``tiny``, an open_clip architecture, ``local-dir:FOLDER`` (see `featcache.encoders`); a module with
+        ``transform=``, named by a digest of its weights and of the transform (see `featcache.encoders.modules`)
+    pretrained : open_clip tag or checkpoint file
+    root : folder or ``s3://bucket/prefix`` of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``
     labels : {"names", "int"}, or sequence of N int or str
         What the labels of a list file are; the labels of a list of pictures.
-    name : str, optional
-        Name of the data set in listings and results; by default that of its folder or file. A store that holds these
+    name : name of the data set in listings and results; by default that of its folder or file. A store that holds these
         samples already keeps its name, with a warning (``featcache rename`` changes it).
-    progress : Progress or bool, optional
-        True shows progress on stderr, or in the notebook.
+    progress : true shows progress on stderr, or in the notebook
     **options
         ``device``, ``precision``, ``preprocess`` (see `featcache.encoders.load_encoder`; ignored if `model` is an
         Encoder; by default that of pictures that lie prepared); ``transform`` and ``digest`` of a module;

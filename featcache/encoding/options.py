@@ -18,11 +18,9 @@ class Share:
 
     Parameters
     ----------
-    index, count : int
-        From 0 to count - 1, as torchrun's RANK and WORLD_SIZE.
-    only : bool
-        Encode only these chunks, and do not wait for the store (a job of an array); otherwise help with the others
-        afterwards, and wait until the store is finished (a rank).
+    index, count : from 0 to count - 1, as torchrun's RANK and WORLD_SIZE
+    only : encode only these chunks, and do not wait for the store (a job of an array); otherwise help with the others
+        afterwards, and wait until the store is finished (a rank)
 
     >>> Share(1, 3).order(range(7))
     [1, 4, 2, 5, 0, 3, 6]
@@ -72,40 +70,26 @@ class EncodeOptions:
 
     Parameters
     ----------
-    batch_size : int, optional
-        Images per forward pass. Default: ``$FEATCACHE_BATCH_SIZE``; else 64 on a GPU, and on a CPU the fastest of 8,
-        16, 32 and 64, measured on the first batches, which are kept.
-    chunk_rows : int, optional
-        Rows per chunk. Default: ``$FEATCACHE_CHUNK_ROWS``; else at most 4096 and about a minute's work, by the speed
-        of a few images. A store that was begun keeps its own.
-    workers : int, optional
-        Threads that read and decode, default one per core.
-    ahead : int, optional
-        Batches decoded in advance, default 0 on a CPU and 4 on a GPU.
-    max_bad : int
-        Unreadable images to tolerate; more raise ImageReadError.
-    update_labels : bool
-        If the labels of the source changed, write the new ones (features are kept) instead of raising.
-    refresh : bool
-        If source files changed, encode their chunks again instead of raising.
-    share : Share, optional
-        The share of this process; default: from torchrun's RANK and WORLD_SIZE, else all of the work.
-    taps : sequence of str
-        More outputs of the encoder to store: ``pre_projection``, ``patch``, ``layer:-2:cls``; see
-        `featcache.store.reading.tokens`.
-    pool : str, optional
-        Pool the taps with tokens: ``patch`` is stored as ``patch:mean``; one of `featcache.store.reading.tokens.POOLS`.
-    views : int
-        Augmented views of every image to store, numbers 0 to `views` - 1.
-    augmentation : str
-        One of `featcache.encoding.augment.AUGMENTATIONS`.
-    view_seed : int
-        Seed of the views.
-    compiled : bool
-        Compile the model with torch before it encodes, at a fixed batch size; not for taps. Features differ in their
-        last digits, as those of two devices do.
-    reuse : bool
-        Copy rows whose content another finished store of the same encoder holds; see `featcache.encoding.reuse`.
+    batch_size : images per forward pass. Default: ``$FEATCACHE_BATCH_SIZE``; else 64 on a GPU, and on a CPU the fastest
+        of 8, 16, 32 and 64, measured on the first batches, which are kept.
+    chunk_rows : rows per chunk. Default: ``$FEATCACHE_CHUNK_ROWS``; else at most 4096 and about a minute's work, by the
+        speed of a few images. A store that was begun keeps its own.
+    workers : threads that read and decode, default one per core
+    ahead : batches decoded in advance, default 0 on a CPU and 4 on a GPU
+    max_bad : unreadable images to tolerate; more raise ImageReadError
+    update_labels : if the labels of the source changed, write the new ones (features are kept) instead of raising
+    refresh : if source files changed, encode their chunks again instead of raising
+    share : the share of this process; default: from torchrun's RANK and WORLD_SIZE, else all of the work
+    taps : more outputs of the encoder to store: ``pre_projection``, ``patch``, ``layer:-2:cls``; see
+        `featcache.store.reading.tokens`
+    pool : pool the taps with tokens: ``patch`` is stored as ``patch:mean``; one of
+        `featcache.store.reading.tokens.POOLS`
+    views : augmented views of every image to store, numbers 0 to `views` - 1
+    augmentation : one of `featcache.encoding.augment.AUGMENTATIONS`
+    view_seed : seed of the views
+    compiled : compile the model with torch before it encodes, at a fixed batch size; not for taps. Features differ in
+        their last digits, as those of two devices do.
+    reuse : copy rows whose content another finished store of the same encoder holds; see `featcache.encoding.reuse`
     """
 
     batch_size: int | None = None

@@ -30,10 +30,8 @@ class BatchSize:
 
     Parameters
     ----------
-    given : int, optional
-        Else ``$FEATCACHE_BATCH_SIZE``; else, on a CPU, what `took` is told decides.
-    rows : int
-        Images that are to be encoded; at most half of them are measured.
+    given : else ``$FEATCACHE_BATCH_SIZE``; else, on a CPU, what `took` is told decides
+    rows : images that are to be encoded; at most half of them are measured
     """
 
     def __init__(self, given: int | None, device: str, rows: int) -> None:

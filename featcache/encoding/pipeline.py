@@ -59,8 +59,7 @@ def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lam
 
     Parameters
     ----------
-    known : callable
-        Given the content hash, returns True if decoding is unnecessary; then there is no picture.
+    known : given the content hash, returns True if decoding is unnecessary; then there is no picture
     """
     digest = NO_CONTENT
     try:
@@ -117,14 +116,11 @@ def worked_batches(
 
     Parameters
     ----------
-    work : callable
-        Called with pieces of a batch, in worker threads.
+    work : called with pieces of a batch, in worker threads
     batches : iterable of sequences
         Taken when the work on them is to begin.
-    workers : int
-        Threads.
-    ahead : int
-        Batches in flight in addition to the one that is yielded.
+    workers : threads
+    ahead : batches in flight in addition to the one that is yielded
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache-worker")
     waiting: deque[list[Future[list[T]]]] = deque()

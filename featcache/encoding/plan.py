@@ -30,18 +30,13 @@ class EncodePlan:
 
     Parameters
     ----------
-    store : StorePath
-        Where the store is, or would be.
+    store : where the store is, or would be
     name, split, rows
         Of the data set.
-    rows_to_encode : int
-        Images that some output lacks; rows that would be copied from other stores are counted, too.
-    bytes_to_read : int
-        Of their files; 0 where the source does not say sizes.
-    bytes_to_write : int
-        Of features, for all outputs.
-    seconds : float
-        By the speed of one batch, measured now; 0 where nothing is to be encoded.
+    rows_to_encode : images that some output lacks; rows that would be copied from other stores are counted, too
+    bytes_to_read : of their files; 0 where the source does not say sizes
+    bytes_to_write : of features, for all outputs
+    seconds : by the speed of one batch, measured now; 0 where nothing is to be encoded
     """
 
     store: StorePath

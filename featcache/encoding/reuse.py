@@ -42,10 +42,8 @@ class Donors:
 
     Parameters
     ----------
-    path : StorePath
-        Folder of the store that is to be encoded.
-    decoding : str, optional
-        How its data set decodes; if None, there are no donors.
+    path : folder of the store that is to be encoded
+    decoding : how its data set decodes; if None, there are no donors
     """
 
     def __init__(self, path: StorePath, decoding: str | None) -> None:

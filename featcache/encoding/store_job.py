@@ -110,16 +110,11 @@ class StoreJob(ABC, Generic[S]):
 
     Parameters
     ----------
-    root : StorePath
-        Folder of all stores.
-    identity : dict
-        ``{"encoder": ..., "dataset": ...}``, JSON-able: the key of the store.
-    what : str
-        Title of progress and error messages.
-    chunk_rows : int, optional
-        Rows per chunk, by default 4096; a store that was begun keeps its own.
-    parts : sequence of Part
-        Taps and views to store as well.
+    root : folder of all stores
+    identity : ``{"encoder": ..., "dataset": ...}``, JSON-able: the key of the store
+    what : title of progress and error messages
+    chunk_rows : rows per chunk, by default 4096; a store that was begun keeps its own
+    parts : taps and views to store as well
     """
 
     kind: type[Store]

@@ -69,10 +69,8 @@ def embed_text(
         See `featcache.encoders.load_encoder`.
     prompts : mapping of class name -> sentences, optional
         Instead of templates; underscores in names may stand for spaces.
-    name : str
-        Name of the store in listings.
-    root : str or Path, optional
-        Folder of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``.
+    name : name of the store in listings
+    root : folder of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``
 
     Raises
     ------

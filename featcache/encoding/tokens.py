@@ -36,16 +36,11 @@ class TokenRows:
 
     Parameters
     ----------
-    part : Part
-        Its tap has tokens.
-    spec : ArraySpec
-        Of its features.
-    rows : range
-        The rows of the chunk.
-    put : callable
-        Writes a file.
-    donors : Donors
-        Where the rows are that are copied.
+    part : its tap has tokens
+    spec : of its features
+    rows : the rows of the chunk
+    put : writes a file
+    donors : where the rows are that are copied
     """
 
     def __init__(self, part: Part, spec: ArraySpec, rows: range, put: PutFile, donors: Donors) -> None:

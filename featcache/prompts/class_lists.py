@@ -1,31 +1,30 @@
-"""Named lists of classes, in label order: what labels 0, 1, ... of well-known data sets are called.
+"""Named class lists: the class names of well-known data sets, in label order.
 
 ============== ======= ==================================================================================
 imagenet       1,000   the names of open_clip; two occur twice
-imagenet-r, -a 200     those of ImageNet that the two data sets show
-objectnet      113     ObjectNet's labels of the classes that ImageNet knows, by image folder
-domainnet      345     as its published lists and TensorFlow Datasets number them: by the lower-cased name, letters
-                       and digits alone; ``_`` and capitals are kept
+imagenet-r, -a 200     the classes of ImageNet in these two data sets
+objectnet      113     ObjectNet's names of the classes that it shares with ImageNet, sorted by image folder
+domainnet      345     in the order of its published lists and TensorFlow Datasets: by the letters and digits of the
+                       lower-cased name; ``_`` and capitals are kept
 cifar10        10      also those of CIFAR-10.1 and CIFAR-10.2
-fmow           62      Functional Map of the World, as WILDS numbers them
-iwildcam       182     English names of the species of iWildCam 2020, as WILDS numbers them; four names repeat
+fmow           62      Functional Map of the World, in WILDS' order
+iwildcam       182     English species names of iWildCam 2020, in WILDS' order; four names repeat
 ============== ======= ==================================================================================
 
-A list of one's own is a file, one class a line (see `featcache.prompts.text_files`), or a split file of CoOp
-(``split_zhou_EuroSAT.json``), whose labels it follows.
+Your own list is a file with one class per line (see `featcache.prompts.text_files`), or a CoOp split file
+(``split_zhou_EuroSAT.json``), in the order of its labels.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 
 from featcache.errors import DatasetError, PromptError
+from featcache.prompts.imagenet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
 from featcache.prompts.objectnet import shared_classes
-from featcache.prompts.text_files import read_class_file, read_lines
-from featcache.prompts.wordnet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
+from featcache.prompts.text_files import packaged_json, read_class_file, read_lines
 
 IMAGENET = "imagenet"
 
@@ -36,12 +35,9 @@ class ClassList:
 
     Parameters
     ----------
-    name : str
-        Of the list, for errors.
-    keys : tuple of C str
-        What folders and label columns call them: WordNet ids for ImageNet, often the names themselves.
-    names : tuple of C str
-        Display names, which go into prompts.
+    name : name of the list, for errors
+    keys : C names in folders and label columns: WordNet ids for ImageNet, often the display names themselves
+    names : C display names, which go into prompts
     """
 
     name: str
@@ -50,18 +46,17 @@ class ClassList:
 
 
 def load_class_list(name_or_file: str | Path) -> ClassList:
-    """Load a named list of classes, or a file.
+    """Load a named class list, or a file.
 
     Parameters
     ----------
-    name_or_file : str or Path
-        One of `class_list_names`; or a file with one class per line, in label order, as a name or
-        ``folder<TAB>display name``; or a split file of CoOp. The name wins over a file of that name.
+    name_or_file : one of `class_list_names`, which win over files of that name; or a file with one class per line, in
+        label order, as a name or ``folder<TAB>display name``; or a CoOp split file
 
     Raises
     ------
     PromptError
-        If there is no such list or file, or no class in it.
+        There is no such list or file, or no class in it.
 
     Examples
     --------
@@ -86,7 +81,7 @@ def load_class_list(name_or_file: str | Path) -> ClassList:
 
 
 def _of_split_file(path: Path) -> tuple[str, ...]:
-    """The class of every label of a split file of CoOp, ``{"train": [[path, label, class name], ...], ...}``."""
+    """The class names, by label, of a CoOp split file, ``{"train": [[path, label, class name], ...], ...}``."""
     try:
         splits = json.loads("\n".join(read_lines(path)))
         names = {label: name for part in splits.values() for _, label, name in part}
@@ -99,13 +94,7 @@ def _of_split_file(path: Path) -> tuple[str, ...]:
 
 
 def load_classnames(name_or_file: str | Path) -> tuple[str, ...]:
-    """The C display names of `load_class_list`, in label order.
-
-    Raises
-    ------
-    PromptError
-        If there is no such list or file, or no class in it.
-    """
+    """The C display names of `load_class_list`, in label order; raises PromptError as it does."""
     return load_class_list(name_or_file).names
 
 
@@ -123,33 +112,19 @@ def class_list_names() -> list[str]:
 Pair = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-@cache
-def _plain() -> Mapping[str, tuple[str, ...]]:
-    text = files("featcache.prompts").joinpath("class_lists.json").read_text(encoding="utf-8")
-    return {name: tuple(names) for name, names in json.loads(text).items()}
-
-
-def _imagenet() -> Pair:
-    return imagenet_wnids(), imagenet_names()
-
-
 def _subset(name: str) -> Pair:
     return subset_wnids(name), subset_names_of(name)
 
 
-def _objectnet() -> Pair:
-    shared = shared_classes()
-    return shared.folders, shared.classnames
-
-
-def _named(name: str) -> Pair:
-    return _plain()[name], _plain()[name]
+def _plain(name: str) -> Pair:
+    names = tuple(packaged_json("class_lists.json")[name])
+    return names, names
 
 
 LISTS: Mapping[str, Callable[[], Pair]] = {
-    IMAGENET: _imagenet,
+    IMAGENET: lambda: (imagenet_wnids(), imagenet_names()),
     **{name: partial(_subset, name) for name in ("imagenet-r", "imagenet-a")},
-    "objectnet": _objectnet,
-    **{name: partial(_named, name) for name in ("cifar10", "domainnet", "fmow", "iwildcam")},
+    "objectnet": lambda: (shared_classes().folders, shared_classes().classnames),
+    **{name: partial(_plain, name) for name in ("cifar10", "domainnet", "fmow", "iwildcam")},
 }
 """Name -> keys and display names; a list of plain names is an entry of ``class_lists.json``, and its name here."""

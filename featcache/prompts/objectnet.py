@@ -1,21 +1,20 @@
-"""ObjectNet's classes and their ImageNet counterparts: `shared_classes`, or read from a copy of ObjectNet.
+"""ObjectNet's classes and their ImageNet counterparts, built in or read from a copy of ObjectNet.
 
 ObjectNet (Barbu et al., NeurIPS 2019) comes with ``mappings/``:
 
-``folder_to_objectnet_label.json``     image folder -> ObjectNet's label, 313 of them
-``objectnet_to_imagenet_1k.json``      ObjectNet's label -> ImageNet labels, ``"; "`` between them, for 113
+``folder_to_objectnet_label.json``     image folder -> ObjectNet's label, for 313 labels
+``objectnet_to_imagenet_1k.json``      ObjectNet's label -> ImageNet labels, separated by ``"; "``, for 113 labels
 ``imagenet_to_label_2012_v2``          ImageNet labels, one per line
-``pytorch_to_imagenet_2012_id.json``   class index in label order of the field -> number of that line, from 0
+``pytorch_to_imagenet_2012_id.json``   usual class index -> number of that line, from 0
 """
 
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from featcache.errors import DatasetError
-from featcache.prompts.text_files import read_lines
+from featcache.prompts.text_files import packaged_json, read_lines
 
 FOLDERS = "folder_to_objectnet_label.json"
 COUNTERPARTS = "objectnet_to_imagenet_1k.json"
@@ -29,12 +28,9 @@ class ObjectNet:
 
     Parameters
     ----------
-    folders : tuple of C str
-        Image folders.
-    classnames : tuple of C str
-        ObjectNet's labels.
-    imagenet : tuple of C tuples of int
-        Class indices among ImageNet's 1,000: a class's logit is the largest of theirs.
+    folders : C image folders
+    classnames : C labels of ObjectNet
+    imagenet : for each class its indices among ImageNet's 1,000; the largest of their logits is the class's
     """
 
     folders: tuple[str, ...]
@@ -44,7 +40,7 @@ class ObjectNet:
 
 @cache
 def shared_classes() -> ObjectNet:
-    """The 113 classes, for data that come without ObjectNet's mapping files; `load_objectnet` of these gives the same.
+    """The 113 classes, for data without ObjectNet's mapping files; `load_objectnet` of these gives the same.
 
     Examples
     --------
@@ -52,29 +48,24 @@ def shared_classes() -> ObjectNet:
     >>> len(shared.folders), shared.classnames[0], shared.imagenet[0]
     (113, 'Alarm clock', (409, 530))
     """
-    text = files("featcache.prompts").joinpath("objectnet.json").read_text(encoding="utf-8")
-    rows = [(folder, label, tuple(indices)) for folder, (label, indices) in json.loads(text).items()]
+    entries = packaged_json("objectnet.json").items()
+    rows = [(folder, label, tuple(indices)) for folder, (label, indices) in entries]
     folders, labels, imagenet = zip(*rows, strict=True)
     return ObjectNet(folders, labels, imagenet)
 
 
 def has_mappings(folder: Path) -> bool:
-    """Whether a copy of ObjectNet comes with mapping files."""
+    """Whether a copy of ObjectNet has its mapping files."""
     return (folder / "mappings").is_dir() or (folder / FOLDERS).is_file()
 
 
 def load_objectnet(folder: str | Path) -> ObjectNet:
-    """Read the mapping files of ObjectNet.
-
-    Parameters
-    ----------
-    folder : str or Path
-        ObjectNet's folder, or its ``mappings/``.
+    """Read the mapping files of ObjectNet, in its folder or in its ``mappings/``.
 
     Raises
     ------
     DatasetError
-        Where a file is missing, or names a class that another does not know.
+        A file is missing, or the files do not agree.
     """
     base = Path(folder).expanduser()
     base = base / "mappings" if (base / "mappings").is_dir() else base

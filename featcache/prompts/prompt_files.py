@@ -1,4 +1,4 @@
-"""Prompt files: whole sentences for each class, as language models write them (RegFT, arXiv:2406.05432; CuPL).
+"""Prompt files: sentences for each class, often written by a language model (RegFT, arXiv:2406.05432; CuPL).
 
 JSON, ``{class name: [sentence, ...]}``. The number of sentences may differ from class to class.
 """
@@ -18,19 +18,18 @@ def load_prompt_file(path: str | Path) -> dict[str, list[str]]:
 
     Parameters
     ----------
-    path : str or Path
-        A JSON file ``{class name: [sentence, ...]}``.
+    path : a JSON file ``{class name: [sentence, ...]}``
 
     Returns
     -------
     dict of class name to list of str
-        Class names as the file writes them; `prompts_of` looks a class list up in it.
+        Class names as written in the file; `prompts_of` gives the sentences of a class list.
 
     Raises
     ------
     PromptError
-        If it is not JSON (with the line), a class occurs twice or has no sentence, or a sentence is not text,
-        empty, or a template (``{}``). Names the class.
+        The file is not JSON, a class occurs twice or has no sentence, or a sentence is not a string, is empty, or is a
+        template (``{}``). The error names the line or the class.
 
     Examples
     --------
@@ -61,20 +60,15 @@ def load_prompt_file(path: str | Path) -> dict[str, list[str]]:
 
 
 def prompts_of(prompts: Mapping[str, Sequence[str]], classnames: Sequence[str]) -> list[list[str]]:
-    """Sentences of each class of a list, in its order.
+    """The sentences of each class, in the order of `classnames`.
 
-    A class is looked up as it is written, then with ``_`` for spaces or spaces for ``_``, since class lists come from
-    folder names and prompt files from people.
-
-    Parameters
-    ----------
-    prompts : mapping of class name to sentences
-    classnames : sequence of C str
+    A class is looked up as written, and then with ``_`` and spaces taken as equal, since class lists often come from
+    folder names.
 
     Raises
     ------
     PromptError
-        Where a class has no entry (all such are counted, some named), or two entries differ in ``_`` alone.
+        Classes have no entry (the error counts them and names some), or two entries differ in ``_`` alone.
 
     Examples
     --------
@@ -104,7 +98,7 @@ def prompts_of(prompts: Mapping[str, Sequence[str]], classnames: Sequence[str]) 
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs, so that a class that occurs twice is noticed."""
+    """A JSON object as pairs, in which repeated keys can be found."""
 
 
 def _check_sentences(sentences: object, where: str) -> None:

@@ -1,14 +1,14 @@
-"""Templates: named sets, and files of one's own."""
+"""Prompt templates: named sets, and files."""
 
 import json
 import re
 from collections.abc import Sequence
 from functools import cache, partial
-from importlib.resources import files
 from pathlib import Path
 
 from featcache.errors import DatasetError, PromptError
-from featcache.prompts.text_files import read_lines
+from featcache.prompts.imagenet import openai_imagenet_templates
+from featcache.prompts.text_files import packaged_json, read_lines
 
 PLACEHOLDER = re.compile(r"\{[ac]?\}")
 ARTICLE = "{a}"
@@ -16,24 +16,23 @@ OPENAI = "openai-imagenet"
 
 
 def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
-    """Load a named set of templates, or a file, or take one template as it is.
+    """Load a named set of templates or a file, or take a single template.
 
     Parameters
     ----------
-    name_or_file : str or Path
-        One of `template_names`; or a file: ``.json`` with a list of strings, else text with one template per line
-        (blank lines and lines that start with ``#`` are skipped); or one template with a place for the class name.
-        The name wins over a file of that name, and the file over a template.
+    name_or_file : one of `template_names`; or a file: ``.json`` with a list of strings, else text with one template per
+        line (blank lines and lines that start with ``#`` are skipped); or one template. A name wins over a file of that
+        name, and a file over a template.
 
     Returns
     -------
     tuple of T str
-        Each with ``{}`` or ``{c}`` where the class name goes, or ``{a}`` for it `with_article`.
+        Each with ``{}`` or ``{c}`` for the class name, or ``{a}`` for the class name `with_article`.
 
     Raises
     ------
     PromptError
-        If there is no such set or file, or a template has no ``{}`` for the class name.
+        There is no such set or file, or a template has no ``{}`` for the class name.
 
     Examples
     --------
@@ -41,9 +40,7 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
     (('a photo of the number: "{}".',), ('a sketch of a {}.',))
     """
     if name_or_file == OPENAI:
-        from featcache.prompts.imagenet import openai_imagenet_templates
-
-        return tuple(openai_imagenet_templates())
+        return openai_imagenet_templates()
     if str(name_or_file) in _named():
         return _named()[str(name_or_file)]
     path = Path(name_or_file)
@@ -58,7 +55,7 @@ def load_templates(name_or_file: str | Path) -> tuple[str, ...]:
 
 
 def template_names() -> list[str]:
-    """Names of the template sets, sorted; ``openai-imagenet`` are the 80 of CLIP's authors, from open_clip.
+    """Names of the template sets, sorted; ``openai-imagenet`` is CLIP's set of 80, from open_clip.
 
     Examples
     --------
@@ -73,16 +70,14 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
 
     Parameters
     ----------
-    templates : sequence of T str
-    classnames : sequence of C str
-        Put in as they are; a name may occur twice.
-    replace_underscores : bool
-        Turn ``_`` in class names into spaces. Off: the published DomainNet numbers keep them.
+    templates : T templates
+    classnames : C names, inserted unchanged; they may repeat
+    replace_underscores : turn ``_`` in class names into spaces; the published DomainNet numbers keep them
 
     Raises
     ------
     PromptError
-        If there is no template or class name, or a template has no ``{}`` for the class name.
+        There is no template or class name, or a template has no ``{}`` for the class name.
 
     Examples
     --------
@@ -96,7 +91,7 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
     for template in templates:
         _check(template, "template")
     names = [name.replace("_", " ") if replace_underscores else name for name in classnames]
-    # Functions, not replacement texts: names with backslashes or braces must come through as they are.
+    # A function, not a replacement string, keeps backslashes and braces of names.
     return [[PLACEHOLDER.sub(partial(_filled, name=name), template) for template in templates] for name in names]
 
 
@@ -105,7 +100,7 @@ def _filled(place: re.Match[str], name: str) -> str:
 
 
 def with_article(name: str) -> str:
-    """A class name behind its indefinite article, with spaces for ``_``; by its first letter, as WiSE-FT has it.
+    """A class name with its indefinite article, chosen by the first letter as in WiSE-FT, and spaces for ``_``.
 
     Examples
     --------
@@ -118,8 +113,7 @@ def with_article(name: str) -> str:
 
 @cache
 def _named() -> dict[str, tuple[str, ...]]:
-    text = files("featcache.prompts").joinpath("templates.json").read_text(encoding="utf-8")
-    return {name: tuple(templates) for name, templates in json.loads(text).items()}
+    return {name: tuple(templates) for name, templates in packaged_json("templates.json").items()}
 
 
 def _templates_of(path: Path) -> tuple[str, ...]:
@@ -140,7 +134,7 @@ def _templates_of(path: Path) -> tuple[str, ...]:
 
 
 def _check(template: object, where: str) -> None:
-    """PromptError unless it is a text with ``{}``, ``{c}`` or ``{a}`` and no other brace."""
+    """PromptError unless it is a string with ``{}``, ``{c}`` or ``{a}`` and no other brace."""
     rest, places = PLACEHOLDER.subn("", template) if isinstance(template, str) else ("", 0)
     if places == 0 or "{" in rest or "}" in rest:
         raise PromptError(

@@ -1,8 +1,10 @@
-"""Text files that users write: lists of lines, and lists of class names."""
+"""Text files of users: lines, and class names; and the JSON files of this package."""
 
-from __future__ import annotations
-
+import json
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from featcache.errors import DatasetError
 from featcache.parameters import check_regular
@@ -19,15 +21,13 @@ def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]
 
     Parameters
     ----------
-    path : Path
-    unique : bool
-        Whether the first column is looked up, and so must not hold a name twice. (Display names may
-        repeat, and so may plain names where labels are integers: ImageNet has two missiles.)
+    unique : refuse a name that occurs twice in the first column, where labels are looked up. Display names may repeat,
+        and so may plain names where labels are integers: ImageNet has two missiles.
 
     Raises
     ------
     DatasetError
-        Where it cannot be read, holds no class, or names one twice.
+        The file cannot be read, holds no class, or names one twice.
     """
     classes: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
@@ -50,17 +50,30 @@ def read_class_file(path: Path, *, unique: bool = True) -> list[tuple[str, str]]
     return pairs
 
 
+@cache
+def packaged_json(name: str) -> dict[str, Any]:
+    """A JSON object in a file of this package."""
+    found: dict[str, Any] = json.loads(files("featcache.prompts").joinpath(name).read_text(encoding="utf-8"))
+    return found
+
+
+def listed_names(folder: Path, *, unique: bool = True) -> list[str] | None:
+    """The display names in a folder's ``classes.txt``; None without that file. See `read_class_file`."""
+    file = folder / CLASS_FILE
+    return [display for _, display in read_class_file(file, unique=unique)] if file.is_file() else None
+
+
 def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file, without their ends; only LF and CR LF end a line.
+    """Lines of a UTF-8 text file, without line ends; only LF and CR LF end a line.
 
     Raises
     ------
     DatasetError
-        Where the file cannot be read or is not UTF-8.
+        The file cannot be read or is not UTF-8.
     """
     try:
         check_regular(path)
-        with path.open("rb") as file:  # what the shell has opened may have no end
+        with path.open("rb") as file:  # a pipe of the shell may be endless
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")

@@ -13,7 +13,7 @@ from small_pictures import write_pictures
 
 from featcache.cli.main import main
 from featcache.prompts import load_subset
-from featcache.prompts.wordnet import imagenet_names, imagenet_wnids
+from featcache.prompts.imagenet import imagenet_names, imagenet_wnids
 from featcache.store import find_store
 from heads import LinearHead, load, save
 from heads.fitted.linear import as_linear

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from featcache.cli.main import main
 from featcache.encoders import load_encoder
 from featcache.prompts import fill, load_class_list, load_templates
-from featcache.prompts.wordnet import imagenet_wnids
+from featcache.prompts.imagenet import imagenet_wnids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have no image")
 

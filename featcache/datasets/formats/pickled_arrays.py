@@ -1,8 +1,8 @@
-"""Arrays, lists and dicts in a pickled ``.npy`` file, read without running anything that is in it.
+"""Reading arrays, lists and dicts from a pickled ``.npy`` file without running any code in it.
 
 ``numpy.save`` of a dict writes a pickle, and unpickling can call any function. Here the standard library's disassembler
-lists the operations, and the few that build containers, numbers, texts and numpy arrays are carried out; anything else
-is refused. CIFAR-10.2 is published in such files.
+lists the opcodes; those that build containers, numbers, strings and numpy arrays are carried out, and any other is
+refused. CIFAR-10.2 is published in such files.
 """
 
 import io
@@ -25,20 +25,20 @@ MARK = object()
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or type that a pickle refers to, by name alone."""
+    """The name of a function or type that a pickle refers to."""
 
     name: str
 
 
 @dataclass(eq=False)
 class _Type:
-    """A numpy type, which a second operation gives its byte order."""
+    """A numpy dtype; a second opcode sets its byte order."""
 
     code: str
     order: str = "|"
 
     def type(self) -> np.dtype[np.generic]:
-        """As numpy's."""
+        """As a numpy dtype; ValueError for other than plain numbers."""
         if self.code not in ("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"):
             raise ValueError(f"an array of type {self.code!r}")
         return np.dtype(self.order.replace("|", "") + self.code)
@@ -46,18 +46,18 @@ class _Type:
 
 @dataclass(eq=False)
 class _Array:
-    """An array, which a second operation fills."""
+    """An array; a second opcode fills it."""
 
     value: object = None
 
 
 def read_pickled(path: Path) -> object:
-    """The value that ``numpy.save`` pickled into a file: dicts and lists of arrays, numbers and texts.
+    """The value that ``numpy.save`` pickled into a file: dicts and lists of arrays, numbers and strings.
 
     Raises
     ------
     DatasetError
-        It is not such a file, or holds anything else.
+        It is no such file, or holds anything else.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -75,7 +75,7 @@ def read_pickled(path: Path) -> object:
 
 
 def _plain(value: object) -> object:
-    """An array of one object is that object; the same within containers."""
+    """Replace arrays of one object by that object, also within containers."""
     if isinstance(value, _Array):
         inner = value.value
         return _plain(inner[0]) if isinstance(inner, list) and len(inner) == 1 else inner
@@ -85,7 +85,7 @@ def _plain(value: object) -> object:
 
 
 def value_of(content: bytes) -> object:
-    """Carry out the operations of a pickle; ValueError at one that does more than build values."""
+    """Carry out the opcodes of a pickle; ValueError at one that does more than build values."""
     machine = _Machine()
     for operation, argument, _ in genops(io.BytesIO(content)):
         if operation.name == "STOP":
@@ -94,24 +94,10 @@ def value_of(content: bytes) -> object:
     raise ValueError("a pickle without an end")
 
 
-LITERALS = frozenset(
-    [
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BYTEARRAY8",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG1",
-        "BINFLOAT",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-    ]
-)
+LITERALS = {
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING"),
+}
 CONSTANTS: Mapping[str, Callable[[], object]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -131,7 +117,7 @@ class _Machine:
         self.memo: dict[object, object] = {}
 
     def step(self, name: str, argument: object) -> None:
-        """One operation."""
+        """Carry out one opcode."""
         if name in LITERALS:
             self.stack.append(argument)
         elif name in CONSTANTS:

@@ -1,9 +1,9 @@
-"""Reading a table, Parquet, CSV, TSV or JSON lines, into columns of plain Python values.
+"""Reading a Parquet, CSV, TSV or JSON lines table into columns of plain Python values.
 
-A cell is a text, a whole number, or None where it is empty. Floating-point cells become whole numbers where they are
-some (pandas turns a column of years with one gap into floats), else texts. In CSV and TSV, which have no types, a
-column is of whole numbers if every cell that is not empty is written as one (``007`` is a text). A column with a cell
-that holds anything else, such as a list, is left out, unless it is asked for: its lists are then texts in JSON.
+A cell is a string, an integer, or None if empty. Floats become integers if they are whole (pandas turns a column of
+years with one gap into floats), else strings. CSV and TSV have no types: there a column is of integers if every
+non-empty cell is written as one (``007`` is a string). A column with other cells, such as lists, is left out, unless it
+is asked for; its lists then become JSON strings.
 """
 
 import csv
@@ -24,7 +24,7 @@ INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 class _Nested(ValueError):
-    """A cell that is neither text nor number."""
+    """A cell that is neither string nor number."""
 
 
 def read_table(path: Path, nested: Collection[str] = ()) -> Table:
@@ -32,19 +32,16 @@ def read_table(path: Path, nested: Collection[str] = ()) -> Table:
 
     Parameters
     ----------
-    path : Path
-    nested : collection of str
-        Columns whose lists are kept, as texts in JSON.
+    nested : columns whose lists are kept, as JSON strings; other columns with nested cells are left out
 
     Returns
     -------
     dict of column name to list of N cells
-        Other columns with nested cells are left out.
 
     Raises
     ------
     DatasetError
-        Where it cannot be read as what its extension says, with ``file:line`` where there are lines.
+        The file cannot be read as its extension says; names ``file:line`` where there are lines.
     """
     if path.suffix.lower() not in FORMATS:
         raise DatasetError(f"{path}: expected a table with one of the extensions {' '.join(FORMATS)}")
@@ -56,16 +53,13 @@ def parse_delimited(lines: Sequence[str], source: str, delimiter: str = ",") -> 
 
     Parameters
     ----------
-    lines : sequence of str
-        Without line ends; a quoted cell may go over several.
-    source : str
-        The file's name, for errors.
-    delimiter : str
+    lines : without line ends; a quoted cell may span several
+    source : the file's name, for errors
 
     Raises
     ------
     DatasetError
-        Where the header is missing or names a column twice, a row has too many or too few cells, or quotes are wrong.
+        The header is missing or names a column twice, a row has too many or too few cells, or quotes are wrong.
 
     Examples
     --------
@@ -107,12 +101,12 @@ def _typed(cells: list[str]) -> list[Cell]:
 
 
 def parse_json_lines(lines: Sequence[str], source: str, nested: Collection[str] = ()) -> Table:
-    """Parse JSON lines: one object per line; a key that a line lacks is an empty cell.
+    """Parse JSON lines, one object per line; a missing key is an empty cell.
 
     Raises
     ------
     DatasetError
-        Where a line is not a JSON object, or names a key twice.
+        A line is not a JSON object, or has a key twice.
 
     Examples
     --------
@@ -177,6 +171,13 @@ def _cell(value: object) -> Cell:
     raise _Nested
 
 
+def metadata_column(cells: Sequence[object]) -> list[Any]:
+    """A metadata column: integers if all cells are, else strings, ``""`` for an empty cell."""
+    if all(isinstance(cell, int) for cell in cells):
+        return list(cells)
+    return ["" if cell is None else str(cell) for cell in cells]
+
+
 def _read_parquet(path: Path, nested: Collection[str] = ()) -> Table:
     import pyarrow as pa
     from pyarrow import parquet
@@ -205,7 +206,7 @@ def _as_python(pa: Any, column: Any) -> list[object]:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     simple = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     if not simple and not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
-        column = column.cast(pa.string())  # dates and decimals as they are written
+        column = column.cast(pa.string())  # dates and decimals as strings
     found: list[object] = column.to_pylist()
     return found
 

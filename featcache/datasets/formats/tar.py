@@ -1,9 +1,8 @@
-"""Positions of the members of a tar file: names and offsets are read once, contents afterwards at random.
+"""Random access to the members of tar files, and the shards that a pattern names.
 
-Nothing is ever unpacked. A name that leads upwards or is absolute, a link and a compressed archive are refused all the
-same, as is an archive that ends within a member or is damaged between two: Python's tarfile takes that for the end.
-
-From ``DIR``, ``shards/train-{000..127}.tar`` or ``*.tar`` to a list of shards, local or remote.
+Names and offsets are read in one pass, contents on demand; nothing is unpacked. Refused are absolute names and names
+with ``..``, links, compressed archives, and archives that are cut off or damaged between members, which Python's
+tarfile takes for the end.
 """
 
 import glob
@@ -23,13 +22,13 @@ from featcache.parameters import check_regular
 
 BLOCK = 512
 NUMBER = re.compile(r"(?:[-_.]?[0-9]+(?:-of-[0-9]+)?)?")
-"""What may follow the split in the name of a shard: ``train-000000``, ``train_3``, ``train-0-of-8``, ``train``."""
+"""Suffix of a shard's name after the split: ``train-000000``, ``train_3``, ``train-0-of-8``, ``train``."""
 SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in a tar file: its name, where its content starts and how long it is; content if it was read."""
+    """A regular file in a tar file: name, position and size of its content, and the content if it was read."""
 
     name: str
     offset: int
@@ -42,32 +41,30 @@ def tar_members(place: str, read: frozenset[str] = frozenset()) -> Iterator[Memb
 
     Parameters
     ----------
-    place : str
-        A local path or an address.
-    read : frozenset of str
-        Extensions, lower case, of members whose content is wanted at once (labels, captions).
+    place : a local path or an address
+    read : lower-case extensions of members whose content is read along (labels, captions)
 
     Raises
     ------
     DatasetError
-        If the file is not an uncompressed tar file, damaged, or holds a name that is refused.
+        The file is not an uncompressed tar file, is damaged, or holds a name that is refused.
     """
     try:
         with open_remote(place) if is_remote(place) else open_whole(place) as file:
             yield from _members(file, place, read)
     except DatasetError:
         raise
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # numbers in headers are parsed
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # damaged numbers in headers
         raise DatasetError(
             f"{place}: not a whole, uncompressed tar file ({error}); unpack a compressed one, restore a damaged one"
         ) from error
     except OSError as error:
-        remote = is_remote(place)  # those errors say all of it already
+        remote = is_remote(place)  # these errors are complete
         raise DatasetError(str(error) if remote else f"{place}: cannot be read ({error}); check the pattern") from error
 
 
 class open_whole(io.BufferedReader):
-    """A local file that is never asked for more bytes than it has left: a header may name any number."""
+    """A local file that never reads beyond its end: a damaged header may ask for any number of bytes."""
 
     def __init__(self, place: str | Path) -> None:
         check_regular(place)
@@ -75,7 +72,7 @@ class open_whole(io.BufferedReader):
         self._size = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As that of every file."""
+        """At most `size` bytes."""
         left = max(self._size - self.tell(), 0)
         return super().read(left if size is None or size < 0 else min(size, left))
 
@@ -115,7 +112,7 @@ def _small(file: IO[bytes], entry: tarfile.TarInfo, place: str) -> bytes:
 
 
 def read_member(place: str, offset: int, size: int) -> bytes:
-    """The content of one member; OSError where it cannot be read whole."""
+    """The content of one member; OSError if it cannot be read whole."""
     if is_remote(place):
         return read_range(place, offset, size)
     with open(place, "rb", buffering=0) as file:
@@ -126,7 +123,7 @@ def read_member(place: str, offset: int, size: int) -> bytes:
 
 
 def tar_stamp(place: str) -> int:
-    """Time of the last modification of a tar file, in ns."""
+    """Modification time of a tar file in ns."""
     return stat_remote(place)[1] if is_remote(place) else Path(place).stat().st_mtime_ns
 
 
@@ -141,7 +138,7 @@ def expand_braces(pattern: str) -> list[str]:
     Raises
     ------
     DatasetError
-        Where a brace is left alone, or there are more than a million shards.
+        A brace is unmatched, or there are more than a million shards.
 
     Examples
     --------
@@ -177,20 +174,13 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
 
 
 def expand_shards(pattern: str, split: str) -> list[str]:
-    """The shards of a split, in order.
+    """The shards of a split, in order; DatasetError if there are none.
 
     Parameters
     ----------
-    pattern : str
-        A folder, whose shards are ``SPLIT/*.tar``, or else ``SPLIT-000000.tar`` and so on (for ``all``: ``*.tar``; at
-        an address as many as ``SPLIT/nshards.txt`` says, ``0.tar`` on); or file names with ``{split}``,
-        ``{000..127}``, ``{a,b}`` and, locally, ``*``.
-    split : str
-
-    Raises
-    ------
-    DatasetError
-        Where there is none.
+    pattern : file names with ``{split}``, ``{000..127}``, ``{a,b}`` and, locally, ``*``; or a folder with shards
+        ``SPLIT/*.tar`` or ``SPLIT-000000.tar`` (for ``all``: ``*.tar``); or an address with shards ``SPLIT/0.tar`` and
+        so on, as many as ``SPLIT/nshards.txt`` says
     """
     if not pattern:
         raise DatasetError("webdataset: expected a folder or a pattern of tar files after the colon")
@@ -242,6 +232,6 @@ def _local(place: str, split: str) -> list[str]:
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
-    """2.tar comes before 10.tar."""
+    """Sort key that puts 2.tar before 10.tar."""
     parts = re.split(r"([0-9]+)", path)
     return [(int(part), part) if place % 2 else (-1, part) for place, part in enumerate(parts)]

@@ -1,4 +1,4 @@
-"""TFRecord files and the tf.train.Example in them, without TensorFlow.
+"""Reading TFRecord files of tf.train.Example records without TensorFlow.
 
 A record is: its length n (uint64, little endian), the masked CRC-32C of those eight bytes, n bytes, and their masked
 CRC-32C (https://www.tensorflow.org/tutorials/load_data/tfrecord). The mask of a checksum c is rotate_right(c, 15) +
@@ -50,12 +50,12 @@ def masked_crc(content: bytes) -> int:
 
 
 def scan_records(path: Path) -> Iterator[tuple[Record, memoryview]]:
-    """Yield every record of a file; only the bytes that are looked at are read from the disk.
+    """Yield every record of a file, memory-mapped: only the bytes that are used are read.
 
     Raises
     ------
     DatasetError
-        Where it is no TFRecord file or ends within a record.
+        It is not a TFRecord file, or ends within a record.
     """
     size = path.stat().st_size
     if not size:
@@ -73,7 +73,7 @@ def scan_records(path: Path) -> Iterator[tuple[Record, memoryview]]:
 
 
 def read_record(path: str, record: Record) -> bytes:
-    """A record's bytes, held to their checksum; OSError where they differ."""
+    """A record's bytes; OSError if their checksum differs."""
     with open(path, "rb", buffering=0) as file:
         content = os.pread(file.fileno(), record.size + TAIL, record.offset)
     if len(content) != record.size + TAIL or struct.unpack("<I", content[-TAIL:])[0] != masked_crc(content[:-TAIL]):
@@ -87,7 +87,7 @@ def parse_example(content: memoryview) -> dict[str, Feature]:
     Raises
     ------
     ValueError
-        If it is not such a protocol buffer.
+        It is not such a protocol buffer.
     """
     features: dict[str, Feature] = {}
     for entry in _fields(content, 0, len(content), 1):
@@ -123,7 +123,7 @@ def _signed(value: int) -> int:
 
 
 def _one(content: memoryview, span: tuple[int, int], wanted: int) -> tuple[int, int]:
-    """The last field of that number, as protocol buffers read it; empty if there is none."""
+    """The last field with that number, which is the one that counts; empty if there is none."""
     return next(reversed(list(_fields(content, *span, wanted))), (0, 0))
 
 

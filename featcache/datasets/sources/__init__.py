@@ -1,1 +1,1 @@
-"""Data sources, one per file; the table `DATASETS` of featcache.datasets names them."""
+"""Data sources, one per file, listed in `featcache.datasets.DATASETS`."""

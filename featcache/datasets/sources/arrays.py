@@ -1,19 +1,18 @@
 """``arrays:DIR``: images and labels in two numpy files per split.
 
 ``{split}_images.npy``: (N, H, W, 3), or grey (N, H, W) or (N, H, W, 1), which become three equal channels. uint8, or
-float with values 0-255 (not 0-1, not standardised): float values are never rounded through uint8, and a bicubic
-overshoot a little beyond 0-255 is kept. Memory-mapped: only the rows that are read are touched.
+float with values 0-255 (not 0-1, not standardised). Floats are never rounded to uint8, and a slight bicubic overshoot
+of 0-255 is kept. The file is memory-mapped.
 
-``{split}_labels.npy``: (N,) integers; of multi-label data (N, L), 1 where a class applies, 0 where not, -1 where
+``{split}_labels.npy``: (N,) integers; for multi-label data (N, L), 1 where a class applies, 0 where not, -1 where
 unknown.
 
-Class order. The integers are the classes; their names are the lines of ``DIR/classes.txt``, or else "0", "1", ... up
-to the largest label. Sample ids are ``test/0000041``: the split and the row. Many arrays share them, so a digest of the
-images is part of the data set's key (`featcache.datasets.content`).
+Class order. The labels are class indices; the class names are the lines of ``DIR/classes.txt``, else "0", "1", ... up
+to the largest label. Sample ids are split and row, ``test/0000041``. Many arrays share these, so a digest of the images
+is part of the data set's key (`featcache.datasets.content`).
 
-``prepared=central-crop`` says that the pictures lie cropped already, as those of Lipsum-FT's ``*_x224`` folders: they
-are encoded under ``--preprocess central-crop``, which crops them no further, and heads of that encoder take their
-features.
+``prepared=central-crop`` marks images that are already cropped, as in Lipsum-FT's ``*_x224`` folders. They are encoded
+under ``--preprocess central-crop`` without another crop, so that heads of that encoder apply to their features.
 """
 
 import zipfile
@@ -38,18 +37,19 @@ from featcache.datasets.files import (
     size_and_stamp,
     warn_empty_classes,
 )
+from featcache.datasets.labels import MAX_CLASSES, check_labels_option
 from featcache.datasets.options import split_options
 from featcache.errors import DatasetError, ImageReadError
 from featcache.parameters import check_regular
-from featcache.prompts.text_files import CLASS_FILE, read_class_file
+from featcache.prompts.text_files import listed_names
 
 Array = npt.NDArray[Any]
 PREPARED = ("central-crop",)
-"""The preparations of `featcache.encoders.preparation` after which arrays are published."""
+"""Preparations of `featcache.encoders.preparation` that published arrays have gone through."""
 SAMPLED = 64
-"""Images looked at, evenly spread, to recognise a wrong range of values."""
+"""Images, evenly spread, whose range of values is checked."""
 OVERSHOOT = 128.0
-"""How far beyond 0-255 bicubic resizing may lead; standardised or 16-bit values are much further off."""
+"""Largest bicubic overshoot of 0-255; standardised or 16-bit values are much further off."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,8 @@ class ArrayDataset:
 
     Parameters
     ----------
-    name, split : str
-    index : SampleIndex
     images : (N, H, W), (N, H, W, 1) or (N, H, W, 3) uint8 or float
-    prepared : str, optional
-        The preparation that they went through before they were saved.
+    prepared : preparation that the images went through before they were saved
     """
 
     name: str
@@ -77,11 +74,11 @@ class ArrayDataset:
 
     @cached_property
     def decoding(self) -> str:
-        """Arrays of one dtype and shape decode the same way; those that lie prepared are encoded in another."""
+        """Equal for arrays of equal dtype, shape and preparation."""
         return _decoding(self.images, self.prepared)
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
-        """(H, W, 3) uint8, or float32 where the file holds float; ImageReadError at values that are not finite."""
+        """(H, W, 3) uint8, or float32 if the file holds floats; ImageReadError if a value is not finite."""
         height, width, *channels = self.images.shape[1:]
         image = np.frombuffer(content, self.images.dtype).reshape(height, width, *(channels or [1]))
         if channels != [3]:
@@ -101,7 +98,7 @@ def open_arrays(argument: str, split: str, *, labels: str = "names", name: str |
     Raises
     ------
     DatasetError
-        Where a file is missing, of a wrong type, shape or range, or a label has no class.
+        A file is missing or has a wrong type, shape or range, or a label has no class.
 
     Examples
     --------
@@ -113,8 +110,7 @@ def open_arrays(argument: str, split: str, *, labels: str = "names", name: str |
     >>> data.index.ids, data.index.classnames, data.decode(data.read(0), 0).shape
     (['test/0000000', 'test/0000001'], ('0', '1'), (4, 4, 3))
     """
-    if labels not in ("names", "int"):
-        raise DatasetError(f"labels={labels!r}: expected 'names' or 'int'")
+    check_labels_option(labels)
     folder, options = split_options("arrays", argument, ("prepared",))
     prepared = options.get("prepared")
     base = local_path("arrays", folder)
@@ -141,21 +137,17 @@ def array_index(
     prefix: str,
     prepared: str | None = None,
 ) -> SampleIndex:
-    """The index of the rows of an array, whose content is part of its key.
+    """The index of the rows of an array, with their content as part of the key.
 
     Parameters
     ----------
-    path : Path
-        Its file.
-    facts : (bytes, mtime in ns)
-        Of the file, before it was opened.
+    path : file of the array
+    facts : size in bytes and mtime in ns of the file, before it was opened
     images : (N, ...) array
     targets : (N,) class indices, or (N, C) multi-label targets
-    classnames : sequence of C str
-    prefix : str
-        What ids start with, before the row.
-    prepared : str, optional
-        As in `ArrayDataset`.
+    classnames : C names
+    prefix : start of the ids, before the row
+    prepared : as in `ArrayDataset`
     """
     size, stamp = facts
     row_bytes = images.itemsize * int(np.prod(images.shape[1:]))
@@ -175,19 +167,19 @@ def _decoding(images: Array, prepared: str | None) -> str:
 
 
 def _hashes(images: Array) -> bytes:
-    """The xxh3-128 of every row, as `ArrayDataset.read` gives it."""
+    """The xxh3-128 of the bytes of every row, 16 bytes each."""
     return b"".join(xxhash.xxh3_128_digest(np.ascontiguousarray(row).data) for row in images)
 
 
 def load_array(path: Path) -> Array:
-    """A numpy file, memory-mapped; DatasetError where it is missing or no array."""
+    """A numpy file, memory-mapped; DatasetError if it is missing or not one array."""
     try:
         check_regular(path)
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         held = ", ".join(sorted(p.name for p in path.parent.glob("*.npy"))[:10]) or "no .npy file"
         raise DatasetError(f"{path}: no such file; {path.parent} holds {held}: check the folder and split") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, SyntaxError, TokenError) as error:  # headers are parsed
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, SyntaxError, TokenError) as error:  # damaged headers
         raise DatasetError(f"{path}: not a numpy array file ({error}); write it with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path}: an archive of several arrays; expected one array, written with numpy.save")
@@ -221,7 +213,7 @@ def _check_prepared(images: Array, path: Path, prepared: str) -> None:
 def _check_range(images: Array, path: Path) -> None:
     rows = np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).astype(np.int64)
     values = np.asarray(images[rows], np.float64)
-    values = values[np.isfinite(values)]  # a damaged row is named when it is decoded
+    values = values[np.isfinite(values)]  # a damaged row is reported when it is decoded
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     got = f"{path}: values of {len(rows)} images range from {low:.4g} to {high:.4g}"
     if low >= 0 and 0 < high <= 1:
@@ -243,13 +235,12 @@ def _labels(path: Path, samples: int) -> npt.NDArray[np.integer]:
 
 
 def _classnames(base: Path, labels: npt.NDArray[np.integer]) -> tuple[str, ...]:
-    path = base / CLASS_FILE
-    if path.is_file():
-        return tuple(display for _, display in read_class_file(path, unique=False))
+    if names := listed_names(base, unique=False):
+        return tuple(names)
     if labels.ndim == 2:
         return tuple(str(c) for c in range(labels.shape[1]))
     largest = max(int(labels.max()), 0)
-    if largest >= 1_000_000:
+    if largest >= MAX_CLASSES:
         raise DatasetError(
             f"{base}: largest label {largest:,}; expected classes 0 to C-1: check the labels, or write classes.txt"
         )

@@ -1,23 +1,23 @@
-"""``collection:NAME:ROOT``: each domain of a collection as a separate data set, all with one class list.
+"""``collection:NAME:ROOT``: each domain of a collection as its own data set, all with one class list.
 
 NAME is one of `COLLECTIONS` (``pacs``, ``officehome`` or ``office-home``, ``office31``, ``vlcs``, ``domainnet``,
 ``terraincognita``, ``visda``), or ``domains`` for any folder of domain folders of class folders.
-``,domain=real+sketch`` behind ROOT takes some of the domains; one that is missing is an error, but of VisDA what is
-there is taken.
+``,domain=real+sketch`` behind ROOT selects domains. A missing domain is an error, except for VisDA, which is often had
+in part.
 
-Domains. Folders of ROOT or of ``ROOT/kfold`` (PACS). Names are compared without case, spaces, ``_`` and ``-``, so that
-``RealWorld``, ``Real World`` and ``real_world`` are one. ``<domain>/images/<class>`` (Office-31) is read as
-``<domain>/<class>``. The data sets are called ``pacs-sketch`` and so on.
+Domains. Folders of ROOT or of ``ROOT/kfold`` (PACS). Case, spaces, ``_`` and ``-`` in their names are ignored:
+``RealWorld``, ``Real World`` and ``real_world`` are the same. ``<domain>/images/<class>`` (Office-31) is read as
+``<domain>/<class>``. The data sets are named ``pacs-sketch`` and so on.
 
-Ids start with the domain, ``sketch/dog/1.png``: the same names and sizes in two domains are two data sets.
+Ids start with the domain, ``sketch/dog/1.png``, so that equal names and sizes in two domains give two data sets.
 
-Splits. ``all`` takes the whole domain, as transfer papers do. Any other split is a list file ``<domain>_<split>.txt``
-with a line ``<domain>/<class>/<image> number`` a sample, as DomainNet and PACS publish them, or the folder
-``<domain>/<split>/<class>``. In a list the folder is the class; the numbers must name the classes one to one.
+Splits. ``all`` is the whole domain, as in transfer papers. Any other split is a list file ``<domain>_<split>.txt``, as
+DomainNet and PACS publish them, with one line ``<domain>/<class>/<image> number`` per sample, or the folder
+``<domain>/<split>/<class>``. In a list the folder is the class, and numbers and classes must correspond one to one.
 
-Class order. ``ROOT/classes.txt`` if there is one (one folder per line, or ``folder<TAB>display name``), else the class
-folders of all domains sorted by code point, as torchvision's ImageFolder does; but DomainNet's as its published lists
-number them: by the lower-cased name, letters and digits alone. Names are kept as they are, ``_`` and capitals included.
+Class order. ``ROOT/classes.txt`` if it exists (one folder per line, or ``folder<TAB>display name``), else the class
+folders of all domains sorted by code point, as in torchvision's ImageFolder; but DomainNet as its published lists
+number it, by the letters and digits of the lower-cased name. Names keep their ``_`` and capitals.
 """
 
 import re
@@ -45,14 +45,15 @@ from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
 @dataclass(frozen=True)
 class Collection:
-    """What is known of a collection: its domains, the number of its classes, whether they are sorted by lower-cased
-    alphanumeric name, as in DomainNet's lists, and whether it is often had without some domains.
-    """
+    """Facts about a collection."""
 
     domains: tuple[str, ...] = ()
     classes: int = 0
+    """Number of classes; 0 for any."""
     sort_alphanumeric: bool = False
+    """Classes are sorted by the letters and digits of the lower-cased name, as in DomainNet's lists."""
     partial: bool = False
+    """Domains may be missing."""
 
 
 COLLECTIONS = {
@@ -67,19 +68,18 @@ COLLECTIONS = {
     "visda": Collection(("train", "validation", "test"), 12, partial=True),
     "domains": Collection(),
 }
-"""NAME -> what is known of it; 0 classes: any number."""
 
 
 def open_collection(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> list[FileDataset]:
     """Open one split of every domain.
 
-    See `open_dataset`. Each data set is called ``NAME-DOMAIN``; for ``domains`` the folder's name replaces NAME. There
-    is one data set per domain, in the order of `COLLECTIONS` or of ``domain=``, and all have the same class names.
+    See `open_dataset`. The data sets are named ``NAME-DOMAIN`` (``FOLDER-DOMAIN`` for ``domains``), in the order of
+    `COLLECTIONS` or of ``domain=``, and have the same class names.
 
     Raises
     ------
     DatasetError
-        Where a domain, split or class is missing.
+        A domain, split or class is missing.
     """
     refuse_int_labels("collection:NAME:ROOT", labels)
     kind, colon, rest = argument.partition(":")
@@ -98,7 +98,7 @@ def open_collection(argument: str, split: str, *, labels: str = "names", name: s
 
 
 def open_domain(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of the one domain that ``domain=`` picks; DatasetError where there are more."""
+    """Open one split of the domain that ``domain=`` selects; DatasetError if there are several."""
     datasets = open_collection(argument, split, labels=labels, name=name)
     if len(datasets) > 1:
         raise DatasetError(
@@ -113,7 +113,7 @@ def _plain(name: str) -> str:
 
 
 def _domain_folders(base: Path, kind: str) -> dict[str, Path]:
-    """Domain name -> its folder, for all domains that are there."""
+    """Domain -> folder, of the domains that exist."""
     if not base.is_dir():
         raise DatasetError(f"{base}: no such folder; expected one that holds the domains of {kind}")
     parent = base / "kfold" if kind == "pacs" and (base / "kfold").is_dir() else base
@@ -141,7 +141,7 @@ def _wanted(kind: str, folders: dict[str, Path], picked: Sequence[str], base: Pa
 
 
 def _content(folder: Path) -> Path:
-    """The folder of class folders of a domain: Office-31 has ``images`` in between."""
+    """The folder with a domain's class folders; Office-31 has ``images`` in between."""
     return folder / "images" if class_folders(folder) == ["images"] else folder
 
 

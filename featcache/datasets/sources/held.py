@@ -1,32 +1,30 @@
-"""What a program holds already: lists of pictures, torch's data sets, live Hugging Face data sets.
+"""Data sets in memory: lists of images, torch data sets, loaded Hugging Face data sets.
 
-``featcache.encode`` takes them in place of ``source:argument``. Sample ids are the split and the row (of image files:
-their path), and a digest of the content is part of the key. So equal pictures in equal order find their store again,
-whatever the object's name or place in memory, and other pictures never do. To compute it, every picture is read once;
-image files are named by path, size and time, as everywhere.
+``featcache.encode`` takes them in place of ``source:argument``. Sample ids are split and row, and a digest of the
+content is part of the key: equal images in equal order find their store again, whatever the object. For the digest,
+every image is read once. Image files are identified by path and size instead, as everywhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from os import PathLike, path
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.datasets.base import Dataset, Picture, SampleIndex, labelling
+from featcache.datasets.base import Dataset, SampleIndex, labelling
 from featcache.datasets.content import Content
 from featcache.datasets.files import FileDataset, check_name, check_split, default_name, file_index, size_and_stamp
 from featcache.datasets.labels import by_number, classes_of
-from featcache.datasets.pictures import DECODING, is_tensor, of_content, to_content
+from featcache.datasets.pictures import DECODING, PictureDataset, is_tensor, to_content
 from featcache.datasets.targets import targets_of_names
 from featcache.errors import DatasetError, ImageReadError
 
 Held: TypeAlias = Any
-"""A data set that a program holds: the libraries share no interface beyond ``len`` and indexing."""
+"""A data set in memory; the libraries share no interface beyond ``len`` and indexing."""
 
 EXPECTED = (
     "expected 'source:argument', a list of PIL images or uint8 arrays with labels=, a pair (pictures, labels), a torch "
@@ -36,46 +34,25 @@ THREADS = 4
 COLUMNS: Sequence[str] = ("image", "label", "id", "metadata")
 
 
-@dataclass(frozen=True)
-class HeldPictures:
-    """A data set whose samples are decoded pictures; `picture` gives one by row."""
-
-    decoding: ClassVar[str] = DECODING
-    name: str
-    split: str
-    index: SampleIndex
-    picture: Callable[[int], object]
-
-    def read(self, row: int) -> bytes:
-        """Mode, size and pixels of the picture."""
-        return to_content(self.picture(row))
-
-    def decode(self, content: bytes | memoryview, row: int) -> Picture:
-        """The picture."""
-        return of_content(content)
-
-
 HUGGING_FACE = ("datasets.arrow_dataset", "datasets.iterable_dataset")
-"""Modules of the classes of Hugging Face data sets; a module `datasets` of the user's own is none of them."""
+"""Modules that define Hugging Face data sets, in full: users have modules named `datasets` too."""
 
 
 def as_dataset(
     data: Held, split: str | None = None, *, labels: object = "names", name: str | None = None, **options: Any
 ) -> Dataset:
-    """A data set of what a program holds.
+    """A `Dataset` from a data set in memory.
 
     Parameters
     ----------
     data : Dataset, list, array (N, H, W, 3), torch or Hugging Face data set, or a mapping of splits to these
         Pictures are PIL images, uint8 arrays, tensors (see `featcache.datasets.pictures`) or, in lists, paths.
-        A list may hold pictures, with `labels`, or pairs of picture and label; or it is a pair ``(pictures, labels)``.
-    split : str, optional
-        Name of the split, and the key of a mapping; default: the one that the data set names, else ``train``.
+        A list holds pictures, with `labels`, or pairs of picture and label; or it is a pair ``(pictures, labels)``.
+    split : name of the split, and the key of a mapping; default: the data set's own, else ``train``
     labels : sequence of N int or str
-        Of a list or an array of pictures. Of multi-label data, N lists or sets of names, or an array (N, L) of 1 where
-        a class applies, 0 where not, and -1 where that is unknown.
-    name : str, optional
-        Default: what the data set calls itself, or the name of its class.
+        For a list or an array of pictures. For multi-label data, N lists or sets of names, or an array (N, L) of 1
+        where a class applies, 0 where not, -1 where unknown.
+    name : default: the data set's own name, or the name of its class
     **options
         ``classnames`` (C names, where labels are numbers); ``image``, ``label``, ``id`` and ``metadata``, the columns
         of a Hugging Face data set.
@@ -83,7 +60,7 @@ def as_dataset(
     Raises
     ------
     DatasetError
-        It is none of these, or its labels are missing or of another kind.
+        `data` is none of these, or its labels are missing or of another kind.
 
     Examples
     --------
@@ -117,7 +94,7 @@ def as_dataset(
 
 
 def is_dataset(data: Held) -> TypeGuard[Dataset]:
-    """Whether data are a `Dataset` already."""
+    """Whether an object is a `Dataset`."""
     return not isinstance(data, str) and all(hasattr(data, member) for member in ("index", "read", "decode"))
 
 
@@ -137,7 +114,7 @@ def _no_labels(labels: object, why: str) -> None:
 
 def _of_list(
     data: Held, labels: object, split: str, name: str, classnames: Sequence[str] | None
-) -> HeldPictures | FileDataset:
+) -> PictureDataset | FileDataset:
     """A list of pictures or paths with labels, or of pairs."""
     if _is_pair(data) and isinstance(labels, str):
         data, labels = data
@@ -162,7 +139,7 @@ def _of_list(
 
 
 def _is_pair(data: Held) -> bool:
-    """Whether data are (pictures, labels), and not two samples."""
+    """Whether a sequence is (pictures, labels) rather than two samples."""
     if not isinstance(data, list | tuple) or len(data) != 2:
         return False
     pictures, labels = data
@@ -172,7 +149,7 @@ def _is_pair(data: Held) -> bool:
         return False
     if len(pictures) != 2 or len(labels) != 2:
         return True
-    first = labels[0]  # a label of two, or the picture of a second pair, as which two paths count, too
+    first = labels[0]  # the first of two labels, or the picture of a second pair, such as a path
     if isinstance(first, str):
         return not isinstance(pictures[0], str | PathLike)
     return isinstance(first, int | list | set) or getattr(first, "ndim", 2) < 2
@@ -189,7 +166,7 @@ def _of_paths(
 
 
 def _of_torch(data: Held, split: str, name: str, classnames: Sequence[str] | None) -> Dataset:
-    """A map-style data set of torch; torchvision's on image files are read as these files."""
+    """A map-style torch data set; torchvision's data sets of image files are read as files."""
     listed = classnames or _listed_classes(data)
     is_plain = any(part.__module__.startswith("torchvision.datasets") for part in type(data).__mro__) and not any(
         getattr(data, member, None) for member in ("transform", "target_transform", "transforms")
@@ -211,7 +188,7 @@ def _pair(data: Held, row: int) -> tuple[object, object]:
 
 
 def _listed_classes(data: Held) -> Sequence[str] | None:
-    """The class names that a data set, or the one that it is a subset of, lists."""
+    """The class names of a data set, or of the one that it is a subset of."""
     while data is not None:
         names = getattr(data, "classes", None)
         if names:
@@ -227,8 +204,8 @@ def _indexed(
     label: Callable[[int], object],
     rows: int,
     classnames: Sequence[str] | None,
-) -> HeldPictures:
-    """Every picture read once, for its size and its hash."""
+) -> PictureDataset:
+    """The data set, after reading every picture once for its size and hash."""
 
     def look(row: int) -> tuple[int, bytes, object]:
         try:
@@ -254,15 +231,15 @@ def _indexed(
             "expected the same picture each time that a sample is asked for: leave its random transforms out",
         ),
     )
-    return HeldPictures(name, split, index, picture)
+    return PictureDataset(name, split, index, picture)
 
 
 def _classes(
     labels: Sequence[object], ids: Sequence[str], classnames: Sequence[str] | None
 ) -> tuple[npt.ArrayLike, Sequence[str]]:
-    """Class indices and names of labels that are numbers (of Python, numpy or torch) or names.
+    """Class indices, or multi-label targets (N, L), and class names.
 
-    Of lists of names, or rows of numbers, multi-label targets (N, L) in place of the indices.
+    Labels are numbers (of Python, numpy or torch) or names; for multi-label data lists of names, or rows of numbers.
     """
     if labels and all(isinstance(value, list | tuple | set | frozenset) for value in labels):
         lists = [[str(item) for item in value] for value in labels]  # type: ignore[attr-defined]

@@ -1,23 +1,23 @@
-"""``hf:PLACE``: Hugging Face datasets, the one file that imports their library (extra ``hf``).
+"""``hf:PLACE``: Hugging Face data sets; the only module that imports their library (extra ``hf``).
 
-PLACE is a folder that ``save_to_disk`` wrote, a folder of data files, one such file (``train.parquet``, of which all
-rows are the split), or a name on the hub (``cifar10``, ``zh-plus/tiny-imagenet``). Images are read as the encoded files
-that the data set holds, and decoded as in every other source.
+PLACE is a folder that ``save_to_disk`` wrote, a folder of data files, one data file (``train.parquet``, all of whose
+rows are the split), or a name on the hub (``cifar10``, ``zh-plus/tiny-imagenet``). Images are read as encoded files and
+decoded as in every other source.
 
 ========== ======================================================== ================================================
 option     what                                                     default
 ========== ======================================================== ================================================
 image=     column of images, or of the bytes of their files         the only one with an image feature, else of bytes
 label=     class labels, whole numbers or names                     the only ClassLabel, else ``label`` or ``labels``
-id=        column that names each sample, once                      the split and the row: ``test/0000041``
-metadata=  columns that go into the store: ``metadata=region+year`` none
-config=    configuration of a data set that has several             its only one
-streaming= ``yes``: keep nothing on the disk. The data set is read  ``no``
-           once for its index, and again, in order, for its images
+id=        column of unique sample ids                              split and row: ``test/0000041``
+metadata=  columns to store: ``metadata=region+year``               none
+config=    configuration, if the data set has several               its only one
+streaming= ``yes``: keep nothing on disk. The data set is read once ``no``
+           for its index, and again, in order, for its images
 ========== ======================================================== ================================================
 
-Class order. That of the ClassLabel feature; else as in ``webdataset:``. A ``classes.txt`` in a local PLACE names them
-otherwise.
+Class order. That of the ClassLabel feature, else as in ``webdataset:``. A ``classes.txt`` in a local PLACE renames the
+classes.
 """
 
 import logging
@@ -46,6 +46,7 @@ from featcache.datasets.files import (
     read_regular,
     size_and_stamp,
 )
+from featcache.datasets.formats.tables import metadata_column
 from featcache.datasets.hub import offline_where_unreachable
 from featcache.datasets.labels import classes_of
 from featcache.datasets.options import split_list, split_options
@@ -63,7 +64,7 @@ Cells = dict[str, list[object]]
 
 @dataclass(frozen=True)
 class HuggingFaceDataset(ImageFiles):
-    """A data set of the library; `item` gives an image's ``{"bytes": ..., "path": ...}`` by row."""
+    """A Hugging Face data set; ``item(row)`` returns ``{"bytes": ..., "path": ...}`` of an image."""
 
     name: str
     split: str
@@ -71,7 +72,7 @@ class HuggingFaceDataset(ImageFiles):
     item: Callable[[int], Item]
 
     def read(self, row: int) -> bytes:
-        """The image's file; OSError where it cannot be read."""
+        """The image file; OSError if it cannot be read."""
         return _file_of(self.item(row), self.index.ids[row])
 
 
@@ -84,14 +85,12 @@ def _file_of(item: Item, name: str) -> bytes:
 
 
 class Window:
-    """Random access to a stream, cheap as long as rows are asked for roughly in order.
+    """Random access to a stream, cheap if rows are requested roughly in order.
 
     Parameters
     ----------
-    start : callable
-        ``start(row)`` gives an iterator over the items from that row on.
-    size : int
-        Items that are kept behind the furthest one; a row before them starts the stream again.
+    start : ``start(row)`` returns an iterator over the items from that row on
+    size : items kept behind the furthest one; an earlier row restarts the stream
     """
 
     def __init__(self, start: Callable[[int], Iterator[Item]], size: int = 1024) -> None:
@@ -101,7 +100,7 @@ class Window:
         self._begun = False
 
     def __call__(self, row: int) -> Item:
-        """The item of a row; OSError where the stream has ended before it."""
+        """The item of a row; OSError if the stream ends before it."""
         with self._lock:
             if row not in self._held and (row < self._next or row > self._next + self._size or not self._begun):
                 self._held, self._next, self._stream, self._begun = {}, row, self._start(row), True
@@ -127,9 +126,9 @@ def open_huggingface(
     Raises
     ------
     DatasetError
-        Where it cannot be loaded, or its columns do not tell image and label.
+        It cannot be loaded, or its image or label column is ambiguous.
     MissingExtraError
-        Without the library.
+        The library is not installed.
     """
     place, options = split_options("hf", argument, OPTIONS)
     if not place:
@@ -147,22 +146,19 @@ def open_huggingface(
 def live_huggingface(
     data: HubData, split: str | None, columns: Mapping[str, Any], name: str | None = None
 ) -> HuggingFaceDataset:
-    """A data set that the library has loaded: one split, in its order, with its images' files as the content.
+    """A loaded Hugging Face data set: one split, in its order; the digest of its image files is part of the key.
 
     Parameters
     ----------
-    data : datasets.Dataset
-    split : str, optional
-        Default: the one that it names, else ``train``.
-    columns : mapping
-        ``image``, ``label``, ``id`` and ``metadata`` (a list), as the options of ``hf:``.
-    name : str, optional
-        Default: the data set's own, else ``data``.
+    data : a `datasets.Dataset`
+    split : default: the data set's own, else ``train``
+    columns : ``image``, ``label``, ``id`` and ``metadata`` (a list), as the options of ``hf:``
+    name : default: the data set's own, else ``data``
 
     Raises
     ------
     DatasetError
-        It is a stream, or its columns do not tell image and label.
+        It is a stream, or its image or label column is ambiguous.
     """
     if not hasattr(data, "__len__"):
         raise DatasetError(
@@ -180,7 +176,7 @@ def live_huggingface(
 
 
 def _hashes(data: HubData, image: str) -> bytes:
-    """The xxh3-128 of every image's file; zeros for one that cannot be read."""
+    """The xxh3-128 of every image file; zeros for an unreadable one."""
     found: list[bytes] = []
     for batch in data.select_columns([image]).with_format("arrow").iter(BATCH):
         for item in batch[image].combine_chunks().to_pylist():
@@ -201,7 +197,7 @@ def _indexed(
     files, cells = _scan_stream(data, image, wanted) if streamed else _scan(data, image, wanted)
     ids = [str(value) for value in cells[options["id"]]] if "id" in options else _row_ids(split, len(files))
     targets, classnames = _classes(data.features[label], cells[label], ids, labels)
-    return file_index(ids, files, targets, classnames, where, {c: _metadata(cells[c]) for c in columns})
+    return file_index(ids, files, targets, classnames, where, {c: metadata_column(cells[c]) for c in columns})
 
 
 def _load(place: str, split: str, options: dict[str, str]) -> HubData:
@@ -220,7 +216,7 @@ def _load(place: str, split: str, options: dict[str, str]) -> HubData:
         found = datasets.load_from_disk(str(folder))
     except DatasetError:
         raise
-    except Exception as error:  # the library raises its own, huggingface_hub's, httpx's and Arrow's kinds
+    except Exception as error:  # errors of the library, huggingface_hub, httpx and Arrow
         nowhere = "" if folder.exists() else f" (there is no folder {folder.absolute()})"
         raise DatasetError(
             f"hf:{place}: split {split!r} cannot be loaded ({type(error).__name__}: {error}); check the name, "
@@ -236,7 +232,7 @@ def _load(place: str, split: str, options: dict[str, str]) -> HubData:
 
 
 def _check_place(place: str, folder: Path) -> None:
-    """DatasetError if only a folder can be meant and it does not exist."""
+    """DatasetError for a missing folder whose name cannot be one on the hub."""
     if not folder.exists() and not HUB_NAME.fullmatch(place):
         raise DatasetError(
             f"hf:{place}: {folder.absolute()} does not exist, and this is not a name on the hub (NAME or WHO/NAME); "
@@ -245,7 +241,7 @@ def _check_place(place: str, folder: Path) -> None:
 
 
 def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str]) -> HubData:
-    """Data files in a folder or from the hub, whose client otherwise prints a stack of lines for every retry."""
+    """Load data files from a folder or the hub, without the hub client's log lines for every retry."""
     import datasets
 
     if not folder.exists():
@@ -278,7 +274,7 @@ def _load_quietly(folder: Path, place: str, split: str, options: dict[str, str])
 
 
 def _format_of(file: Path) -> str:
-    """What the library calls the kind of a data file."""
+    """The library's name for the format of a data file."""
     kinds = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
     if file.suffix.lower() not in kinds:
         raise DatasetError(f"hf:{file}: unknown kind of file; expected a folder, or an ending of {', '.join(kinds)}")
@@ -286,7 +282,7 @@ def _format_of(file: Path) -> str:
 
 
 def _with_images(data: HubData, options: Mapping[str, str]) -> HubData:
-    """The data set whose column of ``image=``, or only one of bytes without an image feature, holds images."""
+    """The data set with the column of ``image=``, or its only column of bytes if it has no images, cast to images."""
     import datasets
 
     def is_raw(kind: object) -> bool:
@@ -332,7 +328,7 @@ def _row_ids(split: str, rows: int) -> list[str]:
 
 
 def _scan(data: HubData, image: str, columns: Sequence[str]) -> tuple[list[tuple[int, int]], Cells]:
-    """(bytes, stamp) of every image and the values of some columns, with no image copied."""
+    """(bytes, stamp) of every image and the values of some columns, without copying an image."""
     import pyarrow.compute as pc
 
     stamp = max((size_and_stamp(Path(file["filename"]))[1] for file in data.cache_files), default=0)
@@ -363,7 +359,7 @@ def _scan_stream(data: HubData, image: str, columns: Sequence[str]) -> tuple[lis
 
 
 def _outside(path: str | None) -> tuple[int, int]:
-    """Size and stamp of an image file beside the table; zeros if there is none."""
+    """Size and stamp of an image file outside the table; zeros without one."""
     return size_and_stamp(Path(path)) if path else (0, 0)
 
 
@@ -391,9 +387,3 @@ def _classes(
     if isinstance(kind, datasets.ClassLabel):
         return np.array(values, np.int64), list(kind.names)
     return classes_of([str(value) for value in values], lambda row: ids[row], None, labels)
-
-
-def _metadata(values: Sequence[object]) -> list[object]:
-    if all(isinstance(value, int) for value in values):
-        return list(values)
-    return ["" if value is None else str(value) for value in values]

@@ -1,16 +1,15 @@
 """``imagefolder:DIR``: one folder per class.
 
-Layout. The images of split S lie in ``DIR/S/<class>/...``, at any depth; ``val`` may also be called ``validation``
-and ``val_in_folder``. With split ``all`` the class folders are directly in DIR: a whole domain, as in Office-Home.
+Layout. The images of split S are in ``DIR/S/<class>/...``, at any depth; ``val`` may also be named ``validation`` or
+``val_in_folder``. With split ``all`` the class folders are directly in DIR: a whole domain, as in Office-Home.
 
-Class order. The names of the class folders sorted by code point, as torchvision's ImageFolder does. A file
-``DIR/classes.txt`` overrides order and names: one folder per line, or ``folder<TAB>display name``; it may list classes
-that have no folder in this split, and must list every folder there is. A class without an image stays in the
-list (splits share one) and is warned of.
+Class order. The class folders sorted by code point, as in torchvision's ImageFolder. A file ``DIR/classes.txt``
+overrides order and names: one folder per line, or ``folder<TAB>display name``. It must list every folder, and may list
+classes without one in this split. A class without an image stays in the list, which all splits share, with a warning.
 
-Samples. Files with an image's extension, sorted by code point of their path; the id is that path below the split
-folder, with ``/``. Names that start with a dot are skipped (``.ipynb_checkpoints``, ``._photo.jpg``). Links to files
-are followed, and a class folder may be a link; a linked folder deeper down is refused, since it can lead in circles.
+Samples. Files with an image extension, sorted by code point of their path; the id is the path below the split folder,
+with ``/``. Names that start with a dot are skipped (``.ipynb_checkpoints``, ``._photo.jpg``). Links to files are
+followed, and a class folder may be a link; a linked folder further down is refused, since links can form cycles.
 """
 
 import os
@@ -45,7 +44,7 @@ def open_image_folder(folder: str, split: str, *, labels: str = "names", name: s
     Raises
     ------
     DatasetError
-        If the folder does not exist or holds no image, or ``classes.txt`` does not match the folders.
+        The folder does not exist or holds no image, or ``classes.txt`` does not match the folders.
     """
     refuse_int_labels("imagefolder:DIR", labels)
     base = local_path("imagefolder", folder)
@@ -68,14 +67,14 @@ def open_image_folder(folder: str, split: str, *, labels: str = "names", name: s
 
 
 def split_folder(base: Path, split: str) -> Path:
-    """The folder of a split that holds class folders; DatasetError if there is none."""
+    """The folder with the class folders of a split; DatasetError without one."""
     if not base.is_dir():
         raise DatasetError(f"imagefolder:{base}: no such folder; check the path")
     if split == WHOLE:
         return base
     names = (split, *(n for n in VALIDATION if n != split)) if split in VALIDATION else (split,)
     there = [base / n for n in names if (base / n).is_dir()]
-    # ImageNet's `val` often is one flat folder of files beside a sorted `val_in_folder`.
+    # ImageNet often has a flat `val` beside a sorted `val_in_folder`.
     usable = [folder for folder in there if class_folders(folder)]
     if usable:
         return usable[0]
@@ -96,7 +95,7 @@ def split_folder(base: Path, split: str) -> Path:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the folders in a folder, sorted by code point; hidden ones are left out."""
+    """Names of the folders in a folder, sorted by code point, without hidden ones."""
     with os.scandir(root) as entries:
         return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
@@ -124,25 +123,16 @@ def class_folder_index(
     found: Sequence[str] | None = None,
     prefix: str = "",
 ) -> SampleIndex:
-    """The index of a folder of class folders.
+    """The index of a folder of class folders; DatasetError without an image.
 
     Parameters
     ----------
-    root : Path
     label : mapping of folder name to class index
-        Holds every folder in `found`.
-    classnames : sequence of C str
-    where : str
-        What to call the data set in a warning.
-    found : sequence of str, optional
-        The class folders; default: those in `root`.
-    prefix : str
-        What ids start with, before the class folder.
-
-    Raises
-    ------
-    DatasetError
-        If there is no image in them.
+        Has every folder of `found`.
+    classnames : C names
+    where : name of the data set in warnings
+    found : the class folders; default: all in `root`
+    prefix : start of the ids, before the class folder
     """
     found = class_folders(root) if found is None else found
     samples = sorted(

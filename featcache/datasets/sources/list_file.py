@@ -1,18 +1,18 @@
 """``list:FILE``: a text file that names one sample per line.
 
-Line. ``path<TAB>label``, or without a tab ``path label`` split at the last space; so paths may hold spaces, and a
-label with a space needs the tab. Blank lines and lines that start with ``#`` are skipped. UTF-8.
+Lines. ``path<TAB>label``, or without a tab ``path label``, split at the last space: paths may hold spaces, and a label
+with a space needs the tab. Blank lines and lines that start with ``#`` are skipped. UTF-8.
 
-Paths start from ``root=DIR`` (``list:FILE,root=DIR``), by default from the list file's folder, or from the nearest
-folder above it that has the files: lists name images from the folder in which a training script runs. The path as it is
-written is the sample's id, and the rows are in the file's order. Absolute paths are allowed (the id, and with it the
-data set's key, then depends on the location of the data); ``..`` is refused.
+Paths start from ``root=DIR`` (``list:FILE,root=DIR``); by default from the list file's folder or the nearest folder
+above it that has the files, since lists often name images relative to the folder where a training script runs. The
+path as written is the sample's id, and the rows are in the file's order. Absolute paths are allowed (the id, and with
+it the data set's key, then depends on where the data lie); ``..`` is refused.
 
-Class order. Labels are class names, sorted by code point, unless ``classes.txt`` beside the list says otherwise (one
-name a line, or ``label<TAB>display name``; it must hold every label of the list). With ``labels="int"`` they are
-indices 0 to C-1: into ``classes.txt``, or else named "0", "1", ... up to the largest in the list.
+Class order. Labels are class names, sorted by code point, unless ``classes.txt`` beside the list gives another order
+(one name per line, or ``label<TAB>display name``; it must hold every label of the list). With ``labels="int"`` they are
+indices 0 to C-1 into ``classes.txt``, or else into "0", "1", ... up to the largest in the list.
 
-``{split}`` in FILE is replaced by the split's name; a FILE without it has the split as a mere label.
+``{split}`` in FILE is replaced by the split's name; in a FILE without it the split is just a name.
 """
 
 import os
@@ -39,12 +39,12 @@ from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
 
 EXPECTED = "expected 'path<TAB>label' or 'path label'"
 PROBED = 20
-"""Lines looked at to find the folder that paths start from."""
+"""Lines that are tried to find the folder that paths start from."""
 
 
 @dataclass(frozen=True)
 class ListRow:
-    """One sample of a list: its line number (from 1), path as written, label as written."""
+    """One sample of a list: line number from 1, path and label as written, and whether a tab separates them."""
 
     line: int
     path: str
@@ -55,12 +55,12 @@ class ListRow:
 def open_list_file(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open the samples that a list file names: ``FILE`` or ``FILE,root=DIR``.
 
-    See `open_dataset`; the default name is that of the file, or of its folder where the file is named by the split.
+    See `open_dataset`; the default name is that of the file, or of its folder if the file is named by the split.
 
     Raises
     ------
     DatasetError
-        With ``file:line``, what was got and what was expected; or where no listed image exists.
+        A line is wrong (the error names ``file:line``), or no listed image exists.
     """
     file, options = split_options("list", argument, ("root",))
     path = local_path("list", file.replace(PLACEHOLDER, check_split(split)))
@@ -75,7 +75,7 @@ def open_list_file(argument: str, split: str, *, labels: str = "names", name: st
 
 
 def _root(rows: list[ListRow], path: Path) -> Path:
-    """The nearest folder from the list's on that holds one of the first images; the list's if none does."""
+    """The list's folder, or the nearest above it that has one of the first images."""
     for folder in path.parents[:-1]:
         if any((folder / row.path).is_file() for row in rows[:PROBED]):
             return folder
@@ -83,20 +83,18 @@ def _root(rows: list[ListRow], path: Path) -> Path:
 
 
 def parse_list(lines: list[str], source: str) -> list[ListRow]:
-    """Parse the lines of a list file; paths occur once.
+    """Parse the lines of a list file.
 
     Parameters
     ----------
-    lines : list of str
-        Without line ends.
-    source : str
-        The file's name, for errors.
+    lines : without line ends
+    source : the file's name, for errors
 
     Raises
     ------
     DatasetError
-        Where a line has no path or no label, more than one tab, or a path that is refused or occurs twice;
-        or where no line names a sample.
+        A line has no path or no label, more than one tab, or a path that is refused or occurs twice; or no line names
+        a sample.
 
     Examples
     --------
@@ -122,7 +120,7 @@ def parse_list(lines: list[str], source: str) -> list[ListRow]:
 
 
 def parse_line(line: str) -> tuple[str, str]:
-    """Split one line into (path, label); ValueError says what is wrong with it.
+    """Split one line into (path, label); ValueError if that fails.
 
     Examples
     --------
@@ -157,10 +155,9 @@ def _classes(rows: list[ListRow], path: Path, labels: str) -> tuple[list[int], S
 
 
 def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path, root: Path) -> None:
-    """Refuse a list whose images are elsewhere, and lines that may have been split at the wrong space.
+    """Refuse a list none of whose images exist, and missing images of lines that may be split at the wrong space.
 
-    Other missing images keep their row, so that encoding can report them and, with ``--max-bad``, continue without
-    them.
+    Other missing images keep their row: encoding reports them and, with ``--max-bad``, goes on.
     """
     missing = [row for row, facts in zip(rows, files, strict=True) if facts == (0, 0)]
     if len(missing) == len(rows):

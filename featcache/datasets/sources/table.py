@@ -1,29 +1,28 @@
 """``table:FILE``: a table with one row per sample: path, label, and any other columns.
 
 FILE is Parquet, CSV, TSV or JSON lines (``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``); ``{split}`` in it is replaced by
-the split's name. Options behind it, ``table:FILE,path=image,label=breed``, say which column is which; they are needed
-only where the names are not the usual ones:
+the split's name. Columns with other than the usual names are given as options, ``table:FILE,path=image,label=breed``:
 
 =========== ============================================================= ============================================
-option      what                                                          default: the first column of these names
+option      meaning                                                       default: the first column of these names
 =========== ============================================================= ============================================
-path=       the image, from the table's folder on; it is the sample's id  path, file_name, filename, filepath, file
-label=      class name; class index where all are whole numbers           label, class, target, category
-split=      the row's split; without such a column all rows are taken     split
-metadata=   columns that go into the store: ``metadata=region+year``      all other columns of texts or numbers
-root=       the folder that paths start from                              the table's
+path=       path of the image and id of the sample                        path, file_name, filename, filepath, file
+label=      class name, or class index if all are whole numbers           label, class, target, category
+split=      split of the row; without such a column all rows are taken    split
+metadata=   columns to store: ``metadata=region+year``                    all other columns of strings or numbers
+root=       folder that paths start from                                  the table's
 unlabelled= ``drop``: leave out rows without a label                      such rows are refused
-labels=     of multi-label data: see below                                one label per sample
+labels=     multi-label data, see below                                   one label per sample
 =========== ============================================================= ============================================
 
 Multi-label data. ``labels=tags`` names a column with the classes that apply to a sample: ``cat|dog``, a JSON list of
-names or class indices (in Parquet and JSON lines, a list), or nothing. ``separator=;`` (or ``space``, ``comma``) says
-what stands between names, and ``unknown=COLUMN`` names a column with the classes of which it is unknown whether they
-apply. ``labels=cat+dog+bird`` names a column for each class: 1, 0, and -1 or nothing where unknown.
+names or class indices (in Parquet and JSON lines, a list), or nothing. ``separator=;`` (or ``space``, ``comma``) sets
+the separator, and ``unknown=COLUMN`` names a column with the classes that may or may not apply. ``labels=cat+dog+bird``
+names one column per class, with 1, 0, and -1 or nothing for unknown.
 
-Class order. The names of the whole table, of all its splits, sorted by code point, unless ``classes.txt`` beside it
-says otherwise; whole numbers are indices, into ``classes.txt`` or named "0", "1", ... up to the largest. Split ``all``
-takes every row. A metadata column of whole numbers with an empty cell becomes one of texts, ``""`` where it is empty.
+Class order. The names in the whole table, all splits included, sorted by code point, unless ``classes.txt`` beside it
+gives another order; whole numbers index ``classes.txt``, or else "0", "1", ... up to the largest. Split ``all`` takes
+every row. A metadata column of whole numbers with an empty cell becomes one of strings, ``""`` where empty.
 """
 
 from collections.abc import Sequence
@@ -42,14 +41,14 @@ from featcache.datasets.files import (
     file_index,
     local_path,
     name_of_file,
-    size_and_stamp,
+    sizes_and_stamps,
 )
-from featcache.datasets.formats.tables import Cell, Table, read_table
+from featcache.datasets.formats.tables import Cell, Table, metadata_column, read_table
 from featcache.datasets.labels import by_name, by_number, check_labels_option
 from featcache.datasets.options import split_list, split_options
 from featcache.datasets.targets import split_cell, targets_of_columns, targets_of_names
 from featcache.errors import DatasetError
-from featcache.prompts.text_files import CLASS_FILE, read_class_file
+from featcache.prompts.text_files import CLASS_FILE, listed_names, read_class_file
 
 USUAL = {
     "path": ("path", "file_name", "filename", "filepath", "file"),
@@ -62,12 +61,12 @@ OPTIONS = (*USUAL, "metadata", "root", "labels", "unknown", "separator", "unlabe
 def open_table(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
     """Open one split of a table.
 
-    See `open_dataset`; the default name is that of the file, or of its folder where the file is named by the split.
+    See `open_dataset`; the default name is that of the file, or of its folder if the file is named by the split.
 
     Raises
     ------
     DatasetError
-        With the row, what was got and what was expected; or where no image of the table exists.
+        A row is wrong (the error names it), or no image of the table exists.
     """
     check_labels_option(labels)
     written, options = split_options("table", argument, OPTIONS)
@@ -89,19 +88,17 @@ def open_table(argument: str, split: str, *, labels: str = "names", name: str | 
         targets, classnames = _classes(cells, file, str(columns["label"]), labels)
     paths = _paths(table[str(columns["path"])], rows, str(columns["path"]), file)
     root = local_path("table,root=", options["root"]) if "root" in options else file.parent
-    files = [size_and_stamp(root / path) for path in paths]
-    if not any(stamp for _, stamp in files):
-        raise DatasetError(f"{file}: none of its {len(rows):,} images exists, such as {root / paths[0]}; give root=DIR")
-    metadata = {
-        column: _metadata(table[column], rows)
-        for column in _carried(table, {*columns.values(), *several}, options, file)
-    }
+    files = sizes_and_stamps(root, paths, file, "give root=DIR")
+    metadata = {}
+    for column in _metadata_columns(table, {*columns.values(), *several}, options, file):
+        values = metadata_column(table[column])  # typed by the whole table, so that its splits agree
+        metadata[column] = [values[row] for row in rows]
     index = file_index(paths, files, np.asarray(targets)[rows], classnames, str(file), metadata)
     return FileDataset(check_name(name or name_of_file(written, file.parent)), split, index, root)
 
 
 def _column_of(role: str, table: Table, options: dict[str, str], file: Path) -> str | None:
-    """The column that plays a role; None for a split column that nobody named."""
+    """The column with a role; None for a split column that neither exists nor was asked for."""
     names = (options[role],) if role in options else USUAL[role]
     for column in names:
         if column in table:
@@ -156,7 +153,7 @@ def _paths(cells: Sequence[Cell], rows: Sequence[int], column: str, file: Path) 
 
 
 def _labelled(cells: Sequence[Cell], rows: list[int], column: str, without: str | None, file: Path) -> list[int]:
-    """The rows of a split, of which those without a label are refused, or left out (``unlabelled=drop``)."""
+    """The rows of a split; those without a label are refused, or left out (``unlabelled=drop``)."""
     if without not in (None, "drop"):
         raise DatasetError(f"{file}: unlabelled={without}; expected drop, or leave it out")
     kept = [row for row in rows if cells[row] is not None]
@@ -176,15 +173,14 @@ def _classes(cells: Sequence[Cell], file: Path, column: str, labels: str) -> tup
     path = file.parent / CLASS_FILE
     rows = [row for row, cell in enumerate(cells) if cell is not None]
     found = [cell for cell in cells if cell is not None]
-    listed = read_class_file(path, unique=False) if path.is_file() else None
     if all(isinstance(cell, int) for cell in found):
-        names = None if listed is None else [display for _, display in listed]
+        names = listed_names(file.parent, unique=False)
         indices, classnames = by_number(found, lambda at: f"{file}: row {rows[at] + 1}, {column}", names)
     elif labels == "int":
         odd = next(cell for cell in found if not isinstance(cell, int))
         raise DatasetError(f"{file}: column {column} holds {odd!r}; expected whole numbers: leave out --labels int")
     else:
-        listed = read_class_file(path) if listed else None  # names are looked up, so they must be unique
+        listed = read_class_file(path) if path.is_file() else None
         texts = [str(cell) for cell in found]
         indices, classnames = by_name(texts, lambda at: f"{file}: row {rows[at] + 1}", listed, path)
     numbers = np.full(len(cells), -1)
@@ -193,7 +189,7 @@ def _classes(cells: Sequence[Cell], file: Path, column: str, labels: str) -> tup
 
 
 def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.ArrayLike, Sequence[str]]:
-    """Targets of every row of the table, and the class names; see the table's heading."""
+    """Targets of every row of the table, and the class names; see the module docstring."""
     columns = split_list(options.get("labels", ""))
     wanted = [*columns, *split_list(options.get("unknown", ""))]
     if not columns or "label" in options or (missing := [column for column in wanted if column not in table]):
@@ -207,8 +203,7 @@ def _targets(table: Table, options: dict[str, str], file: Path) -> tuple[npt.Arr
 
     if len(columns) > 1:
         return targets_of_columns({column: table[column] for column in columns}, where)
-    path = file.parent / CLASS_FILE
-    names = [display for _, display in read_class_file(path)] if path.is_file() else None
+    names = listed_names(file.parent)
     separator = options.get("separator", "|")
     lists, *unknown = (
         [_split(cell, separator, where(row)) for row, cell in enumerate(table[column])] for column in wanted
@@ -223,7 +218,7 @@ def _split(cell: Cell, separator: str, where: str) -> list[str]:
         raise DatasetError(f"{where}: {error}") from error
 
 
-def _carried(table: Table, used: set[str | None], options: dict[str, str], file: Path) -> list[str]:
+def _metadata_columns(table: Table, used: set[str | None], options: dict[str, str], file: Path) -> list[str]:
     if "metadata" not in options:
         return [column for column in table if column not in used]
     wanted = split_list(options["metadata"])
@@ -231,9 +226,3 @@ def _carried(table: Table, used: set[str | None], options: dict[str, str], file:
     if missing:
         raise DatasetError(f"{file}: no column {', '.join(missing)} of texts or numbers; there are {_shown(table)}")
     return wanted
-
-
-def _metadata(cells: list[Cell], rows: Sequence[int]) -> list[str] | list[int]:
-    if all(isinstance(cell, int) for cell in cells):  # of the whole table, so that its splits agree
-        return [int(cells[row] or 0) for row in rows]
-    return ["" if (cell := cells[row]) is None else str(cell) for row in rows]

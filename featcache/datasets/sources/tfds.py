@@ -1,15 +1,15 @@
 """``tfds:NAME:DIR``: data sets that TensorFlow Datasets prepared on disk, read without TensorFlow.
 
-NAME as there: ``imagenet2012``, ``domainnet/real``, with a version behind it where the newest is not wanted,
-``imagenet2012/5.1.0``. DIR is the folder that TensorFlow Datasets calls ``data_dir`` (default: ``$TFDS_DATA_DIR``, else
+NAME is TensorFlow Datasets' own, ``imagenet2012`` or ``domainnet/real``, optionally with a version,
+``imagenet2012/5.1.0`` (default: the newest). DIR is its ``data_dir`` (default: ``$TFDS_DATA_DIR``, else
 ``~/tensorflow_datasets``). Images are the encoded files in the records; the records' checksums are verified.
 
-The split is the data set's: ``train``, ``validation`` (or ``val``), ``test``. ``image=`` and ``label=`` name the
-features where there are several. Ids are the records' ``file_name`` where all differ, else shard and number.
+Splits are the data set's: ``train``, ``validation`` (or ``val``), ``test``. ``image=`` and ``label=`` name the features
+if there are several. Ids are the records' ``file_name`` if these are unique, else shard and number.
 
-Class order. That of the data set's label file (DomainNet: as its published lists; not ImageFolder's). ImageNet's
-WordNet ids become the class names of the field, and the labels of ``imagenet_a`` and ``imagenet_r`` the 200 classes of
-those sets. A ``classes.txt`` in the folder of the version names them otherwise.
+Class order. That of the data set's label file (for DomainNet that of its published lists, not ImageFolder's).
+ImageNet's WordNet ids become the usual class names, and labels of ``imagenet_a`` and ``imagenet_r`` indices into the
+200 classes of those sets. A ``classes.txt`` in the version's folder renames the classes.
 """
 
 import json
@@ -47,7 +47,7 @@ SUBSETS = {"imagenet_a": "imagenet-a", "imagenet_r": "imagenet-r"}
 
 @dataclass(frozen=True)
 class TfdsDataset(ImageFiles):
-    """A data set whose samples are records: `places` holds the shard, the record and the image's start in it."""
+    """A data set whose samples are records; `places` holds shard, record, and the image's offset in the record."""
 
     name: str
     split: str
@@ -56,7 +56,7 @@ class TfdsDataset(ImageFiles):
     places: Sequence[tuple[int, Record, int]]
 
     def read(self, row: int) -> bytes:
-        """The image's file; OSError where the record differs from its checksum."""
+        """The image file; OSError if the record differs from its checksum."""
         shard, record, start = self.places[row]
         return read_record(str(self.shards[shard]), record)[start : start + int(self.index.sizes[row])]
 
@@ -80,7 +80,7 @@ def open_tfds(argument: str, split: str, *, labels: str = "names", name: str | N
     Raises
     ------
     DatasetError
-        Where it is not there, not in TFRecord files, or damaged.
+        The data set is missing, not in TFRecord files, or damaged.
     """
     refuse_int_labels("tfds:NAME:DIR", labels)
     written, options = split_options("tfds", argument, ("image", "label"))
@@ -153,7 +153,7 @@ def _split_facts(folder: Path, info: Json, split: str) -> _Split:
 
 
 def _feature(features: Json, key: str, kind: str, wanted: str | None, folder: Path) -> str:
-    """The one feature of a kind, or the one that was asked for."""
+    """The feature of a kind that was asked for, or the only one."""
     known = [
         name
         for name, facts in features.items()
@@ -202,7 +202,7 @@ def _classes(folder: Path, label: str, feature: Json, numbers: list[int]) -> tup
     names = [line.strip() for line in read_lines(file) if line.strip()]
     if not names or not WNID.fullmatch(names[0]):
         return numbers, names
-    from featcache.prompts.wordnet import imagenet_names, imagenet_wnids, subset_labels
+    from featcache.prompts.imagenet import imagenet_names, imagenet_wnids, subset_labels
 
     if tuple(names) != imagenet_wnids():
         return numbers, names

@@ -1,16 +1,15 @@
-"""``torchvision:CLASS:ROOT``: any of torchvision's labelled image data sets on disk.
+"""``torchvision:CLASS:ROOT``: torchvision's labelled image data sets on disk.
 
-CLASS is a name in ``torchvision.datasets``: ``CIFAR10``, ``MNIST``, ``Food101``, ``DTD``, ``GTSRB``, ... The split
-goes to the class's ``split=``, or is ``train`` or ``test`` for its ``train=``; for a class that knows neither it is
-``all``. Other arguments of the class follow ROOT: ``torchvision:EMNIST:ROOT,split=letters``. Nothing is
-downloaded unless ``download=yes`` is given.
+CLASS is a name in ``torchvision.datasets``: ``CIFAR10``, ``MNIST``, ``Food101``, ``DTD``, ``GTSRB``, ... The split is
+passed as ``split=``, or, as ``train`` or ``test``, for ``train=``; it is ``all`` for a class with neither. Other
+arguments of the class follow ROOT: ``torchvision:EMNIST:ROOT,split=letters``. Nothing is downloaded without
+``download=yes``.
 
-Contents. Where the class keeps a list of image files, these are read as files; that they give the pictures that the
-class gives is checked on the first. Else a sample's content is its picture's mode, size and pixels, as the class
-returns it.
+Content. If the class lists image files, these are read directly, after a check that the first decodes to the image that
+the class returns. Otherwise a sample's content is the mode, size and pixels of the returned image.
 
-Class order. The class's own: its ``classes``, or else "0", "1", ... up to the largest label. ``ROOT/classes.txt``
-names them otherwise, in the order of the labels, or in another order where its names are the class's own.
+Class order. The class's ``classes``, else "0", "1", ... up to the largest label. ``ROOT/classes.txt`` renames the
+classes, in the order of the labels, or reorders them if it has the same names.
 """
 
 import inspect
@@ -18,11 +17,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from featcache.datasets.base import Picture, SampleIndex
+from featcache.datasets.base import SampleIndex
 from featcache.datasets.classes import listed_beside
 from featcache.datasets.decode import decode_image, to_rgb
 from featcache.datasets.files import (
@@ -38,34 +37,15 @@ from featcache.datasets.files import (
     size_and_stamp,
 )
 from featcache.datasets.options import split_options
-from featcache.datasets.pictures import DECODING, of_content, to_content
+from featcache.datasets.pictures import PictureDataset, to_content
 from featcache.errors import DatasetError, ImageReadError
 
 FILE_LISTS = ("samples", "_samples", "_image_files", "_images", "images", "data")
 LABEL_LISTS = ("targets", "_labels", "labels", "y", "samples", "_samples")
 VisionData: TypeAlias = Any
-"""A data set of torchvision, which has no common interface beyond ``len`` and indexing."""
+"""A torchvision data set; their only common interface is ``len`` and indexing."""
 
 WORDS: dict[str, object] = {"yes": True, "no": False}
-
-
-@dataclass(frozen=True)
-class PicturesOfClass:
-    """A data set whose samples are the images that a torchvision data set returns."""
-
-    decoding: ClassVar[str] = DECODING
-    name: str
-    split: str
-    index: SampleIndex
-    source: VisionData
-
-    def read(self, row: int) -> bytes:
-        """Mode, size and pixels of the image; raises what the class raises if it cannot be read."""
-        return to_content(self.source[row][0])
-
-    def decode(self, content: bytes | memoryview, row: int) -> Picture:
-        """The image."""
-        return of_content(content)
 
 
 @dataclass(frozen=True)
@@ -78,13 +58,13 @@ class FilesOfClass(ImageFiles):
     paths: Sequence[str]
 
     def read(self, row: int) -> bytes:
-        """The file's content; OSError where it cannot be read."""
+        """The file's content; OSError if it cannot be read."""
         return read_regular(self.paths[row])
 
 
 def open_torchvision(
     argument: str, split: str, *, labels: str = "names", name: str | None = None
-) -> FilesOfClass | PicturesOfClass:
+) -> FilesOfClass | PictureDataset:
     """Open one split of a torchvision data set.
 
     See `open_dataset`; the default name is that of the class in lower case.
@@ -92,7 +72,7 @@ def open_torchvision(
     Raises
     ------
     DatasetError
-        If there is no such class, it cannot be opened at ROOT, or its targets are not class indices.
+        There is no such class, it cannot be opened at ROOT, or its targets are not class indices.
     """
     refuse_int_labels("torchvision:CLASS:ROOT", labels)
     kind, colon, rest = argument.partition(":")
@@ -106,13 +86,13 @@ def open_torchvision(
     if found is not None:
         return replace(found, index=listed_beside(found.index, root))
     index = _picture_index(source, kind, split, argument)
-    return PicturesOfClass(title, split, listed_beside(index, root), source)
+    return PictureDataset(title, split, listed_beside(index, root), lambda row: source[row][0])
 
 
 def files_of(source: VisionData, root: Path, split: str, name: str) -> FilesOfClass | None:
-    """The image files of an opened torchvision data set; None if it lists none, or returns other pictures than theirs.
+    """The image files of an opened torchvision data set; None if it lists none, or returns other images.
 
-    Their ids are paths below `root`.
+    Sample ids are paths below `root`.
     """
     paths = _files(source, root)
     if not paths:
@@ -163,7 +143,7 @@ def _split_arguments(kind: str, split: str, accepted: set[str]) -> dict[str, obj
 
 
 def _files(source: VisionData, root: Path) -> list[str]:
-    """The image files that a data set lists; none if it lists none, or returns other images than they hold."""
+    """The image files that a data set lists, if the first decodes to the image that it returns; else none."""
     for attribute in FILE_LISTS:
         listed = getattr(source, attribute, None)
         if not isinstance(listed, list | tuple) or len(listed) != len(source) or not listed:
@@ -189,7 +169,7 @@ def _id(path: str, root: Path) -> str:
 
 
 def _labels(source: VisionData, kind: str) -> list[int]:
-    """The labels, without opening an image where the class lists them."""
+    """The labels, without opening images if the class lists them."""
     for attribute in LABEL_LISTS:
         listed = getattr(source, attribute, None)
         if listed is None or len(listed) != len(source):
@@ -201,13 +181,13 @@ def _labels(source: VisionData, kind: str) -> list[int]:
 
 
 def _same_label(source: VisionData, values: Sequence[int]) -> bool:
-    """Whether the listed labels are those that the class returns, looked up at its first and last sample."""
+    """Whether listed labels agree with the returned ones, at the first and last sample."""
     try:
         return all(
             _is_whole(source[row][1]) and int(source[row][1]) == int(values[row]) for row in {0, len(values) - 1}
         )
     except OSError:
-        return True  # an unreadable image is named when it is encoded
+        return True  # an unreadable image is reported when it is encoded
 
 
 def _is_whole(value: VisionData) -> bool:
@@ -222,7 +202,7 @@ def _label(target: VisionData, row: int, kind: str) -> int:
 
 
 def classnames_of(source: VisionData, kind: str) -> list[str]:
-    """The class names of an opened data set, in its order."""
+    """The class names of an opened data set, in label order."""
     names = getattr(source, "classes", None)
     if names:
         return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
@@ -230,7 +210,7 @@ def classnames_of(source: VisionData, kind: str) -> list[str]:
 
 
 def _picture_index(source: VisionData, kind: str, split: str, where: str) -> SampleIndex:
-    """Ids by row; sizes from the array of all images if there is one, else from the images themselves."""
+    """An index with row ids; sizes come from the array of all images, or else from the images."""
     rows = range(len(source))
     if not rows:
         raise DatasetError(f"torchvision:{where}: no sample in split {split!r}")

@@ -1,21 +1,20 @@
-"""``webdataset:PATTERN``: tar shards as WebDataset and CLIP_benchmark write them, local or at http and s3 addresses.
+"""``webdataset:PATTERN``: tar shards of WebDataset and CLIP_benchmark, local or at http and s3 addresses.
 
 PATTERN is a folder with ``SPLIT/*.tar`` (CLIP_benchmark's layout) or ``SPLIT-000000.tar``, or tar files:
 ``DIR/train-{000..127}.tar``, ``DIR/{split}/*.tar``, ``https://host/{a,b}.tar``, ``s3://bucket/{split}-{0..9}.tar``. The
-shards are gone through once, for names and offsets; images are then read at random. Remote shards need the extra
-``s3``, local ones nothing.
+shards are scanned once for names and offsets; images are then read on demand. Remote shards need the extra ``s3``.
 
-Samples. Members that follow each other and have the same name up to the first dot of its last part, as WebDataset
-groups them: ``cat7.jpg``, ``cat7.cls``, ``cat7.json``, ``cat7.txt``. The id is ``shard.tar/cat7``; a name that comes
-again is refused. Hidden files and ``__meta__`` files are left out.
+Samples. As in WebDataset, consecutive members whose file names agree up to the first dot are one sample: ``cat7.jpg``,
+``cat7.cls``, ``cat7.json``, ``cat7.txt``. Its id is ``shard.tar/cat7``; repeated names are refused. Hidden files and
+``__meta__`` files are left out.
 
-Options. ``label=`` the extension that holds the label (``cls``), or a field of the ``json``; ``image=`` the image's
-extension, where a sample has several; ``metadata=region+year`` fields of the ``json`` that go into the store. A
-``txt`` becomes the metadata column ``caption``.
+Options. ``label=`` is the extension of the label (``cls``), or a field of the ``json``; ``image=`` the extension of the
+image, if a sample has several; ``metadata=region+year`` fields of the ``json`` to store. A ``txt`` becomes the metadata
+column ``caption``.
 
-Class order. Whole numbers are class indices, into ``classnames.txt`` (one name per line; for local shards also
-``classes.txt``) in the shards' folder or the one above it, or else named "0", "1", ...; other labels are class names,
-in that file's order or else sorted by code point.
+Class order. Whole numbers index ``classnames.txt`` (one name per line; for local shards also ``classes.txt``) in the
+shards' folder or the one above it, or else "0", "1", ...; other labels are class names, in that file's order or else
+sorted by code point.
 """
 
 import json
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from featcache.datasets.base import SampleIndex
 from featcache.datasets.files import ImageFiles, check_name, check_split, default_name, file_index
+from featcache.datasets.formats.tables import metadata_column
 from featcache.datasets.formats.tar import Member, expand_shards, read_member, tar_members, tar_stamp
 from featcache.datasets.labels import classes_of
 from featcache.datasets.options import split_list, split_options
@@ -34,7 +34,7 @@ from featcache.datasets.remote import is_remote, read_remote
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.errors import DatasetError
 from featcache.parameters import check_regular
-from featcache.prompts.text_files import CLASS_FILE, read_class_file
+from featcache.prompts.text_files import listed_names
 
 CLASSNAMES = "classnames.txt"
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -47,9 +47,6 @@ class ShardDataset(ImageFiles):
 
     Parameters
     ----------
-    name, split : str
-    index : SampleIndex
-    shards : sequence of str
     places : sequence of N (shard number, offset)
     """
 
@@ -60,7 +57,7 @@ class ShardDataset(ImageFiles):
     places: Sequence[tuple[int, int]]
 
     def read(self, row: int) -> bytes:
-        """The image's file; OSError where it cannot be read."""
+        """The image file; OSError if it cannot be read."""
         shard, offset = self.places[row]
         return read_member(self.shards[shard], offset, int(self.index.sizes[row]))
 
@@ -112,7 +109,7 @@ def open_webdataset(argument: str, split: str, *, labels: str = "names", name: s
     Raises
     ------
     DatasetError
-        Where a shard is missing or damaged, or a sample has no image, no label or a name that occurs twice.
+        A shard is missing or damaged, or a sample has no image, no label or a repeated name.
     """
     pattern, options = split_options("webdataset", argument, ("label", "image", "metadata"))
     shards = expand_shards(pattern, check_split(split))
@@ -176,7 +173,7 @@ def _label(sample: _Sample, label: str) -> str:
 
 
 def _classnames(base: str) -> list[str] | None:
-    """The class names in the shards' folder or above it, None if there is no such file."""
+    """The class names in the shards' folder or above it; None without a file of them."""
     for folder in (base, base.rpartition("/")[0]):
         place = f"{folder}/{CLASSNAMES}"
         try:
@@ -184,8 +181,8 @@ def _classnames(base: str) -> list[str] | None:
             content = read_remote(place) if is_remote(place) else Path(place).read_bytes()
             names = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
         except (OSError, DatasetError):
-            if not is_remote(folder) and (Path(folder) / CLASS_FILE).is_file():
-                return [display for _, display in read_class_file(Path(folder) / CLASS_FILE, unique=False)]
+            if not is_remote(folder) and (listed := listed_names(Path(folder), unique=False)):
+                return listed
             continue
         except UnicodeDecodeError as error:
             raise DatasetError(f"{place}: byte {error.start} is not UTF-8; write the class names in UTF-8") from error
@@ -194,11 +191,7 @@ def _classnames(base: str) -> list[str] | None:
 
 
 def _metadata(samples: Sequence[_Sample], columns: Sequence[str]) -> dict[str, list[object]]:
-    metadata: dict[str, list[object]] = {}
-    for column in columns:
-        cells = [sample.fields().get(column) for sample in samples]
-        whole = all(isinstance(cell, int) for cell in cells)
-        metadata[column] = cells if whole else ["" if cell is None else str(cell) for cell in cells]
+    metadata = {column: metadata_column([sample.fields().get(column) for sample in samples]) for column in columns}
     if any("txt" in sample.members for sample in samples):
         metadata.setdefault("caption", [sample.text("txt") or "" for sample in samples])
     return metadata

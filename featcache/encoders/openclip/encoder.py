@@ -75,14 +75,10 @@ class OpenClipEncoder(TorchImages):
 
     Parameters
     ----------
-    model : torch.nn.Module
-        An open_clip CLIP, CustomTextCLIP or CoCa model in float32.
-    config : dict
-        Its model configuration (``vision_cfg``, ``text_cfg``, ...).
-    tokenizer : callable
-        Texts to token ids (B, L).
-    name : str
-        Short name for people.
+    model : an open_clip CLIP, CustomTextCLIP or CoCa model in float32
+    config : its model configuration (``vision_cfg``, ``text_cfg``, ...)
+    tokenizer : texts to token ids (B, L)
+    name : short name for people
     precision : {"fp32", "bf16", "fp16"}
         Of the towers' weights and products (fp16: of their products alone) when they encode; outputs are float32.
         `model` stays in float32, for fine-tuning.

@@ -38,13 +38,10 @@ def load(
 
     Parameters
     ----------
-    model : str
-        ``ViT-B-32`` and the like (with `pretrained`), a file ``MY-CLIP.json`` in the form of open_clip's
-        ``model_configs`` (likewise), ``local-dir:FOLDER``, or ``hf-hub:ORG/REPO``.
-    pretrained : str, optional
-        A tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks).
-    device : str, optional
-        Default: ``cuda`` where there is one, else ``cpu``.
+    model : ``ViT-B-32`` and the like (with `pretrained`), a file ``MY-CLIP.json`` in the form of open_clip's
+        ``model_configs`` (likewise), ``local-dir:FOLDER``, or ``hf-hub:ORG/REPO``
+    pretrained : a tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks)
+    device : default: ``cuda`` where there is one, else ``cpu``
 
     Raises
     ------
@@ -106,9 +103,8 @@ def register_architecture(file: Path) -> tuple[str, str, Json]:
 
     Parameters
     ----------
-    file : Path
-        JSON as in open_clip's ``model_configs`` (``embed_dim``, ``vision_cfg``, ``text_cfg``), or as in a model folder
-        (``model_cfg``, ``preprocess_cfg``).
+    file : JSON as in open_clip's ``model_configs`` (``embed_dim``, ``vision_cfg``, ``text_cfg``), or as in a model
+        folder (``model_cfg``, ``preprocess_cfg``)
 
     Returns
     -------

@@ -56,7 +56,7 @@ def test_coco_says_which_categories_are_in_an_image(tmp_path: Path) -> None:
         ({"categories": []}, "3 images and 0 categories"),
         ({"images": [{"id": 9, "file_name": "../b.png"}], "annotations": []}, "'..' is refused"),
         ({"images": [{"id": 9, "file_name": "b.png"}] * 2, "annotations": []}, "occurs twice"),
-        ({"images": [{"id": 9, "file_name": "z.png"}], "annotations": []}, "none of the 1 images"),
+        ({"images": [{"id": 9, "file_name": "z.png"}], "annotations": []}, "none of its 1 images"),
     ],
 )
 def test_coco_refuses_what_does_not_fit(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

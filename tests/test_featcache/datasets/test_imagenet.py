@@ -10,7 +10,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from featcache.datasets import open_dataset
 from featcache.errors import DatasetError
 from featcache.prompts import load_classnames, load_objectnet, load_subset
-from featcache.prompts.wordnet import imagenet_wnids, subset_labels, subset_wnids
+from featcache.prompts.imagenet import imagenet_wnids, subset_labels, subset_wnids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*classes have no image")
 

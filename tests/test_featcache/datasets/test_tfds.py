@@ -17,7 +17,7 @@ from featcache.datasets import open_dataset
 from featcache.datasets.formats.tfrecord import masked_crc, parse_example
 from featcache.errors import DatasetError, ImageReadError
 from featcache.prompts import load_subset
-from featcache.prompts.wordnet import imagenet_names, imagenet_wnids
+from featcache.prompts.imagenet import imagenet_names, imagenet_wnids
 
 CLASSES = ["aircraft_carrier", "The_Eiffel_Tower", "zebra"]
 

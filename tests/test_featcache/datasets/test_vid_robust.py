@@ -8,7 +8,7 @@ from PIL import Image
 
 from featcache.datasets import open_dataset
 from featcache.errors import DatasetError
-from featcache.prompts.wordnet import imagenet_wnids
+from featcache.prompts.imagenet import imagenet_wnids
 
 FILES = {
     "metadata/pmsets.json": {"val/a/0.jpg": ["val/a/1.jpg"], "val/a/1.jpg": ["val/a/0.jpg"]},

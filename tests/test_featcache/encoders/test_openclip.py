@@ -230,8 +230,8 @@ def test_a_text_that_would_be_cut_is_refused(tmp_path: Path) -> None:
         encoder.encode_texts(["fine", "word " * 15])
 
 
-def test_imagenet_names_and_templates_are_the_fields() -> None:
-    assert len(imagenet.imagenet_classnames()) == 1000
+def test_imagenet_names_and_templates() -> None:
+    assert len(imagenet.imagenet_names()) == 1000
     templates = imagenet.openai_imagenet_templates()
     assert len(templates) == 80
     assert templates[0] == "a bad photo of a {}."

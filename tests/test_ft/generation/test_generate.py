@@ -18,7 +18,7 @@ from featcache.cli.main import main
 from featcache.datasets import open_dataset
 from featcache.encoding.options import Share
 from featcache.errors import FeatcacheError, MismatchError, PromptError
-from featcache.prompts.wordnet import imagenet_names, imagenet_wnids
+from featcache.prompts.imagenet import imagenet_names, imagenet_wnids
 from featcache.store import open_image_store
 from featcache.store.places import local
 from ft.generation import GenerateOptions, generate, load_style

@@ -1,1 +1,1 @@
-"""Data sets of annotated objects, read as which classes are in an image: COCO and PASCAL VOC."""
+"""Object detection data sets as multi-label classification: COCO and PASCAL VOC."""

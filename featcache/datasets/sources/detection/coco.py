@@ -1,13 +1,13 @@
-"""``coco:IMAGES,annotations=FILE``: COCO's instances, as which categories are in an image.
+"""``coco:IMAGES,annotations=FILE``: COCO's instance annotations as multi-label data.
 
-IMAGES is the folder of the images, FILE the JSON of their instances (``instances_val2017.json``), or another in its
-format. Either may hold ``{split}``: ``coco:coco/{split}2017,annotations=coco/annotations/instances_{split}2017.json``.
-Without it, FILE is taken for the split that is asked for.
+IMAGES is the folder of the images, FILE the JSON of their instances (``instances_val2017.json``) or a file in that
+format. Either may hold ``{split}``: ``coco:coco/{split}2017,annotations=coco/annotations/instances_{split}2017.json``;
+otherwise the split is just a name.
 
-Samples. The images of FILE in its order, those without an object too; ids are their ``file_name``. A category applies
-to an image where at least one of its objects is annotated, crowds included.
+Samples. The images of FILE in its order, also those without an object; ids are their ``file_name``. A category applies
+to an image with at least one annotated object of it, crowds included.
 
-Class order. The names of the categories, by their ids, those without an object in this split too.
+Class order. The categories by id, also those without an object in this split.
 """
 
 import json
@@ -28,14 +28,14 @@ from featcache.datasets.files import (
     local_path,
     read_regular,
     refuse_int_labels,
-    size_and_stamp,
+    sizes_and_stamps,
 )
 from featcache.datasets.labels import MAX_CLASSES
 from featcache.datasets.options import split_options
 from featcache.errors import DatasetError
 
 MAX_JSON = 1 << 31
-"""Largest file of annotations that is read."""
+"""Largest annotation file that is read."""
 
 
 def open_coco(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
@@ -44,7 +44,7 @@ def open_coco(argument: str, split: str, *, labels: str = "names", name: str | N
     Raises
     ------
     DatasetError
-        If FILE is not named, or does not hold what it should; or if no image of it exists.
+        FILE is not named or not in COCO's format, or none of its images exists.
     """
     refuse_int_labels("coco:IMAGES", labels)
     images, options = split_options("coco", argument, ("annotations",))
@@ -64,9 +64,7 @@ def open_coco(argument: str, split: str, *, labels: str = "names", name: str | N
             f"{file}: not COCO's instances ({type(error).__name__}: {error}); expected images with id and file_name, "
             "annotations with image_id and category_id, categories with id and name"
         ) from error
-    files = [size_and_stamp(folder / path) for path in paths]
-    if not any(stamp for _, stamp in files):
-        raise DatasetError(f"{folder}: none of the {len(paths):,} images of {file.name} exists; check the folder")
+    files = sizes_and_stamps(folder, paths, file, "check the folder of the images")
     index = file_index(paths, files, targets, classnames, str(file))
     return FileDataset(check_name(name or "coco"), split, index, folder)
 
@@ -82,7 +80,7 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 
 def _targets(found: Mapping[str, Any]) -> tuple[list[str], npt.NDArray[np.int8], list[str]]:
-    """File names, targets (N, L), and the names of the categories; ValueError and the like for what does not fit."""
+    """File names, targets (N, L), and category names; KeyError, TypeError or ValueError for inconsistent entries."""
     categories = sorted(found["categories"], key=lambda category: int(category["id"]))
     if not found["images"] or not categories or len(categories) > MAX_CLASSES:
         raise ValueError(f"{len(found['images'])} images and {len(categories)} categories")

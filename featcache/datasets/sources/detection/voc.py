@@ -1,13 +1,14 @@
-"""``voc:DIR``: PASCAL VOC, as which classes are in an image.
+"""``voc:DIR``: PASCAL VOC as multi-label data.
 
-DIR is the folder of a year (``VOC2007``), or one that holds it, alone or in ``VOCdevkit``: ``JPEGImages/<id>.jpg``,
-``Annotations/<id>.xml``, ``ImageSets/Main/<split>.txt`` (``train``, ``val``, ``trainval``, ``test``).
+DIR is the folder of a year (``VOC2007``), or a folder with one year in it or in its ``VOCdevkit``:
+``JPEGImages/<id>.jpg``, ``Annotations/<id>.xml``, ``ImageSets/Main/<split>.txt`` (``train``, ``val``, ``trainval``,
+``test``).
 
 Samples. The ids of the split's file, in its order; with split ``all`` every annotated image. A sample's id is
-``<id>.jpg``. A class applies where an object of it is annotated; of a class whose objects are all marked as difficult
-it is unknown, as in VOC's own evaluation.
+``<id>.jpg``. A class applies if an object of it is annotated; if all its objects are marked as difficult, it is
+unknown, as in VOC's own evaluation.
 
-Class order. VOC's twenty, by name, unless a ``classes.txt`` in the folder of the year lists others.
+Class order. VOC's twenty classes by name, unless a ``classes.txt`` in the year's folder lists others.
 """
 
 from pathlib import Path
@@ -24,11 +25,11 @@ from featcache.datasets.files import (
     local_path,
     read_regular,
     refuse_int_labels,
-    size_and_stamp,
+    sizes_and_stamps,
 )
 from featcache.datasets.targets import targets_of_names
 from featcache.errors import DatasetError
-from featcache.prompts.text_files import CLASS_FILE, read_class_file, read_lines
+from featcache.prompts.text_files import listed_names, read_lines
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -36,16 +37,16 @@ CLASSES = (
 )
 SETS, NOTES, IMAGES = "ImageSets/Main", "Annotations", "JPEGImages"
 MAX_XML = 1 << 24
-"""Largest file of annotations that is read."""
+"""Largest annotation file that is read."""
 
 
 def open_voc(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of PASCAL VOC, or of a data set in its format; the default name is that of the folder.
+    """Open one split of a data set in the format of PASCAL VOC; the default name is that of the folder.
 
     Raises
     ------
     DatasetError
-        If a file is missing or does not hold what it should, a class is not in the class list, or no image exists.
+        A file is missing or malformed, a class is not in the class list, or no image exists.
     """
     refuse_int_labels("voc:DIR", labels)
     folder = _folder_of(argument)
@@ -53,14 +54,10 @@ def open_voc(argument: str, split: str, *, labels: str = "names", name: str | No
     objects = [_objects(folder / NOTES / f"{sample}.xml") for sample in ids]
     present = [[name for name, difficult in found if not difficult] for found in objects]
     unknown = [[name for name, difficult in found if difficult] for found in objects]
-    listed = folder / CLASS_FILE
-    names = [display for _, display in read_class_file(listed)] if listed.is_file() else CLASSES
-    where = lambda row: f"{folder / NOTES / ids[row]}.xml"  # noqa: E731
-    targets, classnames = targets_of_names(present, where, names, unknown)
+    names = listed_names(folder) or CLASSES
+    targets, classnames = targets_of_names(present, lambda row: f"{folder / NOTES / ids[row]}.xml", names, unknown)
     paths = [f"{sample}.jpg" for sample in ids]
-    files = [size_and_stamp(folder / IMAGES / path) for path in paths]
-    if not any(stamp for _, stamp in files):
-        raise DatasetError(f"{folder / IMAGES}: none of the {len(paths):,} images exists, such as {paths[0]}")
+    files = sizes_and_stamps(folder / IMAGES, paths, folder, "restore them")
     index = file_index(paths, files, targets, classnames, f"voc:{argument} split {split}")
     return FileDataset(check_name(name or default_name(folder.name)), split, index, folder / IMAGES)
 
@@ -96,14 +93,14 @@ def _ids(folder: Path, split: str) -> list[str]:
 
 
 class _Builder(ET.TreeBuilder):
-    """Builds trees without a document type, whose entities could expand without bound."""
+    """Refuses document types, whose entities could expand without bound."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError(f"it declares a document type, {name}, which is refused")
 
 
 def _objects(file: Path) -> list[tuple[str, bool]]:
-    """Class and difficulty of every object of an image."""
+    """The class of every object of an image, and whether it is marked as difficult."""
     try:
         content = read_regular(str(file), MAX_XML, "a file of annotations")
         tree = ET.fromstring(content, ET.XMLParser(target=_Builder()))

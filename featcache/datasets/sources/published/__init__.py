@@ -1,1 +1,1 @@
-"""Published data sets in their own layouts, with the class indices and names that the field uses."""
+"""Published data sets in their own layouts, with their usual class indices and names."""

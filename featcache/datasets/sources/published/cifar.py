@@ -1,4 +1,4 @@
-"""``cifar:10.1:DIR`` and ``cifar:10.2:DIR``: the two new test sets of CIFAR-10, in their published files.
+"""``cifar:10.1:DIR`` and ``cifar:10.2:DIR``: the two new test sets of CIFAR-10, as published.
 
 ========== ============================================================================== ===========================
 CIFAR-10.1 ``cifar10.1_v6_data.npy`` and ``cifar10.1_v6_labels.npy`` (Recht et al., 2018)  split ``test``
@@ -6,8 +6,8 @@ CIFAR-10.2 ``cifar102_test.npy``, ``cifar102_train.npy`` (Lu et al., 2020): pick
            of ``images`` and ``labels``, read without unpickling
 ========== ============================================================================== ===========================
 
-DIR holds these files, or their folder ``CIFAR-10.1`` or ``CIFAR-10.2``. ``,version=v4`` takes that version of
-CIFAR-10.1. The classes are CIFAR-10's ten; a digest of the images is part of the key, as for ``arrays:``.
+DIR has these files, or a folder ``CIFAR-10.1`` or ``CIFAR-10.2`` with them. ``,version=v4`` selects that version of
+CIFAR-10.1. The classes are CIFAR-10's; a digest of the images is part of the key, as for ``arrays:``.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from featcache.errors import DatasetError
 from featcache.prompts.class_lists import load_classnames
 
 NAMES = {"10.1": "CIFAR101", "10.2": "CIFAR102"}
-"""Version -> default name, as WiSE-FT's results have it."""
+"""Version -> default name, as in WiSE-FT's results."""
 SIDE = 32
 
 
@@ -34,7 +34,7 @@ def open_cifar(argument: str, split: str, *, labels: str = "names", name: str | 
     Raises
     ------
     DatasetError
-        Where a file is missing or holds something else.
+        A file is missing or holds something else.
     """
     refuse_int_labels("cifar:10.1:DIR", labels)
     kind, colon, rest = argument.partition(":")

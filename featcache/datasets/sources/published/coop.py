@@ -1,14 +1,13 @@
-"""``coop:FILE``: the splits of CoOp's data sets (``split_zhou_OxfordPets.json``, ...), which few-shot papers share.
+"""``coop:FILE``: CoOp's split files (``split_zhou_OxfordPets.json``, ...), the usual splits of few-shot papers.
 
 FILE is JSON, ``{"train": [[path, label, class name], ...], "val": [...], "test": [...]}``. Paths start from
-``root=DIR`` (``coop:FILE,root=DIR``), by default the folder of FILE or, where they are not there, CoOp's folder of
-the images of that data set beside it (``eurosat/2750``). A path is the sample's id. Labels are indices, and the class
-of an index has one name in all splits; the class list is that of the whole file, in the order of its indices. A
-``classes.txt`` beside it names them otherwise.
+``root=DIR`` (``coop:FILE,root=DIR``), by default from the folder of FILE or else from CoOp's image folder beside it
+(``eurosat/2750``). The path is the sample's id. Labels are indices, each with one class name in all splits; the class
+list covers the whole file, in the order of the indices. A ``classes.txt`` beside it renames the classes.
 
-k shots are drawn by `heads.few_shot` or ``featcache sweep --shots 1 2 4 8 16 --select-shots 4`` (min(k, 4) rows a
-class to choose on, as CoOp has it). CoOp's own draws follow Python's generator in the state that its training script
-happens to be in, and lie in pickles; they are not read.
+`heads.few_shot` or ``featcache sweep --shots 1 2 4 8 16 --select-shots 4`` draws k shots (and, as in CoOp, min(k, 4)
+rows per class for validation). CoOp's own draws depend on the state of Python's random generator in its training script
+and are stored as pickles; they are not read.
 """
 
 import json
@@ -34,7 +33,7 @@ from featcache.parameters import check_regular
 
 Item = tuple[str, int, str]
 IMAGE_FOLDERS = ("101_ObjectCategories", "2750", "images", "jpg", "SUN397", "UCF-101-midframes")
-"""Where CoOp keeps the images of a data set, beside its split file."""
+"""CoOp's image folders beside its split files."""
 
 
 def open_coop(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
@@ -45,7 +44,7 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
     Raises
     ------
     DatasetError
-        If the file is not a CoOp split file, has no such split, or none of its images exists.
+        The file is not a CoOp split file, has no such split, or none of its images exists.
     """
     refuse_int_labels("coop", labels)
     file, options = split_options("coop", argument, ("root",))
@@ -72,7 +71,7 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
 
 
 def _found(items: Sequence[Item], places: Sequence[Path]) -> tuple[Path, list[tuple[int, int]]]:
-    """The first folder that has one of the images, else the first; size and time of each image there."""
+    """The first folder with one of the images, or else the first; and size and time of each image there."""
     for root in places:
         files = [size_and_stamp(root / item[0]) for item in items]
         if any(facts != (0, 0) for facts in files):
@@ -98,7 +97,7 @@ def parse_splits(record: object, source: str) -> dict[str, list[Item]]:
     Raises
     ------
     DatasetError
-        Naming the entry, what was got and what was expected.
+        An entry is wrong; the error names it.
 
     Examples
     --------
@@ -142,7 +141,7 @@ def class_list(splits: Mapping[str, Sequence[Item]], source: str) -> list[str]:
     Raises
     ------
     DatasetError
-        Where a label has two names, or a label below the largest has none.
+        A label has two names, or a label below the largest has none.
     """
     names: dict[int, str] = {}
     for item in (item for part in splits.values() for item in part):

@@ -1,25 +1,25 @@
-"""``digits`` and ``digits:DOMAIN``: real handwritten digits and shifted domains of them, on every machine.
+"""``digits`` and ``digits:DOMAIN``: handwritten digits and shifted domains of them, without a download.
 
 The images are the 1,797 handwritten digits that ship with scikit-learn (8 x 8, values 0-16, from the UCI collection
 "Optical Recognition of Handwritten Digits", Alpaydin and Kaynak 1998), here with values 0-255 and R = G = B, float32.
 
-Splits. ``train`` 1,000, ``val`` 297 and ``test`` 500 images, disjoint, each class in proportion. Within a class the
-images are ordered by the xxh3-64 hash of their id, so that no random generator of any library has a part in it.
+Splits. ``train`` 1,000, ``val`` 297 and ``test`` 500 images, disjoint and stratified. Within a class the images are
+ordered by the xxh3-64 hash of their id, so the splits depend on no random generator.
 
-Domains. Each shows *the same* images of a split, changed in one way (the shifts of the field in small):
+Domains. Each has *the same* images in a split, with one distribution shift:
 
 ======== ================================================================================================
 clean    as they are, 8 x 8 (the default; the data set is then called ``digits``)
 sketch   40 x 40 (one original pixel of black around), magnitude of the gradient: bright outlines on black
 inverted 255 - x: black on white
 noisy    plus Gaussian noise of standard deviation 64, clipped to 0-255
-rotated  40 x 40 likewise, turned by 15 to 35 degrees, angle and direction fixed by the sample
+rotated  40 x 40 likewise, rotated by 15 to 35 degrees; the sample determines angle and direction
 lowres   means of 2 x 2 pixels, so 4 x 4, shown as 8 x 8
 ======== ================================================================================================
 
-The ids carry a version, ``digits-v1/rotated/0042``: a change of a split or shift needs the next version, since the
-key of a store knows the images by their ids. Interpolated and noisy values are rounded to whole numbers, which hides
-last-bit differences between machines.
+The ids include a version, ``digits-v1/rotated/0042``. Any change to a split or shift needs a new version, since
+a store's key depends on the ids alone. Interpolated and noisy values are rounded to whole numbers, which hides last-bit
+differences between machines.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class DigitsDataset:
     index: SampleIndex
     domain: str
     originals: npt.NDArray[np.int64]
-    """(N,) positions among scikit-learn's 1,797 images."""
+    """(N,) indices into scikit-learn's 1,797 images."""
 
     def read(self, row: int) -> bytes:
         """The image as little-endian float32 (H, W, 3)."""
@@ -65,7 +65,7 @@ class DigitsDataset:
 
     @property
     def decoding(self) -> str:
-        """All samples decode the same way."""
+        """Equal for domains of equal size."""
         return f"array <f4 {_side(self.domain)}"
 
     def decode(self, content: bytes | memoryview, row: int) -> Picture:
@@ -82,7 +82,7 @@ def open_digits(domain: str, split: str, *, labels: str = "names", name: str | N
     Raises
     ------
     DatasetError
-        Where the domain or split is unknown.
+        The domain or split is unknown.
 
     Examples
     --------
@@ -142,9 +142,8 @@ def _hash(original: int, purpose: str) -> int:
 def _splits() -> dict[str, npt.NDArray[np.int64]]:
     """Originals of each split, in ascending order.
 
-    All images, class by class and hashed within the class, are dealt out along a line: image k of N gets the position
-    (rank within its class + 1/2) / (size of its class), and the sorted positions are cut at the sizes of the splits.
-    So every cut takes each class in proportion.
+    Within a class, images are ranked by hash, and an image gets the position (rank + 1/2) / (size of its class). All
+    images are sorted by position and cut at the sizes of the splits, so that each split is stratified.
     """
     targets = _targets()
     position = np.empty(len(targets))
@@ -161,7 +160,7 @@ def _side(domain: str) -> int:
 
 
 def _enlarge(image: Image) -> Image:
-    """(40, 40), four times as large, with a margin: strokes touch the frame, and would be cut or lack an outline."""
+    """(40, 40): four times as large, with a margin, since strokes touch the frame."""
     return np.asarray(ndimage.zoom(np.pad(image, 1), 4, order=1, mode="grid-constant", grid_mode=True))
 
 
@@ -177,7 +176,7 @@ def _clean(image: Image, original: int) -> Image:
 def _sketch(image: Image, original: int) -> Image:
     large = _enlarge(image)
     edges = np.hypot(ndimage.sobel(large, axis=0, mode="constant"), ndimage.sobel(large, axis=1, mode="constant"))
-    return _whole(edges * (1.5 * 255 / edges.max()))  # the strongest third of the range is saturated
+    return _whole(edges * (1.5 * 255 / edges.max()))  # the strongest third saturates
 
 
 def _inverted(image: Image, original: int) -> Image:
@@ -185,7 +184,7 @@ def _inverted(image: Image, original: int) -> Image:
 
 
 def _noisy(image: Image, original: int) -> Image:
-    # RandomState, not default_rng: NumPy promises its stream for good.
+    # RandomState, not default_rng: NumPy guarantees its stream.
     noise = np.random.RandomState(_hash(original, "noise") % 2**32).standard_normal(image.shape)
     return _whole(image + NOISE * noise)
 
@@ -210,4 +209,4 @@ DOMAINS: dict[str, Shift] = {
     "rotated": _rotated,
     "lowres": _lowres,
 }
-"""Name -> shift of one image (8, 8) with values 0-255, given its position among the originals."""
+"""Name -> shift of an image (8, 8) with values 0-255, given its index among the originals."""

@@ -1,4 +1,4 @@
-"""``imagenet:DIR`` and its shifted versions: folders of WordNet ids, labelled with the field's class indices and names.
+"""``imagenet:DIR`` and its shifted versions: folders of WordNet ids, with the usual class indices and names.
 
 =========================== ====================================================== ==================================
 source                      images                                                 classes
@@ -12,11 +12,11 @@ source                      images                                              
 ``imagenet:objectnet:DIR``  ``DIR/images/<folder>/``, also with ``DIR/mappings/``  the 113 that ImageNet knows
 =========================== ====================================================== ==================================
 
-The shifted versions have one split, ``test`` (or ``all``). Class indices do not depend on which folders are there;
-ImageFolder would number those of a part of ImageNet from 0, and ImageNetV2's as texts: 0, 1, 10, 100, 101, ... A folder
-that is not a class is an error, except for ObjectNet's 200 classes outside ImageNet.
+The shifted versions have one split, ``test`` (or ``all``). Class indices do not depend on which folders exist;
+ImageFolder would number a part of ImageNet from 0, and sort ImageNetV2's folders as strings: 0, 1, 10, 100, 101, ... A
+folder that is not a class is an error, except for ObjectNet's 200 classes outside ImageNet.
 
-``,names=wise-ft`` behind DIR gives the data sets the names that WiSE-FT's results have: ``ImageNetV2`` and so on.
+``,names=wise-ft`` behind DIR names the data sets as in WiSE-FT's results: ``ImageNetV2`` and so on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ from featcache.datasets.files import (
 from featcache.datasets.options import split_options
 from featcache.datasets.sources.image_folder import class_folder_index, class_folders, split_folder
 from featcache.errors import DatasetError
+from featcache.prompts.imagenet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
 from featcache.prompts.objectnet import has_mappings, load_objectnet, shared_classes
-from featcache.prompts.wordnet import imagenet_names, imagenet_wnids, subset_names_of, subset_wnids
 
 VERSIONS = {
     "": "imagenet",
@@ -62,7 +62,7 @@ def open_imagenet(argument: str, split: str, *, labels: str = "names", name: str
     Raises
     ------
     DatasetError
-        If there is no such folder, or a folder in it is not a class.
+        There is no such folder, or a folder in it is not a class.
     """
     refuse_int_labels("imagenet:DIR", labels)
     first, colon, rest = argument.partition(":")

@@ -1,19 +1,19 @@
-"""``wilds:fmow:DIR`` and ``wilds:iwildcam:DIR``: data sets of WILDS (Koh et al., arXiv 2012.07421) as it lays them out.
+"""``wilds:fmow:DIR`` and ``wilds:iwildcam:DIR``: data sets of WILDS (Koh et al., arXiv 2012.07421) in its own layout.
 
 ======== ============================================================= ===============================================
-name     files                                                         columns that go into the store
+name     files                                                         metadata columns
 ======== ============================================================= ===============================================
 fmow     ``rgb_metadata.csv``, ``country_code_mapping.csv``,           region (empty for unknown countries), year
          ``images/rgb_img_<row>.png``
 iwildcam ``metadata.csv``, ``train/<filename>``                        location, sequence
 ======== ============================================================= ===============================================
 
-DIR holds these files, or the folder that WILDS makes for them (``fmow_v1.1``, ``iwildcam_v2.0``).
+DIR has these files, or the folder that WILDS makes for them (``fmow_v1.1``, ``iwildcam_v2.0``).
 
-Splits. ``train``, ``id_val``, ``id_test``, ``val``, ``test``: those of the official split. Of fmow, images from 2013 on
-are out of distribution, those from 2016 on are ``test``; sequestered images are left out.
+Splits. ``train``, ``id_val``, ``id_test``, ``val``, ``test``: the official ones. In fmow, images from 2013 on are out
+of distribution, and those from 2016 on are ``test``; sequestered images are left out.
 
-Class order. As WILDS numbers them: the lists ``fmow`` and ``iwildcam`` of `featcache.prompts.class_lists`.
+Class order. That of WILDS: the lists ``fmow`` and ``iwildcam`` of `featcache.prompts.class_lists`.
 """
 
 import csv
@@ -21,7 +21,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.datasets.files import FileDataset, check_name, file_index, local_path, refuse_int_labels, size_and_stamp
+from featcache.datasets.files import (
+    FileDataset,
+    check_name,
+    file_index,
+    local_path,
+    refuse_int_labels,
+    sizes_and_stamps,
+)
 from featcache.errors import DatasetError
 from featcache.prompts.class_lists import load_class_list
 from featcache.prompts.text_files import read_lines
@@ -34,7 +41,7 @@ WISE_FT = {
     ("iwildcam", "id_test"): "IWildCamID",
     ("iwildcam", "test"): "IWildCamOOD",
 }
-"""(data set, split) -> default name, as WiSE-FT's results have it; that of the data set for other splits."""
+"""(data set, split) -> default name, as in WiSE-FT's results; other splits have the data set's name."""
 VAL_YEAR, TEST_YEAR = 2013, 2016
 
 
@@ -48,14 +55,14 @@ class Rows:
 
 
 def open_wilds(argument: str, split: str, *, labels: str = "names", name: str | None = None) -> FileDataset:
-    """Open one split of a data set of WILDS.
+    """Open one split of a WILDS data set.
 
     See `open_dataset`; the default name is one of `WISE_FT`, or that of the data set.
 
     Raises
     ------
     DatasetError
-        Where a file, a column or a split is missing.
+        A file, a column or a split is missing.
     """
     refuse_int_labels("wilds:NAME:DIR", labels)
     kind, colon, place = argument.partition(":")
@@ -73,9 +80,7 @@ def open_wilds(argument: str, split: str, *, labels: str = "names", name: str | 
     rows = rows_of(folder, split)
     if not rows.ids:
         raise DatasetError(f"{folder / table}: no row of split {split!r}; restore the file")
-    files = [size_and_stamp(folder / sample) for sample in rows.ids]
-    if not any(stamp for _, stamp in files):
-        raise DatasetError(f"{folder}: none of its {len(files):,} images exists, such as {rows.ids[0]}; restore them")
+    files = sizes_and_stamps(folder, rows.ids, folder, "restore them")
     names = load_class_list(kind).names
     index = file_index(rows.ids, files, rows.labels, names, f"wilds:{kind} split {split}", rows.metadata)
     return FileDataset(check_name(name or WISE_FT.get((kind, split), kind)), split, index, folder)
@@ -135,4 +140,4 @@ KINDS: dict[str, tuple[str, Callable[[Path, str], Rows]]] = {
     "fmow": ("rgb_metadata.csv", _fmow),
     "iwildcam": ("metadata.csv", _iwildcam),
 }
-"""Name -> the table that lists its images, and what reads a split of it."""
+"""Name -> the table of its images, and a function that reads one split of it."""

@@ -1,14 +1,13 @@
 """``vid-robust:DIR``: ImageNet-Vid-Robust (Shankar et al., arXiv 1906.02168), 30 classes, sets of nearby video frames.
 
-DIR is ``imagenet-vid-robust``, or a folder that holds it: ``val/<video>/<frame>.jpg``, in ``metadata/`` the files
-``labels.json`` and ``pmsets.json``, in ``misc/`` the files ``imagenet_vid_class_index.json`` and ``rev_wnid_map.json``.
-It has one split, ``test``.
+DIR is ``imagenet-vid-robust``, or a folder with it: ``val/<video>/<frame>.jpg``, ``metadata/labels.json`` and
+``pmsets.json``, ``misc/imagenet_vid_class_index.json`` and ``rev_wnid_map.json``. There is one split, ``test``.
 
-Samples. Every anchor frame and the frames of its set (up to 10 before and behind it); ids are the keys of the files,
-``val/<video>/<frame>.jpg``. A frame may show several classes: the first is its label, and all count as right.
+Samples. Every anchor frame and the frames of its set (up to 10 before and after it); ids are the keys of the files,
+``val/<video>/<frame>.jpg``. A frame may show several classes: the first is its label, and each counts as correct.
 
-Two columns go into the store: ``anchor``, the anchors of the sets that a frame is in, and ``also``, its further labels.
-From them `featcache evaluate` computes pm-0 and pm-10 accuracy (`heads.evaluation.frames`).
+Metadata columns: ``anchor``, the anchors of the sets that a frame is in, and ``also``, its further labels. They give
+pm-0 and pm-10 accuracy in `featcache evaluate` (`heads.evaluation.frames`).
 """
 
 from pathlib import Path
@@ -22,13 +21,13 @@ from featcache.datasets.files import (
     json_object,
     local_path,
     refuse_int_labels,
-    size_and_stamp,
+    sizes_and_stamps,
 )
 from featcache.errors import DatasetError
-from featcache.prompts.wordnet import imagenet_wnids
+from featcache.prompts.imagenet import imagenet_wnids
 
 NAME = "ImageNetVidRobust"
-"""Default name, as WiSE-FT's results have it."""
+"""Default name, as in WiSE-FT's results."""
 PLACES = ("", "imagenet-vid-robust", "imagenet_vid_ytbb_robust/imagenet-vid-robust")
 SETS = "metadata/pmsets.json"
 SEPARATOR = " "
@@ -40,7 +39,7 @@ def open_vid_robust(argument: str, split: str, *, labels: str = "names", name: s
     Raises
     ------
     DatasetError
-        Where a file is missing, or does not hold what it should.
+        A file is missing or malformed.
     """
     refuse_int_labels("vid-robust:DIR", labels)
     folder = folder_of(argument)
@@ -58,9 +57,7 @@ def open_vid_robust(argument: str, split: str, *, labels: str = "names", name: s
         targets = [found[0] for found in numbers]
     except (KeyError, IndexError, ValueError) as error:
         raise DatasetError(f"{folder}: no label of a frame ({error}); restore metadata/labels.json") from error
-    files = [size_and_stamp(folder / key) for key in keys]
-    if not any(stamp for _, stamp in files):
-        raise DatasetError(f"{folder}: none of its {len(keys):,} frames exists, such as {keys[0]}; restore them")
+    files = sizes_and_stamps(folder, keys, folder, "restore them")
     metadata = {
         "anchor": [SEPARATOR.join(anchors[key]) for key in keys],
         "also": [SEPARATOR.join(map(str, found[1:])) for found in numbers],
@@ -70,7 +67,7 @@ def open_vid_robust(argument: str, split: str, *, labels: str = "names", name: s
 
 
 def folder_of(argument: str) -> Path:
-    """The folder of the data set; DatasetError where it is not there."""
+    """The folder of the data set; DatasetError if it is missing."""
     base = local_path("vid-robust", argument)
     found = next((base / place for place in PLACES if (base / place / SETS).is_file()), None)
     if found is None:
@@ -79,7 +76,7 @@ def folder_of(argument: str) -> Path:
 
 
 def vid_classes(folder: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """The class names in label order, and the class indices of each among ImageNet's 1,000."""
+    """The class names in label order, and for each class its indices among ImageNet's 1,000."""
     index = json_object(folder / "misc/imagenet_vid_class_index.json", list)
     parts = json_object(folder / "misc/rev_wnid_map.json", list)
     place = {wnid: number for number, wnid in enumerate(imagenet_wnids())}

@@ -1,18 +1,17 @@
 """``ytbb-robust:DIR``: YTBB-Robust (Shankar et al., arXiv 1906.02168), 23 classes, sets of nearby video frames.
 
-DIR is ``ytbb-robust``, or a folder that holds it: ``ytbb_videos/<video>_<ms>/frame-<number>.jpg``. It has one split,
-``test``. Its labels are the five files of `FILES`, which WiSE-FT and the ImageNet testbed keep beside their code, in
+DIR is ``ytbb-robust``, or a folder with it: ``ytbb_videos/<video>_<ms>/frame-<number>.jpg``. There is one split,
+``test``. The labels are the five files of `FILES`, which WiSE-FT and the ImageNet testbed keep beside their code, in
 ``ytbb-robust_metadata``: put that folder, or its files, into DIR, or name it: ``ytbb-robust:DIR,labels=FOLDER``.
 
-Samples. The anchor frames that reviewers found good, and of the up to 10 frames before and behind each those that they
-found similar to it; ids are paths below ``ytbb_videos``. A frame has the labels of its anchor: that of the video first,
-then those that reviewers added. All count as right.
+Samples. The anchor frames that reviewers marked as good, and of the up to 10 frames before and after each those that
+they marked as similar to it; ids are paths below ``ytbb_videos``. A frame has the labels of its anchor: the video's
+first, then those that reviewers added. Each counts as correct.
 
-Classes. Those of YouTube-BoundingBoxes in label order, without ``none``, which is never predicted. Cow, giraffe,
-skateboard and toilet have no counterpart in ImageNet: a head over ImageNet never predicts them, and their frames count
-as wrong, as in WiSE-FT.
+Classes. Those of YouTube-BoundingBoxes in label order, without ``none``. Cow, giraffe, skateboard and toilet have no
+counterpart in ImageNet: a head over ImageNet never predicts them, and their frames count as wrong, as in WiSE-FT.
 
-The columns ``anchor`` and ``also`` go into the store, as those of `vid_robust`.
+Metadata columns: ``anchor`` and ``also``, as in `vid_robust`.
 """
 
 import csv
@@ -28,14 +27,14 @@ from featcache.datasets.files import (
     json_object,
     local_path,
     refuse_int_labels,
-    size_and_stamp,
+    sizes_and_stamps,
 )
 from featcache.datasets.options import split_options
 from featcache.errors import DatasetError
 from featcache.prompts.text_files import read_lines
 
 NAME = "YTBBRobust"
-"""Default name, as WiSE-FT's results have it."""
+"""Default name, as in WiSE-FT's results."""
 PLACES = ("", "ytbb-robust", "imagenet_vid_ytbb_robust/ytbb-robust")
 VIDEOS = "ytbb_videos"
 CLASSES, GROUPS = "ytbb_class_index.json", "rev_class_idx_map.json"
@@ -44,14 +43,14 @@ FILES = (CLASSES, GROUPS, ANCHORS, PAIRS, VIDEO_LABELS)
 LABEL_PLACES = ("", "metadata", "ytbb-robust_metadata")
 NONE = "none"
 NUMBERED_OTHERWISE = {22: "car", 23: NONE}
-"""Classes whose numbers in `VIDEO_LABELS` are not those of `CLASSES`."""
+"""Classes that `VIDEO_LABELS` numbers differently from `CLASSES`."""
 PROBLEMS = frozenset(
     (
         *("dissimilar", "problematic", "incorrect", "dont know", "bad-anchor"),
         *("deformation", "background-change", "occlusion-increased", "blur-increase"),
     )
 )
-"""Labels of a pair of frames that is left out."""
+"""Marks of frame pairs that are left out."""
 BAD_ANCHOR = "bad-anchor"
 REACH = 10
 FRAME = re.compile(r"([^/\s]+_\d+)/frame-(\d+)\.jpg")
@@ -64,7 +63,7 @@ def open_ytbb_robust(argument: str, split: str, *, labels: str = "names", name: 
     Raises
     ------
     DatasetError
-        Where a file is missing, or does not hold what it should.
+        A file is missing or malformed.
     """
     refuse_int_labels("ytbb-robust:DIR", labels)
     folder, notes = folders_of(argument)
@@ -75,9 +74,7 @@ def open_ytbb_robust(argument: str, split: str, *, labels: str = "names", name: 
     sets, known = _frame_sets(notes, good), _labels(notes, good, classnames)
     owner = {frame: anchor for anchor, frames in sets.items() for frame in frames}
     keys = sorted(owner)
-    files = [size_and_stamp(folder / key) for key in keys]
-    if not any(stamp for _, stamp in files):
-        raise DatasetError(f"{folder}: none of its {len(keys):,} frames exists, such as {keys[:1]}; restore them")
+    files = sizes_and_stamps(folder, keys, folder, "restore them")
     further = [known[owner[key]][1:] for key in keys]
     metadata = {
         "anchor": [owner[key] for key in keys],
@@ -89,7 +86,7 @@ def open_ytbb_robust(argument: str, split: str, *, labels: str = "names", name: 
 
 
 def folders_of(argument: str) -> tuple[Path, Path]:
-    """The folder of the videos and that of the labels; DatasetError where one is not there."""
+    """The folders of the videos and of the labels; DatasetError if one is missing."""
     place, options = split_options("ytbb-robust", argument, ("labels",))
     base = local_path("ytbb-robust", place)
     inner = next((base / place for place in PLACES if (base / place / VIDEOS).is_dir()), None)
@@ -107,7 +104,7 @@ def folders_of(argument: str) -> tuple[Path, Path]:
 
 
 def ytbb_classes(notes: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """The class names in label order, and the class indices of each among ImageNet's 1,000: none for some."""
+    """The class names in label order, and for each class its indices among ImageNet's 1,000, if any."""
     names, groups = json_object(notes / CLASSES, str), json_object(notes / GROUPS, list)
     try:
         kept = {number: names[str(number)] for number in range(len(names)) if names[str(number)] != NONE}
@@ -117,7 +114,7 @@ def ytbb_classes(notes: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], .
 
 
 def _frame_sets(notes: Path, good: Annotations) -> dict[str, list[str]]:
-    """Anchor -> the frames of its set, itself the first; anchors that a pair calls bad are left out."""
+    """Anchor -> the frames of its set, itself first; anchors that a pair marks as bad are left out."""
     pairs = _annotations(notes / PAIRS)
     bad = {_key(pair.partition(",")[0]) for pair, marks in pairs.items() if BAD_ANCHOR in marks}
     sets: dict[str, list[str]] = {}
@@ -142,7 +139,7 @@ def _frame_sets(notes: Path, good: Annotations) -> dict[str, list[str]]:
 
 
 def _labels(notes: Path, good: Annotations, classnames: Sequence[str]) -> dict[str, list[int]]:
-    """Anchor -> its class indices: that of the video first, then those that reviewers added, in label order."""
+    """Anchor -> its class indices: the video's first, then those that reviewers added, in label order."""
     place = {name: number for number, name in enumerate(classnames)}
     numbered = {int(number): name for number, name in json_object(notes / CLASSES, str).items()} | NUMBERED_OTHERWISE
     try:
@@ -156,13 +153,13 @@ def _labels(notes: Path, good: Annotations, classnames: Sequence[str]) -> dict[s
 
 
 def _good_anchors(notes: Path) -> Annotations:
-    """Key -> marks of the anchors that are marked as good, and not as bad or unsure too."""
+    """Key -> marks, of the anchors marked as good and not also as bad or unsure."""
     found = {_key(key): marks for key, marks in _annotations(notes / ANCHORS).items()}
     return {key: marks for key, marks in found.items() if "good" in marks and not {"bad", "unsure"} & set(marks)}
 
 
 def _annotations(file: Path) -> Annotations:
-    """Key -> marks, by name; of two annotations of a key the latter."""
+    """Key -> names of its marks; of two annotations of a key, the last counts."""
     found = json_object(file, list)
     try:
         marks = found["labels"]
@@ -172,5 +169,5 @@ def _annotations(file: Path) -> Annotations:
 
 
 def _key(path: str) -> str:
-    """The last two parts of a path, which annotations may hold in full."""
+    """The last two parts of a path; annotations may hold full paths."""
     return "/".join(path.split("/")[-2:])
