@@ -173,7 +173,7 @@ def test_any_json_is_a_prompt_file_or_a_clear_error(tmp_path_factory, value):
             isinstance(value, dict)
             and value
             and all(isinstance(v, list) and v and all(isinstance(s, str) for s in v) for v in value.values())
-            and all(s.strip() and "{}" not in s for v in value.values() for s in v)
+            and all(s.strip() and "{}" not in s and "{a}" not in s for v in value.values() for s in v)
         )
 
 
