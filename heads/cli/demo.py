@@ -56,7 +56,8 @@ def run_demo(args: argparse.Namespace) -> Row:
     choice = describe_choice(heads[-1])
     for head in heads:
         save(head, output / f"{head.linear().name.replace('+', '-')}.safetensors")
-    append_rows(output / "results.jsonl", [*rows, *path])
+    everything = [*rows[:-1], *path]  # the chosen interpolation is one of the path
+    append_rows(output / "results.jsonl", everything)
     hits = sum(result.hit for result in images.values()) + texts.hit
     total = time.perf_counter() - began
     summary = (
@@ -64,7 +65,7 @@ def run_demo(args: argparse.Namespace) -> Row:
         f"everything {format_seconds(total)}"
     )
     written = write_report(
-        [*rows, *path],
+        everything,
         output,
         title="Handwritten digits under the embedded tiny model",
         notes=_notes(choice, summary),
