@@ -176,7 +176,7 @@ def model_folder(name: str | Path) -> Path:
     text = str(name).removeprefix("local-dir:")
     folder = Path(encoders.__file__).parent / "tiny" if text == "tiny" and not Path(text).exists() else Path(text)
     if not (folder / CONFIG).is_file():
-        raise EncoderError(f"{folder}: no {CONFIG}; expected a model folder (open_clip's local-dir:), or `tiny`")
+        raise EncoderError(f"{folder}: no {CONFIG}; give a model folder (open_clip's local-dir:), or `tiny`")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Objectives: the loss of the image features of a batch, and the classifier of the trained model."""
+"""Interface of objectives: the loss of a batch's image features, and the classifier of the trained model."""
 
 import itertools
 from dataclasses import dataclass
@@ -13,15 +13,13 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """The share of this process in one batch, on the device.
+    """The share of one batch that this process trains on, on its device.
 
     Parameters
     ----------
-    rows : (B,) int64 array
-        Rows of the data set.
-    images : (B, H, W, 3) tensor
-        uint8, or float32 0-255.
-    labels : (B,) int64 tensor
+    rows : (B,) int64, rows of the data set
+    images : (B, H, W, 3) uint8, or float32 0-255
+    labels : (B,) int64
     """
 
     step: int
@@ -34,7 +32,7 @@ class TrainingBatch:
         return len(self.rows)
 
     def parts(self, number: int) -> list["TrainingBatch"]:
-        """Split the batch into `number` parts of nearly equal size, or into single rows if it has fewer."""
+        """Split the batch into at most `number` parts of nearly equal size."""
         number = min(number, len(self))
         cuts = np.linspace(0, len(self), number + 1).round().astype(int).tolist()
         return [self._slice(slice(a, b)) for a, b in itertools.pairwise(cuts)] if number > 1 else [self]
@@ -47,13 +45,13 @@ class Objective(Protocol):
     """The loss of fine-tuning, without regularisers."""
 
     separable: ClassVar[bool]
-    """Whether the loss of a batch is the mean of the losses of its parts, weighted by rows."""
+    """Whether the loss of a batch is the mean over its parts, weighted by rows."""
 
     def __call__(self, features: torch.Tensor, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of features (N, D), and its logits: (N, C) of a head, (N, N) of pairs."""
+        """Loss of features (N, D), and the logits: (N, C) of a head, or (N, N) of pairs."""
 
     def logits(self, features: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
-        """The same logits alone."""
+        """Only the logits."""
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights (C, D) and bias (C,) of the current classifier of unit features, logit scale included."""
+        """Weights (C, D) and bias (C,) of the current classifier on unit features, logit scale included."""

@@ -1,6 +1,6 @@
-"""Captions of labelled images: templates x class names, or the sentences of a prompt file, drawn at random.
+"""Captions of labelled images, drawn at random: templates filled with class names, or sentences of a prompt file.
 
-The caption of an image depends on (seed, epoch, row) alone. Equal captions have the same number, so that the
+The caption of an image depends only on (seed, epoch, row). Equal captions have the same number, so that the
 contrastive loss recognises them (two classes may share a name) and each is encoded once per batch.
 """
 
@@ -18,20 +18,17 @@ class Captions:
 
     Parameters
     ----------
-    sentences : C sequences of str
-        The captions of each class, at least one.
+    sentences : captions of each of C classes, at least one
 
     Attributes
     ----------
-    texts : list of K str
-        The distinct captions.
-    of_class : list of C arrays
-        Positions in `texts`.
+    texts : the K distinct captions
+    of_class : C arrays of indices in `texts`
 
     Raises
     ------
     PromptError
-        A class without a caption.
+        A class has no caption.
 
     Examples
     --------
@@ -49,7 +46,7 @@ class Captions:
         self._seed = seed
 
     def draw(self, labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], epoch: int) -> torch.Tensor:
-        """Captions (B,), as numbers in `texts`, of the given rows (B,) with the given labels (B,) in an epoch."""
+        """Captions (B,), as indices in `texts`, of rows (B,) with labels (B,) in an epoch."""
         chosen = []
         for label, row in zip(labels.tolist(), rows.tolist(), strict=True):
             own = self.of_class[label]

@@ -4,14 +4,14 @@ For unit image features v and text features t of N pairs and ``l_ij = s v_i.t_j`
 
 ``L = 1/2 mean_i [ -log softmax_j(l_ij)_i - log softmax_j(l_ji)_i ]``
 
-Captions made from class names repeat, and plain InfoNCE then treats a literally identical caption as a negative: five
-pairs with one caption keep the loss above ln 5 = 1.609. Here all pairs with the same caption are positives, and
-positives do not compete with each other: with P_i the pairs that share the caption of i,
+Captions made from class names repeat, and plain InfoNCE then treats identical captions as negatives: five pairs with
+one caption keep the loss above ln 5 = 1.609. Here all pairs with the same caption are positives, and positives do not
+compete with each other. With P_i the pairs that share the caption of i,
 
 ``L_i = mean_{j in P_i} log(1 + sum_{k not in P_i} exp(l_ik - l_ij))``
 
-which equals plain InfoNCE where no caption repeats, and whose minimum is 0. (Spreading the target evenly over the
-positives, as UniCL does, would not help here: equal captions have equal features, so its loss equals that of plain
+which equals plain InfoNCE if no caption repeats, and has a minimum of 0. (Spreading the target evenly over the
+positives, as in UniCL, would not help: equal captions have equal features, so the loss would equal that of plain
 targets, false negatives included.)
 
 Papers: Radford et al., CLIP (arXiv 2103.00020); Goyal et al., FLYP (arXiv 2212.00638); Khosla et al., Supervised
@@ -39,7 +39,7 @@ TEXT_BATCH = 256
 
 
 def caption_ids(captions: Sequence[str]) -> torch.Tensor:
-    """Int64 ids (N,) of N captions, equal for equal captions, in every process (63 bits of blake2b).
+    """Int64 ids (N,) of N captions, the same for equal captions in all processes (63 bits of blake2b).
 
     Examples
     --------
@@ -63,11 +63,10 @@ def contrastive(
     ----------
     image_features, text_features : (N, D)
         Features of N pairs; normalised by the function.
-    logit_scale : float or scalar tensor
-        s, already exponentiated.
+    logit_scale : s, exponentiated
     captions : (N,) int64, optional
         Equal for equal captions (`caption_ids`, or class labels if each class has one caption). None gives plain
-        targets (pair i is right, all others are wrong), with false negatives as in the original.
+        InfoNCE, with false negatives as in the original.
 
     Raises
     ------
@@ -99,7 +98,7 @@ def pair_logits(
 
 
 def _loss(logits: torch.Tensor, captions: torch.Tensor | None) -> torch.Tensor:
-    """The loss of `contrastive` from the logits of all processes, and the captions of this one."""
+    """`contrastive` from the logits of all processes and the captions of this one."""
     if captions is None:
         targets = torch.arange(len(logits), device=logits.device)
         return 0.5 * (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets))
@@ -116,11 +115,11 @@ def _positives_apart(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
 
 
 class TextTower(Protocol):
-    """What the contrastive loss needs of the trained model (`ft.training.model.Trainable`)."""
+    """The part of `ft.training.model.Trainable` that the contrastive loss uses."""
 
     @property
     def encoder(self) -> OpenClipEncoder:
-        """Its tokenizer, device, and logit bias are used."""
+        """Gives tokenizer, device and logit bias."""
 
     @property
     def logit_scale(self) -> torch.Tensor:
@@ -144,14 +143,11 @@ class OverPairs:
 
     Parameters
     ----------
-    sentences : C sequences of str
-        The captions of each class.
-    labels : (N,) int64 array
-        Labels of the whole data set.
+    sentences : captions of each of C classes
+    labels : (N,) int64, labels of the whole data set
     seed : seed of the drawn captions
-    false_negatives : treat equal captions of other pairs as wrong, as plain InfoNCE does
-    evaluated : C sequences of str, optional
-        Prompts of the classifier of each class; default: `sentences`.
+    false_negatives : treat equal captions of other pairs as negatives, as plain InfoNCE does
+    evaluated : prompts of the evaluated classifier, for each of C classes; default: `sentences`
     """
 
     separable: ClassVar[bool] = False
@@ -179,7 +175,7 @@ class OverPairs:
         return _loss(logits, None if self._false_negatives else self._drawn(batch)), logits
 
     def logits(self, features: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
-        """Those of the pairs of the batch."""
+        """Logits of the pairs of the batch."""
         different, places = torch.unique(self._drawn(batch), return_inverse=True)
         texts = self._features(different) if self._fixed is None else self._fixed[different.to(self._fixed.device)]
         return pair_logits(features, texts[places.to(texts.device)], self._model.logit_scale)
@@ -188,7 +184,7 @@ class OverPairs:
         return self._captions.draw(self._labels[batch.rows], batch.rows, batch.epoch)
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The zero-shot head of the current model: the normalised mean of the prompts of each class."""
+        """The zero-shot head of the current model: the normalised mean of each class's prompts."""
         known = self._fixed if self._evaluated is self._captions else None
         texts = unit((self._all_features(self._prompts) if known is None else known).double())
         means = torch.stack([texts[torch.from_numpy(places)].mean(dim=0) for places in self._evaluated.of_class])

@@ -1,4 +1,4 @@
-"""Cross entropy of the logits of a head, with label smoothing."""
+"""Cross entropy of a head, with label smoothing."""
 
 from typing import ClassVar
 
@@ -16,13 +16,13 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
 
     The recipes define label smoothing in two equivalent ways: Lipsum-FT smooths the targets, ``q = (1 - ls) onehot +
     ls / C``, and WiSE-FT mixes two losses, ``(1 - ls) NLL + ls mean_c(-log p_c)``. Both equal torch's
-    ``cross_entropy(..., label_smoothing=ls)``. The true class keeps ``1 - ls + ls / C``; the definition that spreads
-    ``ls`` over the C - 1 other classes only is this one at ``ls C / (C - 1)``.
+    ``cross_entropy(..., label_smoothing=ls)``. The true class keeps ``1 - ls + ls / C``; a definition that spreads
+    ``ls`` over only the C - 1 other classes is this one with ``ls C / (C - 1)``.
 
     Parameters
     ----------
     logits : (N, C)
-        Including the logit scale.
+        With the logit scale.
     labels : (N,) int64
     smoothing : ls in [0, 1)
 
@@ -45,12 +45,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
 
 
 class OverHead:
-    """`cross_entropy` of the head's logits.
-
-    Parameters
-    ----------
-    smoothing : label smoothing
-    """
+    """`cross_entropy` of a head's logits."""
 
     separable: ClassVar[bool] = True
 
@@ -63,7 +58,7 @@ class OverHead:
         return cross_entropy(logits, batch.labels, self.smoothing), logits
 
     def logits(self, features: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
-        """Those of the head."""
+        """Logits of the head."""
         found: torch.Tensor = self.head(features)
         return found
 

@@ -12,16 +12,15 @@ class Head(nn.Module):
 
     Parameters
     ----------
-    weights : (C, D) tensor
-        Including the logit scale.
-    bias : (C,) tensor
+    weights : (C, D), with the logit scale
+    bias : (C,)
     scale : constant factor s, taken out of the weights
-    with_bias : whether the bias is trained; if not, `bias` must be constant over classes
+    with_bias : whether there is a bias; if not, `bias` must be constant over classes
 
     Raises
     ------
     TrainingError
-        The bias would be lost.
+        Without a bias, `bias` would be lost.
     """
 
     def __init__(self, weights: torch.Tensor, bias: torch.Tensor, scale: float = 1.0, with_bias: bool = True) -> None:

@@ -23,4 +23,4 @@ REGULARIZERS: Plugins[type[Regularizer]] = Plugins(
         "car": "ft.regularizers.car:ContextDistillation",
     }
 )
-"""All regularisers, by the name that recipes use."""
+"""All regularisers, under the names in recipes."""

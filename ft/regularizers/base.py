@@ -1,4 +1,4 @@
-"""Regularisers: what they read of a training step, what they declare, and how a run builds them."""
+"""Base class of regularisers, their inputs in a training step, and what a run offers to build them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,23 +15,20 @@ from featcache.parameters import Parameter, parameters_of
 
 @dataclass(frozen=True)
 class Step:
-    """What a regulariser may read of a training step; the loop fills in the fields named by `Regularizer.needs`.
+    """Inputs of regularisers in a training step; only fields in `Regularizer.needs` are filled in.
 
     Parameters
     ----------
-    features : (N, D), optional
-        Output of the trained image tower for the batch, after its projection, not normalised.
-    frozen_features : (N, D), optional
-        The same batch (the same augmented pixels) through the initial tower.
-    logits, frozen_logits : (N, C), optional
-        Logits of the trained and of the initial model.
-    teacher_logits : (N, C), optional
-        Logits of a moving average of the trained model.
-    paired : the logits are those of N pairs (N, N): columns are predictions as well
-    projection : (width, D), optional
-        The last projection of the trained image tower.
-    parameters, initial_parameters : mappings of name -> tensor, optional
-        Current and initial values of the trained parameters.
+    features : (N, D)
+        Features of the batch from the trained image tower, after its projection, not normalised.
+    frozen_features : (N, D)
+        Features of the same augmented pixels from the initial tower.
+    logits, frozen_logits : (N, C) of the trained and of the initial model
+    teacher_logits : (N, C) of a moving average of the trained model
+    paired : whether logits are those of N pairs (N, N), so that columns are predictions too
+    projection : (width, D)
+        The final projection of the trained image tower.
+    parameters, initial_parameters : current and initial values of the trained parameters, by name
     """
 
     features: torch.Tensor | None = None
@@ -44,6 +41,12 @@ class Step:
     paired: bool = False
     projection: torch.Tensor | None = None
 
+    def need(self, name: str) -> Any:
+        """A field; TrainingError if it is missing."""
+        if (value := vars(self)[name]) is None:
+            raise TrainingError(f"the step has no {name}; this regulariser needs it")
+        return value
+
     def pair(self, trained: str, frozen: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Two fields, the second without gradient, both in float32 or wider.
 
@@ -52,26 +55,24 @@ class Step:
         TrainingError
             One of them is missing, or their shapes differ.
         """
-        now, then = vars(self)[trained], vars(self)[frozen]
-        if now is None or then is None:
-            raise TrainingError(f"the step has no {trained if now is None else frozen}; this regulariser needs it")
+        now, then = self.need(trained), self.need(frozen)
         if now.shape != then.shape:
             raise TrainingError(f"{trained} {tuple(now.shape)} and {frozen} {tuple(then.shape)} must have one shape")
         return wide(now), wide(then.detach())
 
 
 class Setting(Protocol):
-    """What a run offers to `Regularizer.from_setting`."""
+    """Parts of a run that `Regularizer.from_setting` may use."""
 
     logit_scale: float
     """s of the initial model, already exponentiated."""
 
     generator: torch.Generator
-    """CPU generator, seeded anew in every step: equal on all processes and in all parts of a batch."""
+    """CPU generator, seeded in every step: the same in all processes and all parts of a batch."""
 
     @property
     def special_tokens(self) -> tuple[int, int, int, int]:
-        """Ids of start and end of a text, size of the vocabulary, context length."""
+        """Token ids of the start and the end of a text, vocabulary size, context length."""
 
     def encode_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Text features (M, D) of the initial model for token ids (M, L), without gradients."""
@@ -83,28 +84,28 @@ class Setting(Protocol):
         """Second moment of a stored bank of random texts."""
 
     def contexts(self, templates: str | None) -> torch.Tensor:
-        """Features (T, D) of the templates' contexts, by default those of the run."""
+        """Context features (T, D) of templates, by default those of the run."""
 
 
 class Regularizer(ABC):
-    """A term added to the objective; its weight (lambda) belongs to the training loop.
+    """A term added to the objective; its weight (lambda) is applied by the training loop.
 
     Its parameters are the keyword arguments of `from_setting` if it defines that, else of its constructor. Call it
-    outside of autocast, which would compute its products in half precision.
+    outside autocast, which would compute products in half precision.
     """
 
     needs: ClassVar[frozenset[str]]
-    """Fields of `Step` that it reads."""
+    """Fields of `Step` that it uses."""
 
     zero_at_start: ClassVar[bool]
-    """Whether value and gradient are zero while the model is still the initial one."""
+    """Whether value and gradient are zero for the initial model."""
 
     separable: ClassVar[bool]
-    """Whether the term of a batch is the mean of the terms of its parts, weighted by rows."""
+    """Whether the term of a batch is the mean over its parts, weighted by rows."""
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
-        """The parameters that recipes and the command line may give."""
+        """Parameters for recipes and the command line."""
         declared = parameters_of(cls.from_setting if "from_setting" in vars(cls) else cls)
         return {name: found for name, found in declared.items() if name != "setting"}
 
@@ -119,7 +120,7 @@ class Regularizer(ABC):
 
 
 class Constant:
-    """A tensor without gradient, whose copy on another device or in another dtype is kept."""
+    """A tensor without gradient that caches its copy on another device or in another dtype."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._values = self._cast = values.detach()
@@ -132,7 +133,7 @@ class Constant:
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:
-    """`values` in float32 or wider: at a logit scale of 100 half precision moves losses visibly."""
+    """`values` in float32 or wider: at a logit scale of 100, half precision changes losses visibly."""
     return values.float() if values.itemsize < 4 else values
 
 

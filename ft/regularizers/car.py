@@ -1,4 +1,4 @@
-"""Context-aware distillation: keep the distribution over contexts that the initial model predicts for an image.
+"""Context-aware distillation: preserve the initial model's distribution over contexts for each image.
 
 With unit image features v (trained) and v0 (frozen), unit context features ``ctx`` (T, D), one per prompt template (the
 mean over the classes, as in text stores), and the exponentiated logit scale s:
@@ -39,12 +39,12 @@ class ContextDistillation(Regularizer):
     ----------
     ctx : (T, D) tensor
         Context features, such as a text store's ``ctx``; normalised by the class.
-    logit_scale : s, already exponentiated
+    logit_scale : s, exponentiated
 
     Raises
     ------
     TrainingError
-        Fewer than two contexts: their distribution would be constant.
+        There are fewer than two contexts, whose distribution would be constant.
 
     Examples
     --------
@@ -64,7 +64,7 @@ class ContextDistillation(Regularizer):
 
     @classmethod
     def from_setting(cls, setting: Setting, *, templates: str | None = None) -> Self:
-        """Over the contexts of a template set, by default the run's."""
+        """Use the contexts of a template set, by default the run's."""
         return cls(setting.contexts(templates), setting.logit_scale)
 
     def __call__(self, step: Step) -> torch.Tensor:

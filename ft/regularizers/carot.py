@@ -1,24 +1,23 @@
-"""CaRot: an orthogonal visual projection, and distillation from a moving average of the trained model itself.
+"""CaRot: an orthogonal visual projection, and distillation from a moving average of the trained model.
 
-``orthogonality     = |W^T W - I|_F``   (W (width, D): the last projection of the image tower)
+``orthogonality     = |W^T W - I|_F``   (W (width, D): the final projection of the image tower)
 ``self_distillation = mean_i KL(softmax(t_i) || softmax(l_i))``   (t: logits of the averaged model)
 
-For the contrastive objective l is the (N, N) matrix of a batch, and the same divergence over its columns is added. The
-authors' code writes the cross entropy instead of the divergence, which has the same gradient but is not zero at the
-start. Beside these two, their runs add 0.05 times the Frobenius norm of the product of both projections, which is left
-out here.
+For the contrastive objective, l is the (N, N) matrix of a batch, and the divergence over its columns is added. The
+authors' code uses the cross entropy instead of the divergence: its gradient is the same, but it is not zero at the
+start. Their runs also add 0.05 times the Frobenius norm of the product of both projections, which is left out here.
 
-The average moves after every `every` updates by ``1 - m``, where m rises linearly from `start` to `decay` over the
-share `warmup` of the run; the defaults are theirs.
+The average is updated every `every` updates with weight ``1 - m``, where m rises linearly from `start` to `decay` over
+the share `warmup` of the run. The defaults are those of the authors.
 
 Paper: Oh et al., Towards calibrated robust fine-tuning of vision-language models (arXiv 2311.01723).
 """
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
 
-from featcache.errors import TrainingError
 from featcache.parameters import Count, Range
 from ft.regularizers.base import Regularizer, Step, kl_to_frozen, wide
 
@@ -39,7 +38,7 @@ def orthogonality(projection: torch.Tensor) -> torch.Tensor:
 
 
 class Orthogonality(Regularizer):
-    """`orthogonality` of the image tower's last projection.
+    """`orthogonality` of the image tower's final projection.
 
     Examples
     --------
@@ -53,18 +52,18 @@ class Orthogonality(Regularizer):
 
     def __call__(self, step: Step) -> torch.Tensor:
         """The norm."""
-        if step.projection is None:
-            raise TrainingError("the step has no projection; this regulariser needs it")
-        return orthogonality(wide(step.projection))
+        return orthogonality(wide(step.need("projection")))
 
 
+@dataclass
 class SelfDistillation(Regularizer):
-    """Keep the predictions of a moving average of the model.
+    """Distillation from the predictions of a moving average of the model.
 
     Parameters
     ----------
-    start, decay, warmup : the momentum of the average rises from `start` to `decay` over this share of the run
-    every : updates between two moves of the average
+    start, decay : initial and final momentum of the average
+    warmup : share of the run over which the momentum rises
+    every : interval between updates of the average, in updates of the model
 
     Examples
     --------
@@ -77,17 +76,19 @@ class SelfDistillation(Regularizer):
     zero_at_start: ClassVar[bool] = True
     separable: ClassVar[bool] = False
 
-    def __init__(self, start: Share = 0.05, decay: Share = 0.9, warmup: Share = 0.2, every: Count = 500) -> None:
-        self.start, self.decay, self.warmup, self.every = start, decay, warmup, every
+    start: Share = 0.05
+    decay: Share = 0.9
+    warmup: Share = 0.2
+    every: Count = 500
 
     def __call__(self, step: Step) -> torch.Tensor:
-        """Divergence of the rows, and for pairs that of the columns."""
+        """Divergence over rows, plus that over columns for pairs."""
         now, then = step.pair("logits", "teacher_logits")
         rows = kl_to_frozen(now, then)
         return rows + kl_to_frozen(now.T, then.T) if step.paired else rows
 
     def momentum(self, step: int, total: int) -> float:
-        """M after update `step` (0, 1, ...) of `total`.
+        """Momentum m after update `step` (0, 1, ...) of `total`.
 
         Examples
         --------

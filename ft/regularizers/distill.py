@@ -1,7 +1,7 @@
-"""Distillation from the initial model, of its features or of its predictions.
+"""Distillation of the initial model's features or predictions.
 
 ``mse     = mean over N and D of (z - z0)^2``        (features before normalisation; torch's mse_loss)
-``cosine  = mean_n (1 - v_n.v0_n)``                  (unit features; computed as |v - v0|^2 / 2, exact near zero)
+``cosine  = mean_n (1 - v_n.v0_n)``                  (unit features; computed as |v - v0|^2 / 2, accurate near 0)
 ``logits  = T^2 mean_n KL(softmax(l0_n / T) || softmax(l_n / T))``
 
 Papers: Romero et al., FitNets (arXiv 1412.6550); Hinton et al., Distilling the knowledge in a neural network
@@ -40,17 +40,17 @@ def logit_divergence(logits: torch.Tensor, frozen_logits: torch.Tensor, temperat
 
 
 class FeatureDistillation(Regularizer):
-    """Keep the image features of the initial tower.
+    """Distillation of the initial tower's image features.
 
     Parameters
     ----------
     kind : {"mse", "cosine"}
-        Distance of the features, or of their directions.
+        Distance between features, or between their directions.
 
     Raises
     ------
     TrainingError
-        `kind` is neither of them.
+        `kind` is unknown.
 
     Examples
     --------
@@ -75,11 +75,11 @@ class FeatureDistillation(Regularizer):
 
 
 class LogitDistillation(Regularizer):
-    """Keep the predictions of the initial model.
+    """Distillation of the initial model's predictions.
 
     Parameters
     ----------
-    temperature : T > 0; larger values emphasise small probabilities, T^2 keeps the size of the gradient
+    temperature : T > 0; larger values emphasise small probabilities, and T^2 preserves the scale of the gradient
 
     Raises
     ------

@@ -2,18 +2,19 @@
 
 ``R = 1/2 sum_k |theta_k - theta0_k|^2 + beta/2 sum_h |theta_h|^2``
 
-over the parameters k with an initial value and the parameters h without one (a new head). The sums run over all
-elements and are not divided by their number.
+over parameters k with an initial value, and parameters h without one (a new head). Sums are over all elements, not
+means.
 
 Paper: Li et al., Explicit inductive bias for transfer learning with convolutional networks (arXiv 1802.01483).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from featcache.errors import MismatchError, TrainingError
+from featcache.errors import MismatchError
 from ft.checkpoints.state import check_shapes, shapes_of
 from ft.regularizers.base import Regularizer, Step, wide
 
@@ -36,7 +37,7 @@ def l2sp(
     """
     known = {name: value for name, value in parameters.items() if name in initial}
     if not known:
-        raise MismatchError("no parameter has an initial value of its name; give initial_parameters of the same model")
+        raise MismatchError("no parameter has an initial value of that name; give initial_parameters of the same model")
     names = ("the initial model", "the model")
     check_shapes(shapes_of({name: initial[name] for name in known}), shapes_of(known), names)
     moved = [(wide(value) - wide(initial[name].detach())).square().sum() for name, value in known.items()]
@@ -44,6 +45,7 @@ def l2sp(
     return 0.5 * torch.stack(moved + new).sum()
 
 
+@dataclass
 class L2SP(Regularizer):
     """`l2sp` of the parameters of a step.
 
@@ -62,11 +64,8 @@ class L2SP(Regularizer):
     zero_at_start: ClassVar[bool] = True  # except for new parameters
     separable: ClassVar[bool] = True
 
-    def __init__(self, beta: float = 0.0) -> None:
-        self.beta = beta
+    beta: float = 0.0
 
     def __call__(self, step: Step) -> torch.Tensor:
         """R of the step."""
-        if step.parameters is None or step.initial_parameters is None:
-            raise TrainingError("the step has no parameters or no initial_parameters; this regulariser needs both")
-        return l2sp(step.parameters, step.initial_parameters, self.beta)
+        return l2sp(step.need("parameters"), step.need("initial_parameters"), self.beta)

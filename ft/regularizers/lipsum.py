@@ -1,17 +1,17 @@
-"""Lipsum regularisation: keep the similarities to random texts.
+"""Lipsum regularisation: preserve the similarities of images to random texts.
 
 With unit image features v (trained) and v0 (frozen) of N images, unit features t_m of M random texts and the
 exponentiated logit scale s:
 
 ``R = mean_n sum_m (s v_n.t_m - s v0_n.t_m)^2 / (2 M)``
 
-This is a quadratic form, ``R = s^2 / 2 mean_n (v_n - v0_n)^T G (v_n - v0_n)`` with ``G = sum_m t_m t_m^T / M`` (D, D),
-so three modes share one expectation: fresh random texts in every step (`Lipsum.random`, as in the paper), rows drawn
-from a bank of stored text features (`Lipsum.bank`), and the expectation over that bank (`Lipsum.exact`), without a text
-tower and without sampling noise other than that of the bank, which `second_moment` reports.
+This is a quadratic form, ``R = s^2 / 2 mean_n (v_n - v0_n)^T G (v_n - v0_n)`` with ``G = sum_m t_m t_m^T / M`` (D, D).
+Three modes have the same expectation: new random texts in every step (`Lipsum.random`, as in the paper), rows drawn
+from a bank of stored text features (`Lipsum.bank`), and the expectation over that bank (`Lipsum.exact`). The last needs
+no text tower, and its only sampling noise is that of the bank, which `second_moment` reports.
 
-Both similarities include the scale (about 100). The paper prints the formula without it; an implementation without it
-needs a lambda 10^4 times larger.
+Both similarities include the scale (about 100). The paper's formula omits it; without it, lambda has to be 10^4 times
+larger.
 
 Paper: Nam et al., Lipsum-FT: Robust fine-tuning of zero-shot models using random text guidance (arXiv 2404.00860).
 """
@@ -39,7 +39,7 @@ def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_sca
         Unit image features, trained and frozen.
     texts : (M, D)
         Unit text features, without gradient.
-    logit_scale : s, already exponentiated
+    logit_scale : s, exponentiated
 
     Examples
     --------
@@ -52,7 +52,7 @@ def over_texts(v: torch.Tensor, v0: torch.Tensor, texts: torch.Tensor, logit_sca
 
 
 def over_moment(v: torch.Tensor, v0: torch.Tensor, moment: torch.Tensor, logit_scale: float) -> torch.Tensor:
-    """R as a quadratic form; equals `over_texts` for the texts with second moment `moment` (D, D).
+    """R as a quadratic form; equals `over_texts` for texts with second moment `moment` (D, D).
 
     Examples
     --------
@@ -65,7 +65,7 @@ def over_moment(v: torch.Tensor, v0: torch.Tensor, moment: torch.Tensor, logit_s
 
 
 class Lipsum(Regularizer):
-    """Lipsum regularisation of a step; made by `random`, `bank` or `exact`.
+    """Lipsum regularisation; use `random`, `bank` or `exact` to make one.
 
     Parameters
     ----------
@@ -99,15 +99,15 @@ class Lipsum(Regularizer):
         context_length: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Fresh random texts in every step, as in the paper.
+        """New random texts in every step, as in the paper.
 
         Parameters
         ----------
-        encode_text : token ids (M, L) on the CPU to text features (M, D), not normalised; called without gradients
-        logit_scale : s, already exponentiated
-        sot, eot, length, context_length, generator
-            See `random_texts`.
-        m : M, texts per step
+        encode_text
+            Function from token ids (M, L) on the CPU to text features (M, D), not normalised; called without gradients.
+        logit_scale : s, exponentiated
+        sot, eot, length, context_length, generator : see `random_texts`
+        m : texts per step
         """
 
         def term(v: torch.Tensor, v0: torch.Tensor) -> torch.Tensor:
@@ -142,18 +142,18 @@ class Lipsum(Regularizer):
     def from_setting(
         cls, setting: Setting, *, mode: str = "random", m: int = M, length: int = LENGTH, bank: str | int | None = None
     ) -> Self:
-        """One of the three modes.
+        """Lipsum regularisation in one of the three modes.
 
         Parameters
         ----------
         mode : {"random", "bank", "exact"}
         m, length : texts per step, and random ids per text (``random``)
-        bank : A stored bank, or the number of texts to make one from; 10,000 by default (``bank``, ``exact``)
+        bank : a stored bank, or the number of texts of a new one; default: 10,000 texts (``bank``, ``exact``)
 
         Raises
         ------
         TrainingError
-            Another mode, or a bank for the mode ``random``.
+            The mode is unknown, or ``random`` is given a bank.
         """
         if mode == "random" and bank is None:
             sot, eot, _, context = setting.special_tokens

@@ -6,12 +6,13 @@ unbiased covariance over the batch:
 ``variance   = mean_j max(0, 1 - sqrt(S_jj + 1e-7))``
 ``covariance = sum_{i != j} S_ij^2 / (D (D - 1))``
 
-VICReg divides the second term by D instead. Neither is zero at the start of fine-tuning. In several processes features
-are gathered with gradients, so the terms are those of the whole batch.
+VICReg divides the second term by D instead. Neither is zero at the start of fine-tuning. With several processes,
+features are gathered with gradients, so that both terms are those of the whole batch.
 
 Papers: RegFT (arXiv 2406.05432); Bardes et al., VICReg (arXiv 2105.04906).
 """
 
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ def variance_covariance(features: torch.Tensor) -> VarianceCovarianceTerms:
     Raises
     ------
     TrainingError
-        Fewer than two rows or two columns.
+        There are fewer than two rows or columns.
 
     Examples
     --------
@@ -56,6 +57,7 @@ def variance_covariance(features: torch.Tensor) -> VarianceCovarianceTerms:
     )
 
 
+@dataclass
 class VarianceCovariance(Regularizer):
     """``a variance + b covariance`` over the batches of all processes.
 
@@ -74,12 +76,10 @@ class VarianceCovariance(Regularizer):
     zero_at_start: ClassVar[bool] = False
     separable: ClassVar[bool] = False
 
-    def __init__(self, variance: float = 0.16, covariance: float = 0.02) -> None:
-        self.variance, self.covariance = variance, covariance
+    variance: float = 0.16
+    covariance: float = 0.02
 
     def __call__(self, step: Step) -> torch.Tensor:
         """The weighted sum for the features of a step."""
-        if step.features is None:
-            raise TrainingError("the step has no features; this regulariser needs it")
-        terms = variance_covariance(gather(wide(step.features)))
+        terms = variance_covariance(gather(wide(step.need("features"))))
         return self.variance * terms.variance + self.covariance * terms.covariance
