@@ -86,11 +86,6 @@ def _known(encoder: Encoder) -> str:
     return f"it has {', '.join(named[:MOST_NAMED])}{more}" + ("; pooled, such as patch:mean" if shapes else "")
 
 
-def tap_dim(encoder: Encoder, tap: str | None) -> int:
-    """Width of a tap; of the features for None; EncoderError where the encoder has no such tap."""
-    return find_tap(encoder, tap).dim
-
-
 def encode_outputs(encoder: Encoder, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
     """Features (B, D) float32 of B prepared images under `PROJECTED`, and the given taps, from one forward pass.
 

@@ -1,23 +1,23 @@
-"""Augmented views of images that can be made again: same seed, view and sample id, same pixels.
+"""Reproducible augmented views of images: same seed, view and sample id, same pixels.
 
-Every random number of a view comes from a counter-based generator (Philox) keyed by a hash of seed, view (the epoch, or
-the number of a stored view) and sample id. So a view depends on nothing else: not on the number of workers, the order
-of the samples, the process, or the views before it. The raw 64-bit stream is used, because NumPy never changes it.
+All random numbers of a view come from a counter-based generator (Philox) keyed by a hash of seed, view (the epoch, or
+the number of a stored view) and sample id. The view depends on nothing else: not on the number of workers, the order of
+the samples, the process, or earlier views. The raw 64-bit stream is used, which NumPy guarantees.
 
-Random-resized crops of the field, one line each in `AUGMENTATIONS`:
+The random-resized crops of `AUGMENTATIONS`:
 
 =========  ============================================================================================================
-`lipsum`   as TensorFlow draws them (Lipsum-FT, arXiv 2404.00860): aspect uniform in 3/4-4/3, height uniform among
-           those with 0.08-1.0 of the area, a tenth of the image at least; 10 attempts, else the central 7/8; flips;
-           values beyond 0-255 are kept
+`lipsum`   TensorFlow's (Lipsum-FT, arXiv 2404.00860): aspect uniform in 3/4-4/3, height uniform among those with
+           0.08-1.0 of the area, at least a tenth of the image; 10 attempts, else the central 7/8; flips; values beyond
+           0-255 are kept
 `wise_ft`  torchvision's, 0.9-1.0 of the area, no flip (WiSE-FT, arXiv 2109.01903)
 `regft`    the same (RegFT, arXiv 2406.05432, trains as WiSE-FT does)
-`plain`    torchvision's default, 0.08-1.0 of the area, and flips: what most people fine-tune with
+`plain`    torchvision's default, 0.08-1.0 of the area, and flips: the most common one for fine-tuning
 =========  ============================================================================================================
 
-torchvision draws area uniform and aspect log-uniform in 3/4-4/3, 10 times, and then takes the largest central crop of
-an allowed aspect. All of them resize with Pillow's antialiased bicubic filter. `none`, in `make_view`, is the encoder's
-own preparation, without augmentation.
+torchvision draws area uniformly and aspect log-uniformly in 3/4-4/3, at most 10 times, and else takes the largest
+central crop of an allowed aspect. All resize with Pillow's antialiased bicubic filter. `none`, in `make_view`, is the
+encoder's own preparation, without augmentation.
 """
 
 import math
@@ -42,7 +42,7 @@ SCHEMA = b"featcache view 1\n"
 
 
 class Crop(NamedTuple):
-    """A piece of an image in whole pixels, and whether it is mirrored."""
+    """A crop of an image in whole pixels, and whether it is mirrored."""
 
     left: int
     top: int
@@ -53,21 +53,21 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random-resized crop: how it is drawn and how it is resized.
+    """A random-resized crop.
 
     Parameters
     ----------
     sampler : {"torchvision", "tensorflow"}
-        How crops are drawn, and what is taken where none of the attempts fits.
+        How crops are drawn, and which crop is taken if no attempt fits.
     area : (float, float)
         Least and largest share of the image's area.
     aspect : (float, float)
         Least and largest width / height.
     covered : least share of the image (only ``tensorflow``: its ``min_object_covered`` over the whole image)
     flip : probability of a mirrored view
-    clip : keep values within 0-255, and 8-bit images in 8 bits; otherwise the result is float32 and may overshoot
+    clip : clip values to 0-255, and keep 8-bit images in 8 bits; otherwise the result is float32 and may overshoot
     reducing_gap : crops more than twice this factor larger than the result are first shrunk by a whole factor (Pillow's
-        ``reducing_gap``): large photographs get cheap, at a difference that is not visible
+        ``reducing_gap``), which makes large photographs cheap without a visible difference
 
     Examples
     --------
@@ -101,7 +101,7 @@ class Augmentation:
 
     @property
     def identity(self) -> Json:
-        """All that changes a view besides seed, view, sample id and size, JSON-able: for content keys."""
+        """Everything besides seed, view, sample id and size that changes a view, JSON-able, for content keys."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {"kind": "random resized crop", "filter": "bicubic", **values}
 
@@ -112,7 +112,7 @@ class Augmentation:
         return Crop(*SAMPLERS[self.sampler](self, width, height, uniforms), flip)
 
     def __call__(self, picture: Picture, size: int | tuple[int, int], seed: int, view: int, sample_id: str) -> Batch:
-        """The view as (H, W, 3): uint8, or float32 with values 0-255 where the image has them or `clip` is off.
+        """The view (H, W, 3): uint8, or float32 with values 0-255 if the image is float32 or `clip` is off.
 
         Parameters
         ----------
@@ -130,7 +130,7 @@ class Augmentation:
         return pixels[:, ::-1].copy() if crop.flip else pixels
 
     def _resized(self, picture: Picture, crop: Crop, out: tuple[int, int]) -> Batch:
-        """The crop alone, resized: with Pillow's `box` pixels outside of it would have a part in its edges."""
+        """The resized crop. It is cut out first, since with Pillow's `box` outside pixels would leak into its edges."""
         piece = cut(picture, crop[:4])
         if self.clip and isinstance(piece, Image.Image):
             return np.asarray(piece.resize(out, Image.Resampling.BICUBIC, reducing_gap=self.reducing_gap))
@@ -146,7 +146,7 @@ class Augmentation:
 
 
 def view_uniforms(seed: int, view: int, sample_id: str, n: int) -> list[float]:
-    """`n` numbers uniform in [0, 1) that belong to one view of one sample and to nothing else.
+    """`n` uniform numbers in [0, 1) for one view of one sample.
 
     Examples
     --------
@@ -161,7 +161,7 @@ def view_uniforms(seed: int, view: int, sample_id: str, n: int) -> list[float]:
 
 
 def _torchvision(spec: Augmentation, width: int, height: int, uniforms: Iterator[float]) -> Box:
-    """Area uniform, aspect log-uniform; else the largest central crop whose aspect is allowed."""
+    """Area uniform, aspect log-uniform; else the largest central crop of an allowed aspect."""
     low, high = (math.log(bound) for bound in spec.aspect)
     for _ in range(spec.attempts):
         area = width * height * _between(*spec.area, next(uniforms))
@@ -179,7 +179,7 @@ def _torchvision(spec: Augmentation, width: int, height: int, uniforms: Iterator
 
 
 def _tensorflow(spec: Augmentation, width: int, height: int, uniforms: Iterator[float]) -> Box:
-    """Aspect uniform, height uniform among whole numbers; else, or where the crop is the image, the central 7/8."""
+    """Aspect uniform, height uniform among whole numbers; else, or if the crop is the image, the central 7/8."""
     least, most = (share * width * height for share in spec.area)
     for _ in range(spec.attempts):
         aspect = _between(*spec.aspect, next(uniforms))
@@ -194,7 +194,7 @@ def _tensorflow(spec: Augmentation, width: int, height: int, uniforms: Iterator[
         if fits and w * h >= spec.covered * width * height:
             if (w, h) == (width, height):
                 break
-            # TensorFlow never takes the last of the possible places
+            # TensorFlow never draws the last possible position.
             return int(left * max(1, width - w)), int(top * max(1, height - h)), w, h
     return central_square(width, height)
 
@@ -211,29 +211,29 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "regft": Augmentation(area=(0.9, 1.0), flip=0.0),
     "plain": Augmentation(),
 }
-"""Every augmentation by the name that recipes and the command line use."""
+"""Augmentations by their names in recipes and on the command line."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Pictures to the images that a model takes, augmented; pure, so that any number of threads may call it.
+    """Turns pictures into augmented input images; pure, so any number of threads may call it.
 
     Parameters
     ----------
-    identity : all that changes its pixels, JSON-able: half of the key of features that are stored of them
-    make : (picture, view, sample id) to the image
+    identity : everything that changes its pixels, JSON-able; part of the key of stored features
+    make : ``make(picture, view, sample_id)`` returns the image
     """
 
     identity: Json
     make: Callable[[Picture, int, str], Batch]
 
     def __call__(self, picture: Picture, epoch: int, sample_id: str) -> Batch:
-        """The image (H, W, 3) of a picture in an epoch (or of a numbered view): uint8 or float32 with values 0-255."""
+        """The image (H, W, 3) of a picture in an epoch, or of a numbered view: uint8, or float32 with values 0-255."""
         return self.make(picture, epoch, sample_id)
 
 
 def make_view(name: str, encoder: Encoder, seed: int) -> View:
-    """The augmentation of that name, for the image size of an encoder.
+    """The augmentation of a name, at the image size of an encoder.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def make_view(name: str, encoder: Encoder, seed: int) -> View:
     DatasetError
         There is no such augmentation.
     EncoderError
-        The encoder does not say the size of its images.
+        The encoder's `image_size` is unknown.
     """
     if name == "none":
         return View({"kind": "none"}, lambda picture, epoch, sample_id: encoder.prepare(picture))
@@ -258,7 +258,7 @@ def make_view(name: str, encoder: Encoder, seed: int) -> View:
 
 
 def check_views(views: int, augmentation: str, encoder: Encoder) -> None:
-    """FeatcacheError where these views cannot be made for this encoder."""
+    """FeatcacheError if these views cannot be made for this encoder."""
     if views and augmentation not in AUGMENTATIONS:
         raise FeatcacheError(f"--augmentation {augmentation}: expected one of {', '.join(AUGMENTATIONS)}")
     if views:
@@ -266,12 +266,12 @@ def check_views(views: int, augmentation: str, encoder: Encoder) -> None:
 
 
 def view_of(part: Part, encoder: Encoder) -> View:
-    """What makes the images of a part: (picture, number of the view, sample id) to an image."""
+    """The `View` that makes the images of a part."""
     return make_view(part.augmentation or "none", encoder, part.seed)
 
 
 def view_identity(part: Part, encoder: Encoder) -> Json:
-    """What a view adds to the identity of the data set; nothing where there is no augmentation."""
+    """What an augmented view adds to the identity of the data set."""
     if part.augmentation is None:
         return {}
     return {"view": view_of(part, encoder).identity | {"number": part.view}}

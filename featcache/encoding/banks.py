@@ -1,9 +1,9 @@
-"""Random texts x encoder -> text bank, for Lipsum-FT (arXiv 2404.00860), which compares images with random texts.
+"""Text banks: embedded random texts, with which Lipsum-FT (arXiv 2404.00860) compares images.
 
-A text is start of text, `length` token ids drawn uniformly, end of text. A bank is a store like any other
-(`BankStore`), keyed by the text tower and the token ids. It holds the M features T (M, D), ``G = T^T T / M`` (float64,
-from the stored float32 rows), and the standard error of G as an estimate over all random texts. Lipsum draws rows from
-a bank, or uses G alone; see `ft.regularizers.lipsum`.
+A text is the start token, `length` uniformly drawn token ids, and the end token. A bank is a store (`BankStore`), keyed
+by the text tower and the token ids. It holds the M features T (M, D), ``G = T^T T / M`` (float64, from the stored
+float32 rows), and the standard error of G as an estimate over all random texts. Lipsum draws rows from a bank, or uses
+G alone; see `ft.regularizers.lipsum`.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from featcache.store.reading.parts import Part
 
 
 class SecondMoment(NamedTuple):
-    """Second-moment matrix of a text bank, with its size and error."""
+    """Second-moment matrix of a text bank, with its number of texts and error."""
 
     matrix: torch.Tensor
     """(D, D) float64, ``T^T T / K``."""
@@ -87,17 +87,17 @@ def random_texts(
     Parameters
     ----------
     n, length : number of texts (80 in the paper) and of random ids in each (8 in the paper)
-    sot, eot : start and end of text (49406 and 49407 in CLIP's vocabulary); never drawn in between
-    generator : a CPU generator; seeded alike, it draws alike on every process
-    vocab_size : ids are drawn from 0 .. vocab_size - 1 without `sot` and `eot`; default: up to the larger of them,
-        which gives CLIP's 0 .. 49405.
-    context_length : pad with zeros to (n, context_length), for towers that take no shorter text; a causal tower that
-        pools at `eot` gives the same feature either way
+    sot, eot : start and end token (49406 and 49407 in CLIP's vocabulary); never drawn in between
+    generator : a CPU generator, so that processes with equal seeds draw the same texts
+    vocab_size : ids are drawn from 0 .. vocab_size - 1 without `sot` and `eot`; default: up to the larger of these,
+        which gives CLIP's 0 .. 49405
+    context_length : pad with zeros to (n, context_length), for towers that need it; a causal tower that pools at `eot`
+        gives the same features either way
 
     Raises
     ------
     PromptError
-        Nothing to draw from, or no room for the texts.
+        There are no ids to draw from, or the texts are longer than the context.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def random_texts(
     if room < length + 2:
         raise PromptError(f"context length {room} has no room for {length} ids, start and end; use {room - 2} ids")
     ids = torch.randint(0, size - 2, (n, length), generator=generator)
-    ids += ids >= low  # skip both marks
+    ids += ids >= low  # skip start and end token
     ids += ids >= high
     texts = torch.zeros((n, room), dtype=torch.int64)
     texts[:, 0], texts[:, 1 : length + 1], texts[:, length + 1] = sot, ids, eot
@@ -142,18 +142,18 @@ def embed_random_texts(
 
     Parameters
     ----------
-    m : M, number of texts
-    encoder : with CLIP's tokenizer, or another one that has start and end of text
+    m : number of texts, M
+    encoder : with CLIP's tokenizer, or another with start and end token
     length : random ids per text (8 in Lipsum-FT)
-    name : name of the bank in listings, default ``random-M``
+    name : name of the bank in listings; default: ``random-M``
     root : folder of all stores
 
     Raises
     ------
     PromptError
-        No texts, or texts longer than the model's context.
+        There are no texts, or they are longer than the model's context.
     EncoderError
-        A model without text side, or a tokenizer without start and end of text.
+        The model has no text side, or its tokenizer no start and end token.
     """
     if encoder.text_identity is None or (special := whole_encoder(encoder, "encoder:").special_tokens) is None:
         raise EncoderError(f"{encoder.name} has no text side that takes token ids; name a CLIP-style model")
@@ -163,7 +163,7 @@ def embed_random_texts(
 
 
 def draw_texts(drawn: dict[str, int], special: SpecialTokens, name: str) -> torch.Tensor:
-    """Token ids (M, context) of the texts of a bank; PromptError where they are too long for the model."""
+    """Token ids (M, context) of the texts of a bank; PromptError if they are too long for the model."""
     length = drawn["length"]
     if length > special.context - 2:
         raise PromptError(f"length {length}: {name} takes texts of {special.context - 2} ids at most")
@@ -229,21 +229,20 @@ class _BankJob(StoreJob[BankStore]):
 
 
 def open_bank(reference: str | int, encoder: Encoder, root: str | StorePath | None = None) -> BankStore:
-    """The bank that a reference means.
+    """Open a bank, or make it if a number of texts is given.
 
     Parameters
     ----------
-    reference : a number of texts (the bank is made where there is none yet, with seed 0), a store's folder, its key, or
-        ``banks/NAME``
-    encoder : the bank must come from its text tower
+    reference : number of texts (of a bank with seed 0, made if necessary), a store's folder, its key, or ``banks/NAME``
+    encoder : its text tower must be that of the bank
     root : folder of all stores
 
     Raises
     ------
     MismatchError
-        A bank of another text tower, or a store that is not a bank.
+        The bank has another text tower, or the store is not a bank.
     StoreNotFoundError, StoreCorruptError
-        No such store, or a damaged one.
+        There is no such store, or it is damaged.
     """
     if isinstance(reference, int) or reference.isdigit():
         path: StorePath = embed_random_texts(int(reference), encoder, root=root).store.path

@@ -1,4 +1,4 @@
-"""A thread that writes while the caller computes."""
+"""A writer thread that works while the caller computes."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,10 +11,9 @@ MOST_WAITING = 2
 
 
 class Behind:
-    """Runs calls in one thread, in order; an error in one is raised at the caller's next call.
+    """Runs calls in one thread, in order; an error is raised at the caller's next call.
 
-    What was handed over when a ``with`` block ends is done first, after an error or an interrupt in the block, too:
-    what is complete gets written.
+    Leaving a ``with`` block waits for all calls, also after an error or interrupt: complete chunks get written.
 
     Examples
     --------
@@ -34,8 +33,7 @@ class Behind:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        # Python up to 3.12 takes a thread for ended where a signal interrupts its `join`: what it writes is waited for
-        # here, and `join` then has nothing to wait for.
+        # Up to Python 3.12, a thread counts as ended if a signal interrupts its `join`; so wait for the calls first.
         try:
             wait(self._waiting)
         finally:
@@ -44,7 +42,7 @@ class Behind:
             self.check()
 
     def call(self, work: Callable[..., T], *args: object) -> Future[T]:
-        """Hand a call over; waits while `MOST_WAITING` earlier ones are not done, so that memory stays small."""
+        """Submit a call; blocks while `MOST_WAITING` earlier ones are unfinished, which bounds memory."""
         self.check()
         while len(self._waiting) >= MOST_WAITING:
             self._waiting.popleft().result()
@@ -53,6 +51,6 @@ class Behind:
         return made
 
     def check(self) -> None:
-        """Raise the error of a call that failed."""
+        """Raise the error of a failed call."""
         while self._waiting and self._waiting[0].done():
             self._waiting.popleft().result()

@@ -1,4 +1,4 @@
-"""Noticing that source files changed behind the same ids and sizes, without reading them on every cache hit."""
+"""Detecting source files that changed while ids and sizes did not, without reading them on every cache hit."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ from featcache.store.layout import MANIFEST, Array
 from featcache.store.places import StorePath, stat
 
 SPOT_ROWS = 64
-"""Rows that are read all the same where a hit is for data in another place than those that were encoded."""
+"""Rows that are read anyway if the data are in another place than when they were encoded."""
 
 
 def known_identity(
@@ -25,10 +25,10 @@ def known_identity(
 ) -> Json:
     """The identity of the store that holds these samples under this name.
 
-    - The content of arrays became part of their key later than other things: a finished store under the older key, of
-      ids and sizes alone, is taken where its content is sure to be that of the data set.
-    - A store has one set of labels. Where a finished one has other labels and another name, the data set has a store of
-      its own, keyed by its name too: digits and words for the same images. Its rows are copied, not encoded.
+    - Earlier versions left the content of arrays out of their key: a finished store under the older key, of ids and
+      sizes alone, is used if it has the same content.
+    - A store has one set of labels. If a finished store has other labels and another name, the data set gets its own
+      store, keyed by its name too: digits and words for the same images. Its rows are copied, not encoded.
 
     Parameters
     ----------
@@ -49,10 +49,10 @@ def known_identity(
 
 
 def same_labels(store: ImageStore, index: SampleIndex) -> bool:
-    """Whether a store has the class names of a data set, and its labels where rows are readable.
+    """Whether a store has the class names of a data set, and its labels of readable rows.
 
-    The digest says it at once where it is equal. After `relabel` it may not be: the labels of unreadable rows, which it
-    counts, are not stored.
+    Equal digests suffice, but after `relabel` they may differ: they include the labels of unreadable rows, which are
+    not stored.
     """
     if store.labels_digest == labels_digest(index.truth, index.classnames):
         return True
@@ -62,7 +62,7 @@ def same_labels(store: ImageStore, index: SampleIndex) -> bool:
 
 
 def _of_content(identity: Json, index: SampleIndex, root: StorePath, folder: StorePath) -> Json:
-    """The identity, or the older one of a store that holds the same content."""
+    """The identity, or the older one of a finished store with the same content."""
     content = index.content
     if content is None or _is_finished(folder, identity):
         return identity
@@ -81,7 +81,7 @@ def _is_finished(folder: StorePath, identity: Json) -> bool:
 
 
 def _finished(folder: StorePath, identity: Json) -> ImageStore | None:
-    """The finished store of an identity; None if there is none, or it is damaged."""
+    """The finished store of an identity; None if it is missing or damaged."""
     try:
         return open_image_store(folder / content_key(identity["dataset"]))
     except FeatcacheError:
@@ -89,9 +89,9 @@ def _finished(folder: StorePath, identity: Json) -> ImageStore | None:
 
 
 def spot_rows(dataset: Dataset, store: ImageStore) -> Sequence[int]:
-    """Rows to compare although their times are as recorded: some, where the data lie elsewhere than those encoded.
+    """Rows to compare even if their times are as recorded: some, if the data are in another place than when encoded.
 
-    Unpacked archives keep their times, so that other images of the same names and sizes may have the same ones, too.
+    Unpacked archives keep their times, so other images of the same names and sizes may have the same times too.
     """
     was, now = store.provenance.get("data"), getattr(dataset, "opened_as", None)
     if not isinstance(was, dict) or (now and all(was.get(what) == now.get(what) for what in ("spec", "folder"))):
@@ -107,11 +107,11 @@ def changed_rows(
     content: Callable[[range], Array],
     spot: Sequence[int] = (),
 ) -> list[int]:
-    """Rows of finished chunks, in order, where the source no longer has the content that was encoded.
+    """Rows of finished chunks, in order, whose source no longer has the encoded content.
 
-    Only samples with another modification time than the recorded one, and those of `spot`, are read and hashed; if
+    Only samples whose modification time differs from the recorded one, and those of `spot`, are read and hashed; if
     their content is unchanged, the new times are recorded. An unreadable sample counts as changed unless it was
-    unreadable before. `chunks` are the rows of each chunk, and `content` gives the stored hashes (n, 16) of one.
+    unreadable before. `chunks` are the rows of each chunk, and ``content(rows)`` the stored hashes (n, 16) of one.
     """
     stamps = dataset.index.stamps
     remembered = read_stamps(store, len(stamps))
@@ -126,22 +126,22 @@ def changed_rows(
             stored = content(rows)
             changed += [row for row in touched if _digest(dataset, row) != stored[row - rows.start].tobytes()]
     if not changed and not np.array_equal(stamps, remembered):
-        with contextlib.suppress(StoreWriteError):  # only a cache; the store may be on a read-only disk
+        with contextlib.suppress(StoreWriteError):  # the store may be read-only
             write_stamps(store, stamps)
     return changed
 
 
 def check_source(dataset: Dataset, store: ImageStore) -> list[str]:
-    """Ids of the samples with other content than was encoded, unreadable ones included; every sample is read.
+    """Ids of the samples whose content differs from what was encoded, unreadable ones included; reads all samples.
 
     Raises
     ------
     MismatchError
-        The store was made from other samples: ids or sizes differ.
+        The store was made from samples with other ids or sizes.
     """
     index = dataset.index
     stored = store.manifest.identity["dataset"]
-    if index.content is not None:  # part of the key: other rows are named below, other ids and sizes here
+    if index.content is not None:  # part of the key: changed rows are named below
         same = (store.ids, store.info.get("decoding")) == (list(index.ids), index.content.decoding)
     else:
         same = (stored["rows"], stored["samples"]) == (len(index), dataset_key(index))

@@ -1,9 +1,8 @@
-"""Encoding whole chunks of a data set, in batches that never straddle two chunks.
+"""Encoding whole chunks of a data set, in batches that never span two chunks.
 
 A chunk is encoded from its first row on, in batches of one size, so that a resumed run makes the same bytes as an
-undisturbed one (equal device, threads and batch size assumed). Each image is decoded once, and goes once through the
-model for each view; every output of a pass is kept. Unreadable images keep their row: NaN features, label -1,
-``valid`` 0.
+uninterrupted one (given the same device, threads and batch size). Each image is decoded once, and goes through the
+model once per view, which gives all taps. Unreadable images keep their row: NaN features, label -1, ``valid`` 0.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from featcache.datasets.base import Dataset
 from featcache.encoders import Batch, Encoder
 from featcache.encoders.base import PROJECTED
 from featcache.encoders.staging import Stage
-from featcache.encoders.taps import find_tap, tap_dim
+from featcache.encoders.taps import find_tap
 from featcache.encoding.augment import View, view_of
 from featcache.encoding.options import EncodeOptions
 from featcache.encoding.pace import BatchSize
@@ -50,13 +49,13 @@ if TYPE_CHECKING:
 
 Float = TypeVar("Float", np.float32, np.float64)
 SAFE_LENGTHS = (1e-15, 1e18)
-"""Lengths of rows whose squares are far from the ends of float32's range."""
+"""Lengths whose squares are safely within float32's range."""
 
 
 def normalise(features: npt.NDArray[Float]) -> tuple[npt.NDArray[Float], npt.NDArray[Float]]:
-    """Unit rows (N, D) and the lengths (N,) that they had, in their own precision; a row of zeros stays zero.
+    """Unit rows (N, D) and the original lengths (N,), in the precision of the features; a row of zeros stays zero.
 
-    Rows whose squares leave the range of float32 are divided by their largest value first, in float64.
+    Rows whose squares leave float32's range are first divided by their largest value, in float64.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         norm = np.sqrt(np.einsum("nd,nd->n", features, features))
@@ -72,21 +71,21 @@ def normalise(features: npt.NDArray[Float]) -> tuple[npt.NDArray[Float], npt.NDA
 
 
 def stored_identity(encoder: Encoder, tap: str | None = None) -> Json:
-    """The encoder's half of a store's key, or of a tap's: `content_key` of it is the ``encoder_key``."""
+    """The encoder's half of a store's or tap's identity; its `content_key` is the ``encoder_key``."""
     tokens = tap is not None and find_tap(encoder, tap).tokens is not None
     stored = encoder.image_identity | {"stored": TOKENS_STORED if tokens else ROWS_STORED}
     return stored if tap is None else stored | {"stored_tap": tap_name(tap)}
 
 
 def encoder_info(encoder: Encoder) -> Json:
-    """The fields of `StoreInfo` that describe the encoder, apart from its text digests."""
+    """The fields of `StoreInfo` that describe the encoder, without its text digests."""
     scale, bias = encoder.logit_scale, encoder.logit_bias
     return {"encoder_name": encoder.name, "dim": encoder.dim, "logit_scale": scale, "logit_bias": bias}
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample of a chunk: one image per view, or why there is none, or where other stores hold its rows."""
+    """A sample of a chunk: one image per view, an error, or the place of its row in another store."""
 
     work: Work
     row: int
@@ -101,9 +100,9 @@ class ChunkEncoder:
 
     Parameters
     ----------
-    batch_size : images per pass; it may change as passes are measured
+    batch_size : images per pass; may change while batch sizes are measured
     donors : other stores, from which rows of known content are copied
-    advance : called with the number of rows of every batch that is done
+    advance : called with the number of rows of every finished batch
     put : writes a file of tokens
     """
 
@@ -126,18 +125,18 @@ class ChunkEncoder:
         self._stage: Stage[_Pass] = Stage(encoder, batch_size.now, compiled=options.compiled)
 
     def encode(self, works: Iterable[Work]) -> Iterator[MadeChunk]:
-        """Encode chunks in order, each taken when its first batch is about to be read.
+        """Encode chunks in order; a work is taken only when its first batch is about to be read.
 
         Raises
         ------
         ContentChangedError
-            An image of a part that joins later is no longer the one that the store was made from.
+            A part is added, and an image is no longer the one that the store was made from.
         """
         options = self._options
         tasks = ([(work, row) for row in batch] for work in works for batch in self._batches(work.rows))
         ahead = default_ahead(self._encoder) if options.ahead is None else options.ahead
         batches = worked_batches(self._samples, tasks, options.workers or default_workers(), ahead)
-        begun: deque[_Chunk] = deque()  # the next chunk begins while results of the last one are on their way
+        begun: deque[_Chunk] = deque()  # the next chunk begins before the last results of this one arrive
         for batch in batches:
             work = batch[0].work
             if not begun or begun[-1].work is not work:
@@ -152,21 +151,21 @@ class ChunkEncoder:
         yield from self._whole(begun)
 
     def _batches(self, rows: range) -> Iterator[range]:
-        """The rows of a chunk in batches to read, of the size that passes have by then."""
+        """The rows of a chunk in batches of the current size."""
         while rows:
             size = self._batch_size.now
             yield rows[:size]
             rows = rows[size:]
 
     def _whole(self, begun: deque[_Chunk]) -> Iterator[MadeChunk]:
-        """The chunks that are complete, in order; of the others, the files of tokens that are."""
+        """Yield the complete chunks, in order; write complete token files of all."""
         for chunk in begun:
             chunk.flush()
         while begun and begun[0].is_whole:
             yield self._encoded(begun.popleft())
 
     def _tokens(self, work: Work) -> dict[Part, TokenRows]:
-        """The parts of a chunk with tokens, which are written file by file."""
+        """The parts of a chunk that have tokens."""
         found = {}
         for part in work.parts:
             tap = find_tap(self._encoder, part.tap)
@@ -179,7 +178,7 @@ class ChunkEncoder:
         return [self._sample(work, row) for work, row in tasks]
 
     def _sample(self, work: Work, row: int) -> _Sample:
-        """Read one sample and make its views; runs in worker threads."""
+        """Read one sample and make its views; called in worker threads."""
         if row in work.bad and work.content is not None:
             return _Sample(work, row, work.content[row - work.rows.start].tobytes(), error=work.bad[row])
         places: list[Place] = []
@@ -204,7 +203,7 @@ class ChunkEncoder:
         return self._views[view]
 
     def _forward(self, chunk: _Chunk) -> None:
-        """Begin a pass of the model per view, over the next waiting images."""
+        """Begin one forward pass per view over the next waiting images."""
         size, began = self._batch_size.now, time.perf_counter()
         batch, chunk.waiting = chunk.waiting[:size], chunk.waiting[size:]
         rows = [sample.row for sample in batch]
@@ -217,7 +216,7 @@ class ChunkEncoder:
         self._batch_size.took(len(batch), time.perf_counter() - began)
 
     def _fetch(self, late: int | None = None) -> None:
-        """Take the features of passes that were begun before."""
+        """Collect the features of earlier passes."""
         for done, found in self._stage.results(late):
             chunk, rows = done.chunk, done.rows
             chunk.under_way.popleft()
@@ -253,7 +252,7 @@ class ChunkEncoder:
         return MadeChunk(chunk.work, values, bad, len(copied))
 
     def _check_same(self, chunk: _Chunk) -> None:
-        """ContentChangedError where a part that joins a store found other images than the store was made from."""
+        """ContentChangedError if an added part found other images than the store was made from."""
         known = chunk.work.content
         if known is None:
             return
@@ -279,7 +278,7 @@ class ChunkEncoder:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A pass of the model over some rows of a chunk, and the parts that are made of it."""
+    """A forward pass over some rows of a chunk, and the parts that it gives."""
 
     chunk: _Chunk
     rows: Sequence[int]
@@ -287,36 +286,36 @@ class _Pass:
 
 
 class _Chunk:
-    """A chunk while its rows come in."""
+    """A chunk being encoded."""
 
     def __init__(self, work: Work, encoder: Encoder, tokens: Mapping[Part, TokenRows]) -> None:
         self.work, self.rows, self.tokens = work, work.rows, tokens
         rows = work.rows
         self.content = np.zeros((len(rows), 16), dtype=np.uint8)
         self.made = {
-            part: np.full((len(rows), tap_dim(encoder, part.tap)), np.nan, dtype=np.float32)
+            part: np.full((len(rows), find_tap(encoder, part.tap).dim), np.nan, dtype=np.float32)
             for part in work.parts
             if part not in tokens
         }
         self.waiting: list[_Sample] = []
         self.under_way: deque[int] = deque()
-        """First rows of the passes whose features are not there yet."""
+        """First rows of the passes whose features have not arrived."""
         self.known: list[_Sample] = []
         self.errors: dict[int, str] = {}
         self._seen = 0
 
     @property
     def is_read(self) -> bool:
-        """Whether all its rows were read."""
+        """Whether all rows have been read."""
         return self._seen == len(self.rows)
 
     @property
     def is_whole(self) -> bool:
-        """Whether all its features are there."""
+        """Whether all features have arrived."""
         return self.is_read and not self.waiting and not self.under_way
 
     def add(self, batch: Sequence[_Sample]) -> None:
-        """Take samples that were read, in row order."""
+        """Add samples, in row order."""
         for sample in batch:
             self.content[sample.row - self.rows.start] = np.frombuffer(sample.content, dtype=np.uint8)
             if sample.error:
@@ -328,7 +327,7 @@ class _Chunk:
         self._seen += len(batch)
 
     def flush(self) -> None:
-        """Write the files of tokens that are complete: all rows before the first whose features are not there."""
+        """Write the complete token files: those before the first row whose features are missing."""
         if self.tokens:
             waiting = [*self.under_way, *(sample.row for sample in self.waiting)]
             before = waiting[0] if waiting else self.rows.start + self._seen
@@ -338,12 +337,12 @@ class _Chunk:
 
 
 def as_stored(encoder: OpenClipEncoder) -> OpenClipEncoder:
-    """The same model computing in float32, as ``featcache encode`` does by default: its stores are found again."""
+    """The model in float32, the default of ``featcache encode``, so that its stores are found."""
     stored = copy.copy(encoder)
     stored.precision = "fp32"
     return stored
 
 
 def encoder_key(encoder: OpenClipEncoder) -> str:
-    """Key of the stores that ``featcache encode`` makes with this model; fitted heads are bound to it."""
+    """Key of the stores that ``featcache encode`` makes with this model; fitted heads refer to it."""
     return content_key(stored_identity(as_stored(encoder)))

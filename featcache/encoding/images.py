@@ -1,7 +1,7 @@
-"""Data set x encoder -> image store.
+"""Encoding a data set into an image store.
 
-A finished store with the same keys is a hit and no image is opened. Otherwise the chunks without a marker are encoded,
-whole chunk by whole chunk; see `featcache.encoding.store_job` for how processes share them.
+A finished store with the same key is a cache hit, and no image is opened. Otherwise the chunks without a marker are
+encoded, one whole chunk at a time; see `featcache.encoding.store_job` for how processes share them.
 """
 
 import time
@@ -68,7 +68,7 @@ HELD = ("classnames", "image", "label", "id", "metadata", "holdout")
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What an encode run did: `hit` means that no image was opened; `copied_rows` came from other stores."""
+    """The store, and what the run did: with `hit`, no image was opened; `copied_rows` came from other stores."""
 
     store: ImageStore
     hit: bool
@@ -77,7 +77,7 @@ class EncodeResult:
     seconds: float
     copied_rows: int = 0
     batches: str = ""
-    """Which batch sizes were measured and which was taken; empty where none was chosen."""
+    """The batch sizes that were measured and the one chosen; empty if none was."""
 
 
 def encode(
@@ -96,27 +96,26 @@ def encode(
 
     Parameters
     ----------
-    data : str, or what a program holds
+    data : ``source:argument``, or a data set in memory
         ``digits``, ``imagefolder:DIR``, ``list:FILE``, ``arrays:DIR`` (see `featcache.datasets`); a Hugging Face data
         set, or a DatasetDict; a torch data set of (image, label); a list of PIL images, uint8 arrays or paths, with
         `labels`, or as a pair ``(pictures, labels)`` (see `featcache.datasets.sources.held`); a
-        `featcache.datasets.Dataset`. What is in memory is named by its content, never by the object.
-    split : name of the split; default: the one that a data set in memory names, else ``train``
-    model : ``tiny``, an open_clip architecture, ``local-dir:FOLDER`` (see `featcache.encoders`); a module with
-        ``transform=``, named by a digest of its weights and of the transform (see `featcache.encoders.modules`)
+        `featcache.datasets.Dataset`. Data in memory are identified by content.
+    split : name of the split; default: that of a data set in memory, else ``train``
+    model : ``tiny``, an open_clip architecture, ``local-dir:FOLDER`` (see `featcache.encoders`); or a module with
+        ``transform=``, identified by its weights and the transform (see `featcache.encoders.modules`)
     pretrained : open_clip tag or checkpoint file
-    root : folder or ``s3://bucket/prefix`` of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``
+    root : folder or ``s3://bucket/prefix`` of all stores; default: ``$FEATCACHE_ROOT``, else ``./cache``
     labels : {"names", "int"}, or sequence of N int or str
-        What the labels of a list file are; the labels of a list of pictures.
+        The kind of labels in a list file; the labels of a list of pictures.
     name : name of the data set in listings and results; by default that of its folder or file. A store that holds these
         samples already keeps its name, with a warning (``featcache rename`` changes it).
-    progress : true shows progress on stderr, or in the notebook
+    progress : True shows progress on stderr or in the notebook
     **options
         ``device``, ``precision``, ``preprocess`` (see `featcache.encoders.load_encoder`; ignored if `model` is an
-        Encoder; by default that of pictures that lie prepared); ``transform`` and ``digest`` of a module;
-        ``classnames``, and ``image``, ``label``, ``id`` and ``metadata``, the columns of a Hugging Face data set;
-        ``holdout``, the share of data without splits that is held out from ``train`` for ``test``; and fields of
-        `EncodeOptions`.
+        Encoder; by default the preparation that the data set has gone through); ``transform`` and ``digest`` of a
+        module; ``classnames``, and the columns ``image``, ``label``, ``id`` and ``metadata`` of a Hugging Face data
+        set; ``holdout``, the share of data without splits that becomes ``test``; and the fields of `EncodeOptions`.
 
     Raises
     ------
@@ -160,7 +159,7 @@ def _dataset(data: Held, split: str | None, labels: object, name: str | None, he
 def _encoder(
     model: str | Encoder | torch.nn.Module, pretrained: str | None, loading: dict[str, Any], prepared: str | None
 ) -> Encoder:
-    """The encoder that a name or a module stands for; any other object is taken as one."""
+    """The encoder of a name or a module; any other object is taken to be an encoder."""
     if isinstance(model, str):
         if unused := [option for option in ("transform", "digest") if option in loading]:
             raise EncoderError(
@@ -185,7 +184,7 @@ def encode_dataset(
     options: EncodeOptions | None = None,
     progress: Progress | None = None,
 ) -> EncodeResult:
-    """`encode` for an opened data set and a loaded encoder; the result also says what was done."""
+    """`encode` for an opened data set and a loaded encoder; the result also reports what was done."""
     options = options or EncodeOptions()
     job = ImageJob(dataset, whole_encoder(encoder, "encoder:"), resolve_root(root), options, progress)
     began = time.perf_counter()
@@ -251,10 +250,8 @@ class ImageJob(StoreJob[ImageStore]):
 
     def layout(self, chunk_rows: int) -> Layout:
         """See `StoreJob.layout`."""
-        rows, labels = (
-            image_arrays(self.n_rows, self.encoder.dim, chunk_rows),
-            label_arrays(self.index.truth, chunk_rows),
-        )
+        rows = image_arrays(self.n_rows, self.encoder.dim, chunk_rows)
+        labels = label_arrays(self.index.truth, chunk_rows)
         return Layout(rows, labels, {SAMPLES: samples_bytes(self.index.ids, self.index.sizes)})
 
     def new_chunk_rows(self) -> int:
@@ -277,7 +274,7 @@ class ImageJob(StoreJob[ImageStore]):
         return writer
 
     def contents(self, part: Part, writer: StoreWriter) -> Contents:
-        """See `StoreJob.contents`; a tap is not in the space of texts."""
+        """See `StoreJob.contents`; taps are not in the text embedding space."""
         provenance = self.encoder.provenance | {
             "source": self.encoder.source,
             "data": self.opened_as,
@@ -313,7 +310,7 @@ class ImageJob(StoreJob[ImageStore]):
         return Contents(info | self.kept, provenance, truth, columns)
 
     def finalise(self, part: Part, writer: StoreWriter) -> None:
-        """See `StoreJob.finalise`; remembers the files' times, too.
+        """See `StoreJob.finalise`; also records the files' modification times.
 
         Raises
         ------
@@ -344,8 +341,11 @@ class ImageJob(StoreJob[ImageStore]):
         if not done and stat(self.path / STAMPS) is None:
             write_stamps(self.path, self.index.stamps)
             return
-        stored = lambda rows: stored_chunk(writer, "content", rows.start // size)  # noqa: E731
-        for row in changed_rows(self.dataset, self.path, done, stored):
+
+        def content(rows: range) -> Array:
+            return stored_chunk(writer, "content", rows.start // size)
+
+        for row in changed_rows(self.dataset, self.path, done, content):
             writer.drop(row // size)
 
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
@@ -355,11 +355,11 @@ class ImageJob(StoreJob[ImageStore]):
         return ChunkEncoder(*inputs, self.donors, self.advance, self._put).encode(works)
 
     def _put(self, part: Part, file: int, values: Array) -> Future[str]:
-        """Write a file of tokens behind."""
+        """Write a file of tokens in the writer thread."""
         return self.behind.call(self._writers[part].put_file, "features", file, values)
 
     def check_bad(self, bad: Sequence[BadRow]) -> None:
-        """ImageReadError where more images cannot be read than the options allow."""
+        """ImageReadError if more images are unreadable than the options allow."""
         if len(bad) <= self.options.max_bad:
             return
         named = "\n".join(f"  {item.sample_id}: {item.error}" for item in bad[:20])
@@ -370,7 +370,7 @@ class ImageJob(StoreJob[ImageStore]):
             "finished chunks are kept"
         )
 
-    # What may be left to do where the store is finished: changed sources, changed labels, another text tower
+    # Updating a finished store: changed sources, changed labels, another text tower
 
     def encode_changed(self, store: ImageStore) -> None:
         """Encode chunks again whose source files changed with the same ids and sizes.
@@ -378,14 +378,16 @@ class ImageJob(StoreJob[ImageStore]):
         Raises
         ------
         ContentChangedError
-            Files changed, and the options do not say to refresh; or they do, and the store was made under another name,
-            so that it may hold another data set.
+            Files changed, and `refresh` is off, or the store has another name and so may hold another data set.
         """
         if self.index.content is not None:  # part of the key
             return
         content = store.reader("content")
         chunks = map(content.spec.rows_of, range(content.spec.n_chunks))
-        stored = lambda rows: content.read(rows.start, rows.stop)  # noqa: E731
+
+        def stored(rows: range) -> Array:
+            return content.read(rows.start, rows.stop)
+
         changed = changed_rows(self.dataset, self.path, chunks, stored, spot_rows(self.dataset, store))
         if not changed:
             return
@@ -399,16 +401,15 @@ class ImageJob(StoreJob[ImageStore]):
         self.run()
 
     def _what_changed(self, store: ImageStore, changed: Sequence[int], *, same_name: bool) -> str:
-        """What differs and what to do; never an advice to replace the features of another data set."""
+        """The error message: what differs and what to do. It never suggests replacing another data set's features."""
         named = ", ".join(self.index.ids[row] for row in changed[:3])
         more = ", ..." if len(changed) > 3 else ""
         stored = f"{store.name}/{store.split}"
         if same_name:
             return (
                 f"{self.what}: {counted(len(changed), 'source file')} changed since encoding ({named}{more}), with the "
-                "same ids and sizes; if they were edited, run again with --refresh to encode their chunks "
-                f"again in place of the old ones; if this is another data set than the stored {stored}, run with "
-                "another --root, which keeps both"
+                "same ids and sizes; if they were edited, run again with --refresh to replace their chunks; if this "
+                f"is another data set than the stored {stored}, run with another --root, which keeps both"
             )
         return (
             f"{self.what}: {stored} is stored with the same ids and sizes, and {len(changed):,} of its files differ "
@@ -416,12 +417,12 @@ class ImageJob(StoreJob[ImageStore]):
         )
 
     def relabel(self, store: ImageStore) -> bool:
-        """Write labels, class names and columns that differ from the stored ones; features are never touched.
+        """Update labels, class names and metadata columns that differ from the stored ones; features are kept.
 
         Raises
         ------
         LabelsChangedError
-            They differ, and the options do not say to update them.
+            They differ, and `update_labels` is off.
         """
         difference = self._difference(store)
         if difference and not self.options.update_labels:
@@ -434,7 +435,7 @@ class ImageJob(StoreJob[ImageStore]):
                 "--name to keep both labelings side by side"
             )
         add_name(store, self.encoder.name)
-        known = list(store.text_digests)  # another model may share the image tower alone
+        known = list(store.text_digests)  # another model may share only the image tower
         self.text_digests = known + [digest for digest in self.text_digests if digest not in known]
         if difference or self.text_digests != known:
             self.kept = {name: store.info[name] for name in KEPT if name in store.info}
@@ -444,7 +445,7 @@ class ImageJob(StoreJob[ImageStore]):
         return bool(difference)
 
     def _difference(self, store: ImageStore) -> str:
-        """What differs from the store, in words; empty if nothing does."""
+        """How labels and columns differ from the stored ones, in words; empty if they do not."""
         index = self.index
         if not same_labels(store, index):
             if store.classnames != index.classnames:

@@ -1,4 +1,4 @@
-"""How to encode, and which share of the work falls to this process; none of it is part of a key."""
+"""Options of encoding, and the share of work of a process; none of them is part of a key."""
 
 import os
 import re
@@ -19,8 +19,8 @@ class Share:
     Parameters
     ----------
     index, count : from 0 to count - 1, as torchrun's RANK and WORLD_SIZE
-    only : encode only these chunks, and do not wait for the store (a job of an array); otherwise help with the others
-        afterwards, and wait until the store is finished (a rank)
+    only : encode only these chunks and return (a job of an array); otherwise help with the other chunks afterwards, and
+        wait until the store is finished (a rank)
 
     >>> Share(1, 3).order(range(7))
     [1, 4, 2, 5, 0, 3, 6]
@@ -40,13 +40,7 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> "Share":
-        """From ``i/n`` with i from 0 to n - 1, as ``$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT``.
-
-        Raises
-        ------
-        FeatcacheError
-            It is written otherwise, or i is not below n.
-        """
+        """From ``$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT``: ``i/n``, i from 0 to n - 1; else FeatcacheError."""
         if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text):
             raise FeatcacheError(f"--shard {text}: expected i/n with i from 0 to n-1, such as 0/4")
         index, _, count = text.partition("/")
@@ -54,41 +48,41 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> "Share":
-        """The rank that torchrun gave this process; without torchrun, all of the work."""
+        """The share of this torchrun rank; without torchrun, all of the work."""
         rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
         return cls(int(rank), int(world)) if rank.isdecimal() and world.isdecimal() else cls()
 
     def order(self, chunks: Iterable[int]) -> list[int]:
-        """The chunks of this share first, then, unless `only`, those of the next shares."""
+        """The chunks of this share, followed, unless `only`, by those of the next shares."""
         turns = sorted((((chunk - self.index) % self.count), chunk) for chunk in chunks)
         return [chunk for turn, chunk in turns if not (self.only and turn)]
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How to encode; none of it is part of a key.
+    """Options of encoding; none of them is part of a key.
 
     Parameters
     ----------
     batch_size : images per forward pass. Default: ``$FEATCACHE_BATCH_SIZE``; else 64 on a GPU, and on a CPU the fastest
-        of 8, 16, 32 and 64, measured on the first batches, which are kept.
-    chunk_rows : rows per chunk. Default: ``$FEATCACHE_CHUNK_ROWS``; else at most 4096 and about a minute's work, by the
-        speed of a few images. A store that was begun keeps its own.
-    workers : threads that read and decode, default one per core
-    ahead : batches decoded in advance, default 0 on a CPU and 4 on a GPU
+        of 8, 16, 32 and 64, measured on the first batches (whose features are kept).
+    chunk_rows : rows per chunk. Default: ``$FEATCACHE_CHUNK_ROWS``; else at most 4096 and about a minute's work,
+        estimated from a few images. A store that was begun keeps its own.
+    workers : threads that read and decode; default: one per core
+    ahead : batches decoded ahead; default: 0 on a CPU, 4 on a GPU
     max_bad : unreadable images to tolerate; more raise ImageReadError
     update_labels : if the labels of the source changed, write the new ones (features are kept) instead of raising
     refresh : if source files changed, encode their chunks again instead of raising
     share : the share of this process; default: from torchrun's RANK and WORLD_SIZE, else all of the work
-    taps : more outputs of the encoder to store: ``pre_projection``, ``patch``, ``layer:-2:cls``; see
+    taps : further outputs of the encoder to store: ``pre_projection``, ``patch``, ``layer:-2:cls``; see
         `featcache.store.reading.tokens`
-    pool : pool the taps with tokens: ``patch`` is stored as ``patch:mean``; one of
+    pool : how to pool taps with tokens, so that ``patch`` is stored as ``patch:mean``; one of
         `featcache.store.reading.tokens.POOLS`
-    views : augmented views of every image to store, numbers 0 to `views` - 1
+    views : number of augmented views of every image to store
     augmentation : one of `featcache.encoding.augment.AUGMENTATIONS`
     view_seed : seed of the views
-    compiled : compile the model with torch before it encodes, at a fixed batch size; not for taps. Features differ in
-        their last digits, as those of two devices do.
+    compiled : compile the model with torch, at a fixed batch size; not for taps. Features differ in their last digits,
+        as between two devices.
     reuse : copy rows whose content another finished store of the same encoder holds; see `featcache.encoding.reuse`
     """
 

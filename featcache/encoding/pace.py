@@ -1,7 +1,6 @@
-"""What depends on how fast this machine encodes: the batch size on a CPU, and the rows of a chunk.
+"""Choices by the measured speed of encoding: the batch size on a CPU, and the rows of a chunk.
 
-Neither is part of a key. `FEATCACHE_BATCH_SIZE` and `FEATCACHE_CHUNK_ROWS` say them once for all runs that are not told
-otherwise.
+Neither is part of a key. `FEATCACHE_BATCH_SIZE` and `FEATCACHE_CHUNK_ROWS` set the defaults.
 """
 
 import statistics
@@ -18,20 +17,20 @@ from featcache.store.layout import DEFAULT_CHUNK_ROWS
 BATCH_VARIABLE, CHUNK_VARIABLE = "FEATCACHE_BATCH_SIZE", "FEATCACHE_CHUNK_ROWS"
 BATCH_SIZE = 64
 TRIED = (16, 32, 8, 64)
-"""Batch sizes that a CPU is measured at; the first warms it up."""
+"""Batch sizes that are measured on a CPU, in this order; the first also warms up."""
 ROUNDS, MOST_SECONDS = 2, 8.0
 WORTH = 0.95
-"""A size that is tried later must need at most this share of the time."""
+"""A later size replaces an earlier one if it takes at most this share of its time."""
 CHUNK_SECONDS, LEAST_CHUNK = 60.0, 64
 
 
 class BatchSize:
-    """Images per forward pass: the given number, or the fastest of the first passes of a run.
+    """Images per forward pass: a given number, or the fastest in the first passes of a run.
 
     Parameters
     ----------
-    given : else ``$FEATCACHE_BATCH_SIZE``; else, on a CPU, what `took` is told decides
-    rows : images that are to be encoded; at most half of them are measured
+    given : default: ``$FEATCACHE_BATCH_SIZE``; else, on a CPU, measured by calls of `took`
+    rows : images to encode; at most half of them are used to measure
     """
 
     def __init__(self, given: int | None, device: str, rows: int) -> None:
@@ -46,14 +45,14 @@ class BatchSize:
 
     @property
     def told(self) -> str:
-        """For people, which sizes were measured and which is the fastest; empty where nothing was chosen."""
+        """A message of the measured sizes and the fastest; empty if none was chosen."""
         sizes = [str(size) for size in sorted(self._seconds)]
         if len(sizes) < 2 or not self.is_settled:
             return ""
         return f"batches of {self.now}, the fastest of {', '.join(sizes[:-1])} and {sizes[-1]}"
 
     def took(self, rows: int, seconds: float) -> None:
-        """A pass over so many images is done."""
+        """Report a forward pass over so many images."""
         if self.is_settled or rows != self.now:
             return
         if self._warm:
@@ -69,7 +68,7 @@ class BatchSize:
 
     def _settle(self) -> None:
         self.is_settled = True
-        if not self._seconds:  # one pass took longer than all may
+        if not self._seconds:  # the first pass already took too long
             return
         least = {size: min(seconds) for size, seconds in self._seconds.items()}
         self.now = next(iter(least))
@@ -79,7 +78,7 @@ class BatchSize:
 
 
 def chunk_rows_for(seconds_a_row: float) -> int:
-    """Rows of a chunk that takes at most a minute: a power of two from 64 to 4,096.
+    """Rows of a chunk that takes about a minute at most: a power of two from 64 to 4,096.
 
     Examples
     --------
@@ -100,7 +99,7 @@ def measured_chunk_rows(
     passes: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """`chunk_rows_for` the speed of a few of n images, each read, decoded and encoded `passes` times by itself."""
+    """`chunk_rows_for` the measured speed of a few of n images; a row takes `passes` forward passes."""
     told = number_from(CHUNK_VARIABLE, 0)
     if told or n <= LEAST_CHUNK:
         return told or DEFAULT_CHUNK_ROWS

@@ -1,8 +1,8 @@
-"""Worker threads with look-ahead: samples are read, hashed, decoded and cropped while the model computes.
+"""Worker threads that read, hash, decode and crop samples ahead of the model.
 
-Pillow and torch release the interpreter lock while they work, so threads are enough, and need no pickling, no fork and
-no start-up time. On a GPU the workers run some batches ahead of the model; on a CPU they would only fight with it for
-the same cores, so there decoding and the forward pass take turns, each on all cores.
+Pillow and torch release the interpreter lock, so threads suffice, and avoid pickling, forks and start-up time. With a
+GPU the workers run some batches ahead of the model; on a CPU, decoding and the forward pass compete for the same cores
+and so take turns, each on all cores.
 """
 
 import os
@@ -27,7 +27,7 @@ NO_CONTENT = bytes(16)
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample that was read: the xxh3-128 of its undecoded bytes, and its picture, or why there is none."""
+    """A sample: the xxh3-128 of its undecoded bytes, and its picture or an error."""
 
     row: int
     content: bytes
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prepared(Generic[T]):
-    """A sample's image as the encoder takes it; `error` says why there is none."""
+    """A sample's image as the encoder takes it, or an error."""
 
     row: int
     image: T | None
@@ -45,28 +45,28 @@ class Prepared(Generic[T]):
 
 
 def default_workers() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_ahead(encoder: Encoder) -> int:
-    """Batches to decode in advance: none on a CPU, where decoding and the model share the cores."""
+    """Batches to decode ahead: none on a CPU, where decoding and the model share the cores."""
     return 0 if encoder.device.startswith("cpu") else AHEAD_ON_GPU
 
 
 def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lambda content: False) -> Sample:
-    """Read, hash and decode one sample; if it is damaged, the sample holds an error text.
+    """Read, hash and decode one sample; a damaged one gives a `Sample` with an error.
 
     Parameters
     ----------
-    known : given the content hash, returns True if decoding is unnecessary; then there is no picture
+    known : given the content hash, returns True if the picture is not needed and so not decoded
     """
     digest = NO_CONTENT
     try:
         content = dataset.read(row)
         digest = xxhash.xxh3_128_digest(content)
         return Sample(row, digest, None if known(digest) else dataset.decode(content, row))
-    except Exception as error:  # decoders raise anything on damaged files; the row is reported by name
+    except Exception as error:  # decoders raise anything on damaged files
         _raise_if_exhausted(error)
         return Sample(row, digest, error=f"{type(error).__name__}: {error}")
 
@@ -74,7 +74,7 @@ def read_sample(dataset: Dataset, row: int, known: Callable[[bytes], bool] = lam
 def prepared_batches(
     dataset: Dataset, encoder: Encoder, batches: Iterable[range], workers: int, ahead: int
 ) -> Iterator[list[Prepared[Batch]]]:
-    """Yield each batch of rows prepared for an encoder; see `worked_batches`."""
+    """Yield batches of rows, prepared for an encoder; see `worked_batches`."""
     encoder = encoder_for(dataset, encoder)
     dataset = decoded_for(dataset, encoder)
 
@@ -85,12 +85,12 @@ def prepared_batches(
 
 
 def prepared(sample: Sample, prepare: Callable[[Picture], T]) -> Prepared[T]:
-    """What `prepare` makes of a sample's picture; a picture that cannot be resized is reported as an unreadable one.
+    """The sample's image as `prepare` makes it; a picture that cannot be prepared counts as unreadable.
 
     Raises
     ------
     EncoderError
-        Of an encoder that cannot prepare any picture.
+        The encoder cannot prepare any picture.
     """
     if sample.picture is None:
         return Prepared(sample.row, None, sample.error)
@@ -98,13 +98,13 @@ def prepared(sample: Sample, prepare: Callable[[Picture], T]) -> Prepared[T]:
         return Prepared(sample.row, prepare(sample.picture))
     except EncoderError:
         raise
-    except Exception as error:  # of a mode without a known scale, of a strange shape, ...
+    except Exception as error:  # a mode without a known scale, an odd shape, ...
         _raise_if_exhausted(error)
         return Prepared(sample.row, None, f"{type(error).__name__}: {error}")
 
 
 def _raise_if_exhausted(error: Exception) -> None:
-    """Raise what is a failure of the machine (too many open files): the images are not to blame."""
+    """Raise errors of the machine, such as too many open files, for which the image is not to blame."""
     if isinstance(error, OSError) and error.errno in EXHAUSTED:
         raise error
 
@@ -112,15 +112,14 @@ def _raise_if_exhausted(error: Exception) -> None:
 def worked_batches(
     work: Callable[[Sequence[S]], list[T]], batches: Iterable[Sequence[S]], workers: int, ahead: int
 ) -> Iterator[list[T]]:
-    """Yield what `work` makes of each batch, item by item, in order.
+    """Yield the results of `work` for each batch, in order.
 
     Parameters
     ----------
     work : called with pieces of a batch, in worker threads
-    batches : iterable of sequences
-        Taken when the work on them is to begin.
-    workers : threads
-    ahead : batches in flight in addition to the one that is yielded
+    batches : each is taken only when work on it begins
+    workers : number of threads
+    ahead : batches in flight besides the one that is yielded
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache-worker")
     waiting: deque[list[Future[list[T]]]] = deque()
@@ -136,7 +135,7 @@ def worked_batches(
 
 
 def _pieces(batch: Sequence[S], workers: int) -> list[Sequence[S]]:
-    """Several pieces per worker: short enough to even out slow images."""
+    """Several pieces per worker, which evens out slow images."""
     size = max(1, len(batch) // (4 * workers))
     return [batch[start : start + size] for start in range(0, len(batch), size)]
 
@@ -146,5 +145,5 @@ def _collect(futures: Sequence[Future[list[T]]]) -> list[T]:
 
 
 def batches_of(rows: range, batch_size: int) -> list[range]:
-    """Cut the rows of a chunk into batches; the last one may be short."""
+    """Cut rows into batches; the last one may be short."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

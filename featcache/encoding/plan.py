@@ -1,4 +1,4 @@
-"""What an encode run would read, compute and write; nothing is written."""
+"""Dry runs of encoding: what would be read, computed and written."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -21,22 +21,21 @@ from featcache.store.places import StorePath
 from featcache.store.reading.parts import Part
 
 MEASURED = 2
-"""Batches that are encoded to measure the speed; the first is not timed."""
+"""Batches that are encoded to measure the speed; only the last is timed."""
 
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """What `featcache.encode_dataset` would do.
+    """The work of `featcache.encode_dataset`.
 
     Parameters
     ----------
-    store : where the store is, or would be
-    name, split, rows
-        Of the data set.
-    rows_to_encode : images that some output lacks; rows that would be copied from other stores are counted, too
-    bytes_to_read : of their files; 0 where the source does not say sizes
-    bytes_to_write : of features, for all outputs
-    seconds : by the speed of one batch, measured now; 0 where nothing is to be encoded
+    store : place of the store, which need not exist
+    name, split, rows : name, split and size of the data set
+    rows_to_encode : images that the store or a part lacks, rows that would be copied from other stores included
+    bytes_to_read : size of their files; 0 if the source does not know
+    bytes_to_write : size of their features, for all outputs
+    seconds : estimate by the measured speed of one batch; 0 if nothing is to be encoded
     """
 
     store: StorePath
@@ -60,16 +59,16 @@ def plan_encoding(
     root: str | Path | None = None,
     options: EncodeOptions | None = None,
 ) -> EncodePlan:
-    """Plan a run of `featcache.encode_dataset`: rows, bytes, and the time by encoding two batches.
+    """Plan a run of `featcache.encode_dataset`: rows, bytes, and the time, estimated by encoding two batches.
 
     Raises
     ------
     FeatcacheError
-        As `featcache.encode_dataset` before its first image.
+        As `featcache.encode_dataset` raises before its first image.
     """
     options = options or EncodeOptions()
     if dataset.index.content is not None:
-        dataset.index.content.digest()  # now, so that it is not remembered below the root
+        dataset.index.content.digest()  # without a root, so that no cache is written
     job = ImageJob(dataset, whole_encoder(encoder, "encoder:"), resolve_root(root), options, None)
     missing = _missing_rows(job)
     rows = np.unique(np.concatenate(list(missing.values())))
@@ -89,7 +88,7 @@ def plan_encoding(
 
 
 def _missing_rows(job: ImageJob) -> dict[Part, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """The rows that each output lacks. Writers are opened on stores that were begun, where they write nothing."""
+    """The rows that each output lacks. Writers are opened only on existing stores, where they write nothing."""
     everything = np.arange(job.n_rows)
     begun = {part: read_header(job.path / part.name) is not None for part in (Part(), *job.parts)}
     if not begun[Part()]:
@@ -111,7 +110,7 @@ def _width(encoder: Encoder, part: Part) -> int:
 def _seconds_a_row(
     dataset: Dataset, encoder: Encoder, options: EncodeOptions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]
 ) -> float:
-    """Time to read, decode and encode one image, over the last of a few batches."""
+    """Seconds to read, decode and encode one image, in the last of a few batches."""
     given = BatchSize(options.batch_size, encoder.device, len(rows)).now
     size = min(given, max(1, len(rows) // MEASURED))
     first = range(int(rows[0]), min(int(rows[0]) + MEASURED * size, len(dataset.index)))

@@ -1,13 +1,11 @@
-"""Rows copied from other finished stores of the same encoder instead of being encoded.
+"""Copying rows from other finished stores of the same encoder instead of encoding them.
 
-The content of every image is hashed while it is read. If another store below the same
-``<root>/images/<encoder_key>/`` has that hash, decoding and the forward pass are skipped and the row is copied, bit
-for bit: a data set that grew, was reordered or shares images with another encodes only what is new. Only content that
-the two data sets decode in the same way counts (`Dataset.decoding`), and a chunk is used only after its bytes
-agree with the checksum in the donor's manifest.
+Every image is hashed as it is read. If another store below the same ``<root>/images/<encoder_key>/``, a donor, has that
+hash, decoding and the forward pass are skipped and the row is copied bit for bit: a data set that grew, was reordered
+or shares images with another encodes only what is new. Donors must decode in the same way (`Dataset.decoding`), and
+their chunks are used only after their checksums are verified.
 
-The index costs 16 bytes per row of the sibling stores: their content arrays are joined into one index, sorted by
-the first half of the hash.
+The content arrays of all donors are joined into one index, sorted by the first half of the hash: 32 bytes per row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +29,7 @@ VALUES = ("features", "norm")
 
 @dataclass(frozen=True)
 class Place:
-    """A row of a donor."""
+    """A row of a donor store."""
 
     donor: int
     row: int
@@ -42,8 +40,8 @@ class Donors:
 
     Parameters
     ----------
-    path : folder of the store that is to be encoded
-    decoding : how its data set decodes; if None, there are no donors
+    path : folder of the store to encode
+    decoding : `Dataset.decoding` of its data set; without it, there are no donors
     """
 
     def __init__(self, path: StorePath, decoding: str | None) -> None:
@@ -63,7 +61,7 @@ class Donors:
         for name in names:
             folder = name.partition("/")[0]
             if folder != self._path.name:
-                with suppress(FeatcacheError):  # damaged, or of another version: no donor
+                with suppress(FeatcacheError):  # skip damaged stores and other versions
                     store = open_image_store(parent / folder)
                     if store.info.get("decoding") == self._decoding:
                         yield store
@@ -87,11 +85,11 @@ class Donors:
         return hashes[order, 0], hashes[order, 1], found[order]
 
     def prepare(self) -> None:
-        """Read the content arrays now, before threads ask for rows."""
+        """Read the content arrays, before threads ask for rows."""
         _ = self._index
 
     def find(self, digest: bytes, sample_id: str, parts: Sequence[Part]) -> Place | None:
-        """A sound row of that content with all of some parts; views depend on the sample's id, too."""
+        """An intact row of that content that has all the parts; for views, of the same sample id too."""
         firsts, seconds, places = self._index
         if not len(firsts):
             return None
@@ -106,7 +104,7 @@ class Donors:
         return None
 
     def values(self, part: Part, places: Sequence[Place]) -> tuple[Array, Array]:
-        """Features (n, D) float16 and norms (n,) of some rows that `find` found."""
+        """Features (n, D) float16 and norms (n,) of rows found by `find`."""
         found: list[Array] = []
         for name in VALUES:
             values: Array | None = None
@@ -127,7 +125,7 @@ class Donors:
                 return []
 
     def _has(self, donor: int, row: int, parts: Sequence[Part]) -> bool:
-        """Whether all parts exist, and the chunks of a row hold the bytes that were written."""
+        """Whether all parts exist and the chunks of a row are intact."""
         for part in parts:
             store = self._part(donor, part)
             if store is None:
@@ -149,7 +147,7 @@ class Donors:
             return self._parts[donor, part]
 
     def _checked(self, donor: int, part: Part, name: str, chunk: int) -> Array | None:
-        """One chunk of an array, None if its bytes differ from those that were written."""
+        """One chunk of an array, None if it is damaged."""
         store = self._part(donor, part)
         if store is None:
             return None

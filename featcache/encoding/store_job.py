@@ -1,13 +1,13 @@
-"""Making a store of any kind: find it, or begin or resume it, share the chunks with other processes, finish it.
+"""Making a store of any kind: find, begin or resume it, share the chunks with other processes, finish it.
 
 Any number of processes may run the same job at once: ranks of torchrun, jobs of a Slurm array, or unrelated runs. They
-share the store and nothing else. Each takes chunks that nobody has claimed, its own share first, and the process that
-finds every chunk marked finishes the store.
+share nothing but the store. Each takes unclaimed chunks, its own share first, and the process that finds every chunk
+marked finishes the store.
 
-A new kind of store subclasses `StoreJob` and defines five methods: `open`, `layout`, `make`, `contents` and, for stores
-with parts, `part_writer`. A store that gains rows over time, such as the frozen prior of fine-tuning, keeps
-them elsewhere until then (a journal): it calls ``writer().drop(chunk)`` for the chunks that gain rows, and then `run`,
-whose `make` reads the rows from the journal.
+A new kind of store subclasses `StoreJob` and defines `open`, `layout`, `make`, `contents` and, for stores with parts,
+`part_writer`. A store that gains rows over time, such as the frozen prior of fine-tuning, first keeps new rows in a
+journal; it then calls ``writer().drop(chunk)`` for the chunks that gain rows, and `run`, where `make` reads the
+journal.
 """
 
 import time
@@ -52,7 +52,7 @@ POLL_SECONDS = (0.05, 0.4)  # at first, at most
 
 @dataclass(frozen=True)
 class Layout:
-    """The arrays of a store: `rows` are written chunk by chunk, `whole` at the end; `files` are its sidecars."""
+    """The arrays of a store: `rows` are written chunk by chunk, `whole` at the end; `files` are sidecars."""
 
     rows: Mapping[str, ArraySpec]
     whole: Mapping[str, ArraySpec] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is written when all chunks are done; the arguments of `StoreWriter.finalise`."""
+    """What is written after all chunks; the arguments of `StoreWriter.finalise`."""
 
     info: Mapping[str, object]
     provenance: Mapping[str, object]
@@ -71,10 +71,10 @@ class Contents:
 
 @dataclass(frozen=True)
 class Work:
-    """One chunk, and the parts of it to make; ``Part()`` is the store itself.
+    """One chunk, and its parts to make; ``Part()`` is the store itself.
 
-    If the store has the chunk already, `content` (n, 16) holds the content hashes it was made from and `bad` its bad
-    rows: a part that joins later must be of the same images. `chunk_rows` are those of a whole chunk.
+    If the store already has the chunk, `content` (n, 16) are its content hashes and `bad` its bad rows: a part that is
+    added later must come from the same images. `chunk_rows` is the size of a whole chunk.
     """
 
     chunk: int
@@ -97,7 +97,7 @@ class MadeChunk:
 
 @dataclass(frozen=True)
 class JobResult(Generic[S]):
-    """What a job did: `hit` means that the store was there, and nothing was encoded."""
+    """The store, and what the job did: with `hit`, it was found and nothing was encoded."""
 
     store: S
     hit: bool
@@ -106,14 +106,14 @@ class JobResult(Generic[S]):
 
 
 class StoreJob(ABC, Generic[S]):
-    """One store to make.
+    """Makes one store.
 
     Parameters
     ----------
     root : folder of all stores
-    identity : ``{"encoder": ..., "dataset": ...}``, JSON-able: the key of the store
+    identity : ``{"encoder": ..., "dataset": ...}``, JSON-able, from which the key is made
     what : title of progress and error messages
-    chunk_rows : rows per chunk, by default 4096; a store that was begun keeps its own
+    chunk_rows : rows per chunk, default 4096; a store that was begun keeps its own
     parts : taps and views to store as well
     """
 
@@ -151,36 +151,27 @@ class StoreJob(ABC, Generic[S]):
 
     @abstractmethod
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
-        """Compute chunks one after another; every work that is taken from the iterator is claimed.
-
-        Call `advance` as rows get done.
-        """
+        """Compute chunks one after another; taking a work from the iterator claims it. Call `advance` for done rows."""
 
     @abstractmethod
     def contents(self, part: Part, writer: StoreWriter) -> Contents:
-        """What to write when all chunks are done; for a part, its info and provenance only."""
+        """What to write after all chunks; for a part, its info and provenance only."""
 
     def part_writer(self, part: Part, store: StoreWriter) -> StoreWriter:
-        """Writer of one of `parts`, in the chunks of the store; only image stores have parts."""
+        """Writer of one of `parts`, with the chunks of the store; only image stores have parts."""
         raise StoreSchemaError(
             f"{self.path}: {self.kind.kind} stores have no part {part.label}; expected an image store"
         )
 
     def new_chunk_rows(self) -> int:
-        """Rows per chunk of a store that is begun, unless they were given."""
+        """Rows per chunk of a new store, unless given."""
         return DEFAULT_CHUNK_ROWS
 
     def check_bad(self, bad: Sequence[BadRow]) -> None:
-        """Raise if there are too many bad rows."""
+        """Raise an error if there are too many bad rows."""
 
     def finished(self) -> S | None:
-        """The store, if it is finished and its files have their sizes.
-
-        Raises
-        ------
-        StoreSchemaError
-            It belongs to another version of featcache; it is left as it is.
-        """
+        """The store, if it is finished and its files have their sizes; StoreSchemaError if its version differs."""
         try:
             return self.open()
         except StoreSchemaError:
@@ -189,7 +180,7 @@ class StoreJob(ABC, Generic[S]):
             return None
 
     def result(self) -> JobResult[S]:
-        """The finished store, made if it was not there."""
+        """The finished store, made if necessary."""
         began = time.perf_counter()
         found = self.finished()
         store = self.run() if found is None else found
@@ -201,17 +192,17 @@ class StoreJob(ABC, Generic[S]):
         self._claims.sweep()
 
     def writer(self) -> StoreWriter:
-        """The writer of the store, begun or resumed.
+        """The writer of the new or unfinished store.
 
         Raises
         ------
         StoreSchemaError, MismatchError
-            It was begun by another version of featcache, or moved by hand.
+            The store was begun by another version of featcache, or moved by hand.
         """
         try:
             return self._writer()
         except MismatchError:
-            return self._writer()  # another process began the store just now, with another chunk size
+            return self._writer()  # another process has just begun the store, with another chunk size
 
     def _writer(self) -> StoreWriter:
         rows = begun_chunk_rows(self.path, 0)
@@ -222,22 +213,22 @@ class StoreJob(ABC, Generic[S]):
         return StoreWriter(self.path, kind, self.key, self.identity, *arrays, self.verb)
 
     def advance(self, rows: int) -> None:
-        """Report rows that are done, and keep the claims fresh; raises what went wrong behind."""
+        """Report done rows and renew the claims; raises errors of the writer thread."""
         self.behind.check()
         self.progress.advance(rows)
         self._claims.renew()
 
     def run(self) -> S:
-        """Make this process's share of what is not done, then finish the store or wait until another has.
+        """Make this process's share of the missing chunks, then finish the store or wait until another process has.
 
-        `encoded` and `copied` count the rows that were made here, and those that came from other stores.
+        `encoded` and `copied` count the rows encoded here, and those copied from other stores.
 
         Raises
         ------
         ShardDoneError
-            The share is done, no more was asked for, and the store is not finished yet.
+            The share is done, only the share was asked for, and the store is not finished yet.
         StoreCorruptError
-            Chunks keep changing after they were written.
+            Written chunks keep changing.
         """
         writer = self.writer()
         outputs = Outputs(writer, {part: self.part_writer(part, writer) for part in self.parts})
@@ -253,14 +244,14 @@ class StoreJob(ABC, Generic[S]):
             self._claims.release_all()
 
     def _kept(self, outputs: "Outputs") -> str:
-        """What a run that was stopped leaves: rows of whole chunks."""
+        """A message of how many rows a stopped run keeps."""
         spec, pending = outputs.store.rows_spec, outputs.pending()
         kept = self.n_rows - sum(len(spec.rows_of(chunk)) for chunk in pending)
         rest = f"; rows are written in chunks of {spec.chunk_rows:,} (--chunk-rows)" if self.n_rows > kept else ""
         return f"{self.what}: {kept:,} of {self.n_rows:,} rows are kept{rest}; run the same command again to go on"
 
     def before(self, writer: StoreWriter) -> None:
-        """Called before chunks are made: the place to drop those that must be made again."""
+        """Hook that runs before chunks are made, and may drop those that must be made again."""
 
     def _run(self, outputs: "Outputs") -> S:
         failures, pause = 0, POLL_SECONDS[0]
@@ -278,7 +269,7 @@ class StoreJob(ABC, Generic[S]):
             elif not fresh:
                 if isinstance(self.progress, Waits):
                     self.progress.wait(self._claims.waited_for())
-                time.sleep(pause)  # others work on the rest; what they abandon is taken over
+                time.sleep(pause)  # other processes make the rest; abandoned chunks are taken over
                 pause = min(2 * pause, POLL_SECONDS[1])
         raise StoreCorruptError(
             f"{self.path}: chunks differ from their markers right after they were written, {FINISH_ATTEMPTS} times; "
@@ -295,7 +286,7 @@ class StoreJob(ABC, Generic[S]):
         )
 
     def make_share(self, outputs: "Outputs", share: Share) -> int:
-        """Make the chunks of a share that nobody has claimed; returns the number of rows."""
+        """Make the unclaimed chunks of a share; returns the number of rows."""
         pending = outputs.pending()
         taken = self._taken(outputs, share.order(pending))
         first = next(taken, None)
@@ -326,11 +317,11 @@ class StoreJob(ABC, Generic[S]):
             work = outputs.lacking(chunk)
             if work is not None:
                 yield work
-            else:  # another process did it since the list was made
+            else:  # another process has made it in the meantime
                 self._claims.release(chunk)
 
     def _finish(self, outputs: "Outputs") -> bool:
-        """Check every chunk and write the manifests; False if something has to be made again."""
+        """Check every chunk and write the manifests; False if a chunk has to be made again."""
         if outputs.drop_damaged():
             return False
         self.check_bad(outputs.bad())
@@ -340,27 +331,23 @@ class StoreJob(ABC, Generic[S]):
         except StoreIncompleteError:
             return False
         for part in outputs.unfinished():
-            outputs.parts[part].reopen()  # finished, but of other images: the next round makes what differs
+            outputs.parts[part].reopen()  # made from other images: the next round replaces what differs
         return True
 
     def finalise(self, part: Part, writer: StoreWriter) -> None:
-        """Write what follows the chunks, the manifest last."""
+        """Write everything but the chunks, the manifest last."""
         contents = self.contents(part, writer)
         writer.finalise(contents.whole, contents.info, contents.provenance, contents.files)
 
 
 class Outputs:
-    """The writers of a store and of its parts, chunk by chunk.
-
-    Only what a chunk lacks is made: a part that is added later is all that is computed, and a chunk that was lost is
-    made again only where it was lost.
-    """
+    """The writers of a store and its parts; tells what each chunk lacks, so that nothing else is made."""
 
     def __init__(self, store: StoreWriter, parts: Mapping[Part, StoreWriter]) -> None:
         self.store, self.parts = store, dict(parts)
 
     def pending(self) -> list[int]:
-        """Chunks that some output lacks, in order."""
+        """Chunks that the store or a part lacks, in order."""
         done = {marker.chunk: marker for marker in self.store.markers()}
         for writer in self.parts.values():
             fit = {marker.chunk for marker in writer.markers() if _same_images(marker, done.get(marker.chunk))}
@@ -368,7 +355,7 @@ class Outputs:
         return [chunk for chunk in range(self.store.rows_spec.n_chunks) if chunk not in done]
 
     def lacking(self, chunk: int) -> Work | None:
-        """What to make of a chunk, None if it is complete; parts of other images are dropped."""
+        """What a chunk lacks, None if nothing; drops parts that were made from other images."""
         rows, base = self.store.rows_spec.rows_of(chunk), self.store.marker(chunk)
         if base is None:
             parts = [part for part, writer in self.parts.items() if writer.marker(chunk) is None]
@@ -391,7 +378,7 @@ class Outputs:
         return Work(chunk, rows, tuple(lacking), content, bad, self.store.rows_spec.chunk_rows)
 
     def write(self, made: MadeChunk) -> None:
-        """Write a chunk, the store's own part first."""
+        """Write the arrays of a chunk."""
         for part, values in made.values.items():
             (self.parts[part] if part != Part() else self.store).write_chunk(made.work.chunk, values, made.bad)
 
@@ -400,17 +387,17 @@ class Outputs:
         return [row for marker in self.store.markers() for row in marker.bad]
 
     def without_manifest(self) -> list[tuple[Part, StoreWriter]]:
-        """The outputs that are not finished, the store itself last."""
+        """The unfinished outputs, the store itself last."""
         outputs = [*self.parts.items(), (Part(), self.store)]
         return [(part, writer) for part, writer in outputs if stat(writer.store / MANIFEST) is None]
 
     def drop_damaged(self) -> bool:
-        """Check the chunks of the unfinished outputs; True if something is to be made again."""
+        """Check the chunks of the unfinished outputs; True if one has to be made again."""
         damaged = [writer.drop_damaged() for _, writer in reversed(self.without_manifest())]
         return any(damaged) or bool(self.pending())
 
     def unfinished(self) -> list[Part]:
-        """The parts that readers would refuse, or that lack a sidecar; the store must be finished."""
+        """The parts of a finished store that readers would refuse, or that lack a sidecar."""
         return [part for part in self.parts if not self._is_finished(part)]
 
     def _is_finished(self, part: Part) -> bool:
@@ -418,11 +405,11 @@ class Outputs:
             manifest = part_manifest(read_manifest(self.store.store), self.store.store, part)
         except FeatcacheError:
             return False
-        return self.parts[part].files.keys() <= manifest.files.keys()  # those of earlier versions have none
+        return self.parts[part].files.keys() <= manifest.files.keys()  # earlier versions wrote no sidecars
 
 
 def _same_images(marker: Marker | None, base: Marker | None) -> bool:
-    """Whether a part's chunk is made from the same images as the store's."""
+    """Whether a part's chunk was made from the same images as the store's."""
     if marker is None or base is None:
         return False
     return all(marker.checksums[name] == base.checksums[name] for name in SHARED)
@@ -434,16 +421,16 @@ def store_key(identity: Json) -> str:
 
 
 def stored_chunk(writer: StoreWriter, name: str, chunk: int) -> Array:
-    """One chunk of an array as it was written, without its padding."""
+    """One chunk of an array as written, without padding."""
     spec = writer.specs[name]
     return spec.chunk_array(spec.chunk_path(writer.store, chunk).read_bytes())[: len(spec.rows_of(chunk))]
 
 
 def stored_rows(writer: StoreWriter, name: str) -> Array:
-    """All rows of an array, as they were written."""
+    """All rows of an array as written."""
     return np.concatenate([stored_chunk(writer, name, chunk) for chunk in range(writer.rows_spec.n_chunks)])
 
 
 def written_now() -> str:
-    """Time stamp of provenance records, in UTC."""
+    """Time stamp for provenance records, in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

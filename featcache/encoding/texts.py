@@ -1,4 +1,4 @@
-"""Prompts x encoder -> text store.
+"""Encoding prompts into a text store.
 
 For class c and prompt t let e[c, t] be the text feature, L2-normalised prompt by prompt. Then
 
@@ -7,8 +7,8 @@ For class c and prompt t let e[c, t] be the text feature, L2-normalised prompt b
 ``ctx`` (T, D)     = mean of e over c, each row L2-normalised: one context vector per template
 
 as in Lipsum-FT (arXiv 2404.00860), transposed so that rows are classes. The logit scale is recorded, not folded in.
-A prompt file gives each class a list of sentences; then T is the length of the longest list, shorter ones are padded
-with NaN, and there is no ``ctx``.
+With a prompt file, which gives each class its own sentences, T is the length of the longest list, shorter ones are
+padded with NaN, and there is no ``ctx``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,26 +56,23 @@ def embed_text(
     progress: Progress | bool | None = None,
     **loading: Unpack[LoadingOptions],
 ) -> TextStore:
-    """Embed class names x templates, or the sentences of a prompt file, or find them in the cache.
+    """Embed class names in templates, or the sentences of a prompt file, or find them in the cache.
 
     Parameters
     ----------
-    classnames : sequence of C str
-        Inserted unchanged: DomainNet keeps underscores and capitals. Names may repeat (ImageNet's do).
-    templates : sequence of T str, or str, optional
-        With ``{}`` in place of the class name; or the name of a set (see `featcache.prompts.template_names`) or file.
-        Default: ``a photo of a {}.``.
+    classnames : C names, inserted unchanged (DomainNet's keep underscores and capitals); they may repeat
+    templates : T templates with ``{}`` for the class name; or the name of a set (see
+        `featcache.prompts.template_names`) or of a file; default: ``a photo of a {}.``
     model, pretrained, **loading
         See `featcache.encoders.load_encoder`.
-    prompts : mapping of class name -> sentences, optional
-        Instead of templates; underscores in names may stand for spaces.
+    prompts : class name -> sentences, instead of templates; underscores in names may stand for spaces
     name : name of the store in listings
     root : folder of all stores, default ``$FEATCACHE_ROOT``, else ``./cache``
 
     Raises
     ------
     PromptError
-        No classes, a template without a place for the name, a class without sentences, a text that is too long.
+        There are no classes, a template has no ``{}``, a class has no sentences, or a text is too long.
     """
     encoder = load_encoder(model, pretrained, **loading) if isinstance(model, str) else model
     return embed_prompts(
@@ -93,7 +90,7 @@ def embed_prompts(
     root: str | StorePath | None = None,
     progress: Progress | None = None,
 ) -> TextResult:
-    """`embed_text` for a loaded encoder; the result also says what was done."""
+    """`embed_text` for a loaded encoder; the result also reports what was done."""
     if templates is not None and prompts is not None:
         raise PromptError("templates and a prompt file were both given; expected one of them")
     if not classnames:
@@ -183,12 +180,12 @@ class _TextJob(StoreJob[TextStore]):
 
 
 def class_means(raw: npt.NDArray[Float]) -> npt.NDArray[Float]:
-    """``cls`` (C, D) of ``raw`` (C, T, D): mean over each class's prompts (not NaN), normalised, in raw's precision."""
+    """``cls`` (C, D) of ``raw`` (C, T, D): normalised mean over each class's prompts, ignoring NaN."""
     mean: npt.NDArray[np.float64] = np.nanmean(raw, axis=1, dtype=np.float64)
     return normalise(mean.astype(raw.dtype))[0]
 
 
 def context_means(raw: npt.NDArray[Float]) -> npt.NDArray[Float]:
-    """``ctx`` (T, D) of ``raw`` (C, T, D): mean over the classes, normalised, in the precision of raw."""
+    """``ctx`` (T, D) of ``raw`` (C, T, D): normalised mean over the classes."""
     mean: npt.NDArray[np.float64] = np.mean(raw, axis=0, dtype=np.float64)
     return normalise(mean.astype(raw.dtype))[0]

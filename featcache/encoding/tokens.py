@@ -1,6 +1,6 @@
-"""Tokens of one chunk while its rows come in: each file is written as soon as its rows are known.
+"""Writing the tokens of a chunk file by file, as soon as the rows of a file are complete.
 
-A chunk of 4,096 images with 196 tokens of 768 takes 1.2 GB; memory holds a few files of 16 MiB of it.
+A chunk of 4,096 images with 196 tokens of width 768 takes 1.2 GB; only a few files of 16 MiB are held in memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from featcache.store.reading.parts import Part
 from featcache.store.writer import Written
 
 PutFile = Callable[[Part, int, Array], Future[str]]
-"""Writes one file of a part's features, by its number; its checksum is there once it is written."""
+"""Writes one file of a part's features, given its number; the future has its checksum."""
 
 
 def unit_tokens(tokens: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Tokens (n, P, D) with a root mean square length of 1 in each image, and the lengths (n,) that they had.
+    """Tokens (n, P, D) scaled to a root mean square length of 1 per image, and the original lengths (n,).
 
     >>> unit_tokens(np.array([[[3.0, 0.0], [0.0, 3.0]]], np.float32))[0].tolist()
     [[[1.0, 0.0], [0.0, 1.0]]]
@@ -36,11 +36,11 @@ class TokenRows:
 
     Parameters
     ----------
-    part : its tap has tokens
-    spec : of its features
+    part : a part whose tap has tokens
+    spec : of the part's features
     rows : the rows of the chunk
     put : writes a file
-    donors : where the rows are that are copied
+    donors : stores that rows are copied from
     """
 
     def __init__(self, part: Part, spec: ArraySpec, rows: range, put: PutFile, donors: Donors) -> None:
@@ -51,7 +51,7 @@ class TokenRows:
         self.norm = np.full(len(rows), np.nan, np.float32)
 
     def add(self, rows: Sequence[int], tokens: npt.NDArray[np.float32]) -> None:
-        """Take the tokens (n, P, D) of some rows."""
+        """Add the tokens (n, P, D) of some rows."""
         unit, lengths = unit_tokens(tokens)
         self.norm[np.asarray(rows) - self._rows.start] = lengths
         stored = unit.astype(np.float16)
@@ -59,7 +59,7 @@ class TokenRows:
             self._file(row // self._spec.chunk_rows)[row - self._begin(row // self._spec.chunk_rows)] = values
 
     def flush(self, before: int, known: Mapping[int, Place]) -> None:
-        """Write the files whose rows all lie before one; `known` says where rows are that are copied."""
+        """Write the files whose rows are all before a row; `known` are the places of the rows to copy."""
         while len(self._checksums) < len(self._files):
             file = self._files[len(self._checksums)]
             rows = self._spec.rows_of(file)
@@ -76,14 +76,14 @@ class TokenRows:
 
     @property
     def written(self) -> Written:
-        """The checksums of all files, when they are written."""
+        """The checksums of all files; waits until they are written."""
         return Written(tuple(checksum.result() for checksum in self._checksums))
 
     def _begin(self, file: int) -> int:
         return self._spec.rows_of(file).start
 
     def _file(self, file: int) -> Array:
-        """The rows of a file that is not written yet; NaN where they are not known."""
+        """The rows of an unwritten file, NaN where missing."""
         if file not in self._open:
             shape = (len(self._spec.rows_of(file)), *self._spec.shape[1:])
             self._open[file] = np.full(shape, np.nan, np.float16)
@@ -91,5 +91,5 @@ class TokenRows:
 
 
 def prefix_info(prefix: int, tokens: int | None) -> Json:
-    """What a manifest says of tokens; nothing of features without."""
+    """Manifest entries of a tap with tokens; none for other taps."""
     return {} if tokens is None else {"prefix_tokens": prefix}

@@ -22,7 +22,7 @@ from featcache.datasets.formats.tables import FORMATS
 from featcache.datasets.sources.image_folder import EXTENSIONS
 from featcache.encoders import Encoder, load_encoder
 from featcache.encoders.base import PROJECTED, Batch, whole_encoder
-from featcache.encoders.taps import encode_outputs, tap_dim, taps_of
+from featcache.encoders.taps import encode_outputs, find_tap, taps_of
 from featcache.encoding.chunks import normalise, stored_identity
 from featcache.encoding.pipeline import Prepared, batches_of, default_ahead, default_workers, prepared_batches
 from featcache.encoding.tokens import unit_tokens
@@ -235,7 +235,7 @@ def check_head_encoder(head: LogitHead, encoder: Encoder) -> None:
     """
     fitted, text = head.provenance.encoder_key, head.provenance.text_digest
     tap = tap_of(head, encoder)
-    key, dim = content_key(stored_identity(encoder, tap)), tap_dim(encoder, tap)
+    key, dim = content_key(stored_identity(encoder, tap)), find_tap(encoder, tap).dim
     remedy = "pass --model, --pretrained and --precision of the model that the head was made with"
     if fitted is not None and fitted != key:
         raise MismatchError(
