@@ -119,7 +119,7 @@ def test_all_views_are_rows_in_groups(tmp_path: Path) -> None:
     expected = [store.view(row // 20).gather(np.array([row % 20]))[0] for row in rows.tolist()]
     np.testing.assert_array_equal(views.gather(rows), expected)
     assert views.ids[21] == store.ids[1]
-    with pytest.raises(IndexError, match=r"the store holds rows 0\.\.59"):
+    with pytest.raises(IndexError, match=r"the store has rows 0\.\.59"):
         views.gather(np.array([60]))
 
 
