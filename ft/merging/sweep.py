@@ -331,7 +331,8 @@ class _Evaluation:
         options = self.options
         if not stores:
             return row
-        row |= evaluate([head], stores, names=self.labels, class_subset=options.class_subset, seen=options.seen)[0]
+        (told,) = evaluate([head], stores, names=self.labels, class_subset=options.class_subset, seen=options.seen)
+        row |= told | {"splits": row.get("splits", {}) | told["splits"]}
         if options.seen == "exclude":
             left = zip(self.labels, on, stores, strict=True)
             row |= {f"{label}:n_excluded": excluded(self.store(encoder, data), rest) for label, data, rest in left}

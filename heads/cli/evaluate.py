@@ -363,9 +363,9 @@ def _seen(heads: Sequence[LogitHead], stores: Sequence[FeatureTable], judgement:
         if (count := judgement.rows[0].get(f"{label}:n_excluded"))
     ]
     for head in heads:
-        for store in stores:
+        for store, label in zip(stores, judgement.stores, strict=True):
             where = f"{store.name}/{store.split}"
-            if fitted_on(head, store) and f"{store.name}:n_excluded" not in judgement.rows[0]:
+            if fitted_on(head, store) and f"{label}:n_excluded" not in judgement.rows[0]:
                 lines.append(f"note: {head.name} was fitted on {where}; its figures there are those of training rows")
         if unknown := list(dict.fromkeys(name for store in stores for name in names_only(head, store))):
             lines.append(

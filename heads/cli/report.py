@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     from heads.report import write_report
     from heads.report.formats import FORMATS as PRINTED
     from heads.report.formats import Shown
-    from heads.report.read import is_epoch, read_rows
+    from heads.report.read import by_split, is_epoch, read_rows
     from heads.report.rows import main_metrics
     from heads.report.web import Background, provenance_facts
 
-    found = read_rows(args.results)
+    found = by_split(read_rows(args.results))
     epochs = [row for row in found if is_epoch(row)]
     rows, curves = _rows([row for row in found if not is_epoch(row)] or epochs)
     rows = _chosen(rows, args)

@@ -131,7 +131,8 @@ def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options:
     Returns
     -------
     Rows with ``head``, ``encoder``, ``params``, ``fitted_on``, ``chosen_on``, ``alpha`` (interpolations only) and
-    ``"<store.name>:<metric>"``; the name is ``<name>/<split>`` where two of the stores share a name. With groups
+    ``"<store.name>:<metric>"``; the name is ``<name>/<split>`` where two of the stores share a name. ``splits`` says
+    which split each name stands for, ``training_rows`` which of them the head was fitted on. With groups
     also ``"<name>:worst_group_top1"``, ``worst_group``, ``worst_group_nll`` and, by group, ``group_top1``,
     ``group_nll``, ``group_rows``. For two or more stores also ``shifted_mean_<metric>``, ``shifted_worst_<metric>``
     and ``shifted_worst_domain``, without the stores that the head was fitted on (``shifted_left_out``).
@@ -201,6 +202,8 @@ def judge(
     after = dict(zip(labels, rests, strict=True))
     for row, head in zip(rows, fitted, strict=True):
         own = [label for label, store in before.items() if not exclude and head.provenance.was_fitted_on(store)]
+        row["splits"] = {label: f"{store.name}/{store.split}" for label, store in before.items()}
+        row.update({"training_rows": own} if own else {})
         row.update(over_domains(row, labels, options.get("reference"), own))
         if exclude:
             row.update({f"{label}:n_excluded": excluded(before[label], after[label]) for label in labels})

@@ -272,10 +272,12 @@ def compare_published(rows: Sequence[Row], against: str = PUBLISHED, *, prompts:
         by_place.setdefault((plain_dataset(figure.datasets[-1]), figure.metric), []).append(figure)
     found = []
     for row in rows:
-        names = {plain_dataset(key.rpartition(":")[0]): key.rpartition(":")[0] for key in row if ":" in key}
+        keys = [key.rpartition(":") for key in row if ":" in key]
+        keys = [key for key in keys if key[0] not in row.get("training_rows", ())]
+        known = {plain_dataset(name): name for name, *_ in keys}
         of_row = model or plain_model(_model_of(row))
-        for key in (key for key in row if ":" in key):
-            name, _, metric = key.rpartition(":")
+        for name, _, metric in keys:
+            names = known | {plain_dataset(name): name}
             for figure in by_place.get((plain_dataset(name), metric), ()):
                 parts = [names.get(plain_dataset(part)) for part in figure.datasets]
                 measured = mean_of(row, [part for part in parts if part is not None], metric)

@@ -16,6 +16,7 @@ from featcache.parameters import check_regular
 from heads.evaluation.metrics import Row
 from heads.report.rows import alpha_of, name_of
 
+NO_IDENTITY = ("current_epoch", "fit_seconds", "splits", "training_rows")
 LONGEST = 60  # characters of what distinguishes two heads of one name
 
 
@@ -83,9 +84,58 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         key = json.dumps(_identity(row), sort_keys=True, default=str)
         before = merged.get(key, {})
-        left = dict.fromkeys([*before.get("shifted_left_out", ()), *row.get("shifted_left_out", ())])
-        merged[key] = {**before, **row, **({"shifted_left_out": list(left)} if left else {})}
+        lists: Row = {
+            field: list(dict.fromkeys([*before.get(field, ()), *row.get(field, ())]))
+            for field in ("shifted_left_out", "training_rows")
+            if field in before or field in row
+        }
+        merged[key] = {**before, **row, **lists}
     return _distinct(list(merged.values()))
+
+
+def by_split(rows: Sequence[Row]) -> list[Row]:
+    """Rows in which splits of one data set have names of their own: ``pets/val:top1``, ``pets/test:top1``.
+
+    Rows that do not say which split their figures are of stay as they are.
+
+    Examples
+    --------
+    >>> val = {"head": "ridge", "pets:top1": 0.9, "splits": {"pets": "pets/val"}}
+    >>> test = {"head": "ridge", "pets:top1": 0.8, "splits": {"pets": "pets/test"}}
+    >>> [key for row in by_split([val, test]) for key in row if ":" in key]
+    ['pets/val:top1', 'pets/test:top1']
+    """
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for name, split in row.get("splits", {}).items():
+            found.setdefault(name, set()).add(split)
+    shared = {name for name, splits in found.items() if len(splits) > 1 or splits & (found.keys() - {name})}
+    return [
+        _renamed(row, {name: _full(name, row["splits"][name]) for name in shared & row.get("splits", {}).keys()})
+        for row in rows
+    ]
+
+
+def _full(name: str, split: str) -> str:
+    """A data set's name in results, with the split of a store."""
+    return split if name == split else f"{name}/{split.rpartition('/')[2]}"
+
+
+def _renamed(row: Row, names: Mapping[str, str]) -> Row:
+    """A row with other names of data sets."""
+    if not names:
+        return row
+    renamed: Row = {}
+    for key, value in row.items():
+        name, colon, metric = key.rpartition(":")
+        renamed[f"{names.get(name, name)}{colon}{metric}"] = value
+    for field in ("shifted_left_out", "training_rows"):
+        if field in row:
+            renamed[field] = [names.get(name, name) for name in row[field]]
+    if "shifted_worst_domain" in row:
+        renamed["shifted_worst_domain"] = names.get(row["shifted_worst_domain"], row["shifted_worst_domain"])
+    renamed["splits"] = {names.get(name, name): split for name, split in row["splits"].items()}
+    return renamed
 
 
 def _identity(row: Row) -> dict[str, object]:
@@ -93,7 +143,7 @@ def _identity(row: Row) -> dict[str, object]:
     return {
         key: value
         for key, value in row.items()
-        if ":" not in key and not key.startswith("shifted_") and key not in ("current_epoch", "fit_seconds")
+        if ":" not in key and not key.startswith("shifted_") and key not in NO_IDENTITY
     }
 
 

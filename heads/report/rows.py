@@ -181,6 +181,7 @@ def comparable(rows: Sequence[Row], title: str = "") -> list[bool]:
     left = [frozenset(row.get("shifted_left_out", ())) for row in rows]
     if title == MEAN and len(set(left)) > 1:
         return [False] * len(rows)
+    left = [names.union(row.get("training_rows", ())) for names, row in zip(left, rows, strict=True)]
     inductive = [row.get("protocol") is None for row in rows]
     counted = inductive if any(inductive) else [True] * len(rows)
     return [counts and title not in names for counts, names in zip(counted, left, strict=True)]

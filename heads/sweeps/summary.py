@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Summary:
     seeds: int
     mean: Mapping[str, float]
     spread: Mapping[str, float | None]
+    splits: Mapping[str, object] = field(default_factory=dict)
+    """``splits`` and ``training_rows`` of the results rows, where they have them."""
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -53,8 +55,9 @@ def _summary(rows: Sequence[Row]) -> Summary:
     values = {key: np.array(found) for key, found in known.items() if found}
     mean = {key: float(found.mean()) for key, found in values.items()}
     spread = {key: float(found.std(ddof=1)) if len(found) > 1 else None for key, found in values.items()}
+    place = (first["data"], first["model"], first["head"], first["setting"], first["shots"])
     return Summary(
-        first["data"], first["model"], first["head"], first["setting"], first["shots"], len(rows), mean, spread
+        *place, len(rows), mean, spread, {key: first[key] for key in ("splits", "training_rows") if key in first}
     )
 
 
@@ -138,6 +141,7 @@ def summary_rows(summaries: Iterable[Summary]) -> list[Row]:
             "params": dict(one.setting),
             "shots": one.shots,
             "seeds": one.seeds,
+            **one.splits,
             **{key: value for key, value in one.mean.items() if not key.startswith("select:")},
             **{
                 f"{key}_spread": value

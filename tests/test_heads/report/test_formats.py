@@ -7,7 +7,7 @@ import pytest
 
 from featcache.errors import FeatcacheWarning, HeadError
 from heads.report.formats import Shown, as_csv, as_latex, as_markdown, as_text, latex_text
-from heads.report.read import is_epoch, latest, read_rows
+from heads.report.read import by_split, is_epoch, latest, read_rows
 from heads.report.rows import mean_of
 
 ROWS = [
@@ -94,6 +94,26 @@ def test_a_head_is_not_the_best_by_a_data_set_that_it_was_fitted_on(form, best):
     assert best.format("65.0") not in text  # a mean over other data sets than the other's, 60.0
     assert best.format("70.0") in text
     assert best.format("50.0") in text
+
+
+def test_splits_of_one_data_set_stay_apart_where_rows_join():
+    ridge = {"head": "ridge", "encoder": "tiny"}
+    test = {**ridge, "a:nll": 0.5, "splits": {"a": "a/test"}}
+    train = {**ridge, "a:nll": 0.1, "splits": {"a": "a/train"}, "training_rows": ["a"]}
+    both = {**ridge, "a/test:nll": 0.5, "b:nll": 0.7, "splits": {"a/test": "a/test", "b": "b/test"}}
+    for rows in ([test, train], [both, test, train]):
+        (row,) = latest(by_split(rows))
+        assert (row["a/test:nll"], row["a/train:nll"], row["training_rows"]) == (0.5, 0.1, ["a/train"])
+        assert "a:nll" not in row
+    assert by_split([test, {**ridge, "a:nll": 0.4}]) == [test, {**ridge, "a:nll": 0.4}]  # one split: names stay
+
+
+@pytest.mark.parametrize(("form", "best"), [(as_text, "{}*"), (as_markdown, "**{}**")])
+def test_figures_of_training_rows_are_never_the_best(form, best):
+    fitted = {"head": "on a", "a:top1": 0.99, "training_rows": ["a"]}
+    text = form([{"head": "zs", "a:top1": 0.8}, fitted], Shown(metrics=("top1",)))
+    assert best.format("80.0") in text
+    assert best.format("99.0") not in text
 
 
 def test_heads_of_one_name_are_told_apart_by_what_differs():
