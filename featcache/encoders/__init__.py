@@ -1,4 +1,4 @@
-"""Models that turn images and texts into features; a family of models is one line in `ENCODERS`."""
+"""Models that turn images and texts into features; each family is one line in `ENCODERS`."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -15,7 +15,7 @@ ENCODERS: dict[str, str] = {
     "timm": "featcache.encoders.timm_models:load_timm",
     "python": "featcache.encoders.callables:load_python",
 }
-"""Prefix of a model's name, up to the first colon -> loader; other names are open_clip's."""
+"""Prefix of a model's name, up to the first colon -> loader; other names belong to open_clip."""
 
 __all__ = [
     "ENCODERS",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class LoadingOptions(TypedDict, total=False):
-    """Keywords of `load_encoder` that other functions pass on to it."""
+    """Keyword arguments that other functions pass on to `load_encoder`."""
 
     device: str | None
     precision: str
@@ -49,16 +49,15 @@ def load_encoder(
 
     Parameters
     ----------
-    model : ``tiny`` (embedded), an open_clip architecture, one of OpenAI's models by its own name (``ViT-B/32``; see
-        `featcache.encoders.model_names`), an architecture of your own (``MY-CLIP.json``, as open_clip writes them), a
-        model folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``; ``timm:NAME[,CHECKPOINT]``;
+    model : ``tiny`` (built in), an open_clip architecture, OpenAI's name of a model (``ViT-B/32``; see
+        `featcache.encoders.model_names`), your own architecture (``MY-CLIP.json`` in open_clip's format), a model
+        folder (``local-dir:FOLDER`` or its path), ``hf-hub:ORG/REPO``, ``timm:NAME[,CHECKPOINT]`` or
         ``python:MODULE:FUNCTION``
     pretrained : open_clip tag, checkpoint file, or ``random``
-    device : default: ``cuda`` where there is one, else ``cpu``
-    precision : {"fp32", "bf16", "fp16"}
-        Type of the towers' products.
-    preprocess : ``central-crop`` (see `featcache.encoders.preparation`): another preparation of pictures than the
-        model's own. It is part of the image identity, not of the text identity.
+    device : default: ``cuda`` if available, else ``cpu``
+    precision : ``fp32``, ``bf16`` or ``fp16``, in which the towers compute
+    preprocess : one of `featcache.encoders.preparation.PREPARATIONS` in place of the model's own preparation of images;
+        part of the image identity, not of the text identity
 
     Raises
     ------
@@ -77,10 +76,7 @@ def load_encoder(
 
 
 def check_model(model: str, pretrained: str | None = None) -> None:
-    """EncoderError where `load_encoder` would not take these names; nothing is loaded.
-
-    For commands that load several models one after another.
-    """
+    """EncoderError if `load_encoder` would refuse these names; loads nothing, for commands with several models."""
     model, pretrained = open_clip_name(full_name(model), pretrained)
     check_reachable(model, pretrained)
     if _loader(model) in (ENCODERS["tiny"], ENCODERS["open_clip"]):

@@ -1,7 +1,7 @@
-"""What an encoder is: a model that turns images, and often texts, into features.
+"""The interface of an encoder, a model that turns images, and often texts, into features.
 
-Each tower has an identity: a JSON-able dict of all that changes its features. It is the encoder's half of a store's
-path, so that changed weights give another path and no store ever becomes invalid.
+Each tower has an identity, a JSON-able dict of everything that changes its features. It is the encoder's half of a
+store's path: changed weights give another path, and no store ever becomes invalid.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 Batch = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 PROJECTED = "projected"
-"""Name of the features of the shared embedding among the outputs of a forward pass; see `featcache.encoders.taps`."""
+"""Name of the features themselves among the outputs of a forward pass; see `featcache.encoders.taps`."""
 
 
 class SpecialTokens(NamedTuple):
-    """What drawing random token sequences needs."""
+    """Facts about a tokenizer for drawing random token sequences."""
 
     start: int
     end: int
@@ -44,23 +44,23 @@ class TokenShape(NamedTuple):
     tokens: int
     dim: int
     prefix: int = 0
-    """How many of them are class and register tokens, which come first."""
+    """Number of class and register tokens, which come first."""
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A CLIP-style model with an image side and, where it has one, a text side.
+    """A CLIP-style model with an image side and optionally a text side.
 
-    An encoder of your own can inherit from `ImageEncoder`, which fills in what a model without a text side says.
+    Your own encoder can inherit from `ImageEncoder`, which has the defaults of a model without a text side.
     """
 
     source: Mapping[str, str | None] | None
-    """Arguments with which `load_encoder` loads the model again; None for an encoder that a program built."""
+    """Arguments of `load_encoder` that load the model again; None for an encoder built by a program."""
 
     preparation: str | None
-    """Which of `featcache.encoders.preparation.PREPARATIONS` pictures go through; None for the model's own way."""
+    """One of `featcache.encoders.preparation.PREPARATIONS` for images; None for the model's own preparation."""
     prepares: bool
-    """False where pictures come as `preparation` leaves them."""
+    """False if images have already gone through `preparation`."""
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> str:
-        """Where the model computes: ``cpu``, ``cuda:0``."""
+        """Device of the model: ``cpu``, ``cuda:0``."""
 
     @property
     def dim(self) -> int:
@@ -76,7 +76,7 @@ class Encoder(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """(H, W) of prepared images, which augmented views need; None where it is not known."""
+        """(H, W) of prepared images, which augmented views need; None if unknown."""
 
     @property
     def taps(self) -> Mapping[str, int]:
@@ -88,38 +88,38 @@ class Encoder(Protocol):
 
     @property
     def visual_projection(self) -> FloatArray | None:
-        """(W, D): features are the tap ``pre_projection`` times it; None without such a tap, or with a bias."""
+        """(W, D) matrix such that features = ``pre_projection`` @ matrix; None without that tap, or with a bias."""
 
     @property
     def image_identity(self) -> Json:
-        """All that changes an image feature: architecture, image-tower digest, preprocessing, precision."""
+        """Everything that changes image features: architecture, digest of the weights, preprocessing, precision."""
 
     @property
     def text_identity(self) -> Json | None:
-        """All that changes a text feature (text tower, tokenizer, context length), None without a text side."""
+        """Everything that changes text features (text tower, tokenizer, context length); None without a text side."""
 
     @property
     def text_digest(self) -> str | None:
-        """Digest of the text tower with logit scale and bias: an image store fits text stores of this digest."""
+        """Digest of the text tower with logit scale and bias; image and text stores of equal digest fit together."""
 
     @property
     def special_tokens(self) -> SpecialTokens | None:
-        """Start and end of text, sizes of vocabulary and context; None where `encode_tokens` is not supported."""
+        """Start and end token, sizes of vocabulary and context; None if `encode_tokens` is not supported."""
 
     @property
     def logit_scale(self) -> float | None:
-        """Factor on cosine similarities, already exponentiated (about 100 for OpenAI's models)."""
+        """Factor of cosine similarities, already exponentiated (about 100 for OpenAI's models)."""
 
     @property
     def logit_bias(self) -> float | None:
-        """Bias added to the scaled similarity (SigLIP), None where the model has none."""
+        """Bias added to the scaled similarity (SigLIP), None if the model has none."""
 
     @property
     def provenance(self) -> Json:
-        """What is recorded but not keyed: library versions, device, threads, TF32 settings."""
+        """Recorded but not part of a key: library versions, device, threads, TF32 settings."""
 
     def prepare(self, picture: Picture) -> Batch:
-        """Resize and crop one image to (H, W, 3), uint8 or float32 0-255; runs in worker threads."""
+        """Resize and crop one image to (H, W, 3), uint8 or float32 0-255; called in worker threads."""
 
     def use_preparation(self, name: str) -> None:
         """Prepare pictures by one of `featcache.encoders.preparation.PREPARATIONS`; EncoderError if not supported."""
@@ -134,7 +134,7 @@ class Encoder(Protocol):
         """Features (B, D) float32, not normalised, of B texts."""
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids (B, L) int64 of B texts, on the CPU; PromptError where one is longer than the context."""
+        """Token ids (B, L) int64 of B texts, on the CPU; PromptError if one is longer than the context."""
 
     def encode_tokens(self, ids: torch.Tensor) -> FloatArray:
         """Features (B, D) float32, not normalised, of token ids (B, L)."""
@@ -162,7 +162,7 @@ class ImageEncoder(ABC):
     logit_bias: float | None = None
 
     def use_preparation(self, name: str) -> None:
-        """EncoderError: the encoder has its own preparation only."""
+        """EncoderError: the encoder has only its own preparation."""
         raise EncoderError(
             f"preprocess {name}: {self.name} prepares pictures in its own way only; expected an open_clip model"
         )
@@ -172,7 +172,7 @@ class ImageEncoder(ABC):
         """See `Encoder.encode_images`."""
 
     def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
-        """The features alone: there are no taps."""
+        """Only the features: there are no taps."""
         return {PROJECTED: self.encode_images(images)}
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
@@ -189,23 +189,15 @@ class ImageEncoder(ABC):
 
 
 NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_images", "encode_texts")
-LATER = (
-    *("source", "preparation", "prepares", "device", "image_size", "taps", "token_taps", "visual_projection"),
-    *("text_identity", "special_tokens", "logit_scale", "logit_bias"),
-)
 
 
 def whole_encoder(found: object, origin: str) -> Encoder:
-    """Check a user's encoder; attributes of `ImageEncoder` that it lacks are set to their defaults.
-
-    Parameters
-    ----------
-    origin : how the error message begins
+    """Check a user's encoder, and set the attributes that it lacks to the defaults of `ImageEncoder`.
 
     Raises
     ------
     EncoderError
-        It lacks what every encoder needs.
+        It lacks something that every encoder needs; the message starts with `origin`.
     """
     members = set(dir(found))
     missing = [name for name in NEEDED if name not in members]
@@ -215,7 +207,7 @@ def whole_encoder(found: object, origin: str) -> Encoder:
             "featcache.encoders.callables.CallableEncoder or a subclass of featcache.encoders.base.ImageEncoder"
         )
     try:
-        for name in LATER:
+        for name in ImageEncoder.__annotations__:
             if name not in members:
                 setattr(found, name, vars(ImageEncoder)[name])
     except AttributeError as error:  # an encoder with __slots__
@@ -226,13 +218,13 @@ def whole_encoder(found: object, origin: str) -> Encoder:
 
 
 FOLDER_CONFIG = "open_clip_config.json"
-"""The file that makes a folder a model folder of open_clip."""
+"""File of an open_clip model folder."""
 FOLDER_PROVENANCE, FOLDER_FILES = "provenance.json", "files"
-"""Where a model folder says where it comes from, and the field with checksums of the files of its tokenizer."""
+"""File of a model folder with its provenance, and the field with the checksums of its tokenizer files."""
 
 
 def full_name(model: str) -> str:
-    """``local-dir:FOLDER`` for a model folder that is named by its path alone; any other name as it is."""
+    """``local-dir:FOLDER`` for the path of a model folder; any other name unchanged."""
     bare = ":" not in model and model != "tiny" and (Path(model).expanduser() / FOLDER_CONFIG).is_file()
     return f"local-dir:{model}" if bare else model
 
@@ -240,7 +232,7 @@ def full_name(model: str) -> str:
 def loading_arguments(
     model: str, pretrained: str | None, precision: str, preprocess: str | None = None
 ) -> dict[str, str | None]:
-    """`Encoder.source` of a model that is loaded with these arguments; files and folders by their absolute paths."""
+    """`Encoder.source` of a model loaded with these arguments, with absolute paths."""
     place, colon, folder = model.partition(":")
     if place == "local-dir":
         model = f"{place}{colon}{Path(folder).expanduser().absolute()}"

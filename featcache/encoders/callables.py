@@ -1,4 +1,4 @@
-"""Any Python function as an image encoder, identified by a digest that its author gives.
+"""Python functions as image encoders, identified by a digest that the user gives.
 
 ``python:MODULE:FUNCTION`` on the command line calls ``FUNCTION(device=..., precision=...)`` of a module that Python can
 import, which returns a `CallableEncoder` or any other `Encoder`.
@@ -23,17 +23,16 @@ class CallableEncoder(ImageEncoder):
 
     Parameters
     ----------
-    function : ``function(images) -> features``: images (B, H, W, 3) as `preprocess` gives them, stacked; features (B,
-        D), or tokens (B, P, D), or a map (B, D, H, W) of P = H W places
-    dim : int, or (int, int)
-        D, or (P, D) of tokens: the features are then their mean, and the tap ``patch`` the tokens.
-    preprocess : ``preprocess(picture) -> (H, W, 3)``, uint8 or float32, of a PIL image in RGB or an array; called in
-        several threads. Default: the pixels unchanged, for pictures of one size.
-    digest : stands for all that changes the features: weights, preprocessing, precision. Features with equal digests
-        count as features of the same model, so a digest of the weights file is better than a name; see `digest_of`.
+    function : ``function(images) -> features``, from stacked outputs of `preprocess` (B, H, W, 3) to features (B, D),
+        tokens (B, P, D), or a map (B, D, H, W) with P = H W
+    dim : D, or (P, D) of tokens: the features are then their mean, and the tap ``patch`` the tokens
+    preprocess : ``preprocess(picture) -> (H, W, 3)`` uint8 or float32, from a PIL image in RGB or an array; called in
+        several threads. Default: the pixels unchanged, for images of one size.
+    digest : identifies everything that changes the features: weights, preprocessing, precision. Models with equal
+        digests share stores, so use a digest of the weights file rather than a name; see `digest_of`.
     name : default: the function's name
-    device : where the function computes; for a GPU, batches are decoded ahead
-    provenance : what is recorded but not keyed
+    device : device of the function; for a GPU, batches are decoded ahead
+    provenance : recorded, but not part of a key
 
     Raises
     ------
@@ -85,7 +84,7 @@ class CallableEncoder(ImageEncoder):
         return self.encode_outputs(images, ())[PROJECTED]
 
     def encode_outputs(self, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
-        """The features, and with tokens the tap ``patch``."""
+        """The features, and of tokens also the tap ``patch``."""
         shapes = {image.shape for image in images}
         if len(shapes) > 1:
             raise EncoderError(
@@ -107,7 +106,7 @@ class CallableEncoder(ImageEncoder):
 
     @staticmethod
     def digest_of(*parts: bytes | str) -> str:
-        """sha256 (128 bits, hexadecimal) of some parts, such as the bytes of a weights file and a version.
+        """sha256 (first 128 bits, hexadecimal) of parts such as the bytes of a weights file and a version.
 
         Examples
         --------
@@ -124,12 +123,7 @@ class CallableEncoder(ImageEncoder):
 def load_python(
     model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
 ) -> Encoder:
-    """Call ``python:MODULE:FUNCTION``.
-
-    Parameters
-    ----------
-    pretrained : passed to the function as ``pretrained=`` unless None
-    device, precision : passed to the function
+    """Call ``python:MODULE:FUNCTION`` with `device`, `precision` and, unless None, `pretrained`.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Checkpoint files of CLIP models: tower digests, and OpenAI's TorchScript archives.
+"""Checkpoint files of CLIP models: digests of towers, and OpenAI's TorchScript archives.
 
-OpenAI's files are known by digest, or by their layout: their weights want QuickGELU.
+OpenAI's files, whose weights need QuickGELU, are recognised by digest or by layout.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ import torch
 from featcache.errors import EncoderError
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
-NOT_WEIGHTS = {*OPENAI_EXTRAS, "attn_mask"}  # the causal mask is computed, some archives carry it
+NOT_WEIGHTS = {*OPENAI_EXTRAS, "attn_mask"}  # some archives hold the causal mask, which is computed
 PICKLE = b"\x80"
-"""First byte of a pickle since protocol 2, and of torch files older than its zip archives."""
+"""First byte of pickles since protocol 2, and so of torch files older than zip archives."""
 
 
 def state_digest(model: torch.nn.Module, keep: Callable[[str], bool] = lambda name: True) -> str:
-    """sha256 (128 bits, hexadecimal) over names, types, shapes and bytes of the tensors whose name is to be kept."""
+    """sha256 (first 128 bits, hexadecimal) of names, dtypes, shapes and bytes of the tensors that `keep` accepts."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if keep(name):
@@ -33,8 +33,8 @@ def state_digest(model: torch.nn.Module, keep: Callable[[str], bool] = lambda na
 def tower_digest(model: torch.nn.Module, *, image: bool) -> str:
     """`state_digest` of one tower.
 
-    Everything outside ``visual.`` counts as text side, logit scale and bias included: they belong to the zero-shot
-    head, so a store of texts stays valid exactly as long as they do.
+    Everything outside ``visual.`` belongs to the text side, logit scale and bias included, since the zero-shot head
+    depends on them.
     """
     return state_digest(model, lambda name: name.startswith("visual.") is image)
 
@@ -59,7 +59,7 @@ def is_torchscript(path: Path) -> bool:
 
 def _torchscript_state(path: Path) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch wants archives gone; OpenAI's files remain
+        warnings.simplefilter("ignore", FutureWarning)  # torch deprecates the format of OpenAI's files
         try:
             archive = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
         except Exception as error:  # torch raises anything on damaged archives

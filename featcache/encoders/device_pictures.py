@@ -1,9 +1,9 @@
-"""JPEG files decoded and pictures resized on the GPU: what ``--preprocess cuda`` needs.
+"""Decoding JPEG files and resizing images on the GPU, for ``--preprocess cuda``.
 
-nvJPEG rounds otherwise than libjpeg, and pictures are resized in float32 and rounded once, so that features differ in
-their last digits from those of the model's own preparation, and have a key of their own. A prepared picture goes back
-to the host as 8-bit pixels, 0.15 MB, and takes the way of all others from there. Each decoding thread has a stream of
-its own: none waits for the model.
+nvJPEG rounds differently from libjpeg, and images are resized in float32 and rounded once. So features differ in their
+last digits from those of the model's own preparation, and have their own key. A prepared image is copied back to the
+host as 8-bit pixels (0.15 MB) and treated as any other. Each decoding thread has its own stream, and none waits for the
+model.
 """
 
 import threading
@@ -19,7 +19,7 @@ _own = threading.local()
 
 
 def needs_gpu(device: str) -> None:
-    """EncoderError where the device is no GPU, or torchvision cannot decode JPEG files on it."""
+    """EncoderError if the device is not a GPU, or torchvision cannot decode JPEG files on it."""
     if not device.startswith("cuda"):
         raise EncoderError(f"preprocess cuda: decodes on an NVIDIA GPU, got --device {device}; take fast instead")
     from torchvision.io import encode_jpeg
@@ -32,12 +32,12 @@ def needs_gpu(device: str) -> None:
 
 
 def decode_on(device: str, content: bytes | memoryview) -> torch.Tensor | None:
-    """RGB pixels (3, H, W) uint8 of a JPEG file on a device; None for what is no JPEG file.
+    """RGB pixels (3, H, W) uint8 of a JPEG file, on a device; None for other files.
 
     Raises
     ------
     RuntimeError
-        The file is damaged, or of a kind that the decoder does not know.
+        The file is damaged, or the decoder does not support it.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -50,13 +50,7 @@ def decode_on(device: str, content: bytes | memoryview) -> torch.Tensor | None:
 
 
 class OnDevice:
-    """torchvision transforms that compute in float32 on a device; pictures come from anywhere, and go to the host.
-
-    Parameters
-    ----------
-    geometry : torchvision.transforms.Compose
-        Of tensors (3, H, W).
-    """
+    """torchvision transforms of tensors (3, H, W), computed in float32 on a device; results are on the host."""
 
     def __init__(self, geometry: Compose, device: str) -> None:
         self.transforms, self._geometry, self._device = geometry.transforms, geometry, device
@@ -70,7 +64,7 @@ class OnDevice:
 
 
 def own_stream(device: str) -> AbstractContextManager[object]:
-    """The stream of this thread on a GPU; nothing on a CPU."""
+    """The GPU stream of this thread; a null context on a CPU."""
     if not device.startswith("cuda"):
         return nullcontext()
     streams = _own.__dict__.setdefault("streams", {})

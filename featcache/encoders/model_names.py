@@ -1,10 +1,10 @@
-"""OpenAI's names of its models, as wise-ft and many others write them, and what open_clip calls these models.
+"""OpenAI's names of its models, which wise-ft and others use, and open_clip's names of them.
 
-They were trained with QuickGELU, which open_clip has under names of their own.
+The models were trained with QuickGELU, for which open_clip has separate architecture names.
 """
 
 OPENAI = "openai"
-"""open_clip's tag of their weights."""
+"""open_clip's tag of the weights."""
 
 QUICK = {
     **{name: f"{name}-quickgelu" for name in ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")},
@@ -15,10 +15,10 @@ QUICK = {
 
 
 def open_clip_name(model: str, pretrained: str | None = None) -> tuple[str, str | None]:
-    """Architecture and weights for open_clip, where a model has OpenAI's name; other names as they are.
+    """open_clip's architecture and tag for OpenAI's model names; other names unchanged.
 
-    ``ViT-B/32`` always is the architecture that OpenAI trained, with its weights unless others are given. ``RN50`` and
-    the like are also architectures of open_clip: with other weights they stay what they are.
+    ``ViT-B/32`` is always OpenAI's architecture, with OpenAI's weights by default. ``RN50`` and the like are also
+    open_clip's architectures, and are left unchanged if other weights are given.
 
     Examples
     --------

@@ -1,10 +1,9 @@
-"""A torch module with a transform as an image encoder: the model that a program holds already.
+"""A torch module with a transform as an image encoder.
 
-Its identity names content: a digest of the weights and buffers, what ``repr`` says of the module, a digest of the
-source of its own classes, and a description of the transform. So the same model finds its stores again in another
-program, and any other does not. The description is the transform's ``repr``. Functions in it count by their module,
-name and source; where only a memory address would tell two transforms apart (lambdas, functions of a script, objects
-without a ``repr``), `digest` has to say what they do.
+Its identity is its content: a digest of weights and buffers, the module's ``repr``, a digest of the source of its own
+classes, and the ``repr`` of the transform, with functions described by module, name and source. So the same model finds
+its stores again in another program, and no other model does. If only a memory address would tell two transforms apart
+(lambdas, functions of a script, objects without a ``repr``), `digest` must identify them.
 """
 
 import contextlib
@@ -40,12 +39,11 @@ from featcache.store.key import Json
 
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
 LOOKS = 8
-"""Times that a picture is transformed, to see a random step."""
+"""Times that an image is transformed, to detect random steps."""
 LIBRARIES = frozenset({"torch", "torchvision", "timm", "open_clip", "transformers"})
-"""Whose classes count by their names, so that an update keeps the stores."""
+"""Libraries whose classes are identified by name, so that an update keeps the stores."""
 HIDES = ("Lambda",)
-"""Transforms whose ``repr`` leaves out what they do."""
-
+"""Transforms whose ``repr`` does not show what they do."""
 
 Transform: TypeAlias = Callable[[Image.Image], object]
 
@@ -56,19 +54,18 @@ class ModuleEncoder(TorchImages, ImageEncoder):
     Parameters
     ----------
     module : ``module(pixels (B, 3, H, W)) -> features (B, D)``, or a CLIP model with ``encode_image``. It is copied,
-        and the copy put into evaluation mode: training it afterwards changes nothing here.
-    transform : ``transform(picture) -> tensor (3, H, W)`` of a PIL image in RGB, such as torchvision's; called in
-        several threads, and the same each time
-    digest : stands for what the transform and the module's code do, where their ``repr`` does not say it
+        in evaluation mode: later training does not affect the encoder.
+    transform : ``transform(picture) -> tensor (3, H, W)`` from a PIL image in RGB, such as torchvision's; must be
+        deterministic, and is called in several threads
+    digest : identifies the transform and the module's code if their ``repr`` does not
     name : default: the name of the module's class
-    device : default: where the module's weights are
-    precision : {"fp32", "bf16", "fp16"}
-        Of the weights and products.
+    device : default: the device of the module's weights
+    precision : ``fp32``, ``bf16`` or ``fp16``, of weights and products
 
     Raises
     ------
     EncoderError
-        There is no transform, it is random, or only a memory address would tell it from others.
+        There is no transform, it is random, or only a memory address tells it from others.
 
     Examples
     --------
@@ -106,7 +103,7 @@ class ModuleEncoder(TorchImages, ImageEncoder):
 
     @cached_property
     def dim(self) -> int:
-        """D, the width of the features of a black picture."""
+        """D, the width of the features, measured on a black image."""
         return int(self.encode_images([self.prepare(np.zeros((256, 256, 3), np.uint8))]).shape[1])
 
     @property
@@ -124,11 +121,11 @@ class ModuleEncoder(TorchImages, ImageEncoder):
 
     @property
     def provenance(self) -> Json:
-        """Versions and settings that may move the last digits."""
+        """Versions and settings that may change the last digits."""
         return torch_provenance(self.device) | {"transform": repr(self._transform)}
 
     def prepare(self, picture: Picture) -> Batch:
-        """What the transform makes of one picture: (3, H, W) float32."""
+        """The transformed picture, (3, H, W) float32."""
         rgb = to_rgb(picture)
         found = self._transform(_as_image(rgb) if isinstance(rgb, np.ndarray) else rgb)
         values = found.numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
@@ -163,12 +160,12 @@ def _as_image(picture: np.ndarray) -> Image.Image:
 
 
 def _features(module: Any, pixels: torch.Tensor) -> Any:
-    """Of a CLIP model, the image features."""
+    """The features; of a CLIP model, those of the image side."""
     return module.encode_image(pixels) if hasattr(module, "encode_image") else module(pixels)
 
 
 def describe(transform: object) -> str:
-    """What a transform does, in words that name no place in memory; it may still hold one (see `ModuleEncoder`).
+    """A description of a transform, without memory addresses if possible.
 
     Examples
     --------
@@ -186,7 +183,7 @@ def describe(transform: object) -> str:
 
 
 def _of_function(function: FunctionType) -> str:
-    """Module, name and a digest of the source of a function that can be imported; else its ``repr``."""
+    """Module, name and digest of the source of an importable function; else its ``repr``."""
     module = sys.modules.get(function.__module__)
     if function.__module__ == "__main__" or vars(module or object).get(function.__qualname__) is not function:
         return repr(function)
@@ -198,7 +195,7 @@ def _of_function(function: FunctionType) -> str:
 
 
 def _code(module: torch.nn.Module) -> str:
-    """Digest of the source of all classes in a module that are not of a library; what has no source is left out."""
+    """Digest of the source of a module's classes, without those of `LIBRARIES` and those without source."""
     kinds = {type(part) for part in module.modules()}
     digest = hashlib.sha256()
     for kind in sorted(kinds, key=lambda one: (one.__module__, one.__qualname__)):

@@ -1,21 +1,21 @@
-"""Other preparations of pictures than a model's own, by name; each is one line in `PREPARATIONS`.
+"""Preparations of images that replace a model's own, by name; each is one line in `PREPARATIONS`.
 
-A model comes with its way to resize and crop pictures. Some published figures used another one, and differ by points
-for that reason alone: with the same weights and prompts, CLIP ViT-B/16 has 49.92 % on ImageNet-A and 77.64 %
-on ImageNet-R as OpenAI prepares pictures, and 52.00 % and 76.35 % on Lipsum-FT's arrays.
+A model has its own way of resizing and cropping images. Some published figures used another, which alone changes them
+by points: with the same weights and prompts, CLIP ViT-B/16 reaches 49.92 % on ImageNet-A and 77.64 % on ImageNet-R with
+OpenAI's preparation, and 52.00 % and 76.35 % on Lipsum-FT's arrays.
 
 `central-crop`
-    the central square whose side is 7/8 of the shorter side, ``int(224 / (224 + 32) * min(h, w))`` pixels, offsets
-    ``((h - side) + 1) // 2`` and ``((w - side) + 1) // 2``, resized whole to the model's size with the model's filter:
-    Lipsum-FT's evaluation (arXiv 2404.00860). 8-bit pictures stay in 8 bits.
+    the central square with 7/8 of the shorter side, ``int(224 / (224 + 32) * min(h, w))`` pixels, at offsets
+    ``((h - side) + 1) // 2`` and ``((w - side) + 1) // 2``, resized to the model's size with the model's filter, as in
+    Lipsum-FT's evaluation (arXiv 2404.00860). 8-bit images stay in 8 bits.
 `fast`
-    the model's own resizing and cropping, by other programs: JPEG files are decoded by libjpeg-turbo itself, with the
-    pixels of Pillow (large ones at a fraction of their size, where both sides stay at least three times the model's),
-    and 8-bit pictures are resized by torchvision in 8 bits, which differs from Pillow by a level of 255 here and there.
+    the model's own resizing and cropping with faster libraries. libjpeg-turbo decodes JPEG files directly, with
+    Pillow's pixels (large ones at a fraction of their size, as long as both sides stay at least three times the
+    model's), and torchvision resizes 8-bit images in 8 bits, which occasionally differs from Pillow by 1 in 255.
     ``python -m benchmarks.bench_preparation`` prints speed and agreement.
 `cuda`
-    the model's own resizing and cropping on the GPU, of JPEG files that nvJPEG decodes there, for models that are
-    faster than the cores can decode; see `featcache.encoders.device_pictures`. Other files are decoded as ever.
+    the model's own resizing and cropping on the GPU, for JPEG files that nvJPEG decodes there, if the CPU cores cannot
+    decode as fast as the model encodes; see `featcache.encoders.device_pictures`. Other files are decoded as usual.
 """
 
 import copy
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Box: TypeAlias = tuple[int, int, int, int]
 
 SMALLEST = 3
-"""JPEG files are decoded at a fraction of their size where both sides stay this many times the size of the model's."""
+"""JPEG files are decoded at a fraction of their size if both sides stay at least this many times the model's."""
 
 EVAL_FRACTION = 224 / (224 + 32)
 
@@ -56,7 +56,7 @@ def central_square(width: int, height: int) -> Box:
 
 
 def cut(picture: Picture, box: Box) -> Picture:
-    """A piece of a picture: a PIL image for 8-bit pictures, an array for float pictures."""
+    """A crop of an image: a PIL image for 8-bit images, an array for float images."""
     left, top, width, height = box
     if isinstance(picture, Image.Image):
         return picture.crop((left, top, left + width, top + height))
@@ -65,13 +65,13 @@ def cut(picture: Picture, box: Box) -> Picture:
 
 
 def central_crop(picture: Picture) -> Picture:
-    """The central 7/8 square of a picture."""
+    """The central 7/8 square of an image."""
     size = picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
     return cut(picture, central_square(*size))
 
 
 def as_tensor(picture: "Picture | torch.Tensor") -> "torch.Tensor":
-    """8-bit pictures as a tensor (3, H, W), which torchvision resizes itself."""
+    """An 8-bit image as a tensor (3, H, W), which torchvision resizes without Pillow."""
     import torch
 
     if isinstance(picture, torch.Tensor):
@@ -82,14 +82,14 @@ def as_tensor(picture: "Picture | torch.Tensor") -> "torch.Tensor":
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures are prepared otherwise than the model says.
+    """A preparation of images.
 
     Parameters
     ----------
-    change : before the model's own resizing
-    square : only for models of square images
-    fast : JPEG files are decoded by `decode_jpeg`
-    on_gpu : JPEG files are decoded, and pictures resized, on the encoder's device
+    change : applied before the model's own resizing
+    square : only for models with square input
+    fast : decode JPEG files by `decode_jpeg`
+    on_gpu : decode JPEG files and resize images on the encoder's device
     """
 
     change: "Callable[[Picture], Picture | torch.Tensor]"
@@ -99,20 +99,20 @@ class Preparation:
 
 
 PREPARATIONS: Mapping[str, Preparation] = {
-    "central-crop": Preparation(central_crop, square=True),  # the model's own resizing then has nothing left to crop
+    "central-crop": Preparation(central_crop, square=True),  # leaves the model's own resizing nothing to crop
     "fast": Preparation(as_tensor, fast=True),
     "cuda": Preparation(as_tensor, on_gpu=True),
 }
-"""Name -> what is done to pictures before the model's own resizing."""
+"""Preparations by name."""
 
 
 def prepared_by(encoder: Encoder, name: str) -> Encoder:
-    """The encoder, changed in place to prepare pictures by one of `PREPARATIONS`; its identity and name say so.
+    """Change an encoder in place to use one of `PREPARATIONS`, which becomes part of its identity and name.
 
     Raises
     ------
     EncoderError
-        No such preparation, the encoder does not support it (open_clip models do), or a library is missing.
+        There is no such preparation, the encoder does not support it (open_clip models do), or a library is missing.
     """
     if name not in PREPARATIONS:
         raise EncoderError(f"preprocess {name!r}: expected one of {', '.join(PREPARATIONS)}, or leave it out")
@@ -127,15 +127,15 @@ def prepared_by(encoder: Encoder, name: str) -> Encoder:
 
 
 def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
-    """The encoder for the pictures of a data set: where these lie prepared, it prepares them no further.
+    """The encoder for a data set; if its images are already prepared, an encoder that does not prepare them again.
 
-    Its identity stays: pictures that were prepared before they were saved give the features of those that it prepares
-    itself, so that heads fitted on either take both.
+    The identity stays the same: images prepared before they were saved give the same features as images that the
+    encoder prepares, so heads fitted on either apply to both.
 
     Raises
     ------
     EncoderError
-        The pictures went through another preparation than the encoder has.
+        The images have gone through another preparation than the encoder's.
     """
     prepared = getattr(dataset, "prepared", None)
     if prepared is None:
@@ -151,7 +151,7 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
 
 
 def decoded_for(dataset: Dataset, encoder: Encoder) -> Dataset:
-    """The data set, its JPEG files decoded by libjpeg-turbo itself or on the GPU if the preparation says so."""
+    """The data set, with JPEG files decoded by libjpeg-turbo or on the GPU if the encoder's preparation asks for it."""
     if encoder.preparation is None or getattr(dataset, "decoding", None) != IMAGE_FILE:
         return dataset
     if PREPARATIONS[encoder.preparation].fast:
@@ -166,7 +166,7 @@ Decode: TypeAlias = Callable[[bytes | memoryview, int], Picture | None]
 
 
 def _decoded_on_gpu(content: bytes | memoryview, device: str) -> Picture | None:
-    """The pixels of a JPEG file; None where the decoder does not take it."""
+    """The pixels of a JPEG file; None if the decoder cannot decode it."""
     from featcache.encoders.device_pictures import decode_on
 
     try:
@@ -176,7 +176,7 @@ def _decoded_on_gpu(content: bytes | memoryview, device: str) -> Picture | None:
 
 
 class _Decoded:
-    """A data set of image files; what `decode` does not take is decoded as ever, with its errors."""
+    """A data set of image files with another decoder; files that this returns None for are decoded as usual."""
 
     def __init__(self, dataset: Dataset, decode: "Decode") -> None:
         self._dataset, self._decode = dataset, decode

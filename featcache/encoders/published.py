@@ -1,11 +1,11 @@
-"""Published weights, asked before open_clip is imported: which the names stand for, and whether they can be had here.
+"""Checks of published weights before open_clip is imported: are they available, and do they fit the architecture?
 
-open_clip's table of weights is read as text: importing open_clip takes seconds, and to say that there is no network
-should not.
+open_clip's table of weights is parsed as source, since importing open_clip takes seconds, too long for an error about a
+missing network.
 
-OpenAI's weights were trained with QuickGELU. Loaded into a GELU architecture they lose four ImageNet points without an
-error (0.6442 instead of 0.6834 for ViT-B/16), and open_clip only warns. Here it is an error, whether the weights come
-by tag, by one of OpenAI's files (known by digest), or by another archive in OpenAI's layout.
+OpenAI's weights were trained with QuickGELU. In a GELU architecture they lose four ImageNet points without an error
+(0.6442 instead of 0.6834 for ViT-B/16), and open_clip only warns. Here it is an error, whether the weights are named by
+tag, are one of OpenAI's files (recognised by digest), or another archive in OpenAI's layout.
 """
 
 import ast
@@ -21,38 +21,36 @@ from featcache.encoders.model_names import open_clip_name
 from featcache.errors import ActivationMismatchError
 
 QUICK_SUFFIX = "-quickgelu"
-"""End of open_clip's names of architectures that compute QuickGELU."""
-
-
+"""Suffix of open_clip's architectures with QuickGELU."""
 TIMM_REMEDY = "connect this machine, or give --pretrained FILE"
 
 
 class Published(NamedTuple):
-    """What open_clip's table says of weights."""
+    """An entry of open_clip's table of weights."""
 
     repository: str
-    """Where the hub has them, ``ORG/REPO``."""
+    """On the hub, ``ORG/REPO``."""
     quick_gelu: bool
     """Whether they were trained with QuickGELU."""
 
 
 def check_reachable(model: str, pretrained: str | None) -> None:
-    """Say at once that a model's weights are neither in the local cache nor to be had.
+    """Fail early if a model's weights are neither in the local cache nor available.
 
-    Models whose place on the hub is not known pass, and so does everything once open_clip or timm is imported: loading
-    says the same then.
+    Models whose repository is unknown pass, and so does everything once open_clip or timm is imported, since loading
+    then raises the same error.
 
     Raises
     ------
     EncoderError
-        The hub cannot be reached, or is not to be asked (``HF_HUB_OFFLINE``), and the cache lacks the weights.
+        The hub cannot be reached, or is off (``HF_HUB_OFFLINE``), and the cache lacks the weights.
     ActivationMismatchError
-        Nor would they be of use: they were trained with the other activation.
+        Likewise, and the weights were trained with the other activation.
     """
     model, pretrained = open_clip_name(full_name(model), pretrained)
     if "open_clip" in sys.modules or model.endswith(".json") or pretrained == "random":
         return
-    from featcache.datasets.hub import hub_lacks, no_hub, timm_lacks  # which reads the hub's settings
+    from featcache.datasets.hub import hub_lacks, no_hub, timm_lacks  # imports the hub's client
 
     if model.startswith("timm:"):
         name, comma, _ = model.removeprefix("timm:").partition(",")
@@ -75,13 +73,13 @@ def check_reachable(model: str, pretrained: str | None) -> None:
 
 
 def _timm_has(name: str) -> bool:
-    """Whether timm's sources define a model of that name; importing it takes seconds."""
+    """Whether timm defines a model of that name; searches its source, since importing it takes seconds."""
     define = f"\ndef {name}(".encode()
     return any(define in file.read_bytes() for file in (_folder("timm") / "models").glob("*.py"))
 
 
 def published(model: str, tag: str) -> Published | None:
-    """Weights by architecture and tag; None where open_clip's table has none on the hub.
+    """Weights by architecture and tag; None if open_clip's table has none on the hub.
 
     Examples
     --------
@@ -94,7 +92,7 @@ def published(model: str, tag: str) -> Published | None:
 
 @cache
 def _table() -> dict[tuple[str, str], Published]:
-    """(architecture, tag) -> weights; empty where another version of open_clip writes its table in another way."""
+    """(architecture, tag) -> weights; empty if this version of open_clip has its table in another form."""
     tree = ast.parse((_folder() / "pretrained.py").read_text(encoding="utf-8"))
     assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
     tables = {node.targets[0].id: _entries(node.value) for node in assigned if isinstance(node.targets[0], ast.Name)}
@@ -110,7 +108,7 @@ def _table() -> dict[tuple[str, str], Published]:
 
 
 def _entries(node: ast.expr) -> dict[str, Published]:
-    """Tag -> weights, of ``dict(TAG=_pcfg(hf_hub=..., quick_gelu=...), ...)``."""
+    """Tag -> weights, from ``dict(TAG=_pcfg(hf_hub=..., quick_gelu=...), ...)``."""
     found = {}
     for entry in node.keywords if isinstance(node, ast.Call) else ():
         if entry.arg is not None and isinstance(entry.value, ast.Call):
@@ -128,7 +126,7 @@ def _folder(library: str = "open_clip") -> Path:
 def _computes_quick_gelu(model: str) -> bool:
     try:
         config = json.loads((_folder() / "model_configs" / f"{model}.json").read_bytes())
-    except OSError:  # no architecture of that name, or one that open_clip derives
+    except OSError:  # no such architecture, or one that open_clip derives
         return model.endswith(QUICK_SUFFIX)
     return bool(config.get("quick_gelu", False))
 
@@ -141,20 +139,20 @@ def check_activation(
     flag: str = "--model",
     remedy: str | None = None,
 ) -> None:
-    """Refuse weights whose activation is not the architecture's.
+    """Refuse weights that were trained with another activation than the architecture's.
 
     Parameters
     ----------
-    model, pretrained : architecture and weights, as the user named them
-    quick_gelu : what the architecture computes
-    wanted : what the weights were trained with; None where nothing is known of them
-    flag : the flag that names `model`
-    remedy : what to use instead; default: the flag with the architecture's other name
+    model, pretrained : architecture and weights, as named by the user
+    quick_gelu : whether the architecture uses QuickGELU
+    wanted : whether the weights were trained with QuickGELU; None if unknown
+    flag : command-line flag of `model`
+    remedy : what to use instead; default: the flag with the name of the other architecture
 
     Raises
     ------
     ActivationMismatchError
-        Naming the architecture to use instead.
+        The activations differ; the message names the architecture to use.
     """
     if wanted is None or wanted == quick_gelu:
         return

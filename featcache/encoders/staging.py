@@ -1,10 +1,10 @@
-"""Batches on their way through a model: in, through it, and out, each while others are on the way.
+"""Overlapping copies and computation of several batches.
 
-The same steps on every device. Images are stacked in a buffer of page-locked memory, copied to the device on one
-stream, encoded on a second and copied back on a third; events order the steps of a batch, and the device is never
-synchronised as a whole. Results are fetched some batches late: the next batches are under way before anybody waits. A
-CPU has one lane, copies nothing to itself, and its results are fetched at once. Buffers lie in a ring: those of a
-batch are used again only after its results were fetched, so that their number does not grow with the data.
+The steps are the same on every device. Images are stacked in page-locked memory, copied to the device on one stream,
+encoded on a second and copied back on a third. Events order the steps of a batch; the device is never synchronised as a
+whole. Results are fetched a few batches late, when the next batches are already under way. A CPU has one lane, without
+copies, and its results are fetched at once. The buffers of a batch are reused after its results were fetched, so their
+number does not grow with the data.
 """
 
 from collections import deque
@@ -24,25 +24,25 @@ LATE_ON_GPU = 2
 
 
 class Event(Protocol):
-    """A point in the work of a lane."""
+    """A point in the work of a lane, as in CUDA."""
 
     def synchronize(self) -> None:
         """Wait until the work before it is done."""
 
 
 class Lanes(Protocol):
-    """What a stage needs of a device."""
+    """Interface of a device for a `Stage`."""
 
     late: int
-    """Batches that are under way before results are waited for."""
+    """Number of batches under way before waiting for results."""
     copies: bool
-    """Whether the device has memory of its own."""
+    """Whether the device has its own memory."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, *, host: bool) -> torch.Tensor:
-        """A buffer on the device, or one of the host that the device can copy from and to by itself."""
+        """A buffer on the device, or on the host in memory that the device can copy from and to asynchronously."""
 
     def run(self, lane: str, work: Callable[[], T], after: Event | None) -> tuple[T, Event]:
-        """Begin `work` on the lane `IN`, `COMPUTE` or `OUT` when an event has passed; returns the event of its end."""
+        """Begin `work` on lane `IN`, `COMPUTE` or `OUT` after an event; returns its result and the event of its end."""
 
 
 class _Past:
@@ -65,7 +65,7 @@ class OneLane:
 
 
 class CudaLanes:
-    """A GPU: two streams for copies beside the one that computes."""
+    """A GPU: one stream computes, and two copy."""
 
     late, copies = LATE_ON_GPU, True
 
@@ -91,7 +91,7 @@ class CudaLanes:
 
 
 class _Slot:
-    """The buffers of one batch, the event of its end, and what it needs until then."""
+    """The buffers of one batch, the event of its end, and tensors that must live until then."""
 
     def __init__(self, lanes: Lanes, rows: int) -> None:
         self._lanes, self._rows = lanes, rows
@@ -101,7 +101,7 @@ class _Slot:
         self.kept: object = None
 
     def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype, *, host: bool = True) -> torch.Tensor:
-        """A buffer of that shape (B, ...), the same in every batch."""
+        """A buffer of a shape (B, ...), reused by later batches."""
         key = (name, *shape[1:], dtype)
         if key not in self._buffers or len(self._buffers[key]) < shape[0]:
             whole = (max(self._rows, shape[0]), *shape[1:])
@@ -110,21 +110,20 @@ class _Slot:
 
 
 class Stage(Generic[T]):
-    """Sends batches through the image side of an encoder, and gives their features back in the same order.
+    """Sends batches through the image side of an encoder, and returns their features in order.
 
     Parameters
     ----------
-    encoder : one that is not a `TorchImages` encodes each batch when it is put in
-    batch_size : images in a batch, for which buffers are made
-    lanes : Lanes, optional
-        Default: those of the encoder's device.
-    compiled : compile passes without taps by torch, on a GPU into CUDA graphs. Short batches are padded, so that it
-        happens once.
+    encoder : if it is not a `TorchImages`, `put` encodes the batch at once
+    batch_size : images per batch, for the buffers
+    lanes : default: those of the encoder's device
+    compiled : compile passes without taps with torch, on a GPU to CUDA graphs; short batches are padded to avoid
+        another compilation
 
     Raises
     ------
     EncoderError
-        `compiled`, of an encoder that is not a `TorchImages`.
+        `compiled` was asked for and the encoder is not a `TorchImages`.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class Stage(Generic[T]):
         self._busy: deque[tuple[T, Sequence[str], _Slot | dict[str, FloatArray]]] = deque()
 
     def put(self, label: T, images: Sequence[Batch], taps: Sequence[str]) -> None:
-        """Begin to encode a batch; take the `results` before the next."""
+        """Begin to encode a batch; call `results` before the next."""
         if isinstance(self._encoder, TorchImages):
             slot = self._free.popleft()
             self._begin(slot, self._encoder, images, needed_outputs(self._encoder, taps))
@@ -147,9 +146,9 @@ class Stage(Generic[T]):
             self._busy.append((label, taps, encode_outputs(self._encoder, images, taps)))
 
     def results(self, late: int | None = None) -> Iterator[tuple[T, dict[str, FloatArray]]]:
-        """Labels and outputs of batches, as `encode_outputs` names them, until at most `late` are under way.
+        """Yield label and outputs (as of `encode_outputs`) of batches until at most `late` are under way.
 
-        The arrays are good until the next result.
+        The arrays are valid until the next result.
         """
         while len(self._busy) > (self._lanes.late if late is None else late):
             label, taps, found = self._busy.popleft()
@@ -179,7 +178,7 @@ class Stage(Generic[T]):
         def compute() -> dict[str, torch.Tensor]:
             made = (compiled or encoder.forward)(inputs, wanted)
             outputs = {name: values[:rows].float() for name, values in made.items()}
-            # The next pass of a CUDA graph writes to the memory of this one.
+            # The next run of a CUDA graph overwrites its outputs.
             return outputs if compiled is None else {name: values.clone() for name, values in outputs.items()}
 
         def copy_out() -> dict[str, torch.Tensor]:
@@ -191,14 +190,14 @@ class Stage(Generic[T]):
         inputs, moved = lanes.run(IN, copy_in, None)
         found, computed = lanes.run(COMPUTE, compute, moved)
         slot.outputs, slot.done = lanes.run(OUT, copy_out, computed)
-        slot.kept = found  # what the streams still read is not given to another tensor
+        slot.kept = found  # the streams still read it
 
 
 Forward: TypeAlias = Callable[[torch.Tensor, Sequence[str]], dict[str, torch.Tensor]]
 
 
 def _compiled(encoder: Encoder) -> Forward:
-    """The forward pass of an encoder, compiled when it is called first."""
+    """The forward pass of an encoder, compiled at the first call."""
     if not isinstance(encoder, TorchImages):
         raise EncoderError(f"--compile: {encoder.name} is not a torch model that featcache runs; leave it out")
     mode = "reduce-overhead" if encoder.device.startswith("cuda") else "default"

@@ -1,9 +1,9 @@
-"""Further outputs of an image forward pass besides the features, such as what comes before the last projection.
+"""Taps: further outputs of an image forward pass, such as the input of the last projection.
 
 An encoder lists them in `Encoder.taps`, name -> width, and those with tokens in `Encoder.token_taps`, and computes them
 in `Encoder.encode_outputs`. The linear probes of the CLIP paper (Radford et al. 2021, arXiv 2103.00020) are fitted on
-`pre_projection`. Pooled tokens are made here, for every encoder;
-`featcache.store.reading.tokens` says how taps are named.
+`pre_projection`. Tokens are pooled here, for every encoder; `featcache.store.reading.tokens` describes the names of
+taps.
 """
 
 import re
@@ -21,9 +21,9 @@ MOST_NAMED = 8
 
 @dataclass(frozen=True)
 class Tap:
-    """A tap of an encoder: the output it is made from, as the encoder calls it, its shape, and how it is pooled.
+    """A tap of an encoder: the encoder's output that it is made from, its shape, and how it is pooled.
 
-    `tokens` is P of (B, P, D), None for (B, D); `prefix` of them are class and register tokens.
+    `tokens` is P of (B, P, D), None for (B, D); the first `prefix` tokens are class and register tokens.
     """
 
     output: str | None
@@ -34,18 +34,12 @@ class Tap:
 
 
 def taps_of(encoder: Encoder) -> dict[str, int]:
-    """The taps of an encoder whose names can be part of a store, name -> width."""
+    """The taps without tokens whose names are valid in a store, name -> width."""
     return {name: int(dim) for name, dim in encoder.taps.items() if NAME.fullmatch(name)}
 
 
 def find_tap(encoder: Encoder, tap: str | None) -> Tap:
-    """A tap by its name; the features for None.
-
-    Raises
-    ------
-    EncoderError
-        The encoder has no such tap.
-    """
+    """A tap by its name; the features for None; EncoderError if the encoder has no such tap."""
     if tap is None:
         return Tap(None, encoder.dim)
     name = tap_name(tap)
@@ -64,7 +58,7 @@ def find_tap(encoder: Encoder, tap: str | None) -> Tap:
 
 
 def _output(name: str, shapes: Mapping[str, TokenShape]) -> str | None:
-    """What the encoder calls its output with tokens of that name; layers may be counted from the end."""
+    """The encoder's name of an output with tokens; layers may be counted from the end."""
     layer = LAYER.fullmatch(name)
     if layer is not None and int(layer[1]) < 0:
         depth = sum(LAYER.fullmatch(known) is not None and known.count(":") == 1 for known in shapes)
@@ -73,7 +67,7 @@ def _output(name: str, shapes: Mapping[str, TokenShape]) -> str | None:
 
 
 def _known(encoder: Encoder) -> str:
-    """What an encoder has, in words."""
+    """The taps of an encoder, in words."""
     rows, shapes = sorted(taps_of(encoder)), encoder.token_taps
     layers = [name for name in shapes if LAYER.fullmatch(name)]
     named = rows + [name for name in shapes if name not in layers]
@@ -87,7 +81,7 @@ def _known(encoder: Encoder) -> str:
 
 
 def encode_outputs(encoder: Encoder, images: Sequence[Batch], taps: Sequence[str]) -> dict[str, FloatArray]:
-    """Features (B, D) float32 of B prepared images under `PROJECTED`, and the given taps, from one forward pass.
+    """Features (B, D) float32 of B prepared images, as `PROJECTED`, and the given taps, from one forward pass.
 
     The features equal those of ``encoder.encode_images(images)`` bit for bit. Taps with tokens are (B, P, D).
     """
@@ -97,12 +91,12 @@ def encode_outputs(encoder: Encoder, images: Sequence[Batch], taps: Sequence[str
 
 
 def needed_outputs(encoder: Encoder, taps: Sequence[str]) -> list[str]:
-    """The encoder's own outputs that taps are made from."""
+    """The encoder's outputs that the taps are made from."""
     return list(dict.fromkeys(str(find_tap(encoder, name).output) for name in taps))
 
 
 def named_outputs(encoder: Encoder, outputs: Mapping[str, FloatArray], taps: Sequence[str]) -> dict[str, FloatArray]:
-    """The features and the taps, pooled where they are, of an encoder's own outputs."""
+    """The features and the taps, pooled if their names say so, from an encoder's outputs."""
     made = {PROJECTED: outputs[PROJECTED]}
     for name in taps:
         tap = find_tap(encoder, name)

@@ -1,7 +1,7 @@
-"""The door to timm: image models without a text side, such as DINOv2, for probes.
+"""timm's image models, such as DINOv2, for probes; the only module that imports timm's models.
 
-``timm:NAME`` is a model of timm, such as ``timm:vit_small_patch14_dinov2.lvd142m``. Its features are those before the
-classifier (``forward_head(..., pre_logits=True)``); pictures are resized and cropped as its data configuration says.
+``timm:NAME`` is a timm model, such as ``timm:vit_small_patch14_dinov2.lvd142m``. Its features are those before the
+classifier (``forward_head(..., pre_logits=True)``); images are resized and cropped by its data configuration.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +47,7 @@ class TimmEncoder(TorchImages, ImageEncoder):
     ----------
     model : a timm model in float32, made with ``num_classes=0``
     name : short name for people
-    precision : {"fp32", "bf16", "fp16"}
-        Of the model's weights and products (fp16: of its products alone); outputs are float32.
+    precision : ``fp32``, ``bf16`` or ``fp16``, of weights and products (fp16: only of products); outputs are float32
     """
 
     def __init__(self, model: torch.nn.Module, name: str, device: str = "cpu", precision: str = "fp32") -> None:
@@ -81,11 +80,11 @@ class TimmEncoder(TorchImages, ImageEncoder):
 
     @property
     def provenance(self) -> Json:
-        """Versions and settings that may move the last digits."""
+        """Versions and settings that may change the last digits."""
         return {"timm": timm.__version__, "torchvision": torchvision.__version__} | torch_provenance(self.device)
 
     def prepare(self, picture: Picture) -> Batch:
-        """Resize and crop one picture as the model's data configuration says; see `prepare_picture`."""
+        """Resize and crop one picture by the model's data configuration; see `prepare_picture`."""
         return prepare_picture(self._geometry, picture)
 
     def forward(self, images: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -103,7 +102,7 @@ class TimmEncoder(TorchImages, ImageEncoder):
 
     @cached_property
     def token_taps(self) -> Mapping[str, TokenShape]:  # type: ignore[override]  # read-only here
-        """See `Encoder.token_taps`; an image without content is encoded to know the number of tokens."""
+        """See `Encoder.token_taps`; a blank image is encoded to count the tokens."""
         blank = np.zeros((*self._data["input_size"][1:], 3), np.uint8)
         return token_shapes(self.model, lambda taps: self.encode_outputs([blank], taps))
 
@@ -113,10 +112,10 @@ def load_timm(model: str, pretrained: str | None = None, device: str | None = No
 
     Parameters
     ----------
-    model : a name that ``timm.list_models()`` knows; with a pretrained tag behind a dot, ``vit_base_patch16_224.dino``
-    pretrained : a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks). Default: the published
-        weights.
-    device : default: ``cuda`` where there is one, else ``cpu``
+    model : a name in ``timm.list_models()``, optionally with a pretrained tag, ``vit_base_patch16_224.dino``
+    pretrained : a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks); default: the published
+        weights
+    device : default: ``cuda`` if available, else ``cpu``
 
     Raises
     ------
@@ -144,7 +143,7 @@ def _create(name: str, weights: str | None) -> torch.nn.Module:
             _load_weights(network, Path(str(weights)), name)
     except EncoderError:
         raise
-    except Exception as error:  # timm, safetensors, the unpickler and the hub each raise their own kinds
+    except Exception as error:  # errors of timm, safetensors, the unpickler and the hub
         raise EncoderError(
             f"timm:{name} with weights {weights or 'as published'}: timm cannot load it ({error}); check the file, and "
             "that this machine reaches the model's host"
@@ -153,7 +152,7 @@ def _create(name: str, weights: str | None) -> torch.nn.Module:
 
 
 def _load_weights(network: torch.nn.Module, file: Path, name: str) -> None:
-    """Load a checkpoint in timm's own names, safetensors or torch's; only the classifier may be left over."""
+    """Load a safetensors or torch checkpoint with timm's tensor names; only the classifier may be left over."""
     state = timm.models.load_state_dict(str(file), weights_only=True)
     heads = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
     prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))

@@ -1,7 +1,7 @@
-"""Tokens of the layers of a vision model, caught by forward hooks while it computes its features.
+"""Tokens of the layers of a vision model, collected by forward hooks while it computes its features.
 
-Supported are open_clip's vision transformers and ResNets, and timm's models, inside open_clip or alone. Places of a
-convolutional map (B, C, H, W) are H x W tokens of width C.
+Supported are open_clip's vision transformers and ResNets, and timm's models, inside open_clip or alone. The positions
+of a convolutional map (B, C, H, W) are H x W tokens of width C.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from featcache.encoders.base import TokenShape
 
 Model: TypeAlias = Any
-"""Models of other libraries, and what they return."""
+"""Models of other libraries, and their outputs."""
 PATCH, TOKENS = "patch", "tokens"
 LAST = "last"
-"""Among computed outputs: what a timm model's ``forward_features`` returned."""
+"""Name of the output of a timm model's ``forward_features``."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Layers:
 
 
 def layers_of(visual: Model) -> Layers | None:
-    """The layers of an open_clip image tower, or of a timm model; None where they are not known."""
-    trunk: Model = getattr(visual, "trunk", visual)  # open_clip's TimmModel holds one
+    """The layers of an open_clip image tower or a timm model; None if unknown."""
+    trunk: Model = getattr(visual, "trunk", visual)  # of open_clip's TimmModel
     if hasattr(trunk, "transformer") and hasattr(trunk, "ln_post"):
         tokens_first = not getattr(trunk.transformer, "batch_first", True)
         return Layers(list(trunk.transformer.resblocks), 1, trunk.ln_post, tokens_first=tokens_first)
@@ -57,7 +57,7 @@ def layers_of(visual: Model) -> Layers | None:
 
 
 def as_tokens(values: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Tokens (B, P, D) of tokens, or of a map (B, C, H, W); with `channels_last`, (B, H, W, C).
+    """Tokens (B, P, D) from tokens, or from a map (B, C, H, W); with `channels_last`, (B, H, W, C).
 
     >>> import torch
     >>> as_tokens(torch.zeros(2, 8, 3, 4)).shape, as_tokens(torch.zeros(2, 3, 4, 8), channels_last=True).shape
@@ -69,9 +69,9 @@ def as_tokens(values: Tensor, *, channels_last: bool = False) -> Tensor:
 
 
 def with_tokens(visual: Model, compute: Callable[[], dict[str, Tensor]], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """What `compute` returns, and the wanted outputs with tokens, each (B, P, D), from that one pass of `visual`.
+    """The outputs of `compute`, which runs `visual` once, and the wanted tokens of that pass, each (B, P, D).
 
-    The last tokens are those under `LAST`, if `compute` returns some.
+    The last tokens are the output `LAST` of `compute`, if it has one.
     """
     layers, wanted = layers_of(visual), list(wanted)
     if layers is None or not wanted:
@@ -106,7 +106,7 @@ def _output(name: str, layers: Layers, caught: dict[int, Tensor], last: Tensor) 
 
 
 def token_shapes(visual: Model, run: Callable[[Sequence[str]], Mapping[str, Model]]) -> dict[str, TokenShape]:
-    """The outputs with tokens of a vision model, by name; `run` computes some of them for one image."""
+    """Names and shapes of the outputs with tokens of a vision model; ``run(names)`` computes them for one image."""
     layers = layers_of(visual)
     if layers is None:
         return {}

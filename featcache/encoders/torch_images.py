@@ -1,4 +1,4 @@
-"""What encoders in torch share: precision, preparing pictures, scaling pixels, provenance."""
+"""Shared by torch encoders: precision, preparation of images, scaling of pixels, provenance."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -22,34 +22,34 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_precision(precision: str) -> str:
-    """The precision; EncoderError where it is not one of fp32, bf16 and fp16."""
+    """The precision; EncoderError unless it is fp32, bf16 or fp16."""
     if precision not in PRECISIONS:
         raise EncoderError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     return precision
 
 
 def computed_in(precision: str) -> str:
-    """The precision as keys name it; features of bfloat16 by autocast, as stores of earlier versions hold, differ."""
+    """The precision in keys. Earlier versions used autocast for bf16, whose features differ, and have other keys."""
     return "bf16 weights" if precision == "bf16" else precision
 
 
 def default_device(device: str | None) -> str:
-    """The given device, checked, else ``cuda`` where there is one, else ``cpu``."""
+    """The given device, checked; else ``cuda`` if available, else ``cpu``."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     return checked_device(device)
 
 
 class Computing:
-    """A model as it computes features in a precision: float32, float16 by autocast, or with bfloat16 weights.
+    """Runs a model in a precision: float32, float16 by autocast, or bfloat16 with a copy of the weights.
 
-    Autocast to bfloat16 casts weights in every layer of every batch. A copy with bfloat16 weights casts once, and is as
-    close to float32: with ViT-B-32 on a CPU that multiplies bfloat16 natively, autocast encodes 0.8 and the copy 1.8
-    times as many images per second as float32, both at a cosine of at least 0.9999 to its features.
+    Autocast to bfloat16 casts the weights of every layer in every batch, a copy casts them once and is as accurate:
+    with ViT-B-32 on a CPU with native bfloat16, autocast encodes 0.8 and the copy 1.8 times as many images per second
+    as float32, both with a cosine of at least 0.9999 to float32 features.
 
     Parameters
     ----------
-    model : in float32, on the device; never changed
+    model : in float32, on the device; not changed
     """
 
     def __init__(self, model: torch.nn.Module, device: str, precision: str) -> None:
@@ -59,15 +59,15 @@ class Computing:
         self._cast = nullcontext() if narrow else autocast(device, precision)
 
     def __call__(self, function: Callable[..., Any], values: torch.Tensor) -> Any:
-        """What `function` of the model returns for scaled pixels or token ids, without gradients."""
-        # A graph that is compiled may not make inference tensors itself; its caller does.
+        """``function(model, values)`` for scaled pixels or token ids, without gradients."""
+        # A compiled graph may not enter inference mode; its caller does.
         without = torch.no_grad() if torch.compiler.is_compiling() else torch.inference_mode()
         with without, self._cast:
             return function(self.model, values.to(self._dtype) if values.is_floating_point() else values)
 
 
 class TorchImages(ABC):
-    """The image side of an encoder that computes with torch: a subclass says what its outputs are on the device.
+    """The image side of a torch encoder; a subclass defines `forward`, which computes the outputs on the device.
 
     `encode_images` encodes one batch at a time; `featcache.encoders.staging.Stage` keeps several under way.
     """
@@ -96,12 +96,12 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def stack_images(
     images: Sequence[Batch], name: str, buffer: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] = _new
 ) -> torch.Tensor:
-    """B prepared images as one tensor (B, ...), in the buffer that `buffer` gives for a shape and a dtype.
+    """B prepared images as one tensor (B, ...), in the buffer returned by ``buffer(shape, dtype)``.
 
     Raises
     ------
     EncoderError
-        They have several shapes.
+        The images differ in shape.
     """
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
@@ -121,9 +121,9 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 def prepare_picture(geometry: Callable[[Any], Any], picture: Picture | torch.Tensor) -> Batch:
     """Resize and crop one picture to (H, W, 3).
 
-    PIL images and uint8 arrays go through Pillow and stay uint8; float arrays (H, W, 3) with values 0-255 are
-    resized in float32 (bicubic with antialiasing; overshoot is kept) and never rounded. Tensors (3, H, W) are resized
-    in their own type.
+    PIL images and uint8 arrays are resized by Pillow and stay uint8. Float arrays (H, W, 3) with values 0-255 are
+    resized in float32 (bicubic with antialiasing; overshoot is kept) and never rounded. Tensors (3, H, W) keep their
+    dtype.
 
     Parameters
     ----------
@@ -132,8 +132,8 @@ def prepare_picture(geometry: Callable[[Any], Any], picture: Picture | torch.Ten
     Raises
     ------
     ImageReadError
-        The picture is so long that resizing its short side would take more than `MOST_PIXELS`; or its mode has no
-        known scale (see `to_rgb`).
+        Resizing the short side of a very long picture would give more than `MOST_PIXELS`, or its mode has no known
+        scale (see `to_rgb`).
     """
     if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
         picture = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
@@ -146,16 +146,16 @@ def prepare_picture(geometry: Callable[[Any], Any], picture: Picture | torch.Ten
 
 
 MOST_PIXELS = 1 << 25
-"""Most pixels of a picture that was resized by its short side, before the crop: 150,000 x 224."""
+"""Largest number of pixels after resizing the short side, before the crop: 150,000 x 224."""
 
 
 def _check_extent(geometry: object, width: int, height: int) -> None:
-    """ImageReadError where a step of the geometry would resize a picture to more than `MOST_PIXELS`."""
+    """ImageReadError if a step of the geometry would resize the picture to more than `MOST_PIXELS`."""
     for step in getattr(geometry, "transforms", ()):
         if "Resize" not in type(step).__name__:
             continue
         size = [step.size] if isinstance(step.size, int) else list(step.size)
-        if len(size) == 2 and getattr(step, "longest", True):  # squashed to that size, or fitted into it
+        if len(size) == 2 and getattr(step, "longest", True):  # resized to, or into, a fixed size
             continue
         factor = max(size) / max(1, min(width, height))
         if width * height * factor**2 > MOST_PIXELS:
@@ -178,7 +178,7 @@ class Scaling:
 
 
 def torch_provenance(device: str) -> Json:
-    """Versions and settings that may move the last digits."""
+    """Versions and settings that may change the last digits."""
     return {
         "torch": torch.__version__,
         "pillow": PIL.__version__,

@@ -1,7 +1,7 @@
 """The open_clip encoder.
 
-Pictures are resized and cropped by open_clip's own transforms in worker threads; scaling and normalising happen once
-per batch, on the device, with the same float32 operations.
+Worker threads resize and crop images with open_clip's own transforms; each batch is scaled and normalised on the
+device, with the same float32 operations.
 """
 
 import copy
@@ -42,7 +42,7 @@ from featcache.store.key import Json, checksum
 
 
 def pre_projection_dim(model: Any) -> int | None:
-    """Width before the last projection; None where there is no such output (attention pooling of ResNets, tokens)."""
+    """Width before the last projection; None without one (attention pooling of ResNets, towers that return tokens)."""
     visual = model.visual
     if isinstance(visual, VisionTransformer) and not visual.output_tokens:
         return None if visual.proj is None else int(visual.proj.shape[0])
@@ -52,7 +52,7 @@ def pre_projection_dim(model: Any) -> int | None:
 
 
 def outputs_of(model: Any, pixels: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Features (B, D) and the given taps of an image tower, as the tower itself computes them, from one pass."""
+    """Features (B, D) and the given taps of an image tower from one pass, computed exactly as by the tower."""
     visual = model.visual
 
     def compute() -> dict[str, torch.Tensor]:
@@ -62,7 +62,7 @@ def outputs_of(model: Any, pixels: torch.Tensor, taps: Sequence[str]) -> dict[st
             return {LAST: last, PRE_PROJECTION: before, PROJECTED: visual.head(before)}
         if pre_projection_dim(model) is None:
             return {PROJECTED: model.encode_image(pixels)}
-        trunk = copy.copy(visual)  # shares every tensor; the original is never without its projection
+        trunk = copy.copy(visual)  # shares every tensor, and leaves the original intact
         trunk._parameters = {**visual._parameters, "proj": None}
         before = trunk(pixels)
         return {PRE_PROJECTION: before, PROJECTED: before @ visual.proj}
@@ -79,9 +79,8 @@ class OpenClipEncoder(TorchImages):
     config : its model configuration (``vision_cfg``, ``text_cfg``, ...)
     tokenizer : texts to token ids (B, L)
     name : short name for people
-    precision : {"fp32", "bf16", "fp16"}
-        Of the towers' weights and products (fp16: of their products alone) when they encode; outputs are float32.
-        `model` stays in float32, for fine-tuning.
+    precision : ``fp32``, ``bf16`` or ``fp16``, of weights and products (fp16: only of products) in encoding; outputs
+        are float32, and `model` stays in float32 for fine-tuning
     """
 
     def __init__(
@@ -97,17 +96,17 @@ class OpenClipEncoder(TorchImages):
         self._config, self._tokenizer = dict(config), tokenizer
         self._preprocess = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
         transforms = open_clip.transform.image_transform_v2(self._preprocess, is_train=False).transforms
-        self._geometry = torchvision.transforms.Compose(transforms[:-3])  # not: to RGB, to tensor, normalise
+        self._geometry = torchvision.transforms.Compose(transforms[:-3])  # without RGB, ToTensor, Normalize
         self._geometry_of_tensors = torchvision.transforms.Compose([_in_8_bits(step) for step in transforms[:-3]])
         self._scaling = Scaling(self._preprocess.mean, self._preprocess.std, device)
-        self.preparation: str | None = None  # one of PREPARATIONS, before the geometry
+        self.preparation: str | None = None
         self.prepares = True
         self.source: Mapping[str, str | None] | None = None
         self.model: Any = model.to(device).eval()
         self.rehash()
 
     def rehash(self) -> None:
-        """Compute the digests of the weights again: training changes them in place."""
+        """Compute the digests of the weights again, after training has changed them in place."""
         self._towers: tuple[str, Computing] | None = None
         self._image_weights, self._text_digest = (tower_digest(self.model, image=image) for image in (True, False))
 
@@ -118,12 +117,12 @@ class OpenClipEncoder(TorchImages):
 
     @property
     def logit_scale(self) -> float:
-        """Exponential of the model's parameter: the factor on cosine similarities."""
+        """Exponential of the model's parameter, the factor of cosine similarities."""
         return float(self.model.logit_scale.detach().double().exp())
 
     @property
     def logit_bias(self) -> float | None:
-        """The model's logit bias (SigLIP), None where it has none."""
+        """The model's logit bias (SigLIP), None if it has none."""
         bias = getattr(self.model, "logit_bias", None)
         return None if bias is None else float(bias.detach())
 
@@ -135,7 +134,7 @@ class OpenClipEncoder(TorchImages):
 
     @property
     def interpolation(self) -> str:
-        """How pictures are resized: ``bicubic``, ``bilinear`` or ``random``."""
+        """Interpolation of resizing: ``bicubic``, ``bilinear`` or ``random``."""
         return str(self._preprocess.interpolation)
 
     def use_preparation(self, name: str) -> None:
@@ -147,7 +146,7 @@ class OpenClipEncoder(TorchImages):
         self.preparation, self.name = name, f"{self.name}/{name}"
 
     def configuration(self) -> Json:
-        """What open_clip writes as ``open_clip_config.json``: ``model_cfg`` and ``preprocess_cfg``."""
+        """The content of ``open_clip_config.json``: ``model_cfg`` and ``preprocess_cfg``."""
         return {"model_cfg": self._config, "preprocess_cfg": _jsonable(asdict(self._preprocess))}
 
     @property
@@ -157,7 +156,7 @@ class OpenClipEncoder(TorchImages):
         Raises
         ------
         EncoderError
-            The tokenizer has no start and end of text (Hugging Face tokenizers that pool elsewhere).
+            The tokenizer has no start and end token (Hugging Face tokenizers that pool elsewhere).
         """
         ids = [getattr(self._tokenizer, name, None) for name in ("sot_token_id", "eot_token_id", "vocab_size")]
         if None in ids:
@@ -215,7 +214,7 @@ class OpenClipEncoder(TorchImages):
 
     @property
     def provenance(self) -> Json:
-        """Versions and settings that may move the last digits."""
+        """Versions and settings that may change the last digits."""
         versions = {"open_clip": open_clip.__version__, "torchvision": torchvision.__version__}
         return versions | torch_provenance(self.device)
 
@@ -257,13 +256,13 @@ class OpenClipEncoder(TorchImages):
 
     @cached_property
     def token_taps(self) -> Mapping[str, TokenShape]:
-        """See `Encoder.token_taps`; an image without content is encoded to know the number of tokens."""
+        """See `Encoder.token_taps`; a blank image is encoded to count the tokens."""
         blank = np.zeros((*self.image_size, 3), np.uint8)
         return token_shapes(self.model.visual, lambda taps: self.encode_outputs([blank], taps))
 
     @property
     def _computing(self) -> Computing:
-        """The model in `precision`, until either changes."""
+        """The model in `precision`, cached until either changes."""
         if self._towers is None or self._towers[0] != self.precision:
             self._towers = self.precision, Computing(self.model, self.device, self.precision)
         return self._towers[1]
@@ -278,7 +277,7 @@ class OpenClipEncoder(TorchImages):
         Raises
         ------
         PromptError
-            A text is longer than the context length: open_clip would cut it silently.
+            A text is longer than the context length; open_clip would truncate it silently.
         """
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
@@ -297,7 +296,7 @@ class OpenClipEncoder(TorchImages):
         limit = int(self._tokenizer.context_length)
         for text, last in zip(texts, tokens[:, -1].tolist(), strict=True):
             if self._pads_with_zeros and last == 0:
-                continue  # it ends in padding, so that nothing was cut
+                continue  # ends in padding: nothing was truncated
             if (count := self._count(text)) > limit:
                 raise PromptError(f"text of {count} tokens, {self.name} takes {limit}: {text!r}; shorten it")
         return tokens
@@ -308,19 +307,19 @@ class OpenClipEncoder(TorchImages):
         return hasattr(self._tokenizer, "encode")
 
     def _count(self, text: str) -> int:
-        """Tokens of a text, those of its start and end included."""
+        """Number of tokens of a text, start and end included."""
         if self._pads_with_zeros:
             return len(self._tokenizer.encode(text)) + 2
-        clean = getattr(self._tokenizer, "clean_fn", str)  # Hugging Face's, as SigLIP has
+        clean = getattr(self._tokenizer, "clean_fn", str)  # of Hugging Face tokenizers, such as SigLIP's
         return len(self._tokenizer.tokenizer(clean(text))["input_ids"])
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Context in which a float32 model computes in `precision`: fine-tuning."""
+        """Context in which a float32 model computes in `precision`, for fine-tuning."""
         return autocast(self.device, self.precision)
 
 
 def _in_8_bits(step: Any) -> Any:
-    """A resizing step that resizes 8-bit tensors in 8 bits, which torchvision's first transforms do in float32."""
+    """The step with Resize replaced by that of transforms.v2, which resizes 8-bit tensors in 8 bits, not float32."""
     if type(step) is not torchvision.transforms.Resize:
         return step
     mode = torchvision.transforms.v2.InterpolationMode(step.interpolation.value)

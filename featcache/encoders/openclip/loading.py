@@ -1,4 +1,4 @@
-"""Loading open_clip models: by name and tag, by checkpoint file, by model folder; the embedded `tiny` included."""
+"""Loading open_clip models by name and tag, checkpoint file or model folder, and the built-in `tiny`."""
 
 import difflib
 import hashlib
@@ -38,10 +38,10 @@ def load(
 
     Parameters
     ----------
-    model : ``ViT-B-32`` and the like (with `pretrained`), a file ``MY-CLIP.json`` in the form of open_clip's
-        ``model_configs`` (likewise), ``local-dir:FOLDER``, or ``hf-hub:ORG/REPO``
+    model : an architecture such as ``ViT-B-32``, or a file ``MY-CLIP.json`` in the format of open_clip's
+        ``model_configs``, both with `pretrained`; ``local-dir:FOLDER``; ``hf-hub:ORG/REPO``
     pretrained : a tag (``openai``), a checkpoint file, or ``random`` for seeded random weights (tests, benchmarks)
-    device : default: ``cuda`` where there is one, else ``cpu``
+    device : default: ``cuda`` if available, else ``cpu``
 
     Raises
     ------
@@ -56,13 +56,13 @@ def load(
 
 @contextmanager
 def _translated(model: str, pretrained: str | None) -> Iterator[None]:
-    """Whatever open_clip, torch and safetensors raise on odd files and configurations, as one EncoderError."""
+    """Turn any error of open_clip, torch and safetensors into an EncoderError."""
     try:
         yield
     except (FeatcacheError, MemoryError):
         raise
     except Exception as error:
-        if "weights_only" in str(error):  # torch's message on objects advises to load them all the same
+        if "weights_only" in str(error):  # torch's message recommends loading them anyway
             raise EncoderError(
                 f"model {model} with weights {pretrained}: the file holds objects other than tensors, which are not "
                 "loaded since they could run code; save the model's state_dict(), or see featcache convert --trust"
@@ -94,12 +94,12 @@ def _loaded(model: str, pretrained: str | None, device: str, precision: str) -> 
     try:
         tokenizer = open_clip.get_tokenizer(model, **arguments)
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, KeyError) as error:
-        tokenizer = MissingTokenizer(model, error)  # images need none
+        tokenizer = MissingTokenizer(model, error)  # not needed for images
     return OpenClipEncoder(network, config, tokenizer, name, device, precision)
 
 
 def register_architecture(file: Path) -> tuple[str, str, Json]:
-    """Tell open_clip of a user's architecture, under a name that no other has: that of the file and a digest.
+    """Register a user's architecture with open_clip, under a unique name: that of the file and a digest.
 
     Parameters
     ----------
@@ -108,12 +108,12 @@ def register_architecture(file: Path) -> tuple[str, str, Json]:
 
     Returns
     -------
-    (name for open_clip, name for people, preprocessing that the file asks for)
+    (name for open_clip, name for people, preprocessing of the file)
 
     Raises
     ------
     EncoderError
-        There is no such file, or it holds no architecture.
+        There is no such file, or it has no architecture.
     """
     try:
         check_regular(file)
@@ -148,17 +148,11 @@ _TOWER: dict[str, object] = {
 }
 _TOWER |= {"patch_size": _SIZE | None, "head_width": _SIZE, "context_length": _SIZE, "vocab_size": _SIZE}
 _CONFIG: dict[str, object] = {"embed_dim": _SIZE, "vision_cfg": dict[str, Any], "text_cfg": dict[str, Any]}
-"""Kinds of what a configuration may hold; open_clip knows more fields."""
+"""Types of some fields of a configuration; open_clip has more fields."""
 
 
 def check_configuration(model: str, config: Json, folder: Path) -> None:
-    """Refuse, before it is allocated, a configuration of other kinds or of far more weights than its folder has.
-
-    Raises
-    ------
-    EncoderError
-        Naming the field, or both sizes.
-    """
+    """EncoderError if fields have wrong types, or describe far more weights than the folder has; allocates nothing."""
     towers = _check_fields(model, config)
     least = sum(_least_weights(tower) for tower in towers)
     held = sum(file.stat().st_size for file in _weights(folder))
@@ -179,18 +173,18 @@ def _check_fields(model: str, config: Json) -> list[Json]:
 
 
 SLACK = 1 << 24
-"""Weights of small models, whose tables of positions may be computed."""
+"""Slack for small models, which may compute their positional embeddings."""
 
 
 def _least_weights(tower: Json) -> int:
-    """Lower bound of the weights of a tower: its square matrices, and its table of tokens; 0 for other families."""
+    """Lower bound of a tower's weights: square matrices and token embeddings; 0 for other families."""
     width, layers = tower.get("width", 0), tower.get("layers", 0)
     depth = layers if isinstance(layers, int) else len(layers)
     return int(4 * depth * width**2 + tower.get("vocab_size", 0) * width) if "timm_model_name" not in tower else 0
 
 
 class MissingTokenizer:
-    """Stands for a tokenizer that cannot be loaded: any use says which files are missing."""
+    """In place of a tokenizer that cannot be loaded; any use raises an error that names the missing files."""
 
     def __init__(self, model: str, error: Exception) -> None:
         self._model, self._why = model, " ".join(str(error).split())[:200]
@@ -202,16 +196,16 @@ class MissingTokenizer:
         )
 
     def __call__(self, texts: object) -> Any:
-        """As for every other use."""
+        """EncoderError, as for any use."""
         return self.tokens
 
 
 GENERIC = re.compile(r"best|last|start|final|latest|model|(?:alpha=|epoch|step|checkpoint).*")
-"""Folders that every run has: the run's own folder must tell them apart."""
+"""Names of folders that every run has, which need the name of the run."""
 
 
 def folder_name(folder: str) -> str:
-    """Short name of a model folder, with the folder above where its own name says too little.
+    """Short name of a model folder, with the folder above it if its own name is `GENERIC`.
 
     >>> folder_name("models/my-clip"), folder_name("RUN2/best"), folder_name("WISE/alpha=0.500")
     ('my-clip', 'RUN2/best', 'WISE/alpha=0.500')
@@ -223,13 +217,13 @@ def folder_name(folder: str) -> str:
 def load_tiny(
     model: str, pretrained: str | None = None, device: str | None = None, precision: str = "fp32"
 ) -> OpenClipEncoder:
-    """The embedded default model: small enough to ship, for demonstration and tests (see its card)."""
+    """The built-in default model, small enough to ship, for demonstrations and tests (see its card)."""
     check_arguments(model, pretrained)
     return load(f"local-dir:{TINY}", None, device, precision)
 
 
 def check_arguments(model: str, pretrained: str | None) -> None:
-    """EncoderError where no encoder goes by this name, or it does not go with these weights; nothing is loaded."""
+    """EncoderError if there is no such model, or it has no such weights; loads nothing."""
     if model == "tiny" and pretrained is not None:
         raise EncoderError(f"--pretrained {pretrained}: `tiny` carries its own weights; leave --pretrained out")
     if model == "tiny" or model.startswith(("local-dir:", "hf-hub:")):
@@ -288,7 +282,7 @@ def _check_weights(model: str, pretrained: str | None) -> None:
 
 
 def _wanted_activation(model: str, pretrained: str) -> bool | None:
-    """True where the weights want QuickGELU, False where GELU, None where nothing is known of them."""
+    """Whether the weights were trained with QuickGELU; None if unknown."""
     if Path(pretrained).is_file():
         return True if is_openai_file(Path(pretrained), openai_file_digests()) else None
     config = open_clip.pretrained.get_pretrained_cfg(model, pretrained)
@@ -296,7 +290,7 @@ def _wanted_activation(model: str, pretrained: str) -> bool | None:
 
 
 def openai_file_digests() -> dict[str, str]:
-    """SHA-256 of OpenAI's checkpoint files -> architecture; the addresses in open_clip's table carry them."""
+    """SHA-256 of OpenAI's checkpoint files -> architecture, from the addresses in open_clip's table."""
     found: dict[str, str] = {}
     for model in open_clip.pretrained.list_pretrained_models_by_tag("openai"):
         url = (open_clip.pretrained.get_pretrained_cfg(model, "openai") or {}).get("url", "")
@@ -306,12 +300,12 @@ def openai_file_digests() -> dict[str, str]:
 
 
 def _check_files(model: str, pretrained: str | None) -> None:
-    """EncoderError where weights or a tokenizer differ from the checksums beside them, or weights are missing."""
+    """EncoderError if weights or a tokenizer differ from their checksums, or weights are missing."""
     files = [] if pretrained is None or not Path(pretrained).is_file() else [Path(pretrained)]
     if model.startswith("local-dir:"):
         folder = Path(model.partition(":")[2])
         files += _weights(folder)
-        if not files:  # open_clip would go on with random ones
+        if not files:  # open_clip would use random ones
             raise EncoderError(f"{folder}: holds no weights (open_clip_model.safetensors); write or fetch it again")
         _check_tokenizer(folder)
     for file in files:
@@ -332,7 +326,7 @@ def _check_tokenizer(folder: Path) -> None:
     try:
         named = json.loads((folder / FOLDER_PROVENANCE).read_bytes())[FOLDER_FILES].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return  # of another program, or an earlier version
+        return  # written by another program or an earlier version
     for name, known in named:
         file = folder / Path(str(name)).name
         if not file.is_file() or checksum(file.read_bytes()) != known:
@@ -342,7 +336,7 @@ def _check_tokenizer(folder: Path) -> None:
 def _create(model: str, pretrained: str | None, prepares: Json | None = None) -> torch.nn.Module:
     _check_files(model, pretrained)
     more = {"force_preprocess_cfg": prepares} if prepares else {}
-    logging.disable(logging.ERROR)  # open_clip warns through the root logger where weights are random on purpose
+    logging.disable(logging.ERROR)  # open_clip warns about random weights, which are intended
     try:
         network: torch.nn.Module = open_clip.create_model(
             model, pretrained=pretrained, precision="fp32", device="cpu", **more

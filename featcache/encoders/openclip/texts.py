@@ -1,9 +1,8 @@
-"""Texts through an open_clip tower, without the padding that no feature depends on.
+"""Encoding texts with an open_clip tower without unneeded padding.
 
-A causal tower with its feature at the end-of-text token never reads what follows that token. So a batch is cut to its
-longest text: prompts have about 10 tokens where the context has 77. Texts are sorted by length, so that a short one
-rarely shares a batch with a long one; equal texts are encoded once. Other towers (SigLIP, CoCa, Hugging Face) get the
-whole context.
+In a causal tower that pools at the end-of-text token, features do not depend on later tokens. So a batch is cut to its
+longest text: prompts have about 10 tokens, the context 77. Texts are sorted by length, so that short ones rarely share
+a batch with long ones; equal texts are encoded once. Other towers (SigLIP, CoCa, Hugging Face) get the whole context.
 """
 
 import copy
@@ -25,10 +24,10 @@ def encode_sorted(
     tokenize: Callable[[Sequence[str]], torch.Tensor],
     encode: Callable[[torch.Tensor], FloatArray],
 ) -> FloatArray:
-    """Features (N, D) of N >= 1 texts in their order, from batches of similar length, each distinct text once."""
+    """Features (N, D) of N >= 1 texts in their order; encodes distinct texts in batches of similar length."""
     distinct = list(dict.fromkeys(texts))
     ids = torch.cat([tokenize(distinct[start : start + TEXT_BATCH]) for start in range(0, len(distinct), TEXT_BATCH)])
-    order = (ids != ids[:, -1:]).sum(dim=1).argsort(stable=True)  # the last id pads, unless the text fills its row
+    order = (ids != ids[:, -1:]).sum(dim=1).argsort(stable=True)  # the last id pads, unless the text fills the row
     found = np.concatenate([encode(ids[rows]) for rows in torch.split(order, TEXT_BATCH)])
     features = np.empty_like(found)
     features[order.numpy()] = found
@@ -37,7 +36,7 @@ def encode_sorted(
 
 
 def needed_length(model: Any, ids: torch.Tensor) -> int:
-    """How many of the L tokens of each row of `ids` (B, L) the features depend on."""
+    """Number of leading tokens in `ids` (B, L) that the features depend on."""
     found = _causal(model)
     if found is None:
         return ids.shape[1]
@@ -63,9 +62,9 @@ def encode_text(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _causal(model: Any) -> tuple[Any, int | None] | None:
-    """The text tower of a causal model that pools at the end of the text, and the id that ends a text.
+    """The text tower of a causal model that pools at the end of text, and the id of the end token; else None.
 
-    The id is None where open_clip takes the largest id of the row.
+    The id is None if open_clip pools at the largest id of the row.
     """
     if isinstance(model, CLIP):
         tower, pool, end = model, model.text_pool_type, getattr(model, "text_eos_id", None)
