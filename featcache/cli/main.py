@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn, Protocol, TextIO, cast
 
 from featcache import SIBLINGS, __version__, sibling
 from featcache.cli.signals import Terminated, ended_by_signals
@@ -161,10 +161,20 @@ def _reader_has_gone() -> bool:
     pipe.register(output, 0)
     if not pipe.poll(0):  # no error
         return False
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, output)  # or the interpreter would try again when it ends, and say so
-    os.close(nothing)
+    _drop_unwritable(sys.stdout)
     return True
+
+
+def _drop_unwritable(stream: TextIO) -> None:
+    """Drop what a stream holds and cannot write: the interpreter would try again when it ends, and exit with 120."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError):  # it has no file
+            output = stream.fileno()
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, output)
+            os.close(nothing)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -232,4 +242,6 @@ def _report(error: BaseException, message: str, code: int, as_json: bool) -> int
         line = coloured(one_line(f"featcache: {type(error).__name__}: {message}"), sys.stderr)
     with contextlib.suppress(OSError):  # stderr may be full, too
         print(line, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        _drop_unwritable(stream)
     return code

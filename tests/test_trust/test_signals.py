@@ -91,11 +91,14 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_standard_output_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_one_line(tmp_path: Path, unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "featcache", "list", "--root", str(tmp_path)]
-        run = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert run.returncode == 2
+        environment = ENVIRONMENT | {"PYTHONUNBUFFERED": unbuffered}
+        run = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+        both = subprocess.run(command, env=environment, stdout=full, stderr=full)
+    assert (run.returncode, both.returncode) == (2, 2)
     assert run.stderr == (
         "featcache: OSError: standard output: No space left on device; make room there, or name another place\n"
     )
