@@ -38,7 +38,7 @@ def calibrate(head: LogitHead | Fitted, selection: Selection) -> LogitHead:
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> head = LinearHead(30 * np.eye(3), np.zeros(3), ("ant", "bee", "cow"))   # thrice too sure
+    >>> head = LinearHead(30 * np.eye(3), np.zeros(3), ("ant", "bee", "cow"))   # logits three times too large
     >>> X = rng.normal(size=(4000, 3)) / 5
     >>> y = (10 * X + rng.gumbel(size=X.shape)).argmax(axis=1)
     >>> round(calibrate(head, (X, y)).provenance["params"]["temperature_after"], 1)
@@ -79,5 +79,5 @@ def _rows_of(head: LogitHead, selection: Selection) -> Samples:
     if is_store(selection):
         refuse_seen(head, selection, ROLES[:1])
     classes = np.arange(len(head.classnames)) if head.classes is None else head.classes
-    nothing = np.zeros((0, head.dim)), np.zeros(0, np.int64)  # the rows that fitted the head, which are not at hand
+    nothing = np.zeros((0, head.dim)), np.zeros(0, np.int64)  # the training rows are not available here
     return selection_samples(selection, Samples(head.dim, classes, head.classnames, nothing))

@@ -163,7 +163,7 @@ class _Inputs(NamedTuple):
         return to_features, *map(_like, (to_weights, to_bias, to_scale), self[1:4])
 
     def _blocks(self, wide: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of rows and their logits (n, C), which may be overwritten and are good until the next ones."""
+        """Slices of rows and their logits (n, C), which may be overwritten and are valid until the next ones."""
         n = len(self.features)
         step = min(max(_CELLS // len(wide), 16), n)
         scratch = wide.new_empty(step, len(wide))

@@ -1,4 +1,4 @@
-"""How two class lists differ, for people."""
+"""Describes the difference between two class lists for error messages."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class FewShotStore(Derived):
 
     @property
     def tokens(self) -> int | None:
-        """P, where the store's features are (N, P, D)."""
+        """Tokens per image P if features are (N, P, D), else None."""
         return tokens_of(self.store)
 
     @property
@@ -122,7 +122,7 @@ class FewShotStore(Derived):
 
     @property
     def row_hashes(self) -> NDArray[np.uint64] | None:
-        """Hashes (n,) of the rows' content, where the store knows them."""
+        """Content hashes (n,), or None if the store has none."""
         hashes = self.store.row_hashes
         return None if hashes is None else hashes[self.rows]
 
@@ -133,19 +133,19 @@ class FewShotStore(Derived):
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
-        """Group of each row (n,), where the rows are grouped."""
+        """Group of each row (n,), or None."""
         if self.grouped_by is None:
             return None
         return np.unique(self.metadata[self.grouped_by].astype(str), return_inverse=True)[1]
 
     @property
     def view_id(self) -> str | None:
-        """Which augmented view the rows are, if the store is one."""
+        """Id of the augmented view, if the store holds one."""
         return self.store.view_id
 
     @property
     def visual_projection(self) -> VisualProjection | None:
-        """What follows the tap `pre_projection` in the model."""
+        """The projection after the tap `pre_projection`."""
         return self.store.visual_projection
 
     def blocks(self, rows: int = 65_536, dtype: DTypeLike = np.float32) -> Iterator[Block]:

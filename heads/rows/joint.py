@@ -92,7 +92,7 @@ class JointStore(Derived):
         return len(self.stores[0])
 
     def blocks(self, rows: int = 16_384, dtype: DTypeLike = np.float32) -> Iterator[Block]:
-        """Features (n, D) and labels (n,), block by block; a block is good until the next one."""
+        """Features (n, D) and labels (n,), block by block; a block is valid until the next is requested."""
         buffer = np.empty((rows, self.dim), dtype)
         for parts in zip(*(store.blocks(rows, dtype) for store in self.stores), strict=True):
             labels = parts[0][1]

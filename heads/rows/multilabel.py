@@ -1,4 +1,4 @@
-"""Multi-label rows: any number of L classes applies to each, and of some it may be unknown whether they do."""
+"""Multi-label rows: any number of the L classes applies to each row, and targets may be unknown."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MultiLabelSamples:
     source: FeatureSource | tuple[Features, Targets]
 
     def blocks(self) -> Iterator[Block]:
-        """Blocks ``(X (n, D), Y (n, L))``; a block is good until the next one."""
+        """Blocks ``(X (n, D), Y (n, L))``; a block is valid until the next is requested."""
         if isinstance(self.source, tuple):
             yield self.source
             return
@@ -66,7 +66,7 @@ class MultiLabelSamples:
         return None if isinstance(self.source, tuple) else self.source
 
     def in_memory(self) -> MultiLabelSamples:
-        """The rows in memory, in the type in which they take the least without loss."""
+        """The rows in memory, as float16 if that loses nothing."""
         if self.store is None:
             return self
         blocks = [(_narrowed(features), targets.copy()) for features, targets in self.blocks()]

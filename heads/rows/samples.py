@@ -53,7 +53,7 @@ class Samples:
     source: FeatureSource | tuple[Features | torch.Tensor, Labels]
 
     def blocks(self) -> Iterator[Block]:
-        """Blocks ``(X (n, D), y (n,) class indices)``; a block is good until the next one."""
+        """Blocks ``(X (n, D), y (n,) class indices)``; a block is valid until the next is requested."""
         if isinstance(self.source, tuple):
             yield to_numpy(self.source[0]), self.source[1]
         else:
@@ -74,32 +74,32 @@ class Samples:
 
     @property
     def groups(self) -> Labels | None:
-        """The image of each row, where a source's rows are views."""
+        """Image index of each row if the rows of the source are views, else None."""
         return None if isinstance(self.source, tuple) else self.source.groups
 
     @property
     def n_rows(self) -> int | None:
-        """Number of rows, those of unreadable images included; None for a stream."""
+        """Number of rows, unreadable images included; None for a stream."""
         return len(self.source[1]) if isinstance(self.source, tuple) else self.source.n_rows
 
 
 def is_store(value: object) -> TypeIs[FeatureSource]:
-    """Whether what a caller gave is a source of features, not an array."""
+    """Whether a value is a source of features, not an array."""
     return hasattr(value, "blocks") and hasattr(value, "classnames")
 
 
 def is_table(source: FeatureSource) -> TypeIs[FeatureTable]:
-    """Whether the rows of a source can be read by their number."""
+    """Whether the rows of a source can be read by index."""
     return hasattr(source, "gather")
 
 
 def is_multilabel(store: FeatureSource) -> bool:
-    """Whether any number of classes may apply to a row of a source; sources of other programs may not say."""
+    """Whether a source is multi-label; sources of other programs may lack the attribute."""
     return bool(getattr(store, "multilabel", False))
 
 
 def is_text(value: object) -> TypeIs[TextSource]:
-    """Whether what a caller gave is a source of text embeddings."""
+    """Whether a value is a source of text embeddings."""
     return hasattr(value, "raw")
 
 
@@ -115,9 +115,9 @@ def is_on_device(features: object) -> TypeIs[torch.Tensor]:
 
 
 def to_numpy(value: object) -> Array:
-    """Array of any array-like; torch tensors without a copy where they are on the CPU (bfloat16 becomes float32).
+    """Any array-like as an array; tensors on the CPU are not copied (bfloat16 becomes float32).
 
-    Arrays that are read backwards (``X[::-1]``) are copied: torch takes no negative strides.
+    Arrays with negative strides (``X[::-1]``) are copied, since torch does not support them.
     """
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
@@ -133,7 +133,7 @@ def tokens_of(source: object) -> int | None:
 
 
 def refuse_tokens(source: object, what: str) -> None:
-    """HeadError, in which `what` comes first, for a source with tokens, which only some heads take."""
+    """Raise HeadError, beginning with `what`, if the source has tokens: only some heads take them."""
     tokens = tokens_of(source)
     if tokens is not None:
         dim = int(getattr(source, "dim", 0))

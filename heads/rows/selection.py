@@ -33,7 +33,7 @@ _SCORES = 2**21
 
 
 class _Validation(Samples):
-    """Rows that hyper-parameters are chosen on, checked block by block: NaN or an empty split is an error."""
+    """Rows of a validation split, checked block by block: NaN or an empty split is an error."""
 
     def blocks(self) -> Iterator[Block]:
         """Blocks ``(X (n, D), y (n,))``; a HeadError names rows with NaN or infinity, or says that there are none."""
@@ -82,7 +82,7 @@ def check_selection(selection: FeatureSource, train: FeatureSource | None, class
     Raises
     ------
     MismatchError
-        With what differs, and the command that mends it.
+        If they differ; the message gives the command that fixes it.
     HeadError
         See `refuse_training_rows`.
     """
@@ -101,7 +101,7 @@ def check_selection(selection: FeatureSource, train: FeatureSource | None, class
 
 
 def refuse_training_rows(selection: FeatureSource, train: FeatureSource | None) -> None:
-    """HeadError if rows of a validation split are training rows, of which nothing can be held out."""
+    """Raise HeadError if rows of a validation split are training rows."""
     both = None if train is None or not is_table(selection) else rows_also_in(selection, train)
     if train is not None and both is not None and both.any():
         column = column_of(train, None)

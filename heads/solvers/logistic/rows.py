@@ -1,4 +1,4 @@
-"""Training rows of a logistic problem: in memory, on a GPU, or read anew for every pass.
+"""Training rows of a logistic problem: in memory, on a GPU, or read again in every pass.
 
 Where there is an intercept, features are centred: ``W x + b = W (x - m) + (b + W m)`` is the same model with the same
 penalty, and takes the large common direction of CLIP features out of the Hessian (measured: half the iterations).
@@ -26,7 +26,7 @@ Mask = NDArray[np.bool_]
 ArrayBlock = tuple[NDArray[np.floating], NDArray[np.integer]]
 
 LOGIT_BYTES = 2**30
-"""The most that kept logits may take; above it they are computed anew in every pass."""
+"""Limit for kept logits; larger ones are computed again in every pass."""
 
 COPY_BYTES = 2**28
 """The most that a copy of the rows that count may take; above it the others take part with weight zero."""

@@ -1,6 +1,6 @@
 """Leave-one-out errors from bfloat16 products, with most of their rounding taken out.
 
-With h leverages, e squared residuals, r = e / (1 - h)² and g = 1 / (1 - h)² - 1, the sum over n rows comes apart as
+With h leverages, e squared residuals, r = e / (1 - h)² and g = 1 / (1 - h)² - 1, the sum over n rows is
 
     Σ r = Σ e + Σ e g = E (1 + G) + Σ (e - mean e) g,        E = Σ e,    G = mean of g.
 

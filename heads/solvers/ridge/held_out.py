@@ -5,7 +5,7 @@ leave-one-out scores of the row's own class are a quarter too small, and every n
 cautious. Scores are linear in the targets, so the other rows of the class can be given its whole weight afterwards: the
 data's part of the own-class score is multiplied by ``n_c / (n_c - n_out)``, n_c the weight of the class and n_out what
 of it was left out. A prior's part stays. (Stratified folds take as much from every class; they need no correction.)
-Rows whose class is left without any row say nothing of the fit to it, and do not count.
+Rows whose class has no other row are not counted.
 """
 
 from __future__ import annotations

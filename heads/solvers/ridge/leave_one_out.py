@@ -16,7 +16,7 @@ F_d = 1 / (s_d + alpha), P = VᵀX̃ᵀỸ (D, C) and K = P Pᵀ:
     <y, W x̃>  = Σ_d F_d z_d (P y)_d
     ||W x̃||²  = Σ_de z_d z_e K_de F_d F_e
 
-and the last double sum comes apart because ``F_d F_e = (F_d - F_e) / (s_e - s_d)``:
+and the last double sum factorises because ``F_d F_e = (F_d - F_e) / (s_e - s_d)``:
 
     ||W x̃||²  = Σ_d F_d · 2 z_d u_d + Σ_d F_d² · z_d q_d,
     u_d = Σ_{e far}  z_e K_de / (s_e - s_d),      q_d = Σ_{e near} z_e K_de.

@@ -251,6 +251,7 @@ def decompose_rows(X: NDArray[np.floating], Y: Float, weights: Float, *, fit_int
 def _faint(squares: Float, raw: Float, rounding: float) -> Float:
     """Centred sums of squares (of D) that rounding may hide, of columns that are not constant.
 
-    A column is constant whose deviation is a millionth of its size: that is rounding of the moments, or of float32.
+    A column counts as constant if its standard deviation is below a millionth of its size, the rounding of the moments
+    or of float32.
     """
     return squares[(squares < len(squares) * rounding) & (squares > 1e-12 * raw)]
