@@ -64,7 +64,7 @@ encode objectnet:nowhere | unknown source 'objectnet'; one of the sources arrays
 text | expected class names; --random M
 text digitz | class names 'digitz': no such file; imagenet
 text missing.txt | 'missing.txt': no such file; expected a file
-text empty.txt | empty.txt: no class name in it; write one per line
+text empty.txt | empty.txt: contains no class names; write one per line
 text digits --templates nosuch | templates 'nosuch'; the named sets are bare
 text digits --templates plain.txt | plain.txt:1: got 'a photo'; expected a text with {}
 text digits --prompts missing.json | missing.json: no such file
@@ -105,12 +105,12 @@ import missing.npz --encoder-name m --name n | missing.npz: no such file
 import other.npz --name n | required: --encoder-name
 import x.png --encoder-name m --name n | x.png: unknown kind of file; .npz
 import nothing.npz --encoder-name m --name n | holds 'a'; expected one of features
-import short.npz --encoder-name m --name n | labels are int64 (5,); expected 6 whole numbers
+import short.npz --encoder-name m --name n | labels are int64 (5,); expected 6 integers
 import other.npz --encoder-name m --name n --labels missing.txt | missing.txt
 import other.npz --encoder-name m --name n --logit-scale abc | invalid float value: 'abc'
 import other.npz --encoder-name m --name n --logit-scale -1 | logit scale -1.0: expected a positive number
-import other.npz --encoder-name m --name n --classes empty.txt | empty.txt: no class name in it
-import nan.npz --encoder-name m --name n | NaN or infinite features in 1 row, first row 2; leave them out
+import other.npz --encoder-name m --name n --classes empty.txt | empty.txt: contains no class names
+import nan.npz --encoder-name m --name n | NaN or infinite features in 1 row, first row 2; remove them
 completion ksh | 'ksh'; bash; zsh
 doctor --root x.png | --root x.png: expected a folder, got a file
 fit rigde digits/val -o new.safetensors | unknown head 'rigde'; did you mean ridge?

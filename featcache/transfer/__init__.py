@@ -1,1 +1,1 @@
-"""Transfer: stores to files of other formats, and features that others computed into stores."""
+"""Transfer: export of stores to other formats, and import of features computed by other programs."""

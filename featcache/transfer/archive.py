@@ -1,7 +1,7 @@
-"""A store as one file, and back: a tar archive whose bytes depend on the store alone.
+"""Packing a store into one file and unpacking it: a tar archive whose bytes depend only on the store.
 
-Entries lie at ``KIND/ENCODER_KEY/DATASET_KEY/...``, in order of their names, without times, owners and permissions.
-What belongs to one machine is left out: claims of writers, and the times of source files.
+Entries are named ``KIND/ENCODER_KEY/DATASET_KEY/...``, sorted, without times, owners and permissions. Files specific to
+one machine are left out: claims of writers, and modification times of source files.
 """
 
 import io
@@ -38,14 +38,14 @@ REMEDY = "pack the store again"
 
 
 def pack(store: StorePath, target: str | Path) -> int:
-    """Write a finished store with its taps and views to one file, and return its size in bytes.
+    """Write a finished store with its taps and views to one file; returns the size of its contents in bytes.
 
     An existing file is replaced once the new one is complete; ``-`` is standard output.
 
     Raises
     ------
     StoreCorruptError
-        A file of the store differs from its checksum: nothing is written.
+        A file of the store differs from its checksum; nothing is written.
     OutputError
         The target cannot be written.
     """
@@ -69,24 +69,24 @@ def _belongs(name: str) -> bool:
 
 
 def unpack(source: str | Path, root: str | StorePath | None = None) -> tuple[Store, bool]:
-    """Put a packed store below a root, after every file of it was checked.
+    """Add a packed store to a root, after checking every file.
 
     Returns
     -------
-    (store, whether it was there already)
+    (store, whether it existed already)
 
     Raises
     ------
     DatasetError
-        The file is no packed store: entries other than files, or names that lead out of a store's folder.
+        The file is not a packed store: it has entries other than files, or names outside a store's folder.
     StoreCorruptError
         A file in it differs from its checksum.
     MismatchError
-        There is a store of that key with other content. Nothing is ever overwritten.
+        A store with the same key but other content exists. Nothing is overwritten.
     """
     base = resolve_root(root)
     if not isinstance(base, Path):
-        raise OutputError(f"{base}: unpack into a folder of this machine, and copy it from there")
+        raise OutputError(f"{base}: unpack into a local folder, and copy the store from there")
     try:
         packed = open_whole(source)
     except OSError as error:
@@ -98,12 +98,12 @@ def unpack(source: str | Path, root: str | StorePath | None = None) -> tuple[Sto
             return _unpacked(tar, {name[len(place) + 1 :]: entry for name, entry in entries.items()}, base / place)
     except FeatcacheError:
         raise
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # numbers in headers are parsed
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # invalid numbers in headers
         raise DatasetError(f"{source}: cannot be read as a packed store ({error}); {REMEDY}") from error
 
 
 def _checked(tar: tarfile.TarFile, source: str | Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Names and entries, all of them plain files at plain relative names."""
+    """Names and entries; DatasetError unless all are regular files with plain relative names."""
     seen: set[str] = set()
     for entry in tar:
         parts = PurePosixPath(entry.name).parts
@@ -115,13 +115,13 @@ def _checked(tar: tarfile.TarFile, source: str | Path) -> Iterator[tuple[str, ta
 
 
 def _place(names: dict[str, tarfile.TarInfo], source: str | Path) -> str:
-    """``KIND/ENCODER_KEY/DATASET_KEY``, which all entries share."""
+    """``KIND/ENCODER_KEY/DATASET_KEY``, the folder of all entries."""
     places = {tuple(name.split("/")[:3]) for name in names if name.count("/") >= 3}
     if len(places) == 1 and all(name.count("/") >= 3 for name in names):
         ((kind, *keys),) = places
         if kind in KINDS and all(KEY.fullmatch(key) for key in keys):
             return "/".join((kind, *keys))
-    raise DatasetError(f"{source}: holds no store, or several; expected what `featcache pack` wrote")
+    raise DatasetError(f"{source}: contains no store, or several; expected what `featcache pack` wrote")
 
 
 def _unpacked(tar: tarfile.TarFile, entries: dict[str, tarfile.TarInfo], path: Path) -> tuple[Store, bool]:
@@ -132,18 +132,18 @@ def _unpacked(tar: tarfile.TarFile, entries: dict[str, tarfile.TarInfo], path: P
             (fresh / name).write_bytes(b"" if content is None else content.read())
         store = _sound(fresh, tar)
         if f"{store.kind}/{store.manifest.key}" != f"{path.parent.parent.name}/{path.parent.name}/{path.name}":
-            raise StoreCorruptError(f"{tar.name!r}: its manifest is that of another store; {REMEDY}")
+            raise StoreCorruptError(f"{tar.name!r}: its manifest belongs to another store; {REMEDY}")
         sync_files(fresh)
         if stat(path / MANIFEST) is not None:
             if (path / MANIFEST).read_bytes() != (fresh / MANIFEST).read_bytes():
                 raise MismatchError(
-                    f"{path}: there is another store of that key, with other labels or names; nothing was written. "
-                    "Unpack into another --root, or remove that one first"
+                    f"{path}: a store with this key but other labels or names exists; nothing was written. "
+                    "Unpack into another --root, or remove that store first"
                 )
             return open_store(path), True
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.rename(fresh, path)  # onto nothing, or an empty folder
+            os.rename(fresh, path)  # fails unless there is nothing, or an empty folder
         except OSError as error:
             raise MismatchError(
                 f"{path}: a store is being written there; nothing was unpacked. Finish it, or see `featcache gc`"
@@ -153,7 +153,7 @@ def _unpacked(tar: tarfile.TarFile, entries: dict[str, tarfile.TarInfo], path: P
 
 
 def _sound(fresh: Path, tar: tarfile.TarFile) -> Store:
-    """The store that was written, every file of which is whole; errors name the packed file, for this one will go."""
+    """The unpacked store, if every file is sound; errors name the packed file, since this folder is temporary."""
     try:
         store = open_store(fresh)
         problems = verify(fresh, deep=True).problems
@@ -168,7 +168,7 @@ def _sound(fresh: Path, tar: tarfile.TarFile) -> Store:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A folder with the last names of `path`, on the same disk, which is gone at the end."""
+    """A temporary folder on the same disk as `path`, whose last two parts are those of `path`."""
     root = path.parents[2]
     partial = begin(root / path.name)
     try:

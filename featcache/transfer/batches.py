@@ -1,8 +1,8 @@
-"""Feeding a torch training loop from a store: batches on the device of a given tensor, read ahead while it computes.
+"""Feeding a torch training loop from a store: batches on a given device, prefetched while the model computes.
 
-Two ways give the same batches. If the store fits on the device, its rows are kept there and a batch is one gather. If
-not, a thread that stays one batch ahead reads rows into two staging buffers in turn; for a GPU these are pinned and
-copied on a separate stream.
+If the store fits on the device, its rows are kept there and a batch is one gather. If not, a thread reads one batch
+ahead into two alternating staging buffers; for a GPU, these are pinned and copied on a separate stream. The batches are
+the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featcache.store.reading.tokens import feature_shape
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 RESIDENT_SHARE = 0.5
-"""Largest share of the free memory that `resident=None` lets a store take."""
+"""Largest share of free memory that a store may take with `resident=None`."""
 
 
 class FeatureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
@@ -67,30 +67,27 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
 class FeatureBatches:
     """Batches ``(features (B, D), labels (B,) int64)`` of the valid rows of an image store, epoch by epoch.
 
-    Of a multi-label store, targets (B, L) int8 take the place of labels.
+    For a multi-label store, targets (B, L) int8 instead of labels.
 
-    Each iteration is one epoch; `epoch`, the number of the next one, may be set. With `shuffle` the order is a
-    permutation by (seed, epoch), equal on every device and for both ways of reading.
+    Each iteration is one epoch; `epoch` is the number of the next one and may be set. With `shuffle`, the order is a
+    permutation that depends on (seed, epoch) only, not on the device.
 
     Parameters
     ----------
-    store : FeatureTable
-        An image store, a tap, a view.
-    like : torch.Tensor
-        Its device and dtype are those of the batches: a parameter of the model, ``torch.empty(0, device="cuda:1")``.
-    shuffle, seed
-        Order of the rows; without `shuffle` that of the store.
-    drop_last : leave out a last batch with fewer rows
-    resident : keep all rows on the device; by default, if they take at most half of its free memory
+    store : an image store, a tap or a view
+    like : tensor whose device and dtype the batches get: a parameter of the model, ``torch.empty(0, device="cuda:1")``
+    shuffle, seed : order of the rows; without `shuffle`, the order of the store
+    drop_last : whether to omit an incomplete last batch
+    resident : whether to keep all rows on the device; by default, if they take at most half of its free memory
 
     Raises
     ------
     FeatcacheError
-        For a batch size below 1 or a dtype that is not floating; when iterating, if `resident` rows do not fit.
+        For a batch size below 1 or a dtype that is not floating point; on iteration, if `resident` rows do not fit.
 
     Notes
     -----
-    Unless rows are resident, the memory of a batch is reused: it is good until the next one is asked for.
+    Unless rows are resident, batches share memory: each is valid until the next is requested.
 
     Examples
     --------
@@ -115,7 +112,7 @@ class FeatureBatches:
         if self.batch_size < 1:
             raise FeatcacheError(f"batch_size is {self.batch_size}, expected at least 1")
         if not self.like.is_floating_point():
-            raise FeatcacheError(f"like has dtype {self.like.dtype}; features are floating, give a floating tensor")
+            raise FeatcacheError(f"like has dtype {self.like.dtype}; expected a floating-point tensor")
         self.rows = np.flatnonzero(self.store.valid)
         self._held: Batch | None = None
 
@@ -133,7 +130,7 @@ class FeatureBatches:
         return self._read_ahead(parts) if held is None else self._from_device(held, parts)
 
     def _resident(self) -> Batch | None:
-        """All rows on the device, loaded in the first epoch; None if batches are to be read from the store."""
+        """All rows on the device, loaded in the first epoch; None if batches are read from the store."""
         if self._held is None and self.resident is not False:
             needed = len(self.rows) * int(np.prod(feature_shape(self.store))) * self.like.element_size()
             if self.resident is None and needed > RESIDENT_SHARE * free_memory(self.like.device):
@@ -146,8 +143,8 @@ class FeatureBatches:
             features = self.like.new_empty((len(self.rows), *feature_shape(self.store)))
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             raise FeatcacheError(
-                f"{self.store.name}/{self.store.split}: {needed:,} bytes do not fit on {self.like.device}; leave "
-                "resident out, and batches are read from the store"
+                f"{self.store.name}/{self.store.split}: {needed:,} bytes do not fit on {self.like.device}; omit "
+                "resident=True to read batches from the store"
             ) from error
         done = 0
         for block, labels in self.store.blocks(dtype=np.float16):
@@ -162,7 +159,7 @@ class FeatureBatches:
             yield features.index_select(0, places), labels.index_select(0, places)
 
     def _read_ahead(self, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
-        """The next batch is read, and on its way to the device, while the caller works on this one."""
+        """Batches, each read and copied to the device while the caller works on the previous one."""
         stages = [_Stage(self) for _ in range(2)]
 
         def orders() -> Iterator[list[tuple[_Stage, npt.NDArray[np.int64]]]]:
@@ -175,7 +172,7 @@ class FeatureBatches:
 
 
 class _Stage:
-    """One of the two buffers; for a GPU, pinned memory and the stream that copies it to the device."""
+    """One of the two staging buffers; for a GPU, pinned memory with a stream that copies it to the device."""
 
     def __init__(self, batches: FeatureBatches) -> None:
         like, shape = batches.like, (batches.batch_size, *feature_shape(batches.store))
@@ -193,15 +190,15 @@ class _Stage:
             self.labels = labels.pin_memory()
 
     def release(self) -> None:
-        """Let the buffer be filled again, once the kernels that the caller has launched so far have run."""
+        """Allow the buffer to be refilled after the kernels that the caller has launched so far."""
         if self.stream is not None:
             self.used = torch.cuda.current_stream(self.out.device).record_event()
 
     def fill(self, part: npt.NDArray[np.int64]) -> _Stage:
-        """Read the rows of one batch and start their copy to the device; runs in the reader's thread."""
+        """Read one batch and start copying it to the device; runs in the reader thread."""
         rows, self.n = self.rows[part], len(part)
         if self.stream is not None:
-            self.stream.synchronize()  # the copy out of the pinned buffers may still run
+            self.stream.synchronize()  # the pinned buffers may still be copied from
         self.features[: self.n].copy_(torch.from_numpy(self.store.gather(rows)))
         self.labels[: self.n].copy_(torch.from_numpy(self.truth[rows]))
         if self.stream is not None:
@@ -213,7 +210,7 @@ class _Stage:
         return self
 
     def batch(self) -> Batch:
-        """The batch, ready for the caller's stream."""
+        """The batch, once the caller's stream waits for its copy."""
         if self.stream is not None:
             torch.cuda.current_stream(self.out.device).wait_stream(self.stream)
         return self.out[: self.n], self.out_labels[: self.n]
@@ -225,7 +222,7 @@ def truth_of(store: FeatureTable) -> Array:
 
 
 def free_memory(device: torch.device) -> int:
-    """Free memory of a device in bytes; for the CPU, that of the machine."""
+    """Free memory of a device in bytes; for the CPU, of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

@@ -1,4 +1,4 @@
-"""A model for CLIP_benchmark's metrics: any encoder of featcache, as ``(model, transform, tokenizer)``."""
+"""featcache's encoders as CLIP_benchmark models: ``(model, transform, tokenizer)``."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ class ClipModel(torch.nn.Module):
         self.logit_scale = torch.nn.Parameter(torch.tensor(np.log(scale)), requires_grad=False)
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) of B images as `ClipModel.transform` leaves them."""
+        """Features (B, D) of B images preprocessed by `ClipModel.transform`."""
         return self._placed(self.encoder.encode_images(list(images.cpu().numpy())), images)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ class ClipModel(torch.nn.Module):
         return self._placed(self.encoder.encode_tokens(tokens.cpu()), tokens)
 
     def transform(self, picture: Picture) -> torch.Tensor:
-        """One image, resized and cropped as the encoder does it."""
+        """One image with the encoder's preprocessing."""
         whole = picture.convert("RGB") if isinstance(picture, Image.Image) else picture
         return torch.from_numpy(self.encoder.prepare(whole))
 
@@ -42,14 +42,12 @@ def load_clip_benchmark(
 ) -> tuple[ClipModel, Callable[[Picture], torch.Tensor], Callable[[Sequence[str]], torch.Tensor]]:
     """Load an encoder as CLIP_benchmark loads its models.
 
-    ``clip_benchmark.models.TYPE2FUNC["featcache"] = load_clip_benchmark`` makes ``--model_type featcache`` known.
+    ``clip_benchmark.models.TYPE2FUNC["featcache"] = load_clip_benchmark`` enables ``--model_type featcache``.
 
     Parameters
     ----------
-    model_name, pretrained, device
-        As `featcache.load_encoder`; ``""`` stands for no `pretrained`.
-    cache_dir
-        Not used: weights lie where the hub puts them.
+    model_name, pretrained, device : as in `featcache.load_encoder`; an empty `pretrained` means None
+    cache_dir : not used; weights are in the hub's cache
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""A store's features for other programs, with labels, ids and class names: files, or folders as these lay them out.
+"""Export of features, labels, ids and class names to files, or to folders in the layouts of other programs.
 
-Only valid rows are written, in store order, float16 as stored or any other float type. Of multi-label stores, targets
-(N', L) take the place of labels: 1 where a class applies, 0 where not, -1 where that is unknown.
+Only valid rows are written, in store order, as float16 (as stored) or another float type. For multi-label stores,
+targets (N', L) replace the labels: 1 if the class applies, 0 if not, -1 if unknown.
 """
 
 import csv
@@ -26,44 +26,41 @@ from featcache.transfer.formats import FOLDERS, folder_format
 from featcache.transfer.rows import ids_of, row_blocks, schema_of, table_blocks
 
 UNIT = 2e-3
-"""How far from 1 the lengths of float16 rows of unit length may be."""
+"""Tolerance for the lengths of float16 unit rows."""
 
 
 def export(store: ImageStore, target: str | Path, kind: str | None = None, dtype: npt.DTypeLike = np.float32) -> Path:
-    """Write the valid rows of a store to a file, or a folder of npy files, and return its path.
+    """Write the valid rows of a store to a file or folder, and return its path.
 
-    An existing file is replaced once the new one is complete.
-
-    The target ``-`` (or ``/dev/stdout``) is standard output, for formats of one file. Links are followed.
+    An existing file is replaced once the new one is complete; symbolic links are followed. The target ``-`` (or
+    ``/dev/stdout``) is standard output, for single-file formats.
 
     ``npy``          a folder: ``features.npy`` (N', D), ``labels.npy`` (N',), ``ids.txt``, ``classes.txt``
     ``npz``          one file as open_clip's linear probe caches features: ``features``, ``targets``, ``classnames``,
                      ``image_ids``, ``group_ids``
     ``clip-benchmark``, ``clip-retrieval``, ``lance``, ``huggingface``
-                     folders, as these programs lay them out (see `featcache.transfer.formats`)
+                     folders in the layouts of these programs (see `featcache.transfer.formats`)
     ``safetensors``  one file: tensors ``features`` and ``labels``; ids and class names as JSON in its metadata
     ``parquet``      one file: columns ``id``, ``label``, ``class``, ``features`` (a list of D floats)
     ``csv``          one file: columns ``id``, ``label``, ``class``, ``f0`` ... ``f<D-1>``
-                     (Parquet and CSV of multi-label stores: ``id``, ``labels``, a list of L; or a column
-                     ``target:NAME`` for each class; then the features)
-    ``fe``           one text file as transferlearning's ``--mode fe`` writes it: no header, features before they were
-                     normalised, then the label, separated by spaces, 4 decimals; name it as the target needs
+                     (multi-label: ``labels``, a list of L, in Parquet, or a column ``target:NAME`` per class in CSV,
+                     instead of ``label`` and ``class``)
+    ``fe``           one text file as transferlearning's ``--mode fe`` writes it: no header, features before
+                     normalisation, then the label, separated by spaces, 4 decimals
 
     Parameters
     ----------
-    kind : one of the above; by default that of the target's suffix, ``npy`` if it has none
-    dtype : dtype
-        float16 (as stored), float32 or float64; CSV holds the shortest text of each value that
-        reads back exactly, of float16 as float32.
+    kind : one of the above; default: from the target's suffix, ``npy`` if it has none
+    dtype : float16 (as stored), float32 or float64; CSV text reads back exactly, with float16 written as float32
 
     Raises
     ------
     FeatcacheError
         An unknown format.
     MismatchError
-        ``fe`` of features whose lengths before normalisation are not known.
+        ``fe``, and the lengths of the features before normalisation are unknown.
     OutputError
-        A folder, a device or a pipe in place of a file, or no room; what was there before is untouched.
+        The target is a folder or a device instead of a file, or the disk is full. An existing file stays unchanged.
     """
     with tidied(target):
         return _export(store, target, kind, dtype)
@@ -80,7 +77,7 @@ def _export(store: ImageStore, target: str | Path, kind: str | None, dtype: npt.
         store.require_rows(f"--format {chosen}")
     if chosen in FOLDERS:
         if is_stream(target) or (path.exists() and not path.is_dir()):
-            raise OutputError(f"{path}: {chosen} is a folder; name one, or another --format for a single file")
+            raise OutputError(f"{path}: {chosen} writes a folder; name one, or use another --format for a single file")
         with writing(path):
             folder_format(chosen).write(store, path, np.dtype(dtype))
         return path
@@ -107,7 +104,7 @@ def _safetensors(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
 
 
 def _npz(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
-    """The keys of open_clip's linear probe, which wants a text where there is no group."""
+    """The keys of open_clip's linear probe, which requires empty texts for missing groups."""
     features, labels = store.numpy(dtype)
     none = np.full(len(features), "")
     names, ids = np.array(store.classnames), np.array(ids_of(store))
@@ -124,11 +121,11 @@ def _parquet(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
 
 
 def _say_lacking(store: ImageStore) -> None:
-    """FeatcacheWarning for classes without rows, whose names a csv file cannot hold."""
+    """FeatcacheWarning for classes without rows, whose names are not part of a CSV file."""
     names = [store.classnames[label] for label in np.setdiff1d(range(len(store.classnames)), store.labels[store.valid])]
     if names:
         warnings.warn(
-            f"{len(names):,} of {len(store.classnames):,} classes have no row, so that a csv does not name them "
+            f"{len(names):,} of {len(store.classnames):,} classes have no rows, so their names are not in the csv file "
             f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); import it with --classes FILE, or export to "
             "parquet or npz",
             FeatcacheWarning,
@@ -155,10 +152,10 @@ def _csv(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
 
 
 def _fe(store: ImageStore, file: BinaryIO, dtype: np.dtype) -> None:
-    """Unit rows times their lengths; float16 keeps three digits of each value."""
+    """Unit rows times their lengths; float16 has about three significant digits."""
     if store.multilabel:
         raise MismatchError(
-            f"{store.reference}: fe files hold one label per row, and this is multi-label; export to csv"
+            f"{store.reference}: fe files have one label per row, but this store is multi-label; export to csv"
         )
     lengths = _lengths(store)
     done = 0
@@ -174,17 +171,17 @@ def _lengths(store: ImageStore) -> Array:
     Raises
     ------
     MismatchError
-        If they are not known: a store without them, or imported features that were of unit length already.
+        They are unknown: a store without them, or imported features that already had unit length.
     """
     if "norm" not in store.manifest.arrays:
-        raise MismatchError(f"{store.reference}: holds no lengths of its features; encode it again, or export to csv")
+        raise MismatchError(f"{store.reference}: lengths of features are not stored; encode it again, or export to csv")
     lengths = store.array("norm")[store.valid]
     if not np.isfinite(lengths).all():
-        raise MismatchError(f"{store.reference}: the lengths of some features are missing; `featcache verify` it")
+        raise MismatchError(f"{store.reference}: lengths of some features are missing; run `featcache verify` on it")
     if store.provenance.get("imported") and np.allclose(lengths, 1, atol=UNIT):
         raise MismatchError(
             f"{store.reference}: was imported from features of unit length, so their lengths before normalisation are "
-            "not known; import them as the encoder gave them, or export to csv"
+            "unknown; import the features before normalisation, or export to csv"
         )
     return lengths
 
@@ -196,4 +193,4 @@ FORMATS: dict[str, Callable[[ImageStore, BinaryIO, np.dtype], None]] = {
     "csv": _csv,
     "fe": _fe,
 }
-"""Name -> what writes a file of that format; those of `FOLDERS` are folders."""
+"""Name of a single-file format -> its writer; folders are in `FOLDERS`."""

@@ -1,7 +1,7 @@
-"""Flax's msgpack files, read and written without pickle and without Flax; text stores in the layout of Lipsum-FT.
+"""Flax's msgpack files, read and written without pickle and without Flax; text stores in Lipsum-FT's layout.
 
-A file is a tree of maps with arrays as leaves, or one array. Every array is an extension of type 1 (a NumPy scalar of
-type 3) that holds msgpack of ``[shape, dtype name, bytes in C order]``.
+A file is a tree of maps with arrays as leaves, or a single array. An array is a msgpack extension of type 1 (a NumPy
+scalar: type 3) that contains ``[shape, dtype name, bytes in C order]`` as msgpack.
 """
 
 from pathlib import Path
@@ -25,9 +25,9 @@ Tree: TypeAlias = Json | torch.Tensor
 
 
 def is_flax(file: Path) -> bool:
-    """Whether a file may be Flax's: by its suffix, and a first byte that begins a map or an array in msgpack.
+    """Whether a file may be Flax's, by its suffix and a first byte that starts a msgpack map or array.
 
-    ``0x80``, an empty map, also begins a pickle, and is taken for one.
+    ``0x80`` starts an empty map as well as a pickle, and is taken for a pickle.
     """
     if file.suffix not in SUFFIXES or not file.is_file():
         return False
@@ -42,7 +42,7 @@ def read_flax(path: str | Path) -> Tree:
     Raises
     ------
     EncoderError
-        The file is damaged, or holds values other than arrays and numbers.
+        The file is damaged, or contains values other than arrays and numbers.
     MissingExtraError
         msgpack is not installed.
     """
@@ -50,9 +50,9 @@ def read_flax(path: str | Path) -> Tree:
     try:
         content = msgpack.unpackb(Path(path).read_bytes(), ext_hook=_array, raw=False, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise EncoderError(f"{path}: not Flax's msgpack ({error}); give a file that Lipsum-FT saved") from error
+        raise EncoderError(f"{path}: not a Flax msgpack file ({error}); expected a file saved by Lipsum-FT") from error
     if not isinstance(content, dict | torch.Tensor):
-        raise EncoderError(f"{path}: holds {type(content).__name__}, expected an array or a map of arrays")
+        raise EncoderError(f"{path}: contains {type(content).__name__}, expected an array or a map of arrays")
     return content
 
 
@@ -69,9 +69,9 @@ def write_flax(tree: Json | torch.Tensor, path: str | Path) -> Path:
 
 
 def write_text_store(store: TextStore, path: str | Path) -> Path:
-    """A text store as a head file of Lipsum-FT: ``cls`` (D, C), ``ctx`` (D, T) and ``raw`` (D, T, C), float32.
+    """Write a text store as a head file of Lipsum-FT: ``cls`` (D, C), ``ctx`` (D, T) and ``raw`` (D, T, C), float32.
 
-    The logit scale is in none of them. A store of a prompt file, which has no contexts, is written as ``cls`` alone.
+    The logit scale is not multiplied in. Stores made from prompt files have no ``ctx`` and are written as ``cls`` only.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def write_text_store(store: TextStore, path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise FeatcacheError(f"{path}: a store of texts is written as {' or '.join(SUFFIXES)}; name such a file")
+        raise FeatcacheError(f"{path}: text stores are written as {' or '.join(SUFFIXES)}; name such a file")
     arrays = {"cls": store.cls}
     if store.ctx is not None:
         arrays |= {"ctx": store.ctx, "raw": store.raw}

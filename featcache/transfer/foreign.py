@@ -1,19 +1,19 @@
-"""Reading features computed by other programs, in the formats common in the field.
+"""Reading features computed by other programs, in common formats.
 
 =================================  ====================================================================
 what                               contents
 =================================  ====================================================================
-``FILE.npz``                       keys ``features``, ``labels`` (or their usual other names: open_clip's linear probe)
-``FILE.npy``                       features; labels in ``labels.npy`` beside it, or named
-``FILE.pt``                        a tensor, or a dict of them; labels in ``labels.pt`` or named
+``FILE.npz``                       keys ``features``, ``labels`` (or other usual names: open_clip's linear probe)
+``FILE.npy``                       features; labels in ``labels.npy`` in the same folder, or given separately
+``FILE.pt``                        a tensor, or a dict of tensors; labels in ``labels.pt``, or given separately
 ``FILE.safetensors``, ``.parquet`` as `featcache.transfer.export` writes them
-``FILE.csv``                       with a header as `featcache.transfer.export` writes it, or plain numbers, label last
+``FILE.csv``                       with a header as `featcache.transfer.export` writes it, or numbers only, label last
 ``FOLDER``                         ``features.npy`` + ``labels.npy`` (export), ``features.pt`` + ``labels.pt``
                                    (WiSE-FT), or one of `featcache.transfer.formats`: those of CLIP_benchmark,
                                    Tip-Adapter, clip-retrieval, Lance, Hugging Face data sets
 =================================  ====================================================================
 
-No file can run code: torch files are loaded with ``weights_only=True``, npy files without pickle.
+No file can execute code: torch files are loaded with ``weights_only=True``, npy files without pickle.
 """
 
 import csv
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TARGET = "target:"
-"""What the columns of multi-label targets start with in CSV files of `featcache.transfer.export`."""
+"""Prefix of the target columns in multi-label CSV files of `featcache.transfer.export`."""
 FEATURES = ("features", "image_features", "feats", "embeddings", "x", "X", "data")
 TEXTS = ("text_features", "text_weights", "zeroshot_weights", "classifier", "weights", "weight", "cls", *FEATURES)
 IDS = ("ids", "image_ids", "image_paths")
@@ -50,24 +50,24 @@ Reader: TypeAlias = "Callable[[Path, tuple[str, ...]], Foreign]"
 
 
 def read_foreign(source: str | Path, split: str = "train") -> Foreign:
-    """Read features, with labels, ids and class names if there are any.
+    """Read features, and labels, ids and class names if present.
 
     Parameters
     ----------
     source : a file or folder; see the table above
-    split : which of ``features_SPLIT.pt`` is read from a folder
+    split : split to read, for folders with ``features_SPLIT.pt``
 
     Raises
     ------
     DatasetError
-        There is no such file, its kind is unknown, or it is damaged or holds no features.
+        There is no such file, its format is unknown, or it is damaged or has no features.
     """
     path = Path(source)
     return _folder(path, split) if path.is_dir() else read_file(path)
 
 
 def read_texts(source: str | Path) -> Foreign:
-    """Vectors of classes in a file, as they lie, with the class names in it or in a ``classes.txt`` beside it."""
+    """Class vectors of a file, in its layout, with class names from the file or ``classes.txt`` in the same folder."""
     path = Path(source)
     found = _read(_reader(path), path, TEXTS)
     if found.classnames is None:
@@ -76,15 +76,15 @@ def read_texts(source: str | Path) -> Foreign:
 
 
 def read_classes(path: str | Path) -> list[str]:
-    """Class names, one per line; DatasetError where the file cannot be read as UTF-8 text."""
+    """Class names, one per line; DatasetError if the file is not UTF-8 text."""
     names = entries_of(Path(path))
     if not names:
-        raise DatasetError(f"{path}: no class name in it; write one per line")
+        raise DatasetError(f"{path}: contains no class names; write one per line")
     return names
 
 
 def entries_of(path: Path) -> list[str]:
-    """The lines of a text file, the last of which may have an end."""
+    """The lines of a text file, with or without a final line break."""
     *lines, last = read_lines(path)
     return [*lines, last] if last else lines
 
@@ -96,7 +96,7 @@ def classes_beside(folder: Path) -> list[str] | None:
 
 
 def check_files(paths: Iterable[Path]) -> None:
-    """DatasetError that names a pipe or a device among the files that a library is to open."""
+    """DatasetError if one of the files is a pipe or a device, before a library opens it."""
     for path in paths:
         try:
             check_regular(path)
@@ -120,12 +120,12 @@ def _reader(path: Path) -> Reader:
     reader = READERS.get(path.suffix.lower())
     if reader is None or not path.is_file():
         why = "no such file" if reader else "unknown kind of file"
-        raise DatasetError(f"{path}: {why}; expected a folder or a file that ends in {', '.join(READERS)}")
+        raise DatasetError(f"{path}: {why}; expected a folder or a file with the ending {', '.join(READERS)}")
     return reader
 
 
 def read_array(source: str | Path) -> Array:
-    """One array: the labels in a npy, npz, pt or text file (one per line)."""
+    """The labels in a npy, npz, pt or text file (one per line)."""
     path = Path(source)
     reader = READERS.get(path.suffix.lower(), _numbers if path.suffix.lower() == ".txt" else None)
     if reader is None:
@@ -134,7 +134,7 @@ def read_array(source: str | Path) -> Array:
 
 
 def _read(reader: Reader, path: Path, names: tuple[str, ...]) -> Foreign:
-    """What a reader makes of a file; DatasetError for anything that it raises."""
+    """Call a reader; DatasetError for anything that it raises."""
     try:
         check_regular(path)
         return reader(path, names)
@@ -146,7 +146,7 @@ def _read(reader: Reader, path: Path, names: tuple[str, ...]) -> Foreign:
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:
     said = str(error).partition("\n")[0]
-    return DatasetError(f"{path}: cannot be read ({type(error).__name__}: {said}); write it anew")
+    return DatasetError(f"{path}: cannot be read ({type(error).__name__}: {said}); write it again")
 
 
 def _numbers(path: Path, names: tuple[str, ...]) -> Foreign:
@@ -164,8 +164,8 @@ def _folder(folder: Path, split: str) -> Foreign:
         if found is not None:
             return found
     raise DatasetError(
-        f"{folder}: no features in it; expected features.npy, features.pt, features_{split}.pt (with --split), or a "
-        f"folder of one of the formats {', '.join(FOLDERS)}"
+        f"{folder}: contains no features; expected features.npy, features.pt, features_{split}.pt (with --split), or a "
+        f"folder in one of the formats {', '.join(FOLDERS)}"
     )
 
 
@@ -194,7 +194,7 @@ def _of_mapping(found: Json, names: tuple[str, ...], path: Path) -> Foreign:
 
 
 def _text(value: object) -> str:
-    """A name; those of numpy's byte strings are UTF-8."""
+    """A value as str; NumPy byte strings are decoded as UTF-8."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -206,7 +206,7 @@ def _npz(path: Path, names: tuple[str, ...]) -> Foreign:
 def _npy(path: Path, names: tuple[str, ...]) -> Foreign:
     found = np.load(path, allow_pickle=False)
     if not isinstance(found, np.ndarray):
-        raise DatasetError(f"{path}: an archive of several arrays; expected one array, or the ending .npz")
+        raise DatasetError(f"{path}: contains several arrays; expected one array, or the ending .npz")
     return Foreign(found)
 
 
@@ -219,7 +219,7 @@ def _torch(path: Path, names: tuple[str, ...]) -> Foreign:
 
 
 def _numpy_globals() -> list[Any]:
-    """What a pickled array of numbers refers to: WiSE-FT saves numpy arrays, not tensors."""
+    """The globals in a pickled NumPy array of numbers: WiSE-FT saves NumPy arrays, not tensors."""
     import _codecs
 
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i8", "i4")]
@@ -246,7 +246,7 @@ def _parquet(path: Path, names: tuple[str, ...]) -> Foreign:
 
 
 def of_table(table: "pa.Table", path: Path, names: tuple[str, ...] = FEATURES) -> Foreign:
-    """Features, labels and ids in the columns of an Arrow table."""
+    """Features, labels and ids from the columns of an Arrow table."""
     column = _pick({name: table[name] for name in table.column_names}, names, path)
     features = np.stack(column.to_numpy()) if len(table) else np.empty((0, 0), np.float32)
     facts = (table.schema.metadata or {}).get(CLASSNAMES)
@@ -258,10 +258,10 @@ def of_table(table: "pa.Table", path: Path, names: tuple[str, ...] = FEATURES) -
 
 
 def id_texts(values: Sequence[object], path: Path) -> list[str]:
-    """Ids as texts; DatasetError for a row whose id is neither text nor a whole number, or is missing."""
+    """Ids as str; DatasetError if one is missing, or neither text nor an integer."""
     for row, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise DatasetError(f"{path}: row {row}: id {value!r}; expected a text or a whole number")
+            raise DatasetError(f"{path}: row {row}: id {value!r}; expected text or an integer")
     return list(map(str, values))
 
 
@@ -281,7 +281,7 @@ def _own_csv(text: str) -> Foreign:
     features = np.array([row[3:] for row in rows], dtype=np.float32).reshape(len(rows), len(header) - 3)
     labels = np.array([int(row[1]) for row in rows], dtype=np.int64)
     names = {int(row[1]): row[2] for row in rows}
-    largest = min(max(names, default=-1), MAX_CLASSES)  # import_features refuses what is above
+    largest = min(max(names, default=-1), MAX_CLASSES)  # import_features rejects larger labels
     classes = [names.get(label, f"class {label}") for label in range(largest + 1)]
     return Foreign(features, labels, [row[0] for row in rows], classes)
 

@@ -1,8 +1,4 @@
-"""Folders of features as other programs lay them out; one file and one line of `FOLDERS` each.
-
-A module has ``write(store, folder, dtype)``, which fills a folder that is there, and ``read(folder, split)``, which
-returns the features, or None for a folder of another kind.
-"""
+"""Folder formats of other programs: one module and one line of `FOLDERS` each, see `FolderFormat`."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,7 +25,7 @@ FOLDERS: dict[str, str] = {
 
 @dataclass
 class Foreign:
-    """Features (N, D), with the labels (N,) or (N, L), ids and class names that were found beside them."""
+    """Features (N, D), with labels (N,) or (N, L), ids and class names if present."""
 
     features: Array
     labels: Array | None = None
@@ -38,15 +34,15 @@ class Foreign:
 
 
 class FolderFormat(Protocol):
-    """What a module of `FOLDERS` has."""
+    """Protocol of the modules in `FOLDERS`."""
 
     def write(self, store: "ImageStore", folder: Path, dtype: np.dtype) -> None:
-        """Write the valid rows of a store."""
+        """Write the valid rows of a store to an existing folder."""
 
     def read(self, folder: Path, split: str) -> Foreign | None:
-        """Features, with labels, ids and class names where there are any; None for a folder of another kind."""
+        """Features, and labels, ids and class names if present; None if the folder has another format."""
 
 
 def folder_format(name: str) -> FolderFormat:
-    """The format of a name."""
+    """The format with this name."""
     return cast(FolderFormat, import_module(FOLDERS[name]))

@@ -1,9 +1,8 @@
-"""Making a store of features that another program computed, so that heads fit on them as on any other.
+"""Making a store from features computed by another program.
 
-The encoder's identity is the name and the digest that the user gives; stores with equal ones fit together, so a head
-fitted on an imported train split can be evaluated on an imported test split. No sample files identify the data set, so
-the other half of the key holds the features themselves, with name and split: other features, or the same ones under
-another name, are another store.
+The encoder's identity is the name and digest given by the user. Stores with the same identity are compatible: a head
+fitted on an imported train split can be evaluated on an imported test split. There are no sample files to identify the
+data set, so its half of the key is a hash of the features, name and split.
 """
 
 import warnings
@@ -36,20 +35,20 @@ from featcache.store.writer import Values
 from featcache.transfer.formats import Foreign
 
 OPTIONAL = ("text_digests", "logit_scale")
-"""What the info of a store says only if the user gives it."""
+"""Fields of a store's info that the user may give."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where imported features come from.
+    """Origin of imported features.
 
     Parameters
     ----------
-    encoder_name : the model's everyday name
-    digest : what identifies its weights among others of that name: a checksum of the checkpoint, a commit, a date
+    encoder_name : name of the model
+    digest : identifies its weights among others with that name: a checksum of the checkpoint, a commit, a date
     text_digest
-        Digest of the paired text tower (``featcache info`` of a text store shows it), for zero-shot heads. Imported
-        features and texts of one name and digest are paired without it.
+        Digest of the matching text tower, for zero-shot heads (``featcache info`` of a text store shows it). Not needed
+        if the texts are imported with the same name and digest.
     logit_scale : exponentiated factor on cosine similarities
     """
 
@@ -60,17 +59,17 @@ class Source:
 
     @property
     def identity(self) -> Json:
-        """The encoder's half of the key of stores of these features (with their width)."""
+        """Encoder identity of these features, to which the width is added."""
         return {"imported": self.encoder_name, "digest": self.digest, "stored": "float16, L2-normalised in float32"}
 
     @property
     def tower(self) -> str:
-        """The digest of the paired text tower: as given, else of the name and digest."""
+        """Digest of the matching text tower: as given, else derived from name and digest."""
         return self.text_digest or content_key({"imported": self.encoder_name, "digest": self.digest})
 
     @property
     def given(self) -> set[str]:
-        """Which of `OPTIONAL` the user gave."""
+        """The fields of `OPTIONAL` that the user gave."""
         return {key for key, value in zip(OPTIONAL, (self.text_digest, self.logit_scale), strict=True) if value}
 
 
@@ -84,26 +83,25 @@ def import_features(
     root: str | StorePath | None = None,
     update_labels: bool = False,
 ) -> ImageStore:
-    """Make a store of features, or find it: unit rows in float16, with their former lengths in ``norm``.
+    """Make a store from features, unless it exists: unit rows in float16, their original lengths in ``norm``.
 
     Parameters
     ----------
-    found : Foreign
-        Features (N, D), of any float type, normalised or not; labels (N,), integers from 0 or class names. Of
-        multi-label data labels (N, L): 1 where a class applies, 0 where not, -1 or NaN where that is unknown.
+    found
+        Features (N, D) of any float type, normalised or not; labels (N,), integers from 0 or class names. For
+        multi-label data, labels (N, L): 1 if the class applies, 0 if not, -1 or NaN if unknown.
     name, split : name of the store; part of its key
-    classnames : sequence of C str, optional
-        By default those in `found`, else the labels' own, sorted, or ``class 0``, ``class 1``, ...
-    root : place of all stores
-    update_labels
-        Whether to replace labels, class names, text digest and logit scale of an existing store if they differ.
+    classnames
+        C class names; default: those in `found`, else the labels themselves, sorted, or ``class 0``, ``class 1``, ...
+    root : root of the stores
+    update_labels : whether to replace labels, class names, text digest and logit scale of an existing store
 
     Raises
     ------
     DatasetError
         No labels, shapes other than (N, D) and (N,), NaN or infinite features, labels out of range.
     LabelsChangedError
-        The store exists with other labels, and `update_labels` is False; nothing is written.
+        The store exists with different labels, and `update_labels` is False; nothing is written.
     """
     scale = source.logit_scale
     if scale is not None and not 0 < scale < np.inf:
@@ -118,10 +116,10 @@ def import_features(
         return store
     if not update_labels:
         raise LabelsChangedError(
-            f"{store.reference} holds these features already, and {difference}; nothing was written. Run again with "
+            f"{store.reference} already holds these features, and {difference}; nothing was written. Run again with "
             "--update-labels to replace them, or with another --name or --split to keep both"
         )
-    # Keep the stored values of what this import does not give.
+    # Keep stored values that are not given this time.
     job.info |= {key: store.info[key] for key in set(OPTIONAL) - source.given if store.info[key]}
     job.writer().reopen()
     return job.run()
@@ -160,7 +158,7 @@ class _ImportJob(StoreJob[ImageStore]):
         writer.drop_damaged()
 
     def make(self, works: Iterator[Work]) -> Iterator[MadeChunk]:
-        """The next chunk is hashed and cast while one is written."""
+        """Hash and cast the next chunk while one is written."""
         chunks = worked_batches(lambda works: [self._made(work) for work in works], ([work] for work in works), 1, 1)
         return chain.from_iterable(chunks)
 
@@ -195,14 +193,14 @@ def _info(source: Source, index: SampleIndex, dim: int, name: str, split: str) -
 
 
 def _difference(store: ImageStore, given: Mapping[str, object], index: SampleIndex) -> str:
-    """What differs from the store, in words; empty if nothing does. `given` is what the user gave of `OPTIONAL`."""
+    """Description of the first difference from the store, or empty; `given` are the user's values of `OPTIONAL`."""
     if store.classnames != index.classnames:
         pairs = zip(store.classnames, index.classnames, strict=False)
         counts = f"{len(store.classnames)} there, {len(index.classnames)} now"
         return f"its class names differ ({next((f'{a!r} there, {b!r} now' for a, b in pairs if a != b), counts)})"
     if store.multilabel != (index.targets is not None):
         kinds = "one label per row", "any number of labels per row"
-        return f"it has {kinds[store.multilabel]}, and these have {kinds[not store.multilabel]}"
+        return f"it has {kinds[store.multilabel]}, these have {kinds[not store.multilabel]}"
     rows = np.flatnonzero((store.truth != index.truth).reshape(len(index), -1).any(axis=1))
     if len(rows):
         return f"{len(rows):,} of {len(index):,} labels differ (first: {index.ids[rows[0]]})"
@@ -220,7 +218,7 @@ def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDAr
     n_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     names = named or [f"class {label}" for label in range(n_classes)]
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise DatasetError(f"class names are {str(names)[:80]}; expected texts: name a file of them with --classes")
+        raise DatasetError(f"class names are {str(names)[:80]}; expected a list of texts: give a file with --classes")
     if labels.ndim == 2:
         check_targets(labels, len(features), tuple(names))
     ids = found.ids or [f"row-{row:08d}" for row in range(len(features))]
@@ -232,23 +230,23 @@ def _checked(found: Foreign, classnames: Sequence[str] | None) -> tuple[npt.NDAr
 
 
 def _numbers(texts: Array, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The place (N,) of each label among class names; DatasetError where a label is the name of several classes."""
+    """Class index (N,) of each label; DatasetError if a label is unknown or the name of several classes."""
     uses, place = Counter(map(str, names)), {str(name): number for number, name in enumerate(names)}
     if twice := sorted({str(text) for text in texts if uses[str(text)] > 1}):
         raise DatasetError(
             f"labels {', '.join(map(repr, twice[:5]))}{', ...' if len(twice) > 5 else ''} are names of several classes "
-            "each; give class indices as labels, or names that differ"
+            "each; use class indices as labels, or unique names"
         )
     if unknown := sorted({str(text) for text in texts} - place.keys()):
         raise DatasetError(
             f"labels {', '.join(map(repr, unknown[:5]))}{', ...' if len(unknown) > 5 else ''} are not among the "
-            f"{len(place)} class names; add them to the class list, or leave it out"
+            f"{len(place)} class names; add them to the class list, or omit it"
         )
     return np.array([place[text] for text in texts.tolist()], np.int64)
 
 
 def _features(given: Array) -> npt.NDArray[np.float32]:
-    """The features in float32, which must hold them: DatasetError names the first row that it does not."""
+    """The features in float32; DatasetError names the first row that float32 cannot represent."""
     if given.dtype.kind not in "fiub":
         raise DatasetError(f"features are {given.dtype}; expected real numbers, such as float16 or float32")
     if given.ndim != 2 or not given.size:
@@ -258,42 +256,42 @@ def _features(given: Array) -> npt.NDArray[np.float32]:
     broken = np.flatnonzero(~np.isfinite(given).all(axis=1))
     if len(broken):
         raise DatasetError(
-            f"NaN or infinite features in {counted(len(broken), 'row')}, first row {broken[0]}; leave them out"
+            f"NaN or infinite features in {counted(len(broken), 'row')}, first row {broken[0]}; remove them"
         )
-    peaks = np.maximum(given.max(axis=1), -given.min(axis=1).astype(np.float64))  # |x| would copy all features
+    peaks = np.maximum(given.max(axis=1), -given.min(axis=1).astype(np.float64))  # np.abs would copy all features
     limits = np.finfo(np.float32)
-    long = np.flatnonzero(peaks > limits.max / np.sqrt(given.shape[1]))  # few: their lengths are then computed
+    long = np.flatnonzero(peaks > limits.max / np.sqrt(given.shape[1]))  # few rows, whose lengths are computed
     lengths = np.linalg.norm(given[long].astype(np.float64), axis=1)
     short = np.flatnonzero((peaks > 0) & (peaks < limits.tiny)) if given.dtype.itemsize > 4 else long[:0]
     wrong = np.concatenate([long[lengths > limits.max], short])
     if len(wrong):
         raise DatasetError(
-            f"row {wrong.min()}: its values, at most {peaks[wrong.min()]:.3g}, are beyond what float32 holds "
+            f"row {wrong.min()}: its values, at most {peaks[wrong.min()]:.3g}, are outside the range of float32 "
             f"({limits.tiny:.3g} to {limits.max:.3g} for the length of a row); scale the features"
         )
     if len(zero := np.flatnonzero(peaks == 0)):
-        what = f"{len(zero):,} rows of zeros, first row {zero[0]}, have no direction and stay zero"
-        warnings.warn(f"{what}; leave them out if their images could not be read", FeatcacheWarning, stacklevel=2)
+        what = f"{len(zero):,} rows of zeros, first row {zero[0]}, cannot be normalised and stay zero"
+        warnings.warn(f"{what}; remove them if their images could not be read", FeatcacheWarning, stacklevel=2)
     return features
 
 
 def _labels(labels: Array | None, n: int) -> Array:
     if labels is None:
         raise DatasetError(
-            "no labels found beside the features; name their file with --labels, or import vectors of classes as a "
-            "text store with --texts"
+            "no labels found with the features; give their file with --labels, or import class vectors as a text "
+            "store with --texts"
         )
     if labels.ndim == 2 and len(labels) == n and labels.shape[1] > 1 and labels.dtype.kind in "iufb":
-        return np.where(np.isnan(labels), -1, labels)  # targets, which `check_targets` checks
+        return np.where(np.isnan(labels), -1, labels)  # targets; see `check_targets`
     if labels.shape != (n,) or labels.dtype.kind not in "iufb" or not np.array_equal(labels, np.rint(labels)):
         raise DatasetError(
-            f"labels are {labels.dtype} {labels.shape}; expected {n:,} whole numbers, one per row of the features, or "
-            f"({n:,}, L) of multi-label data"
+            f"labels are {labels.dtype} {labels.shape}; expected {n:,} integers, one per row of the features, or "
+            f"({n:,}, L) for multi-label data"
         )
     odd = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))  # before the cast, which would wrap
     if len(odd):
         raise DatasetError(
             f"{len(odd):,} labels are out of range, first {labels[odd[0]]} in row {odd[0]}; expected class indices, "
-            f"0 to {MAX_CLASSES - 1:,}: correct it"
+            f"0 to {MAX_CLASSES - 1:,}"
         )
     return labels.astype(np.int64)

@@ -1,7 +1,7 @@
-"""Making a text store of a matrix of class vectors that another program computed.
+"""Making a text store from class vectors computed by another program.
 
-People keep zero-shot weights as (C, D), as (D, C), which is how open_clip, WiSE-FT and Tip-Adapter multiply with them,
-or one vector per prompt, (C, T, D); with the logit scale multiplied in, or as unit vectors.
+Zero-shot weights may be (C, D), (D, C) as in open_clip, WiSE-FT and Tip-Adapter, or (C, T, D) with one vector per
+prompt; and unit vectors, or multiplied by the logit scale.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from featcache.transfer.formats import Foreign
 from featcache.transfer.import_features import Source
 
 EQUAL = 1e-2
-"""How far the lengths of vectors may be apart, relative to the longest, to count as one length (float16)."""
+"""Relative tolerance for vectors to count as equally long (float16)."""
 
 
 def import_texts(
@@ -33,32 +33,31 @@ def import_texts(
     classnames: Sequence[str] | None = None,
     root: str | StorePath | None = None,
 ) -> TextStore:
-    """Make a text store of class vectors, or find it.
+    """Make a text store from class vectors, unless it exists.
 
     Parameters
     ----------
-    found : Foreign
-        Its features are the vectors of C classes: (C, D), (D, C), or (C, T, D) with T prompts per class, where NaN rows
-        fill up classes of fewer prompts. Of a square matrix the axis whose vectors are of one length holds the classes.
-    source : Source
-        Its `tower` is the store's text tower. Without a logit scale, the common length of the vectors is taken for it;
-        unit vectors need one.
+    found
+        Its features are the vectors of C classes: (C, D), (D, C), or (C, T, D) with T prompts per class, padded with
+        NaN. If the matrix is square, the class vectors are along the axis on which all have the same length.
+    source
+        Its `tower` is the store's text tower. Without a logit scale, the common length of the vectors is used as such;
+        unit vectors require one.
     name : name of the store in listings
-    classnames : sequence of C str, optional
-        By default those in `found`.
+    classnames : C class names; default: those in `found`
 
     Raises
     ------
     DatasetError
-        No class names, a shape that does not fit them, NaN or infinite vectors, vectors of length 0, no logit scale.
+        No class names, a shape that does not match them, NaN or infinite vectors, zero vectors, no logit scale.
     """
     names = tuple(classnames or found.classnames or ())
     if not names:
-        raise DatasetError("class vectors without class names; name a file of them, one per line, with --classes")
+        raise DatasetError("class vectors without class names; give a file, one name per line, with --classes")
     raw = _by_class(found.features, len(names))
     counts, lengths = _counts(raw), np.linalg.norm(raw, axis=2)
     if not np.nanmin(lengths):
-        raise DatasetError("a class vector has length 0; leave its class out of the matrix and of the class names")
+        raise DatasetError("a class vector has length 0; remove its class from the matrix and the class names")
     scale = _scale(lengths, source.logit_scale)
     job = _TextImport(raw / lengths[:, :, None], counts, names, source, scale, name, resolve_root(root))
     return job.result().store
@@ -84,8 +83,8 @@ def _columns_are_classes(square: Array) -> bool:
     rows, columns = (_of_one_length(np.linalg.norm(square.astype(np.float64), axis=axis)) for axis in (1, 0))
     if rows == columns:
         raise DatasetError(
-            f"class vectors have shape {square.shape}: rows and columns fit the class names alike; expected vectors of "
-            "one length along one axis: normalise each class's vector"
+            f"class vectors have shape {square.shape}: both rows and columns match the class names; expected vectors "
+            "of equal length along one axis: normalise the class vectors"
         )
     return columns
 
@@ -95,12 +94,12 @@ def _of_one_length(lengths: npt.NDArray[np.floating]) -> bool:
 
 
 def _counts(raw: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Prompts of each class: those before the NaN that fill its row up."""
+    """Number of prompts per class, before the NaN padding."""
     there = np.isfinite(raw).all(axis=2)
     counts: npt.NDArray[np.int64] = there.sum(axis=1)
     padded = np.isnan(raw).all(axis=2) == ~there
     if not counts.all() or not padded.all() or not (there == (np.arange(raw.shape[1]) < counts[:, None])).all():
-        raise DatasetError("class vectors hold NaN or infinite values; expected a finite vector for each class")
+        raise DatasetError("class vectors contain NaN or infinite values; expected finite vectors")
     return counts
 
 
@@ -112,7 +111,7 @@ def _scale(lengths: npt.NDArray[np.float32], given: float | None) -> float:
         return given
     if not _of_one_length(lengths) or abs(common - 1) <= EQUAL:
         what = "vectors of length 1" if abs(common - 1) <= EQUAL else "vectors of different lengths"
-        raise DatasetError(f"{what}, and no logit scale: name the model's with --logit-scale, such as 100 for CLIP")
+        raise DatasetError(f"{what}, and no logit scale: give the model's with --logit-scale, such as 100 for CLIP")
     return common
 
 

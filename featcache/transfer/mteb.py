@@ -1,7 +1,7 @@
 """A cache back end for mteb's `CachedEmbeddingWrapper`: embeddings in safetensors files with checksums.
 
-Each `FeatureCache.save` writes what is new to one file, atomically; several processes may share a folder, and a run
-that was killed loses only what it had not saved.
+Each `FeatureCache.save` writes the new embeddings to one file, atomically. Several processes may share a folder, and a
+killed run loses only what it had not saved.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ ENDING = ".safetensors"
 
 
 class FeatureCache:
-    """Embeddings by the content of what was embedded; see mteb's ``CacheBackendProtocol``.
+    """Embeddings by the content of the embedded items; implements mteb's ``CacheBackendProtocol``.
 
     Parameters
     ----------
-    directory : folder of the files; mteb gives one per task and kind of prompt
+    directory : folder of the files; mteb uses one per task and prompt type
 
     Examples
     --------
@@ -37,7 +37,7 @@ class FeatureCache:
         self._new: list[str] = []
 
     def add(self, item: Sequence[Mapping[str, object]], vectors: npt.ArrayLike) -> None:
-        """Remember the vectors (n, D) of n items."""
+        """Add the vectors (n, D) of n items."""
         for one, vector in zip(item, np.asarray(vectors), strict=True):
             key = _key(one)
             if key not in self._vectors:
@@ -45,14 +45,14 @@ class FeatureCache:
             self._vectors[key] = vector
 
     def get_vector(self, item: Mapping[str, object]) -> Vector | None:
-        """The vector (D,) of an item; None if it is not known."""
+        """The vector (D,) of an item; None if it is not cached."""
         return self._vectors.get(_key(item))
 
     def __contains__(self, item: Mapping[str, object]) -> bool:
         return _key(item) in self._vectors
 
     def save(self) -> None:
-        """Write what was added since the last time to a file of its own."""
+        """Write vectors added since the last call to a new file."""
         from safetensors.numpy import save_file
 
         if not self._new:
@@ -66,7 +66,7 @@ class FeatureCache:
         self._new.clear()
 
     def load(self) -> None:
-        """Read what was saved, by this process or others.
+        """Read all saved vectors, including those of other processes.
 
         Raises
         ------
@@ -82,13 +82,13 @@ class FeatureCache:
                 self._vectors.setdefault(key.tobytes().hex(), vector)
 
     def close(self) -> None:
-        """Save, and forget."""
+        """Save, and clear the cache in memory."""
         self.save()
         self._vectors.clear()
 
 
 def _key(item: Mapping[str, object]) -> str:
-    """Mteb's own hash of an item's content, as hexadecimal digits."""
+    """sha256 in hexadecimal of mteb's own hash of an item's content."""
     try:
         from mteb._content_hashes import hash_item
     except ImportError as error:

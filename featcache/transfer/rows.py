@@ -1,4 +1,4 @@
-"""The valid rows of a store, as the formats write them."""
+"""The valid rows of a store as blocks and Arrow tables, for the export formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = 16_384
 CLASSNAMES = b"featcache.classnames"
-"""Key of the class names, as JSON, in the metadata of Arrow schemas."""
+"""Metadata key of Arrow schemas under which class names are stored as JSON."""
 Block = tuple[Array, npt.NDArray[np.integer], list[str]]
 
 
@@ -64,7 +64,7 @@ def table_blocks(store: ImageStore, dtype: np.dtype, *, features: bool = True) -
 
 
 def table_of(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> pa.Table:
-    """All of `table_blocks` in one table."""
+    """All of `table_blocks` as one table."""
     import pyarrow as pa
 
     return pa.concat_tables(
@@ -73,11 +73,11 @@ def table_of(store: ImageStore, dtype: np.dtype, *, features: bool = True) -> pa
 
 
 def text_lines(lines: Iterable[str]) -> bytes:
-    """One entry per line; MismatchError for an entry that holds a line break itself."""
+    """One entry per line; MismatchError if an entry contains a line break."""
     found = list(lines)
     if odd := next((line for line in found if "\n" in line or "\r" in line), None):
         raise MismatchError(
-            f"{odd!r} holds a line break, and this format keeps ids and class names in lines of text; export to npz or "
+            f"{odd!r} contains a line break, but this format stores one id or class name per line; export to npz or "
             "parquet"
         )
     return "".join(f"{line}\n" for line in found).encode()

@@ -1,1 +1,1 @@
-"""Folders of features as other programs lay them out: one module each, named in `featcache.transfer.formats`."""
+"""Folder formats of other programs, one module each; see `featcache.transfer.formats`."""

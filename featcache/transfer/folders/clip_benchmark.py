@@ -1,8 +1,7 @@
 """CLIP_benchmark's feature folders: ``features_SPLIT.pt`` (N, D) and ``targets_SPLIT.pt`` (N,).
 
-Class names lie in ``classes.txt`` beside them, which that program does not read.
-
-Splits are written into one folder after each other, as its linear probe keeps ``train``, ``val`` and ``test``.
+All splits go into one folder, as for CLIP_benchmark's linear probe (``train``, ``val`` and ``test``). Class names are
+added in ``classes.txt``, which CLIP_benchmark does not read.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """clip-retrieval's folders: ``img_emb/img_emb_0.npy``, ... (n, D), and ``metadata/metadata_0.parquet``, ...
 
-The metadata have ``image_path``, the ids, and here also ``label`` and ``class`` (of multi-label stores ``labels``);
-clip-retrieval itself knows no labels, so that its own folders want ``--labels``.
+The metadata contain the ids as ``image_path``, and here also ``label`` and ``class`` (multi-label: ``labels``).
+clip-retrieval itself has no labels, so importing its own folders requires ``--labels``.
 """
 
 import json
@@ -21,13 +21,13 @@ PARTITION = re.compile(r"img_emb_(\d+)\.npy")
 
 
 def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
-    """See `featcache.transfer.formats.FolderFormat`: one partition, and none of an earlier export beside it."""
+    """See `featcache.transfer.formats.FolderFormat`: a single partition; refuses a folder with others."""
     from pyarrow import parquet
 
     others = [file.name for file in folder.glob("img_emb/*.npy") if file.name != "img_emb_0.npy"]
     if others:
         raise DatasetError(
-            f"{folder}: holds {others[0]} of another export, which would be read with this one; name a new folder"
+            f"{folder}: contains {others[0]} of another export, which would be read with this one; name a new folder"
         )
     for part in ("img_emb", "metadata"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
 
 
 def read(folder: Path, split: str) -> Foreign | None:
-    """See `featcache.transfer.formats.FolderFormat`: all partitions, in the order of their numbers."""
+    """See `featcache.transfer.formats.FolderFormat`: all partitions, in numerical order."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -1,6 +1,6 @@
 """Hugging Face data sets on disk (``datasets.load_from_disk``): ``id``, ``label`` (a ClassLabel) and ``features``.
 
-Where class names repeat, as two of ImageNet's do, ``label`` is a number and ``class`` the name.
+If class names are not unique (as in ImageNet), ``label`` is a number and ``class`` the name.
 """
 
 import json
@@ -25,14 +25,14 @@ def write(store: ImageStore, folder: Path, dtype: np.dtype) -> None:
         raise DatasetError(EXTRA) from error
     table = table_of(store, dtype)
     found = datasets.Dataset(table.replace_schema_metadata(None))
-    if not store.multilabel and len(set(store.classnames)) == len(store.classnames):  # as a ClassLabel wants them
+    if not store.multilabel and len(set(store.classnames)) == len(store.classnames):  # ClassLabel requires unique names
         found = found.remove_columns("class").cast_column("label", datasets.ClassLabel(names=list(store.classnames)))
     found.info.description = json.dumps({CLASSNAMES.decode(): list(store.classnames)})
     found.save_to_disk(str(folder))
 
 
 def read(folder: Path, split: str) -> Foreign | None:
-    """See `featcache.transfer.formats.FolderFormat`; of a DatasetDict, the split."""
+    """See `featcache.transfer.formats.FolderFormat`; for a DatasetDict, the split."""
     if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return None
     check_files(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""Lance data sets (``pylance``): columns ``id``, ``label``, ``class``, and ``features``, a vector column."""
+"""Lance data sets (``pylance``): columns ``id``, ``label``, ``class``, and the vector column ``features``."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Tip-Adapter's cache: ``keys_16shots.pt`` (D, N), ``values_16shots.pt`` (N, C), one-hot; ``test_f.pt``, ``test_l.pt``.
 
-The training split is that of the keys; where there are several, ``--split 16shots`` names one.
+The keys are the training split; if there are several, ``--split 16shots`` selects one.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ def read(folder: Path, split: str) -> Foreign | None:
         return None
     if len(keys) > 1:
         names = ", ".join(file.stem.removeprefix("keys_") for file in keys)
-        raise DatasetError(f"{folder}: keys of {names}; name one with --split")
+        raise DatasetError(f"{folder}: keys of {names}; choose one with --split")
     found, hot = read_file(keys[0]), read_array(keys[0].with_name(keys[0].name.replace("keys", "values", 1)))
     if found.features.ndim != 2 or hot.ndim != 2 or len(hot) != found.features.shape[1]:
         raise DatasetError(

@@ -54,7 +54,7 @@ def test_damage_is_noticed_and_other_targets_are_refused(tmp_path: Path) -> None
     store = made(tmp_path)
     with pytest.raises(LabelsChangedError, match="1 of 4 labels differ"):
         made(tmp_path, np.where(np.arange(4)[:, None] == 2, 1, TARGETS))
-    with pytest.raises(LabelsChangedError, match="any number of labels per row, and these have one label per row"):
+    with pytest.raises(LabelsChangedError, match="any number of labels per row, these have one label per row"):
         made(tmp_path, np.array([0, 1, 2, 0]))
     changed = made(tmp_path, 1 - np.abs(TARGETS), update_labels=True)
     np.testing.assert_array_equal(changed.targets, 1 - np.abs(TARGETS))

@@ -104,7 +104,7 @@ def test_works_in_a_data_loader(store: ImageStore) -> None:
 def test_invalid_options_are_refused(store: ImageStore) -> None:
     with pytest.raises(FeatcacheError, match="batch_size is 0"):
         FeatureBatches(store, 0, torch.zeros(0))
-    with pytest.raises(FeatcacheError, match="features are floating"):
+    with pytest.raises(FeatcacheError, match="expected a floating-point tensor"):
         FeatureBatches(store, 1, torch.zeros(0, dtype=torch.int64))
 
 

@@ -51,7 +51,7 @@ def test_a_square_matrix_is_told_by_the_lengths_of_its_vectors(tmp_path: Path) -
     square /= np.linalg.norm(square, axis=1, keepdims=True)
     for lie in (square, square.T):
         np.testing.assert_allclose(imported(tmp_path, lie).cls, square, atol=1e-6)
-    with pytest.raises(DatasetError, match="rows and columns fit the class names alike"):
+    with pytest.raises(DatasetError, match="rows and columns match the class names"):
         imported(tmp_path, np.linalg.qr(square)[0])
 
 

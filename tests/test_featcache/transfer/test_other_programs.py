@@ -100,7 +100,7 @@ def test_a_folder_that_holds_another_export_is_left_alone(store: ImageStore, tmp
     folder = tmp_path / "out"
     (folder / "img_emb").mkdir(parents=True)
     np.save(folder / "img_emb" / "img_emb_1.npy", np.zeros((2, 3)))
-    with pytest.raises(FeatcacheError, match=r"holds img_emb_1\.npy of another export.*name a new folder"):
+    with pytest.raises(FeatcacheError, match=r"contains img_emb_1\.npy of another export.*name a new folder"):
         export(store, folder, "clip-retrieval")
     assert [file.name for file in folder.rglob("*.npy")] == ["img_emb_1.npy"]
 
@@ -241,5 +241,5 @@ def test_tip_adapters_cache_is_read_as_it_lies(tmp_path: Path) -> None:
     with pytest.raises(FeatcacheError, match="its values are not one-hot"):
         read_foreign(tmp_path, "train")
     (tmp_path / "keys_4shots.pt").touch()
-    with pytest.raises(FeatcacheError, match="keys of 2shots, 4shots; name one with --split"):
+    with pytest.raises(FeatcacheError, match="keys of 2shots, 4shots; choose one with --split"):
         read_foreign(tmp_path, "train")

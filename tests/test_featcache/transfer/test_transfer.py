@@ -92,7 +92,7 @@ def test_classes_without_rows_are_said_where_a_format_cannot_name_them(tmp_path:
     """One in the middle, and one at the end; parquet and npz keep them."""
     rows = Foreign(features(), LABELS * 2, None, ["a", "b", "c", "d", "e", "f"])
     store = import_features(rows, Source("m"), name="x", root=tmp_path / "cache")
-    with pytest.warns(FeatcacheWarning, match=r"3 of 6 classes have no row.*\(b, d, f\); import it with --classes"):
+    with pytest.warns(FeatcacheWarning, match=r"3 of 6 classes have no rows.*\(b, d, f\); import it with --classes"):
         target = export(store, tmp_path / "x.csv")
     again = import_features(
         read_foreign(target), Source("m"), name="y", classnames=list("abcdef"), root=tmp_path / "cache"
@@ -115,14 +115,14 @@ def test_line_breaks_are_refused_where_they_cannot_be_kept(tmp_path: Path, kind:
     other = import_features(broken, Source("m"), name="y", root=tmp_path / "cache")
     (tmp_path / "kept").mkdir()
     for target in ("new/deep/er", "kept"):
-        with pytest.raises(MismatchError, match=r"'b\\nc' holds a line break.*export to npz or parquet"):
+        with pytest.raises(MismatchError, match=r"'b\\nc' contains a line break.*export to npz or parquet"):
             export(other, tmp_path / target, kind)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "good", "kept"]
 
 
 def test_a_failed_export_to_a_file_leaves_no_folder(store: ImageStore, tmp_path: Path) -> None:
     unknown = import_features(Foreign(unit(features()), LABELS), Source("m"), name="x", root=tmp_path / "cache")
-    with pytest.raises(MismatchError, match="lengths before normalisation are not known"):
+    with pytest.raises(MismatchError, match="lengths before normalisation are unknown"):
         export(unknown, tmp_path / "a" / "b" / "x.txt", "fe")
     assert not (tmp_path / "a").exists()
 
@@ -228,7 +228,7 @@ def test_labels_may_be_class_names(tmp_path: Path) -> None:
 
 def test_labels_that_are_names_of_several_classes_are_refused(tmp_path: Path) -> None:
     texts = np.array(["dog", "cat", "emu"])[LABELS]
-    with pytest.raises(DatasetError, match="labels 'dog' are names of several classes each; give class indices"):
+    with pytest.raises(DatasetError, match="labels 'dog' are names of several classes each; use class indices"):
         bring(tmp_path, texts, classnames=["emu", "dog", "cat", "dog"])
     found = bring(tmp_path, texts, classnames=["emu", "dog", "cat", "yak", "yak"])
     assert set(found.labels.tolist()) == {0, 1, 2}
@@ -248,7 +248,7 @@ def test_rows_of_zeros_are_told(tmp_path: Path) -> None:
     given = features()
     given[[1, 3]] = 0
     found = Foreign(given, LABELS, classnames=list(CLASSES))
-    with pytest.warns(FeatcacheWarning, match="2 rows of zeros, first row 1, have no direction and stay zero"):
+    with pytest.warns(FeatcacheWarning, match="2 rows of zeros, first row 1, cannot be normalised and stay zero"):
         store = import_features(found, Source("m"), name="pets", root=tmp_path)
     assert np.linalg.norm(store.features[:4].astype(float), axis=1).round(2).tolist() == [1, 0, 1, 0]
 
@@ -261,7 +261,7 @@ def test_labels_that_start_at_one_are_told(tmp_path: Path) -> None:
 def test_changed_labels_are_replaced_only_on_request(tmp_path: Path) -> None:
     store, shifted = bring(tmp_path), (LABELS + 1) % 3
     before = {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")}
-    with pytest.raises(LabelsChangedError, match=r"pets/train@m holds .*30 of 30 labels differ.*--update-labels"):
+    with pytest.raises(LabelsChangedError, match=r"pets/train@m already holds .*30 of 30 labels differ.*--update-labels"):
         bring(tmp_path, shifted)
     with pytest.raises(LabelsChangedError, match=r"class names differ \('cat' there, 'cow' now\)"):
         bring(tmp_path, classnames=("ant", "bee", "cow"))
@@ -288,7 +288,7 @@ def test_an_import_with_other_labels_exits_with_5(tmp_path: Path, capsys: pytest
     assert main(command) == main(command) == 0
     np.savez(tmp_path / "a.npz", features=features(), labels=LABELS[::-1])
     assert main(command) == 5
-    assert "LabelsChangedError: x/train@m holds these features already" in capsys.readouterr().err
+    assert "LabelsChangedError: x/train@m already holds these features" in capsys.readouterr().err
     assert main([*command, "--update-labels"]) == 0
     assert find_store("x/train", tmp_path / "c").labels.tolist() == LABELS[::-1].tolist()
 
@@ -296,7 +296,7 @@ def test_an_import_with_other_labels_exits_with_5(tmp_path: Path, capsys: pytest
 BAD = {
     "no labels found": Foreign(features()),
     "labels are int64": Foreign(features(), LABELS[:-1]),
-    "whole numbers": Foreign(features(), LABELS + 0.5),
+    "30 integers": Foreign(features(), LABELS + 0.5),
     "expected \\(N, D\\)": Foreign(features()[0], LABELS),
     "first row 4": Foreign(np.where(np.arange(N)[:, None] == 4, np.nan, features()), LABELS),
     "out of range": Foreign(features(), LABELS - 1),
@@ -331,7 +331,7 @@ def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK no zip")
     np.savez(tmp_path / "b.npz", other=LABELS)
     cases = {"a.npz": "cannot be read", "b.npz": "holds 'other'; expected one of features", "c.npy": "no such file"}
-    for name, message in (cases | {"d.xls": "unknown kind", "": "no features in it"}).items():
+    for name, message in (cases | {"d.xls": "unknown kind", "": "contains no features"}).items():
         with pytest.raises(DatasetError, match=message):
             read_foreign(tmp_path / name)
     with pytest.raises(DatasetError, match="expected labels in a"):
@@ -379,12 +379,12 @@ def test_ids_of_whole_numbers_are_texts_and_others_are_refused(tmp_path: Path) -
     assert list(made.ids) == ["7", "3"]
     for odd in (pa.array([7, None]), pa.array([{"a": 1}, {"a": 2}]), pa.array([True, False])):
         parquet.write_table(pa.table(columns | {"id": odd}), tmp_path / "x.parquet")
-        with pytest.raises(DatasetError, match=r"x.parquet: row [01]: id .*; expected a text or a whole number"):
+        with pytest.raises(DatasetError, match=r"x.parquet: row [01]: id .*; expected text or an integer"):
             read_foreign(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize("names", [[1, "a"], [["a"], []], {"a": 1, "b": 2}, "ab"])
 def test_class_names_that_are_no_texts_are_refused(tmp_path: Path, names: Any) -> None:
     found = Foreign(np.eye(2), np.arange(2), classnames=names)
-    with pytest.raises(DatasetError, match=r"class names are .*expected texts"):
+    with pytest.raises(DatasetError, match=r"class names are .*expected a list of texts"):
         import_features(found, Source("m"), name="n", root=tmp_path)
