@@ -230,7 +230,7 @@ def _made(
     keys: Mapping[str, str | None],
     votes: Float | None,
 ) -> LinearHead:
-    """The sum of the members, whose `weights` (C, D) are on the same features; `votes` weight the members that fill in a missing class."""
+    """The weighted sum of members with `weights` (C, D) on the same features; see `known_by_others` for `votes`."""
     pairs = zip(weights, members, strict=True)
     tables = [np.column_stack([rows, head.bias]).astype(np.float64) for rows, head in pairs]
     absent = absences(members)

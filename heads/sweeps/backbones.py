@@ -1,4 +1,5 @@
-"""Backbones x domains: one head under several models on every domain of a data set; what is missing is encoded."""
+"""A table of backbones by domains: one head with several encoders on every domain of a data set; missing stores are
+encoded."""
 
 from __future__ import annotations
 
@@ -27,22 +28,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BackbonePlan:
-    """What a table of backbones compares.
+    """The encoders, data sets and head of a table of backbones.
 
     Attributes
     ----------
-    head : a head of texts, such as ``zero_shot``, or with `train` one that is fitted on images
-    data : sources, each a table; a collection has a column per domain
-    models : names of models, a line each
-    split : of every domain
-    templates : template set or file; the class names are inserted as the folders are called
+    head : a head that needs only texts, such as ``zero_shot``, or with `train` one that is fitted on images
+    data : sources; each gets a table, with a column per domain of a collection
+    models : model names, one line each
+    split : split of every domain
+    templates : template set or file; class names are the names of the folders
     train : source and split of the training rows
-    parameters : of the head
+    parameters : parameters of the head
 
     Raises
     ------
     HeadError
-        For no data or no models, an unknown head or parameter, or training rows that are missing or too many.
+        For no data or no models, an unknown head or parameter, missing training rows, or training rows that the head
+        does not use.
     """
 
     head: str
@@ -82,7 +84,7 @@ class BackboneTable:
     rows: list[Row]
 
     def values(self, metric: str = "top1") -> list[list[float]]:
-        """For each model the metric on every domain, then their unweighted mean where there are several."""
+        """The metric of each model on every domain, followed by the unweighted mean if there are several domains."""
         found = [[float(row[f"{name}:{metric}"]) for name in self.domains] for row in self.rows]
         return [[*line, sum(line) / len(line)] if len(line) > 1 else line for line in found]
 
@@ -104,20 +106,20 @@ def backbone_tables(
     done: Callable[[Row], None] = lambda row: None,
     say: Say = lambda line: None,
 ) -> list[BackboneTable]:
-    """Encode what is missing, fit and evaluate under every model; a table per source.
+    """Encode missing stores, fit and evaluate with every model; one table per source.
 
     Parameters
     ----------
     plan : BackbonePlan
-    load : encoder of a model's name
+    load : returns the encoder of a model name
     root, options, progress : as in `featcache.encode_dataset`
-    done : called with each row as soon as there is one
-    say : called with a line per model and source
+    done : called with each row as soon as it is computed
+    say : called with a line of text per model and source
 
     Raises
     ------
     DatasetError, EncoderError, HeadError, MismatchError
-        As data sets, encoders and heads do; what was encoded and reported before is kept.
+        From data sets, encoders and heads; stores and rows finished before are kept.
     """
     sources = [open_datasets(spec, plan.split) for spec in plan.data]
     train = None if plan.train is None else open_datasets(*plan.train)
@@ -150,7 +152,7 @@ Stores = Sequence[ImageStore]
 def _row(
     plan: BackbonePlan, encoder: Encoder, stores: Stores, names: Sequence[str], train: Stores, root: str | Path | None
 ) -> Row:
-    """The head under one model, evaluated on every domain."""
+    """Evaluate the head with one encoder on every domain."""
     if len(train) > 1:
         raise HeadError(f"--train names {len(train)} data sets ({', '.join(s.name for s in train)}); add ,domain=NAME")
     kind = head_class(plan.head)
@@ -165,7 +167,7 @@ def _row(
 
 
 def _title(spec: str, datasets: Sequence[Dataset]) -> str:
-    """What the names of the domains have in common, else the first one."""
+    """The common prefix of the domain names, or the source."""
     names = [dataset.name for dataset in datasets]
     if len(names) == 1:
         return names[0]

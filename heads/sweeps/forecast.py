@@ -1,4 +1,4 @@
-"""What a sweep would read, fit and write; nothing is written."""
+"""Forecast of a sweep: what it would read, fit and write, without writing anything."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from heads.sweeps.plan import SweepPlan
 from heads.sweeps.run import Open, PlannedJob, Stores, evaluated, known_jobs, planned_jobs, results_row
 
 MEASURED_ROWS = 256, 512
-"""About how many rows of each store the two measured fits of a head take."""
+"""Approximate rows per store in the two measured fits of a head."""
 HALF = 2
-"""Bytes of a stored number."""
+"""Bytes per stored number."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class SweepForecast:
     fits : int
         Jobs of the plan.
     done : int
-        Of these, jobs whose rows are in the results file.
+        Jobs whose rows are already in the results file.
     to_fit : dict of str to int
         Jobs to do, by head.
     bytes_to_read : int
-        Features of all stores that are needed, each counted once.
+        Features of all stores that are needed; each store counts once.
     rows_to_write, bytes_to_write : int
         Of the results file.
     seconds : float or None
-        By two fits of each head on some of the rows, made now; None if a head cannot be fitted on so few.
+        Estimated from two fits of each head on a few rows; None if a head cannot be fitted on so few.
     """
 
     fits: int
@@ -61,9 +61,9 @@ class SweepForecast:
 
 
 def forecast_sweep(plan: SweepPlan, open_store: Open, results: str | Path) -> SweepForecast:
-    """Forecast `heads.sweeps.run.run_sweep`: fits, bytes, and the time by small fits that are thrown away.
+    """Forecast `heads.sweeps.run.run_sweep`: fits, bytes, and seconds, estimated from small fits.
 
-    The time of a fit is taken to be a constant plus a multiple of the rows that it reads.
+    The time of a fit is modelled as a constant plus a multiple of the number of rows.
 
     Raises
     ------
@@ -104,10 +104,10 @@ class _Cost:
 
 
 def _cost(planned: PlannedJob, plan: SweepPlan) -> _Cost | None:
-    """By a fit that is not timed, and two that are, on more rows each time."""
+    """Estimated from a warm-up fit and two timed fits of different sizes."""
     found, rows = [], list[Json]()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the small sample, such as classes without rows
+        warnings.simplefilter("ignore")  # the small sample may lack classes
         for size in (MEASURED_ROWS[0], *MEASURED_ROWS):
             small = replace(planned, stores=_sample(planned.stores, size, plan))
             job = replace(planned.job, shots=None)
@@ -130,7 +130,7 @@ def _sample(stores: Stores, size: int, plan: SweepPlan) -> Stores:
 
 
 def _some(store: FeatureTable, size: int) -> FeatureTable:
-    """About so many valid rows of a store, of every class alike; of multi-label stores, evenly spaced."""
+    """About `size` valid rows of a store: equally many of every class, or evenly spaced rows of multi-label stores."""
     if store.groups is not None:  # stacked views stay together
         return store
     rows: NDArray[np.int64]

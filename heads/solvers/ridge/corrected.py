@@ -5,12 +5,12 @@ With h leverages, e squared residuals, r = e / (1 - h)² and g = 1 / (1 - h)² -
     Σ r = Σ e + Σ e g = E (1 + G) + Σ (e - mean e) g,        E = Σ e,    G = mean of g.
 
 With many more rows than features, leverages are small, and so is g: about 2 h, of which the mean is D / n. E follows
-from the moments in float64. So does the sum of the leverages, the trace of ``S (S + alpha I)⁻¹``, which leaves of G
-only the small ``g - 2 h``. The rows are needed for that and for the covariance of e and g alone; and errors of e and g
-that do not depend on each other vanish from it. Relative errors of 1e-3 in e and h become some 1e-6 in the sum.
+from the moments in float64, and so does the sum of the leverages, the trace of ``S (S + alpha I)⁻¹``: of G only the
+small ``g - 2 h`` remains. The rows are needed only for that and for the covariance of e and g, in which independent
+errors of e and g average out. Relative errors of 1e-3 in e and h become about 1e-6 in the sum.
 
-The same two sums, which are known exactly, say how good the products were. Where they disagree by more than
-`_MISMATCH`, or the covariance is not small, `mean_errors` gives None, and float32 has to do it.
+The two exact sums also measure the error of the products. If they disagree by more than `_MISMATCH`, or the covariance
+is not small, `mean_errors` returns None, and the caller repeats the pass in float32.
 """
 
 from __future__ import annotations
