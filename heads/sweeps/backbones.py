@@ -1,5 +1,6 @@
 """A table of backbones by domains: one head with several encoders on every domain of a data set; missing stores are
-encoded."""
+encoded.
+"""
 
 from __future__ import annotations
 
