@@ -40,10 +40,10 @@ def warn_at_edge(
     beside = losses[1] if best == 0 else losses[-2]
     if losses[best] < (1 - _GAIN) * beside:
         what = f"{name} = {float(values[best]):.6g} is the end of its path, and the best may lie beyond it"
-        warnings.warn(f"{what}; give further values", UserWarning, stacklevel=_callers_level())
+        warnings.warn(f"{what}; give further values", UserWarning, stacklevel=callers_level())
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """The `stacklevel` of the first caller outside of the packages, whose line a warning should name."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("heads", "featcache", "ft"):

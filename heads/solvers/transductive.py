@@ -21,6 +21,7 @@ _SHARPNESS = 50.0  # TransCLIP's weight of assignments in its objective, and of 
 _CONFIDENT = 8  # rows from which a class begins
 _INNER = 5
 _CONCENTRATED = 1e6  # largest sum of a Dirichlet's parameters: of one row the likelihood grows without end
+_SETTLED = 1e-11  # of the squared parameters: a squared change that ends the iteration of `dirichlet_mm`
 _LEAST = 1e-8  # smallest of a Dirichlet's parameters
 _TINY = 1e-15  # added to probabilities before their logarithm
 
@@ -88,7 +89,7 @@ def gaussian_assignments(
     return np.asarray(logits)
 
 
-def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 20) -> Float:
+def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 20, mm_steps: int | None = None) -> Float:
     """EM-Dirichlet: log-probabilities (N, C) from a Dirichlet per class over the zero-shot probabilities.
 
     Rounds of: the maximum-likelihood Dirichlet of each class, weighted by assignments; class shares pi; and
@@ -98,6 +99,7 @@ def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 20) -> F
     ----------
     base : (N, C) log-probabilities of the zero-shot head
     balance : weight of the class shares, which empties small classes
+    mm_steps : steps of `dirichlet_mm` per round; None for the maximum itself
     """
     logs = np.log(np.exp(base) + _TINY)
     z, alpha, logits = np.exp(base), np.ones((base.shape[1], base.shape[1])), base
@@ -105,7 +107,10 @@ def dirichlet_assignments(base: Float, *, balance: float, rounds: int = 20) -> F
         mass = z.sum(axis=0)
         filled = mass > _TINY
         wanted = (z.T @ logs)[filled] / mass[filled, None]
-        alpha[filled] = dirichlet_maximum(wanted, alpha[filled])
+        if mm_steps is None:
+            alpha[filled] = dirichlet_maximum(wanted, alpha[filled])
+        else:
+            alpha[filled] = dirichlet_mm(wanted, alpha[filled], mm_steps)
         shares = np.log(mass / len(z) + _TINY) + 1.0
         density = gammaln(alpha.sum(axis=1)) - gammaln(alpha).sum(axis=1) + logs @ (alpha - 1.0).T
         logits = log_softmax(density + balance * shares, axis=1)
@@ -169,6 +174,38 @@ def dirichlet_maximum(means: Float, start: Float, tol: float = 1e-10, max_iter: 
         if not len(open_rows):
             break
     return found
+
+
+def dirichlet_mm(means: Float, start: Float, steps: int) -> Float:
+    """Parameters (C, K) of Dirichlets after up to `steps` of EM-Dirichlet's minorise-maximise iteration.
+
+    From parameters a, each step maximises a lower bound of the likelihood that touches it at a: ``lnGamma(sum x)`` is
+    replaced by its tangent, and ``lnGamma(x + 1)`` by a parabola of curvature ``c = 2 (psi(a + 1) a - lnGamma(a + 1)) /
+    a²``. The maximum is the positive root of ``c x² + (psi(a + 1) - psi(sum a) - means - c a) x - 1``. As in the
+    authors' code the iteration ends early if at a fiftieth step the squared change is below 1e-11 of the squared
+    parameters.
+
+    Examples
+    --------
+    >>> truth = np.array([[2.0, 5.0, 0.5]])
+    >>> means = digamma(truth) - digamma(truth.sum())
+    >>> dirichlet_mm(means, np.ones((1, 3)), 10_000).round(3).tolist()
+    [[2.0, 5.0, 0.5]]
+    """
+    alpha = start
+    for step in range(steps):
+        slope = digamma(alpha + 1.0)
+        curvature = np.full_like(alpha, math.pi**2 / 6)  # in the limit of 0
+        np.divide(2 * (slope * alpha - gammaln(alpha + 1.0)), alpha**2, out=curvature, where=alpha > _LEAST)
+        linear = slope - digamma(alpha.sum(axis=1, keepdims=True)) - means - curvature * alpha
+        root = np.sqrt(linear**2 + 4 * curvature)
+        # Of the two forms of the root, the one without a difference of nearly equal numbers.
+        moved = np.where(linear > 0, 2 / (linear + root), (root - linear) / (2 * curvature))
+        settled = step and step % 50 == 0 and np.square(moved - alpha).sum() < _SETTLED * np.square(alpha).sum()
+        alpha = moved
+        if settled:
+            break
+    return alpha
 
 
 def propagated(seeds: Float, graph: csr_array, alpha: float) -> Float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import MAX_DECAY, MAX_RATE, Count, NotNegative, Range
 from heads.estimators.base import LOSSES, LinearClassifier, Loss, RowsClassifier, check_metric
 from heads.estimators.few_shot.base import validation_folds
@@ -23,6 +24,7 @@ from heads.fitted.linear import LinearHead
 from heads.kernels.tally import row_stats
 from heads.rows.device import device_rows
 from heads.rows.samples import Samples, finite_blocks, gathered
+from heads.solvers.edges import callers_level
 from heads.solvers.schedule import wise_ft_schedule
 
 Float = NDArray[np.float64]
@@ -38,6 +40,8 @@ WARMUP = 500
 MAX_EPOCHS = 10**6
 EPOCHS, UPDATES = 10, 300
 """The fewest passes and updates where the user gives no number."""
+SHORT, NEAR_CHANCE = 0.3, 0.9
+"""Length of rows below which a loss of nearly that of chance gets a warning."""
 
 
 class ProbeOptions(Shared, total=False):
@@ -180,6 +184,8 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         best, how = self._choice(bank, start, rows, None if validation is None else _tensors(validation))
         self._path = bank._replace(**dict(zip(("weights", "bias"), self._folded(*bank[:2]), strict=True)))
         (self.lr_, self.weight_decay_), self.losses_ = self._grid[best], bank.losses[best]
+        if start is None:
+            _warn_of_short(rows, float(self.losses_[-1]), self.name)
         self.coef_, self.intercept_, self.temperature_ = self._path.weights[best], self._path.bias[best], 1.0
         given = {name: value for name, value in self.get_params(deep=False).items() if name != "standardise"}
         params = given | {"prior": prior_record(prior), "lr": self.lr_, "weight_decay": self.weight_decay_}
@@ -286,6 +292,21 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         for epoch in range(epochs):
             order = np.random.default_rng([int(self.seed), epoch]).permutation(n)
             yield from np.split(order, range(int(self.batch_size), n, int(self.batch_size)))
+
+
+def _warn_of_short(rows: _Rows, loss: float, name: str) -> None:
+    """Warn of short rows where training from zeros has hardly lowered the loss."""
+    shares = torch.bincount(rows[1]).double() / len(rows[1])
+    chance = float(torch.special.entr(shares).sum())
+    length = float(rows[0].double().square().sum(dim=1).mean().sqrt()) if loss > NEAR_CHANCE * chance else 1.0
+    if length < SHORT:
+        warnings.warn(
+            f"{name}: the loss is {loss:.3g} after training, where chance has {chance:.3g}: the rows have length "
+            f"{length:.2g} (root mean square), and the learning rates are for length 1; scale the rows to it, or set "
+            "standardise=True",
+            FeatcacheWarning,
+            stacklevel=callers_level(),
+        )
 
 
 def _tensors(samples: Samples) -> _Rows:

@@ -39,6 +39,10 @@ class EMDirichlet(TransductiveClassifier):
     match
         Give the clusters that were found the classes to which their zero-shot probabilities fit best together, one
         class each, as the authors do; False leaves cluster c class c, where it began.
+    mm_steps
+        None: each round finds the Dirichlets of largest likelihood. A number: so many steps of the authors' iteration
+        towards them, which is slow to arrive, so that a small number acts as a regularisation. Their code takes up to
+        1,000.
 
     Attributes
     ----------
@@ -72,17 +76,21 @@ class EMDirichlet(TransductiveClassifier):
         rounds: Count = 20,
         scale: Rate | None = 30.0,
         match: bool = True,
+        mm_steps: Count | None = None,
     ) -> None:
         self.balance = balance
         self.rounds = rounds
         self.scale = scale
         self.match = match
+        self.mm_steps = mm_steps
 
     def _check_parameters(self) -> None:
         if self.rounds < 1 or not (self.balance is None or self.balance >= 0):
             raise HeadError(
                 f"got rounds={self.rounds} and balance={self.balance!r}; expected rounds from 1, and a balance from 0"
             )
+        if self.mm_steps is not None and self.mm_steps < 1:
+            raise HeadError(f"mm_steps is {self.mm_steps!r}, expected a number from 1, or None for the exact maximum")
         if self.scale is not None and not 0 < self.scale <= MAX_RATE:
             raise HeadError(f"scale is {self.scale!r}, expected a positive number up to {MAX_RATE:g}, or None")
 
@@ -114,5 +122,6 @@ class EMDirichlet(TransductiveClassifier):
                 stacklevel=3,
             )
         balance = base.shape[1] // 5 if self.balance is None else float(self.balance)
-        found = dirichlet_assignments(base, balance=balance, rounds=int(self.rounds))
+        steps = None if self.mm_steps is None else int(self.mm_steps)
+        found = dirichlet_assignments(base, balance=balance, rounds=int(self.rounds), mm_steps=steps)
         return matched_classes(found, base) if self.match else found

@@ -1,13 +1,14 @@
 """Banks of trained probes: each probe is what plain torch makes of it alone; the cosine head's formula."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from featcache.errors import HeadError
+from featcache.errors import FeatcacheWarning, HeadError
 from heads import HEADS, AdamW, LinearHead
 from heads.estimators.catalogue import make_head
 
@@ -145,3 +146,14 @@ def test_sgd_makes_enough_updates_of_few_rows() -> None:
     settings = {"epochs": 150, "batch_size": 128, "seed": 0}
     layer = alone(X, y, torch.optim.SGD, 1.0 * 128 / 256, settings, momentum=0.9)
     np.testing.assert_allclose(few.coef_, layer.weight.detach().numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW, Cosine])
+def test_rows_too_short_for_the_learning_rates_get_a_warning(kind: Any) -> None:
+    X, y = rows()
+    with pytest.warns(FeatcacheWarning, match=r"length 0.0001 .*standardise=True"):
+        kind(epochs=5).fit(1e-4 * X, y)
+    noise = np.random.default_rng(0).permutation(y)  # not learnt either, but not for the rows' length
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kind(epochs=5).fit(X, y), kind(epochs=5, standardise=True).fit(1e-4 * X, y), kind(epochs=2).fit(X, noise)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import digamma
+from scipy.optimize import minimize_scalar
+from scipy.special import digamma, gammaln
 from scipy.stats import dirichlet
 from sklearn.semi_supervised import LabelSpreading
 
@@ -92,6 +93,37 @@ def test_em_dirichlet_maximises_each_class_likelihood(images: Any, texts: Any) -
     density = np.array([[dirichlet(a).logpdf(p / p.sum()) for a in alpha] for p in zero_shot + 1e-15])
     wanted = softmax(density + 2 * np.log(zero_shot.mean(axis=0)))
     np.testing.assert_allclose(head.predict_proba(store), wanted, atol=1e-4)
+
+
+def test_each_mm_step_is_the_maximum_of_a_function_below_the_likelihood() -> None:
+    """By hand for each coordinate, with scipy's search for the maximum; many steps reach the exact one."""
+    rng = np.random.default_rng(2)
+    means, start = np.log(rng.dirichlet(np.ones(4), 3) / 2), rng.uniform(0.01, 3, (3, 4))
+    found = heads.solvers.transductive.dirichlet_mm(means, start, 1)
+    for c in range(3):
+        tangent = digamma(start[c].sum())
+        for k in range(4):
+            a, m = start[c, k], means[c, k]
+            curvature = 2 * (digamma(a + 1) * a - gammaln(a + 1)) / a**2
+
+            def minorant(x: float, a: float = a, m: float = m, c: float = curvature, t: float = tangent) -> float:
+                parabola = gammaln(a + 1) + digamma(a + 1) * (x - a) + c / 2 * (x - a) ** 2
+                return float(-(t * x + m * x - parabola + np.log(x)))
+
+            best = minimize_scalar(minorant, bounds=(1e-9, 20), method="bounded", options={"xatol": 1e-10}).x
+            assert found[c, k] == pytest.approx(best, rel=1e-5)
+    exact = heads.solvers.transductive.dirichlet_maximum(means, start)
+    np.testing.assert_allclose(heads.solvers.transductive.dirichlet_mm(means, start, 100_000), exact, rtol=1e-2)
+
+
+def test_em_dirichlet_takes_a_number_of_steps(images: Any, texts: Any) -> None:
+    _, _, store = material(images, texts)
+    exact, few, many = (EMDirichlet(mm_steps=n, rounds=1).fit(store, texts=texts()) for n in (None, 2, 20_000))
+    np.testing.assert_allclose(many.predict_proba(store), exact.predict_proba(store), atol=2e-2)
+    assert np.abs(few.predict_proba(store) - exact.predict_proba(store)).max() > 0.05
+    assert few.provenance_["params"]["mm_steps"] == 2
+    with pytest.raises(HeadError, match="mm_steps is 0"):
+        EMDirichlet(mm_steps=0).fit(store, texts=texts())
 
 
 def test_em_dirichlet_begins_at_the_published_scale_and_matches_clusters_with_classes(images: Any, texts: Any) -> None:
