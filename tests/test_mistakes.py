@@ -64,7 +64,7 @@ encode objectnet:nowhere | unknown source 'objectnet'; one of the sources arrays
 text | expected class names; --random M
 text digitz | class names 'digitz': no such file; imagenet
 text missing.txt | 'missing.txt': no such file; expected a file
-text empty.txt | empty.txt: contains no class names; write one per line
+text empty.txt | empty.txt: no class name in it; write one per line
 text digits --templates nosuch | templates 'nosuch'; the named sets are bare
 text digits --templates plain.txt | plain.txt:1: got 'a photo'; expected a text with {}
 text digits --prompts missing.json | missing.json: no such file
@@ -99,7 +99,7 @@ export digits/test out.xyz | cannot export to 'xyz'; expected one of
 export digits/test out --format xls | 'xls'; parquet
 export digits/test out --dtype int8 | 'int8'; float16
 export digits/test pictures/a/1.png/out.csv | pictures/a/1.png; check the path
-export texts/digits out.csv | a store of texts is written as .ckpt or .msgpack
+export texts/digits out.csv | text stores are written as .ckpt or .msgpack
 export digits/test | required: TARGET
 import missing.npz --encoder-name m --name n | missing.npz: no such file
 import other.npz --name n | required: --encoder-name

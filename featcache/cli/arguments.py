@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and how a verb shows its result."""
+"""Arguments shared by several verbs, and printing of results."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def update_labels_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """A type of flags: whole numbers from `low` on."""
+    """An argparse type for integers of at least `low`."""
 
     def number(text: str) -> int:
         if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < low:
@@ -58,7 +58,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def decoding_arguments(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
-    """Add ``--batch-size`` and ``--workers``, of verbs that encode images; without a batch size, `encode` chooses."""
+    """Add ``--batch-size`` and ``--workers``; without a default batch size, `encode` chooses one."""
     default = batch_size or "64 on a GPU, measured on a CPU"
     parser.add_argument(
         "--batch-size",
@@ -71,9 +71,9 @@ def decoding_arguments(parser: argparse.ArgumentParser, batch_size: int | None =
 
 
 def dry_run_argument(parser: argparse.ArgumentParser, done: str) -> None:
-    """Add ``--dry-run``; `done` is what a run does to what it reads: encoded, trained, fitted."""
+    """Add ``--dry-run``; `done` is what a run does: encoded, trained, fitted."""
     parser.add_argument(
-        "--dry-run", action="store_true", help=f"say what would be read, {done} and written, and how long it would take"
+        "--dry-run", action="store_true", help=f"print what would be read, {done} and written, and how long it takes"
     )
 
 
@@ -94,7 +94,7 @@ def device_argument(parser: argparse.ArgumentParser) -> None:
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--quiet``."""
-    parser.add_argument("--quiet", action="store_true", help="the result in short, without progress on stderr")
+    parser.add_argument("--quiet", action="store_true", help="short result, without progress on stderr")
 
 
 def pretrained_argument(parser: argparse.ArgumentParser, of: str = "--model") -> None:
@@ -103,7 +103,7 @@ def pretrained_argument(parser: argparse.ArgumentParser, of: str = "--model") ->
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what names an encoder."""
+    """Add the arguments that define an encoder."""
     parser.add_argument(
         "--model",
         default="tiny",
@@ -134,49 +134,49 @@ def preprocess_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def encoder_of(args: argparse.Namespace, preprocess: str | None = None) -> Encoder:
-    """The encoder that `model_arguments` name."""
+    """The encoder defined by `model_arguments`."""
     place = {"device": args.device, "precision": args.precision}
     return load_encoder(args.model, args.pretrained, **place, preprocess=preprocess)
 
 
 def progress_of(args: argparse.Namespace) -> Progress:
-    """Progress on stderr, none with ``--quiet``."""
+    """Progress on stderr; none with ``--quiet``."""
     return Silent() if args.quiet else shown_progress()
 
 
 def alias_note(store: ImageStore | TextStore, encoder: Encoder) -> str:
-    """A line where an encoder of another name, with the same weights, made the store."""
+    """A note if the store was made by an encoder with the same weights under another name."""
     if store.encoder_name == encoder.name or encoder.name not in other_names(store.path):
         return ""
-    return f"\n  the tower of {encoder.name} equals that of {store.encoder_name}: @{encoder.name} finds this store, too"
+    return f"\n  the tower of {encoder.name} equals that of {store.encoder_name}: @{encoder.name} finds this store too"
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal; None where output goes to a file or a pipe."""
+    """Columns of the terminal; None if the output is a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def table_width() -> int:
-    """Characters a line of tables may have: those of the terminal; 110 in files and pipes."""
+    """Maximum line length of tables: that of the terminal, or 110 in files and pipes."""
     return terminal_width() or 110
 
 
 def repeated(classnames: Sequence[str]) -> list[str]:
-    """Names that several classes have."""
+    """Class names that are not unique."""
     return [name for name, uses in Counter(classnames).items() if uses > 1]
 
 
 def repeated_note(classnames: Sequence[str]) -> str:
-    r"""A line that says so; empty where every class has its own name.
+    r"""A note about class names that are not unique; empty if there are none.
 
     >>> repeated_note(["crane", "cat", "crane"])
-    '\n  note: classes of the same name: crane'
+    '\n  note: classes with the same name: crane'
     """
     twice = repeated(classnames)
-    return f"\n  note: classes of the same name: {', '.join(twice)}" if twice else ""
+    return f"\n  note: classes with the same name: {', '.join(twice)}" if twice else ""
 
 
 def show(value: object, text: str, as_json: bool, beside: str | None = None) -> None:
-    """Print a result: one JSON value, or text for people; on stderr if the target `beside` is standard output."""
+    """Print a result as JSON or text; on stderr if the target `beside` is standard output."""
     where = sys.stderr if beside is not None and is_stream(beside) else sys.stdout
     print(json.dumps(value) if as_json else coloured(printable(text), where), file=where)

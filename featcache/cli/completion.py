@@ -1,4 +1,4 @@
-"""The verb ``featcache completion``: a script that completes verbs, flags, choices and stores in a shell."""
+"""The verb ``featcache completion``: a shell script that completes verbs, flags, choices and stores."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HOW = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache completion``."""
     parser.epilog = "; ".join(HOW.values())
-    parser.add_argument("shell", choices=(*SCRIPTS, "words"), help="shell; `words` is what its script calls")
+    parser.add_argument("shell", choices=(*SCRIPTS, "words"), help="shell; `words` is for use by its script")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="WORD", help="with `words`: the command so far")
 
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """What the last word may become: a verb, a flag, a choice of the flag before it, a head, or a store.
+    """Completions of the last word: verbs, flags, choices of the flag before it, heads, or stores.
 
     >>> candidates(["enc"]), candidates(["encode", "--pre"])
     (['encode'], ['--precision', '--preprocess', '--pretrained'])
@@ -74,7 +74,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     root = before[before.index("--root") + 1] if "--root" in before[:-1] else None
     names = _stores(root)
     for action in parser._actions if flag is None else ():
-        names |= set(getattr(action, "completer", ()))  # what a verb says that a word may be: names of heads
+        names |= set(getattr(action, "completer", ()))  # set by verbs, such as names of heads
     return sorted(name for name in names if name.startswith(current))
 
 

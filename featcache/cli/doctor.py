@@ -1,4 +1,4 @@
-"""The verb ``featcache doctor``: versions, device, extras, the model hub, and the disk of the stores."""
+"""The verb ``featcache doctor``: versions, device, extras, the model hub, and the disk that holds the stores."""
 
 import argparse
 import os
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``featcache doctor``: 0 if everything that is needed is there, else 2."""
+    """``featcache doctor``: exit code 0 if all required packages are installed, else 2."""
     from featcache.datasets.hub import hub_is_reachable
     from featcache.encoders.torch_images import default_device
 
@@ -66,15 +66,15 @@ def run(args: argparse.Namespace) -> int:
         "stores": len(list_stores(root)),
         "write_bytes_per_second": speed,
     }
+    shown = {extra: "yes" if there else "no" for extra, there in extras.items()}
     lines = [
         f"featcache    {__version__}, Python {record['python']}, {platform.system()} {platform.machine()}",
         f"needs        {', '.join(f'{name} {found or chr(63)}' for name, found in versions.items())}",
-        f"device       {record['device']} (what --device takes by default), {record['cores']} cores",
-        f"extras       {', '.join(f'{name} {_yes(there)}' for name, there in extras.items())} "
-        "(pip install 'featcache[NAME]')",
+        f"device       {record['device']} (default of --device), {record['cores']} cores",
+        f"extras       {', '.join(f'{name} {there}' for name, there in shown.items())} (pip install 'featcache[NAME]')",
         f"model hub    {'reachable' if record['hub'] else 'not reachable: models come from folders and the cache'}",
         f"stores       {record['stores']} in {root}"
-        + (f", which takes {format_bytes(int(speed))}/s" if speed else f" ({_why_not(root)})"),
+        + (f", writes {format_bytes(int(speed))}/s" if speed else f" ({_why_not(root)})"),
     ]
     if missing:
         lines.append(f"MISSING      {', '.join(missing)}: pip install {' '.join(missing)}")
@@ -89,19 +89,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _yes(there: bool) -> str:
-    return "yes" if there else "no"
-
-
 def _why_not(root: StorePath) -> str:
-    """Why no speed was measured."""
+    """Why the write speed was not measured."""
     if not isinstance(root, Path):
-        return "not a folder of this machine: its speed is not measured"
-    return "not writable" if root.exists() else "not there yet"
+        return "not a local folder: write speed not measured"
+    return "not writable" if root.exists() else "does not exist yet"
 
 
 def _write_speed(root: StorePath) -> float | None:
-    """Bytes per second of one synced write; None where there is no folder to write to. Nothing is left behind."""
+    """Bytes per second of one synced write to a temporary file; None if the folder is missing or not writable."""
     if not isinstance(root, Path) or not root.is_dir() or not os.access(root, os.W_OK):
         return None
     content = os.urandom(PROBE)

@@ -1,4 +1,4 @@
-"""The verb ``featcache gc``: unfinished and unreadable stores and partial files; deleted only with ``--delete``."""
+"""The verb ``featcache gc``: list or delete unfinished and unreadable stores and partial files."""
 
 import argparse
 import re
@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--older-than",
         default="7d",
         metavar="AGE",
-        help="keep what is newer than this: 30s, 10m, 12h, 7d (default: 7d)",
+        help="keep files newer than this: 30s, 10m, 12h, 7d (default: 7d)",
     )
-    parser.add_argument("--delete", action="store_true", help="delete what is listed; without it nothing is touched")
+    parser.add_argument("--delete", action="store_true", help="delete what is listed; without it, nothing is deleted")
     root_argument(parser)
 
 

@@ -1,4 +1,4 @@
-"""The verb ``featcache info``: what a store holds and where it comes from."""
+"""The verb ``featcache info``: contents and origin of a store."""
 
 import argparse
 
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """``featcache info STORE``."""
     store = find_store(args.store, resolve_root(args.root))
     for name in {SAMPLES, METADATA} & store.manifest.files.keys():
-        store.sidecar(name)  # what it vouches for is whole, though it prints no ids
+        store.sidecar(name)  # checks the file, though its content is not printed
     record = {
         "store": str(store.path),
         "kind": store.kind,

@@ -1,4 +1,4 @@
-"""The verb ``featcache list``: every store below the root, with its size, age and model."""
+"""The verb ``featcache list``: all stores below the root, with size, age and model."""
 
 import argparse
 import difflib
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(entries: list[Entry], width: int | None) -> list[str]:
-    """A line per store: name, shape, classes, size, age; whole keys where there is no terminal to fit."""
+    """One line per store: name, shape, classes, size, age; full keys if the output is not a terminal."""
     cells = [
         (
             address(entry, entries),

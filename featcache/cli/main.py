@@ -27,17 +27,17 @@ VERBS: dict[str, tuple[str, str]] = {
     "encode": ("featcache.cli.encode", "encode splits of a data set into image stores"),
     "text": ("featcache.cli.text", "embed class names x templates, or a prompt file, into a text store"),
     "list": ("featcache.cli.list", "list the stores"),
-    "info": ("featcache.cli.info", "show what a store holds and where it comes from"),
+    "info": ("featcache.cli.info", "show the contents and origin of a store"),
     "verify": ("featcache.cli.verify", "check a store against its checksums"),
-    "rm": ("featcache.cli.rm", "delete finished stores (without --yes, only show them)"),
+    "rm": ("featcache.cli.rm", "delete finished stores (without --yes, only list them)"),
     "rename": ("featcache.cli.rename", "give a store another name"),
     "relabel": ("featcache.cli.relabel", "rename the classes of a store; no image is opened"),
-    "gc": ("featcache.cli.gc", "find unfinished stores and partial files (--delete removes them)"),
+    "gc": ("featcache.cli.gc", "list unfinished stores and partial files (--delete removes them)"),
     "export": ("featcache.cli.transfer.export", "write features, labels and ids for other programs"),
-    "import": ("featcache.cli.transfer.import_", "make a store from features that another program computed"),
+    "import": ("featcache.cli.transfer.import_", "make a store from features computed by another program"),
     "pack": ("featcache.cli.transfer.pack", "write a store to one file"),
-    "unpack": ("featcache.cli.transfer.unpack", "check a packed store and add it to the others"),
-    "doctor": ("featcache.cli.doctor", "report what is installed and reachable: versions, device, extras, hub, disk"),
+    "unpack": ("featcache.cli.transfer.unpack", "check a packed store and add it to the root"),
+    "doctor": ("featcache.cli.doctor", "report versions, device, extras, hub access and disk speed"),
     "completion": ("featcache.cli.completion", "print a script that completes commands in bash, zsh or fish"),
     "fit": ("heads.cli.fit", "fit a head from stores"),
     "evaluate": ("heads.cli.evaluate", "evaluate heads on stores"),
@@ -48,7 +48,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "table": ("heads.cli.table", "evaluate one head with several models on every domain of a data set, with averages"),
     "report": ("heads.cli.report", "make tables, plots and a page from results files, beside published figures"),
     "leaks": ("heads.cli.leaks", "find near-duplicates between a train and a test split"),
-    "demo": ("ft.cli.demo", "run the main job from start to end, with the embedded model on handwritten digits"),
+    "demo": ("ft.cli.demo", "run the main workflow with the embedded model on handwritten digits"),
     "generate": ("ft.cli.generate", "generate training images for class names with a diffusion model (RegFT)"),
     "finetune": ("ft.cli.finetune", "fine-tune a model; its checkpoint is encoded like any other"),
     "wise": ("ft.cli.wise", "interpolate the weights of two models (WiSE-FT)"),
@@ -57,32 +57,32 @@ VERBS: dict[str, tuple[str, str]] = {
     "fisher": ("ft.cli.fisher", "compute a model's diagonal Fisher information, for weighted interpolation"),
     "convert": ("ft.cli.convert", "read checkpoints of other systems, write open_clip or Hugging Face layouts"),
 }
-"""Verb -> its module, and one line of help."""
+"""Verb -> its module and one line of help."""
 
 SIGNALLED = 128
-"""Exit code of a run that a signal ended, less the signal's number."""
-INTERRUPTED = "what was finished is kept; run the same command again to go on"
+"""Exit code of a run ended by a signal, minus the signal number."""
+INTERRUPTED = "finished work is kept; run the same command again to continue"
 
 
 class Verb(Protocol):
-    """What a module of `VERBS` has."""
+    """Protocol of the modules in `VERBS`."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do the work; the exit code."""
+        """Do the work and return the exit code."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours: one line, without the usage of all flags."""
+    """A parser whose errors are one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise FeatcacheError, which is printed like every other."""
+        """Raise FeatcacheError."""
         raise FeatcacheError(f"{message}; see `{self.prog} --help`")
 
     def parsed(self, words: Sequence[str]) -> argparse.Namespace:
-        """`parse_args`, naming the flag that was most likely meant by an unknown one."""
+        """`parse_args`, suggesting a similar flag for an unknown one."""
         found, unknown = self.parse_known_args(words)
         if unknown:
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """A hint at the nearest of some names; empty if none is near.
+    """A hint with the most similar known name; empty if none is similar.
 
     >>> did_you_mean("encoed", ["encode", "list"])
     "; did you mean 'encode'?"
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # closed by the caller (`>&-`)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal's encoding lacks are escaped
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         with ended_by_signals():
@@ -122,12 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _report(error, f"interrupted: {_left(error)}", SIGNALLED + signal.SIGINT, as_json)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _reader_has_gone():  # `| head` has seen enough
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():  # such as `| head`
             return SIGNALLED + signal.SIGPIPE
-        # Whoever writes a file names it in the error; what remains is print.
+        # Errors from writing files name the file; the others come from print.
         return _report(error, explain(error, error.filename or "standard output"), FeatcacheError.exit_code, as_json)
-    except UnicodeEncodeError as error:  # of a name that goes into a key or a file
-        message = f"{error.object!r} is not valid UTF-8 ({error.reason}); give another name"
+    except UnicodeEncodeError as error:  # a name that becomes part of a key or a file
+        message = f"{error.object!r} is not valid UTF-8 ({error.reason}); use another name"
         return _report(error, message, FeatcacheError.exit_code, as_json)
     except MemoryError as error:
         return _report(error, _need(error), FeatcacheError.exit_code, as_json)
@@ -138,21 +138,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "can't start new thread")
-"""What torch and Python say in a RuntimeError where there is no memory."""
+"""Messages of RuntimeErrors that torch and Python raise when out of memory."""
 
 
 def _left(stopped: KeyboardInterrupt) -> str:
-    """What a run that was stopped says of itself."""
+    """Notes that the interrupted run attached to the exception, else `INTERRUPTED`."""
     return "; ".join(getattr(stopped, "__notes__", ())) or INTERRUPTED
 
 
 def _need(error: Exception) -> str:
-    said = str(error) or "no more memory is to be had"
+    said = str(error) or "no memory left"
     return f"out of memory ({said}); free some, or lower --batch-size, --workers or the number of heads and settings"
 
 
 def _reader_has_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads; what is still to be written to it is then dropped."""
+    """Whether standard output is a closed pipe; if so, redirects it to the null device."""
     try:
         output = sys.stdout.fileno()
     except (OSError, ValueError):
@@ -185,7 +185,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _front_door(arguments)
     name, *words = arguments
     if odd := next((word for word in words if "\0" in word), None):
-        raise FeatcacheError(f"{odd!r}: no name of a file and no text holds a NUL; leave it out")
+        raise FeatcacheError(f"{odd!r}: file names and texts cannot contain a NUL; remove it")
     module, summary = VERBS[name]
     try:
         if (package := module.partition(".")[0]) in SIBLINGS:
@@ -206,7 +206,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings without the line of code that gave them."""
+    """Format warnings without the source line."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: one_line(f"featcache: warning: {message}") + "\n"
     try:
@@ -224,7 +224,7 @@ def _front_door(arguments: Sequence[str]) -> int:
     text = (
         "usage: featcache VERB ...\n\n"
         "Encode images and texts once; fit and evaluate heads from the stored features.\n\n"
-        f"verbs:\n{verbs}\n\n`featcache VERB --help` says more; `featcache demo` shows the main job.\n"
+        f"verbs:\n{verbs}\n\n`featcache VERB --help` says more; `featcache demo` shows the main workflow.\n"
     )
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(text, end="")
@@ -234,13 +234,13 @@ def _front_door(arguments: Sequence[str]) -> int:
 
 
 def _report(error: BaseException, message: str, code: int, as_json: bool) -> int:
-    """Say in one line on stderr what went wrong; returns the exit code."""
+    """Print an error as one line on stderr; returns the exit code."""
     if as_json:
         record = {"error": type(error).__name__, "message": message, "exit_code": code}
         line = json.dumps(record)
     else:
         line = coloured(one_line(f"featcache: {type(error).__name__}: {message}"), sys.stderr)
-    with contextlib.suppress(OSError):  # stderr may be full, too
+    with contextlib.suppress(OSError):  # stderr may be full as well
         print(line, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         _drop_unwritable(stream)

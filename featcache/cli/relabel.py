@@ -1,4 +1,4 @@
-"""The verb ``featcache relabel``: other class names for a store, whose features and label indices stay."""
+"""The verb ``featcache relabel``: rename the classes of a store; features and label indices stay the same."""
 
 import argparse
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     changed = relabel(path, names)
     lines = [f"  {old} -> {new}" for old, new in changed]
     if changed:
-        lines.append("heads fitted before have the old names: fit them again (features are untouched)")
+        lines.append("heads fitted before have the old names: fit them again (features are unchanged)")
     text = "\n".join([f"{path}: {counted(len(changed), 'class name')} changed", *lines])
     show({"store": str(path), "changed": [list(pair) for pair in changed]}, text, args.json)
     return 0

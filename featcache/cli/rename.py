@@ -1,4 +1,4 @@
-"""The verb ``featcache rename``: another name for a store."""
+"""The verb ``featcache rename``: rename a store."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""The verb ``featcache rm``: finished stores deleted by name; without ``--yes`` nothing is touched."""
+"""The verb ``featcache rm``: delete finished stores by name, with ``--yes``."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from featcache.store.upkeep.maintenance import delete, stores_to_delete
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache rm``."""
     parser.add_argument("store", nargs="+", metavar="STORE", help=STORE_HELP)
-    parser.add_argument("--yes", action="store_true", help="delete what is listed; without it nothing is touched")
+    parser.add_argument("--yes", action="store_true", help="delete what is listed; without it, nothing is deleted")
     root_argument(parser)
 
 

@@ -1,6 +1,6 @@
-"""SIGTERM and SIGHUP end a run as Ctrl-C does: by an exception in the main thread, so that claims are given back.
+"""SIGTERM and SIGHUP end a run like Ctrl-C: by an exception in the main thread, so that claims are released.
 
-Slurm, spot machines and container runtimes send SIGTERM some seconds before they kill; a closed terminal sends SIGHUP.
+Slurm, spot instances and container runtimes send SIGTERM some seconds before SIGKILL; a closed terminal sends SIGHUP.
 """
 
 import signal
@@ -22,10 +22,10 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Raise `Terminated` inside the block where SIGTERM or SIGHUP comes; from then on, both are ignored.
+    """Raise `Terminated` in the block on SIGTERM or SIGHUP, and ignore both from then on.
 
-    A signal that is ignored already stays ignored (``nohup``), and one that a program handles stays its own. Does
-    nothing outside the main thread.
+    Signals that are already ignored (``nohup``) or handled by the program are left alone. Does nothing outside the main
+    thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,7 +33,7 @@ def ended_by_signals() -> Iterator[None]:
     taken = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
 
     def end(number: int, frame: FrameType | None) -> None:
-        for other in taken:  # what is being finished or given back is not disturbed again
+        for other in taken:  # do not interrupt the clean-up
             signal.signal(other, signal.SIG_IGN)
         raise Terminated(number)
 

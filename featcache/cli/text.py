@@ -1,4 +1,4 @@
-"""The verb ``featcache text``: class names times templates, or a prompt file, into a text store."""
+"""The verb ``featcache text``: embed class names times templates, or a prompt file, into a text store."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "classes",
         metavar="CLASSES",
         nargs="?",
-        help="where class names come from: a data set (digits, imagefolder:DIR), a built-in list ("
+        help="source of the class names: a data set (digits, imagefolder:DIR), a built-in list ("
         f"{', '.join(class_list_names())}), or a file with one name per line",
     )
-    parser.add_argument("--split", help="split of the data set (default: train, or all of data without splits)")
+    parser.add_argument("--split", help="split of the data set (default: train, or all if it has no splits)")
     parser.add_argument("--templates", default="simple", help="template set, file, or one with {} (default: simple)")
     parser.add_argument("--prompts", metavar="FILE", help="JSON {class: [sentence, ...]} instead of templates")
     parser.add_argument("--name", help="name of the store in listings")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """``featcache text CLASSES --templates T``, or ``featcache text --random M``."""
     if (args.random is None) == (args.classes is None):
         raise PromptError("featcache text: expected class names (digits, imagefolder:DIR, FILE), or --random M")
-    check_reachable(args.model, args.pretrained)  # some lists of class names come with open_clip
+    check_reachable(args.model, args.pretrained)  # before class lists, some of which import open_clip
     return _class_texts(args) if args.random is None else _random_texts(args)
 
 
@@ -57,7 +57,7 @@ def _class_texts(args: argparse.Namespace) -> int:
     prompts = load_prompt_file(args.prompts) if args.prompts else None
     templates = None if prompts is not None else load_templates(args.templates)
     encoder = encoder_of(args)
-    from featcache.encoding.texts import embed_prompts  # last: a model that cannot be had is said without it
+    from featcache.encoding.texts import embed_prompts  # last, so that errors about the model come early
 
     where = {"name": name, "root": args.root}
     result = embed_prompts(classnames, templates, encoder, prompts=prompts, progress=progress_of(args), **where)
@@ -88,7 +88,7 @@ def _random_texts(args: argparse.Namespace) -> int:
 
 
 def describe_text(result: TextResult) -> str:
-    """What a text run did: one line, and the store's path."""
+    """Summary of a text run: one line, and the store's path."""
     store = result.store
     how = _how(result.hit, result.seconds)
     return f"texts/{store.name}@{store.encoder_name}: {store.counted} x {store.dim}, {how}\n  {store.path}"
@@ -99,7 +99,7 @@ def _how(hit: bool, seconds: float) -> str:
 
 
 def classnames_of(classes: str, split: str | None) -> tuple[Sequence[str], str]:
-    """The class names of a data set's split, a list or a file; and the name of the store without ``--name``."""
+    """Class names from a data set, a built-in list or a file; and the default name of the store."""
     if classes in class_list_names():
         return load_classnames(classes), classes
     source = classes.partition(":")[0]
@@ -110,7 +110,7 @@ def classnames_of(classes: str, split: str | None) -> tuple[Sequence[str], str]:
 
 
 def _opened(spec: str, split: str | None) -> Dataset:
-    """The split; without one, ``train``, or ``all`` of data without splits."""
+    """The split of a data set; default: ``train``, or ``all`` if it has no splits."""
     try:
         return open_datasets(spec, split or "train")[0]
     except DatasetError:

@@ -1,4 +1,4 @@
-"""The verb ``featcache verify``: a store checked against its checksums, and against its source images."""
+"""The verb ``featcache verify``: check a store against its checksums, and against its source images."""
 
 import argparse
 import time
@@ -17,14 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="like --deep; also rewrite what the manifest determines and drop damaged chunks (encode redoes them)",
+        help="like --deep; also rewrite derived files and drop damaged chunks (encode redoes them)",
     )
     parser.add_argument("--against", metavar="DATA", help="also read and hash every image of the source data set")
     root_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """``featcache verify STORE``: exit code 4 for damaged bytes, 5 for changed images."""
+    """``featcache verify STORE``: exit code 4 for damaged files, 5 for changed images."""
     path = find_path(args.store, resolve_root(args.root))
     began = time.perf_counter()
     deep = args.deep or args.repair
@@ -50,16 +50,16 @@ def run(args: argparse.Namespace) -> int:
     if report.ok:
         lines.append("  checksums agree" if deep else "  sizes and keys agree; contents were not hashed (--deep)")
     elif args.repair and not report.encode_again:
-        lines.append("  repaired: what was damaged was written again, and every chunk is whole")
+        lines.append("  repaired: damaged files were written again; no chunk was damaged")
     elif args.repair:
-        lines.append("  damaged chunks dropped; run the command that made the store: it makes only them again")
+        lines.append("  damaged chunks dropped; run the command that made the store: it redoes only these")
     elif report.encode_again:
         lines.append("  run again with --repair, then the command that made the store: it redoes damaged chunks only")
     else:
-        lines.append("  run again with --repair: it writes these files again, and no chunk is damaged")
+        lines.append("  run again with --repair to write these files again; no chunk is damaged")
     lines += [f"  source changed: {name}" for name in changed]
     if args.against:
-        now = "  run encode to store what it holds now; it says where that replaces features"
-        lines.append(now if changed else "  the source is what was encoded")
+        now = "  run encode to update the store; it says before it replaces features"
+        lines.append(now if changed else "  the source is unchanged")
     show(record, "\n".join(lines), args.json)
     return StoreCorruptError.exit_code if not report.ok else ContentChangedError.exit_code if changed else 0

@@ -1,4 +1,4 @@
-"""The verb ``featcache export``: the valid rows of an image store, or a text store, for other programs."""
+"""The verb ``featcache export``: write the valid rows of an image store, or a text store, for other programs."""
 
 import argparse
 
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=(*FORMATS, *FOLDERS),
-        help="default: from the ending of TARGET, else npy; npz is that of open_clip's linear probe; fe is "
-        "transferlearning's text file of features before normalisation, label last",
+        help="default: from the ending of TARGET, else npy; npz: as open_clip's linear probe; fe: "
+        "transferlearning's text file, features before normalisation, label last",
     )
     parser.add_argument(
         "--dtype",

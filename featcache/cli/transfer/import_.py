@@ -1,4 +1,4 @@
-"""The verb ``featcache import``: a store of features, or of class vectors, that another program computed."""
+"""The verb ``featcache import``: make a store from features or class vectors computed by another program."""
 
 import argparse
 from pathlib import Path
@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="npz, npy, pt, safetensors, parquet or csv file, or a folder of features"
     )
     parser.add_argument("--encoder-name", required=True, metavar="NAME", help="the model that computed the features")
-    parser.add_argument("--digest", help="tells its weights from others of the same name (a checksum or date)")
+    parser.add_argument("--digest", help="identifies its weights among others with the same name (a checksum or date)")
     parser.add_argument(
         "--texts", action="store_true", help="SOURCE holds one vector per class, (C, D) or (D, C): make a text store"
     )
-    parser.add_argument("--labels", metavar="FILE", help="labels, if they are not beside the features")
+    parser.add_argument("--labels", metavar="FILE", help="labels, if they are not found with the features")
     parser.add_argument(
         "--classes", metavar="FILE", help="class names, one per line (with --texts, default: classes.txt beside SOURCE)"
     )
@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-digest",
         metavar="DIGEST|STORE",
-        help="digest of the matching text tower, or a store of its model; not needed if all comes from one model",
+        help="digest of the matching text tower, or a store of its model; not needed if texts are imported with the "
+        "same name and digest",
     )
     parser.add_argument(
         "--logit-scale", type=float, help="factor on cosine similarities, already exponentiated (about 100)"
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from featcache.transfer.foreign import read_array, read_classes, read_foreign, read_texts
 
     if args.texts and (args.labels or args.update_labels):
-        raise DatasetError("--texts: class vectors have no labels; leave --labels and --update-labels out")
+        raise DatasetError("--texts: class vectors have no labels; omit --labels and --update-labels")
     found = read_texts(args.source) if args.texts else read_foreign(args.source, args.split)
     if args.labels:
         found.labels = read_array(args.labels)

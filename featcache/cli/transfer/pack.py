@@ -1,4 +1,4 @@
-"""The verb ``featcache pack``: a store as one file."""
+"""The verb ``featcache pack``: write a store to one file."""
 
 import argparse
 

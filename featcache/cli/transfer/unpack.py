@@ -1,4 +1,4 @@
-"""The verb ``featcache unpack``: a packed store put among the others, after it was checked."""
+"""The verb ``featcache unpack``: check a packed store and add it to the root."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from featcache.cli.arguments import root_argument, show
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache unpack``."""
-    parser.add_argument("file", metavar="FILE", help="what `featcache pack` wrote")
+    parser.add_argument("file", metavar="FILE", help="file written by `featcache pack`")
     root_argument(parser)
 
 
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     from featcache.transfer.archive import unpack
 
     store, there = unpack(args.file, args.root)
-    how = "was there already" if there else "checked and unpacked"
+    how = "already exists" if there else "checked and unpacked"
     show(
         {"store": str(store.path), "there": there},
         f"{store.name}@{store.encoder_name}: {how}\n  {store.path}",

@@ -11,7 +11,7 @@ def test_a_folder_that_is_not_there_is_no_unwritable_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(["doctor", "--root", str(tmp_path / "none")])
-    assert "none (not there yet)" in capsys.readouterr().out
+    assert "none (does not exist yet)" in capsys.readouterr().out
     (tmp_path / "locked").mkdir()
     monkeypatch.setattr("featcache.cli.doctor.os.access", lambda *_: False)  # as root, all folders are writable
     main(["doctor", "--root", str(tmp_path / "locked")])

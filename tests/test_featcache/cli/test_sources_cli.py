@@ -71,7 +71,7 @@ def test_a_store_that_another_name_made_says_so(
     assert "equals that of" not in capsys.readouterr().out
     encoder.name = "best"  # type: ignore[misc]
     assert main(command) == 0
-    assert "the tower of best equals that of numpy: @best finds this store, too" in capsys.readouterr().out
+    assert "the tower of best equals that of numpy: @best finds this store too" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -120,4 +120,4 @@ def test_text_says_which_class_names_repeat(tmp_path: Path, capsys: pytest.Captu
     command = ["text", str(tmp_path / "names.txt"), "--quiet", "--root", str(tmp_path / "cache")]
     for _ in ("encoded", "cache hit"):
         assert main(command) == 0
-        assert "note: classes of the same name: crane" in capsys.readouterr().out
+        assert "note: classes with the same name: crane" in capsys.readouterr().out

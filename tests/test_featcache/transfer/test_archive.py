@@ -53,7 +53,7 @@ def test_a_packed_store_is_the_store(store: ImageStore, tmp_path: Path, capsys: 
     assert (tmp_path / "c.tar").read_bytes() == (tmp_path / "a.tar").read_bytes()
     capsys.readouterr()
     assert main(["unpack", str(tmp_path / "a.tar"), "--root", place]) == 0
-    assert "was there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
 
 
 def test_damage_is_found_before_anything_is_put_there(store: ImageStore, tmp_path: Path) -> None:
