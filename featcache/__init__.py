@@ -4,8 +4,8 @@
 >>> featcache.__version__
 '0.1.0'
 
-The public names are those of featcache/api.py. They are imported on first use, so that ``import heads.kernels.cuda``
-needs neither zarr nor pyarrow, and ``featcache --help`` needs no torch. `featcache.heads` and `featcache.ft` are the
+The public names are listed in featcache/api.py and imported on first use, so that ``import heads.kernels.cuda`` needs
+neither zarr nor pyarrow, and ``featcache --help`` does not import torch. `featcache.heads` and `featcache.ft` are the
 packages `heads` and `ft`.
 """
 
@@ -28,7 +28,7 @@ SIBLINGS = ("heads", "ft")
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` (PEP 562) of a package whose public names are those of its module `api`."""
+    """``__getattr__`` and ``__dir__`` (PEP 562) for a package whose public names are in its module `api`."""
 
     def get(name: str) -> Any:
         if package == "featcache" and name in SIBLINGS:
@@ -52,7 +52,7 @@ def sibling(name: str) -> ModuleType:
     Raises
     ------
     ImportError
-        If another module answers to that name, such as a user's own ``heads.py`` beside the script.
+        Another module has that name, such as a user's own ``heads.py`` in the folder of the script.
     """
     found = sys.modules.get(name)
     spec = found.__spec__ if found else find_spec(name)
@@ -61,7 +61,7 @@ def sibling(name: str) -> ModuleType:
     if origin is None or Path(origin).resolve() != expected:
         raise ImportError(
             f"'import {name}' finds {origin or 'nothing'}, expected {expected}; "
-            f"rename that file, or run from a folder that holds no {name}.py and no folder {name}"
+            f"rename that file, or run from a folder without {name}.py and without a folder {name}"
         )
     return import_module(name)
 

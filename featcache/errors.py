@@ -1,23 +1,23 @@
-"""Every error that featcache raises on purpose: what was got, what was expected, what to do.
+"""The errors that featcache raises. Messages say what was got, what was expected, and what to do.
 
-Each class carries the exit code of the command line:
+Each class has an exit code for the command line:
 
 ==== =====================================================================
 code meaning
 ==== =====================================================================
-0    done
+0    success
 1    an unexpected failure (a bug: please report it)
 2    bad input: arguments, data set, images, model, prompts
 3    a store is missing or not finished: run the same encode command again
 4    stored bytes are damaged: `verify` names the chunks
-5    a mismatch is refused: other encoder, other class list, edited labels
-129  ended by SIGHUP: what was finished is kept
+5    a mismatch: different encoder or class list, edited labels
+129  ended by SIGHUP; finished work is kept
 130  ended by Ctrl-C (SIGINT), likewise
-141  the reader of the output has gone (``| head``)
-143  ended by SIGTERM, as Slurm sends it: what was finished is kept
+141  the output pipe was closed (``| head``)
+143  ended by SIGTERM, as sent by Slurm; finished work is kept
 ==== =====================================================================
 
-Errors of the system (a full disk, too few open files) and of memory become one line too: `explain`.
+System errors (a full disk, too many open files) and memory errors become one line as well, see `explain`.
 """
 
 import errno
@@ -31,11 +31,11 @@ class FeatcacheError(Exception):
 
 
 class FeatcacheWarning(UserWarning):
-    """What a user should know and no one need act upon; the command line shows it as one line on stderr."""
+    """A warning that requires no action; the command line prints it as one line on stderr."""
 
 
 class DatasetError(FeatcacheError, ValueError):
-    """A data set that cannot be read as described: wrong layout, split, labels or class names."""
+    """A data set with a wrong layout, split, labels or class names."""
 
 
 class ImageReadError(DatasetError):
@@ -43,27 +43,27 @@ class ImageReadError(DatasetError):
 
 
 class PromptError(FeatcacheError, ValueError):
-    """Class names, templates or a prompt file that do not fit together."""
+    """Class names, templates or a prompt file that are invalid or do not match."""
 
 
 class EncoderError(FeatcacheError, ValueError):
-    """A model that cannot be loaded as described."""
+    """A model that cannot be loaded."""
 
 
 class ActivationMismatchError(EncoderError):
-    """OpenAI weights without QuickGELU (four ImageNet points lost silently), or the reverse."""
+    """OpenAI weights without QuickGELU (which silently costs four points on ImageNet), or the reverse."""
 
 
 class HeadError(FeatcacheError, ValueError):
-    """A head that cannot be fitted, combined or evaluated as asked."""
+    """A head that cannot be fitted, combined or evaluated as requested."""
 
 
 class MissingExtraError(FeatcacheError, ImportError):
-    """An optional library that was asked for by name is not installed."""
+    """A required optional library is not installed."""
 
 
 class StoreNotFoundError(FeatcacheError, FileNotFoundError):
-    """No store at that place, or no store of that name."""
+    """No store with this path or name."""
 
     exit_code = 3
 
@@ -75,7 +75,7 @@ class StoreIncompleteError(FeatcacheError):
 
 
 class ShardDoneError(StoreIncompleteError):
-    """One shard of an encode job has done its part; other shards are still to finish the store."""
+    """One shard of an encode job is done, and others have yet to finish the store."""
 
     exit_code = 0
 
@@ -85,21 +85,21 @@ class StoreWriteError(FeatcacheError, OSError):
 
 
 class StoreCorruptError(FeatcacheError):
-    """Stored bytes differ from the checksums taken when they were written."""
+    """Stored files are damaged: they differ from their checksums."""
 
     exit_code = 4
 
 
 class StoreSchemaError(StoreCorruptError):
-    """A store whose layout is that of another version of featcache; it is left as it is."""
+    """A store written by an incompatible version of featcache; it is never changed."""
 
 
 class OutputError(FeatcacheError, OSError):
-    """A file that was asked for cannot be written: no regular file, no room, no right to write there."""
+    """An output file cannot be written: not a regular file, disk full, no permission."""
 
 
 class MismatchError(FeatcacheError, ValueError):
-    """Two things that do not belong together: head and store, text store and image store."""
+    """Objects that are incompatible: head and store, text store and image store."""
 
     exit_code = 5
 
@@ -109,15 +109,15 @@ class LabelsChangedError(MismatchError):
 
 
 class ContentChangedError(MismatchError):
-    """Source files changed after they were encoded, with the same ids and sizes."""
+    """Source files changed after encoding, with the same ids and sizes."""
 
 
 class TrainingError(FeatcacheError, ValueError):
-    """A training run, a loss or a schedule that cannot be set up as asked."""
+    """A training run, a loss or a schedule with invalid settings."""
 
 
 class DivergedError(TrainingError):
-    """A loss or gradient that is NaN or infinite; checkpoints made before it are kept."""
+    """A loss or gradient is NaN or infinite; earlier checkpoints are kept."""
 
 
 _REMEDIES = {
@@ -135,19 +135,19 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "give it a shorter name",
     errno.ELOOP: "its links lead in a circle: name the file itself",
 }
-"""What to do about a failed call of the system."""
+"""What to do about a system error."""
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-"""Failures of the machine, not of the file that was opened."""
+"""Errors caused by the machine's limits rather than by the file."""
 
 
 def explain(error: OSError, place: object = None, needed: int | None = None) -> str:
-    """A failed call of the system in one line: the file, what went wrong, what it needs, what to do.
+    """A system error in one line: the file, the error, the space needed, what to do.
 
     Parameters
     ----------
-    place : the file, where the error does not name it
-    needed : bytes that were to be written
+    place : the file, if the error does not name it
+    needed : number of bytes that were to be written
 
     Examples
     --------

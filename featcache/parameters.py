@@ -1,8 +1,8 @@
-"""Plug-ins by name, and the parameters that each declares once, in its own signature.
+"""Plug-ins by name, and validation of their parameters against the annotations of their constructors.
 
-A head, data source, encoder or regulariser is one line in a table of `Plugins`. Its parameters are those of its
-constructor: name, type, default, and the allowed range or choices in the annotation. Whatever comes from outside, such
-as ``--set NAME=JSON`` or a sweep's file, is checked against it:
+A head, data source, encoder or regulariser is one line in a table of `Plugins`. The annotations of its constructor
+give type, default, and allowed range or choices of each parameter. Values from outside, such as ``--set NAME=JSON`` or
+a sweep plan, are checked against them:
 
 >>> from collections.abc import Sequence
 >>> def probe(C: Positive = 1.0, metric: Literal["top1", "nll"] = "nll", alphas: Sequence[Positive] | None = None): ...
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Plugins(MutableMapping[str, T]):
-    """Name -> plug-in, written as "module:name" and imported when it is asked for: its names alone import nothing."""
+    """Name -> plug-in, given as "module:name" and imported on access; listing the names imports nothing."""
 
     def __init__(self, places: Mapping[str, str | T]) -> None:
         self._places = dict(places)
@@ -68,7 +68,7 @@ class Plugins(MutableMapping[str, T]):
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both allowed but for a `low` that is `open`."""
+    """Numbers from `low` to `high`, inclusive, except that `low` is excluded if `open`."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -83,7 +83,7 @@ class Range:
 
 
 class OneOf:
-    """Texts of which a value must be one."""
+    """A choice of texts."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -98,7 +98,7 @@ class OneOf:
 Positive = Annotated[float, Range(0, open=True)]
 NotNegative = Annotated[float, Range(0)]
 MAX_RATE, MAX_DECAY = 1e30, 1e6
-"""Largest learning rate and weight decay: torch's optimisers end in an error where the product overflows float32."""
+"""Limits of learning rate and weight decay: torch's optimisers fail if their product overflows float32."""
 Rate = Annotated[float, Range(0, MAX_RATE, open=True)]
 Decay = Annotated[float, Range(0, MAX_DECAY)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
@@ -112,8 +112,8 @@ class Parameter:
     Attributes
     ----------
     name : str
-    kind : annotation, with a `Range` or a ``Literal`` where not every value of the type is allowed
-    default : value, or `inspect.Parameter.empty` where it must be given
+    kind : annotation, with a `Range` or a ``Literal`` if not every value of the type is allowed
+    default : default value, or `inspect.Parameter.empty` if required
     """
 
     name: str
@@ -131,7 +131,7 @@ class Parameter:
         Raises
         ------
         ValueError
-            Naming the parameter, the value, and what is allowed.
+            The value is not allowed; the message names the parameter, the value, and what is allowed.
         """
         if not _fits(value, self.kind):
             raise ValueError(f"{self.name} is {value!r}, expected {self.expected}")
@@ -139,7 +139,7 @@ class Parameter:
 
 
 def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
-    """The parameters of a plug-in's constructor or function, by name and in order."""
+    """The parameters of a plug-in's constructor or function, by name, in order."""
     function: Any = plugin.__init__ if inspect.isclass(plugin) else plugin
     kinds = get_type_hints(function, include_extras=True)
     return {
@@ -151,19 +151,19 @@ def parameters_of(plugin: Callable[..., Any]) -> dict[str, Parameter]:
 def check_record(
     record: object, kinds: Mapping[str, object], where: str, required: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """A record that came from a file or a flag, whose fields have the annotated kinds; other fields pass.
+    """Check the fields of a record from a file or a flag against annotations, and return it; other fields are allowed.
 
     Parameters
     ----------
-    record : what was read
+    record : the record
     kinds : annotation of each known field
-    where : how messages begin
-    required : fields that must be there
+    where : beginning of error messages
+    required : required fields
 
     Raises
     ------
     ValueError
-        Naming the place, the field, its value, and what is expected.
+        The record is not a dict, lacks a field, or has an invalid one.
 
     Examples
     --------
@@ -185,7 +185,7 @@ def check_record(
 
 
 def json_value(text: str | bytes) -> object:
-    """The value that a JSON text holds; ValueError for any text that holds none, however deep it is nested."""
+    """Parsed JSON; ValueError if it is malformed or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -197,7 +197,7 @@ def _number(value: float) -> str:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is one of an annotation's."""
+    """Whether a value matches an annotation."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
@@ -209,7 +209,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping)
-    if origin is not None:  # of sequences
+    if origin is not None:  # sequences
         return (
             isinstance(value, Iterable)
             and not isinstance(value, str | Mapping)
@@ -224,7 +224,7 @@ def _fits(value: Any, kind: Any) -> bool:
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an int beyond the range of float
         return False
 
 
@@ -258,13 +258,13 @@ def _words(kind: Any) -> str:
 
 
 OPENED = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
-"""What the shell has opened: ``list:/dev/stdin`` reads a pipe that has a writer."""
+"""Files opened by the shell; ``list:/dev/stdin`` may read a pipe, since it has a writer."""
 
 
 def check_regular(path: str | Path) -> None:
-    """OSError for a pipe or a device: opening one can wait for ever, and reading it need not end.
+    """OSError for a pipe or a device, where opening may block forever and reading may not end.
 
-    Whatever is not there, cannot be reached, or is a folder passes: whoever opens it says so.
+    Missing or inaccessible files and folders pass, since opening them raises an error anyway.
     """
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)

@@ -1,7 +1,7 @@
-"""Processes started by torchrun, and what each computes with: ranks, waiting, sums over all, devices, TF32.
+"""Processes started by torchrun: ranks, barriers, sums, devices and float32 precision.
 
-Counts are summed as float64, which holds whole numbers up to 2**53 exactly, so they equal those of one process; sums of
-NLL may differ by rounding.
+Counts are summed in float64, which is exact up to 2**53, so they equal those of a single process. Sums of NLL may
+differ by rounding.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def is_first() -> bool:
-    """Whether this process writes and prints for all, also before the process group is up and after it has ended."""
+    """Whether this process writes and prints for all; valid outside the process group, too."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
     return number_from("RANK", 0) == 0
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have called this function."""
     if rank_and_size()[1] > 1:
         dist.barrier()
 
 
 def checked_device(device: str) -> str:
-    """A device that torch can compute on here.
+    """The device, if torch can compute on it here.
 
     Raises
     ------
     FeatcacheError
-        For no device of torch, a GPU that the machine lacks, or one that holds no values (``meta``).
+        It is not a torch device, a GPU that the machine lacks, or ``meta``.
 
     Examples
     --------
@@ -56,14 +56,14 @@ def checked_device(device: str) -> str:
     >>> checked_device("quantum")
     Traceback (most recent call last):
         ...
-    featcache.errors.FeatcacheError: --device quantum: no device of torch; expected cpu, cuda, cuda:N or mps
+    featcache.errors.FeatcacheError: --device quantum: not a torch device; expected cpu, cuda, cuda:N or mps
     """
     try:
         found = torch.device(device)
         if found.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError
     except (RuntimeError, ValueError):
-        raise FeatcacheError(f"--device {device}: no device of torch; expected cpu, cuda, cuda:N or mps") from None
+        raise FeatcacheError(f"--device {device}: not a torch device; expected cpu, cuda, cuda:N or mps") from None
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         held = f"torch sees {count} of its GPUs" if count else "torch sees no GPU here"
         raise FeatcacheError(f"--device {device}: {held}; leave --device out, or check nvidia-smi and the driver")
@@ -73,12 +73,12 @@ def checked_device(device: str) -> str:
 
 
 def number_from(variable: str, default: int) -> int:
-    """The whole number, 0 or more, in an environment variable, such as torchrun sets.
+    """The non-negative integer in an environment variable, such as those that torchrun sets.
 
     Raises
     ------
     FeatcacheError
-        It holds something else.
+        It has another value.
     """
     text = os.environ.get(variable, "")
     if not text:
@@ -89,7 +89,7 @@ def number_from(variable: str, default: int) -> int:
 
 
 def local_device(device: str) -> str:
-    """The device of this process: a bare ``cuda`` is the card of its local rank where torchrun started several.
+    """The device of this process: under torchrun, ``cuda`` means the GPU of its local rank.
 
     Examples
     --------
@@ -104,8 +104,7 @@ def local_device(device: str) -> str:
 def tf32_allowed() -> bool:
     """Whether torch may multiply float32 matrices on a GPU in TF32.
 
-    Torch has two switches, and refuses to read the older one once the newer was set; this reads the newer where there
-    is one.
+    Torch has two settings, and reading the older one fails once the newer was set, so the newer is read if it exists.
     """
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
         return torch.get_float32_matmul_precision() != "highest"
@@ -116,7 +115,7 @@ def tf32_allowed() -> bool:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 matrices in float32, whatever the caller allows: no TF32, and no bfloat16 on a CPU."""
+    """Compute float32 matrix products in full float32, regardless of settings: no TF32, and no bfloat16 on a CPU."""
     known: Any = torch.backends
     backends = (known.cuda.matmul, known.mkldnn.matmul)
     if not all(hasattr(backend, "fp32_precision") for backend in backends):  # before torch 2.9
@@ -139,15 +138,14 @@ def full_float32() -> Iterator[None]:
 
 @contextmanager
 def process_group(device: str | None = None, timeout: timedelta | None = None) -> Iterator[tuple[int, int]]:
-    """Rank and size of the processes that torchrun started, with the process group up inside; (0, 1) without torchrun.
+    """Initialise the process group for the block; gives rank and number of processes, (0, 1) without torchrun.
 
     Parameters
     ----------
     device
-        Device of this process: nccl is used for ``cuda``, gloo for ``cpu``. Default: the CUDA device of its local rank
-        where the machine has one for every process.
-    timeout : timedelta, optional
-        How long processes wait for each other, by default as long as torch does.
+        Device of this process: nccl is used for ``cuda``, gloo for ``cpu``. Default: the CUDA device of its local rank,
+        if the machine has one for every process.
+    timeout : how long processes wait for each other; default: torch's
     """
     size = number_from("WORLD_SIZE", 1)
     if size < 2 or dist.is_initialized():
@@ -162,7 +160,7 @@ def process_group(device: str | None = None, timeout: timedelta | None = None) -
     rank = number_from("RANK", size)
     if not rank < size or not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise FeatcacheError(
-            f"$WORLD_SIZE is {size}, and $RANK, $MASTER_ADDR or $MASTER_PORT do not fit it; start the processes with "
+            f"$WORLD_SIZE is {size}, but $RANK, $MASTER_ADDR or $MASTER_PORT do not match; start the processes with "
             "torchrun, or unset WORLD_SIZE"
         )
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
@@ -173,7 +171,7 @@ def process_group(device: str | None = None, timeout: timedelta | None = None) -
 
 
 def sum_over_ranks(arrays: Sequence[NDArray[Any]]) -> None:
-    """Replace arrays (equal shapes on every process) by their sums over the processes, in place: one all-reduce.
+    """Sum arrays (same shapes on every process) over the processes, in place, with one all-reduce.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Progress on stderr: rows done, rate and time left; and texts as terminals show them."""
+"""Progress on stderr, and formatting of text for terminals."""
 
 import os
 import re
@@ -8,10 +8,10 @@ from typing import Protocol, TextIO, runtime_checkable
 
 
 class Progress(Protocol):
-    """Told of the rows that are done."""
+    """Receiver of progress reports."""
 
     def start(self, what: str, total: int, done: int) -> None:
-        """A run over `total` rows begins, `done` of them finished by an earlier run."""
+        """A run over `total` rows starts; `done` of them were finished by an earlier run."""
 
     def advance(self, rows: int) -> None:
         """`rows` more are done."""
@@ -22,14 +22,14 @@ class Progress(Protocol):
 
 @runtime_checkable
 class Waits(Protocol):
-    """A `Progress` that also says why nothing can be done for now."""
+    """A `Progress` that also reports why a run is waiting."""
 
     def wait(self, why: str) -> None:
-        """Called again and again while a run waits; `why` is empty if it is not known."""
+        """Called repeatedly while a run waits; `why` is empty if unknown."""
 
 
 class Silent:
-    """No progress at all: the default of the Python API."""
+    """No progress; the default of the Python API."""
 
     def start(self, what: str, total: int, done: int) -> None:
         """Nothing."""
@@ -42,13 +42,13 @@ class Silent:
 
 
 class _Due:
-    """When to say again that a run waits: after five seconds, and then every ten."""
+    """Limits waiting messages to one after five seconds, and then one every ten."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def is_due(self, why: str) -> bool:
-        """Whether there is something to say, and it is time to."""
+        """Whether to print a message now."""
         now, first = time.monotonic(), not self._next
         if not why or now < self._next:
             return False
@@ -57,7 +57,7 @@ class _Due:
 
 
 class Printed:
-    """One line that is overwritten on a terminal, a line every ten seconds elsewhere.
+    """One line that is updated in place on a terminal; elsewhere, a line every ten seconds.
 
     Parameters
     ----------
@@ -87,11 +87,11 @@ class Printed:
             self._print(end="\r" if self._terminal else "\n")
 
     def finish(self) -> None:
-        """See `Progress.finish`: the last line stays."""
+        """See `Progress.finish`; the last line stays visible."""
         self._print(end="\n")
 
     def wait(self, why: str) -> None:
-        """See `Waits.wait`: a line every ten seconds, the first one after five."""
+        """See `Waits.wait`."""
         if self._due.is_due(why):
             self._stream.write(f"{one_line(why)}\n")
             self._stream.flush()
@@ -107,7 +107,7 @@ class Printed:
 
 
 class Bar:
-    """A tqdm bar, on a terminal or in a notebook: rows done, rate and time left."""
+    """A tqdm bar, on a terminal or in a notebook."""
 
     def __init__(self) -> None:
         self._due = _Due()
@@ -123,7 +123,7 @@ class Bar:
         self._bar.update(rows)
 
     def finish(self) -> None:
-        """See `Progress.finish`: the last state stays."""
+        """See `Progress.finish`; the bar stays visible."""
         self._bar.close()
 
     def wait(self, why: str) -> None:
@@ -140,14 +140,14 @@ def shown_progress() -> Progress:
 
 
 def as_progress(progress: Progress | bool | None) -> Progress | None:
-    """What Python callers give: True is `shown_progress`, False and None are none."""
+    """Resolve a `progress` argument: True is `shown_progress`, False and None are no progress."""
     if isinstance(progress, bool):
         return shown_progress() if progress else None
     return progress
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things for people.
+    """A number with its noun.
 
     >>> counted(1, "row"), counted(1200, "row")
     ('1 row', '1,200 rows')
@@ -156,7 +156,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds for people.
+    """A readable duration.
 
     >>> [format_seconds(value) for value in (0.42, 75.0, 7300.0)]
     ['0.4 s', '1:15 min', '2:01 h']
@@ -170,7 +170,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(nbytes: int) -> str:
-    """Bytes for people.
+    """A readable size.
 
     >>> [format_bytes(value) for value in (12, 45_600, 1_230_000, 268_000_000, 4.3e9)]
     ['12 B', '46 kB', '1.2 MB', '268 MB', '4.3 GB']
@@ -184,7 +184,7 @@ def format_bytes(nbytes: int) -> str:
 
 
 def format_age(seconds: float) -> str:
-    """Age for people, in the largest unit that fits.
+    """A readable age, in the largest unit that fits.
 
     >>> [format_age(value) for value in (0.4, 75.0, 7300.0, 1e6)]
     ['0 s', '1 min', '2 h', '12 days']
@@ -199,10 +199,10 @@ _UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u2028-\\
 
 
 def printable(text: str) -> str:
-    r"""A text without control characters, which file and class names may hold and terminals obey; they are escaped.
+    r"""Text with control characters escaped, since file and class names may contain terminal commands.
 
-    Lines and tabs stay. Half letters (surrogates, of file names that are not UTF-8) and marks that reverse the
-    direction of writing are escaped too.
+    Newlines and tabs stay. Lone surrogates (from file names that are not UTF-8) and characters that change the writing
+    direction are escaped as well.
 
     >>> print(printable("cat\x1b[2J\udcff"))
     cat\x1b[2J\udcff
@@ -218,7 +218,7 @@ _COLOURS = (
 
 
 def coloured(text: str, stream: TextIO) -> str:
-    r"""A printable text as a terminal shows it, in colour; unchanged for files and pipes, and under ``NO_COLOR``.
+    r"""Text with colours for a terminal; unchanged for files and pipes, and with ``NO_COLOR`` set.
 
     >>> from types import SimpleNamespace
     >>> coloured("ridge 98.8*", SimpleNamespace(isatty=lambda: False))
@@ -232,7 +232,7 @@ def coloured(text: str, stream: TextIO) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""`printable` text, its lines joined.
+    r"""`printable` text with its lines joined.
 
     >>> one_line("size mismatch:\n\tweight")
     'size mismatch: weight'
