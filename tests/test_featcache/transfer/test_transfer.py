@@ -261,7 +261,7 @@ def test_labels_that_start_at_one_are_told(tmp_path: Path) -> None:
 def test_changed_labels_are_replaced_only_on_request(tmp_path: Path) -> None:
     store, shifted = bring(tmp_path), (LABELS + 1) % 3
     before = {path: path.stat().st_mtime_ns for path in Path(store.path).rglob("*")}
-    with pytest.raises(LabelsChangedError, match=r"pets/train@m already holds .*30 of 30 labels differ.*--update-labels"):
+    with pytest.raises(LabelsChangedError, match=r"train@m already holds .*30 of 30 labels differ.*--update-labels"):
         bring(tmp_path, shifted)
     with pytest.raises(LabelsChangedError, match=r"class names differ \('cat' there, 'cow' now\)"):
         bring(tmp_path, classnames=("ant", "bee", "cow"))
