@@ -166,7 +166,7 @@ def _reader_has_gone() -> bool:
 
 
 def _drop_unwritable(stream: TextIO) -> None:
-    """Drop what a stream holds and cannot write: the interpreter would try again when it ends, and exit with 120."""
+    """Discard output that a stream cannot write; otherwise the interpreter tries again at exit and returns 120."""
     try:
         stream.flush()
     except OSError:
