@@ -1,8 +1,8 @@
-"""Moments of an image store by fold: one streamed pass, kept beside the stores, summed over processes.
+"""Moments of an image store by fold: computed in one streamed pass, and cached in a file beside the stores.
 
-The file is ``<root>/moments/<encoder_key>/<dataset_key>/<key>.safetensors``, its key a hash of the store's
-manifest (which holds the checksums of features and labels) and the number of folds: a changed row or label gives
-another file. A damaged file is written again.
+The file is ``<root>/moments/<encoder_key>/<dataset_key>/<key>.safetensors``. Its key is a hash of the number of folds
+and the store's manifest, which holds checksums of features and labels: other rows or labels have another file. A
+damaged file is replaced.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from heads.solvers.ridge.moments import Moments, fold_moments
 Arrays = list[NDArray[np.float64]]
 """Gram matrices (K, D, D), class sums (K, C, D) and counts (K, C)."""
 BLOCK_ROWS = 65_536
-"""Rows read at a time, in float32: 128 MiB at D = 512."""
+"""Rows read at a time: 128 MiB of float32 at D = 512."""
 _FORMAT = 1
 
 
 def store_moments(
     store: FeatureTable, folds: int = FOLDS, *, cache: bool = True, distributed: bool = False
 ) -> list[Moments]:
-    """Moments of each fold of the valid rows of an image store; their sum is the moments of all rows.
+    """Moments of each fold of the valid rows of an image store; they add up to the moments of all rows.
 
     Parameters
     ----------
     store : image store
     folds : K
         Stratified folds: row r of a class is in fold r mod K (`heads.solvers.folds.FoldAssigner`).
-    cache : read the moments from their file where there is one, and write it otherwise (stores on this machine alone)
+    cache : whether to read the moments from their file, or write it if there is none (stores in local folders only)
     distributed
-        In a process group each process sums the blocks ``rank, rank + size, ...``, and one all-reduce adds them up.
+        In a process group, each process sums the blocks ``rank, rank + size, ...``, followed by one all-reduce.
 
     Returns
     -------
-    K `Moments`, float64. Memory: one float64 piece per thread, one block, and ``8 K (D² + C D)`` bytes a few times.
+    K `Moments`, float64. Memory: one float64 piece per thread, one block, and a few times ``8 K (D² + C D)`` bytes.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def store_moments(
 
 
 def moments_by_fold(samples: Samples) -> list[Moments]:
-    """Moments of labelled rows by stratified fold: kept ones for a large store, else from one pass."""
+    """Moments of labelled rows by stratified fold: from the cache for a large store, else from one pass."""
     if worth_keeping(samples.store):
         return store_moments(samples.store)
     n_classes = len(samples.classnames)
@@ -98,7 +98,7 @@ def moments_by_fold(samples: Samples) -> list[Moments]:
 
 
 def blocks_in_place(samples: Samples) -> Blocks:
-    """Blocks ``(X, y)``; rows on a GPU are one block of tensors there."""
+    """Blocks ``(X, y)``; rows on a GPU are a single block of tensors there."""
     resident = device_rows(samples)
     if resident is None:
         yield from samples.blocks()
@@ -107,9 +107,9 @@ def blocks_in_place(samples: Samples) -> Blocks:
 
 
 def worth_keeping(store: FeatureSource | None, folds: int = FOLDS) -> TypeGuard[ImageStore]:
-    """Whether a fit uses kept moments: of an image store, if they are smaller than its features.
+    """Whether a fit uses cached moments: for an image store, if they are smaller than its features.
 
-    Rows drawn from a store, stacked views and rows in memory have the keys of a store, but other moments.
+    A sample of a store, stacked views and rows in memory have the keys of a store, but other moments.
     """
     if not isinstance(store, ImageStore):
         return False
@@ -118,7 +118,7 @@ def worth_keeping(store: FeatureSource | None, folds: int = FOLDS) -> TypeGuard[
 
 
 def moments_path(store: FeatureTable, folds: int = FOLDS) -> Path | None:
-    """The file of a store's moments; None if the store is not in a local folder."""
+    """File for the moments of a store; None if the store is not in a local folder."""
     if not isinstance(store, ImageStore) or not isinstance(store.path, Path):
         return None
     path = store.path
@@ -127,7 +127,7 @@ def moments_path(store: FeatureTable, folds: int = FOLDS) -> Path | None:
 
 
 def _blocks(store: FeatureTable, folds: int, rank: int, size: int) -> Blocks:
-    """The blocks of this process with folds, which count the rows of all processes."""
+    """Blocks of this process, with folds that are assigned over the rows of all processes."""
     n_classes = len(store.classnames)
     if size == 1:
         yield from in_folds(store.blocks(BLOCK_ROWS), n_classes, folds)
@@ -141,7 +141,7 @@ def _blocks(store: FeatureTable, folds: int, rank: int, size: int) -> Blocks:
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Arrays | None:
-    """The arrays in a file; None if there is none, or it is damaged."""
+    """The arrays in a file; None if it is missing or damaged."""
     folds, n_classes, dim = shape
     try:
         tensors = from_bytes(path.read_bytes())
@@ -154,7 +154,7 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write the file, whole or not at all; in a folder that is read-only, moments are summed again next time."""
+    """Write the file atomically; does nothing in a read-only folder, so that moments are computed again next time."""
     if not os.access(path.parents[3], os.W_OK):
         return
     tensors = dict(zip(("xtx", "class_sums", "counts"), arrays, strict=True))

@@ -1,4 +1,4 @@
-"""k nearest neighbours with the temperature-weighted vote of DINO (Caron et al. 2021): no training, not linear."""
+"""k nearest neighbours with the temperature-weighted vote of DINO (Caron et al. 2021)."""
 
 from __future__ import annotations
 
@@ -29,42 +29,41 @@ class KNN(RowsClassifier, NonlinearClassifier):
     """k nearest neighbours by cosine, each voting with ``exp(cosine / temperature)`` (DINO, DINOv2).
 
     Equals ``sklearn.neighbors.KNeighborsClassifier(k, metric="cosine", weights=lambda d: exp(-d / temperature))``;
-    of neighbours equally far at the edge the earlier rows vote. Shares are no probabilities yet: a class without a
-    neighbour has none. So ``p_c ~ ((1 - e) share_c + e / C)^s``: with probability e the neighbours know nothing, and
-    all classes are alike; s sharpens or flattens. Both are fitted to held-out rows, and change no prediction.
+    among equally distant neighbours, earlier rows vote. Vote shares are not yet probabilities, because a class without
+    a neighbour has none. So ``p_c ∝ ((1 - e) share_c + e / C)^s``, where e is the probability that the neighbours are
+    uninformative, and s sharpens or flattens. Both are fitted on held-out rows; they change no prediction.
 
     Parameters
     ----------
-    n_neighbors : a number k, or several to choose from; those above N are N
-    temperature : sharpness of the vote; DINO's 0.07
+    n_neighbors : a number k, or several to choose from; at most N are used
+    temperature : sharpness of the vote; 0.07 in DINO
     index
-        "exact", or with `pip install featcache[faiss]` (or ``[faiss-gpu]``) "faiss-flat", "faiss-ivf" or "faiss-hnsw";
-        the last two are approximate.
-    metric : what chooses k: "nll" or "top1" (ties by the NLL)
+        "exact"; or, with `pip install featcache[faiss]` (or ``[faiss-gpu]``), "faiss-flat", or the approximate
+        "faiss-ivf" and "faiss-hnsw".
+    metric : criterion that chooses k: "nll" or "top1" (ties by NLL)
     calibrate
-        Whether e and s are fitted. Without, probabilities are the shares up to a floor:
+        Whether to fit e and s. Otherwise probabilities are the vote shares with a floor,
         ``(share + 1e-8) / (1 + C 1e-8)``, and a test row whose class has no neighbour costs 18.4 nats.
     probes
-        How far an approximate index looks: cells of "faiss-ivf" (None is 16), candidates of "faiss-hnsw" (None is 64).
+        Search effort of an approximate index: cells of "faiss-ivf" (None for 16), candidates of "faiss-hnsw" (None for
+        64).
 
     Attributes
     ----------
     n_neighbors_ : int
-        The k of the best `metric` on the selection split, or leave-one-out on the training rows; the smallest of
-        equals.
+        The k with the best `metric` on the selection split, or by leave-one-out; ties go to the smaller.
     accuracies_, nlls_ : dict
-        Accuracy and NLL (nats) there by k; empty where there was nothing to choose.
+        Held-out accuracy and NLL (nats) by k; empty with a single k.
     classes_, classnames_, n_features_in_, provenance_, head_
 
     Notes
     -----
-    The rows are the head: a saved file holds them, in the type they came in (float16 of a store), so that it can be
-    used where the store is not. A class without a training row gets no vote. Leave-one-out searches a bounded share of
-    the rows, and rows whose class has no other row do not count; with one k and without `calibrate` nothing is searched
-    while fitting.
+    A saved head contains the rows, in their original dtype (float16 for a store), so it does not need the store. A
+    class without a training row gets no vote. Leave-one-out uses a sample of the rows, and skips rows that are alone in
+    their class; with one k and ``calibrate=False``, fitting does no search.
 
-    Rows on a GPU (CUDA tensors, `heads.resident`) are searched there by "exact"; faiss copies its index to the
-    GPUs that it can use, except "faiss-hnsw". ``searched_on`` in the provenance tells.
+    "exact" searches rows on a GPU (CUDA tensors, `heads.resident`) there; faiss copies its index to the GPUs that it
+    can use, except "faiss-hnsw". ``searched_on`` in the provenance records the device.
 
     References
     ----------
@@ -114,7 +113,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
         self._keep(heads, samples, held_out)
 
     def _scored(self, heads: list[KNNHead], held_out: Samples | None) -> list[KNNHead]:
-        """The heads, with e and s fitted if they are to be; sets accuracies and NLLs where there are several."""
+        """The heads, calibrated if `calibrate`; with several, also sets accuracies and NLLs."""
         found, labels = _neighbours(heads[0], held_out)
         fitted = []
         for head in heads:
@@ -131,7 +130,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
         return fitted
 
     def _best(self, ks: list[int], rows: int) -> int:
-        """The k of the best metric, on ties the smaller; a word if it ends the path, and others are left."""
+        """The k with the best `metric`, on ties the smaller; warns if it is at the end of the path, but not 1 or N."""
         if not self.accuracies_:
             return ks[0]
         top1, nll = (np.array([found[k] for k in ks]) for found in (self.accuracies_, self.nlls_))
@@ -162,7 +161,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
         return [replace(head, name=f"{self.name} k={head.n_neighbors}") for head in self._path]
 
     def _rows(self, samples: Samples) -> tuple[Features | torch.Tensor, NDArray[np.int64]]:
-        """All rows and labels, checked to be finite: on their GPU for exact search, else in memory."""
+        """All rows and labels, checked to be finite: on their own GPU for exact search, else in memory."""
         there = device_rows(samples) if self.index == "exact" else None
         if there is None:
             features, labels = gathered(samples)
@@ -173,7 +172,7 @@ class KNN(RowsClassifier, NonlinearClassifier):
         return there[0], to_numpy(there[1])
 
     def _checked(self, n: int) -> list[int]:
-        """The numbers of neighbours, ascending and at most n."""
+        """Check the parameters; the numbers of neighbours, ascending and at most n."""
         given = np.atleast_1d(np.asarray(self.n_neighbors))
         if given.ndim != 1 or not given.size or given.dtype.kind not in "iu" or given.min() < 1:
             raise HeadError(f"n_neighbors is {self.n_neighbors!r}, expected positive whole numbers")
@@ -184,18 +183,18 @@ class KNN(RowsClassifier, NonlinearClassifier):
             raise HeadError(f"index is {self.index!r}, expected one of {', '.join(INDEXES)}")
         if self.probes is not None and (self.index not in PROBED or self.probes < 1):
             raise HeadError(
-                f"probes is {self.probes!r} with index {self.index!r}; it is from 1, of {' or '.join(PROBED)}"
+                f"probes is {self.probes!r} with index {self.index!r}; expected at least 1, with {' or '.join(PROBED)}"
             )
         return sorted({min(int(k), n) for k in given})
 
 
 _ROWS = 4096
-"""Held-out rows whose vote shares are in memory at once, and that e and s are fitted to."""
+"""Held-out rows whose vote shares are computed at a time, and from which e and s are fitted."""
 _FLOORS = 8
 
 
 def _neighbours(head: KNNHead, held_out: Samples | None) -> tuple[Neighbours, NDArray[np.int64]]:
-    """Neighbours and labels of the selection split, or of a share of the bank's rows, each without itself."""
+    """Neighbours and labels of the selection split, or of a sample of the bank's rows, each excluding itself."""
     bank = head.bank
     if held_out is not None:
         blocks = [(head.prepare(features), labels) for features, labels in thinned(held_out)]
@@ -211,9 +210,9 @@ def _neighbours(head: KNNHead, held_out: Samples | None) -> tuple[Neighbours, ND
 
 
 def _calibrated(head: KNNHead, found: Neighbours, labels: NDArray[np.int64]) -> KNNHead:
-    """The head with the floor and scale of the highest likelihood on some of the rows.
+    """The head with the floor and scale of the highest likelihood on a sample of the rows.
 
-    n rows cannot support a share of ignorance much below 1/n: the smallest is half a row, as in `fit_temperature`.
+    n rows cannot support an e much below 1/n: the smallest value tried is half a row, as in `fit_temperature`.
     """
     some = RowSampler(len(labels), len(head.classnames), rows=_ROWS, scores=2**19)(len(labels))
     shares, own = head.shares((found[0][some], found[1][some])), labels[some]

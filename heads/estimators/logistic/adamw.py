@@ -1,4 +1,4 @@
-"""A linear probe trained with AdamW on stored features, as papers train it on features that are encoded every epoch."""
+"""A linear probe trained with AdamW on stored features."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ CLIP = 1.0  # largest norm of the gradient
 
 
 class AdamW(TrainedProbes):
-    """Cross entropy of ``logits = W x + b`` by AdamW with a linear warm-up and a cosine to zero.
+    """Cross entropy of ``logits = W x + b``, minimised by AdamW with linear warm-up and cosine decay to zero.
 
-    This is the linear classifier of WiSE-FT (``--freeze-encoder``): batches in a new random order every epoch, the
-    gradient clipped to a norm of 1, weight decay on W and b, the last update's head. With a zero-shot head as prior it
-    starts there; without one at zeros, as probes of self-supervised models do. For the minimum of a penalised loss,
-    which needs no learning rate, take `Logistic`.
+    This is the linear classifier of WiSE-FT (``--freeze-encoder``): a new random order every epoch, gradients clipped
+    to norm 1, weight decay on W and b, and the head after the last update. A zero-shot head as prior is the starting
+    point; without one the probe starts at zero, as is usual for self-supervised models. `Logistic` finds the minimum of
+    a penalised loss instead, and needs no learning rate.
 
     Parameters
     ----------
     lr
-        Largest learning rate; of several, the best on the selection split, or else on a held-out fifth of the training
-        rows, is taken. All are trained in one pass (`heads.estimators.logistic.probes`).
-    weight_decay : decoupled, times the learning rate; of several, each is tried with every learning rate
-    epochs
-        Passes over the rows; None for at least 10, and as many as make 300 updates.
-    warmup : updates of the warm-up; None: 500 as in WiSE-FT, but at most a tenth of the run
+        Peak learning rate, or several, of which the best on the selection split, or else on a held-out fifth of the
+        training rows, is chosen. All are trained in one pass (`heads.estimators.logistic.probes`).
+    weight_decay : decoupled, times the learning rate; several are combined with every learning rate
+    epochs : passes over the rows; None for at least 10 passes and at least 300 updates
+    warmup : updates of linear warm-up; None for 500 as in WiSE-FT, but at most a tenth of the run
     batch_size, label_smoothing, prior, seed, metric, standardise
-        As all trained probes have them (`heads.estimators.logistic.probes.TrainedProbes`), with their attributes.
+        See `heads.estimators.logistic.probes.TrainedProbes`, also for the attributes.
 
     References
     ----------

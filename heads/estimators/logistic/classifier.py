@@ -16,7 +16,8 @@ from featcache.errors import HeadError
 from featcache.parameters import Count, OneOf, Positive
 from featcache.store.protocol import FeatureSource
 from heads.estimators.base import LinearClassifier, Metric, RowsClassifier, check_metric
-from heads.estimators.logistic.choice import FOLD_TOL, Choice, logistic_rows
+from heads.estimators.logistic.choice import FOLD_TOL, Choice
+from heads.estimators.logistic.training_rows import logistic_rows
 from heads.estimators.standardise import Weighted, Weighting
 from heads.estimators.text_prior import checked_prior, prior_record
 from heads.fitted.linear import LinearHead
@@ -35,7 +36,7 @@ CS = tuple(float(10.0 ** (k / 2)) for k in range(-4, 9))
 """Default path: 13 values from 1e-2 to 1e4, two per decade."""
 
 _LARGEST = 1e10
-_NARROW = 4096  # weights below which threads cost more than they save: half the time of 60,000 x 128, ten classes
+_NARROW = 4096  # with fewer weights threads cost more than they save (60,000 x 128, ten classes: twice the time)
 
 
 class Logistic(Weighting, RowsClassifier, LinearClassifier):
@@ -43,67 +44,67 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
 
     Minimises ``1/2 ||W - W0||² + C sum_i (logsumexp(W x_i + b) - (W x_i + b)[y_i])``, b unpenalised, W0 = 0 or the
     prior's weights. With W0 = 0 and three classes or more this is the objective, and the C, of
-    ``sklearn.linear_model.LogisticRegression``. Two classes keep two weight vectors; scikit-learn then fits one vector
-    w, and ``LogisticRegression(C=2 * C)`` is the same model: ``w = W[1] - W[0]``, its intercept ``b[1] - b[0]``, equal
-    probabilities (at the optimum ``W[0] = -W[1] = -w/2``, so that ``1/2 ||W||² = 1/4 ||w||²``).
+    ``sklearn.linear_model.LogisticRegression``. For two classes there are still two weight vectors, where scikit-learn
+    fits one vector w: ``LogisticRegression(C=2 * C)`` is the same model, with ``w = W[1] - W[0]``, intercept
+    ``b[1] - b[0]`` and equal probabilities (at the optimum ``W[0] = -W[1] = -w/2``, so ``1/2 ||W||² = 1/4 ||w||²``).
 
     Parameters
     ----------
     C
-        Inverse penalty; several of them to choose from; or "search", the CLIP paper's, over 96 values from 1e-6 to
-        1e6 (`heads.estimators.logistic.choice`). The paper's protocol is ``Logistic(C="search", metric="top1",
-        refit=True)``. The default path of 13 values ends early where the held-out score has clearly turned (two
-        values after the best are worse by two percent, and the last is no better than the one before). Of 40,960 rows
-        or more it is the best C and its neighbours: a path on a fifth of the rows says where they are.
-        Without a selection split, and with no two rows of one class, nothing can be held out: the C nearest to 1 is
-        taken (on the log scale, the smaller of two), with a warning.
-    fit_intercept : whether to fit an unpenalised intercept (in addition to the prior's)
+        Inverse penalty; several values to choose from; or "search", the search of the CLIP paper over 96 values from
+        1e-6 to 1e6 (`heads.estimators.logistic.choice`). The paper's protocol is ``Logistic(C="search",
+        metric="top1", refit=True)``. The default path of 13 values stops early, once the held-out score is clearly past
+        its best (two later values are worse by two percent, and the last is no better than the one before). With
+        40,960 rows or more only the best C and its neighbours, located by a path on a fifth of the rows, are fitted on
+        all rows. If nothing can be held out (no selection split, and no class with two rows), the C nearest to 1 on the
+        log scale is used (the smaller of two), with a warning.
+    fit_intercept : whether to fit an unpenalised intercept (added to that of the prior)
     prior
-        A fitted head on the logit scale (`LinearHead`, or a fitted `ZeroShot`) that weights shrink to; as C goes to
-        0, W becomes the prior's. scikit-learn's `clone` keeps a `LinearHead`, but returns an estimator unfitted.
-    metric : what chooses C: "nll" (smallest mean) or "top1" (largest share); the smaller C on ties
+        A fitted head on the logit scale (`LinearHead`, or a fitted `ZeroShot`) to shrink towards; as C goes to 0, W
+        goes to the weights of the prior. scikit-learn's `clone` keeps a `LinearHead`, but unfits an estimator.
+    metric : criterion that chooses C: "nll" or "top1"; ties go to the smaller C
     tol
-        Largest relative distance of the objective from its minimum, as the solver estimates it; at least 1e-4 for fits
-        of folds, which only choose C, and for those of the default path but for the chosen one.
+        Largest relative distance of the objective from its minimum, as estimated by the solver. Fits that only choose C
+        (on folds, and those of the default path other than the chosen one) use 1e-4 if that is larger.
     max_iter : iterations for one C
     refit
-        Whether the head of the chosen (or only) C is fitted again, on training and selection rows together. The heads
-        of `path` are fitted on the training rows alone.
+        Whether to fit the chosen (or only) C again on training and selection rows together. The heads of `path` are
+        fitted on the training rows alone.
     in_memory
-        Whether rows are loaded (True), or read anew for every pass (False, out of core). None loads arrays, and stores
-        that take up to half of the machine's memory.
+        Whether to load all rows (True) or to read them again in every pass (False, out of core). None loads arrays, and
+        stores of up to half of the machine's memory.
     class_weight
         None, "balanced", or weights by class, as in scikit-learn: a sequence, or a mapping from labels, class names or
-        digits (the keys of JSON). They multiply `sample_weight`, and also weight the scores that choose C.
+        digits (JSON keys). They multiply `sample_weight`, and also weight the scores that choose C.
     standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
     ----------
     coef_ : (C, D) float64
-    intercept_ : (C,) float64; sums to zero beyond the prior's
+    intercept_ : (C,) float64; sums to zero after subtracting that of the prior
     C_ : float
         The chosen inverse penalty.
-    Cs_ : (A,) float64, ascending; of the default path and of "search" those that were tried
+    Cs_ : (A,) float64, ascending; with the default path or "search", the values tried
     cv_scores_ : (A,) float64
-        `metric` on the selection split, or by 5-fold cross-validation, of which as many folds are used as hold out
-        8,192 rows (of the default path of 40,960 rows or more: of fits on a second fold, on the first); empty where
-        there was one C, or where nothing could be held out.
+        `metric` on the selection split, or by 5-fold cross-validation that stops once 8,192 rows have been held out
+        (default path with 40,960 rows or more: fits on the second fold, scored on the first); empty with one C, or if
+        nothing can be held out.
     objectives_ : (A,) float64
-        Minima, in scikit-learn's scale.
+        Minimum of the objective as scaled by scikit-learn.
     n_iter_ : (A,) int64
     temperature_ : 1.0
     classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
-    Memory: the rows as one float32 matrix, ``4 N D`` bytes (half as much again for large problems on a CPU that
-    multiplies bfloat16), up to 1 GiB of logits (above, they are computed anew in each pass; half as much again while a
-    preconditioner is built), and ``4 C (D + 1)²`` bytes of preconditioner where they are at most 1 GiB. Out of core: a
+    Memory: the rows as a float32 matrix, ``4 N D`` bytes (half as much again for large problems on a CPU that
+    multiplies bfloat16); up to 1 GiB of logits (half as much again while the preconditioner is built; larger ones are
+    recomputed in each pass); and the preconditioner, ``4 C (D + 1)²`` bytes, unless it exceeds 1 GiB. Out of core: one
     block, 16,384 sampled rows, the labels, and the preconditioner. Rows on a GPU (CUDA tensors, `heads.resident`) are
-    fitted and scored on it, in their own type, and no logits are kept.
+    fitted and scored there in their own dtype, and no logits are kept.
 
-    With an intercept, a class without a training row is never predicted (its optimal intercept is minus infinity, here
-    -1e4). Without one, the penalty alone determines its weights: they tend to the prior's.
+    With an intercept, a class without a training row is never predicted: its optimal intercept is minus infinity, here
+    -1e4. Without an intercept its weights are determined by the penalty alone, and go to those of the prior.
 
     Examples
     --------
@@ -116,7 +117,7 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
     """
 
     name = "logistic"
-    centred = False  # but for the prior's, weights and intercepts sum to zero already
+    centred = False  # at the optimum, weights and intercepts (less the prior's) already sum to zero over classes
 
     C_: float
     Cs_: Float
@@ -147,8 +148,18 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         self.in_memory = in_memory
 
     def _check_parameters(self) -> None:
-        """Set the values of C."""
-        self._Cs = self._checked()
+        """Check the parameters, and set `_Cs`: ascending values of C, or None for the search."""
+        check_metric(self.metric)
+        if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
+            raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
+        self._Cs: Float | None = None
+        if isinstance(self.C, str) and self.C == "search":
+            return
+        Cs = np.zeros(0) if isinstance(self.C, str) else np.unique(np.asarray(self.C, dtype=np.float64))
+        if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
+            what = "positive finite numbers or 'search'"
+            raise HeadError(f"C must be {what}, got {self.C!r}; try numpy.logspace(-2, 4, 13)")
+        self._Cs = Cs
 
     def fit(
         self,
@@ -172,7 +183,7 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         Raises
         ------
         HeadError
-            As of every head; for weights that are negative, infinite, all zero, or of another number.
+            As for every head; also for weights that are negative, infinite, all zero, or of the wrong number.
         MismatchError
             If the selection store or a prior belongs to another encoder or class list.
         """
@@ -187,7 +198,7 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         _check_size(samples)
         Cs, prior = self._Cs, checked_prior(self.prior, samples)
         pull = self._on_scale(prior)
-        # The path, and the choice along it.
+        # Fit and score the path, and choose C.
         by_class = None if validation is None else self._class_weights(validation)
         choice = Choice(
             self._rows([samples], weights),
@@ -208,7 +219,7 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         if Cs is not None and self.cv_scores_.size:
             losses = self.cv_scores_ if self.metric == "nll" else 1 - self.cv_scores_
             warn_at_edge("C", self.Cs_, losses, place)
-        # The head: the best of the path, or fitted again on both splits.
+        # Take the best fit of the path, or fit its C again on both splits.
         splits = [samples] if validation is None or not self.refit else [samples, validation]
         if len(splits) == 2:
             if weights is not None:
@@ -227,12 +238,12 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
         return logistic_rows(splits, fit_intercept=intercept, in_memory=self.in_memory, weights=weights)
 
     def path(self) -> tuple[Float, Float]:
-        """Weights (A, C, D) and intercepts (A, C) of every C of `Cs_`: logits."""
+        """Weights (A, C, D) and intercepts (A, C) of the logits, for every C of `Cs_`."""
         check_is_fitted(self, "coef_")
         return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
 
     def path_heads(self) -> list[LinearHead]:
-        """Every C as a `LinearHead` fitted on the training rows alone; `heads.evaluate` takes them at once."""
+        """A `LinearHead` for every C, fitted on the training rows alone; `heads.evaluate` takes them all at once."""
         check_is_fitted(self, "coef_")
         heads = []
         for f in self._path:
@@ -241,19 +252,6 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
             )
             heads.append(replace(head, absent=_missing(f)))
         return heads
-
-    def _checked(self) -> Float | None:
-        """Check the parameters; Cs ascending, None for the search."""
-        check_metric(self.metric)
-        if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
-            raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
-        if isinstance(self.C, str) and self.C == "search":
-            return None
-        Cs = np.zeros(0) if isinstance(self.C, str) else np.unique(np.asarray(self.C, dtype=np.float64))
-        if not Cs.size or not (np.isfinite(Cs) & (Cs > 0)).all():
-            what = "positive finite numbers or 'search'"
-            raise HeadError(f"C must be {what}, got {self.C!r}; try numpy.logspace(-2, 4, 13)")
-        return Cs
 
     def _unscaled(self, fitted: Fitted) -> Fitted:
         weights, intercepts = self._folded(fitted.weights, fitted.intercepts)
@@ -294,7 +292,7 @@ class Logistic(Weighting, RowsClassifier, LinearClassifier):
 
 
 def _check_size(samples: Samples) -> None:
-    """Refuse features so large that the float32 of the solver no longer finds the optimum; stores hold float16."""
+    """Refuse features too large for the float32 solver to converge; those of stores are float16, so always small."""
     if isinstance(samples.source, tuple):
         largest = float(np.abs(to_numpy(samples.source[0])).max())
         if _LARGEST < largest < np.inf:

@@ -1,4 +1,4 @@
-"""The cosine classifier: unit class vectors and a scale, both learnt, from the class means."""
+"""The cosine classifier: unit class vectors and a scale, both trained, starting from the class means."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from featcache.parameters import Count, Decay, Rate
 from heads.estimators.logistic.probes import Float, Groups, ProbeOptions, TrainedProbes, Whole
 from heads.solvers.primitives import class_sums
 
-SCALE = 10.0  # Gidaris and Komodakis begin there
+SCALE = 10.0  # initial scale of Gidaris and Komodakis
 
 
 class Cosine(TrainedProbes):
-    """Cross entropy of ``s x . w_c / |w_c|``: for rows of length 1, as stores hold them, s times a cosine.
+    """Cross entropy of ``s x . w_c / |w_c|``: s times a cosine for rows of unit length, as in stores.
 
-    Class vectors begin at the class means ("imprinted weights", Qi et al. 2018), the scale s, one for all classes, at
-    10; both are trained by AdamW with a cosine to zero. Rows of other lengths are taken as they are: scale them to 1.
+    Class vectors start at the class means ("imprinted weights", Qi et al. 2018), and the scale s, shared by all
+    classes, at 10. Both are trained by AdamW with cosine decay to zero. Rows are not normalised.
 
     Parameters
     ----------
     lr
-        Largest learning rate; all are trained in one pass, and the best on the selection split, or else on a held-out
-        fifth of the training rows, is taken (`heads.estimators.logistic.probes`).
-    weight_decay : decoupled, times the learning rate; of several, each is tried with every learning rate
-    prior : a fitted linear head whose class vectors are the start, in place of the class means
+        Peak learning rate, or several, of which the best on the selection split, or else on a held-out fifth of the
+        training rows, is chosen. All are trained in one pass (`heads.estimators.logistic.probes`).
+    weight_decay : decoupled, times the learning rate; several are combined with every learning rate
+    prior : fitted linear head whose class vectors are the starting point instead of the class means
     epochs, batch_size, warmup, label_smoothing, seed, metric, standardise
-        As all trained probes have them (`heads.estimators.logistic.probes.TrainedProbes`).
+        See `heads.estimators.logistic.probes.TrainedProbes`.
 
     Attributes
     ----------
-    coef_ : (C, D) float64, all rows of the length s (unless features are standardised)
+    coef_ : (C, D) float64, rows of length s (unless features are standardised)
     intercept_ : (C,) float64, zeros (unless features are standardised)
     lr_, weight_decay_ : float
     losses_ : (epochs,) float64
@@ -43,7 +43,7 @@ class Cosine(TrainedProbes):
 
     Notes
     -----
-    A class without a training row begins at the mean of all rows.
+    A class without a training row starts at the mean of all rows.
 
     References
     ----------
@@ -75,7 +75,7 @@ class Cosine(TrainedProbes):
         self.weight_decay = weight_decay
 
     def _parameters(self, start: tuple[Float, Float] | None, rows: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """Class vectors (C, D) and the logarithm of the scale."""
+        """Class vectors (C, D) and the log of the scale."""
         X, y = rows[0].float(), rows[1]
         if start is None:
             counts = torch.bincount(y, minlength=len(self.classnames_))[:, None]

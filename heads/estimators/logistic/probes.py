@@ -1,4 +1,4 @@
-"""Linear probes trained on batches: every setting of a grid in one pass over the rows, the best one chosen."""
+"""Linear probes trained on batches: all settings of a grid in one pass over the rows, and the choice of the best."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ Whole = Annotated[int, Range(0)]
 
 _Rows: TypeAlias = tuple[Tensor, Tensor]
 Groups: TypeAlias = list[dict[str, object]]
-"""Parameters of an optimiser, one group a probe."""
+"""Parameter groups of an optimiser, one per probe."""
 _Start: TypeAlias = tuple[Float, Float] | None
 
-BLOCK = 65_536  # rows that are scored at once
+BLOCK = 65_536  # rows scored at a time
 WARMUP = 500
 MAX_EPOCHS = 10**6
 EPOCHS, UPDATES = 10, 300
-"""The fewest passes and updates where the user gives no number."""
+"""Least number of passes and updates if `epochs` is None."""
 SHORT, NEAR_CHANCE = 0.3, 0.9
-"""Length of rows below which a loss of nearly that of chance gets a warning."""
+"""Length of rows, and loss as a share of that of chance, below and above which a probe warns."""
 
 
 class ProbeOptions(Shared, total=False):
-    """Parameters that trained probes share; see `TrainedProbes`."""
+    """Parameters shared by trained probes; see `TrainedProbes`."""
 
     batch_size: int
     label_smoothing: float
@@ -63,28 +63,28 @@ class _Bank(NamedTuple):
 
     @property
     def diverged(self) -> NDArray[np.bool_]:
-        """Which probes (K,) have a loss or a weight that is not finite."""
+        """Mask (K,) of the probes with a loss or weight that is not finite."""
         finite = np.isfinite(self.losses).all(axis=1)
         finite &= np.isfinite(self.bias).all(axis=1) & np.isfinite(self.weights).all(axis=(1, 2))
         return np.asarray(~finite, bool)
 
 
 class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
-    """Base of probes trained on batches: K settings (learning rate, weight decay) are a bank of K probes.
+    """Base of probes trained on batches: K settings (learning rate, weight decay) train as a bank of K probes.
 
-    Every batch is read once for all of them, and their logits are one product, with K C columns; each probe has its own
-    loss, gradient and optimiser state, and becomes what it becomes alone. A subclass has `lr` and `weight_decay`, and
-    gives the optimiser.
+    A batch is read once for all probes, and one product with K C columns gives their logits. Each probe has its own
+    loss, gradient and optimiser state, and ends as if trained alone. A subclass adds `lr` and `weight_decay`, and
+    provides the optimiser.
 
     Parameters
     ----------
-    epochs : passes over the rows; None for as many as make 300 updates, and 10 at least
+    epochs : passes over the rows; None for at least 10 passes and at least 300 updates
     batch_size : rows per update; the last batch of an epoch may be smaller
-    warmup : updates of a linear warm-up; None: 500, but at most a tenth of the run
+    warmup : updates of linear warm-up; None for 500, but at most a tenth of the run
     label_smoothing : in [0, 1)
-    prior : a fitted linear head to start from, None for zeros
-    seed : of the order of the rows
-    metric : what chooses: "top1" (ties by NLL), "nll", or "squared_error" (of the probabilities, the Brier score)
+    prior : fitted linear head to start from; None starts at zero
+    seed : seed of the row order
+    metric : criterion of the choice: "top1" (ties by NLL), "nll" or "squared_error" (Brier score)
     standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
@@ -92,21 +92,21 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
     coef_ : (C, D) float64
     intercept_ : (C,) float64
     lr_, weight_decay_ : float
-        The chosen ones.
+        The chosen values.
     losses_ : (epochs,) float64
-        Mean loss of the updates of each epoch, in nats.
+        Mean training loss of each epoch, in nats.
     temperature_ : 1.0
     classes_, classnames_, n_features_in_, provenance_
 
     Notes
     -----
-    Rows are held in memory, in their stored type; rows on a GPU are trained on there, in float32. K probes take
-    ``12 K C D`` bytes. A probe that diverges is left out.
+    Rows are held in memory in their stored dtype; with rows on a GPU, training runs there in float32. K probes take
+    ``12 K C D`` bytes. Probes that diverge are not chosen.
     """
 
     centred = False  # float32 already
     clip: ClassVar[float | None] = None
-    """Largest norm of a probe's gradient, if it is clipped."""
+    """Norm to which the gradient of each probe is clipped; None does not clip."""
 
     lr: float | Sequence[float]
     weight_decay: float | Sequence[float]
@@ -136,18 +136,18 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
 
     @abstractmethod
     def _optimiser(self, groups: Groups) -> torch.optim.Optimizer:
-        """An optimiser of groups with a `params`, a `lr` and a `weight_decay` each."""
+        """Make the optimiser; each group has `params`, `lr` and `weight_decay`."""
 
     def _passes(self, n: int) -> int:
-        """Passes over n rows: `epochs`; None for as many as make `UPDATES` updates, and `EPOCHS` at least."""
+        """Passes over n rows: `epochs`, or at least `EPOCHS` passes and `UPDATES` updates."""
         return max(EPOCHS, -(-UPDATES // -(-n // int(self.batch_size)))) if self.epochs is None else int(self.epochs)
 
     def _rate(self, lr: float) -> float:
-        """The largest learning rate of the updates."""
+        """Peak learning rate of the optimiser for a setting `lr`."""
         return lr
 
     def _parameters(self, start: _Start, rows: _Rows) -> list[Tensor]:
-        """What is trained of one probe: weights (C, D) and bias (C,), from the start or zeros."""
+        """Trainable parameters of one probe: weights (C, D) and bias (C,), from `start` or zero."""
         shape = len(self.classnames_), self.n_features_in_
         values = (np.zeros(shape), np.zeros(shape[0])) if start is None else start
         return [torch.from_numpy(value).float().to(rows[0].device).requires_grad_() for value in values]
@@ -195,7 +195,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         self.provenance_ = self._provenance(params, samples.store, chosen_on, prior)
 
     def path_heads(self) -> list[LinearHead]:
-        """The head of every learning rate and weight decay, but for those that diverged."""
+        """The head of every learning rate and weight decay, except those that diverged."""
         check_is_fitted(self, "coef_")
         decays, heads = len({decay for _, decay in self._grid}), []
         for (lr, decay), weights, bias, diverged in zip(
@@ -207,11 +207,11 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         return heads
 
     def _choice(self, bank: _Bank, start: _Start, rows: _Rows, held_out: _Rows | None) -> tuple[int, str]:
-        """Position of the best setting, and what chose it."""
+        """Position of the best setting, and the rows it was chosen on."""
         if held_out is not None:
             return self._best(bank, held_out), "split"
         folds = None if len(self._grid) == 1 else validation_folds(rows[1].cpu().numpy(), len(self.classnames_))
-        if folds is None:  # nothing to choose, or nothing that can be held out
+        if folds is None:  # a single setting, or no row can be held out
             return int(np.nanargmin(np.where(bank.diverged, np.nan, bank.losses[:, -1]))), "none"
         kept, scored = (
             torch.from_numpy(mask).to(rows[1].device) for mask in (folds[0] != 0, (folds[0] == 0) & folds[1])
@@ -220,7 +220,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         return self._best(part, (rows[0][scored], rows[1][scored]), bank.diverged), "held-out fifth"
 
     def _best(self, bank: _Bank, rows: _Rows, excluded: NDArray[np.bool_] | None = None) -> int:
-        """Position of the best probe on some rows by the metric; ties go to the lower NLL."""
+        """Position of the best probe on some rows by `metric`; ties go to the lower NLL."""
         out = bank.diverged if excluded is None else bank.diverged | excluded
         found = np.full((len(out), 2), np.inf)
         for k in np.flatnonzero(~out).tolist():
@@ -235,7 +235,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         return int(np.lexsort((found[:, 1], found[:, 0]))[0])
 
     def _train(self, start: _Start, rows: _Rows) -> _Bank:
-        """All probes of the grid, trained on some rows."""
+        """Train all probes of the grid on some rows."""
         features, labels = rows
         per_epoch = -(-len(labels) // int(self.batch_size))
         epochs = self._passes(len(labels))
@@ -276,7 +276,7 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
         last = [torch.stack(value).detach().cpu().double().numpy() for value in (weights, bias)]
         means = losses.double().cpu().numpy().reshape(epochs, per_epoch, -1).mean(axis=1)
         bank = _Bank(last[0], last[1], means.T)
-        # An infinite gradient is clipped to zero: nothing would be learnt.
+        # Clipping turns an infinite gradient into zero: the probe would learn nothing.
         if (
             not torch.isfinite(losses[0]).all()
             or not (torch.isfinite(steepest).numpy(force=True) | bank.diverged).all()
@@ -284,11 +284,11 @@ class TrainedProbes(Standardising, RowsClassifier, LinearClassifier):
             size = float(features.abs().max())
             raise HeadError(f"a gradient overflows float32: features reach {size:.3g}; scale them to rows of length 1")
         if bank.diverged.all():
-            raise HeadError(f"training at lr {self.lr} diverged: a loss or a weight is not finite; take a smaller lr")
+            raise HeadError(f"training at lr {self.lr} diverged: a loss or a weight is not finite; use a smaller lr")
         return bank
 
     def _batches(self, n: int, epochs: int) -> Iterator[np.ndarray]:
-        """Rows of every update."""
+        """Row indices of each update."""
         for epoch in range(epochs):
             order = np.random.default_rng([int(self.seed), epoch]).permutation(n)
             yield from np.split(order, range(int(self.batch_size), n, int(self.batch_size)))

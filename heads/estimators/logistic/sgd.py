@@ -1,4 +1,4 @@
-"""A bank of linear probes trained by SGD, as self-supervised models are evaluated."""
+"""Linear probes trained by SGD, as in the evaluation of self-supervised models."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from heads.estimators.logistic.probes import Groups, ProbeOptions, TrainedProbes
 DINOV2_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """Learning rates of DINOv2's linear evaluation, for batches of 256."""
 LRS = (*DINOV2_LRS[-4:], 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
-"""Default path: for rows of length 1 the rates have to be larger than for a model's own features."""
+"""Default path; rows of unit length need larger rates than the model's unnormalised features."""
 
 
 class SGD(TrainedProbes):
-    """Cross entropy of ``logits = W x + b`` by SGD with momentum and a cosine to zero, for a grid of learning rates.
+    """Cross entropy of ``logits = W x + b``, by SGD with momentum and cosine decay, for a grid of learning rates.
 
     This is DINOv2's linear evaluation on stored features: momentum 0.9, no weight decay, no warm-up, the learning rate
-    times the batch size over 256, the last update's head, and the best of the grid by the accuracy on a validation
-    split. The published run has ``lr=heads.estimators.logistic.sgd.DINOV2_LRS``, batches of 1,024 and 12,500 updates,
-    features as the model gives them, and weights from a normal distribution of deviation 0.01, which are zero here.
+    scaled by batch size / 256, the head after the last update, and the setting with the best accuracy on a validation
+    split. The published run has ``lr=heads.estimators.logistic.sgd.DINOV2_LRS``, batches of 1,024, 12,500 updates,
+    unnormalised features, and initial weights from a normal distribution with standard deviation 0.01 (zero here).
 
     Parameters
     ----------
     lr
-        Learning rates for batches of 256; all are trained in one pass, and the best on the selection split, or else on
-        a held-out fifth of the training rows, is taken (`heads.estimators.logistic.probes`).
-    weight_decay : factor of the weights in the gradient; of several, each is tried with every learning rate
+        Learning rate for batches of 256, or several, of which the best on the selection split, or else on a held-out
+        fifth of the training rows, is chosen. All are trained in one pass (`heads.estimators.logistic.probes`).
+    weight_decay : L2 coefficient added to the gradient; several are combined with every learning rate
     momentum : in [0, 1)
-    epochs
-        Passes over the rows; None for at least 10, and as many as make 300 updates.
+    epochs : passes over the rows; None for at least 10 passes and at least 300 updates
     batch_size, warmup, label_smoothing, prior, seed, metric, standardise
-        As all trained probes have them (`heads.estimators.logistic.probes.TrainedProbes`), with their attributes.
+        See `heads.estimators.logistic.probes.TrainedProbes`, also for the attributes.
 
     References
     ----------
@@ -69,7 +68,7 @@ class SGD(TrainedProbes):
 
     def _check_parameters(self) -> None:
         if not 0 <= self.momentum < 1:
-            raise HeadError(f"momentum is {self.momentum!r}, expected a number from 0, below 1")
+            raise HeadError(f"momentum is {self.momentum!r}, expected a number in [0, 1)")
         super()._check_parameters()
 
     def _rate(self, lr: float) -> float:

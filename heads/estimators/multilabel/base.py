@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from featcache.errors import HeadError
 from featcache.store.protocol import FeatureSource
 from heads.estimators.base import HeadClassifier, in_float32
-from heads.estimators.logistic.choice import machine_memory
+from heads.estimators.logistic.training_rows import machine_memory
 from heads.fitted.multilabel import MultiLabelHead
 from heads.fitted.provenance import Provenance
 from heads.kernels.ranking import SELECTION, best_thresholds

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import FeatcacheWarning, HeadError
 from featcache.parameters import MAX_RATE, Count, NotNegative, Rate
-from heads.estimators.logistic.choice import machine_memory
+from heads.estimators.logistic.training_rows import machine_memory
 from heads.estimators.text_prior import class_directions
 from heads.estimators.transductive.base import Float, LabelledRows, TransductiveClassifier
 from heads.fitted.linear import LinearHead

@@ -112,7 +112,7 @@ def rows_of_length_zero(X: Any, y: Any) -> tuple[Any, Any]:
     return X, y
 
 
-@pytest.mark.filterwarnings("ignore:nothing chooses C")
+@pytest.mark.filterwarnings("ignore:C cannot be chosen")
 @pytest.mark.parametrize(
     ("odd", "least"),
     [

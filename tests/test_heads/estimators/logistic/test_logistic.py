@@ -100,7 +100,7 @@ def test_a_class_without_rows(images: Any, texts: Any) -> None:
 
 def test_one_row_per_class_and_separable_rows(draw: Any) -> None:
     X, _ = draw(6, 20, 3)
-    with pytest.warns(UserWarning, match="nothing chooses C"):
+    with pytest.warns(UserWarning, match="C cannot be chosen"):
         head = Logistic().fit(X, np.arange(6))
     assert head.score(X, np.arange(6)) == 1.0
     assert np.isfinite(head.coef_).all()
@@ -174,12 +174,12 @@ def test_out_of_core_equals_in_memory(images: Any, options: Any) -> None:
 
 def test_size_decides_by_default(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, passes = images(n=300, block_rows=64), []
-    monkeypatch.setattr("heads.estimators.logistic.choice.machine_memory", lambda: 2 * 4 * 300 * 12 - 1)
+    monkeypatch.setattr("heads.estimators.logistic.training_rows.machine_memory", lambda: 2 * 4 * 300 * 12 - 1)
     blocks = store.blocks
     store.blocks = lambda: (passes.append(1), blocks())[1]
     Logistic(1.0).fit(store)
     streamed = len(passes)
-    monkeypatch.setattr("heads.estimators.logistic.choice.machine_memory", lambda: 2 * 4 * 300 * 12)
+    monkeypatch.setattr("heads.estimators.logistic.training_rows.machine_memory", lambda: 2 * 4 * 300 * 12)
     Logistic(1.0).fit(store)
     assert streamed > 4
     assert len(passes) == streamed + 1

@@ -144,13 +144,13 @@ def test_one_row_per_class_takes_the_C_nearest_to_one(draw: Any) -> None:
     X, _ = draw(6, 20, 3)
     y = np.arange(6)
     for Cs, wanted in ((np.logspace(-2, 4, 13), 1.0), ([10.0, 0.1], 0.1), ([5.0, 30.0], 5.0)):
-        with pytest.warns(UserWarning, match="nothing chooses C: no class has two rows"):
+        with pytest.warns(UserWarning, match="C cannot be chosen: no class has two rows"):
             head = Logistic(Cs).fit(X, y)
         assert pytest.approx(wanted) == head.C_
         assert (len(head.Cs_), len(head.cv_scores_)) == (len(Cs), 0)
         assert head.provenance_["params"]["selection"] == "none"
         np.testing.assert_allclose(head.coef_, Logistic(head.C_).fit(X, y).coef_, atol=1e-2)
-    with pytest.warns(UserWarning, match="nothing chooses C"):
+    with pytest.warns(UserWarning, match="C cannot be chosen"):
         head = Logistic("search").fit(X, y)
     assert head.Cs_.tolist() == [head.C_] == [GRID[47]]
     assert 0.8 < head.C_ < 1.0
