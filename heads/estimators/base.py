@@ -56,8 +56,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     Class attributes: `fits_on` is what `fit` takes, "images" or "texts"; `takes_texts` heads also accept ``texts=``;
     `takes_tokens` heads accept features (N, P, D); `multilabel` heads predict any number of classes per row;
-    `transductive` heads predict only the rows that they were fitted on. `progress` is not a parameter: slow fits report
-    to it.
+    `transductive` heads predict only the rows that they were fitted on. Slow fits report to `progress`, which is not a
+    constructor parameter.
     """
 
     name: ClassVar[str]
@@ -97,7 +97,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         self.frozen()
         if not is_store(X):
             if y is None:
-                raise HeadError("arrays need labels: score(X, y); only a store brings its own")
+                raise HeadError("arrays need labels: score(X, y); only stores have their own")
             return float((self.predict(X) == to_numpy(y)).mean())
         samples = as_samples(X, tokens=self.takes_tokens)
         labels = np.concatenate([labels for _, labels in samples.blocks()])
@@ -131,7 +131,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     ) -> Provenance:
         """The provenance record; `fitted` and `chosen` are stores, or None for arrays.
 
-        `parent` is the head that this one starts from: what it was fitted and chosen on counts for this head too.
+        `parent` is the head that this one starts from; the splits it was fitted and chosen on are included.
         `groups` are the groups of the valid rows, each held out as a whole.
         """
         record = Provenance.of_fit(self.name, self._settings(params), self.classnames_, fitted, chosen, groups).but(
@@ -199,8 +199,8 @@ class LinearClassifier(HeadClassifier):
     intercept_: NDArray[np.float64]
     temperature_: float
     centred: ClassVar[bool] = True
-    """Whether a frozen head is centred: the mean over classes is subtracted from weights and intercepts, which does not
-    change a softmax. Heads with one sigmoid per label must not be."""
+    """Whether `frozen` subtracts the mean over classes from weights and intercepts, which does not change a softmax.
+    It would change heads with one sigmoid per label."""
     _absent: tuple[int, ...] = ()  # classes without training rows, if their logit is -10,000
 
     def linear(self) -> LinearHead:
@@ -253,7 +253,7 @@ class LinearClassifier(HeadClassifier):
                 raise HeadError(f"features hold NaN or infinity (inf), for instance in rows {bad}; drop these rows")
             done += len(wide)
             found = wide @ self.coef_.T + self.intercept_
-            if self._absent:  # below all others
+            if self._absent:  # missing classes rank below all others
                 found[:, list(self._absent)] = found.min(axis=1, keepdims=True) + ABSENT * self.temperature_
             parts.append(found)
         return np.concatenate(parts)
@@ -288,7 +288,7 @@ def in_float32(
 
 
 def _centred(table: NDArray[np.float64], absent: Sequence[int]) -> NDArray[np.float64]:
-    """Subtract the mean over the known classes from a table (C, ...): a softmax ignores it, and it costs precision."""
+    """Subtract the mean over the known classes from (C, ...): a softmax ignores it, and float32 gains precision."""
     if not absent:
         return np.asarray(table - table.mean(axis=0))
     found, known = table.copy(), np.delete(np.arange(len(table)), list(absent))

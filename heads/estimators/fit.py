@@ -1,4 +1,4 @@
-"""Fit any head of `HEADS` by name, for the verbs `fit` and `sweep`."""
+"""Fit any head of `HEADS` by name, for the commands `fit` and `sweep`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from heads.fitted.linear import LinearHead
 from heads.fitted.provenance import Json
 
 CHOSEN = {"C": "C_", "alphas": "alpha_", "betas": "beta_", "lr": "lr_", "weight_decay": "weight_decay_"}
-"""Parameters that may be lists to choose from, and the attribute holding the chosen value."""
+"""Parameters that may be lists of values to choose from, and the attribute with the chosen value."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """What heads are fitted from.
+    """Inputs that heads are fitted from.
 
     Attributes
     ----------
     train : image store or `FewShotStore`; None if there are only texts
     texts
-        Text stores of one class list and text tower (several make an ensemble), or a fitted linear head, for heads that
-        start from one.
+        Text stores with the same class list and text tower (several form an ensemble), or a fitted linear head, for
+        heads that start from one.
     selection : image store on which hyper-parameters are chosen; None for the head's default, such as folds
     prior : fitted linear head that weights shrink towards; None for zero
-    progress : reported to by heads that take long to fit
+    progress : receives the progress of slow fits
     """
 
     train: FeatureSource | None = None
@@ -55,13 +55,13 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
     Parameters
     ----------
     name : key of `HEADS`
-    material : what to fit from; parts that the head does not take are ignored
-    parameters : for its constructor
+    material : inputs; those that the head does not take are ignored
+    parameters : constructor parameters
 
     Raises
     ------
     HeadError
-        If the head needs texts or labelled rows and there are none, or for an unknown parameter.
+        If texts or labelled rows are missing that the head needs, or for an unknown parameter.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
     if kind.fits_on == "texts":
         if isinstance(material.texts, LinearHead):
             raise HeadError(
-                f"{name} is made from a text store, got the head {material.texts.name}; name one (texts/NAME)"
+                f"{name} is made from a text store, got the head {material.texts.name}; name a text store (texts/NAME)"
             )
         return _fitted(head, list(material.texts), **chosen)
     if material.train is None:
@@ -92,7 +92,7 @@ def fit_head(name: str, material: Material, parameters: Mapping[str, object] | N
 
 
 def _groups(kind: type[HeadClassifier], material: Material) -> Json:
-    """Groups of rows that are views of one image, held out together; see `featcache.store.reading.images`."""
+    """Groups of rows, such as views of one image, that are held out together; see `featcache.store.reading.images`."""
     groups = None if material.train is None else material.train.groups
     if groups is None:
         return {}
@@ -100,26 +100,26 @@ def _groups(kind: type[HeadClassifier], material: Material) -> Json:
         return {"groups": groups}
     if material.selection is None and takes_selection(kind.name):
         raise HeadError(
-            f"{kind.name} would hold out rows of groups (views of an image, or --group) that it fits on; give a "
-            "selection split, or take a head that leaves rows out by group, such as ridge"
+            f"{kind.name} would hold out rows of groups (views of an image, or --group) that it also fits on; give a "
+            "selection split, or use a head that holds out whole groups, such as ridge"
         )
     return {}
 
 
 def _fitted(head: Any, X: object, **options: object) -> HeadClassifier:
-    """`head.fit` with the keywords that this head takes."""
+    """Call `head.fit` with the keywords that this head takes."""
     fitted: HeadClassifier = head.fit(X, **options)
     return fitted
 
 
 def unfitted(head: HeadClassifier) -> HeadClassifier:
-    """An unfitted copy with the same parameters; unlike scikit-learn's `clone`, it keeps a fitted prior."""
+    """An unfitted copy with the same parameters; unlike scikit-learn's `clone`, it keeps the prior fitted."""
     found: HeadClassifier = type(head)(**head.get_params(deep=False))
     return found
 
 
 def settled(head: HeadClassifier) -> HeadClassifier:
-    """An unfitted copy of a fitted head that keeps the chosen penalty (and other values chosen from lists).
+    """An unfitted copy of a fitted head, with the chosen penalty (and other values of `CHOSEN`) as its parameter.
 
     Other choices, such as the number of LP++ steps, are made again.
 

@@ -1,4 +1,4 @@
-"""The option of linear heads to fit on standardised features."""
+"""The `standardise` option of linear heads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ S = TypeVar("S", Samples, MultiLabelSamples)
 
 
 class Shared(TypedDict, total=False):
-    """Parameters that these heads share; see `Standardising`."""
+    """Parameters of `Standardising`."""
 
     standardise: bool
 
@@ -31,16 +31,16 @@ class Shared(TypedDict, total=False):
 class Standardising(HeadClassifier):
     """Base of linear heads that can fit on standardised features.
 
-    The constructor of a subclass takes them as ``**shared: Unpack[Shared]``; in signatures they stand by name.
+    The constructor of a subclass takes the parameter as ``**shared: Unpack[Shared]``; its signature lists it by name.
 
     Parameters
     ----------
     standardise
-        Whether the head is fitted on features less their mean, divided by their standard deviation, both of the
-        training rows (with their `sample_weight`): scikit-learn's ``make_pipeline(StandardScaler(), head)``. It is
-        folded into weights and intercepts, so that the head takes features as they are. A penalty then is one on the
-        weights of standardised features; held-out rows have the mean and deviation of all training rows. A prior is
-        brought to the same scale.
+        Whether to fit on features minus their mean, divided by their standard deviation, both of the training rows
+        (with their `sample_weight`), as scikit-learn's ``make_pipeline(StandardScaler(), head)``. The scaling is folded
+        into weights and intercepts, so the fitted head takes features as they are. Penalties apply to the weights of
+        standardised features, held-out rows are scaled by the mean and deviation of all training rows, and a prior is
+        converted to the same scale.
     """
 
     standardise: bool
@@ -50,9 +50,9 @@ class Standardising(HeadClassifier):
         self.standardise = standardise
 
     def __init_subclass__(cls, **options: object) -> None:
-        """Name the shared parameters in the constructor's signature, where scikit-learn and `--set` look for them.
+        """List the parameters of the base's constructor in the signature, where scikit-learn and `--set` look them up.
 
-        They are those of the base's constructor that the class's own does not name.
+        Parameters that the subclass names itself are left as they are.
         """
         super().__init_subclass__(**options)
         if "__init__" not in vars(cls):
@@ -72,7 +72,7 @@ class Standardising(HeadClassifier):
         constructor.__annotations__ |= {parameter.name: kinds[parameter.name] for parameter in inherited}
 
     def _scaled(self, samples: S, validation: S | None, weights: Float | None = None) -> tuple[S, S | None]:
-        """Training rows and validation split on the scale to fit on; sets the scaling."""
+        """Training rows and validation split, standardised if `standardise`; sets the scaling."""
         self._scaling = None
         if not isinstance(self.standardise, bool | np.bool_):
             raise HeadError(f"standardise is {self.standardise!r}, expected True or False")
@@ -85,14 +85,14 @@ class Standardising(HeadClassifier):
         return scaling.rows(samples), None if validation is None else scaling.rows(validation)
 
     def _on_scale(self, prior: LinearHead | None) -> tuple[Float, Float] | None:
-        """Weights (C, D) and biases (C,) of a prior, as those of the features that are fitted on; None of None."""
+        """Weights (C, D) and biases (C,) of a prior for the (standardised) features of the fit; None for None."""
         if prior is None:
             return None
         weights, bias = prior.weights.astype(np.float64), prior.bias.astype(np.float64)
         return (weights, bias) if self._scaling is None else self._scaling.unfolded(weights, bias)
 
     def _folded(self, weights: Float, intercepts: Float) -> tuple[Float, Float]:
-        """Weights (..., C, D) and intercepts (..., C) for features as they are; those of missing classes stay."""
+        """Weights (..., C, D) and intercepts (..., C) for unstandardised features; missing classes keep theirs."""
         if self._scaling is None:
             return weights, intercepts
         weights, shifted = self._scaling.folded(weights, intercepts)
@@ -103,13 +103,13 @@ class Standardising(HeadClassifier):
 
 
 class Weighted(Shared, total=False):
-    """Parameters that heads on weighted rows share; see `Weighting`."""
+    """Parameters of `Weighting`."""
 
     class_weight: Any
 
 
 class Weighting(Standardising):
-    """Base of such heads whose rows may also be weighted by class.
+    """Base of standardising heads with class weights.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class Weighting(Standardising):
         self.class_weight = class_weight
 
     def _class_weights(self, samples: Samples) -> Float | None:
-        """Weight of each class (C,) among these rows; None where all weigh 1."""
+        """Weight (C,) of each class for these rows; None without `class_weight`."""
         if self.class_weight is None:
             return None
         return class_weights(self.class_weight, samples.labels(), samples.classes, samples.classnames)

@@ -1,4 +1,4 @@
-"""Helpers of heads that begin from a zero-shot head: the text head, the training rows, and their record."""
+"""Helpers for heads that start from a zero-shot head or shrink towards a prior."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from heads.rows.samples import Rows, Samples, as_samples, is_text
 
 
 def text_head(texts: TextSource | LinearHead | Fitted) -> LinearHead:
-    """The linear head of a text store (`ZeroShot` of all its prompts), or the one given."""
+    """The zero-shot head of a text store (from all its prompts), or the linear head given."""
     return as_linear(ZeroShot().fit(texts) if is_text(texts) else texts)
 
 
 def class_directions(text: LinearHead) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Unit class vectors (C, D) of a zero-shot head, and their lengths (C,), the logit scale.
+    """Unit class vectors (C, D) of a zero-shot head, and their norms (C,), the logit scale.
 
     Raises
     ------
@@ -36,22 +36,22 @@ def class_directions(text: LinearHead) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def samples_of(X: Rows, y: ArrayLike | None, text: LinearHead) -> Samples:
-    """The training rows over the classes of the text head, which must belong to their encoder."""
+    """The training rows with the classes of the text head, which must have the same encoder."""
     samples = as_samples(X, y, classnames=None if y is None else text.classnames)
     if samples.store is not None:
         text.check(samples.store)
     elif samples.dim != text.dim:
-        raise MismatchError(f"X has {samples.dim} features, and the texts have {text.dim}; encode both with one model")
+        raise MismatchError(f"X has {samples.dim} features, the texts have {text.dim}; encode both with one model")
     return samples
 
 
 def checked_prior(prior: object, samples: Samples) -> LinearHead | None:
-    """The linear head of a prior, if it belongs to these rows; None of None.
+    """The linear head of a prior, checked against the training rows; None for None.
 
     Raises
     ------
     HeadError
-        For anything but a fitted linear head, or another shape.
+        For anything but a fitted linear head, or for the wrong shape.
     MismatchError
         For a prior of another encoder or class list.
     """
@@ -72,7 +72,7 @@ def checked_prior(prior: object, samples: Samples) -> LinearHead | None:
 
 
 def prior_record(prior: LinearHead | None) -> Json | None:
-    """The prior, as recorded in the parameters; its splits are added to those of the new head."""
+    """The prior as recorded in the parameters; its splits are added to those of the new head elsewhere."""
     if prior is None:
         return None
     record = prior.provenance
@@ -80,7 +80,7 @@ def prior_record(prior: LinearHead | None) -> Json | None:
 
 
 def text_identity(text: LinearHead, classnames: tuple[str, ...]) -> Json:
-    """What the text head adds to the provenance: the head is bound to its text tower, too."""
+    """Fields that a text head adds to the provenance, which bind the new head to its text tower."""
     record = text.provenance
     return {
         "text_digest": record.text_digest,

@@ -1,8 +1,8 @@
-"""Zero-shot classification from text embeddings: no images, no training (Radford et al. 2021).
+"""Zero-shot classification from text embeddings (Radford et al. 2021).
 
 Template weights follow Allingham et al. 2023, "A Simple Zero-shot Prompt Weighting Technique to Improve Prompt
-Ensembling in Text-Image Models": a template's score is the mean, over unlabelled images, of its largest logit, after
-subtracting the mean over images, because frequent words score high on every image. (The paper also subtracts the mean
+Ensembling in Text-Image Models": the score of a template is its largest logit, averaged over unlabelled images, after
+subtracting the mean over images because frequent words score high on every image. (The paper also subtracts the mean
 over a sample of pretraining images; here only the given images are used.)
 """
 
@@ -26,17 +26,15 @@ class ZeroShot(LinearClassifier):
     """Class weights = normalised mean of the normalised prompt embeddings, times the model's logit scale.
 
     For class c with prompt embeddings e[c, t], each of unit length: ``w_c = m_c / ||m_c||``, m_c the mean over the
-    chosen prompts; logits = logit_scale * X @ w + logit_bias, for L2-normalised X. With all templates w is the
-    store's `cls`.
-
-    Several text stores make an ensemble: the weighted mean of their w_c, normalised again.
+    chosen prompts; logits = logit_scale * X @ w + logit_bias, for L2-normalised X. With all templates, w is the `cls`
+    array of the store. Several text stores form an ensemble: the weighted mean of their w_c, normalised again.
 
     Parameters
     ----------
     templates : indices or template strings to use; None uses every prompt
-    weights : one non-negative weight per text store; None weighs them equally
+    weights : one non-negative weight per text store; None for equal weights
     template_weights
-        One non-negative weight per chosen template, such as those of `heads.template_weights`; None is equal weights.
+        One non-negative weight per chosen template, such as those of `heads.template_weights`; None for equal weights.
 
     Attributes
     ----------
@@ -56,7 +54,7 @@ class ZeroShot(LinearClassifier):
     """
 
     name = "zero_shot"
-    centred = False  # rows are as long as the logit scale, which other tools read
+    centred = False  # other tools read the logit scale from the row norms
     fits_on = "texts"
 
     def __init__(
@@ -75,8 +73,7 @@ class ZeroShot(LinearClassifier):
         Raises
         ------
         HeadError
-            For arrays, fewer than two classes, unknown templates, classes left without a prompt, or weights that do not
-            fit.
+            For arrays, fewer than two classes, unknown templates, classes without a chosen prompt, or invalid weights.
         MismatchError
             If the stores differ in class names or text tower.
         """
@@ -104,7 +101,7 @@ class ZeroShot(LinearClassifier):
         return self
 
     def _record(self, stores: list[TextSource], shares: NDArray[np.float64]) -> Provenance:
-        """Provenance: bound to the text tower, fitted on text stores."""
+        """Provenance record, with the text tower and the text stores."""
         chosen = self.templates
         params = {
             "templates": None if chosen is None else [t if isinstance(t, str) else int(t) for t in chosen],
@@ -125,7 +122,7 @@ def class_vectors(
     raw, counts = np.asarray(store.raw), np.asarray(store.counts)
     chosen = np.arange(raw.shape[1]) if templates is None else _template_indices(store, templates)
     shares = np.ones(len(chosen)) if weights is None else _shares(weights, len(chosen), "template")
-    present = (chosen[None, :] < counts[:, None]) * shares  # (C, T'): classes of prompt files differ in prompts
+    present = (chosen[None, :] < counts[:, None]) * shares  # (C, T'); classes may differ in their number of prompts
     empty = [store.classnames[c] for c in np.flatnonzero(~present.any(axis=1))]
     if empty:
         raise HeadError(f"no prompt is left for {len(empty)} classes ({', '.join(empty[:5])}); choose other templates")
@@ -155,15 +152,15 @@ def _template_indices(store: TextSource, templates: Sequence[int | str]) -> NDAr
 
 
 def _shares(weights: Sequence[float] | None, n: int, what: str = "text store") -> NDArray[np.float64]:
-    """Ensemble weights that sum to one."""
+    """Checked weights of `n` members, scaled to sum to one."""
     shares = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
     if shares.shape != (n,) or not (np.isfinite(shares) & (shares >= 0)).all() or not shares.sum():
-        raise HeadError(f"weights must be {n} non-negative numbers, one a {what}, got {weights!r}")
+        raise HeadError(f"weights must be {n} non-negative numbers, one per {what}, got {weights!r}")
     return np.asarray(shares / shares.sum())
 
 
 def _check_ensemble(stores: list[TextSource]) -> None:
-    """Members must agree on classes and text tower; logit scale and bias then agree too."""
+    """Raise unless members have the same classes and text tower, and so the same logit scale and bias."""
     first = stores[0]
     for other in stores[1:]:
         if tuple(other.classnames) != tuple(first.classnames):
@@ -179,9 +176,9 @@ def _check_ensemble(stores: list[TextSource]) -> None:
 
 
 def _logit_scale(texts: TextSource) -> float:
-    """The exponentiated logit scale, which weights and scores need."""
+    """The exponentiated logit scale; HeadError for a store without one."""
     if texts.logit_scale is None:
-        raise HeadError(f"text store {texts.name!r} carries no logit scale; encode texts with a CLIP-style model")
+        raise HeadError(f"text store {texts.name!r} has no logit scale; encode texts with a CLIP-style model")
     return float(texts.logit_scale)
 
 
@@ -189,7 +186,7 @@ def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of unit length."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not (norms > 0).all():
-        raise HeadError("prompts of a class cancel to a zero vector; choose other templates or weights")
+        raise HeadError("the prompts of a class average to zero; choose other templates or weights")
     return np.asarray(rows / norms)
 
 
@@ -207,7 +204,7 @@ def score_templates(texts: TextSource, images: FeatureSource) -> NDArray[np.floa
         If the images belong to another text tower.
     """
     if texts.templates is None:
-        raise HeadError(f"text store {texts.name!r} comes from a prompt file; only templates can be weighed")
+        raise HeadError(f"text store {texts.name!r} comes from a prompt file; only templates can be weighted")
     if texts.text_digest not in images.text_digests:
         raise MismatchError(
             f"{texts.name!r} has text tower {texts.text_digest}, {images.name!r} belongs to "

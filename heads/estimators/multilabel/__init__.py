@@ -1,1 +1,1 @@
-"""Heads of multi-label rows: one-vs-rest logistic regression, ridge, zero-shot with thresholds."""
+"""Multi-label heads: one-vs-rest logistic regression, ridge, and zero-shot with thresholds."""

@@ -1,10 +1,11 @@
-"""What multi-label heads share: prediction at thresholds, and the choice of these and of settings on held-out rows."""
+"""Base classes of multi-label heads, and the choice of thresholds and hyper-parameters on held-out rows."""
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
@@ -25,11 +26,11 @@ from heads.solvers.edges import warn_at_edge
 
 Float = NDArray[np.float64]
 THRESHOLDS = ("per_class", "global", "none")
-"""How thresholds are set: for the F1 of each class, for the micro F1, or left at the probability 0.5."""
+"""How thresholds are set: for the best F1 of each class, for the best micro F1, or at probability 0.5."""
 
 FOLDS = 5
 HELD_SCORES = 2**28
-"""Most held-out scores that are kept at once, over all settings."""
+"""Largest number of held-out scores in memory, over all settings."""
 
 
 class MultiLabelClassifier(HeadClassifier):
@@ -39,8 +40,8 @@ class MultiLabelClassifier(HeadClassifier):
     ----------
     coef_ : (L, D) float64
     intercept_ : (L,) float64
-    thresholds_ : (L,) float64, logits from which on a class is predicted
-    absent_ : tuple of the names of classes that could not be fitted
+    thresholds_ : (L,) float64, logits; a class is predicted from its threshold on
+    absent_ : tuple, names of the classes that could not be fitted
     classes_ : (L,) column numbers; classnames_, n_features_in_, provenance_
     """
 
@@ -57,7 +58,7 @@ class MultiLabelClassifier(HeadClassifier):
         return self._as_head(self.coef_, self.intercept_, self.thresholds_, self.name, self.provenance_)
 
     def path_heads(self) -> Sequence[MultiLabelHead]:
-        """A head for every setting that the fit tried; here the fitted one."""
+        """A head for every setting tried; by default the fitted head alone."""
         return [self.frozen()]
 
     def _as_head(
@@ -74,11 +75,11 @@ class MultiLabelClassifier(HeadClassifier):
         )
 
     def predict(self, X: Rows) -> NDArray[np.int8]:
-        """1 where a class is predicted, else 0: (N, L)."""
+        """Predictions (N, L): 1 where a class is predicted, else 0."""
         return self.frozen().predict(X)
 
     def predict_proba(self, X: Rows) -> NDArray[np.float32]:
-        """Probabilities (N, L), each class by itself."""
+        """Probabilities (N, L), independent for each class."""
         return self.frozen().predict_proba(X)
 
     def decision_function(self, X: Rows) -> NDArray[np.float32]:
@@ -86,7 +87,7 @@ class MultiLabelClassifier(HeadClassifier):
         return np.concatenate(list(self.frozen()._all_logits(X)))
 
     def score(self, X: Rows, y: TargetsLike | None = None) -> float:
-        """Subset accuracy: the share of rows that are right in every class whose target is known."""
+        """Subset accuracy: the share of rows with correct predictions for all classes whose target is known."""
         return self.frozen().score(X, y)
 
     def _set_rows(self, samples: MultiLabelSamples) -> Self:
@@ -95,7 +96,7 @@ class MultiLabelClassifier(HeadClassifier):
         return self
 
     def _name_absent(self, absent: NDArray[np.bool_], why: str) -> None:
-        """Remember and name classes that could not be fitted."""
+        """Set `absent_` to the classes that could not be fitted, and warn of them."""
         self.absent_ = tuple(self.classnames_[column] for column in np.flatnonzero(absent))
         if self.absent_:
             shown = ", ".join(self.absent_[:5]) + (", ..." if len(self.absent_) > 5 else "")
@@ -112,10 +113,10 @@ class MultiLabelClassifier(HeadClassifier):
 
 
 class MultiLabelRowsClassifier(MultiLabelClassifier):
-    """Base of multi-label heads that fit on rows: a subclass checks its parameters, and fits itself.
+    """Base of multi-label heads that fit on rows.
 
-    `in_memory` is a parameter of each: whether rows are loaded (True), or read anew for every pass (False). None loads
-    arrays, and stores that take up to half of the machine's memory.
+    Each has a parameter `in_memory`: whether to load all rows (True) or to read them again in every pass (False). None
+    loads arrays, and stores of up to half of the machine's memory.
     """
 
     in_memory: bool | None
@@ -136,14 +137,14 @@ class MultiLabelRowsClassifier(MultiLabelClassifier):
         y : with arrays: targets (N, L), 1, 0, and -1 or NaN where unknown; or N lists of class names
         selection
             Store, or ``(X, y)``, on which settings, calibration and thresholds are chosen; None holds out training
-            rows, as the class says.
+            rows; see the class.
         classnames : with arrays: the L names
 
         Raises
         ------
         HeadError
-            For NaN or infinite features (naming rows), shapes or values that do not fit, a store with one label per
-            row, parameters out of range.
+            For NaN or infinite features (naming rows), invalid shapes or values, a store with one label per row, or
+            parameters out of range.
         MismatchError
             If the selection split belongs to another encoder or class list.
         """
@@ -163,21 +164,22 @@ class MultiLabelRowsClassifier(MultiLabelClassifier):
         """Set the fitted attributes, `provenance_` included."""
 
     def _placed(self, samples: MultiLabelSamples) -> MultiLabelSamples:
-        """The rows in memory, unless they are to be streamed."""
+        """The rows, loaded into memory unless they are to be streamed."""
         known = None if samples.store is None else samples.store.n_rows
         load = known is not None and 2 * samples.dim * known <= machine_memory() // 2
         return samples.in_memory() if (load if self.in_memory is None else self.in_memory) else samples
 
 
 def check_options(metric: str, threshold: str) -> None:
-    """HeadError for a metric or a way of setting thresholds that there is not."""
+    """Raise a HeadError for an unknown metric or threshold option."""
     for name, value, known in (("metric", metric, tuple(SELECTION)), ("threshold", threshold, THRESHOLDS)):
         if value not in known:
             raise HeadError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
+@dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Held-out logits of every setting, and what is chosen by them.
+    """Held-out logits of every setting, and choices based on them.
 
     Attributes
     ----------
@@ -185,12 +187,12 @@ class HeldOut:
     targets : (N', L)
     """
 
-    def __init__(self, logits: NDArray[np.float32], targets: Targets) -> None:
-        self.logits, self.targets = logits, targets
+    logits: NDArray[np.float32]
+    targets: Targets
 
     @classmethod
     def on_split(cls, heads: Sequence[tuple[Float, Float]], rows: MultiLabelSamples) -> HeldOut:
-        """Of (weights, intercepts) on a validation split; HeadError for rows with NaN, or none."""
+        """Logits of (weights, intercepts) on a validation split; HeadError for rows with NaN, or an empty split."""
         parts, targets = [], []
         for features, found in finite_blocks(rows.blocks, SELECTION_ROWS):
             wide = features.astype(np.float32)
@@ -201,18 +203,18 @@ class HeldOut:
         return cls(np.concatenate(parts, axis=1), np.concatenate(targets))
 
     def scores(self, metric: str) -> Float:
-        """A score (A,) for each setting, the larger the better; NaN where no class has a positive."""
+        """Score (A,) of each setting, larger is better; NaN if no class has a positive."""
         return np.array([SELECTION[metric](logits, self.targets) for logits in self.logits])
 
     def thresholds(self, setting: int, threshold: str) -> Float | None:
-        """Thresholds (L,) of one setting; None for none."""
+        """Thresholds (L,) of one setting; None for "none"."""
         if threshold == "none":
             return None
         return best_thresholds(self.logits[setting], self.targets, per_class=threshold == "per_class")
 
 
 def best_setting(name: str, values: Float, scores: Float) -> int:
-    """Position of the best score, the first of equal ones; a warning where it is the end of the path."""
+    """Position of the best score, on ties the first; warns if it is at the end of the path."""
     if np.isnan(scores).all():
         raise HeadError("no class has a held-out positive to choose by; give a selection split, or one value")
     best = int(np.nanargmax(scores))
@@ -222,7 +224,7 @@ def best_setting(name: str, values: Float, scores: Float) -> int:
 
 
 def folds_of_rows(n: int, folds: int = FOLDS) -> NDArray[np.int64]:
-    """Fold (n,) of each row: equally many rows each, at random, the same on every machine.
+    """Random fold (n,) of each row; folds are equally large, and the same on every machine.
 
     Examples
     --------
@@ -236,7 +238,7 @@ Part = Callable[[], Iterator[tuple[NDArray[np.floating], Targets]]]
 
 
 def rows_where(blocks: Part, keep: NDArray[np.bool_]) -> Part:
-    """Blocks with the rows of a mask (N,) alone."""
+    """Blocks with only the rows of a mask (N,)."""
 
     def kept() -> Iterator[tuple[NDArray[np.floating], Targets]]:
         done = 0
@@ -250,5 +252,5 @@ def rows_where(blocks: Part, keep: NDArray[np.bool_]) -> Part:
 
 
 def source_of(samples: MultiLabelSamples | None) -> FeatureSource | None:
-    """The store of some rows, None for arrays and for no rows."""
+    """The store of some rows; None for arrays, and for None."""
     return None if samples is None else samples.store

@@ -1,4 +1,4 @@
-"""One-vs-rest logistic regression: the path over C of all classes at once, C and thresholds chosen on held-out rows."""
+"""One-vs-rest logistic regression of all classes at once, with C and thresholds chosen on held-out rows."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ FOLD_TOL = 1e-6
 
 
 class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
-    """A logistic regression for each class against the rest, with an L2 penalty; C chosen on held-out rows.
+    """One-vs-rest logistic regression with an L2 penalty, C chosen on held-out rows.
 
-    For each class minimises ``1/2 ||w||² + C sum_i log(1 + exp(-s_i (w x_i + b)))``, s_i 1 for positives and -1 for
-    negatives, b unpenalised; rows whose target is unknown are left out of it. It is
-    ``OneVsRestClassifier(LogisticRegression(C))`` of scikit-learn. All classes are fitted at once, from the same
-    products (`heads.solvers.logistic.one_vs_rest`).
+    For each class minimises ``1/2 ||w||² + C sum_i log(1 + exp(-s_i (w x_i + b)))`` over the rows whose target is
+    known, s_i 1 for positives and -1 for negatives, b unpenalised: scikit-learn's
+    ``OneVsRestClassifier(LogisticRegression(C))``. All classes are fitted at once and share their matrix products
+    (`heads.solvers.logistic.one_vs_rest`).
 
     Parameters
     ----------
-    C : inverse penalty of all classes; several of them to choose from
+    C : inverse penalty of all classes, or several values to choose from
     fit_intercept : whether to fit unpenalised intercepts
     metric
-        What chooses C: "map" (mean over classes of the average precision), "map_micro" (average precision of all
-        entries together), or "nll" (smallest binary cross entropy); the smaller C on ties.
+        Criterion that chooses C: "map" (mean over classes of the average precision), "map_micro" (average precision
+        over all entries), or "nll" (binary cross entropy); ties go to the smaller C.
     threshold
-        What a class is predicted from: "per_class", the logit of the largest F1 of each class on the held-out rows;
-        "global", one logit for all, of the largest micro F1; "none", the probability 0.5. Held-out rows are those of
-        the selection split, or of 5 folds. With one C and no selection split nothing is held out, and it is "none".
+        Logit from which a class is predicted: "per_class" maximises the F1 of each class on held-out rows; "global"
+        is one threshold that maximises the micro F1; "none" is probability 0.5. Held-out rows are those of the
+        selection split, or of 5 folds. With one C and no selection split nothing is held out, and "none" is used.
     tol
-        Largest relative distance of a class's objective from its minimum, as the solver estimates it; at least 1e-6 for
-        the fits of folds.
+        Largest relative distance of a class's objective from its minimum, as estimated by the solver; at least 1e-6 for
+        fits on folds.
     max_iter : iterations for one C
-    in_memory : whether rows are loaded (True), or read anew for every pass; None loads up to half of the memory
+    in_memory : whether to load all rows (True) or to read them again in every pass; None loads up to half of the memory
     standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
@@ -137,7 +137,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         self.provenance_ = self._provenance(params, samples.store, source_of(validation))
 
     def fit_path(self, X: Rows, y: TargetsLike | None = None, *, classnames: Sequence[str] | None = None) -> Self:
-        """Fit every C, and choose nothing: for `path` and `path_heads`, not for predictions of the estimator itself."""
+        """Fit every C without choosing one: for `path` and `path_heads`; the estimator itself does not predict."""
         Cs, samples = self._checked(), as_multilabel(X, y, classnames=classnames)
         self._set_rows(samples)
         samples, _ = self._scaled(samples, None)
@@ -147,7 +147,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         return self
 
     def _fit_all(self, samples: MultiLabelSamples, Cs: Float) -> tuple[MultiLabelSamples, OneVsRestSolver]:
-        """Set the path; the rows as they were read, and their solver."""
+        """Fit the path; returns the rows, in memory or streamed, and their solver."""
         rows = self._placed(samples)
         solver = self._solver(rows, self.tol)
         if not np.isfinite(solver.sums).all() or not np.isfinite(solver.power):
@@ -160,7 +160,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         return rows, solver
 
     def _unscale(self) -> None:
-        """Make the path one of features as they are."""
+        """Convert the path to unstandardised features."""
         found = ((f, self._folded(f.weights, f.intercepts)) for f in self._path)
         self._path = [replace(f, weights=weights, intercepts=intercepts) for f, (weights, intercepts) in found]
 
@@ -170,7 +170,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         return np.stack([f.weights for f in self._path]), np.stack([f.intercepts for f in self._path])
 
     def path_heads(self) -> list[MultiLabelHead]:
-        """Every C as a head with thresholds at the probability 0.5; `heads.evaluate` takes them at once."""
+        """A head for every C, with thresholds at probability 0.5; `heads.evaluate` takes them all at once."""
         check_is_fitted(self, "Cs_")
         return [
             self._as_head(
@@ -183,7 +183,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
         self._checked()
 
     def _checked(self) -> Float:
-        """Check the parameters; Cs ascending."""
+        """Check the parameters; the values of C, ascending."""
         check_options(self.metric, self.threshold)
         if not 0.0 < self.tol < 1.0 or self.max_iter < 1:
             raise HeadError(f"expected 0 < tol < 1 and max_iter >= 1, got tol={self.tol} and max_iter={self.max_iter}")
@@ -207,7 +207,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
     def _held_out(
         self, rows: MultiLabelSamples, validation: MultiLabelSamples | None, solver: OneVsRestSolver
     ) -> HeldOut | None:
-        """Logits of held-out rows: of the validation split, or of folds; None where nothing is chosen by them."""
+        """Logits of the validation split, or of rows held out in folds; None if there is nothing to choose."""
         if validation is not None:
             return HeldOut.on_split([(f.weights, f.intercepts) for f in self._path], validation)
         if len(self._path) == 1:
@@ -217,7 +217,7 @@ class MultiLabelLogistic(Standardising, MultiLabelRowsClassifier):
             raise HeadError(f"{n} rows are too few for {FOLDS} folds; give a selection split, or one C")
         folds = folds_of_rows(n)
         most = max(HELD_SCORES // (len(self._path) * len(rows.classnames)), 1)
-        scored = np.random.default_rng(1).random(n) < most / n  # all rows, unless their scores were too many
+        scored = np.random.default_rng(1).random(n) < most / n  # a sample only if there are too many scores
         parts = []
         for fold in range(FOLDS):
             fitted = self._solver(rows, max(self.tol, FOLD_TOL), folds != fold).path(self.Cs_)

@@ -1,4 +1,4 @@
-"""Ridge regression of all classes' targets: alpha by leave-one-out or a validation split, logits by Platt scaling."""
+"""Multi-label ridge: alpha by leave-one-out or on a validation split, and logits by Platt scaling."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ SQUARED = "squared_error"
 METRICS = ("map", "map_micro", SQUARED)
 
 MAX_PATTERNS = 512
-"""Most different sets of known rows among the classes; each is a ridge problem, with a decomposition of its own."""
+"""Largest number of distinct sets of rows with known targets; each is a ridge problem with its own decomposition."""
 
 PIECE_ROWS = 2**14
-"""Rows whose leave-one-out scores are computed at once."""
+"""Rows whose leave-one-out scores are computed at a time."""
 
 MIN_SLOPE = 1e-3
-"""Smallest slope of a calibration, in logits a standard deviation: the order of scores is kept."""
+"""Smallest slope of a calibration, in logits per standard deviation; positive, to keep the order of scores."""
 
 
 class _Part(NamedTuple):
-    """The classes (k,) whose targets are known on the same rows, a mask (N,), and their decomposition."""
+    """Classes (k,) whose targets are known on the same rows, a mask (N,), and the decomposition of these rows."""
 
     classes: NDArray[np.int64]
     known: NDArray[np.bool_]
@@ -57,28 +57,29 @@ class _Part(NamedTuple):
 
 
 class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
-    """Least squares on the targets of every class, with an L2 penalty; scores are calibrated to logits afterwards.
+    """Least squares on the targets of every class, with an L2 penalty; scores are then calibrated to logits.
 
-    Minimises ``sum_i (w x_i + b - y_i)² + alpha ||w||²`` for each class, y_i 1 or 0, b unpenalised: that of
-    ``sklearn.linear_model.Ridge(alpha)``. Rows whose target is unknown are left out of a class; classes that are known
-    on the same rows are solved together. One decomposition gives every alpha, and every leave-one-out score.
+    Minimises ``sum_i (w x_i + b - y_i)² + alpha ||w||²`` for each class over the rows whose target is known, y_i 1 or
+    0, b unpenalised, as ``sklearn.linear_model.Ridge(alpha)``. Classes known on the same rows are solved together: one
+    decomposition gives every alpha and every leave-one-out score.
 
-    Then ``slope * score + offset`` are logits, fitted for each class on held-out scores by Platt's method: the binary
-    cross entropy with the targets (P + 1) / (P + 2) and 1 / (M + 2) of P positives and M negatives (Platt 1999,
+    The logits are ``slope * score + offset``, fitted for each class on held-out scores by Platt's method: binary cross
+    entropy with targets (P + 1) / (P + 2) for the P positives and 1 / (M + 2) for the M negatives (Platt 1999,
     Probabilistic Outputs for Support Vector Machines). Slopes are positive.
 
     Parameters
     ----------
-    alphas : path of positive penalties, the same for all classes
+    alphas : path of positive penalties, shared by all classes
     fit_intercept : whether to fit unpenalised intercepts
     metric
-        What chooses alpha: "map" (mean over classes of the average precision), "map_micro" (average precision of all
-        entries together), or "squared_error" (smallest over the known entries); the smaller alpha on ties.
+        Criterion that chooses alpha: "map" (mean over classes of the average precision), "map_micro" (average precision
+        over all entries), or "squared_error" (over the known entries); ties go to the smaller alpha.
     threshold
-        What a class is predicted from: "per_class", the logit of the largest F1 of each class on the held-out rows;
-        "global", one logit for all, of the largest micro F1; "none", the probability 0.5.
+        Logit from which a class is predicted: "per_class" maximises the F1 of each class on held-out rows; "global"
+        is one threshold that maximises the micro F1; "none" is probability 0.5.
     in_memory
-        Whether rows are loaded (True), or read anew for every set of known rows; None loads up to half of the memory.
+        Whether to load all rows (True) or to read them again for every set of known rows; None loads up to half of the
+        memory.
     standardise : see `heads.estimators.standardise.Standardising`
 
     Attributes
@@ -164,12 +165,12 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
         self.provenance_ = self._provenance(params, samples.store, source_of(validation))
 
     def path(self) -> tuple[Float, Float]:
-        """Weights (A, L, D) and intercepts (A, L) of the scores, before calibration, for every alpha of `alphas_`."""
+        """Weights (A, L, D) and intercepts (A, L) of every alpha of `alphas_`, before calibration."""
         check_is_fitted(self, "alphas_")
         return self._weights, self._intercepts
 
     def path_heads(self) -> list[MultiLabelHead]:
-        """Every alpha as a head without calibration: its logit is the score less a half, its thresholds are 0."""
+        """A head for every alpha, without calibration: the logit is the score minus 1/2, and thresholds are 0."""
         check_is_fitted(self, "coef_")
         found = []
         for weights, intercepts, alpha in zip(*self.path(), self.alphas_.tolist(), strict=True):
@@ -178,7 +179,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
         return found
 
     def _parts(self, samples: MultiLabelSamples, targets: Targets) -> Iterator[_Part]:
-        """A ridge problem for every set of rows on which classes are known, but for classes that are not fitted."""
+        """One ridge problem per set of rows with known targets, without the classes that cannot be fitted."""
         absent = ~((targets == 1).any(axis=0) & (targets == 0).any(axis=0))
         self._name_absent(absent, "have no positive or no negative training row")
         together: dict[bytes, list[int]] = {}
@@ -186,8 +187,8 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
             together.setdefault(np.packbits(targets[:, column] >= 0).tobytes(), []).append(column)
         if len(together) > MAX_PATTERNS:
             raise HeadError(
-                f"the classes are known on {len(together)} different sets of rows, each a ridge problem of its own; "
-                f"expected up to {MAX_PATTERNS}: fit multilabel_logistic, which has no such limit"
+                f"the classes are known on {len(together)} different sets of rows, each of which is a separate ridge "
+                f"problem; expected at most {MAX_PATTERNS}: use multilabel_logistic, which has no such limit"
             )
         for columns in together.values():
             classes, known = np.array(columns), targets[:, columns[0]] >= 0
@@ -201,7 +202,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
             yield _Part(classes, known, spectrum)
 
     def _solve(self, parts: Sequence[_Part], targets: Targets) -> None:
-        """Set weights and intercepts of every alpha."""
+        """Set the weights and intercepts of every alpha."""
         shape = len(self.alphas_), targets.shape[1]
         self._weights, self._intercepts = np.zeros((*shape, self.n_features_in_)), np.zeros(shape)
         self._intercepts[:] = np.where((targets == 1).any(axis=0), -ABSENT, ABSENT)
@@ -210,7 +211,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
             self._weights[:, part.classes], self._intercepts[:, part.classes] = weights, intercepts
 
     def _left_out(self, parts: Sequence[_Part], samples: MultiLabelSamples, n: int) -> HeldOut:
-        """Leave-one-out scores: of all n rows, unless their scores were too many."""
+        """Leave-one-out scores of all n rows, or of a sample if there are too many scores."""
         settings, classes = self._intercepts.shape
         chosen = np.random.default_rng(1).random(n) < max(HELD_SCORES // (settings * classes), 1) / n
         scores = np.empty((settings, int(chosen.sum()), classes), np.float32)
@@ -230,7 +231,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
         return HeldOut(scores, np.concatenate(kept))
 
     def _compared(self, held: HeldOut) -> Float:
-        """`metric` (A,) of every alpha, the larger the better; squared errors leave out classes not fitted."""
+        """`metric` (A,) of every alpha, larger is better; squared errors skip the classes that were not fitted."""
         if self.metric != SQUARED:
             return held.scores(self.metric)
         known = held.targets >= 0
@@ -239,7 +240,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
         return np.array([-float(((scores[known] - wanted) ** 2).mean(dtype=np.float64)) for scores in held.logits])
 
     def _calibrate(self, scores: NDArray[np.float32], targets: Targets) -> NDArray[np.float32]:
-        """Set the slope and offset of every class; the logits (N', L)."""
+        """Set the slope and offset of every class; returns the logits (N', L)."""
         self.slopes_, self.offsets_ = np.ones(targets.shape[1]), np.zeros(targets.shape[1])
         absent = {self.classnames_.index(name) for name in self.absent_}
         for column in sorted(set(range(targets.shape[1])) - absent):
@@ -250,7 +251,7 @@ class MultiLabelRidge(Standardising, MultiLabelRowsClassifier):
 
 
 def platt_scale(scores: Float, positive: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and offset that make logits of scores (n,), for rows (n,) that are positive or negative.
+    """Slope and offset that turn scores (n,) into logits, fitted by Platt's method.
 
     Examples
     --------
@@ -259,7 +260,7 @@ def platt_scale(scores: Float, positive: NDArray[np.bool_]) -> tuple[float, floa
     (True, 0.0)
     """
     if not len(scores):
-        return 4.0, -2.0  # the least-squares score 1/2 is the probability 1/2
+        return 4.0, -2.0  # a least-squares score of 1/2 becomes probability 1/2
     hits = int(positive.sum())
     wanted = np.where(positive, (hits + 1.0) / (hits + 2.0), 1.0 / (len(scores) - hits + 2.0))
     mean, spread = float(scores.mean()), float(scores.std()) or 1.0
@@ -279,6 +280,6 @@ def platt_scale(scores: Float, positive: NDArray[np.bool_]) -> tuple[float, floa
 
 
 def _blocks(blocks: Part, classes: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.floating], Float]]:
-    """The rows, and the targets of some classes alone."""
+    """Blocks with the targets of some classes only."""
     for features, targets in blocks():
         yield features, targets[:, classes].astype(np.float64)

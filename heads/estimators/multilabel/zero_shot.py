@@ -1,4 +1,4 @@
-"""Zero-shot scores of each class by itself, with thresholds chosen on a validation split."""
+"""Multi-label zero-shot classification, with thresholds chosen on a validation split."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from heads.rows.samples import Selection, is_store
 
 
 class MultiLabelZeroShot(MultiLabelClassifier):
-    """Logits of `ZeroShot`, ``logit_scale * cosine + logit_bias``, each class a question of its own: no softmax.
+    """Logits of `ZeroShot`, ``logit_scale * cosine + logit_bias``, with one sigmoid per class instead of a softmax.
 
-    Ranking needs no labels. Decisions do: only models with a logit bias (SigLIP) have logits whose sigmoid is a
-    probability of a match, and even their 0.5 is no calibrated threshold on other data. So thresholds are chosen on a
-    selection split; that makes it a frozen zero-shot model with supervised thresholds.
+    Ranking needs no labels, but decisions do: only for models with a logit bias (SigLIP) is the sigmoid of the logit a
+    probability of a match, and even then 0.5 is not a calibrated threshold on other data. So thresholds are chosen on a
+    selection split, which makes the head a frozen zero-shot model with supervised thresholds.
 
     Parameters
     ----------
-    templates, weights : as of `ZeroShot`
+    templates, weights : as in `ZeroShot`
     threshold
-        "per_class", the logit of the largest F1 of each class on the selection split; "global", one logit for all, of
-        the largest micro F1; "none", logit 0, as without a selection split.
+        Logit from which a class is predicted: "per_class" maximises the F1 of each class on the selection split;
+        "global" is one threshold that maximises the micro F1; "none" is 0, as without a selection split.
 
     Attributes
     ----------
@@ -53,17 +53,17 @@ class MultiLabelZeroShot(MultiLabelClassifier):
     def fit(
         self, X: TextSource | Sequence[TextSource], y: object = None, *, selection: Selection | None = None
     ) -> Self:
-        """Make weights from text stores, and thresholds from a selection split.
+        """Build weights from text stores, and choose thresholds on a selection split.
 
         Parameters
         ----------
-        X : a text store, or several of one class list and text tower
+        X : text store, or several with the same class list and text tower
         selection : multi-label store, or ``(X, Y)``, on which thresholds are chosen; None leaves them at logit 0
 
         Raises
         ------
         HeadError, MismatchError
-            As `ZeroShot.fit`; if the selection split has one label per row, or another model or class list.
+            As `ZeroShot.fit`; also if the selection split has one label per row, another model or another class list.
         """
         check_options("map", self.threshold)
         texts = ZeroShot(self.templates, self.weights).fit(X)

@@ -1,4 +1,4 @@
-"""Base of the transductive heads: the rows to predict, the zero-shot head, and labelled rows where there are any."""
+"""Base of transductive heads, which are fitted on the rows to predict, a zero-shot head, and optional labelled rows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ LabelledRows = tuple[Float, NDArray[np.int64]]
 
 
 class TransductiveClassifier(NonlinearClassifier):
-    """Base: a subclass turns rows and zero-shot log-probabilities into better log-probabilities of the same rows.
+    """Base: a subclass refines the zero-shot log-probabilities of the rows given to `fit`.
 
-    The fitted head answers for these rows alone, and refuses others. Results rows say ``protocol: transductive``:
-    figures of such heads are no figures of a classifier that takes one image at a time.
+    The fitted head predicts these rows only, and refuses others. Results rows have ``protocol: transductive``, since
+    these figures cannot be compared with those of a classifier that takes one image at a time.
     """
 
     takes_texts: ClassVar[bool] = True
@@ -50,17 +50,17 @@ class TransductiveClassifier(NonlinearClassifier):
 
         Parameters
         ----------
-        X : image store, or array-like (N, D): the rows to be predicted
+        X : image store, or array-like (N, D), with the rows to predict
         y : ignored, as are the labels of a store
-        texts : text store, or a zero-shot head (any linear one)
-        labelled : store, or ``(X, y)``: a few other rows with labels
+        texts : text store, or a zero-shot head (any linear head)
+        labelled : store, or ``(X, y)``, with a few other rows that have labels
 
         Raises
         ------
         HeadError
-            For parameters or labels out of range, NaN or infinite features (naming rows).
+            For parameters or labels out of range, or NaN or infinite features (naming rows).
         MismatchError
-            If the rows, the texts and the labelled rows differ in encoder, width or class list.
+            If rows, texts and labelled rows differ in encoder, width or class list.
         """
         self._check_parameters()
         text = text_head(texts)
@@ -86,15 +86,15 @@ class TransductiveClassifier(NonlinearClassifier):
         """Raise a HeadError for parameters out of range."""
 
     def _scores(self, features: NDArray[np.floating], text: LinearHead) -> Float:
-        """Zero-shot logits (N, C) to begin from."""
+        """Zero-shot logits (N, C) to start from."""
         return text.logits(features).astype(np.float64)
 
     @abstractmethod
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
-        """Log-probabilities (N, C) of unit rows (N, D) with zero-shot log-probabilities (N, C)."""
+        """Refined log-probabilities (N, C) of unit rows X (N, D) with zero-shot log-probabilities `base` (N, C)."""
 
     def _adapted(self, samples: Samples, others: Samples | None, text: LinearHead) -> Provenance:
-        """The record: the rows count as adapted to, not as fitted on, since their labels were not used."""
+        """The provenance record; the rows are listed as adapted to, not fitted on, since their labels were not used."""
         params = {**self.get_params(deep=False), "protocol": PROTOCOL}
         store = samples.store
         if store is not None:

@@ -1,4 +1,4 @@
-"""EM-Dirichlet (Martin et al. 2024): a Dirichlet per class over the zero-shot probabilities of the rows."""
+"""EM-Dirichlet (Martin et al. 2024): one Dirichlet distribution per class over zero-shot probability vectors."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from heads.rows.lengths import unit_rows
 from heads.solvers.transductive import dirichlet_assignments, matched_classes
 
 MANY = 40
-"""Classes among the zero-shot predictions from which a fit warns: ten true ones show up as 20 to 30."""
+"""Number of predicted classes above which a fit warns; ten true classes give 20 to 30 predicted ones."""
 TABLES = 12
-"""Arrays (C, C) of float64 that a round holds at once."""
+"""Float64 arrays (C, C) in memory at a time."""
 
 
 class EMDirichlet(TransductiveClassifier):
-    """Expectation-maximisation of Dirichlet distributions of zero-shot probability vectors, with class shares.
+    """Expectation-maximisation of a mixture of Dirichlet distributions over zero-shot probability vectors.
 
-    Written for batches in which few of the classes occur (3 to 10 as published): `balance` empties classes with few
-    rows, and where many occur, one class takes nearly all rows. The fit warns of that. Memory and time grow with the
+    The method is meant for batches with few of the classes (3 to 10 in the paper): `balance` empties classes with few
+    rows, and with many classes one of them takes nearly all rows, of which the fit warns. Memory and time grow with the
     square of the number of classes.
 
     Parameters
     ----------
-    balance : weight of the logarithms of class shares; None: C / 5 rounded down, as published
-    rounds : of the expectation-maximisation; 20 as published
+    balance : weight of the log class shares; None for C / 5 rounded down, as published
+    rounds : rounds of expectation-maximisation; 20 as published
     scale
-        Of the cosines with the text vectors, whose softmax are the probability vectors: 30 as published, flatter than
-        CLIP's own 100. None takes the logits of the zero-shot head as they are, its scale and bias included.
+        Scale of the cosines with the text vectors before the softmax: 30 as published, flatter than CLIP's 100. None
+        uses the logits of the zero-shot head, with its own scale and bias.
     match
-        Give the clusters that were found the classes to which their zero-shot probabilities fit best together, one
-        class each, as the authors do; False leaves cluster c class c, where it began.
+        Whether to assign clusters to classes one-to-one by the best total zero-shot probability, as the authors do;
+        False keeps cluster c as class c.
     mm_steps
-        None: each round finds the Dirichlets of largest likelihood. A number: so many steps of the authors' iteration
-        towards them, which is slow to arrive, so that a small number acts as a regularisation. Their code takes up to
+        None finds the maximum-likelihood Dirichlet distributions in each round. A number takes as many steps of the
+        authors' slowly converging iteration towards them, so that a small number regularises. Their code takes up to
         1,000.
 
     Attributes
@@ -50,7 +50,7 @@ class EMDirichlet(TransductiveClassifier):
 
     Notes
     -----
-    Labelled rows are not used. The fit needs 96 C² bytes of memory; HeadError where the machine has less.
+    Labelled rows are not used. The fit needs 96 C² bytes of memory, and raises a HeadError if the machine has less.
 
     References
     ----------
@@ -87,20 +87,20 @@ class EMDirichlet(TransductiveClassifier):
     def _check_parameters(self) -> None:
         if self.rounds < 1 or not (self.balance is None or self.balance >= 0):
             raise HeadError(
-                f"got rounds={self.rounds} and balance={self.balance!r}; expected rounds from 1, and a balance from 0"
+                f"got rounds={self.rounds} and balance={self.balance!r}; expected rounds >= 1 and balance >= 0"
             )
         if self.mm_steps is not None and self.mm_steps < 1:
-            raise HeadError(f"mm_steps is {self.mm_steps!r}, expected a number from 1, or None for the exact maximum")
+            raise HeadError(f"mm_steps is {self.mm_steps!r}, expected at least 1, or None for the exact maximum")
         if self.scale is not None and not 0 < self.scale <= MAX_RATE:
             raise HeadError(f"scale is {self.scale!r}, expected a positive number up to {MAX_RATE:g}, or None")
 
     def _check_memory(self, classes: int) -> None:
-        """HeadError where the parameters of all classes, and what their estimation needs beside them, have no room."""
+        """Raise a HeadError if the machine has too little memory for the arrays of all classes."""
         needed, room = TABLES * 8 * classes**2, machine_memory()
         if needed > room:
             raise HeadError(
                 f"{self.name}: {classes:,} classes need about {needed / 1e9:.0f} GB (a Dirichlet for each), "
-                f"and this machine has {room / 1e9:.0f} GB; restrict the text head to classes that may occur, or take "
+                f"and this machine has {room / 1e9:.0f} GB; restrict the text head to classes that may occur, or use "
                 "transclip"
             )
 
@@ -112,12 +112,12 @@ class EMDirichlet(TransductiveClassifier):
 
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         if labelled is not None:
-            raise HeadError(f"{self.name} takes no labelled rows; leave them out, or take transclip")
+            raise HeadError(f"{self.name} takes no labelled rows; leave them out, or use transclip")
         self._check_memory(base.shape[1])
         if (present := len(np.unique(base.argmax(axis=1)))) > MANY:
             warnings.warn(
-                f"{self.name} is for batches of few classes, and the zero-shot head finds {present:,} in these "
-                f"{len(base):,} rows, which it will merge; give it batches of about 10 classes, or take transclip",
+                f"{self.name} is for batches of few classes, but the zero-shot head predicts {present:,} in these "
+                f"{len(base):,} rows, which it will merge; use batches of about 10 classes, or transclip",
                 FeatcacheWarning,
                 stacklevel=3,
             )

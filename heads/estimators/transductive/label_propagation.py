@@ -1,4 +1,4 @@
-"""Label propagation (Zhou et al. 2004) of zero-shot probabilities over a graph of near neighbours."""
+"""Label propagation (Zhou et al. 2004) of zero-shot probabilities over a nearest-neighbour graph."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from heads.estimators.transductive.base import Float, LabelledRows, Transductive
 from heads.search.graph import neighbour_graph
 from heads.solvers.transductive import propagated
 
-_TINY = 1e-15  # added to shares before their logarithm
+_TINY = 1e-15  # added to shares before taking logarithms
 
 
 class LabelPropagation(TransductiveClassifier):
-    """``(1 - alpha) (I - alpha S)^-1 Y``: S the normalised graph of near neighbours, Y the zero-shot probabilities.
+    """``(1 - alpha) (I - alpha S)^-1 Y``: S the normalised nearest-neighbour graph, Y the zero-shot probabilities.
 
     Parameters
     ----------
-    n_neighbors : of each row in the graph
-    alpha : in [0, 1): what a row takes from its neighbours; at 0 the zero-shot head
-    power : of the cosines that are the graph's weights
+    n_neighbors : neighbours of each row in the graph
+    alpha : weight of the neighbours, in [0, 1); 0 is the zero-shot head
+    power : exponent of the cosines that weight the edges
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class LabelPropagation(TransductiveClassifier):
         if self.n_neighbors < 1 or not 0 <= self.alpha < 1 or not self.power >= 0:
             raise HeadError(
                 f"got n_neighbors={self.n_neighbors}, alpha={self.alpha!r} and power={self.power!r}; expected "
-                "n_neighbors from 1, alpha in [0, 1), and a power from 0"
+                "n_neighbors >= 1, alpha in [0, 1) and power >= 0"
             )
 
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:

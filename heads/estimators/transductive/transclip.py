@@ -1,4 +1,4 @@
-"""TransCLIP (Zanella et al. 2024): Gaussians around means that adapt to the rows, held to the zero-shot head."""
+"""TransCLIP (Zanella et al. 2024): a Gaussian mixture fitted to the rows, regularised towards the zero-shot head."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from heads.solvers.transductive import Labelled, gaussian_assignments
 
 
 class TransCLIP(TransductiveClassifier):
-    """Assignments from Gaussians with one diagonal covariance, near neighbours, and the zero-shot probabilities.
+    """Gaussian mixture with a shared diagonal covariance, a nearest-neighbour term and a zero-shot term.
 
     Parameters
     ----------
-    n_neighbors : of each row in the graph
-    text_weight : of the zero-shot log-probabilities; None: 1, or 0.5 with labelled rows, as published
+    n_neighbors : neighbours of each row in the graph
+    text_weight : weight of the zero-shot log-probabilities; None for 1, or 0.5 with labelled rows, as published
     gamma
-        Weight of labelled rows in means and covariance. The authors choose it of 0.002, 0.01, 0.02 and 0.2 on a
+        Weight of labelled rows in means and covariance. The authors choose it from 0.002, 0.01, 0.02 and 0.2 on a
         validation split.
 
     Attributes
@@ -53,14 +53,14 @@ class TransCLIP(TransductiveClassifier):
         if self.n_neighbors < 1 or not self.gamma >= 0 or not (self.text_weight is None or self.text_weight >= 0):
             raise HeadError(
                 f"got n_neighbors={self.n_neighbors}, text_weight={self.text_weight!r} and gamma={self.gamma!r}; "
-                "expected n_neighbors from 1, and weights from 0"
+                "expected n_neighbors >= 1, and weights >= 0"
             )
 
     def _adapt(self, X: Float, base: Float, labelled: LabelledRows | None) -> Float:
         weight = (1.0 if labelled is None else 0.5) if self.text_weight is None else float(self.text_weight)
         k, others = int(self.n_neighbors), None
         if labelled is not None:
-            # As published, the nearest row of a labelled one is left out, too.
+            # As published, this also drops the nearest row of each labelled row.
             others = Labelled(*labelled, neighbour_graph(labelled[0], X, k))
         graph = neighbour_graph(X, X, k)
         return gaussian_assignments(X, base, graph, others, weight=weight, gamma=float(self.gamma))

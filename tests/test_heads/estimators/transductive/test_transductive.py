@@ -274,7 +274,7 @@ def test_em_dirichlet_warns_of_many_classes_at_once(present: int, warns: bool) -
         EMDirichlet(rounds=1).fit(X, texts=text)
     said = [str(one.message) for one in caught if "batches of few classes" in str(one.message)]
     assert bool(said) == warns
-    assert all("finds 5" in one or "finds 60" in one for one in said)
+    assert all("predicts 5" in one or "predicts 60" in one for one in said)
 
 
 def test_a_dirichlet_of_one_row_stays_finite() -> None:
