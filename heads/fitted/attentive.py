@@ -1,4 +1,4 @@
-"""The attentive head: learned queries pool the tokens of an image, and a linear classifier reads the result."""
+"""The attentive head: learned queries pool the tokens of an image, followed by a linear classifier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def attentive_logits(tokens: Tensor, queries: Tensor, values: Tensor, weights: T
         a[n, q] = softmax over p of (u[q] . x[n, p])
         logits[n, c] = sum over q of W[c, q] . V[q] (sum over p of a[n, q, p] x[n, p]) + b[c]
 
-    Tokens are pooled before the values are applied, which is the same by linearity and costs E times P less.
+    Tokens are pooled before the values are applied, which by linearity gives the same result at lower cost.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def attentive_logits(tokens: Tensor, queries: Tensor, values: Tensor, weights: T
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentiveHead(LogitHead):
-    """See `attentive_logits`; features (n, D) without tokens count as one token each.
+    """Head computed by `attentive_logits`; features (n, D) without tokens count as one token each.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class AttentiveHead(LogitHead):
     values : (Q, E, D) float32
     weights : (C, Q, E) float32
     bias : (C,) float32
-    classes : (C,) the label values that `predict` returns; None for class indices
+    classes : (C,) label values that `predict` returns; None for class indices
     """
 
     kind: ClassVar[str] = "attentive"
@@ -75,7 +75,7 @@ class AttentiveHead(LogitHead):
         return int(self.queries.shape[1])
 
     def logits(self, X: ArrayLike) -> Float32:
-        """Logits (n, C) of tokens (n, P, D), or of features (n, D); float32, a block of bounded size at a time."""
+        """Logits (n, C) float32 of tokens (n, P, D) or features (n, D), computed in blocks of bounded size."""
         tokens = as_token_array(X, self.dim, self.name)
         parameters = [torch.from_numpy(values) for values in (self.queries, self.values, self.weights, self.bias)]
         out = np.empty((len(tokens), len(self.classnames)), np.float32)
@@ -87,7 +87,7 @@ class AttentiveHead(LogitHead):
         return out
 
     def attention(self, X: ArrayLike) -> Float32:
-        """Where the queries look: (n, Q, P), each row over the tokens sums to 1."""
+        """Attention weights (n, Q, P) of the queries, which sum to 1 over the P tokens."""
         tokens = torch.from_numpy(np.ascontiguousarray(as_token_array(X, self.dim, self.name), np.float32))
         found: Float32 = torch.softmax(tokens @ torch.from_numpy(self.queries).T, dim=1).transpose(1, 2).numpy()
         return found

@@ -1,4 +1,4 @@
-"""`LogitHead`: what evaluation, files and predictions need of a fitted head, linear or not."""
+"""`LogitHead`: the interface of a fitted head, linear or not, for evaluation, files and predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fitted(Protocol):
 
 
 class Common(TypedDict):
-    """What the file of every head holds; label values where there are any."""
+    """Arguments of `LogitHead.from_file` that all heads share."""
 
     name: str
     classnames: tuple[str, ...]
@@ -39,25 +39,25 @@ class Common(TypedDict):
 
 
 class LogitHead(ABC):
-    """A fitted head: features (n, D) in, logits (n, C) out, with a record of where it comes from.
+    """A fitted head: features (n, D) in, logits (n, C) out, with its provenance.
 
-    Heads that differ in cheap last steps alone (interpolations of one pair, numbers of neighbours in one bank) share
-    expensive part: `sharing` is equal for such heads, `prepare` runs it once per block of rows, `finish` turns the
-    result into logits. A single head needs only `logits`.
+    Heads that differ only in a cheap last step (interpolations of the same two heads, several k on one bank) share the
+    expensive part: they have the same `sharing`, `prepare` runs once per block of rows, and `finish` turns its result
+    into the logits of each head. A single head needs only `logits`.
 
     `classes` (C,) are the label values that `predict` returns, those of the ``y`` that the head was fitted on; None
-    stands for class indices.
+    means class indices.
     """
 
     kind: ClassVar[str]
     settings: ClassVar[Mapping[str, object]]
-    """Fields of `to_file` besides the tensors, and their kinds."""
+    """Settings of `to_file`, and their types."""
     tensors: ClassVar[Mapping[str, str]]
-    """Type and shape of the tensors of `to_file`; see `heads.fitted.file_format.check_tensors`."""
+    """Tensors of `to_file`, and their types and shapes; see `heads.fitted.file_format.check_tensors`."""
     takes_tokens: ClassVar[bool] = False
-    """Whether it takes features (n, P, D)."""
+    """Whether the head takes features (n, P, D)."""
     multilabel: ClassVar[bool] = False
-    """Whether logits are those of independent yes-or-no questions, not of classes that exclude each other."""
+    """Whether each logit is a binary decision of its own, instead of the classes excluding each other."""
     classnames: tuple[str, ...]
     name: str
     provenance: Provenance
@@ -73,16 +73,16 @@ class LogitHead(ABC):
         told += f", {encoder['name']}" if encoder.get("name") else ""
         return f"{type(self).__name__}({self.name}: {len(self.classnames)} classes x {self.dim}{told})"
 
-    # What scikit-learn asks of a fitted classifier (https://scikit-learn.org/stable/developers/develop.html)
+    # scikit-learn's interface of a fitted classifier (https://scikit-learn.org/stable/developers/develop.html)
 
     @property
     def classes_(self) -> Array:
-        """Label values (C,), as `predict` returns them."""
+        """Label values (C,) that `predict` returns."""
         return np.arange(len(self.classnames)) if self.classes is None else np.asarray(self.classes)
 
     @property
     def n_features_in_(self) -> int:
-        """`dim`, as scikit-learn calls it."""
+        """scikit-learn's name for `dim`."""
         return self.dim
 
     def __sklearn_tags__(self) -> Any:
@@ -97,14 +97,14 @@ class LogitHead(ABC):
         return self
 
     def get_params(self, deep: bool = True) -> dict[str, object]:
-        """None: a fitted head has no parameters left to set."""
+        """An empty dict: a fitted head has no parameters to set."""
         return {}
 
     def fit(self, X: object, y: object = None) -> NoReturn:
-        """HeadError: a head is fitted already."""
+        """Raise a HeadError: the head is already fitted."""
         raise HeadError(
-            f"{self.name} is fitted already; fit an estimator anew (heads.Ridge(), ...), or wrap the head in "
-            "sklearn.frozen.FrozenEstimator where a tool would fit it"
+            f"{self.name} is fitted already; fit a new estimator (heads.Ridge(), ...), or wrap the head in "
+            "sklearn.frozen.FrozenEstimator for tools that call fit"
         )
 
     def to_torch(self) -> Any:
@@ -122,25 +122,25 @@ class LogitHead(ABC):
 
     @abstractmethod
     def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
-        """What `restrict` changes, besides names and label values."""
+        """Fields that `restrict` changes, besides names and label values."""
 
     @abstractmethod
     def _cooled(self, temperature: float) -> dict[str, object]:
-        """What `with_temperature` changes, besides the record."""
+        """Fields that `with_temperature` changes, besides the provenance."""
 
     @abstractmethod
     def to_file(self) -> tuple[Tensors, Json]:
-        """Tensors and JSON-able settings, for `heads.save`."""
+        """Tensors and JSON-serialisable settings, for `heads.save`."""
 
     @classmethod
     @abstractmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
-        """The head of `to_file`."""
+        """The head that `to_file` described."""
 
     def restrict(self, class_subset: Sequence[int] | NDArray[np.integer]) -> Self:
-        """The same head over some classes only, in the order given (ImageNet-R and -A keep 200 of 1000).
+        """The same head for a subset of its classes, in the order given (ImageNet-R and -A keep 200 of 1000).
 
-        Logits of the classes that are kept do not change.
+        The logits of these classes do not change.
 
         Raises
         ------
@@ -153,12 +153,12 @@ class LogitHead(ABC):
         return self._changed(classnames=names, **values, **self._of_classes(index))
 
     def with_temperature(self, temperature: float) -> Self:
-        """The same head with its logits, except those of missing classes, divided by a positive temperature.
+        """The same head with its logits, except those of missing classes, divided by a temperature.
 
         Raises
         ------
         HeadError
-            For a temperature that is not positive.
+            For a temperature that is not positive and finite.
         """
         if not np.isfinite(temperature) or temperature <= 0:
             raise HeadError(f"temperature must be a positive number, got {temperature!r}")
@@ -166,41 +166,41 @@ class LogitHead(ABC):
         return self._changed(provenance=record, **self._cooled(float(temperature)))
 
     def _changed(self, **fields: object) -> Self:
-        changed: Self = replace(cast(Any, self), **fields)  # every head is a data class
+        changed: Self = replace(cast(Any, self), **fields)  # every head is a dataclass
         return changed
 
     @property
     def sharing(self) -> Hashable | None:
-        """Equal for heads that share `prepare`; None for a head that shares nothing."""
+        """Key that is equal for heads that share `prepare`; None for a head that shares nothing."""
         return None
 
     def prepare(self, X: NDArray[np.floating]) -> object:
-        """The work on features (n, D) that heads of one `sharing` have in common."""
-        raise HeadError(f"{self.name} shares no work with other heads; take its logits")
+        """The work on features (n, D) shared by the heads with the same `sharing`."""
+        raise HeadError(f"{self.name} shares no work with other heads; use its logits")
 
     def finish(self, prepared: Any) -> NDArray[np.float32]:
         """Logits (n, C) from the result of `prepare` of any head with the same `sharing`."""
-        raise HeadError(f"{self.name} shares no work with other heads; take its logits")
+        raise HeadError(f"{self.name} shares no work with other heads; use its logits")
 
     def predict_index(self, X: Rows) -> NDArray[np.int64]:
-        """Class index (n,) of the largest logit, of arrays or a store's valid rows; ties go to the lower index."""
+        """Class index (n,) of the largest logit, for arrays or a store's valid rows; ties go to the lower index."""
         return np.concatenate([logits.argmax(axis=1) for logits in self._all_logits(X)])
 
     def predict(self, X: Rows) -> Array:
-        """Label (n,) of the largest logit, as in the ``y`` of `fit`; a class index of heads fitted on stores."""
+        """Label (n,) of the largest logit, as in the ``y`` of `fit`; a class index for heads fitted on stores."""
         index = self.predict_index(X)
         return index if self.classes is None else np.asarray(self.classes[index])
 
     def predict_proba(self, X: Rows) -> NDArray[np.float32]:
-        """Softmax of the logits (n, C), of arrays or a store's valid rows."""
+        """Softmax of the logits (n, C), for arrays or a store's valid rows."""
         return softmax(np.concatenate(list(self._all_logits(X))))
 
     def score(self, X: Rows, y: ArrayLike | None = None) -> float:
-        """Accuracy, a fraction in [0, 1]; `y` holds labels as `predict` returns them, a store class indices."""
+        """Accuracy in [0, 1]; `y` holds labels as `predict` returns them, a store has class indices."""
         if is_store(X):
             return float((self.predict_index(X) == np.concatenate([labels for _, labels in X.blocks()])).mean())
         if y is None:
-            raise HeadError("arrays need labels: score(X, y); only a store brings its own")
+            raise HeadError("arrays need labels: score(X, y); only stores have their own")
         return float((self.predict(X) == to_numpy(y)).mean())
 
     def linear(self) -> Self:
@@ -215,20 +215,20 @@ class LogitHead(ABC):
         check_classes(self.classnames, store, self.name)
 
     def check_tokens(self, store: Encoded) -> None:
-        """HeadError for a store whose features are (N, P, D), unless the head takes such."""
+        """Raise a HeadError for a store with features (N, P, D), unless the head takes tokens."""
         if not self.takes_tokens:
             refuse_tokens(store, f"{self.name} takes one vector per image")
 
     def renamed(self, name: str, **params: object) -> Self:
-        """The same head under another name, with other parameters in its record."""
+        """The same head under another name, with further parameters in its provenance."""
         other = self.with_provenance(self.provenance.with_params(**params))
         object.__setattr__(other, "name", name)
         return other
 
     def with_provenance(self, provenance: Mapping[str, object]) -> Self:
-        """The same head with another record."""
+        """The same head with another provenance."""
         other = copy(self)
-        object.__setattr__(other, "provenance", Provenance(provenance))  # heads are frozen data classes
+        object.__setattr__(other, "provenance", Provenance(provenance))  # heads are frozen dataclasses
         return other
 
     def save(self, path: str | Path) -> Path:
@@ -257,7 +257,7 @@ class LogitHead(ABC):
         return features
 
     def _all_logits(self, X: Rows) -> Iterator[NDArray[np.float32]]:
-        """Logits block by block, refused where they are not finite."""
+        """Logits block by block; HeadError if they are not finite."""
         if is_store(X):
             self.check(X)
         done = 0
@@ -272,14 +272,14 @@ class LogitHead(ABC):
                 size = float(np.abs(features[wrong]).max())
                 raise HeadError(
                     f"logits of {self.name} overflow float32 in rows such as {bad}, whose features reach {size:.3g}; "
-                    "give features on the scale of those that the head was fitted on"
+                    "scale features as those that the head was fitted on"
                 )
             done += len(logits)
             yield logits
 
 
 def softmax(logits: NDArray[Float]) -> NDArray[Float]:
-    """Probabilities (n, C) of logits, which are overwritten."""
+    """Probabilities (n, C) from logits, which are overwritten."""
     logits -= logits.max(axis=1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=1, keepdims=True)
@@ -287,7 +287,7 @@ def softmax(logits: NDArray[Float]) -> NDArray[Float]:
 
 
 def decisions(logits: NDArray[Float]) -> NDArray[Float]:
-    """What scikit-learn's `decision_function` gives: (n, C), or (n,), the second less the first, of two classes."""
+    """Result of scikit-learn's `decision_function`: (n, C), or for two classes (n,), the second minus the first."""
     return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
 
@@ -310,13 +310,13 @@ def as_head(value: object) -> LogitHead:
     if isinstance(value, Fitted):
         return value.frozen()
     raise HeadError(
-        f"{type(value).__name__} is not a classifier; give a fitted one of heads.HEADS (RidgeRegression has its own "
+        f"{type(value).__name__} is not a classifier; pass a fitted head of heads.HEADS (RidgeRegression has its own "
         "predict, save and load)"
     )
 
 
 def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitHead) -> NDArray[np.integer]:
-    """Class indices to keep, checked against a head's classes.
+    """Indices of the classes to keep, checked against the classes of a head.
 
     Raises
     ------
@@ -328,14 +328,14 @@ def positions_of(class_subset: Sequence[int] | NDArray[np.integer], head: LogitH
         raise HeadError(f"class_subset must be at least two different class indices, got {class_subset!r}")
     if index.min() < 0 or index.max() >= len(head.classnames):
         raise HeadError(
-            f"class_subset reaches from {index.min()} to {index.max()}; "
+            f"class_subset ranges from {index.min()} to {index.max()}, but "
             f"head {head.name!r} has classes 0 to {len(head.classnames) - 1}"
         )
     return index
 
 
 def _plain_labels(classes: Array) -> Json:
-    """Label values and their type, as JSON."""
+    """Label values and their dtype, as JSON."""
     values = classes.tolist()
     if not all(isinstance(value, bool | int | float | str) for value in values):
         raise HeadError(

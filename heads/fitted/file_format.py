@@ -1,4 +1,4 @@
-"""The file of a head: safetensors, with everything but the arrays as JSON in its metadata."""
+"""The file format of heads: safetensors, with everything but the arrays as JSON in the metadata."""
 
 from __future__ import annotations
 
@@ -24,26 +24,24 @@ Tensors = dict[str, Array]
 _FORMAT = "featcache-head-1"
 SEEN = "seen."
 STREAM = "safetensors"
-"""What a head is on standard output."""
+"""Format of a head on standard output."""
 
 
 def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
-    """Write tensors and a JSON-able record with its ``kind``; a reader sees the old file or the new one.
+    """Write tensors and a JSON-serialisable record with its ``kind``, atomically; ``-`` is standard output.
 
-    The hashes of the rows that a head was fitted and chosen on, which its ``provenance`` has, become tensors
-    ``seen.0``, ``seen.1``, ..., equal ones once; ``seen`` in the record says which belongs to which split.
-
-    The path ``-`` is standard output.
+    Row hashes of the splits in ``provenance`` become tensors ``seen.0``, ``seen.1``, ..., without duplicates; ``seen``
+    in the record maps them to splits.
 
     Raises
     ------
     OutputError
-        The path is no regular file, or there is no room.
+        If the path is not a regular file, or the disk is full.
     """
     seen, places = _seen(record.get("provenance", {}))
     if seen:
         tensors, record = tensors | seen, record | {"seen": places}
-    # safetensors writes the memory of an array as if it were in C order
+    # safetensors writes the memory of an array without regard to its strides
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     head = json.dumps(record, sort_keys=True)
     metadata = {"format": _FORMAT, "head": head, "digest": _digest(tensors, head)}
@@ -52,7 +50,7 @@ def write_head(path: str | Path, tensors: Tensors, record: Json) -> Path:
 
 
 def read_head(path: str | Path) -> tuple[Tensors, Json]:
-    """The tensors and the record of a file of `write_head`.
+    """Tensors and record of a file written by `write_head`.
 
     Raises
     ------
@@ -65,17 +63,17 @@ def read_head(path: str | Path) -> tuple[Tensors, Json]:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise HeadError(
-                    f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}; give a file that "
-                    "`featcache fit` or heads.save wrote"
+                    f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}; give a file written by "
+                    "`featcache fit` or heads.save"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:
-        raise HeadError(f"{path}: no such file; expected a head that `featcache fit` or heads.save wrote") from error
+        raise HeadError(f"{path}: no such file; expected a head written by `featcache fit` or heads.save") from error
     except (OSError, SafetensorError) as error:
         raise HeadError(f"{path}: cannot be read as a head ({error}); `featcache fit` writes one") from error
     head = metadata.get("head", "")
     if metadata.get("digest") not in (None, _digest(tensors, head)):  # None: a file of an earlier version
-        raise HeadError(f"{path}: damaged, its content differs from its digest; fit the head again")
+        raise HeadError(f"{path}: damaged, the content does not match the digest; fit the head again")
     record = _record(head, path)
     seen = {name: tensors.pop(name) for name in list(tensors) if name.startswith(SEEN)}
     if places := record.pop("seen", {}):
@@ -84,7 +82,7 @@ def read_head(path: str | Path) -> tuple[Tensors, Json]:
 
 
 def _seen(provenance: Json) -> tuple[Tensors, dict[str, list[int | None]]]:
-    """The different sets of hashes of a provenance, and which of them each split has."""
+    """The distinct sets of row hashes in a provenance, and the number of the set of each split."""
     tensors: Tensors = {}
     numbers: dict[bytes, int] = {}
     places: dict[str, list[int | None]] = {}
@@ -100,7 +98,7 @@ def _seen(provenance: Json) -> tuple[Tensors, dict[str, list[int | None]]]:
 
 
 def _with_rows(provenance: Json, places: Json, tensors: Tensors, path: str | Path) -> Json:
-    """A provenance whose splits have the hashes of their rows again; HeadError where they do not belong to it."""
+    """A provenance with row hashes attached to its splits; HeadError if they do not match."""
     try:
         record = dict(provenance)
         for role, numbers in places.items():
@@ -110,7 +108,7 @@ def _with_rows(provenance: Json, places: Json, tensors: Tensors, path: str | Pat
                 record[role] = splits
     except (KeyError, TypeError, ValueError) as error:
         raise HeadError(
-            f"{path}: the rows that it was fitted on cannot be read ({error}); fit the head again"
+            f"{path}: the hashes of its training rows cannot be read ({error}); fit the head again"
         ) from error
     return record
 
@@ -129,7 +127,7 @@ def _record(head: str, path: str | Path) -> Json:
 
 
 def _digest(tensors: Tensors, head: str) -> str:
-    """Digest of everything that a head's file holds: xxh3-128 of the record, and of each array with name and type."""
+    """xxh3-128 digest of the record, and of each array with its name, dtype and shape."""
     digest = xxhash.xxh3_128(head.encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
@@ -139,19 +137,19 @@ def _digest(tensors: Tensors, head: str) -> str:
 
 
 def check_tensors(tensors: Tensors, shapes: Mapping[str, str], sizes: Mapping[str, int], where: str) -> None:
-    """Check that there are tensors of the right types and shapes.
+    """Check the types and shapes of tensors.
 
     Parameters
     ----------
     shapes
-        A letter for the type, ``f`` or ``i``, and one for each axis: ``weights: fCD``. Equal letters are equal sizes.
-        Class indices (``i``) are 0 to `MAX_CLASSES`, and not NaN.
-    sizes : sizes of the letters that are known
+        For each tensor a letter for the type, ``f`` (float) or ``i`` (class index, below `MAX_CLASSES`), and one letter
+        for each axis, as in ``weights: fCD``. Equal letters mean equal sizes.
+    sizes : known sizes of letters
 
     Raises
     ------
     ValueError
-        Naming the tensor, and what is expected.
+        Naming the tensor, and what was expected.
     """
     known = dict(sizes)
     for name, form in shapes.items():

@@ -34,7 +34,7 @@ KINDS: dict[str, type[LogitHead]] = {
         ProjectedHead,
     )
 }
-"""Class of each kind of head that a file can hold."""
+"""Class of each kind of head in a file."""
 
 
 def save(head: LogitHead | Fitted, path: str | Path) -> Path:
@@ -77,7 +77,7 @@ def load(path: str | Path) -> LogitHead:
 
 
 RECORD: dict[str, object] = {"name": str, "classnames": list[str], "classes": dict[str, Any] | None}
-"""Fields of the record of every head, and their kinds; each kind of head has `LogitHead.settings` more."""
+"""Fields in the record of every head, and their types; each kind of head adds `LogitHead.settings`."""
 
 
 def _label_values(labels: dict[str, Any] | None) -> Array | None:
@@ -86,5 +86,5 @@ def _label_values(labels: dict[str, Any] | None) -> Array | None:
         return None
     dtype = str(labels["dtype"])
     if not re.fullmatch(r"[<>|=]?[biufU][0-9]{1,4}|object", dtype) or not isinstance(labels["values"], list):
-        raise ValueError(f"labels of type {dtype}, expected numbers or texts")
+        raise ValueError(f"labels of type {dtype}, expected numbers or strings")
     return np.array(labels["values"], dtype=dtype)

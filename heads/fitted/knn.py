@@ -1,4 +1,4 @@
-"""Labelled rows that vote: the bank of a kNN head, the vote, and the head."""
+"""The kNN head: a bank of labelled rows, and their vote."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Neighbours = tuple[NDArray[np.floating], NDArray[np.int64]]
 
 
 class NeighbourBank:
-    """Labelled rows to search, by cosine; shared by the heads of every k.
+    """Labelled rows that are searched by cosine; heads of different k share one bank.
 
     Parameters
     ----------
-    features : (N, D), kept in their type; for exact search also a tensor, searched on its device
+    features : (N, D), kept in their dtype; exact search also takes a tensor, and runs on its device
     labels : (N,) class indices
     index : key of `heads.search.INDEXES`
     depth : the largest k needed
-    probes : how far an index of `heads.search.PROBED` looks, None for its default
+    probes : search effort of an index of `heads.search.PROBED`; None for its default
 
     Attributes
     ----------
-    searched_on : the device
+    searched_on : device of the search
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class NeighbourBank:
         self.searched_on = self._search.device
 
     def neighbours(self, X: NDArray[np.floating], k: int) -> Neighbours:
-        """Cosines (n, k), descending, and labels (n, k) of the nearest rows; -inf where the index found fewer.
+        """Cosines (n, k), descending, and labels (n, k) of the nearest rows; -inf if the index finds fewer.
 
-        Cosines of a query with NaN or infinity are NaN (faiss would find nothing, as for a row without votes), so that
-        its logits are NaN too and predictions name the row.
+        A query with NaN or infinity gets NaN cosines (faiss would find nothing, as for a row without votes), so its
+        logits are NaN too, and `predict` names the row.
         """
         bad = ~np.isfinite(X).all(axis=1)
         cosines, rows = self._search.search(np.where(bad[:, None], 0, X) if bad.any() else X, k)
@@ -64,26 +64,26 @@ class NeighbourBank:
         return cosines, self.labels[rows]
 
     def others(self, rows: NDArray[np.intp], k: int) -> Neighbours:
-        """`neighbours` of the bank's own rows, each without itself."""
+        """`neighbours` of the bank's own rows, each excluding itself."""
         cosines, found = self._search.search(self.features[rows], k + 1)
         own = found == rows[:, None]
-        own[~own.any(axis=1), -1] = True  # its duplicates came first: drop the farthest of them instead
+        own[~own.any(axis=1), -1] = True  # only duplicates of the row were found: drop the last of them instead
         shape = (len(rows), k)
         return cosines[~own].reshape(shape), self.labels[found[~own]].reshape(shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KNNHead(LogitHead):
-    """A bank and a number of neighbours; logits are log vote shares.
+    """kNN head whose logits are log vote shares.
 
     Attributes
     ----------
     bank : the rows
     n_neighbors, temperature : k and T of the vote
-    columns : (C,) class indices of the bank that `classnames` are
-    classes : (C,) the label values that `predict` returns; None for class indices
-    scale : factor on the log vote shares: 1 / T of a temperature that was fitted afterwards
-    floor : added to every share, the same for every class: what the rows cannot rule out
+    columns : (C,) class indices in the bank of `classnames`
+    classes : (C,) label values that `predict` returns; None for class indices
+    scale : factor on the log vote shares, the inverse of a calibration temperature
+    floor : added to the share of every class
     """
 
     kind: ClassVar[str] = "knn"
@@ -119,11 +119,11 @@ class KNNHead(LogitHead):
 
     @property
     def sharing(self) -> Hashable:
-        """Every k of one bank is served by one search."""
+        """Heads of one bank share the search."""
         return id(self.bank)
 
     def prepare(self, X: NDArray[np.floating]) -> Neighbours:
-        """The `depth` nearest neighbours, enough for every head of this bank."""
+        """The `depth` nearest neighbours, enough for every head of the bank."""
         return self.bank.neighbours(self._features(X), self.bank.depth)
 
     def finish(self, prepared: Neighbours) -> NDArray[np.float32]:
@@ -134,18 +134,18 @@ class KNNHead(LogitHead):
         """Vote shares (n, C) from neighbours (n, >= k)."""
         cosines, labels = prepared[0][:, : self.n_neighbors], prepared[1][:, : self.n_neighbors]
         shares = vote(cosines, labels, self.temperature, int(self.columns.max()) + 1)[:, self.columns]
-        total = shares.sum(axis=1, keepdims=True)  # below 1 where votes went to classes that are masked here
+        total = shares.sum(axis=1, keepdims=True)  # below 1 if classes outside `columns` got votes
         np.divide(shares, total, out=shares, where=total > 0)
         return shares
 
     def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
-        return {"columns": self.columns[index]}  # neighbours of other classes do not vote
+        return {"columns": self.columns[index]}  # votes for other classes are dropped
 
     def _cooled(self, temperature: float) -> dict[str, object]:
         return {"scale": self.scale / temperature}
 
     def to_file(self) -> tuple[Tensors, Json]:
-        """The rows themselves, in their own type: the file needs no store."""
+        """The rows in their own dtype, so that the file does not need the store."""
         tensors = {"features": to_numpy(self.bank.features), "labels": self.bank.labels, "columns": self.columns}
         settings = {"n_neighbors": self.n_neighbors, "temperature": self.temperature, "index": self.bank.index}
         settings |= {"scale": self.scale, "floor": self.floor}
@@ -153,7 +153,7 @@ class KNNHead(LogitHead):
 
     @classmethod
     def from_file(cls, tensors: Tensors, settings: Json, **common: Unpack[Common]) -> Self:
-        """The head of `to_file`; its index is built again."""
+        """The head of `to_file`, with its index rebuilt."""
         depth, probes = settings["n_neighbors"], settings.get("probes")
         bank = NeighbourBank(tensors["features"], tensors["labels"], settings["index"], depth, probes)
         older = {"scale": settings.get("scale", 1.0), "floor": settings.get("floor", FLOOR)}  # older files lack them
@@ -170,7 +170,7 @@ def vote(
     >>> vote(np.array([[0.9, 0.9, 0.5]]), np.array([[0, 1, 1]]), temperature=0.07, n_classes=2).round(3).tolist()
     [[0.499, 0.501]]
     """
-    nearest = cosines[:, :1].astype(np.float64)  # weights relative to the nearest: no overflow at any temperature
+    nearest = cosines[:, :1].astype(np.float64)  # weights are relative to the nearest row, to avoid overflow
     weights = np.exp((cosines - np.where(np.isneginf(nearest), 0.0, nearest)) / temperature)
     width = max(n_classes, int(labels.max(initial=0)) + 1)
     cells = np.arange(len(labels))[:, None] * width + labels

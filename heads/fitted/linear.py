@@ -1,4 +1,4 @@
-"""`LinearHead`: class weights whose outputs are logits, with a record of where they come from."""
+"""`LinearHead`: class weights and biases whose outputs are logits, with their provenance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearHead(LogitHead):
-    """Logits = X @ weights.T + bias; logit scale and temperature are folded in, so their cross entropy is the NLL.
+    """Logits = X @ weights.T + bias, with logit scale and temperature folded in, so that cross entropy is the NLL.
 
     Parameters
     ----------
@@ -30,13 +30,12 @@ class LinearHead(LogitHead):
         One row per class (scikit-learn's ``coef_``; open_clip's zero-shot matrix is the transpose).
     bias : (C,) float32
     classnames : C names; they may repeat
-    name : as it appears in results rows
-    provenance : JSON-able: head, params, encoder_key, text_digest, classnames, fitted_on, featcache
+    name : name in results rows
+    provenance : JSON-serialisable: head, params, encoder_key, text_digest, classnames, fitted_on, featcache
     alpha : interpolation coefficient; None if the head is not an interpolation
-    parents : the two heads of an interpolation; evaluation then needs two products for a whole path
-    absent : class indices that the head never saw a row of (their logit is -10,000); filled in from other heads where
-        heads are combined
-    classes : (C,) the label values that `predict` returns; None for class indices
+    parents : the two heads of an interpolation, with which a whole path is evaluated by two products
+    absent : classes without a training row (logit -10,000), which are filled in from other heads when combining heads
+    classes : (C,) label values that `predict` returns; None for class indices
 
     Examples
     --------
@@ -70,7 +69,7 @@ class LinearHead(LogitHead):
             raise HeadError(f"{len(self.classes)} label values and {classes} class names; give one label per class")
         if self.weights.ndim != 2 or len(self.weights) != classes or self.bias.shape != (classes,):
             raise HeadError(
-                f"weights {self.weights.shape}, bias {self.bias.shape} and {classes} class names do not fit; "
+                f"weights {self.weights.shape}, bias {self.bias.shape} and {classes} class names do not match; "
                 "expected (C, D), (C,) and C names"
             )
         if not (np.isfinite(self.weights).all() and np.isfinite(self.bias).all()):
@@ -83,16 +82,16 @@ class LinearHead(LogitHead):
 
     @property
     def coef_(self) -> NDArray[np.float32]:
-        """`weights` (C, D), as scikit-learn calls them: probabilities are ``softmax(X @ coef_.T + intercept_)``."""
+        """scikit-learn's name for `weights` (C, D); probabilities are ``softmax(X @ coef_.T + intercept_)``."""
         return self.weights
 
     @property
     def intercept_(self) -> NDArray[np.float32]:
-        """`bias` (C,), as scikit-learn calls it."""
+        """scikit-learn's name for `bias` (C,)."""
         return self.bias
 
     def to_torch(self) -> torch.nn.Linear:
-        """The head as a layer (D to C) on the CPU, whose outputs are the logits; it shares no memory with the head.
+        """The head as a layer (D to C) on the CPU that outputs logits; it shares no memory with the head.
 
         Examples
         --------
@@ -103,7 +102,7 @@ class LinearHead(LogitHead):
         return linear_layer(self.weights, self.bias)
 
     def decision_function(self, X: Rows) -> NDArray[np.floating]:
-        """The logits (N, C); of two classes the second's less the first's (N,), as in scikit-learn."""
+        """Logits (N, C); for two classes (N,), the second minus the first, as in scikit-learn."""
         return decisions(np.concatenate(list(self._all_logits(X))))
 
     def logits(self, X: ArrayLike) -> NDArray[np.float32]:
@@ -112,17 +111,17 @@ class LinearHead(LogitHead):
 
     @property
     def sharing(self) -> Hashable | None:
-        """Interpolations of one pair share its two products: logits interpolate as weights do."""
+        """Interpolations of the same two heads share two products, since logits interpolate as weights do."""
         return None if self.parents is None or self.alpha is None else (id(self.parents[0]), id(self.parents[1]))
 
     def prepare(self, X: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits of the first parent, and the step to the second."""
+        """Logits of the first parent, and their difference to those of the second."""
         first, second = self.parents or (self, self)
         base = first.logits(X)
         return base, second.logits(X) - base
 
     def finish(self, prepared: tuple[NDArray[np.float32], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Base plus alpha steps."""
+        """Logits of the first parent plus alpha times the difference."""
         base, step = prepared
         return base + np.float32(self.alpha or 0.0) * step
 
@@ -142,7 +141,7 @@ class LinearHead(LogitHead):
         return {"weights": self.weights / divisor[:, None], "bias": self.bias / divisor, "parents": parents}
 
     def to_file(self) -> tuple[Tensors, Json]:
-        """Weights and bias; the interpolation coefficient, and the classes without a row."""
+        """Weights and bias; the interpolation coefficient and the missing classes."""
         return {"weights": self.weights, "bias": self.bias}, {"alpha": self.alpha, "absent": list(self.absent)}
 
     @classmethod
@@ -180,13 +179,13 @@ def as_linear(value: object) -> LinearHead:
     Raises
     ------
     HeadError
-        For what is not a fitted head, or not a linear one.
+        For anything but a fitted linear head.
     """
     return cast(LinearHead, as_head(value).linear())  # other heads refuse
 
 
 def check_same_classes(first: LinearHead, second: LinearHead) -> None:
-    """Refuse two heads whose class lists differ, in names or in order (MismatchError)."""
+    """Raise a MismatchError if two heads' class lists differ in names or order."""
     if first.classnames != second.classnames:
         found = class_difference(first.classnames, second.classnames, first.name, second.name)
         raise MismatchError(f"{found}; make both from the same class list")

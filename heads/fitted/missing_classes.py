@@ -1,8 +1,8 @@
-"""Missing classes, of which a head never saw a row, and how they are filled in when heads are combined.
+"""Missing classes (without a training row), and how they are filled in when heads are combined.
 
-Alone, such a head must not predict the class: its logit is -10,000. In a sum of heads that number would outweigh the
-heads that know the class. So the missing logit is first filled in from those heads, shifted so that the mean over the
-classes that both know agrees. Weights and bias are filled in the same way, and the sum stays linear.
+A head alone must not predict a missing class: its logit is -10,000. In a sum of heads this value would outweigh the
+heads that know the class. So the missing logit is first filled in from these heads, shifted so that the means over the
+classes that both know agree. Weights and biases are filled in the same way, so the sum stays linear.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from heads.fitted.linear import LinearHead
 Float = NDArray[np.float64]
 
 ABSENT = -1e4
-"""Logit of a class without a training row: it is never predicted, and its probability is zero in any precision."""
+"""Logit of a missing class, which makes its probability zero in any precision."""
 
 
 def absences(heads: Sequence[LinearHead]) -> NDArray[np.bool_]:
-    """Which classes (M, C) each of M heads of C classes never saw."""
+    """Mask (M, C) of the missing classes of M heads."""
     found = np.zeros((len(heads), len(heads[0].classnames)), bool)
     for row, head in zip(found, heads, strict=True):
         row[list(head.absent)] = True
@@ -30,17 +30,17 @@ def absences(heads: Sequence[LinearHead]) -> NDArray[np.bool_]:
 
 
 def known_by_others(tables: Float, absent: NDArray[np.bool_], votes: Sequence[float] | Float | None = None) -> Float:
-    """Tables of M heads with the classes that a head lacks filled in from the heads that know them.
+    """Tables of M heads, with the missing classes of each filled in from the heads that know them.
 
     With K_j the classes that head j knows, ``T_m[c]`` becomes the mean over the heads j that know c of
     ``T_j[c] + mean_{k in K_m and K_j} (T_m[k] - T_j[k])``: a constant added to a row of logits does not change its
-    softmax. Classes that no head knows stay as they are.
+    softmax. Classes that no head knows are left as they are.
 
     Parameters
     ----------
     tables : (M, C, ...) logits, or weights and biases
     absent : (M, C)
-    votes : (M,) weights of the mean; equal if None, or if those that know the class have none above zero
+    votes : (M,) weights of the mean; None, or no positive weight among the heads that know a class, weighs them equally
 
     Examples
     --------
@@ -69,7 +69,7 @@ def known_by_others(tables: Float, absent: NDArray[np.bool_], votes: Sequence[fl
 
 
 def without_opinion(head: LinearHead) -> LinearHead:
-    """The head as a prior: missing classes get the mean weights and bias of the others.
+    """The head as a prior: missing classes get the mean weights and bias of the other classes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""`MultiLabelHead`: class weights whose logits are those of independent yes-or-no questions, with a threshold each."""
+"""`MultiLabelHead`: class weights and biases with an independent sigmoid and threshold per class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MultiLabelHead(LogitHead):
-    """Logits = X @ weights.T + bias; the probability of each class is their sigmoid, whatever the others are.
+    """Logits = X @ weights.T + bias; the probability of each class is the sigmoid of its logit.
 
     Parameters
     ----------
@@ -32,10 +32,10 @@ class MultiLabelHead(LogitHead):
     bias : (L,) float32
     classnames : L names
     thresholds : (L,) float64
-        Logits from which on a class is predicted; None stands for zeros, the probability 0.5. Infinite for never.
-    name : as it appears in results rows
-    provenance : JSON-able, as of `LinearHead`
-    absent : classes whose weights are zero since no training row was positive, or none was negative
+        A class is predicted if its logit reaches the threshold; None for zeros (probability 0.5), infinite for never.
+    name : name in results rows
+    provenance : JSON-serialisable, as in `LinearHead`
+    absent : classes without a positive or without a negative training row, whose weights are zero
 
     Examples
     --------
@@ -69,14 +69,14 @@ class MultiLabelHead(LogitHead):
         if self.weights.ndim != 2 or set(shapes) != {(len(self.classnames),)}:
             raise HeadError(
                 f"weights {self.weights.shape}, bias {self.bias.shape}, thresholds {self.cuts.shape} and "
-                f"{len(self.classnames)} class names do not fit; expected (L, D), (L,), (L,) and L names"
+                f"{len(self.classnames)} class names do not match; expected (L, D), (L,), (L,) and L names"
             )
         if not (np.isfinite(self.weights).all() and np.isfinite(self.bias).all()) or np.isnan(self.cuts).any():
             raise HeadError(f"head {self.name!r} has NaN or infinite weights; fit it again on finite features")
 
     @property
     def cuts(self) -> NDArray[np.float64]:
-        """`thresholds`, which are never None in a head."""
+        """`thresholds` as an array, for the type checker."""
         return np.asarray(self.thresholds)
 
     @property
@@ -89,32 +89,30 @@ class MultiLabelHead(LogitHead):
         return self._features(X).astype(np.float32, copy=False) @ self.weights.T + self.bias
 
     def predict_proba(self, X: Rows) -> NDArray[np.float32]:
-        """Sigmoids of the logits (n, L), of arrays or a store's valid rows."""
+        """Sigmoids of the logits (n, L), for arrays or a store's valid rows."""
         return sigmoid(np.concatenate(list(self._all_logits(X))))
 
     def predict(self, X: Rows) -> NDArray[np.int8]:
-        """1 where the logit reaches the class's threshold, else 0: (n, L)."""
+        """Predictions (n, L): 1 where the logit reaches the threshold of the class, else 0."""
         return np.concatenate([(logits >= self.cuts).astype(np.int8) for logits in self._all_logits(X)])
 
     def predict_index(self, X: Rows) -> NoReturn:
-        """HeadError: a row has any number of classes."""
+        """Raise a HeadError: a row has any number of classes."""
         raise HeadError(f"{self.name} is multi-label: a row has no single class; call predict or predict_proba")
 
     def score(self, X: Rows, y: TargetsLike | None = None) -> float:
-        """Subset accuracy: the share of rows that are right in every class whose target is known."""
+        """Subset accuracy: the share of rows with correct predictions for all classes whose target is known."""
         samples = as_multilabel(X, y, classnames=None if y is None else self.classnames)
         logits = np.concatenate(list(self._all_logits(X)))
         targets = np.concatenate([found for _, found in samples.blocks()])
         return Decisions.of(logits, targets, self.cuts).subset_accuracy
 
     def linear(self) -> NoReturn:
-        """HeadError: softmax heads alone are interpolated and ensembled."""
-        raise HeadError(
-            f"{self.name} is not linear in the sense of softmax heads: it is multi-label; evaluate it alone"
-        )
+        """Raise a HeadError: only softmax heads can be interpolated and ensembled."""
+        raise HeadError(f"{self.name} is multi-label, not a linear softmax head; evaluate it alone")
 
     def to_torch(self) -> torch.nn.Linear:
-        """The head as a layer (D to L) on the CPU, whose outputs are the logits."""
+        """The head as a layer (D to L) on the CPU that outputs logits."""
         return linear_layer(self.weights, self.bias)
 
     def _of_classes(self, index: NDArray[np.integer]) -> dict[str, object]:
@@ -127,7 +125,7 @@ class MultiLabelHead(LogitHead):
         }
 
     def _cooled(self, temperature: float) -> dict[str, object]:
-        divisor = np.float32(temperature)  # equal predictions: the thresholds are divided too
+        divisor = np.float32(temperature)  # thresholds are divided too, so that predictions stay the same
         return {
             "weights": self.weights / divisor,
             "bias": self.bias / divisor,
@@ -139,7 +137,7 @@ class MultiLabelHead(LogitHead):
         return replace(self, thresholds=np.asarray(thresholds, np.float64))
 
     def to_file(self) -> tuple[Tensors, Json]:
-        """Weights, bias and thresholds; infinite ones are listed, as files hold finite numbers."""
+        """Weights, bias and thresholds; infinite thresholds are listed, because files hold finite numbers."""
         never = np.flatnonzero(np.isinf(self.cuts))
         tensors: Tensors = {
             "weights": self.weights,
@@ -166,7 +164,7 @@ class MultiLabelHead(LogitHead):
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities of logits, which are overwritten."""
+    """Probabilities from logits, which are overwritten."""
     with np.errstate(over="ignore"):
         np.exp(np.negative(logits, out=logits), out=logits)
     logits += 1.0

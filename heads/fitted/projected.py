@@ -1,4 +1,4 @@
-"""The projected head: features are projected into the space of texts, where a linear head compares their directions."""
+"""The projected head: features are projected into the text space, and normalised for a linear head there."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProjectedHead(LogitHead):
-    """``base.logits`` of ``x @ projection``, divided by its length.
+    """``base.logits`` of ``x @ projection``, normalised.
 
     Attributes
     ----------
-    projection : (W, D) float32, from features of width W
-    base : a linear head over `classnames` in the space of texts, of width D
-    classes : (C,) the label values that `predict` returns; None for class indices
+    projection : (W, D) float32, for features of width W
+    base : linear head over `classnames` in the text space, of width D
+    classes : (C,) label values that `predict` returns; None for class indices
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Provenance of fitted heads, and the checks that a head and a store belong together.
+"""Provenance of fitted heads, and the checks that a head and a store match.
 
-A head fitted on images belongs to their encoder; a zero-shot head belongs to every image encoder that is paired with
-its text tower. A head fitted on arrays is checked by shape alone.
+A head fitted on images matches stores of their encoder; a zero-shot head matches every image encoder that is paired
+with its text tower. For a head fitted on arrays only the shape is checked.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _KINDS: dict[str, object] = {
     "chosen_on": list[object] | None,
     "featcache": str | None,
 }
-"""Kinds of the known keys of a `Provenance`."""
+"""Types of the known keys of a `Provenance`."""
 
 
 class SplitRecord(Json):
-    """What a record says of a split (see `split_id`), with the hashes of its rows.
+    """Record of a split (see `split_id`), with the hashes of its rows.
 
     Attributes
     ----------
     rows
-        Ascending hashes of the rows and, where a fit held out groups of a metadata column (``grouped_by``), of these;
-        None where they are not known: arrays, streams that were given none, heads of earlier versions.
+        Ascending hashes of the rows and, if a fit held out groups of a metadata column (``grouped_by``), of the groups.
+        None if unknown: for arrays, streams without hashes, and heads of earlier versions.
 
     Examples
     --------
@@ -57,14 +57,14 @@ class SplitRecord(Json):
         self.rows = rows
 
     def joined(self, other: Json) -> SplitRecord:
-        """The record with the rows of another of the same split as well."""
+        """The record with the rows of another record of the same split added."""
         theirs = rows_of(other)
         if self.rows is None or theirs is None:
             return SplitRecord(self, theirs if self.rows is None else self.rows)
         return SplitRecord(self, self.rows if theirs is self.rows else np.union1d(self.rows, theirs))
 
     def holds(self, store: FeatureTable) -> NDArray[np.bool_]:
-        """Which rows (N,) of a store are valid, and are rows of this split or of one of its groups."""
+        """Mask (N,) of the valid rows of a store that belong to this split, or to one of its groups."""
         found = np.zeros(len(store), bool)
         if self.rows is None:
             return found
@@ -77,9 +77,9 @@ class SplitRecord(Json):
 
 
 class Provenance(Json):
-    """The record of a fit, as stored in the head's file: a JSON object whose known keys are also attributes.
+    """Record of a fit, as stored in the head's file: a JSON object whose known keys are also attributes.
 
-    Methods return new records. Keys that a record lacks (a head made by hand, an older file) are None or empty.
+    Methods return new records. Missing keys (of a head made by hand, or an older file) read as None or empty.
 
     Examples
     --------
@@ -100,9 +100,9 @@ class Provenance(Json):
         chosen: FeatureSource | None = None,
         groups: ArrayLike | None = None,
     ) -> Provenance:
-        """Record of a fit on a source, or on arrays (None), whose hyper-parameters were chosen on another source.
+        """Record of a fit on one source and a choice of hyper-parameters on another; None for arrays.
 
-        `groups` are those that the fit held out together, of the valid rows.
+        `groups` are the groups of the valid rows, if the fit held them out as a whole.
         """
         return cls(
             head=head,
@@ -118,7 +118,7 @@ class Provenance(Json):
 
     @classmethod
     def checked(cls, record: object, where: str) -> Provenance:
-        """A record that was read from a file; ValueError where a known key holds something else."""
+        """A record read from a file; ValueError if a known key has the wrong type."""
         known = check_record(record, _KINDS, where)
         for key in ("fitted_on", "chosen_on"):
             for entry in known.get(key) or ():
@@ -138,7 +138,7 @@ class Provenance(Json):
 
     @property
     def params(self) -> Json:
-        """Hyper-parameters, given or chosen, and how they were chosen."""
+        """Hyper-parameters, and how they were chosen."""
         return self.get("params") or {}
 
     @property
@@ -153,7 +153,7 @@ class Provenance(Json):
 
     @property
     def encoder(self) -> Json | None:
-        """Name of the encoder and how to load it again; see `encoder_record`."""
+        """Name of the encoder and how to load it; see `encoder_record`."""
         return self.get("encoder")
 
     @property
@@ -168,15 +168,15 @@ class Provenance(Json):
 
     @property
     def featcache(self) -> str | None:
-        """Version that wrote the record."""
+        """Version of featcache that wrote the record."""
         return self.get("featcache")
 
     def but(self, **changes: object) -> Provenance:
-        """The record with other values of some keys."""
+        """The record with some keys replaced."""
         return Provenance(self, **changes)
 
     def with_params(self, **params: object) -> Provenance:
-        """The record with further or other parameters."""
+        """The record with parameters added or replaced."""
         return self.but(params={**self.params, **params})
 
     def chosen(self, source: FeatureSource, **how: object) -> Provenance:
@@ -185,7 +185,7 @@ class Provenance(Json):
         return self.but(chosen_on=[*self.chosen_on, SplitRecord({**record, **how}, record.rows)])
 
     def cooled(self, temperature: float) -> Provenance:
-        """The record of the head with its logits divided by one more temperature."""
+        """The record of the head after dividing its logits by a temperature."""
         return self.with_params(temperature_after=float(temperature) * self.params.get("temperature_after", 1.0))
 
     def begun_from(self, parent: Provenance) -> Provenance:
@@ -242,12 +242,12 @@ def check_encoder(head: str, provenance: Provenance, dim: int, store: Encoded) -
 
 
 def check_labelling(head: str, store: Encoded, *, multilabel: bool) -> None:
-    """Refuse a multi-label store for a head of one label per row, and the other way round.
+    """Refuse a multi-label store for a single-label head, and vice versa.
 
     Raises
     ------
     MismatchError
-        With what each of them is.
+        Saying which is which.
     """
     theirs = bool(getattr(store, "multilabel", False))
     if theirs != multilabel:
@@ -260,12 +260,12 @@ def check_labelling(head: str, store: Encoded, *, multilabel: bool) -> None:
 
 
 def check_classes(classnames: Sequence[str], store: Encoded, head: str = "head") -> None:
-    """Refuse a store whose class list differs, in names or in order.
+    """Refuse a store whose class list differs in names or order.
 
     Raises
     ------
     MismatchError
-        With the first difference; where the store's classes are a subset, naming `class_subset`.
+        With the first difference; suggests `class_subset` if the store's classes are a subset.
     """
     theirs = tuple(store.classnames)
     if tuple(classnames) == theirs:
@@ -289,8 +289,7 @@ def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int
     Raises
     ------
     MismatchError
-        For a name that is missing, or that occurs twice (ImageNet has two "missile", two "sunglasses"): give
-        indices.
+        For a name that is missing or occurs twice (ImageNet has two "missile", two "sunglasses"): use indices.
 
     Examples
     --------
@@ -304,21 +303,21 @@ def subset_by_name(classnames: Sequence[str], subset: Sequence[str]) -> list[int
     twice = [name for name in subset if len(places.get(name, ())) > 1]
     if missing or twice:
         raise MismatchError(
-            f"cannot place class names by name: missing {missing[:10]}, ambiguous {twice[:10]}; "
+            f"cannot look up classes by name: missing {missing[:10]}, ambiguous {twice[:10]}; "
             "give class indices instead"
         )
     return [places[name][0] for name in subset]
 
 
 def encoder_record(store: FeatureSource | TextSource) -> Json:
-    """Name of a store's encoder and, if known, how to load it again."""
+    """Name of a store's encoder and, if known, how to load it."""
     return {"name": store.encoder_name, "source": store.provenance.get("source")}
 
 
 def split_id(store: FeatureSource, groups: ArrayLike | None = None) -> SplitRecord:
-    """The identity of a labelled split, as recorded in provenance; of a few-shot sample also how it was drawn.
+    """Identity of a labelled split as recorded in provenance; for a few-shot sample, also how it was drawn.
 
-    Where `groups` of the valid rows are a metadata column of the store, its name is recorded, and their hashes.
+    If `groups` of the valid rows are a metadata column of the store, its name and its hashes are recorded, too.
     """
     identity: Json = {
         "name": store.name,
@@ -339,14 +338,14 @@ def split_id(store: FeatureSource, groups: ArrayLike | None = None) -> SplitReco
 
 
 def rows_of(entry: Json) -> Hashes | None:
-    """The hashes of the rows of a recorded split, where they are known."""
+    """Hashes of the rows of a recorded split; None if unknown."""
     return entry.rows if isinstance(entry, SplitRecord) else None
 
 
 def same_split(entry: Json, store: FeatureSource) -> bool:
-    """Whether a record of `split_id` means this store's split, even if it was relabelled or renamed since.
+    """Whether a record of `split_id` refers to this store's split, even if it was relabelled or renamed since.
 
-    Without a key, names count, unless rows are known: then one must hold all rows of the other.
+    Without a data set key, names are compared, and row hashes if known: one split must contain all rows of the other.
     """
     if store.dataset_key is not None and entry.get("dataset_key") is not None:
         return bool(entry["dataset_key"] == store.dataset_key)
@@ -360,7 +359,7 @@ def same_split(entry: Json, store: FeatureSource) -> bool:
 
 
 def merged(*lists: Iterable[Json]) -> list[Json]:
-    """The entries of all lists, each once, in order.
+    """The entries of all lists in order, without duplicates.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The Tip-Adapter head, which adds votes of labelled rows to the logits of a linear head."""
+"""The Tip-Adapter head, which adds the votes of labelled rows to the logits of a linear head."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class KeyBank:
 
     Parameters
     ----------
-    features : (M, D), kept and saved in their type
+    features : (M, D), kept and saved in their dtype
     labels : (M,) class indices
-    n_classes : C of the votes
-    free : keep the rows' lengths (trained keys) instead of taking the unit rows
+    n_classes : number of classes C
+    free : whether to keep the norms of the rows (trained keys) instead of normalising them
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class KeyBank:
         self._classes, self._starts = np.unique(self.labels, return_index=True)
 
     def affinities(self, X: NDArray[np.floating]) -> Float32:
-        """Cosines less one (n, M)."""
+        """Cosines minus one, (n, M)."""
         return np.asarray(unit_rows(X) @ self._rows.T - np.float32(1.0))
 
     def votes(self, affinities: Float32, beta: float, kept: NDArray[np.bool_] | None = None) -> Float32:
-        """Sum of ``exp(beta (cosine - 1))`` over the keys of each class (n, C), over those that are `kept` (n, M)."""
+        """Sum of ``exp(beta (cosine - 1))`` over the keys of each class, (n, C); `kept` (n, M) masks keys."""
         weights = np.exp(np.float32(beta) * affinities)
         if kept is not None:
             weights *= kept
@@ -59,14 +59,14 @@ class KeyBank:
 
 @dataclass
 class Near:
-    """Base logits (n, C) and affinities (n, M) of some rows, and the votes of the last sharpness."""
+    """Base logits (n, C) and affinities (n, M) of some rows, with the votes of the last sharpness cached."""
 
     base: Float32
     affinities: Float32
     _last: tuple[float, Float32] | None = None
 
     def votes(self, bank: KeyBank, sharpness: float) -> Float32:
-        """Votes (n, C); consecutive heads of one sharpness share them."""
+        """Votes (n, C), shared by consecutive heads of the same sharpness."""
         if self._last is None or self._last[0] != sharpness:
             self._last = sharpness, bank.votes(self.affinities, sharpness)
         return self._last[1]
@@ -78,11 +78,11 @@ class TipAdapterHead(LogitHead):
 
     Attributes
     ----------
-    base : the zero-shot head over `classnames`
-    bank : the labelled rows
-    strength, sharpness : the paper's alpha and beta
-    columns : (C,) class indices of the bank that `classnames` are
-    classes : (C,) the label values that `predict` returns; None for class indices
+    base : zero-shot head over `classnames`
+    bank : labelled rows
+    strength, sharpness : alpha and beta of the paper
+    columns : (C,) class indices in the bank of `classnames`
+    classes : (C,) label values that `predict` returns; None for class indices
     """
 
     kind: ClassVar[str] = "tip_adapter"
@@ -124,7 +124,7 @@ class TipAdapterHead(LogitHead):
 
     @property
     def sharing(self) -> Hashable:
-        """Heads of the same rows and base share affinities and base logits."""
+        """Heads with the same bank and base share affinities and base logits."""
         return id(self.bank), id(self.base)
 
     def prepare(self, X: NDArray[np.floating]) -> Near:
@@ -144,7 +144,7 @@ class TipAdapterHead(LogitHead):
         return {"base": self.base.with_temperature(temperature), "strength": self.strength / temperature}
 
     def to_file(self) -> tuple[Tensors, Json]:
-        """Base and rows themselves: the file needs no store."""
+        """Base and rows, so that the file does not need the store."""
         tensors: Tensors = {"weights": self.base.weights, "bias": self.base.bias}
         settings = {"strength": self.strength, "sharpness": self.sharpness, "bank_classes": self.bank.n_classes}
         settings |= {"free": self.bank.free}

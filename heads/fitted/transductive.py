@@ -1,4 +1,4 @@
-"""The head of a transductive fit: it answers for the rows that it adapted to, and refuses all others."""
+"""The head of a transductive fit: it predicts the rows that it adapted to, and refuses all others."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PROTOCOL = "transductive"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TransductiveHead(LogitHead):
-    """Logits of the rows that a head adapted to, found again by their features.
+    """Logits of the rows that a head adapted to, looked up by their features.
 
     Attributes
     ----------
-    features : (N, D), kept and saved in their type
+    features : (N, D), kept and saved in their dtype
     table : (N, C) float32, logits of the rows
-    classes : (C,) the label values that `predict` returns; None for class indices
+    classes : (C,) label values that `predict` returns; None for class indices
     """
 
     kind: ClassVar[str] = "transductive"
@@ -67,9 +67,9 @@ class TransductiveHead(LogitHead):
         unknown = np.flatnonzero((places < 0) & finite)
         if len(unknown):
             raise HeadError(
-                f"{self.name} is transductive: it answers for the {len(self.features):,} rows that it adapted to, and "
-                f"{len(unknown):,} others were given, for instance rows {unknown[:10].tolist()}; fit it on the rows "
-                "to be predicted (labels are not needed), or take a head that is inductive"
+                f"{self.name} is transductive: it predicts only the {len(self.features):,} rows that it adapted to, "
+                f"but got {len(unknown):,} others, for instance rows {unknown[:10].tolist()}; fit it on the rows "
+                "to be predicted (labels are not needed), or use an inductive head"
             )
         found: Float32 = self.table[places]
         found[~finite] = np.nan
@@ -82,7 +82,7 @@ class TransductiveHead(LogitHead):
         return {"table": self.table / np.float32(temperature)}
 
     def to_file(self) -> tuple[Tensors, Json]:
-        """Rows and logits themselves: the file needs no store."""
+        """Rows and logits, so that the file does not need the store."""
         return {"features": self.features, "table": self.table}, {}
 
     @classmethod
@@ -92,6 +92,6 @@ class TransductiveHead(LogitHead):
 
 
 def _keys(features: NDArray[np.floating]) -> list[int]:
-    """Hash of each row's numbers, the same in every type that holds them exactly."""
+    """Hash of each row's values, the same in every dtype that represents them exactly."""
     rows = np.ascontiguousarray(features, np.float32) + np.float32(0.0)  # no negative zeros
     return [xxhash.xxh3_64_intdigest(row) for row in rows]

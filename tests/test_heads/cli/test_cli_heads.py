@@ -67,7 +67,7 @@ def test_a_transductive_head_answers_for_its_own_rows_alone(cli: Any, head: str)
     assert rows[0]["digits:top1"] > (0.9 if head != "em_dirichlet" else 0.5)  # which expects few of the classes
     code, _, error = cli("evaluate", "h.safetensors", "--on", "digits/train")
     assert code == 2
-    assert "is transductive: it answers for the" in error
+    assert "is transductive: it predicts only the" in error
 
 
 def test_the_file_of_a_linear_head_stands_for_texts(cli: Any) -> None:

@@ -209,7 +209,7 @@ def test_other_rows_are_refused(images: Any, texts: Any, kind: Any, tmp_path: Pa
     np.testing.assert_array_equal(loaded.logits(store.X[::-1]), head.frozen().logits(store.X)[::-1])
     others = images(n=60, seed=9, split="val", dataset_key="data-3")
     for refused in (head, loaded):
-        with pytest.raises(HeadError, match=r"transductive: it answers for the 60 rows.* inductive"):
+        with pytest.raises(HeadError, match=r"transductive: it predicts only the 60 rows.* inductive"):
             heads.evaluate([refused], [others])
     broken = store.X.astype(np.float32)
     broken[4, 2] = np.nan
