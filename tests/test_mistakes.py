@@ -42,7 +42,7 @@ encode digits --split val --views -1 | --views: '-1', expected a whole number fr
 encode digits --split val --views 99999999 | views is 99999999, expected at most 10,000
 encode digits --split val --views 2 --augmentation heavy | 'heavy'; wise_ft
 encode digits --split val --tap layer99 | no tap 'layer99'; it has pre_projection
-encode digits --split val --shard 3/2 | part 3 of 2: expected a part from 0
+encode digits --split val --shard 3/2 | shard 3 of 2: expected an index from 0
 encode digits --split val --shard x | --shard x: expected i/n; such as 0/4
 encode digits --split val --max-bad x | 'x', expected a whole number from 0
 encode digits --split val --root x.png | --root x.png: expected a folder, got a file
@@ -53,7 +53,7 @@ encode imagefolder:nowhere | nowhere: no such folder; check the path
 encode imagefolder: | expected a path after the colon
 encode pictures | 'pictures' is a folder, without a source; did you mean imagefolder:pictures?
 encode list:missing.txt | missing.txt: no such file; check the path
-encode list:not.txt | none of its 1 images exists; name the folder that paths start from
+encode list:not.txt | none of its 1 images exist; name the folder that paths start from
 encode table:missing.csv | missing.csv: no such file
 encode table:table.csv | no column label; there are file, klass
 encode webdataset:none.tar | none.tar: no such file
@@ -66,12 +66,12 @@ text digitz | class names 'digitz': no such file; imagenet
 text missing.txt | 'missing.txt': no such file; expected a file
 text empty.txt | empty.txt: no class name in it; write one per line
 text digits --templates nosuch | templates 'nosuch'; the named sets are bare
-text digits --templates plain.txt | plain.txt:1: got 'a photo'; expected a text with {}
+text digits --templates plain.txt | plain.txt:1: got 'a photo'; expected a string with {}
 text digits --prompts missing.json | missing.json: no such file
 text digits --prompts bad.json | bad.json:1: not JSON; expected {class name: [sentence, ...]}
 text --random 0 | --random: '0', expected a whole number from 1
 text --random 5 --length 0 | --length: '0', expected a whole number from 1
-text digits --model tiny --pretrained x | `tiny` carries its own weights; leave --pretrained out
+text digits --model tiny --pretrained x | `tiny` has its own weights; leave --pretrained out
 text digits --device quantum | --device quantum; expected cpu, cuda
 list --root nowhere | --root nowhere: no such folder; name the folder of the stores
 list digits | unrecognized arguments: digits; see `featcache list --help`

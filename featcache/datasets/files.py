@@ -78,7 +78,7 @@ def read_regular(path: str, most: int = MAX_BYTES, what: str = "an image file") 
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path}: no regular file; expected {what}")
+            raise OSError(f"{path}: not a regular file; expected {what}")
         if found.st_size > most:
             raise OSError(f"{path}: {found.st_size:,} bytes; expected {what} of up to {most:,}")
         return file.read()
@@ -142,7 +142,7 @@ def sizes_and_stamps(root: Path, paths: Sequence[str], where: object, remedy: st
     """`size_and_stamp` of images below a folder; DatasetError, with `where` and `remedy`, if none of them exists."""
     found = [size_and_stamp(root / path) for path in paths]
     if not any(stamp for _, stamp in found):
-        raise DatasetError(f"{where}: none of its {len(paths):,} images exists, such as {root / paths[0]}; {remedy}")
+        raise DatasetError(f"{where}: none of its {len(paths):,} images exist, such as {root / paths[0]}; {remedy}")
     return found
 
 

@@ -68,7 +68,7 @@ def no_hub(
 ) -> EncoderError | DatasetError:
     """The error of `offline_where_unreachable`."""
     host = urlsplit(constants.ENDPOINT).hostname
-    why = f"HF_HUB_OFFLINE keeps {host} from being asked" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
     return kind(f"{what}: {why}, and the local cache ({constants.HF_HUB_CACHE}) lacks its files; {remedy}")
 
 

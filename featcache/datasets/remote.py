@@ -36,7 +36,7 @@ def _place(url: str) -> tuple[Any, str]:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise DatasetError(f"{url}: no address ({error}); expected scheme://host/path") from error
+        raise DatasetError(f"{url}: not an address ({error}); expected scheme://host/path") from error
     if parts.query or parts.fragment or not parts.netloc or not unquote(parts.path).isprintable():
         raise DatasetError(f"{url}: expected scheme://host/path, without '?' or '#'; download the file instead")
     if parts.scheme == "s3":

@@ -163,9 +163,7 @@ class ImageEncoder(ABC):
 
     def use_preparation(self, name: str) -> None:
         """EncoderError: the encoder has only its own preparation."""
-        raise EncoderError(
-            f"preprocess {name}: {self.name} prepares pictures in its own way only; expected an open_clip model"
-        )
+        raise EncoderError(f"preprocess {name}: {self.name} has only its own preparation; expected an open_clip model")
 
     @abstractmethod
     def encode_images(self, images: Sequence[Batch]) -> FloatArray:
@@ -181,11 +179,11 @@ class ImageEncoder(ABC):
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """EncoderError: there is no text side."""
-        raise EncoderError(f"{self.name} has no text side; name a CLIP-style model")
+        raise EncoderError(f"{self.name} has no text side; use a CLIP-style model")
 
     def encode_tokens(self, ids: torch.Tensor) -> FloatArray:
         """EncoderError: there is no text side."""
-        raise EncoderError(f"{self.name} has no text side; name a CLIP-style model")
+        raise EncoderError(f"{self.name} has no text side; use a CLIP-style model")
 
 
 NEEDED = ("name", "dim", "image_identity", "text_digest", "prepare", "encode_images", "encode_texts")

@@ -88,7 +88,7 @@ class CallableEncoder(ImageEncoder):
         shapes = {image.shape for image in images}
         if len(shapes) > 1:
             raise EncoderError(
-                f"{self.name}: images of the shapes {sorted(shapes)}; expected one: resize in preprocess"
+                f"{self.name}: images of different shapes, {sorted(shapes)}; expected one: resize in preprocess"
             )
         found = self._function(np.stack(images))
         features = found.detach().float().cpu().numpy() if hasattr(found, "detach") else np.asarray(found)

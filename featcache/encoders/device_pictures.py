@@ -21,14 +21,16 @@ _own = threading.local()
 def needs_gpu(device: str) -> None:
     """EncoderError if the device is not a GPU, or torchvision cannot decode JPEG files on it."""
     if not device.startswith("cuda"):
-        raise EncoderError(f"preprocess cuda: decodes on an NVIDIA GPU, got --device {device}; take fast instead")
+        raise EncoderError(f"preprocess cuda: decodes on an NVIDIA GPU, got --device {device}; use fast instead")
     from torchvision.io import encode_jpeg
 
     try:
         decode_on(device, encode_jpeg(torch.zeros((3, 16, 16), dtype=torch.uint8)).numpy().tobytes())
     except RuntimeError as error:
         said = str(error).partition("\n")[0]
-        raise EncoderError(f"preprocess cuda: torchvision decodes no JPEG on {device} ({said}); take fast") from error
+        raise EncoderError(
+            f"preprocess cuda: torchvision cannot decode JPEG files on {device} ({said}); use fast"
+        ) from error
 
 
 def decode_on(device: str, content: bytes | memoryview) -> torch.Tensor | None:

@@ -140,7 +140,7 @@ class ModuleEncoder(TorchImages, ImageEncoder):
         first, *others = (self.prepare(pixels) for _ in range(LOOKS))
         if any(not np.array_equal(first, other) for other in others):
             raise EncoderError(
-                f"{self.name}: the transform makes another input of the same picture each time; give the one for "
+                f"{self.name}: the transform gives different results for the same picture; use the one for "
                 "evaluation, without random steps"
             )
 
@@ -210,7 +210,7 @@ def _told_apart(name: str, *described: str) -> list[str]:
         if found := ADDRESS.search(text):
             near = " ".join(text[max(0, found.start() - 40) : found.end()].split())
             raise EncoderError(
-                f"{name}: '... {near}' names a place in memory, not what it does, so that its features could be taken "
-                "for another's; give digest='what the transform does', another text whenever it changes"
+                f"{name}: '... {near}' is a memory address, which does not identify what is computed; give digest=, a "
+                "string that changes whenever the transform or the module does"
             )
     return list(described)

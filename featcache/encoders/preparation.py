@@ -142,8 +142,8 @@ def encoder_for(dataset: Dataset, encoder: Encoder) -> Encoder:
         return encoder
     if encoder.preparation != prepared:
         raise EncoderError(
-            f"{dataset.name}/{dataset.split} lies prepared by {prepared}, and {encoder.name} prepares pictures by "
-            f"{encoder.preparation or 'its own way'}; load it with --preprocess {prepared} (preprocess= in Python)"
+            f"{dataset.name}/{dataset.split} is already prepared by {prepared}, but {encoder.name} uses "
+            f"{encoder.preparation or 'its own preparation'}; load it with --preprocess {prepared} (preprocess=)"
         )
     twin = copy.copy(encoder)  # shares every tensor
     twin.prepares = False

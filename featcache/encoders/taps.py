@@ -75,7 +75,7 @@ def _known(encoder: Encoder) -> str:
         last = max(int(name.split(":")[1]) for name in layers)
         named.append(f"layer:0 to layer:{last} (from the end, layer:-1)")
     if not named:
-        return f"it gives its features alone, {encoder.dim} wide"
+        return f"it has only its features, of width {encoder.dim}"
     more = ", ..." if len(named) > MOST_NAMED else ""
     return f"it has {', '.join(named[:MOST_NAMED])}{more}" + ("; pooled, such as patch:mean" if shapes else "")
 

@@ -125,7 +125,7 @@ def load_timm(model: str, pretrained: str | None = None, device: str | None = No
     name, comma, checkpoint = model.removeprefix("timm:").partition(",")
     weights = checkpoint if comma else pretrained
     if not timm.is_model(name):
-        raise EncoderError(f"--model {model}: timm knows no {name!r}; timm.list_models() names all")
+        raise EncoderError(f"--model {model}: timm has no model {name!r}; timm.list_models() lists them")
     network = _create(name, weights)
     suffix = f"/{Path(weights).stem}" if weights else ""
     return TimmEncoder(network, name + suffix, default_device(device), precision)

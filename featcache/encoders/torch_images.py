@@ -105,7 +105,7 @@ def stack_images(
     """
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
-        raise EncoderError(f"{name}: images of the shapes {sorted(shapes)}; expected one: crop in the transform")
+        raise EncoderError(f"{name}: images of different shapes, {sorted(shapes)}; expected one: crop in the transform")
     kind = torch.uint8 if all(image.dtype == np.uint8 for image in images) else torch.float32
     stacked = buffer((len(images), *shapes.pop()), kind)
     np.stack(images, out=stacked.numpy())

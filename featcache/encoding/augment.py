@@ -251,7 +251,7 @@ def make_view(name: str, encoder: Encoder, seed: int) -> View:
     if name not in AUGMENTATIONS:
         raise DatasetError(f"augmentation {name!r}: expected one of none, {', '.join(AUGMENTATIONS)}")
     if encoder.image_size is None:
-        raise EncoderError(f"{encoder.name} does not say the size of its images (image_size); views need it")
+        raise EncoderError(f"{encoder.name} has no image_size, which augmented views need")
     spec, size = AUGMENTATIONS[name], encoder.image_size
     identity = spec.identity | {"seed": seed, "size": list(size)}
     return View(identity, lambda picture, epoch, sample_id: spec(picture, size, seed, epoch, sample_id))

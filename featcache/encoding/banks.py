@@ -156,7 +156,7 @@ def embed_random_texts(
         The model has no text side, or its tokenizer no start and end token.
     """
     if encoder.text_identity is None or (special := whole_encoder(encoder, "encoder:").special_tokens) is None:
-        raise EncoderError(f"{encoder.name} has no text side that takes token ids; name a CLIP-style model")
+        raise EncoderError(f"{encoder.name} has no text side that takes token ids; use a CLIP-style model")
     drawn = {"random_texts": m, "length": length, "seed": seed}
     ids = draw_texts(drawn, special, encoder.name)
     return _BankJob(ids, drawn, encoder, name or f"random-{m}", resolve_root(root), progress).result()
@@ -211,7 +211,7 @@ class _BankJob(StoreJob[BankStore]):
                 self.advance(len(ids))
             features = np.concatenate(parts)
             if not np.isfinite(features).all():
-                raise EncoderError(f"{self.encoder.name} made NaN or infinite text features; use --precision fp32")
+                raise EncoderError(f"{self.encoder.name} returned NaN or infinite text features; use --precision fp32")
             yield MadeChunk(work, {Part(): {"features": features}})
 
     def contents(self, part: Part, writer: StoreWriter) -> Contents:

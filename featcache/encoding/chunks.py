@@ -271,7 +271,7 @@ class ChunkEncoder:
         broken = np.flatnonzero(~np.isfinite(features).all(axis=tuple(range(1, features.ndim))))
         if len(broken):
             raise EncoderError(
-                f"{self._encoder.name} made NaN or infinite features for {counted(len(broken), 'image')}, first "
+                f"{self._encoder.name} returned NaN or infinite features for {counted(len(broken), 'image')}, first "
                 f"{self._ids[rows[int(broken[0])]]}; with fp16 that is an overflow: take --precision bf16"
             )
 

@@ -366,7 +366,7 @@ class ImageJob(StoreJob[ImageStore]):
         more = f"\n  ... and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise ImageReadError(
             f"{self.what}: {counted(len(bad), 'image')} unreadable, {self.options.max_bad} allowed:\n{named}{more}\n"
-            "mend or remove them, or allow them with --max-bad N (their rows are then marked invalid and left out); "
+            "repair or remove them, or allow them with --max-bad N (their rows are then marked invalid and left out); "
             "finished chunks are kept"
         )
 

@@ -35,7 +35,7 @@ class Share:
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.index < self.count:
             raise FeatcacheError(
-                f"part {self.index} of {self.count}: expected a part from 0 to one less than the number of parts"
+                f"shard {self.index} of {self.count}: expected an index from 0 to one less than the number of shards"
             )
 
     @classmethod

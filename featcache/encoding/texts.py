@@ -101,7 +101,7 @@ def embed_prompts(
     sentences = prompts_of(prompts, classnames) if prompts is not None else fill(templates or (), classnames)
     encoder = whole_encoder(encoder, "encoder:")
     if encoder.text_identity is None:
-        raise EncoderError(f"{encoder.name} has no text side; name a CLIP-style model")
+        raise EncoderError(f"{encoder.name} has no text side; use a CLIP-style model")
     result = _TextJob(tuple(classnames), templates, sentences, encoder, name, resolve_root(root), progress).result()
     if result.hit:
         if result.store.classnames != tuple(classnames):
@@ -160,7 +160,7 @@ class _TextJob(StoreJob[TextStore]):
         texts = [text for row in rows for text in self.sentences[row]]
         features, _ = normalise(self.encoder.encode_texts(texts))
         if not np.isfinite(features).all():
-            raise EncoderError(f"{self.encoder.name} made NaN or infinite text features; use --precision fp32")
+            raise EncoderError(f"{self.encoder.name} returned NaN or infinite text features; use --precision fp32")
         raw = np.full((len(rows), self.longest, self.encoder.dim), np.nan, dtype=np.float32)
         counts = np.array([len(self.sentences[row]) for row in rows], dtype=np.int64)
         raw[np.arange(self.longest) < counts[:, None]] = features

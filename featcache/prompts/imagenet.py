@@ -112,5 +112,7 @@ def subset_labels(subset: str, numbers: Sequence[int]) -> tuple[list[int], tuple
     place = {number: label for label, number in enumerate(load_subset(subset))}
     odd = next((number for number in numbers if number not in place), None)
     if odd is not None:
-        raise DatasetError(f"label {odd} is none of the {len(place)} classes of {subset}; check which data set it is")
+        raise DatasetError(
+            f"label {odd} is not one of the {len(place)} classes of {subset}; check which data set it is"
+        )
     return [place[number] for number in numbers], subset_names_of(subset)

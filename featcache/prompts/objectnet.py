@@ -103,7 +103,7 @@ def _texts(path: Path) -> dict[str, str]:
     found = _object(path)
     odd = next((value for value in found.values() if not isinstance(value, str)), None)
     if odd is not None:
-        raise DatasetError(f"{path}: got {odd!r}; expected texts: restore it from ObjectNet's mappings/")
+        raise DatasetError(f"{path}: got {odd!r}; expected strings: restore it from ObjectNet's mappings/")
     return {key: str(value) for key, value in found.items()}
 
 

@@ -106,7 +106,7 @@ def _check_sentences(sentences: object, where: str) -> None:
         raise PromptError(f"{where}: got {_shown(sentences)}; expected a list with at least one sentence")
     for number, sentence in enumerate(sentences, start=1):
         if not isinstance(sentence, str) or not sentence.strip():
-            raise PromptError(f"{where}, sentence {number}: got {_shown(sentence)}; expected a text")
+            raise PromptError(f"{where}, sentence {number}: got {_shown(sentence)}; expected a string")
         if PLACEHOLDER.search(sentence):
             raise PromptError(
                 f"{where}, sentence {number}: got the template {sentence!r}; prompt files hold whole sentences: "

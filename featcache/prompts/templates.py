@@ -87,7 +87,9 @@ def fill(templates: Sequence[str], classnames: Sequence[str], *, replace_undersc
     [['a ice_cream.', 'an ice cream.']]
     """
     if not templates or not classnames:
-        raise PromptError(f"got {len(templates)} templates and {len(classnames)} class names; expected some of both")
+        raise PromptError(
+            f"got {len(templates)} templates and {len(classnames)} class names; expected at least one of each"
+        )
     for template in templates:
         _check(template, "template")
     names = [name.replace("_", " ") if replace_underscores else name for name in classnames]
@@ -138,5 +140,5 @@ def _check(template: object, where: str) -> None:
     rest, places = PLACEHOLDER.subn("", template) if isinstance(template, str) else ("", 0)
     if places == 0 or "{" in rest or "}" in rest:
         raise PromptError(
-            f"{where}: got {template!r}; expected a text with {{}} or {{c}} for the class name and no other brace"
+            f"{where}: got {template!r}; expected a string with {{}} or {{c}} for the class name and no other brace"
         )

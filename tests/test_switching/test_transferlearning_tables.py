@@ -144,7 +144,7 @@ def test_mistakes_are_refused_before_anything_is_encoded(arguments, message, tmp
 
 
 @pytest.mark.parametrize(
-    ("last", "message"), [("tiny", "carries its own weights"), ("ViT-B-33", "open_clip knows no such architecture")]
+    ("last", "message"), [("tiny", "has its own weights"), ("ViT-B-33", "open_clip has no such architecture")]
 )
 def test_every_model_is_checked_before_the_first_is_loaded(last, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -148,7 +148,7 @@ def expand_braces(pattern: str) -> list[str]:
     found = BRACE.search(pattern)
     if not found:
         if "{" in pattern or "}" in pattern:
-            raise DatasetError(f"{pattern}: a brace without its partner; expected {{000..127}} or {{a,b}}")
+            raise DatasetError(f"{pattern}: an unmatched brace; expected {{000..127}} or {{a,b}}")
         return [pattern]
     rest = expand_braces(pattern[found.end() :])
     middle = _alternatives(found[1], pattern)

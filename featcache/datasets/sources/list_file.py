@@ -163,7 +163,7 @@ def check_found(rows: list[ListRow], files: list[tuple[int, int]], path: Path, r
     if len(missing) == len(rows):
         examples = ", ".join(repr(os.path.join(root, row.path)) for row in missing[:SHOWN])
         raise DatasetError(
-            f"{path}: none of its {len(rows):,} images exists: looked for {examples}; name the folder that paths start "
+            f"{path}: none of its {len(rows):,} images exist: looked for {examples}; name the folder that paths start "
             f"from, list:{path.name},root=DIR; and a label with a space needs a tab before it"
         )
     for row in missing:

@@ -298,7 +298,7 @@ class OpenClipEncoder(TorchImages):
             if self._pads_with_zeros and last == 0:
                 continue  # ends in padding: nothing was truncated
             if (count := self._count(text)) > limit:
-                raise PromptError(f"text of {count} tokens, {self.name} takes {limit}: {text!r}; shorten it")
+                raise PromptError(f"text of {count} tokens, {self.name} takes at most {limit}: {text!r}; shorten it")
         return tokens
 
     @property

@@ -158,7 +158,7 @@ def check_configuration(model: str, config: Json, folder: Path) -> None:
     held = sum(file.stat().st_size for file in _weights(folder))
     if least > held + SLACK:
         raise EncoderError(
-            f"{model}: its configuration asks for at least {least:,} weights, and its files hold {held:,} bytes; "
+            f"{model}: its configuration has at least {least:,} weights, and its files hold {held:,} bytes; "
             "they do not belong together"
         )
 
@@ -225,7 +225,7 @@ def load_tiny(
 def check_arguments(model: str, pretrained: str | None) -> None:
     """EncoderError if there is no such model, or it has no such weights; loads nothing."""
     if model == "tiny" and pretrained is not None:
-        raise EncoderError(f"--pretrained {pretrained}: `tiny` carries its own weights; leave --pretrained out")
+        raise EncoderError(f"--pretrained {pretrained}: `tiny` has its own weights; leave --pretrained out")
     if model == "tiny" or model.startswith(("local-dir:", "hf-hub:")):
         return
     if model.endswith(".json"):
@@ -246,9 +246,9 @@ def _config(model: str) -> Json:
     if config is None:
         near = difflib.get_close_matches(model, ["tiny", *open_clip.list_models()], n=1)
         raise EncoderError(
-            f"model {model!r}: open_clip knows no such architecture; "
+            f"model {model!r}: open_clip has no such architecture; "
             f"{f'did you mean {near[0]}? Else ' if near else ''}expected `tiny`, `local-dir:FOLDER`, or one of "
-            f"{', '.join(open_clip.list_models()[:8])}, ... (open_clip.list_models() names all)"
+            f"{', '.join(open_clip.list_models()[:8])}, ... (open_clip.list_models() lists all)"
         )
     if not isinstance(config, dict):
         raise EncoderError(f"model {model}: model_cfg holds {config!r}, expected an object; name a model folder")

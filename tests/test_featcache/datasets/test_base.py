@@ -55,7 +55,7 @@ def test_no_two_labellings_share_a_digest(labels, names, other_labels, other_nam
     assert same == ((labels, names) == (other_labels, other_names))
 
 
-def test_digest_knows_values_not_integer_types():
+def test_digest_ignores_the_integer_type():
     labels = np.array([3, 1, 2])
     assert labels_digest(labels, "abcd") == labels_digest(labels.astype(np.uint8), "abcd")
     assert labels_digest(labels, "abcd") == labels_digest(labels.astype(">i4"), "abcd")
@@ -96,7 +96,7 @@ def test_unknown_source_lists_the_known_ones():
     ("name", "meant"),
     [("wild.csv", "table"), ("wild.PARQUET", "table"), ("files.txt", "list"), ("a-0.tar", "webdataset")],
 )
-def test_a_bare_path_is_answered_with_the_source_to_write(tmp_path, name, meant):
+def test_a_bare_path_suggests_a_source(tmp_path, name, meant):
     with pytest.raises(DatasetError, match=rf"is a folder, .*did you mean imagefolder:{tmp_path}\?"):
         open_dataset(str(tmp_path), "train")
     (tmp_path / name).touch()
@@ -105,7 +105,7 @@ def test_a_bare_path_is_answered_with_the_source_to_write(tmp_path, name, meant)
 
 
 @pytest.mark.parametrize("spec", ["x" * 5000, "a\0b", "nowhere/at/all"])
-def test_what_is_neither_source_nor_path(spec):
+def test_neither_a_source_nor_a_path(spec):
     with pytest.raises(DatasetError, match="unknown source"):
         open_dataset(spec, "train")
 

@@ -50,7 +50,7 @@ def test_cifar_10_2(tmp_path: Path, labels: object) -> None:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_every_protocol_gives_what_unpickling_gives(tmp_path: Path, protocol: int, order: str) -> None:
+def test_every_pickle_protocol_reads_as_unpickling_does(tmp_path: Path, protocol: int, order: str) -> None:
     value = {
         "images": np.asarray(IMAGES, order=order),  # type: ignore[call-overload]
         "labels": LABELS,
@@ -82,7 +82,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("value", [{"images": Evil()}, {"images": eval}, {"images": Path("x")}, {"images": 1 + 2j}])
-def test_nothing_in_a_file_runs(tmp_path: Path, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_in_a_pickle_runs(tmp_path: Path, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = write_102(tmp_path, value)
     with pytest.raises(DatasetError, match=r"cifar102_test\.npy: expected a pickled dict of arrays, got a call of"):

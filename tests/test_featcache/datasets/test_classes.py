@@ -34,7 +34,7 @@ def listed(*names: str) -> ClassList:
     return ClassList("list", names, names)
 
 
-def test_numbered_arrays_take_a_named_list(tmp_path: Path) -> None:
+def test_a_named_class_list_renames_numbered_classes(tmp_path: Path) -> None:
     spec = arrays(tmp_path / "ImageNetR_x224", [0, 3, 199])
     plain, named = open_dataset(spec, "test"), open_dataset(f"{spec},classes=imagenet-r", "test")
     full = load_class_list("imagenet").names
@@ -64,7 +64,7 @@ def test_a_split_file_of_coop_orders_the_classes_of_a_folder(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["cat\ndog\n", "[]", "{}", '{"cat": ["A cat."]}', '{"train": [["a.jpg", 1, "cat"]]}'])
-def test_a_json_file_that_is_no_split_file_is_no_class_list(text: str, tmp_path: Path) -> None:
+def test_other_json_files_are_refused_as_class_lists(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(PromptError, match="not a split file of CoOp"):
         load_class_list(tmp_path / "x.json")
@@ -101,7 +101,7 @@ def test_folders_follow_their_names(tmp_path: Path) -> None:
     assert (data.index.classnames, data.index.labels.tolist()) == (("ant", "goldfish", "tench"), [2, 1])
 
 
-def test_the_domains_of_a_collection_take_it_too(tmp_path: Path) -> None:
+def test_class_lists_apply_to_the_domains_of_a_collection(tmp_path: Path) -> None:
     for domain in ("a", "b"):
         for name in ("zebra", "airplane"):
             (tmp_path / domain / name).mkdir(parents=True)

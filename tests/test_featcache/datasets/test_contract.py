@@ -33,7 +33,7 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return made
 
 
-def test_two_looks_give_one_key(spec: str) -> None:
+def test_opening_twice_gives_the_same_key(spec: str) -> None:
     one, two = (open_dataset(spec, "all").index for _ in range(2))
     assert dataset_key(one) == dataset_key(two)
     assert labels_digest(one.labels, one.classnames) == labels_digest(two.labels, two.classnames)
@@ -42,7 +42,9 @@ def test_two_looks_give_one_key(spec: str) -> None:
     assert [data.name for data in open_datasets(spec, "all")] == [open_dataset(spec, "all").name]
 
 
-def test_the_key_does_not_know_where_the_data_lie(request: pytest.FixtureRequest, spec: str, tmp_path: Path) -> None:
+def test_the_key_does_not_depend_on_where_the_data_lie(
+    request: pytest.FixtureRequest, spec: str, tmp_path: Path
+) -> None:
     here = open_dataset(spec, "all").index
     (tmp_path / "data").rename(tmp_path / "moved")
     there = open_dataset(spec.replace(f"{tmp_path}/data", f"{tmp_path}/moved"), "all").index
@@ -86,7 +88,7 @@ def test_a_hit_reads_no_image(spec: str) -> None:
     }
 
 
-def test_an_index_is_a_value(spec: str) -> None:
+def test_an_index_does_not_change_when_opened_again(spec: str) -> None:
     index = open_dataset(spec, "all").index
     changed = dataclasses.replace(index, metadata={"group": ["a"] * len(index)})
     assert metadata_digest(changed.metadata) != metadata_digest({})

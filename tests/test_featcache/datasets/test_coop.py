@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*have no image")
-def test_splits_labels_and_names_are_the_files(file: Path) -> None:
+def test_splits_labels_and_names_follow_the_file(file: Path) -> None:
     train = open_dataset(f"coop:{file}", "train")
     assert (train.name, train.split) == ("OxfordPets", "train")
     assert train.index.ids == ["pets/b 1.jpg", "pets/a1.jpg"]
@@ -45,7 +45,7 @@ def test_splits_labels_and_names_are_the_files(file: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*have no image")
-def test_images_may_lie_elsewhere(file: Path, tmp_path: Path) -> None:
+def test_images_may_be_in_another_folder(file: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "pets").rename(tmp_path / "elsewhere" / "pets")
     with pytest.raises(DatasetError, match="root=DIR"):
@@ -70,7 +70,7 @@ def test_images_are_found_in_coops_own_folders(file: Path, tmp_path: Path, folde
         ([], "expected splits"),
         ({}, "expected splits"),
         ({"train": {}}, "expected a list of samples"),
-        ({"train": []}, "names no sample"),
+        ({"train": []}, "has no sample"),
         ({"train": [["a.jpg", 0]]}, r"train\[0\]"),
         ({"train": [["a.jpg", "0", "cat"]]}, "a whole number"),
         ({"train": [["a.jpg", True, "cat"]]}, "a whole number"),
@@ -110,7 +110,7 @@ ENTRY = st.tuples(st.text(max_size=8), st.integers(-1, 4), st.sampled_from(["cat
 
 
 @given(JSON | st.dictionaries(st.sampled_from(["train", "test"]), st.lists(ENTRY, max_size=6)))
-def test_any_json_is_read_right_or_refused(record: Any) -> None:
+def test_any_json_is_read_correctly_or_refused(record: Any) -> None:
     try:
         splits = parse_splits(record, "x.json")
         names = class_list(splits, "x.json")

@@ -94,7 +94,7 @@ def test_unknown_scale_is_refused(values):
         to_rgb(decode_image(encoded(Image.fromarray(values), "TIFF")))
 
 
-def test_arrays_pass():
+def test_arrays_are_returned_unchanged():
     values = noise()
     assert to_rgb(values) is values
 

@@ -37,7 +37,7 @@ def coco(base: Path, **changes: Any) -> str:
     return f"coco:{base}/{{split}}2017,annotations={base}/annotations/instances_{{split}}2017.json"
 
 
-def test_coco_says_which_categories_are_in_an_image(tmp_path: Path) -> None:
+def test_coco_annotations_become_targets(tmp_path: Path) -> None:
     data = open_dataset(coco(tmp_path), "val")
     assert (data.name, data.index.classnames) == ("coco", ("person", "car", "toothbrush"))
     assert data.index.ids == ["b.png", "a.png", "c.png"]
@@ -59,7 +59,7 @@ def test_coco_says_which_categories_are_in_an_image(tmp_path: Path) -> None:
         ({"images": [{"id": 9, "file_name": "z.png"}], "annotations": []}, "none of its 1 images"),
     ],
 )
-def test_coco_refuses_what_does_not_fit(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_coco_refuses_inconsistent_annotations(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=said):
         open_dataset(coco(tmp_path, **changes), "val")
 
@@ -97,7 +97,7 @@ def voc(base: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*classes have no image")
-def test_voc_says_which_classes_are_in_an_image_and_difficult_ones_are_unknown(tmp_path: Path) -> None:
+def test_voc_annotations_become_targets_and_difficult_ones_unknown(tmp_path: Path) -> None:
     year = voc(tmp_path / "VOCdevkit/VOC2007")
     data = open_dataset(f"voc:{tmp_path}", "trainval")
     index = data.index
@@ -149,7 +149,7 @@ def test_voc_names_what_is_wrong(tmp_path: Path) -> None:
             open_dataset(f"voc:{tmp_path}", "trainval")
     (year / "Annotations/000002.xml").unlink()
     os.mkfifo(year / "Annotations/000002.xml")  # not waited for
-    with pytest.raises(DatasetError, match="no regular file; expected a file of annotations"):
+    with pytest.raises(DatasetError, match="not a regular file; expected a file of annotations"):
         open_dataset(f"voc:{year}", "trainval")
     voc(tmp_path / "VOC2012")
     with pytest.raises(DatasetError, match="several years, VOC2007, VOC2012"):

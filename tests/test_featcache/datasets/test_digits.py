@@ -15,7 +15,7 @@ def pictures(domain, split="test"):
     return np.stack([data.decode(data.read(row), row) for row in range(len(data.index))])
 
 
-def test_clean_is_scikit_learns():
+def test_clean_digits_equal_scikit_learns():
     data = open_dataset("digits", "train")
     originals = [int(sample.split("/")[-1]) for sample in data.index.ids]
     source = load_digits()
@@ -79,7 +79,7 @@ KEYS = {
 }
 
 
-def test_inverted_and_lowres_are_what_they_say():
+def test_inverted_and_lowres():
     clean = pictures("clean")
     assert np.array_equal(pictures("inverted"), 255 - clean)
     lowres = pictures("lowres")
@@ -96,7 +96,7 @@ def test_noise_has_the_stated_size_and_differs_by_sample():
     assert len(np.unique(noise.reshape(len(noise), -1), axis=0)) == len(noise)
 
 
-def test_rotation_turns_both_ways_and_keeps_the_ink():
+def test_rotation_has_both_directions_and_keeps_the_sum():
     clean, turned = pictures("clean")[..., 0], pictures("rotated")[..., 0]
     assert turned.sum((1, 2)).mean() == pytest.approx(16 * clean.sum((1, 2)).mean(), rel=0.02)
 

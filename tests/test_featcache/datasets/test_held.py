@@ -63,7 +63,7 @@ HELD = {
 
 
 @pytest.mark.parametrize("kind", HELD)
-def test_features_and_labels_of_what_is_held(kind, tmp_path):
+def test_features_and_labels_of_data_in_memory(kind, tmp_path):
     data, options = HELD[kind]()
     store = featcache.encode(data, "train", PIXELS, root=tmp_path, name="mine", **options)
     assert np.allclose(store.features, EXPECTED, atol=1e-3)
@@ -73,7 +73,7 @@ def test_features_and_labels_of_what_is_held(kind, tmp_path):
     assert featcache.encode(again, "train", PIXELS, root=tmp_path, name="mine", **options).path == store.path
 
 
-def test_equal_pictures_meet_in_one_store_and_other_pictures_never(tmp_path):
+def test_equal_pictures_share_a_store_and_others_do_not(tmp_path):
     """Same ids, same sizes, same lengths: the content alone tells them apart."""
     other = [a.copy() for a in ARRAYS]
     other[5][3, 2, 1] ^= 1
@@ -93,7 +93,7 @@ def test_equal_pictures_meet_in_one_store_and_other_pictures_never(tmp_path):
     assert one == dataset_key(as_dataset(hugging_face()).index)
 
 
-def test_a_freed_list_and_its_successor_at_the_same_place(tmp_path):
+def test_a_new_list_at_the_address_of_a_freed_one(tmp_path):
     for shade in range(5):
         pictures = [np.full((6, 5, 3), 10 * shade + 10 + row, np.uint8) for row in range(2)]
         pictures[0][0] = 255
@@ -111,7 +111,7 @@ def test_paths_with_labels(tmp_path):
     assert np.array_equal(np.asarray(data.decode(data.read(3), 3)), ARRAYS[3])
 
 
-def test_torchvision_reads_the_files_that_it_lists(tmp_path):
+def test_files_listed_by_torchvision_are_read_directly(tmp_path):
     for row, array in enumerate(ARRAYS):
         (tmp_path / NAMES[row]).mkdir(exist_ok=True)
         Image.fromarray(array).save(tmp_path / NAMES[row] / f"{row}.png")
@@ -130,7 +130,7 @@ def test_columns_of_a_hugging_face_data_set():
     assert as_dataset(hub.DatasetDict(test=data), label="group").split == "test"
 
 
-def test_a_picture_that_differs_each_time(tmp_path):
+def test_random_pictures_are_refused(tmp_path):
     shades = iter(range(1000))
     data = Pictures(lambda picture: Image.new("RGB", (5, 6), (next(shades) % 256, 0, 0)))
     with pytest.raises(ContentChangedError, match="leave its random transforms out"):
@@ -163,7 +163,7 @@ NORMALISED = torchvision.transforms.Compose(
         (ARRAYS, {"labels": NAMES, "label": "breed"}, "label: for Hugging Face data sets"),
     ],
 )
-def test_what_cannot_be_held(data, options, said, tmp_path):
+def test_unsupported_objects_are_refused(data, options, said, tmp_path):
     with pytest.raises(DatasetError, match=said):
         featcache.encode(data, options.pop("split", "train"), PIXELS, root=tmp_path, **options)
 
@@ -191,6 +191,6 @@ def test_two_pictures_and_two_labels_are_told_from_two_pairs(labels):
         assert found.read(1) == as_dataset(ARRAYS[:2], labels=NAMES[:2]).read(1)
 
 
-def test_two_lists_of_unlike_length_are_refused():
+def test_lists_of_different_lengths_are_refused():
     with pytest.raises(DatasetError, match="3 labels for 8 pictures"):
         as_dataset((ARRAYS, NAMES[:3]))

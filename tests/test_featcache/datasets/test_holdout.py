@@ -26,7 +26,7 @@ def index(counts, group=None):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
-def test_each_class_gives_its_share(share):
+def test_the_split_is_stratified(share):
     counts = [1, 2, 3, 10, 57]
     samples = index(counts)
     held = np.bincount(samples.labels[held_out(samples, Holdout(share))], minlength=5)
@@ -36,7 +36,7 @@ def test_each_class_gives_its_share(share):
         assert min(count - 1, max(1, share * count - 0.5)) <= taken <= min(count - 1, max(1, share * count + 0.5))
 
 
-def test_the_seed_decides_and_growth_moves_few():
+def test_the_split_depends_on_the_seed_and_changes_little_as_data_grow():
     samples = index([200, 200])
     first, same, other = (held_out(samples, Holdout(0.2, seed)) for seed in (0, 0, 1))
     assert np.array_equal(first, same)
@@ -65,7 +65,7 @@ def flat(tmp_path):
     return f"imagefolder:{tmp_path}/flat"
 
 
-def test_a_flat_folder_is_divided_without_overlap(flat):
+def test_a_flat_folder_is_split_without_overlap(flat):
     train, test = (open_dataset(f"{flat},holdout=0.2", split) for split in ("train", "test"))
     whole = open_dataset(flat, "all")
     assert np.bincount(test.index.labels).tolist() == [2, 2]
@@ -78,7 +78,7 @@ def test_a_flat_folder_is_divided_without_overlap(flat):
         open_dataset(f"{flat},holdout=0.2", "all")
 
 
-def test_the_division_is_recorded(flat, tmp_path):
+def test_the_split_is_recorded(flat, tmp_path):
     store = featcache.encode(flat, "test", root=tmp_path / "root", holdout=0.2)
     assert store.provenance["data"]["spec"] == f"{flat},holdout=0.2"
     held = featcache.encode([np.full((4, 4, 3), c, np.uint8) for c in range(10)], "test", labels=[0, 1] * 5,
@@ -87,6 +87,6 @@ def test_the_division_is_recorded(flat, tmp_path):
 
 
 @pytest.mark.parametrize("options", ["holdout=1.5", "holdout=x", "holdout_seed=1", "holdout=0.2,holdout_seed=x"])
-def test_wrong_divisions(flat, options):
+def test_wrong_holdout_options(flat, options):
     with pytest.raises(DatasetError, match="holdout"):
         open_dataset(f"{flat},{options}", "train")

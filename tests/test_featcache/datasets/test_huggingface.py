@@ -98,7 +98,7 @@ def test_saved_without_splits_and_names_as_labels(tmp_path):
     assert (data.index.classnames, data.index.labels.tolist()) == (("0", "1", "2"), ROWS["label"])
 
 
-def test_a_folder_of_images_that_the_library_knows(tmp_path):
+def test_a_folder_in_the_librarys_image_layout(tmp_path):
     for place, shade in (("cat/a b.png", 3), ("dog/ü.png", 4)):
         (tmp_path / "pets/train" / place).parent.mkdir(parents=True)
         (tmp_path / "pets/train" / place).write_bytes(picture(shade))
@@ -212,7 +212,7 @@ def test_errors(saved, tmp_path, monkeypatch):
         open_dataset(f"hf:{saved}", "train")
 
 
-def test_a_missing_folder_is_said_before_the_hub_is_asked(tmp_path, monkeypatch, caplog):
+def test_a_missing_folder_is_reported_before_the_hub_is_asked(tmp_path, monkeypatch, caplog):
     levels = []
 
     def refuse(where, config, **more):
@@ -230,7 +230,7 @@ def test_a_missing_folder_is_said_before_the_hub_is_asked(tmp_path, monkeypatch,
     assert logging.getLogger("huggingface_hub").level == before
 
 
-def test_without_a_connection_only_the_cache_is_asked(tmp_path, monkeypatch):
+def test_without_a_connection_only_the_cache_is_used(tmp_path, monkeypatch):
     """The library's own client, which otherwise tries again and again, never opens a connection."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("featcache.datasets.hub.hub_is_reachable", lambda: False)
@@ -240,7 +240,7 @@ def test_without_a_connection_only_the_cache_is_asked(tmp_path, monkeypatch):
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_window_restarts_only_when_it_must():
+def test_window_restarts_only_if_necessary():
     starts = []
 
     def start(row):
@@ -261,7 +261,7 @@ def test_window_restarts_only_when_it_must():
         window(50)
 
 
-def test_nothing_of_ours_warns(saved):
+def test_no_warnings(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_dataset(f"hf:{saved}", "train").read(0)

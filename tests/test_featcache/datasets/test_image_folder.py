@@ -40,7 +40,7 @@ def test_index(tree):
 
 
 @pytest.mark.parametrize(("inside", "split"), [("train", "train"), ("val", "train"), ("train", "val")])
-def test_a_split_folder_is_told_from_its_parent(tree, inside, split):
+def test_a_split_folder_suggests_its_parent(tree, inside, split):
     with pytest.raises(DatasetError, match=f"like a split itself: name its parent, {tree}, with --split {split}"):
         open_dataset(f"imagefolder:{tree}/{inside}", split)
 
@@ -208,7 +208,7 @@ def test_many_files_are_indexed_quickly(tmp_path):
     assert (data.index.sizes == len(content)).all()
 
 
-def test_splits_of_other_classes_are_told_and_one_list_joins_them(tmp_path, capsys):
+def test_different_classes_in_splits_are_reported_and_a_shared_list_solves_it(tmp_path, capsys):
     for name in ("train/a/1.png", "train/b/1.png", "train/c/1.png", "test/a/1.png", "test/b/1.png"):
         picture(tmp_path / "odd" / name)
     (tmp_path / "names.txt").write_text("a\nb\nc\n")

@@ -43,7 +43,7 @@ def test_subsets_are_those_of_timm(subset):
     labels, names = subset_labels(subset, load_subset(subset))
     assert labels == list(range(200))
     assert len(names) == 200
-    with pytest.raises(DatasetError, match="none of the 200 classes"):
+    with pytest.raises(DatasetError, match="not one of the 200 classes"):
         subset_labels(subset, [0, 999])
 
 
@@ -144,7 +144,7 @@ def test_objectnet(objectnet):
     ("file", "content", "message"),
     [
         ("folder_to_objectnet_label.json", '{"chair": "Chair"}', "has no folder in"),
-        ("folder_to_objectnet_label.json", '{"chair": 3}', "got 3; expected texts"),
+        ("folder_to_objectnet_label.json", '{"chair": 3}', "got 3; expected strings"),
         ("objectnet_to_imagenet_1k.json", '{"Chair": "throne"}', "'throne' is not in"),
         ("objectnet_to_imagenet_1k.json", "[]", "expected a JSON object"),
         ("pytorch_to_imagenet_2012_id.json", '{"409": 99}', "is not in"),

@@ -67,12 +67,12 @@ def test_int_labels(folder):
 
 
 @pytest.mark.parametrize("label", ["-1", "1.0", "cat", "٣", "9" * 30, "9" * 5000, "1000000", "+1"])
-def test_what_is_no_class_index(folder, label):
+def test_labels_that_are_not_class_indices(folder, label):
     with pytest.raises(DatasetError, match=r"pets\.txt:1: got label .* expected a class index"):
         open_dataset(write(folder, f"a.png {label}"), "test", labels="int")
 
 
-def test_unknown_labels_kind(folder):
+def test_unknown_kind_of_labels(folder):
     with pytest.raises(DatasetError, match="'names' or 'int'"):
         open_dataset(write(folder, "a.png cat"), "test", labels="float")
 
@@ -106,7 +106,7 @@ def test_absolute_paths(folder, tmp_path_factory):
         ("a.png cat\n\na.png dog\n", r":3: 'a\.png' is already on line 1"),
         ("a\0.png cat\n", r":1: .*NUL"),
         ("# nothing\n\n", "no sample in 3 lines"),
-        ("nowhere.png cat\n", "none of its 1 images exists"),
+        ("nowhere.png cat\n", "none of its 1 images exist"),
         ("a.png cat\nmy cat.png golden retriever\n", r":2: .*put a tab before a label"),
     ],
 )
@@ -169,7 +169,7 @@ paths = st.builds("/".join, st.lists(st.builds(" ".join, st.lists(part, min_size
 
 
 @given(paths.filter(lambda p: ".." not in p.split("/")), st.lists(part, min_size=1, max_size=3).map(" ".join))
-def test_what_was_written_is_read(path, label):
+def test_written_lists_are_read_back(path, label):
     assert parse_line(f"{path}\t{label}") == (path, label)
     if " " not in label:
         assert parse_line(f"{path} {label}") == (path, label)

@@ -33,7 +33,7 @@ def test_other_columns_are_refused(values):
         index(x=values)
 
 
-def test_keys_do_not_know_metadata():
+def test_keys_do_not_depend_on_metadata():
     assert dataset_key(index()) == dataset_key(index(year=[1, 2]))
     assert labels_digest(index().labels, ("cat",)) == labels_digest(index(year=[1, 2]).labels, ("cat",))
     assert metadata_digest({}) == "51256862e43c351af10ccf0041d4471b"

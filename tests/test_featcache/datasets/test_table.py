@@ -148,7 +148,7 @@ def test_missing_images_keep_their_row(folder):
         ("file,label\n../a.png,cat\n", r"row 1, file: .*'\.\.' is refused"),
         ("file,label\na\0.png,cat\n", "cannot hold a NUL|NUL"),
         ("file,label\na.png,x\na.png,x\n", "row 2: 'a.png' is already in row 1"),
-        ("file,label\nb.png,x\n", "none of its 1 images exists"),
+        ("file,label\nb.png,x\n", "none of its 1 images exist"),
         ("file,label\na.png,-1\n", "row 1, label: got label -1; expected a class index"),
         ("file,label,split\na.png,x,test\n", "no row of split 'train' among 1; column split holds test"),
     ],
@@ -202,7 +202,7 @@ CELLS = st.text('a1,;"\t ü.-', max_size=5)
 
 @settings(max_examples=150)
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5), st.sampled_from(",\t"))
-def test_what_csv_writes_is_what_is_read(rows, delimiter):
+def test_csv_round_trip(rows, delimiter):
     file = io.StringIO()
     csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows([("one", "two"), *rows])
     table = parse_delimited(file.getvalue().removesuffix("\n").split("\n"), "t", delimiter)

@@ -105,7 +105,7 @@ def prepare(base, shards, name="domainnet", split="test", classes=CLASSES, **mor
     return base
 
 
-def test_domainnet_as_it_lies_on_the_disk(tmp_path):
+def test_domainnet_as_prepared_on_disk(tmp_path):
     rows = [
         example(image=picture(shade), label=shade % 3, domain=4, score=0.5, packed=bool(shade % 2))
         for shade in range(7)
@@ -142,11 +142,11 @@ def test_imagenet_names_and_file_names(tmp_path, monkeypatch):
     assert data.index.labels.tolist() == [7, 0]
     assert data.index.classnames == tuple(imagenet_names()[number] for number in classes)
     prepare(tmp_path / "imagenet_r/0.1.0", [[example(image=b"", label=0)]], "imagenet_r", "test", imagenet_wnids())
-    with pytest.raises(DatasetError, match="label 0 is none of the 200 classes of imagenet-r"):
+    with pytest.raises(DatasetError, match="label 0 is not one of the 200 classes of imagenet-r"):
         open_dataset("tfds:imagenet_r", "test")
 
 
-def test_repeated_file_names_are_no_ids(tmp_path):
+def test_repeated_file_names_are_not_used_as_ids(tmp_path):
     rows = [example(image=picture(n), label=n, file_name=b"same.jpg") for n in range(3)]
     data = open_dataset(f"tfds:d:{prepare(tmp_path / 'd/1.0.0', [rows], 'd').parent.parent}", "test")
     assert data.index.ids[2] == "d-test.tfrecord-00000-of-00001/000002"
@@ -180,7 +180,7 @@ def test_damaged_shards(tmp_path, damage, message):
 
 
 @pytest.mark.filterwarnings("ignore:.*classes have no image")
-def test_a_flipped_bit_in_an_image_is_seen_when_it_is_read(tmp_path):
+def test_a_flipped_bit_in_an_image_is_detected(tmp_path):
     base = prepare(tmp_path / "d/1.0.0", [[GOOD, example(image=picture(2)[:99], label=0)]], "d")
     data = open_dataset(f"tfds:d:{tmp_path}", "test")
     with pytest.raises(ImageReadError):
@@ -218,7 +218,7 @@ def test_errors(tmp_path):
 
 
 @given(st.binary(max_size=40))
-def test_checksums_are_those_of_the_definition(content):
+def test_checksums_follow_the_definition(content):
     assert struct.pack("<I", masked_crc(content)) == masked(content)
 
 
@@ -238,7 +238,7 @@ def test_any_bytes_are_an_example_or_refused(content):
     st.dictionaries(st.text("ab", max_size=2), st.binary(max_size=200) | st.integers(-(2**63), 2**63 - 1)),
     st.booleans(),
 )
-def test_what_is_written_is_read(values, packed):
+def test_written_records_are_read_back(values, packed):
     content = example(packed, **values)
     features = parse_example(memoryview(content))
     assert set(features) == set(values)

@@ -81,7 +81,7 @@ def test_classes_that_list_files_are_read_as_files(tmp_path):
     same_as(datasets.ImageFolder(tmp_path / "mnist/test"), data)
 
 
-def test_a_class_that_cuts_its_files_is_read_through_the_class(tmp_path, monkeypatch):
+def test_a_class_that_crops_its_files_is_read_through_the_class(tmp_path, monkeypatch):
     (tmp_path / "cat").mkdir()
     Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(tmp_path / "cat" / "1.png")
 
@@ -97,7 +97,7 @@ def test_a_class_that_cuts_its_files_is_read_through_the_class(tmp_path, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore:.*classes have no image")
-def test_a_class_that_lists_nothing(tmp_path, monkeypatch):
+def test_a_class_without_a_list_of_files(tmp_path, monkeypatch):
     class Made(datasets.FakeData):
         def __init__(self, root, split="train", classes_wanted="3"):
             super().__init__(size=6, image_size=(3, 5, 4), num_classes=int(classes_wanted))

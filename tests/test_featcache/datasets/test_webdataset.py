@@ -145,7 +145,7 @@ def test_links_are_refused(tmp_path):
         open_dataset(f"webdataset:{tmp_path}/a.tar", "train")
 
 
-def test_a_cut_or_damaged_shard_is_no_shorter_shard(tmp_path):
+def test_truncated_and_damaged_shards_are_refused(tmp_path):
     """Python's tarfile takes either for the end of the archive, and webdataset goes on without a word."""
     members = [part for n in range(4) for part in ((f"{n}.png", PNG), (f"{n}.cls", b"0"))]
     whole = tmp_path / "whole.tar"

@@ -113,7 +113,7 @@ def test_iwildcam(tmp_path: Path, inner: str) -> None:
     assert (data.name, data.index.classnames) == ("IWildCamOOD", load_class_list("iwildcam").names)
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no metadata\.csv in it, nor in iwildcam_v\*"):
         open_dataset(f"wilds:iwildcam:{tmp_path}", "test")
     rows = iwildcam(tmp_path)

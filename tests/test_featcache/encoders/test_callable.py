@@ -25,7 +25,7 @@ def small(picture) -> np.ndarray:
     return np.asarray(image.resize((4, 4)))
 
 
-def test_a_store_holds_what_the_function_gives() -> None:
+def test_a_store_holds_the_functions_features() -> None:
     encoder = CallableEncoder(colours, 3, small, digest="colours 1")
     store = encode("digits", "test", encoder)
     assert (store.encoder_name, store.dim, store.text_digest) == ("colours", 3, None)

@@ -71,7 +71,7 @@ def test_values_are_rounded_to_the_nearest_level_and_never_wrap() -> None:
     np.testing.assert_array_equal(found[~near_half], expected[~near_half])
 
 
-def test_a_store_has_its_own_key_and_other_files_are_decoded_as_ever(
+def test_a_store_has_its_own_key_and_other_files_are_decoded_as_usual(
     folder: Path, tmp_path: Path, decoded: list[int]
 ) -> None:
     stores = [
@@ -91,7 +91,7 @@ def test_without_a_gpu_it_refuses_in_one_line(folder: Path, capsys: pytest.Captu
     assert main(words) == 2
     error = capsys.readouterr().err.strip()
     assert error.count("\n") == 0
-    assert "preprocess cuda: decodes on an NVIDIA GPU, got --device cpu; take fast instead" in error
+    assert "preprocess cuda: decodes on an NVIDIA GPU, got --device cpu; use fast instead" in error
 
 
 def test_a_torchvision_without_the_decoder_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,5 +99,5 @@ def test_a_torchvision_without_the_decoder_refuses_in_one_line(monkeypatch: pyte
         raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nstack of C++ frames")
 
     monkeypatch.setattr(device_pictures, "decode_on", lacks)
-    with pytest.raises(device_pictures.EncoderError, match=r"no JPEG on cuda:0 \(decode_jpegs_cuda.*\); take fast$"):
+    with pytest.raises(device_pictures.EncoderError, match=r"JPEG files on cuda:0 \(decode_jpegs_cuda.*\); use fast$"):
         device_pictures.needs_gpu("cuda:0")

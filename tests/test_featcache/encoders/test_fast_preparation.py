@@ -48,7 +48,7 @@ def test_large_files_are_decoded_at_a_fraction_of_their_size() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "CMYK", "cut", "empty", "bomb"])
-def test_what_libjpeg_turbo_does_not_take_is_left_to_pillow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_decodes_what_libjpeg_turbo_cannot(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     content = jpeg(PHOTO)
     if kind == "PNG":
         file = io.BytesIO()
@@ -95,7 +95,7 @@ def test_a_store_has_its_own_key_and_nearly_the_same_features(folder: Path, tmp_
     assert 0.99 < (plain * fast).sum(1).min() < 1 - 1e-9
 
 
-def test_a_damaged_file_is_named_as_ever(folder: Path) -> None:
+def test_a_damaged_file_is_named_as_usual(folder: Path) -> None:
     bad = folder / "test" / "left" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:3000])
     dataset = decoded_for(open_dataset(f"imagefolder:{folder}", "test"), load_encoder("tiny", preprocess="fast"))

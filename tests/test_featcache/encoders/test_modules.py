@@ -82,7 +82,7 @@ def named(picture):
     return PLAIN(picture)
 
 
-def test_a_function_that_can_be_imported_counts_by_its_source():
+def test_importable_functions_are_identified_by_source():
     assert key(network(), named) == key(network(), named)
     assert "0x" not in str(ModuleEncoder(network(), named).image_identity)
 
@@ -93,13 +93,13 @@ def test_a_function_that_can_be_imported_counts_by_its_source():
         (network(), {}, "needs transform="),
         (network(), {"transform": lambda picture: PLAIN(picture)}, "give digest="),
         (network(), {"transform": transforms.Lambda(PLAIN)}, "give digest="),
-        (network(), {"transform": transforms.Compose([transforms.RandomCrop(8), transforms.ToTensor()])}, "each time"),
+        (network(), {"transform": transforms.Compose([transforms.RandomCrop(8), transforms.ToTensor()])}, "different"),
         (network()[:1], {"transform": transforms.Resize(8)}, r"expected \(3, H, W\)"),
         (torch.nn.Conv2d(3, 4, 3), {"transform": PLAIN}, r"returned a tensor \(1, 4, 6, 6\); expected features"),
         (network(), {"transform": PLAIN, "preprocess": "central-crop"}, "are for models by name"),
         ("tiny", {"transform": PLAIN}, "transform: for a torch module"),
     ],
 )
-def test_what_is_no_encoder(module, options, said, tmp_path):
+def test_modules_that_are_not_encoders(module, options, said, tmp_path):
     with pytest.raises(EncoderError, match=said):
         encode(NumpyDataset(), model=module, root=tmp_path, **options)

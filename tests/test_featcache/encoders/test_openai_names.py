@@ -52,14 +52,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ViT-B/32", "laion400m_e32", ("ViT-B-32-quickgelu", "laion400m_e32")),
     ],
 )
-def test_what_is_loaded(model: str, pretrained: str | None, expected: tuple[str, str | None]) -> None:
+def test_openais_names_load_the_right_model(
+    model: str, pretrained: str | None, expected: tuple[str, str | None]
+) -> None:
     with pytest.raises(Loaded) as found:
         load_encoder(model, pretrained)
     assert found.value.args == expected
 
 
 @pytest.mark.usefixtures("asked")
-def test_every_verb_that_takes_a_model_takes_them() -> None:
+def test_every_command_with_a_model_accepts_them() -> None:
     with pytest.raises(Loaded) as found:
         parent_of("ViT-B/16")
     assert found.value.args == ("ViT-B-16-quickgelu", "openai")

@@ -50,7 +50,7 @@ def test_a_model_folder_gives_open_clips_own_features(
     assert encoder.dim == 24
 
 
-def test_a_folder_is_named_by_its_path_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_folder_may_be_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = write_folder(tmp_path / "model", make_model())
     monkeypatch.chdir(tmp_path)
     bare, full = load_encoder("model"), load_encoder(name)
@@ -117,13 +117,13 @@ def test_bf16_computes_with_bfloat16_weights_and_keeps_those_of_the_model(
     np.testing.assert_array_equal(encoder.encode_images(images), 2.0 * expected)
 
 
-def test_a_key_says_that_weights_are_bfloat16(tmp_path: Path) -> None:
+def test_bfloat16_weights_are_part_of_the_key(tmp_path: Path) -> None:
     """Stores that autocast made have ``bf16`` there; their features differ in the last digits."""
     encoder = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
     assert encoder.image_identity["precision"] == encoder.text_identity["precision"] == "bf16 weights"
 
 
-def test_every_architecture_of_open_clip_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_open_clip_architecture_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip.factory, "get_model_config", lambda name: {})  # none is added
     for file in sorted((Path(open_clip.__file__).parent / "model_configs").glob("*.json")):
         assert register_architecture(file)[1] == file.stem
@@ -171,7 +171,7 @@ def openai_archive(folder: Path) -> Path:
     return file
 
 
-def test_an_archive_in_openais_layout_wants_quickgelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_in_openais_layout_needs_quickgelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = openai_archive(tmp_path)
     assert is_openai_file(file, set())
     for name, quick in (("small", False), ("small-quickgelu", True)):
@@ -183,7 +183,7 @@ def test_an_archive_in_openais_layout_wants_quickgelu(tmp_path: Path, monkeypatc
     assert encoder.text_digest == tower_digest(make_model(), image=False)
 
 
-def test_openais_files_are_known_by_digest() -> None:
+def test_openais_files_are_recognised_by_digest() -> None:
     digests = openclip.openai_file_digests()
     assert len(digests) == 9
     assert all(len(digest) == 64 for digest in digests)
@@ -194,14 +194,14 @@ def test_openais_files_are_known_by_digest() -> None:
 @pytest.mark.parametrize(
     ("model", "pretrained", "message"),
     [
-        ("ViT-B-33", "openai", "open_clip knows no such architecture; did you mean ViT-B-32"),
+        ("ViT-B-33", "openai", "open_clip has no such architecture; did you mean ViT-B-32"),
         ("ViT-B-32", None, "needs weights; give a checkpoint file, `random`, or one of the tags"),
         ("ViT-B-32", "opemai", "needs weights; give a checkpoint file, `random`, or one of the tags"),
         ("local-dir:/nowhere", None, "no readable open_clip_config.json"),
-        ("tiny", "openai", "carries its own weights"),
+        ("tiny", "openai", "has its own weights"),
     ],
 )
-def test_what_cannot_be_loaded_says_why(model: str, pretrained: str | None, message: str) -> None:
+def test_errors_of_loading(model: str, pretrained: str | None, message: str) -> None:
     with pytest.raises(EncoderError, match=message):
         load_encoder(model, pretrained)
 
@@ -223,10 +223,10 @@ def test_float_and_uint8_pixels_agree_but_for_rounding(tmp_path: Path) -> None:
     assert np.abs(rounded.astype(np.float32) - exact).max() <= 1.0
 
 
-def test_a_text_that_would_be_cut_is_refused(tmp_path: Path) -> None:
+def test_a_text_beyond_the_context_is_refused(tmp_path: Path) -> None:
     encoder = load_encoder(write_folder(tmp_path / "model", make_model()))
     encoder.encode_texts(["word " * 14])
-    with pytest.raises(PromptError, match=r"text of 17 tokens, .* takes 16"):
+    with pytest.raises(PromptError, match=r"text of 17 tokens, .* takes at most 16"):
         encoder.encode_texts(["fine", "word " * 15])
 
 
@@ -249,7 +249,7 @@ def test_features_from_cuda_stay_close_to_the_cpus(tmp_path: Path, precision: st
     assert np.einsum("nd,nd->n", cpu, cuda).min() > (0.9999 if precision == "fp32" else 0.99)
 
 
-def test_an_architecture_of_ones_own(tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_your_own_architecture(tmp_path: Path, pictures: list[Image.Image]) -> None:
     """As open_clip's model_configs hold it, or with the preprocessing beside it, as its model folders do."""
     model = make_model()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -274,7 +274,7 @@ def test_an_architecture_of_ones_own(tmp_path: Path, pictures: list[Image.Image]
     [(None, "No such file"), ("{", "cannot be read as JSON"), ("[1]", "no embed_dim, vision_cfg, text_cfg"),
      ('{"embed_dim": 8, "vision_cfg": {"width": "x"}, "text_cfg": {}}', "width")],
 )  # fmt: skip
-def test_a_file_that_holds_no_architecture(tmp_path: Path, content: str | None, said: str) -> None:
+def test_a_file_without_an_architecture(tmp_path: Path, content: str | None, said: str) -> None:
     if content is not None:
         (tmp_path / "mine.json").write_text(content)
     with pytest.raises(EncoderError, match=said):

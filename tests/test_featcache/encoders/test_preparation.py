@@ -80,7 +80,7 @@ def test_float_pictures_stay_float(cropping: Any) -> None:
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-3)
 
 
-def test_only_what_is_prepared_otherwise_has_another_key(cropping: Any) -> None:
+def test_only_another_preparation_changes_the_key(cropping: Any) -> None:
     own = load_encoder("tiny", device="cpu")
     asked = load_encoder("tiny", device="cpu", preprocess=None)
     assert own.image_identity == asked.image_identity
@@ -93,7 +93,7 @@ def test_only_what_is_prepared_otherwise_has_another_key(cropping: Any) -> None:
     assert cropping.source == {"model": "tiny", "pretrained": None, "precision": "fp32", "preprocess": CROP}
 
 
-def test_the_command_line_makes_a_store_of_its_own(
+def test_the_command_line_makes_a_separate_store(
     pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["encode", f"imagefolder:{pets}", "--split", "test", "--quiet", "--json"]
@@ -118,7 +118,7 @@ def test_the_command_line_makes_a_store_of_its_own(
     assert np.abs(ordinary - features).max() > 1e-2
 
 
-def test_heads_ask_for_the_preparation_again(pets: Path) -> None:
+def test_heads_require_their_preparation(pets: Path) -> None:
     source = f"imagefolder:{pets}"
     cropped, own = encode(source, "test", preprocess=CROP), encode(source, "test")
     head = Ridge().fit(cropped).frozen()
@@ -138,16 +138,16 @@ def test_texts_are_shared(cropping: Any) -> None:
     assert [result.hit for result in results] == [False, True]
 
 
-def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_preparations_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EncoderError, match=f"expected one of {', '.join(PREPARATIONS)}"):
         load_encoder("tiny", preprocess="luck")
-    with pytest.raises(EncoderError, match="mean colour prepares pictures in its own way only"):
+    with pytest.raises(EncoderError, match="mean colour has only its own preparation"):
         prepared_by(CallableEncoder(lambda x: x.mean((1, 2)), 3, digest="1", name="mean colour"), CROP)
     vision = clip_models.CONFIG["vision_cfg"] | {"image_size": [32, 48]}
     wide = clip_models.write_folder(tmp_path / "wide", clip_models.make_model(vision_cfg=vision), vision_cfg=vision)
     with pytest.raises(EncoderError, match=r"wide takes \(32, 48\), which is not a square"):
         load_encoder(wide, device="cpu", preprocess=CROP)
-    with pytest.raises(EncoderError, match="test_vit/random prepares"):
+    with pytest.raises(EncoderError, match="test_vit/random has only its own preparation"):
         load_encoder("timm:test_vit", "random", device="cpu", preprocess=CROP)
     assert main(["encode", "digits", "--preprocess", "luck"]) == 2
     assert "choose from 'central-crop'" in capsys.readouterr().err

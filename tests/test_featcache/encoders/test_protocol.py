@@ -53,6 +53,6 @@ def test_optional_members_have_defaults() -> None:
     assert (store.dim, store.text_digest, store.logit_scale) == (3, None, None)
 
 
-def test_what_is_not_an_encoder_is_refused() -> None:
+def test_other_objects_are_refused_as_encoders() -> None:
     with pytest.raises(EncoderError, match="encoder: int without name, dim"):
         encode(NumpyDataset(8), model=3)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ sys.exit(code)
 """
 
 
-def test_the_table_is_open_clips_own() -> None:
+def test_the_parsed_table_equals_open_clips() -> None:
     for model, tag in open_clip.list_pretrained():
         said = open_clip.pretrained.get_pretrained_cfg(model, tag)
         found = published(model, tag)
@@ -33,13 +33,13 @@ def test_the_table_is_open_clips_own() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (("ViT-B-32-quickgelu", "--pretrained", "openai"), "HF_HUB_OFFLINE keeps .* lacks its files; connect"),
+        (("ViT-B-32-quickgelu", "--pretrained", "openai"), "HF_HUB_OFFLINE is set, .* lacks its files; connect"),
         (("ViT-B/16",), "lacks its files"),
         (("hf-hub:org/none",), "model hf-hub:org/none: HF_HUB_OFFLINE"),
         (("ViT-B-32", "--pretrained", "openai"), "use --model ViT-B-32-quickgelu"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_said_before_torch_is_imported(
+def test_an_unavailable_model_is_reported_before_torch_is_imported(
     tmp_path: Path, model: tuple[str, ...], said: str
 ) -> None:
     settings = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

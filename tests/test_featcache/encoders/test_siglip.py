@@ -100,7 +100,7 @@ def test_the_bias_belongs_to_the_text_side_of_the_key(folder: Path) -> None:
     assert after.text_digest != before.text_digest
 
 
-def test_a_text_that_hugging_faces_tokenizer_would_cut_is_refused(folder: Path) -> None:
+def test_a_text_that_hugging_faces_tokenizer_would_truncate_is_refused(folder: Path) -> None:
     """SigLIP's tokenizers come from transformers, and cut silently."""
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
@@ -120,5 +120,5 @@ def test_a_text_that_hugging_faces_tokenizer_would_cut_is_refused(folder: Path) 
     encoder = load_encoder(f"local-dir:{folder}/siglip", device="cpu")
     assert encoder.text_identity["tokenizer"]["type"] == "HFTokenizer"
     assert np.isfinite(encoder.encode_texts([" ".join(["cat"] * 15), "a photo of a cat ."])).all()  # 15 and </s>: 16
-    with pytest.raises(PromptError, match="text of 17 tokens, siglip takes 16: 'cat cat"):
+    with pytest.raises(PromptError, match="text of 17 tokens, siglip takes at most 16: 'cat cat"):
         encoder.encode_texts(["a cat", " ".join(["cat"] * 16)])

@@ -77,7 +77,7 @@ def run_batches(stage: "Stage[int]", sizes: Sequence[int]) -> dict[int, np.ndarr
     return found | {done: outputs[PROJECTED].copy() for done, outputs in stage.results(0)}
 
 
-def test_the_next_batches_are_sent_before_a_result_is_waited_for() -> None:
+def test_the_next_batches_start_before_waiting_for_a_result() -> None:
     device = Recorder()
     run_batches(Stage(Mean(), BATCH, device), [BATCH] * 6)
     for batch in range(6 - LATE):
@@ -86,7 +86,7 @@ def test_the_next_batches_are_sent_before_a_result_is_waited_for() -> None:
         assert device.log.index((COMPUTE, batch + 1)) < waited
 
 
-def test_every_batch_is_waited_for_once_and_its_steps_follow_each_other() -> None:
+def test_every_batch_is_awaited_once_and_its_steps_are_ordered() -> None:
     device = Recorder()
     run_batches(Stage(Mean(), BATCH, device), [BATCH] * 6)
     assert [number for step, number in device.log if step == "wait"] == list(range(6))
@@ -94,7 +94,7 @@ def test_every_batch_is_waited_for_once_and_its_steps_follow_each_other() -> Non
         assert (after is None) == (lane == IN)
 
 
-def test_buffers_are_as_many_for_a_hundred_batches_as_for_four() -> None:
+def test_the_number_of_buffers_does_not_grow_with_the_batches() -> None:
     counts = []
     for batches in (LATE + 2, 100):
         device = Recorder()
@@ -103,7 +103,7 @@ def test_buffers_are_as_many_for_a_hundred_batches_as_for_four() -> None:
     assert counts == [3 * (LATE + 1)] * 2  # pinned images, their copy, pinned features
 
 
-def test_no_buffer_is_filled_again_before_its_results_were_fetched() -> None:
+def test_no_buffer_is_reused_before_its_results_are_fetched() -> None:
     class Watched(Stage[int]):
         def _begin(self, slot: Any, *rest: Any) -> None:
             assert id(slot) not in busy, "filled while its batch is under way"
@@ -142,7 +142,7 @@ def test_float_and_8_bit_pictures_do_not_share_buffers() -> None:
     assert found[2] == np.stack(images_of(1))[:, 0, 0].tolist()
 
 
-def test_a_store_made_by_a_late_device_has_the_bytes_of_the_plain_path(
+def test_a_store_from_an_asynchronous_device_has_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def contents(root: Path) -> dict[str, bytes]:

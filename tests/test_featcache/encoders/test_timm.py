@@ -94,7 +94,7 @@ def test_a_partial_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(EncoderError, match="timm knows no 'no_such_model'"):
+    with pytest.raises(EncoderError, match="timm has no model 'no_such_model'"):
         load_encoder("timm:no_such_model")
     with pytest.raises(EncoderError, match=r"no checkpoint file gone\.pt"):
         load_encoder(SMALL, "gone.pt")

@@ -70,7 +70,7 @@ def test_captions_follow_the_seed(texts):
     assert len(set(texts)) > 1500
 
 
-def test_caption_asserts_what_it_says():
+def test_captions_are_true():
     rng = np.random.default_rng(0)
     image = attributes(char=CHARS.index("3"), style=3, light=1, lowres=1)
     for _ in range(200):
@@ -147,7 +147,7 @@ def test_spread_is_refused_over_different_recipes():
         summarise.gather([first, second | {"recipe": 2}])
 
 
-def test_font_list_names_packages_once_and_holds_some_out():
+def test_font_list_has_each_package_once_and_holds_some_out():
     packages, dropped = read_font_list()
     names = [name for name, _, _ in packages]
     assert len(set(names)) == len(names) > 30

@@ -45,7 +45,7 @@ def random_vit(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("make", [lambda _: load_encoder("tiny"), random_vit], ids=["tiny", "random ViT"])
-def test_open_clips_layers_are_what_hooks_catch(make: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_open_clips_layers_equal_hooked_outputs(make: Callable[[Path], Any], tmp_path: Path) -> None:
     encoder = make(tmp_path)
     images = images_for(encoder, encoder.image_size[0])
     pixels = encoder.pixels(torch.from_numpy(np.stack(images)))
@@ -81,7 +81,7 @@ def test_the_patch_tokens_are_open_clips_own_output_tokens(tmp_path: Path) -> No
     np.testing.assert_array_equal(found, tokens.numpy())
 
 
-def test_timms_layers_are_what_hooks_catch() -> None:
+def test_timms_layers_equal_hooked_outputs() -> None:
     encoder = load_encoder("timm:test_vit", "random", device="cpu")
     images = images_for(encoder, 160)
     pixels = encoder._scaling(torch.from_numpy(np.stack(images)))
@@ -90,7 +90,7 @@ def test_timms_layers_are_what_hooks_catch() -> None:
     check(encoder, images, {"patch": last[:, prefix:], "layer:0": blocks[0][:, prefix:], "layer:-1:tokens": blocks[-1]})
 
 
-def test_places_of_a_map_are_tokens() -> None:
+def test_positions_of_a_map_are_tokens() -> None:
     encoder = load_encoder("timm:test_resnet", "random", device="cpu")
     images = images_for(encoder, 160)
     pixels = encoder._scaling(torch.from_numpy(np.stack(images)))
@@ -106,7 +106,7 @@ def test_places_of_a_map_are_tokens() -> None:
 
 
 @pytest.mark.parametrize("as_map", [False, True])
-def test_a_function_may_give_tokens_or_a_map(as_map: bool) -> None:
+def test_a_function_may_return_tokens_or_a_map(as_map: bool) -> None:
     def tiles(images: np.ndarray) -> np.ndarray:
         found = images.astype(np.float32).reshape(-1, 2, 2, 2, 2, 3).mean(axis=(2, 4))
         return found.transpose(0, 3, 1, 2) if as_map else found.reshape(-1, 4, 3)
@@ -123,7 +123,7 @@ def test_a_function_may_give_tokens_or_a_map(as_map: bool) -> None:
         CallableEncoder(lambda images: np.zeros((1, 4, 3)), (5, 3), digest="x").encode_images([image])
 
 
-def test_a_tap_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_an_unknown_tap_is_refused_with_the_known_ones() -> None:
     encoder = load_encoder("tiny")
     known = r"pre_projection, patch, tokens, layer:0 to layer:3 \(from the end, layer:-1\); pooled, such as patch:mean"
     for name in ("layer:4", "layer:-5:cls", "patches", "layer:0:median"):

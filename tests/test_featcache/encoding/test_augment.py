@@ -44,7 +44,7 @@ def spread(values: np.ndarray, reference: np.ndarray) -> float:
 
 @pytest.mark.parametrize("size", [WIDE, TALL, (64, 64), (8, 8), (1000, 30), (3, 400), (1, 1)])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_crops_lie_inside_of_the_image(name: str, size: tuple[int, int]) -> None:
+def test_crops_are_inside_the_image(name: str, size: tuple[int, int]) -> None:
     left, top, width, height, flip = crops(name, size).T
     assert min(left.min(), top.min()) >= 0
     assert min(width.min(), height.min()) >= 1
@@ -66,7 +66,7 @@ def test_torchvisions_crops_have_torchvisions_distribution(name: str, size: tupl
     assert spread(width * height, theirs[:, 2] * theirs[:, 3]) < 2.0
 
 
-def test_lipsums_crops_have_their_bounds_and_laws() -> None:
+def test_lipsums_crops_have_the_right_bounds_and_distribution() -> None:
     left, top, width, height, flip = crops("lipsum", WIDE).T
     fallback = (width == 328) & (height == 328) & (left == 86) & (top == 24)  # int(0.875 * 375), centred
     area, aspect = width * height / (500 * 375), width / height
@@ -92,7 +92,7 @@ def test_lipsums_height_is_uniform_given_the_aspect() -> None:
     assert abs((heights == 87).sum() - 2 * expected) < 5 * (2 * expected) ** 0.5
 
 
-def test_where_no_crop_fits_the_central_seven_eighths_are_taken() -> None:
+def test_the_central_seven_eighths_if_no_crop_fits() -> None:
     strip = AUGMENTATIONS["lipsum"].crop(1000, 30, 0, 0, "a")
     assert strip[:4] == (487, 2, 26, 26)
     assert AUGMENTATIONS["plain"].crop(1000, 30, 0, 0, "a")[:4] == (480, 0, 40, 30)
@@ -127,14 +127,14 @@ def test_lipsums_pixels_overshoot_and_float_images_stay_float() -> None:
     assert np.abs(of_float - of_bytes).max() <= 1.0
 
 
-def test_arrays_and_pil_images_give_one_view() -> None:
+def test_arrays_and_pil_images_give_the_same_view() -> None:
     for spec in AUGMENTATIONS.values():
         views = [spec(image, (20, 24), 1, 2, "a") for image in (picture(), Image.fromarray(picture()))]
         assert views[0].shape == (20, 24, 3)
         assert np.array_equal(*views)
 
 
-def test_large_photographs_are_reduced_first_at_no_visible_difference() -> None:
+def test_large_photographs_are_reduced_first_without_visible_difference() -> None:
     smooth = Image.fromarray(picture(30, 20)).resize((3000, 2000), Image.Resampling.BICUBIC)
     quick = AUGMENTATIONS["wise_ft"](smooth, 64, 0, 0, "a").astype(np.int64)
     exact = Augmentation(area=(0.9, 1.0), flip=0.0, reducing_gap=1e9)(smooth, 64, 0, 0, "a").astype(np.int64)
@@ -144,7 +144,7 @@ def test_large_photographs_are_reduced_first_at_no_visible_difference() -> None:
     assert np.quantile(difference, 0.99) <= 4
 
 
-def test_a_view_depends_on_seed_view_and_id_and_on_nothing_else() -> None:
+def test_a_view_depends_only_on_seed_view_and_id() -> None:
     spec = AUGMENTATIONS["plain"]
     one = spec.crop(*WIDE, 0, 0, "a")
     assert one == spec.crop(*WIDE, 0, 0, "a")
@@ -152,7 +152,7 @@ def test_a_view_depends_on_seed_view_and_id_and_on_nothing_else() -> None:
     assert len(others | {one}) == 6
 
 
-def test_workers_orders_and_processes_make_the_same_views() -> None:
+def test_views_do_not_depend_on_workers_order_or_process() -> None:
     image, ids = picture(), [f"{i}.png" for i in range(16)]
     spec = AUGMENTATIONS["lipsum"]
     expected = {name: spec(image, 16, 3, 1, name) for name in ids}
@@ -172,7 +172,7 @@ def test_workers_orders_and_processes_make_the_same_views() -> None:
     assert shown.stdout.split() == [xxhash.xxh3_64_hexdigest(expected[name].tobytes()) for name in ids]
 
 
-def test_uniforms_are_uniform_and_fixed_for_good() -> None:
+def test_uniforms_are_uniform_and_never_change() -> None:
     values = np.array([view_uniforms(0, 0, str(i), 4) for i in range(N)])
     assert values.min() >= 0
     assert values.max() < 1
@@ -181,7 +181,7 @@ def test_uniforms_are_uniform_and_fixed_for_good() -> None:
     assert view_uniforms(0, 0, "a", 3) == pytest.approx(PINNED, abs=1e-15)
 
 
-def test_identity_tells_augmentations_apart() -> None:
+def test_augmentations_have_different_identities() -> None:
     assert AUGMENTATIONS["wise_ft"].identity == AUGMENTATIONS["regft"].identity
     assert AUGMENTATIONS["wise_ft"].identity != AUGMENTATIONS["plain"].identity
 
@@ -198,7 +198,7 @@ class Square(ImageEncoder):
         raise AssertionError("making a view encodes nothing")
 
 
-def test_a_view_is_of_the_encoders_size_and_says_what_it_depends_on() -> None:
+def test_a_view_has_the_encoders_size_and_a_full_identity() -> None:
     views = [make_view("plain", Square(), seed) for seed in (0, 1)]
     assert np.array_equal(views[1](picture(), 3, "a"), AUGMENTATIONS["plain"](picture(), (20, 24), 1, 3, "a"))
     assert views[0].identity != views[1].identity
@@ -207,7 +207,7 @@ def test_a_view_is_of_the_encoders_size_and_says_what_it_depends_on() -> None:
     assert np.array_equal(none(picture(), 3, "a"), picture()[:4, :4])
 
 
-def test_refuses_what_cannot_be_drawn() -> None:
+def test_impossible_augmentations_are_refused() -> None:
     with pytest.raises(DatasetError, match="expected one of none, lipsum, wise_ft"):
         make_view("colour", Square(), 0)
     for wrong in ({"area": (0.0, 1.0)}, {"area": (0.5, 1.5)}, {"aspect": (2.0, 1.0)}, {"flip": 2.0}, {"attempts": 0}):

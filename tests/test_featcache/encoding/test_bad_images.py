@@ -101,7 +101,7 @@ def test_the_right_row_or_a_named_bad_one(tmp_path: Path, source) -> None:
             np.testing.assert_allclose(rows[row], expected(GOOD[name], name), atol=1e-3, err_msg=name)
 
 
-def test_what_was_written_before_the_failure_stays(tmp_path: Path) -> None:
+def test_chunks_written_before_a_failure_are_kept(tmp_path: Path) -> None:
     spec = as_folder(tmp_path / "data", FILES)
     with pytest.raises(ImageReadError, match="finished chunks are kept"):
         encode(spec, "all", ENCODER, chunk_rows=1, batch_size=1, ahead=0, workers=1)

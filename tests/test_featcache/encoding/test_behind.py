@@ -56,7 +56,7 @@ def test_a_full_disk_stops_the_run_within_a_few_chunks_and_names_the_file(
     assert again.images <= 32  # the two chunks before stay, as may those after
 
 
-def test_an_interrupt_leaves_every_chunk_that_was_encoded(tmp_path: Path) -> None:
+def test_an_interrupt_keeps_every_encoded_chunk(tmp_path: Path) -> None:
     class Interrupted(NumpyEncoder):
         def encode_images(self, images):  # type: ignore[no-untyped-def]
             if self.images >= 20:
@@ -71,7 +71,7 @@ def test_an_interrupt_leaves_every_chunk_that_was_encoded(tmp_path: Path) -> Non
     assert again.images == 20
 
 
-def test_no_more_calls_wait_than_allowed() -> None:
+def test_the_number_of_waiting_calls_is_bounded() -> None:
     go_on = threading.Event()
     with Behind() as behind:
         for _ in range(MOST_WAITING):
@@ -84,7 +84,7 @@ def test_no_more_calls_wait_than_allowed() -> None:
         third.join()
 
 
-def test_what_was_handed_over_is_done_when_the_block_ends_in_an_error() -> None:
+def test_submitted_calls_finish_if_the_block_raises() -> None:
     done: list[int] = []
     behind = Behind()
     behind.call(done.append, 1)
@@ -97,7 +97,7 @@ def test_an_error_of_the_last_call_is_not_lost() -> None:
         behind.call(lambda: 1 // 0)
 
 
-def test_a_signal_while_the_last_calls_are_waited_for_does_not_cut_them_off() -> None:
+def test_a_signal_does_not_cut_off_the_last_calls() -> None:
     """Python up to 3.12 marks a thread as ended where a signal interrupts its `join`, and ends while it writes."""
     interrupted = threading.Event()
     done: list[int] = []

@@ -48,7 +48,7 @@ def made(data: object, encoder: NumpyEncoder | None = None, **options: object) -
     return encode_dataset(data, encoder or NumpyEncoder(), options=EncodeOptions(**options))  # type: ignore[arg-type]
 
 
-def test_arrays_of_one_shape_have_stores_of_their_own(tmp_path: Path) -> None:
+def test_arrays_of_equal_shape_have_separate_stores(tmp_path: Path) -> None:
     fog, snow = opened(saved(tmp_path / "fog", 1)), opened(saved(tmp_path / "snow", 2))
     assert fog.index.ids == snow.index.ids
     one, two = made(fog), made(snow)
@@ -71,14 +71,14 @@ def test_the_digest_is_that_of_the_hashes_of_all_rows(tmp_path: Path) -> None:
     assert data.index.content.digest() == whole.hexdigest()
 
 
-def test_equal_files_are_one_data_set_wherever_they_lie(tmp_path: Path) -> None:
+def test_equal_files_are_the_same_data_set_in_any_folder(tmp_path: Path) -> None:
     made(opened(saved(tmp_path / "here", 1)))
     copy = opened(saved(tmp_path / "there", 1))
     os.utime(tmp_path / "there" / "test_images.npy", ns=(OLD + 1, OLD + 1))
     assert made(dataclasses.replace(copy, name="here")).hit
 
 
-def test_equal_bytes_of_another_shape_are_another_data_set(tmp_path: Path) -> None:
+def test_equal_bytes_in_another_shape_are_another_data_set(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 2, 3), dtype=np.uint8)
     keys = set()
     for number, array in enumerate((pixels, pixels.reshape(6, 2, 4, 3))):
@@ -88,9 +88,7 @@ def test_equal_bytes_of_another_shape_are_another_data_set(tmp_path: Path) -> No
     assert len(keys) == 2
 
 
-def test_the_digest_is_remembered_for_as_long_as_size_and_time_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_digest_is_cached_while_size_and_time_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, root = saved(tmp_path / "fog", 1), resolve_root()
     key = dataset_key(opened(spec).index, root)
     assert len(list((tmp_path / "cache" / "digests").iterdir())) == 1
@@ -106,19 +104,19 @@ def test_the_digest_is_remembered_for_as_long_as_size_and_time_stay(
     assert dataset_key(opened(spec).index, root) == dataset_key(opened(spec).index)
 
 
-def test_the_digest_of_a_file_that_was_written_just_now_is_not_remembered(tmp_path: Path) -> None:
+def test_the_digest_of_a_very_new_file_is_not_cached(tmp_path: Path) -> None:
     spec = saved(tmp_path / "fog", 1)
     os.utime(tmp_path / "fog" / "test_images.npy")
     dataset_key(opened(spec).index, resolve_root())
     assert not (tmp_path / "cache" / "digests").exists()
 
 
-def test_a_root_that_cannot_be_written_to_costs_a_read_and_no_more(tmp_path: Path) -> None:
+def test_a_read_only_root_only_costs_another_read(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert dataset_key(opened(saved(tmp_path / "fog", 1)).index, tmp_path / "cache")
 
 
-def test_a_store_from_before_is_a_hit_for_its_own_data_alone(tmp_path: Path) -> None:
+def test_a_store_with_the_older_key_is_a_hit_only_for_its_own_data(tmp_path: Path) -> None:
     fog, snow = opened(saved(tmp_path / "fog", 1)), opened(saved(tmp_path / "snow", 2))
     old = made(as_before(fog)).store
     assert old.path != made(snow).store.path
@@ -129,7 +127,7 @@ def test_a_store_from_before_is_a_hit_for_its_own_data_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("refresh", [False, True])
-def test_a_store_from_before_is_never_replaced_by_other_data(tmp_path: Path, refresh: bool) -> None:
+def test_a_store_with_the_older_key_is_never_replaced_by_other_data(tmp_path: Path, refresh: bool) -> None:
     fog, snow = opened(saved(tmp_path / "fog", 1)), opened(saved(tmp_path / "snow", 2))
     old = made(as_before(fog)).store
     features = old.numpy()[0]
@@ -137,7 +135,7 @@ def test_a_store_from_before_is_never_replaced_by_other_data(tmp_path: Path, ref
     assert np.array_equal(open_image_store(old.path).numpy()[0], features)
 
 
-def test_edited_arrays_are_encoded_beside_the_old_ones_and_copy_what_stayed(tmp_path: Path) -> None:
+def test_edited_arrays_get_a_new_store_with_unchanged_rows_copied(tmp_path: Path) -> None:
     spec = saved(tmp_path / "fog", 1)
     old = made(opened(spec)).store
     pixels = np.load(tmp_path / "fog" / "test_images.npy")
@@ -180,7 +178,7 @@ def test_other_data_of_equal_ids_and_sizes_never_replaces_a_finished_store(tmp_p
     assert np.array_equal(open_image_store(old.path).numpy()[0], features)
 
 
-def test_no_message_advises_to_delete_a_store() -> None:
+def test_no_message_recommends_deleting_a_store() -> None:
     for package in ("featcache", "heads", "ft"):
         for path in (Path(__file__).parents[3] / package).rglob("*.py"):
             text = path.read_text()
@@ -192,7 +190,7 @@ def test_no_message_advises_to_delete_a_store() -> None:
 # Arrays that lie prepared
 
 
-def test_arrays_that_lie_prepared_are_cropped_no_further(tmp_path: Path) -> None:
+def test_prepared_arrays_are_not_cropped_again(tmp_path: Path) -> None:
     spec = saved(tmp_path / "x32", 3, side=32, n=6)
     prepared, plain = open_dataset(f"{spec},prepared=central-crop", "test"), open_dataset(spec, "test")
     cropping, whole = load_encoder("tiny", preprocess="central-crop"), load_encoder("tiny")
@@ -204,9 +202,9 @@ def test_arrays_that_lie_prepared_are_cropped_no_further(tmp_path: Path) -> None
     assert np.abs(two.store.numpy()[0] - three.store.numpy()[0]).max() > 0.01
 
 
-def test_an_encoder_that_prepares_otherwise_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_with_another_preparation_is_refused(tmp_path: Path) -> None:
     data = open_dataset(f"{saved(tmp_path / 'x32', 3, side=32, n=6)},prepared=central-crop", "test")
-    with pytest.raises(EncoderError, match=r"x32/test lies prepared by central-crop.*--preprocess central-crop"):
+    with pytest.raises(EncoderError, match=r"x32/test is already prepared by central-crop.*--preprocess central-crop"):
         made(data, load_encoder("tiny"))  # type: ignore[arg-type]
     assert encoder_for(NumpyDataset(), NumpyEncoder()).prepares
 
@@ -215,7 +213,7 @@ def test_an_encoder_that_prepares_otherwise_is_refused(tmp_path: Path) -> None:
     ("shape", "option", "message"),
     [((2, 4, 5, 3), "central-crop", "leaves squares"), ((2, 4, 4, 3), "crop", "expected one of central-crop")],
 )
-def test_preparations_that_cannot_be(tmp_path: Path, shape: tuple[int, ...], option: str, message: str) -> None:
+def test_wrong_values_of_prepared(tmp_path: Path, shape: tuple[int, ...], option: str, message: str) -> None:
     np.save(tmp_path / "test_images.npy", np.full(shape, 9, np.uint8))
     np.save(tmp_path / "test_labels.npy", np.zeros(2, np.int64))
     with pytest.raises(DatasetError, match=message):

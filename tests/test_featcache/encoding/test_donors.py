@@ -86,7 +86,7 @@ def test_only_new_content_is_encoded(tmp_path: Path, name: str) -> None:
     assert verify(new.store.path, deep=True).ok
 
 
-def test_copies_equal_what_encoding_gives(tmp_path: Path) -> None:
+def test_copied_rows_equal_encoded_rows(tmp_path: Path) -> None:
     run(tmp_path / "both", Pictures(range(40)), NumpyEncoder())
     copied = run(tmp_path / "both", Pictures([*range(10, 50)]), NumpyEncoder()).store
     dataset, encoder = Pictures([*range(10, 50)]), NumpyEncoder()
@@ -114,7 +114,7 @@ def test_a_changed_image_is_encoded(tmp_path: Path) -> None:
     assert (result.encoded_rows, result.copied_rows) == (2, 19)
 
 
-def test_bad_rows_are_no_donors(tmp_path: Path) -> None:
+def test_bad_rows_are_not_copied(tmp_path: Path) -> None:
     encoder = Noisy()
     run(tmp_path, Pictures(range(20), broken=[4]), encoder, max_bad=1)
     result = run(tmp_path, Pictures(range(19)), encoder)
@@ -123,7 +123,7 @@ def test_bad_rows_are_no_donors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["features/c/1/0", "norm/c/1", "content/c/1/0", "valid/c/1"])
-def test_a_donors_damaged_chunk_is_not_believed(tmp_path: Path, name: str) -> None:
+def test_damaged_chunks_are_not_copied(tmp_path: Path, name: str) -> None:
     encoder = Noisy()
     old = run(tmp_path, Pictures(range(20)), encoder)
     file = old.store.path / name
@@ -136,7 +136,7 @@ def test_a_donors_damaged_chunk_is_not_believed(tmp_path: Path, name: str) -> No
     assert np.abs(new.store.numpy()[0] - projected(Pictures([*range(20), 30]), encoder)).max() < 0.1  # but the noise
 
 
-def test_an_unfinished_or_damaged_store_is_no_donor(tmp_path: Path) -> None:
+def test_unfinished_and_damaged_stores_are_no_donors(tmp_path: Path) -> None:
     encoder = Noisy()
     one = run(tmp_path, Pictures(range(20)), encoder).store.path
     (one / "manifest.json").unlink()

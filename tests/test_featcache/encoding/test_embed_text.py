@@ -78,7 +78,7 @@ def test_a_prompt_file_may_have_more_sentences_for_some_classes(tmp_path: Path) 
     assert (store.ctx, store.templates) == (None, None)
 
 
-def test_many_classes_go_in_chunks_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_classes_are_chunked_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["featcache.encoding.texts"], "CHUNK_NBYTES", 2 * 2 * 16 * 4)  # two classes a chunk
     names = [f"class {number}" for number in range(7)]
     whole = embed_prompts(names, TEMPLATES, NumpyEncoder(), root=tmp_path / "whole").store
@@ -100,7 +100,7 @@ def test_many_classes_go_in_chunks_and_resume(tmp_path: Path, monkeypatch: pytes
         np.testing.assert_array_equal(resumed.store.array(name), whole.array(name))
 
 
-def test_what_cannot_be_embedded_says_why(tmp_path: Path) -> None:
+def test_errors_of_text_embedding(tmp_path: Path) -> None:
     encoder = NumpyEncoder()
     with pytest.raises(PromptError, match="no class names"):
         embed_prompts([], TEMPLATES, encoder, root=tmp_path)
@@ -112,7 +112,7 @@ def test_what_cannot_be_embedded_says_why(tmp_path: Path) -> None:
         embed_prompts(NAMES, None, encoder, prompts={"ant": ["x"]}, root=tmp_path)
 
 
-def test_a_text_store_is_no_image_store(tmp_path: Path) -> None:
+def test_a_text_store_is_not_an_image_store(tmp_path: Path) -> None:
     store = embed_prompts(NAMES, TEMPLATES, NumpyEncoder(), root=tmp_path).store
     assert isinstance(open_store(store.path), TextStore)
     with pytest.raises(MismatchError, match="expected a store of images"):

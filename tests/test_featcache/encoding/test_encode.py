@@ -62,7 +62,7 @@ def test_a_hit_writes_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
 
 
-def test_another_weight_is_another_path(tmp_path: Path) -> None:
+def test_other_weights_have_another_path(tmp_path: Path) -> None:
     dataset = NumpyDataset()
     one, two = (encode(tmp_path, dataset, NumpyEncoder(seed)) for seed in (0, 1))
     assert one.path != two.path
@@ -107,7 +107,7 @@ def test_unreadable_images_fail_the_run_by_name_and_nothing_is_lost(tmp_path: Pa
     assert len(store.numpy()[0]) == 38
 
 
-def test_edited_labels_are_noticed_and_taken_over_without_encoding(tmp_path: Path) -> None:
+def test_edited_labels_are_noticed_and_updated_without_encoding(tmp_path: Path) -> None:
     encoder = NumpyEncoder()
     old = encode(tmp_path, NumpyDataset(), encoder)
     edited = NumpyDataset()
@@ -122,7 +122,7 @@ def test_edited_labels_are_noticed_and_taken_over_without_encoding(tmp_path: Pat
     assert verify(new.path, deep=True).ok
 
 
-def test_changed_content_behind_the_same_size_is_noticed(tmp_path: Path) -> None:
+def test_changed_content_of_the_same_size_is_noticed(tmp_path: Path) -> None:
     dataset, encoder = NumpyDataset(), NumpyEncoder()
     encode(tmp_path, dataset, encoder)
     dataset.pixels[20] += 1
@@ -222,7 +222,7 @@ def test_damage_is_found_and_repaired_chunk_by_chunk(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("how", ["truncate", "delete"])
-def test_a_missing_or_short_chunk_is_refused_on_open_and_mended_by_encode(tmp_path: Path, how: str) -> None:
+def test_a_missing_or_short_chunk_is_refused_on_open_and_repaired_by_encode(tmp_path: Path, how: str) -> None:
     dataset, encoder = NumpyDataset(), NumpyEncoder()
     store = encode(tmp_path, dataset, encoder)
     damage(store.path / "features/c/1/0", how)
@@ -286,7 +286,7 @@ def test_a_black_image_keeps_a_zero_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"chunk_rows": -1}, {"max_bad": -1}, {"workers": -2}])
-def test_senseless_options_are_refused(options: dict[str, int]) -> None:
+def test_wrong_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(FeatcacheError, match=f"{next(iter(options))} is -?[0-9]+, expected at least"):
         EncodeOptions(**options)
 

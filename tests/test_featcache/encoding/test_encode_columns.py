@@ -46,7 +46,7 @@ def test_columns_come_back_with_every_row(tmp_path: Path) -> None:
     assert encode(tmp_path / "other", NumpyDataset()).metadata == {}
 
 
-def test_changed_columns_are_noticed_and_taken_over_without_encoding(tmp_path: Path) -> None:
+def test_changed_columns_are_noticed_and_updated_without_encoding(tmp_path: Path) -> None:
     encoder = NumpyEncoder()
     encode(tmp_path, WithColumns(region=REGIONS), encoder)
     with pytest.raises(LabelsChangedError, match=r"metadata columns differ .*'region'.*--update-labels"):
@@ -69,7 +69,7 @@ def test_changed_columns_are_noticed_and_taken_over_without_encoding(tmp_path: P
     assert verify(plain.path, deep=True).ok
 
 
-def test_other_columns_under_another_name_have_a_store_of_their_own(tmp_path: Path) -> None:
+def test_other_columns_under_another_name_have_their_own_store(tmp_path: Path) -> None:
     encoder = NumpyEncoder()
     first = encode(tmp_path, WithColumns(region=REGIONS), encoder)
     second = encode(tmp_path, WithColumns(name="wild", year=YEARS), encoder)
@@ -115,5 +115,5 @@ def test_the_command_encodes_every_data_set_of_a_collection_and_shards(
     assert [entry.name for entry in list_stores(tmp_path)] == ["pacs-art", "pacs-photo"]
     assert encoder.images == 20 + 21 - 2
     assert main([*command, "--shard", "2/2"]) == 2
-    assert "expected a part from 0 to one less" in capsys.readouterr().err
+    assert "expected an index from 0 to one less" in capsys.readouterr().err
     assert all(stat(entry.path / "metadata.parquet") for entry in list_stores(tmp_path))

@@ -42,7 +42,7 @@ def test_ordinary_rows_keep_their_bytes_and_zeros_and_nan_stay() -> None:
         (np.array([[1 + 2j, 0]]), "features are complex128; expected real numbers"),
     ],
 )
-def test_what_float32_does_not_hold_is_refused_with_its_row(features: np.ndarray, said: str) -> None:
+def test_rows_beyond_float32_are_refused_by_name(features: np.ndarray, said: str) -> None:
     with pytest.raises(DatasetError, match=said):
         import_features(Foreign(features, np.zeros(len(features), int)), Source("x"), name="x")
 

@@ -34,7 +34,7 @@ def test_the_fastest_size_is_taken(best: int) -> None:
     assert settled(dict.fromkeys(TRIED, 0.002) | {best: 0.001}).now == best
 
 
-def test_a_size_that_is_hardly_faster_is_not() -> None:
+def test_a_barely_faster_size_is_not_taken() -> None:
     assert settled({8: 0.00098, 16: 0.001, 32: 0.00097, 64: 0.00096}).now == 16
 
 

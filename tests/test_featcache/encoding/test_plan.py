@@ -53,7 +53,7 @@ def test_the_text_says_what_would_be_done(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "stores").exists()
 
 
-def test_content_that_is_part_of_the_key_is_not_remembered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_planning_caches_no_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, root = tmp_path / "arrays", tmp_path / "stores"
     folder.mkdir()
     np.save(folder / "train_images.npy", np.zeros((4, 8, 8, 3), np.uint8))

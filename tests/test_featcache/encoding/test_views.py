@@ -163,8 +163,8 @@ def test_views_are_copied_where_id_and_content_are_known(tmp_path: Path) -> None
     assert (lacking.encoded_rows, lacking.copied_rows) == (15, 0)
 
 
-def test_what_cannot_be_had_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"does not say the size of its images .*views need it"):
+def test_unavailable_views_are_named(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"has no image_size, which augmented views need"):
         run(tmp_path, Decoding(), NumpyEncoder(), views=1)
     with pytest.raises(FeatcacheError, match="--augmentation flips: expected one of"):
         run(tmp_path, Decoding(), Sized(), views=1, augmentation="flips")

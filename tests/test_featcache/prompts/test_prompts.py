@@ -40,7 +40,7 @@ def test_openai_templates_and_imagenet_names_come_from_open_clip():
     assert [i for i, name in enumerate(names) if name == "missile"] == [657, 744]
 
 
-def test_names_go_in_as_they_are():
+def test_names_are_inserted_unchanged():
     names = ["The_Eiffel_Tower", "t-shirt", "t-shirt", r"back\1slash", "{}", "{c}"]
     assert [row[0] for row in fill(["a {}"], names)] == [f"a {name}" for name in names]
     assert fill(["{} and {c}"], ["{c}"]) == [["{c} and {c}"]]
@@ -84,7 +84,7 @@ def test_template_file_errors(tmp_path, name, text, message):
         load_templates(tmp_path / name)
 
 
-def test_one_template_is_taken_as_it_is_unless_a_file_has_its_name(tmp_path, monkeypatch):
+def test_a_single_template_unless_a_file_has_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_templates("a photo of a {}.") == ("a photo of a {}.",)
     assert load_templates("{a}, from above") == ("{a}, from above",)
@@ -190,7 +190,7 @@ def test_imagenet_subsets():
         load_subset("imagenet-o")
 
 
-def test_subsets_know_their_classes():
+def test_classes_of_subsets():
     names = load_classnames("imagenet")
     assert names[load_subset("imagenet-r")[0]] == "goldfish"
     assert [names[i] for i in load_subset("imagenet-a")[:2]] == ["stingray", "goldfinch"]

@@ -206,7 +206,7 @@ def test_missing_taps_are_named(tmp_path: Path) -> None:
     store = run(tmp_path, NumpyDataset(), TappedEncoder(), TAP).store
     with pytest.raises(EncoderError, match=r"no tap 'deep'; it has hidden"):
         run(tmp_path, NumpyDataset(), TappedEncoder(), "deep")
-    with pytest.raises(EncoderError, match=r"no tap 'deep'; it gives its features alone, 16 wide"):
+    with pytest.raises(EncoderError, match=r"no tap 'deep'; it has only its features, of width 16"):
         run(tmp_path, NumpyDataset(), NumpyEncoder(), "deep")
     with pytest.raises(StoreNotFoundError, match=r"no 'deep' in .*it has: hidden; the encode command with --tap deep"):
         store.tap("deep")

@@ -61,7 +61,7 @@ def open_coop(argument: str, split: str, *, labels: str = "names", name: str | N
     if items and all(facts == (0, 0) for facts in files):
         also = f" or its {', '.join(IMAGE_FOLDERS)}" if len(places) > 1 else ""
         raise DatasetError(
-            f"{path}: none of the {len(items):,} images of {split} exists below {root}{also} (looked for "
+            f"{path}: none of the {len(items):,} images of {split} exist below {root}{also} (looked for "
             f"{root / items[0][0]}); name their folder: coop:{file},root=DIR"
         )
     classnames = class_list(splits, str(path))
@@ -113,7 +113,7 @@ def parse_splits(record: object, source: str) -> dict[str, list[Item]]:
             raise DatasetError(f"{source}: {split!r} is a {type(entries).__name__}, expected a list of samples")
         splits[split] = [_item(entry, f"{source}: {split}[{k}]", seen) for k, entry in enumerate(entries)]
     if not any(splits.values()):
-        raise DatasetError(f"{source}: names no sample; expected [path, label, class name] entries")
+        raise DatasetError(f"{source}: has no sample; expected [path, label, class name] entries")
     return splits
 
 

@@ -116,7 +116,7 @@ def _fmow(folder: Path, split: str) -> Rows:
     kept = [n for n, row in enumerate(rows) if row["split"] == part and earliest <= years[n] < latest]
     place = {key: number for number, key in enumerate(load_class_list("fmow").keys)}
     if odd := next((rows[n]["category"] for n in kept if rows[n]["category"] not in place), None):
-        raise DatasetError(f"{file}: category {odd!r} is none of the {len(place)}; restore the file")
+        raise DatasetError(f"{file}: category {odd!r} is not one of the {len(place)}; restore the file")
     return Rows(
         [f"images/rgb_img_{n}.png" for n in kept],
         [place[rows[n]["category"]] for n in kept],
