@@ -70,8 +70,7 @@ class SampleIndex:
 
     Parameters
     ----------
-    ids : sequence of N str
-        Stable, unique sample ids, independent of where the data set lies.
+    ids : N stable, unique sample ids, independent of where the data set lies
     sizes : (N,) int64
         Bytes of each sample's undecoded content.
     stamps : (N,) int64
@@ -79,9 +78,8 @@ class SampleIndex:
         again before a cache hit counts.
     labels : (N,) int64
         Class indices into `classnames`.
-    classnames : tuple of C str
-        Names may repeat: two names of ImageNet occur twice.
-    metadata : mapping of name to (N,) int64, or object holding str
+    classnames : C names; they may repeat: two names of ImageNet occur twice
+    metadata : name -> (N,) int64, or object holding str
         Further facts about the samples (region, year, caption); see `featcache.store.columns`.
     content : digest of the samples, part of the key, where ids and sizes cannot tell data sets apart
     targets : (N, L) int8, optional

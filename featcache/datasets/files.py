@@ -96,11 +96,10 @@ def file_index(
 
     Parameters
     ----------
-    ids : sequence of N str
-    files : sequence of N (bytes, mtime in ns)
-        As `size_and_stamp` gives them.
+    ids : N sample ids
+    files : N pairs (bytes, mtime in ns), as from `size_and_stamp`
     labels : (N,) integers, or targets (N, C) of multi-label data
-    classnames : sequence of C str
+    classnames : C names
     where : name of the data set in the warning
     """
     sizes, stamps = np.array(files, np.int64).reshape(-1, 2).T.copy()

@@ -25,11 +25,10 @@ def classes_of(
 
     Parameters
     ----------
-    labels : sequence of N str
+    labels : N labels
     where : names the sample of a row, for errors
-    names : sequence of C str, optional
-        The class list, which numbers index and names are looked up in. Default: "0", "1", ... up to the largest number;
-        or the distinct labels, sorted by code point.
+    names : C names, which numbers index and names are looked up in; default: "0", "1", ... up to the largest number, or
+        the distinct labels, sorted by code point
     wanted : ``int`` to accept numbers only
 
     Raises
@@ -64,9 +63,8 @@ def by_name(
 
     Parameters
     ----------
-    labels : sequence of N str
-    classes : sequence of C (label, display name), optional
-        In class order. Default: the distinct labels, sorted by code point.
+    labels : N names
+    classes : C pairs (label, display name), in class order; default: the distinct labels, sorted by code point
     listed : where `classes` are listed, for errors
     """
     pairs = [(label, label) for label in sorted(set(labels))] if classes is None else classes

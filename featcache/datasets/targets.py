@@ -60,11 +60,9 @@ def targets_of_names(
     ----------
     lists : sequence of N lists of names, or of whole numbers, which index `names`
     where : names the sample of a row, for errors
-    names : sequence of L str, optional
-        The class list. Default: the names in the lists, sorted by code point; for numbers "0", "1", ... up to the
-        largest.
-    unknown : sequence of N lists, optional
-        Classes that may or may not apply; `lists` takes precedence.
+    names : L class names; default: the names in the lists, sorted by code point; for numbers "0", "1", ... up to the
+        largest
+    unknown : N lists of classes that may or may not apply; `lists` takes precedence
 
     Raises
     ------

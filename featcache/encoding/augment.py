@@ -57,12 +57,10 @@ class Augmentation:
 
     Parameters
     ----------
-    sampler : {"torchvision", "tensorflow"}
-        How crops are drawn, and which crop is taken if no attempt fits.
-    area : (float, float)
-        Least and largest share of the image's area.
-    aspect : (float, float)
-        Least and largest width / height.
+    sampler : ``torchvision`` or ``tensorflow``: how crops are drawn, and which one is taken if no attempt fits
+    area : least and largest share of the image's area
+    aspect : least and largest width / height
+    attempts : number of draws
     covered : least share of the image (only ``tensorflow``: its ``min_object_covered`` over the whole image)
     flip : probability of a mirrored view
     clip : clip values to 0-255, and keep 8-bit images in 8 bits; otherwise the result is float32 and may overshoot
@@ -117,8 +115,7 @@ class Augmentation:
         Parameters
         ----------
         picture : PIL image, or array (H, W, 3) of uint8 or float32 with values 0-255
-        size : int or (int, int)
-            Side of the square, or (height, width).
+        size : side of the square, or (height, width)
         seed, view : `view` is the epoch, or the number of a stored view
         sample_id : the sample's id in its data set
         """

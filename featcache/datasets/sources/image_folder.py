@@ -127,8 +127,7 @@ def class_folder_index(
 
     Parameters
     ----------
-    label : mapping of folder name to class index
-        Has every folder of `found`.
+    label : folder -> class index, for every folder of `found`
     classnames : C names
     where : name of the data set in warnings
     found : the class folders; default: all in `root`

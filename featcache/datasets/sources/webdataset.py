@@ -47,7 +47,7 @@ class ShardDataset(ImageFiles):
 
     Parameters
     ----------
-    places : sequence of N (shard number, offset)
+    places : N pairs (shard number, offset)
     """
 
     name: str

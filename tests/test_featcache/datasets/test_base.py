@@ -30,7 +30,7 @@ def test_key_is_of_ids_and_sizes_in_order():
 
 
 def test_digests_are_those_of_the_first_release():
-    """A changed encoding would orphan every store: it needs a new version, so these values stay."""
+    """Another encoding would orphan all stores, so these values must not change."""
     assert dataset_key(index(["cat/1.png", "dog/é.png"], [10, 2**40])) == KEY
     assert labels_digest(np.array([0, 1]), ("cat", "dog")) == DIGEST
 

@@ -1,4 +1,4 @@
-"""CIFAR-10.1 and CIFAR-10.2 in their published files; a pickled file is read and never run."""
+"""CIFAR-10.1 and CIFAR-10.2 as published; pickles are read without running code."""
 
 import os
 import pickle

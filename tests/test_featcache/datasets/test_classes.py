@@ -1,4 +1,4 @@
-"""``classes=`` behind a source, and ``classes.txt`` beside the data of sources that number their classes."""
+"""The option ``classes=``, and ``classes.txt`` beside the data of sources that number their classes."""
 
 import json
 import pickle
@@ -46,7 +46,7 @@ def test_a_named_class_list_renames_numbered_classes(tmp_path: Path) -> None:
 
 
 def test_a_split_file_of_coop_orders_the_classes_of_a_folder(tmp_path: Path) -> None:
-    """RegFT's generated tree is trained in the order of CoOp's labels, in which real data are tested."""
+    """RegFT trains on its generated tree in the order of CoOp's labels, with which real data are tested."""
     for name in ("Annual Crop Land", "Forest", "River"):
         (tmp_path / "generated" / "train" / name).mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "generated" / "train" / name / "0001_0000.png")
@@ -145,7 +145,7 @@ def test_lists_that_do_not_fit(names: tuple[str, ...], numbered: bool, message: 
 
 
 def cifar(root: Path) -> str:
-    """CIFAR-10 in its own layout, an image a class in each pickled batch."""
+    """CIFAR-10 in its own layout, with one image per class in each pickled batch."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

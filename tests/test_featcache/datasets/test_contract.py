@@ -1,4 +1,4 @@
-"""What every source of files must hold to: stable keys, exact sizes, reads from many threads, hits without a read."""
+"""Contract of every source of files: stable keys, exact sizes, reads from many threads, hits without a read."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""CoOp's split files: samples, class list and splits as they say, and no file makes a traceback of ours."""
+"""CoOp's split files: samples, class list and splits; malformed files give clear errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Decoding: the awkward kinds of image files, and RGB as the field makes it."""
+"""Decoding of unusual image files, and conversion to RGB."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The digits: real, split once and for all, shifted by fixed rules."""
+"""The digits: fixed splits and fixed shifts."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_domain(domain):
 
 
 def test_pictures_and_keys_of_this_version():
-    """Ids name the pictures: whoever changes either needs a new version, so that no old store is taken for them."""
+    """Ids stand for the pictures: a change of either needs a new version, or old stores would be hits."""
     assert {domain: xxhash.xxh3_64_hexdigest(pictures(domain).tobytes()) for domain in DOMAINS} == PICTURES
     assert {split: dataset_key(open_dataset("digits", split).index) for split in SPLITS} == KEYS
 

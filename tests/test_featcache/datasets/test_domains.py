@@ -1,4 +1,4 @@
-"""``collection:NAME:ROOT`` on folder trees as the collections are published."""
+"""``collection:NAME:ROOT`` on folder trees in the published layouts."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What a program holds: lists, torch's and Hugging Face's data sets; keys name content, never places in memory."""
+"""Data sets in memory: lists, torch and Hugging Face data sets; keys depend on content, not on addresses."""
 
 import datasets as hub
 import numpy as np
@@ -74,7 +74,7 @@ def test_features_and_labels_of_data_in_memory(kind, tmp_path):
 
 
 def test_equal_pictures_share_a_store_and_others_do_not(tmp_path):
-    """Same ids, same sizes, same lengths: the content alone tells them apart."""
+    """Same ids, same sizes, same lengths: only the content differs."""
     other = [a.copy() for a in ARRAYS]
     other[5][3, 2, 1] ^= 1
     paths = {

@@ -1,4 +1,4 @@
-"""Data without splits, divided: stratified, seeded, by group, and named in the key and the provenance."""
+"""Splitting data without splits: stratified, seeded, by group; recorded in key and provenance."""
 
 import numpy as np
 import pytest

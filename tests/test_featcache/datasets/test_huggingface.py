@@ -60,7 +60,7 @@ def saved(tmp_path):
 
 
 def check(data, rows):
-    """Every sample is what the library itself gives."""
+    """Every sample equals the library's own."""
     reference = made()
     assert len(data.index) == len(rows)
     for place, row in enumerate(rows):
@@ -122,7 +122,7 @@ def shards(tmp_path):
 
 @pytest.mark.parametrize("kind", ["library", "bytes and path", "bytes"])
 def test_a_file_of_rows_with_the_bytes_of_images(tmp_path, capfd, kind):
-    """As the library writes it, and as programs do that know nothing of its types."""
+    """As written by the library, and by programs that do not know its types."""
     file, rows = tmp_path / "animals-train.parquet", ROWS
     if kind == "library":
         made().to_parquet(file)
@@ -231,7 +231,7 @@ def test_a_missing_folder_is_reported_before_the_hub_is_asked(tmp_path, monkeypa
 
 
 def test_without_a_connection_only_the_cache_is_used(tmp_path, monkeypatch):
-    """The library's own client, which otherwise tries again and again, never opens a connection."""
+    """The hub's client, which would retry for minutes, never opens a connection."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("featcache.datasets.hub.hub_is_reachable", lambda: False)
     monkeypatch.setattr("socket.getaddrinfo", lambda *args, **more: pytest.fail("asked the hub"))

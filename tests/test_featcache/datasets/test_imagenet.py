@@ -1,4 +1,4 @@
-"""``imagenet:`` and its shifted versions: labels and names of the field, whatever folders are there."""
+"""``imagenet:`` and its shifted versions: the usual labels and names, whichever folders exist."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_wordnet_ids_and_names_go_together():
 
 @pytest.mark.parametrize("subset", ["imagenet-r", "imagenet-a"])
 def test_subsets_are_those_of_timm(subset):
-    """timm carries the WordNet ids of both sets; ours come from the authors' lists of indices."""
+    """timm has the WordNet ids of both sets; ours come from the authors' lists of indices."""
     from importlib.resources import files
 
     listed = files("timm.data") / "_info" / f"{subset.replace('-', '_')}_synsets.txt"
@@ -96,7 +96,7 @@ def test_r_and_a_have_200_classes(tmp_path, kind):
 
 @pytest.fixture
 def objectnet(tmp_path):
-    """ObjectNet's files in small: 3 labels known to ImageNet, one not; lines in another order than indices."""
+    """Small versions of ObjectNet's files: 3 labels in ImageNet, one not; lines in another order than indices."""
     for folder in ("alarm_clock", "backpack", "chair", "band_aid"):
         picture(tmp_path / "images" / folder / "1.png")
     mappings = {

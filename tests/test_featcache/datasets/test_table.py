@@ -1,4 +1,4 @@
-"""``table:FILE`` in every format, written by the libraries that people write them with; parsers under hypothesis."""
+"""``table:FILE`` in every format, written by common libraries; parsers under hypothesis."""
 
 import csv
 import io

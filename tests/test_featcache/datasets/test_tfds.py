@@ -1,4 +1,4 @@
-"""``tfds:NAME:DIR`` on TFRecord files: written here by the format, and (nightly) by TensorFlow Datasets itself."""
+"""``tfds:NAME:DIR`` on TFRecord files written here by hand and (nightly) by TensorFlow Datasets itself."""
 
 import io
 import json
@@ -276,7 +276,7 @@ np.savez(sys.argv[2], **{key: np.stack([row[key] for row in rows]) for key in ("
 
 @pytest.mark.nightly
 def test_same_as_tensorflow_datasets_writes_and_reads(tmp_path):
-    """FEATCACHE_TFDS_PYTHON names a Python that has the library, where it should not share this one's packages."""
+    """FEATCACHE_TFDS_PYTHON is a Python with the library, if it cannot be installed in this one."""
     python = os.environ.get("FEATCACHE_TFDS_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import tensorflow_datasets"], capture_output=True).returncode:
         pytest.skip("tensorflow-datasets is not installed")

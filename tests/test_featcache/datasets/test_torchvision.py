@@ -1,4 +1,4 @@
-"""``torchvision:CLASS:ROOT`` on files in the layouts that torchvision's classes read, held to what they return."""
+"""``torchvision:CLASS:ROOT`` on files in the layouts of torchvision's classes, compared with what these return."""
 
 import gzip
 import pickle

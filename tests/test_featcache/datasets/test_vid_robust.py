@@ -1,4 +1,4 @@
-"""ImageNet-Vid-Robust: what is wrong with its files is said."""
+"""ImageNet-Vid-Robust: frames and labels, and clear errors for malformed files."""
 
 import json
 from pathlib import Path

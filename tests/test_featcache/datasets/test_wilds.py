@@ -1,4 +1,4 @@
-"""FMoW and iWildCam in WILDS's layout, against its rules for splits written out once more."""
+"""FMoW and iWildCam in WILDS' layout, against a second implementation of its split rules."""
 
 import csv
 import io

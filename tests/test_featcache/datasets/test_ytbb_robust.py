@@ -1,4 +1,4 @@
-"""YTBB-Robust: which frames and labels are taken, and what is wrong with its files is said."""
+"""YTBB-Robust: frames and labels, and clear errors for malformed files."""
 
 import json
 from collections.abc import Mapping, Sequence

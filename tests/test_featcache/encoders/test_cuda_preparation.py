@@ -1,4 +1,4 @@
-"""``--preprocess cuda`` on a CPU: its arithmetic with a decoder that stands in for nvJPEG, and how it refuses."""
+"""``--preprocess cuda`` on a CPU: its arithmetic with a stand-in for nvJPEG, and its errors."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ PHOTO = Image.fromarray(load_sample_image("china.jpg"))  # 640 x 427
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lets a CPU pass for a GPU: libjpeg in place of nvJPEG; sizes of the files that it decoded."""
+    """Makes a CPU pass for a GPU, with libjpeg for nvJPEG; returns the sizes of decoded files."""
     sizes = []
 
     def decode_on(device: str, content: bytes) -> torch.Tensor | None:

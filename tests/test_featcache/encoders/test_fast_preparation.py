@@ -1,4 +1,4 @@
-"""``--preprocess fast``: the pixels of Pillow but for a level here and there, under a key of its own."""
+"""``--preprocess fast``: Pillow's pixels up to single levels, under a separate key."""
 
 import importlib.util
 import io

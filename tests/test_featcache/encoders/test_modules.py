@@ -1,4 +1,4 @@
-"""A torch module as the encoder: its key is that of its weights, code and transform."""
+"""A torch module as encoder, keyed by weights, code and transform."""
 
 import linecache
 import types
@@ -50,7 +50,7 @@ def test_the_key_follows_what_changes_the_features():
 
 
 def written(code, name):
-    """A class whose source Python can show, as that of a file."""
+    """A class whose source is available, as if from a file."""
     place = f"<{name}>"
     linecache.cache[place] = (len(code), None, code.splitlines(keepends=True), place)
     module = types.ModuleType(name)

@@ -1,4 +1,4 @@
-"""OpenAI's names of its models mean the same everywhere: open_clip's QuickGELU architectures with OpenAI's weights."""
+"""OpenAI's model names stand for open_clip's QuickGELU architectures with OpenAI's weights everywhere."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_every_name_is_an_architecture_that_has_openais_weights() -> None:
 
 
 class Loaded(FeatcacheError):
-    """What open_clip was asked for: the weights themselves are on the network."""
+    """The arguments that open_clip gets, since the weights are on the network."""
 
 
 @pytest.fixture

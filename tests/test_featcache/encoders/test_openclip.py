@@ -1,4 +1,4 @@
-"""open_clip models through every door, against open_clip's own pipeline."""
+"""open_clip models in every form, against open_clip's own pipeline."""
 
 import copy
 import json
@@ -102,7 +102,7 @@ def test_bf16_stays_close_and_returns_float32(tmp_path: Path, pictures: list[Ima
 def test_bf16_computes_with_bfloat16_weights_and_keeps_those_of_the_model(
     tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
-    """Fine-tuning updates the model in float32; after `rehash` its new weights are the ones that encode."""
+    """Fine-tuning updates the float32 model; after `rehash` the encoder uses the new weights."""
     encoder = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
     images = [encoder.prepare(picture) for picture in pictures]
     narrow = copy.deepcopy(encoder.model).to(torch.bfloat16)
@@ -118,7 +118,7 @@ def test_bf16_computes_with_bfloat16_weights_and_keeps_those_of_the_model(
 
 
 def test_bfloat16_weights_are_part_of_the_key(tmp_path: Path) -> None:
-    """Stores that autocast made have ``bf16`` there; their features differ in the last digits."""
+    """Stores made with autocast have ``bf16`` there; their features differ in the last digits."""
     encoder = load_encoder(write_folder(tmp_path / "model", make_model()), precision="bf16")
     assert encoder.image_identity["precision"] == encoder.text_identity["precision"] == "bf16 weights"
 
@@ -250,7 +250,7 @@ def test_features_from_cuda_stay_close_to_the_cpus(tmp_path: Path, precision: st
 
 
 def test_your_own_architecture(tmp_path: Path, pictures: list[Image.Image]) -> None:
-    """As open_clip's model_configs hold it, or with the preprocessing beside it, as its model folders do."""
+    """As in open_clip's model_configs, or with preprocessing, as in its model folders."""
     model = make_model()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     (tmp_path / "ViT-B-32.json").write_text(json.dumps(CONFIG))  # a name that open_clip has for another architecture

@@ -1,4 +1,4 @@
-"""Pictures prepared otherwise than a model says: Lipsum-FT's central crop against Pillow, and its own keys."""
+"""Preparations in place of the model's own: Lipsum-FT's central crop against Pillow, and its keys."""
 
 import json
 from dataclasses import asdict

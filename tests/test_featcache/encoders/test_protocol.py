@@ -21,7 +21,7 @@ MAKERS: dict[str, Any] = {
 
 
 class Minimal:
-    """Only what every encoder needs."""
+    """Only the required members."""
 
     name, dim, text_digest = "minimal", 3, None
     image_identity = {"digest": "1"}  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""What is known of published weights before open_clip is imported, and what is said where they cannot be had."""
+"""Checks of published weights before open_clip is imported, and the errors if they are unavailable."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""SigLIP-shaped models: sigmoid logits with a learned bias and map pooling, held to open_clip's own forward pass."""
+"""SigLIP-shaped models: sigmoid logits with a learned bias and map pooling, against open_clip's own forward pass."""
 
 import json
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_the_bias_belongs_to_the_text_side_of_the_key(folder: Path) -> None:
 
 
 def test_a_text_that_hugging_faces_tokenizer_would_truncate_is_refused(folder: Path) -> None:
-    """SigLIP's tokenizers come from transformers, and cut silently."""
+    """SigLIP's tokenizers come from transformers, and truncate silently."""
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     words = ["</s>", "<unk>", "<pad>", "a", "photo", "of", "cat", "."]

@@ -1,4 +1,4 @@
-"""Batches overlap on a device of which every copy, pass, wait and allocation is recorded."""
+"""Batches overlap on a simulated device that records every copy, pass, wait and allocation."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ BATCH, LATE = 4, 2
 
 
 class Mean(TorchImages, ImageEncoder):
-    """The mean of each colour; on the device it is the input itself where `aliased`."""
+    """The mean of each colour; with `aliased`, its output on the device shares the input's memory."""
 
     name, dim, image_identity, provenance = "mean", 3, {"mean": "of colours"}, {}
 
@@ -44,7 +44,7 @@ class RecordedEvent:
 
 
 class Recorder:
-    """A device that writes down what is asked of it."""
+    """A device that records its calls."""
 
     late, copies = LATE, True
 

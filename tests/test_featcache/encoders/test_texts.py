@@ -1,4 +1,4 @@
-"""Text towers on shortened batches: the features of open_clip's own forward pass over the whole context."""
+"""Text towers on shortened batches: the same features as open_clip's own forward pass over the whole context."""
 
 from collections.abc import Mapping
 from typing import Any

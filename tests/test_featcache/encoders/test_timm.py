@@ -1,4 +1,4 @@
-"""timm's image models: the features that timm itself computes, keyed by weights, probes without a text side."""
+"""timm's image models: timm's own features, keys by weights, and probes without a text side."""
 
 import json
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_errors() -> None:
 
 
 def test_a_probe_without_text_from_images_to_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """encode -> ridge -> evaluate on the command line, and the store says that it has no text side."""
+    """encode -> ridge -> evaluate on the command line, and the store has no text side."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 6)):
         for name, colour in (("red", (200, 30, 30)), ("green", (30, 200, 30)), ("blue", (30, 30, 200))):

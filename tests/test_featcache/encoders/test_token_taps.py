@@ -1,4 +1,4 @@
-"""Taps with tokens: what forward hooks set by hand catch, from one pass, bit for bit."""
+"""Taps with tokens equal the outputs collected by forward hooks, bit for bit, from one pass."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Augmented views: their distributions, bounds and pixels, and that they can be made again anywhere."""
+"""Augmented views: distributions, bounds, pixels and reproducibility."""
 
 import json
 import subprocess
@@ -187,7 +187,7 @@ def test_augmentations_have_different_identities() -> None:
 
 
 class Square(ImageEncoder):
-    """What a view needs of an encoder."""
+    """The attributes of an encoder that views use."""
 
     image_size = (20, 24)
 

@@ -1,4 +1,4 @@
-"""Images as they are found in the wild, through every source: the right row, or a named bad one, and no other lost."""
+"""Unusual and damaged images through every source: the right row or a named bad one, and all others intact."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ def noise(*shape, dtype=np.uint8):
 
 
 def header_of_a_bomb():
-    """A PNG that says it is 60,000 x 60,000 pixels: 10 GB decoded, 70 bytes on the disk."""
+    """A PNG with a header of 60,000 x 60,000 pixels: 10 GB decoded, 70 bytes on disk."""
     content = saved(Image.new("L", (1, 1)), "PNG")
     ihdr = b"IHDR" + struct.pack(">II", 60_000, 60_000) + content[24:29]
     return content[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)) + content[33:]
@@ -112,7 +112,7 @@ def test_chunks_written_before_a_failure_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_link_out_of_the_folder_and_a_fifo(tmp_path: Path) -> None:
-    """Links to files are followed; a folder's link inside a class, which can lead in circles, is refused."""
+    """Links to files are followed; a linked folder inside a class is refused, since links can form cycles."""
     base = tmp_path / "pets"
     (base / "cat").mkdir(parents=True)
     (tmp_path / "elsewhere.png").write_bytes(GOOD["plain.png"])

@@ -1,4 +1,4 @@
-"""What is written behind the encoder: in order, bounded, and with errors that reach the caller."""
+"""The writer thread: in order, bounded, and with errors that reach the caller."""
 
 import signal
 import threading

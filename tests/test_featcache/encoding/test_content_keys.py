@@ -1,4 +1,4 @@
-"""Arrays are told apart by what they hold; stores from before that are found; no advice replaces other data."""
+"""Arrays are identified by content; stores with older keys are found; no data are replaced by others."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def opened(spec: str) -> ArrayDataset:
 
 
 def as_before(data: ArrayDataset) -> ArrayDataset:
-    """The data set with the key that earlier versions gave it: of ids and sizes alone."""
+    """The data set with the key of earlier versions, of ids and sizes only."""
     return dataclasses.replace(data, index=dataclasses.replace(data.index, content=None))
 
 

@@ -38,7 +38,7 @@ class Pictures(NumpyDataset):
 
 
 class Noisy(NumpyEncoder):
-    """Every call adds noise of its own: equal rows are copies, never computed again."""
+    """Every call adds new noise: equal rows must be copies."""
 
     def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
         noise = np.random.default_rng(self.images).standard_normal((len(images), self.dim)).astype(np.float32)
@@ -147,7 +147,7 @@ def test_unfinished_and_damaged_stores_are_no_donors(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Not an Exception: nothing may catch it."""
+    """Not an Exception, so that nothing catches it."""
 
 
 def test_killed_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The one loop: what is stored, what a cache hit is, what is refused and what to do then."""
+"""Encoding image stores: contents, cache hits, errors and their remedies."""
 
 import os
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_changed_content_of_the_same_size_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("edit", ["edited in place", "another folder"])
 def test_images_of_the_same_names_and_sizes_are_never_a_hit(tmp_path: Path, edit: str) -> None:
-    """Uncompressed images, so that all sizes are equal, with times as an archive gives them."""
+    """Uncompressed images of equal size, with equal times as from an archive."""
 
     def drawn(folder: Path, seed: int, time: int) -> Path:
         for number, pixels in enumerate(np.random.default_rng(seed).integers(0, 255, (6, 4, 4, 3), np.uint8)):

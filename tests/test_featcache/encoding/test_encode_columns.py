@@ -1,4 +1,4 @@
-"""Metadata columns travel into the store; collections and shards by the encode command."""
+"""Metadata columns in stores; collections and shards with the encode command."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from featcache.store.places import stat
 
 
 class WithColumns(NumpyDataset):
-    """A data set with a text and a number column."""
+    """A data set with a string and an integer column."""
 
     def __init__(self, n: int = 40, name: str = "fake", **columns: list[object]) -> None:
         super().__init__(n, broken=[3])

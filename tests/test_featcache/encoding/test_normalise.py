@@ -1,4 +1,4 @@
-"""Unit rows of any length that float32 holds: equal to float64, and bit for bit the plain path for ordinary rows."""
+"""Normalising rows of any float32 length: equal to float64, and bit for bit the plain path for ordinary rows."""
 
 import numpy as np
 import pytest

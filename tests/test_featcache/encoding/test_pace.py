@@ -1,4 +1,4 @@
-"""The batch size and the rows of a chunk follow the speed of the machine, and only where nobody said them."""
+"""Batch size and chunk rows are chosen by measured speed, unless they are given."""
 
 import json
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def test_small_data_sets_gpus_and_given_sizes_are_not_measured(monkeypatch: pyte
 
 
 class Timed(NumpyEncoder):
-    """An encoder whose passes take as long as its clock says, best at 32 images; rows do not depend on the batch."""
+    """An encoder with a simulated clock, fastest at 32 images; features do not depend on the batch."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""``encode --dry-run``: what is still to be done, exactly, and nothing is written."""
+"""``encode --dry-run``: the exact remaining work, and nothing written."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""All kinds of stores are begun, resumed and refused alike."""
+"""All kinds of stores are begun, resumed and refused in the same way."""
 
 from collections.abc import Callable
 from pathlib import Path

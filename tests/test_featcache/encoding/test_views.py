@@ -1,4 +1,4 @@
-"""Augmented views stored beside the features: equal to encoding the augmented pictures by hand, whoever makes them."""
+"""Augmented views stored beside the features: equal to encoding the augmented pictures by hand."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Sized(NumpyEncoder):
 
 
 class Decoding(NumpyDataset):
-    """Counts what it decodes; pictures are told by number, so that data sets can share and reorder them."""
+    """Counts decoded pictures; these have numbers, so that data sets can share and reorder them."""
 
     decoding = "4x4"
 
