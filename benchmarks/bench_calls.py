@@ -10,7 +10,6 @@ scikit-learn from bare NumPy logits.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import accuracy_score, log_loss
 
 from benchmarks.bench_verify import write
-from benchmarks.common import interleaved, median, report
+from benchmarks.common import at_most, benchmark_parser, interleaved, median, report
 from featcache import open_store
 from heads import Ridge, evaluate, resident
 from heads.estimators.ridge.choice import ALPHAS
@@ -33,13 +32,10 @@ BAR_MS = 10.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, and write JSON with --out."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = benchmark_parser(__doc__, rounds=15)
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     if args.tiny:
         args.rows, args.dim, args.classes, args.rounds = 200, 16, [3], 1
@@ -80,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bars = []
     for name in [name for name in seconds if name.startswith(("Ridge()", "evaluate"))]:
         value = 1000 * median(seconds[name])
-        bars.append({"name": f"{name}, ms", "value": value, "bar": BAR_MS, "met": value <= BAR_MS})
+        bars.append(at_most(f"{name}, ms", value, BAR_MS))
     sizes = {"N": args.rows, "D": args.dim, "rounds": args.rounds}
     report("fixed costs of small calls", sizes, seconds, bars=bars, extra=extra, out=args.out)
 

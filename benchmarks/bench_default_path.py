@@ -9,7 +9,6 @@ seconds stand products with the rows, a product with a part of them counted by i
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import median, report
+from benchmarks.common import at_most, benchmark_parser, median, report
 from benchmarks.logistic_cases import drawn
 from heads import Logistic
 from heads.solvers.logistic.objective import Objective
@@ -49,13 +48,10 @@ class Counted:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, and write JSON with --out."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     if args.tiny:
         args.rows, args.dim, args.classes, args.rounds = 42_000, 8, 3, 1
@@ -82,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ("products", extra[f"products, {default}"] / extra[f"products, {alone}"]),
         ):
             name = f"default over its C alone, {what}, spread {spread:g}"
-            bars.append({"name": name, "value": value, "bar": BAR, "met": value <= BAR})
+            bars.append(at_most(name, value, BAR))
     sizes = {"N": args.rows, "D": args.dim, "C": args.classes, "rounds": args.rounds}
     report("logistic, the default path", sizes, seconds, bars=bars, extra=extra, out=args.out)
 

@@ -8,7 +8,6 @@ number of threads, then the forward pass alone on ready float batches with the s
 takes at most 1.10 times the sum of the two.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import interleaved, report
+from benchmarks.common import at_most, benchmark_parser, interleaved, report
 from featcache import EncodeOptions, encode_dataset, load_encoder
 from featcache.datasets import Dataset, open_dataset
 from featcache.encoding.pipeline import batches_of, default_workers
@@ -75,12 +74,9 @@ def parts(dataset: Dataset, encoder: Any, batch_size: int, root: Path) -> dict[s
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__, rounds=9)
     parser.add_argument("--images", type=int, default=64, help="JPEG files (default: 64)")
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tiny", action="store_true", help="a few images and one round, for the tests")
-    parser.add_argument("--out", help="JSON file for the record")
     args = parser.parse_args(argv)
     n_images, rounds = (4, 1) if args.tiny else (args.images, args.rounds)
     big = load_encoder("RN50" if args.tiny else "ViT-B-32", "random", device=args.device)
@@ -99,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             seconds |= {f"{name}: {part}": values for part, values in found.items()}
             rounds_of = zip(*(found[part] for part in ("whole run", "bare forward", "bare decode")), strict=True)
             value = statistics.median(whole / (forward + decode) for whole, forward, decode in rounds_of)
-            bars.append({"name": f"{name}, at most", "value": value, "bar": BAR, "met": value <= BAR})
+            bars.append(at_most(f"{name}, at most", value, BAR))
     report(
         "Encoding",
         {

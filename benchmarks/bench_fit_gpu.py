@@ -22,7 +22,7 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn asks for it where 
 import torch
 
 from benchmarks.bench_solvers_gpu import draw, drawn_geometry
-from benchmarks.common import median, report
+from benchmarks.common import benchmark_parser, median, report
 from benchmarks.gpu_common import Work, device_facts, turns
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.rows import DeviceRows
@@ -130,11 +130,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Run, print, and write JSON with --out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, rounds=5)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", help="JSON file")
     run(parser.parse_args())
 
 

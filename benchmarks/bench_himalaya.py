@@ -12,7 +12,6 @@ memory. Our exact leave-one-out, which it does not have, is timed beside it.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import PredefinedSplit
 
 from benchmarks.bench_ridge import draw
-from benchmarks.common import interleaved, median, ratio, report
+from benchmarks.common import benchmark_parser, interleaved, median, ratio, report
 from heads import Ridge
 
 FULL = {"N": 10_000, "D": 512, "C": 100}
@@ -81,11 +80,8 @@ def agreement(kept: dict[str, Any], test: NDArray[np.float16]) -> dict[str, Any]
 
 def main() -> None:
     """Run, print, and write JSON with --out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
+    parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--rows", type=int, help="N, instead of 10,000")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", help="JSON file")
     options = parser.parse_args()
     sizes = dict(TINY if options.tiny else FULL)
     if options.rows:

@@ -34,7 +34,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from benchmarks.common import median, report
+from benchmarks.common import at_least, median, report
 from benchmarks.logistic_cases import REAL, Data, Float, Point, disagreements, drawn, minima, objective, real
 from heads.solvers.logistic.path import PathSolver
 from heads.solvers.logistic.rows import Rows
@@ -197,7 +197,7 @@ def bar(name: str, times: dict[str, list[float]], found: dict[str, Any]) -> dict
     key = min((key for key in least if least[key] is not None), key=least.__getitem__)
     mine, bound = times[f"ours, {name}"], "" if key in times else "at least "
     value = least[key] / median(mine)
-    row = {"name": f"{bound}times faster, {name}", "value": value, "bar": BAR, "met": value >= BAR}
+    row = at_least(f"{bound}times faster, {name}", value, BAR)
     return row | {"range": [least[key] / max(mine), least[key] / min(mine)]}
 
 

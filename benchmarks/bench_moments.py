@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import interleaved, ratio, report
+from benchmarks.common import at_least, at_most, interleaved, ratio, report
 from featcache.store import ImageStore, StoreWriter, open_image_store
 from featcache.store.columns import SAMPLES, samples_bytes
 from featcache.store.layout import image_arrays, labels_array
@@ -117,19 +117,19 @@ def least(rows: int, dim: int, classes: int) -> Callable[[], None]:
 def peak_bytes(path: Path, folds: int) -> tuple[int, int]:
     """Peak resident bytes of a child process before and after the moments; mapped file pages are counted as well."""
     code = (
-        "import sys, resource\n"
+        "import sys\n"
         "from featcache.store import open_image_store\n"
         "from heads.estimators.kept_moments import store_moments\n"
         "from benchmarks.bench_moments import own_peak\n"
         "store = open_image_store(sys.argv[1]); store.labels; store.valid\n"
         "before = own_peak()\n"
         "store_moments(store, int(sys.argv[2]), cache=False)\n"
-        "print(before, own_peak(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+        "print(before, own_peak())\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", code, str(path), str(folds)], check=True, capture_output=True, text=True, cwd=ROOT
     )
-    before, after, _ = map(int, found.stdout.split())
+    before, after = map(int, found.stdout.split())
     return before, after
 
 
@@ -168,8 +168,8 @@ def run(rows: int, dim: int, classes: int, folds: int, rounds: int, out: Path | 
         {"rows": rows, "dim": dim, "classes": classes, "folds": folds, "store_gb": round(rows * dim * 2 / 1e9, 2)},
         seconds | cached,
         bars=[
-            {"name": "speed of a bare Gram", "value": speed, "bar": 0.95, "met": speed >= 0.95},
-            {"name": "peak beyond the opened store, GiB", "value": growth, "bar": 1.0, "met": growth <= 1.0},
+            at_least("speed of a bare Gram", speed, 0.95),
+            at_most("peak beyond the opened store, GiB", growth, 1.0),
         ],
         extra={
             "peak_gib_of_process": round(after / 2**30, 3),

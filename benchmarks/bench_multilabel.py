@@ -11,7 +11,6 @@ says. How far weights are from the optimum is measured against its ``newton-chol
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
 from benchmarks.bench_ridge import draw
-from benchmarks.common import interleaved, median, ratio, report
+from benchmarks.common import at_least, benchmark_parser, interleaved, median, ratio, report
 from heads import MultiLabelLogistic
 
 BAR = 8.0
@@ -56,11 +55,8 @@ def agreement(path: tuple[Any, Any], wide: NDArray[np.float64], targets: NDArray
 
 def main() -> None:
     """Run, print, and write JSON with --out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--peer-classes", type=int, metavar="K", help="classes that scikit-learn fits (default: all)")
-    parser.add_argument("--out", help="JSON file")
     options = parser.parse_args()
     sizes = TINY if options.tiny else FULL
     features, _ = draw(sizes["N"], sizes["D"], 10)
@@ -90,7 +86,7 @@ def main() -> None:
     mine = seconds["ours, 10 values of C"]
     seconds = {"sklearn OneVsRest, 10 values of C": theirs, "ours, 10 values of C": mine}
     value = median(theirs) / median(mine)
-    bars = [{"name": "times faster, 10 values of C", "value": value, "bar": BAR, "met": value >= BAR}]
+    bars = [at_least("times faster, 10 values of C", value, BAR)]
     report(
         "one-vs-rest logistic regression, a path of C",
         {**sizes, "C": "logspace(-2, 2.5, 10)", "peer_classes": peers, "peer_seconds_times": scale},

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.common import interleaved, median, ratio, report
+from benchmarks.common import at_most, benchmark_parser, interleaved, median, ratio, report
 from heads.kernels import linear_cross_entropy, linear_nll
 
 SIZES = {"N": 50_000, "D": 512, "C": 1000}
@@ -195,19 +195,16 @@ def judge(name: str, seconds: dict[str, list[float]], bars: list[dict[str, Any]]
     for key, other in (("product", product), ("eager", seconds["eager"])):
         value = median(seconds["ours"]) / median(other)
         bar = BARS[key]
-        row = {"name": f"{name}: time over that of {key}", "value": value, "bar": bar, "met": value <= bar}
+        row = at_most(f"{name}: time over that of {key}", value, bar)
         bars.append(row | {"ratio": ratio(seconds["ours"], other)})
 
 
 def options_of() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
+    parser = benchmark_parser(__doc__, rounds=5)
     parser.add_argument("--rows", type=int, help="N, instead of 50,000")
     parser.add_argument("--heads", type=int, nargs="*", default=HEADS, help="numbers of heads H")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--out", help="JSON file")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -236,11 +233,10 @@ def main() -> None:
     seconds |= path | fits
     if (peer := fits.get("fit, torch in blocks")) is not None:
         value = median(fits["fit, ours"]) / median(peer)
-        row = {"name": "fit: time over that of torch in blocks", "value": value, "bar": BARS["fit"]}
-        bars.append(row | {"met": value <= BARS["fit"], "ratio": ratio(fits["fit, ours"], peer)})
+        row = at_most("fit: time over that of torch in blocks", value, BARS["fit"])
+        bars.append(row | {"ratio": ratio(fits["fit, ours"], peer)})
     value = median(path[f"{N_ALPHAS} alphas"]) / median(path["one head"])
-    row = {"name": f"{N_ALPHAS} alphas over one head", "value": value, "bar": BARS["alphas"]}
-    bars.append(row | {"met": value <= BARS["alphas"]})
+    bars.append(at_most(f"{N_ALPHAS} alphas over one head", value, BARS["alphas"]))
     extra: dict[str, Any] = {"largest error of a row's NLL": agreement(pair), "torch.compile": refused or "runs"}
     extra["cut-cross-entropy, Liger"] = "need a GPU"
     extra["peak MiB over inputs"] = peaks(sizes, options, bars)
@@ -261,7 +257,7 @@ def peaks(sizes: dict[str, int], options: argparse.Namespace, bars: list[dict[st
     found = {f"H={h}, {name}": memory(sizes, h, options.threads, name) for h, name in wanted}
     for key, value in found.items():
         if key.endswith((", ours", " alphas")) and "fit" not in key:
-            bars.append({"name": f"{key}: MiB", "value": value, "bar": BARS["MiB"], "met": value <= BARS["MiB"]})
+            bars.append(at_most(f"{key}: MiB", value, BARS["MiB"]))
     return found
 
 

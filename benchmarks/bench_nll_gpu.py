@@ -17,7 +17,6 @@ ImageNet's size. Every figure is set against ceilings measured in the same proce
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import median, report
+from benchmarks.common import at_least, at_most, benchmark_parser, median, report
 from benchmarks.gpu_common import Work, ceilings, device_facts, peak_mib, turns
 from heads.kernels import linear_nll
 from heads.kernels.problem import Problem, pose
@@ -227,20 +226,17 @@ class Bench:
 
     def bar(self, name: str, value: float, bar: float, *, below: bool = False) -> None:
         """Note a bar: `value` is to be at least `bar`, or at most."""
-        self.bars.append({"name": name, "value": value, "bar": bar, "met": value <= bar if below else value >= bar})
+        self.bars.append((at_most if below else at_least)(name, value, bar))
 
 
 def main() -> None:
     """Run, print, and write JSON with --out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, rounds=15)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu, which leaves out what needs a GPU")
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--tf32", action="store_true", help="let float32 products use TF32")
     parser.add_argument("--heads", type=int, nargs="+", default=HEADS)
     parser.add_argument("--tile-mib", type=float, help="bytes of the cuda implementation's tile, instead of its own")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", help="JSON file")
     options = parser.parse_args()
     if options.tf32:
         torch.set_float32_matmul_precision("high")

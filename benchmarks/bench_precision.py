@@ -8,7 +8,6 @@ same model under autocast, which is what `--precision bf16` was before. Bar: bfl
 the images per second of float32 where the CPU multiplies bfloat16 natively.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_encode import write_jpegs
-from benchmarks.common import interleaved, median, report
+from benchmarks.common import at_least, benchmark_parser, interleaved, median, report
 from featcache import EncodeOptions, ImageStore, encode_dataset, load_encoder
 from featcache.datasets import open_dataset
 from featcache.encoders.base import PROJECTED
@@ -37,13 +36,10 @@ class Autocast(OpenClipEncoder):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__, rounds=5)
     parser.add_argument("--images", type=int, default=128, help="JPEG files (default: 128)")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tiny", action="store_true", help="a few images and one round, for the tests")
-    parser.add_argument("--out", help="JSON file for the record")
     args = parser.parse_args(argv)
     n_images, rounds = (4, 1) if args.tiny else (args.images, args.rounds)
     name = ("tiny", None) if args.tiny else ("ViT-B-32", "random")
@@ -73,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         "Encoding in bfloat16",
         {"jpegs": n_images, "batch_size": args.batch_size, "torch_threads": torch.get_num_threads(), "native": native},
         seconds,
-        bars=[{"name": "bf16 over fp32, images/s", "value": value, "bar": BAR, "met": value >= BAR}],
+        bars=[at_least("bf16 over fp32, images/s", value, BAR)],
         extra={
             "images per second": {kind: round(n_images / median(values), 1) for kind, values in seconds.items()},
             "smallest cosine to float32 features": cosines,

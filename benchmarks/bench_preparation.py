@@ -9,7 +9,6 @@ pixels differ from Pillow's, the smallest cosine between the features of a ViT-B
 zero-shot classes agree under the embedded model. Bar: 2.5 times Pillow's path.
 """
 
-import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from benchmarks.common import interleaved, ratio, report
+from benchmarks.common import at_least, benchmark_parser, interleaved, ratio, report
 from featcache import load_encoder
 from featcache.datasets.decode import decode_image
 from featcache.datasets.fast_jpeg import decode_jpeg
@@ -46,11 +45,8 @@ def photographs(count: int) -> list[bytes]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__, rounds=15)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tiny", action="store_true", help="four images and one round, for the tests")
-    parser.add_argument("--out", help="JSON file for the record")
     args = parser.parse_args(argv)
     n_images, rounds = (4, 1) if args.tiny else (args.images, args.rounds)
     files = photographs(n_images)
@@ -58,15 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     model = ("tiny", None) if args.tiny else ("ViT-B-32", "random")
     seconds, prepared = timed(files, load_encoder(*model), load_encoder(*model, preprocess="fast"), rounds)
     speed = ratio(seconds["Pillow"], seconds["fast"])
-    speed["of_medians"]
     levels = np.abs(np.subtract(prepared["Pillow"], prepared["fast"], dtype=np.int16))
     report(
         "Preparing pictures, one thread",
         {"images": n_images, "width": SIZE[0], "height": SIZE[1], "to": prepared["fast"].shape[1]},
         seconds,
-        bars=[
-            {"name": "fast over Pillow", "value": speed["of_medians"], "bar": BAR, "met": speed["of_medians"] >= BAR}
-        ],
+        bars=[at_least("fast over Pillow", speed["of_medians"], BAR)],
         extra={
             "speed": speed,
             "milliseconds per image": {k: round(1e3 * min(v) / n_images, 3) for k, v in seconds.items()},

@@ -11,7 +11,6 @@ X.T @ X holds 60-70% of the trace.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
-from benchmarks.common import interleaved, median, ratio, report
+from benchmarks.common import at_least, benchmark_parser, interleaved, median, ratio, report
 from heads import Ridge
 from heads.solvers.ridge.leave_one_out import leave_one_out_errors
 from heads.solvers.ridge.moments import Moments
@@ -129,13 +128,10 @@ def agreement(kept: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run for 20 and for 100 alphas, print, and write JSON with --out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--alphas", type=int, nargs="*", default=list(BARS), help="numbers of alphas (default: 20 100)")
     parser.add_argument("--modes", action="store_true", help="time every gcv_mode of scikit-learn too")
     parser.add_argument("--float32", action="store_true", help="time scikit-learn in float32 too")
-    parser.add_argument("--out", help="JSON file")
     options = parser.parse_args()
     sizes = TINY if options.tiny else FULL
     features, labels = draw(sizes["N"], sizes["D"], sizes["C"])
@@ -153,7 +149,7 @@ def main() -> None:
         ways = (f"ours, {n_alphas} alphas", f"ours with temperature: Ridge.fit, {n_alphas} alphas")
         for ours, bar in zip(ways, BARS.get(n_alphas, (0.0, 0.0)), strict=True):
             value = median(theirs) / median(seconds[ours])
-            row = {"name": f"times faster, {ours}", "value": value, "bar": bar, "met": value >= bar}
+            row = at_least(f"times faster, {ours}", value, bar)
             bars += [] if options.tiny else [row | {"ratio": ratio(theirs, seconds[ours])}]
         agreements[f"agreement with sklearn, {n_alphas} alphas"] = agreement(kept)
     if options.modes:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import median, report
+from benchmarks.common import at_most, benchmark_parser, median, report
 from benchmarks.gpu_common import ceilings, device_facts, peak_mib, turns
 from heads.solvers.logistic.objective import Objective
 from heads.solvers.logistic.path import Fitted, PathSolver
@@ -228,31 +228,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "logistic: not converged": [fitted.C for fitted in path if not fitted.converged],
         "peak MiB, features included": dict(zip(("ridge", "logistic"), held, strict=True)),
     }
-    bars = [_bar(name, median(seconds[name]), BARS[name]) for name in ("ridge", "logistic") if device.type == "cuda"]
-    bars.append(_bar("gap", max(v for k, v in found.items() if "residual" not in k), BARS["gap"]))
-    bars += [_bar("GiB", value / 1024, BARS["GiB"]) for value in held if value is not None]
+    bars = [at_most(name, median(seconds[name]), BARS[name]) for name in ("ridge", "logistic") if device.type == "cuda"]
+    bars.append(at_most("gap", max(v for k, v in found.items() if "residual" not in k), BARS["gap"]))
+    bars += [at_most("GiB", value / 1024, BARS["GiB"]) for value in held if value is not None]
     shown = {**sizes, "spread": options.spread, "tol": options.tol, "geometry": str(options.geometry or "drawn")}
     return report("solvers on resident rows", shown, seconds, bars=bars, extra=notes, out=options.out)
 
 
-def _bar(name: str, value: float, bar: float) -> dict[str, Any]:
-    return {"name": name, "value": value, "bar": bar, "met": value <= bar}
-
-
 def main() -> None:
     """Run, print, and write JSON with --out; or write a geometry."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, rounds=5)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a size for tests; says nothing about speed")
     parser.add_argument("--rows", type=int, help="N, instead of ImageNet's")
     parser.add_argument("--geometry", type=Path, help="file with class means and a covariance")
     parser.add_argument("--write-geometry", type=Path, help="make that file from --data, and stop")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--spread", type=float, default=1.0, help="standard deviations of the rows within a class")
     parser.add_argument("--tol", type=float, default=TOL, help="tolerance of the logistic solver")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--logistic-rounds", type=int, default=1)
-    parser.add_argument("--out", help="JSON file")
     options = parser.parse_args()
     if options.write_geometry:
         means, covariance = real_geometry(options.data)

@@ -7,7 +7,6 @@ ratio to ``np.load(mmap_mode="r")`` in the same round. Bars: blocks at least 0.9
 at most 3 times its time.
 """
 
-import argparse
 import os
 import random
 import statistics
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import report
+from benchmarks.common import at_least, at_most, benchmark_parser, report
 from featcache.store.layout import ArraySpec, zarr_metadata
 from featcache.store.reading.readers import MappedReader, ZarrReader, chunk_spans
 
@@ -130,12 +129,9 @@ def ratio_per_round(seconds: Mapping[str, list[float]], name: str, peer: str) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__, rounds=21)
     parser.add_argument("--rows", type=int, default=64 * 4096)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--tiny", action="store_true", help="a few rows and rounds, for the tests")
-    parser.add_argument("--out", help="JSON file for the record")
     args = parser.parse_args(argv)
     n_rows, chunk_rows, block_rows, rounds = args.rows, 4096, 65_536, args.rounds
     if args.tiny:
@@ -165,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
         },
         seconds,
         bars=[
-            {"name": "blocks, speed over npy-mmap's, at least", "value": blocks, "bar": 0.9, "met": blocks >= 0.9},
-            {"name": "random rows, time over npy-mmap's, at most", "value": gather, "bar": 3.0, "met": gather <= 3.0},
+            at_least("blocks, speed over npy-mmap's, at least", blocks, 0.9),
+            at_most("random rows, time over npy-mmap's, at most", gather, 3.0),
         ],
         out=args.out,
     )

@@ -10,7 +10,6 @@ at least 0.6 times numpy.save's speed, with one thread too; blocks at least 1.1 
 "the floor" writes the same chunk files and their checksums by one loop of system calls: no markers, names or retries.
 """
 
-import argparse
 import random
 import shutil
 import statistics
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_store import ratio_per_round, timed
-from benchmarks.common import report
+from benchmarks.common import at_least, benchmark_parser, report
 from featcache.errors import MissingExtraError
 from featcache.store import StoreWriter
 from featcache.store.key import checksum
@@ -189,13 +188,10 @@ def time_reading(folder: Path, rows: Rows, chunk_rows: int, block_rows: int, rou
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__, rounds=9)
     parser.add_argument("--rows", type=int, default=64 * 4096)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", help="where to write (default: the system's folder for temporary files)")
-    parser.add_argument("--tiny", action="store_true", help="a few rows and rounds, for the tests")
-    parser.add_argument("--out", help="JSON file for the record")
     args = parser.parse_args(argv)
     n_rows, chunk_rows, block_rows, rounds = args.rows, 4096, 65_536, args.rounds
     if args.tiny:
@@ -219,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         {"rows": n_rows, "dim": args.dim, "chunk_rows": chunk_rows, "block_rows": block_rows, "rounds": rounds},
         {f"write/{name}": values for name, values in written.items()}
         | {f"read/{name}": values for name, values in read.items()},
-        bars=[{"name": name, "value": value, "bar": bar, "met": value >= bar} for name, (value, bar) in found.items()],
+        bars=[at_least(name, value, bar) for name, (value, bar) in found.items()],
         extra={
             "the floor, speed over np.save's": ratio_per_round(written, "npy", "the floor, one thread"),
             "fsync makes writing so many times slower": ratio_per_round(written, "featcache, fsync", "featcache"),

@@ -7,13 +7,12 @@ normalise; the plain way gives open_clip's ``encode_text`` all 77 tokens of ever
 ``build_zero_shot_classifier`` does class by class. Bar: at least 1.5 times as fast.
 """
 
-import argparse
 import sys
 
 import numpy as np
 import torch
 
-from benchmarks.common import interleaved, ratio, report
+from benchmarks.common import at_least, benchmark_parser, interleaved, ratio, report
 from featcache import load_encoder
 from featcache.encoders.openclip.texts import TEXT_BATCH
 from featcache.prompts import fill, load_classnames, load_templates
@@ -22,12 +21,9 @@ BAR = 1.5
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__, rounds=5)
     parser.add_argument("--classes", type=int, default=8, help="of ImageNet's 1,000 (default: 8)")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tiny", action="store_true", help="two classes, the embedded model and one round")
-    parser.add_argument("--out", help="JSON file for the record")
     args = parser.parse_args(argv)
     n_classes, rounds = (2, 1) if args.tiny else (args.classes, args.rounds)
     encoder = load_encoder(*(("tiny", None) if args.tiny else ("ViT-B-32", "random")), device=args.device)
@@ -53,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         "Prompts through the text tower",
         {"classes": n_classes, "templates": len(templates), "prompts": len(prompts), "batch": TEXT_BATCH},
         seconds,
-        bars=[{"name": "ours over plain", "value": speed["of_medians"], "bar": BAR, "met": speed["of_medians"] >= BAR}],
+        bars=[at_least("ours over plain", speed["of_medians"], BAR)],
         extra={"speed": speed, "largest relative difference": float(error)},
         out=args.out,
     )

@@ -24,7 +24,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.bench_store import Timer
-from benchmarks.common import report
+from benchmarks.common import at_most, report
 from featcache import open_store
 from featcache.store import ImageStore
 from featcache.store.places import local
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         {"rows": n_rows, "dim": dim, "dtype": "float16", "classes": n_classes},
         seconds | {f"{name}, its checks": values for name, values in checking.items()},
         bars=[
-            {"name": f"{name}: share added by checking, at most", "value": cost, "bar": 0.1, "met": cost <= 0.1}
+            at_most(f"{name}: share added by checking, at most", cost, 0.1)
             for name, cost in costs.items()
             if name != PASS
         ],

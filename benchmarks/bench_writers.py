@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.bench_encode import write_jpegs
-from benchmarks.common import report
+from benchmarks.common import at_least, benchmark_parser, report
 from featcache import EncodeOptions, encode_dataset, load_encoder, open_store
 from featcache.datasets import open_dataset
 
@@ -77,15 +77,12 @@ def seconds_of(writers: list[Writer], root: Path) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__, rounds=5)
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--pretrained", default="random")
     parser.add_argument("--images", type=int, default=256, help="JPEG files of 500 x 375 (default: 256)")
     parser.add_argument("--chunk-rows", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="the embedded model, a few images, one round")
-    parser.add_argument("--out", help="JSON file for the record")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -124,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
             "rounds": args.rounds,
         },
         seconds,
-        bars=[{"name": "two writers, times faster, at least", "value": value, "bar": BAR, "met": value >= BAR}],
+        bars=[at_least("two writers, times faster, at least", value, BAR)],
         out=args.out,
     )
     return 0

@@ -5,6 +5,7 @@ Run benchmarks from the root of the repository, as ``python -m benchmarks.bench_
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -16,7 +17,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Kept", "interleaved", "machine_facts", "median", "print_facts", "ratio", "report", "summary", "write_json"]
+__all__ = [
+    "Kept",
+    "benchmark_parser",
+    "at_least",
+    "at_most",
+    "interleaved",
+    "machine_facts",
+    "median",
+    "print_facts",
+    "ratio",
+    "report",
+    "summary",
+    "write_json",
+]
 
 _LIBRARIES = ("featcache", "numpy", "scipy", "scikit-learn", "torch", "zarr")
 
@@ -34,6 +48,25 @@ def machine_facts() -> dict[str, Any]:
         "versions": {name: _version(name) for name in _LIBRARIES},
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def benchmark_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """A parser with ``--rounds``, ``--tiny`` and ``--out``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds (default: {rounds})")
+    parser.add_argument("--tiny", action="store_true", help="a small size for tests, without meaning for speed")
+    parser.add_argument("--out", help="JSON file for the record")
+    return parser
+
+
+def at_least(name: str, value: float, bar: float) -> dict[str, Any]:
+    """A bar that is met by values of at least `bar`."""
+    return {"name": name, "value": value, "bar": bar, "met": value >= bar}
+
+
+def at_most(name: str, value: float, bar: float) -> dict[str, Any]:
+    """A bar that is met by values of at most `bar`."""
+    return {"name": name, "value": value, "bar": bar, "met": value <= bar}
 
 
 class Kept:
