@@ -1,11 +1,11 @@
 """Ridge with alpha by cross-validation, against himalaya's RidgeCV on the same folds in the same run.
 
 Both get the same alphas and folds, choose one alpha for all classes, and end with the weights of all rows. Ours take
-float16 features and labels (folds by subtracting their moments, then the temperature, which himalaya has no use for);
-himalaya takes one-hot targets and float64 or float32 features, converted before the clock starts. Its default holds
-(alphas, D, N) numbers at once: 16 GB in float64 at N=50,000, D=512 and 20 alphas, and more while it works. It is run
-at a size where that fits, and with alphas one by one (``n_alphas_batch=1``), which its documentation gives for
-memory. Our exact leave-one-out, which it does not have, is timed beside it.
+float16 features and labels (folds by subtracting their moments, then the temperature, which himalaya does not fit);
+himalaya takes one-hot targets and float64 or float32 features, converted before timing starts. By default it allocates
+(alphas, D, N) numbers at once: 16 GB in float64 at N=50,000, D=512 and 20 alphas. It is run at a size where that fits,
+and with one alpha at a time (``n_alphas_batch=1``), as its documentation suggests to save memory. Our exact
+leave-one-out, which himalaya does not offer, is timed as well.
 
     python -m benchmarks.bench_himalaya --out benchmarks/results/himalaya.json
 """
@@ -30,7 +30,7 @@ FOLDS, ALPHAS = 5, np.logspace(-3, 3, 20)
 
 
 def himalaya(X: Any, Y: Any, folds: NDArray[np.int64], one_by_one: bool) -> Any:
-    """Its fit; the intercept on, as ours."""
+    """Himalaya's fit, with an intercept like ours."""
     from himalaya.ridge import RidgeCV
 
     params = {"local_alpha": False, "warn": False} | ({"n_alphas_batch": 1} if one_by_one else {})
@@ -43,7 +43,7 @@ def himalaya(X: Any, Y: Any, folds: NDArray[np.int64], one_by_one: bool) -> Any:
 def timers(
     X: NDArray[np.float16], y: NDArray[np.int64], n_classes: int, kept: dict[str, Any]
 ) -> dict[str, Callable[[], None]]:
-    """The contestants; what they fitted last lands in `kept`."""
+    """The methods to time; their last fits are stored in `kept`."""
     folds, onehot = np.arange(len(y)) % FOLDS, np.eye(n_classes)[y]
     names = ["ours, folds", "ours, leave-one-out"]
     found: dict[str, Callable[[], None]] = {
@@ -63,7 +63,7 @@ def timers(
 
 
 def agreement(kept: dict[str, Any], test: NDArray[np.float16]) -> dict[str, Any]:
-    """Alphas, weights and predictions of ours beside those of himalaya in float64."""
+    """Agreement of alpha, weights and predictions with himalaya in float64."""
     mine, theirs = kept["ours, folds"], kept["himalaya float64"]
     wide = test.astype(np.float64)
     scores = np.asarray(theirs.predict(wide))

@@ -1,13 +1,12 @@
-"""Moments of a store larger than memory's comfort, against a bare Gram product over blocks that lie in memory.
+"""Moments of a large store, against a bare Gram product over blocks in memory.
 
     python -m benchmarks.bench_moments --out benchmarks/results/moments.json
 
-The store is drawn once into a scratch folder (4.2 million float16 rows of 512: 4.3 GB) and read through the page
-cache or the disk, as it comes. The peer is ``block.T @ block`` in float64 over float64 blocks that are already in
-memory, the same number of rows in all: no reading, no conversion, no labels, no folds. "the least" is what moments
-need besides that product: float16 rows in memory, in pieces, made float64, multiplied, and summed by class, without
-folds. All have the same threads.
-Peak memory is that of a child process which does nothing else.
+The store (4.2 million float16 rows of width 512: 4.3 GB) is generated in a temporary folder and read from disk or the
+page cache. The peer is ``block.T @ block`` in float64 over float64 blocks already in memory, with the same total number
+of rows: no reading, no conversion, no labels, no folds. "the least" is the minimum work for moments: float16 rows in
+memory, converted to float64 piece by piece, multiplied, and summed by class, without folds. All use the same number of
+threads. Peak memory is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ PEER_BLOCK = 65_536
 
 
 def drawn_store(folder: Path, rows: int, dim: int, classes: int) -> ImageStore:
-    """A store of unit rows; chunks repeat 16 drawn ones, which no product notices."""
+    """A store of unit rows that repeats 16 random chunks."""
     rng = np.random.default_rng(0)
     pool = []
     for _ in range(16):
@@ -77,7 +76,7 @@ def drawn_store(folder: Path, rows: int, dim: int, classes: int) -> ImageStore:
 
 
 def bare_gram(rows: int, dim: int) -> Callable[[], NDArray[np.float64]]:
-    """The peer: one block in memory, multiplied as often as `rows` has it."""
+    """The peer: one block in memory, multiplied repeatedly for `rows` rows in total."""
     size = min(PEER_BLOCK, rows)
     block = np.random.default_rng(1).standard_normal((size, dim)) / np.sqrt(dim)
 
@@ -92,7 +91,7 @@ def bare_gram(rows: int, dim: int) -> Callable[[], NDArray[np.float64]]:
 
 
 def least(rows: int, dim: int, classes: int) -> Callable[[], None]:
-    """Pieces of one float16 block in memory, cast, multiplied and summed by class, as often as `rows` has it."""
+    """One float16 block in memory, cast, multiplied and summed by class in pieces, for `rows` rows in total."""
     size = min(PEER_BLOCK, rows)
     rng = np.random.default_rng(1)
     block = torch.from_numpy((rng.standard_normal((size, dim)) / np.sqrt(dim)).astype(np.float16))
@@ -134,7 +133,7 @@ def peak_bytes(path: Path, folds: int) -> tuple[int, int]:
 
 
 def own_peak() -> int:
-    """Peak of this process's own memory, less the pages of mapped files, which belong to the page cache."""
+    """Peak memory of this process without pages of mapped files, which belong to the page cache."""
     status = Path("/proc/self/status").read_text()
     fields = {
         line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith(("VmHWM", "RssFile"))
@@ -145,7 +144,7 @@ def own_peak() -> int:
 
 
 def run(rows: int, dim: int, classes: int, folds: int, rounds: int, out: Path | None) -> dict[str, Any]:
-    """Time both in turn, measure the peak, print and write."""
+    """Time all in turn, measure peak memory, print, and write the record."""
     with tempfile.TemporaryDirectory() as scratch:
         store = drawn_store(Path(scratch), rows, dim, classes)
         gram = bare_gram(rows, dim)

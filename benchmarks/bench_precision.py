@@ -1,11 +1,11 @@
-"""Encoding in bfloat16: with bfloat16 weights, by autocast, and in float32, end to end and as cosines.
+"""Encoding with bfloat16 weights, with autocast, and in float32: run time and cosines.
 
 ``python -m benchmarks.bench_precision [--tiny] [--device cpu] [--out FILE]``
 
 ViT-B-32 with random weights on JPEG files of 500 x 375. A round times three whole encode runs (reading, hashing,
 decoding, forward pass, checksums, synced writes), each into a new root: `--precision fp32`, `--precision bf16`, and the
-same model under autocast, which is what `--precision bf16` was before. Bar: bfloat16 weights give at least 1.8 times
-the images per second of float32 where the CPU multiplies bfloat16 natively.
+same model under autocast. Bar: bfloat16 weights give at least 1.8 times the images per second of float32 if the CPU
+supports bfloat16 products natively.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""Preparing pictures for a model: ``--preprocess fast`` against Pillow's path and against torchvision's decoder.
+"""Preprocessing of images: ``--preprocess fast`` against Pillow and torchvision's decoder.
 
 ``python -m benchmarks.bench_preparation [--tiny] [--images 64] [--rounds 15] [--out FILE]``
 
-JPEG bytes in memory to (224, 224, 3) in one thread: pieces of 500 x 375 of scikit-learn's two photographs. A round
-prepares all images each way in turn. Pillow's path is the default (and open_clip's); torchvision's is
-``torchvision.io.decode_jpeg`` with the same resizing of 8-bit tensors. Beside the seconds: levels of 255 by which the
-pixels differ from Pillow's, the smallest cosine between the features of a ViT-B-32 with random weights, and how many
-zero-shot classes agree under the embedded model. Bar: 2.5 times Pillow's path.
+JPEG bytes in memory to (224, 224, 3) in one thread; the images are 500 x 375 crops of scikit-learn's two photographs. A
+round preprocesses all images with each method in turn. Pillow is the default (and open_clip's); torchvision is
+``torchvision.io.decode_jpeg`` with the same resizing of 8-bit tensors. Also reported: the pixel differences from Pillow
+in levels of 255, the smallest cosine between features of a ViT-B-32 with random weights, and the agreement of zero-shot
+classes under the embedded model. Bar: 2.5 times as fast as Pillow.
 """
 
 import io
@@ -32,7 +32,7 @@ CLASSES = ["a flower", "a building", "a sky", "grass", "a roof", "a tree"]
 
 
 def photographs(count: int) -> list[bytes]:
-    """Pieces of scikit-learn's photographs as JPEG files, half of them mirrored."""
+    """Random crops of scikit-learn's photographs as JPEG files, half of them mirrored."""
     rng, files = np.random.default_rng(0), []
     photos = load_sample_images().images
     for number in range(count):
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 def timed(
     files: Sequence[bytes], plain: Encoder, fast: Encoder, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
-    """Seconds of each way, and the pictures that it prepared."""
+    """Seconds of each method, and the images it prepared."""
     found: dict[str, np.ndarray] = {}
     smallest = SMALLEST * max(fast.image_size or (0,))
 
@@ -101,7 +101,7 @@ def timed(
 
 
 def agreement(files: Sequence[bytes], plain: Encoder, fast: Encoder) -> dict[str, object]:
-    """The smallest cosine between features of both ways, and the share of equal zero-shot classes under `tiny`."""
+    """The smallest cosine between features of both methods, and the share of equal zero-shot classes under `tiny`."""
 
     def features(encoder: Encoder) -> np.ndarray:
         smallest = SMALLEST * max(encoder.image_size or (0,))

@@ -57,7 +57,7 @@ def timers(
     kept: dict[str, Any],
     float32: bool,
 ) -> dict[str, Callable[[], object]]:
-    """The contestants and our stages; what they computed last lands in `kept`."""
+    """The methods and our stages to time; their last results are stored in `kept`."""
     alphas = np.logspace(-3, 3, n_alphas)
     onehot, wide = np.eye(n_classes)[labels], features.astype(np.float64)
 
@@ -106,7 +106,7 @@ def timers(
 def mode_timers(
     features: NDArray[np.float16], labels: NDArray[np.int64], n_classes: int, n_alphas: int = 20
 ) -> dict[str, Callable[[], object]]:
-    """scikit-learn by each way to its leave-one-out errors."""
+    """scikit-learn with each gcv_mode."""
     alphas, onehot, wide = np.logspace(-3, 3, n_alphas), np.eye(n_classes)[labels], features.astype(np.float64)
 
     def by(mode: str) -> Callable[[], object]:
@@ -116,7 +116,7 @@ def mode_timers(
 
 
 def agreement(kept: dict[str, Any]) -> dict[str, Any]:
-    """How close the last results are to scikit-learn's."""
+    """Differences of the last results from scikit-learn's."""
     theirs = kept["sklearn"]
     difference = np.linalg.norm(kept["weights"] - theirs.coef_) / np.linalg.norm(theirs.coef_)
     return {
@@ -130,8 +130,8 @@ def main() -> None:
     """Run for 20 and for 100 alphas, print, and write JSON with --out."""
     parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--alphas", type=int, nargs="*", default=list(BARS), help="numbers of alphas (default: 20 100)")
-    parser.add_argument("--modes", action="store_true", help="time every gcv_mode of scikit-learn too")
-    parser.add_argument("--float32", action="store_true", help="time scikit-learn in float32 too")
+    parser.add_argument("--modes", action="store_true", help="also time every gcv_mode of scikit-learn")
+    parser.add_argument("--float32", action="store_true", help="also time scikit-learn in float32")
     options = parser.parse_args()
     sizes = TINY if options.tiny else FULL
     features, labels = draw(sizes["N"], sizes["D"], sizes["C"])

@@ -1,9 +1,9 @@
-"""Prompts through the text tower: featcache's batches by length against plain batches in their order.
+"""Encoding prompts: featcache's batches sorted by length, against plain batches in the given order.
 
 ``python -m benchmarks.bench_texts [--tiny] [--classes 8] [--device cpu] [--out FILE]``
 
 ViT-B-32 with random weights; ImageNet's first classes in all 80 templates. Both tokenise, encode in batches of 256 and
-normalise; the plain way gives open_clip's ``encode_text`` all 77 tokens of every prompt, as open_clip's
+normalise. The plain version passes all 77 tokens of every prompt to open_clip's ``encode_text``, as open_clip's
 ``build_zero_shot_classifier`` does class by class. Bar: at least 1.5 times as fast.
 """
 

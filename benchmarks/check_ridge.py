@@ -1,4 +1,4 @@
-"""How far our ridge is from scikit-learn's in float64, on real CLIP features: differences, not times.
+"""Differences between our ridge and scikit-learn's in float64, on real CLIP features.
 
 ``python -m benchmarks.check_ridge FOLDER [--out FILE]``, FOLDER holding ``oxford_flowers.npz`` and ``oxford_pets.npz``
 (``train_features`` float16 (N, 512), ``train_labels``).

@@ -1,4 +1,4 @@
-"""What every benchmark shares: machine facts, interleaved timing, a printed table, a JSON file.
+"""Shared by all benchmarks: machine facts, interleaved timing, a printed table, a JSON record.
 
 Run benchmarks from the root of the repository, as ``python -m benchmarks.bench_ridge --out ridge.json``.
 """
@@ -70,7 +70,7 @@ def at_most(name: str, value: float, bar: float) -> dict[str, Any]:
 
 
 class Kept:
-    """Results that are made once: each is a line of a file, from which a run that was stopped goes on."""
+    """Results computed once and kept as lines of a file, with which an interrupted run continues."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ class Kept:
         self._found: dict[str, Any] = dict(map(json.loads, lines))
 
     def __call__(self, key: str, make: Callable[[], Any]) -> Any:
-        """The result of this key, made and kept if there is none yet."""
+        """The result for a key, computed if it is not kept yet."""
         if key not in self._found:
             began = time.perf_counter()
             line = json.dumps([key, make()], default=str)
@@ -90,7 +90,7 @@ class Kept:
 
 
 def interleaved(timers: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each timer in each round; a round runs all of them in turn, so that load hits them alike.
+    """Seconds per timer and round; each round runs all timers in turn, so that other load affects them equally.
 
     `warmup` rounds run first and are not counted.
     """
@@ -110,12 +110,12 @@ def median(seconds: Sequence[float]) -> float:
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float | int]:
-    """Median, extremes and number of some timings."""
+    """Median, minimum, maximum and number of some timings."""
     return {"median": median(seconds), "min": min(seconds), "max": max(seconds), "rounds": len(seconds)}
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """How many times faster `fast` is: ratio of medians, and the extremes over rounds of the same run."""
+    """Speed-up of `fast` over `slow`: ratio of medians, and smallest and largest ratio of a round."""
     each = [a / b for a, b in zip(slow, fast, strict=True)]
     return {"of_medians": median(slow) / median(fast), "min": min(each), "max": max(each)}
 
@@ -142,16 +142,11 @@ def report(
 
     Parameters
     ----------
-    title, sizes
-        What ran, and how large.
-    seconds
-        Timings of `interleaved`.
-    bars
-        One mapping a bar: ``{"name", "value", "bar", "met"}`` and what else is worth keeping.
-    extra
-        Anything more for the JSON, such as agreement with a reference.
-    out
-        JSON file.
+    title, sizes : what ran, and problem sizes
+    seconds : timings from `interleaved`
+    bars : from `at_least` and `at_most`, possibly with more fields
+    extra : more fields of the record, such as agreement with a reference
+    out : JSON file
     """
     facts = machine_facts()
     print(f"\n{title}: " + ", ".join(f"{key}={value}" for key, value in sizes.items()))
@@ -180,7 +175,7 @@ def report(
 
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Write a record, readable, with its folder."""
+    """Write a record as indented JSON; creates the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
@@ -199,7 +194,7 @@ def _cpu_model() -> str:
 
 
 def _threads() -> dict[str, int]:
-    """Threads of each BLAS or OpenMP pool that is loaded."""
+    """Number of threads of each loaded BLAS or OpenMP pool."""
     from threadpoolctl import threadpool_info
 
     return {str(pool["prefix"]): int(pool["num_threads"]) for pool in threadpool_info()}

@@ -1,6 +1,6 @@
-"""What the GPU benchmarks share: timing with CUDA events in turn, measured ceilings, the device's facts.
+"""Shared by the GPU benchmarks: interleaved timing with CUDA events, measured peak rates, device facts.
 
-On a CPU (``--device cpu``) the same functions time with the clock, so that the benchmarks can be run anywhere.
+On a CPU (``--device cpu``), the same functions use the clock, so that the benchmarks run anywhere.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Work = Callable[[], object]
 
 
 def turns(device: torch.device, works: Mapping[str, Work], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each work in each round; in a round all have their turn, so that clocks and heat hit them alike.
+    """Seconds per work and round; each round runs all works in turn, so that clock rate and heat affect them equally.
 
-    On a GPU a work is timed by events around it, host time included where the device waits for the host.
+    On a GPU, work is timed by CUDA events, which includes host time if the device waits for the host.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(-warmup, rounds):
@@ -47,9 +47,9 @@ def _seconds(device: torch.device, work: Work) -> float:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> dict[str, float]:
-    """FLOP/s of a large product in `dtype`, and bytes/s (read and written) of a large copy, measured here and now.
+    """Measured FLOP/s of a large product in `dtype`, and bytes/s (read and written) of a large copy.
 
-    Small ones on anything but a GPU, where 8 GiB may be all there is.
+    Sizes are small on a CPU, whose memory may be too small otherwise.
     """
     size, length = (8192, 2**30) if device.type == "cuda" and not tiny else (128, 2**16)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -62,7 +62,7 @@ def ceilings(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) ->
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """Name, memory, multiprocessors, L2 and versions of a GPU; the type alone of anything else."""
+    """Name, memory, multiprocessors, L2 and versions of a GPU; only the type of other devices."""
     if device.type != "cuda":
         return {"device": device.type}
     found = torch.cuda.get_device_properties(device)

@@ -1,10 +1,10 @@
-"""The main benchmarks at their own sizes with few rounds, against the ratios that were committed last.
+"""The main benchmarks with few rounds, compared with the ratios committed last.
 
 ``python -m benchmarks.quick [NAME ...] [--update]`` (``make bench-quick``), on a quiet machine, in under ten minutes.
 
-Every line is a ratio to a peer in the same run, its bar, and the ratio in ``benchmarks/results/quick.json``. A ratio
-that is worse than that one by more than 15% is run once more and then counts as a regression: exit code 1. ``--update``
-writes the file.
+Each line shows a ratio to a peer in the same run, its bar, and the ratio in ``benchmarks/results/quick.json``. If a
+ratio is more than 15% worse than the latter, the benchmark runs again; if it still is, it is a regression: exit code 1.
+``--update`` writes the file.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Ratios = dict[str, dict[str, Any]]
 
 
 def measured(name: str) -> Ratios:
-    """The bars of one benchmark by their names, from a process of its own."""
+    """The bars of one benchmark by name, run in a separate process."""
     module, *arguments = RUNS[name]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "record.json"
@@ -53,7 +53,9 @@ def measured(name: str) -> Ratios:
 
 
 def is_worse(found: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
-    """Whether a ratio fell behind the committed one by more than the tolerance; higher is better, or lower.
+    """Whether a ratio is worse than the committed one by more than the tolerance.
+
+    Whether higher or lower is better follows from value, bar and whether it was met.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""featcache in one file: what the library does, in plain numpy, torch and open_clip, without its speed or its checks.
+"""featcache in one file: the core of the library in plain numpy, torch and open_clip, without its speed and checks.
 
     python examples/featcache_in_one_file.py local-dir:MODEL_FOLDER TRAIN_FOLDER TEST_FOLDER "a photo of a {}."
 
@@ -24,7 +24,7 @@ def unit(rows):
 
 @torch.no_grad()
 def encode(model, preprocess, folder, cache):
-    """Features (N, D) float16, unit length, and labels (N,) of a folder with one folder per class; encoded once."""
+    """Features (N, D) float16 of unit length, labels (N,) and names of a folder of class folders; encoded once."""
     classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
     if not Path(cache).exists():
         paths = [(path, c) for c, name in enumerate(classes) for path in sorted((Path(folder) / name).iterdir())]

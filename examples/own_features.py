@@ -1,7 +1,7 @@
 # %% [markdown]
-# # Features that you have already
+# # Features that you already have
 #
-# Heads take arrays. `featcache import` makes a store of features in files, for the command line and for checked
+# Heads take arrays. `featcache import` makes a store from feature files, for the command line and for checked
 # evaluation.
 
 # %%
@@ -25,7 +25,7 @@ ridge = heads.Ridge().fit(X_train, y_train)
 print(f"ridge: {ridge.score(X_test, y_test):.1%}, {len(ridge.path_heads())} heads on its path")
 
 # %% [markdown]
-# Heads go into scikit-learn's pipelines, searches and plots.
+# Heads work in scikit-learn's pipelines, searches and plots.
 
 # %%
 search = GridSearchCV(make_pipeline(StandardScaler(), heads.KNN()), {"knn__n_neighbors": [1, 5, 20]}, cv=3)

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Your own model and your own pictures
+# # Your own model and your own images
 #
-# Anything that turns pictures into features can be the encoder; a list of pictures can be the data set. The store is
-# found again by the content of both: the digest of the weights and of the pictures.
+# Any function from images to features can be the encoder, and a list of images can be the data set. The store is found
+# again by the content of both: the digests of the weights and of the images.
 
 # %%
 import numpy as np

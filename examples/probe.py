@@ -1,8 +1,8 @@
 # %% [markdown]
-# # A linear probe, and what it gains over zero-shot
+# # A linear probe compared with zero-shot
 #
-# Handwritten digits and the model `tiny` come with featcache; put your own folder in place of `digits`
-# (`imagefolder:DIR`) and your model in place of `tiny` (`ViT-B/32`).
+# Handwritten digits and the model `tiny` come with featcache. Replace `digits` by your own folder (`imagefolder:DIR`)
+# and `tiny` by your model (`ViT-B/32`).
 
 # %%
 import featcache
@@ -21,7 +21,7 @@ for head in (zero_shot, ridge):
     print(f"{type(head).__name__}: {head.score(*test.numpy()):.1%}")
 
 # %% [markdown]
-# Few shots: the same head on 1, 4 and 16 rows per class.
+# Few-shot: the same head fitted on 1, 4 and 16 rows per class.
 
 # %%
 accuracy = {shots: heads.Ridge().fit(heads.few_shot(train, shots=shots)).score(*test.numpy()) for shots in (1, 4, 16)}

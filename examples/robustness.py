@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Between zero-shot and fitted: interpolation under shift
 #
-# A head that was fitted on clean digits loses on shifted ones. Interpolating its weights with the zero-shot head
-# (as WiSE-FT does) keeps most of both.
+# A head fitted on clean digits loses accuracy on shifted ones. Interpolating its weights with those of the zero-shot
+# head (as in WiSE-FT) keeps most of the accuracy on both.
 
 # %%
 import featcache
@@ -25,7 +25,7 @@ for row in rows:
     print(f"alpha {row['alpha']:.1f}: clean {row['digits:top1']:.3f}, shifted {mean:.3f}")
 
 # %% [markdown]
-# The coefficient is chosen on the validation split, never on a reported one; `choose` records that.
+# The coefficient is chosen on the validation split, never on a split that is reported; `choose` records that.
 
 # %%
 best = heads.choose(path, val)

@@ -1,6 +1,6 @@
-"""Compare pinned versions with the published advisories, by pip-audit; without a network, say so and pass.
+"""Check pinned versions for published advisories with pip-audit; without a network, report that and pass.
 
-``python -m tools.audit constraints.txt`` ends with 1 where a pinned version has a known vulnerability.
+``python -m tools.audit constraints.txt`` exits with 1 if a pinned version has a known vulnerability.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any
 
 SECONDS = 600
 NAMED = 5
-"""Names of packages that a line has at most."""
+"""Maximum number of package names in a message."""
 
 
 def audited(pins: Path) -> tuple[list[str], str]:
-    """The pinned versions with advisories, and of what nothing is known and why (empty: all is known)."""
+    """Advisories for the pinned versions, and what could not be checked and why (empty if everything was)."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(pins), "--no-deps", "--disable-pip"]
     command += ["--format", "json", "--progress-spinner", "off"]
     try:
@@ -30,13 +30,13 @@ def audited(pins: Path) -> tuple[list[str], str]:
 
 
 def advisories(found: dict[str, Any]) -> list[str]:
-    """Lines of pip-audit's JSON.
+    """One line per advisory in pip-audit's JSON.
 
     >>> advisories({"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "X-1", "fix_versions": ["2"]}]}]})
-    ['a 1: X-1, mended in 2']
+    ['a 1: X-1, fixed in 2']
     """
     return [
-        f"{package['name']} {package['version']}: {entry['id']}, mended in "
+        f"{package['name']} {package['version']}: {entry['id']}, fixed in "
         + (", ".join(entry["fix_versions"]) or "none yet")
         for package in found["dependencies"]
         for entry in package.get("vulns", ())
@@ -44,7 +44,7 @@ def advisories(found: dict[str, Any]) -> list[str]:
 
 
 def left_out(found: dict[str, Any]) -> str:
-    """What pip-audit could not look up: versions that are not on PyPI, or all of them behind a mirror.
+    """Packages that pip-audit could not look up: versions that are not on PyPI, or all of them behind a mirror.
 
     >>> known, other = {"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "not found"}
     >>> left_out({"dependencies": [known, other]})
@@ -61,7 +61,7 @@ def left_out(found: dict[str, Any]) -> str:
 
 
 def main(pins: str) -> int:
-    """Print what was found."""
+    """Print the findings; returns the exit code."""
     found, unknown = audited(Path(pins))
     for line in found:
         print(line)

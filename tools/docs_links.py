@@ -1,4 +1,4 @@
-"""A hook of mkdocs: links out of docs/ become plain text that names the file, since a site holds the pages alone."""
+"""An mkdocs hook: links out of docs/ become the file's name, since the site contains only the pages."""
 
 import re
 

@@ -1,10 +1,9 @@
-"""The way of a parameter through the code, function by function: ``python -m tools.journeys``.
+"""Traces a parameter through the code, function by function: ``python -m tools.journeys``.
 
-A function is on the way of a value if it gets the value as an argument, or an argument (``self`` included) that holds
-it in an attribute which the function names. The value is what the user passed (a text, or the part of it behind the
-source's name) and what it is opened as, a data set; or the heads. A function counts once, where it is first called.
-Methods of the value itself, nested functions and comprehensions do not count. A return is a step to a file that was
-left before.
+A function is on the path of a value if it gets the value as an argument, or an argument (including ``self``) that has
+it in an attribute whose name the function uses. The value is what the user passed (a text, or the part of it after the
+source's name) and the data set opened from it; or the heads. A function counts once, when it is first called. Methods
+of the value itself, nested functions and comprehensions do not count. A return is a step back to an earlier file.
 
 The journeys: ``data`` through `ft.finetune`, ``data`` through ``featcache encode``, ``heads`` through `heads.evaluate`.
 """
@@ -32,7 +31,7 @@ VARARGS = 4
 
 @dataclass
 class Journey:
-    """The functions that a value passes, as (file, name), in the order of their first calls."""
+    """The functions on the path of a value, as (file, name), in the order of their first calls."""
 
     passed: tuple[str, ...]
     opened: type
@@ -40,21 +39,21 @@ class Journey:
 
     @property
     def entered(self) -> list[str]:
-        """Files, one after another."""
+        """Files in the order visited."""
         return [file for file, _ in groupby(file for file, _ in self.stops.values())]
 
     @property
     def files(self) -> int:
-        """Different files."""
+        """Number of different files."""
         return len(set(self.entered))
 
     @property
     def returns(self) -> int:
-        """Steps to a file that was left before."""
+        """Number of steps back to an earlier file."""
         return len(self.entered) - self.files
 
     def __str__(self) -> str:
-        """As docs/architecture.md lists it."""
+        """Markdown list, as in docs/architecture.md."""
         stays = groupby(self.stops.values(), key=lambda stop: stop[0])
         lines = [
             f"{number}. `{file}`: {', '.join(name for _, name in stops)}"
@@ -64,7 +63,7 @@ class Journey:
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
-        """Notes the calls of a block, those in threads included."""
+        """Record the calls in a block, including those in threads."""
         threading.setprofile(self._called)
         sys.setprofile(self._called)
         try:
@@ -97,13 +96,13 @@ class Journey:
 
 @cache
 def _names(code: CodeType) -> frozenset[str]:
-    """What a function names, in the functions and comprehensions in it too."""
+    """Names used in a function, including nested functions and comprehensions."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return frozenset(code.co_names).union(*inner)
 
 
 def journeys(folder: Path) -> dict[str, Journey]:
-    """The three, each on a tiny case in a new folder, which becomes the working directory."""
+    """The three journeys on tiny data in `folder`, which becomes the working directory."""
     import featcache
     import ft
     import heads

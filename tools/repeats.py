@@ -1,7 +1,7 @@
-"""Places of the packages that share six or more lines, equal or equal but for names: ``python -m tools.repeats [N]``.
+"""Finds duplicated code of six or more lines, up to renaming: ``python -m tools.repeats [N]``.
 
-Blank lines, comments, docstrings and imports do not count; of names, those in lower case may differ. The N (20) longest
-pairs are printed, longest first.
+Blank lines, comments, docstrings and imports do not count, and lower-case names may differ. Prints the N (default: 20)
+longest pairs, longest first.
 """
 
 import ast
@@ -17,12 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LEAST = 6
 KEPT = {*keyword.kwlist, *dir(builtins)}
-"""Names in lower case that are not replaced, such as those of types."""
+"""Lower-case names that must be equal, such as those of built-in types."""
 Place = tuple[str, int]
 
 
 def normal_lines(path: Path) -> list[tuple[int, str]]:
-    """Number and text of each line of code, its names replaced by ``_``."""
+    """Line number and text of each line of code, with names replaced by ``_``."""
     text = path.read_text()
     left_out: set[int] = set()
     for node in ast.walk(ast.parse(text)):
@@ -44,7 +44,7 @@ def normal_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def repeats(files: list[Path]) -> list[tuple[int, Place, Place]]:
-    """Lines that two places share, and where each begins; longest first, none inside another."""
+    """Number of shared lines and the start of both places; longest first, none inside another."""
     lines = {str(path.relative_to(ROOT)): normal_lines(path) for path in files}
     windows: dict[tuple[str, ...], list[Place]] = defaultdict(list)
     for name, found in lines.items():
@@ -54,7 +54,7 @@ def repeats(files: list[Path]) -> list[tuple[int, Place, Place]]:
     result = []
     for a, b in pairs:
         if ((a[0], a[1] - 1), (b[0], b[1] - 1)) in pairs or (a[0] == b[0] and b[1] - a[1] < LEAST):
-            continue  # inside a longer one, or one place twice
+            continue  # part of a longer pair, or overlapping itself
         length = LEAST
         while ((a[0], a[1] + length - LEAST + 1), (b[0], b[1] + length - LEAST + 1)) in pairs:
             length += 1

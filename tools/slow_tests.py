@@ -1,7 +1,7 @@
-"""List the slow tests: ``python -m tools.slow_tests REPORT.xml`` writes tests/slow.txt from a JUnit report of pytest.
+"""Lists slow tests: ``python -m tools.slow_tests REPORT.xml`` writes tests/slow.txt from pytest's JUnit report.
 
-A test function is slow if its parametrised cases take more than `LIMIT` seconds together. ``make slow`` runs the tests
-and then this.
+A test function is slow if all its parametrised cases together take more than `LIMIT` seconds. ``make slow`` runs the
+tests and then this script.
 """
 
 import sys
@@ -14,7 +14,7 @@ LIMIT = 0.4
 
 
 def slow_tests(report: Path) -> list[str]:
-    """``path::name`` of every slow test function of a report, sorted."""
+    """Sorted ``path::name`` of the slow test functions in a report."""
     seconds: Counter[str] = Counter()
     for case in ET.parse(report).iter("testcase"):
         path = case.attrib["classname"].replace(".", "/") + ".py"
