@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from featcache.datasets.hub import hub_lacks, no_hub
 from featcache.errors import EncoderError, FeatcacheError, MissingExtraError, PromptError
 from featcache.store.key import Json
 
@@ -40,6 +42,11 @@ class Painter:
     """
 
     def __init__(self, model: str, revision: str | None, device: str, precision: str) -> None:
+        folder = Path(model).expanduser()
+        if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+            raise EncoderError(f"--model {model}: no such folder; {EXPECTED}")
+        if find_spec("diffusers") and not folder.is_dir() and hub_lacks(model):  # the import takes seconds
+            raise no_hub(f"--model {model}", "connect this machine, or give a folder that diffusers saved")
         try:
             import diffusers
             import transformers
@@ -48,9 +55,6 @@ class Painter:
         for library in (diffusers, transformers):
             library.utils.logging.set_verbosity_error()
             library.utils.logging.disable_progress_bar()
-        folder = Path(model).expanduser()
-        if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
-            raise EncoderError(f"--model {model}: no such folder; {EXPECTED}")
         place = str(folder) if folder.is_dir() else model
         load: Any = diffusers.AutoPipelineForText2Image.from_pretrained
         try:

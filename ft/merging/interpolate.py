@@ -11,12 +11,15 @@ Papers: Wortsman et al., Robust fine-tuning of zero-shot models (arXiv 2109.0190
 import math
 from collections.abc import Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 
 from featcache.errors import MismatchError, TrainingError
 from featcache.parameters import Positive, Range
+from ft.checkpoints.folder import read_state
 from ft.checkpoints.state import State, check_shapes, shapes_of
 from ft.merging.tensors import check_models, common_dtype, shared
 
@@ -24,8 +27,8 @@ FISHER_FLOOR = 1e-8
 
 
 def interpolate(
-    theta0: State,
-    theta1: State,
+    theta0: State | str | Path,
+    theta1: State | str | Path,
     alpha: float,
     fisher0: State | None = None,
     fisher1: State | None = None,
@@ -40,7 +43,7 @@ def interpolate(
 
     Parameters
     ----------
-    theta0, theta1 : state dicts with the same keys and shapes
+    theta0, theta1 : state dicts with the same keys and shapes, or checkpoints (see `read_state`)
         The result has the wider of the two dtypes. Integer buffers must be equal, except BatchNorm's batch counters,
         which are taken from `theta1`.
     alpha
@@ -65,9 +68,10 @@ def interpolate(
     >>> round(interpolate(one, three, 0.3, f0, f1)["w"].item(), 6)
     2.263158
     """
+    theta0, theta1 = _state(theta0), _state(theta1)
     check_shapes(shapes_of(theta0), shapes_of(theta1), ("theta0", "theta1"))
-    if not math.isfinite(alpha):
-        raise TrainingError(f"alpha {alpha!r}: expected a finite number")
+    if not np.isscalar(alpha) or isinstance(alpha, str) or not math.isfinite(alpha):
+        raise TrainingError(f"alpha {alpha!r}: expected a finite number; ft.wise takes several alphas")
     weights = [1.0 - alpha, alpha]
     fishers = _checked_fishers(theta0, fisher0 or {}, fisher1 or {}, alpha, floor)
     merged = {}
@@ -77,12 +81,12 @@ def interpolate(
     return merged
 
 
-def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
+def soup(states: Sequence[State | str | Path], weights: Sequence[float] | None = None) -> dict[str, torch.Tensor]:
     """Average several models in weight space: ``sum_k w_k theta_k / sum_k w_k``.
 
     Parameters
     ----------
-    states : K state dicts with the same keys and shapes
+    states : K state dicts with the same keys and shapes, or checkpoints (see `read_state`)
         Integer buffers must be equal, except BatchNorm's batch counters, which come from the last model.
     weights : K relative weights; default: all equal
 
@@ -99,13 +103,19 @@ def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dic
     >>> soup(models)["w"].tolist(), soup(models, [3, 1])["w"].tolist()
     ([0.5, 1.0], [0.25, 1.0])
     """
-    check_models(states)
-    shares = [1.0] * len(states) if weights is None else [float(weight) for weight in weights]
+    models = [_state(state) for state in states]
+    check_models(models)
+    shares = [1.0] * len(models) if weights is None else [float(weight) for weight in weights]
     total = math.fsum(shares)
-    if len(shares) != len(states) or not math.isfinite(total) or total == 0:
-        raise TrainingError(f"weights {shares} for {len(states)} models; expected as many finite numbers, sum not zero")
+    if len(shares) != len(models) or not math.isfinite(total) or total == 0:
+        raise TrainingError(f"weights {shares} for {len(models)} models; expected as many finite numbers, sum not zero")
     shares = [share / total for share in shares]
-    return {key: _blend(key, [state[key] for state in states], shares) for key in states[0]}
+    return {key: _blend(key, [state[key] for state in models], shares) for key in models[0]}
+
+
+def _state(model: State | str | Path) -> State:
+    """A state dict, read where a checkpoint is named."""
+    return read_state(model) if isinstance(model, str | Path) else model
 
 
 def towards(states: Sequence[State], base: State, *, alpha: Annotated[float, Range()] = 0.5) -> dict[str, torch.Tensor]:

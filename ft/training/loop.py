@@ -15,6 +15,7 @@ import torch
 
 from featcache.datasets import open_dataset
 from featcache.datasets.base import Dataset
+from featcache.datasets.sources.held import Held, as_dataset
 from featcache.encoding.pipeline import default_ahead, default_workers
 from featcache.errors import DivergedError, FeatcacheError, TrainingError
 from featcache.processes import wait
@@ -98,13 +99,13 @@ def open_split(spec: str, labels: str = "names") -> Dataset:
 
 
 def finetune(
-    data: str | Dataset,
+    data: Held,
     model: str = "tiny",
     pretrained: str | None = None,
     *,
     out: str | Path,
     options: FinetuneOptions | Mapping[str, Any] | None = None,
-    val: str | Dataset | None = None,
+    val: Held = None,
     **settings: Unpack[RunSettings],
 ) -> FinetuneResult:
     """Fine-tune a model, or resume a run that was killed.
@@ -118,8 +119,8 @@ def finetune(
         ``resume.safetensors``, ``best_val.safetensors``. An unfinished run in it is resumed.
     options : a mapping has the names of the fields as keys
     val
-        Selection split, ``DATASET:SPLIT``, evaluated without augmentation; the best step is kept as ``best``. Do not
-        report results on this split.
+        Selection split, ``DATASET:SPLIT`` or data in memory, evaluated without augmentation; the best step is kept as
+        ``best``. Do not report results on this split.
     **settings : see `RunSettings`
 
     Raises
@@ -133,8 +134,9 @@ def finetune(
     """
     chosen = options if isinstance(options, FinetuneOptions) else FinetuneOptions.from_dict(options or {})
     labels = settings.get("labels", "names")
-    dataset = open_dataset(data, settings.get("split", "train"), labels=labels) if isinstance(data, str) else data
-    validation = open_split(val, labels) if isinstance(val, str) else val
+    split = settings.get("split", "train")
+    dataset = open_dataset(data, split, labels=labels) if isinstance(data, str) else as_dataset(data, split)
+    validation = open_split(val, labels) if isinstance(val, str) else val if val is None else as_dataset(val, "val")
     refuse_multilabel(dataset, validation)
     folder = Path(out)
     is_new = not folder.exists()

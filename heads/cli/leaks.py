@@ -14,7 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache leaks``."""
     parser.add_argument("train", metavar="TRAIN", help="image store that heads are fitted on")
     parser.add_argument("test", metavar="TEST", help="image store that heads are evaluated on")
-    parser.add_argument("--threshold", type=float, default=0.95, help="smallest cosine of a pair (default: 0.95)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="smallest cosine of a pair (default: closer than a quarter of the median distance, 1 - cosine, between a "
+        "training image and its nearest neighbour)",
+    )
     parser.add_argument("--per-row", type=int, default=5, metavar="K", help="most pairs per test image (default: 5)")
     store_arguments(parser)
 
@@ -22,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """``featcache leaks TRAIN TEST``."""
     from heads import leaks
+    from heads.search.leaks import near_threshold
 
     stores = []
     for reference in (args.train, args.test):
@@ -29,9 +35,10 @@ def run(args: argparse.Namespace) -> int:
         if not isinstance(store, ImageStore):
             raise HeadError(f"{store.name}: a store of texts; expected stores of images")
         stores.append(store)
-    pairs = leaks(stores[0], stores[1], threshold=args.threshold, per_row=args.per_row)
+    threshold = near_threshold(stores[0]) if args.threshold is None else args.threshold
+    pairs = leaks(stores[0], stores[1], threshold=threshold, per_row=args.per_row)
     images = len({pair["test_row"] for pair in pairs})
-    near = f"near-duplicate in {args.train} (cosine >= {args.threshold:g})"
+    near = f"near-duplicate in {args.train} (cosine >= {threshold:.4g})"
     lines = [f"{images:,} of {len(stores[1]):,} test images have a {near}"]
     for pair in pairs[:SHOWN]:
         same = pair["test_class"] == pair["train_class"]

@@ -18,8 +18,8 @@ def markdown_table(
 ) -> str:
     r"""One metric as a Markdown table: one line per head, one column per data set, the best of each column bold.
 
-    Two more columns where there are shifted data sets: their mean, and the change from the in-distribution data set
-    to it (for accuracies the drop).
+    More columns where there are shifted data sets: the mean of several, and the change to it from the in-distribution
+    data set (for accuracies the drop).
 
     Parameters
     ----------
@@ -37,10 +37,10 @@ def markdown_table(
     --------
     >>> rows = [{"head": "zero_shot", "a:top1": 0.8, "b:top1": 0.7}, {"head": "ridge", "a:top1": 0.9, "b:top1": 0.5}]
     >>> print(markdown_table(rows))
-    | Accuracy, % | a | b | shifted mean | drop |
-    |:---|---:|---:|---:|---:|
-    | zero\_shot | 80.0 | **70.0** | **70.0** | 10.0 |
-    | ridge | **90.0** | 50.0 | 50.0 | 40.0 |
+    | Accuracy, % | a | b | drop |
+    |:---|---:|---:|---:|
+    | zero\_shot | 80.0 | **70.0** | 10.0 |
+    | ridge | **90.0** | 50.0 | 40.0 |
     """
     shown = metric_of(metric)
     first, shifted = choose_datasets(rows, datasets, reference, metric)
@@ -126,10 +126,10 @@ def table_text(
     --------
     >>> row = {"a:top1": 0.8, "b:top1": 0.7, "a:nll": 0.5, "b:nll": 0.9}
     >>> print(table_text([{"head": "zero_shot", **row}, {"head": "ridge", **row, "a:top1": 0.9}]))
-                              a                  b       shifted mean        drop / rise
-                 top1 %     nll     top1 %     nll     top1 %     nll     top1 %     nll
-    zero_shot      80.0   0.500*      70.0*  0.900*      70.0*  0.900*      10.0   0.400
-    ridge          90.0*  0.500*      70.0*  0.900*      70.0*  0.900*      20.0   0.400
+                              a                  b        drop / rise
+                 top1 %     nll     top1 %     nll     top1 %     nll
+    zero_shot      80.0   0.500*      70.0*  0.900*      10.0   0.400
+    ridge          90.0*  0.500*      70.0*  0.900*      20.0   0.400
     """
     first, shifted = choose_datasets(rows, datasets, reference, metrics[0])
     for metric in metrics[1:]:
@@ -178,14 +178,15 @@ def in_blocks(left: Sequence[str], columns: Iterable[Sequence[str]], width: int,
 
 
 def columns_of(rows: Sequence[Row], first: str, shifted: Sequence[str], metric: str) -> dict[str, list[float | None]]:
-    """Values of all heads by data set, then the mean over the shifted ones (see `shifts_of`) and the change to it."""
+    """Values of all heads by data set, the mean of several shifted ones (see `shifts_of`), and the change to it."""
     columns = {name: [value_of(row, name, metric) for row in rows] for name in (first, *shifted)}
     if shifted := shifts_of(rows, first, shifted, metric):
-        columns[MEAN] = [mean_of(row, shifted, metric) for row in rows]
+        means = [mean_of(row, shifted, metric) for row in rows]
+        columns |= {MEAN: means} if len(shifted) > 1 else {}
         sign = -1 if metric_of(metric).higher_is_better else 1
         columns["drop" if sign < 0 else "rise"] = [
             None if mean is None or start is None else sign * (mean - start)
-            for mean, start in zip(columns[MEAN], columns[first], strict=True)
+            for mean, start in zip(means, columns[first], strict=True)
         ]
     return columns
 

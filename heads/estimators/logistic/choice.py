@@ -110,6 +110,7 @@ class Choice:
     class_weights: Float | None = None
     how: str = "none"
     _whole: PathSolver | None = None
+    _left: int = 0
 
     def along(self, Cs: Float) -> tuple[list[Fitted], Float]:
         """Fits of every C, and their scores; no scores for a single C, or if no row can be held out.
@@ -120,7 +121,8 @@ class Choice:
         folds = [] if len(Cs) == 1 or self.validation is not None else list(self._folds())
         by_subset = self._subset_suffices(folds, Cs)
         fits = len(Cs) / SUBSET + 1 + 2 * _BESIDE if by_subset else len(Cs) * (1 + len(folds))
-        self.progress.start("logistic, all C", round(fits * len(self.rows.y)), 0)
+        self._left = round(fits * len(self.rows.y))
+        self.progress.start("logistic, all C", self._left, 0)
         scores, whole = np.zeros(0), self.solver(self.rows, None)
         tol, self._whole = (max(whole.minimiser.tol, PATH_TOL), whole) if self.default else (None, None)
         if len(Cs) == 1:
@@ -140,8 +142,15 @@ class Choice:
             path = list(self._told(whole.path(Cs[: len(scores)] if scores.size else Cs, tol)))
             if not scores.size:
                 self._without_choice()
+        self.progress.advance(self._left)  # of fits that the end of the path made unnecessary
         self.progress.finish()
         return path, scores
+
+    def _advance(self, rows: int) -> None:
+        """Tell of rows that a fit has read, at most as many as were announced."""
+        rows = min(rows, self._left)
+        self._left -= rows
+        self.progress.advance(rows)
 
     def _subset_suffices(self, folds: Sequence[tuple[Mask, Mask]], Cs: Float) -> bool:
         """Whether a subset of the rows is large enough to locate the best C, and cheaper to read than all rows."""
@@ -165,7 +174,7 @@ class Choice:
         part = FoldAssigner(self.rows.n_classes, parts)(self.rows.y) == 1
         solver = self.solver(self.rows, part & ~held)
         for place, fitted in enumerate(solver.path(Cs)):
-            self.progress.advance(n // parts)
+            self._advance(n // parts)
             found[place] = self._score(fitted, held)
             losses = np.array(list(found.values()))
             if self._turned(losses) or (self.metric == "nll" and (np.diff(losses[-3:]) >= 0).sum() == 2):
@@ -177,7 +186,7 @@ class Choice:
             for k in sorted(new, key=lambda k: abs(k - place)):
                 fits[k] = whole.fit(float(Cs[k]), None if folds and k == place else tol)
                 scores[k] = found[k] if folds else self._score(fits[k], held)
-                self.progress.advance(n)
+                self._advance(n)
             place = best(sorted(scores), key=scores.__getitem__)
         self._whole = None if folds else whole
         return [fits[k] for k in sorted(fits)], np.array([scores[k] for k in sorted(fits)])
@@ -231,7 +240,7 @@ class Choice:
     def _told(self, fits: Iterator[Fitted]) -> Iterator[Fitted]:
         """The fits, reporting each to `progress`."""
         for fitted in fits:
-            self.progress.advance(len(self.rows.y))
+            self._advance(len(self.rows.y))
             yield fitted
 
     def searched(self) -> tuple[list[Fitted], Float]:

@@ -292,6 +292,17 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.glob("made/*/*"))
 
 
+def test_a_hub_that_cannot_be_reached_is_said_before_diffusers_is_loaded(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    assert main(["generate", "digits", "--out", str(tmp_path / "made"), "--model", "org/none", "--images", "1"]) == 2
+    assert "--model org/none: HF_HUB_OFFLINE keeps huggingface.co from being asked" in capsys.readouterr().err
+    assert "diffusers" not in sys.modules
+
+
 def test_names_and_templates_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     for classes, templates in (([], ["{}"]), ([("a", "a")], []), ([("a", "a")], ["no placeholder"])):
         with pytest.raises(PromptError):

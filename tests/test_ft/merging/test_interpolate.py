@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from golden import sines
 
 from featcache.errors import MismatchError, TrainingError
+from ft.checkpoints.folder import write_state
 from ft.merging.interpolate import interpolate, soup
 
 State = dict[str, torch.Tensor]
@@ -163,3 +166,17 @@ def test_refuses_bad_soup_weights(weights: list[float]) -> None:
 def test_refuses_an_empty_soup() -> None:
     with pytest.raises(TrainingError, match="no models"):
         soup([])
+
+
+def test_checkpoints_are_named_in_place_of_state_dicts(tmp_path: Path) -> None:
+    one, two = model(0.1), model(0.9)
+    files = [str(tmp_path / "one.safetensors"), tmp_path / "two.safetensors"]
+    for file, state in zip(files, (one, two), strict=True):
+        write_state(state, file)
+    assert equal(interpolate(*files, 0.25), interpolate(one, two, 0.25))
+    assert equal(soup([files[0], two]), soup([one, two]))
+
+
+def test_several_alphas_are_for_wise() -> None:
+    with pytest.raises(TrainingError, match=r"ft\.wise takes several"):
+        interpolate(model(0.1), model(0.9), [0.0, 0.5])  # type: ignore[arg-type]

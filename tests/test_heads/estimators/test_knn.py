@@ -17,6 +17,7 @@ from featcache.errors import HeadError, MismatchError, MissingExtraError
 from heads import KNN
 from heads.fitted.knn import FLOOR, vote
 from heads.search import ExactIndex, FaissIndex
+from heads.search.leaks import near_threshold
 from heads.solvers.temperature import fit_temperature
 
 
@@ -304,6 +305,23 @@ def test_leaks_are_pairs_above_the_threshold(images: Any) -> None:
     assert len(everything) == (cosines >= 0.6).sum() > 10
     assert [row["similarity"] for row in everything] == sorted((row["similarity"] for row in everything), reverse=True)
     assert len(heads.leaks(train, test, threshold=-1.0, per_row=2)) == 160
+
+
+@pytest.mark.parametrize("common", [0.0, 7.0])  # of 7, every cosine is above 0.95
+def test_leaks_are_relative_to_the_spread_of_the_features(images: Any, common: float) -> None:
+    train, test = images(n=120, noise=0.6), images(n=80, seed=4, noise=0.6, split="test")
+    test.X[7] = train.X[30] * np.float32(1.01)
+    size = np.linalg.norm(train.X, axis=1).mean() / np.sqrt(train.X.shape[1])
+    for store in (train, test):
+        store.X += np.float32(common * size)
+        store.X /= np.linalg.norm(store.X, axis=1, keepdims=True)
+    X, T = train.X.astype(np.float64), test.X.astype(np.float64)
+    assert common == 0 or (T @ X.T).min() > 0.95
+    within = X @ X.T - 2 * np.eye(len(X))
+    expected = min(1 - np.median(1 - within.max(axis=1)) / 4, 0.999)
+    assert near_threshold(train) == pytest.approx(expected, abs=1e-4)
+    assert [(row["test_row"], row["train_row"]) for row in heads.leaks(train, test)] == [(7, 30)]
+    assert near_threshold(images(n=1)) == 0.999
 
 
 def test_leaks_count_rows_of_the_store_and_need_one_encoder(images: Any) -> None:

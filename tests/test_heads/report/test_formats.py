@@ -25,9 +25,9 @@ def test_csv_holds_every_metric_and_reads_back():
 
 def test_latex_has_one_tabular_per_metric_and_no_command_of_a_name():
     text = as_latex(ROWS, Shown())
-    assert text.count(r"\begin{tabular}{lrrrr}") == 1  # a, b, mean, drop
+    assert text.count(r"\begin{tabular}{lrrr}") == 1  # a, b, drop
     assert text.count(r"\begin{tabular}{lr}") == 1  # NLL on a alone
-    assert r"a,b\_\& \textbackslash{}x $\alpha$=0.25 & \textbf{90.0} & 50.0 & 50.0 & 40.0 \\" in text
+    assert r"a,b\_\& \textbackslash{}x $\alpha$=0.25 & \textbf{90.0} & 50.0 & 40.0 \\" in text
     assert latex_text("$#%{}~^<") == r"\$\#\%\{\}\textasciitilde{}\textasciicircum{}\textless{}"
 
 

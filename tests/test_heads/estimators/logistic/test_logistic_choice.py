@@ -293,3 +293,7 @@ def test_progress_hears_of_every_fit(images: Any) -> None:
     fit_head("logistic", Material(images(n=100), progress=told), {"C": [0.1, 1.0, 10.0]})
     assert told.total == told.done == 100 * 3 * 6
     assert told.finished == 1
+    told = Told()
+    head = fit_head("logistic", Material(images(n=100, noise=2.0), progress=told), {})
+    assert len(head.Cs_) < 13  # the default path ended early, and progress is complete all the same
+    assert told.total == told.done == 100 * 13 * 6
