@@ -1,8 +1,8 @@
 """Percentile bootstrap of means over rows, and exact paired tests (Efron 1979; McNemar 1947).
 
-Accuracy, NLL, Brier score and their paired differences are means over rows. A draw of N rows with replacement is a
-vector of N counts, so that the means of many series under many draws are one matrix product; every series sees the same
-draws, and a difference of two heads is drawn pair by pair.
+Accuracy, NLL, Brier score and their paired differences are means over rows. A resample of N rows is a vector of N
+counts, so the means of many series under many resamples are one matrix product. All series share the same resamples,
+which makes differences of two heads paired.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from numpy.typing import ArrayLike, NDArray
 from featcache.errors import HeadError
 
 DRAWS = 2000
-"""Default number of draws: the ends of a 95% interval are then known to about a tenth of its width."""
+"""Default number of resamples, with which the ends of a 95% interval are accurate to about a tenth of its width."""
 
 MOST_DRAWS = 10**7
 LEVEL = 0.95
-"""Default share of the draws between the ends of an interval."""
+"""Default level of intervals."""
 
-_CELLS = 1 << 22  # counts held at a time: 32 MiB
+_CELLS = 1 << 22  # counts in memory at a time: 32 MiB
 
 
 class DrawOptions(TypedDict, total=False):
-    """Keywords of every percentile bootstrap; all are optional.
+    """Optional keywords of the percentile bootstrap.
 
     Attributes
     ----------
-    draws : number of draws. Default: `DRAWS`
-    level : share of the draws between the ends. Default: `LEVEL`
-    seed : of `numpy.random.default_rng`. Default: 0
+    draws : number of resamples. Default: `DRAWS`
+    level : share of the resamples within the interval. Default: `LEVEL`
+    seed : seed of `numpy.random.default_rng`. Default: 0
     """
 
     draws: int
@@ -41,7 +41,7 @@ class DrawOptions(TypedDict, total=False):
 
 
 class Interval(NamedTuple):
-    """A mean and the ends of its interval."""
+    """A mean with its confidence interval."""
 
     value: float
     low: float
@@ -56,25 +56,25 @@ def bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> list[Interval]:
-    """Intervals of the means of H series over the same rows.
+    """Confidence intervals of the means of H series over the same rows.
 
     Parameters
     ----------
     values : (H, N), or (N,) for one series
     clusters : (N,) integers
-        Rows of one cluster (views of one image, patches of one slide) are drawn together, so that their dependence
-        does not narrow the interval. Default: rows are drawn one by one. The mean is over rows either way.
+        Rows of one cluster (views of one image, patches of one slide) are resampled together, so that their dependence
+        does not narrow the interval. None resamples single rows. The mean is over rows either way.
     draws, level, seed : as in `DrawOptions`
 
     Returns
     -------
-    One `Interval` per series: its mean, and the ``(1 -+ level) / 2`` quantiles of its means under the draws; close to
+    One `Interval` per series: its mean, and the ``(1 -+ level) / 2`` quantiles of its resampled means, as
     ``scipy.stats.bootstrap(method="percentile")``.
 
     Raises
     ------
     HeadError
-        For shapes that do not fit, no rows, values that are not finite, fewer than 2 draws or a level outside (0, 1).
+        For wrong shapes, no rows, values that are not finite, fewer than 2 draws, or a level outside (0, 1).
 
     Examples
     --------
@@ -93,10 +93,10 @@ def bootstrap(
 def bootstrap_groups(
     values: ArrayLike, codes: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
 ) -> tuple[list[Interval], Interval]:
-    """Intervals of one series by group, and of its smallest group mean (worst-group accuracy).
+    """Confidence intervals of one series by group, and of its smallest group mean (worst-group accuracy).
 
-    Every draw draws within each group, so that groups keep their sizes. The smallest of several noisy means is biased
-    downwards, and the interval shows it: with groups of few rows it may be below the value.
+    Resampling is within groups, so that groups keep their sizes. The smallest of several noisy means is biased
+    downwards, which the interval shows: with small groups it may lie below the value.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def bootstrap_groups(
 
 
 def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
-    """Exact two-sided sign test of paired values; of hits and misses it is McNemar's exact test.
+    """Exact two-sided sign test of paired values; for hits and misses this is McNemar's exact test.
 
     Parameters
     ----------
@@ -135,8 +135,7 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> tuple[int, int, float]:
 
     Returns
     -------
-    Rows with a > b, rows with b > a, and the probability of a split at least as uneven if both were as likely: 1 where
-    no row differs. Rows that tie do not count.
+    Number of rows with a > b, number of rows with b > a, and the p-value (1 if no row differs). Ties are ignored.
 
     Examples
     --------
@@ -163,17 +162,17 @@ def _series(values: ArrayLike, draws: int, level: float, seed: int) -> NDArray[n
 
 
 def check_draws(draws: int, level: float, seed: int) -> None:
-    """HeadError for numbers of draws, levels or seeds out of range."""
+    """Raise a HeadError for a number of draws, level or seed out of range."""
     if not 2 <= draws <= MOST_DRAWS or not 0 < level < 1:
         raise HeadError(
             f"got {draws} draws and level {level}; expected 2 to {MOST_DRAWS:,} draws, and a level between 0 and 1"
         )
     if seed < 0:
-        raise HeadError(f"got seed {seed}, expected a whole number from 0")
+        raise HeadError(f"got seed {seed}, expected a whole number >= 0")
 
 
 def draw_counts(n: int, draws: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
-    """How often each of n rows is drawn, (b, n) for some of the draws at a time."""
+    """Counts (b, n) of how often each of n rows is drawn, for b resamples at a time."""
     size = max(1, _CELLS // n)
     for start in range(0, draws, size):
         some = min(size, draws - start)
@@ -184,9 +183,9 @@ def draw_counts(n: int, draws: int, rng: np.random.Generator) -> Iterator[NDArra
 def _by_cluster(
     series: NDArray[np.float64], clusters: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums (H, G) and rows (G,) of each cluster."""
+    """Sums (H, G) and number of rows (G,) of each cluster."""
     if clusters.shape != series.shape[1:]:
-        raise HeadError(f"clusters are {clusters.shape}, expected {series.shape[1:]}: one for each row")
+        raise HeadError(f"clusters are {clusters.shape}, expected {series.shape[1:]}: one per row")
     seen, codes = np.unique(clusters, return_inverse=True)
     if len(seen) < 2:
         raise HeadError("all rows are one cluster; an interval needs at least two")
@@ -195,6 +194,6 @@ def _by_cluster(
 
 
 def intervals_of(values: NDArray[np.float64], means: NDArray[np.float64], level: float) -> list[Interval]:
-    """Of values (H,) and means under draws (draws, H)."""
+    """Intervals from values (H,) and resampled means (draws, H)."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [Interval(*map(float, ends)) for ends in zip(values, low, high, strict=True)]

@@ -1,4 +1,4 @@
-"""Two heads on the same rows: paired differences with intervals, and whether chance explains them."""
+"""Compare two heads on the same rows: paired differences with intervals, and paired tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from heads.evaluation.seen import Seen
 
 
 class CompareOptions(DrawOptions, total=False):
-    """Further keywords of `compare`: those of the bootstrap, and what is done with rows that a head has seen."""
+    """Further keywords of `compare`."""
 
     seen: Seen
 
@@ -41,18 +41,18 @@ def compare(
     Parameters
     ----------
     head_a, head_b, stores, class_subset, allow_chosen, groups
-        As in `heads.evaluate`; with groups, differences are also given by group.
+        As in `heads.evaluate`; with groups, differences are also reported by group.
     clusters
-        Metadata columns: rows that agree in all of them are drawn together (see `heads.bootstrap`).
+        Metadata columns; rows with equal values in all of them are resampled together (see `heads.bootstrap`).
     **options
         `draws`, `level`, `seed` of the percentile bootstrap; `seen` as in `heads.evaluate`.
 
     Returns
     -------
     One dict per store: ``store``, ``n``, ``level``, ``heads``; for ``top1`` and ``nll`` each ``a``, ``b`` and
-    ``difference`` (b less a), each ``[value, low, high]``; ``mcnemar``: rows that only a, only b predicts correctly,
-    and the exact two-sided ``p``; ``sign_nll``: rows where a, where b has the smaller NLL, and ``p``; with groups
-    ``groups``: rows and ``top1`` difference of each, and ``worst_group_top1`` of a and b; with ``seen="exclude"``
+    ``difference`` (b minus a), as ``[value, low, high]``; ``mcnemar``: rows that only a or only b predicts correctly,
+    and the exact two-sided ``p``; ``sign_nll``: rows where a or b has the smaller NLL, and ``p``; with groups,
+    ``groups``: rows and ``top1`` difference of each, and ``worst_group_top1`` of a and b; with ``seen="exclude"``,
     ``n_excluded``.
 
     Raises
@@ -83,15 +83,15 @@ def compare(
 def add_intervals(judgement: Judgement, **options: Unpack[DrawOptions]) -> list[Row]:
     """Rows of `heads.judge` with ``"<store>:top1_interval"`` and ``"<store>:nll_interval"``, each [low, high].
 
-    Of multi-label heads these are ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``.
+    For multi-label heads these are ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``.
 
     Raises
     ------
     HeadError
-        If the judgement kept no samples.
+        If the judgement has no per-sample results.
     """
     if not judgement.samples and not judgement.scores:
-        raise HeadError("intervals need single samples; call heads.judge with per_sample=True")
+        raise HeadError("intervals need per-sample results; call heads.judge with per_sample=True")
     rows = [dict(row) for row in judgement.rows]
     for label, table in judgement.samples.items():
         for metric, values in (("top1", table.rank == 0), ("nll", table.nll)):

@@ -1,6 +1,7 @@
-"""Evaluate many heads on many stores in one pass over each; choose one on a selection split, never on a reported one.
+"""Evaluate many heads on many stores in one pass over each store, and choose a head on a selection split.
 
-`judge` does it all: metrics, groups, and on request single samples and confusion counts. `evaluate` returns its rows.
+`judge` computes metrics and groups, and on request per-sample results and confusion counts; `evaluate` returns its
+rows.
 """
 
 from __future__ import annotations
@@ -32,34 +33,33 @@ from heads.rows.samples import as_samples, is_multilabel, is_store
 
 
 class EvaluateOptions(TypedDict, total=False):
-    """Keywords of `heads.evaluate` and `heads.judge`; all are optional.
+    """Optional keywords of `heads.evaluate` and `heads.judge`.
 
     Attributes
     ----------
     class_subset
-        Indices, into the heads' class list, of the classes to keep, for all stores or by store name; the softmax is
-        over these only. The store's labels are then read by its class list: if it names the heads' full
-        class list, labels are full indices (each must be in the subset); if it names the subset's classes in the
-        subset's order, they are positions in the subset (ImageNet-R and -A, whose labels are 0..199). A `Projection`
-        makes new classes, each the largest logit of some of the heads' (ObjectNet).
+        Indices of the heads' classes to keep, for all stores or by store name; the softmax is over these classes only.
+        If a store has the heads' full class list, its labels are full indices (and must all be in the subset); if its
+        class list is the subset in order, labels are positions in the subset (ImageNet-R and -A, labels 0..199). A
+        `Projection` defines new classes, each with the largest logit of some of the heads' classes (ObjectNet).
     allow_chosen : bool
-        Report even on rows that a head was chosen on: a leak, for reproducing papers.
+        Whether to report on rows that a head was chosen on: a leak, for reproducing papers.
     seen : {"refuse", "exclude", "allow"}
-        Rows that a head was fitted or chosen on, known by their content, whatever the split is called. "refuse", the
-        default, is an error, unless the store is the training split of the head's record under its own name: those
-        are figures of training rows, and ``fitted_on`` says so. "exclude" leaves out the rows that any of the heads
-        has seen, so that all are judged on the same rows, and counts them: ``"<name>:n_excluded"``. "allow" reports
-        all the same.
+        What to do with rows that a head was fitted or chosen on, which are recognised by content, not by the name of
+        the split. "refuse" (default) raises an error, unless the store is the recorded training split under its own
+        name, in which case ``fitted_on`` shows that these are training rows. "exclude" leaves out the rows that any
+        head has seen, so that all heads are evaluated on the same rows, and reports ``"<name>:n_excluded"``. "allow"
+        evaluates all rows.
     groups : sequence of str
-        Metadata columns of the stores (``label`` is the class): accuracy and NLL are also reported for each of their
-        values, or combinations of values.
+        Metadata columns of the stores (``label`` is the class); accuracy and NLL are also reported for each value, or
+        combination of values.
     reference : str
-        Name of the in-distribution store, which does not count as a shifted domain. Default: the first.
+        Name of the in-distribution store, which is not a shifted domain. Default: the first.
     names : sequence of str
-        Names of the stores in the rows' keys, in `class_subset` and in `reference`. Default: the stores' own.
+        Names of the stores in the keys of rows, in `class_subset` and in `reference`. Default: the stores' own.
     distributed : bool
-        The processes of torchrun's process group share the rows. Every process must make the same call, and gets the
-        results of all rows.
+        Whether the processes of torchrun's process group share the rows. Every process must make the same call, and
+        gets the results of all rows.
     """
 
     class_subset: ClassSubset
@@ -73,12 +73,12 @@ class EvaluateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class SampleTable:
-    """What each of H heads did on each of the N' valid rows of a store.
+    """Results of H heads on each of the N' valid rows of a store.
 
     Attributes
     ----------
     rows : (N',) rows of the store
-    labels : (N',) class indices among the heads' classes
+    labels : (N',) indices among the heads' classes
     nll : (H, N') float32, nats
     rank : (H, N') int64 rank of the label, 0 is best; ties by class index
     """
@@ -96,11 +96,11 @@ class Judgement:
     Attributes
     ----------
     rows : one results row per head, as `heads.evaluate` returns them
-    samples : for each store, by its name in the rows, what every head did on every sample; empty unless asked for
-    confusion : for each store (H, C, C) counts, [label, predicted class]; empty unless asked for
-    classnames : for each store the C classes that labels and counts refer to
-    stores : the stores, without the rows that were left out
-    scores : in place of `samples`, for each multi-label store: logits of every head on every sample
+    samples : per-sample results, by the name of the store in the rows; empty unless requested
+    confusion : (H, C, C) counts [label, predicted class] by store; empty unless requested
+    classnames : the C classes of labels and counts, by store
+    stores : the stores, without excluded rows
+    scores : for multi-label stores, in place of `samples`: logits of every head on every sample
     """
 
     rows: list[Row]
@@ -114,36 +114,33 @@ class Judgement:
 def evaluate(heads: Sequence[object], stores: Sequence[FeatureTable], **options: Unpack[EvaluateOptions]) -> list[Row]:
     """One row per head, with every metric on every store.
 
-    Linear heads are evaluated together by `linear_nll`, block by block, without an array of logits; heads of one
-    interpolation share two products, since logits interpolate as weights do. Numbers of neighbours in one bank share
-    its search. `heads.judge` also keeps single samples and confusion counts.
+    Linear heads are evaluated together by `linear_nll`, block by block, without storing all logits. Interpolations of
+    the same two heads share two matrix products, and kNN heads of different k share the search. `heads.judge` also
+    returns per-sample results and confusion counts.
 
     Parameters
     ----------
-    heads
-        Fitted estimators or their `LogitHead`: linear heads, and others that give logits. Every setting of one fit is
-        ``fitted.path_heads()``.
-    stores
-        Image stores (their valid rows count), on a disk or, from `heads.resident`, in memory or on a GPU.
+    heads : fitted estimators or `LogitHead`; ``fitted.path_heads()`` gives every setting of a fit
+    stores : image stores (valid rows are evaluated): on disk or, from `heads.resident`, in memory or on a GPU
     **options
         `class_subset`, `allow_chosen`, `seen`, `groups`, `reference`, `names`, `distributed`: see `EvaluateOptions`.
 
     Returns
     -------
     Rows with ``head``, ``encoder``, ``params``, ``fitted_on``, ``chosen_on``, ``alpha`` (interpolations only) and
-    ``"<store.name>:<metric>"``; the name is ``<name>/<split>`` where two of the stores share a name. ``splits`` says
-    which split each name stands for, ``training_rows`` which of them the head was fitted on. With groups
-    also ``"<name>:worst_group_top1"``, ``worst_group``, ``worst_group_nll`` and, by group, ``group_top1``,
-    ``group_nll``, ``group_rows``. For two or more stores also ``shifted_mean_<metric>``, ``shifted_worst_<metric>``
-    and ``shifted_worst_domain``, without the stores that the head was fitted on (``shifted_left_out``).
+    ``"<store.name>:<metric>"``; if two stores share a name, it is ``<name>/<split>``. ``splits`` maps names to splits,
+    ``training_rows`` lists those that the head was fitted on. With groups also ``"<name>:worst_group_top1"``,
+    ``worst_group``, ``worst_group_nll`` and, by group, ``group_top1``, ``group_nll``, ``group_rows``. For two or more
+    stores also ``shifted_mean_<metric>``, ``shifted_worst_<metric>`` and ``shifted_worst_domain``, without the stores
+    that the head was fitted on (``shifted_left_out``).
 
     Raises
     ------
     MismatchError
         If a head and a store differ in encoder, text tower or class list.
     HeadError
-        If a head was chosen on one of the stores, or fitted or chosen on some of its rows under another name; a group
-        column is missing, or there is nothing to evaluate.
+        If a head was chosen on one of the stores, or fitted or chosen on some of its rows under another name; if a
+        group column is missing, or there is nothing to evaluate.
     """
     return judge(heads, stores, **options).rows
 
@@ -156,14 +153,13 @@ def judge(
     confusion: bool = False,
     **options: Unpack[EvaluateOptions],
 ) -> Judgement:
-    """Evaluate heads on stores, and keep more than the rows; see `heads.evaluate` for the rest.
+    """Evaluate heads on stores, with further results; other parameters, and errors, are those of `heads.evaluate`.
 
     Parameters
     ----------
-    per_sample
-        Also keep NLL and rank of every head on every sample.
-    confusion
-        Also count (label, predicted class) pairs, H C² numbers per store, and report ``"<name>:macro_f1"``.
+    per_sample : whether to return NLL and rank of every head on every sample
+    confusion : whether to count (label, predicted class) pairs (H C² numbers per store), and report
+        ``"<name>:macro_f1"``
     """
     known = EvaluateOptions.__annotations__
     if unknown := sorted(options.keys() - known.keys()):
@@ -173,13 +169,13 @@ def judge(
         raise HeadError(f"got {len(fitted)} heads and {len(stores)} stores; give at least one of each")
     if arrays := [type(store).__name__ for store in stores if not is_store(store)]:
         raise HeadError(
-            f"got {arrays[0]}, expected a store: name one of `featcache encode`, or make one of arrays, "
+            f"got {arrays[0]}, expected a store: name one of `featcache encode`, or make one from arrays, "
             "heads.ResidentStore(X, y, classnames)"
         )
     labels = store_labels(stores, options.get("names"))
     rows = [_describe(head, stores) for head in fitted]
     passes: list[_Pass | MultiLabelPass] = []
-    # every refusal comes before the first pass
+    # check everything before the first pass
     rests = [reportable(fitted, store, options) for store in stores]
     for store, subset in zip(rests, subsets_of(stores, labels, options.get("class_subset")), strict=True):
         columns = options.get("groups")
@@ -227,7 +223,7 @@ def judge(
 
 
 class _Pass:
-    """All heads on one store."""
+    """One pass of all heads over one store."""
 
     def __init__(
         self, jobs: Sequence[Job], store: FeatureTable, groups: Groups | None, *, per_sample: bool, confusion: bool
@@ -246,11 +242,11 @@ class _Pass:
 
     @property
     def classnames(self) -> tuple[str, ...]:
-        """Of the heads."""
+        """Classes of the heads."""
         return self.jobs[0].head.classnames
 
     def run(self, rank: int, size: int) -> None:
-        """Add this process's share of the rows."""
+        """Evaluate this process's share of the rows."""
         done, share = 0, self.store
         if size > 1:
             share, places = rows_of_rank(self.store, rank, size)
@@ -273,13 +269,13 @@ class _Pass:
             self.samples.nll[:, places], self.samples.rank[:, places] = nll, rank
 
     def sums(self) -> list[NDArray[np.generic]]:
-        """Every array that is to be replaced, in place, by its sum over processes."""
+        """Arrays to be summed over processes, in place."""
         found = [array for tally in self.tallies for array in tally.sums.values()]
         found += self.groups.sums if self.groups is not None else []
         return found + ([] if self.samples is None else [self.samples.labels, self.samples.nll, self.samples.rank])
 
     def results(self) -> list[Row]:
-        """Metrics of each head, with those of groups."""
+        """Metrics of each head, including those of groups."""
         if not self.tallies[0].n:
             raise HeadError(f"no rows were evaluated; {self.store.name!r} has no valid row")
         found: list[Row] = [{**result} for tally in self.tallies for result in tally.results()]
@@ -301,11 +297,11 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the data set."""
+        """Name of the data set."""
 
     @property
     def split(self) -> str:
-        """Of the split."""
+        """Name of the split."""
 
 
 def store_labels(stores: Sequence[Named], names: Sequence[str] | None = None) -> list[str]:
@@ -314,11 +310,11 @@ def store_labels(stores: Sequence[Named], names: Sequence[str] | None = None) ->
     Raises
     ------
     HeadError
-        A name that occurs twice, or another number of names than of stores.
+        For a repeated name, or the wrong number of names.
     """
     if names is not None:
         if len(names) != len(stores) or len(set(names)) < len(names):
-            raise HeadError(f"names {', '.join(names)}: expected {len(stores)} different ones, one per split")
+            raise HeadError(f"names {', '.join(names)}: expected {len(stores)} different names, one per split")
         return list(names)
     times = Counter(store.name for store in stores)
     labels = [store.name if times[store.name] == 1 else f"{store.name}/{store.split}" for store in stores]
@@ -331,7 +327,7 @@ def store_labels(stores: Sequence[Named], names: Sequence[str] | None = None) ->
 def subsets_of(
     stores: Sequence[FeatureTable], labels: Sequence[str], subset: ClassSubset
 ) -> list[Sequence[int] | Projection | None]:
-    """The class subset of each store: the same for all, or by its label or its own name."""
+    """The class subset of each store: the same for all, or looked up by label or name."""
     if not isinstance(subset, Mapping):
         return [subset] * len(stores)
     return [subset.get(label, subset.get(store.name)) for store, label in zip(stores, labels, strict=True)]
@@ -354,7 +350,7 @@ def _describe(head: LogitHead, stores: Sequence[FeatureTable]) -> Row:
 
 
 def reportable(heads: Sequence[LogitHead], store: FeatureTable, options: EvaluateOptions) -> FeatureTable:
-    """The store, or what is left of it without the rows that heads have seen; refused where they have."""
+    """The store, after refusing or excluding rows that heads have seen."""
     seen = check_seen(options.get("seen", "refuse"))
     if seen == "exclude":
         return unseen_by(store, heads)
@@ -369,7 +365,7 @@ def reportable(heads: Sequence[LogitHead], store: FeatureTable, options: Evaluat
 
 
 def refuse_chosen(heads: Sequence[LogitHead], store: FeatureTable) -> None:
-    """HeadError if one of the heads was chosen on a store, where its results are optimistic."""
+    """Raise a HeadError if one of the heads was chosen on the store, where its results are optimistic."""
     for head in heads:
         if head.provenance.was_chosen_on(store):
             raise HeadError(
@@ -387,12 +383,12 @@ def choose(
     distributed: bool = False,
     seen: Seen = "refuse",
 ) -> LogitHead:
-    """The best head on a selection split, a store or ``(X, y)``; `evaluate` will refuse to report it on that split.
+    """The best head on a selection split, a store or ``(X, y)``; `evaluate` then refuses to report it on that split.
 
-    Rows of the split that one of the heads was fitted on are refused, or left out with ``seen="exclude"``.
-    Ties go to the lower NLL, then to the earlier head; ``tied`` in the record of the choice counts the heads of the
-    best value where there are several. ``nll``, ``nll_capped``, ``brier`` and ``ece`` are minimised, the others
-    maximised. The default is ``top1``; of multi-label heads ``map``, which stands for ``map_macro``.
+    Rows of the split that one of the heads was fitted on are refused, or left out with ``seen="exclude"``. The default
+    metric is ``top1``, for multi-label heads ``map`` (short for ``map_macro``). ``nll``, ``nll_capped``, ``brier`` and
+    ``ece`` are minimised, the others maximised. Ties go to the lower NLL, then to the earlier head; ``tied`` in the
+    record of the choice counts the heads that share the best value, if there are several.
 
     Raises
     ------
@@ -417,7 +413,7 @@ def choose(
 
 
 def _in_memory(X: ArrayLike, y: ArrayLike, head: LogitHead) -> ResidentStore:
-    """Rows with labels as a head predicts them, as a store of the head's encoder."""
+    """A store of the head's encoder from arrays, whose labels are as `predict` returns them."""
     classes = np.arange(len(head.classnames)) if head.classes is None else head.classes
     samples = as_samples(X, y, classnames=head.classnames, classes=classes)
     ((features, labels),) = samples.blocks()
@@ -432,7 +428,7 @@ def _in_memory(X: ArrayLike, y: ArrayLike, head: LogitHead) -> ResidentStore:
 
 
 def refuse_fitted(heads: Sequence[LogitHead], selection: FeatureTable) -> None:
-    """HeadError if one of the heads was fitted on a selection split, or on rows of it."""
+    """Raise a HeadError if one of the heads was fitted on the selection split, or on rows of it."""
     for head in heads:
         if head.provenance.was_fitted_on(selection):
             raise HeadError(
@@ -443,7 +439,7 @@ def refuse_fitted(heads: Sequence[LogitHead], selection: FeatureTable) -> None:
 
 
 def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple[int, Row]:
-    """Position of the best value of a metric, and its record; ties go to the lower NLL, then to the earlier.
+    """Position of the best value of a metric, and a record of it; ties go to the lower NLL, then to the earlier.
 
     Examples
     --------
@@ -452,7 +448,7 @@ def best_of(values: Sequence[float], nll: Sequence[float], metric: str) -> tuple
     """
     found = np.asarray(values, np.float64)
     if np.isnan(found).all():
-        raise HeadError(f"{metric} is not defined for any head: no class has a row to choose by; take another split")
+        raise HeadError(f"{metric} is not defined for any head: no class has a row to choose by; use another split")
     best = int(np.lexsort((np.asarray(nll), found if metric in LOWER_IS_BETTER else -found))[0])
     entry: Row = {"metric": metric, "value": float(found[best]), "candidates": len(found)}
     tied = int((found == found[best]).sum())

@@ -1,7 +1,7 @@
 """pm-k accuracy of video frames (Shankar et al., "Do Image Classifiers Generalize Across Time?", arXiv 1906.02168).
 
-An anchor frame comes with a set of frames up to k before and behind it. pm-0 is the share of anchors that are right;
-pm-k the share of anchors whose frames are all right, the anchor among them: the worst case within the set.
+An anchor frame comes with the frames up to k before and after it. pm-0 is the share of anchors predicted correctly;
+pm-k is the share of anchors for which all frames of the set, including the anchor, are predicted correctly.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from heads.evaluation.passes import Job, all_logits, valid_rows
 from heads.rows.samples import to_numpy
 
 ANCHOR, ALSO = "anchor", "also"
-"""Columns of a store of frames, space-separated: anchors of the sets that a frame is in; further labels of it."""
+"""Columns of a store of frames, space-separated: anchors of the sets that contain the frame; further labels."""
 
 
 def has_frames(store: FeatureTable) -> bool:
-    """Whether a store holds sets of frames."""
+    """Whether a store contains sets of frames."""
     return {ANCHOR, ALSO} <= set(store.metadata)
 
 
 def frame_results(jobs: Sequence[Job], store: FeatureTable) -> list[Row]:
     """``pm0`` and ``pm10`` of each head on a store of frames; the sets reach up to 10 frames from their anchors.
 
-    A frame is right where the predicted class is one of its labels. Sets whose anchor cannot be read are left out, and
-    so are single frames that cannot.
+    A frame is correct if the predicted class is one of its labels. Sets with an unreadable anchor are left out, as are
+    unreadable frames.
     """
     rows = valid_rows(store)
     right = np.stack(_right(jobs, store, rows))

@@ -1,7 +1,7 @@
-"""Worst-group metrics within a store; mean and worst over several stores.
+"""Worst-group metrics within a store, and mean and worst over shifted domains.
 
-Robustness benchmarks rate a head by its worst group (WILDS, Koh et al. 2021; Waterbirds: background x class) and by
-its mean and worst over shifted domains. A group is a value of a metadata column, or a combination of values.
+Robustness benchmarks report the worst group (WILDS, Koh et al. 2021; Waterbirds: background x class), and the mean and
+the worst over shifted domains. A group is a value of a metadata column, or a combination of values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featcache.store.protocol import FeatureTable
 from heads.evaluation.metrics import LOWER_IS_BETTER, METRICS, MULTILABEL, Row
 
 LABEL = "label"
-"""The column that every store has: the class names of its rows."""
+"""A column that every store has: the class names of its rows."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Groups:
     ----------
     codes : (N',) group indices, in the order of the store's valid rows
     names : name of each group: its value, or ``column=value, ...`` for combinations
-    unknown : codes of the groups that an empty cell makes, which are not known rather than groups
+    unknown : codes of groups with an empty cell, whose value is unknown
     """
 
     codes: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Groups:
 
     @property
     def known(self) -> list[int]:
-        """Codes of the groups of which one is the worst: those without an empty cell, or all if every one has some."""
+        """Codes of the groups that can be the worst: those without an empty cell, or all if each has one."""
         return [code for code in range(len(self.names)) if code not in self.unknown] or list(range(len(self.names)))
 
 
@@ -49,7 +49,7 @@ def groups_of(store: FeatureTable, columns: Sequence[str]) -> Groups:
     Raises
     ------
     HeadError
-        For a column that the store lacks, with the ones that it has.
+        For a column that the store does not have, listing those that it has.
     """
     values = [_column(store, column)[store.valid] for column in columns]
     if not values:
@@ -73,7 +73,7 @@ def _column(store: FeatureTable, column: str) -> NDArray[np.generic]:
         return store.metadata[column]
     if column != LABEL:
         raise HeadError(f"{store.name!r} has no metadata column {column!r}; {_known(store)}")
-    uses = Counter(store.classnames)  # classes of one name are two groups
+    uses = Counter(store.classnames)  # classes with the same name are separate groups
     apart = [f"{name} ({place})" if uses[name] > 1 else name for place, name in enumerate(store.classnames)]
     names: NDArray[np.generic] = np.asarray([*apart, ""], object)  # an invalid row's label is -1
     of_rows: NDArray[np.generic] = names[store.labels]
@@ -86,7 +86,7 @@ def _known(store: FeatureTable) -> str:
 
 
 class GroupSums:
-    """Rows, hits and NLL of H heads by group, added up block by block.
+    """Rows, hits and NLL of H heads by group, accumulated block by block.
 
     Examples
     --------
@@ -104,7 +104,7 @@ class GroupSums:
         self.nll = np.zeros((n_heads, len(groups.names)))
 
     def add(self, places: slice, nll: NDArray[np.floating], rank: NDArray[np.integer]) -> None:
-        """Add a block: its places among the valid rows, NLL and rank (H, n)."""
+        """Add a block: its positions among the valid rows, NLL (H, n) and rank (H, n)."""
         codes, size = self.groups.codes[places], len(self.rows)
         self.rows += np.bincount(codes, minlength=size)
         for head in range(len(nll)):
@@ -117,10 +117,10 @@ class GroupSums:
         return [self.rows, self.hits, self.nll]
 
     def results(self) -> list[Row]:
-        """For each head: accuracy, NLL and rows by group, and the worst group; the first one on ties.
+        """For each head: accuracy, NLL and rows by group, and the worst group (the first on ties).
 
-        Rows with an empty cell are reported as a group of their own (``""``), which never is the worst: it is no group,
-        but what is not known (WILDS leaves the region of unknown countries out in the same way).
+        Rows with an empty cell are reported as a group (``""``), but it is never the worst, since their group is
+        unknown (WILDS also leaves out the region of unknown countries).
         """
         top1, nll = self.hits / self.rows, self.nll / self.rows  # `groups_of` names no group without rows
         names, known = self.groups.names, self.groups.known
@@ -144,14 +144,14 @@ def over_domains(row: Row, domains: Sequence[str], reference: str | None = None,
     ----------
     row : with ``"<domain>:<metric>"``
     domains : names of the stores, in order
-    reference : the in-distribution one, which is left out; None is the first
-    fitted : those whose rows the head was fitted on, which are left out too
+    reference : the in-distribution store, which is left out; None for the first
+    fitted : stores that the head was fitted on, which are left out too
 
     Returns
     -------
-    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1 or mAP);
-    NaN, if a domain has none (a multi-label one without positives), for the mean and the worst;
-    and ``shifted_left_out`` where the head was fitted on some; empty if there is no shifted domain.
+    ``shifted_mean_<metric>`` (unweighted), ``shifted_worst_<metric>`` and ``shifted_worst_domain`` (by top1 or mAP),
+    and ``shifted_left_out`` if the head was fitted on some of them. Mean and worst are NaN if a metric is undefined on
+    one domain (multi-label without positives). Empty if there is no shifted domain.
 
     Raises
     ------

@@ -1,22 +1,19 @@
-"""The metrics of a head, and how each is shown.
+"""Metrics of a head, and how each is displayed.
 
 =================== ===========================================================================================
 top1, top5          share of rows whose label ranks first / among the first five; ties rank by class index, as in
-                    argmax, so that a constant head scores the share of class 0 and not 100%
-mean_per_class      mean of the recall of each class that has rows; scikit-learn's balanced accuracy
+                    argmax, so that a constant head scores the share of class 0 instead of 100%
+mean_per_class      mean recall over the classes with rows; scikit-learn's balanced accuracy
 _recall
 nll                 mean of ``logsumexp(logits) - logits[y]`` in nats, exact, never capped
 nll_capped          mean of ``-log(softmax(logits)[y] + 1e-8)``: Lipsum-FT's test NLL, at most 18.42 per row
 brier               mean of ``sum_c (p_c - [c == y])**2``, in [0, 2] (Brier 1950): the multi-class sum, so that two
                     classes give twice ``sklearn.metrics.brier_score_loss``
-ece                 expected calibration error: `CALIBRATION_BINS` bins of equal width over the confidence (largest
-                    probability), each closed on the right; sum over bins of ``|correct - confidence|``, weighted
-                    by rows
+ece                 expected calibration error: `CALIBRATION_BINS` right-closed bins of equal width over the confidence
+                    (largest probability); mean of ``|accuracy - confidence|`` over bins, weighted by rows
 =================== ===========================================================================================
 
-`heads.kernels.tally` computes them, with the number of calibration bins, `CALIBRATION_BINS`.
-
-Multi-label heads have other metrics, `heads.evaluation.multilabel`.
+`heads.kernels.tally` computes them. Multi-label heads have other metrics; see `heads.evaluation.multilabel`.
 """
 
 from __future__ import annotations
@@ -31,12 +28,12 @@ from featcache.errors import HeadError
 from heads.kernels.tally import CALIBRATION_BINS, RowStats, Tally, stats_of_arrays
 
 Row: TypeAlias = dict[str, Any]
-"""Results of one head in JSON's types, as `heads.evaluate` describes them."""
+"""Results of one head as JSON types; see `heads.evaluate`."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown, and which way is better."""
+    """How a metric is displayed, and whether higher is better."""
 
     title: str
     unit: str
@@ -44,12 +41,12 @@ class Metric:
 
     @property
     def factor(self) -> float:
-        """From the value to the unit."""
+        """Factor from the stored value to the unit."""
         return 100.0 if self.unit == "%" else 1.0
 
     @property
     def digits(self) -> int:
-        """Decimals shown."""
+        """Number of decimals displayed."""
         return 1 if self.unit == "%" else 3
 
 
@@ -79,32 +76,26 @@ MULTILABEL: dict[str, Metric] = {
 """The metrics of multi-label heads by their key in results; see `heads.evaluation.multilabel`."""
 
 ALL_METRICS = METRICS | MULTILABEL
-"""Metrics of heads of either kind."""
+"""Metrics of single-label and multi-label heads."""
 
 LOWER_IS_BETTER = frozenset(name for name, metric in ALL_METRICS.items() if not metric.higher_is_better)
-"""The metrics that are minimised."""
+"""Metrics that are minimised."""
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of this name.
-
-    Raises
-    ------
-    HeadError
-        For an unknown one, with the known ones.
-    """
+    """Look up a metric by name; HeadError for an unknown name."""
     if name not in ALL_METRICS:
         raise HeadError(f"unknown metric {name!r}; expected one of {', '.join(ALL_METRICS)}")
     return ALL_METRICS[name]
 
 
 def selection_metric(name: str | None, *, multilabel: bool) -> str:
-    """The metric that heads are chosen by: of None top1, or the mAP of multi-label heads.
+    """The metric that chooses heads; None is top1, or mAP for multi-label heads.
 
     Raises
     ------
     HeadError
-        For an unknown one, or one of heads of the other kind.
+        For an unknown metric, or a metric of the other kind of heads.
 
     Examples
     --------
@@ -122,7 +113,7 @@ def selection_metric(name: str | None, *, multilabel: bool) -> str:
 
 
 def macro_f1(confusion: NDArray[np.integer]) -> float:
-    """Mean over the classes that have rows of ``2 TP / (rows + predictions)``, as WILDS has it for iWildCam.
+    """Mean over the classes with rows of ``2 TP / (rows + predictions)``, as in WILDS for iWildCam.
 
     Parameters
     ----------
@@ -139,14 +130,12 @@ def macro_f1(confusion: NDArray[np.integer]) -> float:
 
 
 class Metrics:
-    """Metrics of one head, from blocks of its logits (n, C) and labels (n,): a `Tally` that grows.
+    """Metrics of one head, accumulated from blocks of logits (n, C) and labels (n,).
 
     Parameters
     ----------
-    n_classes
-        C.
-    bins
-        Number of calibration bins.
+    n_classes : number of classes C
+    bins : number of calibration bins
 
     Examples
     --------
@@ -174,7 +163,7 @@ class Metrics:
         Raises
         ------
         HeadError
-            If shapes or label range do not fit, or logits are NaN.
+            For wrong shapes, labels out of range, or NaN logits.
         """
         logits, labels = np.asarray(logits), np.asarray(labels)
         if logits.ndim != 2 or logits.shape != (len(labels), self.n_classes):

@@ -1,22 +1,22 @@
-"""Evaluation of multi-label heads: ranking metrics of each class, and decisions at each head's thresholds.
+"""Evaluation of multi-label heads: ranking metrics by class, and decisions at the thresholds of each head.
 
 =================== ===========================================================================================
 map_macro           mean over classes of the average precision (mAP)
-map_micro           average precision of all entries together
+map_micro           average precision over all entries
 map_weighted        mean of the average precision, weighted by the positives of each class
 auroc_macro         mean over classes of the area under the ROC curve
 f1_macro            mean over classes of the F1 at the head's thresholds
-f1_micro, ...       F1, precision and recall of all entries together, at the thresholds
-subset_accuracy     share of rows that are right in every class
-..._at_half         macro F1, micro F1 and subset accuracy at the probability 0.5 instead
+f1_micro, ...       F1, precision and recall over all entries, at the thresholds
+subset_accuracy     share of rows with correct decisions for all classes
+..._at_half         macro F1, micro F1 and subset accuracy at probability 0.5 instead
 binary_nll          mean binary cross entropy over entries, in nats
 =================== ===========================================================================================
 
-Entries whose target is unknown count for nothing. Classes without a positive are left out of means over classes and
-listed under ``left_out``; ``ap_classes`` and ``auroc_classes`` count those that the means are over. ``class_ap``,
-``class_auroc``, ``class_f1``, ``class_positives``, ``class_prevalence``, ``class_threshold`` hold the values by class
-name. With groups, ``group_map_macro``, ``group_f1_micro`` and ``group_rows`` hold those of each group; the worst is
-that of the smallest mAP.
+Entries with unknown targets are ignored. Classes without a positive are left out of means over classes, and listed in
+``left_out``; ``ap_classes`` and ``auroc_classes`` are the numbers of classes in the means. ``class_ap``,
+``class_auroc``, ``class_f1``, ``class_positives``, ``class_prevalence``, ``class_threshold`` hold values by class name;
+with groups, ``group_map_macro``, ``group_f1_micro`` and ``group_rows`` hold values by group. The worst group has the
+smallest mAP.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from heads.kernels.ranking import Decisions, Ranked, binary_nll, by_class, mean_
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """What each of H heads gave each of the N' valid rows of a multi-label store.
+    """Logits of H heads on the N' valid rows of a multi-label store.
 
     Attributes
     ----------
@@ -56,12 +56,12 @@ class ScoreTable:
 
 
 class MultiLabelPass:
-    """Multi-label heads on one store; every process of a group does all of it.
+    """One pass of multi-label heads over a store; every process of a group evaluates all rows.
 
     Raises
     ------
     HeadError, MismatchError
-        For what is asked of heads with one label per row alone, or a head that does not fit the store.
+        For options of single-label heads, or a head that does not match the store.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class MultiLabelPass:
         self._per_sample, self._groups, self._found = per_sample, groups, list[Row]()
 
     def run(self, rank: int, size: int) -> None:
-        """Evaluate; the logits of one head are held at a time."""
+        """Evaluate, with the logits of one head in memory at a time."""
         kept = []
         for head in self.heads:
             logits, targets = [], []
@@ -105,7 +105,7 @@ class MultiLabelPass:
             self.scores = ScoreTable(np.flatnonzero(self.store.valid), truth, np.stack(kept), cuts)
 
     def sums(self) -> list[NDArray[np.generic]]:
-        """Nothing is left to add over processes."""
+        """No arrays: there is nothing to sum over processes."""
         return []
 
     def results(self) -> list[Row]:
@@ -119,14 +119,14 @@ def multilabel_metrics(
     classnames: Sequence[str],
     thresholds: NDArray[np.floating] | None = None,
 ) -> Row:
-    """Every metric of logits (N, L) and targets (N, L); see the heading of this file.
+    """Every metric of logits (N, L) and targets (N, L); see `heads.evaluation.multilabel`.
 
     Parameters
     ----------
     scores : (N, L) logits
     targets : (N, L) 1, 0, or -1 where unknown
     classnames : L names
-    thresholds : (L,) logits from which on a class is predicted; None for zeros
+    thresholds : (L,) logits from which a class is predicted; None for zeros
 
     Examples
     --------
@@ -171,7 +171,7 @@ def multilabel_metrics(
 def _by_group(
     scores: NDArray[np.floating], targets: NDArray[np.integer], cuts: NDArray[np.float64], groups: Groups
 ) -> Row:
-    """mAP, micro F1 and rows of each group, and the worst of the groups without an empty cell."""
+    """mAP, micro F1 and rows by group, and the worst of the groups without an empty cell."""
     found: dict[str, dict[str, float | None]] = {"map_macro": {}, "f1_micro": {}}
     for code, name in enumerate(groups.names):
         mine = groups.codes == code
@@ -190,9 +190,9 @@ def _by_group(
 
 
 def multilabel_intervals(table: ScoreTable, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0) -> list[Row]:
-    """For each head, percentile bootstrap intervals [low, high] over rows of mAP, macro F1 and micro F1.
+    """For each head, percentile bootstrap intervals [low, high] of mAP, macro F1 and micro F1 over rows.
 
-    A draw in which a class has no positive leaves that class out of means over classes.
+    Resamples in which a class has no positive leave the class out of means over classes.
 
     Parameters
     ----------
@@ -201,8 +201,8 @@ def multilabel_intervals(table: ScoreTable, *, draws: int = DRAWS, level: float 
 
     Returns
     -------
-    Rows with ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``; one that no draw defines is
-    left out.
+    Rows with ``map_macro_interval``, ``f1_macro_interval`` and ``f1_micro_interval``, without those that are undefined
+    in every resample.
     """
     check_draws(draws, level, seed)
     found = []
@@ -221,7 +221,7 @@ def multilabel_intervals(table: ScoreTable, *, draws: int = DRAWS, level: float 
 def _drawn(
     scores: NDArray[np.floating], targets: NDArray[np.integer], cuts: NDArray[np.floating], counts: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Metrics (b,) of rows that are drawn so many times: counts (b, N)."""
+    """Metrics (b,) of resampled rows, drawn `counts` (b, N) times."""
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.stack([_precision(*column, counts) for column in zip(scores.T, targets.T, strict=True)])
         said, known, true = scores >= cuts, targets >= 0, targets == 1
@@ -236,7 +236,7 @@ def _drawn(
 def _precision(
     scores: NDArray[np.floating], targets: NDArray[np.integer], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Average precision (b,) of one class, NaN where no positive was drawn; equal scores stand together."""
+    """Average precision (b,) of one class, NaN where no positive was drawn; equal scores share a threshold."""
     known = np.flatnonzero(targets >= 0)
     if not len(known):
         return np.full(len(counts), np.nan)
@@ -249,7 +249,7 @@ def _precision(
 
 
 def _defined_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over classes (b, L) of those that are defined, NaN without any."""
+    """Mean of the defined values (b, L) over classes; NaN if none is."""
     known = np.isfinite(values)
     return np.asarray(np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1))
 

@@ -1,8 +1,8 @@
-"""One pass over a store for many heads: one tally per block of rows; logits of all rows and heads never exist.
+"""One pass over a store for many heads, with one tally per block of rows; not all logits are in memory at once.
 
-Class weights go through `heads.kernels`, all heads of a block at once, and interpolations of one pair as two heads and
-their alphas. Heads without class weights give logits for a few thousand rows at a time; those that share work (numbers
-of neighbours in one bank) do it once.
+Linear heads go through `heads.kernels`, all heads of a block at once, and interpolations of the same two heads as these
+two and their alphas. Other heads compute logits for a few thousand rows at a time; shared work (the search of one bank
+for several k) is done once.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Scored = tuple[list[Tally], NDArray[np.integer]]
 
 @dataclass(frozen=True)
 class Job:
-    """A head over the classes that one store asks for."""
+    """A head restricted to the classes of one store."""
 
     head: LogitHead
     sharing: Hashable | None  # `LogitHead.sharing` before any restriction
-    lookup: NDArray[np.int64] | None  # head's class of each label of the store, -1 if masked; None: the label itself
+    lookup: NDArray[np.int64] | None  # class of the head for each label of the store, -1 if masked; None: the same
 
     def positions(self, labels: NDArray[np.integer], store: FeatureTable) -> NDArray[np.integer]:
         """Columns of this head's logits for labels of the store."""
@@ -56,12 +56,12 @@ class Job:
 
 
 def jobs_for(heads: Sequence[LogitHead], store: FeatureTable, subset: Sequence[int] | Projection | None) -> list[Job]:
-    """One job per head; heads that do not fit the store are refused here, before a row is read."""
+    """One job per head; heads that do not match the store are refused, before any row is read."""
     jobs = [_job(head, store, subset) for head in heads]
     if len({None if job.lookup is None else job.lookup.tobytes() for job in jobs}) > 1:
         raise MismatchError(
-            f"the labels of {store.name!r} are class indices of some heads and of the class subset for others; "
-            "evaluate heads over all classes and heads over the subset one after the other"
+            f"the labels of {store.name!r} are class indices for some heads and positions in the class subset for "
+            "others; evaluate heads over all classes and heads over the subset separately"
         )
     return jobs
 
@@ -89,13 +89,13 @@ def _job(head: LogitHead, store: FeatureTable, subset: Sequence[int] | Projectio
 
 @dataclass(frozen=True)
 class Unit:
-    """Consecutive jobs that one call computes.
+    """Consecutive jobs that are computed by one call.
 
     Attributes
     ----------
     jobs : the jobs
-    first : position of the first among all jobs
-    kind : "path" (interpolations of one pair), "linear" (class weights), "logits" (anything else)
+    first : position of the first one among all jobs
+    kind : "path" (interpolations of the same two heads), "linear", or "logits" (anything else)
     """
 
     jobs: tuple[Job, ...]
@@ -121,7 +121,7 @@ class Unit:
         return linear_nll(X, weights, positions, bias=bias, alphas=alphas, per_sample=per_sample, confusion=confusion)
 
     def _of_logits(self, X: Values, positions: NDArray[np.integer], *, per_sample: bool, confusion: bool) -> Tally:
-        """The same from logits, a few thousand rows of one head at a time."""
+        """`tally` from logits, a few thousand rows of one head at a time."""
         n_classes = len(self.jobs[0].head.classnames)
 
         def of_piece(x: NDArray[np.floating], y: NDArray[np.integer]) -> Tally:
@@ -132,7 +132,7 @@ class Unit:
 
 
 def units_of(jobs: Sequence[Job]) -> list[Unit]:
-    """The jobs in as few units as their order allows.
+    """Group consecutive jobs into as few units as possible.
 
     Examples
     --------
@@ -162,12 +162,12 @@ def _kind(job: Job) -> str:
 def score(
     units: Sequence[Unit], store: FeatureTable, rows: FeatureTable, *, per_sample: bool = False, confusion: bool = False
 ) -> Iterator[Scored]:
-    """The tally of each unit on each block of a store, in row order, with the block's labels as columns of the heads.
+    """For each block of a store, the tally of each unit, and the labels of the block as columns of the heads.
 
     Parameters
     ----------
     units : from `units_of`
-    store : the image store
+    store : image store
     rows : the store, or some of its rows (`rows_of_rank`)
     per_sample, confusion : as in `linear_nll`
 
@@ -191,7 +191,7 @@ def score(
 
 
 def all_logits(jobs: Sequence[Job], x: NDArray[np.floating]) -> Iterator[NDArray[np.float32]]:
-    """Logits of each job, in order; consecutive heads with the same `sharing` do its work once."""
+    """Logits of each job, in order; consecutive heads with the same `sharing` share one `prepare`."""
     sharing: Hashable | None = None
     prepared: object = None
     for job in jobs:
@@ -209,7 +209,7 @@ def valid_rows(store: FeatureTable) -> NDArray[np.int64]:
 
 
 def rows_of_rank(store: FeatureTable, rank: int, size: int) -> tuple[FeatureTable, slice]:
-    """One process's share of a store's valid rows: as a store, and as positions among the valid rows."""
+    """Share of a store's valid rows for one process, as a store and as positions among the valid rows."""
     rows = valid_rows(store)
     share = slice(len(rows) * rank // size, len(rows) * (rank + 1) // size)
     return FewShotStore(store, rows[share], {}), share

@@ -1,7 +1,7 @@
-"""Classes of image files, by a head and the encoder that it belongs to.
+"""Classify image files with a head and its encoder.
 
-Images are prepared, encoded in batches, normalised and cast to float16 as for a store, so that predictions equal those
-of evaluation on a store of the same images.
+Images are preprocessed, encoded in batches, normalised and cast to float16 as for a store, so predictions equal those
+on a store of the same images.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ LISTS = (".txt", ".lst", ".list", *FORMATS)
 
 @dataclass(frozen=True)
 class Prediction:
-    """Classes that a head predicts for one image.
+    """Predicted classes of one image.
 
     Attributes
     ----------
-    image : its path
-    classes : (k,) class indices, the most probable first; empty if the image could not be read
+    image : path
+    classes : (k,) class indices, most probable first; empty if the image could not be read
     probabilities : (k,)
     error : why the image could not be read, else ""
     """
@@ -66,28 +66,28 @@ def predict_images(
     batch_size: int = 64,
     workers: int | None = None,
 ) -> Iterator[Prediction]:
-    """Classify image files, in order; unreadable ones are reported and do not stop the others.
+    """Classify image files, in order; unreadable files are reported, and do not stop the others.
 
     Parameters
     ----------
     head : fitted head
     images : paths (`find_images` expands folders and patterns)
-    encoder : the encoder that the head was fitted on; None loads the one in the head's record
-    top : classes per image
+    encoder : encoder that the head was fitted on; None loads the one in the head's provenance
+    top : number of classes per image
     batch_size : images per forward pass
-    workers : threads that read and decode; default: one per core
+    workers : threads that read and decode; None for one per core
 
     Yields
     ------
-    A `Prediction` for each image. Probabilities are the softmax of the head's logits, its temperature included. Of a
-    multi-label head: the classes that reach their thresholds, perhaps none, each with its own probability.
+    A `Prediction` for each image. Probabilities are the softmax of the head's logits, including its temperature. A
+    multi-label head gives the classes that reach their thresholds (perhaps none), each with its own probability.
 
     Raises
     ------
     HeadError
-        If `top` or `batch_size` is not positive, or the head's record has no encoder.
+        If `top` or `batch_size` is not positive, or the head's provenance has no encoder.
     MismatchError
-        If the encoder is not the one that the head belongs to.
+        If the encoder is not the head's.
     """
     if batch_size < 1:
         raise HeadError(f"batch_size = {batch_size}; expected at least 1")
@@ -95,7 +95,7 @@ def predict_images(
     model = encoder_of(fitted) if encoder is None else whole_encoder(encoder, "encoder:")
     check_head_encoder(fitted, model)
     paths = [str(path) for path in images]
-    zeros = np.zeros(len(paths), np.int64)  # labels, which nothing reads
+    zeros = np.zeros(len(paths), np.int64)  # labels are not used
     dataset = FileDataset("predict", "all", SampleIndex(paths, zeros, zeros, zeros, ("image",)), Path())
     batches = batches_of(range(len(dataset.index)), batch_size)
     for batch in prepared_batches(dataset, model, batches, workers or default_workers(), default_ahead(model)):
@@ -103,17 +103,16 @@ def predict_images(
 
 
 def predict_rows(head: object, store: FeatureTable, *, top: int = 5) -> Iterator[Prediction]:
-    """Classify the rows of a store, in order, whatever its classes are; `image` is the sample's id.
+    """Classify the rows of a store, in order, whatever its class list; `image` is the sample id.
 
-    Parameters and what is yielded are those of `predict_images`; images that could not be read when they were encoded
-    are reported.
+    Parameters and predictions are those of `predict_images`; images that were unreadable when encoded are reported.
 
     Raises
     ------
     HeadError
         If `top` is not positive.
     MismatchError
-        If the store's encoder is not the one that the head belongs to.
+        If the store's encoder is not the head's.
     """
     fitted = _checked(head, top)
     fitted.check_tokens(store)
@@ -144,7 +143,7 @@ def _unread(image: str, error: str) -> Prediction:
 
 
 def top_classes(logits: NDArray[np.floating], top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The `top` most probable classes (n, k) and their probabilities (n, k): softmax; ties go to the lower index.
+    """The `top` most probable classes (n, k) and their softmax probabilities (n, k); ties go to the lower index.
 
     Examples
     --------
@@ -163,9 +162,9 @@ def top_classes(logits: NDArray[np.floating], top: int) -> tuple[NDArray[np.int6
 def applying_classes(
     head: MultiLabelHead, logits: NDArray[np.floating], top: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """For each row the classes whose logits (n, L) reach their thresholds, at most `top`, and their sigmoids.
+    """For each row of logits (n, L), at most `top` classes that reach their thresholds, most probable first.
 
-    The most probable come first.
+    Yields class indices and their sigmoids.
 
     Examples
     --------
@@ -188,18 +187,18 @@ def encoder_of(
     precision: str | None = None,
     preprocess: str | None = None,
 ) -> Encoder:
-    """Load the encoder that a head belongs to: the named model, else the one in the head's record.
+    """Load the encoder of a head: the named model, or else the one in the head's provenance.
 
-    `precision` and `preprocess` default to the record's.
+    `precision` and `preprocess` default to those in the provenance.
 
     Raises
     ------
     HeadError
-        If no model is named and the head's record has none.
+        If no model is named, and the provenance has none.
     EncoderError
         If it cannot be loaded.
     MismatchError
-        If another model is loaded than the head belongs to.
+        If the model is not the head's.
     """
     record: Mapping[str, Any] = head.provenance.encoder or {}
     source: Mapping[str, Any] | None = record.get("source")
@@ -261,13 +260,13 @@ def tap_of(head: LogitHead, encoder: Encoder) -> str | None:
 
 
 def find_images(places: Sequence[str]) -> list[str]:
-    """Image files of folders (searched recursively), patterns, lists and paths, each once, in order.
+    """Image files of folders (searched recursively), patterns, lists and paths, in order, without duplicates.
 
     Parameters
     ----------
     places
-        A folder; a pattern with ``*``, ``?`` or ``[``; ``@FILE`` with one path per line, relative to the file's folder;
-        or an image's path. A path that does not exist is kept, and reported when it is read.
+        Folders; patterns with ``*``, ``?`` or ``[``; ``@FILE`` with one path per line, relative to the file's folder;
+        or paths of images. A path that does not exist is kept, and reported when it is read.
 
     Raises
     ------

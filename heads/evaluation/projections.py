@@ -1,9 +1,9 @@
-"""Class lists other than a head's own: some of its classes, or new ones that each cover several of its classes.
+"""Evaluate a head on other classes than its own, each of which covers one or more of the head's classes.
 
-A data set may show 200 of ImageNet's classes (ImageNet-R, -A: a class subset), or classes that are unions of ImageNet's
-(ObjectNet: 113 classes over 125 ImageNet ids; ImageNet-Vid-Robust: 30, YTBB-Robust: 23). The field takes the
-largest logit of the ids that a class maps to (WiSE-FT's evaluation of these sets; Taori et al. 2020), and the softmax
-runs over the new classes. A class that covers none is a missing class: it is never predicted, its rows count as wrong.
+A data set may have 200 of ImageNet's classes (ImageNet-R, -A: a class subset), or classes that are unions of ImageNet's
+(ObjectNet: 113 classes over 125 ImageNet ids; ImageNet-Vid-Robust: 30, YTBB-Robust: 23). By convention the logit of
+such a class is the largest logit of its ids (WiSE-FT's evaluation of these sets; Taori et al. 2020), and the softmax is
+over the new classes. A class that covers none is a missing class: it is never predicted, and its rows count as wrong.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from heads.fitted.missing_classes import ABSENT
 from heads.fitted.provenance import Provenance, subset_by_name
 
 Int64 = NDArray[np.int64]
-NONE = -1  # stands for the members of a class that covers none
+NONE = -1  # placeholder for a class that covers none
 
 
 @dataclass(frozen=True)
 class Projection:
-    """New classes, the logit of each being the largest logit of some classes of a head.
+    """New classes, each with the largest logit of some classes of a head.
 
     Parameters
     ----------
     classnames : the C' new names, in label order
-    groups : for each new class, the head's classes that it covers: all as indices, or all as names; none for a
-        missing class
+    groups : for each new class, the classes of the head that it covers, as indices or as names; empty for a missing
+        class
 
     Raises
     ------
     HeadError
-        For fewer than two classes, or negative or repeated indices in one class.
+        For fewer than two classes, or negative or repeated indices in a class.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class Projection:
         Raises
         ------
         MismatchError
-            If classes map to something that the head lacks; the message names them.
+            If the head lacks classes that are mapped to; the message names them.
         """
         wrong, found = [], []
         for name, group in zip(self.classnames, self.groups, strict=True):
@@ -95,25 +95,25 @@ class Projection:
         groups = self.indices(head.classnames)
         if all(len(group) == 1 for group in groups) and len({group[0] for group in groups}) == len(groups):
             kept = head.restrict([group[0] for group in groups])
-            # Heads are data classes; the new classes have no label values.
+            # Heads are dataclasses; the new classes have no label values.
             return replace(kept, classnames=self.classnames, classes=None)  # type: ignore[type-var]
         flat = np.array([index for group in groups for index in group or [NONE]])
         used = np.unique(flat[flat != NONE])
         if len(used) < 2:
             what = "nothing" if not len(used) else repr(head.classnames[used[0]])
-            raise HeadError(f"every class maps to {what}; classes must differ in what they map to")
+            raise HeadError(f"every class maps to {what}; classes must map to different classes of the head")
         columns = np.where(flat == NONE, len(used), np.searchsorted(used, flat))
         starts = np.cumsum([0, *(max(len(group), 1) for group in groups[:-1])])
         base = head.restrict(used)
         return MergedHead(base, columns, starts, self.classnames, head.name, head.provenance, head.alpha)
 
     def lookup(self, classnames: Sequence[str]) -> Int64:
-        """For each class of a head the new class that covers it, -1 for none.
+        """For each class of a head, the new class that covers it, or -1.
 
         Raises
         ------
         MismatchError
-            If two new classes cover it: labels in the head's classes are then ambiguous.
+            If two new classes cover the same class, since labels in the head's classes are then ambiguous.
         """
         found = np.full(len(classnames), -1, np.int64)
         for place, group in enumerate(self.indices(classnames)):
@@ -133,9 +133,9 @@ class MergedHead(LogitHead):
 
     Attributes
     ----------
-    base : the head over every class that is covered
-    columns : the columns of `base` that each group covers, group after group; the number of its classes for none
-    starts : (C',) where each group begins in `columns`
+    base : head over every class that is covered
+    columns : columns of `base` covered by each group, concatenated; its number of classes stands for none
+    starts : (C',) start of each group in `columns`
     """
 
     kind: ClassVar[str] = "merged"
@@ -185,19 +185,19 @@ class MergedHead(LogitHead):
         return {"base": self.base.with_temperature(temperature)}
 
     def to_file(self) -> NoReturn:
-        """Refused: the head itself is saved, and projected again when it is used."""
+        """Raise a HeadError: save the original head, and project it again for use."""
         raise HeadError(f"{self.name}: save the head itself; pass the projection to `evaluate` and `predict` again")
 
     @classmethod
     def from_file(cls, tensors: object, settings: object, **common: object) -> NoReturn:
-        """Refused: no file holds a projected head."""
+        """Raise a HeadError: no file holds a projected head."""
         raise HeadError("no file holds a projected head; load the head and project it")
 
 
 def load_projection(path: str | Path) -> Projection:
-    """A mapping file: JSON, ``{new class: [class of the head, ...], ...}`` in label order.
+    """Read a mapping file: JSON, ``{new class: [class of the head, ...], ...}`` in label order.
 
-    The head's classes are given by index, or by name if their names are unique; none, ``[]``, for a missing class.
+    Classes of the head are indices, or names if these are unique; ``[]`` is a missing class.
 
     Raises
     ------
@@ -217,7 +217,7 @@ _EXPECTED = 'expected JSON such as {"cat": [281, 282], "dog": ["pug", "boxer"]}'
 
 
 def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A dict of pairs with unique keys: of two equal ones `json` would keep the last silently."""
+    """A dict from pairs; ValueError for repeated keys, of which `json` would silently keep the last."""
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -226,7 +226,7 @@ def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _group(members: Sequence[int] | Sequence[str]) -> tuple[int, ...] | tuple[str, ...]:
-    """All indices, or all names."""
+    """Class indices or names, checked to be of one kind."""
     if all(isinstance(member, str) for member in members):
         return tuple(map(str, members))
     if not all(isinstance(member, int | np.integer) and not isinstance(member, bool) for member in members):

@@ -1,9 +1,9 @@
 """Image-text retrieval: recall@k in both directions, from stored features.
 
-Each image has the rank of its best caption among all captions, each caption the rank of its image among all images;
-recall@k is the share of ranks below k (Karpathy & Fei-Fei 2015; CLIP's Flickr30k and MSCOCO tables). Similarities exist
-for one block of queries at a time, never for all pairs, and ties go to the lower index, so that a model that maps
-everything to one point retrieves the first item only.
+The rank of an image is that of its best caption among all captions, the rank of a caption that of its image among all
+images; recall@k is the share of ranks below k (Karpathy & Fei-Fei 2015; CLIP's Flickr30k and MSCOCO tables).
+Similarities are computed for one block of queries at a time. Ties go to the lower index, so that a collapsed model,
+which maps everything to one point, retrieves only the first item.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heads.kernels.problem import Values
 from heads.rows.samples import to_numpy
 
 KS = (1, 5, 10)
-"""The k of the field's tables."""
+"""The usual values of k."""
 
 _CELLS = 1 << 24  # similarities in memory at a time: 64 MiB in float32
 
@@ -29,7 +29,7 @@ Int64 = NDArray[np.int64]
 
 
 def retrieval_ranks(images: Values, captions: Values, owners: Values) -> tuple[Int64, Int64]:
-    """Rank of each image's best caption, and of each caption's image, by inner product.
+    """Ranks of each image's best caption and of each caption's image, by inner product.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def retrieval_ranks(images: Values, captions: Values, owners: Values) -> tuple[I
     Raises
     ------
     HeadError
-        For shapes or owners that do not fit, or features that are not finite.
+        For wrong shapes, owners out of range, or features that are not finite.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) ->
     texts : text store of the same model, with the images' sample ids as classes and their captions as prompts
         (``featcache text`` with a prompt file ``{id: [caption, ...]}``). Captions of unreadable images are left out;
         images without a caption stay in the gallery.
-    ks : the k
+    ks : values of k
 
     Returns
     -------
@@ -95,7 +95,7 @@ def retrieve(images: FeatureTable, texts: TextSource, ks: Sequence[int] = KS) ->
         raise HeadError(f"got k = {list(ks)}, expected positive numbers")
     if texts.text_digest not in images.text_digests:
         raise MismatchError(
-            f"{texts.name!r} was embedded by text tower {texts.text_digest}, but {images.name!r} belongs to "
+            f"{texts.name!r} was embedded with text tower {texts.text_digest}, but {images.name!r} belongs to "
             f"{' or '.join(images.text_digests) or None}; embed the captions with the model of the images"
         )
     X, _ = images.numpy()
@@ -117,7 +117,7 @@ def captions_of(images: FeatureTable, texts: TextSource) -> tuple[NDArray[np.flo
     MismatchError
         If a class of the texts is not a sample id of the images.
     HeadError
-        If no caption describes an image that could be read.
+        If no caption describes a readable image.
     """
     places = {sample: row for row, sample in enumerate(images.ids)}
     unknown = [name for name in texts.classnames if name not in places]

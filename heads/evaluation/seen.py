@@ -1,8 +1,8 @@
-"""Rows that a head was fitted or chosen on, whatever the split was called: refused, left out and counted, or allowed.
+"""Rows that a head was fitted or chosen on, under whatever name: refused, excluded and counted, or allowed.
 
-Rows are known by the hash of their content (`FeatureTable.row_hashes`), which heads keep of all their training and
-selection rows; where a fit held out groups of a metadata column, by their group, too. Where a head or a store has no
-hashes, the names and keys of splits decide.
+Rows are recognised by the hash of their content (`FeatureTable.row_hashes`), which heads record for all their training
+and selection rows, and by their group, if a fit held out groups of a metadata column. If a head or a store has no
+hashes, names and keys of splits are compared instead.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ Seen = Literal["refuse", "exclude", "allow"]
 Mask = NDArray[np.bool_]
 OPTIMISTIC = "so its results there are optimistic"
 REMEDY = (
-    'leave these rows out (--exclude-seen; in Python seen="exclude", or heads.unseen), or take them all the same '
+    'leave these rows out (--exclude-seen; in Python seen="exclude", or heads.unseen), or evaluate them anyway '
     '(--allow-seen; seen="allow")'
 )
 
 
 def check_seen(seen: Seen) -> Seen:
-    """What to do with rows that were seen, checked."""
+    """The option `seen`, checked."""
     if seen not in get_args(Seen):
         raise HeadError(f"seen is {seen!r}, expected one of {', '.join(get_args(Seen))}")
     return seen
 
 
 def unseen(store: FeatureTable, *others: LogitHead | Fitted | FeatureSource) -> FeatureTable:
-    """The rows of a store that heads were neither fitted nor chosen on, and that are not in other stores, as a store.
+    """A store without the rows that heads were fitted or chosen on, or that are in other stores.
 
-    ``sample["excluded"]`` of the result counts the rows that are left out; without any, it is the store itself.
+    ``sample["excluded"]`` of the result counts the rows left out; if there are none, the store itself is returned.
 
     Parameters
     ----------
-    store : what is to be evaluated or chosen on
-    others : fitted heads, and stores of which no row may remain
+    store : store to evaluate or choose on
+    others : fitted heads, and stores whose rows are left out
 
     Raises
     ------
     HeadError
-        If no row remains, or the rows cannot be told apart: a head that was fitted on this split has no hashes of
-        its rows, or a source has none.
+        If no row remains, or rows cannot be compared: a head fitted on this split, or one of the stores, has no row
+        hashes.
     """
     masks = [_of_source(store, other) if is_store(other) else _of_head(store, as_head(other)) for other in others]
     return _without(store, masks)
 
 
 def unseen_by(store: FeatureTable, heads: Sequence[LogitHead], roles: Sequence[str] = ROLES) -> FeatureTable:
-    """The rows of a store that heads were not fitted on, nor chosen; `roles` says which of the two count."""
+    """A store without the rows that heads were fitted or chosen on; `roles` selects which of the two."""
     return _without(store, [_of_head(store, head, roles) for head in heads])
 
 
 def excluded(store: FeatureTable, rest: FeatureTable) -> int:
-    """How many rows of a store `unseen` has left out."""
+    """Number of rows of a store that `unseen` left out."""
     return 0 if rest is store else int(store.valid.sum()) - len(rest)
 
 
 def rows_in(store: FeatureTable, rest: FeatureTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows of a store, from those of what `unseen` has left of it."""
+    """Rows of a store, given rows of what `unseen` left of it."""
     return rest.rows[rows] if isinstance(rest, FewShotStore) and rest is not store else rows
 
 
@@ -78,12 +78,12 @@ def _without(store: FeatureTable, masks: Sequence[Mask]) -> FeatureTable:
 
 
 def refuse_seen(head: LogitHead, store: FeatureSource, roles: Sequence[str] = ROLES, *, named: bool = True) -> None:
-    """HeadError if rows of a source are among those that a head was fitted or chosen on.
+    """Raise a HeadError if rows of a source are among those that a head was fitted or chosen on.
 
     Parameters
     ----------
-    roles : which of the two count
-    named : whether they also count where the split has the name, split and key of the one in the head's record
+    roles : "fitted_on", "chosen_on" or both
+    named : whether to refuse also a split that has the name, split and key in the head's record
     """
     if not is_table(store):
         return
@@ -96,12 +96,12 @@ def refuse_seen(head: LogitHead, store: FeatureSource, roles: Sequence[str] = RO
 
 
 def is_named(entry: Json, store: FeatureSource) -> bool:
-    """Whether a record means this split, by its key and under the name that the store has now."""
+    """Whether a record refers to this split by its key and under its present name."""
     return same_split(entry, store) and (entry.get("name"), entry.get("split")) == (store.name, store.split)
 
 
 def fitted_on(head: LogitHead, store: FeatureTable) -> bool:
-    """Whether a head was fitted on rows of a store, or where rows are not known, on the split by its key."""
+    """Whether a head was fitted on rows of a store, or if hashes are missing, on the split with its key."""
     return any(
         same_split(entry, store)
         if not isinstance(entry, SplitRecord) or entry.rows is None or store.row_hashes is None
@@ -111,7 +111,7 @@ def fitted_on(head: LogitHead, store: FeatureTable) -> bool:
 
 
 def names_only(head: LogitHead, store: FeatureTable) -> list[str]:
-    """Splits of images in a head's record whose rows cannot be compared with a store's: only their names were."""
+    """Image splits in a head's record that were compared with a store by name only, for lack of row hashes."""
     entries = [entry for role in ROLES for entry in head.provenance.get(role) or ()]
     return list(
         dict.fromkeys(
@@ -140,9 +140,9 @@ def _of_head(store: FeatureTable, head: LogitHead, roles: Sequence[str] = ROLES)
                 found |= entry.holds(store)
             if (rows is None or store.row_hashes is None) and same_split(entry, store):
                 raise HeadError(
-                    f"{head.name} was {role.removesuffix('_on')} on {store.name}/{store.split}, and which of its rows "
-                    "is not known: the head or the store has no hashes of them; report on another split, or fit the "
-                    "head again"
+                    f"{head.name} was {role.removesuffix('_on')} on {store.name}/{store.split}, but it is not known on "
+                    "which rows: the head or the store has no row hashes; report on another split, or fit the head "
+                    "again"
                 )
     return found
 
@@ -151,7 +151,7 @@ def _of_source(store: FeatureTable, other: FeatureSource) -> Mask:
     found = rows_also_in(store, other)
     if found is None:
         raise HeadError(
-            f"{store.name}/{store.split} or {other.name}/{other.split} has no hashes of its rows, and rows of both "
-            "cannot be found; only stores of images have them"
+            f"{store.name}/{store.split} or {other.name}/{other.split} has no row hashes, so rows in both cannot be "
+            "found; only stores of images have them"
         )
     return found

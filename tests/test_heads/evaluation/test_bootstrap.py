@@ -100,7 +100,7 @@ def test_groups_equal_a_loop_and_the_worst_is_the_smallest_of_each_draw() -> Non
         (np.array([0.0, np.inf]), {}, "not all finite"),
         (np.zeros(3), {"draws": 1}, "expected 2 to"),
         (np.zeros(3), {"level": 1.0}, "level"),
-        (np.zeros(3), {"clusters": [0, 1]}, "one for each row"),
+        (np.zeros(3), {"clusters": [0, 1]}, "one per row"),
         (np.zeros(3), {"clusters": [1, 1, 1]}, "one cluster"),
     ],
 )

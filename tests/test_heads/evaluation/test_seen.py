@@ -319,7 +319,7 @@ def test_equal_sets_are_kept_once_in_a_file_and_older_files_fall_back_to_names(
     assert names_only(older, splits["mixed"]) == ["pets/train"]
     assert names_only(head, splits["mixed"]) == []
     assert evaluate([older], [splits["mixed"]])  # nothing but names to go by
-    with pytest.raises(HeadError, match="which of its rows is not known"):
+    with pytest.raises(HeadError, match="it is not known on which rows"):
         evaluate([older], [splits["train"]], seen="exclude")
 
 
