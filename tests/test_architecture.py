@@ -38,7 +38,7 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
 
 
-def test_imports_go_one_way_and_through_one_door() -> None:
+def test_imports_follow_the_layers() -> None:
     lint_imports = Path(sys.executable).parent / "lint-imports"
     command = [str(lint_imports), "--no-cache", "--config", str(ROOT / "pyproject.toml")]
     lint = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -76,7 +76,7 @@ def test_functions_have_few_parameters() -> None:
     assert not many
 
 
-def test_rooms_have_few_doors() -> None:
+def test_rooms_have_few_entries() -> None:
     """A newcomer reads the names in a folder before anything else."""
     folders = [
         path for package in PACKAGES for path in ((ROOT / package), *(ROOT / package).rglob("*/")) if path.is_dir()
@@ -127,7 +127,7 @@ def test_unsafe_loading_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("heavy", ["torch", "open_clip", "zarr", "pyarrow", "sklearn", "matplotlib", "scipy"])
-def test_the_front_door_loads_nothing_heavy(heavy: str) -> None:
+def test_importing_a_package_loads_nothing_heavy(heavy: str) -> None:
     script = f"import featcache.cli.main, sys; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 

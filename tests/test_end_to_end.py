@@ -209,7 +209,7 @@ def test_without_a_verb_and_with_an_unknown_one(capsys: pytest.CaptureFixture[st
     assert main(["--version"]) == 0
 
 
-def test_the_demo_shows_the_road_and_the_second_run_hits_the_cache(cli: Any, demo: Any) -> None:
+def test_the_demo_runs_and_its_second_run_hits_the_cache(cli: Any, demo: Any) -> None:
     root, record = demo
     assert (record["hits"], record["stores"]) == (0, 9)
     by_head = {row["head"]: row for row in record["rows"][:2]}
@@ -226,7 +226,7 @@ def test_the_demo_shows_the_road_and_the_second_run_hits_the_cache(cli: Any, dem
     assert record["hits"] == record["stores"]
 
 
-def test_the_wheel_carries_three_packages_and_runs_anywhere(tmp_path: Path, demo: Any) -> None:
+def test_the_wheel_holds_three_packages_and_runs_anywhere(tmp_path: Path, demo: Any) -> None:
     build = [
         sys.executable,
         "-m",

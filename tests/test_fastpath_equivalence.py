@@ -92,7 +92,7 @@ def test_squared_errors_on_other_rows(seed: int, n_other: int, dim: int, dtype: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-6, 1e-4, 3e-3, 1e-2])
-def test_leave_one_out_where_eigenvalues_crowd(spread: float, dtype: Any) -> None:
+def test_leave_one_out_with_clustered_eigenvalues(spread: float, dtype: Any) -> None:
     """All eigenvalues within `spread` of each other: where the difference quotient of the fast path cancels."""
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(600, 24)))[0]
@@ -176,7 +176,7 @@ def test_logits_along_an_interpolation(seed: int, n: int, n_classes: int, alphas
 
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.integers(1, 30), st.integers(4, 9), st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=6))
-def test_logits_along_an_interpolation_with_classes_never_seen(
+def test_logits_along_an_interpolation_with_missing_classes(
     seed: int, n: int, n_classes: int, alphas: list[float]
 ) -> None:
     """Where one end alone knows a class, it keeps that end's logit relative to the classes that both know."""

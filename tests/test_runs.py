@@ -67,7 +67,7 @@ def test_from_folders_to_the_report(imagenet: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_shifts_that_are_not_there_are_left_out_and_said(imagenet: Path, tmp_path: Path) -> None:
+def test_missing_shifts_are_left_out_and_reported(imagenet: Path, tmp_path: Path) -> None:
     away = {name: str(tmp_path / "none") for name in ("V2", "R", "A", "SKETCH")}
     with warm_featcache(tmp_path) as command:
         ran = run(str(imagenet), str(tmp_path / "out"), HEADS="ridge", FEATCACHE=str(command), **away)
@@ -75,7 +75,7 @@ def test_shifts_that_are_not_there_are_left_out_and_said(imagenet: Path, tmp_pat
     assert ran.stdout.count("left out: imagenet-") == 4
 
 
-def test_without_a_folder_it_says_how_it_is_called() -> None:
+def test_without_a_folder_it_prints_its_usage() -> None:
     ran = run()
     assert ran.returncode == 2
     assert "bash runs/imagenet.sh IMAGENET [OUT]" in ran.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -179,4 +180,4 @@ def repeated_note(classnames: Sequence[str]) -> str:
 def show(value: object, text: str, as_json: bool, beside: str | None = None) -> None:
     """Print a result as JSON or text; on stderr if the target `beside` is standard output."""
     where = sys.stderr if beside is not None and is_stream(beside) else sys.stdout
-    print(json.dumps(value) if as_json else coloured(printable(text), where), file=where)
+    print(json.dumps(value, default=os.fspath) if as_json else coloured(printable(text), where), file=where)

@@ -1,4 +1,4 @@
-"""The verb ``featcache convert``: checkpoints of other systems, and layouts of other libraries."""
+"""The verb ``featcache convert``: checkpoints from and for other libraries."""
 
 import argparse
 
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="where configuration, activation, tokenizer and missing towers come from: a model folder, tiny, RUN/start "
-        "(the start of a finetune run), or an open_clip architecture",
+        help="model that gives configuration, activation, tokenizer and missing towers: a model folder, tiny, "
+        "RUN/start (the initial model of a run), or an open_clip architecture",
     )
     pretrained_argument(parser, "--base, if it is an architecture")
     parser.add_argument(
@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="unpickle a file that cannot be read otherwise (wise-ft's): this RUNS ANY CODE THAT THE FILE HOLDS, in a "
-        "separate process but with your rights; only for files from people you trust",
+        help="unpickle a file that cannot be read otherwise (wise-ft's): this RUNS ANY CODE IN THE FILE, in a separate "
+        "process but with your rights; only for files from people you trust",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
@@ -58,16 +58,10 @@ def run(args: argparse.Namespace) -> int:
         head=args.head,
         overwrite=args.overwrite,
     )
-    record = {
-        "out": str(done.out),
-        "head": None if done.head is None else str(done.head),
-        "tensors": done.tensors,
-        "from_base": done.from_base,
-    }
     taken = f", {done.from_base} of them from {args.base}" if done.from_base else ""
     head = "" if done.head is None else f"\n{done.head}  (its head, for featcache evaluate)"
     text = f"{done.out}  (a head, for featcache evaluate)" if done.head == done.out else None
     if args.to == "lipsum" and done.out.is_dir():
         text = f"{done.out}: {', '.join(sorted(file.name for file in done.out.iterdir()))}{head}"
-    show(record, text or f"{done.out}: {done.tensors} tensors{taken}{head}", args.json)
+    show(done._asdict(), text or f"{done.out}: {done.tensors} tensors{taken}{head}", args.json)
     return 0

@@ -1,9 +1,9 @@
-"""``featcache demo``, and ``featcache demo --full``: from fine-tuning to one robust checkpoint on handwritten digits.
+"""``featcache demo``, and ``featcache demo --full``: from fine-tuning to a robust checkpoint on handwritten digits.
 
-The full demo continues `heads.cli.demo`: it fine-tunes `tiny` on the train split with Lipsum-FT's regularisation over a
+The full demo continues `heads.cli.demo`. It fine-tunes `tiny` on the train split with Lipsum-FT's regularisation over a
 stored bank of random texts, encodes and evaluates the result like any other model, interpolates it with the zero-shot
-model in weight space, chooses alpha on the val split, and evaluates that one checkpoint on every shift. It takes
-minutes on two cores; a second run resumes the finished training and finds its stores.
+model in weight space, chooses alpha on the val split, and evaluates that checkpoint on every shift. It takes minutes on
+two cores; a second run finds the finished training and its stores.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _full(args: argparse.Namespace, rows: list[Row]) -> Row:
     return {
         "rows": shown,
         "alpha": found.alpha,
-        "model": str(found.folder),
-        "head": str(found.head),
+        "model": found.folder,
+        "head": found.head,
         "seconds": seconds,
-        "report": str(written[0]),
+        "report": written[0],
     }

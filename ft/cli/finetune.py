@@ -1,4 +1,4 @@
-"""The verb ``featcache finetune``: its flags are the fields of `FinetuneOptions`; a new option is one line there."""
+"""The verb ``featcache finetune``; its flags are the fields of `FinetuneOptions`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ft.training.loop import FinetuneResult
 
 HELP = {
-    "objective": "what is minimised",
+    "objective": "loss to minimise",
     "objective_weight": "weight of the objective in the loss (RegFT's --lambda-ce)",
     "head": "zero_shot, zeros, ridge, logistic (fitted from the store of the training split), or a fitted head's file",
     "head_scale": "logit scale inside the head's weights (WiSE-FT) or beside them (Lipsum-FT)",
@@ -49,7 +49,7 @@ HELP = {
     "schedule": "learning-rate schedule",
     "ema_decay": "decay of the moving average",
     "warmup": "warm-up updates",
-    "clip": "clip the gradient to this norm",
+    "clip": "maximum norm of the gradient",
     "layer_decay": "multiply the learning rate by this for each layer further from the output",
     "freeze_layers": "freeze this many layers at the input of the image tower, counting the embedding",
     "lora_rank": "rank of LoRA updates, trained instead of the towers; checkpoints hold the merged weights",
@@ -60,19 +60,19 @@ HELP = {
     "precision": "precision of the towers' matrix products",
     "compile": "use torch.compile on the image tower",
     "checkpoint_activations": "recompute activations in the backward pass to save memory",
-    "average": "average of the weights that is evaluated and saved",
+    "average": "average of the weights, evaluated and saved instead of them",
     "swa_start": "fraction of the run after which averaging begins",
     "preprocess": "preprocessing without augmentation: central-crop, or (default) the model's own",
     "augment": "augmentation of the training images (none: as encode prepares them)",
     "shuffle": "draw a new order every epoch",
     "prior": "frozen features: computed online, or kept in a store for later runs",
     "select": "metric on --val that chooses the best checkpoint",
-    "eval_start": "also evaluate the starting model on --val: prints before and after, and adds rows to --results",
+    "eval_start": "also evaluate the initial model on --val: prints before and after, and adds rows to --results",
     "keep_every": "epochs between checkpoints to keep, as OUT/checkpoint_1 and so on (default: keep none)",
     "eval_every": "updates between evaluations on --val (default: one epoch)",
     "save_every": "updates between checkpoints (default: one epoch)",
     "log_every": "updates between lines of log.jsonl",
-    "workers": "threads that read and crop (default: one per core)",
+    "workers": "threads that read, decode and crop (default: one per core)",
     "tensorboard": "also log for TensorBoard (extra `finetune`)",
 }
 
@@ -120,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: object) -> None:
-    """The flag of an option; without it, the recipe's value is used, then the option's default."""
+    """Add the flag of an option, without a default: the recipe's value or the option's default then applies."""
     flag, text = f"--{name.replace('_', '-')}", HELP.get(name, name.replace("_", " "))
     shown = "" if default in (None, (), "") or "default:" in text else f" (default: {default})"
     settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%") + shown}
@@ -135,7 +135,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, default: ob
 
 
 def run(args: argparse.Namespace) -> int:
-    """``featcache finetune DATASET --out DIR``; of the processes of torchrun, the first one reports."""
+    """``featcache finetune DATASET --out DIR``; under torchrun, the first process reports."""
     from featcache.processes import is_first
     from ft.training.loop import finetune, open_split
     from ft.training.page import write_run_page
@@ -164,12 +164,12 @@ def run(args: argparse.Namespace) -> int:
         append_rows(args.results, [row | {"run": str(args.out)} for row in result.before_after])
         page = write_run_page(args.out, open_split(args.val, args.labels) if args.val else None)
         text = f"{_text(result, options.preprocess)}\n{page}  (losses, evaluations and confusions, for the browser)"
-        show(_record(result) | {"report": str(page)}, text, args.json)
+        show(vars(result) | {"report": page}, text, args.json)
     return 0
 
 
 def _dry_run(args: argparse.Namespace, options: FinetuneOptions) -> int:
-    """What a run would do; nothing is written."""
+    """Print what a run would do."""
     from featcache.datasets import open_dataset
     from featcache.progress import format_bytes, format_seconds
     from ft.training.loop import open_split
@@ -189,7 +189,7 @@ def _dry_run(args: argparse.Namespace, options: FinetuneOptions) -> int:
 
 
 def _options(args: argparse.Namespace) -> FinetuneOptions:
-    """The recipe's options under the flags that were given."""
+    """Options of the recipe, overridden by flags."""
     values: dict[str, Any] = load_recipe(args.recipe) if args.recipe else {}
     known = {option.name for option in dataclasses.fields(FinetuneOptions)}
     given = {name: value for name, value in vars(args).items() if name in known}
@@ -208,20 +208,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not other:
         raise TrainingError(f"--eval-names {text}: expected CLASS=NAME, as in 0=zero")
     return name, other
-
-
-def _record(result: FinetuneResult) -> dict[str, object]:
-    return {
-        "steps": result.steps,
-        "last": str(result.last),
-        "best": str(result.best),
-        "start_head": str(result.start_head),
-        "last_head": str(result.last_head),
-        "best_head": str(result.best_head),
-        "best_step": result.best_step,
-        "judged": result.judged,
-        "before_after": result.before_after,
-    }
 
 
 def _text(result: FinetuneResult, preprocess: str | None) -> str:

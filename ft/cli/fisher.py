@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     path = write_fisher(values, args.output)
     n = len(dataset.index)
     show(
-        {"file": str(path), "images": n, "tensors": len(values)},
+        {"file": path, "images": n, "tensors": len(values)},
         f"{path}: Fisher information of {len(values)} tensors over {n:,} images (featcache wise ... --fisher F0 F1)",
         args.json,
     )

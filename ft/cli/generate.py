@@ -1,4 +1,4 @@
-"""The verb ``featcache generate``: training images of class names, drawn by a diffusion model."""
+"""The verb ``featcache generate``: training images for class names, from a diffusion model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "classes",
         metavar="CLASSES",
         nargs="?",
-        help="where class names come from: a data set (imagefolder:DIR), `imagenet` (folders are WordNet ids), another "
-        "list, or a file with a name, or folder, tab and name, on each line (default: those of the style)",
+        help="source of the class names: a data set (imagefolder:DIR), `imagenet` (folders are WordNet ids), another "
+        "class list, or a file with a name, or folder, tab and name, on each line (default: those of the style)",
     )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the images: DIR/SPLIT/CLASS/*.png")
     parser.add_argument("--split", default="train", help="split to generate: train (the default) or val")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes-split",
         default="train",
         metavar="S",
-        help="split of the data set that names the classes (default: train)",
+        help="split of the data set with the class names (default: train)",
     )
     parser.add_argument("--style", default="imagenet", metavar="NAME", help="prompt style (default: imagenet)")
     parser.add_argument("--styles", metavar="FILE", help="prompt-style file, such as RegFT's prompt_styles.json")
@@ -89,9 +89,7 @@ def run(args: argparse.Namespace) -> int:
     painter = Painter(args.model, args.revision, device, args.precision or ("fp16" if "cuda" in device else "fp32"))
     settings = {"split": args.split, "options": options, "share": share, "progress": progress_of(args)}
     result = generate(classes, style.templates, painter, args.out, **settings)
-    names = ("total", "there", "made", "seconds")
-    record = {"folder": str(result.folder), "classes": result.classes, **{n: getattr(result, n) for n in names}}
-    show(record, _describe(result, args), args.json)
+    show(vars(result), _describe(result, args), args.json)
     return 0
 
 
@@ -115,7 +113,7 @@ def _classes(args: argparse.Namespace, style: Style) -> list[tuple[str, str]]:
 
 
 def _device() -> str:
-    """The CUDA device of this process's rank where there is one."""
+    """The CUDA device of this process's local rank, or the CPU."""
     import torch
 
     count = torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""The verb ``featcache merge``: several models into one, by any method of `ft.merging.MERGES`."""
+"""The verb ``featcache merge``: merge several models into one, by any method in `ft.merging.MERGES`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="what the models were fine-tuned from: a model folder, `tiny`, RUN/start, or an open_clip architecture "
+        help="the model they were fine-tuned from: a model folder, `tiny`, RUN/start, or an open_clip architecture "
         "with --pretrained",
     )
     pretrained_argument(parser, "--base, if it is an architecture")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter of the method, its value in JSON: --set scale=0.4",
+        help="parameter of the method, with a JSON value: --set scale=0.4",
     )
     parser.add_argument("--fisher", nargs="+", default=[], metavar="FILE", help="for fisher: one file per model")
     parser.add_argument(
@@ -43,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="for regmean: one file per model (default: those that `featcache moments` wrote beside the models)",
+        help="for regmean: one file per model (default: those of `featcache moments` beside the models)",
     )
     parser.add_argument(
         "--heads",
         nargs="+",
         default=[],
         metavar="HEAD",
-        help="also merge the models' heads, one per model, after the base's head if the method takes a base",
+        help="also merge the models' heads: one per model, preceded by the base's if the method takes a base",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     preprocess_argument(parser)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     base = parent_of(args.base, args.pretrained) if args.base else None
     heads = _heads(args, "base" in needs_of(args.method))
     if args.preprocess and not heads:
-        raise TrainingError("--preprocess says for which features the merged head is; give --heads too")
+        raise TrainingError("--preprocess applies to merged heads; give --heads too")
     folder = merge(
         args.method,
         args.models,
@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
         **settings,
     )
     way = f" --preprocess {args.preprocess}" if args.preprocess else ""
-    record, text = {"model": str(folder)}, f"{folder}  (featcache encode DATA --model local-dir:{folder}{way})"
+    record, text = {"model": folder}, f"{folder}  (featcache encode DATA --model local-dir:{folder}{way})"
     if heads:
-        record["head"] = str(_merge_heads(args, heads, folder, settings))
+        record["head"] = _merge_heads(args, heads, folder, settings)
         text += f"\n{record['head']}  (featcache evaluate {record['head']} --on STORE)"
     show(record, text, args.json)
     return 0
@@ -100,7 +100,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _heads(args: argparse.Namespace, with_base: bool) -> Sequence[LinearHead]:
-    """The heads to merge: as many as models, after that of the base where there is one."""
+    """Load the heads to merge: that of the base, if needed, then one per model."""
     from heads import load
     from heads.fitted.linear import as_linear
 
@@ -108,7 +108,7 @@ def _heads(args: argparse.Namespace, with_base: bool) -> Sequence[LinearHead]:
     if args.heads and len(args.heads) != expected:
         first = ", that of the base first" if with_base else ""
         raise TrainingError(
-            f"{len(args.heads)} heads for {len(args.models)} models under {args.method}: expected {expected}{first}"
+            f"{len(args.heads)} heads for {len(args.models)} models and {args.method}: expected {expected}{first}"
         )
     return [as_linear(load(path)) for path in args.heads]
 

@@ -14,19 +14,19 @@ from featcache.store.places.targets import checked_target
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``featcache moments``."""
-    parser.add_argument("data", metavar="DATASET:SPLIT", help="images, usually some of what the model was trained on")
+    parser.add_argument("data", metavar="DATASET:SPLIT", help="images, usually some of the model's training split")
     parser.add_argument(
         "-o",
         "--output",
         metavar="FILE",
-        help="output file (safetensors; default: beside the model, RUN/best_moments...)",
+        help="output file (default: beside the model, RUN/best_moments.safetensors)",
     )
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="use only N images, drawn with --seed")
     parser.add_argument(
         "--seed", type=at_least(0), default=0, metavar="S", help="seed of the drawn images (default: 0)"
     )
     parser.add_argument(
-        "--templates", metavar="T", help="also the text tower, if it was trained: over these templates x class names"
+        "--templates", metavar="T", help="also cover a trained text tower, with these templates and class names"
     )
     model_arguments(parser)
     preprocess_argument(parser)
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = folder_of(args.model)
     if folder is None:
-        raise TrainingError(f"--model {args.model}: expected a model folder, local-dir:RUN/best, beside which they lie")
+        raise TrainingError(f"--model {args.model}: expected a model folder, such as local-dir:RUN/best")
     out = Path(args.output) if args.output else moments_path(folder)
     checked_target(out)
     dataset = open_split(args.data)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     path = write_moments(values, folder, out)
     n = len(dataset.index)
     show(
-        {"file": str(path), "images": n, "layers": len(values)},
+        {"file": path, "images": n, "layers": len(values)},
         f"{path}: inputs of {len(values)} layers over {n:,} images (featcache merge regmean RUN/best RUN2/best ...)",
         args.json,
     )

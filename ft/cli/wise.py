@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "zero_shot",
         metavar="ZERO_SHOT",
-        help="the zero-shot model: a model folder, `tiny`, RUN/start (the start of a finetune run), or an "
-        "open_clip architecture with --pretrained",
+        help="the zero-shot model: a model folder, `tiny`, RUN/start (the initial model of a run), or an open_clip "
+        "architecture with --pretrained",
     )
     parser.add_argument(
         "fine_tuned",
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[0.5],
         metavar="A",
-        help="0 is zero-shot, 1 is fine-tuned (default: 0.5)",
+        help="interpolation coefficients: 0 is zero-shot, 1 is fine-tuned (default: 0.5)",
     )
     parser.add_argument(
         "-o",
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Merged models are encoded and evaluated; with a selection split, the best one is kept."""
+    """Arguments for encoding and evaluating merged models, and for keeping the best."""
     parser.add_argument(
         "--select", metavar="DATASET:SPLIT", help="evaluate every merged model on this split and keep the best"
     )
@@ -131,13 +131,13 @@ def run(args: argparse.Namespace) -> int:
 
     fisher = (args.fisher[0], args.fisher[1]) if args.fisher else None
     if not args.select and (args.best_only or args.soup != "uniform"):
-        raise FeatcacheError("--best-only and --soup greedy choose on a split; give --select too")
+        raise FeatcacheError("--best-only and --soup greedy need a selection split; give --select too")
     if not args.on and (args.names or args.class_subset or args.projection or args.report):
         raise FeatcacheError("--name, --class-subset, --projection and --report need --on; give it too")
     if args.select or args.on or args.heads:
         return _sweep(args, fisher)
     if args.preprocess:
-        raise FeatcacheError("--preprocess is for evaluations; give --on or --select too")
+        raise FeatcacheError("--preprocess applies to evaluations; give --on or --select too")
     folders = wise(
         args.zero_shot,
         args.fine_tuned,
@@ -198,7 +198,8 @@ def _sweep(args: argparse.Namespace, fisher: tuple[str, str] | None) -> int:
         lines.append(f"report: {_write_page(found, names, details, published, args)}")
     if rows:
         lines.append(f"{counted(len(rows), 'row')} appended to {args.results}")
-    show(_record(found), "\n".join(lines), args.json)
+    record = {name: value for name, value in vars(found).items() if name != "selection"}
+    show(record, "\n".join(lines), args.json)
     return 0
 
 
@@ -209,7 +210,7 @@ def _write_page(
     published: Sequence[Comparison],
     args: argparse.Namespace,
 ) -> Path:
-    """The page of the sweep, beside its models; with ``--report``, the whole report there."""
+    """Write the page of the sweep beside its models; with ``--report``, the whole report there."""
     from ft.merging.sweep import ChosenSweep
     from heads.report import write_report
     from heads.report.formats import Shown
@@ -231,28 +232,14 @@ def _write_page(
     return write_page(reported, Path(args.out) / PAGE, Shown(datasets), title=title, background=background)
 
 
-def _record(found: Sweep) -> dict[str, object]:
-    record: dict[str, object] = {
-        "folders": [str(folder) for folder in found.folders],
-        "heads": [str(head) for head in found.heads],
-        "ingredients": found.ingredients,
-        "rows": found.rows,
-    }
-    for name in ("best", "alpha", "folder", "head"):  # of a selection split
-        if name in vars(found):
-            value = vars(found)[name]
-            record[name] = str(value) if isinstance(value, Path) else value
-    return record
-
-
 def _reported(found: Sweep, names: Sequence[str]) -> list[Row]:
-    """The rows with figures on the reported splits: those of all alphas, or with --best-only the best one."""
+    """Rows with metrics on the reported splits: all alphas, or with --best-only the best."""
     rows = [row for row in found.rows if f"{names[0]}:top1" in row]
     return rows or [vars(found)["best"]]
 
 
 def _text(found: Sweep, names: Sequence[str], args: argparse.Namespace) -> list[str]:
-    """The selection split by itself, as it is not reported; then the splits of --on, the first as the reference."""
+    """A table of the selection split, which is not reported; then the splits of --on, with the first as reference."""
     from ft.merging.sweep import ChosenSweep
     from heads.report import table_text
     from heads.report.rows import choice_text

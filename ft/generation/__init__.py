@@ -1,8 +1,8 @@
-"""Training images from a text-to-image diffusion model: class names times prompts, as stage 1 of RegFT makes them.
+"""Training images from a text-to-image diffusion model: prompts filled with class names, as in stage 1 of RegFT.
 
-RegFT (Park et al., arXiv:2406.05432) fine-tunes CLIP on images that Stable Diffusion drew of each class name, without a
-single real image. `generate` draws them into a tree of class folders, ``OUT/SPLIT/<class>/<prompt>_<image>.png``, which
-``imagefolder:OUT`` (or ``imagenet:OUT``, where the folders are WordNet ids) reads.
+RegFT (Park et al., arXiv:2406.05432) fine-tunes CLIP on images that Stable Diffusion generates for each class name,
+without any real image. `generate` writes them into class folders, ``OUT/SPLIT/<class>/<prompt>_<image>.png``, which
+``imagefolder:OUT`` reads (or ``imagenet:OUT``, if the folders are WordNet ids).
 
 >>> from ft.generation.styles import load_style
 >>> load_style("dtd").templates

@@ -14,7 +14,7 @@ from featcache.errors import EncoderError, FeatcacheError, MissingExtraError, Pr
 from featcache.store.key import Json
 
 EXPECTED = (
-    "expected a folder that diffusers saved (with model_index.json and safetensors), or a text-to-image model's name "
+    "expected a folder saved by diffusers (with model_index.json and safetensors), or a text-to-image model's name "
     "on the hub, owner/name"
 )
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,8 +25,8 @@ class Painter:
 
     Parameters
     ----------
-    model : A folder that diffusers saved, or a name on the Hugging Face hub. Weights are read from safetensors only.
-    revision : of a model on the hub
+    model : folder saved by diffusers, or name on the Hugging Face hub; weights are read only from safetensors
+    revision : revision of a model on the hub
     precision : ``fp32``, ``bf16`` or ``fp16``
 
     Raises
@@ -34,11 +34,11 @@ class Painter:
     MissingExtraError
         diffusers is not installed.
     EncoderError
-        The model is not there, cannot be loaded, or is no text-to-image model.
+        The model does not exist, cannot be loaded, or is not a text-to-image model.
 
     Attributes
     ----------
-    identity : the model, by a digest of its files or its name on the hub, and the precision
+    identity : the precision, and the digest of the model's files or its name on the hub
     """
 
     def __init__(self, model: str, revision: str | None, device: str, precision: str) -> None:
@@ -63,7 +63,7 @@ class Painter:
                 revision=revision,
                 dtype=DTYPES[precision],
                 use_safetensors=True,
-                safety_checker=None,  # it would replace training images by black ones
+                safety_checker=None,  # it would replace images by black ones
                 requires_safety_checker=False,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -74,14 +74,14 @@ class Painter:
         self._pipeline.set_progress_bar_config(disable=True)
 
     def check(self, prompts: Sequence[str], height: int, width: int) -> None:
-        """Refuse what the model cannot draw.
+        """Refuse prompts and sizes that the model does not support.
 
         Raises
         ------
         PromptError
-            Its tokenizer would truncate a prompt.
+            The tokenizer would truncate a prompt.
         FeatcacheError
-            Sides that are no multiple of 8, or of what the model's latent pixels stand for.
+            The size is not a multiple of 8, or of the VAE's scale factor.
         """
         unit = max(8, getattr(self._pipeline, "vae_scale_factor", 8))
         if height % unit or width % unit:
@@ -105,13 +105,13 @@ class Painter:
         guidance_scale: float,
         each_step: Callable[[], None],
     ) -> list[Any]:
-        """Draw one picture per prompt.
+        """Draw one image per prompt.
 
         Parameters
         ----------
-        prompts, seeds : sequences of N
-            The initial noise of a picture comes from a generator of its own on the CPU, so that it is the same on
-            every device and in every batch.
+        prompts, seeds : N of each
+            The initial noise of each image comes from a separate generator on the CPU, so that it is the same on every
+            device and in every batch.
         height, width : pixels
         steps : denoising steps
         guidance_scale : weight of classifier-free guidance (Ho and Salimans, arXiv:2207.12598)
@@ -147,7 +147,7 @@ class Painter:
 
 
 def _digest(folder: Path) -> str:
-    """sha256 (128 bits, hexadecimal) over names and contents of the files that diffusers may read."""
+    """Digest (sha256, 128 bits) of names and contents of the files that diffusers may read."""
     digest = sha256()
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors")):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())

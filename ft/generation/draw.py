@@ -1,8 +1,8 @@
-"""Drawing the images of a plan, by any number of processes at once, so that a kill loses at most one batch each.
+"""Draw the images of a plan in any number of processes; a kill loses at most one batch of each.
 
-A process takes batches that nobody has claimed (`featcache.store.claims`), its own share first, draws what is missing
-of them, and writes each image whole or not at all. The options are recorded in ``OUT/generate-SPLIT.json`` before the
-first image; other options for the same tree are refused. ``OUT/classes.txt`` fixes the order of the classes.
+A process claims batches (`featcache.store.claims`), its own share first, draws the missing images, and writes each file
+atomically. The options are recorded in ``OUT/generate-SPLIT.json`` before the first image; other options for the same
+folder are refused. ``OUT/classes.txt`` fixes the order of the classes.
 """
 
 import io
@@ -38,13 +38,13 @@ class GenerateOptions:
 
     Parameters
     ----------
-    images : images per class and prompt; the only option that may grow later
-    seed : another seed, other images
+    images : images per class and prompt; may be increased later
+    seed : seed of the images
     guidance_scale : weight of classifier-free guidance
     steps : denoising steps
-    height, width : pixels that the model draws
-    size : pixels of each side of the file, after bicubic resizing
-    batch_size : images per run of the model; not recorded, since it changes no image
+    height, width : size of the generated images, in pixels
+    size : side of the saved images in pixels, after bicubic resizing
+    batch_size : images per forward pass; not recorded, since it changes no image
     """
 
     images: int = 64
@@ -65,14 +65,14 @@ class GenerateOptions:
 
     @property
     def recorded(self) -> Json:
-        """What every image depends on."""
+        """Options that every image depends on."""
         names = ("seed", "guidance_scale", "steps", "height", "width", "size")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """What a run did: `made` images were drawn here, `there` of `total` are in the folder now."""
+    """Result of a run: `made` images were drawn by this process, and `there` of `total` are now in the folder."""
 
     folder: Path
     classes: int
@@ -95,28 +95,27 @@ def generate(
 ) -> GenerateResult:
     """Draw images of every class into ``OUT/SPLIT/<class>/<prompt>_<image>.png``.
 
-    Prompts are numbered from 1 and images from 0, so that RegFT's default (one prompt, seed 1) has RegFT's names.
+    Prompts are numbered from 1 and images from 0, so that file names agree with RegFT's for one prompt and seed 1.
 
     Parameters
     ----------
-    classes : sequence of C (folder, class name)
-    templates : sequence of T str
-        Each with ``{}`` for the class name.
-    painter : the diffusion model, with the `identity` that is recorded
-    split : ``train`` or ``val``; each has noise of its own
-    share : which batches to draw first; default: from torchrun's RANK and WORLD_SIZE
+    classes : C pairs (folder, class name)
+    templates : T templates with ``{}`` for the class name
+    painter : the diffusion model; its `identity` is recorded
+    split : ``train`` or ``val``, which get different noise
+    share : batches to draw first; default: from torchrun's RANK and WORLD_SIZE
 
     Raises
     ------
     PromptError
-        Class names that cannot be folders, a template without ``{}``, or a prompt that the model would truncate.
+        A class name is not a valid folder name, a template has no ``{}``, or the model would truncate a prompt.
     MismatchError
-        The folder holds images of other options or other classes.
+        The folder holds images with other options or classes.
     """
     began = time.perf_counter()
     options, share, out = options or GenerateOptions(), share or Share.from_environment(), Path(out).expanduser()
     if not split or split != Path(split).name or split.startswith("."):
-        raise FeatcacheError(f"split {split!r}: expected a folder's name, such as train or val")
+        raise FeatcacheError(f"split {split!r}: expected a folder name, such as train or val")
     plan = Plan(split, class_folders(classes), templates, options.images, options.seed, options.batch_size)
     painter.check(plan.prompts, options.height, options.width)
     _record(out, plan, options, painter)
@@ -133,18 +132,18 @@ def generate(
 
 
 class _Run:
-    """The work of one process."""
+    """The share of one process."""
 
     def __init__(self, plan: Plan, painter: "Painter", out: Path, options: GenerateOptions, progress: Progress) -> None:
         self.plan, self.painter, self.options, self.progress = plan, painter, options, progress
         self.folder, self.claims, self.made = out / plan.split, Claims(out / WORK), 0
 
     def missing(self, batch: int) -> list[Request]:
-        """The images of a batch that are not there."""
+        """The missing images of a batch."""
         return [request for request in self.plan.batch(batch) if not (self.folder / request.path).exists()]
 
     def share(self, share: Share) -> None:
-        """Draw what this process gets hold of; wait for the others, and take over from those that die."""
+        """Draw all batches that this process can claim; wait for others, and take over from those that die."""
         missing = self.plan.missing(self.folder)
         todo = share.order(sorted({number // self.plan.batch_size for number in missing}))
         self.progress.start(f"{self.folder}", len(self.plan), len(self.plan) - len(missing))
@@ -160,14 +159,14 @@ class _Run:
         self.progress.finish()
 
     def _take(self, batch: int) -> bool:
-        """Draw a batch; False if another process is at it."""
+        """Draw a batch; False if another process has claimed it."""
         claim = f"{self.plan.split}-{self.plan.batch_size}-{batch}"
         if not self.missing(batch):
             return True
         if not self.claims.take(claim):
             return False
         try:
-            if requests := self.missing(batch):  # looked at again: another may have finished it just before the claim
+            if requests := self.missing(batch):  # another process may have finished it just before the claim
                 self._draw(requests)
         finally:
             self.claims.release(claim)
@@ -196,9 +195,11 @@ class _Run:
 
 
 def _record(out: Path, plan: Plan, options: GenerateOptions, painter: "Painter") -> None:
-    """Write down the options and the class list, or compare them with those of an earlier run."""
+    """Record the options and the class list, or compare them with those of an earlier run."""
     lines = [folder if folder == name else f"{folder}\t{name}" for folder, name in plan.classes]
-    _create(out / CLASS_FILE, "".join(f"{line}\n" for line in lines).encode(), "another class list")
+    content = "".join(f"{line}\n" for line in lines).encode()
+    if not places.create(out / CLASS_FILE, content) and (out / CLASS_FILE).read_bytes() != content:
+        raise MismatchError(f"{out / CLASS_FILE}: lists other classes than these; give the same, or name another --out")
     record = {**painter.identity, "templates": list(plan.templates), **options.recorded}
     path = out / f"generate-{plan.split}.json"
     written = pretty_json(record)
@@ -215,8 +216,3 @@ def _record(out: Path, plan: Plan, options: GenerateOptions, painter: "Painter")
             f"{path}: its images were drawn with {name} {held.get(name)!r}, got {record[name]!r}; "
             "give the same options to add to them, or name another --out"
         )
-
-
-def _create(path: Path, content: bytes, what: str) -> None:
-    if not places.create(path, content) and path.read_bytes() != content:
-        raise MismatchError(f"{path}: got {what} than that of the images in this folder; name another --out")

@@ -1,8 +1,8 @@
-"""What is to be drawn: folders, prompts, file names and seeds, all known before the first image.
+"""The images to generate: folders, prompts, file names and seeds, all known before the first image.
 
-The seed of an image is a digest of the run's seed, the split, the class folder, the prompt and the image's number. So
-an image does not depend on batch size, order, or the number of processes; a larger ``images`` adds images to a tree
-and leaves those in it as they are; and training and validation images differ.
+The seed of an image is a digest of the run's seed, the split, the class folder, the prompt and the image's number. An
+image therefore does not depend on batch size, order or number of processes; a larger ``images`` adds images without
+changing others; and training and validation images differ.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from pathlib import Path
 from featcache.errors import PromptError
 from featcache.prompts import fill
 
-SEED_BYTES = 7  # below 2**63, which is what torch.Generator takes
+SEED_BYTES = 7  # torch.Generator takes seeds below 2**63
 
 
 @dataclass(frozen=True)
 class Request:
-    """One image: its path below the split's folder, its prompt, and the seed of its noise."""
+    """One image: its path in the split's folder, its prompt, and the seed of its noise."""
 
     path: str
     prompt: str
@@ -30,14 +30,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """The images of one split, in the order in which they are drawn: one of each class, then the next of each.
+    """The images of one split in drawing order: one of each class, then the next of each.
 
     Parameters
     ----------
-    classes : sequence of C (folder, class name)
-    templates : sequence of T str
+    classes : C pairs (folder, class name)
+    templates : T templates
     images : images per class and template
-    batch_size : images that are drawn, and claimed, together
+    batch_size : images drawn and claimed together
     """
 
     split: str
@@ -59,14 +59,14 @@ class Plan:
         return Request(f"{folder}/{_file_name(t, image)}", prompt, seed)
 
     def _place(self, number: int) -> tuple[int, int, int]:
-        """Class, template and image."""
+        """Class, template and image of a number."""
         rest, c = divmod(number, len(self.classes))
         image, t = divmod(rest, len(self.templates))
         return c, t, image
 
     @property
     def prompts(self) -> list[str]:
-        """Every prompt once."""
+        """The prompts of all classes."""
         return [prompt for of_class in fill(self.templates, [name for _, name in self.classes]) for prompt in of_class]
 
     def batch(self, number: int) -> list[Request]:
@@ -75,25 +75,25 @@ class Plan:
         return [self[i] for i in range(start, min(start + self.batch_size, len(self)))]
 
     def missing(self, folder: Path) -> list[int]:
-        """Numbers of the images that are not in the split's folder."""
+        """Numbers of images that are not in the split's folder."""
         held = [_files(folder / name) for name, _ in self.classes]
         places = ((number, *self._place(number)) for number in range(len(self)))
         return [number for number, c, t, image in places if _file_name(t, image) not in held[c]]
 
 
 def class_folders(names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Folders and names of classes, checked: each folder is usable as one, and none occurs twice.
+    """Check that folders of classes are valid names and distinct.
 
     Parameters
     ----------
-    names : sequence of C (folder, class name)
-        A ``/`` in a folder's name becomes ``_``: RegFT's own script makes a folder within a folder of ``F-16A/B``,
-        which ``ImageFolder`` reads as another class.
+    names : C pairs (folder, class name)
+        A ``/`` in a folder name becomes ``_``. RegFT's script makes a folder in a folder of ``F-16A/B``, which
+        ``ImageFolder`` reads as another class.
 
     Raises
     ------
     PromptError
-        There is no class, two have one folder, or a name cannot be a folder's and a line of ``classes.txt``.
+        There are no classes, two share a folder, or a name is not valid as a folder or a line of ``classes.txt``.
 
     Examples
     --------
@@ -101,12 +101,12 @@ def class_folders(names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     [('F-16A_B', 'F-16A/B')]
     """
     if not names:
-        raise PromptError("got no class name; expected at least one")
+        raise PromptError("no class names; expected at least one")
     folders: dict[str, str] = {}
     for folder, name in ((folder.replace("/", "_"), name) for folder, name in names):
         usable = folder == folder.strip() and not re.search(r"^$|^[.#]|[\x00-\x1f]", folder)
         if not usable or len(os.fsencode(folder)) > 200 or "\n" in name:
-            raise PromptError(f"class {name!r} cannot be a folder's name; write `folder<TAB>{name}` into a class file")
+            raise PromptError(f"class {name!r} is not a valid folder name; write `folder<TAB>{name}` into a class file")
         if folder in folders:
             raise PromptError(
                 f"classes {folders[folder]!r} and {name!r} have one folder, {folder!r}; write `folder<TAB>name` lines "

@@ -1,9 +1,9 @@
-"""Prompt styles: which sentences a class name is put into, and, in files such as RegFT's, which classes there are.
+"""Prompt styles: templates for class names, and, in files such as RegFT's, class lists.
 
 A prompt-style file is JSON, ``{style: {"template": ..., "classnames": [...], "save_subdir": [...]}}``. ``template`` is
 a template or a list of them, with ``{}`` for the class name. ``classnames`` and ``save_subdir`` (a folder for each
-class) are optional. RegFT's ``prompt_styles.json`` is such a file; ``styles.json`` has its templates,
-without class lists.
+class) are optional. RegFT's ``prompt_styles.json`` is such a file; ``styles.json`` has its templates without the class
+lists.
 """
 
 import json
@@ -25,10 +25,8 @@ class Style:
 
     Parameters
     ----------
-    templates : tuple of T str
-        Each with ``{}`` for the class name.
-    classes : tuple of C (folder, class name)
-        Empty where the file names no classes.
+    templates : T templates with ``{}`` for the class name
+    classes : C pairs (folder, class name); empty if the file lists no classes
     """
 
     templates: tuple[str, ...]
@@ -46,8 +44,7 @@ def load_style(name: str, path: str | Path | None = None) -> Style:
     Raises
     ------
     PromptError
-        There is no such file or entry (those in it are listed), a template has no ``{}``, or an entry is not as
-        described above.
+        There is no such file or entry, a template has no ``{}``, or an entry has another form.
 
     Examples
     --------

@@ -1,10 +1,10 @@
-"""One epoch of a stored prior: finished chunks, and a journal of the rows that are not in chunks yet.
+"""One epoch of a stored prior: finished chunks, and a journal of rows that are not in chunks yet.
 
-The store's writer writes whole chunks of consecutive rows, once. Training meets rows in random order, a few per step
-and possibly from several processes, and a killed run must not lose those it has computed. So rows go to a journal
-first: a sparse file of features and one of checksums, shared by all processes of a machine. A row counts if its
-checksum fits, so that a kill or a power cut loses only the rows in flight. Afterwards the rows become chunks with
-markers and a manifest, written and verified by `featcache.store.StoreWriter` as in every other store.
+Store writers write whole chunks of consecutive rows, once. Training visits rows in random order, a few per step and
+possibly from several processes, and a killed run must not lose the rows it has computed. So rows are first written to a
+journal: a sparse file of features and one of checksums, shared by all processes of a machine. A row is valid if its
+checksum matches, so a kill or a power cut loses only rows that are being written. In the end the rows become chunks
+with markers and a manifest, written and verified by `featcache.store.StoreWriter` as in every other store.
 """
 
 import os
@@ -28,16 +28,15 @@ ATTEMPTS = 3
 
 
 class PriorViews:
-    """Features (N, D) of one view of every sample, as far as they are known.
+    """Known features (N, D) of one view of every sample.
 
     Parameters
     ----------
     path : folder of the store
-    identity : identity of the store, see `featcache.store.Manifest`
-    shape : (int, int)
-        N and D.
+    identity : see `featcache.store.Manifest`
+    shape : (N, D)
     name : name in listings
-    tidy : make chunks of the journal that a killed run left; only for a process that is alone with the store
+    tidy : turn the journal of a killed run into chunks; only if no other process uses the store
 
     Raises
     ------
@@ -59,12 +58,12 @@ class PriorViews:
         self._in_store = np.zeros(shape[0], dtype=bool) if self._store is None else self._store.valid
 
     def known(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """(n,) True for the rows that can be read."""
+        """Whether each row (n,) can be read."""
         known: npt.NDArray[np.bool_] = self._in_store[rows] | self._journal.known[rows]
         return known
 
     def gather(self, rows: Rows) -> Features:
-        """Features (n, D) of rows that are known."""
+        """Features (n, D) of known rows."""
         stored = self._in_store[rows]
         features: Features = np.empty((len(rows), self._shape[1]), dtype=np.float32)
         if self._store is not None and stored.any():
@@ -76,24 +75,24 @@ class PriorViews:
     def record(self, rows: Rows, features: Features) -> None:
         """Write features (n, D) of some rows to the journal."""
         if not self._journal.exists:
-            self._writer()  # its header makes the folder an unfinished store
+            self._writer()  # writes the header of an unfinished store
         self._journal.write(rows, features)
 
     def refresh(self) -> None:
-        """Learn which rows other processes have recorded since."""
+        """Find the rows that other processes have recorded."""
         self._journal.scan()
 
     def flush(self) -> None:
-        """Hand what was recorded to the disk."""
+        """Flush recorded rows to disk."""
         self._journal.flush()
 
     def tidy(self) -> None:
-        """Make chunks of the journal, and a finished store of the chunks.
+        """Turn the journal into chunks, and the chunks into a finished store.
 
         Raises
         ------
         StoreCorruptError
-            Chunks differ from their markers right after they were written.
+            Chunks do not match their markers right after writing.
         """
         self._journal.scan()
         if not self._journal.known.any() and self._finished() is not None:
@@ -118,14 +117,14 @@ class PriorViews:
         self._journal.remove()
 
     def _finished(self) -> PriorStore | None:
-        """The store; None while it is unfinished."""
+        """The store, or None if it is unfinished."""
         try:
             return open_prior_store(self.path)
         except (StoreNotFoundError, StoreIncompleteError):
             return None
 
     def _write(self, writer: StoreWriter, chunk: int) -> None:
-        """Write a chunk with its old rows and those of the journal, unless it gains none."""
+        """Write a chunk with its old rows and those of the journal, if there are new ones."""
         done = writer.marker(chunk) is not None
         rows = np.arange(writer.rows_spec.rows_of(chunk).start, writer.rows_spec.rows_of(chunk).stop)
         if done:
@@ -137,7 +136,7 @@ class PriorViews:
         if done:
             if not new.any():
                 return
-            self._journal.write(rows[valid == 1], features[valid == 1])  # kept if a kill comes before the new chunk
+            self._journal.write(rows[valid == 1], features[valid == 1])  # in case of a kill before the chunk is written
             self._journal.flush()
             writer.drop(chunk)
         features[new], valid[new] = self._journal.read(rows[new]), 1
@@ -171,7 +170,7 @@ class PriorViews:
 
 
 class _Journal:
-    """Rows in two sparse files, features and their checksums, mapped into memory by every process that writes."""
+    """Rows in two memory-mapped sparse files, features and their checksums, shared by all writing processes."""
 
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
         self._files, self._shape = (folder / "journal.rows", folder / "journal.marks"), shape
@@ -181,18 +180,18 @@ class _Journal:
 
     @property
     def exists(self) -> bool:
-        """Whether there is one on the disk."""
+        """Whether its files exist."""
         return all(file.exists() for file in self._files)
 
     def scan(self) -> None:
-        """Learn which rows are whole, including those of other processes."""
+        """Find the valid rows, including those of other processes."""
         if self.exists or self._maps is not None:
             features, marks = self._mapped()
             written = np.flatnonzero(marks)
             self.known[written] = [_mark(features[row]) == marks[row] for row in written]
 
     def write(self, rows: Rows, features: Features) -> None:
-        """Write features before their checksums, so that a row torn by a kill does not count."""
+        """Write features before their checksums, so that a half-written row is not valid."""
         values = np.ascontiguousarray(features, dtype=np.float32)
         mapped, marks = self._mapped()
         mapped[rows] = values
@@ -200,17 +199,17 @@ class _Journal:
         self.known[rows] = True
 
     def read(self, rows: Rows) -> Features:
-        """Features (n, D) of rows that are known."""
+        """Features (n, D) of known rows."""
         return self._mapped()[0][rows] if len(rows) else np.empty((0, self._shape[1]), np.float32)
 
     def flush(self) -> None:
-        """Hand the files to the disk."""
+        """Flush the files to disk."""
         for mapped in self._maps or ():
             if isinstance(mapped, np.memmap):
                 mapped.flush()
 
     def remove(self) -> None:
-        """Delete the files; another process that still maps them keeps what it sees."""
+        """Delete the files; processes that still map them keep their contents."""
         for file in self._files:
             file.unlink(missing_ok=True)
         self._maps = None
@@ -221,7 +220,7 @@ class _Journal:
             sizes = (4 * self._shape[0] * self._shape[1], 8 * self._shape[0])
             for file, size in zip(self._files, sizes, strict=True):
                 file.touch(0o644)
-                os.truncate(file, size)  # sparse: zeros until they are written; keeps a file of that size
+                os.truncate(file, size)  # sparse; does nothing to a file of that size
             self._maps = (
                 np.memmap(self._files[0], dtype="<f4", mode="r+", shape=self._shape),
                 np.memmap(self._files[1], dtype="<u8", mode="r+", shape=self._shape[:1]),
@@ -230,5 +229,5 @@ class _Journal:
 
 
 def _mark(row: Features) -> int:
-    """Checksum of a row; never 0, which stands for a row that was not written."""
+    """Checksum of a row; never 0, which marks an empty row."""
     return max(1, xxhash.xxh3_64_intdigest(row.tobytes()))

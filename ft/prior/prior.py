@@ -1,12 +1,12 @@
 """Frozen prior v0: the initial tower's features of the augmented batch, computed online or read from a store.
 
-Lipsum, distillation and CAR-FT compare every batch with the initial tower on the same augmented pixels: a forward pass,
-a quarter of the step. Views are deterministic (`featcache.encoding.augment`), so a second run with the same seed,
-tower, precision and augmentation sees the same views. With `StoredPrior` it reads the features that the first run
-computed, in float32, and follows the same trajectory bit for bit.
+Lipsum, distillation and CAR-FT compare every batch with the initial tower on the same augmented pixels, which costs a
+forward pass, a quarter of the step. Views are deterministic (`featcache.encoding.augment`), so a second run with the
+same seed, tower, precision and augmentation sees the same views. With `StoredPrior` it reads the features of the first
+run, in float32, and follows the same trajectory bit for bit.
 
-There is one store per epoch, or a single one where all epochs show the same view, with one row per sample; see
-`ft.prior.journal` for how rows get into it.
+There is one store per epoch, or a single one if all epochs show the same view, with one row per sample. Rows are first
+written to a journal, see `ft.prior.journal`.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,22 +34,20 @@ class Prior(Protocol):
 
         Parameters
         ----------
-        rows : (B,) int64
-            Rows of the data set.
+        rows : (B,) int64, rows of the data set
         epoch : epoch of the views
-        images : tensor
-            Input of the trained tower.
+        images : input of the trained tower
         """
 
     def settle(self) -> None:
-        """Write what is still in flight."""
+        """Write pending features."""
 
     def close(self) -> None:
-        """Keep what was recorded; called once, after training."""
+        """Store the recorded features; called once, after training."""
 
 
 class OnlinePrior:
-    """v0 from a forward pass of the frozen tower (images to features (B, D)) in every step."""
+    """v0 from a forward pass of the frozen tower, images to features (B, D), in every step."""
 
     def __init__(self, tower: Tower) -> None:
         self._tower = tower
@@ -67,18 +65,17 @@ class OnlinePrior:
 
 
 class StoredPrior:
-    """v0 from a store. A batch with rows that the store lacks goes through the tower whole, and those are recorded.
+    """v0 from a store. If rows of a batch are missing, the whole batch is computed, and those rows are recorded.
 
     Parameters
     ----------
-    tower : images to features (B, D)
-    identity : JSON-able: ``tower`` (with its precision), ``view`` (with its seed) and ``dataset``; the key of the store
+    tower : function from images to features (B, D)
+    identity : ``tower`` (with its precision), ``view`` (with its seed) and ``dataset``, from which the key is computed
     n_rows, dim : samples of the data set, and D
     root : folder of all stores
-    one_view
-        All epochs show the same view: they share the store of epoch 0, and the second reads what the first recorded.
+    one_view : whether all epochs show the same view; they then share the store of epoch 0
     stamps : (N,) int64, optional
-        Modification times of the samples: files with other times than those first recorded have another store.
+        Modification times of the samples. Files whose times have changed get another store.
 
     Attributes
     ----------
@@ -107,7 +104,7 @@ class StoredPrior:
         self._dataset = {key: value for key, value in identity.items() if key not in self._encoder} | {"rows": n_rows}
         folder = resolve_root(root) / PriorStore.kind / content_key(self._encoder)
         if not isinstance(folder, Path):
-            raise TrainingError(f"{folder}: stored priors are journals on a local disk; give a local --root")
+            raise TrainingError(f"{folder}: stored priors need a local disk; give a local --root")
         self._folder = folder
         self._epochs: dict[int, PriorViews] = {}
         self._waiting: list[tuple[PriorViews, Rows, torch.Tensor]] = []
@@ -118,7 +115,7 @@ class StoredPrior:
         self._record()
         views = self._views(0 if self._one_view else epoch)
         if self._one_view and epoch != self._epoch and rank_and_size()[1] > 1:
-            wait()  # each epoch begins with the rows that all processes recorded before it
+            wait()  # each epoch starts with the rows that all processes have recorded
             views.refresh()
         self._epoch = epoch
         known = views.known(rows)
@@ -130,18 +127,18 @@ class StoredPrior:
         self.computed += len(rows)
         new = torch.from_numpy(~known).to(features.device)
         self._waiting.append((views, rows[~known], features[new]))
-        if known.any():  # later runs will read these rows: this one must see the same digits
+        if known.any():  # use the stored rows, as later runs will
             features[~new] = torch.from_numpy(views.gather(rows[known])).to(features.device)
         return features
 
     def settle(self) -> None:
-        """Write what is still in flight; with several processes, before the barrier that `close` needs."""
+        """Write pending features; with several processes, call it before the barrier that precedes `close`."""
         self._record()
         for views in self._epochs.values():
             views.flush()
 
     def close(self) -> None:
-        """Make stores of what was recorded; with several processes, call it in all of them after all have settled."""
+        """Turn journals into stores; with several processes, call it in all of them after all have settled."""
         self.settle()
         for views in self._epochs.values():
             if rank_and_size()[0] == 0:
@@ -149,7 +146,7 @@ class StoredPrior:
         self._epochs.clear()
 
     def _record(self) -> None:
-        """Write the features of the previous step, which a GPU has finished by now."""
+        """Write the features of the previous step, which a GPU will have finished by now."""
         for views, rows, features in self._waiting:
             views.record(rows, features.cpu().numpy())
             if self._stamps is not None and not (views.path / STAMPS).exists():
@@ -172,7 +169,7 @@ class StoredPrior:
 
 
 def _same_times(path: Path, stamps: Rows) -> bool:
-    """Whether files are as old as when a store of them was begun; one without times takes those of now."""
+    """Whether modification times equal those recorded with a store; a store without times records the current ones."""
     if not path.exists():
         return True
     if not (path / STAMPS).exists():

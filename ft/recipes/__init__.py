@@ -1,7 +1,7 @@
-"""Recipes: options of published runs as TOML files, with their source and results in the comment at the top.
+"""Recipes: options of published runs as TOML files, with source and results in a comment at the top.
 
-A recipe holds fields of `ft.training.options.FinetuneOptions`; the others keep their defaults, and flags on the command
-line take precedence. A new recipe is one file in this folder.
+A recipe sets fields of `ft.training.options.FinetuneOptions`. Other fields keep their defaults, and command-line flags
+take precedence. A new recipe is one file in this folder.
 """
 
 import tomllib
@@ -14,11 +14,11 @@ __all__ = ["RECIPES", "load_recipe", "recipe_header"]
 
 FOLDER = Path(__file__).parent
 RECIPES: tuple[str, ...] = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
-"""Names of the recipes in the package."""
+"""Names of the built-in recipes."""
 
 
 def load_recipe(name: str | Path) -> dict[str, Any]:
-    """Options of a recipe.
+    """Read the options of a recipe.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
 
 
 def recipe_header(name: str | Path) -> str:
-    """The comment at the top of a recipe: its source, and the published results."""
+    """The comment at the top of a recipe: source and published results."""
     lines = _path(name).read_text(encoding="utf-8").splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:end])

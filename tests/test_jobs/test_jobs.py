@@ -100,7 +100,7 @@ CHECKS: list[Callable[[str], None]] = [
 ]
 
 
-def test_there_are_fifteen_of_at_most_four_commands() -> None:
+def test_there_are_fifteen_jobs_of_at_most_four_commands() -> None:
     assert [int(title.partition(".")[0]) for title in JOBS] == list(range(1, 16))
     for title, block in JOBS.items():
         assert set(block.needs) <= DATA, title
@@ -126,7 +126,7 @@ def test_the_job_gets_done(
 
 
 @pytest.mark.nightly
-def test_an_interrupted_encode_says_what_is_kept_and_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_encode_reports_what_is_kept_and_resumes(tmp_path: Path) -> None:
     """Ctrl-C in the middle: the chunks that it names are there, and the next run encodes only the others."""
     class_folders(tmp_path / "pets" / "train", each=600)
     command = [

@@ -50,7 +50,7 @@ BAD = ("cat/pipe.png", "cat/zero.png", "dog/float.tiff", "dog/sparse.png", "dog/
 
 
 @pytest.mark.parametrize("more", [(), ("--views", "1")])
-def test_odd_files_are_named_and_counted(
+def test_unreadable_files_are_named_and_counted(
     odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
 ) -> None:
     words = ["encode", f"imagefolder:{odd}", "--split", "all", "--root", str(tmp_path / "cache"), "--quiet", *more]
@@ -64,7 +64,7 @@ def test_odd_files_are_named_and_counted(
     assert np.isfinite(store.numpy()[0]).all()
 
 
-def test_predict_names_them_too(odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_names_unreadable_files_too(odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ("--root", str(tmp_path / "cache"))
     assert main(["encode", "digits", "--split", "test", *root, "--quiet"]) == 0
     head = str(tmp_path / "head.safetensors")
@@ -76,7 +76,7 @@ def test_predict_names_them_too(odd: Path, tmp_path: Path, capsys: pytest.Captur
     assert "5 of 5 images could not be read" in shown.err
 
 
-def test_a_long_picture_is_refused_before_it_is_resized() -> None:
+def test_a_very_long_image_is_refused_before_resizing() -> None:
     encoder = load_encoder("tiny")
     side = encoder.image_size[0]
     limit = MOST_PIXELS // side**2
@@ -170,7 +170,7 @@ def test_a_pipe_or_a_device_in_a_folder_of_features_is_not_opened(
         odd.unlink()
 
 
-def test_what_the_shell_has_opened_is_read() -> None:
+def test_files_opened_by_the_shell_are_read() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"cat\ndog\n")
     os.close(writing)
@@ -178,7 +178,7 @@ def test_what_the_shell_has_opened_is_read() -> None:
 
 
 @pytest.mark.nightly
-def test_few_descriptors_are_no_fault_of_the_images(tmp_path: Path) -> None:
+def test_too_few_file_descriptors_are_not_blamed_on_the_images(tmp_path: Path) -> None:
     """Not counted as unreadable rows, however many are allowed; one line names the remedy."""
     data = write_pictures(tmp_path / "pictures")
     script = (

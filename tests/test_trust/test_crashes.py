@@ -122,10 +122,10 @@ def faults(n: int, seed: int) -> int:
     return bucket.requests
 
 
-def test_a_request_that_goes_wrong_at_any_point_shows_no_wrong_row() -> None:
+def test_a_request_that_fails_at_any_point_shows_no_wrong_row() -> None:
     assert faults(300, seed=1) > 50
 
 
 @pytest.mark.nightly
-def test_five_thousand_requests_gone_wrong() -> None:
+def test_five_thousand_failing_requests() -> None:
     print(f"5,000 faults over {faults(5_000, seed=2)} requests a run, 0 inconsistent")

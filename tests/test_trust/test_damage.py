@@ -200,7 +200,7 @@ def check_repairs(root: Path, seconds: float | None) -> int:
     return len(cases)
 
 
-def test_what_verify_repairs_and_encode_redoes_is_what_it_was(tmp_path: Path) -> None:
+def test_verify_repair_and_encode_restore_the_same_bytes(tmp_path: Path) -> None:
     assert check_repairs(tmp_path, SECONDS / 2) > 3
 
 

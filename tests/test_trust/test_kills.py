@@ -33,7 +33,7 @@ def test_some_kills_leave_no_wrong_byte(tmp_path: Path) -> None:
     assert sum(found["SIGTERM"].values()) >= 4
 
 
-def test_a_run_that_was_killed_while_it_wrote_its_options_can_go_on(tmp_path: Path) -> None:
+def test_a_run_killed_while_writing_its_options_can_be_resumed(tmp_path: Path) -> None:
     (tmp_path / f"options.json.{owner()}-0123abcd.partial").write_text("{")
     open_folder(tmp_path, overwrite=False)
     (tmp_path / "thesis.tex").write_text("mine")

@@ -31,7 +31,7 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str], seconds
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_encode_gives_its_claims_back(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_encode_releases_its_claims(tmp_path: Path, number: signal.Signals, code: int) -> None:
     data = write_pictures(tmp_path / "pictures", 500)
     words = ("encode", data, "--split", "all", "--root", str(tmp_path / "cache"), "--chunk-rows", "2", "--quiet")
     run = started(*words, cwd=tmp_path)
@@ -81,7 +81,7 @@ def test_an_ignored_hangup_stays_ignored(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, cwd=tmp_path).returncode == 0
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "featcache", "list", "--root", str(tmp_path)]
@@ -104,7 +104,7 @@ def test_a_full_standard_output_is_one_line(tmp_path: Path, unbuffered: str) -> 
     )
 
 
-def test_memory_that_is_not_there_is_one_line(
+def test_running_out_of_memory_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import numpy as np

@@ -52,7 +52,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_what_is_no_regular_file_is_refused_and_left(
+def test_targets_that_are_not_regular_files_are_refused_and_kept(
     place: Path, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     assert main([*FIT, "head.safetensors"]) == 0
@@ -100,7 +100,9 @@ def test_dash_is_standard_output(place: Path, capfdbinary: pytest.CaptureFixture
     assert not (place / "-").exists()
 
 
-def test_a_missing_name_or_right_is_told_before_the_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_or_permission_is_reported_before_the_work(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "file").write_text("")
     for target in ("file/head.safetensors", "a\0b", "x" * 300, "\udcff" * 300):
         assert "Error" in refused(capsys, [*FIT, target])
@@ -129,7 +131,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path: Path, writer: str) -> None:
+def test_a_full_disk_is_reported_and_old_files_stay(tmp_path: Path, writer: str) -> None:
     path = tmp_path / "out"
     path.write_text('{"old": 1}\n')
     with pytest.raises(OutputError, match=r"cannot write .*/out: No space left on device.*; make room there, or name"):
@@ -138,14 +140,14 @@ def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path: Path, writer: s
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_the_need_is_told(tmp_path: Path) -> None:
+def test_the_space_needed_is_reported(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="Not a directory"):
         write_target("/dev/full/x", b"")
     with pytest.raises(OutputError, match="19 bytes are needed"), targets.writing(tmp_path / "a", 19):
         full()
 
 
-def test_of_a_copy_that_finds_no_room_the_new_file_is_named(tmp_path: Path) -> None:
+def test_a_copy_without_space_names_the_new_file(tmp_path: Path) -> None:
     """shutil's error names the file that was read first."""
     with (
         pytest.raises(OutputError, match=r"cannot write .*/model.*No space left.*; nothing there was replaced"),
@@ -164,9 +166,7 @@ def test_errors_about_files_that_were_read_keep_their_name(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_new_folder_takes_the_place_of_the_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
-) -> None:
+def test_a_new_folder_replaces_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
     if not at_once:
         monkeypatch.setattr("featcache.store.places.local._swap", lambda one, two: False)
     for content in ("old", "new"):
@@ -219,7 +219,7 @@ def dead_process() -> str:
     return local.owner().replace(str(os.getpid()), str(child))
 
 
-def test_what_a_killed_process_left_is_swept_when_its_file_is_written_again(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_by_the_next_write(tmp_path: Path) -> None:
     names = {
         f"out.csv.{dead_process()}-0123abcd.partial": False,
         f"out.csv.{local.owner()}-0123abcd.partial": True,  # of a process that is alive
@@ -250,7 +250,7 @@ def test_an_interrupted_clean_up_is_finished_when_the_process_ends(
 
 @pytest.mark.parametrize("out", ["", ".", "..", "thesis", "runs"])
 @pytest.mark.parametrize("words", ["merge soup tiny tiny", "convert tiny", "wise tiny tiny --alphas 0.5"])
-def test_only_a_folder_of_a_model_is_replaced(
+def test_only_model_folders_are_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, out: str
 ) -> None:
     for name in ("here/thesis/thesis.tex", "here/runs/a/config.json", "here/notes"):
@@ -268,7 +268,7 @@ def test_only_a_folder_of_a_model_is_replaced(
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
 
 
-def test_a_folder_of_a_model_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert main(["convert", "tiny", "new", "--overwrite"]) == 0

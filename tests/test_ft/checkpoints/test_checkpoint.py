@@ -45,7 +45,7 @@ def test_reads_openais_archives(tmp_path: Path) -> None:
 
 
 class Payload:
-    """What a malicious pickle looks like: it writes a file when it is loaded."""
+    """A malicious pickle: it writes a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ def test_refuses_files_that_are_not_checkpoints(tmp_path: Path) -> None:
         read_state(tmp_path.parent)
 
 
-def test_tied_and_strided_tensors_are_written_apart(tmp_path: Path) -> None:
+def test_tied_and_strided_tensors_are_written_separately(tmp_path: Path) -> None:
     weight = torch.arange(6.0).reshape(2, 3)
     state = {"a": weight, "b": weight, "c": weight.T, "d": weight[0], "e": torch.nn.Parameter(weight)}
     write_state(state, tmp_path / "tied.safetensors")
@@ -162,12 +162,12 @@ def test_weights_file_is_the_one_open_clip_takes(tmp_path: Path) -> None:
         assert str(weights_file(tmp_path)) == _find_checkpoint_in_dir(tmp_path)
 
 
-def test_model_folder_must_be_one(tmp_path: Path) -> None:
+def test_folders_without_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="no open_clip_config"):
         model_folder(tmp_path)
 
 
-def test_config_must_be_open_clips(source: Path, tmp_path: Path) -> None:
+def test_config_must_have_the_form_of_open_clips(source: Path, tmp_path: Path) -> None:
     from ft.checkpoints.folder import read_config
 
     for content in ("not json", "{}"):
@@ -189,7 +189,7 @@ def test_a_configuration_is_enough_for_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_a_checkpoint_can_be_read_by_those_who_can_read_other_files(tmp_path):
+def test_checkpoints_have_the_usual_file_permissions(tmp_path):
     (tmp_path / "other").write_text("x")
     path = write_state({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -1,4 +1,4 @@
-"""The activation of converted checkpoints: refused where it is known to be another, said where it is assumed."""
+"""The activation of converted checkpoints: refused if known to differ, reported if assumed."""
 
 import hashlib
 import logging
@@ -170,6 +170,6 @@ def test_openais_archive_has_equal_features_through_convert_and_wise(tmp_path: P
 
 
 def test_warnings_go_to_the_log(archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Logged at a level that Python shows on stderr where nobody has set up logging."""
+    """Logged at a level that Python shows on stderr without any logging configuration."""
     convert(archive, tmp_path / "out", base="small-quickgelu")
     assert [record.levelno for record in caplog.records if record.name == "ft.checkpoints.convert"] == [logging.WARNING]

@@ -1,4 +1,4 @@
-"""What a conversion takes from its base, what it compares with it, and that nothing is written where they differ."""
+"""What a conversion takes from its base and compares with it; nothing is written if they differ."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pickles on the command line: the refusal names --trust and what it does, and trust is said on stderr."""
+"""Pickles on the command line: the refusal explains --trust, and using it warns on stderr."""
 
 import logging
 from pathlib import Path

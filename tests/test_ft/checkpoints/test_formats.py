@@ -1,4 +1,4 @@
-"""Other systems' checkpoints: equal features after the road there, and nothing runs that was not trusted."""
+"""Checkpoints of other systems: equal features after conversion, and no code runs without trust."""
 
 import json
 import pickle
@@ -113,7 +113,7 @@ def test_lipsum_checkpoint_round_trips(tmp_path: Path, nested: bool) -> None:
     np.testing.assert_allclose(head.weights, tuned.logit_scale.exp().item() * cls.T.numpy(), rtol=1e-6)
 
 
-def test_wise_takes_lipsums_checkpoint_as_it_is(tmp_path: Path) -> None:
+def test_wise_accepts_lipsums_checkpoint(tmp_path: Path) -> None:
     base, tuned = clip_models.make_model(0), clip_models.make_model(0)
     tuned.visual.load_state_dict(clip_models.make_model(7).visual.state_dict())  # type: ignore[union-attr]
     clip_models.write_folder(tmp_path / "base", base)
@@ -163,7 +163,7 @@ def test_a_pickled_classifier_is_read_only_on_trust(tmp_path: Path, capsys: pyte
 
 
 class Payload:
-    """A file that does something when it is unpickled."""
+    """A file that runs code when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

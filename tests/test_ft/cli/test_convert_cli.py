@@ -1,4 +1,4 @@
-"""What ``convert`` says it has written."""
+"""Output of ``convert``."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The road from fine-tuning to one interpolated checkpoint, as the demo walks it; and its table of methods, tiny."""
+"""The full demo, from fine-tuning to one interpolated checkpoint, and a small table of methods."""
 
 import json
 import sys

@@ -32,7 +32,9 @@ def parsed(*words: str) -> FinetuneOptions:
     return _options(parser.parse_args(["digits", "--out", "run", *words]))
 
 
-def test_the_whole_road(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_training_to_the_chosen_interpolation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = [
         "--val",
@@ -72,7 +74,7 @@ def test_a_run_from_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_flags_win_over_recipes(name: str) -> None:
+def test_flags_override_recipes(name: str) -> None:
     recipe = load_recipe(name)
     options = parsed("--recipe", name, "--lr", "0.25", "--seed", "9")
     assert (options.lr, options.seed) == (0.25, 9)
@@ -81,7 +83,7 @@ def test_flags_win_over_recipes(name: str) -> None:
     assert {k: made[k] for k in same} == {k: options.to_dict()[k] for k in same}
 
 
-def test_a_length_given_replaces_the_recipes() -> None:
+def test_steps_or_epochs_replace_those_of_the_recipe() -> None:
     assert (parsed("--recipe", "wise_ft", "--steps", "7").steps, parsed("--recipe", "wise_ft").steps) == (7, None)
 
 
@@ -116,10 +118,10 @@ def test_bad_input_is_one_message(
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
-def test_one_process_tells(
+def test_only_one_process_prints(
     rank: str, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of several that train together: two JSON objects would be none, and progress of two would mix."""
+    """Output of several processes would mix: two JSON objects are not valid JSON."""
     places = dict.fromkeys(("last", "best", "start_head", "last_head", "best_head"), Path("run"))
 
     def trained(*_: Any, progress: Any, **__: Any) -> FinetuneResult:
@@ -137,7 +139,7 @@ def test_one_process_tells(
 
 @pytest.mark.nightly
 def test_under_torchrun(tmp_path: Path) -> None:
-    """Two processes, a probe that the first one fits while the other waits, and one voice."""
+    """Two processes: the first fits a probe while the other waits, and only the first prints."""
     words = [word for word in FLAGS if word != "--quiet"] + ["--head", "ridge", "--split", "val"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command = [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "featcache", "finetune"]

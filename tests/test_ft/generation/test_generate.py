@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     return base / "out"
 
 
-def test_the_tree_is_regfts_and_goes_into_encode(made: Path, capsys: Any) -> None:
+def test_the_image_tree_matches_regft_and_can_be_encoded(made: Path, capsys: Any) -> None:
     assert list(pictures(made / "train")) == [f"{name}/0001_000{i}.png" for name in ("ant", "owl") for i in range(3)]
     assert pixels(made / "train/owl/0001_0000.png").shape == (32, 32, 3)
     capsys.readouterr()
@@ -98,7 +98,7 @@ def test_pictures_are_those_of_the_pipeline_from_the_seeds_of_the_plan(made: Pat
         assert np.abs(pixels(made / "train" / request.path) - expected).max() <= 1
 
 
-def test_no_two_images_share_their_noise(tmp_path: Path) -> None:
+def test_no_two_images_share_noise(tmp_path: Path) -> None:
     plans = [
         Plan(split, [("a", "x"), ("b", "x")], ["{}", "the {}"], 5, seed, 4)
         for split in ("train", "val")
@@ -118,7 +118,7 @@ def test_images_do_not_depend_on_batch_size_or_order(tmp_path: Path) -> None:
     assert all(other == first for other in others)
 
 
-def test_a_second_run_draws_what_is_missing_and_a_larger_number_adds(tmp_path: Path) -> None:
+def test_a_second_run_draws_missing_images_and_a_larger_number_adds_more(tmp_path: Path) -> None:
     draft(tmp_path)
     before = pictures(tmp_path / "train")
     lost = tmp_path / "train/owl/0002_0001.png"
@@ -165,12 +165,12 @@ def test_a_run_stopped_at_any_step_leaves_whole_images_and_resumes(
     assert len(open_dataset(f"imagefolder:{tmp_path / 'stopped'}", "train").index) == 12  # leftovers are no images
 
 
-def test_shards_draw_their_batches_and_leave_the_others(tmp_path: Path) -> None:
+def test_shards_draw_only_their_own_batches(tmp_path: Path) -> None:
     parts = [draft(tmp_path, share=Share(index, 2, only=True)) for index in (1, 0)]
     assert [(part.made, part.there) for part in parts] == [(4, 4), (8, 12)]
 
 
-def test_processes_share_the_work_and_take_over_from_the_dead(tmp_path: Path) -> None:
+def test_processes_share_batches_and_take_over_from_killed_ones(tmp_path: Path) -> None:
     claims = tmp_path / ".generate" / "claims"
     claims.mkdir(parents=True)
     (claims / "train-1-0").write_text(f"{local.HOST}-999999999")  # no such process
@@ -198,7 +198,7 @@ def test_claims_that_a_killed_process_left_on_finished_images_are_removed(tmp_pa
     assert not claim.exists()
 
 
-def test_imagenet_lies_in_folders_of_wordnet_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_folders_are_wordnet_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "synced", False)
     classes = list(zip(imagenet_wnids(), imagenet_names(), strict=True))
     options = GenerateOptions(images=1, size=4, height=8, width=8, batch_size=500)
@@ -239,7 +239,7 @@ def test_other_options_for_the_same_tree_are_refused(tmp_path: Path, changes: di
         draft(tmp_path, **changes)
     with pytest.raises(MismatchError, match="precision 'fp32', got 'fp16'"):
         draft(tmp_path, Draft(precision="fp16"))
-    with pytest.raises(MismatchError, match="another class list"):
+    with pytest.raises(MismatchError, match="lists other classes"):
         generate([("owl", "owl")], ["a {}."], Draft(), tmp_path)
     assert pictures(tmp_path) == before
 
@@ -266,13 +266,13 @@ Words = Callable[[Path], list[str]]
         (lambda base: ["digits", "--guidance-scale", "-1"], "guidance_scale is -1.0"),
         (lambda base: ["digits", "--guidance-scale", "nan"], "guidance_scale is nan"),
         (lambda base: ["digits", "--height", "13"], "expected multiples of 8"),
-        (lambda base: ["digits", "--split", "../up"], "expected a folder's name"),
-        (lambda base: ["digits", "--model", "/no/such/folder"], "no such folder; expected a folder that diffusers"),
+        (lambda base: ["digits", "--split", "../up"], "expected a folder name"),
+        (lambda base: ["digits", "--model", "/no/such/folder"], "no such folder; expected a folder saved by diffusers"),
         (lambda base: ["digits", "--model", str(base / "pickled")], "safetensors"),
         (lambda base: ["digits", "--model", str(base)], "model_index.json"),
         (lambda base: [str(base / "long.txt")], f"tokens, the model reads {TOKENS}; shorten it"),
         (lambda base: [str(base / "same.txt")], "have one folder, 'a_b'"),
-        (lambda base: [str(base / "dots.txt")], "cannot be a folder's name"),
+        (lambda base: [str(base / "dots.txt")], "is not a valid folder name"),
     ],
 )
 def test_bad_input_is_one_line(

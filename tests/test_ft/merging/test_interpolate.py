@@ -22,7 +22,7 @@ def model(phase: float, dtype: torch.dtype = torch.float32) -> State:
 
 
 def equal(one: State, two: State) -> bool:
-    """Bit for bit: a sign of zero counts."""
+    """Bit for bit, including the sign of zero."""
     return one.keys() == two.keys() and all(
         one[key].dtype == two[key].dtype
         and torch.equal(one[key], two[key])
@@ -33,7 +33,7 @@ def equal(one: State, two: State) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_ends_are_the_models_bit_for_bit(dtype: torch.dtype, weighted: bool) -> None:
+def test_alpha_0_and_1_give_the_models_bit_for_bit(dtype: torch.dtype, weighted: bool) -> None:
     zero, one = model(0.1, dtype), model(2.0, dtype)
     fishers = [{"visual.weight": sines((3, 4), phase).abs()} for phase in (0.4, 1.2)] if weighted else []
     for alpha, end in ((0.0, zero), (1.0, one)):
@@ -82,7 +82,7 @@ def test_inputs_are_not_modified() -> None:
     assert torch.equal(zero["visual.weight"], model(0.1)["visual.weight"])
 
 
-def test_fisher_weighs_element_by_element_above_its_floor() -> None:
+def test_fisher_weights_each_element_with_a_floor() -> None:
     zero, one = {"w": torch.tensor([1.0, 1.0, 1.0]).double()}, {"w": torch.tensor([3.0, 3.0, 3.0]).double()}
     f0, f1 = {"w": torch.tensor([0.5, 0.0, 1.0])}, {"w": torch.tensor([2.0, 0.0, 0.0])}
     merged = interpolate(zero, one, 0.3, f0, f1)["w"].tolist()
@@ -92,7 +92,7 @@ def test_fisher_weighs_element_by_element_above_its_floor() -> None:
     assert interpolate(zero, one, 0.3, f0, f1, floor=10.0)["w"].tolist() == pytest.approx([1.6] * 3)
 
 
-def test_keys_without_fisher_are_plain() -> None:
+def test_keys_without_fisher_are_interpolated_plainly() -> None:
     zero, one = model(0.1), model(2.0)
     fisher = {"logit_scale": torch.tensor(2.0)}
     merged, plain = interpolate(zero, one, 0.3, fisher, {"logit_scale": torch.tensor(1.0)}), interpolate(zero, one, 0.3)

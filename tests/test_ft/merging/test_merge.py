@@ -80,7 +80,7 @@ def test_heads_follow_the_formula_of_the_method(
 
 
 def test_moments_are_those_of_the_inputs_of_every_layer(models: list[str]) -> None:
-    """Against modules' hooks, and attention written out in numpy."""
+    """Against forward hooks of modules, and attention written out in numpy."""
     encoder, data = load_open_clip(models[1], device="cpu"), Pictures(6)
     found = layer_moments(encoder, data, [["a cat"], ["a dog", "a cat"]])
     block, seen = encoder.model.visual.transformer.resblocks[0], dict[str, torch.Tensor]()

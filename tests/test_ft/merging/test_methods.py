@@ -1,4 +1,4 @@
-"""Each way to merge against its formula in numpy, float64; and what all of them promise."""
+"""Each merging method against its formula in numpy, float64, and what they have in common."""
 
 from collections.abc import Callable
 from typing import Any
@@ -161,8 +161,8 @@ def test_regmean_solves_the_least_squares_problem(axis: int) -> None:
     np.testing.assert_allclose(default.T if axis else default, np.linalg.solve(sum(scaled), right), rtol=1e-10)
 
 
-def test_regmean_keeps_the_average_where_no_input_ever_was() -> None:
-    """Six inputs of which three vary: the others get the mean of the weights, and nothing becomes NaN."""
+def test_regmean_averages_in_directions_without_input() -> None:
+    """Six inputs of which three vary: the weights of the others are averaged, and nothing becomes NaN."""
     rng = np.random.default_rng(6)
     weights, inputs = rng.normal(size=(2, 6, 2)), rng.normal(size=(2, 30, 6))
     inputs[:, :, 3:] = 0
@@ -196,7 +196,7 @@ def test_fisher_soup_of_three_models() -> None:
         (lambda: ties([], BASE), "no models"),
     ],
 )
-def test_ingredients_that_do_not_fit(make: Callable[[], State], message: str | None) -> None:
+def test_mismatched_inputs_are_refused(make: Callable[[], State], message: str | None) -> None:
     if message is None:
         assert torch.equal(make()["visual.w"], ONE["visual.w"])  # one model is copied, whatever its moments
         return

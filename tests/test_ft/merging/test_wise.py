@@ -1,4 +1,4 @@
-"""Merged folders: what is in them, and that they go straight back to the encoder."""
+"""Merged folders: their contents, and that they can be encoded."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ WEIGHTS = "open_clip_model.safetensors"
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """A model, and the same with another image tower: text side untouched."""
+    """A model, and the same with another image tower and an equal text tower."""
     zero, tuned = clip_models.make_model(0), clip_models.make_model(0)
     tuned.visual.load_state_dict(clip_models.make_model(1).visual.state_dict())  # type: ignore[union-attr]
     for name, model in (("zero", zero), ("tuned", tuned)):

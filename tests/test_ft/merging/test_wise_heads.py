@@ -33,7 +33,7 @@ def test_the_published_value() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-def test_fisher_weighs_element_by_element_above_its_floor(alpha: float) -> None:
+def test_fisher_weights_each_element_with_a_floor(alpha: float) -> None:
     first, tuned, fishers = head(0), [head(1), head(2)], (information(3), information(4))
     found = merged_head(first, tuned, alpha, fishers, floor=0.3)
     for name, key, value in zip(("weights", "bias"), (HEAD_WEIGHT, HEAD_BIAS), found, strict=True):
@@ -45,7 +45,7 @@ def test_fisher_weighs_element_by_element_above_its_floor(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("alpha", [-0.5, 0.25, 1.5])
-def test_without_fisher_heads_are_mixed_plainly(alpha: float) -> None:
+def test_without_fisher_heads_are_interpolated_plainly(alpha: float) -> None:
     first, tuned = head(0), [head(1), head(2), head(3)]
     for fishers in ((), ({}, {})):
         weights, bias = merged_head(first, tuned, alpha, fishers)
@@ -62,7 +62,7 @@ def test_a_fisher_of_one_head_alone_or_of_other_classes_is_refused() -> None:
         merged_head(head(0), [head(1)], 0.5, (short, short))
 
 
-def test_a_fisher_file_is_of_a_tower_and_of_a_head() -> None:
+def test_a_fisher_file_holds_tower_and_head() -> None:
     state = {"visual.proj": torch.ones(1)} | information(0)
     assert head_part(state).keys() == information(0).keys()
     assert tower_part(state).keys() == {"visual.proj"}

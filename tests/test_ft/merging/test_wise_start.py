@@ -29,7 +29,7 @@ QUICK += ["--augment", "none", "--workers", "1", "--quiet"]
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small architecture among open_clip's, its weights in zero.safetensors, and the user beside them."""
+    """Register a small architecture, write its weights to zero.safetensors, and work in that folder."""
     known_architecture(monkeypatch, "small", CONFIG)
     known_architecture(monkeypatch, "small-quickgelu", CONFIG | {"quick_gelu": True})
     write_state(make_model(0).state_dict(), tmp_path / "zero.safetensors")

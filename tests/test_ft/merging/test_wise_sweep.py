@@ -59,7 +59,7 @@ def by_hand(tuned: Path, alpha: float, dataset: Few, tmp_path: Path) -> dict:
     return evaluate([ZeroShot().fit(text)], [featcache.encode(dataset, model=model)])[0]
 
 
-def test_a_sweep_is_encoding_and_evaluating_every_merged_model(tuned: Path, tmp_path: Path) -> None:
+def test_a_sweep_equals_encoding_and_evaluating_every_merged_model(tuned: Path, tmp_path: Path) -> None:
     val, test = Few("val"), Few("test")
     found = sweep(
         "tiny", tuned, ALPHAS, tmp_path / "out", val, WiseOptions(on=[test], templates="digits", metric="nll")
@@ -76,7 +76,7 @@ def test_a_sweep_is_encoding_and_evaluating_every_merged_model(tuned: Path, tmp_
     assert found.best["few:nll"] == found.rows[int(np.argmin(nll))]["few:nll"]
 
 
-def test_the_best_is_left_as_one_checkpoint_with_its_head(tuned: Path, tmp_path: Path) -> None:
+def test_the_best_model_and_its_head_are_saved(tuned: Path, tmp_path: Path) -> None:
     val, test = Few("val"), Few("test")
     found = sweep(
         "tiny", tuned, ALPHAS, tmp_path / "out", val, WiseOptions(on=[test], templates="digits", best_only=True)
@@ -156,7 +156,7 @@ def test_the_command_line(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "--select" in capsys.readouterr().err
 
 
-def test_the_page_shows_what_the_chosen_model_did_class_by_class(tmp_path: Path) -> None:
+def test_the_page_shows_results_of_the_chosen_model_by_class(tmp_path: Path) -> None:
     select = f"{write_pictures(Path('pets/val'), 8).rpartition('/')[0]}:val"
     on = f"{write_pictures(Path('pets/test'), 12).rpartition('/')[0]}:test"
     models = ["tiny", str(disturbed(Path("tuned"), 0, 0.3))]

@@ -1,4 +1,4 @@
-"""Published check values, in float64, to the digits they are printed with."""
+"""Published values, in float64, to all printed digits."""
 
 import pytest
 import torch

@@ -48,7 +48,7 @@ def test_contrastive_is_plain_infonce_where_no_caption_repeats() -> None:
 
 
 def five_of_each() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two captions, five pairs each, every image where its caption is: nothing is left to learn."""
+    """Two captions with five pairs each, and every image at its caption: the loss should be 0."""
     captions = torch.arange(2).repeat_interleave(5)
     return torch.eye(2, dtype=torch.float64)[captions], captions
 

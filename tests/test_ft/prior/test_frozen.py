@@ -47,7 +47,7 @@ def views(epoch: int) -> torch.Tensor:
 
 
 class Uneven(Tower):
-    """A tower whose last digits depend on the batch size, as those of real towers may."""
+    """A tower whose last bits depend on the batch size, as those of real towers may."""
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return super().__call__(images) + 1e-6 * len(images)
@@ -137,7 +137,7 @@ def test_files_that_were_edited_in_place_are_computed_again(tmp_path: Path) -> N
     assert all(verify(entry.path, deep=True).ok for entry in list_stores(tmp_path))
 
 
-def test_a_batch_with_unknown_rows_goes_through_the_tower_whole_and_is_completed(tmp_path: Path) -> None:
+def test_a_batch_with_missing_rows_is_computed_and_recorded(tmp_path: Path) -> None:
     train(stored(tmp_path), 1, drop_last=True)  # two rows were never seen
     tower = Tower()
     prior = stored(tmp_path, tower)
@@ -156,8 +156,8 @@ def test_a_batch_with_unknown_rows_goes_through_the_tower_whole_and_is_completed
     assert open_prior_store(list_stores(tmp_path / "other")[0].path).valid.sum() == 10
 
 
-def test_known_rows_keep_their_digits_in_mixed_batches(tmp_path: Path) -> None:
-    """The run that records and the runs that read see the same digits."""
+def test_stored_rows_are_used_bit_for_bit_in_mixed_batches(tmp_path: Path) -> None:
+    """The recording run and the reading runs see the same bits."""
     rows = np.arange(10)
     prior = stored(tmp_path, Uneven())
     few = prior.features(rows[:4], 0, views(0)[:4])
@@ -289,9 +289,7 @@ def test_two_processes_of_one_machine_record_together(tmp_path: Path, monkeypatc
     assert open_prior_store(list_stores(tmp_path)[0].path).valid.all()
 
 
-def test_processes_learn_at_each_epoch_what_the_others_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_read_what_others_recorded_in_earlier_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     towers = [Uneven(), Uneven()]
     first, second = (stored(tmp_path, tower, one_view=True) for tower in towers)
@@ -342,7 +340,7 @@ def run(tmp_path: Path) -> Callable[..., int]:
 
 
 def test_late_process_loses_nothing_if_all_settle_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows of the last step are in flight when training ends; the first process makes chunks of all rows."""
+    """Rows of the last step are pending when training ends; the first process writes chunks of all rows."""
     monkeypatch.setattr("ft.prior.prior.rank_and_size", lambda: (0, 2))
     priors = [stored(tmp_path), stored(tmp_path)]
     for rank, prior in enumerate(priors):

@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images of each pass through the frozen tower, from now on."""
+    """Number of images in each later pass through the frozen tower."""
     seen: list[int] = []
     compute = Frozen.image_features
 
@@ -87,7 +87,7 @@ def test_constant_views_are_computed_once(model: str, tmp_path: Path, seen: list
 
 
 def test_rows_left_over_by_one_epoch_are_computed_in_the_next(model: str, tmp_path: Path, seen: list[int]) -> None:
-    """Their batch goes through the tower whole; known rows keep their digits."""
+    """Their whole batch is computed; stored rows are used bit for bit."""
     train(tmp_path / "first", model, Pictures(N + 2), **CHANGES)
     assert N < sum(seen) < 8 * STEPS
     computed = sum(seen)
@@ -140,7 +140,7 @@ def worker(rank: int, folder: Path, model: str) -> None:
 
 @pytest.fixture(scope="module")
 def two_processes(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of all runs; rank 0 runs here, rank 1 in a process of its own."""
+    """Folder of all runs; rank 0 runs in this process, rank 1 in another."""
     folder = tmp_path_factory.mktemp("two")
     root = Path(__file__).parents[3]
     settings = {

@@ -1,4 +1,4 @@
-"""Every recipe can be read, holds the published numbers, and says where it comes from and what it gave there."""
+"""Every recipe can be read, holds the published numbers, and names its source and results."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +15,7 @@ from ft.training.options import FinetuneOptions
 FREE = {"accumulate", "checkpoint_activations", "compile", "ema_decay", "keep_every", "log_every", "prior"}
 FREE |= {"save_every", "eval_start"}
 FREE |= {"swa_start", "tensorboard", "workers"}
-"""Options that move no published figure: how a run is made, and the numbers of averages that no recipe takes."""
+"""Options without influence on published results, and those of averages, which no recipe uses."""
 OF_HEADS = {"head", "head_scale", "head_bias"}  # a contrastive run has none
 
 USUAL: dict[str, Any] = {
@@ -97,7 +97,7 @@ TABLE: dict[str, dict[str, Any]] = {
     | {"drop_last": False}
     | {"betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.2, "batch_size": 32, "augment": "none", "seed": 42},
 }
-"""Every option of the published runs; where the sources leave one open, the recipe's header says what is taken."""
+"""Every option of the published runs; where the sources do not give one, the header names the choice."""
 
 DIFFERENCES = ("first moment in bfloat16; here it is float32", "central 7/8", "--preprocess central-crop")
 FIGURES: dict[str, tuple[str, ...]] = {

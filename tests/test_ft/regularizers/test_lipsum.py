@@ -1,4 +1,4 @@
-"""Three modes, one expectation."""
+"""Lipsum: three modes with one expectation."""
 
 import itertools
 from typing import Any

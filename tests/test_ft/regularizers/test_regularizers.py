@@ -1,4 +1,4 @@
-"""What every regulariser promises: one in REGULARIZERS without a case in MAKE fails here."""
+"""Contract tests of regularisers; one in REGULARIZERS without a case in MAKE fails."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +44,7 @@ CASES = [pytest.param(name, make, id=f"{name}-{i}") for name, makes in MAKE.item
 
 
 def start(dtype: torch.dtype = torch.float64) -> Step:
-    """A step of a model that has not moved."""
+    """A step of a model that equals the initial one."""
     features, logits, weight = (t.to(dtype) for t in (sines((N, D), 0.1), sines((N, C), 0.9, 4.0), sines((C, D), 2.2)))
     step = Step(features, features.clone(), logits, logits.clone(), {"w": weight}, {"w": weight.clone()})
     return replace(step, teacher_logits=logits.clone(), projection=weight)
@@ -85,7 +85,7 @@ def value_and_gradients(term: Regularizer, step: Step) -> tuple[torch.Tensor, li
     return value, [gradient for gradient in gradients if gradient is not None]
 
 
-def test_every_regulariser_is_under_contract() -> None:
+def test_every_regulariser_has_contract_tests() -> None:
     assert MAKE.keys() == REGULARIZERS.keys()
     for name, makes in MAKE.items():
         assert all(isinstance(make(), REGULARIZERS[name]) for make in makes)
@@ -103,7 +103,7 @@ def test_zero_at_start_with_zero_gradient_where_promised(name: str, make: Callab
 
 
 @pytest.mark.parametrize(("name", "make"), CASES)
-def test_positive_after_a_move_with_a_gradient_against_it(name: str, make: Callable[[], Regularizer]) -> None:
+def test_positive_after_a_change_with_a_gradient_that_undoes_it(name: str, make: Callable[[], Regularizer]) -> None:
     value, gradients = value_and_gradients(make(), moved(start()))
     assert value.ndim == 0
     assert value.item() > 0
@@ -146,7 +146,7 @@ def test_computes_in_float32_or_wider(name: str, make: Callable[[], Regularizer]
 
 
 @pytest.mark.parametrize(("name", "make"), CASES)
-def test_needs_is_what_it_reads(name: str, make: Callable[[], Regularizer]) -> None:
+def test_needs_lists_the_fields_in_use(name: str, make: Callable[[], Regularizer]) -> None:
     needs, full = REGULARIZERS[name].needs, moved(start())
     make()(Step(**{field: getattr(full, field) for field in needs}))
     for field in needs:
@@ -160,7 +160,7 @@ def test_shapes_must_agree() -> None:
         FeatureDistillation()(step)
 
 
-def test_variance_covariance_is_of_numpys_covariance() -> None:
+def test_variance_covariance_uses_numpys_covariance() -> None:
     features = sines((9, 5), 0.4, 0.7)
     covariance = torch.cov(features.T)
     off = covariance[~torch.eye(5, dtype=torch.bool)]

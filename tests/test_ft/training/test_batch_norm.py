@@ -1,4 +1,4 @@
-"""Batch statistics come from training batches alone, never from validation or frozen passes."""
+"""Batch statistics come only from training batches, never from validation or frozen passes."""
 
 from pathlib import Path
 from typing import Any

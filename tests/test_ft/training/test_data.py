@@ -1,4 +1,4 @@
-"""Subsets of data sets that are trained on."""
+"""Training on subsets of data sets."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_few_shots_of_arrays_have_the_content_of_their_rows(folder: Path) -> None:
-    """They had that of the whole file: encoding them, as `--head ridge` does, ended in "changed while encoded"."""
+    """They used to have that of the whole file, and encoding them, as `--head ridge` does, failed."""
     whole = open_dataset(f"arrays:{folder}", "train")
     few = few_shots(whole, 2, 0)
     assert whole.index.content is not None

@@ -1,4 +1,4 @@
-"""Two processes with parts of a batch have the loss and the parameter gradients of one process."""
+"""Two processes that share a batch have the loss and the parameter gradients of one process."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def worker(rank: int, folder: Path) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     command = [sys.executable, __file__]
-    # rank 0 runs here, rank 1 in a process of its own
+    # rank 0 runs here, rank 1 in another process
     root = Path(__file__).parents[3]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]), "OMP_NUM_THREADS": "1"}
     other = subprocess.Popen([*command, "1", str(tmp_path)], env=environment)

@@ -1,4 +1,4 @@
-"""Layers of parameters by their names, in open_clip's own towers and in those of timm and transformers."""
+"""Layers of parameters, from their names in towers of open_clip, timm and transformers."""
 
 from typing import Any
 
@@ -128,7 +128,7 @@ def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def rates(run: Run) -> dict[str, float]:
-    """Factor on the learning rate of each trained parameter of the image tower, as the optimiser has it."""
+    """The optimiser's learning-rate factor of each trained parameter of the image tower."""
     names = {id(parameter): name for name, parameter in run.stepper.parameters.items()}
     groups = run.stepper.optimizer.param_groups
     found = {names[id(parameter)]: group["factor"] for group in groups for parameter in group["params"]}

@@ -1,4 +1,4 @@
-"""LoRA: only the factors move, the model that leaves is the sum, and a killed run goes on exactly."""
+"""LoRA: only factors are trained, the saved model holds the sum, and a killed run resumes exactly."""
 
 from pathlib import Path
 from typing import Any

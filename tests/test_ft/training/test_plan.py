@@ -17,7 +17,7 @@ from ft.training.plan import plan_finetuning
     "changes",
     [{"keep_every": 1, "steps": 6, "average": "ema"}, {"objective": "contrastive", "accumulate": 2}, {"lora_rank": 2}],
 )
-def test_counts_are_those_of_the_run(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_planned_counts_equal_those_of_the_run(changes: dict[str, Any], tmp_path: Path) -> None:
     name = write_folder(tmp_path / "model", make_model())
     plan = plan_finetuning(Pictures(), None, name, None, options(**changes), device="cpu", root=tmp_path / "stores")
     assert not (tmp_path / "stores").exists()

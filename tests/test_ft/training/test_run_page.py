@@ -54,14 +54,14 @@ def test_evaluations_losses_and_cost_are_shown(run):
     assert "image, head" in text
 
 
-def test_smaller_batches_count_with_the_images_that_they_have(run):
+def test_cost_counts_the_images_of_smaller_batches(run):
     (run / "options.json").write_text(json.dumps(OPTIONS | {"steps": 4, "images": 24}))
     text = write_run_page(run).read_text()
     assert "4, over 24 images" in text
     assert "3.0 images/s" in text  # 24 images in 8 seconds
 
 
-def test_of_a_resumed_run_the_later_line_of_an_update_counts(run):
+def test_the_later_log_line_of_an_update_counts_after_resuming(run):
     text = write_run_page(run).read_text()
     tips = re.findall(r'data-t="(\w+)\nupdate (\d)\nloss ([\d.]+)"', text)
     assert tips == [
@@ -81,7 +81,7 @@ def test_a_run_without_a_selection_split_says_so(run):
     assert '<section id="results">' not in text
 
 
-def test_what_the_best_checkpoint_did_is_shown_class_by_class(tmp_path, monkeypatch):
+def test_results_of_the_best_checkpoint_are_shown_by_class(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split in ("train", "val"):

@@ -1,4 +1,4 @@
-"""The moving average that CaRot distils from: its schedule, its logits, and what it leaves unchanged."""
+"""The moving average that CaRot distils from: schedule, logits, and the model left unchanged."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ft.training.averages import Teacher
 from ft.training.data import training_batches
 
 
-def test_it_moves_after_every_second_update_with_a_rising_momentum() -> None:
+def test_teacher_follows_every_second_update_with_rising_momentum() -> None:
     term = SelfDistillation(start=0.2, decay=0.8, warmup=0.5, every=2)
     teacher = Teacher({"w": torch.tensor(0.0)}, term, total=8)
     expected = 0.0
@@ -25,7 +25,7 @@ def test_it_moves_after_every_second_update_with_a_rising_momentum() -> None:
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "cross_entropy"])
-def test_its_logits_are_those_of_the_averaged_weights(objective: str, tmp_path: Path) -> None:
+def test_teacher_logits_are_those_of_the_averaged_weights(objective: str, tmp_path: Path) -> None:
     model = write_folder(tmp_path / "model", make_model())
     run = start(model, objective=objective, lr=0.01, accumulate=2, regularizers={"self_distillation": 1.0})
     stepper = run.stepper

@@ -1,4 +1,4 @@
-"""Banks of random texts: what is stored, that it is found again, and what it says of fresh texts."""
+"""Banks of random texts: contents, cache hits, and agreement with new random texts."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_exact_mode_on_a_stored_bank_is_the_sum_over_its_texts(tiny, tmp_path: P
 
 
 def test_fresh_texts_agree_with_a_bank_within_both_errors(tiny, tmp_path: Path) -> None:
-    """Gradient over 4,000 draws of fresh texts against the bank's, the bank's own error included: |z| < 5."""
+    """Gradient over 4,000 draws of new texts against the bank's, with the bank's own error: |z| < 5."""
     bank = load_bank(2000, tiny, tmp_path).double()
     generator = torch.Generator().manual_seed(1)
     features, frozen = torch.randn(2, 3, tiny.dim, dtype=torch.float64, generator=generator)

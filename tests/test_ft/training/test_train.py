@@ -87,7 +87,7 @@ def test_micro_batches_equal_the_whole_batch(changes: dict[str, Any], parts: int
 
 
 def test_naive_sums_over_micro_batches_differ(model: str) -> None:
-    """The covariance of parts is not that of the whole, so the test above cannot pass by accident."""
+    """The covariance of parts differs from that of the whole, so the test above cannot pass by accident."""
     run = start(model, accumulate=2, regularizers={"variance_covariance": 1.0})
     right = gradients(run)
     run.stepper._separable = True
@@ -123,7 +123,7 @@ LAST_LAYERS = ("visual.transformer.resblocks.1", "visual.ln_post", "visual.proj"
     ],
     ids=["head", "image", "last layers", "contrastive", "text"],
 )
-def test_only_what_is_trained_moves(
+def test_only_trained_parts_change(
     changes: dict[str, Any], moving: Callable[[str], bool], model: str, tmp_path: Path
 ) -> None:
     before = weights(Path(model.removeprefix("local-dir:")))
@@ -234,7 +234,7 @@ def test_untrained_text_tower_runs_once(model: str) -> None:
 
 
 class Poisoned(Pictures):
-    """From the second epoch on, pictures are NaN, which float pictures may be."""
+    """From the second epoch on, pictures are NaN."""
 
     def decode(self, content: bytes, row: int) -> np.ndarray:
         picture = super().decode(content, row).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Where the head of a run starts: a probe fitted on stored features (LP-FT), or the file of one."""
+"""Initial heads: a probe fitted on stored features (LP-FT), or a head file."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ PROBES: dict[str, Any] = {"ridge": Ridge, "logistic": Logistic}
 
 
 class Shaded(Pictures):
-    """Pictures whose brightness tells the class, so that a probe has something to find."""
+    """Pictures whose brightness gives the class, so that a probe can learn something."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fine-tuning, judging and merging with pictures prepared otherwise than the model says: Lipsum-FT's central crop."""
+"""Training, evaluation and merging with preprocessing other than the model's own: Lipsum-FT's central crop."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Killed and resumed equals uninterrupted, two processes equal one; both in separate processes."""
+"""A killed and resumed run equals an uninterrupted one, and two processes equal one."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def run(model: str, out: Path, root: Path, name: str, **changes: Any) -> Any:
 
 
 def killed_and_resumed(model: str, out: Path, root: Path, name: str) -> int:
-    """Fork and kill the child with SIGKILL at the n-th place; resume and repeat until a child finishes."""
+    """Kill forked runs, each at a later place, and resume until one finishes; returns the number of kills."""
     kills = 0
     while True:
         child = os.fork()
@@ -277,7 +277,7 @@ def test_process_shares_add_up_to_the_batch() -> None:
 
 
 def test_a_smaller_last_batch_is_shared_evenly() -> None:
-    """Of 100 images in batches of 12 four are left, one for each of three processes and one for none."""
+    """Of 100 images in batches of 12, four are left: one for each of three processes, and one that is left out."""
     from ft.training.data import Order
 
     orders = [Order(100, 12, 0, rank=rank, world=3, drop_last=False) for rank in range(3)]
@@ -311,7 +311,7 @@ if __name__ == "__main__":
 
 
 def test_a_run_of_an_older_version_is_resumed(model: str, tmp_path: Path) -> None:
-    """Its record lacks the options that came later; they count only where they are set."""
+    """Its record lacks options that were added later, which may stay at their defaults."""
     identity = start(model).identity
     assert not {"shots", "objective_weight", "eval_templates", "eval_names"} & identity.keys()
     assert not {"eval_start", "keep_every"} & start(model, keep_every=1, eval_start=True).identity.keys()

@@ -65,7 +65,7 @@ class Killing(Silent):
             raise KeyboardInterrupt
 
 
-def test_a_head_knows_the_rows_of_the_updates_before_it_in_all_attempts(model: str, tmp_path: Path) -> None:
+def test_a_head_records_the_rows_of_all_earlier_updates_across_restarts(model: str, tmp_path: Path) -> None:
     once = options(steps=3, save_every=1, shuffle=False)  # three batches are the N samples in order
     with pytest.raises(KeyboardInterrupt):
         finetune(Pictures(), model, out=tmp_path, options=once, device="cpu", progress=Killing())
@@ -80,7 +80,7 @@ def test_a_head_knows_the_rows_of_the_updates_before_it_in_all_attempts(model: s
     assert rows_of(load(run.start_head).provenance.fitted_on[0]) is None
 
 
-def test_rows_of_an_attempt_that_kept_none_are_not_known() -> None:
+def test_rows_are_unknown_if_an_earlier_attempt_kept_no_hashes() -> None:
     rows = TrainedRows(3)
     rows.add(1, b"content")
     known = rows.hashes()

@@ -1,4 +1,4 @@
-"""A head of zeros is new: it predicts nothing that could be kept, and began nowhere."""
+"""A head of zeros is new: it has no predictions to distil and no initial values."""
 
 from pathlib import Path
 from typing import Any

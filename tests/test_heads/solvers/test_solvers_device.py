@@ -75,7 +75,7 @@ def test_moments_and_errors_by_fold_are_those_of_arrays(rows: tuple[torch.Tensor
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_leave_one_out_where_eigenvalues_crowd() -> None:
+def test_leave_one_out_with_clustered_eigenvalues() -> None:
     rng = np.random.default_rng(0)
     X = torch.from_numpy(np.linalg.qr(rng.normal(size=(300, 40)))[0])
     y = torch.from_numpy(rng.integers(0, 3, 300))
